@@ -1,0 +1,103 @@
+"""The one place that sets the variables which Ray, MLflow, OpenMP and gloo read before they are imported.
+
+Standard library only, because it must run first. `docs/decisions/` says why each of them is there.
+"""
+
+import os
+import secrets
+import socket
+import stat
+from pathlib import Path
+
+from genflow.errors import SetupError
+
+
+def quiet() -> None:
+    """What every genflow process wants: no telemetry, no banners, no pickle."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",  # an event line must never be folded away
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line appears twice
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for one controller poll
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def token_path() -> Path:
+    """Where Ray reads its token from."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def ensure_token() -> Path:
+    """Create Ray's token with mode 0600 before Ray would write it world-readable; mend the mode if it did.
+
+    Raises:
+        SetupError: the file cannot be written.
+    """
+    path = token_path()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+        elif stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o600)
+    except FileExistsError:
+        pass  # another process created it in this very moment
+    except OSError as error:
+        raise SetupError(
+            f"cannot write Ray's token {path}: {error.strerror}", "set RAY_AUTH_TOKEN_PATH to a file you may write"
+        ) from error
+    return path
+
+
+def use_token(required: bool = False) -> None:
+    """Turn token authentication on for this process, if there is a token (Ray's clients do not by themselves)."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        return
+    if required or os.environ.get("RAY_AUTH_TOKEN") or token_path().exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def loopback(port: int | None = None) -> int:
+    """Prepare a Ray of this process's own: every socket on 127.0.0.1, the token on, the GCS port known.
+
+    Must run before `import ray`. Without the first variable Ray listens on every interface with eight
+    sockets; without RAY_ADDRESS a second Ray on the host confuses Ray's own actors.
+
+    Returns:
+        The GCS port.
+    """
+    quiet()
+    if not os.environ.get("RAY_AUTH_TOKEN"):
+        ensure_token()
+    port = port or free_port()
+    os.environ.update(
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        RAY_GCS_SERVER_PORT=str(port),
+        RAY_ADDRESS=f"127.0.0.1:{port}",
+        RAY_AUTH_MODE="token",
+    )
+    return port
+
+
+def free_port() -> int:
+    """A port on the loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,283 @@
+"""The recipe: the whole configuration of one run, as one typed, frozen value.
+
+    defaults  <  preset (pipelines/<family>.yaml)  <  -c file  <  --set key=value  <  a flag of the command
+
+Sections that belong to the pipeline (`data, train, evaluate, cluster`) are typed here. The sections
+`net`, `family` and `sample` are the keyword arguments of a net's `__init__`, a family's `__init__` and its
+`sample`; their one schema is that signature, and `genflow.build.resolve` binds them to it. A key that does
+not exist is refused with the nearest one that does.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from genflow.errors import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Data(Section):
+    """What to prepare, or which prepared dataset to use."""
+
+    name: str = ""  # the dataset's name in the store; prepare takes it from the source if empty
+    source: str = ""  # digits | grid25 | ring8 | moons | checkerboard | a path
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side in pixels; None: the source's own, at most 64
+    channels: Literal["auto", 1, 3] = "auto"
+    val: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share held out where the source has no split of its own
+    max_bad: Natural = 0  # pictures that may be unreadable before preparing fails
+    samples: Positive = 20_000  # rows of a 2-D density
+    seed: Natural = 0
+
+
+class Train(Section):
+    """The one training loop's settings. `batch` is the global batch: the number of workers changes no result."""
+
+    steps: Positive = 3000
+    minutes: Annotated[float, Field(gt=0)] | None = None  # a wall-clock budget; whichever ends first
+    batch: Positive = 32
+    lr: Annotated[float, Field(gt=0, lt=10)] = 0.01
+    optimizer: Literal["muon", "adamw"] = "muon"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Natural = 50  # steps of linear rise
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.6  # the last share of the budget, in which lr falls to 0
+    clip: Annotated[float, Field(gt=0)] = 5.0  # largest gradient norm
+    ema: Annotated[float, Field(gt=0, le=0.25)] = 0.10  # sigma_rel of the power-function average
+    seed: Natural = 0
+    checkpoint_every: Positive = 500
+    log_every: Positive = 20
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: Natural = 0  # 0: the machine's cores shared by its workers
+    compile: bool = False
+
+
+class Evaluate(Section):
+    """What is measured, on how many samples."""
+
+    samples: Annotated[int, Field(ge=16)] = 2000
+    steps: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32)  # the quality-against-steps sweep
+    sweep_samples: Annotated[int, Field(ge=16)] = 500
+    likelihood: Natural = 256  # images whose likelihood is computed; 0: none
+    features: str = "classifier"  # or a path to a TorchScript module
+    bootstrap: Positive = 50
+    seed: Natural = 0
+
+
+class Cluster(Section):
+    """Where it runs."""
+
+    workers: Positive = 1
+    gpus: Annotated[float, Field(ge=0)] = 0  # GPUs a worker
+    cpus: Annotated[float, Field(gt=0)] = 1  # CPUs a worker
+    retries: Natural = 3
+
+
+class Recipe(Section):
+    """One run, whole."""
+
+    name: str = ""
+    data: Data = Data()
+    net: dict[str, Any] = {}
+    family: dict[str, Any] = {}
+    train: Train = Train()
+    sample: dict[str, Any] = {}
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if value and not NAME.fullmatch(value):
+            raise ValueError("use letters, digits, '.', '_' and '-', at most 80")
+        return value
+
+    def with_(self, **sections: Any) -> "Recipe":
+        """A copy with whole sections replaced."""
+        return parse({**self.model_dump(mode="json"), **sections})
+
+
+SECTIONS: dict[str, type[Section]] = {"data": Data, "train": Train, "evaluate": Evaluate, "cluster": Cluster}
+
+
+def scalar(text: str) -> Any:
+    """A value typed on the command line: JSON if it is JSON, so that `1e-4` is a number; else a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    lowered = text.strip().lower()
+    return {"true": True, "false": False, "null": None, "none": None}.get(lowered, text)
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, section by section. Another `kind` starts its section anew."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            if "kind" in value and value["kind"] != old.get("kind", value["kind"]):
+                old = {}
+            merged[key] = {**old, **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def assignments(pairs: list[str]) -> dict[str, Any]:
+    """`["train.lr=1e-4"]` as `{"train": {"lr": 0.0001}}`.
+
+    Raises:
+        UsageError: a pair without `=`, or a key that has no section.
+    """
+    document: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageError(f"--set {pair!r} is not of the form key=value", "example: --set train.lr=1e-3")
+        section, dot, name = key.partition(".")
+        if not dot:
+            if section in Recipe.model_fields and section != "name":
+                raise UsageError(f"--set {key} names a section; name a key in it", f"example: --set {key}.KEY=VALUE")
+            document[key] = scalar(text)
+            continue
+        if section in Recipe.model_fields and section != "name":
+            document = merge(document, {section: {name: scalar(text)}})
+            continue
+        raise UsageError(f"unknown section {section!r} in --set {pair}{nearest(section, list(Recipe.model_fields))}")
+    return document
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A recipe file as a document.
+
+    Raises:
+        UsageError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        document = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise UsageError(f"{path}{line}: not valid YAML: {problem}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of sections, not a {type(document).__name__}")
+    return document
+
+
+def parse(document: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A document as a recipe.
+
+    Args:
+        document: sections by name.
+        where: what to call the document in an error.
+
+    Raises:
+        UsageError: an unknown key, a wrong type or a value out of range, in one line.
+    """
+    for section, value in document.items():
+        if section in Recipe.model_fields and section != "name" and not isinstance(value, dict | Section):
+            raise UsageError(f"{where}: {section} is a section of keys, not {value!r}")
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(explain(error, where, Recipe)) from error
+
+
+def explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
+    """The first mistake of a validation error, as one line with the nearest right key."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        fields: list[str] = list(schema.model_fields)
+        if len(path) > 1 and path[0] in SECTIONS:
+            fields = [f"{path[0]}.{name}" for name in SECTIONS[path[0]].model_fields]
+        return f"{where}: unknown key {key}{nearest(key, fields)}"
+    # a union reports each of its members; the key is what comes before them
+    parts = path[:2] if path and path[0] in SECTIONS else path
+    given = f", not {first['input']!r}" if not isinstance(first.get("input"), dict) else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {'.'.join(parts)}: {message[:1].lower()}{message[1:]}{given}"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """` — did you mean X?`, or the list if nothing is near and the list is short."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f" (did you mean {close[0]}?)"
+    return f" (known: {', '.join(sorted(known))})" if len(known) <= 40 else ""
+
+
+def dump(recipe: Recipe | dict[str, Any]) -> str:
+    """The recipe as YAML, sections in the order of the schema."""
+    document = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True)
+
+
+def digest(value: Any, length: int = 10) -> str:
+    """A short hash of a JSON value: the same for equal values, whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": 1}}` as `{"train.lr": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-4 is a number, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Short lists on one line."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+)

@@ -1,0 +1,313 @@
+"""The artifact store: a folder of folders, each of which exists only once its manifest does.
+
+    .genflow/
+      datasets/<name>-<key>/      Arrow shards, facts.json
+      features/<name>-<key>/      the judge's network for one dataset
+      runs/<name>-<key>/          recipe.yaml, journal.jsonl, checkpoints/step_00001000/, samples
+      evaluations/<name>-<key>/   metrics.json, sample grids
+      reports/<name>-<key>/       report.html
+
+Commit protocol: files are written into `X.tmp-<attempt>`, each is fsynced, the manifest (schema, versions,
+what it was made from, per file its size and SHA-256) is written last, and the folder is renamed and its
+parent fsynced. A reader therefore sees the old state or the new one. What has no valid manifest does not
+exist. No format that is used here protects its bytes (one flipped bit in an Arrow file is read as data), so
+the hashes are checked on read.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genflow import __version__
+from genflow.errors import DataError, GenflowError, ResourceError, SetupError, UsageError
+
+MANIFEST = "manifest.json"
+KINDS = ("datasets", "features", "runs", "evaluations", "reports")
+MAKES = {
+    "datasets": "genflow prepare",
+    "runs": "genflow train",
+    "evaluations": "genflow evaluate",
+    "reports": "genflow compare",
+    "features": "genflow evaluate",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder of the store and its manifest."""
+
+    kind: str
+    id: str
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name that people gave it."""
+        return str(self.manifest.get("name") or self.id.rpartition("-")[0])
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What its maker wrote down about it."""
+        return self.manifest.get("meta", {})
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files."""
+        return self.path / name
+
+    def verify(self) -> "Artifact":
+        """Check every file against the manifest.
+
+        Raises:
+            DataError: a file is missing, or differs from what was committed.
+        """
+        verify(self.path, self.manifest)
+        return self
+
+
+class Store:
+    """A folder of artifacts.
+
+    Args:
+        root: the folder; None: GENFLOW_STORE, or `.genflow` in the current folder.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        text = str(root or os.environ.get("GENFLOW_STORE") or ".genflow")
+        if re.match(r"[a-z0-9]+://", text):
+            raise SetupError(f"the store {text} is a URL; this version keeps its store in a folder",
+                             "set GENFLOW_STORE to a folder that every node can see")
+        self.root = Path(text).expanduser().absolute()
+        if self.root.exists() and not self.root.is_dir():
+            raise SetupError(f"the store {self.root} is a file, not a folder", "set GENFLOW_STORE to a folder")
+
+    def folder(self, kind: str, id: str) -> Path:
+        """Where the artifact lies, or will."""
+        return self.root / kind / id
+
+    def get(self, kind: str, id: str) -> Artifact | None:
+        """The artifact, if it is finished."""
+        path = self.folder(kind, id)
+        manifest = read_manifest(path)
+        return Artifact(kind, id, path, manifest) if manifest else None
+
+    def artifacts(self, kind: str) -> list[Artifact]:
+        """Every finished artifact of a kind, oldest first."""
+        folder = self.root / kind
+        if not folder.is_dir():
+            return []
+        found = [self.get(kind, entry.name) for entry in folder.iterdir() if entry.is_dir()]
+        return sorted((a for a in found if a), key=lambda a: (a.manifest.get("created", 0), a.id))
+
+    def find(self, kind: str, reference: str) -> Artifact:
+        """An artifact by its id, a prefix of it, its name (the newest of that name), or `latest`.
+
+        Raises:
+            UsageError: none, or several, are meant; the message lists those that exist.
+        """
+        every = self.artifacts(kind)
+        noun = kind[:-1] if kind != "features" else "judge"
+        if not reference:
+            raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
+        if reference == "latest" and every:
+            return every[-1]
+        for match in (
+            [a for a in every if a.id == reference],
+            [a for a in every if a.name == reference][-1:],
+        ):
+            if match:
+                return match[-1]
+        close = [a for a in every if a.id.startswith(reference) or a.id.rpartition("-")[2].startswith(reference)]
+        if len(close) == 1:
+            return close[0]
+        if close:
+            raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
+        names = list(dict.fromkeys(a.name for a in reversed(every)))
+        known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.root} has none"
+        hint = f"genflow prepare {reference}" if kind == "datasets" else MAKES[kind]
+        raise UsageError(f"no {noun} {reference!r}{known}", hint)
+
+    @contextmanager
+    def stage(self, kind: str, id: str, *, name: str = "") -> Iterator["Staged"]:
+        """A folder to fill; `staged.commit(...)` makes it the artifact. Left without, it is removed."""
+        path = self.folder(kind, id)
+        attempt = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        with clear_disk_errors(path):
+            attempt.mkdir(parents=True)
+            staged = Staged(self, kind, id, name, attempt)
+            try:
+                yield staged
+            finally:
+                shutil.rmtree(attempt, ignore_errors=True)
+
+    def seal(self, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
+             meta: dict[str, Any] | None = None, only: Callable[[str], bool] | None = None) -> Artifact:
+        """Finish a folder that grew in place (a run): write its manifest, last and atomically."""
+        path = self.folder(kind, id)
+        with clear_disk_errors(path):
+            manifest = describe(path, kind, id, name=name, parents=parents, meta=meta, only=only)
+            write_atomically(path / MANIFEST, json.dumps(manifest, indent=1))
+        return Artifact(kind, id, path, manifest)
+
+    def remove(self, artifact: Artifact) -> None:
+        """Delete an artifact: the manifest first, so that it stops existing at once."""
+        (artifact.path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(artifact.path)
+
+    @contextmanager
+    def lock(self, kind: str, id: str, *, wait: bool = True) -> Iterator[None]:
+        """Hold the right to make this artifact. It ends with the process, however that ends.
+
+        Raises:
+            UsageError: another process holds it and `wait` is false; it is named.
+        """
+        folder = self.root / "locks"
+        with clear_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / f"{kind}-{id}.lock", "a+")  # noqa: SIM115  closed below, after unlocking
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                file.seek(0)
+                raise UsageError(f"{id} is being made by process {file.read().strip() or 'unknown'}",
+                                 "wait for it, or stop that process") from error
+            file.seek(0)
+            file.truncate()
+            file.write(f"{os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            yield
+
+
+@dataclass
+class Staged:
+    """A folder under construction."""
+
+    store: Store
+    kind: str
+    id: str
+    name: str
+    path: Path
+
+    def commit(self, *, parents: list[str] | None = None, meta: dict[str, Any] | None = None) -> Artifact:
+        """Make the folder the artifact, at once and for good. If another process was first, theirs stays."""
+        manifest = describe(self.path, self.kind, self.id, name=self.name, parents=parents, meta=meta)
+        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1))
+        final = self.store.folder(self.kind, self.id)
+        if existing := self.store.get(self.kind, self.id):
+            return existing
+        if final.exists():  # a folder without a manifest does not exist
+            shutil.rmtree(final)
+        sync_folder(self.path)
+        os.rename(self.path, final)
+        sync_folder(final.parent)
+        return Artifact(self.kind, self.id, final, manifest)
+
+
+def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
+             meta: dict[str, Any] | None = None, only: Callable[[str], bool] | None = None) -> dict[str, Any]:
+    """A manifest for the files in `path`, each of them fsynced first."""
+    files = {}
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST):
+        relative = file.relative_to(path).as_posix()
+        if only is None or only(relative):
+            files[relative] = {"size": file.stat().st_size, "sha256": sync_and_hash(file)}
+    return {
+        "schema": f"genflow.{kind}/1",
+        "id": id,
+        "name": name,
+        "created": time.time(),
+        "genflow": __version__,
+        "parents": parents or [],
+        "meta": meta or {},
+        "files": files,
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a folder; None if it has none that can be read."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def verify(path: Path, manifest: dict[str, Any]) -> None:
+    """Compare the files in `path` with the manifest.
+
+    Raises:
+        DataError: a file is missing or differs.
+    """
+    for name, facts in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise DataError(f"{file} is missing", f"rm -r {path} and run the command that made it again")
+        if file.stat().st_size != facts["size"] or hash_file(file) != facts["sha256"]:
+            raise DataError(f"{file} is corrupt: it differs from what was committed",
+                            f"rm -r {path} and run the command that made it again")
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file, in constant memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_and_hash(path: Path) -> str:
+    """Put a file on the disk for good and return its SHA-256."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Put a folder's entries on the disk for good."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: str | bytes) -> Path:
+    """Replace a small file: readers see the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempt = path.with_name(f".{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+    try:
+        with open(attempt, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(attempt, path)
+    except BaseException:
+        attempt.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return path
+
+
+@contextmanager
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or forbidden disk into one line."""
+    try:
+        yield
+    except GenflowError:
+        raise
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            raise ResourceError(f"disk full while writing {path}", "free some space and run the command again"
+                                ) from error
+        if error.errno in (13, 30, 1, 20):  # EACCES, EROFS, EPERM, ENOTDIR
+            raise SetupError(f"cannot write {path}: {error.strerror}", "set GENFLOW_STORE to a folder you may write"
+                             ) from error
+        raise
