@@ -1,0 +1,269 @@
+"""Arrow shards: decoded pixels that a batch is a view of, in files that other tools read without genflow.
+
+A dataset's folder is laid out as the `datasets` library lays one out, and every shard is an Arrow IPC
+*stream* of one record batch, so `pyarrow.ipc.open_stream` and `datasets.load_from_disk` both read it:
+
+    dataset_dict.json   facts.json   manifest.json
+    train/  data-00000-of-00002.arrow  ...  state.json  dataset_info.json
+    val/    ...
+
+    image  fixed_size_list<uint8>[H*W*C]   grey levels 0..K-1, row by row, channels last
+    label  int64                           K classes by name in the metadata; absent where there are none
+    id     string                          where the record came from
+
+Points of the plane have `point fixed_size_list<float32>[2]` and `log_density float64` instead of `image`.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from genflow.errors import DataError
+from genflow.facts import Facts
+from genflow.store import Artifact
+
+FACTS = "facts.json"
+
+
+def schema(facts: Facts) -> pa.Schema:
+    """The shards' schema, with what `datasets` and genflow need to read them in its metadata."""
+    C, H, W = facts.shape
+    features: dict[str, Any]
+    if facts.is_points:
+        fields = [pa.field("point", pa.list_(pa.float32(), 2)), pa.field("log_density", pa.float64())]
+        features = {"point": _list_feature("float32", 2), "log_density": _value_feature("float64")}
+    else:
+        fields = [pa.field("image", pa.list_(pa.uint8(), H * W * C))]
+        features = {"image": _list_feature("uint8", H * W * C)}
+    if facts.classes:
+        fields.append(pa.field("label", pa.int64()))
+        features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}
+    fields.append(pa.field("id", pa.string()))
+    features["id"] = _value_feature("string")
+    own = {"shape": [H, W, C], "levels": facts.levels}
+    return pa.schema(
+        fields,
+        metadata={"huggingface": json.dumps({"info": {"features": features}}), "genflow": json.dumps(own)},
+    )
+
+
+def _value_feature(dtype: str) -> dict[str, Any]:
+    return {"dtype": dtype, "_type": "Value"}
+
+
+def _list_feature(dtype: str, length: int) -> dict[str, Any]:
+    return {"feature": _value_feature(dtype), "length": length, "_type": "List"}
+
+
+def write_shard(
+    path: Path,
+    facts: Facts,
+    values: np.ndarray,
+    ids: Sequence[str],
+    labels: np.ndarray | None = None,
+    log_density: np.ndarray | None = None,
+) -> str:
+    """Write one shard and return the SHA-256 of its bytes.
+
+    Args:
+        path: the file; its folder exists.
+        facts: the dataset's shape, levels and classes (its counts may still be unknown).
+        values: (N, H, W, C) uint8 grey levels, or (N, 2) float32 points.
+        ids: (N,) where each record came from.
+        labels: (N,) integers, for data with classes.
+        log_density: (N,) the true log-density of each point.
+    """
+    form = schema(facts)
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
+    if len(flat) and flat.shape[1] != form.field(0).type.list_size:
+        raise ValueError(f"records of {values.shape[1:]} do not fit the dataset's shape {facts.shape}")
+    columns: list[pa.Array] = [pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), type=form.field(0).type)]
+    if facts.is_points:
+        columns.append(pa.array(np.asarray(log_density, np.float64)))
+    if facts.classes:
+        columns.append(pa.array(np.asarray(labels, np.int64)))
+    columns.append(pa.array([str(id) for id in ids], pa.string()))
+    batch = pa.record_batch(columns, schema=form)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, form) as writer:
+        writer.write_batch(batch)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shard_name(number: int, total: int) -> str:
+    """The name that the `datasets` library gives a shard."""
+    return f"data-{number:05d}-of-{total:05d}.arrow"
+
+
+def write_index(folder: Path, facts: Facts, shards: dict[str, list[str]]) -> None:
+    """Write what makes the folder a dataset: facts.json, and the files that `datasets.load_from_disk` reads.
+
+    Args:
+        folder: the dataset's folder.
+        facts: complete, with counts and fingerprint.
+        shards: the shards' file names, split by split.
+    """
+    features = json.loads(schema(facts).metadata[b"huggingface"])["info"]["features"]
+    for split, names in shards.items():
+        state = {
+            "_data_files": [{"filename": name} for name in names],
+            "_fingerprint": hashlib.sha256(f"{facts.fingerprint}/{split}".encode()).hexdigest()[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": split,
+        }
+        (folder / split / "state.json").write_text(json.dumps(state, indent=1))
+        info = {"features": features, "citation": "", "description": "", "homepage": "", "license": ""}
+        (folder / split / "dataset_info.json").write_text(json.dumps(info, indent=1))
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(shards)}))
+    (folder / FACTS).write_text(json.dumps(facts.to_json(), indent=1))
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split's rows, memory-mapped.
+
+    Args:
+        name: "train", "val" or "test".
+        tables: one Arrow table a shard.
+        facts: the dataset's facts.
+    """
+
+    name: str
+    tables: tuple[pa.Table, ...]
+    facts: Facts
+
+    def __len__(self) -> int:
+        return sum(table.num_rows for table in self.tables)
+
+    @cached_property
+    def _views(self) -> list[np.ndarray]:
+        C, H, W = self.facts.shape
+        shape, dtype = ((1, 1, 2), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
+        views = []
+        for table in self.tables:
+            values = table.column(0).combine_chunks()
+            values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
+            flat = values.flatten().to_numpy(zero_copy_only=False)
+            views.append(flat.astype(dtype, copy=False).reshape(-1, *shape))
+        return views
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """(N, H, W, C) uint8 grey levels, or (N, 1, 1, 2) float32 points; a view where there is one shard."""
+        C, H, W = self.facts.shape
+        if not self._views:
+            return np.zeros((0, 1, 1, 2), np.float32) if self.facts.is_points else np.zeros((0, H, W, C), np.uint8)
+        return self._views[0] if len(self._views) == 1 else np.concatenate(self._views)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64; all `classes` (= 0, "no label") where the data has none."""
+        if not self.facts.classes:
+            return np.zeros(len(self), np.int64)
+        return np.concatenate([table.column("label").to_numpy() for table in self.tables] or [np.zeros(0, np.int64)])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """(N,) where each record came from."""
+        return [id for table in self.tables for id in table.column("id").to_pylist()]
+
+    @cached_property
+    def log_density(self) -> np.ndarray | None:
+        """(N,) the true log-density of points, in nats; None for pictures."""
+        if not self.facts.is_points:
+            return None
+        return np.concatenate([table.column("log_density").to_numpy() for table in self.tables])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *(table.num_rows for table in self.tables)])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The records of `rows`, in that order, touching only the shards they lie in: (B, H, W, C)."""
+        if len(self._views) == 1:
+            return self._views[0][rows]
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty((len(rows), *self._views[0].shape[1:]), self._views[0].dtype)
+        for number in np.unique(shard):
+            here = shard == number
+            out[here] = self._views[number][rows[here] - self._starts[number]]
+        return out
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset: its facts and its splits."""
+
+    artifact: Artifact
+    facts: Facts
+    splits: dict[str, Split]
+
+    @classmethod
+    def open(cls, artifact: Artifact, *, verify: bool = True) -> "Dataset":
+        """Memory-map a dataset.
+
+        Raises:
+            DataError: a file is missing or corrupt.
+        """
+        if verify:
+            artifact.verify()
+        facts = Facts.from_json(artifact.file(FACTS).read_text())
+        splits = {}
+        for split in facts.splits:
+            state = json.loads((artifact.path / split / "state.json").read_text())
+            files = [artifact.path / split / entry["filename"] for entry in state["_data_files"]]
+            splits[split] = Split(split, tuple(_map(file) for file in files), facts)
+        return cls(artifact, facts, splits)
+
+    @property
+    def reference(self) -> str:
+        """The split to measure against: test, else val, else train."""
+        return next(name for name in ("test", "val", "train") if self.facts.splits.get(name))
+
+
+def _map(path: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} is not a readable Arrow stream: {error}", "prepare the dataset again") from error
+
+
+def to_x(values: np.ndarray | Tensor, facts: Facts) -> Tensor:
+    """Records (B, H, W, C) as what is trained on: x (B, C, H, W) float32.
+
+    x = (2k + 1)/K - 1 for grey levels k in 0..K-1 (bin centres); x = point / scale for points.
+    """
+    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    x = tensor.permute(0, 3, 1, 2).to(torch.float32)
+    if facts.levels is None:
+        return x / facts.scale
+    return x.mul_(2 / facts.levels).add_(1 / facts.levels - 1).contiguous()
+
+
+def from_x(x: Tensor, facts: Facts) -> np.ndarray:
+    """The nearest records to x: (B, H, W, C) uint8 grey levels, or float32 points."""
+    x = x.detach().float().cpu().permute(0, 2, 3, 1)
+    if facts.levels is None:
+        return (x * facts.scale).numpy()
+    levels = ((x + 1) * (facts.levels / 2) - 0.5).round().clamp(0, facts.levels - 1)
+    return levels.to(torch.uint8).numpy()
+
+
+def to_display(images: np.ndarray, facts: Facts) -> np.ndarray:
+    """Grey levels 0..K-1 as 0..255, for files and screens: (N, H, W, C) uint8."""
+    levels = facts.levels or 256
+    if levels == 256:
+        return images.astype(np.uint8, copy=False)
+    return np.rint(images.astype(np.float32) * (255 / (levels - 1))).astype(np.uint8)

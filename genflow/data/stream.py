@@ -1,0 +1,53 @@
+"""Which rows a training step sees: a pure function of (seed, step), so a killed run goes on to the same rows.
+
+The stream is one endless concatenation of permutations, one an epoch. Step s of global batch B reads
+positions sB .. (s+1)B - 1; a worker takes its share of them, so the number of workers changes no row.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from genflow.data.shards import Split, to_x
+from genflow.families.base import Batch
+from genflow.maths.seeds import key
+
+
+class Stream:
+    """Batches of a split for one worker.
+
+    Args:
+        split: the rows.
+        batch: the global batch B.
+        seed: the run's seed.
+        rank: this worker's number.
+        world: the number of workers.
+        device: where batches go.
+    """
+
+    def __init__(self, split: Split, batch: int, seed: int, rank: int = 0, world: int = 1, device: str = "cpu") -> None:
+        self.split, self.batch, self.seed, self.device = split, batch, seed, torch.device(device)
+        self.start, self.stop = share(batch, rank, world)
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(key(self.seed, "order", epoch)).permutation(len(self.split))
+
+    def rows(self, step: int) -> np.ndarray:
+        """The rows of this worker's share of a step."""
+        positions = np.arange(step * self.batch + self.start, step * self.batch + self.stop)
+        epochs, offsets = np.divmod(positions, len(self.split))
+        return np.concatenate([self._permutation(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step, on the device."""
+        rows = self.rows(step)
+        values = torch.from_numpy(self.split.take(rows)).to(self.device, non_blocking=True)
+        label = torch.from_numpy(self.split.labels[rows]).to(self.device, non_blocking=True)
+        return Batch(to_x(values, self.split.facts), label)
+
+
+def share(batch: int, rank: int, world: int) -> tuple[int, int]:
+    """The rows start..stop of a global batch that a worker owns; they differ by at most one between workers."""
+    return batch * rank // world, batch * (rank + 1) // world
