@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from genflow.batch import Batch
 from genflow.data.shards import Split, to_x
-from genflow.families.base import Batch
 from genflow.maths.seeds import key
 
 

@@ -10,26 +10,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from genflow.batch import Batch
 from genflow.facts import Facts
 from genflow.maths.seeds import Rng
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What data gives and a family takes.
-
-    Args:
-        x: (B, C, H, W), pictures at bin centres (2k + 1)/K - 1.
-        label: (B,) int64; `classes` itself means "no label".
-        noise: (B, C, H, W), the noise this x was drawn from (reflow); None: draw anew.
-    """
-
-    x: Tensor
-    label: Tensor
-    noise: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 @dataclass(frozen=True)
