@@ -1,4 +1,4 @@
-"""What is known of a dataset, as a value: the one thing about data that nets and families see."""
+"""What is known of a dataset, and what a family asks of a net, as values."""
 
 import json
 import math
@@ -64,3 +64,12 @@ class Facts:
             if key in values:
                 values[key] = tuple(values[key])
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What a family asks of a net: the shapes that go in and come out, and whether it is told the time."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    time: bool = False

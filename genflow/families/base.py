@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.facts import Facts
+from genflow.facts import Facts, Ports
 from genflow.maths.seeds import Rng
 
 
@@ -41,15 +41,6 @@ class LogLikelihood:
     kind: Kind
     stderr: Tensor
     nfe: int
-
-
-@dataclass(frozen=True)
-class Ports:
-    """What a family asks of a net: the shapes that go in and come out, and whether it is told the time."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    time: bool = False
 
 
 class Family(nn.Module, ABC):
@@ -94,12 +85,8 @@ class Family(nn.Module, ABC):
         """log p(x | label) of pictures at bin centres; None for a family that has no likelihood."""
         return None
 
-    def encode(self, x: Tensor, label: Tensor) -> Tensor | None:
-        """The noise (B, *noise_shape) that x comes from; None for a family without an encoder."""
-        return None
-
-    def after_step(self, step: int) -> None:  # noqa: B027  most families have nothing to do
+    def after_step(self, step: int) -> None:
         """Called after every step, with the number of steps made."""
 
-    def prepare(self, step: int, steps: int) -> None:  # noqa: B027
+    def prepare(self, step: int, steps: int) -> None:
         """Called before every step, with the schedule's position (KL warm-up, a GAN's annealing)."""

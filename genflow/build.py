@@ -1,0 +1,92 @@
+"""The one place where names become objects: recipe -> nets -> family.
+
+The sections `net`, `family` and `sample` have no schema of their own: it is the signature of the net's
+`build`, of the family's `__init__` and of its `sample`. `resolve` binds a recipe to them, fills in every
+default, and refuses what does not fit, before anything starts.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from torch import nn
+
+from genflow import families, nets
+from genflow.errors import UsageError
+from genflow.facts import Facts
+from genflow.families.base import Family
+from genflow.recipe import Recipe, explain
+
+
+def schema(function: Callable[..., Any], kind: str | None = None) -> type[BaseModel]:
+    """A function's keyword-only arguments as a model that refuses everything else."""
+    signature = inspect.signature(function, eval_str=True)
+    fields: dict[str, Any] = {
+        name: (p.annotation, p.default)
+        for name, p in signature.parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    if kind is not None:
+        fields = {"kind": (Literal[kind], kind), **fields}
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    return create_model(f"{kind or 'Sample'}Options", __config__=config, **fields)
+
+
+def bind(section: str, function: Callable[..., Any], values: dict[str, Any], kind: str | None = None) -> dict[str, Any]:
+    """The section's values with every default filled in.
+
+    Raises:
+        UsageError: an unknown key, a wrong type or a value out of range.
+    """
+    model = schema(function, kind)
+    try:
+        return model.model_validate(values).model_dump(mode="json")
+    except ValidationError as error:
+        line = explain(error, section, model)
+        known = [name for name in model.model_fields if name != "kind"]
+        raise UsageError(line, f"keys of {section}: {', '.join(known)}") from error
+
+
+def resolve(recipe: Recipe, facts: Facts) -> Recipe:
+    """The recipe, whole: every default of the family, its nets and its sampler written out.
+
+    Raises:
+        UsageError: a key, a value or a combination that cannot work, in one line.
+    """
+    kind = str(recipe.family.get("kind", ""))
+    if not kind:
+        raise UsageError("the recipe names no family", f"family.kind is one of: {', '.join(families.kinds())}")
+    family = families.family_class(kind)
+    options = bind("family", family.__init__, recipe.family, kind)
+    sample = bind("sample", family.sample, recipe.sample)
+    chosen = dict(recipe.net)
+    if chosen.get("kind", "auto") == "auto":
+        chosen["kind"] = "mlp" if facts.is_points else family.default_net
+    net = bind("net", nets.builder(chosen["kind"]), chosen, chosen["kind"])
+    if sample.get("guidance", 1.0) != 1.0 and not facts.classes:
+        raise UsageError("sample.guidance needs data with labels, and this data has none", "leave sample.guidance at 1")
+    resolved = recipe.with_(family=options, net=net, sample=sample)
+    family_of(resolved, facts)  # refuses sizes and options that cannot work
+    return resolved
+
+
+def family_of(recipe: Recipe, facts: Facts) -> Family:
+    """The family of a resolved recipe, with fresh weights."""
+    family = families.family_class(recipe.family["kind"])
+    options = {key: value for key, value in recipe.family.items() if key != "kind"}
+    build = nets.builder(recipe.net["kind"])
+    net_options = {key: value for key, value in recipe.net.items() if key != "kind"}
+    made: dict[str, nn.Module] = {
+        name: build(ports, facts.classes, **net_options) for name, ports in family.ports(facts, **options).items()
+    }
+    return family(made, facts, **options)  # type: ignore[call-arg]
+
+
+def sample_options(family: Family, values: dict[str, Any]) -> dict[str, Any]:
+    """Sampling options for a family, checked and complete.
+
+    Raises:
+        UsageError: an option that the family's sampling does not have, or a value out of range.
+    """
+    return bind("sample", type(family).sample, values)

@@ -1,0 +1,124 @@
+"""Checkpoints: weights, their average, the optimizer and the clock, as safetensors and JSON, never pickle.
+
+    checkpoints/step_00001000/  weights.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
+
+A checkpoint exists once its folder does: it is written beside, fsynced, and renamed (see `store`).
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from genflow.errors import DataError
+from genflow.store import MANIFEST, clear_disk_errors, describe, read_manifest, sync_folder, verify, write_atomically
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.glob("step_*") if ".tmp-" not in p.name and (p / MANIFEST).is_file())
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose files are what was committed; a corrupt one is passed over."""
+        for path in reversed(self.steps()):
+            manifest = read_manifest(path)
+            try:
+                if manifest:
+                    verify(path, manifest)
+                    return path
+            except DataError:
+                continue
+        return None
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Commit what `write(folder)` puts into a folder, then let go of the oldest."""
+        path = self.folder / f"step_{step:08d}"
+        attempt = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        with clear_disk_errors(path):
+            attempt.mkdir(parents=True)
+            try:
+                write(attempt)
+                manifest = describe(attempt, "checkpoints", path.name)
+                write_atomically(attempt / MANIFEST, json.dumps(manifest))
+                if path.exists():  # of an earlier attempt; equal, because a run is a function of its recipe
+                    shutil.rmtree(path)
+                os.rename(attempt, path)
+                sync_folder(self.folder)
+            finally:
+                shutil.rmtree(attempt, ignore_errors=True)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        for torn in self.folder.glob("step_*.tmp-*"):
+            shutil.rmtree(torn, ignore_errors=True)
+
+
+def write(
+    folder: Path,
+    module: nn.Module,
+    average: dict[str, Tensor],
+    optimizers: dict[str, torch.optim.Optimizer],
+    state: dict[str, Any],
+) -> None:
+    """Put a run's state into a folder.
+
+    Args:
+        folder: empty.
+        module: its parameters and persistent buffers are saved.
+        average: the slow copy of the parameters, by name.
+        optimizers: by name; their tensors are saved as `name/parameter/slot`.
+        state: step, images, seconds: anything that JSON holds.
+    """
+    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / "weights.safetensors")
+    save_file({k: v.detach().cpu().contiguous() for k, v in average.items()}, folder / "ema.safetensors")
+    slots: dict[str, Tensor] = {}
+    for name, optimizer in optimizers.items():
+        for index, values in optimizer.state_dict()["state"].items():
+            for slot, value in values.items():
+                slots[f"{name}/{index}/{slot}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
+    save_file(slots, folder / "optimizer.safetensors")
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def read(
+    folder: Path, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], device: str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Take over what `write` saved; returns the average and the state."""
+    module.load_state_dict(load_file(folder / "weights.safetensors", device=device))
+    slots = load_file(folder / "optimizer.safetensors")
+    for name, optimizer in optimizers.items():
+        document = optimizer.state_dict()
+        document["state"] = {}
+        for key, value in slots.items():
+            owner, index, slot = key.split("/")
+            if owner == name:
+                document["state"].setdefault(int(index), {})[slot] = value
+        optimizer.load_state_dict(document)
+    return load_file(folder / "ema.safetensors", device=device), json.loads((folder / "state.json").read_text())
+
+
+def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> dict[str, Any]:
+    """Load only what sampling needs, the average or the raw weights; returns the state."""
+    module.load_state_dict(load_file(folder / "weights.safetensors"))
+    if average:
+        module.load_state_dict(load_file(folder / "ema.safetensors"), strict=False)
+    return json.loads((folder / "state.json").read_text())

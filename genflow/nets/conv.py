@@ -1,0 +1,113 @@
+"""Convolutional encoder and decoder: a picture to a vector, and a vector to a picture.
+
+    encoder  (C, H, W) -> fold -> residual blocks, halving twice -> vector
+    decoder  vector -> small map -> residual blocks, doubling twice -> unfold -> (C', H, W)
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genflow.errors import UsageError
+from genflow.facts import Ports
+from genflow.nets.layers import Condition, groups, zero
+
+
+class Block(nn.Module):
+    """norm, SiLU, conv, modulation by class, norm, SiLU, conv; residual."""
+
+    def __init__(self, channels: int, condition: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups(channels), channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulate = zero(nn.Linear(condition, 2 * channels))
+        self.norm2 = nn.GroupNorm(groups(channels), channels)
+        self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        scale, shift = self.modulate(c)[:, :, None, None].chunk(2, 1)
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+
+
+class Encoder(nn.Module):
+    """A picture to a vector."""
+
+    def __init__(self, ports: Ports, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.fold = fold
+        self.condition = Condition(width, classes, ports.time)
+        self.enter = nn.Conv2d(ports.inputs[0] * fold**2, width, 3, padding=1)
+        self.high = nn.ModuleList(Block(width, width) for _ in range(blocks))
+        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.low = nn.ModuleList(Block(2 * width, width) for _ in range(blocks))
+        self.norm = nn.GroupNorm(groups(2 * width), 2 * width)
+        self.leave = nn.Linear(2 * width * math.ceil(side / 2) ** 2, math.prod(ports.outputs))
+        self.outputs = ports.outputs
+
+    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        c = F.silu(self.condition(t, label, x))
+        h = self.enter(F.pixel_unshuffle(x, self.fold))
+        for block in self.high:
+            h = block(h, c)
+        h = self.down(h)
+        for block in self.low:
+            h = block(h, c)
+        return self.leave(F.silu(self.norm(h)).flatten(1)).unflatten(1, self.outputs)
+
+
+class Decoder(nn.Module):
+    """A vector to a picture."""
+
+    def __init__(self, ports: Ports, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.fold, self.side, self.small = fold, side, math.ceil(side / 2)
+        self.condition = Condition(width, classes, ports.time)
+        self.enter = nn.Linear(math.prod(ports.inputs), 2 * width * self.small**2)
+        self.low = nn.ModuleList(Block(2 * width, width) for _ in range(blocks))
+        self.up = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.high = nn.ModuleList(Block(width, width) for _ in range(blocks))
+        self.norm = nn.GroupNorm(groups(width), width)
+        self.leave = nn.Conv2d(width, ports.outputs[0] * fold**2, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        c = F.silu(self.condition(t, label, x))
+        h = self.enter(x.flatten(1)).unflatten(1, (-1, self.small, self.small))
+        for block in self.low:
+            h = block(h, c)
+        h = self.up(F.interpolate(h, size=(self.side, self.side), mode="nearest"))
+        for block in self.high:
+            h = block(h, c)
+        return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), self.fold)
+
+
+def build(ports: Ports, classes: int, *, width: int = 32, blocks: int = 2, fold: int = 0) -> nn.Module:
+    """An encoder if a picture goes in and a vector comes out, a decoder if it is the other way round.
+
+    Args:
+        ports: what goes in and comes out.
+        classes: the number of classes; 0 for none.
+        width: channels at the finer of the two scales.
+        blocks: residual blocks a scale.
+        fold: pixels folded into channels, along each side; 0: 1 below 16 pixels, 2 up to 64, 4 above.
+
+    Raises:
+        UsageError: not exactly one of the ports is a picture, or fold does not divide the size.
+    """
+    pictures = [p for p in (ports.inputs, ports.outputs) if len(p) == 3 and p[1] >= 4]
+    if len(pictures) != 1:
+        raise UsageError(
+            f"net conv turns a picture into a vector or back; here {ports.inputs} goes in and {ports.outputs} comes out",
+            "use net.kind=unet, dit or mlp",
+        )
+    size = pictures[0][1]
+    if not fold:
+        fold = 1 if size < 16 else 2 if size <= 64 else 4
+        while size % fold:
+            fold //= 2
+    if size % fold:
+        raise UsageError(f"net.fold={fold} does not divide the picture's side of {size} pixels",
+                         f"use a divisor of {size}, or prepare the data with another --size")
+    kind = Encoder if pictures[0] == ports.inputs else Decoder
+    return kind(ports, classes, fold, size // fold, width, blocks)

@@ -1,0 +1,98 @@
+"""DiT: a transformer over patches, each layer modulated by time and class (adaLN-zero), with QK-norm.
+
+    h <- h + gate_a attention((1 + scale_a) norm(h) + shift_a)
+    h <- h + gate_m mlp((1 + scale_m) norm(h) + shift_m)          gates start at 0
+
+References:
+    Scalable Diffusion Models with Transformers (Peebles, Xie, 2023)   https://arxiv.org/abs/2212.09748
+    Scaling Vision Transformers to 22B (Dehghani et al., 2023), for QK-norm   https://arxiv.org/abs/2302.05442
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genflow.errors import UsageError
+from genflow.facts import Ports
+from genflow.nets.layers import Condition, attend, zero
+
+
+class Layer(nn.Module):
+    """Attention and MLP, modulated."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.modulate = zero(nn.Linear(width, 6 * width))
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(c)[:, None].chunk(6, -1)
+        h = h + gate_a * self.attention(self.norm1(h) * (1 + scale_a) + shift_a)
+        return h + gate_m * self.down(F.gelu(self.up(self.norm2(h) * (1 + scale_m) + shift_m), approximate="tanh"))
+
+    def attention(self, h: Tensor) -> Tensor:
+        B, N, D = h.shape
+        q, k, v = self.qkv(h).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).contiguous()
+        q, k = F.normalize(q, dim=-1) * q.shape[-1] ** 0.5, F.normalize(k, dim=-1) * q.shape[-1] ** 0.5
+        return self.out(attend(q, k, v.to(q.dtype)).transpose(1, 2).reshape(B, N, D).to(h.dtype))
+
+
+class DiT(nn.Module):
+    """The network; see `build`."""
+
+    def __init__(self, ports: Ports, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.grid = (ports.inputs[1] // patch, ports.inputs[2] // patch)
+        self.condition = Condition(width, classes, ports.time)
+        self.enter = nn.Linear(ports.inputs[0] * patch**2, width)
+        self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], width))
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulate = zero(nn.Linear(width, 2 * width))
+        self.leave = zero(nn.Linear(width, ports.outputs[0] * patch**2))
+
+    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        c = F.silu(self.condition(t, label, x))  # (B, width)
+        tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # (B, N, C patch^2)
+        h = self.enter(tokens) + self.position
+        for layer in self.layers:
+            h = layer(h, c)
+        shift, scale = self.modulate(c)[:, None].chunk(2, -1)
+        h = self.leave(self.norm(h) * (1 + scale) + shift)  # (B, N, C patch^2)
+        return F.pixel_shuffle(h.mT.unflatten(2, self.grid), self.patch)
+
+
+def build(
+    ports: Ports, classes: int, *, patch: int = 0, width: int = 128, depth: int = 6, heads: int = 4
+) -> nn.Module:
+    """A diffusion transformer for pictures.
+
+    Args:
+        ports: what goes in and comes out; both are pictures of one size.
+        classes: the number of classes; 0 for none.
+        patch: side of a patch; 0: the smallest divisor of the size that leaves at most 8 x 8 patches.
+        width: of the tokens.
+        depth: the number of layers.
+        heads: attention heads; they divide width.
+
+    Raises:
+        UsageError: the ports are no pictures, or patch or heads do not divide.
+    """
+    if len(ports.inputs) != 3 or len(ports.outputs) != 3 or ports.inputs[1] < 4:
+        raise UsageError(f"net dit turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} comes out",
+                         "use net.kind=mlp")
+    size = ports.inputs[1]
+    patch = patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8)
+    if size % patch:
+        raise UsageError(f"net.patch={patch} does not divide the picture's side of {size} pixels",
+                         f"use a divisor of {size}, or prepare the data with another --size")
+    if width % heads:
+        raise UsageError(f"net.heads={heads} does not divide net.width={width}", f"use net.heads={max(1, width // 32)}")
+    return DiT(ports, classes, patch, width, depth, heads)

@@ -1,0 +1,280 @@
+"""The one training loop, for every family and any number of players, workers and devices.
+
+It knows no family, no Ray and no MLflow. Every draw is a function of (seed, purpose, step, row), the batch of a
+step is a function of the step, and a checkpoint holds the rest; so a run that is killed anywhere goes on to the
+same bits, and the number of workers changes only the order of sums.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from genflow import checkpoint
+from genflow.batch import Batch
+from genflow.data.stream import share
+from genflow.errors import GenflowError
+from genflow.families.base import Family
+from genflow.maths.ema import Ema
+from genflow.maths.muon import Muon
+from genflow.maths.seeds import BatchRng
+from genflow.recipe import Train
+from genflow.session import Session
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a run ended.
+
+    Args:
+        step: steps made.
+        images: images seen.
+        seconds: wall-clock seconds of training, over all attempts.
+        cpu_seconds: CPU seconds of this worker, over all attempts.
+        done: whether the budget is used up; False if somebody asked it to stop.
+    """
+
+    step: int
+    images: int
+    seconds: float
+    cpu_seconds: float
+    done: bool
+
+
+class NonFinite(GenflowError):
+    """The loss or its gradient is not a number; the weights have not moved."""
+
+
+def fit(
+    family: Family,
+    batches: Callable[[int], Batch],
+    session: Session,
+    train: Train,
+    on_checkpoint: Callable[[int, dict[str, Tensor]], None] = lambda step, average: None,
+) -> Fitted:
+    """Train a family until its budget of steps or minutes is used up.
+
+    Args:
+        family: with fresh weights, the same on every worker; its weights are moved.
+        batches: the batch of a step, this worker's share of it.
+        session: where this runs.
+        train: the recipe's section.
+        on_checkpoint: called on rank 0 at every checkpoint with the step and the averaged weights.
+
+    Raises:
+        NonFinite: the loss or gradient is not finite; raised before the optimizer moves.
+    """
+    # Set the stage.
+    if session.threads:
+        torch.set_num_threads(session.threads)
+    device = torch.device(session.device)
+    family.to(device).train()
+    optimizers = {player: _optimizers(getattr(family, player), train) for player in family.players}
+    named = {f"{player}.{name}": o for player, own in optimizers.items() for name, o in own.items()}
+    ema = Ema(family, train.ema)
+    start, stop = share(train.batch, session.rank, session.world)
+    amp = _precision(train.precision, device)
+    if train.compile:
+        for player in family.players:
+            getattr(family, player).compile()
+    clock = _Clock(train)
+
+    # Go on where an earlier attempt ended.
+    step, saved = 0, -1
+    if folder := session.load():
+        average, state = checkpoint.read(folder, family, named, session.device)
+        ema.load(average)
+        step = saved = state["step"]
+        clock.resume(state)
+
+    def save() -> None:
+        nonlocal saved
+        if saved != step:
+            state = {"step": step, "images": step * train.batch, **clock.state()}
+            if session.rank == 0:
+                session.save(step, lambda folder: checkpoint.write(folder, family, ema.state(), named, state))
+                on_checkpoint(step, ema.state())
+            session.barrier({"step": step})
+            saved = step
+
+    stopped = False
+    clock.start()
+    while not (done := clock.position(step) >= 1):
+        batch = batches(step)
+        lr = _schedule(train, step, clock.position(step))
+        family.prepare(step, train.steps)
+        log: dict[str, Tensor] = {}
+
+        # Every player moves in turn.
+        for player in family.players:
+            module: nn.Module = getattr(family, player)
+            others = [getattr(family, name) for name in family.players if name != player]
+            _require_grad(others, False)
+            rng = BatchRng(train.seed, f"loss/{player}", step, start=start, total=train.batch, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                loss, numbers = family.loss(player, batch, rng)
+            (loss * ((stop - start) / train.batch)).backward()
+            _require_grad(others, True)
+            norm = _gather_gradients(module, session.world, train.clip)
+            if not math.isfinite(norm):
+                raise NonFinite(
+                    f"the loss of {player} is not finite at step {step + 1} (loss {float(loss.detach()):.3g}, "
+                    f"gradient norm {norm:.3g}); the weights were not moved",
+                    f"try --set train.lr={train.lr / 3:.2g}, or --set train.precision=fp32",
+                )
+            for optimizer in optimizers[player].values():
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * lr
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            suffix = "" if len(family.players) == 1 else f"/{player}"
+            log |= {f"loss{suffix}": loss.detach(), **{k: v.detach() for k, v in numbers.items()}}
+            log[f"gradient_norm{suffix}"] = torch.tensor(norm)
+
+        step += 1
+        ema.update(step)
+        family.after_step(step)
+        if clock.world_position(step, session.world, device) and step % train.log_every == 0:
+            _report(log, step, lr * train.lr, clock, session, (stop - start) / train.batch, train)
+        if step % train.checkpoint_every == 0:
+            save()
+            if stopped := session.should_stop():
+                break
+    save()
+    return Fitted(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
+
+
+class _Clock:
+    """How much of the budget is used, over all attempts of a run."""
+
+    def __init__(self, train: Train) -> None:
+        self._train = train
+        self._wall_before = self._cpu_before = 0.0
+        self._wall = self._cpu = 0.0
+        self._agreed: float | None = None
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self._wall_before, self._cpu_before = state["seconds"], state["cpu_seconds"]
+
+    def start(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        return self._wall_before + time.perf_counter() - self._wall
+
+    def cpu_seconds(self) -> float:
+        return self._cpu_before + time.process_time() - self._cpu
+
+    def state(self) -> dict[str, float]:
+        return {"seconds": self.seconds(), "cpu_seconds": self.cpu_seconds()}
+
+    def position(self, step: int) -> float:
+        """The share of the budget that is used: the larger of steps and, if there is a limit, minutes."""
+        share = step / self._train.steps
+        if self._train.minutes is None:
+            return share
+        return max(share, self._agreed if self._agreed is not None else self.seconds() / (60 * self._train.minutes))
+
+    def world_position(self, step: int, world: int, device: torch.device) -> bool:
+        """Let all workers agree on the time, so that they end at one step and share one learning rate."""
+        if self._train.minutes is not None and world > 1:
+            used = torch.tensor([self.seconds() / (60 * self._train.minutes)], device=device)
+            dist.broadcast(used, 0)
+            self._agreed = float(used)
+        return True
+
+
+def _schedule(train: Train, step: int, position: float) -> float:
+    """The learning rate as a share of train.lr: a linear rise over `warmup` steps, a linear fall over the last
+    `decay` of the budget."""
+    rise = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
+    fall = min(1.0, (1 - position) / train.decay) if train.decay else 1.0
+    return max(0.0, rise * fall)
+
+
+def _optimizers(module: nn.Module, train: Train) -> dict[str, torch.optim.Optimizer]:
+    """Muon for matrices and convolutions with AdamW at a tenth of its rate for the rest, or AdamW for all."""
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    params = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in params if p.dim() >= 2 and id(p) not in embeddings and min(p.shape[0], p[0].numel()) > 1]
+    if train.optimizer == "adamw":
+        matrices = []
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in params if id(p) not in chosen]
+    made: dict[str, torch.optim.Optimizer] = {}
+    if matrices:
+        made["muon"] = Muon(matrices, lr=train.lr, weight_decay=train.weight_decay)
+    if rest:
+        lr = train.lr if train.optimizer == "adamw" else 0.1 * train.lr
+        made["adamw"] = torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=train.weight_decay, fused=True)
+    for optimizer in made.values():
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return made
+
+
+def _gather_gradients(module: nn.Module, world: int, clip: float) -> float:
+    """Sum the gradients over the workers, in one flat message; scale them down to `clip`; return their norm."""
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    if world > 1:
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        torch._foreach_copy_(grads, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in grads]), grads)])  # noqa: B905
+    norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+    if math.isfinite(norm) and norm > clip:
+        torch._foreach_mul_(grads, clip / norm)
+    return norm
+
+
+def _require_grad(modules: Iterable[nn.Module], value: bool) -> None:
+    for module in modules:
+        module.requires_grad_(value)
+
+
+def _precision(wanted: str, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16: where the chip multiplies it in hardware, unless the recipe says."""
+    if wanted != "auto":
+        return wanted == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _report(
+    log: dict[str, Tensor], step: int, lr: float, clock: _Clock, session: Session, weight: float, train: Train
+) -> None:
+    """Log a step's numbers, averaged over the workers."""
+    values = torch.stack([v.float().cpu() for v in log.values()])
+    if session.world > 1:
+        values = values.to(session.device) * weight
+        dist.all_reduce(values)
+        values = values.cpu()
+    if session.rank == 0:
+        numbers = dict(zip(log, values.tolist(), strict=True))
+        seconds = clock.seconds()
+        numbers |= {"lr": lr, "images": step * train.batch, "images_per_second": step * train.batch / seconds}
+        numbers |= {"seconds": seconds, "position": clock.position(step)}
+        session.log({"step": step, **numbers})
+
+
+def on_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any]) -> Any:
+    """Call `use` while the family holds its averaged weights, then give the raw ones back."""
+    raw = {name: p.detach().clone() for name, p in family.named_parameters() if name in average}
+    family.load_state_dict(average, strict=False)
+    family.eval()
+    try:
+        return use()
+    finally:
+        family.load_state_dict(raw, strict=False)
+        family.train()
+
+
+def newest(path: Path) -> Path | None:
+    """The newest verified checkpoint of a run's folder."""
+    return checkpoint.Checkpoints(path / "checkpoints").newest()
