@@ -1,0 +1,231 @@
+"""MLflow as the rest of genflow sees it: where it is, and the journals' way to it.
+
+    training thread ──> journal (a file) ──> Sender (a process beside the run) ──> MLflow
+                              └────────────> sync (the next command, after an outage)
+
+The sender is a process and not a thread, because MLflow's import and its batches are seconds of pure Python in
+which a thread would hold the interpreter's lock (docs/decisions/0005-metrics-go-through-a-journal.md).
+
+    <store>/mlflow.db, mlartifacts/      unless MLFLOW_TRACKING_URI names another place
+    <store>/journals/                    <run id>.jsonl, <run id>.cursor.json
+"""
+
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from genflow.errors import GenflowError, SetupError, UsageError
+from genflow.journal import Cursor, entries, has_writer, journal_path, opening
+from genflow.mlflow_door import Outage, Pass, Sent, create_database, line
+from genflow.store import Store, clear_disk_errors, sync_folder
+
+BUSY = "another process is sending it"
+
+
+# --- Where MLflow is
+
+
+def tracking_uri(store: Store) -> str:
+    """MLFLOW_TRACKING_URI, with a database's relative path made absolute; else a database in the store.
+
+    Jobs run in another folder, so what starts them hands this value on.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{store.root / 'mlflow.db'}"
+    path = _database(uri)
+    return f"sqlite:///{path.absolute()}" if path else uri
+
+
+def prepare(store: Store) -> str:
+    """Create MLflow's database if that is where it logs, once, whoever comes first; return the URI.
+
+    Two processes that open an empty database both migrate it, and most often both fail. So it grows under a lock
+    and another name, and appears whole.
+
+    Raises:
+        ResourceError: the disk is full.
+        SetupError: the folder is forbidden.
+    """
+    uri = tracking_uri(store)
+    path = _database(uri)
+    if path is None or _is_made(path):
+        return uri
+    with Store(path.parent).lock("mlflow", path.name), clear_disk_errors(path):
+        if not _is_made(path):
+            attempt = path.with_name(f"{path.name}.tmp")
+            attempt.unlink(missing_ok=True)  # of a process that was killed here
+            create_database(attempt, _artifacts(store))
+            os.replace(attempt, path)
+            sync_folder(path.parent)
+    return uri
+
+
+def refuse_local_uri_on_cluster(uri: str, nodes: int) -> None:
+    """Check that every node can reach MLflow.
+
+    Raises:
+        SetupError: `uri` is a file on one machine, and the cluster has several.
+    """
+    if nodes > 1 and re.match(r"sqlite:|file:|(?![a-z0-9+-]+:)", uri):
+        raise SetupError(
+            f"MLflow logs to {uri}, a file on one machine, and the cluster has {nodes} nodes",
+            "run `mlflow server` on a machine that they all reach and set MLFLOW_TRACKING_URI=http://HOST:5000",
+        )
+
+
+def ui_command(store: Store, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
+    """The command that serves MLflow's pages. `env.quiet()` turns its job runner and its telemetry off.
+
+    Raises:
+        UsageError: MLflow is a server already.
+    """
+    uri = prepare(store)
+    if not uri.startswith("sqlite:"):
+        raise UsageError(f"MLflow is not in this store but at {uri}", f"open {uri}, or unset MLFLOW_TRACKING_URI")
+    where = ["--backend-store-uri", uri, "--artifacts-destination", _artifacts(store)]
+    return [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
+
+
+def _database(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _is_made(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _artifacts(store: Store) -> str:
+    return (store.root / "mlartifacts").as_uri()
+
+
+# --- The journals' way to it
+
+
+def replay(store: Store, run_id: str, *, deadline_s: float = 30.0) -> Sent:
+    """Send what a journal holds and MLflow does not have yet. It stops and says why, rather than wait or raise.
+
+    A run whose journal ends without a last word, and without a living writer, is marked KILLED.
+
+    Args:
+        store: the store.
+        run_id: the run's id in it.
+        deadline_s: no request begins later than this, and none waits much longer.
+    """
+    path, sent, ends = journal_path(store.root, run_id), Sent(), time.monotonic() + deadline_s
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(store.lock("journals", run_id, wait=False))
+        except UsageError:
+            return Sent(problem=BUSY)
+        try:
+            uri = prepare(store)
+            artifacts = _artifacts(store) if _database(uri) else None  # MLflow's own is the current folder
+            Pass(path, store.root, uri, artifacts, ends, sent).run()
+        except (Outage, GenflowError, OSError) as error:
+            sent.problem = line(error)
+    sent.complete = not sent.problem
+    return sent
+
+
+class Sender:
+    """A process beside a run that sends its journal every few seconds, at low priority, until it is finished.
+
+    It learns of the run's end, even by `kill -9`, from the end of its standard input, and sends what is left.
+
+    Args:
+        store: the store.
+        run_id: the run's id in it.
+        every_s: seconds between two passes.
+
+    Attributes:
+        sent: what became of the journal, once it is finished.
+    """
+
+    def __init__(self, store: Store, run_id: str, *, every_s: float = 5.0) -> None:
+        self.sent = Sent(problem="it was not started")
+        home = str(Path(__file__).parent.parent)
+        self._command = [sys.executable, "-m", "genflow.tracking", str(store.root), run_id, str(every_s)]
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Begin. Returns at once."""
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is meant for the run
+        )
+
+    def finish(self, deadline_s: float = 20.0) -> bool:
+        """Send what is left. Close the journal before, so that its last word is in it.
+
+        Returns:
+            Whether MLflow has everything. If not, `sent.problem` says why, and the journal waits for `sync`.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return self.sent.complete
+        try:
+            report, _ = process.communicate(f"{deadline_s}\n", timeout=deadline_s)
+            self.sent = Sent(**json.loads(report))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            self.sent = Sent(problem=f"MLflow did not take it within {deadline_s:g} s")
+        except ValueError:
+            self.sent = Sent(problem=f"the sender ended with code {process.returncode}")
+        return self.sent.complete
+
+
+def _beside(root: str, run_id: str, every_s: str) -> None:
+    """The process of a `Sender`."""
+    os.nice(10)  # measured: training beside it keeps its speed
+    store, total, wait = Store(root), Sent(), 0.0
+    while True:
+        ends = bool(select.select([sys.stdin], [], [], wait)[0])
+        deadline_s = float((ends and sys.stdin.readline()) or 60)
+        sent = replay(store, run_id, deadline_s=deadline_s)
+        total = Sent(total.entries + sent.entries, sent.complete, sent.problem, total.refused + sent.refused)
+        if ends:
+            print(json.dumps(vars(total)), flush=True)
+            return
+        wait = float(every_s)
+
+
+def sync(store: Store, *, deadline_s: float = 10.0) -> Sent:
+    """Send every journal of this store that is behind and that nobody writes. Costs no import if there is none.
+
+    A journal that began at another tracking URI stays there: a changed variable moves nobody's old runs.
+    """
+    total, ends, uri = Sent(complete=True), time.monotonic() + deadline_s, tracking_uri(store)
+    for path in sorted((store.root / "journals").glob("*.jsonl")):
+        if not _is_behind(path, uri):
+            continue
+        sent = replay(store, path.stem, deadline_s=ends - time.monotonic())
+        total.entries += sent.entries
+        total.refused += sent.refused
+        if sent.problem and sent.problem != BUSY:
+            total.complete, total.problem = False, sent.problem
+            break  # it would be the same with the next one
+    return total
+
+
+def _is_behind(path: Path, uri: str) -> bool:
+    cursor, first = Cursor.read(path), opening(path)
+    if not first or cursor.uri not in ("", uri) or has_writer(path):
+        return False
+    unfinished = cursor.journal != first["journal"]["id"] or cursor.status == "RUNNING"
+    return unfinished or any(entries(path, cursor.offset))
+
+
+if __name__ == "__main__":
+    _beside(*sys.argv[1:])
