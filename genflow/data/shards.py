@@ -20,16 +20,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from genflow.errors import DataError
 from genflow.facts import Facts
 from genflow.store import Artifact
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FACTS = "facts.json"
 
@@ -114,7 +115,7 @@ def write_index(folder: Path, facts: Facts, shards: dict[str, list[str]]) -> Non
     """
     features = json.loads(schema(facts).metadata[b"huggingface"])["info"]["features"]
     for split, names in shards.items():
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": hashlib.sha256(f"{facts.fingerprint}/{split}".encode()).hexdigest()[:16],
             "_format_columns": None,
@@ -240,11 +241,13 @@ def _map(path: Path) -> pa.Table:
         raise DataError(f"{path} is not a readable Arrow stream: {error}", "prepare the dataset again") from error
 
 
-def to_x(values: np.ndarray | Tensor, facts: Facts) -> Tensor:
+def to_x(values: "np.ndarray | Tensor", facts: Facts) -> "Tensor":
     """Records (B, H, W, C) as what is trained on: x (B, C, H, W) float32.
 
     x = (2k + 1)/K - 1 for grey levels k in 0..K-1 (bin centres); x = point / scale for points.
     """
+    import torch  # not at the top: what writes shards needs no torch, which costs 1.5 s and 200 MB a worker
+
     tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
     x = tensor.permute(0, 3, 1, 2).to(torch.float32)
     if facts.levels is None:
@@ -252,13 +255,13 @@ def to_x(values: np.ndarray | Tensor, facts: Facts) -> Tensor:
     return x.mul_(2 / facts.levels).add_(1 / facts.levels - 1).contiguous()
 
 
-def from_x(x: Tensor, facts: Facts) -> np.ndarray:
+def from_x(x: "Tensor", facts: Facts) -> np.ndarray:
     """The nearest records to x: (B, H, W, C) uint8 grey levels, or float32 points."""
     x = x.detach().float().cpu().permute(0, 2, 3, 1)
     if facts.levels is None:
         return (x * facts.scale).numpy()
     levels = ((x + 1) * (facts.levels / 2) - 0.5).round().clamp(0, facts.levels - 1)
-    return levels.to(torch.uint8).numpy()
+    return levels.byte().numpy()
 
 
 def to_display(images: np.ndarray, facts: Facts) -> np.ndarray:

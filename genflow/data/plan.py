@@ -1,0 +1,101 @@
+"""The plan of a dataset, as values: which rows go into which shard, in which form, and what follows from them.
+
+Nothing here knows who carries it out. Which row is in which shard depends on the source and the options alone,
+so the bytes are the same whatever the number of workers:
+
+- rows that are held out are the first of a permutation that depends on the seed;
+- a split's rows, in order, are cut into shards of a size that depends on their number;
+- a row that cannot be read is left out of its shard and moves no other row.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from genflow import code
+from genflow.data import pictures
+from genflow.data.densities import density
+from genflow.data.records import Form, Part, Source, Survey
+from genflow.data.writing import Shard
+from genflow.errors import DataError
+from genflow.facts import Facts
+from genflow.recipe import Data, digest
+
+SPLITS = ("train", "val", "test")
+SHARD_ROWS = 4096
+SHARD_BYTES = 2**26
+SHARES = 32  # a split is cut into as many shards before they grow to their full size
+SIDE = 64  # pixels, where the pictures have no common size below it and nobody says otherwise
+HELD_OUT = 1  # what the permutation's generator is called, beside the seed
+
+
+def key(source: Source, data: Data) -> str:
+    """What a dataset's id ends with: a hash of the options, the source's listing, and the code; nothing is decoded."""
+    options = {"size": data.size, "channels": data.channels, "val": data.val, "seed": data.seed}
+    made_by = code.fingerprint("genflow/data", "jobs/prepare.py")
+    return digest({"options": options, "source": source.listing(), "code": made_by})
+
+
+def look_at(source: Source) -> list[Part]:
+    """The parts to survey, where a source must be looked at."""
+    parts = []
+    for split, count in source.splits().items():
+        rows = np.arange(count)
+        parts += [source.part(split, rows[start : start + SHARD_ROWS]) for start in range(0, count, SHARD_ROWS)]
+    return parts
+
+
+def settle(source: Source, data: Data, survey: Survey) -> Form:
+    """The form that every picture is brought into.
+
+    The side is `data.size`; else the pictures' own short side if all have one size and it is at most 64; else
+    64. There are three channels if any picture is in colour.
+
+    Raises:
+        DataError: numbers whose range has no known meaning.
+    """
+    if survey.low <= survey.high and not pictures.has_scale(survey.low, survey.high):
+        raise DataError(
+            f"the pixels of {source.about['path']} run from {survey.low:g} to {survey.high:g}",
+            "store them as bytes, or as fractions from 0 to 1 or from -1 to 1",
+        )
+    short = min(survey.size) if survey.size else SIDE + 1
+    side = data.size or (max(4, short) if short <= SIDE else SIDE)
+    channels = data.channels if data.channels != "auto" else 3 if survey.colour else 1
+    return Form(side, channels, source.levels or 256, survey.low, survey.high)
+
+
+def begin(source: Source, form: Form) -> Facts:
+    """The facts that are known before a record is read."""
+    if source.levels is None:
+        scale = density(source.name).scale
+        return Facts((2, 1, 1), None, source.class_names(), scale=scale)
+    return Facts(form.shape, form.levels, source.class_names())
+
+
+def assign(source: Source, data: Data) -> dict[str, tuple[str, np.ndarray]]:
+    """Each split's rows, as the source's split that they lie in and their numbers, ascending."""
+    own = source.splits()
+    rows = {split: (split, np.arange(own[split])) for split in SPLITS if split in own}
+    count = own["train"]
+    if "val" not in own and (held := int(data.val * count)):
+        order = np.random.default_rng([data.seed, HELD_OUT]).permutation(count)
+        rows |= {"train": ("train", np.sort(order[held:])), "val": ("train", np.sort(order[:held]))}
+    return {split: rows[split] for split in SPLITS if split in rows}
+
+
+def shards(source: Source, data: Data, form: Form, folder: Path) -> list[Shard]:
+    """Every shard of the dataset, in order; the splits' folders are made."""
+    facts = begin(source, form)
+    row_bytes = max(1, facts.dims)
+    most = max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
+    planned = []
+    for split, (origin, rows) in assign(source, data).items():
+        size = min(most, max(source.smallest_shard, math.ceil(len(rows) / SHARES)))
+        total = math.ceil(len(rows) / size)
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for number in range(total):
+            part = source.part(origin, rows[number * size :][:size])
+            planned.append(Shard(str(folder / split), split, number, total, part, form, facts))
+    return planned

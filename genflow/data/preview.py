@@ -1,0 +1,121 @@
+"""Records as a picture to look at: a grid of images, or points of the plane, as PNG bytes; and a dataset's facts."""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from genflow.data.shards import Dataset, Split, to_display
+from genflow.facts import Facts
+
+CELL = 64  # pixels that a small picture is enlarged to, at most
+GAP = 2
+PAPER = 216  # the grey level between pictures: neither black nor white, so that both have an edge
+INK = np.array((31, 58, 147))
+
+
+def render(records: np.ndarray, facts: Facts, columns: int | None = None, limit: float | None = None) -> bytes:
+    """Records, as `from_x` gives them, as PNG bytes: a grid of pictures, or points of the plane.
+
+    Args:
+        records: (N, H, W, C) grey levels 0..K-1, or (N, 1, 1, 2) points.
+        facts: the dataset's facts.
+        columns: pictures in a line.
+        limit: points from -limit to limit are shown; None: nearly all.
+    """
+    if facts.is_points:
+        return scatter(records.reshape(-1, 2), limit)
+    return grid(to_display(records, facts), columns)
+
+
+def grid(images: np.ndarray, columns: int | None = None, scale: int | None = None) -> bytes:
+    """Pictures side by side, line by line, as PNG bytes.
+
+    Args:
+        images: (N, H, W, C) uint8, C = 1 or 3.
+        columns: pictures in a line; None: about as many as there are lines.
+        scale: how many times pictures are enlarged, by repeating pixels; None: small ones to about 64 pixels.
+    """
+    count, height, width, channels = images.shape
+    columns = min(columns or math.ceil(math.sqrt(max(count, 1))), max(count, 1))
+    lines = math.ceil(count / columns)
+    scale = scale or max(1, CELL // max(height, width))
+    images = images.repeat(scale, 1).repeat(scale, 2)
+    height, width = height * scale + GAP, width * scale + GAP
+    sheet = np.full((max(lines, 1) * height + GAP, columns * width + GAP, channels), PAPER, np.uint8)
+    for number, image in enumerate(images):
+        top, left = (number // columns) * height + GAP, (number % columns) * width + GAP
+        sheet[top : top + height - GAP, left : left + width - GAP] = image
+    return _png(sheet)
+
+
+def scatter(points: np.ndarray, limit: float | None = None, side: int = 512) -> bytes:
+    """Points of the plane as PNG bytes: the more points in a place, the darker it is.
+
+    Args:
+        points: (N, 2), x to the right and y upwards.
+        limit: the picture shows -limit to limit; None: all but the outermost 1 in 1,000, with a margin.
+        side: the picture's side in pixels.
+    """
+    points = points[np.isfinite(points).all(1)]
+    if limit is None:
+        limit = 1.1 * float(np.quantile(np.abs(points), 0.999)) if len(points) else 1.0
+    limit = limit or 1.0
+    cells = side // 2  # a point is 2 x 2 pixels
+    counts, _, _ = np.histogram2d(-points[:, 1], points[:, 0], bins=cells, range=[[-limit, limit]] * 2)
+    occupied = counts[counts > 0]
+    typical = float(np.median(occupied)) if occupied.size else 1.0
+    darkness = 1 - np.exp(-1.2 * counts / typical)
+    colours = 255 - darkness[:, :, None] * (255 - INK)
+    return _png(np.rint(colours).astype(np.uint8).repeat(2, 0).repeat(2, 1))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def preview(dataset: Dataset) -> bytes:
+    """A look at the training split as PNG bytes: a line of pictures for each of up to 16 classes, or 64 pictures."""
+    split, facts = dataset.splits["train"], dataset.facts
+    if facts.is_points:
+        return render(split.take(np.arange(min(len(split), 20_000))), facts)
+    if facts.classes:
+        return grid(*_lines_of_classes(split, facts))
+    rows = np.unique(np.linspace(0, len(split) - 1, 64).astype(int))
+    return render(split.take(rows), facts)
+
+
+def _lines_of_classes(split: Split, facts: Facts) -> tuple[np.ndarray, int]:
+    """The first pictures of each class, class by class, with blanks where a class has too few; and their number."""
+    shown = min(facts.classes, 16)
+    columns = 10
+    C, H, W = facts.shape
+    images = np.full((shown * columns, H, W, C), PAPER, np.uint8)
+    for label in range(shown):
+        rows = np.flatnonzero(split.labels == label)[:columns]
+        if len(rows):
+            images[label * columns :][: len(rows)] = to_display(split.take(rows), facts)
+    return images, columns
+
+
+def show(dataset: Dataset) -> dict[str, Any]:
+    """A dataset's facts as a `genflow.data/1` document."""
+    artifact, facts = dataset.artifact, dataset.facts
+    return {
+        "schema": "genflow.data/1",
+        "dataset": artifact.id,
+        "name": artifact.name,
+        "path": str(artifact.path),
+        "created": artifact.manifest.get("created"),
+        "source": artifact.meta.get("source", {}),
+        "options": artifact.meta.get("options", {}),
+        "facts": facts.to_json(),
+        "shards": {name: len(split.tables) for name, split in dataset.splits.items()},
+        "bytes": sum(file["size"] for file in artifact.manifest["files"].values()),
+        "bad": artifact.meta.get("bad", 0),
+        "skipped": artifact.meta.get("skipped", {}),
+    }

@@ -1,0 +1,74 @@
+"""Where a job finds its Ray: the one it runs in, or one of its own on this machine, gone when the job is."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+from genflow import code, env
+from genflow.errors import GenflowError, SetupError
+from jobs.common import verbose
+
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
+
+
+@contextlib.contextmanager
+def ray_cluster(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+    """Be connected to Ray while in the block.
+
+    A Ray that this process is connected to, or whose submitted job it is, is joined and left alone. Otherwise
+    one is started on the loopback, with a token, and stopped at the end.
+
+    Args:
+        num_cpus: how many tasks may run at once on a Ray of one's own; None: the cores of this machine.
+        dashboard: whether that Ray has a dashboard.
+
+    Raises:
+        SetupError: Ray does not start.
+    """
+    started = sys.modules.get("ray")
+    if started is not None and started.is_initialized():
+        yield
+        return
+    submitted = IN_A_JOB in os.environ
+    before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
+    if not submitted:
+        env.loopback()  # before the import: Ray reads it once
+    import ray
+
+    level = logging.INFO if verbose() else logging.ERROR
+    try:
+        if submitted:
+            ray.init(logging_level=level)
+        else:
+            # Ray puts the current folder on its workers' path, where a stray numpy.py would be found first
+            with contextlib.chdir(code.home()):
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus or env.cores(),
+                    include_dashboard=dashboard,
+                    dashboard_port=env.free_port() if dashboard else None,
+                    logging_level=level,
+                )
+    except (OSError, RuntimeError, ValueError, ConnectionError) as error:
+        raise SetupError(f"Ray does not start: {str(error).strip().splitlines()[0]}", "genflow doctor") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if not submitted:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def mended(error: BaseException) -> GenflowError | None:
+    """The genflow error that an error of Ray was caused by, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, GenflowError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
