@@ -61,6 +61,14 @@ class Engine:
         self.options: dict[str, Any] = dict(recipe.sample)
 
     @classmethod
+    def of_training(cls, family: Family, recipe: Recipe, device: str) -> "Engine":
+        """An engine around a family that is still being trained; it leaves the family as it is."""
+        engine = cls.__new__(cls)
+        engine.family, engine.recipe, engine.step, engine.device = family, recipe, 0, device
+        engine.facts, engine.options = family.facts, dict(recipe.sample)
+        return engine
+
+    @classmethod
     def load(cls, run: Artifact, *, average: bool = True, device: str = "cpu") -> "Engine":
         """The engine of a finished run.
 

@@ -84,6 +84,7 @@ def fit(
         for player in family.players:
             getattr(family, player).compile()
     clock = _Clock(train)
+    parameters = sum(p.numel() for p in family.parameters())
 
     # Go on where an earlier attempt ended.
     step, saved = 0, -1
@@ -96,7 +97,7 @@ def fit(
     def save() -> None:
         nonlocal saved
         if saved != step:
-            state = {"step": step, "images": step * train.batch, **clock.state()}
+            state = {"step": step, "images": step * train.batch, "parameters": parameters, **clock.state()}
             if session.rank == 0:
                 session.save(step, lambda folder: checkpoint.write(folder, family, ema.state(), named, state))
                 on_checkpoint(step, ema.state())
@@ -144,8 +145,9 @@ def fit(
             _report(log, step, lr * train.lr, clock, session, (stop - start) / train.batch, train)
         if step % train.checkpoint_every == 0:
             save()
-            if stopped := session.should_stop():
-                break
+        # One worker may stop at any step; several only together, and Ray ends them from outside.
+        if session.world == 1 and (stopped := session.should_stop()):
+            break
     save()
     return Fitted(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
 

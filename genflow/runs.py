@@ -1,0 +1,76 @@
+"""What a run is called and where it lies: its id is the content address of recipe, data and code.
+
+The same recipe on the same data by the same code is the same run: asked for again it is found, and broken off
+it goes on. The number of workers, and how often it reports, are not part of it: they change no result.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from genflow import code
+from genflow.facts import Facts
+from genflow.recipe import Recipe, digest, dump
+from genflow.store import Artifact, Store, clear_disk_errors, write_atomically
+
+# The rooms whose code decides what a run computes; a family's and a net's own file are added to them.
+ROOMS = (
+    "genflow/batch.py", "genflow/facts.py", "genflow/build.py", "genflow/training.py", "genflow/maths",
+    "genflow/data/stream.py", "genflow/families/base.py", "genflow/nets/layers.py",
+)  # fmt: skip
+NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "threads"}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that may not exist yet.
+
+    Args:
+        id: `<name>-<key>`.
+        name: as people say it.
+        recipe: resolved.
+        dataset: what it trains on.
+        facts: of the dataset.
+    """
+
+    id: str
+    name: str
+    recipe: Recipe
+    dataset: Artifact
+    facts: Facts
+
+
+def plan(recipe: Recipe, dataset: Artifact) -> RunPlan:
+    """Name a run.
+
+    Args:
+        recipe: resolved by `build.resolve`.
+        dataset: the prepared dataset.
+    """
+    facts = Facts.from_json(dataset.file("facts.json").read_text())
+    name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
+    return RunPlan(f"{name}-{address(recipe, facts.fingerprint)}", name, recipe, dataset, facts)
+
+
+def address(recipe: Recipe, fingerprint: str) -> str:
+    """The content address of a run, from what decides its result."""
+    document = recipe.model_dump(mode="json")
+    train = {key: value for key, value in document["train"].items() if key not in NOT_OF_THE_RESULT}
+    family, net = recipe.family["kind"], recipe.net["kind"]
+    rooms = (*ROOMS, f"genflow/families/{family}.py", f"genflow/nets/{net}.py")
+    deciding: dict[str, Any] = {
+        "net": document["net"],
+        "family": document["family"],
+        "train": train,
+        "sample": document["sample"],
+        "data": fingerprint,
+        "code": code.fingerprint(*rooms),
+    }
+    return digest(deciding)
+
+
+def begin(store: Store, run: RunPlan) -> None:
+    """Make the run's folder, with what a reader needs before the first checkpoint."""
+    folder = store.folder("runs", run.id)
+    with clear_disk_errors(folder):
+        write_atomically(folder / "recipe.yaml", dump(run.recipe))
+        write_atomically(folder / "facts.json", run.dataset.file("facts.json").read_bytes())
