@@ -338,7 +338,7 @@ def _say(numbers: dict[str, Any], journal: Any, emit: Callable[..., None], recip
 
 def _grid(family: Any, recipe: Recipe, file: Path, device: str) -> None:
     """Samples of fixed seeds, one class a column where there are classes."""
-    from genflow.data.preview import grid
+    from genflow.data.preview import render
     from genflow.engine import Engine
     from genflow.store import write_atomically
 
@@ -347,9 +347,7 @@ def _grid(family: Any, recipe: Recipe, file: Path, device: str) -> None:
     count = GRID_COLUMNS * GRID_ROWS
     labels = [i % GRID_COLUMNS % classes for i in range(count)] if classes else None
     images = engine.draw(range(count), labels).images
-    from genflow.data.shards import to_display
-
-    write_atomically(file, grid(images if family.facts.is_points else to_display(images, family.facts), GRID_COLUMNS))
+    write_atomically(file, render(images, family.facts, GRID_COLUMNS))
 
 
 class _Stop:
