@@ -14,10 +14,13 @@ The imports are inside the functions: they take two seconds.
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +33,7 @@ from genflow.store import sync_and_hash
 BATCH = 1000  # metrics that one request may carry
 CALL_SECONDS = 10  # the longest that one request waits for an answer
 MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors", "scipy", "torch")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 
 Row = tuple[str, float, int, int]  # key, value, milliseconds, step
@@ -88,6 +91,7 @@ class Pass:
 
     def __init__(self, path: Path, root: Path, uri: str, artifacts: str | None, ends: float, sent: Sent) -> None:
         self.path, self.root, self.uri, self.artifacts, self.ends, self.sent = path, root, uri, artifacts, ends, sent
+        self.place = without_password(uri)
         self.cursor = Cursor.read(path)
         self.waiting = 0  # entries that were read and are still before the cursor
         self.metrics: list[Row] = []
@@ -113,8 +117,10 @@ class Pass:
             self._flush()
             try:
                 self._send(entry)
-            except Refusal as error:
-                self.sent.refused.append(line(error))
+            except (Outage, OSError):
+                raise
+            except Exception as error:  # a refusal, or an entry of another version
+                self.sent.refused.append(line(error)[:300])
             self._advance(end)
         self._flush()
         if self.cursor.status == "RUNNING" and not writing:
@@ -133,14 +139,19 @@ class Pass:
 
         left = self.ends - time.monotonic()
         if left <= 0:
-            raise Outage(f"MLflow at {self.uri} is slow; the rest is sent later")
+            raise Outage(f"MLflow at {self.place} is slow")
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, min(CALL_SECONDS, int(left))))
         try:
             return function(*args, **options)
         except MlflowException as error:
+            text = line(error)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise Missing(line(error)) from error
-            raise (Refusal if error.error_code in REFUSALS else Outage)(line(error)) from error
+                raise Missing(text) from error
+            if error.error_code in REFUSALS:
+                raise Refusal(text) from error
+            if "Max retries exceeded" in text:  # the reason stands last in urllib3's nested message
+                text = text.rpartition(": ")[2].strip("\"')")
+            raise Outage(f"MLflow at {self.place}: {text[:300]}") from error
 
     # --- Where it goes: one experiment a dataset, one run a journal
 
@@ -150,8 +161,9 @@ class Pass:
         from mlflow.entities import ViewType
 
         journal = first["journal"]
-        self.client = self._call(MlflowClient, self.uri)
-        if (self.cursor.uri, self.cursor.journal) == (self.uri, journal["id"]) and self._is_there(self.cursor.run):
+        registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri  # MLflow's own: the current folder
+        self.client = self._call(MlflowClient, self.uri, registry)
+        if (self.cursor.uri, self.cursor.journal) == (self.place, journal["id"]) and self._is_there(self.cursor.run):
             return
         experiment = self._experiment(journal["experiment"])
         query = f"tags.`genflow.journal` = '{journal['id']}'"
@@ -160,7 +172,7 @@ class Pass:
             tags = {"genflow.journal": journal["id"], "genflow.run": self.path.stem}
             named = {"run_name": journal["name"], "start_time": first["t"], "tags": tags}
             found = [self._call(self.client.create_run, experiment, **named)]
-        self.cursor = Cursor(self.uri, journal["id"], experiment, found[0].info.run_id)
+        self.cursor = Cursor(self.place, journal["id"], experiment, found[0].info.run_id)
 
     def _is_there(self, run: str) -> bool:
         try:
@@ -198,7 +210,7 @@ class Pass:
             self._call(self.client.log_batch, self.cursor.run, metrics=[Metric(*row) for row in rows])
         except Refusal as error:
             if len(rows) == 1:
-                self.sent.refused.append(line(error))
+                self.sent.refused.append(line(error)[:300])
                 return
             self._metrics(rows[: len(rows) // 2])
             self._metrics(rows[len(rows) // 2 :])
@@ -271,55 +283,70 @@ class Pass:
             versions = self._call(self.client.search_model_versions, f"name = '{name}'")
             if any(mark.items() <= version.tags.items() for version in versions):
                 return
+        query = f"tags.`genflow.checkpoint` = '{mark['genflow.checkpoint']}'"
+        begun = self._call(self.client.search_logged_models, [self.cursor.experiment], query)
         origin = {"source_run_id": self.cursor.run, "tags": mark}
-        model = self._call(self.client.create_logged_model, self.cursor.experiment, "sampler", **origin)
+        create = self.client.create_logged_model
+        model = begun[0] if begun else self._call(create, self.cursor.experiment, "sampler", **origin)
         with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
-            stage(checkpoint, self.root / "runs" / self.path.stem, Path(folder, "checkpoint"))
+            stage(checkpoint, self.root / "runs" / self.path.stem, Path(folder))
             self._call(package, Path(folder), run_id=self.cursor.run, model_id=model.model_id)
             self._call(self.client.log_model_artifacts, model.model_id, f"{folder}/model")
         self._call(self.client.finalize_logged_model, model.model_id, "READY")
-        self._call(self.client.log_outputs, self.cursor.run, [LoggedModelOutput(model.model_id, step)])
+        with suppress(Refusal):  # it was said before
+            self._call(self.client.log_outputs, self.cursor.run, [LoggedModelOutput(model.model_id, step)])
         origin = {"run_id": self.cursor.run, "model_id": model.model_id, "tags": mark}
-        self._call(self.client.create_model_version, name, f"models:/{model.model_id}", **origin)
+        # by its place: "models:/ID" would be looked up at MLflow's global URI, which is the current folder
+        self._call(self.client.create_model_version, name, model.artifact_location, **origin)
 
 
 def stage(checkpoint: Path, run: Path, folder: Path) -> None:
-    """Copy what sampling needs of a run, to where its path says nothing of ours: MLflow writes it into the model."""
-    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("optimizer*"))
+    """Copy the code and what sampling needs of a run to a neutral place: MLflow writes its path into the model."""
+    shutil.copy(MODEL_CODE, folder / "model.py")
+    shutil.copytree(checkpoint, folder / "checkpoint", ignore=shutil.ignore_patterns("optimizer*"))
     for name in ("recipe.yaml", "facts.json"):
         if (run / name).is_file():
-            shutil.copy(run / name, folder)
+            shutil.copy(run / name, folder / "checkpoint")
 
 
 def package(folder: Path, *, run_id: str, model_id: str) -> None:
-    """Make `folder`/model, an MLflow model of code and safetensors without a pickle, from `folder`/checkpoint."""
+    """Make `folder`/model of what was staged there: an MLflow model of code and safetensors, without a pickle."""
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
 
     optional = [ColSpec("double", name, required=False) for name in ("steps", "label")]  # a column may have gaps
     request = Schema([ColSpec("long", "n"), ColSpec("long", "seed"), *optional])
-    mlflow.pyfunc.save_model(
-        path=str(folder / "model"),
-        python_model=str(MODEL_CODE),
-        artifacts={"checkpoint": str(folder / "checkpoint")},
-        code_paths=[str(Path(__file__).parent)],
-        signature=ModelSignature(request, Schema([ColSpec("long", "seed"), ColSpec("string", "png")])),
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-        mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
-    )
+    with warnings.catch_warnings(action="ignore"):  # it wants an example to try the model with, which costs seconds
+        mlflow.pyfunc.save_model(
+            path=str(folder / "model"),
+            python_model=str(folder / "model.py"),
+            artifacts={"checkpoint": str(folder / "checkpoint")},
+            code_paths=[str(Path(__file__).parent)],
+            signature=ModelSignature(request, Schema([ColSpec("long", "seed"), ColSpec("string", "png")])),
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
+        )
 
 
 def line(error: BaseException) -> str:
     """An error in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def without_password(uri: str) -> str:
+    """A URI as it may be shown and written down."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _load() -> None:
     """Import MLflow with its messages kept off both outputs, which belong to the command."""
     env.quiet()
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # MLflow's own make 4 minutes a call; the next pass is ours
+    os.environ.update(
+        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",  # MLflow's own make 4 minutes a call; the next pass is ours
+    )
     import mlflow
 
     logging.getLogger(mlflow.__name__).setLevel(logging.ERROR)

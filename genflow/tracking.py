@@ -22,7 +22,7 @@ from pathlib import Path
 
 from genflow.errors import GenflowError, SetupError, UsageError
 from genflow.journal import Cursor, entries, has_writer, journal_path, opening
-from genflow.mlflow_door import Outage, Pass, Sent, create_database, line
+from genflow.mlflow_door import Outage, Pass, Sent, create_database, line, without_password
 from genflow.store import Store, clear_disk_errors, sync_folder
 
 BUSY = "another process is sending it"
@@ -206,7 +206,7 @@ def sync(store: Store, *, deadline_s: float = 10.0) -> Sent:
 
     A journal that began at another tracking URI stays there: a changed variable moves nobody's old runs.
     """
-    total, ends, uri = Sent(complete=True), time.monotonic() + deadline_s, tracking_uri(store)
+    total, ends, uri = Sent(complete=True), time.monotonic() + deadline_s, without_password(tracking_uri(store))
     for path in sorted((store.root / "journals").glob("*.jsonl")):
         if not _is_behind(path, uri):
             continue
