@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from genflow import code, env
-from genflow.errors import GenflowError, SetupError
+from genflow.errors import SetupError
 from jobs.common import verbose
 
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
@@ -62,13 +62,3 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False) -> Iterato
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
-
-
-def mended(error: BaseException) -> GenflowError | None:
-    """The genflow error that an error of Ray was caused by, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, GenflowError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None

@@ -1,0 +1,37 @@
+"""Fixtures that several folders of tests share."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from genflow.data.preparing import here, prepare
+from genflow.data.shards import Dataset
+from genflow.recipe import Data
+from genflow.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def prepared(store: Store) -> Callable[..., Dataset]:
+    """`prepared(source, size=..., ...)` prepares a dataset in this process and opens it."""
+
+    def make(source: str | Path, **options: object) -> Dataset:
+        artifact, _ = prepare(store, Data(source=str(source), **options), here, lambda event, **fields: None)
+        return Dataset.open(artifact)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One Ray with two CPUs for the whole session: starting it takes five seconds."""
+    from jobs.cluster import ray_cluster
+
+    with ray_cluster(num_cpus=2):
+        yield

@@ -1,0 +1,246 @@
+"""Every kind of picture that people have, decoded; and the hostile ones, refused with a reason."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genflow.data import pictures
+from genflow.data.pictures import PIXELS, Unreadable, decode, fit_array, guarded, has_scale, reason, survey, to_levels
+from genflow.data.records import Form
+
+GREY, COLOUR = Form(8, 1), Form(8, 3)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def ramp(size: int = 8) -> np.ndarray:
+    """A colour picture whose corners differ."""
+    y, x = np.mgrid[0:size, 0:size] * (255 // (size - 1))
+    return np.stack([x, y, 255 - x], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG"])
+def test_formats(kind: str) -> None:
+    """Every format decodes to the picture that was saved; lossy ones nearly."""
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}.get(kind, {})
+    pixels = decode(encoded(Image.fromarray(ramp()), kind, **options), COLOUR)
+    tolerance = {"JPEG": 12, "GIF": 0}.get(kind, 0)
+    assert pixels.shape == (8, 8, 3)
+    assert np.abs(pixels.astype(int) - ramp()).max() <= tolerance
+
+
+def test_transparency_is_laid_on_white() -> None:
+    """A fully transparent pixel is white, a half transparent black one is grey, in every mode with transparency."""
+    rgba = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    rgba.putpixel((0, 0), (0, 0, 0, 0))
+    for image in (rgba, rgba.convert("LA")):
+        pixels = decode(encoded(image, "PNG"), GREY)
+        assert pixels[0, 0, 0] == 255
+        assert pixels[4, 4, 0] == 127
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    palette.putpixel((0, 0), 0)
+    pixels = decode(encoded(palette, "PNG", transparency=0), COLOUR)
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[4, 4].tolist() == [200, 0, 0]
+    keyed = decode(encoded(Image.new("RGB", (8, 8), (9, 9, 9)), "PNG", transparency=(9, 9, 9)), COLOUR)
+    assert (keyed == 255).all()
+
+
+def test_sixteen_bits() -> None:
+    """16-bit grey is divided by 257: 65535 is white, and the order of bytes does not matter."""
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    expected = np.rint(values / 257).astype(np.uint8)
+    for kind in ("PNG", "TIFF"):
+        assert (decode(encoded(Image.fromarray(values), kind), GREY)[:, :, 0] == expected).all()
+    big_endian = encoded(Image.frombytes("I;16B", (8, 8), values.astype(">u2").tobytes()), "TIFF")
+    assert (decode(big_endian, GREY)[:, :, 0] == expected).all()
+
+
+def test_float_and_wide_tiff() -> None:
+    """Fractions are stretched; numbers without a known scale are refused rather than guessed."""
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    assert (decode(encoded(Image.fromarray(values), "TIFF"), GREY)[:, :, 0] == np.rint(values * 255)).all()
+    for wrong in (values * 1e6, (values * 1e6).astype(np.int32)):
+        with pytest.raises(Unreadable, match="known scale"):
+            decode(encoded(Image.fromarray(wrong), "TIFF"), GREY)
+
+
+def test_one_bit_and_cmyk() -> None:
+    """Black and white are 0 and 255; CMYK without ink is white."""
+    bits = Image.new("1", (8, 8), 1)
+    bits.putpixel((0, 0), 0)
+    pixels = decode(encoded(bits, "PNG"), GREY)[:, :, 0]
+    assert (pixels[0, 0], pixels[4, 4]) == (0, 255)
+    assert (decode(encoded(Image.new("CMYK", (8, 8)), "JPEG"), COLOUR) >= 254).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind: str, orientation: int) -> None:
+    """A picture that its camera turned comes out as `ImageOps.exif_transpose` shows it."""
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[pictures.ORIENTATION] = orientation
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}.get(kind, {})
+    file = encoded(Image.fromarray(ramp()), kind, exif=exif.tobytes(), **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue()))).convert("RGB"))
+    assert (decode(file, COLOUR) == upright).all()
+
+
+def test_centre_crop() -> None:
+    """The centre square of a wide picture is kept, and the whole height."""
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = ramp()
+    assert (decode(encoded(Image.fromarray(wide), "PNG"), COLOUR) == ramp()).all()
+    assert (decode(encoded(Image.fromarray(wide.transpose(1, 0, 2)), "PNG"), COLOUR)[:, :, 0] > 0).any()
+
+
+def test_resizing_is_antialiased() -> None:
+    """A fine black-and-white checkerboard shrinks to an even grey, not to a pattern."""
+    board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    pixels = decode(encoded(Image.fromarray(board), "PNG"), GREY)
+    assert np.abs(pixels.astype(int) - 127.5).max() <= 2
+
+
+def test_large_jpeg_is_reduced_while_decoding() -> None:
+    """A JPEG decoded at reduced scale differs little from one decoded whole."""
+    smooth = Image.fromarray(ramp(32)).resize((640, 640), Image.Resampling.BICUBIC)
+    jpeg, png = encoded(smooth, "JPEG", quality=98), encoded(smooth, "PNG")
+    assert np.abs(decode(jpeg, COLOUR).astype(int) - decode(png, COLOUR)).max() <= 6
+
+
+def test_grey_in_a_colour_dataset_and_back() -> None:
+    """Grey becomes three equal channels; colour becomes ITU-R 601 luma."""
+    grey = decode(encoded(Image.new("L", (8, 8), 77), "PNG"), COLOUR)
+    assert (grey == 77).all()
+    red = decode(encoded(Image.new("RGB", (8, 8), (255, 0, 0)), "PNG"), GREY)
+    assert (red == 76).all()
+
+
+def test_first_frame() -> None:
+    """Of an animation the first frame is taken."""
+    frames = [Image.new("L", (8, 8), level) for level in (10, 200, 250)]
+    for kind in ("GIF", "PNG", "TIFF"):
+        file = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert (decode(file, GREY) == 10).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour"), [("1", False), ("L", False), ("LA", False), ("RGB", True), ("RGBA", True), ("P", True)]
+)
+def test_survey_sees_colour_by_mode(mode: str, colour: bool) -> None:
+    """Whether a picture is in colour is judged by its mode."""
+    found = survey(encoded(Image.fromarray(ramp()).convert(mode), "PNG"))
+    assert (found.size, found.colour) == ((8, 8), colour)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF"])
+def test_survey_sees_grey_palettes(kind: str) -> None:
+    """A palette of greys alone is grey; one with a colour is colour."""
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([v for level in range(256) for v in (255 - level,) * 3])
+    assert not survey(encoded(image, kind)).colour
+    image.putpalette([v for level in range(256) for v in (255 - level, 3, 3)])
+    assert survey(encoded(image, kind)).colour
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_truncated(kind: str) -> None:
+    """Half a file ends with a reason, in every format."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    whole = encoded(Image.fromarray(noise), kind).getvalue()
+    half = io.BytesIO(whole[: len(whole) // 2])
+    with guarded(), pytest.raises(Exception) as caught:  # noqa: PT011  decoders raise what they like
+        decode(half, COLOUR)
+    text = reason(caught.value, half)
+    assert text
+    assert "\n" not in text
+    assert "0x" not in text  # no addresses: the list of bad files is the same in every run
+
+
+def bomb(width: int, height: int) -> io.BytesIO:
+    """A tiny PNG that claims to be huge."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = zlib.compress(b"\0" * 100_000)
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("size", [(8193, 8192), (10_000, 10_000), (50_000, 50_000)])
+def test_bomb(size: tuple[int, int]) -> None:
+    """More pixels than the cap are refused by the header, and the reason says so."""
+    assert size[0] * size[1] > PIXELS
+    with guarded(), pytest.raises(Exception, match=r".") as caught:
+        decode(bomb(*size), COLOUR)
+    assert reason(caught.value).startswith("decompression bomb")
+
+
+def test_other_formats_are_refused() -> None:
+    """What is not on the list is not decoded, even if Pillow could."""
+    for kind in ("PPM", "TGA", "ICO", "PCX"):
+        file = encoded(Image.new("RGB", (16, 16)), kind)
+        with pytest.raises(Image.UnidentifiedImageError) as caught:
+            decode(file, COLOUR)
+        assert reason(caught.value, file) == "not a PNG, JPEG, WebP, BMP, TIFF or GIF"
+
+
+def test_open_regular_never_waits(tmp_path: Path) -> None:
+    """A pipe that nobody writes to, a device and an empty file are refused at once."""
+    import os
+
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "empty.png").touch()
+    for path, text in {
+        str(tmp_path / "pipe.png"): "not a regular file",
+        "/dev/zero": "not a regular file",
+        str(tmp_path / "empty.png"): "empty file",
+        str(tmp_path / "none.png"): "No such file",
+    }.items():
+        with pytest.raises(Unreadable, match=text):
+            pictures.open_regular(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high", "expected"),
+    [
+        (np.array([0.0, 0.5, 1.0]), 0, 1, [0, 128, 255]),
+        (np.array([-1.0, 0.0, 1.0]), -1, 1, [0, 128, 255]),
+        (np.array([0.0, 17.4, 255.0]), 0, 255, [0, 17, 255]),
+        (np.array([0, 257, 65535], np.uint16), 0, 65535, [0, 1, 255]),
+        (np.array([False, True]), 0, 1, [0, 255]),
+        (np.array([0, 7, 255], np.int64), 0, 255, [0, 7, 255]),
+        (np.array([0, 1], np.uint8), 0, 1, [0, 1]),
+    ],
+)
+def test_levels(values: np.ndarray, low: float, high: float, expected: list[int]) -> None:
+    """Numbers become bytes by the range that all of them have."""
+    assert to_levels(values, low, high).tolist() == expected
+
+
+def test_ranges_without_a_scale() -> None:
+    """A range that is none of the usual ones has no known meaning."""
+    assert not has_scale(-5, 3)
+    assert not has_scale(0, 1e6)
+    with pytest.raises(Unreadable, match="NaN"):
+        to_levels(np.array([np.nan, 1.0]), 0, 1)
+
+
+def test_levels_are_kept_when_resizing() -> None:
+    """With K = 17 grey levels, resizing never invents an eighteenth."""
+    image = (np.indices((8, 8)).sum(0) % 2 * 16).astype(np.uint8)
+    assert fit_array(image, Form(13, 1, levels=17)).max() <= 16
