@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from genflow.code import home
 from genflow.errors import UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -185,6 +186,42 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UsageError(f"{path}: a recipe is a mapping of sections, not a {type(document).__name__}")
     return document
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A family's preset, or another recipe of `pipelines/` by name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    folder = home() / "pipelines"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise UsageError(f"there is no preset {name!r}{nearest(name, known)}")
+    return read(path)
+
+
+def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
+    """defaults < the family's preset < every layer in turn, as a recipe.
+
+    Args:
+        kind: a family; None: no preset.
+        layers: documents, or lists of documents; later ones win.
+        where: what to call it in an error.
+
+    Raises:
+        UsageError: from `preset` and `parse`.
+    """
+    document = preset(kind) if kind else {}
+    if "stages" in document:
+        raise UsageError(f"{kind} is a pipeline, not a family", f"genflow run {kind}")
+    for layer in layers:
+        for part in layer if isinstance(layer, list) else [layer]:
+            if "stages" in part:
+                raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
+            document = merge(document, part)
+    return parse(document, where)
 
 
 def parse(document: dict[str, Any], where: str = "recipe") -> Recipe:

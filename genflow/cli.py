@@ -1,0 +1,322 @@
+"""The command line: one command a verb. Everything heavy is imported inside a command, so that help is instant.
+
+Results go to standard output, progress and errors to standard error; see `terminal` and `errors` for the
+contract on JSON and exit codes.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from genflow import __version__
+from genflow.errors import GenflowError
+
+app = typer.Typer(
+    name="genflow",
+    help="Train, tune, compare and serve every family of image generator on your own images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="-v anywhere shows the traceback of an error. GENFLOW_STORE is where artifacts lie (default: .genflow).",
+)
+runs_app = typer.Typer(help="The runs in the store.", no_args_is_help=True)
+data_app = typer.Typer(help="The datasets in the store.", no_args_is_help=True)
+jobs_app = typer.Typer(help="Jobs on a cluster.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Sets = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set any key of the recipe.")]
+Config = Annotated[list[Path], typer.Option("--config", "-c", metavar="FILE", help="A recipe file; repeatable.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+OnCluster = Annotated[bool, typer.Option("--cluster/--local", help="Run on a Ray cluster, or on this machine.")]
+Address = Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")]
+RunRef = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, prefix, name, `latest`, or best:fd.")]
+
+
+def main() -> None:
+    """The `genflow` program."""
+    from genflow import terminal
+
+    verbose = _take_verbose()
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=sys.argv[1:], prog_name="genflow", standalone_mode=True)
+    except GenflowError as error:
+        code = terminal.fail(error, verbose)
+    except KeyboardInterrupt:
+        terminal.note("interrupted")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        wrapped = GenflowError(
+            f"{type(error).__name__}: {first[0] if first else 'no message'}", "run it again with -v for the traceback"
+        )
+        wrapped.__cause__ = error
+        code = terminal.fail(wrapped, verbose)
+    sys.exit(code or 0)
+
+
+def _take_verbose() -> bool:
+    """-v and --verbose may stand anywhere."""
+    flags = [a for a in sys.argv[1:] if a in ("-v", "--verbose")]
+    sys.argv[1:] = [a for a in sys.argv[1:] if a not in flags]
+    if flags:
+        os.environ["GENFLOW_VERBOSE"] = "1"  # the job that a command sends shall know it, too
+    return bool(os.environ.get("GENFLOW_VERBOSE"))
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(f"genflow {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(json: Json = False, dry_run: DryRun = False) -> None:
+    """Prepare digits, train a VAE, a DDPM and flow matching, compare them, and write report.html."""
+    from genflow import commands
+
+    commands.run_pipeline("quickstart", [], dry_run=dry_run, json=json)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="digits, fashion, a 2-D density, or a path to pictures.")],
+    name: Annotated[str, typer.Option(help="What to call the dataset.")] = "",
+    size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
+    channels: Annotated[str, typer.Option(help="auto, 1 or 3.")] = "auto",
+    val: Annotated[float | None, typer.Option(help="Share held out for measuring.")] = None,
+    max_bad: Annotated[int | None, typer.Option(help="Unreadable pictures to tolerate.")] = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Turn pictures into a dataset of Arrow shards."""
+    from genflow import commands
+
+    flags: dict[str, Any] = {"name": name, "size": size, "channels": channels, "val": val, "max_bad": max_bad}
+    commands.prepare(source, flags, sets, commands.Where(cluster, address), dry_run=dry_run, json=json)
+
+
+@app.command()
+def train(
+    family: Annotated[str, typer.Argument(help="vae, ddpm, flow_matching ...")],
+    data: Annotated[str, typer.Option(help="The dataset.")] = "",
+    config: Config = [],
+    sets: Sets = [],
+    name: Annotated[str, typer.Option(help="What to call the run.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock budget.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers; they change no result.")] = None,
+    cluster: OnCluster = False,
+    address: Address = "",
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on where it broke off, or start anew.")] = True,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train a family on a dataset. The same command again goes on where it was broken off."""
+    from genflow import commands
+
+    flags: dict[str, Any] = {"name": name, "data.name": data, "train.steps": steps, "train.minutes": minutes}
+    flags["cluster.workers"] = workers
+    where = commands.Where(cluster, address)
+    commands.train(family, config, sets, flags, where, fresh=not resume, dry_run=dry_run, json=json)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs.")],
+    samples: Annotated[int | None, typer.Option(help="Samples to measure on.")] = None,
+    features: Annotated[str, typer.Option(help="classifier, or a TorchScript module by path.")] = "",
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    json: Json = False,
+) -> None:
+    """Measure runs: distances with intervals and floors, likelihood, speed, quality against steps."""
+    from genflow import commands
+
+    flags = {"evaluate.samples": samples, "evaluate.features": features or None}
+    commands.evaluate("evaluate", runs, sets, flags, commands.Where(cluster, address), json=json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs of one dataset.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy report.html here.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples to measure on.")] = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    json: Json = False,
+) -> None:
+    """Compare runs by measurement: a table here, and one self-contained HTML file."""
+    from genflow import commands
+
+    flags = {"evaluate.samples": samples}
+    commands.evaluate("compare", runs, sets, flags, commands.Where(cluster, address), json=json, out=out)
+
+
+@app.command()
+def sample(
+    run: RunRef,
+    n: Annotated[int, typer.Option("-n", min=1, max=1_000_000, help="How many.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    sampler: Annotated[str, typer.Option(help="ddim, euler, midpoint, heun, ab2 ...")] = "",
+    label: Annotated[str, typer.Option(help="A class by name or number; `all` for each in turn; `none`.")] = "all",
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="grid.png, folder/, x.npy, x.parquet.")] = Path("grid.png"),
+    sets: Sets = [],
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    json: Json = False,
+) -> None:
+    """Draw samples from a run."""
+    from genflow import drawing
+
+    options = {"steps": steps, "sampler": sampler or None, "guidance": guidance}
+    drawing.sample(run, n, seed, options, label, out, sets, weights, json=json)
+
+
+@app.command()
+def export(
+    run: RunRef,
+    to: Annotated[str, typer.Option(help="safetensors.")] = "safetensors",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a run's weights for other tools."""
+    from genflow import drawing
+
+    drawing.export(run, to, out, json=json)
+
+
+@app.command()
+def run(
+    pipeline: Annotated[str, typer.Argument(help="A file, or the name of one in pipelines/.")],
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Run a pipeline: only what is missing, side by side."""
+    from genflow import commands
+
+    commands.run_pipeline(pipeline, sets, commands.Where(cluster, address), dry_run=dry_run, json=json)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 5000,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+) -> None:
+    """Open MLflow on the loopback, and say where the Ray dashboard is."""
+    from genflow import commands
+
+    commands.ui(port, open_browser)
+
+
+@app.command()
+def doctor(cluster: OnCluster = False, address: Address = "", json: Json = False) -> None:
+    """Check this machine (and a cluster), with the cure for what is wrong."""
+    from genflow import doctor as checks
+
+    checks.run(cluster=cluster, address=address, json=json)
+
+
+@runs_app.command("ls")
+def runs_ls(json: Json = False) -> None:
+    """List the runs."""
+    from genflow import listing
+
+    listing.list_runs(json=json)
+
+
+@runs_app.command("show")
+def runs_show(run: RunRef, json: Json = False) -> None:
+    """Show a run: what it is, where it lies, what was measured."""
+    from genflow import listing
+
+    listing.show_run(run, json=json)
+
+
+@runs_app.command("rm")
+def runs_rm(run: RunRef, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Delete a run."""
+    from genflow import listing
+
+    listing.remove("runs", run, yes)
+
+
+@data_app.command("ls")
+def data_ls(json: Json = False) -> None:
+    """List the datasets."""
+    from genflow import listing
+
+    listing.list_data(json=json)
+
+
+@data_app.command("show")
+def data_show(
+    dataset: Annotated[str, typer.Argument(help="A dataset's id, prefix, name, or `latest`.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The preview's file.")] = None,
+    json: Json = False,
+) -> None:
+    """Print a dataset's facts and write a preview."""
+    from genflow import listing
+
+    listing.show_data(dataset, out, json=json)
+
+
+@data_app.command("rm")
+def data_rm(
+    dataset: Annotated[str, typer.Argument(help="A dataset's id, prefix or name.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a dataset."""
+    from genflow import listing
+
+    listing.remove("datasets", dataset, yes)
+
+
+@jobs_app.command("ls")
+def jobs_ls(address: Address = "", json: Json = False) -> None:
+    """List a cluster's genflow jobs."""
+    from genflow import commands
+
+    commands.list_jobs(address, json=json)
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    job: Annotated[str, typer.Argument(help="The job's id.")],
+    address: Address = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job ends.")] = False,
+) -> None:
+    """Print a job's log."""
+    from genflow import commands
+
+    commands.job_logs(job, address, follow)
+
+
+@jobs_app.command("stop")
+def jobs_stop(job: Annotated[str, typer.Argument(help="The job's id.")], address: Address = "") -> None:
+    """Stop a job; its run can go on later."""
+    from genflow import commands
+
+    commands.stop_job(job, address)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""What the commands that send jobs do: compose the recipe, send it, show what came of it."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genflow import env, terminal
+from genflow.code import home
+from genflow.errors import SetupError, UsageError
+from genflow.recipe import Recipe, assignments, compose, dump, merge, nearest, read
+from genflow.store import Artifact, Store
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a job runs.
+
+    Args:
+        cluster: on a Ray cluster, rather than in a child process of this machine.
+        address: of the cluster's dashboard; empty: the usual Ray variables, or 127.0.0.1:8265.
+    """
+
+    cluster: bool = False
+    address: str = ""
+
+
+HERE = Where()
+
+
+def send(stage: str, document: Document, store: Store, where: Where, *, json: bool) -> Document:
+    """Send a job, draw its progress, and return its result."""
+    from genflow import submit
+
+    verbose = bool(os.environ.get("GENFLOW_VERBOSE"))
+    with terminal.Progress() as progress:
+        if where.cluster:
+            return submit.run_there(stage, document, store, progress, address=where.address)
+        return submit.run_here(stage, document, store, progress, verbose=verbose)
+
+
+def flagged(flags: dict[str, Any]) -> Document:
+    """Flags that were given, as sections: `{"train.steps": 10}` as `{"train": {"steps": 10}}`."""
+    document: Document = {}
+    for key, value in flags.items():
+        section, _, name = key.partition(".")
+        if value not in (None, ""):
+            document = merge(document, {section: {name: value} if name else value})
+    return document
+
+
+def prepare(source: str, flags: Document, sets: list[str], where: Where, *, dry_run: bool, json: bool) -> None:
+    """`genflow prepare`."""
+    channels = flags.pop("channels")
+    if channels not in ("auto", "1", "3"):
+        raise UsageError(f"--channels is auto, 1 or 3, not {channels!r}")
+    given = {"source": _path(source), "channels": channels if channels == "auto" else int(channels), **flags}
+    recipe = compose(None, assignments(sets), flagged({f"data.{key}": value for key, value in given.items()}))
+    if dry_run:
+        _plan({"data": recipe.data.model_dump(mode="json")}, [], json)
+        return
+    done = send("prepare", {"recipe": recipe.model_dump(mode="json")}, Store(), where, json=json)
+    if json:
+        terminal.document(done)
+        return
+    facts = done["facts"]
+    splits = ", ".join(f"{rows:,} {name}" for name, rows in facts["splits"].items())
+    size = "points" if facts["levels"] is None else f"{facts['shape'][1]}×{facts['shape'][2]}×{facts['shape'][0]}"
+    print(f"dataset  {done['name']}  ({done['dataset']}){'  cached' if done['cached'] else ''}")
+    print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes · {done['path']}")
+    if done.get("bad"):
+        print(f"         {done['bad']} unreadable, listed in {done['path']}/bad.csv")
+    name = done["name"]
+    terminal.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")
+
+
+def _path(source: str) -> str:
+    """A path as an absolute one, so that the job finds it from anywhere; names stay."""
+    expanded = Path(source).expanduser()
+    return str(expanded.absolute()) if expanded.exists() or os.sep in source else source
+
+
+def train(
+    family: str, config: list[Path], sets: list[str], flags: Document, where: Where,
+    *, fresh: bool, dry_run: bool, json: bool,
+) -> None:  # fmt: skip
+    """`genflow train`."""
+    known = families()
+    if family not in known:
+        raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"families: {', '.join(known)}")
+    recipe = compose(family, [read(path) for path in config], assignments(sets), flagged(flags))
+    if recipe.family.get("kind") != family:
+        raise UsageError(f"the recipe's family.kind is {recipe.family.get('kind')!r}, and the command says {family}")
+    store = Store()
+    if not recipe.data.name:
+        names = [a.name for a in store.artifacts("datasets")]
+        have = f"there are: {', '.join(dict.fromkeys(names))}" if names else "there is none yet: genflow prepare digits"
+        raise UsageError("no dataset was named", f"--data NAME; {have}")
+    dataset = store.find("datasets", recipe.data.name)
+    recipe, plan = _resolved(recipe, dataset)
+    if dry_run:
+        state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
+        broken = store.folder("runs", plan.id).exists() and not store.get("runs", plan.id)
+        _plan(recipe, [("train", plan.id, "to go on with" if broken else state)], json)
+        return
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"fresh": fresh, "run": plan.id}}
+    done = send("train", document, store, where, json=json)
+    if json:
+        terminal.document(done)
+        return
+    print(f"run      {done['name']}  ({done['run']}){'  cached' if done['cached'] else ''}")
+    rate = f"{done['images'] / max(done['seconds'], 1e-9):,.0f} img/s"
+    took = f"{done['steps']:,} steps, {done['images']:,} images, {terminal.duration(done['seconds'])} ({rate})"
+    print(f"         {took} · {done['path']}")
+    if grids := sorted(Path(done["path"]).glob("samples/*.png")):
+        print(f"         samples: {grids[-1]}")
+    name = done["run"]
+    terminal.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
+
+
+def _resolved(recipe: Recipe, dataset: Artifact) -> tuple[Recipe, Any]:
+    from genflow import build, runs
+    from genflow.facts import Facts
+
+    facts = Facts.from_json(dataset.file("facts.json").read_text())
+    resolved = build.resolve(recipe, facts)
+    return resolved, runs.plan(resolved, dataset)
+
+
+def families() -> list[str]:
+    """The families there are, found by their files, without importing torch."""
+    folder = Path(__file__).parent / "families"
+    return sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "base"))
+
+
+def evaluate(
+    job: str, references: list[str], sets: list[str], flags: Document, where: Where,
+    *, json: bool, out: Path | None = None,
+) -> None:  # fmt: skip
+    """`genflow evaluate` and `genflow compare`."""
+    store = Store()
+    runs = [find_run(store, reference) for reference in references]
+    if len({run.meta.get("fingerprint") for run in runs}) > 1:
+        pairs = ", ".join(f"{run.name} on {run.meta.get('dataset_name')}" for run in runs)
+        raise UsageError(f"runs of different datasets cannot be compared: {pairs}")
+    recipe = compose(None, assignments(sets), flagged(flags))
+    if features := recipe.evaluate.features:
+        changed = {**recipe.evaluate.model_dump(mode="json"), "features": _path(features)}
+        recipe = recipe.with_(evaluate=changed)
+    ids = list(dict.fromkeys(run.id for run in runs))
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
+    done = send(job, document, store, where, json=json)
+    if out and "path" in done:
+        shutil.copyfile(Path(done["path"]) / "report.html", out)
+        done["path"] = str(out.absolute())
+    if json:
+        terminal.document(done)
+        return
+    show_table(done)
+    if job == "compare":
+        print(f"\nreport   {_report_file(done)}")
+    best = done.get("best") or ids[0]
+    terminal.next_commands(
+        f"genflow sample {best}", "genflow ui", *([f"genflow compare {' '.join(ids)}"] if job == "evaluate" else [])
+    )
+
+
+def _report_file(done: Document) -> str:
+    path = Path(done["path"])
+    return str(path if path.suffix == ".html" else path / "report.html")
+
+
+def show_table(done: Document) -> None:
+    """The comparison's table."""
+    from genflow.evaluation.table import columns, rows
+
+    print(terminal.table(columns(), rows(done), left=2))
+
+
+def find_run(store: Store, reference: str) -> Artifact:
+    """A run by id, prefix, name, `latest`, or `best:METRIC` (fd, kid: the smallest; others: the largest).
+
+    Raises:
+        UsageError: there is none, or nothing was measured.
+    """
+    if not reference.startswith("best:"):
+        return store.find("runs", reference)
+    from genflow.evaluation.table import best_run
+
+    return best_run(store, reference.removeprefix("best:"))
+
+
+def run_pipeline(
+    reference: str, sets: list[str], where: Where = HERE, *, dry_run: bool, json: bool,
+) -> None:  # fmt: skip
+    """`genflow run` and `genflow quickstart`."""
+    from genflow.pipeline import load
+
+    path = Path(reference)
+    if not path.suffix:
+        path = home() / "pipelines" / f"{reference}.yaml"
+    elif not path.exists() and (home() / path).exists():
+        path = home() / path
+    if not path.exists():
+        known = sorted(p.stem for p in (home() / "pipelines").glob("*.yaml") if "stages" in read(p))
+        raise UsageError(f"no pipeline {reference!r}{nearest(reference, known)}", f"pipelines: {', '.join(known)}")
+    document = {"name": path.stem, **read(path)}
+    if "stages" not in document:
+        raise UsageError(f"{path} is a recipe of one run, not a pipeline", f"genflow train FAMILY -c {path}")
+    overrides = assignments(sets)
+    pipeline = load(document, str(path), overrides)
+    if dry_run:
+        _plan_pipeline(pipeline, json)
+        return
+    done = send("pipeline", {"pipeline": document, "overrides": overrides}, Store(), where, json=json)
+    if json:
+        terminal.document(done)
+        return
+    _show_pipeline(done)
+
+
+def _show_pipeline(done: Document) -> None:
+    reports = [stage for stage in done["stages"] if stage["job"] == "compare"]
+    for stage in done["stages"]:
+        artifact = stage["dataset"] if stage["job"] == "prepare" else stage.get("run") or stage.get("report", "")
+        print(f"{stage['job']:<8} {stage['stage']:<10} {artifact}{'  cached' if stage['cached'] else ''}")
+    for report in reports:
+        print()
+        show_table(report)
+        print(f"\nreport   {_report_file(report)}{'  cached' if report['cached'] else ''}")
+    runs = [stage["run"] for stage in done["stages"] if stage["job"] == "train"]
+    if runs:
+        best = next((report["best"] for report in reports if report.get("best")), runs[-1])
+        terminal.next_commands(f"genflow sample {best}", "genflow ui", "genflow prepare ~/my_pictures --size 32")
+
+
+def _plan_pipeline(pipeline: Any, json: bool) -> None:
+    """What running the pipeline would do, as far as it can be known before anything runs."""
+    from genflow import plans
+
+    rows = plans.foresee(pipeline, Store())
+    if json:
+        terminal.document({"schema": "genflow.plan/1", "pipeline": pipeline.name, "stages": rows})
+        return
+    table = [(row["stage"], row["job"], ", ".join(row["needs"]), row["artifact"], row["state"]) for row in rows]
+    print(terminal.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
+
+
+def _plan(recipe: Recipe | Document, stages: list[tuple[str, str, str]], json: bool) -> None:
+    """Print a recipe, whole, and what would be done with it."""
+    document = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    if json:
+        rows = [{"job": job, "artifact": artifact, "state": state} for job, artifact, state in stages]
+        terminal.document({"schema": "genflow.plan/1", "recipe": document, "stages": rows})
+        return
+    print(dump(document).rstrip())
+    for job, artifact, state in stages:
+        print(f"# {job} {artifact}: {state}")
+
+
+def ui(port: int, open_browser: bool) -> None:
+    """`genflow ui`: MLflow on the loopback until Ctrl-C."""
+    import subprocess
+    import webbrowser
+
+    from genflow import tracking
+
+    env.quiet()
+    store = Store()
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        tracking.prepare(store)
+        tracking.sync(store)
+    port = port or env.free_port()
+    if not _is_free(port):
+        raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow ui --port 0 takes a free one")
+    address = f"http://127.0.0.1:{port}"
+    print(f"MLflow         {address}   (Ctrl-C ends it)", flush=True)
+    dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    running = not _is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
+    print(f"Ray dashboard  {dashboard if running else 'no cluster is running on this machine'}", flush=True)
+    if open_browser:
+        webbrowser.open(address)
+    process = subprocess.Popen(tracking.ui_command(store, "127.0.0.1", port))
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        return
+    if code:
+        raise SetupError(f"MLflow's server ended with code {code}", "genflow doctor")
+
+
+def _is_free(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def list_jobs(address: str, *, json: bool) -> None:
+    """`genflow jobs ls`."""
+    from genflow import submit
+
+    jobs = submit.jobs_list(address)
+    if json:
+        terminal.document({"schema": "genflow.jobs/1", "jobs": jobs})
+        return
+    rows = [(job["id"], job.get("stage", ""), job["status"], job.get("started", "")) for job in jobs]
+    print(terminal.table(("job", "stage", "status", "started"), rows, left=4) if rows else "no jobs")
+
+
+def job_logs(job: str, address: str, follow: bool) -> None:
+    """`genflow jobs logs`."""
+    from genflow import submit
+
+    for text in _texts(submit.jobs_logs(address, job, follow=follow)):
+        print(text, end="", flush=True)
+
+
+def _texts(logs: Any) -> Any:
+    return [logs] if isinstance(logs, str) else logs
+
+
+def stop_job(job: str, address: str) -> None:
+    """`genflow jobs stop`."""
+    from genflow import submit
+
+    submit.jobs_stop(address, job)
+    print(f"stopped  {job}; the same command again goes on from its last checkpoint")
+

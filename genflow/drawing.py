@@ -1,0 +1,185 @@
+"""What `genflow sample` and `genflow export` do."""
+
+import json as jsonlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genflow import terminal
+from genflow.commands import find_run
+from genflow.engine import RECIPE, Engine
+from genflow.errors import SetupError, UsageError
+from genflow.facts import Facts
+from genflow.recipe import assignments, nearest
+from genflow.store import Store, write_atomically
+
+
+def sample(
+    reference: str, n: int, seed: int, flags: dict[str, Any], label: str, out: Path, sets: list[str], weights: str,
+    *, json: bool,
+) -> None:  # fmt: skip
+    """`genflow sample`: draw, and write a grid, a folder, an array or a table by the ending of `out`."""
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"--weights is ema or raw, not {weights!r}")
+    kind = "folder" if not out.suffix or str(out).endswith("/") else out.suffix
+    if kind not in ("folder", ".png", ".npy", ".parquet"):
+        raise UsageError(f"cannot write samples as {out.suffix}", "use grid.png, a folder/, samples.npy or .parquet")
+    store = Store()
+    run = find_run(store, reference)
+    engine = Engine.load(run, average=weights == "ema")
+    options = {key: value for key, value in flags.items() if value is not None}
+    unknown = sorted(set(assignments(sets)) - {"sample"})
+    if unknown:
+        raise UsageError(f"--set {unknown[0]} does not belong to sampling", "use --set sample.KEY=VALUE")
+    options |= assignments(sets).get("sample", {})
+    labels = _labels(label, n, engine.facts)
+    drawn = engine.draw(range(seed, seed + n), labels, **options)
+    _write(out, kind, drawn.images, drawn.labels, seed, engine.facts)
+    document = {
+        "schema": "genflow.sample/1", "run": run.id, "path": str(out.absolute()), "n": n, "seed": seed,
+        "step": engine.step, "options": {**engine.options, **options}, "nfe": drawn.nfe,
+        "seconds": round(drawn.seconds, 4),
+    }  # fmt: skip
+    if json:
+        terminal.document(document)
+        return
+    print(f"samples  {out}  {n} of {run.id}")
+    each = 1000 * drawn.seconds / max(n, 1)
+    print(f"         {drawn.nfe} evaluations and {each:.1f} ms each · seeds {seed}..{seed + n - 1}")
+
+
+def _labels(label: str, n: int, facts: Facts) -> list[int] | None:
+    names = list(facts.class_names)
+    if label == "none" or (label == "all" and not names):
+        return None
+    if label == "all":
+        return [i % len(names) for i in range(n)]
+    if label in names:
+        return [names.index(label)] * n
+    if label.isdigit() and int(label) < len(names):
+        return [int(label)] * n
+    if not names:
+        raise UsageError(f"--label {label}: this model has no classes", "leave --label out")
+    known = ", ".join(f"{i}={name}" for i, name in enumerate(names[:20]))
+    raise UsageError(f"--label {label}: no such class{nearest(label, names)}", f"classes: {known}")
+
+
+def _write(out: Path, kind: str, images: np.ndarray, labels: np.ndarray, seed: int, facts: Facts) -> None:
+    from genflow.data.preview import render
+    from genflow.data.shards import to_display
+
+    try:
+        if kind == ".png":
+            columns = facts.classes if facts.classes and 1 < facts.classes <= 20 else None
+            write_atomically(out, render(images, facts, columns))
+        elif kind == ".npy":
+            shown = images if facts.is_points else to_display(images, facts)
+            import io
+
+            buffer = io.BytesIO()
+            np.save(buffer, np.ascontiguousarray(shown.transpose(0, 3, 1, 2)))  # N C H W
+            write_atomically(out, buffer.getvalue())
+        elif kind == ".parquet":
+            _write_parquet(out, images, labels, seed, facts)
+        else:
+            _write_folder(out, images, labels, seed, facts)
+    except OSError as error:
+        raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another --out") from error
+
+
+def _pngs(images: np.ndarray, facts: Facts) -> list[bytes]:
+    import io
+
+    from PIL import Image
+
+    from genflow.data.shards import to_display
+
+    if facts.is_points:
+        raise UsageError("points of the plane are no pictures", "use --out samples.npy or grid.png")
+    made = []
+    for image in to_display(images, facts):
+        buffer = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+        made.append(buffer.getvalue())
+    return made
+
+
+def _write_folder(out: Path, images: np.ndarray, labels: np.ndarray, seed: int, facts: Facts) -> None:
+    for index, png in enumerate(_pngs(images, facts)):
+        name = facts.class_names[labels[index]] if labels[index] < facts.classes else ""
+        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+        write_atomically(out / f"seed_{seed + index:06d}{'_' + safe if safe else ''}.png", png)
+
+
+def _write_parquet(out: Path, images: np.ndarray, labels: np.ndarray, seed: int, facts: Facts) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pngs = _pngs(images, facts)
+    features: dict[str, Any] = {"image": {"_type": "Image"}, "seed": {"dtype": "int64", "_type": "Value"}}
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns: dict[str, Any] = {
+        "image": pa.array([{"bytes": png, "path": None} for png in pngs], picture),
+        "seed": pa.array(range(seed, seed + len(images)), pa.int64()),
+    }
+    if facts.classes:
+        features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}
+        columns["label"] = pa.array([int(v) if v < facts.classes else None for v in labels], pa.int64())
+    table = pa.table(columns).replace_schema_metadata({"huggingface": jsonlib.dumps({"info": {"features": features}})})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_atomically(out, sink.getvalue().to_pybytes())
+
+
+def export(reference: str, to: str, out: Path | None, *, json: bool) -> None:
+    """`genflow export`: a folder with the averaged weights, the recipe, the facts and a card."""
+    if to != "safetensors":
+        raise UsageError(f"cannot export to {to!r}", "use --to safetensors")
+    run = find_run(Store(), reference)
+    engine = Engine.load(run)
+    folder = out or Path(f"{run.name}-export")
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", "choose another --out")
+    from safetensors.torch import save
+
+    state = {k: v.detach().cpu().contiguous() for k, v in engine.family.state_dict().items()}
+    metadata = {"format": "pt", "genflow.run": run.id, "genflow.step": str(engine.step)}
+    try:
+        write_atomically(folder / "weights.safetensors", save(state, metadata))
+        for name in (RECIPE, "facts.json"):
+            write_atomically(folder / name, (run.path / name).read_bytes())
+        write_atomically(folder / "state.json", jsonlib.dumps({"step": engine.step, "run": run.id}))
+        write_atomically(folder / "README.md", _card(run.id, engine))
+        if grids := sorted(run.path.glob("samples/*.png")):
+            shutil.copyfile(grids[-1], folder / "samples.png")
+    except OSError as error:
+        raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
+    if json:
+        terminal.document({"schema": "genflow.export/1", "run": run.id, "path": str(folder.absolute()), "to": to})
+        return
+    print(f"export   {folder}  {sum(v.numel() for v in state.values()):,} weights of {run.id}")
+
+
+def _card(run: str, engine: Engine) -> str:
+    facts = engine.facts
+    return f"""---
+library_name: genflow
+pipeline_tag: unconditional-image-generation
+---
+# {run}
+
+{type(engine.family).title}, net {engine.recipe.net["kind"]}, {engine.step:,} steps, on data of shape {facts.shape}
+(fingerprint {facts.fingerprint[:16]}), {facts.classes or "no"} classes.
+
+```python
+from pathlib import Path
+from genflow.engine import Engine
+
+engine = Engine.from_folder(Path("."))
+images = engine.draw(seeds=range(16)).images  # (16, H, W, C) uint8
+```
+
+`weights.safetensors` holds the averaged weights; `recipe.yaml` the whole configuration; `facts.json` the data's facts.
+"""

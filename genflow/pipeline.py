@@ -1,0 +1,135 @@
+"""A pipeline as a value: stages, what each of them needs, and the order that follows.
+
+    name: quickstart
+    stages:
+      digits:  {job: prepare, data: {source: digits}}
+      vae:     {job: train, preset: vae, data: digits, train: {steps: 600}}
+      report:  {job: compare, runs: [vae, ...], evaluate: {samples: 1000}}
+
+A train stage names its dataset, and an evaluate or compare stage its runs, by the stage that makes them (or by
+an artifact that exists). Those names are the edges. `jobs/pipeline.py` carries the graph out; every job knows
+its artifact by its content address, so running a pipeline again does only what is missing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genflow.errors import UsageError
+from genflow.recipe import NAME, Recipe, compose, merge, nearest, parse
+
+Document = dict[str, Any]
+JOBS = ("prepare", "train", "evaluate", "compare")
+KEYS = {
+    "prepare": ("job", "data"),
+    "train": ("job", "preset", "data", "name", "net", "family", "train", "sample", "cluster"),
+    "evaluate": ("job", "runs", "evaluate"),
+    "compare": ("job", "runs", "evaluate"),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Args:
+        name: unique in its pipeline.
+        job: which program carries it out.
+        needs: the stages whose artifacts it takes.
+        recipe: what the job is told, before its inputs are known.
+        runs: the runs an evaluate or compare stage takes, by stage name or reference.
+    """
+
+    name: str
+    job: str
+    needs: tuple[str, ...]
+    recipe: Recipe
+    runs: tuple[str, ...] = ()
+
+    def document(self, made: dict[str, Document]) -> Document:
+        """The job's document, once what it needs is made.
+
+        Args:
+            made: results by stage name.
+        """
+        recipe = self.recipe
+        if self.job == "train" and recipe.data.name in made:
+            dataset = made[recipe.data.name]["dataset"]
+            recipe = recipe.with_(data={"name": dataset})
+        runs = [made[run]["run"] if run in made else run for run in self.runs]
+        return {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": runs} if runs else {}}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages in an order in which each comes after what it needs."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+
+def load(document: Document, where: str, overrides: Document | None = None) -> Pipeline:
+    """A pipeline file's document as a pipeline.
+
+    Args:
+        document: with `name` and `stages`.
+        where: what to call it in an error.
+        overrides: sections laid over every stage that has them (`--set train.steps=10`).
+
+    Raises:
+        UsageError: an unknown key, job or stage, or a circle, in one line.
+    """
+    for key in document:
+        if key not in ("name", "stages"):
+            raise UsageError(f"{where}: unknown key {key}{nearest(key, ['name', 'stages'])}")
+    name = str(document.get("name") or Path(where).stem)
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{where}: name {name!r}: use letters, digits, '.', '_' and '-'")
+    described = document.get("stages")
+    if not isinstance(described, dict) or not described:
+        raise UsageError(f"{where}: a pipeline needs `stages`, a mapping of names to stages")
+    stages = [_stage(str(key), value, list(described), where, overrides or {}) for key, value in described.items()]
+    return Pipeline(name, tuple(_in_order(stages, where)))
+
+
+def _stage(name: str, value: Any, names: list[str], where: str, overrides: Document) -> Stage:
+    at = f"{where}: stage {name}"
+    if not isinstance(value, dict) or value.get("job") not in JOBS:
+        job = value.get("job") if isinstance(value, dict) else value
+        raise UsageError(f"{at}: job is one of {', '.join(JOBS)}, not {job!r}")
+    job = value["job"]
+    for key in value:
+        if key not in KEYS[job]:
+            raise UsageError(f"{at}: unknown key {key}{nearest(key, list(KEYS[job]))}")
+    overrides = {key: section for key, section in overrides.items() if key in KEYS[job]}
+    runs = value.get("runs", ())
+    if job in ("evaluate", "compare"):
+        if not isinstance(runs, list) or not runs or not all(isinstance(run, str) for run in runs):
+            raise UsageError(f"{at}: runs is a list of stages or runs, not {runs!r}")
+        sections = {key: value[key] for key in ("evaluate",) if key in value}
+        needs = tuple(run for run in runs if run in names)
+        return Stage(name, job, needs, parse(merge(sections, overrides), at), tuple(runs))
+    if job == "prepare":
+        return Stage(name, job, (), parse(merge({"data": value.get("data", {})}, overrides), at))
+    data = value.get("data")
+    if not isinstance(data, str):
+        raise UsageError(f"{at}: data names a stage or a dataset, not {data!r}")
+    own = {key: section for key, section in value.items() if key not in ("job", "preset", "data")}
+    recipe = compose(value.get("preset"), [own], overrides, {"data": {"name": data}}, where=at)
+    return Stage(name, job, (data,) if data in names else (), recipe)
+
+
+def _in_order(stages: list[Stage], where: str) -> list[Stage]:
+    """The stages, each after what it needs, otherwise as they stand in the file."""
+    ordered: list[Stage] = []
+    left = list(stages)
+    while left:
+        done = {stage.name for stage in ordered}
+        ready = [stage for stage in left if done.issuperset(stage.needs)]
+        if not ready:
+            circle = ", ".join(stage.name for stage in left)
+            raise UsageError(f"{where}: stages need each other in a circle: {circle}")
+        ordered.append(ready[0])
+        left.remove(ready[0])
+    return ordered
+

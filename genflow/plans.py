@@ -1,0 +1,48 @@
+"""What running a pipeline would do, as far as it can be known before anything runs."""
+
+from typing import Any
+
+from genflow.errors import GenflowError
+from genflow.pipeline import Pipeline, Stage
+from genflow.store import Store
+
+
+def foresee(pipeline: Pipeline, store: Store) -> list[dict[str, Any]]:
+    """One row a stage: its artifact if it can be named yet, and whether it is cached, to do, or waits for another."""
+    made: dict[str, dict[str, Any]] = {}
+    rows = []
+    for stage in pipeline.stages:
+        artifact, state = "", "after " + ", ".join(need for need in stage.needs if need not in made)
+        if set(stage.needs) <= made.keys():
+            try:
+                artifact, result = _foresee(stage, made, store)
+                state = "cached" if result else "to do"
+                if result:
+                    made[stage.name] = result
+            except GenflowError as error:
+                state = f"cannot run: {error.message}"
+        rows.append(
+            {"stage": stage.name, "job": stage.job, "needs": list(stage.needs), "artifact": artifact, "state": state}
+        )
+    return rows
+
+
+def _foresee(stage: Stage, made: dict[str, Any], store: Store) -> tuple[str, dict[str, Any] | None]:
+    document = stage.document(made)
+    if stage.job == "prepare":
+        from genflow.data import plan, sources
+
+        source = sources.find(stage.recipe.data)
+        id = f"{stage.recipe.data.name or source.name}-{plan.key(source, stage.recipe.data)}"
+        return id, {"dataset": id} if store.get("datasets", id) else None
+    if stage.job == "train":
+        from genflow import build, runs
+        from genflow.facts import Facts
+        from genflow.recipe import parse
+
+        recipe = parse(document["recipe"])
+        dataset = store.find("datasets", recipe.data.name)
+        facts = Facts.from_json(dataset.file("facts.json").read_text())
+        run = runs.plan(build.resolve(recipe, facts), dataset)
+        return run.id, {"run": run.id} if store.get("runs", run.id) else None
+    return "", None

@@ -1,0 +1,161 @@
+"""What a person sees: progress on standard error, results on standard output, errors as one line.
+
+`--json` prints exactly one document on standard output. Colour and movement only on a terminal; NO_COLOR,
+TERM=dumb and CI are honoured; elsewhere a line every few seconds.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from genflow.errors import GenflowError
+from genflow.events import Event
+
+EVERY_SECONDS = 10.0  # between two progress lines off a terminal
+
+
+def is_live() -> bool:
+    """Whether standard error is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
+
+
+def note(text: str) -> None:
+    """One line about what is going on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fail(error: GenflowError, verbose: bool) -> int:
+    """Print an error as one line, and the command that mends it; return the exit code."""
+    if verbose:
+        import traceback
+
+        notes = getattr(error, "__notes__", [])
+        print("".join(notes) or "".join(traceback.format_exception(error)), file=sys.stderr)
+    text = " ".join(error.message.split())
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\x1b[31merror:\x1b[0m {text}" if colour else f"error: {text}", file=sys.stderr)
+    if error.hint:
+        print(f"  fix: {error.hint}", file=sys.stderr)
+    return error.code
+
+
+def document(value: Any) -> None:
+    """Print the one JSON document."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: 41s, 3m05s, 2h10m."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A plain table: the first `left` columns to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in [headers, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(padded).rstrip()
+
+    first, *rest = (line(row) for row in cells)
+    return "\n".join([first, "  ".join("─" * width for width in widths), *rest])
+
+
+def next_commands(*commands: str) -> None:
+    """What to do now, after a result."""
+    print("\nNext:  " + "\n       ".join(commands))
+
+
+class Progress:
+    """Draws a job's events: one bar a task on a terminal, one line a task every few seconds elsewhere."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._live: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._told: dict[str, float] = {}
+        self._quiet = quiet
+
+    def __enter__(self) -> "Progress":
+        if is_live() and not self._quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bars
+
+            self._live = Bars(
+                TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}"),
+                console=Console(stderr=True), transient=False,
+            )  # fmt: skip
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        match event["event"]:
+            case "progress":
+                self._progress(event)
+            case "stage":
+                self._stage(event)
+            case "warning":
+                self._print(f"warning: {event['message']}" + (f" ({event['hint']})" if event.get("hint") else ""))
+            case "note":
+                self._print(event["message"])
+
+    def _progress(self, event: Event) -> None:
+        what = str(event.get("run") or event.get("dataset") or "")
+        task = f"{event['stage']:<8} {what.rpartition('-')[0] or what}"
+        share = event.get("position")
+        if share is None:
+            share = event["step"] / max(1, event.get("steps") or 1)
+        text = describe(event, share)
+        if self._live:
+            if task not in self._tasks:
+                self._tasks[task] = self._live.add_task(task, total=1.0, text="")
+            self._live.update(self._tasks[task], completed=min(1.0, share), text=text)
+            return
+        now = time.monotonic()
+        if not self._quiet and (now - self._told.get(task, -1e9) >= EVERY_SECONDS or share >= 1):
+            self._told[task] = now
+            note(f"{task}  {share:4.0%}  {text}")
+
+    def _stage(self, event: Event) -> None:
+        text = {"cached": "cached", "skipped": "skipped: what it needs failed", "failed": "failed"}
+        if event["status"] in text:
+            made = event.get("document", {})
+            artifact = made.get("dataset") if event["job"] == "prepare" else made.get("run") or made.get("report")
+            more = f" ({artifact})" if artifact else ""
+            more = f": {event['message']}" if event["status"] == "failed" else more
+            self._print(f"{event['job']:<8} {event['name']}  {text[event['status']]}{more}")
+
+    def _print(self, text: str) -> None:
+        if self._live:
+            self._live.console.print(text, markup=False, highlight=False)
+        elif not self._quiet:
+            note(text)
+
+
+def describe(event: Event, share: float) -> str:
+    """A progress event's numbers in words."""
+    parts = [f"{event['step']:,}/{event['steps']:,}" if event.get("steps") else f"{event['step']:,}"]
+    if (loss := event.get("loss")) is not None:
+        parts.append(f"loss {loss:.4g}")
+    if rate := event.get("images_per_second") or event.get("rate"):
+        parts.append(f"{rate:,.0f} img/s")
+    if what := event.get("what"):
+        parts.append(str(what))
+    if event.get("eta") is not None and share < 1:
+        parts.append(f"ETA {duration(event['eta'])}")
+    return "  ".join(parts)

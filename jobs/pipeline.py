@@ -1,0 +1,100 @@
+"""Carry out a pipeline: every stage that is missing, side by side where the machine has room, as Ray tasks.
+
+A stage that fails leaves the others' artifacts; what does not need it goes on. Run again, only what is missing
+is made: each job finds its artifact by its content address.
+"""
+
+import contextlib
+import importlib
+from typing import Any
+
+from genflow.errors import BY_CODE, GenflowError
+from genflow.pipeline import Pipeline, Stage, load
+from jobs.common import Document, Emit, attempt, execute
+
+# Jobs that bring Ray tasks of their own must not hold a core while they wait for them.
+CORES = {"prepare": 0, "train": 1, "evaluate": 1, "compare": 1}
+
+
+def main(document: Document, emit: Emit) -> Document:
+    """Run the pipeline in `document["pipeline"]`."""
+    described = document["pipeline"]
+    pipeline = load(described, str(described.get("name", "pipeline")), document.get("overrides"))
+    made: dict[str, Document] = {}
+    for stage in pipeline.stages:  # what is there already needs no Ray
+        if set(stage.needs) <= made.keys() and (found := _find(stage, made)):
+            made[stage.name] = found
+            emit("stage", name=stage.name, job=stage.job, status="cached", document=found)
+    cached = len(made) == len(pipeline.stages)
+    if not cached:
+        from jobs.cluster import ray_cluster
+
+        with ray_cluster():
+            _run(pipeline, made, emit)
+    stages = [{"stage": stage.name, "job": stage.job, **made[stage.name]} for stage in pipeline.stages]
+    return {"schema": "genflow.run/1", "pipeline": pipeline.name, "cached": cached, "stages": stages}
+
+
+def _find(stage: Stage, made: dict[str, Document]) -> Document | None:
+    with contextlib.suppress(GenflowError):
+        return importlib.import_module(f"jobs.{stage.job}").find(stage.document(made))
+    return None
+
+
+def _run(pipeline: Pipeline, made: dict[str, Document], emit: Emit) -> None:
+    """Run every stage that is not made, as soon as what it needs is."""
+    import ray
+
+    waiting = [stage for stage in pipeline.stages if stage.name not in made]
+    running: dict[Any, Stage] = {}
+    failed: dict[str, GenflowError] = {}
+    while waiting or running:
+        for stage in list(waiting):
+            if failed.keys() & set(stage.needs):
+                waiting.remove(stage)
+                failed[stage.name] = failed[next(need for need in stage.needs if need in failed)]
+                emit("stage", name=stage.name, job=stage.job, status="skipped")
+            elif set(stage.needs) <= made.keys():
+                waiting.remove(stage)
+                emit("stage", name=stage.name, job=stage.job, status="running")
+                cpus = 0 if stage.recipe.cluster.workers > 1 else CORES[stage.job]
+                task = ray.remote(num_cpus=cpus, max_retries=0)(_stage_task)
+                running[task.remote(stage.job, stage.document(made))] = stage
+        if not running:
+            continue
+        (ready, *_), _ = ray.wait(list(running))
+        stage = running.pop(ready)
+        try:
+            outcome = ray.get(ready)
+        except Exception as error:
+            outcome = {"error": {"message": f"stage {stage.name} died: {type(error).__name__}", "hint": "", "code": 1}}
+        if "document" in outcome:
+            made[stage.name] = outcome["document"]
+            emit("stage", name=stage.name, job=stage.job, status="done", document=outcome["document"])
+        else:
+            error = outcome["error"]
+            failed[stage.name] = BY_CODE.get(error["code"], GenflowError)(error["message"], error["hint"])
+            emit("stage", name=stage.name, job=stage.job, status="failed", **error)
+    if failed:
+        first, error = next(iter(failed.items()))
+        raise type(error)(f"stage {first}: {error.message}", error.hint or "mend it and run the same command again")
+
+
+def _stage_task(job: str, document: Document) -> Document:
+    """A stage in a Ray worker: its progress goes to standard output, its end comes back as a value."""
+    from genflow import events
+
+    outcome: Document = {}
+
+    def emit(event: str, **fields: Any) -> None:
+        if event in ("result", "error"):
+            outcome["document" if event == "result" else "error"] = fields.get("document", fields)
+        else:
+            events.emit(event, **fields)
+
+    attempt(importlib.import_module(f"jobs.{job}").main, document, emit)
+    return outcome
+
+
+if __name__ == "__main__":
+    execute(main)
