@@ -248,7 +248,9 @@ def to_x(values: "np.ndarray | Tensor", facts: Facts) -> "Tensor":
     """
     import torch  # not at the top: what writes shards needs no torch, which costs 1.5 s and 200 MB a worker
 
-    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    if isinstance(values, np.ndarray):  # a view of the file cannot be written to, and torch warns about that
+        values = np.require(values, requirements=["C", "W"])
+    tensor = torch.as_tensor(values)
     x = tensor.permute(0, 3, 1, 2).to(torch.float32)
     if facts.levels is None:
         return x / facts.scale

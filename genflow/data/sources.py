@@ -1,5 +1,6 @@
 """From what a person named to a `Source`: a data set that is built in, a file, or a folder, known by its content."""
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from genflow.data.npz import Npz
 from genflow.data.records import Source
 from genflow.data.tables import SUFFIXES, Tables, table_files
 from genflow.errors import DataError, SetupError, UsageError
-from genflow.recipe import Data, nearest
+from genflow.recipe import Data
 
 BUILT_IN = ("digits", "fashion", *DENSITIES)
 
@@ -51,8 +52,11 @@ def find(data: Data) -> Source:
     except (OSError, ValueError) as error:
         raise UsageError(f"{text[:200]!r} is no path: {error}") from error
     kind = "neither a file nor a folder" if path.exists() else "no such file or folder, and no built-in data set"
-    raise UsageError(f"unknown source {printable(text)!r}: {kind}{nearest(text, list(BUILT_IN))}",
-                     f"name one of {', '.join(BUILT_IN)}, or a path")  # fmt: skip
+    close = difflib.get_close_matches(text, BUILT_IN, n=1)
+    raise UsageError(
+        f"unknown source {printable(text[:200])!r}: {kind}" + (f" (did you mean {close[0]}?)" if close else ""),
+        f"name one of {', '.join(BUILT_IN)}, or a path",
+    )
 
 
 def _folder(path: Path) -> Source:

@@ -1,0 +1,170 @@
+"""Arrays of pictures: idx files, `.npz`, and scikit-learn's digits."""
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genflow.data.idx import FASHION_CLASSES, FASHION_START
+from genflow.data.shards import Dataset
+from genflow.errors import DataError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 6, 6)).astype(np.uint8)
+LABELS = (np.arange(40) % 4).astype(np.uint8)
+
+
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def write_idx(
+    folder: Path, images: np.ndarray = IMAGES, labels: np.ndarray | None = LABELS, stem: str = "train"
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{stem}-images-idx3-ubyte").write_bytes(idx(images))
+    if labels is not None:
+        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    return folder
+
+
+def rows(dataset: Dataset, split: str = "train") -> dict[str, tuple[np.ndarray, int]]:
+    """A split's records by their ids."""
+    part = dataset.splits[split]
+    return {id: (pixels, label) for id, pixels, label in zip(part.ids, part.pixels, part.labels, strict=True)}
+
+
+def test_idx_round_trip(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Every picture and label of plain and gzipped idx files arrives; t10k is the test split."""
+    folder = write_idx(tmp_path / "mnist")
+    write_idx(folder, IMAGES[:10] ^ 255, LABELS[:10], "t10k")
+    dataset = prepared(folder, val=0.25)
+    assert dataset.facts.splits == {"train": 30, "val": 10, "test": 10}
+    assert dataset.facts.class_names == ("0", "1", "2", "3")
+    found = rows(dataset) | rows(dataset, "val")
+    for number in range(40):
+        pixels, label = found[f"train/{number}"]
+        assert (pixels[:, :, 0] == IMAGES[number]).all()
+        assert label == LABELS[number]
+    assert (dataset.splits["test"].pixels[:, :, :, 0] == IMAGES[:10] ^ 255).all()
+
+
+def test_idx_without_labels_and_one_file(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Images without labels are data without classes; a file is a source too, with the labels beside it."""
+    assert prepared(write_idx(tmp_path / "bare", labels=None)).facts.classes == 0
+    file = write_idx(tmp_path / "one") / "train-images-idx3-ubyte"
+    assert prepared(file).facts.classes == 4
+
+
+def test_fashion_is_recognised(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Fashion-MNIST gets its garments' names wherever it lies, by how its labels begin."""
+    labels = np.array([*FASHION_START, *range(10), *range(10), *range(4)], np.uint8)
+    assert prepared(write_idx(tmp_path / "any", labels=labels)).facts.class_names == FASHION_CLASSES
+
+
+def test_idx_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A wrong magic number, a truncated file and labels of another number each end in one line."""
+    wrong = write_idx(tmp_path / "magic", labels=None)
+    (wrong / "train-images-idx3-ubyte").write_bytes(b"\0\0\x0d\x03" + b"\0" * 40)
+    with pytest.raises(DataError, match="magic number is 0x00000d03"):
+        prepared(wrong)
+    with pytest.raises(DataError, match="40 pictures but 39 labels"):
+        prepared(write_idx(tmp_path / "count", labels=LABELS[:39]))
+    short = write_idx(tmp_path / "short", labels=None) / "train-images-idx3-ubyte"
+    short.write_bytes(short.read_bytes()[:-1])
+    with pytest.raises(DataError, match="truncated"):
+        prepared(short.parent)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_damaged_gzip(tmp_path: Path, prepared: Callable[..., Dataset], damage: str) -> None:
+    """A gzip file that ends early, or whose checksum is wrong, is refused."""
+    (tmp_path / "x").mkdir()
+    packed = bytearray(gzip.compress(idx(IMAGES), compresslevel=0))
+    if damage == "cut":
+        packed = packed[:-300]
+    else:
+        packed[500] ^= 1
+    (tmp_path / "x" / "train-images-idx3-ubyte.gz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"truncated|damaged"):
+        prepared(tmp_path / "x")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_npz_round_trip(tmp_path: Path, prepared: Callable[..., Dataset], compressed: bool) -> None:
+    """`x_train`, `y_train` and `x_test`, `y_test` are found, colour last, words as labels."""
+    colour = np.random.default_rng(1).integers(0, 256, (40, 6, 6, 3)).astype(np.uint8)
+    words = np.array(["bee", "ant"])[LABELS % 2]
+    save = np.savez_compressed if compressed else np.savez
+    save(tmp_path / "a.npz", x_train=colour, y_train=words, x_test=colour[:5], y_test=words[:5])
+    dataset = prepared(tmp_path / "a.npz", val=0)
+    assert dataset.facts.shape == (3, 6, 6)
+    assert dataset.facts.class_names == ("ant", "bee")
+    assert (dataset.splits["train"].pixels == colour).all()
+    assert (dataset.splits["test"].labels == (LABELS[:5] % 2 == 0)).all()
+
+
+def test_npz_layouts_and_ranges(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Channels may stand first; fractions and signed fractions become the bytes they were made of."""
+    for name, array in {
+        "planar": np.stack([IMAGES, IMAGES, IMAGES], 1),
+        "unit": IMAGES / np.float32(255),
+        "signed": IMAGES / 127.5 - 1,
+        "long": IMAGES.astype(np.int64),
+    }.items():
+        np.savez(tmp_path / f"{name}.npz", array)
+        pixels = prepared(tmp_path / f"{name}.npz", val=0).splits["train"].pixels
+        assert (pixels == IMAGES[..., None]).all(), name
+
+
+def test_npz_one_hot_and_column_labels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Labels may be one-hot or stand in a column."""
+    for name, labels in {"hot": np.eye(4)[LABELS], "column": LABELS[:, None]}.items():
+        np.savez(tmp_path / f"{name}.npz", images=IMAGES, labels=labels)
+        assert (prepared(tmp_path / f"{name}.npz", val=0).splits["train"].labels == LABELS).all()
+
+
+def test_npz_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Python objects are never unpickled; arrays that hold no pictures and odd ranges are refused."""
+    np.savez(tmp_path / "object.npz", images=np.array([{"a": 1}], object))
+    np.savez(tmp_path / "flat.npz", images=np.zeros((4, 5)))
+    np.savez(tmp_path / "range.npz", images=IMAGES - 1000.0)
+    np.savez(tmp_path / "none.npz", weights=np.zeros(3), bias=np.zeros(3))
+    (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04 not a zip")
+    for name, text in {
+        "object": "Python objects",
+        "flat": "has the shape",
+        "range": "run from -1000 to",
+        "none": "its arrays: weights, bias",
+        "zip": "damaged",
+    }.items():
+        with pytest.raises(DataError, match=text):
+            prepared(tmp_path / f"{name}.npz")
+
+
+def test_nan_is_a_bad_record(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A picture with NaN is left out and listed, if that is tolerated."""
+    values = IMAGES / 255
+    values[7, 0, 0] = np.nan
+    np.savez(tmp_path / "nan.npz", values)
+    with pytest.raises(DataError, match=r"1 of 40 pictures cannot be read.*'train/7': holds NaN or infinity"):
+        prepared(tmp_path / "nan.npz")
+    dataset = prepared(tmp_path / "nan.npz", max_bad=1, val=0)
+    assert dataset.facts.splits == {"train": 39}
+    assert dataset.artifact.file("bad.csv").read_text() == "path,reason\ntrain/7,holds NaN or infinity\n"
+
+
+def test_digits(prepared: Callable[..., Dataset]) -> None:
+    """Digits are 8 x 8 with 17 grey levels, stored as they are; facts describe x = (2k + 1)/17 - 1."""
+    dataset = prepared("digits")
+    pixels, facts = dataset.splits["train"].pixels, dataset.facts
+    assert facts.shape == (1, 8, 8)
+    assert facts.levels == 17
+    assert facts.splits == {"train": 1618, "val": 179}
+    assert (pixels.min(), pixels.max()) == (0, 16)
+    x = (2.0 * pixels + 1) / 17 - 1
+    assert facts.mean == pytest.approx(x.mean(), abs=1e-12)
+    assert facts.sigma_data == pytest.approx(x.std(), abs=1e-12)
+    assert facts.class_counts == tuple(np.bincount(dataset.splits["train"].labels))

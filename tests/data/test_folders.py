@@ -1,0 +1,167 @@
+"""Folders of pictures as people have them: order, classes, splits, links, and what is no picture."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genflow.data.folders import Folder, natural
+from genflow.data.records import Bad, Form, Record
+from genflow.data.shards import Dataset
+from genflow.errors import DataError
+
+
+def picture(path: Path, level: int = 100, size: int = 8, mode: str = "L") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("L", (size, size), level)
+    image.putpixel((0, 0), 255 - level)
+    image.convert(mode).save(path, "PNG")
+    return path
+
+
+def names(folder: Folder, split: str = "train") -> list[str]:
+    part = folder.part(split, np.arange(folder.splits()[split]))
+    return [record.id for record in part.records(Form(8, 1))]
+
+
+def test_natural_order(tmp_path: Path) -> None:
+    """2 comes before 10, whatever the order in which the files were made."""
+    for name in ("10.png", "b.png", "2.png", "A3.png", "a12.png", "1.png"):
+        picture(tmp_path / name)
+    assert names(Folder("x", str(tmp_path))) == ["1.png", "2.png", "10.png", "A3.png", "a12.png", "b.png"]
+    assert natural("07") != natural("7")
+
+
+def test_one_folder_a_class(tmp_path: Path) -> None:
+    """Class folders give labels in natural order, also from pictures deeper down."""
+    for name in ("cat 10/a.png", "cat 2/x/y/z.png", "cat 2/b.png"):
+        picture(tmp_path / name)
+    folder = Folder("x", str(tmp_path))
+    assert folder.class_names() == ("cat 2", "cat 10")
+    part = folder.part("train", np.arange(3))
+    assert [(r.id, r.label) for r in part.records(Form(8, 1)) if isinstance(r, Record)] == [
+        ("cat 2/b.png", 0),
+        ("cat 2/x/y/z.png", 0),
+        ("cat 10/a.png", 1),
+    ]
+
+
+def test_flat_and_single_folder_have_no_labels(tmp_path: Path) -> None:
+    """One folder of pictures is no class, nor is no folder."""
+    picture(tmp_path / "images" / "a.png")
+    assert Folder("x", str(tmp_path)).class_names() == ()
+    assert Folder("x", str(tmp_path / "images")).class_names() == ()
+
+
+def test_pictures_beside_class_folders(tmp_path: Path) -> None:
+    """A picture beside the class folders leaves the data without labels, and that is said."""
+    for name in ("a/1.png", "b/1.png", "stray.png"):
+        picture(tmp_path / name)
+    folder = Folder("x", str(tmp_path))
+    assert folder.class_names() == ()
+    assert "no labels" in folder.notes[0]
+
+
+def test_split_folders(tmp_path: Path) -> None:
+    """Folders called train, val and test are splits, with classes below them."""
+    for name in ("train/a/1.png", "train/b/1.png", "train/b/2.png", "val/a/1.png", "test/b/1.png"):
+        picture(tmp_path / name)
+    folder = Folder("x", str(tmp_path))
+    assert folder.splits() == {"train": 3, "val": 1, "test": 1}
+    assert folder.class_names() == ("a", "b")
+
+
+def test_test_class_that_train_lacks(tmp_path: Path) -> None:
+    """A class in test that is not in train is a mistake."""
+    for name in ("train/a/1.png", "train/b/1.png", "test/c/1.png"):
+        picture(tmp_path / name)
+    with pytest.raises(DataError, match="class c, which train has not"):
+        Folder("x", str(tmp_path)).class_names()
+
+
+def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
+    """Hidden files, texts, pipes and broken links are passed over and counted; upper case and no suffix are not."""
+    picture(tmp_path / "GOOD.PNG")
+    picture(tmp_path / "no_suffix")
+    picture(tmp_path / ".hidden.png")
+    picture(tmp_path / ".folder" / "a.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "Thumbs.db").write_bytes(b"\0" * 20)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
+    folder = Folder("x", str(tmp_path))
+    assert names(folder) == ["GOOD.PNG", "no_suffix"]
+    assert folder.skipped == {
+        "hidden": 2,
+        "not a picture (.txt)": 1,
+        "not a picture (.db)": 1,
+        "not a regular file": 1,
+        "broken link": 1,
+    }
+
+
+def test_lying_suffix(tmp_path: Path) -> None:
+    """A JPEG that is called .png is decoded as what it is."""
+    Image.new("L", (8, 8), 50).save(tmp_path / "a.png", "JPEG")
+    records = list(Folder("x", str(tmp_path)).part("train", np.arange(1)).records(Form(8, 1)))
+    assert isinstance(records[0], Record)
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    """Spaces, newlines, any script and bytes that are no UTF-8 are names too, and come out as text."""
+    for name in ("a b.png", "new\nline.png", "图片.png", "ü.png"):
+        picture(tmp_path / name)
+    os.rename(picture(tmp_path / "plain.png"), os.fsencode(tmp_path) + b"/\xff\xfe.png")
+    found = names(Folder("x", str(tmp_path)))
+    assert set(found) == {"a b.png", "new\nline.png", "图片.png", "ü.png", "\\xff\\xfe.png"}
+    assert all(name.encode() for name in found)
+
+
+def test_links(tmp_path: Path) -> None:
+    """Links to files and folders are followed, out of the source too; loops end."""
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    picture(source / "real.png")
+    picture(outside / "far.png")
+    (source / "alias.png").symlink_to(source / "real.png")
+    (source / "out").symlink_to(outside)
+    (source / "up").symlink_to(tmp_path)
+    (source / "loop").symlink_to(source)
+    (outside / "back").symlink_to(source)
+    (source / "out2").symlink_to(outside)
+    folder = Folder("x", str(source))
+    assert names(folder) == ["alias.png", "out/far.png", "real.png"]
+    assert folder.skipped == {"link to a folder that was entered before": 4}
+
+
+def test_unreadable_pictures_come_out_as_bad(tmp_path: Path) -> None:
+    """A broken picture is a reason between its neighbours, not an exception."""
+    picture(tmp_path / "1.png")
+    (tmp_path / "2.png").write_text("this is no picture")
+    (tmp_path / "3.png").write_bytes(picture(tmp_path / "4.png").read_bytes()[:40])
+    records = list(Folder("x", str(tmp_path)).part("train", np.arange(4)).records(Form(8, 1)))
+    assert [type(record) for record in records] == [Record, Bad, Bad, Record]
+    assert records[1] == Bad("2.png", "not a PNG, JPEG, WebP, BMP, TIFF or GIF")
+
+
+def test_no_pictures(tmp_path: Path) -> None:
+    """A folder without pictures says what it holds instead."""
+    (tmp_path / "photo.heic").write_bytes(b"x" * 20)
+    with pytest.raises(DataError, match=r"no pictures in .* \(skipped: 1 not a picture \(\.heic\)\)"):
+        Folder("x", str(tmp_path)).class_names()
+
+
+def test_native_size_and_channels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Equal small pictures keep their size; mixed or large ones become 64; one in colour makes three channels."""
+    for number in range(4):
+        picture(tmp_path / "same" / f"{number}.png", size=12)
+        picture(tmp_path / "mixed" / f"{number}.png", size=20 + number)
+        picture(tmp_path / "large" / f"{number}.png", size=80)
+    assert prepared(tmp_path / "same").facts.shape == (1, 12, 12)
+    assert prepared(tmp_path / "mixed").facts.shape == (1, 64, 64)
+    assert prepared(tmp_path / "large").facts.shape == (1, 64, 64)
+    assert prepared(tmp_path / "large", size=16, channels=3).facts.shape == (3, 16, 16)
+    picture(tmp_path / "same" / "colour.png", size=12, mode="RGB")
+    assert prepared(tmp_path / "same").facts.shape == (3, 12, 12)

@@ -1,0 +1,65 @@
+"""Pictures of records."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from genflow.data.preview import GAP, PAPER, grid, preview, render, scatter, show
+from genflow.data.shards import Dataset
+from genflow.facts import Facts
+
+
+def opened(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_grid_places_pictures_line_by_line() -> None:
+    """Picture n stands in line n // columns, each pixel enlarged to scale x scale, with a gap around."""
+    images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2, 1) * 10
+    sheet = opened(grid(images, columns=3, scale=4))
+    assert sheet.shape == (2 * (8 + GAP) + GAP, 3 * (8 + GAP) + GAP)
+    top, left = GAP + (8 + GAP), GAP + (8 + GAP)  # picture 4
+    assert (sheet[top : top + 4, left : left + 4] == images[4, 0, 0, 0]).all()
+    assert (sheet[top + 4 : top + 8, left + 4 : left + 8] == images[4, 1, 1, 0]).all()
+    assert (sheet[:GAP] == PAPER).all()
+    assert (sheet[top:, left + 8 + GAP :] == PAPER).all()
+
+
+def test_small_pictures_are_enlarged() -> None:
+    """8 x 8 becomes 64 x 64; large pictures stay."""
+    assert opened(grid(np.zeros((1, 8, 8, 1), np.uint8))).shape == (64 + 2 * GAP, 64 + 2 * GAP)
+    assert opened(grid(np.zeros((1, 100, 100, 3), np.uint8))).shape == (100 + 2 * GAP, 100 + 2 * GAP, 3)
+
+
+def test_scatter_has_y_upwards() -> None:
+    """A point at (+, +) is in the upper right quarter; infinite points are left out."""
+    sheet = opened(scatter(np.array([[0.5, 0.5], [np.inf, 0.0]]), limit=1, side=64)).astype(int)
+    dark = np.argwhere(sheet.sum(-1) < 600)
+    assert len(dark) == 4
+    assert (dark[:, 0] < 32).all()
+    assert (dark[:, 1] >= 32).all()
+
+
+def test_render_stretches_grey_levels() -> None:
+    """Level K - 1 is white."""
+    records = np.full((1, 8, 8, 1), 16, np.uint8)
+    assert opened(render(records, Facts((1, 8, 8), 17)))[GAP + 1, GAP + 1] == 255
+
+
+def test_preview_has_a_line_a_class(prepared: Callable[..., Dataset]) -> None:
+    """Ten digits are ten lines of ten pictures; points are a density."""
+    assert opened(preview(prepared("digits"))).shape == (10 * (64 + GAP) + GAP,) * 2
+    assert opened(preview(prepared("moons", samples=500))).shape == (512, 512, 3)
+
+
+def test_show(prepared: Callable[..., Dataset]) -> None:
+    """The facts as a document."""
+    dataset = prepared("digits")
+    document = show(dataset)
+    assert document["schema"] == "genflow.data/1"
+    assert document["dataset"] == dataset.artifact.id
+    assert document["shards"] == {"train": 1, "val": 1}
+    assert document["source"]["kind"] == "digits"
+    assert document["bytes"] > 1797 * 64

@@ -1,0 +1,106 @@
+"""Shards that other tools read, and pixels that survive the way to x and back."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from genflow.data.shards import Dataset, Split, from_x, schema, to_display, to_x, write_shard
+from genflow.errors import DataError
+from genflow.facts import Facts
+
+
+def test_pyarrow_alone(prepared: Callable[..., Dataset]) -> None:
+    """`pyarrow` reads pixels, labels and ids, and finds the shape and the levels in the metadata."""
+    dataset = prepared("digits")
+    file = next((dataset.artifact.path / "train").glob("*.arrow"))
+    table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    own = json.loads(table.schema.metadata[b"genflow"])
+    assert own == {"shape": [8, 8, 1], "levels": 17}
+    pixels = table["image"].combine_chunks().flatten().to_numpy().reshape(-1, *own["shape"])
+    assert np.array_equal(pixels, dataset.splits["train"].pixels)
+    assert table["label"].to_pylist() == dataset.splits["train"].labels.tolist()
+    assert table["id"][0].as_py().startswith("digits/")
+
+
+def test_datasets_alone(prepared: Callable[..., Dataset]) -> None:
+    """`datasets.load_from_disk` reads splits, and labels with their names."""
+    datasets = pytest.importorskip("datasets")
+    dataset = prepared("digits")
+    loaded = datasets.load_from_disk(str(dataset.artifact.path))
+    assert {split: len(rows) for split, rows in loaded.items()} == dataset.facts.splits
+    row = loaded["train"][5]
+    assert np.array_equal(np.array(row["image"]), dataset.splits["train"].pixels[5].ravel())
+    assert loaded["train"].features["label"].int2str(row["label"]) == str(dataset.splits["train"].labels[5])
+    points = datasets.load_from_disk(str(prepared("ring8", samples=200).artifact.path))
+    assert points["train"].features["label"].names[2] == "90 degrees"
+    assert len(points["train"][0]["point"]) == 2
+
+
+def test_batches_are_views_of_the_file(prepared: Callable[..., Dataset]) -> None:
+    """With one shard, pixels are not copied out of the mapped file."""
+    assert not prepared("digits").splits["train"].pixels.flags.owndata
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_x_and_back(levels: int) -> None:
+    """Every grey level goes to its bin's centre, within (-1, 1), and comes back."""
+    facts = Facts((1, 1, 1), levels)
+    records = np.arange(levels, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    x = to_x(records, facts)
+    assert np.allclose(x.ravel(), (2 * np.arange(levels) + 1) / levels - 1, atol=1e-6)
+    assert np.array_equal(from_x(x, facts), records)
+    assert to_display(records, facts).ravel()[[0, -1]].tolist() == [0, 255]
+
+
+def test_layout() -> None:
+    """Records are (B, H, W, C), x is (B, C, H, W)."""
+    records = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3)).astype(np.uint8)
+    facts = Facts((3, 3, 4), 256)
+    assert to_x(records, facts).shape == (2, 3, 3, 4)
+    assert np.array_equal(from_x(to_x(records, facts), facts), records)
+
+
+def test_take_over_shards(tmp_path: Path) -> None:
+    """Rows are taken from any shards in the order asked for."""
+    facts = Facts((1, 2, 2), 256)
+    values = np.random.default_rng(0).integers(0, 256, (10, 2, 2, 1)).astype(np.uint8)
+    tables = []
+    for start, stop in ((0, 4), (4, 5), (5, 10)):
+        path = tmp_path / f"{start}.arrow"
+        write_shard(path, facts, values[start:stop], [str(row) for row in range(start, stop)])
+        tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
+    split = Split("train", tuple(tables), facts)
+    rows = np.array([9, 0, 4, 4, 3])
+    assert np.array_equal(split.take(rows), values[rows])
+    assert np.array_equal(split.pixels, values)
+    assert split.ids == [str(row) for row in range(10)]
+
+
+def test_wrong_shape_is_refused(tmp_path: Path) -> None:
+    """Records that do not fit the facts never reach a file."""
+    with pytest.raises(ValueError, match="do not fit"):
+        write_shard(tmp_path / "a.arrow", Facts((1, 2, 2), 256), np.zeros((3, 3, 3, 1), np.uint8), ["a", "b", "c"])
+
+
+def test_corrupt_shard(prepared: Callable[..., Dataset]) -> None:
+    """One flipped bit is found when the dataset is opened."""
+    dataset = prepared("digits")
+    file = next((dataset.artifact.path / "train").glob("*.arrow"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="corrupt"):
+        Dataset.open(dataset.artifact)
+
+
+def test_facts_survive() -> None:
+    """Facts written as JSON come back equal; unknown fields of a later version are left aside."""
+    facts = Facts((3, 8, 8), 256, ("a", "b"), {"train": 5}, 0.1, 0.4, class_counts=(2, 3), fingerprint="f")
+    document = json.loads(json.dumps(facts.to_json()))
+    assert Facts.from_json({**document, "later": 1}) == facts
+    assert schema(replace(facts, class_names=())).names == ["image", "id"]

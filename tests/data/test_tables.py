@@ -1,0 +1,146 @@
+"""Parquet and Arrow files, from `datasets` and from anybody else."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from genflow.data.shards import Dataset
+from genflow.errors import DataError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 6, 6)).astype(np.uint8)
+LABELS = [number % 3 for number in range(30)]
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+ENCODED = [png(image) for image in IMAGES]
+
+
+def forms() -> dict[str, pa.Array]:
+    """One picture column in every form."""
+    flat = pa.array(IMAGES.ravel())
+    fixed = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(flat, 6), 6)
+    return {
+        "struct": pa.array([{"bytes": data, "path": None} for data in ENCODED]),
+        "binary": pa.array(ENCODED),
+        "large_binary": pa.array(ENCODED, pa.large_binary()),
+        "nested": pa.array(IMAGES.tolist(), pa.list_(pa.list_(pa.uint8()))),
+        "fixed": fixed,
+        "channels_last": pa.array(IMAGES[..., None].tolist(), pa.list_(pa.list_(pa.list_(pa.int64())))),
+        "channels_first": pa.array(np.stack([IMAGES] * 3, 1).tolist()),
+        "flat": pa.array(IMAGES.reshape(30, 36).tolist(), pa.list_(pa.uint8())),
+        "fractions": pa.array((IMAGES / np.float32(255)).tolist(), pa.list_(pa.list_(pa.float32()))),
+    }
+
+
+def write(path: Path, table: pa.Table, kind: str) -> Path:
+    if kind == "parquet":
+        pq.write_table(table, path.with_suffix(".parquet"), row_group_size=7)
+        return path.with_suffix(".parquet")
+    opened = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with pa.OSFile(str(path.with_suffix(".arrow")), "wb") as sink, opened(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=11)
+    return path.with_suffix(".arrow")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+@pytest.mark.parametrize("form", list(forms()))
+def test_every_form(tmp_path: Path, prepared: Callable[..., Dataset], form: str, kind: str) -> None:
+    """A picture arrives bit by bit, however it lies in the column, and whatever the file."""
+    table = pa.table({"id": list(range(30)), "image": forms()[form], "label": LABELS})
+    dataset = prepared(write(tmp_path / "data", table, kind), val=0.2)
+    found: dict[str, Any] = {}
+    for split in dataset.splits.values():
+        found |= {id: (pixels, label) for id, pixels, label in zip(split.ids, split.pixels, split.labels, strict=True)}
+    suffix = "parquet" if kind == "parquet" else "arrow"
+    for number in range(30):
+        pixels, label = found[f"data.{suffix}#{number}"]
+        assert (pixels[:, :, 0] == IMAGES[number]).all()
+        assert label == LABELS[number]
+
+
+def test_labels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Words, sparse numbers, dictionaries and booleans are labels; floats are not."""
+    words = [("ant", "bee", "cow")[label] for label in LABELS]
+    for name, labels, names in (
+        ("words", pa.array(words), ("ant", "bee", "cow")),
+        ("codes", pa.array(words).dictionary_encode(), ("ant", "bee", "cow")),
+        ("sparse", pa.array([10 + 90 * label for label in LABELS]), ("10", "100", "190")),
+        ("bools", pa.array([label > 0 for label in LABELS]), ("False", "True")),
+        ("floats", pa.array([0.5 * label for label in LABELS]), ()),
+    ):
+        table = pa.table({"img": pa.array(ENCODED), "y": labels})
+        dataset = prepared(write(tmp_path / name, table, "parquet"), val=0)
+        assert dataset.facts.class_names == names
+        if len(names) == 3:
+            assert dataset.splits["train"].labels.tolist() == LABELS
+
+
+def test_saved_by_datasets(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """What `datasets` saves to a folder is a source, with its splits and class names."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"])})
+    rows = {"image": [Image.fromarray(image) for image in IMAGES], "label": LABELS}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(train=whole, test=whole.select(range(5))).save_to_disk(tmp_path / "saved")
+    dataset = prepared(tmp_path / "saved", val=0)
+    assert dataset.facts.splits == {"train": 30, "test": 5}
+    assert dataset.facts.class_names == ("x", "y", "z")
+    assert (dataset.splits["train"].pixels[..., 0] == IMAGES).all()
+
+
+def test_own_shards(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A prepared dataset is a source as well, and keeps its grey levels."""
+    digits = prepared("digits")
+    again = prepared(digits.artifact.path, name="again")
+    assert again.facts.levels == 17
+    assert again.facts.splits == digits.facts.splits
+    assert again.facts.mean == digits.facts.mean
+
+
+def test_splits_by_name(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Files called train-... and test-... are splits."""
+    table = pa.table({"image": pa.array(ENCODED)})
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        write(tmp_path / name, table, "parquet")
+    assert prepared(tmp_path, val=0, name="x").facts.splits == {"train": 60, "test": 30}
+
+
+def test_bad_cells(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Nulls, broken bytes and ragged lists are bad records with a reason."""
+    encoded = pa.array([*ENCODED[:3], None, b"junk", ENCODED[0][:50]])
+    dataset = prepared(write(tmp_path / "a", pa.table({"image": encoded}), "parquet"), max_bad=3, val=0)
+    assert dataset.artifact.file("bad.csv").read_text().splitlines()[1:3] == [
+        "a.parquet#3,the row holds no bytes",
+        'a.parquet#4,"not a PNG, JPEG, WebP, BMP, TIFF or GIF"',
+    ]
+    ragged = pa.array([[[1, 2], [3, 4]], [[1, 2], [3]], None], pa.list_(pa.list_(pa.uint8())))
+    dataset = prepared(write(tmp_path / "b", pa.table({"image": ragged}), "file"), max_bad=2, val=0)
+    assert "rows are of different lengths" in dataset.artifact.file("bad.csv").read_text()
+
+
+def test_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """No picture column, missing labels and damaged files each end in one line."""
+    (tmp_path / "junk.parquet").write_bytes(b"PAR1 junk")
+    (tmp_path / "junk.arrow").write_bytes(b"")
+    write(tmp_path / "none", pa.table({"a": [1.0], "b": ["x"]}), "parquet")
+    write(tmp_path / "null", pa.table({"image": ENCODED[:2], "label": [1, None]}), "parquet")
+    for name, text in {
+        "junk.parquet": "not a readable Parquet file",
+        "junk.arrow": "not a readable Arrow file",
+        "none.parquet": r"no column of pictures; its columns: a \(double\), b \(string\)",
+        "null.parquet": "null.parquet#1 has no label",
+    }.items():
+        with pytest.raises(DataError, match=text):
+            prepared(tmp_path / name)
