@@ -189,16 +189,17 @@ class Sender:
 def _beside(root: str, run_id: str, every_s: str) -> None:
     """The process of a `Sender`."""
     os.nice(10)  # measured: training beside it keeps its speed
-    store, total, wait = Store(root), Sent(), 0.0
-    while True:
+    store, total, ends, wait = Store(root), Sent(), False, 0.0
+    while not ends:
         ends = bool(select.select([sys.stdin], [], [], wait)[0])
-        deadline_s = float((ends and sys.stdin.readline()) or 60)
-        sent = replay(store, run_id, deadline_s=deadline_s)
+        deadline = time.monotonic() + float((ends and sys.stdin.readline()) or 60)
+        sent = replay(store, run_id, deadline_s=deadline - time.monotonic())
+        while ends and sent.problem == BUSY and time.monotonic() < deadline:  # some command's sync was first
+            time.sleep(0.1)
+            sent = replay(store, run_id, deadline_s=deadline - time.monotonic())
         total = Sent(total.entries + sent.entries, sent.complete, sent.problem, total.refused + sent.refused)
-        if ends:
-            print(json.dumps(vars(total)), flush=True)
-            return
         wait = float(every_s)
+    print(json.dumps(vars(total)), flush=True)
 
 
 def sync(store: Store, *, deadline_s: float = 10.0) -> Sent:
