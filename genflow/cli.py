@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow import __version__
-from genflow.errors import GenflowError
+from genflow.errors import GenflowError, UsageError
 
 app = typer.Typer(
     name="genflow",
@@ -44,16 +44,18 @@ def main() -> None:
     verbose = _take_verbose()
     command = typer.main.get_command(app)
     try:
-        code = command.main(args=sys.argv[1:], prog_name="genflow", standalone_mode=True)
+        code = command.main(args=sys.argv[1:], prog_name="genflow", standalone_mode=False)
     except GenflowError as error:
         code = terminal.fail(error, verbose)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         terminal.note("interrupted")
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's own, of a wrong flag or argument
+            sys.exit(_misused(error, verbose))
         first = str(error).strip().splitlines()
         wrapped = GenflowError(
             f"{type(error).__name__}: {first[0] if first else 'no message'}", "run it again with -v for the traceback"
@@ -61,6 +63,19 @@ def main() -> None:
         wrapped.__cause__ = error
         code = terminal.fail(wrapped, verbose)
     sys.exit(code or 0)
+
+
+def _misused(error: Any, verbose: bool) -> int:
+    """A wrong flag or argument, in one line; a command without any shows its help."""
+    from genflow import terminal
+
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(context.get_help())
+        return 2
+    path = context.command_path if context else "genflow"
+    text = str(error.format_message()).rstrip(".")
+    return terminal.fail(UsageError(text[:1].lower() + text[1:], f"{path} --help"), verbose)
 
 
 def _take_verbose() -> bool:

@@ -252,12 +252,23 @@ def explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
         fields: list[str] = list(schema.model_fields)
         if len(path) > 1 and path[0] in SECTIONS:
             fields = [f"{path[0]}.{name}" for name in SECTIONS[path[0]].model_fields]
+        elif schema is Recipe:  # `lr` alone: the section was forgotten
+            fields += [f"{name}.{key}" for name, section in SECTIONS.items() if key in section.model_fields]
+            key_there = next((field for field in fields if field.endswith(f".{key}")), "")
+            if key_there:
+                return f"{where}: unknown key {key} (did you mean {key_there}?)"
         return f"{where}: unknown key {key}{nearest(key, fields)}"
     # a union reports each of its members; the key is what comes before them
     parts = path[:2] if path and path[0] in SECTIONS else path
+    if schema is not Recipe:  # a section whose schema is a signature: where is its name
+        return f"{where}.{'.'.join(parts[:1])}: {_lowered(first['msg'])}, not {first['input']!r}"
     given = f", not {first['input']!r}" if not isinstance(first.get("input"), dict) else ""
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {'.'.join(parts)}: {message[:1].lower()}{message[1:]}{given}"
+    return f"{where}: {'.'.join(parts)}: {_lowered(first['msg'])}{given}"
+
+
+def _lowered(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -33,11 +33,11 @@ from genflow.errors import DataError, GenflowError, ResourceError, SetupError, U
 MANIFEST = "manifest.json"
 KINDS = ("datasets", "features", "runs", "evaluations", "reports")
 MAKES = {
-    "datasets": "genflow prepare",
-    "runs": "genflow train",
-    "evaluations": "genflow evaluate",
-    "reports": "genflow compare",
-    "features": "genflow evaluate",
+    "datasets": "genflow prepare SOURCE --name NAME makes one",
+    "runs": "genflow train FAMILY --data NAME makes one",
+    "evaluations": "genflow evaluate RUN makes one",
+    "reports": "genflow compare RUN... makes one",
+    "features": "genflow evaluate RUN makes one",
 }
 
 
@@ -133,8 +133,7 @@ class Store:
             raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
         names = list(dict.fromkeys(a.name for a in reversed(every)))
         known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.root} has none"
-        hint = f"genflow prepare {reference}" if kind == "datasets" else MAKES[kind]
-        raise UsageError(f"no {noun} {reference!r}{known}", hint)
+        raise UsageError(f"no {noun} {reference!r}{known}", MAKES[kind])
 
     @contextmanager
     def stage(self, kind: str, id: str, *, name: str = "") -> Iterator["Staged"]:

@@ -7,6 +7,7 @@ boundary is a parcel and a command line, `python -m jobs.<stage> recipe.yaml`.
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,25 +46,28 @@ def run_here(
     with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(dump(document))
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "w") as noise:
+        with open(Path(folder) / "log", "w") as noise:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"jobs.{stage}", str(recipe)],
                 env=_environment(store, verbose), text=True, errors="replace", preexec_fn=_die_with_parent,
                 stdout=subprocess.PIPE, stderr=None if verbose else noise,
             )  # fmt: skip
             last = _follow(process, on_event, None if verbose else noise)
-    if last and last["event"] == "result":
-        log.unlink(missing_ok=True)
-        return last["document"]
-    raise failure(last, process.returncode, log)
+        if last and last["event"] == "result":
+            return last["document"]
+        error = failure(last, process.returncode)
+        if error.code == GenflowError.code and not verbose:  # nobody foresaw it: keep what the job said
+            log.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder) / "log", log)
+            error.hint = f"{error.hint}; its log: {log}".removeprefix("; ")
+        raise error
 
 
-def failure(last: events.Event | None, code: int, log: Path | None = None) -> GenflowError:
+def failure(last: events.Event | None, code: int) -> GenflowError:
     """The error that a job ended with, or that it ended without a word."""
     if last is None:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code} without a word"
-        return GenflowError(f"the job {how}", f"its log: {log}" if log else "")
+        return GenflowError(f"the job {how}")
     kind = BY_CODE.get(last.get("code", 1), GenflowError)
     error = kind(last["message"], last.get("hint", ""))
     error.code = last.get("code", 1)  # 130 and 143 have no class of their own

@@ -1,0 +1,153 @@
+"""The command line: every misuse ends in one line and the right code; --json is one document."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genflow import cli
+
+
+@pytest.fixture
+def genflow(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GENFLOW_STORE", raising=False)
+    monkeypatch.delenv("GENFLOW_VERBOSE", raising=False)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["genflow", *args])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out = capsys.readouterr()
+        return int(end.value.code or 0), out.out, out.err
+
+    return run
+
+
+MISUSES = [
+    (["foo"], 2, "foo"),
+    (["train"], 2, "family"),
+    (["train", "ddpmm", "--data", "digits"], 2, "did you mean ddpm?"),
+    (["train", "ddpm"], 2, "no dataset was named"),
+    (["train", "ddpm", "--data", "nowhere"], 2, "no dataset 'nowhere'"),
+    (["train", "ddpm", "--data", "digits", "--set", "train.lrr=1"], 2, "did you mean train.lr?"),
+    (["train", "ddpm", "--data", "digits", "--set", "lr=1"], 2, "did you mean train.lr?"),
+    (["train", "ddpm", "--data", "digits", "--set", "trian.lr=1"], 2, "did you mean train?"),
+    (["train", "ddpm", "--data", "digits", "--set", "train.lr"], 2, "key=value"),
+    (["train", "ddpm", "--data", "digits", "--set", "train=3"], 2, "section"),
+    (["train", "ddpm", "--data", "digits", "--set", "train.lr=fast"], 2, "train.lr"),
+    (["train", "ddpm", "--data", "digits", "--set", "train.lr=-1"], 2, "greater than 0"),
+    (["train", "ddpm", "--data", "digits", "--set", "train.lr=NaN"], 2, "train.lr"),
+    (["train", "ddpm", "--data", "digits", "--set", "family.kind=vae"], 2, "family.kind"),
+    (["train", "ddpm", "--data", "digits", "--steps", "0"], 2, "train.steps"),
+    (["train", "ddpm", "--data", "digits", "--steps", "many"], 2, "--steps"),
+    (["train", "ddpm", "--data", "digits", "--minutes", "-3"], 2, "train.minutes"),
+    (["train", "ddpm", "--data", "digits", "-c", "nowhere.yaml"], 2, "nowhere.yaml"),
+    (["train", "ddpm", "--data", "digits", "--name", "a/b"], 2, "name"),
+    (["prepare", "/no/such/folder"], 2, "/no/such/folder"),
+    (["prepare", "digitss"], 2, "digits"),
+    (["prepare", "digits", "--size", "1"], 2, "data.size"),
+    (["prepare", "digits", "--channels", "4"], 2, "--channels"),
+    (["prepare", "digits", "--val", "1.5"], 2, "data.val"),
+    (["prepare", "digits", "--max-bad", "-1"], 2, "data.max_bad"),
+    (["sample", "nothing"], 2, "no run 'nothing'"),
+    (["sample", "latest"], 2, "has none"),
+    (["sample", "latest", "-o", "x.jpg"], 2, ".jpg"),
+    (["sample", "latest", "-n", "0"], 2, "greater than or equal to 1"),
+    (["evaluate"], 2, "RUN"),
+    (["evaluate", "nothing"], 2, "no run 'nothing'"),
+    (["compare", "best:fd"], 2, "best:fd"),
+    (["run", "quickstartt"], 2, "did you mean quickstart?"),
+    (["run", "vae"], 2, "not a pipeline"),
+    (["data", "show", "nothing"], 2, "no dataset 'nothing'"),
+    (["data", "rm", "nothing"], 2, "no dataset 'nothing'"),
+    (["runs", "rm", "nothing", "--yes"], 2, "no run 'nothing'"),
+    (["export", "nothing"], 2, "no run 'nothing'"),
+    (["export", "latest", "--to", "pickle"], 2, "pickle"),
+]
+
+
+@pytest.mark.parametrize(("args", "code", "says"), MISUSES, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_misuse_is_one_line(genflow, args, code, says):
+    """A wrong command says what is wrong in one line, with the mending one after it, and exits with its code."""
+    got, out, err = genflow(*args)
+
+    lines = err.strip().splitlines()
+    assert got == code
+    assert out == ""
+    assert lines[0].startswith("error: ")
+    assert says in err
+    assert len(lines) <= 2
+    assert "Traceback" not in err
+    assert not Path(".genflow").exists()
+
+
+def test_misuse_shows_its_traceback_with_v(genflow):
+    """-v may stand anywhere and adds the traceback."""
+    code, _, err = genflow("train", "ddpmm", "-v")
+
+    assert code == 2
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize("args", [["runs", "ls"], ["data", "ls"]])
+def test_an_empty_store_is_no_error(genflow, args):
+    """Listing an empty store says so, and what to do."""
+    code, out, _ = genflow(*args)
+
+    assert code == 0
+    assert "Next:" in out
+
+
+@pytest.mark.parametrize(
+    "args", [["runs", "ls"], ["data", "ls"], ["run", "quickstart", "--dry-run"], ["prepare", "digits", "--dry-run"]]
+)
+def test_json_is_one_document(genflow, args):
+    """--json prints exactly one document with a schema."""
+    code, out, _ = genflow(*args, "--json")
+
+    assert code == 0
+    assert json.loads(out)["schema"].startswith("genflow.")
+
+
+def test_dry_run_makes_nothing(genflow):
+    """--dry-run shows the plan and leaves no trace."""
+    code, out, _ = genflow("quickstart", "--dry-run")
+
+    assert code == 0
+    assert all(word in out for word in ("prepare", "train", "compare", "to do"))
+    assert not Path(".genflow").exists()
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["runs", "--help"], ["--version"]])
+def test_help_is_success(genflow, args):
+    """Asking for help is no misuse."""
+    code, out, _ = genflow(*args)
+
+    assert code == 0
+    assert "genflow" in out
+
+
+def test_help_imports_nothing_heavy():
+    """`genflow --help` pays for Typer and nothing else."""
+    program = "import sys; sys.argv[1:] = ['--help']\nfrom genflow import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
+    program += "print([m for m in ('torch', 'ray', 'mlflow', 'numpy', 'pydantic', 'yaml', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_every_command_has_at_most_a_dozen_flags():
+    """All else is --set."""
+    import typer
+
+    def commands(group):
+        for command in group.commands.values():
+            yield from commands(command) if hasattr(command, "commands") else [command]
+
+    for command in commands(typer.main.get_command(cli.app)):
+        flags = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        assert len(flags) <= 12, command.name
