@@ -3,9 +3,10 @@
     .genflow/
       datasets/<name>-<key>/      Arrow shards, facts.json
       features/<name>-<key>/      the judge's network for one dataset
-      runs/<name>-<key>/          recipe.yaml, journal.jsonl, checkpoints/step_00001000/, samples
+      runs/<name>-<key>/          recipe.yaml, facts.json, checkpoints/step_00001000/, samples/
       evaluations/<name>-<key>/   metrics.json, sample grids
       reports/<name>-<key>/       report.html
+      journals/<run id>.jsonl     what a run measured (see `journal`)
 
 Commit protocol: files are written into `X.tmp-<attempt>`, each is fsynced, the manifest (schema, versions,
 what it was made from, per file its size and SHA-256) is written last, and the folder is renamed and its

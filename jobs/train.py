@@ -95,6 +95,7 @@ def tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
         )
         journal.params(flatten(run.recipe.model_dump(mode="json")))
         journal.artifact(store.folder("runs", run.id) / "recipe.yaml")
+        journal.status("RUNNING")  # a run that goes on is no longer what its last attempt ended as
         sender.start()
         status = "FAILED"
         try:
