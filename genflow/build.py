@@ -59,13 +59,14 @@ def resolve(recipe: Recipe, facts: Facts) -> Recipe:
         raise UsageError("the recipe names no family", f"family.kind is one of: {', '.join(families.kinds())}")
     family = families.family_class(kind)
     options = bind("family", family.__init__, recipe.family, kind)
-    sample = bind("sample", family.sample, recipe.sample)
+    sample = _sample_options(family, facts, recipe.sample)
     chosen = dict(recipe.net)
     if chosen.get("kind", "auto") == "auto":
         chosen["kind"] = "mlp" if facts.is_points else family.default_net
     net = bind("net", nets.builder(chosen["kind"]), chosen, chosen["kind"])
-    if sample.get("guidance", 1.0) != 1.0 and not facts.classes:
-        raise UsageError("sample.guidance needs data with labels, and this data has none", "leave sample.guidance at 1")
+    workers, batch = recipe.cluster.workers, recipe.train.batch
+    if batch < workers:
+        raise UsageError(f"train.batch={batch} cannot be shared by {workers} workers", f"use train.batch={workers}")
     resolved = recipe.with_(family=options, net=net, sample=sample)
     family_of(resolved, facts)  # refuses sizes and options that cannot work
     return resolved
@@ -80,13 +81,20 @@ def family_of(recipe: Recipe, facts: Facts) -> Family:
     made: dict[str, nn.Module] = {
         name: build(ports, facts.classes, **net_options) for name, ports in family.ports(facts, **options).items()
     }
-    return family(made, facts, **options)  # type: ignore[call-arg]
+    return family(made, facts, **options)  # type: ignore[call-arg, arg-type]
 
 
 def sample_options(family: Family, values: dict[str, Any]) -> dict[str, Any]:
     """Sampling options for a family, checked and complete.
 
     Raises:
-        UsageError: an option that the family's sampling does not have, or a value out of range.
+        UsageError: an option that the family's sampling does not have, or a value that cannot work.
     """
-    return bind("sample", type(family).sample, values)
+    return _sample_options(type(family), family.facts, values)
+
+
+def _sample_options(family: type[Family], facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
+    options = bind("sample", family.sample, values)
+    if options.get("guidance", 1.0) != 1.0 and not facts.classes:
+        raise UsageError("sample.guidance needs data with labels, and this data has none", "leave sample.guidance at 1")
+    return options

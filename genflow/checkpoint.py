@@ -88,8 +88,8 @@ def write(
         optimizers: by name; their tensors are saved as `name/parameter/slot`.
         state: step, images, seconds: anything that JSON holds.
     """
-    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / "weights.safetensors")
-    save_file({k: v.detach().cpu().contiguous() for k, v in average.items()}, folder / "ema.safetensors")
+    for file, tensors in (("weights", module.state_dict()), ("ema", average)):
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{file}.safetensors")
     slots: dict[str, Tensor] = {}
     for name, optimizer in optimizers.items():
         for index, values in optimizer.state_dict()["state"].items():

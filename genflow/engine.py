@@ -117,7 +117,8 @@ class Engine:
             raise UsageError(f"{len(wanted)} labels for {len(seeds)} seeds")
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() <= classes):
             names = ", ".join(f"{i}={name}" for i, name in enumerate(self.facts.class_names))
-            raise UsageError(f"label {int(wanted.max())} is out of range", names or "this model has no classes")
+            wrong = int(wanted[(wanted < 0) | (wanted > classes)][0])
+            raise UsageError(f"label {wrong} is out of range", names or "this model has no classes")
         images, nfe, start = [], 0, time.perf_counter()
         for first in range(0, len(seeds), batch):
             part = list(seeds[first : first + batch])
@@ -127,7 +128,8 @@ class Engine:
             samples = self.family.sample(noise, label, rng, **checked)
             images.append(from_x(samples.x, self.facts))
             nfe = samples.nfe
-        stacked = np.concatenate(images) if images else np.zeros((0, *self.facts.shape[1:], self.facts.shape[0]), np.uint8)
+        C, H, W = self.facts.shape
+        stacked = np.concatenate(images) if images else np.zeros((0, H, W, C), np.uint8)
         return Drawn(stacked, wanted, nfe, time.perf_counter() - start)
 
     def to_x(self, images: np.ndarray) -> Tensor:

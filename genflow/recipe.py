@@ -176,7 +176,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
         document = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-13-45; ten thousand brackets
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
@@ -271,9 +271,9 @@ def _lowered(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """` — did you mean X?`, or the list if nothing is near and the list is short."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+def nearest(word: object, known: list[str]) -> str:
+    """` (did you mean X?)`, or the list if nothing is near and the list is short."""
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     if close:
         return f" (did you mean {close[0]}?)"
     return f" (known: {', '.join(sorted(known))})" if len(known) <= 40 else ""
@@ -306,7 +306,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key in seen:
@@ -315,16 +315,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
 class _Dumper(yaml.SafeDumper):
     """Short lists on one line."""
 
+
+for _side in (_Loader, _Dumper):  # the dumper too, so that a name such as 1e-4 is written in quotes
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 _Dumper.add_representer(
     list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)

@@ -15,6 +15,7 @@ exist. No format that is used here protects its bytes (one flipped bit in an Arr
 the hashes are checked on read.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -106,7 +107,8 @@ class Store:
         folder = self.root / kind
         if not folder.is_dir():
             return []
-        found = [self.get(kind, entry.name) for entry in folder.iterdir() if entry.is_dir()]
+        names = [entry.name for entry in folder.iterdir() if ".tmp-" not in entry.name]  # an attempt was killed
+        found = [self.get(kind, name) for name in names]
         return sorted((a for a in found if a), key=lambda a: (a.manifest.get("created", 0), a.id))
 
     def find(self, kind: str, reference: str) -> Artifact:
@@ -203,24 +205,29 @@ class Staged:
         manifest = describe(self.path, self.kind, self.id, name=self.name, parents=parents, meta=meta)
         write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1))
         final = self.store.folder(self.kind, self.id)
-        if existing := self.store.get(self.kind, self.id):
-            return existing
-        if final.exists():  # a folder without a manifest does not exist
-            shutil.rmtree(final)
-        sync_folder(self.path)
-        os.rename(self.path, final)
+        try:
+            os.rename(self.path, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if existing := self.store.get(self.kind, self.id):
+                return existing
+            shutil.rmtree(final)  # a folder without a manifest does not exist
+            os.rename(self.path, final)
         sync_folder(final.parent)
         return Artifact(self.kind, self.id, final, manifest)
 
 
 def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
              meta: dict[str, Any] | None = None, only: Callable[[str], bool] | None = None) -> dict[str, Any]:
-    """A manifest for the files in `path`, each of them fsynced first."""
+    """A manifest for the files in `path`; they and their folders are fsynced first."""
     files = {}
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST):
         relative = file.relative_to(path).as_posix()
         if only is None or only(relative):
             files[relative] = {"size": file.stat().st_size, "sha256": sync_and_hash(file)}
+    for folder in sorted({(path / name).parent for name in files}):
+        sync_folder(folder)
     return {
         "schema": f"genflow.{kind}/1",
         "id": id,
@@ -252,7 +259,7 @@ def verify(path: Path, manifest: dict[str, Any]) -> None:
         file = path / name
         if not file.is_file():
             raise DataError(f"{file} is missing", f"rm -r {path} and run the command that made it again")
-        if file.stat().st_size != facts["size"] or hash_file(file) != facts["sha256"]:
+        if file.stat().st_size != facts.get("size") or hash_file(file) != facts.get("sha256"):
             raise DataError(f"{file} is corrupt: it differs from what was committed",
                             f"rm -r {path} and run the command that made it again")
 

@@ -47,7 +47,7 @@ class Fitted:
     done: bool
 
 
-class NonFinite(GenflowError):
+class NonFinite(GenflowError):  # noqa: N818  the loss's state, as numpy and torch call it
     """The loss or its gradient is not a number; the weights have not moved."""
 
 
@@ -106,6 +106,7 @@ def fit(
 
     stopped = False
     clock.start()
+    clock.agree(session.world, device)
     while not (done := clock.position(step) >= 1):
         batch = batches(step)
         lr = _schedule(train, step, clock.position(step))
@@ -141,7 +142,8 @@ def fit(
         step += 1
         ema.update(step)
         family.after_step(step)
-        if clock.world_position(step, session.world, device) and step % train.log_every == 0:
+        clock.agree(session.world, device)
+        if step % train.log_every == 0:
             _report(log, step, lr * train.lr, clock, session, (stop - start) / train.batch, train)
         if step % train.checkpoint_every == 0:
             save()
@@ -183,13 +185,12 @@ class _Clock:
             return share
         return max(share, self._agreed if self._agreed is not None else self.seconds() / (60 * self._train.minutes))
 
-    def world_position(self, step: int, world: int, device: torch.device) -> bool:
+    def agree(self, world: int, device: torch.device) -> None:
         """Let all workers agree on the time, so that they end at one step and share one learning rate."""
         if self._train.minutes is not None and world > 1:
             used = torch.tensor([self.seconds() / (60 * self._train.minutes)], device=device)
             dist.broadcast(used, 0)
             self._agreed = float(used)
-        return True
 
 
 def _schedule(train: Train, step: int, position: float) -> float:

@@ -45,6 +45,8 @@ class Ddpm(Family):
     """
 
     title = "DDPM"
+    alphas: Tensor
+    sigmas: Tensor
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class Ddpm(Family):
         strata = min(self.bound_levels, levels)
         terms = []
         for i in range(strata):
-            # stratum i holds levels 1 + floor(i levels / strata) .. ; one is drawn for the whole batch's rows
+            # stratum i holds the levels 1 + floor(i levels / strata) and on; each row draws one of them
             low, high = i * levels // strata, (i + 1) * levels // strata
             k = 1 + low + (rng.uniform((len(x),)) * (high - low)).long().clamp(max=high - low - 1)
             terms.append((high - low) * self._gap(x, k.to(x.device), net, rng))
@@ -147,5 +149,5 @@ class Ddpm(Family):
         if self.facts.levels is None:
             density = -0.5 * ((x.double() - mean) / log_scale.exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)
             return -likelihood.discrete_nats(density.flatten(1).sum(1), self.facts)
-        mass = likelihood.discretized(likelihood.normal_cdf, x.double(), mean, log_scale, self.facts.levels)
+        mass = likelihood.discretized(torch.special.log_ndtr, x.double(), mean, log_scale, self.facts.levels)
         return -mass.flatten(1).sum(1)

@@ -14,6 +14,7 @@ import math
 from typing import Annotated, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ class Vae(Family):
         if draw:
             u = rng.uniform(x.shape).clamp(1e-5, 1 - 1e-5)
             spread = torch.special.ndtri(u) if self.facts.is_points else torch.logit(u)
-            x = x + self.model.log_scale.exp() * spread
+            x = x + self.model.get_parameter("log_scale").exp() * spread
         return Samples(x if self.facts.is_points else x.clamp(-1, 1), 1)
 
     @torch.no_grad()
@@ -114,9 +115,9 @@ class Vae(Family):
     def _log_p(self, x: Tensor, z: Tensor, label: Tensor) -> Tensor:
         """log P(x | z), in nats (B,)."""
         mean = self.model["decoder"](z, None, label).float()
-        log_scale = self.model.log_scale.clamp(min=-7)
+        log_scale = self.model.get_parameter("log_scale").clamp(min=-7)
         if self.facts.levels is None:
             density = -0.5 * ((x - mean) / log_scale.exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)
             return likelihood.discrete_nats(density.flatten(1).sum(1), self.facts)
-        mass = likelihood.discretized(torch.sigmoid, x, mean, log_scale, self.facts.levels)
+        mass = likelihood.discretized(F.logsigmoid, x, mean, log_scale, self.facts.levels)
         return mass.flatten(1).sum(1)

@@ -46,27 +46,27 @@ def standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
-def discretized(cdf: Callable[[Tensor], Tensor], x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    """log of the mass that a location-scale density puts into x's bin; the end bins reach to infinity.
+def discretized(log_cdf: Callable[[Tensor], Tensor], x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """log of the mass that a symmetric location-scale density puts into x's bin; the end bins reach to infinity.
+
+        log(F(b) - F(a)) = log F(b) + log(1 - F(a)/F(b))
+
+    with both edges on the left of the mean, where log F is exact however far out they lie. (A floor under the
+    mass would be no probability: a bound with it is no bound, and a far outlier has no gradient.)
 
     Args:
-        cdf: the standard density's distribution function.
+        log_cdf: log of the standard density's distribution function, such as `F.logsigmoid`.
         x: bin centres, (B, ...).
         mean: the density's location.
         log_scale: log of its scale.
         levels: K; a bin is 2/K wide.
     """
-    inverse = torch.exp(-log_scale)
-    upper = cdf((x - mean + 1 / levels) * inverse)
-    lower = cdf((x - mean - 1 / levels) * inverse)
+    inverse, off, half = torch.exp(-log_scale), x - mean, 1 / levels
+    a, b = (-off.abs() - half) * inverse, (-off.abs() + half) * inverse
+    inner = log_cdf(b) + torch.log1p(-torch.exp(log_cdf(a) - log_cdf(b)))
     edge = 1 - 1.5 / levels
-    mass = torch.where(x > edge, 1 - lower, torch.where(x < -edge, upper, upper - lower))
-    return mass.clamp(min=1e-12).log()
-
-
-def normal_cdf(z: Tensor) -> Tensor:
-    """The standard normal's distribution function."""
-    return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    lowest, highest = log_cdf((off + half) * inverse), log_cdf((half - off) * inverse)
+    return torch.where(x > edge, highest, torch.where(x < -edge, lowest, inner))
 
 
 def ode_log_density(

@@ -35,14 +35,14 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[p.shape[0], p[0].numel()].append(p)
             for shape, params in by_shape.items():
                 self._move(params, shape, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _move(self, params: list[nn.Parameter], shape: tuple[int, int], lr: float, mu: float, decay: float) -> None:
+    def _move(self, params: list[Tensor], shape: tuple[int, int], lr: float, mu: float, decay: float) -> None:
         grads = [p.grad for p in params if p.grad is not None]
         buffers = []
         for p in params:

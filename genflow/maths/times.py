@@ -15,7 +15,9 @@ from genflow.maths.seeds import Rng
 Density = Literal["uniform", "logit_normal"]
 
 
-def draw(density: Density, rows: int, rng: Rng, *, mean: float = 0.0, std: float = 1.0, uniform_share: float = 0.1) -> Tensor:
+def draw(
+    density: Density, rows: int, rng: Rng, *, mean: float = 0.0, std: float = 1.0, uniform_share: float = 0.1
+) -> Tensor:
     """(rows,) times in (0, 1).
 
     Args:

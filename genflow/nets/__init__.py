@@ -14,7 +14,7 @@ from torch import nn
 from genflow.errors import UsageError
 from genflow.recipe import nearest
 
-NOT_NETS = ("embed", "layers")
+NOT_NETS = ("layers",)
 
 
 def kinds() -> list[str]:

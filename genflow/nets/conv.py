@@ -5,8 +5,10 @@
 """
 
 import math
+from typing import Annotated
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
@@ -82,7 +84,14 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), self.fold)
 
 
-def build(ports: Ports, classes: int, *, width: int = 32, blocks: int = 2, fold: int = 0) -> nn.Module:
+def build(
+    ports: Ports,
+    classes: int,
+    *,
+    width: Annotated[int, Field(ge=1, le=4096)] = 32,
+    blocks: Annotated[int, Field(ge=1, le=256)] = 2,
+    fold: Annotated[int, Field(ge=0)] = 0,
+) -> nn.Module:
     """An encoder if a picture goes in and a vector comes out, a decoder if it is the other way round.
 
     Args:
@@ -98,7 +107,7 @@ def build(ports: Ports, classes: int, *, width: int = 32, blocks: int = 2, fold:
     pictures = [p for p in (ports.inputs, ports.outputs) if len(p) == 3 and p[1] >= 4]
     if len(pictures) != 1:
         raise UsageError(
-            f"net conv turns a picture into a vector or back; here {ports.inputs} goes in and {ports.outputs} comes out",
+            f"net conv turns a picture into a vector or back; here {ports.inputs} goes in and {ports.outputs} out",
             "use net.kind=unet, dit or mlp",
         )
     size = pictures[0][1]

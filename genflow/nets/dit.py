@@ -8,8 +8,11 @@ References:
     Scaling Vision Transformers to 22B (Dehghani et al., 2023), for QK-norm   https://arxiv.org/abs/2302.05442
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
@@ -70,7 +73,13 @@ class DiT(nn.Module):
 
 
 def build(
-    ports: Ports, classes: int, *, patch: int = 0, width: int = 128, depth: int = 6, heads: int = 4
+    ports: Ports,
+    classes: int,
+    *,
+    patch: Annotated[int, Field(ge=0)] = 0,
+    width: Annotated[int, Field(ge=1, le=8192)] = 128,
+    depth: Annotated[int, Field(ge=1, le=256)] = 6,
+    heads: Annotated[int, Field(ge=1, le=256)] = 4,
 ) -> nn.Module:
     """A diffusion transformer for pictures.
 
@@ -86,7 +95,7 @@ def build(
         UsageError: the ports are no pictures, or patch or heads do not divide.
     """
     if len(ports.inputs) != 3 or len(ports.outputs) != 3 or ports.inputs[1] < 4:
-        raise UsageError(f"net dit turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} comes out",
+        raise UsageError(f"net dit turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} out",
                          "use net.kind=mlp")
     size = ports.inputs[1]
     patch = patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8)
@@ -94,5 +103,6 @@ def build(
         raise UsageError(f"net.patch={patch} does not divide the picture's side of {size} pixels",
                          f"use a divisor of {size}, or prepare the data with another --size")
     if width % heads:
-        raise UsageError(f"net.heads={heads} does not divide net.width={width}", f"use net.heads={max(1, width // 32)}")
+        fits = next(h for h in range(min(heads, width), 0, -1) if width % h == 0)
+        raise UsageError(f"net.heads={heads} does not divide net.width={width}", f"use net.heads={fits}")
     return DiT(ports, classes, patch, width, depth, heads)

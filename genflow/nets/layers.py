@@ -19,10 +19,14 @@ class Condition(nn.Module):
         time: whether the net is told the time.
     """
 
+    omega: Tensor
+
     def __init__(self, width: int, classes: int, time: bool, frequencies: int = 32) -> None:
         super().__init__()
         self.register_buffer("omega", torch.logspace(0, math.log10(50), frequencies), persistent=False)
-        self.time = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)) if time else None
+        self.time: nn.Module | None = None
+        if time:
+            self.time = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(classes + 1, width) if classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.3)

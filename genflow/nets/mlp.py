@@ -4,7 +4,9 @@
 """
 
 import math
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.facts import Ports
@@ -48,7 +50,13 @@ class MLP(nn.Module):
         return self.leave(self.norm(h)).unflatten(1, self.outputs)
 
 
-def build(ports: Ports, classes: int, *, width: int = 256, depth: int = 4) -> nn.Module:
+def build(
+    ports: Ports,
+    classes: int,
+    *,
+    width: Annotated[int, Field(ge=1, le=8192)] = 256,
+    depth: Annotated[int, Field(ge=1, le=256)] = 4,
+) -> nn.Module:
     """A residual MLP.
 
     Args:

@@ -9,8 +9,11 @@ References:
     simple diffusion (Hoogeboom et al., 2023), for folding pixels   https://arxiv.org/abs/2301.11093
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
@@ -43,7 +46,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head: int = 32) -> None:
         super().__init__()
-        self.heads = max(1, channels // head)
+        self.heads = next(n for n in range(max(1, channels // head), 0, -1) if channels % n == 0)
         self.norm = nn.GroupNorm(groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
@@ -112,12 +115,12 @@ def build(
     ports: Ports,
     classes: int,
     *,
-    width: int = 32,
-    multipliers: tuple[int, ...] = (),
-    blocks: int = 2,
-    patch: int = 0,
+    width: Annotated[int, Field(ge=1, le=2048)] = 32,
+    multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = (),
+    blocks: Annotated[int, Field(ge=1, le=64)] = 2,
+    patch: Annotated[int, Field(ge=0)] = 0,
     attention: bool = True,
-    dropout: float = 0.0,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
     """A U-Net for pictures.
 
@@ -135,7 +138,7 @@ def build(
         UsageError: the ports are no pictures, or the patch does not divide the size.
     """
     if len(ports.inputs) != 3 or len(ports.outputs) != 3 or ports.inputs[1] < 4:
-        raise UsageError(f"net unet turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} comes out",
+        raise UsageError(f"net unet turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} out",
                          "use net.kind=mlp")
     size = ports.inputs[1]
     if not patch:
