@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from genflow import code, env
@@ -14,7 +16,7 @@ IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a
 
 
 @contextlib.contextmanager
-def ray_cluster(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool = True) -> Iterator[None]:
     """Be connected to Ray while in the block.
 
     A Ray that this process is connected to, or whose submitted job it is, is joined and left alone. Otherwise
@@ -23,6 +25,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False) -> Iterato
     Args:
         num_cpus: how many tasks may run at once on a Ray of one's own; None: the cores of this machine.
         dashboard: whether that Ray has a dashboard.
+        logs: whether what its workers print arrives here.
 
     Raises:
         SetupError: Ray does not start.
@@ -38,6 +41,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False) -> Iterato
     import ray
 
     level = logging.INFO if verbose() else logging.ERROR
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if submitted:
             ray.init(logging_level=level)
@@ -50,9 +54,12 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False) -> Iterato
                     include_dashboard=dashboard,
                     dashboard_port=env.free_port() if dashboard else None,
                     logging_level=level,
+                    log_to_driver=logs or verbose(),
                 )
     except (OSError, RuntimeError, ValueError, ConnectionError) as error:
         raise SetupError(f"Ray does not start: {str(error).strip().splitlines()[0]}", "genflow doctor") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place, which ends with code 15
     try:
         yield
     finally:

@@ -51,7 +51,7 @@ def main(document: Document, emit: Emit) -> Document:
 @contextmanager
 def ray_workers() -> Iterator[Carry]:
     """Ray's workers, for `prepare`."""
-    with ray_cluster():
+    with ray_cluster(logs=False):  # what libtiff thinks of a damaged file is nobody's concern
         yield distribute
 
 

@@ -6,6 +6,7 @@ that is Ray (`jobs/prepare.py`); `here` does them one after the other in this pr
 
 import csv
 import io
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -68,6 +69,8 @@ def prepare(
 def _make(store: Store, id: str, name: str, source: Source, data: Data, carry: Carry, emit: Emit) -> Artifact:
     """Decode, write and commit."""
     progress = Progress(emit, name)
+    for killed in store.folder("datasets", id).parent.glob(f"{id}.tmp-*"):  # nobody else can be at it: the lock
+        shutil.rmtree(killed, ignore_errors=True)
     with store.stage("datasets", id, name=name) as staged:
         survey = source.survey(data)
         if survey is None:
