@@ -50,6 +50,7 @@ def run_here(
             process = subprocess.Popen(
                 [sys.executable, "-m", f"jobs.{stage}", str(recipe)],
                 env=_environment(store, verbose), text=True, errors="replace", preexec_fn=_die_with_parent,
+                start_new_session=True,  # signals of the terminal reach it through this process alone, once
                 stdout=subprocess.PIPE, stderr=None if verbose else noise,
             )  # fmt: skip
             last = _follow(process, on_event, None if verbose else noise)
@@ -94,7 +95,7 @@ def _follow(process: "subprocess.Popen[str]", on_event: Callable[[events.Event],
                         on_event(event)
                 break
             except KeyboardInterrupt:
-                # the terminal sent it to the job, too, which saves and ends by itself
+                process.send_signal(signal.SIGINT)  # it saves and ends by itself
                 on_event({"event": "note", "message": "stopping; press Ctrl-C again to stop at once"})
         process.wait()
     finally:
