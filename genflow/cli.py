@@ -28,13 +28,47 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
 app.add_typer(jobs_app, name="jobs")
 
+
+def _complete_family(incomplete: str) -> list[str]:
+    from genflow.commands import families
+
+    return [name for name in families() if name.startswith(incomplete)]
+
+
+def _complete(kind: str, incomplete: str) -> list[str]:
+    from genflow.store import Store
+
+    artifacts = Store().artifacts(kind)
+    names = [a.name for a in artifacts] + [a.id for a in artifacts]
+    return sorted({name for name in names if name.startswith(incomplete)})
+
+
+def _complete_run(incomplete: str) -> list[str]:
+    return _complete("runs", incomplete)
+
+
+def _complete_data(incomplete: str) -> list[str]:
+    return _complete("datasets", incomplete)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Sets = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set any key of the recipe.")]
 Config = Annotated[list[Path], typer.Option("--config", "-c", metavar="FILE", help="A recipe file; repeatable.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 OnCluster = Annotated[bool, typer.Option("--cluster/--local", help="Run on a Ray cluster, or on this machine.")]
 Address = Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")]
-RunRef = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, prefix, name, `latest`, or best:fd.")]
+RunRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, prefix, name, `latest`, or best:fd.", autocompletion=_complete_run
+    ),
+]
+RunRefs = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Runs of one dataset.", autocompletion=_complete_run)
+]
+DataRef = Annotated[
+    str, typer.Argument(help="A dataset's id, prefix, name, or `latest`.", autocompletion=_complete_data)
+]
 
 
 def main() -> None:
@@ -125,8 +159,10 @@ def prepare(
 
 @app.command()
 def train(
-    family: Annotated[str, typer.Argument(help="vae, ddpm, flow_matching ...")],
-    data: Annotated[str, typer.Option(help="The dataset.")] = "",
+    family: Annotated[
+        str, typer.Argument(help="vae, ddpm, flow_matching ...", autocompletion=_complete_family)
+    ],
+    data: Annotated[str, typer.Option(help="The dataset.", autocompletion=_complete_data)] = "",
     config: Config = [],
     sets: Sets = [],
     name: Annotated[str, typer.Option(help="What to call the run.")] = "",
@@ -150,7 +186,7 @@ def train(
 
 @app.command()
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs.")],
+    runs: RunRefs,
     samples: Annotated[int | None, typer.Option(help="Samples to measure on.")] = None,
     features: Annotated[str, typer.Option(help="classifier, or a TorchScript module by path.")] = "",
     sets: Sets = [],
@@ -167,7 +203,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs of one dataset.")],
+    runs: RunRefs,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy report.html here.")] = None,
     samples: Annotated[int | None, typer.Option(help="Samples to measure on.")] = None,
     sets: Sets = [],
@@ -284,7 +320,7 @@ def data_ls(json: Json = False) -> None:
 
 @data_app.command("show")
 def data_show(
-    dataset: Annotated[str, typer.Argument(help="A dataset's id, prefix, name, or `latest`.")],
+    dataset: DataRef,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The preview's file.")] = None,
     json: Json = False,
 ) -> None:
@@ -296,7 +332,7 @@ def data_show(
 
 @data_app.command("rm")
 def data_rm(
-    dataset: Annotated[str, typer.Argument(help="A dataset's id, prefix or name.")],
+    dataset: DataRef,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a dataset."""

@@ -151,3 +151,14 @@ def test_every_command_has_at_most_a_dozen_flags():
     for command in commands(typer.main.get_command(cli.app)):
         flags = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
         assert len(flags) <= 12, command.name
+
+
+def test_completion_knows_families(genflow, monkeypatch):
+    """The shell completes commands and families."""
+    for words, answer in (("genflow tr", "train"), ("genflow train flo", "flow_matching")):
+        monkeypatch.setenv("_GENFLOW_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        _, out, _ = genflow()
+
+        assert answer in out
