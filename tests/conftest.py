@@ -1,9 +1,12 @@
 """Fixtures that several folders of tests share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: with two threads on a busy machine it is ten times slower
 
 from genflow.data.preparing import here, prepare
 from genflow.data.shards import Dataset

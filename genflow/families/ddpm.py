@@ -104,18 +104,22 @@ class Ddpm(Family):
         """The variational bound: prior and decoder exactly, the levels between stratified and unbiased."""
         net = Guided(self.net, label, self.facts.classes)
         prior, decoder = self._prior(x), self._decoder(x, net, rng)
-        levels = self.T - 1
-        strata = min(self.bound_levels, levels)
-        terms = []
-        for i in range(strata):
-            # stratum i holds the levels 1 + floor(i levels / strata) and on; each row draws one of them
-            low, high = i * levels // strata, (i + 1) * levels // strata
-            k = 1 + low + (rng.uniform((len(x),)) * (high - low)).long().clamp(max=high - low - 1)
+        cuts, terms = self._strata(), []
+        for low, high in zip(cuts[:-1], cuts[1:], strict=True):  # each row draws one level of each stratum
+            k = low + (rng.uniform((len(x),)) * (high - low)).long().clamp(max=high - low - 1)
             terms.append((high - low) * self._gap(x, k.to(x.device), net, rng))
         stacked = torch.stack(terms)
-        # neighbouring strata stand in for a repeated draw: half their mean squared difference is the variance
-        stderr = (stacked[1:] - stacked[:-1]).square().sum(0).div(2).sqrt()
+        # neighbouring strata stand in for a repeated draw: half their squared difference, at either side
+        stderr = torch.cat([stacked[1:2], stacked, stacked[-2:-1]]).diff(dim=0).square().sum(0).div(2).sqrt()
         return LogLikelihood(-(prior + decoder + stacked.sum(0)), "lower-bound", stderr, net.nfe)
+
+    def _strata(self) -> list[int]:
+        """Where the strata of the levels 1..T-1 begin, and T: even in log k, because the first levels cost most."""
+        count = min(self.bound_levels, self.T - 1)
+        cuts = [1]
+        for i in range(1, count + 1):
+            cuts.append(min(max(round(self.T ** (i / count)), cuts[-1] + 1), self.T - count + i))
+        return cuts
 
     def _noised(self, x: Tensor, k: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         alpha, sigma = over(self.alphas[k], x), over(self.sigmas[k], x)

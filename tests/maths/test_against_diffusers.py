@@ -1,0 +1,133 @@
+"""Schedules and samplers number by number against diffusers, on the same network and the same noise.
+
+Our uniform times are what diffusers calls "trailing" spacing; the level k lies at t = (k + 1)/T.
+"""
+
+import numpy as np
+import pytest
+import torch
+from small import family, shaken
+from torch import Tensor, nn
+
+from genflow.facts import Facts
+from genflow.maths.paths import BETAS, DiscretePath, StraightPath, x0_from
+from genflow.maths.samplers import heun
+from genflow.maths.seeds import Rng
+
+diffusers = pytest.importorskip("diffusers")
+
+SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+PREDICTION = {"eps": "epsilon", "x": "sample", "v": "v_prediction"}
+FACTS = Facts((1, 4, 4), levels=256)
+LABEL = torch.zeros(3, dtype=torch.long)
+
+
+class OneGenerator(Rng):
+    """Draws from one generator, as diffusers does."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, shape) -> Tensor:  # type: ignore[no-untyped-def]
+        return torch.randn(tuple(shape), generator=self.generator)
+
+    uniform = normal
+
+
+def start() -> Tensor:
+    return torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    """Both compute in single precision; theirs holds its schedule in it too."""
+    scale = float(theirs.abs().max())
+    torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=5e-4)
+
+
+def scheduler(kind: str, schedule: str, predict: str, **options: object):  # type: ignore[no-untyped-def]
+    return getattr(diffusers, kind)(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule=SCHEDULE[schedule],
+        prediction_type=PREDICTION[predict], clip_sample=False, timestep_spacing="trailing", **options,
+    )  # fmt: skip
+
+
+def denoiser(schedule: str, predict: str) -> nn.Module:
+    return shaken(family("ddpm", FACTS, "mlp", family={"schedule": schedule, "predict": predict}))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULE)
+def test_noise_schedules_agree(schedule: str) -> None:
+    """betas and alphas_cumprod, level by level."""
+    theirs = scheduler("DDPMScheduler", schedule, "eps")
+    ours = BETAS[schedule](1000)
+    np.testing.assert_allclose(ours, theirs.betas.numpy(), rtol=2e-5)
+    bars = DiscretePath(ours).alpha_bar
+    np.testing.assert_allclose(bars[:990], theirs.alphas_cumprod.numpy()[:990], rtol=3e-3)
+    np.testing.assert_allclose(bars, theirs.alphas_cumprod.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "predict", "steps"),
+    [("linear", "eps", 1000), ("cosine", "v", 1000), ("linear", "x", 100), ("linear", "v", 20), ("cosine", "x", 10)],
+)
+def test_ancestral_sampling_agrees(schedule: str, predict: str, steps: int) -> None:
+    """DDPMScheduler with fixed_small variance, all 1000 levels and fewer."""
+    model = denoiser(schedule, predict)
+    ours = model.sample(start(), LABEL, OneGenerator(1), sampler="ddpm", steps=steps, clip=False).x
+    theirs = scheduler("DDPMScheduler", schedule, predict, variance_type="fixed_small")
+    theirs.set_timesteps(steps)
+    x, generator = start(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(model.net(x, t.float().expand(3), LABEL), t, x, generator=generator).prev_sample
+    close(ours, x)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("predict", PREDICTION)
+@pytest.mark.parametrize("schedule", SCHEDULE)
+def test_ddim_agrees(schedule: str, predict: str, eta: float) -> None:
+    """DDIMScheduler with trailing spacing, with the same noise on the way."""
+    model = denoiser(schedule, predict)
+    ours = model.sample(start(), LABEL, OneGenerator(1), sampler="ddim", steps=20, eta=eta, clip=False).x
+    theirs = scheduler("DDIMScheduler", schedule, predict)
+    theirs.set_timesteps(20)
+    x, rng = start(), OneGenerator(1)
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            answer = model.net(x, t.float().expand(3), LABEL)
+            z = rng.normal(x.shape) if eta and t > theirs.timesteps[-1] else torch.zeros_like(x)
+            x = theirs.step(answer, t, x, eta=eta, variance_noise=z).prev_sample
+    close(ours, x)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 50])
+def test_eulers_method_on_the_straight_path_agrees(steps: int) -> None:
+    """FlowMatchEulerDiscreteScheduler: the same direction of time, the same network time 1000 t."""
+    model = shaken(family("flow_matching", FACTS, "mlp"))
+    ours = model.sample(start(), LABEL, OneGenerator(1), sampler="euler", steps=steps).x
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler()
+    theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+    x = start()
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(model.net(x, t.expand(3), LABEL), t, x).prev_sample
+    close(ours, x)
+
+
+def test_heuns_method_on_the_straight_path_agrees() -> None:
+    """FlowMatchHeunDiscreteScheduler, on its own grid of times (which ends at 1/1000 before 0)."""
+    model = shaken(family("flow_matching", FACTS, "mlp"))
+    theirs = diffusers.FlowMatchHeunDiscreteScheduler()
+    theirs.set_timesteps(10)
+    x = start()
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(model.net(x, t.expand(3), LABEL), t, x).prev_sample
+
+        def denoise(y: Tensor, t: float) -> Tensor:
+            return x0_from(model.net(y, torch.full((3,), 1000 * t), LABEL), "velocity", y, 1 - t, t)
+
+        times = [*dict.fromkeys(theirs.sigmas.tolist())]
+        ours = heun(denoise, StraightPath(), start(), times, OneGenerator(1))
+    close(ours, x)

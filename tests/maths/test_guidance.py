@@ -1,0 +1,38 @@
+"""Classifier-free guidance is a wrapper, and it counts."""
+
+import pytest
+import torch
+
+from genflow.maths.guidance import Guided, forget
+from genflow.maths.seeds import BatchRng
+
+CLASSES = 3
+
+
+def net(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Answers x + label, 10 for "no label"."""
+    value = torch.where(label == CLASSES, 10, label).to(x.dtype)
+    return x + value[:, None] + 0 * t[:, None]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 3.0])
+def test_guidance_is_the_line_through_both_predictions(weight: float) -> None:
+    """p(nobody) + w (p(label) - p(nobody)), row by row; w = 1 costs one evaluation, the others two."""
+    label = torch.tensor([0, 2, CLASSES])
+    guided = Guided(net, label, CLASSES, weight)
+    answer = guided(torch.zeros(3, 2), 500.0)
+    expected = torch.tensor([10 + weight * (0 - 10), 10 + weight * (2 - 10), 10.0])
+    torch.testing.assert_close(answer, expected[:, None].expand(3, 2))
+    assert guided.nfe == (1 if weight == 1 else 2)
+
+
+def test_a_share_of_labels_is_forgotten() -> None:
+    """About that share becomes "no label", the others stay; without classes nothing changes."""
+    rng = BatchRng(0, "forget", 0, total=10_000)
+    label = torch.arange(10_000) % CLASSES
+    after = forget(label, CLASSES, 0.1, rng)
+    changed = after != label
+    assert float(changed.float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert (after[changed] == CLASSES).all()
+    none = torch.zeros(4, dtype=torch.long)
+    assert forget(none, 0, 0.1, BatchRng(0, "forget", 0, total=4)) is none

@@ -1,0 +1,129 @@
+"""Samplers against the analytic denoiser: equal where they should be, of the order they declare, and counted."""
+
+import math
+
+import pytest
+import torch
+from oracle import TWO, Mixture
+
+from genflow.maths.paths import DiscretePath, Path, StraightPath, cosine_betas, linear_betas, uniform_times
+from genflow.maths.samplers import SAMPLERS, ddim, ddpm, euler
+from genflow.maths.seeds import BatchRng, Rng
+
+PATHS: dict[str, Path] = {
+    "straight": StraightPath(),
+    "cosine": DiscretePath(cosine_betas()),
+    "linear": DiscretePath(linear_betas()),
+}
+SOLVERS = [name for name, sampler in SAMPLERS.items() if not sampler.stochastic]
+
+
+def noise(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Forbidden(Rng):
+    """An Rng that nobody may ask."""
+
+    def normal(self, shape):  # type: ignore[no-untyped-def]
+        raise AssertionError("a deterministic sampler drew noise")
+
+    uniform = normal
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> Path:
+    return PATHS[request.param]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_ddim_without_noise_is_eulers_method(path: Path, steps: int) -> None:
+    """DDIM (eta = 0) and Euler in the straight path's variables agree to rounding, on every path."""
+    denoise, times = TWO.denoiser(path), uniform_times(steps)
+    one = ddim(denoise, path, noise(20), times, Forbidden())
+    other = euler(denoise, path, noise(20), times, Forbidden())
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_ddpm_is_the_posterior_of_the_paper(name: str) -> None:
+    """Ho et al., 2020, equations 6 and 7, in their own symbols; DDIM with eta = 1 is the same."""
+    path = PATHS[name]
+    denoise, times = TWO.denoiser(path), uniform_times(40)
+    rng = BatchRng(0, "ancestral", 0, total=20)
+    x = noise(20)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        bar_t, bar_s = path.alpha(t) ** 2, path.alpha(s) ** 2
+        beta = 1 - bar_t / bar_s
+        mean = math.sqrt(bar_s) * beta / (1 - bar_t) * denoise(x, t)
+        mean = mean + math.sqrt(1 - beta) * (1 - bar_s) / (1 - bar_t) * x
+        variance = (1 - bar_s) / (1 - bar_t) * beta
+        x = mean + math.sqrt(variance) * rng.normal(x.shape) if s > 0 else mean
+    for walk, options in ((ddpm, {}), (ddim, {"eta": 1.0})):
+        got = walk(denoise, path, noise(20), times, BatchRng(0, "ancestral", 0, total=20), **options)
+        torch.testing.assert_close(got, x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "end"), [("straight", 0.0), ("cosine", 0.1)])
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_the_declared_order_is_the_measured_slope(sampler: str, name: str, end: float) -> None:
+    """error ~ steps^-order, against the exact flow of a mixture on the line, where quantiles stay quantiles.
+
+    The cosine path is walked to t = 0.1 only: below, u grows as sqrt(t), and equal times are no equal steps.
+    """
+    path, mixture = PATHS[name], Mixture([0.6, 0.4], [[0.8], [-0.6]], 0.5)
+    x = noise(50)[:, :1]
+    y = x / (path.alpha(1.0) + path.sigma(1.0))
+    scale = path.alpha(end) + path.sigma(end)
+    exact = scale * mixture.quantile(mixture.cdf(y, path.flow_time(1.0)), path.flow_time(end))
+    counts = [40, 80, 160]
+    errors = []
+    for steps in counts:
+        times = [end + (1 - end) * t for t in uniform_times(steps)]
+        got = SAMPLERS[sampler].walk(mixture.denoiser(path), path, x, times, Forbidden())
+        errors.append(float((got - exact).norm()))
+    slope = math.log(errors[0] / errors[-1]) / math.log(counts[-1] / counts[0])
+    assert slope == pytest.approx(SAMPLERS[sampler].order, abs=0.2)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_have_the_mixtures_weights_means_and_width(sampler: str, path: Path) -> None:
+    """3000 samples: weights within 0.03, means within 0.04, width within 10 % (a stochastic walk needs more steps)."""
+    rows = 3000
+    steps = 250 if SAMPLERS[sampler].stochastic else 60
+    rng = BatchRng(1, "sample", 0, total=rows)
+    x = SAMPLERS[sampler].walk(TWO.denoiser(path), path, noise(rows, seed=2), uniform_times(steps), rng)
+    which = torch.cdist(x, TWO.means).argmin(1)
+    for k in range(2):
+        own = x[which == k]
+        assert len(own) / rows == pytest.approx(float(TWO.weights[k]), abs=0.03)
+        torch.testing.assert_close(own.mean(0), TWO.means[k], rtol=0, atol=0.04)
+        assert float(own.std(0).mean()) == pytest.approx(TWO.std, rel=0.1)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_evaluations_are_the_calls(sampler: str, steps: int, path: Path) -> None:
+    """What a sampler says it costs is what it costs, and it never looks at t = 0, where velocities have no value."""
+    asked: list[float] = []
+
+    def denoise(x: torch.Tensor, t: float) -> torch.Tensor:
+        asked.append(t)
+        return TWO.denoise_at(x, path.alpha(t), path.sigma(t))
+
+    rng = BatchRng(0, "sample", 0, total=4)
+    x = SAMPLERS[sampler].walk(denoise, path, noise(4), uniform_times(steps), rng)
+    assert len(asked) == SAMPLERS[sampler].evaluations(steps)
+    assert min(asked) > 0
+    assert x.isfinite().all()
+
+
+def test_only_the_stochastic_draw() -> None:
+    """A sampler that is declared deterministic never asks the Rng; the others do."""
+    path = StraightPath()
+    for sampler in SAMPLERS.values():
+        if sampler.stochastic:
+            with pytest.raises(AssertionError, match="drew noise"):
+                sampler.walk(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
+        else:
+            sampler.walk(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())

@@ -1,0 +1,38 @@
+"""Densities of the time that training looks at."""
+
+import pytest
+import torch
+from scipy import stats
+
+from genflow.maths import times
+from genflow.maths.seeds import BatchRng
+
+ROWS = 20_000
+
+
+def draws(density: times.Density, **options: float) -> torch.Tensor:
+    return times.draw(density, ROWS, BatchRng(0, "test", 0, total=ROWS), **options)
+
+
+def test_times_lie_inside_the_clock() -> None:
+    """Never 0 nor 1, where alpha or sigma vanish."""
+    t = draws("logit_normal", std=5.0)
+    assert t.min() > 0
+    assert t.max() < 1
+
+
+def test_uniform_is_uniform() -> None:
+    """Kolmogorov-Smirnov against U(0, 1)."""
+    assert stats.kstest(draws("uniform").numpy(), "uniform").pvalue > 0.01
+
+
+def test_logit_normal_has_its_mean_and_width() -> None:
+    """Without the uniform share, logit(t) ~ N(mean, std^2)."""
+    logits = torch.logit(draws("logit_normal", mean=0.5, std=0.7, uniform_share=0.0).double())
+    assert stats.kstest(((logits - 0.5) / 0.7).numpy(), "norm").pvalue > 0.01
+
+
+def test_a_share_of_the_logit_normal_is_uniform() -> None:
+    """The ends are visited: 10 % uniform puts about 0.5 % below t = 0.05, the logit-normal alone 0.16 %."""
+    share = (draws("logit_normal") < 0.05).float().mean()
+    assert float(share) == pytest.approx(0.1 * 0.05 + 0.9 * stats.norm.cdf(-2.944), abs=0.002)

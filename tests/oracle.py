@@ -1,0 +1,84 @@
+"""A Gaussian mixture: the one data distribution whose denoiser, velocity and density are known in closed form.
+
+    p(x_0) = sum_k w_k N(m_k, s^2 I)
+    p(x_t) = sum_k w_k N(alpha m_k, v I),   v = alpha^2 s^2 + sigma^2
+    E[x_0 | x_t, k] = m_k + (alpha s^2 / v) (x_t - alpha m_k)
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genflow.maths.paths import Path, Prediction, target
+
+
+class Mixture:
+    """A mixture of equally wide Gaussians over x (B, D) or (B, C, H, W), in double precision.
+
+    Args:
+        weights: (K,), summing to 1.
+        means: (K, D).
+        std: s.
+    """
+
+    def __init__(self, weights: Sequence[float], means: Sequence[Sequence[float]], std: float) -> None:
+        self.weights = torch.tensor(weights, dtype=torch.float64)
+        self.means = torch.tensor(means, dtype=torch.float64)
+        self.std = std
+
+    def _log_parts(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, float]:
+        """log w_k N(x; alpha m_k, v) for every component, (B, K), and v."""
+        v = alpha**2 * self.std**2 + sigma**2
+        squares = (x[:, None] - alpha * self.means).square().sum(-1)
+        D = self.means.shape[1]
+        return self.weights.log() - 0.5 * squares / v - 0.5 * D * math.log(2 * math.pi * v), v
+
+    def denoise_at(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """E[x_0 | x_t]."""
+        flat = x.double().flatten(1)
+        parts, v = self._log_parts(flat, alpha, sigma)
+        each = self.means + (alpha * self.std**2 / v) * (flat[:, None] - alpha * self.means)
+        return (parts.softmax(1)[..., None] * each).sum(1).reshape(x.shape)
+
+    def denoiser(self, path: Path):
+        """The `denoise` that samplers take."""
+        return lambda x, t: self.denoise_at(x, path.alpha(t), path.sigma(t))
+
+    def velocity(self, y: Tensor, u: float) -> Tensor:
+        """E[eps - x_0 | y_u] on the straight path."""
+        return (y - self.denoise_at(y, 1 - u, u)) / u
+
+    def predict(self, kind: Prediction, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """The best net's answer for x_t."""
+        x0 = self.denoise_at(x, alpha, sigma)
+        return target(kind, x0, (x.double() - alpha * x0) / sigma, alpha, sigma)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log p(x_0), (B,)."""
+        return self._log_parts(x.double().flatten(1), 1.0, 0.0)[0].logsumexp(1)
+
+    def cdf(self, y: Tensor, u: float) -> Tensor:
+        """P(y_u <= y) in one dimension, y (B, 1): the ODE carries every sample along its own quantile."""
+        std = math.sqrt(((1 - u) * self.std) ** 2 + u**2)
+        return (self.weights * torch.special.ndtr((y - (1 - u) * self.means[:, 0]) / std)).sum(1, keepdim=True)
+
+    def quantile(self, p: Tensor, u: float) -> Tensor:
+        """The y with cdf(y, u) = p, (B, 1), by bisection."""
+        low, high = torch.full_like(p, -9.0), torch.full_like(p, 9.0)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = self.cdf(middle, u) < p
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def draw(self, rows: int, seed: int = 0) -> Tensor:
+        """(rows, D) samples of x_0."""
+        generator = torch.Generator().manual_seed(seed)
+        which = torch.multinomial(self.weights, rows, replacement=True, generator=generator)
+        noise = torch.randn(rows, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[which] + self.std * noise
+
+
+TWO = Mixture([0.7, 0.3], [[0.8, 0.4], [-0.6, -0.9]], 0.25)
