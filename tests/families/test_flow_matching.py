@@ -1,0 +1,93 @@
+"""Flow matching's own facts, with the perfect velocity of a mixture."""
+
+import math
+
+import pytest
+import torch
+from oracle import TWO, Mixture
+from torch import Tensor, nn
+
+from genflow.batch import Batch
+from genflow.facts import Facts
+from genflow.families.flow_matching import FlowMatching
+from genflow.maths.seeds import BatchRng, SampleRng
+
+SCALED = Facts((2, 1, 1), levels=None, scale=3.0)
+NOBODY = torch.zeros(300, dtype=torch.long)
+
+
+class Perfect(nn.Module):
+    """The best net for a mixture, row by row."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        super().__init__()
+        self.mixture, self.told = mixture, torch.empty(0)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        self.told = t / 1000
+        u = self.told.double()[:, None, None, None]
+        flat, m, s = x.double().flatten(1), self.mixture.means, self.mixture.std
+        a, b = (1 - u).flatten(1), u.flatten(1)
+        v = (a * s) ** 2 + b**2
+        parts = self.mixture.weights.log() - (flat[:, None] - a[..., None] * m).square().sum(-1) / (2 * v)
+        each = m + (a * s**2 / v)[..., None] * (flat[:, None] - a[..., None] * m)
+        x0 = (parts.softmax(1)[..., None] * each).sum(1).reshape(x.shape)
+        return ((x - x0) / u).to(x.dtype)
+
+
+def perfect(**options: object) -> FlowMatching:
+    return FlowMatching({"net": Perfect(TWO)}, SCALED, **options)  # type: ignore[arg-type]
+
+
+def test_the_log_likelihood_is_the_true_density_of_the_points() -> None:
+    """In the points' own coordinates: log p(x) - D log scale."""
+    x = TWO.draw(300).float().reshape(300, 2, 1, 1)
+    found = perfect(ode_steps=60).log_likelihood(x, NOBODY, SampleRng(range(300), "likelihood"))
+    truth = TWO.log_density(x) - 2 * math.log(3.0)
+    torch.testing.assert_close(found.nats, truth, rtol=0, atol=0.05)
+    assert found.kind == "ode-estimate"
+    assert found.nfe == 120
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ab2", "ddpm"])
+def test_a_perfect_velocity_draws_the_mixture(sampler: str) -> None:
+    """Any sampler, the stochastic ones too, on the straight path."""
+    rng = SampleRng(range(300), "sample")
+    x = perfect().sample(rng.normal((300, 2, 1, 1)), NOBODY, rng, sampler=sampler, steps=100).x.flatten(1)
+    share = (torch.cdist(x.double(), TWO.means).argmin(1) == 0).float().mean()
+    assert float(share) == pytest.approx(0.7, abs=0.08)
+    assert float(TWO.log_density(x).mean()) == pytest.approx(float(TWO.log_density(TWO.draw(3000)).mean()), abs=0.2)
+
+
+def test_the_perfect_velocitys_loss_is_the_least() -> None:
+    """Any other velocity pays its squared distance on top."""
+    batch = Batch(TWO.draw(300).float().reshape(300, 2, 1, 1), NOBODY)
+    best = perfect()
+    loss, _ = best.loss("net", batch, BatchRng(0, "loss", 0, total=300))
+    worse = perfect()
+    worse.net.register_forward_hook(lambda module, args, out: out + 1.0)
+    shifted, _ = worse.loss("net", batch, BatchRng(0, "loss", 0, total=300))
+    assert float(shifted - loss) == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize("density", ["uniform", "logit_normal"])
+def test_training_times_follow_their_density(density: str) -> None:
+    """The share of times below 0.1 and above 0.9; a tenth of the logit-normal's are uniform."""
+    rows = 5000
+    model = perfect(density=density)
+    x = torch.zeros(rows, 2, 1, 1)
+    model.loss("net", Batch(x, torch.zeros(rows, dtype=torch.long)), BatchRng(0, "loss", 0, total=rows))
+    outside = ((model.net.told < 0.1) | (model.net.told > 0.9)).float().mean()
+    peaked = 0.1 * 0.2 + 0.9 * 2 * float(torch.special.ndtr(torch.tensor(-math.log(9.0))))  # |logit t| > log 9
+    expected = 0.2 if density == "uniform" else peaked
+    assert float(outside) == pytest.approx(expected, abs=0.02)
+
+
+def test_noise_that_comes_with_the_data_is_used() -> None:
+    """Pairs (noise, image) make this reflow: x_t lies on the line between them."""
+    seen: list[Tensor] = []
+    model = perfect()
+    model.net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.zeros(4, 2, 1, 1)
+    model.loss("net", Batch(x, NOBODY[:4], noise=torch.full_like(x, 3.0)), BatchRng(0, "loss", 0, total=4))
+    torch.testing.assert_close(seen[0], 3 * model.net.told[:, None, None, None].expand_as(x))
