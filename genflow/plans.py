@@ -30,10 +30,9 @@ def foresee(pipeline: Pipeline, store: Store) -> list[dict[str, Any]]:
 def _foresee(stage: Stage, made: dict[str, Any], store: Store) -> tuple[str, dict[str, Any] | None]:
     document = stage.document(made)
     if stage.job == "prepare":
-        from genflow.data import plan, sources
+        from genflow.data import preparing, sources
 
-        source = sources.find(stage.recipe.data)
-        id = f"{stage.recipe.data.name or source.name}-{plan.key(source, stage.recipe.data)}"
+        _, id = preparing.identity(sources.find(stage.recipe.data), stage.recipe.data)
         return id, {"dataset": id} if store.get("datasets", id) else None
     if stage.job == "train":
         from genflow import build, runs

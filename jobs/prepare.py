@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from genflow.data import preparing
 from genflow.data.preparing import Carry, prepare
 from genflow.errors import GenflowError
 from genflow.recipe import parse
-from genflow.store import Store
+from genflow.store import Artifact, Store
 from jobs.cluster import ray_cluster
 from jobs.common import Document, Emit, execute, verbose
 
@@ -33,6 +34,17 @@ def main(document: Document, emit: Emit) -> Document:
     """
     started = time.monotonic()
     artifact, cached = prepare(Store(), parse(document["recipe"]).data, ray_workers, emit)
+    return {**result(artifact, cached), "seconds": round(time.monotonic() - started, 3)}
+
+
+def find(document: Document) -> Document | None:
+    """The result, if the dataset is there already; None if there is something to do."""
+    artifact = preparing.find(Store(), parse(document["recipe"]).data)
+    return result(artifact, cached=True) if artifact else None
+
+
+def result(artifact: Artifact, cached: bool) -> Document:
+    """The document that the command prints."""
     facts = artifact.meta["facts"]
     return {
         "schema": "genflow.prepare/1",
@@ -44,7 +56,6 @@ def main(document: Document, emit: Emit) -> Document:
         "bad": artifact.meta["bad"],
         "skipped": artifact.meta["skipped"],
         "facts": facts,
-        "seconds": round(time.monotonic() - started, 3),
     }
 
 

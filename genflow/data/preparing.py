@@ -49,10 +49,7 @@ def prepare(
         DataError: more than `max_bad` records cannot be read, or the source is broken.
     """
     source = sources.find(data)
-    name = data.name or source.name
-    if not NAME.fullmatch(name):
-        raise UsageError(f"data.name {name!r}: use letters, digits, '.', '_' and '-', at most 80")
-    id = f"{name}-{plan.key(source, data)}"
+    name, id = identity(source, data)
     artifact = store.get("datasets", id)
     if artifact is None:
         with store.lock("datasets", id):
@@ -64,6 +61,23 @@ def prepare(
     rows = sum(artifact.meta["facts"]["splits"].values())
     tolerate(artifact.file(BAD), artifact.meta["bad"], rows + artifact.meta["bad"], data)
     return artifact, True
+
+
+def identity(source: Source, data: Data) -> tuple[str, str]:
+    """What the dataset is called: its name, and its id, which is the content address of source and options.
+
+    Raises:
+        UsageError: the name cannot be one.
+    """
+    name = data.name or source.name
+    if not NAME.fullmatch(name):
+        raise UsageError(f"data.name {name!r}: use letters, digits, '.', '_' and '-', at most 80")
+    return name, f"{name}-{plan.key(source, data)}"
+
+
+def find(store: Store, data: Data) -> Artifact | None:
+    """The dataset that `data` describes, if it is there already."""
+    return store.get("datasets", identity(sources.find(data), data)[1])
 
 
 def _make(store: Store, id: str, name: str, source: Source, data: Data, carry: Carry, emit: Emit) -> Artifact:

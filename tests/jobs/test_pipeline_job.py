@@ -1,0 +1,57 @@
+"""Pipelines carried out: side by side, only what is missing, and a failure leaves the rest."""
+
+import pytest
+
+from genflow.errors import GenflowError
+from jobs import pipeline as job
+
+SMALL = {"steps": 3, "batch": 8, "checkpoint_every": 3}
+
+
+def document(**stages):
+    points = {"job": "prepare", "data": {"source": "ring8", "samples": 400}}
+    return {"pipeline": {"name": "tiny", "stages": {"points": points, **stages}}}
+
+
+def train(kind: str, **more):
+    net = {"kind": "mlp", "width": 8}
+    return {"job": "train", "preset": kind, "data": "points", "net": net, "train": SMALL, **more}
+
+
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def run(store, monkeypatch, ray_local, events):
+    """Run a pipeline in a store of its own, collecting its events."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    return lambda doc: job.main(doc, lambda event, **fields: events.append({"event": event, **fields}))
+
+
+@pytest.mark.ray
+def test_a_pipeline_makes_what_is_missing_and_then_nothing(run, events):
+    """Run again, every stage is cached; with one stage changed, only that one is made."""
+    first = run(document(vae=train("vae"), flow=train("flow_matching")))
+    events.clear()
+    again = run(document(vae=train("vae"), flow=train("flow_matching")))
+    statuses = [e["status"] for e in events if e["event"] == "stage"]
+    changed = run(document(vae=train("vae"), flow=train("flow_matching", family={"density": "uniform"})))
+
+    assert not first["cached"]
+    assert again["cached"]
+    assert statuses == ["cached"] * 3
+    assert [stage["cached"] for stage in changed["stages"]] == [True, True, False]
+
+
+@pytest.mark.ray
+def test_a_failing_stage_leaves_the_others(run, store, events):
+    """What does not need the failed stage is made; what needs it is skipped; the error names the stage."""
+    broken = {"job": "evaluate", "runs": ["nowhere"]}
+    with pytest.raises(GenflowError, match="stage broken"):
+        run(document(broken=broken, flow=train("flow_matching")))
+
+    assert [a.name for a in store.artifacts("runs")] == ["flow_matching-ring8"]
+    statuses = {e["name"]: e["status"] for e in events if e["event"] == "stage"}
+    assert statuses["broken"] == "failed"

@@ -1,0 +1,95 @@
+"""Every command in the README and the guides is real: it parses, and those that need no cluster are run."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from genflow import cli
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The genflow command lines in a document's code blocks."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.split("  #")[0].strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("genflow ")]
+
+
+EVERY = [(document.name, args) for document in DOCUMENTS for args in commands(document)]
+
+
+@pytest.mark.parametrize(("document", "args"), EVERY, ids=lambda v: " ".join(v) if isinstance(v, list) else v)
+def test_a_documented_command_parses(document, args):
+    """Its verb and every flag exist."""
+    group = typer.main.get_command(cli.app)
+    name = args.pop(0)
+    command = group.commands[name]
+    if hasattr(command, "commands"):
+        command = command.commands[args.pop(0)]
+    command.make_context(name, list(args), resilient_parsing=False)
+
+
+def test_documented_make_targets_exist():
+    """What the documents tell people to make is in the Makefile."""
+    makefile = (ROOT / "Makefile").read_text()
+    told = {target for path in DOCUMENTS for target in re.findall(r"`?make ([a-z-]+)`?", path.read_text())}
+
+    assert told
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in told & {"setup", "quickstart", "test"})
+    missing = [t for t in told if re.search(rf"^make {t}\b", (ROOT / "README.md").read_text(), re.MULTILINE)
+               and not re.search(rf"^{t}:", makefile, re.MULTILINE)]  # fmt: skip
+    assert not missing
+
+
+def test_linked_files_exist():
+    """No document points to a file that is not there."""
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.ray
+def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
+    """From a folder of pictures to a comparison, by the README's own lines, made small."""
+    pictures = tmp_path / "my_pictures"
+    rng = np.random.default_rng(0)
+    for kind in ("bright", "dark"):
+        (pictures / kind).mkdir(parents=True)
+        for i in range(40):
+            low, high = (128, 256) if kind == "bright" else (0, 128)
+            Image.fromarray(rng.integers(low, high, (20, 24, 3), np.uint8)).save(pictures / kind / f"{i}.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("GENFLOW_STORE", raising=False)
+    small = {
+        "prepare": ["--set", "data.val=0.3"],
+        "train": ["--steps", "4", "--set", "train.batch=8", "--set", "net.width=8"],
+        "compare": ["--samples", "16", "--set", "evaluate.sweep_samples=16", "--set", "evaluate.steps=[1,2]",
+                    "--set", "evaluate.likelihood=4"],
+    }  # fmt: skip
+    ran = []
+    for args in commands(ROOT / "README.md"):
+        if args[0] == "ui" or "--cluster" in args or args[0] == "jobs":
+            continue
+        args = [arg.replace("~", str(tmp_path)) if arg.startswith("~") else arg for arg in args]
+        done = subprocess.run(
+            [sys.executable, "-c", "from genflow.cli import main; main()", *args, *small.get(args[0], [])],
+            cwd=tmp_path, capture_output=True, text=True, env=None,
+        )  # fmt: skip
+        assert done.returncode == 0, f"genflow {' '.join(args)}: {done.stderr}"
+        ran.append(args[0])
+
+    assert {"prepare", "data", "train", "compare", "sample"} <= set(ran)
+    assert (tmp_path / "grid.png").exists()
+    (report,) = (tmp_path / ".genflow/reports").glob("*/report.html")
+    assert json.loads((report.parent / "manifest.json").read_text())["files"]["report.html"]["size"] < 10_000_000
