@@ -1,0 +1,181 @@
+"""What every net promises, tried on every net that the folder holds."""
+
+import math
+
+import pytest
+import torch
+from small import NETS, recipe, shaken
+from torch import Tensor, nn
+
+from genflow import build, nets
+from genflow.errors import UsageError
+from genflow.facts import Facts, Ports
+from genflow.recipe import parse
+
+KINDS = nets.kinds()
+SIZES = (7, 8, 9, 12, 28, 30, 33, 64)
+CLASSES = 3
+
+
+def picture(size: int) -> dict[str, Ports]:
+    """What families ask of a net for pictures of a size, by the ends' names."""
+    shape = (1, size, size)
+    return {
+        "picture to picture": Ports(shape, shape, time=True),
+        "picture to vector": Ports(shape, (2, 5)),
+        "vector to picture": Ports((5,), (3, size, size)),
+        "point to point": Ports((2, 1, 1), (2, 1, 1), time=True),
+    }
+
+
+def fits(kind: str, ends: str) -> bool:
+    """Whether the net is made for this; it says so for any size alike."""
+    try:
+        nets.builder(kind)(picture(8)[ends], CLASSES, **NETS.get(kind, {}))
+    except UsageError:
+        return False
+    return True
+
+
+CASES = [(kind, ends) for kind in KINDS for ends in picture(8) if fits(kind, ends)]
+
+
+def made(kind: str, ports: Ports, classes: int = CLASSES, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return shaken(nets.builder(kind)(ports, classes, **{**NETS.get(kind, {}), **options}))
+
+
+def asked(ports: Ports, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, *ports.inputs, generator=generator)
+    return x, torch.linspace(5, 990, rows), torch.arange(rows) % (CLASSES + 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_made_for_something_and_its_options_are_documented(kind: str) -> None:
+    """A net fits at least one kind of port, and its docstring says what each key of the recipe means."""
+    assert any(case[0] == kind for case in CASES)
+    builder = nets.builder(kind)
+    for option in build.schema(builder).model_fields:
+        assert f"{option}:" in (builder.__doc__ or "")
+
+
+@pytest.mark.parametrize(("kind", "ends"), CASES)
+def test_shapes_at_every_size(kind: str, ends: str) -> None:
+    """Odd sizes and large ones: the answer has the shape that was asked for, and is finite."""
+    for size in SIZES if "picture" in ends else (1,):
+        ports = picture(size)[ends]
+        x, t, label = asked(ports, 2)
+        answer = made(kind, ports)(x, t if ports.time else None, label)
+        assert answer.shape == (2, *ports.outputs)
+        assert answer.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "ends"), [(k, e) for k in KINDS for e in picture(8) if not fits(k, e)])
+def test_ports_it_is_not_made_for_are_refused(kind: str, ends: str) -> None:
+    """In one line, with what to use instead."""
+    with pytest.raises(UsageError, match=f"net {kind}") as refused:
+        nets.builder(kind)(picture(8)[ends], 0)
+    assert "net.kind=" in refused.value.hint
+
+
+@pytest.mark.parametrize(("kind", "ends"), CASES)
+def test_gradients_reach_every_weight(kind: str, ends: str) -> None:
+    """Whatever the batch holds: every class, the missing one, and several times."""
+    ports = picture(8)[ends]
+    net = made(kind, ports)
+    x, t, label = asked(ports)
+    net(x, t if ports.time else None, label).square().sum().backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize(("kind", "ends"), CASES)
+def test_time_and_class_matter(kind: str, ends: str) -> None:
+    """Another time or class is another answer; "no label" is a class of its own; without classes labels are ignored."""
+    ports = picture(8)[ends]
+    net, (x, t, label) = made(kind, ports), asked(ports)
+    time = t if ports.time else None
+    answer = net(x, time, label)
+    assert not torch.allclose(answer, net(x, time, (label + 1) % (CLASSES + 1)))
+    if ports.time:
+        assert not torch.allclose(answer, net(x, 1000 - t, label))
+    bare = made(kind, ports, 0)
+    assert torch.equal(bare(x, time, label), bare(x, time, torch.zeros_like(label)))
+    assert torch.equal(bare(x, time, label), bare(x, time, None))
+
+
+@pytest.mark.parametrize(("kind", "ends"), CASES)
+def test_rows_do_not_see_each_other(kind: str, ends: str) -> None:
+    """The answer for a row is the same alone: no statistics over the batch."""
+    ports = picture(8)[ends]
+    net, (x, t, label) = made(kind, ports).eval(), asked(ports)
+    whole = net(x, t if ports.time else None, label)
+    alone = net(x[1:2], t[1:2] if ports.time else None, label[1:2])
+    torch.testing.assert_close(whole[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "ends"), CASES)
+def test_it_works_under_autocast(kind: str, ends: str) -> None:
+    """In bfloat16 the answer is near the exact one, and gradients are finite."""
+    ports = picture(9)[ends]
+    net, (x, t, label) = made(kind, ports), asked(ports)
+    exact = net(x, t if ports.time else None, label).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(x, t if ports.time else None, label)
+    assert float((rough.detach().float() - exact).norm() / exact.norm()) < 0.1
+    rough.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("kind", "ends"), CASES)
+@pytest.mark.parametrize("width", [1, 6, 28, 80])
+def test_any_width_works_or_is_refused(kind: str, ends: str, width: int) -> None:
+    """No width passes the check and then breaks in the first step."""
+    ports = picture(8)[ends]
+    x, t, label = asked(ports, 2)
+    try:
+        net = made(kind, ports, width=width)
+    except UsageError:
+        return
+    assert net(x, t if ports.time else None, label).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        ({"kind": "unet", "patch": 3}, "net.patch=3 does not divide the picture's side of 8"),
+        ({"kind": "dit", "patch": 3}, "net.patch=3 does not divide the picture's side of 8"),
+        ({"kind": "dit", "width": 100, "heads": 3}, "net.heads=3 does not divide net.width=100"),
+        ({"kind": "conv"}, "net conv turns a picture into a vector or back"),
+        ({"kind": "unet", "width": 0}, "net.width: input should be greater than or equal to 1, not 0"),
+        ({"kind": "unet", "multipliers": [1, 0]}, "net.multipliers: input should be greater than or equal to 1"),
+        ({"kind": "unet", "dropout": 1.0}, "net.dropout: input should be less than 1"),
+        ({"kind": "mlp", "depth": -1}, "net.depth: input should be greater than or equal to 1"),
+        ({"kind": "dit", "heads": 0}, "net.heads: input should be greater than or equal to 1"),
+        ({"kind": "nut"}, r"unknown net 'nut' \(did you mean unet\?\)"),
+        ({"kind": 5}, "unknown net 5"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything(net: dict[str, object], message: str) -> None:
+    """A recipe that cannot work is refused when it is resolved, in one line."""
+    with pytest.raises(UsageError, match=message) as refused:
+        build.resolve(parse({"family": {"kind": "ddpm"}, "net": net}), Facts((1, 8, 8), 17))
+    assert "\n" not in refused.value.message
+
+
+def test_the_hint_for_heads_is_right() -> None:
+    """The number of heads that it proposes divides the width."""
+    with pytest.raises(UsageError) as refused:
+        nets.builder("dit")(picture(8)["picture to picture"], 0, width=100, heads=3)
+    assert refused.value.hint == "use net.heads=2"
+    assert recipe("ddpm", Facts((1, 8, 8), 17), "dit", train={"steps": 1}).net["heads"] == 2
+
+
+def test_the_fast_unet_folds_large_pictures() -> None:
+    """28 pixels are folded by two, and the bottom of the default U-Net has at most 8 x 8 of them."""
+    for size in (8, 28, 33, 64):
+        net = nets.builder("unet")(Ports((1, size, size), (1, size, size), time=True), 0, width=8, blocks=1)
+        fold = net.patch
+        assert fold == (1 if size < 16 or size % 2 else 2)
+        halvings = sum(isinstance(m, nn.Conv2d) and m.stride == (2, 2) for m in net.down)
+        assert math.ceil(size / fold / 2**halvings) <= 8
