@@ -117,7 +117,7 @@ def build(
     *,
     width: Annotated[int, Field(ge=1, le=2048)] = 32,
     multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = (),
-    blocks: Annotated[int, Field(ge=1, le=64)] = 2,
+    blocks: Annotated[int, Field(ge=1, le=64)] = 1,
     patch: Annotated[int, Field(ge=0)] = 0,
     attention: bool = True,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
