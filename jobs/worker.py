@@ -1,0 +1,159 @@
+"""What every worker of a training run does, inside Ray Train: open the data, build the family, fit it."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from genflow import build, events, training
+from genflow.checkpoint import Checkpoints
+from genflow.data.preview import render
+from genflow.data.shards import Dataset
+from genflow.data.stream import Stream
+from genflow.engine import RECIPE, Engine
+from genflow.errors import SetupError
+from genflow.families.base import Family
+from genflow.journal import Journal, journal_path
+from genflow.maths.seeds import key
+from genflow.recipe import Recipe, parse
+from genflow.session import Session
+from genflow.store import Artifact, Store, write_atomically
+
+GRID_COLUMNS, GRID_ROWS = 10, 6
+
+
+def work(settings: dict[str, Any]) -> None:
+    """Train this worker's share of a run.
+
+    Args:
+        settings: plain values, because a worker may be another machine: `store`, `recipe`, `dataset` (its id),
+            `run` (its id), and whether this is the `alone` worker in the job's own process.
+
+    Raises:
+        SetupError: the store is not what the job's own process sees.
+        KeyboardInterrupt: a signal asked the only worker to end; its state is saved.
+    """
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    store, recipe = Store(settings["store"]), parse(settings["recipe"])
+    folder = store.folder("runs", settings["run"])
+    data = Dataset.open(_dataset(store, settings["dataset"], folder))
+    torch.manual_seed(key(recipe.train.seed, "weights"))
+    family = build.family_of(recipe, data.facts)
+    device = _device(recipe, settings["alone"])
+    batches = Stream(data.splits["train"], recipe.train.batch, recipe.train.seed, rank, world, device)
+    journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
+    checkpoints = Checkpoints(folder / "checkpoints")
+
+    def log(numbers: dict[str, Any]) -> None:
+        assert journal is not None
+        _say(numbers, journal, recipe, settings["run"])
+
+    def show(step: int, average: dict[str, torch.Tensor]) -> None:
+        file = folder / "samples" / f"step_{step:08d}.png"
+        training.on_average(family, average, lambda: _draw(family, recipe, file, device))
+        assert journal is not None
+        journal.image(step, "samples/ema", file)
+
+    with Stop(settings["alone"]) as stop:
+        session = Session(
+            rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
+            load=checkpoints.newest, save=checkpoints.save, log=log, should_stop=stop,
+            barrier=_nothing if settings["alone"] else ray.train.report,
+        )  # fmt: skip
+        try:
+            fitted = training.fit(family, batches, session, recipe.train, show)
+        finally:
+            if journal:
+                journal.close()
+    if stop.signum and not fitted.done:
+        events.emit("note", message=f"saved at step {fitted.step}")
+        raise KeyboardInterrupt(signal.Signals(stop.signum).name)
+
+
+def _nothing(state: dict[str, Any]) -> None:
+    return None
+
+
+def _dataset(store: Store, id: str, run: Path) -> Artifact:
+    """The dataset, if this node sees the folder that the job's own process wrote to."""
+    dataset = store.get("datasets", id)
+    if dataset is None or not (run / RECIPE).is_file():
+        raise SetupError(
+            f"the node {os.uname().nodename} does not see the store {store.root} that the job writes to",
+            "set GENFLOW_STORE to a folder that every node can see",
+        )
+    return dataset
+
+
+def _device(recipe: Recipe, alone: bool) -> str:
+    """The GPUs that Ray gave this worker; the machine's own for one worker alone; else the CPU.
+
+    A Ray worker that asked for no GPU sees all of them, and must take none.
+    """
+    if recipe.cluster.gpus or (alone and torch.cuda.is_available()):
+        return str(ray.train.torch.get_device())
+    return "cpu"
+
+
+def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) -> None:
+    """A step's numbers: into the journal, and to whoever waits."""
+    step, position = numbers["step"], numbers["position"]
+    journal.metrics(step, {f"train/{name}": x for name, x in numbers.items() if name not in ("step", "position")})
+    left = numbers["seconds"] * (1 - position) / position if position > 0 else None
+    events.emit(
+        "progress", stage="train", run=run, family=recipe.family["kind"], step=step, steps=recipe.train.steps,
+        position=position, loss=next(x for name, x in numbers.items() if name.startswith("loss")),
+        images_per_second=numbers["images_per_second"], eta=left,
+    )  # fmt: skip
+
+
+def _draw(family: Family, recipe: Recipe, file: Path, device: str) -> None:
+    """Samples of fixed seeds, one class a column where there are classes."""
+    engine = Engine.of_training(family, recipe, device)
+    classes = family.facts.classes
+    count = GRID_COLUMNS * GRID_ROWS
+    labels = [i % GRID_COLUMNS % classes for i in range(count)] if classes else None
+    write_atomically(file, render(engine.draw(range(count), labels).images, family.facts, GRID_COLUMNS))
+
+
+class Stop:
+    """Whether a signal asked this process to end, while in the block. The second signal ends it at once.
+
+    Args:
+        alone: whether this worker may end by itself. Several would have to agree on a step; Ray ends them from
+            outside, and they go on from their last checkpoint.
+    """
+
+    def __init__(self, alone: bool) -> None:
+        self.signum = 0
+        self._signals = (signal.SIGINT, signal.SIGTERM) if alone and _is_main_thread() else ()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        self._before = {signum: signal.signal(signum, self._ask) for signum in self._signals}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _ask(self, signum: int, frame: object) -> None:
+        if self.signum:
+            raise KeyboardInterrupt(signal.Signals(signum).name)
+        self.signum = signum
+
+    def __call__(self) -> bool:
+        return bool(self.signum)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+

@@ -1,0 +1,183 @@
+"""The workers of a training run as a group: start them with Ray Train, wait, and say what ended them.
+
+One worker on one device needs no cluster: Ray Train's local mode enters the loop at once, in this process.
+Checkpoints are genflow's own in every mode, in the store; Ray restarts workers that die, and all of them go on
+from the newest checkpoint that verifies.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from genflow.errors import GenflowError, ResourceError
+from genflow.recipe import Cluster
+from jobs.worker import work
+
+SIOCGIFADDR = 0x8915  # ask Linux for an interface's address
+
+
+def alone(settings: dict[str, Any]) -> None:
+    """One worker in this process: Ray Train without a cluster.
+
+    Args:
+        settings: for `worker.work`.
+    """
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # its informational lines are for Ray's developers
+    try:
+        TorchTrainer(work, train_loop_config=settings, scaling_config=ScalingConfig(num_workers=0)).fit()
+    finally:
+        logger.setLevel(level)
+
+
+def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> None:
+    """Several workers on the Ray that this process is connected to.
+
+    Args:
+        settings: for `worker.work`.
+        cluster: how many, and what each of them gets.
+        spread: over as many nodes as there are, rather than over as few.
+
+    Raises:
+        GenflowError: what a worker ended with; such an error is not tried again.
+        ResourceError: a worker got no place, or no memory.
+    """
+    name = f"{settings['run']}-{time.time_ns():x}"  # the store resumes, not Ray: a fresh name every time
+    storage = Path(settings["store"]) / "ray"
+    # mypy reads the signatures of Ray Train's first version
+    failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=settings,
+        torch_config=NamedInterface(),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=cluster.gpus > 0,
+            resources_per_worker={"CPU": cluster.cpus, **({"GPU": cluster.gpus} if cluster.gpus else {})},
+            placement_strategy="SPREAD" if spread else "PACK",
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=failures,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[GiveUp()],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        _wait(trainer)
+    except Exception as error:
+        raise explain(error, cluster) from error
+    finally:
+        shutil.rmtree(storage / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            storage.rmdir()
+
+
+def _wait(trainer: TorchTrainer) -> None:
+    """Fit, beside the main thread: in it, Ray would turn Ctrl-C into an exit with code 0."""
+    outcome: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    thread.join()
+    if outcome:
+        raise outcome[0]
+
+
+class GiveUp(UserCallback):
+    """What a person has to mend is not tried again. Raised in the controller, it ends the run."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            for cause in causes(error):
+                if isinstance(cause, GenflowError):
+                    raise cause
+
+
+class NamedInterface(TorchConfig):
+    """A process group over the network interface that has the node's address in Ray.
+
+    gloo by itself asks for the host's name, which many systems answer with 127.0.1.1; then workers on different
+    nodes wait for each other until they time out.
+    """
+
+    @property
+    def backend_cls(self) -> type:
+        inner = super().backend_cls
+
+        class Backend(inner):  # type: ignore[misc, valid-type]
+            def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                worker_group.execute(name_interface)
+                super().on_start(worker_group, backend_config)
+
+        return Backend
+
+
+def name_interface() -> None:
+    """On a worker: set GLOO_SOCKET_IFNAME, unless it is set."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an IPv4 address; None where that cannot be known."""
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            request = struct.pack("256s", name.encode()[:15])
+            if socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24]) == address:
+                return name
+    return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and everything that Ray wrapped in it."""
+    waiting, seen = [error], set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        inner = [getattr(current, name, None) for name in ("controller_failure", "cause", "_base_exc", "__cause__")]
+        inner += list((getattr(current, "worker_failures", None) or {}).values())
+        waiting += [part for part in inner if isinstance(part, BaseException)]
+
+
+def explain(error: BaseException, cluster: Cluster) -> GenflowError:
+    """What ended the workers, in one line."""
+    every = list(causes(error))
+    for cause in every:
+        if isinstance(cause, GenflowError):
+            return cause
+    if any(isinstance(cause, OutOfMemoryError | MemoryError) for cause in every):
+        return ResourceError("a worker ran out of memory", "try a smaller --set train.batch, or more --workers")
+    if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in every):
+        asked = f"{cluster.workers} workers with {cluster.cpus:g} CPU and {cluster.gpus:g} GPU each"
+        return ResourceError(f"{asked} found no place on the cluster", "wait for other jobs, or use fewer --workers")
+    last = every[-1]
+    text = str(last).strip().splitlines()
+    how = f"{type(last).__name__}: {text[0]}" if text else type(last).__name__
+    return GenflowError(f"the workers died {cluster.retries + 1} times: {how}", "run it again with -v for their output")
