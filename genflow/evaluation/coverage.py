@@ -1,0 +1,96 @@
+"""Precision, recall, density and coverage: fidelity and variety apart, by nearest neighbours in feature space.
+
+A set's neighbourhood is the union of balls around its points, each reaching to the point's k-th neighbour.
+
+    precision   share of samples inside the real neighbourhood                    are they plausible?
+    recall      share of real points inside the samples' neighbourhood            is everything there?
+    density     mean number of real balls around a sample, over k; 1 for real data, and above it for samples
+                that crowd where real data is dense
+    coverage    share of real balls with a sample inside                          recall that no outlier inflates
+
+Both sets have the same number n of points, because recall and coverage depend on it.
+
+References:
+    Improved Precision and Recall (Kynkäänniemi et al., 2019)             https://arxiv.org/abs/1904.06991
+    Reliable Fidelity and Diversity Metrics (Naeem et al., 2020)          https://arxiv.org/abs/2002.09797
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from genflow.evaluation.interval import Interval, half_sampled, halves, mean, proportion
+
+CHUNK = 1024
+UNIT = (0.0, 1.0)
+
+
+def distances2(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Squared distances of rows x (N, D) to y (M, D), some rows at a time: (first row, (rows, M))."""
+    squares = np.square(y).sum(1)
+    for start in range(0, len(x), CHUNK):
+        part = x[start : start + CHUNK]
+        yield start, (np.square(part).sum(1)[:, None] + squares - 2 * part @ y.T).clip(min=0)
+
+
+def radii2(x: np.ndarray, k: int) -> np.ndarray:
+    """The squared distance of each row of x (N, D) to its k-th nearest other row, (N,)."""
+    k = min(k, len(x) - 1)
+    found = np.empty(len(x))
+    for start, block in distances2(x, x):
+        block[np.arange(len(block)), start + np.arange(len(block))] = -1.0  # itself comes first, whatever rounding says
+        found[start : start + len(block)] = np.partition(block, k, axis=1)[:, k]
+    return found
+
+
+@dataclass(frozen=True)
+class Variety:
+    """The four metrics and the number of points on either side."""
+
+    precision: Interval
+    recall: Interval
+    density: Interval
+    coverage: Interval
+    n: int
+
+
+def variety(features: np.ndarray, reference: np.ndarray, k: int = 5, repeats: int = 50, seed: int = 0) -> Variety:
+    """The four metrics of features against a reference, on the first n rows of either, n the shorter length.
+
+    Args:
+        features: (N, D) of samples.
+        reference: (M, D) of real data.
+        k: neighbours that a ball reaches to.
+        repeats: half-samples for the intervals.
+        seed: of the half-samples.
+    """
+    n = min(len(features), len(reference))
+    features, reference = features[:n], reference[:n]
+    reach = radii2(reference, k)
+    inside = np.empty((n, n), bool)  # inside[i, j]: sample i lies in real ball j
+    for start, block in distances2(features, reference):
+        inside[start : start + len(block)] = block <= reach
+    per_sample = inside.sum(1)
+    rows = halves(n, repeats, seed)
+
+    def recall(half: np.ndarray) -> float:
+        return recalled(features[half], reference, k)
+
+    def coverage(half: np.ndarray) -> float:
+        return float(inside[half].any(0).mean())
+
+    everything = np.arange(n)
+    return Variety(
+        precision=proportion(per_sample > 0),
+        recall=half_sampled(recall(everything), recall, rows, n, UNIT),
+        density=mean(per_sample / k),
+        coverage=half_sampled(coverage(everything), coverage, rows, n, UNIT),
+        n=n,
+    )
+
+
+def recalled(features: np.ndarray, reference: np.ndarray, k: int) -> float:
+    """The share of the reference (M, D) that lies in the neighbourhood of features (N, D)."""
+    reach = radii2(features, k)
+    return float(np.mean(np.concatenate([(block <= reach).any(1) for _, block in distances2(reference, features)])))

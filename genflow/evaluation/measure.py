@@ -1,0 +1,229 @@
+"""Measure one run: quality, variety, likelihood and speed, as one document and a grid to look at.
+
+    metrics     fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
+    likelihood  {value, low, high, unit, kind, stderr, nfe, n, bars}, or null
+    sweep       quality against steps from the one checkpoint: [{steps, nfe, fd, ms_per_image, own}]
+    speed       ms_batch_1, ms_batch_64, images_per_second
+
+The samples are drawn from the same noise for every run. A metric's floor is the same metric of as many real
+training rows against the same reference: what a perfect model would get.
+See docs/decisions/0006-what-a-metric-carries.md.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from genflow import __version__, code, env
+from genflow.data import preview
+from genflow.data.shards import FACTS, Dataset
+from genflow.engine import Engine
+from genflow.errors import UsageError
+from genflow.evaluation import bits, samples
+from genflow.evaluation.features import Emit, Judge, address, judge
+from genflow.evaluation.interval import proportion
+from genflow.evaluation.modes import modes
+from genflow.evaluation.quality import Ruler
+from genflow.facts import Facts
+from genflow.journal import Journal, journal_path
+from genflow.recipe import Evaluate, digest
+from genflow.store import Artifact, Store
+
+SCHEMA = "genflow.evaluate/1"
+GRID_COLUMNS, GRID_CLASSES = 8, 10
+Tell = Callable[[int, str], None]
+ROOMS = tuple(
+    f"genflow/evaluation/{name}.py"
+    for name in ("bits", "coverage", "frechet", "interval", "kernel", "measure", "modes", "quality", "samples")
+)
+
+
+def evaluation_id(run: Artifact, dataset: Artifact, options: Evaluate) -> str:
+    """The content address of an evaluation, from the run, the data, the options, the features and the code."""
+    facts = Facts.from_json(dataset.file(FACTS).read_text())
+    asked = options.model_dump(mode="json", exclude={"features"})
+    features = address(dataset, facts, options.features)
+    return f"{run.name}-{digest([run.id, facts.fingerprint, asked, features, code.fingerprint(*ROOMS)])}"
+
+
+def find(store: Store, run: Artifact, dataset: Artifact, options: Evaluate) -> dict[str, Any] | None:
+    """The finished evaluation's document, if there is one."""
+    artifact = store.get("evaluations", evaluation_id(run, dataset, options))
+    if artifact is None:
+        return None
+    return {**json.loads(artifact.file("metrics.json").read_text()), "path": str(artifact.path), "cached": True}
+
+
+def evaluate(store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit) -> dict[str, Any]:
+    """Measure a run, or find it measured.
+
+    Args:
+        store: where the run is, and where the evaluation goes.
+        run: a finished run.
+        dataset: what it was trained on.
+        options: the recipe's `evaluate` section.
+        emit: told of progress.
+
+    Returns:
+        A `genflow.evaluate/1` document.
+
+    Raises:
+        UsageError: `options.features` cannot be used.
+        DataError: the dataset or the checkpoint is corrupt, or there is too little data.
+    """
+    id = evaluation_id(run, dataset, options)
+    with store.lock("evaluations", id):
+        if found := find(store, run, dataset, options):
+            return found
+        document, pictures = _measure(store, run, dataset, options, emit)
+        document = {"schema": SCHEMA, "evaluation": id, **document}
+        with store.stage("evaluations", id, name=run.name) as staged:
+            (staged.path / "metrics.json").write_text(json.dumps(document, indent=1))
+            for name, png in pictures.items():
+                (staged.path / name).write_bytes(png)
+            headline = {name: metric["value"] for name, metric in document["metrics"].items()}
+            meta = {"run": run.id, "dataset": dataset.id, "features": document["features"]["name"], "metrics": headline}
+            artifact = staged.commit(parents=[run.id, dataset.id], meta=meta)
+    _journal(store, run, dataset, document, artifact)
+    return {**document, "path": str(artifact.path), "cached": False}
+
+
+def _measure(
+    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The document without its name, and the grids as PNG by file name."""
+    started = time.monotonic()
+    data = Dataset.open(dataset)
+    engine = Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    ruler = Ruler(judge(store, data, options.features, emit), options)
+    by = ruler.judge
+    n = min(options.samples, len(by.floor))
+    if n < options.samples:
+        emit("note", message=f"{run.name}: measured on {n:,} samples, as many as real rows can stand beside them")
+    few = min(options.sweep_samples, n)
+    steps = options.steps if "steps" in engine.options else ()
+    tell = _progress(emit, run.id, n + few * len(steps) + min(options.likelihood, len(by.real.reference)))
+
+    drawn = samples.draw(
+        engine, samples.seeds(options.seed, n), samples.labels(data, by.real, n), lambda k: tell(k, "drawing samples")
+    )
+    features, classes = by.embed(drawn.records)
+    metrics = ruler.quality(features)
+    if classes is not None:
+        metrics["agreement"] = proportion(classes == drawn.labels).metric(n, by.name, by.about["accuracy"])
+    own = {"steps": engine.options.get("steps"), "nfe": drawn.nfe, "ms_per_image": drawn.ms, "own": True}
+    curve = [{**own, "fd": ruler.distance(features[:few])}]
+    curve += _sweep(engine, ruler, drawn, few, [s for s in steps if s != own["steps"]], options.seed, tell, emit)
+    log_p = bits.likelihood(engine, data, by.real, options.likelihood, options.seed, lambda k: tell(k, "likelihood"))
+    alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
+    document = {
+        **_identity(run, data, engine),
+        "reference": {"split": by.real.split, "rows": len(by.reference)},
+        "features": {**by.about, "artifact": by.artifact.id},
+        "samples": n,
+        "seed": options.seed,
+        "nfe": drawn.nfe,
+        "metrics": metrics,
+        "likelihood": log_p,
+        "modes": modes(drawn.records.reshape(n, -1), dataset) if data.facts.is_points else None,
+        "speed": {
+            "ms_batch_1": alone,
+            "ms_batch_64": drawn.ms,
+            "images_per_second": 1000 / drawn.ms,
+            "device": engine.device,
+            "threads": torch.get_num_threads(),
+        },
+        "sweep": sorted(curve, key=lambda point: (point["nfe"], point["steps"] or 0)),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return document, grids(engine, data, by, drawn, options.seed)
+
+
+def _sweep(
+    engine: Engine, ruler: Ruler, drawn: samples.Sample, few: int, steps: list[int], seed: int, tell: Tell, emit: Emit
+) -> list[dict[str, Any]]:
+    """The first `few` samples again at other numbers of steps; what the sampler refuses is left out."""
+    curve = []
+    for count in steps:
+        what = f"quality at {count} steps"
+        try:
+            point = samples.draw(
+                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: tell(k, w), steps=count
+            )
+        except UsageError as error:
+            emit("note", message=f"no {what}: {error.message}")
+            continue
+        found = ruler.distance(ruler.judge.embed(point.records)[0])
+        curve.append({"steps": count, "nfe": point.nfe, "ms_per_image": point.ms, "own": False, "fd": found})
+    return curve
+
+
+def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
+    """Whose numbers these are, and on what machine they were measured."""
+    return {
+        "run": run.id,
+        "name": run.name,
+        "family": engine.recipe.family["kind"],
+        "title": engine.family.title,
+        "step": engine.step,
+        "options": engine.options,
+        "training": {key: run.meta.get(key) for key in ("steps", "images", "seconds", "cpu_seconds", "parameters")},
+        "dataset": data.artifact.id,
+        "dataset_name": data.artifact.name,
+        "fingerprint": data.facts.fingerprint,
+        "machine": f"{platform.system()} {platform.machine()}, {env.cores()} cores",
+        "versions": {"genflow": __version__, "python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def grids(engine: Engine, data: Dataset, ruler: Judge, drawn: samples.Sample, seed: int) -> dict[str, bytes]:
+    """grid.png, of seeds that every run shares, and real.png, laid out alike: a class a line, if there are any."""
+    facts, split = data.facts, data.splits[ruler.real.split]
+    if facts.is_points:
+        truth = split.take(ruler.real.reference)
+        limit = 1.1 * float(np.abs(truth).max())
+        shown = {"grid.png": drawn.records, "real.png": truth[: len(drawn.records)]}
+        return {name: preview.render(records, facts, limit=limit) for name, records in shown.items()}
+    lines = min(facts.classes, GRID_CLASSES) or GRID_COLUMNS
+    count = lines * GRID_COLUMNS
+    labels = np.arange(count) // GRID_COLUMNS if facts.classes else np.zeros(count, np.int64)
+    images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist()).images
+    rows = ruler.real.reference
+    chosen = rows[np.resize(np.arange(len(rows)), count)]
+    if facts.classes:
+        of_class = [rows[split.labels[rows] == label] for label in range(lines)]
+        chosen = np.concatenate([np.resize(own if len(own) else rows, GRID_COLUMNS) for own in of_class])
+    return {
+        "grid.png": preview.render(images, facts, GRID_COLUMNS),
+        "real.png": preview.render(split.take(chosen), facts, GRID_COLUMNS),
+    }
+
+
+def _progress(emit: Emit, run: str, total: int) -> Tell:
+    done = 0
+
+    def tell(count: int, what: str) -> None:
+        nonlocal done
+        done += count
+        emit("progress", stage="evaluate", run=run, step=done, steps=total, what=what)
+
+    return tell
+
+
+def _journal(store: Store, run: Artifact, dataset: Artifact, document: dict[str, Any], artifact: Artifact) -> None:
+    """Into the run's journal, with the step as the number of evaluations, so that MLflow's chart is the curve."""
+    with Journal(journal_path(store.root, run.id), experiment=dataset.name, name=run.name) as journal:
+        for point in document["sweep"]:
+            journal.metrics(point["nfe"], {"eval/fd": point["fd"]["value"]}, stream=f"{artifact.id}/sweep")
+        values = {f"quality/{name}": metric["value"] for name, metric in document["metrics"].items()}
+        if document["likelihood"]:
+            values[f"quality/{document['likelihood']['unit'].replace('/', '_per_')}"] = document["likelihood"]["value"]
+        values["quality/ms_batch_64"] = document["speed"]["ms_batch_64"]
+        journal.metrics(document["nfe"], values, stream=artifact.id)
+        journal.artifact(artifact.file("metrics.json"), "evaluation")
+        journal.image(document["step"], "samples/evaluation", artifact.file("grid.png"))

@@ -1,0 +1,72 @@
+"""The metrics of a set of features against the real data's, each with its interval and its floor."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from genflow.evaluation import frechet, kernel
+from genflow.evaluation.coverage import variety
+from genflow.evaluation.features import Judge
+from genflow.evaluation.interval import Interval
+from genflow.recipe import Evaluate
+
+FLOOR_DRAWS = 3  # sets of real rows that a floor is the mean of, where there are so many
+
+
+class Ruler:
+    """Measures features against a judge's reference.
+
+    A floor is the same metric of as many real training rows, which share none with the reference and were kept
+    from the judge: what a perfect model would get at that N. It is the mean over up to three such sets.
+
+    Args:
+        judge: the features.
+        options: the recipe's `evaluate` section.
+    """
+
+    def __init__(self, judge: Judge, options: Evaluate) -> None:
+        self.judge, self.options = judge, options
+
+    @cached_property
+    def _gaussian(self) -> frechet.Gaussian:
+        return frechet.Gaussian(self.judge.reference)
+
+    @cached_property
+    def _kernel(self) -> kernel.Reference:
+        return kernel.Reference.of(self.judge.reference)
+
+    def quality(self, features: np.ndarray) -> dict[str, dict[str, Any]]:
+        """fd, kid, precision, recall, density and coverage of features (N, D), as metrics."""
+        n = len(features)
+        floors = [self._measure(rows, 2) for rows in self._real(n)]
+        metrics = {}
+        for name, (interval, count) in self._measure(features, self.options.bootstrap).items():
+            floor = float(np.mean([found[name][0].value for found in floors]))
+            metrics[name] = interval.metric(count, self.judge.name, floor)
+        return metrics
+
+    def distance(self, features: np.ndarray) -> dict[str, Any]:
+        """The Fréchet distance of features (N, D) alone, as a metric."""
+        n = len(features)
+        floor = float(np.mean([self._gaussian.distance(rows) for rows in self._real(n)]))
+        found = frechet.frechet(features, self._gaussian, self.options.bootstrap, self.options.seed)
+        return found.metric(n, self.judge.name, floor)
+
+    def _measure(self, rows: np.ndarray, repeats: int) -> dict[str, tuple[Interval, int]]:
+        """Each metric's interval, and the number of points on either side."""
+        seed, n = self.options.seed, len(rows)
+        spread = variety(rows, self.judge.reference, repeats=repeats, seed=seed)
+        return {
+            "fd": (frechet.frechet(rows, self._gaussian, repeats, seed), n),
+            "kid": (kernel.kid(rows, self._kernel, repeats, seed), n),
+            "precision": (spread.precision, spread.n),
+            "recall": (spread.recall, spread.n),
+            "density": (spread.density, spread.n),
+            "coverage": (spread.coverage, spread.n),
+        }
+
+    def _real(self, n: int) -> list[np.ndarray]:
+        """Up to three sets of n real training rows, no row twice."""
+        rows = self.judge.floor
+        return [rows[i * n : (i + 1) * n] for i in range(min(FLOOR_DRAWS, len(rows) // n))]
