@@ -67,7 +67,8 @@ def best(found: Sequence[dict[str, Any]], metric: str = "fd") -> str:
     measured = {run: value for run, value in values.items() if value is not None}
     if not measured:
         known = sorted({name for row in found for name in row["metrics"]} | {"bits_per_dim", "ms"})
-        raise UsageError(f"best:{metric}: no run has this metric{nearest(metric, known)}", f"metrics: {', '.join(known)}")
+        message = f"best:{metric}: no run has this metric{nearest(metric, known)}"
+        raise UsageError(message, f"metrics: {', '.join(known)}")
     choose = min if metric in SMALLER_IS_BETTER else max
     return choose(measured, key=lambda run: measured[run])
 

@@ -1,0 +1,53 @@
+"""Compare runs of one dataset: measure what is not measured yet, then write the report.
+
+    python -m jobs.compare recipe.yaml
+"""
+
+from genflow.evaluation import measure, report
+from genflow.evaluation.table import best
+from genflow.recipe import parse
+from genflow.store import Artifact, Store
+from jobs.common import Document, Emit, execute
+from jobs.evaluate import found, pairs
+
+
+def main(document: Document, emit: Emit) -> Document:
+    """Compare the runs of `inputs.runs`, or find them compared.
+
+    Returns:
+        A `genflow.compare/1` document: the report, and one row a run.
+
+    Raises:
+        UsageError: there is no such run, or they are of different data.
+        DataError: there is too little data to measure against, or a file is corrupt.
+    """
+    store, options = Store(), parse(document["recipe"]).evaluate
+    rows = [measure.evaluate(store, run, data, options, emit) for run, data in pairs(store, document)]
+    if existing := store.get("reports", report.address(rows)):
+        return result(existing, rows, cached=True)
+    return result(report.build(store, rows), rows, cached=False)
+
+
+def find(document: Document) -> Document | None:
+    """The result, if the runs are compared already; None if there is something to do."""
+    store = Store()
+    rows = found(store, pairs(store, document), parse(document["recipe"]).evaluate)
+    existing = store.get("reports", report.address(rows)) if rows else None
+    return result(existing, rows, cached=True) if existing and rows else None
+
+
+def result(artifact: Artifact, rows: list[Document], *, cached: bool) -> Document:
+    """The document that the command prints."""
+    return {
+        "schema": "genflow.compare/1",
+        "report": artifact.id,
+        "path": str(artifact.path),
+        "runs": [row["run"] for row in rows],
+        "cached": cached,
+        "best": best(rows),
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    execute(main)
