@@ -1,4 +1,4 @@
-"""Drawing samples to be measured: the same noise for every run, the labels in the reference's proportions, timed."""
+"""Drawing samples to be measured: the same noise and the same labels for every run, in timed batches."""
 
 import time
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def seeds(seed: int, count: int, purpose: str = "evaluate") -> list[int]:
 
 
 def labels(data: Dataset, real: Real, count: int) -> np.ndarray:
-    """The labels of reference rows in their random order, again from the start where there are too few."""
-    return data.splits[real.split].labels[np.resize(real.reference, count)]
+    """The labels of the floor's rows: samples and the real rows that stand beside them have one class balance."""
+    return data.splits["train"].labels[real.floor[:count]]
 
 
 def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, **options: Any) -> Sample:
