@@ -1,0 +1,135 @@
+"""Checkpoints exist whole or not at all, and give back what was put into them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from genflow import checkpoint
+from genflow.checkpoint import Checkpoints
+from genflow.maths.muon import Muon
+
+
+def write(text: str = "weights"):  # type: ignore[no-untyped-def]
+    def into(folder: Path) -> None:
+        (folder / "state.json").write_text(json.dumps(text))
+
+    return into
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+
+
+def optimizers(module: nn.Sequential) -> dict[str, torch.optim.Optimizer]:
+    return {
+        "net.muon": Muon([module[0].weight, module[2].weight], lr=0.1),
+        "net.adamw": torch.optim.AdamW([module[0].bias, module[2].bias], lr=0.1, fused=True),
+    }
+
+
+def test_the_newest_few_stay(tmp_path: Path) -> None:
+    """Two by default, by step and not by date."""
+    kept = Checkpoints(tmp_path / "checkpoints")
+    assert kept.newest() is None
+    for step in (500, 1000, 1500, 12_000):
+        kept.save(step, write())
+    assert [p.name for p in kept.steps()] == ["step_00001500", "step_00012000"]
+    assert kept.newest() == tmp_path / "checkpoints" / "step_00012000"
+
+
+def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
+    """And nothing else: no half-written folder."""
+    kept = Checkpoints(tmp_path)
+    kept.save(1, write())
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_text("written")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        kept.save(2, fails)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+    assert kept.newest() == tmp_path / "step_00000001"
+
+
+def test_a_torn_attempt_is_ignored_and_swept(tmp_path: Path) -> None:
+    """What a killed process left beside is no checkpoint, whole as it may look, and goes with the next save."""
+    kept = Checkpoints(tmp_path)
+    kept.save(1, write())
+    (tmp_path / "step_00000001").rename(tmp_path / "step_00000009.tmp-1-ab")
+    (tmp_path / "step_00000005").mkdir()  # no manifest
+    assert kept.newest() is None
+    kept.save(2, write())
+    assert kept.newest() == tmp_path / "step_00000002"
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest"])
+def test_a_corrupt_checkpoint_is_passed_over(harm: str, tmp_path: Path) -> None:
+    """One flipped bit, a missing byte, a missing file or a torn manifest: the one before is the newest."""
+    kept = Checkpoints(tmp_path)
+    kept.save(1, write())
+    kept.save(2, write())
+    file = tmp_path / "step_00000002" / ("manifest.json" if harm == "manifest" else "state.json")
+    content = file.read_bytes()
+    if harm == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(bytes([content[0] ^ 1]) + content[1:] if harm == "flip" else content[:-1])
+    assert kept.newest() == tmp_path / "step_00000001"
+    kept.save(2, write("again"))
+    assert kept.newest() == tmp_path / "step_00000002"
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    """Weights, buffers, average, both optimizers' states and the clock; the next step is the same step."""
+    model = net()
+    own = optimizers(model)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+    def step(module: nn.Module, movers: dict[str, torch.optim.Optimizer]) -> None:
+        module(x).square().mean().backward()
+        for optimizer in movers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    step(model, own)
+    average = {name: p.detach() / 2 for name, p in model.named_parameters()}
+    checkpoint.write(tmp_path, model, average, own, {"step": 1, "seconds": 2.5})
+    fresh = net()
+    theirs = optimizers(fresh)
+    back, state = checkpoint.read(tmp_path, fresh, theirs)
+    assert state == {"step": 1, "seconds": 2.5}
+    assert all(torch.equal(back[name], value) for name, value in average.items())
+    step(model, own)
+    step(fresh, theirs)
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_sampling_loads_the_average_and_the_buffers(tmp_path: Path) -> None:
+    """load_weights gives averaged parameters with the raw buffers, or the raw weights."""
+    model = net()
+    model[1].running_mean.fill_(3.0)
+    average = {name: torch.full_like(p, 0.5) for name, p in model.named_parameters()}
+    checkpoint.write(tmp_path, model, average, {}, {"step": 7})
+    fresh = net()
+    assert checkpoint.load_weights(tmp_path, fresh)["step"] == 7
+    assert all((p == 0.5).all() for p in fresh.parameters())
+    assert (fresh[1].running_mean == 3).all()
+    checkpoint.load_weights(tmp_path, fresh, average=False)
+    assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), model.parameters(), strict=True))
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    """safetensors and JSON only."""
+    model = net()
+    checkpoint.write(tmp_path, model, {}, optimizers(model), {"step": 0})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors",
+    ]  # fmt: skip
+    assert set(load_file(tmp_path / "weights.safetensors")) == set(model.state_dict())

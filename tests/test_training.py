@@ -1,0 +1,335 @@
+"""The one loop: what is killed anywhere goes on to the same bits, and what cannot go on says so before it moves."""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import FACTS, batch, family, recipe
+from torch import Tensor
+
+from genflow import build, families, training
+from genflow.batch import Batch
+from genflow.checkpoint import Checkpoints
+from genflow.families.base import Family
+from genflow.recipe import Train
+from genflow.session import Session
+
+POINTS = FACTS["points"]
+QUICK = {"steps": 6, "batch": 8, "checkpoint_every": 2, "log_every": 1, "warmup": 2}
+
+
+class KilledError(Exception):
+    """What a test's batches raise where a process would be killed."""
+
+
+def start(kind: str = "flow_matching", facts: Any = POINTS, **train: object) -> tuple[Family, Train]:
+    chosen = recipe(kind, facts, train={**QUICK, **train})
+    torch.manual_seed(3)
+    return build.family_of(chosen, facts), chosen.train
+
+
+def batches(facts: Any = POINTS, *, killed_at: int = -1) -> Callable[[int], Batch]:
+    def of(step: int) -> Batch:
+        if step == killed_at:
+            raise KilledError
+        return batch(facts, step)
+
+    return of
+
+
+def session(folder: Path, log: Callable[[dict[str, Any]], None] = lambda numbers: None, **options: Any) -> Session:
+    checkpoints = Checkpoints(folder)
+    return Session(load=checkpoints.newest, save=checkpoints.save, log=log, **options)
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """The newest checkpoint's tensors, file by file."""
+    newest = Checkpoints(folder).newest()
+    assert newest is not None
+    assert newest.name == "step_00000006"
+    return {file.name: file.read_bytes() for file in newest.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", families.kinds())
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(kind: str, precision: str, tmp_path: Path) -> None:
+    """Weights, average and optimizer state, killed right after a checkpoint (4) and between two (3, 5)."""
+    facts = FACTS["grey"]
+    whole, settings = start(kind, facts, precision=precision)
+    training.fit(whole, batches(facts), session(tmp_path / "whole"), settings)
+    for killed_at in (3, 4, 5):
+        model, _ = start(kind, facts, precision=precision)
+        with pytest.raises(KilledError):
+            training.fit(model, batches(facts, killed_at=killed_at), session(tmp_path / str(killed_at)), settings)
+        fresh, _ = start(kind, facts, precision=precision)
+        fitted = training.fit(fresh, batches(facts), session(tmp_path / str(killed_at)), settings)
+        assert (fitted.step, fitted.images, fitted.done) == (6, 48, True)
+        assert bits(tmp_path / str(killed_at)) == bits(tmp_path / "whole")
+        assert set(bits(tmp_path / "whole")) == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"}
+
+
+def test_a_stopped_run_saves_and_goes_on(tmp_path: Path) -> None:
+    """Asked to stop after step 3, it keeps step 3 although 2 and 4 were due, and goes on to the same bits."""
+    model, settings = start()
+    training.fit(model, batches(), session(tmp_path / "whole"), settings)
+    model, _ = start()
+    steps: list[int] = []
+    stopping = session(tmp_path / "run", lambda numbers: steps.append(numbers["step"]), should_stop=lambda: 3 in steps)
+    fitted = training.fit(model, batches(), stopping, settings)
+    assert (fitted.step, fitted.done) == (3, False)
+    assert Checkpoints(tmp_path / "run").newest().name == "step_00000003"  # type: ignore[union-attr]
+    fresh, _ = start()
+    assert training.fit(fresh, batches(), session(tmp_path / "run"), settings).done
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+
+
+def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
+    """Fitted again from its last checkpoint, no batch is asked for and nothing is saved."""
+    model, settings = start()
+    training.fit(model, batches(), session(tmp_path), settings)
+    before = bits(tmp_path)
+    again, _ = start()
+    fitted = training.fit(again, batches(killed_at=6), session(tmp_path), settings)
+    assert fitted.done
+    assert bits(tmp_path) == before
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_before_weights_move(bad: float, tmp_path: Path) -> None:
+    """The step, the loss and a cure are named; weights and checkpoints are those of the step before."""
+    model, settings = start()
+    before: dict[str, Tensor] = {}
+
+    def poisoned(step: int) -> Batch:
+        if step == 3:
+            before.update({name: value.clone() for name, value in model.state_dict().items()})
+            return Batch(batch(POINTS, step).x * bad, batch(POINTS, step).label)
+        return batch(POINTS, step)
+
+    with pytest.raises(training.NonFinite, match=r"loss of net is not finite at step 4") as ended:
+        training.fit(model, poisoned, session(tmp_path), settings)
+    assert "train.lr" in ended.value.hint
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert Checkpoints(tmp_path).newest().name == "step_00000002"  # type: ignore[union-attr]
+
+
+def test_a_corrupt_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    """It goes on from the one before, and replaces the corrupt one by the same bits."""
+    model, settings = start()
+    training.fit(model, batches(), session(tmp_path / "whole"), settings)
+    model, _ = start()
+    with pytest.raises(KilledError):
+        training.fit(model, batches(killed_at=5), session(tmp_path / "run"), settings)
+    file = tmp_path / "run" / "step_00000004" / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    asked: list[int] = []
+
+    def watched(step: int) -> Batch:
+        asked.append(step)
+        return batch(POINTS, step)
+
+    fresh, _ = start()
+    training.fit(fresh, watched, session(tmp_path / "run"), settings)
+    assert asked == [2, 3, 4, 5]
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_learning_rate_rises_and_falls(optimizer: str) -> None:
+    """Linear over `warmup` steps, flat, linear to 0 over the last `decay` of the budget."""
+    model, settings = start(steps=20, warmup=4, decay=0.5, lr=0.1, optimizer=optimizer)
+    rates: list[float] = []
+    training.fit(model, batches(), Session(log=lambda numbers: rates.append(numbers["lr"])), settings)
+    expected = [0.1 * min(1, (s + 1) / 4) * min(1, (1 - s / 20) / 0.5) for s in range(20)]
+    assert rates == pytest.approx(expected)
+
+
+def test_every_weight_is_moved_by_exactly_one_optimizer() -> None:
+    """Matrices by Muon, the rest (vectors, embeddings, single rows) by AdamW at a tenth of its rate."""
+    model, settings = start("flow_matching", FACTS["grey"], lr=0.1)
+    made = training._optimizers(model, settings)
+    moved = [(name, p) for name, o in made.items() for group in o.param_groups for p in group["params"]]
+    owners = {id(p): name for name, p in moved}
+    assert len(moved) == len(owners) == sum(1 for _ in model.parameters())
+    for name, p in model.named_parameters():
+        matrix = p.dim() >= 2 and min(p.shape[0], p[0].numel()) > 1 and not name.endswith("condition.label.weight")
+        assert owners[id(p)] == ("muon" if matrix else "adamw"), name
+    assert made["adamw"].param_groups[0]["base_lr"] == pytest.approx(0.01)
+    assert list(training._optimizers(model, settings.model_copy(update={"optimizer": "adamw"}))) == ["adamw"]
+
+
+def test_gradients_are_scaled_down_to_the_clip() -> None:
+    """A norm above `clip` becomes `clip`; the norm that is logged is the one before."""
+    model, settings = start(clip=1e-3, optimizer="adamw")
+    logged: list[float] = []
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: Any, *args: Any) -> Any:
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        norms.append(math.sqrt(sum(float(g.square().sum()) for g in grads)))
+        return step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", watched)
+        training.fit(model, batches(), Session(log=lambda n: logged.append(n["gradient_norm"])), settings)
+    assert min(logged) > 1e-3
+    assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
+
+
+def test_a_budget_of_minutes_ends_the_run(tmp_path: Path) -> None:
+    """Whichever ends first; the last checkpoint is the last step, and the learning rate has fallen by then."""
+    model, settings = start(steps=10**6, minutes=0.003, checkpoint_every=10**6)
+    rates: list[float] = []
+    fitted = training.fit(model, batches(), session(tmp_path, lambda n: rates.append(n["lr"] / settings.lr)), settings)
+    assert fitted.done
+    assert 0 < fitted.step < 10**6
+    assert rates[-1] < 0.5
+    assert Checkpoints(tmp_path).newest().name == f"step_{fitted.step:08d}"  # type: ignore[union-attr]
+
+
+def test_the_clock_is_carried_over_attempts(tmp_path: Path) -> None:
+    """Seconds and CPU seconds of earlier attempts count, for the report and for the budget of minutes."""
+    model, settings = start()
+    first = training.fit(model, batches(), session(tmp_path), settings.model_copy(update={"steps": 2}))
+    fresh, _ = start()
+    second = training.fit(fresh, batches(), session(tmp_path), settings)
+    assert second.seconds > first.seconds
+    assert second.cpu_seconds > first.cpu_seconds
+    spent = settings.model_copy(update={"steps": 100, "minutes": first.seconds / 60 / 2})
+    again, _ = start()
+    third = training.fit(again, batches(killed_at=6), session(tmp_path), spent)
+    assert (third.step, third.done) == (6, True)  # the budget was used up before it began
+
+
+def test_what_is_logged(tmp_path: Path) -> None:
+    """Every `log_every` steps: loss, the family's own numbers, gradient norm, rate, images, speed and position."""
+    model, settings = start("vae", log_every=3)
+    logged: list[dict[str, Any]] = []
+    training.fit(model, batches(), Session(log=logged.append), settings)
+    assert [n["step"] for n in logged] == [3, 6]
+    assert set(logged[0]) == {
+        "step", "loss", "kl", "reconstruction", "gradient_norm", "lr", "images", "images_per_second", "seconds",
+        "position",
+    }  # fmt: skip
+    assert logged[1]["images"] == 48
+    assert logged[1]["position"] == 1
+
+
+def test_the_average_is_used_and_given_back() -> None:
+    """on_average shows the averaged weights in eval mode, and then the raw ones again, even after an error."""
+    model, _ = start()
+    raw = {name: p.clone() for name, p in model.state_dict().items()}
+    average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def use() -> None:
+        assert not model.training
+        assert all(not p.any() for p in model.parameters())
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        training.on_average(model, average, use)
+    assert model.training
+    assert all(torch.equal(p, raw[name]) for name, p in model.state_dict().items())
+
+
+def test_players_move_in_turn() -> None:
+    """Each player's loss moves that player alone, in order, and others get no gradient from it."""
+
+    class Two(Family):
+        players = ("first", "second")
+
+        def __init__(self) -> None:
+            super().__init__(POINTS)
+            self.first, self.second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+            self.seen: list[tuple[str, bool, bool]] = []
+
+        def loss(self, player: str, batch: Batch, rng: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            self.seen.append((player, self.first.weight.requires_grad, self.second.weight.requires_grad))
+            answer = self.second(self.first(batch.x.flatten(1))).square().mean()
+            return answer, {f"{player}_size": answer}
+
+        def sample(self, noise: Tensor, label: Tensor, rng: Any) -> Any:
+            raise NotImplementedError
+
+    model, logged = Two(), []
+    _, settings = start(steps=1, precision="fp32")
+    training.fit(model, batches(), Session(log=logged.append), settings)
+    assert model.seen == [("first", True, False), ("second", False, True)]
+    assert {"loss/first", "loss/second", "gradient_norm/first", "gradient_norm/second"} <= set(logged[0])
+    assert logged[0]["loss/first"] != logged[0]["loss/second"]  # the first had moved already
+
+
+WORKER = """
+import sys
+import torch, torch.distributed as dist
+from small import FACTS, batch, recipe
+from genflow import build, training
+from genflow.batch import Batch
+from genflow.data.stream import share
+from genflow.session import Session
+
+rank, folder, facts = int(sys.argv[1]), sys.argv[2], FACTS["points"]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+start, stop = share(7, rank, 2)
+
+def own(step):
+    whole = batch(facts, step, rows=7)
+    return Batch(whole.x[start:stop], whole.label[start:stop])
+
+for budget in ({"steps": 6}, {"steps": 10**6, "minutes": 0.003}):
+    common = {"batch": 7, "log_every": 1, "warmup": 2, "precision": "fp32"}
+    chosen = recipe("flow_matching", facts, train={**common, **budget})
+    torch.manual_seed(3)
+    model, losses = build.family_of(chosen, facts), []
+    session = Session(rank=rank, world=2, log=lambda numbers: losses.append(numbers["loss"]))
+    fitted = training.fit(model, own, session, chosen.train)
+    torch.save((fitted.step, losses, model.state_dict()), f"{folder}/{len(budget)}-{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_workers_follow_the_curve_of_one(tmp_path: Path) -> None:
+    """Uneven shares of a batch of 7: the same losses and weights to rounding; and with minutes, they end together."""
+    tests, root = Path(__file__).parent, Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests), str(root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    commands = [[sys.executable, "-c", WORKER, str(rank), str(tmp_path)] for rank in (0, 1)]
+    workers = [subprocess.Popen(command, env=environment) for command in commands]
+    try:
+        assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    model, settings = start(batch=7, precision="fp32")
+    alone: list[float] = []
+    whole = Session(log=lambda numbers: alone.append(numbers["loss"]))
+    training.fit(model, lambda step: batch(POINTS, step, rows=7), whole, settings)
+    steps, minutes = ([torch.load(tmp_path / f"{budget}-{rank}.pt") for rank in (0, 1)] for budget in (1, 2))
+    assert steps[0][1] == pytest.approx(alone, rel=1e-3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(steps[0][2][name], steps[1][2][name])
+        torch.testing.assert_close(steps[0][2][name], value, rtol=0, atol=5e-3)  # Muon rounds to bfloat16
+    assert minutes[0][0] == minutes[1][0] > 0
+    assert all(torch.equal(value, minutes[1][2][name]) for name, value in minutes[0][2].items())
+
+
+def test_the_family_is_told_where_it_is() -> None:
+    """prepare before and after_step after every step, with the numbers that they promise."""
+    model = family("flow_matching", POINTS)
+    told: list[tuple[str, int]] = []
+    model.prepare = lambda step, steps: told.append((f"before of {steps}", step))  # type: ignore[method-assign]
+    model.after_step = lambda step: told.append(("after", step))  # type: ignore[method-assign]
+    _, settings = start(steps=2)
+    training.fit(model, batches(), Session(), settings)
+    assert told == [("before of 2", 0), ("after", 1), ("before of 2", 1), ("after", 2)]
