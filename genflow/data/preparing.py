@@ -76,8 +76,9 @@ def identity(source: Source, data: Data) -> tuple[str, str]:
 
 
 def find(store: Store, data: Data) -> Artifact | None:
-    """The dataset that `data` describes, if it is there already."""
-    return store.get("datasets", identity(sources.find(data), data)[1])
+    """The dataset that `data` describes, if it is there already and has no more bad records than it may."""
+    artifact = store.get("datasets", identity(sources.find(data), data)[1])
+    return artifact if artifact and artifact.meta["bad"] <= data.max_bad else None
 
 
 def _make(store: Store, id: str, name: str, source: Source, data: Data, carry: Carry, emit: Emit) -> Artifact:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from genflow.data import plan, sources
-from genflow.data.preparing import here, prepare
+from genflow.data.preparing import find, here, prepare
 from genflow.data.records import Survey
 from genflow.data.shards import Dataset
 from genflow.errors import DataError, UsageError
@@ -121,6 +121,10 @@ def test_tolerated_bad_pictures(store: Store, prepared: Callable[..., Dataset], 
     assert sum(dataset.facts.splits.values()) == 40
     assert dataset.artifact.file("bad.csv").read_text() == 'path,reason\n"class1/bad,\n.png",empty file\n'
     assert not (store.root / "datasets" / "pets.bad.csv").exists()
+    known = find(store, Data(source=str(folder), max_bad=1))
+    assert known is not None
+    assert known.id == dataset.artifact.id
+    assert find(store, Data(source=str(folder))) is None
     with pytest.raises(DataError, match="1 of 41"):
         prepared(folder)
 
