@@ -55,7 +55,14 @@ class Variety:
     n: int
 
 
-def variety(features: np.ndarray, reference: np.ndarray, k: int = 5, repeats: int = 50, seed: int = 0) -> Variety:
+def variety(
+    features: np.ndarray,
+    reference: np.ndarray,
+    k: int = 5,
+    repeats: int = 50,
+    seed: int = 0,
+    strata: np.ndarray | None = None,
+) -> Variety:
     """The four metrics of features against a reference, on the first n rows of either, n the shorter length.
 
     Args:
@@ -64,6 +71,7 @@ def variety(features: np.ndarray, reference: np.ndarray, k: int = 5, repeats: in
         k: neighbours that a ball reaches to.
         repeats: half-samples for the intervals.
         seed: of the half-samples.
+        strata: (N,) the samples' labels, where these were given.
     """
     n = min(len(features), len(reference))
     features, reference = features[:n], reference[:n]
@@ -72,7 +80,7 @@ def variety(features: np.ndarray, reference: np.ndarray, k: int = 5, repeats: in
     for start, block in distances2(features, reference):
         inside[start : start + len(block)] = block <= reach
     per_sample = inside.sum(1)
-    rows = halves(n, repeats, seed)
+    rows = halves(np.zeros(n) if strata is None else strata[:n], repeats, seed)
 
     def recall(half: np.ndarray) -> float:
         return recalled(features[half], reference, k)

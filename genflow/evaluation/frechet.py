@@ -49,9 +49,19 @@ class Gaussian:
         return max(0.0, float(np.square(mean - self.mean).sum()) + trace + self.trace - 2 * cross)
 
 
-def frechet(features: np.ndarray, reference: Gaussian, repeats: int = 50, seed: int = 0) -> Interval:
-    """The distance of features (N, D) to the reference, with its interval from `repeats` half-samples."""
+def frechet(
+    features: np.ndarray, reference: Gaussian, repeats: int = 50, seed: int = 0, strata: np.ndarray | None = None
+) -> Interval:
+    """The distance to a reference, with its interval.
+
+    Args:
+        features: (N, D).
+        reference: of the real data.
+        repeats: half-samples for the interval.
+        seed: of the half-samples.
+        strata: (N,) the samples' labels, where these were given.
+    """
     n = len(features)
     value = reference.distance(features)
-    rows = halves(n, repeats, seed)
+    rows = halves(np.zeros(n) if strata is None else strata, repeats, seed)
     return half_sampled(value, lambda half: reference.distance(features[half]), rows, n, bounds=(0.0, math.inf))

@@ -11,7 +11,8 @@ distance upward and shrinks every neighbourhood. Halves repeat nothing, and thei
 is no part of a spread. Close to the floor, where the Fréchet distance is quadratic in the noise, the interval
 comes out too wide rather than too narrow.
 
-The reference is held fixed: intervals of runs that are measured against one reference compare.
+What is the same for every run is held fixed: the reference, and the labels that were asked for. A half therefore
+has half of each label's samples.
 
 References:
     The Jackknife and Bootstrap (Shao, Tu, 1995), section 2.3, for delete-d and half samples
@@ -42,10 +43,26 @@ class Interval:
         return {**vars(self), "n": n, "features": features, "floor": floor}
 
 
-def halves(n: int, repeats: int, seed: int = 0) -> np.ndarray:
-    """Random halves of n samples: (repeats, n // 2) row numbers, each row without repetition."""
+def halves(strata: np.ndarray, repeats: int, seed: int = 0) -> np.ndarray:
+    """Random halves of n samples, each with half of every stratum: one of each pair of neighbours within it.
+
+    Args:
+        strata: (n,) what was not random about each sample: its label; all equal if nothing was.
+        repeats: how many halves, at least two.
+        seed: of the choice.
+
+    Returns:
+        (repeats, n // 2) row numbers, each row without repetition.
+    """
+    n = len(strata)
     rng = np.random.default_rng([seed, n])
-    return np.stack([rng.permutation(n)[: n // 2] for _ in range(max(2, repeats))])
+    found = []
+    for _ in range(max(2, repeats)):
+        order = rng.permutation(n)
+        order = order[np.argsort(strata[order], kind="stable")]
+        pairs = order[: n // 2 * 2].reshape(-1, 2)
+        found.append(pairs[np.arange(len(pairs)), rng.integers(0, 2, len(pairs))])
+    return np.stack(found)
 
 
 def half_sampled(

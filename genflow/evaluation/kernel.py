@@ -46,8 +46,10 @@ class Reference:
         return cls(features, (total - own) / (m * (m - 1)))
 
 
-def kid(features: np.ndarray, reference: Reference, repeats: int = 50, seed: int = 0) -> Interval:
-    """The discrepancy between features (N, D) and the reference, with its interval."""
+def kid(
+    features: np.ndarray, reference: Reference, repeats: int = 50, seed: int = 0, strata: np.ndarray | None = None
+) -> Interval:
+    """The discrepancy between features (N, D) and the reference, with its interval; arguments as `frechet` has them."""
     n = len(features)
     parts = np.array_split(np.arange(n), -(-n // BLOCK))
     cross = np.concatenate([kernel(features[part], reference.features).mean(1) for part in parts])
@@ -63,4 +65,5 @@ def kid(features: np.ndarray, reference: Reference, repeats: int = 50, seed: int
         count = sum(float(w.sum() * (w.sum() - 1)) for w, _ in pairs)
         return total / count - 2 * float(cross[rows].mean()) + reference.within
 
-    return half_sampled(statistic(np.arange(n)), statistic, halves(n, repeats, seed), n)
+    rows = halves(np.zeros(n) if strata is None else strata, repeats, seed)
+    return half_sampled(statistic(np.arange(n)), statistic, rows, n)

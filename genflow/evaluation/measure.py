@@ -113,11 +113,11 @@ def _measure(
         engine, samples.seeds(options.seed, n), samples.labels(data, by.real, n), lambda k: tell(k, "drawing samples")
     )
     features, classes = by.embed(drawn.records)
-    metrics = ruler.quality(features)
+    metrics = ruler.quality(features, drawn.labels)
     if classes is not None:
         metrics["agreement"] = proportion(classes == drawn.labels).metric(n, by.name, by.about["accuracy"])
     own = {"steps": engine.options.get("steps"), "nfe": drawn.nfe, "ms_per_image": drawn.ms, "own": True}
-    curve = [{**own, "fd": ruler.distance(features[:few])}]
+    curve = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
     curve += _sweep(engine, ruler, drawn, few, [s for s in steps if s != own["steps"]], options.seed, tell, emit)
     log_p = bits.likelihood(engine, data, by.real, options.likelihood, options.seed, lambda k: tell(k, "likelihood"))
     alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
@@ -158,7 +158,7 @@ def _sweep(
         except UsageError as error:
             emit("note", message=f"no {what}: {error.message}")
             continue
-        found = ruler.distance(ruler.judge.embed(point.records)[0])
+        found = ruler.distance(ruler.judge.embed(point.records)[0], point.labels)
         curve.append({"steps": count, "nfe": point.nfe, "ms_per_image": point.ms, "own": False, "fd": found})
     return curve
 

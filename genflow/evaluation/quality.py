@@ -36,30 +36,30 @@ class Ruler:
     def _kernel(self) -> kernel.Reference:
         return kernel.Reference.of(self.judge.reference)
 
-    def quality(self, features: np.ndarray) -> dict[str, dict[str, Any]]:
-        """fd, kid, precision, recall, density and coverage of features (N, D), as metrics."""
+    def quality(self, features: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Any]]:
+        """fd, kid, precision, recall, density and coverage of features (N, D) with labels (N,), as metrics."""
         n = len(features)
-        floors = [self._measure(rows, 2) for rows in self._real(n)]
+        floors = [self._measure(rows, labels, 2) for rows in self._real(n)]
         metrics = {}
-        for name, (interval, count) in self._measure(features, self.options.bootstrap).items():
+        for name, (interval, count) in self._measure(features, labels, self.options.bootstrap).items():
             floor = float(np.mean([found[name][0].value for found in floors]))
             metrics[name] = interval.metric(count, self.judge.name, floor)
         return metrics
 
-    def distance(self, features: np.ndarray) -> dict[str, Any]:
-        """The Fréchet distance of features (N, D) alone, as a metric."""
+    def distance(self, features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """The Fréchet distance of features (N, D) with labels (N,) alone, as a metric."""
         n = len(features)
         floor = float(np.mean([self._gaussian.distance(rows) for rows in self._real(n)]))
-        found = frechet.frechet(features, self._gaussian, self.options.bootstrap, self.options.seed)
+        found = frechet.frechet(features, self._gaussian, self.options.bootstrap, self.options.seed, labels)
         return found.metric(n, self.judge.name, floor)
 
-    def _measure(self, rows: np.ndarray, repeats: int) -> dict[str, tuple[Interval, int]]:
+    def _measure(self, rows: np.ndarray, labels: np.ndarray, repeats: int) -> dict[str, tuple[Interval, int]]:
         """Each metric's interval, and the number of points on either side."""
         seed, n = self.options.seed, len(rows)
-        spread = variety(rows, self.judge.reference, repeats=repeats, seed=seed)
+        spread = variety(rows, self.judge.reference, repeats=repeats, seed=seed, strata=labels)
         return {
-            "fd": (frechet.frechet(rows, self._gaussian, repeats, seed), n),
-            "kid": (kernel.kid(rows, self._kernel, repeats, seed), n),
+            "fd": (frechet.frechet(rows, self._gaussian, repeats, seed, labels), n),
+            "kid": (kernel.kid(rows, self._kernel, repeats, seed, labels), n),
             "precision": (spread.precision, spread.n),
             "recall": (spread.recall, spread.n),
             "density": (spread.density, spread.n),
