@@ -29,6 +29,7 @@ class Where:
 
 
 HERE = Where()
+NO_END = 1_000_000_000
 
 
 def send(stage: str, document: Document, store: Store, where: Where, *, json: bool) -> Document:
@@ -91,6 +92,8 @@ def train(
     known = families()
     if family not in known:
         raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"families: {', '.join(known)}")
+    if flags.get("train.minutes") and not flags.get("train.steps"):
+        flags["train.steps"] = NO_END  # minutes alone are the whole budget
     recipe = compose(family, [read(path) for path in config], assignments(sets), flagged(flags))
     if recipe.family.get("kind") != family:
         raise UsageError(f"the recipe's family.kind is {recipe.family.get('kind')!r}, and the command says {family}")

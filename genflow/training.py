@@ -110,7 +110,7 @@ def fit(
     while not (done := clock.position(step) >= 1):
         batch = batches(step)
         lr = _schedule(train, step, clock.position(step))
-        family.prepare(step, train.steps)
+        family.prepare(clock.position(step))
         log: dict[str, Tensor] = {}
 
         # Every player moves in turn.

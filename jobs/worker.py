@@ -108,8 +108,9 @@ def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) ->
     journal.metrics(step, {f"train/{name}": x for name, x in numbers.items() if name not in ("step", "position")})
     left = numbers["seconds"] * (1 - position) / position if position > 0 else None
     events.emit(
-        "progress", stage="train", run=run, family=recipe.family["kind"], step=step, steps=recipe.train.steps,
-        position=position, loss=next(x for name, x in numbers.items() if name.startswith("loss")),
+        "progress", stage="train", run=run, family=recipe.family["kind"], step=step, position=position,
+        steps=None if recipe.train.minutes else recipe.train.steps,
+        loss=next(x for name, x in numbers.items() if name.startswith("loss")),
         images_per_second=numbers["images_per_second"], eta=left,
     )  # fmt: skip
 

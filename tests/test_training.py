@@ -327,9 +327,9 @@ def test_two_workers_follow_the_curve_of_one(tmp_path: Path) -> None:
 def test_the_family_is_told_where_it_is() -> None:
     """prepare before and after_step after every step, with the numbers that they promise."""
     model = family("flow_matching", POINTS)
-    told: list[tuple[str, int]] = []
-    model.prepare = lambda step, steps: told.append((f"before of {steps}", step))  # type: ignore[method-assign]
+    told: list[tuple[str, float]] = []
+    model.prepare = lambda position: told.append(("before", position))  # type: ignore[method-assign]
     model.after_step = lambda step: told.append(("after", step))  # type: ignore[method-assign]
     _, settings = start(steps=2)
     training.fit(model, batches(), Session(), settings)
-    assert told == [("before of 2", 0), ("after", 1), ("before of 2", 1), ("after", 2)]
+    assert told == [("before", 0.0), ("after", 1), ("before", 0.5), ("after", 2)]

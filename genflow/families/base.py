@@ -88,5 +88,5 @@ class Family(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Called after every step, with the number of steps made."""
 
-    def prepare(self, step: int, steps: int) -> None:
-        """Called before every step, with the schedule's position (KL warm-up, a GAN's annealing)."""
+    def prepare(self, position: float) -> None:
+        """Called before every step with the share of the budget that is used, 0 to 1 (KL warm-up, annealing)."""

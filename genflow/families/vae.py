@@ -66,8 +66,8 @@ class Vae(Family):
         latent = int(options["latent"])  # type: ignore[call-overload]
         return {"encoder": Ports(facts.shape, (2, latent)), "decoder": Ports((latent,), facts.shape)}
 
-    def prepare(self, step: int, steps: int) -> None:
-        self._progress = min(1.0, step / max(1.0, self.warmup * steps))
+    def prepare(self, position: float) -> None:
+        self._progress = min(1.0, position / self.warmup) if self.warmup else 1.0
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         label = forget(batch.label, self.facts.classes, self.forget, rng)

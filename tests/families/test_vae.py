@@ -43,7 +43,7 @@ def test_the_kl_is_the_closed_form() -> None:
 def test_the_kl_term_warms_up(warmup: float, step: int, share: float) -> None:
     """Its weight rises linearly from 0 over the first `warmup` share of the steps, to beta."""
     model = vae(warmup=warmup, beta=2.0)
-    model.prepare(step, 100)
+    model.prepare(step / 100)
     loss, numbers = model.loss("model", batch(FACTS["grey"]), rng())
     expected = 2.0 * share * numbers["kl"] + numbers["reconstruction"]
     torch.testing.assert_close(loss * FACTS["grey"].dims, expected)
