@@ -103,7 +103,7 @@ def _misused(error: Any, verbose: bool) -> int:
     """A wrong flag or argument, in one line; a command without any shows its help."""
     from genflow import terminal
 
-    context = getattr(error, "ctx", None)
+    context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         print(context.get_help())
         return 2

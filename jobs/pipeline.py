@@ -72,12 +72,12 @@ def _run(pipeline: Pipeline, made: dict[str, Document], emit: Emit) -> None:
             made[stage.name] = outcome["document"]
             emit("stage", name=stage.name, job=stage.job, status="done", document=outcome["document"])
         else:
-            error = outcome["error"]
-            failed[stage.name] = BY_CODE.get(error["code"], GenflowError)(error["message"], error["hint"])
-            emit("stage", name=stage.name, job=stage.job, status="failed", **error)
+            told = outcome["error"]
+            failed[stage.name] = BY_CODE.get(told["code"], GenflowError)(told["message"], told["hint"])
+            emit("stage", name=stage.name, job=stage.job, status="failed", **told)
     if failed:
-        first, error = next(iter(failed.items()))
-        raise type(error)(f"stage {first}: {error.message}", error.hint or "mend it and run the same command again")
+        first, why = next(iter(failed.items()))
+        raise type(why)(f"stage {first}: {why.message}", why.hint or "mend it and run the same command again")
 
 
 def _stage_task(job: str, document: Document) -> Document:
