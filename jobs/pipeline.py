@@ -6,10 +6,12 @@ is made: each job finds its artifact by its content address.
 
 import contextlib
 import importlib
+import os
 from typing import Any
 
 from genflow.errors import BY_CODE, GenflowError
 from genflow.pipeline import Pipeline, Stage, load
+from genflow.store import Store
 from jobs.common import Document, Emit, attempt, execute
 
 # Jobs that bring Ray tasks of their own must not hold a core while they wait for them.
@@ -59,7 +61,7 @@ def _run(pipeline: Pipeline, made: dict[str, Document], emit: Emit) -> None:
                 emit("stage", name=stage.name, job=stage.job, status="running")
                 cpus = 0 if stage.recipe.cluster.workers > 1 else CORES[stage.job]
                 task = ray.remote(num_cpus=cpus, max_retries=0)(_stage_task)
-                running[task.remote(stage.job, stage.document(made))] = stage
+                running[task.remote(stage.job, stage.document(made), _environment())] = stage
         if not running:
             continue
         (ready, *_), _ = ray.wait(list(running))
@@ -80,10 +82,18 @@ def _run(pipeline: Pipeline, made: dict[str, Document], emit: Emit) -> None:
         raise type(why)(f"stage {first}: {why.message}", why.hint or "mend it and run the same command again")
 
 
-def _stage_task(job: str, document: Document) -> Document:
+def _environment() -> dict[str, str]:
+    """What a stage must share with this process, whenever its Ray was started."""
+    return {"GENFLOW_STORE": str(Store().root)} | {
+        name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "GENFLOW_VERBOSE") if name in os.environ
+    }
+
+
+def _stage_task(job: str, document: Document, environment: dict[str, str]) -> Document:
     """A stage in a Ray worker: its progress goes to standard output, its end comes back as a value."""
     from genflow import events
 
+    os.environ.update(environment)
     outcome: Document = {}
 
     def emit(event: str, **fields: Any) -> None:
