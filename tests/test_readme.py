@@ -1,6 +1,7 @@
 """Every command in the README and the guides is real: it parses, and those that need no cluster are run."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -84,7 +85,7 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
         args = [arg.replace("~", str(tmp_path)) if arg.startswith("~") else arg for arg in args]
         done = subprocess.run(
             [sys.executable, "-c", "from genflow.cli import main; main()", *args, *small.get(args[0], [])],
-            cwd=tmp_path, capture_output=True, text=True, env=None,
+            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         assert done.returncode == 0, f"genflow {' '.join(args)}: {done.stderr}"
         ran.append(args[0])
