@@ -1,0 +1,106 @@
+"""Names become objects in one place, and the signatures are the only schema."""
+
+from typing import Annotated, Literal
+
+import pytest
+import torch
+from pydantic import Field
+from small import FACTS, recipe
+
+from genflow import build, families, nets, runs
+from genflow.errors import UsageError
+from genflow.recipe import parse
+
+GREY = FACTS["grey"]
+
+
+def function(
+    self: object, *, steps: Annotated[int, Field(ge=1)] = 3, mode: Literal["a", "b"] = "a", wide: bool = True
+) -> None:
+    """An example of a signature."""
+
+
+def test_a_signature_is_a_schema() -> None:
+    """Defaults are filled in; what a person types as text becomes what the annotation says."""
+    assert build.bind("sample", function, {}) == {"steps": 3, "mode": "a", "wide": True}
+    assert build.bind("sample", function, {"steps": "7", "mode": "b"})["steps"] == 7
+    assert build.bind("net", function, {"kind": "x"}, "x")["kind"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"step": 1}, r"sample: unknown key step \(did you mean steps\?\)"),
+        ({"self": 1}, "sample: unknown key self"),
+        ({"steps": 0}, "sample.steps: input should be greater than or equal to 1, not 0"),
+        ({"steps": 2.5}, "sample.steps: input should be a valid integer"),
+        ({"mode": "c"}, "sample.mode: input should be 'a' or 'b', not 'c'"),
+        ({"wide": "banana"}, "sample.wide: input should be a valid boolean"),
+    ],
+)
+def test_what_does_not_fit_a_signature_is_refused(values: dict[str, object], message: str) -> None:
+    """One line, with the section's keys as a hint."""
+    with pytest.raises(UsageError, match=message) as refused:
+        build.bind("sample", function, values)
+    assert refused.value.hint == "keys of sample: steps, mode, wide"
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "the recipe names no family"),
+        ({"family": {"kind": "dppm"}}, r"unknown family 'dppm' \(did you mean ddpm\?\)"),
+        ({"family": {"kind": ["ddpm"]}}, "unknown family"),
+        ({"family": {"kind": "ddpm"}, "train": {"batch": 2}, "cluster": {"workers": 3}}, "batch=2 cannot be shared"),
+        ({"family": {"kind": "vae"}, "net": {"kind": "unet"}}, "net unet turns pictures into pictures"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused(document: dict, message: str) -> None:
+    """Before anything starts, whichever part is wrong."""
+    with pytest.raises(UsageError, match=message):
+        build.resolve(parse(document), GREY)
+
+
+def test_the_net_follows_from_the_data() -> None:
+    """Points take the MLP; pictures the family's own default; a word overrides."""
+    for kind in families.kinds():
+        plain = parse({"family": {"kind": kind}})
+        assert build.resolve(plain, FACTS["points"]).net["kind"] == "mlp"
+        assert build.resolve(plain, GREY).net["kind"] == families.family_class(kind).default_net
+        assert build.resolve(plain.with_(net={"kind": "auto"}), GREY) == build.resolve(plain, GREY)
+        assert build.resolve(plain.with_(net={"kind": "mlp", "width": 8}), GREY).net["width"] == 8
+
+
+def test_a_resolved_recipe_is_the_whole_family() -> None:
+    """The same seed and recipe give the same weights; options reach family and net."""
+    chosen = recipe("ddpm", GREY, "mlp", family={"T": 50, "predict": "x"})
+    made = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        made.append(build.family_of(chosen, GREY))
+    assert (made[0].T, made[0].predict, made[0].net.enter.out_features) == (50, "x", 32)
+    assert all(torch.equal(p, q) for p, q in zip(made[0].parameters(), made[1].parameters(), strict=True))
+
+
+def test_folders_are_registries() -> None:
+    """Helpers are no kinds; every kind gives one class, or one builder."""
+    assert "base" not in families.kinds()
+    assert "layers" not in nets.kinds()
+    assert {"ddpm", "flow_matching", "vae"} <= set(families.kinds())
+    assert {"conv", "dit", "mlp", "unet"} <= set(nets.kinds())
+    assert len({families.family_class(kind) for kind in families.kinds()}) == len(families.kinds())
+    assert all(callable(nets.builder(kind)) for kind in nets.kinds())
+
+
+def test_a_runs_address_is_what_decides_its_result() -> None:
+    """Weights' settings and the data change it; how often it reports, how many workers and its name do not."""
+    base = recipe("ddpm", GREY, "mlp")
+    address = runs.address(base, "data")
+    same = (
+        {"name": "other"}, {"cluster": {"workers": 2}}, {"evaluate": {"samples": 16}},
+        {"train": {"log_every": 1, "checkpoint_every": 7, "threads": 2}},
+    )  # fmt: skip
+    other = ({"train": {"seed": 1}}, {"train": {"lr": 0.5}}, {"family": {"T": 10}})
+    assert {runs.address(recipe("ddpm", GREY, "mlp", **change), "data") for change in same} == {address}
+    assert address not in {runs.address(recipe("ddpm", GREY, "mlp", **change), "data") for change in other}
+    assert address != runs.address(base, "other data")
