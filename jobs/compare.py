@@ -3,12 +3,12 @@
     python -m jobs.compare recipe.yaml
 """
 
-from genflow.evaluation import measure, report
+from genflow.evaluation import report
 from genflow.evaluation.table import best
 from genflow.recipe import parse
 from genflow.store import Artifact, Store
 from jobs.common import Document, Emit, execute
-from jobs.evaluate import found, pairs
+from jobs.evaluate import found, measured, pairs
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -21,8 +21,8 @@ def main(document: Document, emit: Emit) -> Document:
         UsageError: there is no such run, or they are of different data.
         DataError: there is too little data to measure against, or a file is corrupt.
     """
-    store, options = Store(), parse(document["recipe"]).evaluate
-    rows = [measure.evaluate(store, run, data, options, emit) for run, data in pairs(store, document)]
+    store = Store()
+    rows = measured(store, document, emit)
     if existing := store.get("reports", report.address(rows)):
         return result(existing, rows, cached=True)
     return result(report.build(store, rows), rows, cached=False)

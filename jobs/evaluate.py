@@ -3,6 +3,7 @@
     python -m jobs.evaluate recipe.yaml
 """
 
+from genflow import tracking
 from genflow.evaluation import measure
 from genflow.evaluation.table import best
 from genflow.recipe import Evaluate, parse
@@ -20,8 +21,21 @@ def main(document: Document, emit: Emit) -> Document:
         UsageError: there is no such run, or the features cannot be used.
         DataError: there is too little data to measure against, or a file is corrupt.
     """
-    store, options = Store(), parse(document["recipe"]).evaluate
-    return result([measure.evaluate(store, run, data, options, emit) for run, data in pairs(store, document)])
+    store = Store()
+    return result(measured(store, document, emit))
+
+
+def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
+    """Every run's evaluation, made where it is missing and told to MLflow."""
+    options = parse(document["recipe"]).evaluate
+    rows = [measure.evaluate(store, run, data, options, emit) for run, data in pairs(store, document)]
+    for row in rows:
+        if not row["cached"]:
+            sent = tracking.replay(store, row["run"], deadline_s=20)
+            if not sent.complete:
+                emit("warning", message=f"MLflow lacks some of {row['run']}: {sent.problem}",
+                     hint="genflow ui sends the rest when it is back")  # fmt: skip
+    return rows
 
 
 def find(document: Document) -> Document | None:
