@@ -25,13 +25,17 @@ def fingerprint(*rooms: str) -> str:
     """
     whole = hashlib.sha256()
     for room in sorted(rooms):
-        for name, file in _sources(room):
+        for name, file in sources(room):
             whole.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()
 
 
-def _sources(room: str) -> list[tuple[str, Path]]:
-    """The room's files with the names they have in the repository, in order."""
+def sources(room: str) -> list[tuple[str, Path]]:
+    """A room's files with the names they have in the repository, in order.
+
+    Raises:
+        FileNotFoundError: there is no such room.
+    """
     root = PACKAGE.parent if room.partition("/")[0] == PACKAGE.name else home()
     start = root / room
     if not start.exists():

@@ -37,6 +37,22 @@ def token_path() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
+def token() -> str:
+    """Ray's token, from the variable or the file that Ray reads; empty if there is none.
+
+    Raises:
+        SetupError: the file cannot be read.
+    """
+    if named := os.environ.get("RAY_AUTH_TOKEN"):
+        return named.strip()
+    try:
+        return token_path().read_text().strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"cannot read Ray's token {token_path()}: {error}", "chmod 600 it, as its owner") from error
+
+
 def ensure_token() -> Path:
     """Create Ray's token with mode 0600 before Ray would write it world-readable; mend the mode if it did.
 

@@ -5,29 +5,33 @@ last of which is its result or its error. `genflow/` and `jobs/` name each other
 boundary is a parcel and a command line, `python -m jobs.<stage> recipe.yaml`.
 """
 
-import ctypes
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from genflow import env, events
-from genflow.code import home
-from genflow.errors import BY_CODE, GenflowError
-from genflow.recipe import dump
-from genflow.store import Store
+from genflow import capacity, child, env, events, parcel, tracking
+from genflow.dashboard import Dashboard
+from genflow.errors import BY_CODE, ClusterError, GenflowError, SetupError, Stopped, UsageError
+from genflow.jobs_api import ENDED, Job, Jobs
+from genflow.recipe import Cluster, dump
+from genflow.store import MANIFEST, Store
 
 Document = dict[str, Any]
+Show = Callable[[events.Event], None]
+
+LAST_LINES = 30  # of a job's own output, in which to look for the reason of a death without a word
 
 
 def run_here(
-    stage: str, document: Document, store: Store, on_event: Callable[[events.Event], None], *, verbose: bool = False
+    stage: str, document: Document, store: Store, on_event: Show, *, verbose: bool = False
 ) -> Document:
     """Run a job in a child process of this machine and return its result.
 
@@ -49,11 +53,11 @@ def run_here(
         with open(Path(folder) / "log", "w") as noise:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"jobs.{stage}", str(recipe)],
-                env=_environment(store, verbose), text=True, errors="replace", preexec_fn=_die_with_parent,
+                env=child.environment(store, verbose), text=True, errors="replace", preexec_fn=child.die_with_parent,
                 start_new_session=True,  # signals of the terminal reach it through this process alone, once
                 stdout=subprocess.PIPE, stderr=None if verbose else noise,
             )  # fmt: skip
-            last = _follow(process, on_event, None if verbose else noise)
+            last = child.follow(process, on_event, None if verbose else noise)
         if last and last["event"] == "result":
             return last["document"]
         error = failure(last, process.returncode)
@@ -77,48 +81,210 @@ def failure(last: events.Event | None, code: int) -> GenflowError:
     return error
 
 
-def _follow(process: "subprocess.Popen[str]", on_event: Callable[[events.Event], None], noise: Any) -> Any:
-    """Pass a job's events on until it ends, and its stop signals to it; return its last word."""
-    last = None
-    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
-    try:
-        assert process.stdout is not None
-        while True:
-            try:
-                for line in process.stdout:
-                    event = events.parse(line)
-                    if event is None:
-                        print(line, end="", file=noise or sys.stderr)
-                    elif event["event"] in ("result", "error"):
-                        last = event
-                    else:
-                        on_event(event)
-                break
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)  # it saves and ends by itself
-                on_event({"event": "note", "message": "stopping; press Ctrl-C again to stop at once"})
-        process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    return last
+# --- On a cluster
 
 
-def _environment(store: Store, verbose: bool) -> dict[str, str]:
-    paths = [str(home()), str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
+class _Died(GenflowError):  # noqa: N818  said of a job
+    """A job ended without a word: its process, or its machine, is gone."""
+
+
+def run_there(
+    stage: str, document: Document, store: Store, on_event: Show,
+    *, address: str = "", detach: bool = False, verbose: bool = False,
+) -> Document:  # fmt: skip
+    """Run a job on a Ray cluster and return its result. The same job that runs there already is followed instead.
+
+    Args:
+        stage: the job's name: `jobs/<stage>.py`.
+        document: `{"recipe": ..., "inputs": ...}`.
+        store: where artifacts go: a folder that every node sees under this path.
+        on_event: called with every event but the last.
+        address: of the cluster's dashboard; empty: the usual Ray variables, or this machine.
+        detach: return as soon as it is submitted.
+        verbose: whether the job's own output is shown.
+
+    Returns:
+        The job's result; or a `genflow.job/1` document, if it was left to itself, by `detach` or Ctrl-C.
+
+    Raises:
+        UsageError: no such address.
+        ClusterError: the cluster is unreachable, refuses, or is of another version.
+        ResourceError: it can never hold the workers.
+        GenflowError: the job's error, of its own kind; or that it died, more often than the recipe forgives.
+    """
+    jobs = Jobs(Dashboard.at(address))
+    variables = _variables(store, verbose)
+    _check(jobs.dashboard, document, on_event)
+    retries = document.get("recipe", {}).get("cluster", {}).get("retries", Cluster().retries)
+    for left in range(retries, -1, -1):
+        id = _submit(jobs, stage, document, store, variables, on_event)
+        if detach:
+            return _left_alone(jobs, id, on_event)
+        try:
+            return _wait(jobs, id, on_event, verbose)
+        except _Died as error:
+            if not left:
+                raise GenflowError(error.message, error.hint) from error
+            _note(on_event, f"{error.message}; starting it again, {left} more times at most")
+            document = {**document, "inputs": {**document.get("inputs", {}), "fresh": False}}
+    raise AssertionError("unreachable")
+
+
+def attach(address: str, reference: str, on_event: Show, *, verbose: bool = False) -> Document:
+    """Follow a job that was submitted before, as `run_there` does."""
+    jobs = Jobs(Dashboard.at(address))
+    return _wait(jobs, jobs.find(reference)["id"], on_event, verbose)
+
+
+def check(address: str) -> dict[str, str]:
+    """What a cluster is, in words; raises as `run_there` does if it will not do."""
+    return Dashboard.at(address).check()
+
+
+def jobs_list(address: str) -> list[Job]:
+    """A cluster's jobs, the newest first: id, stage, status, started, seconds, message, exit_code."""
+    return Jobs(Dashboard.at(address)).all()
+
+
+def jobs_logs(address: str, reference: str, *, follow: bool = False) -> Iterator[str]:
+    """What a job says, line by line with the line's end; with `follow`, until it ends."""
+    jobs = Jobs(Dashboard.at(address))
+    id = jobs.find(reference)["id"]
+    if not follow:
+        yield jobs.log(id)
+        return
+    for line in jobs.follow(id, lambda text: print(text, file=sys.stderr)):
+        yield f"{line}\n"
+
+
+def jobs_stop(address: str, reference: str) -> Job:
+    """Ask a job to save and end, and wait until it has; its last state.
+
+    Raises:
+        UsageError: there is no such job, or it has ended already.
+    """
+    jobs = Jobs(Dashboard.at(address))
+    job = jobs.find(reference)
+    if not jobs.stop(job["id"]):
+        raise UsageError(f"job {job['id']} is not running: {job['status']}", "genflow jobs ls")
+    while (job := jobs.get(job["id"]))["status"] not in ENDED:
+        time.sleep(0.5)
+    return job
+
+
+def _check(dashboard: Dashboard, document: Document, on_event: Show) -> None:
+    """Everything that can go wrong before anything is sent."""
+    facts = dashboard.check()
+    if facts["authentication"] == "disabled" and not dashboard.is_local:
+        on_event({"event": "warning", "message": f"{dashboard.address} asks nobody for a token: who reaches it owns it",
+                  "hint": "start Ray with RAY_AUTH_MODE=token"})  # fmt: skip
+    nodes = dashboard.nodes()
+    if not any(node["launched"] for node in nodes):  # else more may come, and the job on the head knows how many
+        stages = document["pipeline"]["stages"].values() if "pipeline" in document else [document.get("recipe", {})]
+        for section in (Cluster(**stage.get("cluster", {})) for stage in stages):
+            capacity.require([n["resources"] for n in nodes], section.workers, section.cpus, section.gpus)
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        tracking.refuse_local_uri_on_cluster(uri, len(nodes))
+
+
+def _variables(store: Store, verbose: bool) -> dict[str, str]:
+    """The job's environment. Whoever reaches the dashboard reads it: it holds no secret."""
+    variables = {
         "GENFLOW_STORE": str(store.root),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in paths if p)),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONSAFEPATH": "1",  # a ray.py in the current folder must not stand before Ray
-        **({"GENFLOW_VERBOSE": "1"} if verbose else {}),
+        "GENFLOW_CLUSTER": "1",
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # a checkpoint may be under way
     }
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        variables["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(store)
+        if re.match(r"[^/]*//[^/@]*@", variables["MLFLOW_TRACKING_URI"]):
+            raise UsageError("MLFLOW_TRACKING_URI holds a password, which everybody on the cluster could read",
+                             "take it out, and set MLFLOW_TRACKING_USERNAME and _PASSWORD on the cluster's head")
+    return variables | ({"GENFLOW_VERBOSE": "1"} if verbose else {})
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end the child when its parent dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+def _submit(
+    jobs: Jobs, stage: str, document: Document, store: Store, variables: dict[str, str], on_event: Show
+) -> str:
+    """Start the job, unless it runs already; its id: what it makes, and the number of the attempt."""
+    name = f"{stage}-{parcel.identity(document)}"
+    base = document.get("inputs", {}).get("run") or name
+    for _ in range(3):  # two commands may start at one moment
+        attempts = [job for job in jobs.all() if re.fullmatch(rf"{re.escape(base)}-\d+", job["id"])]
+        running = [job["id"] for job in attempts if job["status"] not in ENDED]
+        if running:
+            _note(on_event, f"job {running[0]} is under way: following it")
+            return running[0]
+        id = f"{base}-{max((int(job['id'].rpartition('-')[2]) for job in attempts), default=0) + 1}"
+        try:
+            entrypoint = f"python -m jobs.{stage} {parcel.RECIPE}"
+            jobs.submit(id, entrypoint, parcel.keep(document, store, name), variables, stage)
+        except ClusterError:
+            if id not in [job["id"] for job in jobs.all()]:
+                raise
+            continue
+        _note(on_event, f"job {id}  {jobs.dashboard.address}/#/jobs/{id}")
+        return id
+    raise ClusterError(f"other commands submit {base} all the time", "genflow jobs ls")
+
+
+def _wait(jobs: Jobs, id: str, on_event: Show, verbose: bool) -> Document:
+    """Show what a job says until it ends; return its result."""
+    last: events.Event | None = None
+    said: deque[str] = deque(maxlen=LAST_LINES)
+    try:
+        for line in jobs.follow(id, lambda text: _note(on_event, text)):
+            event = events.parse(line)
+            if event is None:
+                said.append(line)
+                if verbose:
+                    print(line, file=sys.stderr)
+            elif event["event"] in ("result", "error"):
+                last = event
+            else:
+                on_event(event)
+    except KeyboardInterrupt:
+        return _left_alone(jobs, id, on_event)
+    if last and last["event"] == "result":
+        return _seen_from_here(last["document"], on_event)
+    raise _reason(jobs.get(id), last, said)
+
+
+def _reason(job: Job, last: events.Event | None, said: deque[str]) -> GenflowError:
+    """Why a job ended without a result."""
+    if job["status"] == "STOPPED":
+        return Stopped(f"job {job['id']} was stopped", "run the same command again: it goes on")
+    words = "\n".join([*said, last["message"] if last else "", job["message"]])
+    if lacking := re.search(r"No module named '?([\w.]+)|python: not found", words):
+        return SetupError(
+            f"the cluster's `python` lacks {lacking[1]}" if lacking[1] else "the cluster finds no `python`",
+            "install genflow's requirements on its nodes, and start Ray with that environment first on PATH",
+        )
+    if last:
+        return failure(last, job["exit_code"] or 1)
+    code = job["exit_code"]
+    kind = _Died if code is None or code < 0 or code > 128 else GenflowError  # a signal's end may be another's doing
+    how = job["message"].partition(", last available")[0] or job["status"]
+    return kind(f"job {job['id']} died without a word: {how}", f"genflow jobs logs {job['id']}")
+
+
+def _left_alone(jobs: Jobs, id: str, on_event: Show) -> Document:
+    """What is known of a job that goes on by itself."""
+    at = f" --address {jobs.dashboard.address}"
+    _note(on_event, f"job {id} goes on by itself; the same command follows it again, "
+          f"`genflow jobs stop {id}{at}` stops it")
+    return {"schema": "genflow.job/1", "job": id, "status": jobs.get(id)["status"], "address": jobs.dashboard.address,
+            "dashboard": f"{jobs.dashboard.address}/#/jobs/{id}"}  # fmt: skip
+
+
+def _seen_from_here(result: Document, on_event: Show) -> Document:
+    """The result, with a warning if what it names does not lie where this machine looks for it."""
+    path = Path(result.get("path") or "/")
+    if "path" in result and not (path / MANIFEST).is_file():
+        on_event({"event": "warning", "message": f"{path} lies on the cluster, and this machine does not see it",
+                  "hint": "mount the store's folder here, too, under the same path"})  # fmt: skip
+    return result
+
+
+def _note(on_event: Show, text: str) -> None:
+    on_event({"event": "note", "message": text})

@@ -27,6 +27,7 @@ from genflow.errors import GenflowError, ResourceError
 from genflow.recipe import Cluster
 from jobs.worker import work
 
+LAST_WORDS_S = 1.0  # what workers print passes through their node's log monitor
 SIOCGIFADDR = 0x8915  # ask Linux for an interface's address
 
 
@@ -81,6 +82,7 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
     )
     try:
         _wait(trainer)
+        time.sleep(LAST_WORDS_S)
     except Exception as error:
         raise explain(error, cluster) from error
     finally:

@@ -54,7 +54,8 @@ def document(name: str, workers: int = 1, *, steps: int = STEPS, **settings: Any
     """
     settings = {"steps": steps, "batch": 15, "log_every": 5, "checkpoint_every": 10, "warmup": 0, **settings}
     layers = {"name": name, "train": {"precision": "fp32", "optimizer": "adamw", **settings}}
-    return {"recipe": compose("flow_matching", TINY, layers, {"cluster": {"workers": workers}}).model_dump(mode="json"), "inputs": {}}
+    recipe = compose("flow_matching", TINY, layers, {"cluster": {"workers": workers}})
+    return {"recipe": recipe.model_dump(mode="json"), "inputs": {}}
 
 
 def run(document: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""A job as a child process of this machine: what it sees, how signals reach it, and that it dies with its parent."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from genflow import events
+from genflow.code import home
+from genflow.store import Store
+
+
+def follow(process: "subprocess.Popen[str]", on_event: Callable[[events.Event], None], noise: Any) -> Any:
+    """Pass a job's events on until it ends, and its stop signals to it; return its last word."""
+    last = None
+    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+    try:
+        assert process.stdout is not None
+        while True:
+            try:
+                for line in process.stdout:
+                    event = events.parse(line)
+                    if event is None:
+                        print(line, end="", file=noise or sys.stderr)
+                    elif event["event"] in ("result", "error"):
+                        last = event
+                    else:
+                        on_event(event)
+                break
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # it saves and ends by itself
+                on_event({"event": "note", "message": "stopping; press Ctrl-C again to stop at once"})
+        process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    return last
+
+
+def environment(store: Store, verbose: bool) -> dict[str, str]:
+    """What a child sees: this process's variables, the store, and genflow before all else on its path."""
+    paths = [str(home()), str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "GENFLOW_STORE": str(store.root),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in paths if p)),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # a ray.py in the current folder must not stand before Ray
+        **({"GENFLOW_VERBOSE": "1"} if verbose else {}),
+    }
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end the child when its parent dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -1,0 +1,82 @@
+"""The parcel: what travels to a cluster, laid out as the repository is.
+
+    genflow/  jobs/  recipe.yaml
+
+It is the same from a checkout and from a wheel, byte by byte, and it stays in the store as the record of what was
+sent. Third-party packages are the cluster's own: docs/decisions/0003-the-parcel.md.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from genflow import code
+from genflow.errors import ResourceError
+from genflow.recipe import digest, dump
+from genflow.store import Store, clear_disk_errors
+
+Document = dict[str, Any]
+
+ROOMS = ("genflow", "jobs")
+RECIPE = "recipe.yaml"
+MOST_BYTES = 50_000_000  # Ray's dashboard takes 100 MiB; genflow itself is 1 MB
+
+
+def identity(document: Document) -> str:
+    """The content address of a parcel."""
+    return digest({"document": document, "code": code.fingerprint(*ROOMS)}, 16)
+
+
+def lay_out(document: Document, into: Path) -> Path:
+    """Write a job's parcel into a folder.
+
+    Args:
+        document: what the job is told.
+        into: the folder, empty or absent.
+
+    Raises:
+        ResourceError: it is too large for Ray; the largest files are named.
+    """
+    files = [pair for room in ROOMS for pair in code.sources(room)]
+    sizes = {name: file.stat().st_size for name, file in files}
+    if sum(sizes.values()) > MOST_BYTES:
+        largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
+        shown = ", ".join(f"{name} ({sizes[name] / 1e6:.0f} MB)" for name in largest)
+        raise ResourceError(
+            f"the parcel has {sum(sizes.values()) / 1e6:.0f} MB, and Ray takes 100; the largest files: {shown}",
+            f"move data out of {code.PACKAGE} and {code.home() / 'jobs'}",
+        )
+    for name, file in files:
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    (into / RECIPE).write_text(dump(document), encoding="utf-8")
+    return into
+
+
+def keep(document: Document, store: Store, name: str) -> Path:
+    """Lay a parcel out in the store, where it stays: `<store>/parcels/<name>`.
+
+    Raises:
+        ResourceError: from `lay_out`, or the disk is full.
+        SetupError: the store cannot be written.
+    """
+    final = store.root / "parcels" / name
+    with clear_disk_errors(final):
+        if final.is_dir():  # named by its content, and renamed when it was whole
+            return final
+        final.parent.mkdir(parents=True, exist_ok=True)
+        attempt = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=final.parent))
+        try:
+            lay_out(document, attempt)
+            attempt.chmod(0o755)
+            try:
+                os.rename(attempt, final)
+            except OSError:
+                if not final.is_dir():  # else another command was first
+                    raise
+        finally:
+            shutil.rmtree(attempt, ignore_errors=True)
+    return final

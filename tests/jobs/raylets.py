@@ -1,0 +1,30 @@
+"""A cluster of two raylets on this machine, for as long as standard input stays open.
+
+    python raylets.py FOLDER DASHBOARD_PORT AGENT_PORT
+
+Every socket is on the loopback, where `ray start --address` would refuse a second node. Each node has a folder of
+its own, as on a machine of its own: otherwise the second one unpacks a job's parcel over the first one's.
+"""
+
+import sys
+
+from ray.cluster_utils import Cluster
+
+folder, dashboard_port, agent_port = sys.argv[1:]
+memory = {"object_store_memory": 80_000_000}
+cluster = Cluster(
+    initialize_head=True,
+    head_node_args={
+        "num_cpus": 1,
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": int(dashboard_port),
+        "dashboard_agent_listen_port": int(agent_port),
+        "temp_dir": f"{folder}/a",
+        **memory,
+    },
+)
+cluster.add_node(num_cpus=1, include_log_monitor=True, temp_dir=f"{folder}/b", **memory)
+print("ready", flush=True)
+sys.stdin.read()
+cluster.shutdown()
