@@ -228,8 +228,9 @@ def run_pipeline(
 def _show_pipeline(done: Document) -> None:
     reports = [stage for stage in done["stages"] if stage["job"] == "compare"]
     for stage in done["stages"]:
-        artifact = stage["dataset"] if stage["job"] == "prepare" else stage.get("run") or stage.get("report", "")
-        print(f"{stage['job']:<8} {stage['stage']:<10} {artifact}{'  cached' if stage['cached'] else ''}")
+        if stage["job"] != "evaluate":  # the report says what was measured
+            artifact = stage["dataset"] if stage["job"] == "prepare" else stage.get("run") or stage.get("report", "")
+            print(f"{stage['job']:<8} {stage['stage']:<10} {artifact}{'  cached' if stage['cached'] else ''}")
     for report in reports:
         print()
         show_table(report)
