@@ -1,140 +1,206 @@
-"""Line charts as inline SVG: no library in the page, crisp on paper, and readable by a screen reader."""
+"""Charts as inline SVG: lines with intervals, a floor, logarithmic axes; readable small, without colour, and aloud.
 
-import html
+Colours come from the page's style (`--c0` to `--c7`), so one drawing serves light and dark. Lines also differ in
+their dashes and marks, because colours alone do not reach everybody. Every mark says its numbers on hovering.
+"""
+
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 
-# Okabe and Ito's palette: told apart by people who see few colours, and in grey
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "12 4", "1 3")
-WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
+WIDTH, HEIGHT = 420, 280
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+COLOURS = 8
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
-@dataclass
-class Line:
-    """One curve.
+@dataclass(frozen=True)
+class Point:
+    """A mark.
 
     Args:
-        name: for the legend.
-        points: (x, y, low, high); low and high draw an interval.
-        colour: its place in the palette.
-        marks: whether points are shown.
+        x: its place.
+        y: its height.
+        low: the lower end of its interval; equal to y for none.
+        high: the upper end.
+        text: what it says on hovering.
+        own: whether it is drawn large.
+    """
+
+    x: float
+    y: float
+    low: float
+    high: float
+    text: str = ""
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line, or a mark if it has one point.
+
+    Args:
+        name: in the legend.
+        index: chooses colour, dashes and mark: one number a run, in every chart.
+        points: in the order of x.
+        marks: whether points are marked.
     """
 
     name: str
-    points: list[tuple[float, float, float, float]]
-    colour: int
+    index: int
+    points: Sequence[Point]
     marks: bool = True
 
 
-@dataclass
 class Axis:
-    """An axis: its title, and whether it is logarithmic."""
-
-    title: str
-    log: bool = False
-    ticks: list[float] = field(default_factory=list)
-
-
-def chart(lines: list[Line], x: Axis, y: Axis, what: str, level: tuple[float, str] | None = None) -> str:
-    """An SVG of the lines.
+    """From numbers to places.
 
     Args:
-        lines: at least one with a point, else nothing is drawn.
-        x: the horizontal axis.
-        y: the vertical axis.
-        what: the picture in words, for those who cannot see it.
-        level: a horizontal line at this height, with its name.
+        low: the smallest number shown.
+        high: the largest.
+        start: the place of `low`.
+        end: the place of `high`.
+        log: whether equal ratios have equal lengths.
     """
-    points = [p for line in lines for p in line.points if not x.log or p[0] > 0]
-    if not points:
-        return ""
-    heights = [v for p in points for v in (p[1], p[2], p[3])] + ([level[0]] if level else [])
-    if y.log:
-        heights = [v for v in heights if v > 0]
-    across = _Scale([p[0] for p in points], x, LEFT, WIDTH - RIGHT)
-    up = _Scale(heights, y, HEIGHT - BOTTOM, TOP)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(what)}">']
-    parts.append(_axes(x, y, across, up))
-    if level:
-        h = up(level[0])
-        parts.append(f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{h:.1f}" y2="{h:.1f}"/>')
-        parts.append(f'<text class="floor" x="{WIDTH - RIGHT}" y="{h - 5:.1f}" text-anchor="end">{level[1]}</text>')
-    for line in lines:
-        parts.append(_curve(line, across, up))
-    return "".join([*parts, "</svg>"])
 
+    def __init__(self, low: float, high: float, start: float, end: float, log: bool) -> None:
+        if high <= low:
+            low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+        self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
 
-class _Scale:
-    def __init__(self, values: list[float], axis: Axis, start: float, end: float) -> None:
-        self.axis, self.start, self.end = axis, start, end
-        low, high = min(values), max(values)
-        if axis.log:
-            low, high = math.log10(low), math.log10(high)
-        elif low > 0 and low < 0.5 * high:
-            low = 0.0
-        margin = 0.04 * (high - low) or 0.5 * abs(high) or 1.0
-        self.low, self.high = (low - margin if axis.log or low else low), high + margin
-        self.bottom = min(values)
-
-    def __call__(self, value: float) -> float:
-        value = math.log10(max(value, 1e-12, self.bottom * 0.5)) if self.axis.log else value
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+    def at(self, value: float) -> float:
+        """The place of a number, within the axis."""
+        value = min(max(value, self.low), self.high)
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return round(self.start + (value - low) / (high - low) * (self.end - self.start), 2)
 
     def ticks(self) -> list[float]:
-        if self.axis.ticks:
-            return self.axis.ticks
-        if self.axis.log:
-            span = self.high - self.low
-            every = [m * 10.0**e for e in range(math.floor(self.low), math.ceil(self.high) + 1) for m in (1, 2, 5)]
-            inside = [t for t in every if self.low <= math.log10(t) <= self.high]
-            return inside if span < 2.2 else [t for t in inside if math.log10(t) % 1 < 1e-9]
-        raw = (self.high - self.low) / 4
-        unit = 10 ** math.floor(math.log10(raw))
-        step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw)
-        first = math.ceil(self.low / step)
-        return [i * step for i in range(first, math.floor(self.high / step) + 1)]
+        """Round numbers along the axis."""
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            for digits in ((1,), (1, 3), (1, 2, 5)):
+                found = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high]
+                if len(found) >= 3:
+                    return found
+            return found
+        step = 10.0 ** math.floor(math.log10((self.high - self.low) / 3))
+        step *= next((m for m in (1, 2, 5) if (self.high - self.low) / (m * step) <= 5), 10)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def _axes(x: Axis, y: Axis, across: _Scale, up: _Scale) -> str:
+def chart(
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    alt: str,
+    log_x: bool = False,
+    x_ticks: Sequence[float] | None = None,
+    floor: float | None = None,
+    from_zero: bool = True,
+) -> str:
+    """The drawing.
+
+    Args:
+        series: the lines; those without points are left out.
+        x_label: under the x axis.
+        y_label: above the y axis.
+        alt: the chart in words.
+        log_x: whether the x axis is logarithmic; the y axis is where values span more than a factor of 8.
+        x_ticks: the numbers on the x axis, rather than round ones.
+        floor: a horizontal line for the real data.
+        from_zero: whether a linear y axis begins at 0.
+    """
+    every = [p for s in series for p in s.points]
+    if not every:
+        return ""
+    values = [p.y for p in every] + ([floor] if floor is not None else [])
+    log_y = from_zero and min(values) > 0 and max(values) > 8 * min(values)
+    top = max([p.high for p in every if math.isfinite(p.high)] + values)
+    bottom = min(values) / 1.3 if log_y else 0.0 if from_zero else min(p.low for p in every)
+    margin = 1.15 if log_y or from_zero else 1.0
+    xs = [p.x for p in every]
+    x = Axis(min(xs), max(xs), LEFT + 8, WIDTH - RIGHT - 8, log_x)
+    y = Axis(bottom, top * margin if top > 0 else top, HEIGHT - BOTTOM, TOP + 14, log_y)
+    parts = [_frame(x, y, x_label, y_label, x_ticks)]
+    if floor is not None:
+        height = y.at(floor)
+        parts.append(f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
+    parts += [_interval(s, x, y) for s in series if s.points]
+    parts += [_line(s, x, y) for s in series if s.points]
+    body = "".join(parts)
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">{body}</svg>'
+
+
+def _frame(x: Axis, y: Axis, x_label: str, y_label: str, x_ticks: Sequence[float] | None) -> str:
     parts = []
-    for tick in up.ticks():
-        h = up(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{h:.1f}" y2="{h:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{h + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in across.ticks():
-        w = across(tick)
-        shown = f"{tick / 1000:g}k" if tick >= 10_000 else f"{tick:g}"
-        parts.append(f'<text x="{w:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{shown}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    centre = (TOP + HEIGHT - BOTTOM) / 2
-    for title, place in ((x.title, f'x="{middle}" y="{HEIGHT - 6}"'),
-                         (y.title, f'transform="translate(14 {centre}) rotate(-90)"')):  # fmt: skip
-        parts.append(f'<text class="title" {place} text-anchor="middle">{html.escape(title)}</text>')
+    for value in y.ticks():
+        height = y.at(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{height + 4}" text-anchor="end">{short(value)}</text>')
+    last = -math.inf
+    for value in x_ticks or x.ticks():
+        place = x.at(value)
+        if place - last >= 24:
+            parts.append(f'<text x="{place}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(value)}</text>')
+            last = place
+    parts.append(f'<text class="label" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{x_label}</text>')
+    parts.append(f'<text class="label" x="4" y="{TOP}">{y_label}</text>')
     return "".join(parts)
 
 
-def _curve(line: Line, across: _Scale, up: _Scale) -> str:
-    colour, dash = COLOURS[line.colour % len(COLOURS)], DASHES[line.colour % len(DASHES)]
-    places = [(across(x), up(y), up(low), up(high)) for x, y, low, high in line.points]
-    parts = [f'<g stroke="{colour}" fill="{colour}"><title>{html.escape(line.name)}</title>']
-    if len(places) > 1:
-        path = "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y, _, _ in places)
-        parts.append(f'<path class="curve" d="{path}" fill="none" stroke-dasharray="{dash}"/>')
-    if line.marks:
-        for x, y, low, high in places:
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>')
-    return "".join([*parts, "</g>"])
+def _interval(series: Series, x: Axis, y: Axis) -> str:
+    points = [p for p in series.points if p.high > p.low]
+    style = f'style="--c:var(--c{series.index % COLOURS})"'
+    if len(points) > 1:
+        upper = [f"{x.at(p.x)},{y.at(p.high)}" for p in points]
+        lower = [f"{x.at(p.x)},{y.at(p.low)}" for p in reversed(points)]
+        return f'<polygon class="band" {style} points="{" ".join(upper + lower)}"/>'
+    bars = [f'<line class="bar" {style} x1="{x.at(p.x)}" x2="{x.at(p.x)}" y1="{y.at(p.low)}" y2="{y.at(p.high)}"/>'
+            for p in points]  # fmt: skip
+    return "".join(bars)
 
 
-def legend(names: list[str]) -> str:
-    """The curves' names beside their colours and dashes."""
-    items = []
-    for i, name in enumerate(names):
-        colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
-        line = f'<line x1="0" x2="30" y1="6" y2="6" stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"/>'
-        sign = f'<svg viewBox="0 0 30 12" width="30" height="12" aria-hidden="true">{line}</svg>'
-        items.append(f"<li>{sign}{html.escape(name)}</li>")
-    return f'<ul class="legend">{"".join(items)}</ul>'
+def _line(series: Series, x: Axis, y: Axis) -> str:
+    style = f'style="--c:var(--c{series.index % COLOURS})"'
+    places = " ".join(f"{x.at(p.x)},{y.at(p.y)}" for p in series.points)
+    dashes = f'stroke-dasharray="{DASHES[series.index % len(DASHES)]}"'
+    line = f'<polyline class="line" {style} {dashes} points="{places}"/>' if len(series.points) > 1 else ""
+    marks = [_mark(series.index, x.at(p.x), y.at(p.y), 5.5 if p.own else 3.5, p.text) for p in series.points]
+    return line + ("".join(marks) if series.marks else "")
+
+
+def _mark(index: int, x: float, y: float, r: float, text: str) -> str:
+    """A circle, square, diamond or triangle."""
+    style = f'class="mark" style="--c:var(--c{index % COLOURS})"'
+    title = f"<title>{escape(text)}</title>" if text else ""
+    match index % 4:
+        case 0:
+            return f'<circle {style} cx="{x}" cy="{y}" r="{r}">{title}</circle>'
+        case 1:
+            return f'<rect {style} x="{x - r}" y="{y - r}" width="{2 * r}" height="{2 * r}">{title}</rect>'
+        case 2:
+            corners = [(x, y - 1.3 * r), (x + 1.3 * r, y), (x, y + 1.3 * r), (x - 1.3 * r, y)]
+        case _:
+            corners = [(x, y - 1.3 * r), (x + 1.2 * r, y + r), (x - 1.2 * r, y + r)]
+    places = " ".join(f"{a:.2f},{b:.2f}" for a, b in corners)
+    return f'<polygon {style} points="{places}">{title}</polygon>'
+
+
+def key(index: int) -> str:
+    """A series's mark and dashes, for legends and tables."""
+    style = f'style="--c:var(--c{index % COLOURS})"'
+    line = f'<line class="line" {style} x1="0" x2="30" y1="7" y2="7" stroke-dasharray="{DASHES[index % len(DASHES)]}"/>'
+    return f'<svg class="key" viewBox="0 0 30 14" aria-hidden="true">{line}{_mark(index, 15, 7, 4, "")}</svg>'
+
+
+def short(value: float) -> str:
+    """A number for an axis: 0.5, 20, 1.5k, 2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:.3g}"

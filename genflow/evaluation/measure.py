@@ -127,6 +127,7 @@ def _measure(
         "features": {**by.about, "artifact": by.artifact.id},
         "samples": n,
         "seed": options.seed,
+        "evaluate": options.model_dump(mode="json"),
         "nfe": drawn.nfe,
         "metrics": metrics,
         "likelihood": log_p,

@@ -1,157 +1,190 @@
-"""The report: one HTML file without anything outside itself, from the documents of evaluated runs."""
+"""The report: one HTML file that needs nothing outside itself, from the documents of evaluated runs."""
 
 import base64
+import io
 import json
-import shlex
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 from genflow import __version__, code
-from genflow.evaluation import charts, table
-from genflow.evaluation.charts import Axis, Line
+from genflow.errors import UsageError
+from genflow.evaluation import charts, reproduce, table
+from genflow.evaluation.charts import Point, Series
+from genflow.evaluation.verdict import KINDS, tells_apart, verdict
+from genflow.facts import Facts
 from genflow.journal import curves, journal_path
-from genflow.recipe import digest, flatten, read
+from genflow.recipe import digest
 from genflow.store import Artifact, Store
 
 Row = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "report.html.j2"
-ROOMS = tuple(f"genflow/evaluation/{name}" for name in ("report.py", "charts.py", "table.py", "report.html.j2"))
+ROOMS = tuple(
+    f"genflow/evaluation/{name}"
+    for name in ("report.py", "report.html.j2", "charts.py", "reproduce.py", "table.py", "verdict.py")
+)
+CURVE_POINTS = 160  # of a loss curve
+PICTURES_BYTES = 6_000_000  # of all grids together
 
 
-def address(rows: list[Row]) -> str:
+def address(rows: Sequence[Row]) -> str:
     """The content address of the report of these evaluations."""
-    name = rows[0]["dataset_name"]
-    return f"{name}-{digest([sorted(row['evaluation'] for row in rows), code.fingerprint(*ROOMS)])}"
+    made_from = [sorted(row["evaluation"] for row in rows), code.fingerprint(*ROOMS)]
+    return f"{rows[0]['dataset_name']}-{digest(made_from)}"
 
 
-def build(store: Store, rows: list[Row]) -> Artifact:
+def build(store: Store, rows: Sequence[Row]) -> Artifact:
     """Write the report.
 
     Args:
         store: where the runs, their journals and evaluations are, and where the report goes.
         rows: `genflow.evaluate/1` documents of runs on one dataset.
+
+    Raises:
+        UsageError: the runs were not measured alike.
     """
-    rows = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
+    for what, values in (
+        ("datasets", {row["fingerprint"] for row in rows}),
+        ("features", {row["features"]["name"] for row in rows}),
+    ):
+        if len(values) > 1:
+            raise UsageError(f"runs measured on different {what} cannot be compared: {', '.join(sorted(values))}")
+    ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
     with store.stage("reports", address(rows), name=rows[0]["dataset_name"]) as staged:
-        (staged.path / "report.html").write_text(render(store, rows))
-        (staged.path / "compare.json").write_text(json.dumps(rows, indent=1))
-        return staged.commit(
-            parents=[row["run"] for row in rows], meta={"runs": [row["run"] for row in rows], "best": table.best(rows)}
-        )
+        (staged.path / "report.html").write_text(render(store, ranked), encoding="utf-8")
+        compared = {"schema": "genflow.compare/1", "verdict": verdict(named(ranked)), "rows": ranked}
+        (staged.path / "compare.json").write_text(json.dumps(compared, indent=1))
+        runs = [row["run"] for row in ranked]
+        return staged.commit(parents=runs, meta={"runs": runs, "best": table.best(rows)})
 
 
-def render(store: Store, rows: list[Row]) -> str:
-    """The page."""
+def named(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with the id for a name where two runs share one."""
+    names = [row["name"] for row in rows]
+    return [{**row, "name": row["run"] if names.count(row["name"]) > 1 else row["name"]} for row in rows]
+
+
+def render(store: Store, rows: Sequence[Row]) -> str:
+    """The page.
+
+    Args:
+        store: where the runs, their journals and evaluations are.
+        rows: best first.
+    """
+    shown = named(rows)
+    first = shown[0]
+    dataset = store.find("datasets", first["dataset"])
+    facts = Facts.from_json(dataset.file("facts.json").read_text())
+    runs = [store.find("runs", row["run"]) for row in shown]
+    budget = PICTURES_BYTES // (len(shown) + 1)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": table.number, "likelihood": table.likelihood}
-    names = unique([row["name"] for row in rows], [row["run"] for row in rows])
-    return environment.from_string(TEMPLATE.read_text()).render(
-        rows=list(zip(names, rows, strict=True)),
-        first=rows[0],
-        verdict=verdict(names, rows),
-        legend=charts.legend(names),
-        real=_picture(rows[0], "real.png"),
-        grids=[(name, _picture(row, "grid.png"), row) for name, row in zip(names, rows, strict=True)],
-        steps=_sweep(names, rows, "nfe", Axis("network evaluations", log=True, ticks=_powers(rows))),
-        latency=_sweep(names, rows, "ms_per_image", Axis("milliseconds a picture, batch 64", log=True)),
-        losses=_losses(store, names, rows),
-        differences=_differences(store, names, rows),
-        commands=_commands(store, rows),
+    environment.filters |= {"number": table.number, "share": lambda value: f"{value:.2f}", "likely": table.likelihood}
+    recipes = [reproduce.recipe_of(run) for run in runs]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        rows=shown,
+        first=first,
+        facts=facts,
+        noun="point" if facts.is_points else "picture",
+        verdict=verdict(shown),
+        kinds=KINDS,
+        best=_best(shown),
+        keys=[charts.key(index) for index in range(len(shown))],
+        real=picture(Path(first["path"]) / "real.png", budget),
+        grids=[picture(Path(row["path"]) / "grid.png", budget) for row in shown],
+        charts=[_against_steps(shown), _against_time(shown)],
+        losses=[_loss(store, row, index, recipes[index].train.batch) for index, row in enumerate(shown)],
+        differences=reproduce.differences(recipes),
+        own=reproduce.own(recipes) if len(shown) > 1 else [],
+        seeds=sorted({recipe.train.seed for recipe in recipes}),
+        commands=reproduce.commands(store, shown),
         version=__version__,
     )
 
 
-def unique(names: list[str], ids: list[str]) -> list[str]:
-    """Names, with the id instead where two runs share one."""
-    return [id if names.count(name) > 1 else name for name, id in zip(names, ids, strict=True)]
+def picture(path: Path, budget: int) -> str:
+    """A PNG file as a data URI: as it is, or as WebP at as high a quality as stays within `budget` bytes."""
+    data, kind = path.read_bytes(), "png"
+    for quality in (90, 75, 50, 25):
+        if len(data) <= budget:
+            break
+        file = io.BytesIO()
+        Image.open(path).save(file, "WEBP", quality=quality)
+        data, kind = file.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def verdict(names: list[str], rows: list[Row]) -> list[str]:
-    """What the numbers say, in sentences; a difference inside the intervals is called one that cannot be told."""
-    fds = [row["metrics"]["fd"] for row in rows]
-    lines = [f"{names[0]} comes nearest to the real pictures: fd {table.number(fds[0]['value'])} "
-             f"({table.number(fds[0]['low'])} to {table.number(fds[0]['high'])})"]  # fmt: skip
-    if fds[0]["floor"] and fds[0]["floor"] > 0:
-        lines[0] += f", {fds[0]['value'] / fds[0]['floor']:.1f} times what other real pictures score"
-    lines[0] += "."
-    if len(rows) > 1:
-        close = [name for name, fd in zip(names[1:], fds[1:], strict=True) if fd["low"] < fds[0]["high"]]
-        if close:
-            lines.append(f"At this number of samples {', '.join(close)} cannot be told from it.")
-        fast = min(range(len(rows)), key=lambda i: rows[i]["speed"]["ms_batch_64"])
-        ratio = rows[0]["speed"]["ms_batch_64"] / rows[fast]["speed"]["ms_batch_64"]
-        if fast and ratio > 1.2:
-            lines.append(f"{names[fast]} is the fastest, {ratio:.0f} times as fast a picture.")
-        varied = max(range(len(rows)), key=lambda i: rows[i]["metrics"]["recall"]["value"])
-        if varied:
-            recall = rows[varied]["metrics"]["recall"]["value"]
-            lines.append(f"{names[varied]} shows the most variety: recall {recall:.2f}.")
-    likely = [(n, r["likelihood"]) for n, r in zip(names, rows, strict=True) if r["likelihood"]]
-    if likely:
-        said = ", ".join(f"{name} {table.likelihood(found)}" for name, found in likely)
-        lines.append(f"Likelihood in {likely[0][1]['unit']}: {said} (≤ is a bound, ≈ an estimate: kinds do not rank).")
-    return lines
-
-
-def _picture(row: Row, name: str) -> str:
-    data = (Path(row["path"]) / name).read_bytes()
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def _powers(rows: list[Row]) -> list[float]:
-    most = max(point["nfe"] for row in rows for point in row["sweep"])
-    return [float(2**i) for i in range(most.bit_length())]
-
-
-def _sweep(names: list[str], rows: list[Row], key: str, axis: Axis) -> str:
-    lines = []
-    for i, (name, row) in enumerate(zip(names, rows, strict=True)):
-        points = sorted((p[key], p["fd"]["value"], p["fd"]["low"], p["fd"]["high"]) for p in row["sweep"])
-        lines.append(Line(name, points, i))
-    floor = rows[0]["sweep"][0]["fd"]["floor"]
-    said = "; ".join(
-        f"{line.name}: " + ", ".join(f"{table.number(x)} → fd {table.number(y)}" for x, y, _, _ in line.points)
-        for line in lines
-    )
-    level = (floor, "real against real") if floor and floor > 0 else None
-    return charts.chart(lines, axis, Axis("fd (lower is better)", log=True), f"fd against {axis.title}. {said}", level)
-
-
-def _losses(store: Store, names: list[str], rows: list[Row]) -> list[tuple[str, str]]:
-    """One small chart a run: losses of different families are on different scales."""
-    found = []
-    for i, (name, row) in enumerate(zip(names, rows, strict=True)):
-        path = journal_path(store.root, row["run"])
-        by_name = curves(path) if path.exists() else {}
-        lines = [Line(key, [(s, v, v, v) for s, v in points], i, marks=False)
-                 for key, points in by_name.items() if key.startswith("train/loss")]  # fmt: skip
-        drawn = charts.chart(lines, Axis("step"), Axis("loss", log=True), f"training loss of {name}") if lines else ""
-        if drawn:
-            found.append((name, drawn))
+def _best(rows: list[Row]) -> dict[str, set[str]]:
+    """For each column the runs that cannot be told from its best."""
+    found: dict[str, set[str]] = {}
+    if len(rows) < 2:
+        return found
+    for name in ("fd", "kid", "precision", "recall", "density", "coverage", "agreement"):
+        have = [row for row in rows if name in row["metrics"]]
+        if have:
+            choose = min if name in ("fd", "kid") else max
+            top = choose(have, key=lambda row: row["metrics"][name]["value"])["metrics"][name]
+            found[name] = {row["run"] for row in have if not tells_apart(row["metrics"][name], top)}
+    for name in ("ms_batch_1", "ms_batch_64"):
+        found[name] = {min(rows, key=lambda row: row["speed"][name])["run"]}
     return found
 
 
-def _differences(store: Store, names: list[str], rows: list[Row]) -> list[tuple[str, list[str]]]:
-    """The keys in which the runs' recipes differ, and each run's value."""
-    recipes = [flatten(read(store.folder("runs", row["run"]) / "recipe.yaml")) for row in rows]
-    keys = sorted({key for recipe in recipes for key in recipe if not key.startswith(("name", "data.", "evaluate."))})
-    values = [(key, [str(recipe.get(key, "—")) for recipe in recipes]) for key in keys]
-    return [(key, row) for key, row in values if len(set(row)) > 1]
+def _sweep(rows: list[Row], place: str, unit: str) -> list[Series]:
+    series = []
+    for index, row in enumerate(rows):
+        points = []
+        for at in row["sweep"]:
+            fd, x = at["fd"], at[place]
+            said = f"{row['name']}: fd {table.number(fd['value'])} ({table.number(fd['low'])} to "
+            said += f"{table.number(fd['high'])}) at {table.number(x) if isinstance(x, float) else x} {unit}"
+            points.append(Point(x, fd["value"], fd["low"], fd["high"], said, at["own"]))
+        series.append(Series(row["name"], index, points))
+    return series
 
 
-def _commands(store: Store, rows: list[Row]) -> list[str]:
-    """The commands that make all of this again."""
-    dataset = store.find("datasets", rows[0]["dataset"])
-    options = dataset.meta.get("options", {})
-    source = str(options.get("source") or dataset.name)
-    parts = ["genflow", "prepare", source, "--name", dataset.name]
-    parts += [p for key in ("size", "val", "max_bad") if options.get(key) is not None
-              for p in ("--set", f"data.{key}={options[key]}")]  # fmt: skip
-    lines = [shlex.join(parts)]
-    for row in rows:
-        recipe = store.folder("runs", row["run"]) / "recipe.yaml"
-        lines.append(shlex.join(["genflow", "train", row["family"], "--data", dataset.name, "-c", str(recipe)]))
-    compare = ["genflow", "compare", *(row["run"] for row in rows), "--samples", str(rows[0]["samples"])]
-    return [*lines, shlex.join(compare)]
+def _against_steps(rows: list[Row]) -> str:
+    series = _sweep(rows, "nfe", "evaluations")
+    most = max(point.x for line in series for point in line.points)
+    powers = [2.0**i for i in range(math.floor(math.log2(most)) + 1)]
+    return _fd_chart(rows, series, "network evaluations a sample", powers)
+
+
+def _against_time(rows: list[Row]) -> str:
+    return _fd_chart(rows, _sweep(rows, "ms_per_image", "ms"), "milliseconds a sample, in batches of 64", None)
+
+
+def _fd_chart(rows: list[Row], series: list[Series], x_label: str, x_ticks: list[float] | None) -> str:
+    said = ". ".join(". ".join(point.text for point in line.points) for line in series)
+    floor = rows[0]["sweep"][0]["fd"]["floor"]
+    line = floor if floor > 0 else None
+    alt = f"fd, lower is better, against {x_label}; real data has {table.number(floor)}. {said}."
+    return charts.chart(
+        series, x_label=x_label, y_label="fd ↓", alt=alt, log_x=True, x_ticks=x_ticks, floor=line
+    )
+
+
+def _loss(store: Store, row: Row, index: int, batch: int) -> str:
+    """The training losses of one run, in a chart of its own; empty if its journal is gone."""
+    path = journal_path(store.root, row["run"])
+    found = curves(path) if path.exists() else {}
+    lines = []
+    for offset, (name, pairs) in enumerate(item for item in found.items() if item[0].startswith("train/loss")):
+        thin = thinned([(step * batch, value) for step, value in pairs if math.isfinite(value)])
+        points = [Point(x, value, value, value) for x, value in thin]
+        lines.append(Series(name, index + offset * charts.COLOURS, points, marks=False))
+    if not any(line.points for line in lines):
+        return ""
+    ends = [f"{line.name} ends at {table.number(line.points[-1].y)}" for line in lines if line.points]
+    alt = f"Training loss of {row['name']}; {', '.join(ends)}"
+    return charts.chart(lines, x_label="training images seen", y_label="loss", alt=alt, from_zero=False)
+
+
+def thinned(pairs: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    """A curve of at most 160 points, each the mean of its neighbours: (x, y)."""
+    size = -(-len(pairs) // CURVE_POINTS) or 1
+    groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

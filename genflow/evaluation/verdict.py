@@ -1,0 +1,124 @@
+"""What the numbers of a comparison say, in sentences, and no more than they say.
+
+Two values are told apart when they differ by more than their errors together: |a - b| > sqrt(r_a^2 + r_b^2), with
+r half the width of a 95 % interval.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from genflow.evaluation.table import number
+
+Row = dict[str, Any]
+LOW_VARIETY, LOW_AGREEMENT, NEAR_BEST = 0.7, 0.9, 1.1
+KINDS = {
+    "exact-dequantized": "exact, for dequantized data",
+    "lower-bound": "a bound",
+    "ode-estimate": "the estimate of an ODE solver",
+}
+
+
+def verdict(rows: Sequence[Row]) -> list[str]:
+    """The sentences, most important first.
+
+    Args:
+        rows: `genflow.evaluate/1` documents, measured alike.
+    """
+    ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
+    sentences = [_quality(ranked), _speed(ranked), _steps(ranked), *map(_variety, ranked)]
+    return [sentence for sentence in [*sentences, *map(_labels, ranked), _likelihood(ranked)] if sentence]
+
+
+def tells_apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two metrics differ by more than their errors together."""
+    reach = math.hypot(*((m["high"] - m["low"]) / 2 for m in (a, b)))
+    return abs(a["value"] - b["value"]) > reach
+
+
+def _quality(ranked: list[Row]) -> str:
+    best, *others = ranked
+    fd = best["metrics"]["fd"]
+    measure = f"fd {number(fd['value'])}, where {fd['n']:,} real ones get {number(fd['floor'])}"
+    if not tells_apart(fd, {**fd, "value": fd["floor"], "low": fd["floor"], "high": fd["floor"]}):
+        measure += "; at this number of samples they cannot be told from real ones"
+    if not others:
+        return f"{best['name']}: {measure}."
+    equal = [row["name"] for row in others if not tells_apart(fd, row["metrics"]["fd"])]
+    if not equal:
+        return f"{best['name']} has the best samples: {measure}."
+    names = _list([best["name"], *equal])
+    if len(equal) == len(others):
+        return f"No run's samples are clearly the best: {names} cannot be told apart; {measure}."
+    return f"{names} have the best samples and cannot be told apart: {measure}."
+
+
+def _speed(ranked: list[Row]) -> str:
+    best = ranked[0]
+    fastest = min(ranked, key=lambda row: row["speed"]["ms_batch_64"])
+    ms = fastest["speed"]["ms_batch_64"]
+    if len(ranked) == 1:
+        alone = number(best["speed"]["ms_batch_1"])
+        return f"One sample takes {number(ms)} ms in a batch of 64, and {alone} ms alone."
+    if fastest is best:
+        return f"{best['name']} is also the fastest: {number(ms)} ms a sample."
+    times = best["speed"]["ms_batch_64"] / ms
+    worse = fastest["metrics"]["fd"]["value"] / max(best["metrics"]["fd"]["value"], 1e-12)
+    price = f"at {worse:.1f} times the fd"
+    if not tells_apart(best["metrics"]["fd"], fastest["metrics"]["fd"]):
+        price = "with an fd that cannot be told apart"
+    return f"{fastest['name']} is the fastest: {number(ms)} ms a sample, {times:,.0f} times faster, {price}."
+
+
+def _steps(ranked: list[Row]) -> str:
+    """The fewest network evaluations at which each run is nearly as good as it gets."""
+    parts = []
+    for row in ranked:
+        curve = row["sweep"]
+        best = min(curve, key=lambda point: point["fd"]["value"])
+        enough = next(p for p in curve if p["fd"]["value"] <= NEAR_BEST * best["fd"]["value"])
+        if len(curve) > 1:
+            still = " and still improves" if enough is curve[-1] else ""
+            parts.append(f"{row['name']} takes {enough['nfe']}{still}")
+    return f"Network evaluations to come within 10 % of a run's own best: {', '.join(parts)}." if parts else ""
+
+
+def _variety(row: Row) -> str:
+    missing = [
+        f"{name} {metric['value']:.2f} where real data has {metric['floor']:.2f}"
+        for name in ("recall", "coverage")
+        if (metric := row["metrics"][name])["high"] < LOW_VARIETY * metric["floor"]
+    ]
+    found = row.get("modes")
+    if found and found["captured"] < found["of"]:
+        missing.append(f"{found['captured']} of {found['of']} modes found")
+    return f"{row['name']} misses part of the data: {_list(missing)}." if missing else ""
+
+
+def _labels(row: Row) -> str:
+    agreement = row["metrics"].get("agreement")
+    if agreement is None or agreement["high"] >= LOW_AGREEMENT * agreement["floor"]:
+        return ""
+    share = f"{agreement['value']:.0%} of its samples look like the class that was asked for"
+    return f"{row['name']} is weak on labels: {share}, {agreement['floor']:.0%} of real ones do."
+
+
+def _likelihood(ranked: list[Row]) -> str:
+    have = [row for row in ranked if row["likelihood"]]
+    if not have:
+        return ""
+    parts = [
+        f"{row['name']} {row['likelihood']['value']:.2f} ({KINDS[row['likelihood']['kind']]})"
+        for row in sorted(have, key=lambda row: row["likelihood"]["value"])
+    ]
+    kinds = {row["likelihood"]["kind"] for row in have}
+    aside = "; numbers of different kinds are no ranking" if len(kinds) > 1 else ""
+    unit = "Bits a dimension" if have[0]["likelihood"]["unit"] == "bits/dim" else "Nats a point"
+    bar = have[0]["likelihood"]["bars"].get("independent")
+    failing = [row["name"] for row in have if bar and row["likelihood"]["low"] > bar]
+    warning = f" {_list(failing)}: worse than pixels drawn apart from each other ({bar:.2f})." if failing else ""
+    return f"{unit}: {', '.join(parts)}{aside}.{warning}"
+
+
+def _list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
