@@ -361,6 +361,18 @@ def jobs_logs(
     commands.job_logs(job, address, follow)
 
 
+@jobs_app.command("attach")
+def jobs_attach(
+    job: Annotated[str, typer.Argument(help="The job's id, a prefix, or `latest`.")],
+    address: Address = "",
+    json: Json = False,
+) -> None:
+    """Follow a job again."""
+    from genflow import commands
+
+    commands.attach(job, address, json=json)
+
+
 @jobs_app.command("stop")
 def jobs_stop(job: Annotated[str, typer.Argument(help="The job's id.")], address: Address = "") -> None:
     """Stop a job; its run can go on later."""

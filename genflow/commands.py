@@ -33,14 +33,20 @@ NO_END = 1_000_000_000
 
 
 def send(stage: str, document: Document, store: Store, where: Where, *, json: bool) -> Document:
-    """Send a job, draw its progress, and return its result."""
+    """Send a job, draw its progress, and return its result; a job that was left to itself ends the command."""
     from genflow import submit
 
     verbose = bool(os.environ.get("GENFLOW_VERBOSE"))
     with terminal.Progress() as progress:
         if where.cluster:
-            return submit.run_there(stage, document, store, progress, address=where.address)
-        return submit.run_here(stage, document, store, progress, verbose=verbose)
+            done = submit.run_there(stage, document, store, progress, address=where.address, verbose=verbose)
+        else:
+            done = submit.run_here(stage, document, store, progress, verbose=verbose)
+    if done.get("schema") == "genflow.job/1":
+        if json:
+            terminal.document(done)
+        raise SystemExit(0)
+    return done
 
 
 def flagged(flags: dict[str, Any]) -> Document:
@@ -318,7 +324,7 @@ def list_jobs(address: str, *, json: bool) -> None:
     if json:
         terminal.document({"schema": "genflow.jobs/1", "jobs": jobs})
         return
-    rows = [(job["id"], job.get("stage", ""), job["status"], job.get("started", "")) for job in jobs]
+    rows = [(job["id"], job.get("stage") or "", job["status"], job.get("started") or "") for job in jobs]
     print(terminal.table(("job", "stage", "status", "started"), rows, left=4) if rows else "no jobs")
 
 
@@ -326,18 +332,27 @@ def job_logs(job: str, address: str, follow: bool) -> None:
     """`genflow jobs logs`."""
     from genflow import submit
 
-    for text in _texts(submit.jobs_logs(address, job, follow=follow)):
+    for text in submit.jobs_logs(address, job, follow=follow):
         print(text, end="", flush=True)
 
 
-def _texts(logs: Any) -> Any:
-    return [logs] if isinstance(logs, str) else logs
+def attach(job: str, address: str, *, json: bool) -> None:
+    """`genflow jobs attach`."""
+    from genflow import submit
+
+    with terminal.Progress() as progress:
+        done = submit.attach(address, job, progress, verbose=bool(os.environ.get("GENFLOW_VERBOSE")))
+    if json:
+        terminal.document(done)
+        return
+    made = done.get("run") or done.get("dataset") or done.get("report") or done.get("status", "")
+    print(f"job      {job}  {made}")
 
 
 def stop_job(job: str, address: str) -> None:
     """`genflow jobs stop`."""
     from genflow import submit
 
-    submit.jobs_stop(address, job)
-    print(f"stopped  {job}; the same command again goes on from its last checkpoint")
+    stopped = submit.jobs_stop(address, job)
+    print(f"stopped  {stopped['id']}; the same command again goes on from its last checkpoint")
 
