@@ -119,6 +119,6 @@ def read(
 def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> dict[str, Any]:
     """Load only what sampling needs, the average or the raw weights; returns the state."""
     module.load_state_dict(load_file(folder / "weights.safetensors"))
-    if average:
+    if average and (folder / "ema.safetensors").exists():  # an export's one file of weights is the average
         module.load_state_dict(load_file(folder / "ema.safetensors"), strict=False)
     return json.loads((folder / "state.json").read_text())

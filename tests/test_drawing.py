@@ -1,0 +1,85 @@
+"""`genflow sample` and `genflow export`: every form that is written is read by somebody else's library."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from genflow import drawing
+from genflow.data.preparing import here, prepare
+from genflow.engine import Engine
+from genflow.errors import UsageError
+from genflow.recipe import Data, compose
+from genflow.store import Store
+from jobs import train
+
+OPTIONS = {"steps": None, "sampler": None, "guidance": None}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    """A store with one small run on digits."""
+    store = Store(tmp_path_factory.mktemp("drawing"))
+    prepare(store, Data(source="digits"), here, lambda event, **fields: None)
+    layers = {"name": "small", "data": {"name": "digits"}, "net": {"width": 8}, "train": {"steps": 2, "batch": 8}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENFLOW_STORE", str(store.root))
+        recipe = compose("flow_matching", layers).model_dump(mode="json")
+        train.main({"recipe": recipe, "inputs": {}}, lambda event, **fields: None)
+    return store
+
+
+@pytest.fixture
+def sample(store, monkeypatch, tmp_path):
+    """Draw twelve samples into a file and return its path."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    monkeypatch.chdir(tmp_path)
+
+    def draw(out: str, label: str = "all", **options) -> Path:
+        drawing.sample("small", 12, 5, {**OPTIONS, **options}, label, Path(out), [], "ema", json=True)
+        return Path(out)
+
+    return draw
+
+
+def test_every_form_holds_the_same_pictures(sample, capsys):
+    """A folder of PNG, an array and a Parquet table of one seed agree to the pixel."""
+    array = np.load(sample("a.npy"))
+    folder = [np.asarray(Image.open(f)) for f in sorted(sample("pictures/").iterdir())]
+    table = pq.read_table(sample("a.parquet"))
+
+    assert array.shape == (12, 1, 8, 8)
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array[:, 0], np.stack(folder))
+    assert table["seed"].to_pylist() == list(range(5, 17))
+    assert table["label"].to_pylist() == [i % 10 for i in range(12)]
+    assert json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
+
+
+def test_a_label_is_a_name_or_a_number(sample):
+    """--label 3 asks for one class; a class that is not there is refused with those that are."""
+    assert set(pq.read_table(sample("a.parquet", "3"))["label"].to_pylist()) == {3}
+    with pytest.raises(UsageError, match="no such class"):
+        sample("c.npy", "eleven")
+
+
+@pytest.mark.parametrize(("guidance", "nfe"), [(None, 4), (2.0, 8)])
+def test_the_document_counts_evaluations(sample, capsys, guidance, nfe):
+    """Guidance evaluates the net twice a step."""
+    sample("a.png", steps=4, guidance=guidance)
+
+    assert json.loads(capsys.readouterr().out)["nfe"] == nfe
+
+
+def test_an_export_draws_the_runs_own_samples(store, sample, tmp_path):
+    """The exported folder alone gives the same pixels."""
+    drawing.export("small", "safetensors", tmp_path / "export", json=True)
+    engine = Engine.from_folder(tmp_path / "export")
+    own = Engine.load(store.find("runs", "small"))
+
+    np.testing.assert_array_equal(engine.draw(range(4)).images, own.draw(range(4)).images)
+    with pytest.raises(UsageError, match="not empty"):
+        drawing.export("small", "safetensors", tmp_path / "export", json=True)
