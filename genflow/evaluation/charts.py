@@ -44,7 +44,7 @@ class Series:
         name: in the legend.
         index: chooses colour, dashes and mark: one number a run, in every chart.
         points: in the order of x.
-        marks: whether points are marked.
+        marks: whether points are marked; a line without marks has no dashes.
     """
 
     name: str
@@ -168,7 +168,7 @@ def _interval(series: Series, x: Axis, y: Axis) -> str:
 def _line(series: Series, x: Axis, y: Axis) -> str:
     style = f'style="--c:var(--c{series.index % COLOURS})"'
     places = " ".join(f"{x.at(p.x)},{y.at(p.y)}" for p in series.points)
-    dashes = f'stroke-dasharray="{DASHES[series.index % len(DASHES)]}"'
+    dashes = f'stroke-dasharray="{DASHES[series.index % len(DASHES)] if series.marks else ""}"'
     line = f'<polyline class="line" {style} {dashes} points="{places}"/>' if len(series.points) > 1 else ""
     marks = [_mark(series.index, x.at(p.x), y.at(p.y), 5.5 if p.own else 3.5, p.text) for p in series.points]
     return line + ("".join(marks) if series.marks else "")

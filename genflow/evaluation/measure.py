@@ -3,7 +3,7 @@
     metrics     fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
     likelihood  {value, low, high, unit, kind, stderr, nfe, n, bars}, or null
     sweep       quality against steps from the one checkpoint: [{steps, nfe, fd, ms_per_image, own}]
-    speed       ms_batch_1, ms_batch_64, images_per_second
+    speed       ms_batch_1, ms_batch_64, images_per_second, and how busy the machine was
 
 The samples are drawn from the same noise for every run. A metric's floor is the same metric of as many real
 training rows against the same reference: what a perfect model would get.
@@ -11,6 +11,7 @@ See docs/decisions/0006-what-a-metric-carries.md.
 """
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -138,6 +139,7 @@ def _measure(
             "images_per_second": 1000 / drawn.ms,
             "device": engine.device,
             "threads": torch.get_num_threads(),
+            "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         },
         "sweep": sorted(curve, key=lambda point: (point["nfe"], point["steps"] or 0)),
         "seconds": round(time.monotonic() - started, 1),
@@ -178,6 +180,7 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
         "dataset_name": data.artifact.name,
         "fingerprint": data.facts.fingerprint,
         "machine": f"{platform.system()} {platform.machine()}, {env.cores()} cores",
+        "cores": env.cores(),
         "versions": {"genflow": __version__, "python": platform.python_version(), "torch": torch.__version__},
     }
 

@@ -175,7 +175,7 @@ def _loss(store: Store, row: Row, index: int, batch: int) -> str:
     for offset, (name, pairs) in enumerate(item for item in found.items() if item[0].startswith("train/loss")):
         thin = thinned([(step * batch, value) for step, value in pairs if math.isfinite(value)])
         points = [Point(x, value, value, value) for x, value in thin]
-        lines.append(Series(name, index + offset * charts.COLOURS, points, marks=False))
+        lines.append(Series(name, index + offset, points, marks=False))
     if not any(line.points for line in lines):
         return ""
     ends = [f"{line.name} ends at {table.number(line.points[-1].y)}" for line in lines if line.points]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class Sample:
         records: as a split has them, (N, H, W, C) or (N, 1, 1, 2).
         labels: (N,).
         nfe: network evaluations each.
-        ms: milliseconds a sample, in the fastest batch of 64: what else the machine does only adds to it.
+        ms: median milliseconds a sample, in batches of 64.
     """
 
     records: np.ndarray
@@ -65,14 +66,14 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, *
         took.append(1000 * drawn.seconds / len(chosen))
         tell(len(chosen))
     whole = [ms for ms, part in zip(took, records, strict=True) if len(part) == BATCH] or took
-    return Sample(np.concatenate(records), labels, nfe, min(whole))
+    return Sample(np.concatenate(records), labels, nfe, median(whole[1:] or whole))  # the first one warms up
 
 
 def milliseconds_alone(engine: Engine, label: int) -> float:
-    """Milliseconds of a sample that is drawn alone, the fastest of several."""
+    """Median milliseconds of a sample that is drawn alone."""
     took, start = [], time.perf_counter()
     for index in range(REPEATS):
         took.append(1000 * engine.draw([index], [label]).seconds)
         if time.perf_counter() - start > PATIENCE_S:
             break
-    return min(took)
+    return median(took[1:] or took)
