@@ -30,7 +30,7 @@ from genflow.facts import Facts
 from genflow.recipe import digest
 from genflow.store import Artifact, Store
 
-ROWS, FEWEST = 10_000, 16  # real rows on either side: of the reference, and of the floor
+ROWS, FEWEST = 10_000, 8  # real rows on either side: of the reference, and of the floor
 FAR = 1e6  # where a point that is not finite is put: far from everything
 WEIGHTS, VECTORS, DOCUMENT = "classifier.safetensors", "features.safetensors", "judge.json"
 Emit = Callable[..., None]

@@ -36,6 +36,7 @@ from genflow.recipe import Evaluate, digest
 from genflow.store import Artifact, Store
 
 SCHEMA = "genflow.evaluate/1"
+FEW_ROWS = 100  # of the reference, below which somebody should be told
 GRID_COLUMNS, GRID_CLASSES = 8, 10
 Tell = Callable[[int, str], None]
 ROOMS = tuple(
@@ -106,9 +107,13 @@ def _measure(
     n = min(options.samples, len(by.floor))
     if n < options.samples:
         emit("note", message=f"{run.name}: measured on {n:,} samples, as many as real rows can stand beside them")
+    if len(by.reference) < FEW_ROWS:
+        emit("warning", message=f"{dataset.name} has only {len(by.reference)} held-out rows: its metrics are coarse",
+             hint="prepare it with a larger --val")  # fmt: skip
     few = min(options.sweep_samples, n)
-    steps = options.steps if "steps" in engine.options else ()
-    tell = _progress(emit, run.id, n + few * len(steps) + min(options.likelihood, len(by.real.reference)))
+    steps = [s for s in options.steps if s != engine.options["steps"]] if "steps" in engine.options else []
+    total = n + few * len(steps) + min(options.likelihood, len(by.real.reference))
+    tell = _progress(emit, run.id, total)
 
     drawn = samples.draw(
         engine, samples.seeds(options.seed, n), samples.labels(data, by.real, n), lambda k: tell(k, "drawing samples")
@@ -119,9 +124,10 @@ def _measure(
         metrics["agreement"] = proportion(classes == drawn.labels).metric(n, by.name, by.about["accuracy"])
     own = {"steps": engine.options.get("steps"), "nfe": drawn.nfe, "ms_per_image": drawn.ms, "own": True}
     curve = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
-    curve += _sweep(engine, ruler, drawn, few, [s for s in steps if s != own["steps"]], options.seed, tell, emit)
+    curve += _sweep(engine, ruler, drawn, few, steps, options.seed, tell, emit)
     log_p = bits.likelihood(engine, data, by.real, options.likelihood, options.seed, lambda k: tell(k, "likelihood"))
     alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
+    tell(total, "measured")
     document = {
         **_identity(run, data, engine),
         "reference": {"split": by.real.split, "rows": len(by.reference)},
@@ -213,7 +219,7 @@ def _progress(emit: Emit, run: str, total: int) -> Tell:
 
     def tell(count: int, what: str) -> None:
         nonlocal done
-        done += count
+        done = min(done + count, total)
         emit("progress", stage="evaluate", run=run, step=done, steps=total, what=what)
 
     return tell

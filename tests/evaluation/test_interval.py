@@ -1,0 +1,63 @@
+"""Intervals: they hold what they claim, and repeat nothing."""
+
+import numpy as np
+import pytest
+
+from genflow.evaluation.interval import half_sampled, halves, mean, proportion
+
+
+def test_halves_repeat_nothing_and_have_half_of_every_stratum():
+    """No row twice in a half; of ten samples of each label, five."""
+    strata = np.repeat([2, 0, 1], 10)
+    for half in halves(strata, 20, seed=3):
+        assert len(set(half)) == 15
+        assert np.bincount(strata[half]).tolist() == [5, 5, 5]
+
+
+def test_halves_are_a_function_of_their_seed():
+    """The same seed gives the same halves, another seed others."""
+    strata = np.zeros(40)
+    assert (halves(strata, 4, 1) == halves(strata, 4, 1)).all()
+    assert (halves(strata, 4, 1) != halves(strata, 4, 2)).any()
+
+
+def test_the_spread_over_halves_is_the_error_of_a_mean():
+    """For a mean, half-sampling gives s / sqrt(N), and its intervals hold the truth about 95 % of the time."""
+    rng, hits, errors = np.random.default_rng(0), [], []
+    for seed in range(400):
+        x = rng.standard_normal(60)
+        found = half_sampled(x.mean(), lambda rows, x=x: x[rows].mean(), halves(np.zeros(60), 50, seed), 60)
+        hits.append(found.low <= 0 <= found.high)
+        errors.append((found.high - found.low) / 2 / 2.01 * 60**0.5)
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.03)
+    assert np.mean(errors) == pytest.approx(1, abs=0.03)
+
+
+def test_what_was_fixed_is_no_part_of_the_spread():
+    """Means that differ only by their label have no error once halves keep the labels' shares."""
+    labels = np.repeat([0, 1], 20)
+    x = 10.0 * labels
+    loose = half_sampled(x.mean(), lambda rows: x[rows].mean(), halves(np.zeros(40), 50), 40)
+    tight = half_sampled(x.mean(), lambda rows: x[rows].mean(), halves(labels, 50), 40)
+    assert tight.low == tight.high == 5
+    assert loose.high - loose.low > 2
+
+
+def test_intervals_stay_where_the_metric_can_be():
+    """An interval does not reach below a metric's least value."""
+    x = np.random.default_rng(1).standard_normal(20)
+    found = half_sampled(0.1, lambda rows: x[rows].mean(), halves(np.zeros(20), 10), 20, bounds=(0.0, 1.0))
+    assert found.low == 0
+    assert found.high <= 1
+
+
+def test_a_share_of_all_or_none_is_not_certain():
+    """Wilson: ten hits of ten leave room below 1, and none of ten above 0."""
+    assert proportion(np.ones(10, bool)).low == pytest.approx(0.722, abs=0.001)
+    assert proportion(np.zeros(10, bool)).high == pytest.approx(0.278, abs=0.001)
+
+
+def test_the_interval_of_a_mean_is_students():
+    """Four values 0, 0, 2, 2: 1 -+ 3.182 * 1.1547 / 2."""
+    found = mean(np.array([0.0, 0, 2, 2]))
+    assert (found.value, found.high) == (1, pytest.approx(1 + 3.182446 * 1.154701 / 2))

@@ -1,0 +1,49 @@
+"""The kernel distance: unbiased, and equal to its definition."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from genflow.evaluation import kernel
+
+
+def by_definition(x: np.ndarray, y: np.ndarray) -> float:
+    """The three means, pair by pair."""
+    def k(a, b):
+        return (a @ b / len(a) + 1) ** 3
+
+    xx = np.mean([k(a, b) for a, b in itertools.permutations(x, 2)])
+    yy = np.mean([k(a, b) for a, b in itertools.permutations(y, 2)])
+    return float(xx + yy - 2 * np.mean([k(a, b) for a in x for b in y]))
+
+
+def test_it_is_its_definition():
+    """Sums over matrices are sums over pairs of different rows."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((12, 3)), rng.standard_normal((9, 3)) + 0.5
+    assert kernel.kid(x, kernel.Reference.of(y)).value == pytest.approx(by_definition(x, y), rel=1e-10)
+
+
+def test_it_is_zero_on_average_for_equal_distributions():
+    """Unbiased: the mean over fresh pairs of sets is zero within its error, and some values are below it."""
+    rng = np.random.default_rng(1)
+    values = np.array([
+        kernel.kid(rng.standard_normal((40, 5)), kernel.Reference.of(rng.standard_normal((40, 5))), 2).value
+        for _ in range(400)
+    ])  # fmt: skip
+    assert abs(values.mean()) < 3 * values.std() / 20
+    assert values.min() < 0
+
+
+def test_blocks_stay_unbiased(monkeypatch):
+    """In blocks of ten the estimate has the mean that it has in one."""
+    rng = np.random.default_rng(2)
+    reference = kernel.Reference.of(rng.standard_normal((200, 4)))
+    sets = [rng.standard_normal((40, 4)) + 0.3 for _ in range(300)]
+    whole = np.array([kernel.kid(x, reference, 2).value for x in sets])
+    monkeypatch.setattr(kernel, "BLOCK", 10)
+    blocks = np.array([kernel.kid(x, reference, 2).value for x in sets])
+    error = (whole - blocks).std() / len(sets) ** 0.5
+    assert abs(whole.mean() - blocks.mean()) < 3 * error
+    assert not np.allclose(whole, blocks)

@@ -1,0 +1,77 @@
+"""The jobs that measure and compare: what they return, what they find again, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+from finished import finished
+
+from genflow.errors import UsageError
+from genflow.evaluation import classifier, measure
+from genflow.recipe import compose
+from jobs import compare, evaluate
+
+SMALL = {"evaluate": {"samples": 60, "sweep_samples": 30, "steps": [1], "likelihood": 8, "bootstrap": 3}}
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def emit(said):
+    return lambda event, **fields: said.append((event, fields))
+
+
+@pytest.fixture
+def document(store, prepared, monkeypatch):
+    """A job's document for two runs on points of the plane."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    monkeypatch.setattr(classifier, "MOST", 5)
+    data = prepared("ring8", samples=400, val=0.3)
+    runs = [finished(store, data, "vae").id, finished(store, data, "flow_matching").id]
+    return {"recipe": compose(None, SMALL).model_dump(mode="json"), "inputs": {"runs": runs}}
+
+
+def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
+    """One row a run; asked again, all are found and nothing is drawn."""
+    assert evaluate.find(document) is None
+    done = evaluate.main(document, emit)
+    assert done["schema"] == "genflow.evaluate/1"
+    assert done["runs"] == [row["run"] for row in done["rows"]] == document["inputs"]["runs"]
+    assert done["best"] in done["runs"]
+    assert not done["cached"]
+
+    monkeypatch.setattr(measure, "_measure", lambda *args: pytest.fail("measured again"))
+    again = evaluate.main(document, emit)
+    assert again["cached"]
+    assert again == evaluate.find(document)
+
+
+def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, said):
+    """After one run was evaluated, comparing measures the other one; asked again, the report is found."""
+    evaluate.main({**document, "inputs": {"runs": document["inputs"]["runs"][:1]}}, emit)
+    said.clear()
+    done = compare.main(document, emit)
+    assert {fields["run"] for event, fields in said if event == "progress"} == {document["inputs"]["runs"][1]}
+    assert done["schema"] == "genflow.compare/1"
+    assert (Path(done["path"]) / "report.html").stat().st_size > 10_000
+    assert (Path(done["path"]) / "compare.json").exists()
+    assert not done["cached"]
+    again = compare.find(document)
+    assert again["cached"]
+    assert (again["report"], again["best"]) == (done["report"], done["best"])
+
+
+def test_runs_of_different_data_are_not_compared(document, emit, store, prepared):
+    """Their distances have nothing to do with each other."""
+    other = finished(store, prepared("moons", samples=400, val=0.3), "vae")
+    runs = [document["inputs"]["runs"][0], other.id]
+    with pytest.raises(UsageError, match="different data"):
+        compare.main({**document, "inputs": {"runs": runs}}, emit)
+
+
+def test_a_run_that_is_not_there_is_one_line(document, emit):
+    """The message names what there is."""
+    with pytest.raises(UsageError, match="no run 'nowhere'; there are: "):
+        evaluate.main({**document, "inputs": {"runs": ["nowhere"]}}, emit)
