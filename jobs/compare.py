@@ -3,8 +3,10 @@
     python -m jobs.compare recipe.yaml
 """
 
+from genflow.errors import UsageError
 from genflow.evaluation import report
 from genflow.evaluation.table import best
+from genflow.evaluation.verdict import verdict
 from genflow.recipe import parse
 from genflow.store import Artifact, Store
 from jobs.common import Document, Emit, execute
@@ -15,13 +17,17 @@ def main(document: Document, emit: Emit) -> Document:
     """Compare the runs of `inputs.runs`, or find them compared.
 
     Returns:
-        A `genflow.compare/1` document: the report, and one row a run.
+        A `genflow.compare/1` document: the report, the verdict in sentences, and one row a run.
 
     Raises:
         UsageError: there is no such run, or they are of different data.
         DataError: there is too little data to measure against, or a file is corrupt.
     """
     store = Store()
+    fingerprints = {run.meta["fingerprint"]: run for run, _ in pairs(store, document)}
+    if len(fingerprints) > 1:
+        mixed = ", ".join(f"{run.name} on {run.meta['dataset_name']}" for run in fingerprints.values())
+        raise UsageError(f"runs of different datasets cannot be compared: {mixed}")
     rows = measured(store, document, emit)
     if existing := store.get("reports", report.address(rows)):
         return result(existing, rows, cached=True)
@@ -45,6 +51,7 @@ def result(artifact: Artifact, rows: list[Document], *, cached: bool) -> Documen
         "runs": [row["run"] for row in rows],
         "cached": cached,
         "best": best(rows),
+        "verdict": verdict(report.named(rows)),
         "rows": rows,
     }
 

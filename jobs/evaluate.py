@@ -12,7 +12,7 @@ from jobs.common import Document, Emit, execute
 
 
 def main(document: Document, emit: Emit) -> Document:
-    """Measure every run of `inputs.runs`, or find it measured.
+    """Measure every run of `inputs.runs`, or the one of `inputs.run`, or find it measured.
 
     Returns:
         A `genflow.evaluate/1` document with one row a run.
@@ -53,7 +53,8 @@ def found(store: Store, runs: list[tuple[Artifact, Artifact]], options: Evaluate
 
 def pairs(store: Store, document: Document) -> list[tuple[Artifact, Artifact]]:
     """Each run and the dataset it was trained on."""
-    runs = [store.find("runs", reference) for reference in document["inputs"]["runs"]]
+    inputs = document["inputs"]
+    runs = [store.find("runs", reference) for reference in inputs.get("runs") or [inputs["run"]]]
     return [(run, store.find("datasets", run.meta["dataset"])) for run in runs]
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from finished import finished
 
+from genflow import tracking
 from genflow.errors import UsageError
 from genflow.evaluation import classifier, measure
+from genflow.mlflow_door import Sent
 from genflow.recipe import compose
 from jobs import compare, evaluate
 
@@ -28,6 +30,8 @@ def document(store, prepared, monkeypatch):
     """A job's document for two runs on points of the plane."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
     monkeypatch.setattr(classifier, "MOST", 5)
+    # sending to MLflow has tests of its own, and costs seconds
+    monkeypatch.setattr(tracking, "replay", lambda store, run, deadline_s: Sent(complete=True))
     data = prepared("ring8", samples=400, val=0.3)
     runs = [finished(store, data, "vae").id, finished(store, data, "flow_matching").id]
     return {"recipe": compose(None, SMALL).model_dump(mode="json"), "inputs": {"runs": runs}}
@@ -46,6 +50,7 @@ def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
     again = evaluate.main(document, emit)
     assert again["cached"]
     assert again == evaluate.find(document)
+    assert evaluate.main({**document, "inputs": {"run": done["runs"][1]}}, emit)["rows"] == again["rows"][1:]
 
 
 def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, said):
@@ -63,12 +68,13 @@ def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, 
     assert (again["report"], again["best"]) == (done["report"], done["best"])
 
 
-def test_runs_of_different_data_are_not_compared(document, emit, store, prepared):
-    """Their distances have nothing to do with each other."""
+def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, said):
+    """Their distances have nothing to do with each other; it is said before anything is measured."""
     other = finished(store, prepared("moons", samples=400, val=0.3), "vae")
     runs = [document["inputs"]["runs"][0], other.id]
     with pytest.raises(UsageError, match="different data"):
         compare.main({**document, "inputs": {"runs": runs}}, emit)
+    assert not said
 
 
 def test_a_run_that_is_not_there_is_one_line(document, emit):
