@@ -4,6 +4,7 @@ import http.client
 import importlib.metadata
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class Dashboard:
             port = parts.port
         except ValueError as error:
             raise UsageError(f"{given!r} is no address: {error}", hint) from error
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        host_like = parts.hostname and re.fullmatch(r"[\w.:-]+", parts.hostname) and not set("?#") & set(given)
+        if parts.scheme not in ("http", "https") or not host_like:
             raise UsageError(f"{given!r} is no dashboard's address", hint)
         if parts.username or parts.password:
             raise UsageError("the address holds a password", "Ray knows a token instead: ~/.ray/auth_token")

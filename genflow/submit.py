@@ -270,11 +270,15 @@ def _reason(job: Job, last: events.Event | None, said: deque[str]) -> GenflowErr
 
 def _left_alone(jobs: Jobs, id: str, on_event: Show) -> Document:
     """What is known of a job that goes on by itself."""
-    at = f" --address {jobs.dashboard.address}"
-    _note(on_event, f"job {id} goes on by itself; the same command follows it again, "
-          f"`genflow jobs stop {id}{at}` stops it")
-    return {"schema": "genflow.job/1", "job": id, "status": jobs.get(id)["status"], "address": jobs.dashboard.address,
-            "dashboard": f"{jobs.dashboard.address}/#/jobs/{id}"}  # fmt: skip
+    address = jobs.dashboard.address
+    try:
+        status = jobs.get(id)["status"]
+    except ClusterError:
+        status = "UNKNOWN"
+    stop = f"genflow jobs stop {id} --address {address}"
+    _note(on_event, f"job {id} goes on by itself; the same command follows it again, and `{stop}` stops it")
+    return {"schema": "genflow.job/1", "job": id, "status": status, "address": address,
+            "dashboard": f"{address}/#/jobs/{id}"}  # fmt: skip
 
 
 def _seen_from_here(result: Document, on_event: Show) -> Document:

@@ -44,7 +44,10 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if submitted:
-            ray.init(logging_level=level)
+            # For Ray Train's cleaner: where another Ray runs on the head, it asks that one about its controller,
+            # hears of none, and takes the workers' places away in the middle of a run
+            pinned = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}
+            ray.init(logging_level=level, runtime_env={"env_vars": pinned})
         else:
             # Ray puts the current folder on its workers' path, where a stray numpy.py would be found first
             with contextlib.chdir(code.home()):
