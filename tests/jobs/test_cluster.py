@@ -138,6 +138,14 @@ def test_two_workers_on_two_nodes(head: Head) -> None:
         assert TOKEN not in text
 
 
+class Impatient(Heard):
+    """Somebody who presses Ctrl-C at the first sign of progress."""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            raise KeyboardInterrupt
+
+
 @dataclass
 class Follower:
     """A command that follows a run in a thread of its own."""
@@ -166,12 +174,15 @@ def endless(head: Head, name: str) -> tuple[Recipe, str, Checkpoints]:
 
 
 def test_followed_and_stopped(head: Head) -> None:
-    """The same command again follows the job that runs already; a stop lets it save, and ends who follows."""
+    """The same command again follows the job that runs already; Ctrl-C leaves it alone; a stop lets it save, and ends
+    who follows."""
     long, id, checkpoints = endless(head, "stopped")
     first = Follower(head, long)
     wait_for(checkpoints.steps)
     left = send(head, long, detach=True)
     assert (left["schema"], left["job"]) == ("genflow.job/1", f"{id}-1")
+    left = send(head, long, Impatient())
+    assert (left["job"], left["status"]) == (f"{id}-1", "RUNNING")
     second = Follower(head, long)
     wait_for(lambda: any(e["event"] == "progress" for e in second.heard.events))
     assert f"{id}-1 is under way" in second.heard.notes()
