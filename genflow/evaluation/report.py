@@ -15,7 +15,7 @@ from genflow import __version__, code
 from genflow.errors import UsageError
 from genflow.evaluation import charts, reproduce, table
 from genflow.evaluation.charts import Point, Series
-from genflow.evaluation.verdict import KINDS, tells_apart, verdict
+from genflow.evaluation.verdict import KINDS, tells_apart, verdict, was_busy
 from genflow.facts import Facts
 from genflow.journal import curves, journal_path
 from genflow.recipe import digest
@@ -83,6 +83,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
     budget = PICTURES_BYTES // (len(shown) + 1)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": table.number, "share": lambda value: f"{value:.2f}", "likely": table.likelihood}
+    environment.tests["busy"] = was_busy
     recipes = [reproduce.recipe_of(run) for run in runs]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=shown,

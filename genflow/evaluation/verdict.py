@@ -26,8 +26,8 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         rows: `genflow.evaluate/1` documents, measured alike.
     """
     ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
-    sentences = [_quality(ranked), _speed(ranked), _steps(ranked), *map(_variety, ranked)]
-    return [sentence for sentence in [*sentences, *map(_labels, ranked), _likelihood(ranked)] if sentence]
+    parts = (_quality, _speed, _steps, _variety, _labels, _likelihood)
+    return [sentence for part in parts if (sentence := part(ranked))]
 
 
 def tells_apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -57,17 +57,23 @@ def _speed(ranked: list[Row]) -> str:
     best = ranked[0]
     fastest = min(ranked, key=lambda row: row["speed"]["ms_batch_64"])
     ms = fastest["speed"]["ms_batch_64"]
+    busy = " The machine was busy, so times are rough." if any(map(was_busy, ranked)) else ""
     if len(ranked) == 1:
         alone = number(best["speed"]["ms_batch_1"])
-        return f"One sample takes {number(ms)} ms in a batch of 64, and {alone} ms alone."
+        return f"One sample takes {number(ms)} ms in a batch of 64, and {alone} ms alone.{busy}"
     if fastest is best:
-        return f"{best['name']} is also the fastest: {number(ms)} ms a sample."
+        return f"{best['name']} is also the fastest: {number(ms)} ms a sample.{busy}"
     times = best["speed"]["ms_batch_64"] / ms
     worse = fastest["metrics"]["fd"]["value"] / max(best["metrics"]["fd"]["value"], 1e-12)
     price = f"at {worse:.1f} times the fd"
     if not tells_apart(best["metrics"]["fd"], fastest["metrics"]["fd"]):
         price = "with an fd that cannot be told apart"
-    return f"{fastest['name']} is the fastest: {number(ms)} ms a sample, {times:,.0f} times faster, {price}."
+    return f"{fastest['name']} is the fastest: {number(ms)} ms a sample, {number(times)} times faster, {price}.{busy}"
+
+
+def was_busy(row: Row) -> bool:
+    """Whether other programs wanted more than the machine had while the run was measured."""
+    return (row["speed"].get("load") or 0) > row.get("cores", 1) + 0.5
 
 
 def _steps(ranked: list[Row]) -> str:
@@ -83,24 +89,33 @@ def _steps(ranked: list[Row]) -> str:
     return f"Network evaluations to come within 10 % of a run's own best: {', '.join(parts)}." if parts else ""
 
 
-def _variety(row: Row) -> str:
-    missing = [
-        f"{name} {metric['value']:.2f} where real data has {metric['floor']:.2f}"
-        for name in ("recall", "coverage")
-        if (metric := row["metrics"][name])["high"] < LOW_VARIETY * metric["floor"]
+def _variety(ranked: list[Row]) -> str:
+    """Which runs miss something that real data has."""
+    parts = []
+    for row in ranked:
+        missing = [
+            f"{name} {metric['value']:.2f} where real data has {metric['floor']:.2f}"
+            for name in ("recall", "coverage")
+            if (metric := row["metrics"][name])["high"] < LOW_VARIETY * metric["floor"]
+        ]
+        found = row.get("modes")
+        if found and found["captured"] < found["of"]:
+            missing.append(f"{found['captured']} of {found['of']} modes")
+        if missing:
+            parts.append(f"{row['name']} ({_list(missing)})")
+    return f"Part of the data is missing from {_list(parts)}." if parts else ""
+
+
+def _labels(ranked: list[Row]) -> str:
+    """Which runs do not heed the class that they are asked for."""
+    asked = [row for row in ranked if "agreement" in row["metrics"]]
+    weak = [
+        f"{row['name']} {100 * metric['value']:.0f} %"
+        for row in asked
+        if (metric := row["metrics"]["agreement"])["high"] < LOW_AGREEMENT * metric["floor"]
     ]
-    found = row.get("modes")
-    if found and found["captured"] < found["of"]:
-        missing.append(f"{found['captured']} of {found['of']} modes found")
-    return f"{row['name']} misses part of the data: {_list(missing)}." if missing else ""
-
-
-def _labels(row: Row) -> str:
-    agreement = row["metrics"].get("agreement")
-    if agreement is None or agreement["high"] >= LOW_AGREEMENT * agreement["floor"]:
-        return ""
-    share = f"{agreement['value']:.0%} of its samples look like the class that was asked for"
-    return f"{row['name']} is weak on labels: {share}, {agreement['floor']:.0%} of real ones do."
+    real = f"{100 * asked[0]['metrics']['agreement']['floor']:.0f} %" if asked else ""
+    return f"Samples that look like the class that was asked for: {_list(weak)}; real ones {real}." if weak else ""
 
 
 def _likelihood(ranked: list[Row]) -> str:
