@@ -26,7 +26,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         rows: `genflow.evaluate/1` documents, measured alike.
     """
     ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
-    parts = (_quality, _speed, _steps, _variety, _labels, _likelihood)
+    parts = (_quality, _modes, _speed, _steps, _variety, _labels, _likelihood)
     return [sentence for part in parts if (sentence := part(ranked))]
 
 
@@ -51,6 +51,12 @@ def _quality(ranked: list[Row]) -> str:
     if len(equal) == len(others):
         return f"No run's samples are clearly the best: {names} cannot be told apart; {measure}."
     return f"{names} have the best samples and cannot be told apart: {measure}."
+
+
+def _modes(ranked: list[Row]) -> str:
+    """For a density with modes: a Gaussian's moments say little of it."""
+    found = [f"{row['name']} {100 * row['modes']['high_quality']['value']:.0f} %" for row in ranked if row["modes"]]
+    return f"Points within three standard deviations of a mode: {', '.join(found)}." if found else ""
 
 
 def _speed(ranked: list[Row]) -> str:
@@ -129,10 +135,14 @@ def _likelihood(ranked: list[Row]) -> str:
     kinds = {row["likelihood"]["kind"] for row in have}
     aside = "; numbers of different kinds are no ranking" if len(kinds) > 1 else ""
     unit = "Bits a dimension" if have[0]["likelihood"]["unit"] == "bits/dim" else "Nats a point"
-    bar = have[0]["likelihood"]["bars"].get("independent")
-    failing = [row["name"] for row in have if bar and row["likelihood"]["low"] > bar]
-    warning = f" {_list(failing)}: worse than pixels drawn apart from each other ({bar:.2f})." if failing else ""
-    return f"{unit}: {', '.join(parts)}{aside}.{warning}"
+    bars = have[0]["likelihood"]["bars"]
+    above = [row["name"] for row in have if row["likelihood"]["low"] > bars.get("independent", math.inf)]
+    below = [row["name"] for row in have if row["likelihood"]["high"] < bars.get("truth", -math.inf)]
+    if above:
+        aside += f". {_list(above)}: worse than pixels drawn apart from each other ({bars['independent']:.2f})"
+    if below:
+        aside += f". {_list(below)}: below the truth ({bars['truth']:.2f}), so the estimate is too coarse"
+    return f"{unit}: {', '.join(parts)}{aside}."
 
 
 def _list(words: Sequence[str]) -> str:

@@ -119,6 +119,12 @@ def test_a_broken_model_is_called_by_its_name():
     assert "worse than pixels drawn apart" in said
 
 
+def test_a_likelihood_beyond_the_truth_is_an_error_of_the_estimate():
+    """No model can give data more nats than the density that drew it, on average."""
+    found = {"value": -4.0, "low": -4.1, "high": -3.9, "unit": "nats", "kind": "ode-estimate", "bars": {"truth": -2.9}}
+    assert "below the truth (-2.90)" in verdict([row("a", 2.0, likelihood=found)])[-1]
+
+
 def test_the_table_has_a_cell_a_column(measured):
     """Rows for the terminal, best first, as wide as the head."""
     lines = table.rows({"rows": measured})
