@@ -78,6 +78,7 @@ class Judge:
         real: which real rows it has seen.
         reference: their features (M, D) float64.
         floor: the features of the floor's rows (F, D) float64.
+        labels: the labels of the floor's rows (F,).
         embed: records, as a split has them, to features (N, D) and, if it can tell, their classes (N,).
         about: name, kind, accuracy.
     """
@@ -86,6 +87,7 @@ class Judge:
     real: Real
     reference: np.ndarray
     floor: np.ndarray
+    labels: np.ndarray
     embed: Embed
     about: dict[str, Any]
 
@@ -141,7 +143,8 @@ def judge(store: Store, data: Dataset, spec: str, emit: Emit) -> Judge:
     about = json.loads(artifact.file(DOCUMENT).read_text())
     vectors = {name: v.astype(np.float64) for name, v in load_file(artifact.file(VECTORS)).items()}
     embed = _embedder(artifact.path, data.facts, about, spec)
-    return Judge(artifact, real, vectors["reference"], vectors["floor"], embed, about)
+    labels = data.splits["train"].labels[real.floor]
+    return Judge(artifact, real, vectors["reference"], vectors["floor"], labels, embed, about)
 
 
 def _make(store: Store, id: str, data: Dataset, real: Real, spec: str, emit: Emit) -> Artifact:

@@ -18,7 +18,8 @@ class Ruler:
     """Measures features against a judge's reference.
 
     A floor is the same metric of as many real training rows, which share none with the reference and were kept
-    from the judge: what a perfect model would get at that N. It is the mean over up to three such sets.
+    from the judge: what a perfect model would get at that N, asked for the same labels. It is the mean over up to
+    three such sets.
 
     Args:
         judge: the features.
@@ -38,8 +39,7 @@ class Ruler:
 
     def quality(self, features: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Any]]:
         """fd, kid, precision, recall, density and coverage of features (N, D) with labels (N,), as metrics."""
-        n = len(features)
-        floors = [self._measure(rows, labels, 2) for rows in self._real(n)]
+        floors = [self._measure(rows, labels, 2) for rows in self._real(labels)]
         metrics = {}
         for name, (interval, count) in self._measure(features, labels, self.options.bootstrap).items():
             floor = float(np.mean([found[name][0].value for found in floors]))
@@ -48,10 +48,9 @@ class Ruler:
 
     def distance(self, features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """The Fréchet distance of features (N, D) with labels (N,) alone, as a metric."""
-        n = len(features)
-        floor = float(np.mean([self._gaussian.distance(rows) for rows in self._real(n)]))
+        floor = float(np.mean([self._gaussian.distance(rows) for rows in self._real(labels)]))
         found = frechet.frechet(features, self._gaussian, self.options.bootstrap, self.options.seed, labels)
-        return found.metric(n, self.judge.name, floor)
+        return found.metric(len(features), self.judge.name, floor)
 
     def _measure(self, rows: np.ndarray, labels: np.ndarray, repeats: int) -> dict[str, tuple[Interval, int]]:
         """Each metric's interval, and the number of points on either side."""
@@ -66,7 +65,13 @@ class Ruler:
             "coverage": (spread.coverage, spread.n),
         }
 
-    def _real(self, n: int) -> list[np.ndarray]:
-        """Up to three sets of n real training rows, no row twice."""
-        rows = self.judge.floor
-        return [rows[i * n : (i + 1) * n] for i in range(min(FLOOR_DRAWS, len(rows) // n))]
+    def _real(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Up to three sets of real training rows, no row twice, each with as many of every label as `labels` has."""
+        asked, counts = np.unique(labels, return_counts=True)
+        rows = [np.flatnonzero(self.judge.labels == label) for label in asked]
+        sets = min([FLOOR_DRAWS, *(len(own) // count for own, count in zip(rows, counts, strict=True))])
+        chosen = [
+            np.concatenate([own[i * count : (i + 1) * count] for own, count in zip(rows, counts, strict=True)])
+            for i in range(sets)
+        ]
+        return [self.judge.floor[np.sort(own)] for own in chosen]

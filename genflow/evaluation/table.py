@@ -90,12 +90,15 @@ def best_run(store: Store, metric: str) -> Artifact:
     newest: dict[str, dict[str, Any]] = {}
     for evaluation in store.artifacts("evaluations"):
         document = json.loads(evaluation.file("metrics.json").read_text())
+        newest.pop(document["run"], None)
         if store.get("runs", document["run"]):
             newest[document["run"]] = document
     if not newest:
         raise UsageError(f"best:{metric}: nothing was measured yet", "genflow evaluate RUN")
-    datasets = {row["fingerprint"] for row in newest.values()}
-    if len(datasets) > 1:  # distances on different data do not compare: the newest data counts
-        last = list(newest.values())[-1]["fingerprint"]
-        newest = {run: row for run, row in newest.items() if row["fingerprint"] == last}
-    return store.find("runs", best(list(newest.values()), metric))
+    last = list(newest.values())[-1]  # distances on other data, or by other features, do not compare with it
+    alike = [row for row in newest.values() if _measured_by(row) == _measured_by(last)]
+    return store.find("runs", best(alike, metric))
+
+
+def _measured_by(row: dict[str, Any]) -> tuple[str, str]:
+    return row["fingerprint"], row["features"]["name"]

@@ -41,7 +41,7 @@ def _quality(ranked: list[Row]) -> str:
     fd = best["metrics"]["fd"]
     measure = f"fd {number(fd['value'])}, where {fd['n']:,} real ones get {number(fd['floor'])}"
     if not tells_apart(fd, {**fd, "value": fd["floor"], "low": fd["floor"], "high": fd["floor"]}):
-        measure += "; at this number of samples they cannot be told from real ones"
+        measure += "; by fd alone, at this number of samples, they cannot be told from real ones"
     if not others:
         return f"{best['name']}: {measure}."
     equal = [row["name"] for row in others if not tells_apart(fd, row["metrics"]["fd"])]

@@ -142,6 +142,14 @@ def test_the_best_run_is_found_by_metric(store, measured):
         table.best_run(store, "recal")
 
 
+def test_the_best_run_is_one_of_those_that_compare(store, prepared, measured):
+    """Measured last on other data, that data's runs alone are looked at, however large their distance."""
+    data = prepared("ring8", samples=400, val=0.3)
+    run = finished(store, data, "vae", steps=1)
+    measure.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None)
+    assert table.best_run(store, "fd").id == run.id
+
+
 def test_marks_stand_where_their_numbers_are():
     """On a logarithmic axis equal ratios are equal lengths, and the floor is a line across."""
     points = [Point(x, 2.0, 2.0, 2.0) for x in (1, 10, 100)]
