@@ -8,6 +8,7 @@ its own, as on a machine of its own: otherwise the second one unpacks a job's pa
 
 import sys
 
+from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 folder, dashboard_port, agent_port = sys.argv[1:]
@@ -24,6 +25,7 @@ cluster = Cluster(
         **memory,
     },
 )
+write_ray_address(cluster.gcs_address, f"{folder}/a")  # as `ray start` does: else jobs take any Ray of this machine
 cluster.add_node(num_cpus=1, include_log_monitor=True, temp_dir=f"{folder}/b", **memory)
 print("ready", flush=True)
 sys.stdin.read()
