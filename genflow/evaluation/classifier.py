@@ -26,7 +26,7 @@ from genflow.maths.seeds import key
 
 WIDTH, FEATURES = 32, 64
 GRID = 16  # the largest side that convolutions run on
-BATCH, EPOCHS, LEAST, MOST = 128, 30, 300, 1600  # of training: rows a step, passes, and bounds on the steps
+BATCH, EPOCHS, LEAST, MOST = 128, 30, 300, 1000  # of training: rows a step, passes, and bounds on the steps
 RATE = 0.1  # of Muon; AdamW moves what is not a matrix at a tenth of it
 EMBED = 500  # pictures embedded together
 
