@@ -62,12 +62,15 @@ def head() -> Iterator[Head]:
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        settings = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1"}
+        # not the variables of a Ray that this process has of its own
+        settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        settings |= {"RAY_AUTH_TOKEN_PATH": str(token)}
+        settings |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1"}
         settings |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
         settings |= {"GENFLOW_STORE": "", "PYTHONPATH": ""}
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("raylets.py")), folder, str(port), str(env.free_port())],
-            env=os.environ | settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
