@@ -1,6 +1,6 @@
 """The parcel: what travels to a cluster, laid out as the repository is.
 
-    genflow/  jobs/  recipe.yaml
+    genflow/  jobs/  pipelines/  recipe.yaml
 
 It is the same from a checkout and from a wheel, byte by byte, and it stays in the store as the record of what was
 sent. Third-party packages are the cluster's own: docs/decisions/0003-the-parcel.md.
@@ -19,7 +19,7 @@ from genflow.store import Store, clear_disk_errors
 
 Document = dict[str, Any]
 
-ROOMS = ("genflow", "jobs")
+ROOMS = ("genflow", "jobs", "pipelines")  # a pipeline composes its stages from presets where it runs
 RECIPE = "recipe.yaml"
 MOST_BYTES = 50_000_000  # Ray's dashboard takes 100 MiB; genflow itself is 1 MB
 

@@ -28,9 +28,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_parcel_is_the_repository_in_small(tmp_path: Path) -> None:
-    """genflow/, jobs/ and the recipe, as the repository lays them out, and no compiled file."""
+    """The three folders and the recipe, as the repository lays them out, and no compiled file."""
     made = tree(parcel.lay_out(DOCUMENT, tmp_path / "parcel"))
-    assert {name.partition("/")[0] for name in made} == {"genflow", "jobs", "recipe.yaml"}
+    assert {name.partition("/")[0] for name in made} == {"genflow", "jobs", "pipelines", "recipe.yaml"}
     assert {"genflow/submit.py", "jobs/train.py"} <= made.keys()
     assert not [name for name in made if name.endswith(".pyc") or "_home" in name]
     program = "import json; from pathlib import Path; from genflow.recipe import read;"
@@ -43,7 +43,8 @@ def test_a_wheel_sends_the_same_parcel(tmp_path: Path) -> None:
     """From a wheel, where jobs/ lies in genflow/_home, the parcel is the same, byte by byte, and has the same name."""
     site, ignore = tmp_path / "site", shutil.ignore_patterns("__pycache__")
     shutil.copytree(code.PACKAGE, site / "genflow", ignore=ignore)
-    shutil.copytree(code.home() / "jobs", site / "genflow/_home/jobs", ignore=ignore)
+    for room in ("jobs", "pipelines"):
+        shutil.copytree(code.home() / room, site / "genflow/_home" / room, ignore=ignore)
     program = (
         "import json, sys; from pathlib import Path; from genflow import parcel; d = json.loads(sys.argv[1]);"
         "parcel.lay_out(d, Path(sys.argv[2])); print(parcel.identity(d))"

@@ -227,6 +227,17 @@ def driver_below(pid: int) -> int:
     raise AssertionError("no driver")
 
 
+@pytest.mark.slow
+def test_a_pipeline(head: Head) -> None:
+    """A pipeline's stages find each other's artifacts and their presets on the cluster."""
+    train = {"job": "train", "preset": "flow_matching", "data": "ring", "net": {"width": 16}, "train": {"steps": 20}}
+    stages = {"ring": {"job": "prepare", "data": {"source": "ring8", "samples": 500}}, "flow": train}
+    document = {"pipeline": {"name": "tiny", "stages": stages}}
+    done = submit.run_there("pipeline", document, head.store, Heard(), address=head.address)
+    assert [stage["job"] for stage in done["stages"]] == ["prepare", "train"]
+    assert head.store.get("runs", done["stages"][1]["run"])
+
+
 def test_a_module_that_the_cluster_lacks(head: Head) -> None:
     """A job that dies of a missing module says which, and how to mend it, and is not started again."""
     with pytest.raises(SetupError, match=r"lacks jobs\.nothing") as error:
