@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: with two threads on a busy machine it is ten times slower
+# before Ray: it reads them once a process, whichever test is the first to import it
+os.environ.update(RAY_AUTH_MODE="token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 
 from genflow.data.preparing import here, prepare
 from genflow.data.shards import Dataset
