@@ -63,7 +63,7 @@ class Train(Section):
     checkpoint_every: Positive = 500
     log_every: Positive = 20
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: Natural = 0  # 0: the machine's cores shared by its workers
+    threads: Natural = 0  # CPU threads a worker; 0: one, because two on busy cores were up to ten times slower
     compile: bool = False
 
 
