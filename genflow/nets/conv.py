@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genflow.errors import UsageError
 from genflow.facts import Ports
-from genflow.nets.layers import Condition, groups, zero
+from genflow.nets.layers import Condition, folded, groups, need_divisor, zero
 
 
 class Block(nn.Module):
@@ -111,12 +111,6 @@ def build(
             "use net.kind=unet, dit or mlp",
         )
     size = pictures[0][1]
-    if not fold:
-        fold = 1 if size < 16 else 2 if size <= 64 else 4
-        while size % fold:
-            fold //= 2
-    if size % fold:
-        raise UsageError(f"net.fold={fold} does not divide the picture's side of {size} pixels",
-                         f"use a divisor of {size}, or prepare the data with another --size")
+    fold = need_divisor(size, fold or folded(size), "fold")
     kind = Encoder if pictures[0] == ports.inputs else Decoder
     return kind(ports, classes, fold, size // fold, width, blocks)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genflow.errors import UsageError
 from genflow.facts import Ports
-from genflow.nets.layers import Condition, attend, zero
+from genflow.nets.layers import Condition, attend, need_divisor, need_pictures, zero
 
 
 class Layer(nn.Module):
@@ -94,14 +94,9 @@ def build(
     Raises:
         UsageError: the ports are no pictures, or patch or heads do not divide.
     """
-    if len(ports.inputs) != 3 or len(ports.outputs) != 3 or ports.inputs[1] < 4:
-        raise UsageError(f"net dit turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} out",
-                         "use net.kind=mlp")
-    size = ports.inputs[1]
+    size = need_pictures("dit", ports)
     patch = patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8)
-    if size % patch:
-        raise UsageError(f"net.patch={patch} does not divide the picture's side of {size} pixels",
-                         f"use a divisor of {size}, or prepare the data with another --size")
+    need_divisor(size, patch, "patch")
     if width % heads:
         fits = next(h for h in range(min(heads, width), 0, -1) if width % h == 0)
         raise UsageError(f"net.heads={heads} does not divide net.width={width}", f"use net.heads={fits}")

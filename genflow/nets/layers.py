@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genflow.errors import UsageError
+from genflow.facts import Ports
+
 
 class Condition(nn.Module):
     """Time and class as one vector, (B,) and (B,) -> (B, width).
@@ -60,6 +63,42 @@ def zero(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     if module.bias is not None:
         nn.init.zeros_(module.bias)
     return module
+
+
+def need_pictures(kind: str, ports: Ports) -> int:
+    """The side of the pictures that go in and come out.
+
+    Raises:
+        UsageError: the ports are no pictures.
+    """
+    if len(ports.inputs) != 3 or len(ports.outputs) != 3 or ports.inputs[1] < 4:
+        raise UsageError(
+            f"net {kind} turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} out",
+            "use net.kind=mlp",
+        )
+    return ports.inputs[1]
+
+
+def need_divisor(size: int, divisor: int, key: str) -> int:
+    """`divisor`, if it divides the picture's side.
+
+    Raises:
+        UsageError: it does not; the message names the recipe's key.
+    """
+    if size % divisor:
+        raise UsageError(
+            f"net.{key}={divisor} does not divide the picture's side of {size} pixels",
+            f"use a divisor of {size}, or prepare the data with another --size",
+        )
+    return divisor
+
+
+def folded(size: int) -> int:
+    """Pixels to fold into channels along each side: 1 below 16 pixels, 2 up to 64, 4 above, and a divisor."""
+    fold = 1 if size < 16 else 2 if size <= 64 else 4
+    while size % fold:
+        fold //= 2
+    return fold
 
 
 def groups(channels: int) -> int:

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.errors import UsageError
 from genflow.facts import Ports
-from genflow.nets.layers import Condition, attend, groups, zero
+from genflow.nets.layers import Condition, attend, folded, groups, need_divisor, need_pictures, zero
 
 
 class Block(nn.Module):
@@ -137,17 +136,8 @@ def build(
     Raises:
         UsageError: the ports are no pictures, or the patch does not divide the size.
     """
-    if len(ports.inputs) != 3 or len(ports.outputs) != 3 or ports.inputs[1] < 4:
-        raise UsageError(f"net unet turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} out",
-                         "use net.kind=mlp")
-    size = ports.inputs[1]
-    if not patch:
-        patch = 1 if size < 16 else 2 if size <= 64 else 4
-        while size % patch:
-            patch //= 2
-    if size % patch:
-        raise UsageError(f"net.patch={patch} does not divide the picture's side of {size} pixels",
-                         f"use a divisor of {size}, or prepare the data with another --size")
+    size = need_pictures("unet", ports)
+    patch = need_divisor(size, patch or folded(size), "patch")
     if not multipliers:
         levels, side = 1, size // patch
         while side > 8 or (levels == 1 and side > 4):
