@@ -52,21 +52,16 @@ class Engine:
         recipe: resolved.
         step: the training step the weights belong to.
         device: where to run.
+        frozen: take the family over for good; False leaves one that is still being trained as it is.
     """
 
-    def __init__(self, family: Family, recipe: Recipe, step: int = 0, device: str = "cpu") -> None:
-        self.family = family.to(device).eval().requires_grad_(False)
+    def __init__(
+        self, family: Family, recipe: Recipe, step: int = 0, device: str = "cpu", *, frozen: bool = True
+    ) -> None:
+        self.family = family.to(device).eval().requires_grad_(False) if frozen else family
         self.recipe, self.step, self.device = recipe, step, device
         self.facts: Facts = family.facts
         self.options: dict[str, Any] = dict(recipe.sample)
-
-    @classmethod
-    def of_training(cls, family: Family, recipe: Recipe, device: str) -> "Engine":
-        """An engine around a family that is still being trained; it leaves the family as it is."""
-        engine = cls.__new__(cls)
-        engine.family, engine.recipe, engine.step, engine.device = family, recipe, 0, device
-        engine.facts, engine.options = family.facts, dict(recipe.sample)
-        return engine
 
     @classmethod
     def load(cls, run: Artifact, *, average: bool = True, device: str = "cpu") -> "Engine":

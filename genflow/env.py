@@ -77,14 +77,6 @@ def ensure_token() -> Path:
     return path
 
 
-def use_token(required: bool = False) -> None:
-    """Turn token authentication on for this process, if there is a token (Ray's clients do not by themselves)."""
-    if os.environ.get("RAY_AUTH_MODE"):
-        return
-    if required or os.environ.get("RAY_AUTH_TOKEN") or token_path().exists():
-        os.environ["RAY_AUTH_MODE"] = "token"
-
-
 def loopback(port: int | None = None) -> int:
     """Prepare a Ray of this process's own: every socket on 127.0.0.1, the token on, the GCS port known.
 

@@ -11,13 +11,11 @@ exactly one) and `error` (message, hint, code). `jobs/` emit, `genflow.progress`
 
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
 MARK = "::genflow::"
 
 Event = dict[str, Any]
-Sink = Callable[[Event], None]
 
 
 def emit(event: str, **fields: Any) -> None:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -276,8 +275,3 @@ def on_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any
     finally:
         family.load_state_dict(raw, strict=False)
         family.train()
-
-
-def newest(path: Path) -> Path | None:
-    """The newest verified checkpoint of a run's folder."""
-    return checkpoint.Checkpoints(path / "checkpoints").newest()

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from genflow import __version__, build, capacity, env, tracking
+from genflow.checkpoint import Checkpoints
 from genflow.errors import GenflowError
 from genflow.facts import Facts
 from genflow.journal import Journal, Status, journal_path
 from genflow.recipe import Recipe, flatten, parse
 from genflow.runs import RunPlan, begin, plan
 from genflow.store import Artifact, Store
-from genflow.training import newest
 from jobs.cluster import IN_A_JOB, ray_cluster
 from jobs.common import Document, Emit, execute
 
@@ -103,7 +103,7 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
         sender.start()
         try:
             yield
-            if weights := newest(folder):
+            if weights := Checkpoints(folder / "checkpoints").newest():
                 journal.model(weights, run.name, step=int(weights.name.removeprefix("step_")))
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -149,7 +149,7 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
 
 def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
     """What the run's manifest says of it."""
-    weights = newest(store.folder("runs", run.id))
+    weights = Checkpoints(store.folder("runs", run.id) / "checkpoints").newest()
     if weights is None:
         raise GenflowError(f"the run {run.id} ended without a checkpoint", "run the same command again")
     state = json.loads((weights / "state.json").read_text())

@@ -117,7 +117,7 @@ def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) ->
 
 def _draw(family: Family, recipe: Recipe, file: Path, device: str) -> None:
     """Samples of fixed seeds, one class a column where there are classes."""
-    engine = Engine.of_training(family, recipe, device)
+    engine = Engine(family, recipe, device=device, frozen=False)
     classes = family.facts.classes
     count = GRID_COLUMNS * GRID_ROWS
     labels = [i % GRID_COLUMNS % classes for i in range(count)] if classes else None

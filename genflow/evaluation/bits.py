@@ -18,6 +18,7 @@ from genflow.data.shards import Dataset
 from genflow.engine import Engine
 from genflow.evaluation.features import ROWS, Emit, Real
 from genflow.evaluation.interval import Z
+from genflow.maths.likelihood import bits_per_dim
 from genflow.maths.seeds import SampleRng, key
 
 BATCH = 32
@@ -56,7 +57,7 @@ def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int
         tell(len(part))
     if not nats:
         return None
-    per_nat = 1.0 if data.facts.is_points else 1 / (data.facts.dims * math.log(2))
+    per_nat = 1.0 if data.facts.is_points else -bits_per_dim(1.0, data.facts.dims)
     values, errors = -np.concatenate(nats) * per_nat, np.concatenate(own) * per_nat
     value = float(values.mean())
     stderr = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else float(errors[0])

@@ -92,7 +92,7 @@ class Vae(Family):
         if draw:
             u = rng.uniform(x.shape).clamp(1e-5, 1 - 1e-5)
             spread = torch.special.ndtri(u) if self.facts.is_points else torch.logit(u)
-            x = x + self.model.get_parameter("log_scale").exp() * spread
+            x = x + self._log_scale().exp() * spread
         return Samples(x if self.facts.is_points else x.clamp(-1, 1), 1)
 
     @torch.no_grad()
@@ -112,10 +112,13 @@ class Vae(Family):
         mean, log_variance = self.model["encoder"](x, None, label).float().unbind(1)
         return mean, log_variance.clamp(-12, 6)
 
+    def _log_scale(self) -> Tensor:
+        return self.model.get_parameter("log_scale").clamp(min=-7)
+
     def _log_p(self, x: Tensor, z: Tensor, label: Tensor) -> Tensor:
         """log P(x | z), in nats (B,)."""
         mean = self.model["decoder"](z, None, label).float()
-        log_scale = self.model.get_parameter("log_scale").clamp(min=-7)
+        log_scale = self._log_scale()
         if self.facts.levels is None:
             density = -0.5 * ((x - mean) / log_scale.exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)
             return likelihood.discrete_nats(density.flatten(1).sum(1), self.facts)

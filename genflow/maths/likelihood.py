@@ -76,7 +76,6 @@ def ode_log_density(
     *,
     steps: int = 20,
     probes: int = 1,
-    times: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """log p(x) under the flow dy/du = velocity(y, u) that carries data (u = 0) to N(0, I) (u = 1).
 
@@ -91,12 +90,11 @@ def ode_log_density(
         rng: draws the probes.
         steps: midpoint steps, two evaluations each.
         probes: trajectories of the divergence estimate; their spread gives the standard error.
-        times: a grid from 0 to 1 instead of an even one.
 
     Returns:
         log p (B,), its standard error (B,), and network evaluations a sample.
     """
-    grid = list(times) if times is not None else torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()
+    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()
     exact = math.prod(x.shape[1:]) <= 8
     signs = [] if exact else [(rng.uniform(x.shape) < 0.5).to(x.dtype) * 2 - 1 for _ in range(probes)]
     integrals = [x.new_zeros(len(x), dtype=torch.float64) for _ in range(1 if exact else probes)]
