@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint bench wheel clean
+.PHONY: setup quickstart test test-slow lint wheel clean
 
 setup: $(VENV)/.installed
 
@@ -21,15 +21,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	$(BIN)/genflow quickstart
 
-# Two processes: Ray reads the authentication mode once a process, and the cluster's tests are its clients, the
-# others its owners.
-CLUSTER := tests/jobs/test_cluster.py
-
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" --ignore $(CLUSTER)
-	@# a second try for a cluster that a busy machine let down
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" $(CLUSTER) || \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" --last-failed $(CLUSTER)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow

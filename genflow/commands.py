@@ -287,7 +287,7 @@ def ui(port: int, open_browser: bool) -> None:
     if not _is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow ui --port 0 takes a free one")
     address = f"http://127.0.0.1:{port}"
-    print(f"MLflow         {address}   (Ctrl-C ends it)", flush=True)
+    print(f"MLflow         {address}/#/experiments   (Ctrl-C ends it)", flush=True)
     dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     running = not _is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
     print(f"Ray dashboard  {dashboard if running else 'no cluster is running on this machine'}", flush=True)

@@ -63,7 +63,7 @@ class Train(Section):
     checkpoint_every: Positive = 500
     log_every: Positive = 20
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: Natural = 0  # CPU threads a worker; 0: one, because two on busy cores were up to ten times slower
+    threads: Natural = 0  # CPU threads a worker; 0: one; more help only where no other process wants the cores
     compile: bool = False
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -188,6 +189,7 @@ class Sender:
 
 def _beside(root: str, run_id: str, every_s: str) -> None:
     """The process of a `Sender`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray stops a job's whole tree with it; the run's end is still to come
     os.nice(10)  # measured: training beside it keeps its speed
     store, total, ends, wait = Store(root), Sent(), False, 0.0
     while not ends:

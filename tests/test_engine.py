@@ -111,7 +111,7 @@ def test_it_only_looks() -> None:
     assert not made.family.training
     assert not any(p.requires_grad for p in made.family.parameters())
     model = family("flow_matching", FACTS["grey"], "mlp").train()
-    watching = Engine.of_training(model, made.recipe, "cpu")
+    watching = Engine(model, made.recipe, frozen=False)
     watching.draw([0])
     assert model.training
     assert all(p.requires_grad for p in model.parameters())

@@ -44,7 +44,7 @@ def test_a_job_runs_from_the_wheel(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert '"genflow.prepare/1"' in done.stdout
     planned = run(installed, tmp_path, "run", "quickstart", "--dry-run")
-    assert "flow_matching" in planned.stdout or "flow" in planned.stdout
+    assert [line.split()[1] for line in planned.stdout.splitlines()[2:5]] == ["prepare", "train", "train"]
 
 
 def test_the_code_hash_is_the_checkouts(installed):
