@@ -48,8 +48,13 @@ def bind(section: str, function: Callable[..., Any], values: dict[str, Any], kin
         raise UsageError(line, f"keys of {section}: {', '.join(known)}") from error
 
 
-def resolve(recipe: Recipe, facts: Facts) -> Recipe:
+def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None) -> Recipe:
     """The recipe, whole: every default of the family, its nets and its sampler written out.
+
+    Args:
+        recipe: with sections that may lack keys.
+        facts: of the data.
+        init: the resolved recipe of the run that it starts from; its net is taken over, and what follows from it.
 
     Raises:
         UsageError: a key, a value or a combination that cannot work, in one line.
@@ -58,9 +63,14 @@ def resolve(recipe: Recipe, facts: Facts) -> Recipe:
     if not kind:
         raise UsageError("the recipe names no family", f"family.kind is one of: {', '.join(families.kinds())}")
     family = families.family_class(kind)
-    options = bind("family", family.__init__, recipe.family, kind)
+    if family.teacher == "required" and init is None:
+        raise UsageError(
+            f"{family.title} starts from a trained run", "--init RUN, such as one of flow_matching or ddpm"
+        )
+    given = {**(family.inherit(init.family) if init else {}), **recipe.family}
+    options = bind("family", family.__init__, given, kind)
     sample = _sample_options(family, facts, recipe.sample)
-    chosen = dict(recipe.net)
+    chosen = dict(recipe.net) or (dict(init.net) if init else {})
     if chosen.get("kind", "auto") == "auto":
         chosen["kind"] = "mlp" if facts.is_points else family.default_net
     net = bind("net", nets.builder(chosen["kind"]), chosen, chosen["kind"])
@@ -68,7 +78,9 @@ def resolve(recipe: Recipe, facts: Facts) -> Recipe:
     if batch < workers:
         raise UsageError(f"train.batch={batch} cannot be shared by {workers} workers", f"use train.batch={workers}")
     resolved = recipe.with_(family=options, net=net, sample=sample)
-    family_of(resolved, facts)  # refuses sizes and options that cannot work
+    made = family_of(resolved, facts)  # refuses sizes and options that cannot work
+    if init:
+        made.begin_from(family_of(init, facts))
     return resolved
 
 

@@ -59,9 +59,7 @@ OnCluster = Annotated[bool, typer.Option("--cluster/--local", help="Run on a Ray
 Address = Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")]
 RunRef = Annotated[
     str,
-    typer.Argument(
-        metavar="RUN", help="A run's id, prefix, name, `latest`, or best:fd.", autocompletion=_complete_run
-    ),
+    typer.Argument(metavar="RUN", help="A run's id, prefix, name, `latest`, or best:fd.", autocompletion=_complete_run),
 ]
 RunRefs = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="Runs of one dataset.", autocompletion=_complete_run)
@@ -159,15 +157,16 @@ def prepare(
 
 @app.command()
 def train(
-    family: Annotated[
-        str, typer.Argument(help="vae, ddpm, flow_matching ...", autocompletion=_complete_family)
-    ],
+    family: Annotated[str, typer.Argument(help="vae, ddpm, flow_matching ...", autocompletion=_complete_family)],
     data: Annotated[str, typer.Option(help="The dataset.", autocompletion=_complete_data)] = "",
     config: Config = [],
     sets: Sets = [],
     name: Annotated[str, typer.Option(help="What to call the run.")] = "",
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Wall-clock budget.")] = None,
+    init: Annotated[
+        str, typer.Option(help="A run to start from, or to learn from.", autocompletion=_complete_run)
+    ] = "",
     workers: Annotated[int | None, typer.Option(help="Workers; they change no result.")] = None,
     cluster: OnCluster = False,
     address: Address = "",
@@ -179,7 +178,7 @@ def train(
     from genflow import commands
 
     flags: dict[str, Any] = {"name": name, "data.name": data, "train.steps": steps, "train.minutes": minutes}
-    flags["cluster.workers"] = workers
+    flags |= {"cluster.workers": workers, "init": init}
     where = commands.Where(cluster, address)
     commands.train(family, config, sets, flags, where, fresh=not resume, dry_run=dry_run, json=json)
 

@@ -108,8 +108,10 @@ def train(
         names = [a.name for a in store.artifacts("datasets")]
         have = f"there are: {', '.join(dict.fromkeys(names))}" if names else "there is none yet: genflow prepare digits"
         raise UsageError("no dataset was named", f"--data NAME; {have}")
-    dataset = store.find("datasets", recipe.data.name)
-    recipe, plan = _resolved(recipe, dataset)
+    from genflow import runs
+
+    plan = runs.plan(store, recipe)
+    recipe = plan.recipe
     if dry_run:
         state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
         broken = store.folder("runs", plan.id).exists() and not store.get("runs", plan.id)
@@ -130,19 +132,10 @@ def train(
     terminal.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
 
 
-def _resolved(recipe: Recipe, dataset: Artifact) -> tuple[Recipe, Any]:
-    from genflow import build, runs
-    from genflow.facts import Facts
-
-    facts = Facts.from_json(dataset.file("facts.json").read_text())
-    resolved = build.resolve(recipe, facts)
-    return resolved, runs.plan(resolved, dataset)
-
-
 def families() -> list[str]:
     """The families there are, found by their files, without importing torch."""
     folder = Path(__file__).parent / "families"
-    return sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "base"))
+    return sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "base", "gaussian"))
 
 
 def evaluate(
@@ -355,4 +348,3 @@ def stop_job(job: str, address: str) -> None:
 
     stopped = submit.jobs_stop(address, job)
     print(f"stopped  {stopped['id']}; the same command again goes on from its last checkpoint")
-

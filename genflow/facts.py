@@ -68,8 +68,16 @@ class Facts:
 
 @dataclass(frozen=True)
 class Ports:
-    """What a family asks of a net: the shapes that go in and come out, and whether it is told the time."""
+    """What a family asks of a net.
+
+    Args:
+        inputs: the shape that goes in.
+        outputs: the shape that comes out.
+        time: whether it is told the time.
+        second_time: whether it is told where a step ends, too: net(x, t, label, r) with r (B,) on the scale of t.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     time: bool = False
+    second_time: bool = False

@@ -4,6 +4,7 @@
     stages:
       digits:  {job: prepare, data: {source: digits}}
       vae:     {job: train, preset: vae, data: digits, train: {steps: 600}}
+      few:     {job: train, preset: consistency, data: digits, init: flow}
       report:  {job: compare, runs: [vae, ...], evaluate: {samples: 1000}}
 
 A train stage names its dataset, and an evaluate or compare stage its runs, by the stage that makes them (or by
@@ -22,7 +23,7 @@ Document = dict[str, Any]
 JOBS = ("prepare", "train", "evaluate", "compare")
 KEYS = {
     "prepare": ("job", "data"),
-    "train": ("job", "preset", "data", "name", "net", "family", "train", "sample", "cluster"),
+    "train": ("job", "preset", "data", "init", "name", "net", "family", "train", "sample", "cluster"),
     "evaluate": ("job", "runs", "evaluate"),
     "compare": ("job", "runs", "evaluate"),
 }
@@ -54,8 +55,9 @@ class Stage:
         """
         recipe = self.recipe
         if self.job == "train" and recipe.data.name in made:
-            dataset = made[recipe.data.name]["dataset"]
-            recipe = recipe.with_(data={"name": dataset})
+            recipe = recipe.with_(data={"name": made[recipe.data.name]["dataset"]})
+        if recipe.init in made:
+            recipe = recipe.with_(init=made[recipe.init]["run"])
         runs = [made[run]["run"] if run in made else run for run in self.runs]
         return {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": runs} if runs else {}}
 
@@ -116,7 +118,8 @@ def _stage(name: str, value: Any, names: list[str], where: str, overrides: Docum
         raise UsageError(f"{at}: data names a stage or a dataset, not {data!r}")
     own = {key: section for key, section in value.items() if key not in ("job", "preset", "data")}
     recipe = compose(value.get("preset"), [own], overrides, {"data": {"name": data}}, where=at)
-    return Stage(name, job, (data,) if data in names else (), recipe)
+    needs = tuple(need for need in (data, recipe.init) if need in names)
+    return Stage(name, job, needs, recipe)
 
 
 def _in_order(stages: list[Stage], where: str) -> list[Stage]:
@@ -132,4 +135,3 @@ def _in_order(stages: list[Stage], where: str) -> list[Stage]:
         ordered.append(ready[0])
         left.remove(ready[0])
     return ordered
-

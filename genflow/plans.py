@@ -35,13 +35,9 @@ def _foresee(stage: Stage, made: dict[str, Any], store: Store) -> tuple[str, dic
         _, id = preparing.identity(sources.find(stage.recipe.data), stage.recipe.data)
         return id, {"dataset": id} if store.get("datasets", id) else None
     if stage.job == "train":
-        from genflow import build, runs
-        from genflow.facts import Facts
+        from genflow import runs
         from genflow.recipe import parse
 
-        recipe = parse(document["recipe"])
-        dataset = store.find("datasets", recipe.data.name)
-        facts = Facts.from_json(dataset.file("facts.json").read_text())
-        run = runs.plan(build.resolve(recipe, facts), dataset)
+        run = runs.plan(store, parse(document["recipe"]))
         return run.id, {"run": run.id} if store.get("runs", run.id) else None
     return "", None

@@ -37,6 +37,7 @@ class Data(Section):
     """What to prepare, or which prepared dataset to use."""
 
     name: str = ""  # the dataset's name in the store; prepare takes it from the source if empty
+    pairs: str = ""  # pairs of noise and samples that a teacher wrote (genflow reflow); empty: the dataset's own rows
     source: str = ""  # digits | grid25 | ring8 | moons | checkerboard | a path
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side in pixels; None: the source's own, at most 64
     channels: Literal["auto", 1, 3] = "auto"
@@ -51,15 +52,21 @@ class Train(Section):
 
     steps: Positive = 3000
     minutes: Annotated[float, Field(gt=0)] | None = None  # a wall-clock budget; whichever ends first
+    cpu_minutes: Annotated[float, Field(gt=0)] | None = (
+        None  # the same of one worker's CPU time: fair on a busy machine
+    )
     batch: Positive = 32
     lr: Annotated[float, Field(gt=0, lt=10)] = 0.01
     optimizer: Literal["muon", "adamw"] = "muon"
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of AdamW
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: Natural = 50  # steps of linear rise
     decay: Annotated[float, Field(ge=0, le=1)] = 0.6  # the last share of the budget, in which lr falls to 0
     clip: Annotated[float, Field(gt=0)] = 5.0  # largest gradient norm
     ema: Annotated[float, Field(gt=0, le=0.25)] = 0.10  # sigma_rel of the power-function average
     seed: Natural = 0
+    on_trouble: Literal["stop", "rollback"] = "stop"  # a loss that diverges: end, or go back and halve the rate
     checkpoint_every: Positive = 500
     log_every: Positive = 20
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -92,6 +99,7 @@ class Recipe(Section):
     """One run, whole."""
 
     name: str = ""
+    init: str = ""  # a run to start from: its averaged weights, and the teacher of a family that learns from one
     data: Data = Data()
     net: dict[str, Any] = {}
     family: dict[str, Any] = {}
@@ -112,6 +120,7 @@ class Recipe(Section):
         return parse({**self.model_dump(mode="json"), **sections})
 
 
+PLAIN = ("name", "init")  # keys that are no section
 SECTIONS: dict[str, type[Section]] = {"data": Data, "train": Train, "evaluate": Evaluate, "cluster": Cluster}
 
 
@@ -153,11 +162,11 @@ def assignments(pairs: list[str]) -> dict[str, Any]:
             raise UsageError(f"--set {pair!r} is not of the form key=value", "example: --set train.lr=1e-3")
         section, dot, name = key.partition(".")
         if not dot:
-            if section in Recipe.model_fields and section != "name":
+            if section in Recipe.model_fields and section not in PLAIN:
                 raise UsageError(f"--set {key} names a section; name a key in it", f"example: --set {key}.KEY=VALUE")
             document[key] = scalar(text)
             continue
-        if section in Recipe.model_fields and section != "name":
+        if section in Recipe.model_fields and section not in PLAIN:
             document = merge(document, {section: {name: scalar(text)}})
             continue
         raise UsageError(f"unknown section {section!r} in --set {pair}{nearest(section, list(Recipe.model_fields))}")
@@ -235,7 +244,7 @@ def parse(document: dict[str, Any], where: str = "recipe") -> Recipe:
         UsageError: an unknown key, a wrong type or a value out of range, in one line.
     """
     for section, value in document.items():
-        if section in Recipe.model_fields and section != "name" and not isinstance(value, dict | Section):
+        if section in Recipe.model_fields and section not in PLAIN and not isinstance(value, dict | Section):
             raise UsageError(f"{where}: {section} is a section of keys, not {value!r}")
     try:
         return Recipe.model_validate(document)

@@ -7,15 +7,15 @@ it goes on. The number of workers, and how often it reports, are not part of it:
 from dataclasses import dataclass
 from typing import Any
 
-from genflow import code
+from genflow import build, code
 from genflow.facts import Facts
-from genflow.recipe import Recipe, digest, dump
+from genflow.recipe import Recipe, digest, dump, parse, read
 from genflow.store import Artifact, Store, clear_disk_errors, write_atomically
 
 # The rooms whose code decides what a run computes; a family's and a net's own file are added to them.
 ROOMS = (
     "genflow/batch.py", "genflow/facts.py", "genflow/build.py", "genflow/training.py", "genflow/maths",
-    "genflow/data/stream.py", "genflow/families/base.py", "genflow/nets/layers.py",
+    "genflow/data/stream.py", "genflow/families/base.py", "genflow/families/gaussian.py", "genflow/nets/layers.py",
 )  # fmt: skip
 NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "threads"}
 
@@ -30,6 +30,7 @@ class RunPlan:
         recipe: resolved.
         dataset: what it trains on.
         facts: of the dataset.
+        init: the run it starts from, if it does.
     """
 
     id: str
@@ -37,18 +38,27 @@ class RunPlan:
     recipe: Recipe
     dataset: Artifact
     facts: Facts
+    init: Artifact | None = None
 
 
-def plan(recipe: Recipe, dataset: Artifact) -> RunPlan:
-    """Name a run.
+def plan(store: Store, recipe: Recipe) -> RunPlan:
+    """Resolve a recipe against the store, and name its run.
 
     Args:
-        recipe: resolved by `build.resolve`.
-        dataset: the prepared dataset.
+        store: where the dataset is, and the run that this one starts from.
+        recipe: with names of both.
+
+    Raises:
+        UsageError: one of them does not exist, or the recipe does not fit them.
     """
+    dataset = store.find("datasets", recipe.data.name)
     facts = Facts.from_json(dataset.file("facts.json").read_text())
+    init = store.find("runs", recipe.init) if recipe.init else None
+    if init:
+        recipe = recipe.with_(init=init.id)
+    recipe = build.resolve(recipe, facts, parse(read(init.path / "recipe.yaml")) if init else None)
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
-    return RunPlan(f"{name}-{address(recipe, facts.fingerprint)}", name, recipe, dataset, facts)
+    return RunPlan(f"{name}-{address(recipe, facts.fingerprint)}", name, recipe, dataset, facts, init)
 
 
 def address(recipe: Recipe, fingerprint: str) -> str:
@@ -63,6 +73,8 @@ def address(recipe: Recipe, fingerprint: str) -> str:
         "train": train,
         "sample": document["sample"],
         "data": fingerprint,
+        **({"pairs": recipe.data.pairs} if recipe.data.pairs else {}),
+        **({"init": recipe.init} if recipe.init else {}),
         "code": code.fingerprint(*rooms),
     }
     return digest(deciding)

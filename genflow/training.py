@@ -46,8 +46,16 @@ class Fitted:
     done: bool
 
 
+LOOK_EVERY = 20  # steps between two looks for trouble; fixed, because a rollback changes the result
+LARGEST_ROLLBACKS = 3
+
+
 class NonFinite(GenflowError):  # noqa: N818  the loss's state, as numpy and torch call it
     """The loss or its gradient is not a number; the weights have not moved."""
+
+
+class Trouble(GenflowError):  # noqa: N818  the family's own word for it
+    """The family says that its training has gone wrong."""
 
 
 def fit(
@@ -56,6 +64,7 @@ def fit(
     session: Session,
     train: Train,
     on_checkpoint: Callable[[int, dict[str, Tensor]], None] = lambda step, average: None,
+    whole: Callable[[int], Batch] | None = None,
 ) -> Fitted:
     """Train a family until its budget of steps or minutes is used up.
 
@@ -65,9 +74,12 @@ def fit(
         session: where this runs.
         train: the recipe's section.
         on_checkpoint: called on rank 0 at every checkpoint with the step and the averaged weights.
+        whole: the whole batch of a step, for the family's `finish`; None: `batches` are whole.
 
     Raises:
         NonFinite: the loss or gradient is not finite; raised before the optimizer moves.
+        Trouble: the family says in words what has gone wrong. Both end the run at once, or after three rollbacks if
+            the recipe asks for them.
     """
     # Set the stage.
     if session.threads:
@@ -86,31 +98,47 @@ def fit(
     parameters = sum(p.numel() for p in family.parameters())
 
     # Go on where an earlier attempt ended.
-    step, saved = 0, -1
-    if folder := session.load():
-        average, state = checkpoint.read(folder, family, named, session.device)
-        ema.load(average)
-        step = saved = state["step"]
-        clock.resume(state)
+    step, saved, rollbacks = 0, -1, 0
 
-    def save() -> None:
+    def load() -> bool:
+        nonlocal step, saved, rollbacks
+        if folder := session.load():
+            average, state = checkpoint.read(folder, family, named, session.device)
+            ema.load(average)
+            step = saved = state["step"]
+            rollbacks = state.get("rollbacks", 0)
+            clock.resume(state)
+        return bool(folder)
+
+    def save(*, again: bool = False) -> None:
         nonlocal saved
-        if saved != step:
-            state = {"step": step, "images": step * train.batch, "parameters": parameters, **clock.state()}
+        if saved != step or again:
+            state: dict[str, Any] = {"step": step, "images": step * train.batch, **clock.state()}
+            state |= {"parameters": parameters, "rollbacks": rollbacks}
             if session.rank == 0:
                 session.save(step, lambda folder: checkpoint.write(folder, family, ema.state(), named, state))
                 on_checkpoint(step, ema.state())
             session.barrier({"step": step})
             saved = step
 
+    def roll_back(why: GenflowError) -> None:
+        """To the newest checkpoint, at half the rate; the draws of a step are a function of it, but not its end."""
+        nonlocal rollbacks
+        before = rollbacks
+        if train.on_trouble == "stop" or before >= LARGEST_ROLLBACKS or not load():
+            raise why
+        rollbacks = before + 1
+
+    load()
     stopped = False
     clock.start()
     clock.agree(session.world, device)
     while not (done := clock.position(step) >= 1):
         batch = batches(step)
-        lr = _schedule(train, step, clock.position(step))
+        lr = _schedule(train, step, clock.position(step)) * 0.5**rollbacks
         family.prepare(clock.position(step))
         log: dict[str, Tensor] = {}
+        wrong: GenflowError | None = None
 
         # Every player moves in turn.
         for player in family.players:
@@ -124,11 +152,12 @@ def fit(
             _require_grad(others, True)
             norm = _gather_gradients(module, session.world, train.clip)
             if not math.isfinite(norm):
-                raise NonFinite(
+                wrong = NonFinite(
                     f"the loss of {player} is not finite at step {step + 1} (loss {float(loss.detach()):.3g}, "
                     f"gradient norm {norm:.3g}); the weights were not moved",
                     f"try --set train.lr={train.lr / 3:.2g}, or --set train.precision=fp32",
                 )
+                break
             for optimizer in optimizers[player].values():
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_lr"] * lr
@@ -137,6 +166,15 @@ def fit(
             suffix = "" if len(family.players) == 1 else f"/{player}"
             log |= {f"loss{suffix}": loss.detach(), **{k: v.detach() for k, v in numbers.items()}}
             log[f"gradient_norm{suffix}"] = torch.tensor(norm)
+
+        if wrong is None and (step + 1) % LOOK_EVERY == 0:
+            words = family.trouble(_numbers(log, session, (stop - start) / train.batch))
+            if words:
+                wrong = Trouble(f"{words} (step {step + 1})", f"try --set train.lr={train.lr / 3:.2g}")
+        if wrong is not None:
+            module.zero_grad(set_to_none=True)
+            roll_back(wrong)
+            continue
 
         step += 1
         ema.update(step)
@@ -149,7 +187,9 @@ def fit(
         # One worker may stop at any step; several only together, and Ray ends them from outside.
         if session.world == 1 and (stopped := session.should_stop()):
             break
-    save()
+    if done and not stopped and session.rank == 0:
+        on_average(family, ema.state(), lambda: family.finish(whole or batches))
+    save(again=done and not stopped)
     return Fitted(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
 
 
@@ -180,14 +220,17 @@ class _Clock:
     def position(self, step: int) -> float:
         """The share of the budget that is used: the larger of steps and, if there is a limit, minutes."""
         share = step / self._train.steps
-        if self._train.minutes is None:
-            return share
-        return max(share, self._agreed if self._agreed is not None else self.seconds() / (60 * self._train.minutes))
+        return max(share, self._agreed if self._agreed is not None else self._used())
+
+    def _used(self) -> float:
+        """The share of minutes and of CPU minutes that is used, where the recipe limits them."""
+        limits = ((self.seconds, self._train.minutes), (self.cpu_seconds, self._train.cpu_minutes))
+        return max((now() / (60 * limit) for now, limit in limits if limit is not None), default=0.0)
 
     def agree(self, world: int, device: torch.device) -> None:
         """Let all workers agree on the time, so that they end at one step and share one learning rate."""
-        if self._train.minutes is not None and world > 1:
-            used = torch.tensor([self.seconds() / (60 * self._train.minutes)], device=device)
+        if world > 1 and (self._train.minutes is not None or self._train.cpu_minutes is not None):
+            used = torch.tensor([self._used()], device=device)
             dist.broadcast(used, 0)
             self._agreed = float(used)
 
@@ -214,7 +257,8 @@ def _optimizers(module: nn.Module, train: Train) -> dict[str, torch.optim.Optimi
         made["muon"] = Muon(matrices, lr=train.lr, weight_decay=train.weight_decay)
     if rest:
         lr = train.lr if train.optimizer == "adamw" else 0.1 * train.lr
-        made["adamw"] = torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=train.weight_decay, fused=True)
+        betas = (train.beta1, train.beta2)
+        made["adamw"] = torch.optim.AdamW(rest, lr, betas=betas, weight_decay=train.weight_decay, fused=True)
     for optimizer in made.values():
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
@@ -251,18 +295,23 @@ def _precision(wanted: str, device: torch.device) -> bool:
 def _report(
     log: dict[str, Tensor], step: int, lr: float, clock: _Clock, session: Session, weight: float, train: Train
 ) -> None:
-    """Log a step's numbers, averaged over the workers."""
+    """Log a step's numbers."""
+    numbers = _numbers(log, session, weight)
+    if session.rank == 0:
+        seconds = clock.seconds()
+        numbers |= {"lr": lr, "images": step * train.batch, "images_per_second": step * train.batch / seconds}
+        numbers |= {"seconds": seconds, "position": clock.position(step)}
+        session.log({"step": step, **numbers})
+
+
+def _numbers(log: dict[str, Tensor], session: Session, weight: float) -> dict[str, float]:
+    """A step's numbers, averaged over the workers."""
     values = torch.stack([v.float().cpu() for v in log.values()])
     if session.world > 1:
         values = values.to(session.device) * weight
         dist.all_reduce(values)
         values = values.cpu()
-    if session.rank == 0:
-        numbers = dict(zip(log, values.tolist(), strict=True))
-        seconds = clock.seconds()
-        numbers |= {"lr": lr, "images": step * train.batch, "images_per_second": step * train.batch / seconds}
-        numbers |= {"seconds": seconds, "position": clock.position(step)}
-        session.log({"step": step, **numbers})
+    return dict(zip(log, values.tolist(), strict=True))
 
 
 def on_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any]) -> Any:

@@ -12,12 +12,11 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from genflow import __version__, build, capacity, env, tracking
+from genflow import __version__, capacity, env, tracking
 from genflow.checkpoint import Checkpoints
 from genflow.errors import GenflowError
-from genflow.facts import Facts
 from genflow.journal import Journal, Status, journal_path
-from genflow.recipe import Recipe, flatten, parse
+from genflow.recipe import flatten, parse
 from genflow.runs import RunPlan, begin, plan
 from genflow.store import Artifact, Store
 from jobs.cluster import IN_A_JOB, ray_cluster
@@ -42,7 +41,7 @@ def main(document: Document, emit: Emit) -> Document:
         KeyboardInterrupt: somebody asked it to stop.
     """
     store = Store()
-    run = _plan(store, parse(document["recipe"]))
+    run = plan(store, parse(document["recipe"]))
     if document.get("inputs", {}).get("fresh"):
         _forget(store, run)
     if finished := store.get("runs", run.id):
@@ -52,8 +51,9 @@ def main(document: Document, emit: Emit) -> Document:
         with _tracked(store, run, emit):
             _fit(store, run, emit)
         meta = _describe(store, run)
+        parents = [run.dataset.id, *([run.init.id] if run.init else [])]
         artifact = store.seal(
-            "runs", run.id, name=run.name, parents=[run.dataset.id], meta=meta, only=lambda name: ".tmp-" not in name
+            "runs", run.id, name=run.name, parents=parents, meta=meta, only=lambda name: ".tmp-" not in name
         )
     return result(artifact, cached=False)
 
@@ -61,7 +61,7 @@ def main(document: Document, emit: Emit) -> Document:
 def find(document: Document) -> Document | None:
     """The result, if the run is finished; None if there is something to do."""
     store = Store()
-    finished = store.get("runs", _plan(store, parse(document["recipe"])).id)
+    finished = store.get("runs", plan(store, parse(document["recipe"])).id)
     return result(finished, cached=True) if finished else None
 
 
@@ -69,12 +69,6 @@ def result(run: Artifact, *, cached: bool) -> Document:
     """The document that the command prints."""
     document = {"schema": "genflow.train/1", "run": run.id, "name": run.name, "path": str(run.path), "cached": cached}
     return document | {key: run.meta.get(key) for key in SHOWN}
-
-
-def _plan(store: Store, recipe: Recipe) -> RunPlan:
-    dataset = store.find("datasets", recipe.data.name)
-    facts = Facts.from_json(dataset.file("facts.json").read_text())
-    return plan(build.resolve(recipe, facts), dataset)
 
 
 def _forget(store: Store, run: RunPlan) -> None:
@@ -113,8 +107,11 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
             journal.status(status)
             journal.close()
             if not sender.finish(deadline_s=30):
-                emit("warning", message=f"MLflow lacks some of {run.id}: {sender.sent.problem}",
-                     hint="genflow ui sends the rest when it is back")
+                emit(
+                    "warning",
+                    message=f"MLflow lacks some of {run.id}: {sender.sent.problem}",
+                    hint="genflow ui sends the rest when it is back",
+                )
 
 
 def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
@@ -156,6 +153,7 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
     return {
         "family": run.recipe.family["kind"],
         "net": run.recipe.net["kind"],
+        "init": run.recipe.init,
         "dataset": run.dataset.id,
         "dataset_name": run.dataset.name,
         "fingerprint": run.facts.fingerprint,

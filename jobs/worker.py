@@ -46,7 +46,10 @@ def work(settings: dict[str, Any]) -> None:
     data = Dataset.open(_dataset(store, settings["dataset"], folder))
     torch.manual_seed(key(recipe.train.seed, "weights"))
     family = build.family_of(recipe, data.facts)
+    if recipe.init:
+        family.begin_from(Engine.load(store.find("runs", recipe.init)).family)
     device = _device(recipe, settings["alone"])
+    whole = Stream(data.splits["train"], recipe.train.batch, recipe.train.seed, device=device)
     batches = Stream(data.splits["train"], recipe.train.batch, recipe.train.seed, rank, world, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -68,7 +71,7 @@ def work(settings: dict[str, Any]) -> None:
             barrier=_nothing if settings["alone"] else ray.train.report,
         )  # fmt: skip
         try:
-            fitted = training.fit(family, batches, session, recipe.train, show)
+            fitted = training.fit(family, batches, session, recipe.train, show, whole)
         finally:
             if journal:
                 journal.close()
@@ -156,5 +159,3 @@ class Stop:
 
 def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small import FACTS, batch, family, recipe
 from torch import Tensor
 
@@ -338,3 +339,77 @@ def test_the_family_is_told_where_it_is() -> None:
     _, settings = start(steps=2)
     training.fit(model, batches(), Session(), settings)
     assert told == [("before", 0.0), ("after", 1), ("before", 0.5), ("after", 2)]
+
+
+class Unwell(families.family_class("flow_matching")):  # type: ignore[misc]
+    """Says at step 40 that something is wrong, as long as its rate is the full one; and fits a buffer at the end."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_buffer("mean", torch.zeros(()))
+        self.heals = True
+
+    def trouble(self, numbers: dict[str, float]) -> str:
+        self.looks.append(numbers["loss"])
+        return "it cannot see" if len(self.looks) == 2 or (len(self.looks) > 2 and not self.heals) else ""
+
+    def finish(self, data: Callable[[int], Batch]) -> None:
+        assert not self.training
+        self.mean.copy_(sum(data(i).x.mean() for i in range(3)) / 3)
+
+
+def unwell(folder: Path, **train: Any) -> tuple[Unwell, list[dict[str, Any]], Callable[[], Any]]:
+    chosen = recipe("flow_matching", POINTS, train={**QUICK, "steps": 60, "checkpoint_every": 25, **train})
+    torch.manual_seed(3)
+    well = build.family_of(chosen, POINTS)
+    model = Unwell({"net": well.net}, POINTS)
+    model.looks, logged = [], []
+    whole = lambda step: batch(POINTS, 100 + step)  # noqa: E731
+    run = lambda: training.fit(model, batches(), session(folder, logged.append), chosen.train, whole=whole)  # noqa: E731
+    return model, logged, run
+
+
+def test_trouble_ends_the_run_in_its_own_words(tmp_path: Path) -> None:
+    """The family's words, the step, and a smaller rate to try; the last checkpoint stays."""
+    _, _, run = unwell(tmp_path)
+    with pytest.raises(training.Trouble, match=r"it cannot see \(step 40\)") as ended:
+        run()
+    assert "train.lr" in ended.value.hint
+    assert Checkpoints(tmp_path).newest().name == "step_00000025"  # type: ignore[union-attr]
+
+
+def test_a_rollback_goes_on_from_the_newest_checkpoint_at_half_the_rate(tmp_path: Path) -> None:
+    """The steps after it are made again, and the run ends well."""
+    _, logged, run = unwell(tmp_path, on_trouble="rollback", decay=0.0)
+    assert run().step == 60
+    steps = [numbers["step"] for numbers in logged]
+    assert steps == [*range(1, 40), *range(26, 61)]
+    assert logged[38]["lr"] == pytest.approx(2 * logged[39]["lr"])
+
+
+def test_rollbacks_have_an_end(tmp_path: Path) -> None:
+    """A run that does not heal ends with the family's words after three of them."""
+    model, _, run = unwell(tmp_path, on_trouble="rollback")
+    model.heals = False
+    with pytest.raises(training.Trouble, match="it cannot see"):
+        run()
+    assert len(model.looks) == 5
+
+
+def test_what_follows_from_the_weights_is_fitted_once_at_the_end(tmp_path: Path) -> None:
+    """`finish` sees whole batches and the averaged weights, and its buffers are in the last checkpoint."""
+    model, _, run = unwell(tmp_path, steps=10)
+    run()
+    newest = Checkpoints(tmp_path).newest()
+    assert newest is not None
+    kept = load_file(newest / "weights.safetensors")["mean"]
+    assert kept == model.mean == sum(batch(POINTS, 100 + i).x.mean() for i in range(3)) / 3
+
+
+@pytest.mark.parametrize("limit", ["minutes", "cpu_minutes"])
+def test_a_budget_of_time_ends_a_run(limit: str, tmp_path: Path) -> None:
+    """Of the wall's clock or of the processor's: the run ends long before its steps do."""
+    model, train = start(steps=1_000_000, **{limit: 0.005})
+    fitted = training.fit(model, batches(), session(tmp_path), train)
+    assert fitted.done
+    assert 0 < fitted.step < 1_000_000

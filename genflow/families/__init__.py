@@ -7,10 +7,12 @@ from genflow.errors import UsageError
 from genflow.families.base import Family
 from genflow.recipe import nearest
 
+NOT_KINDS = ("base", "gaussian")  # what families are made of
+
 
 def kinds() -> list[str]:
     """The kinds of family there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_KINDS)
 
 
 def family_class(kind: str) -> type[Family]:

@@ -5,12 +5,14 @@ One clock for all: t = 0 is data, t = 1 is noise.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from genflow.batch import Batch
+from genflow.errors import UsageError
 from genflow.facts import Facts, Ports
 from genflow.maths.seeds import Rng
 
@@ -35,12 +37,14 @@ class LogLikelihood:
         kind: what the number is: exact for dequantized data, a lower bound, or the estimate of an ODE solver.
         stderr: (B,) standard error of each entry from the method's own randomness; zeros if it has none.
         nfe: network evaluations it cost each sample.
+        method: how it was found, in a few words, such as "ELBO", "IWAE, k = 64" or "midpoint, 20 steps, 2 probes".
     """
 
     nats: Tensor
     kind: Kind
     stderr: Tensor
     nfe: int
+    method: str = ""
 
 
 class Family(nn.Module, ABC):
@@ -50,17 +54,26 @@ class Family(nn.Module, ABC):
     `sample` are the recipe's `sample:` section and the fields of a request. There is no second schema.
 
     A subclass's `__init__` is `(self, nets, facts, *, ...)` and calls `super().__init__(facts)`; `nets` maps
-    the names in `ports(facts, **options)` to modules of `genflow.nets`, called as `net(x, t=None, label=None)`.
+    the names in `ports(facts, **options)` to modules of `genflow.nets`, called as
+    `net(x, t=None, label=None, r=None)`.
 
     Attributes:
         players: submodules that move, in their order within a step; a GAN has two.
         title: the family's name as people write it.
+        objective: what it minimizes, in a few words, for tables.
+        steps: how many network evaluations a sample takes, in words: "1", "any", "1 to 4".
+        likelihood: the kind of its likelihood; None if it has none.
+        teacher: whether it starts from a trained run (the recipe's `init`): it need not, or it must.
         facts: what is known of the data.
         noise_shape: the shape of what sampling starts from, without the batch.
     """
 
     players: ClassVar[tuple[str, ...]] = ("net",)
     title: ClassVar[str] = ""
+    objective: ClassVar[str] = ""
+    steps: ClassVar[str] = "any"
+    likelihood: ClassVar[Kind | None] = None
+    teacher: ClassVar[Literal["optional", "required"]] = "optional"
     default_net: ClassVar[str] = "unet"
 
     def __init__(self, facts: Facts) -> None:
@@ -85,8 +98,60 @@ class Family(nn.Module, ABC):
         """log p(x | label) of pictures at bin centres; None for a family that has no likelihood."""
         return None
 
-    def after_step(self, step: int) -> None:
-        """Called after every step, with the number of steps made."""
+    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+        """The code (B, ...) that `decode` turns back into x (B, C, H, W). A family without one leaves this alone."""
+        raise UsageError(f"{self.title} has no encoder: it cannot say which noise a picture comes from")
+
+    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+        """x (B, C, H, W) of a code; by default the code is the noise that sampling starts from."""
+        return self.sample(code, label, rng).x
+
+    # What the loop calls besides the loss.
+
+    @classmethod
+    def inherit(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of this family that follow from those of the run it starts from (`kind` is among them)."""
+        return {}
+
+    def begin_from(self, source: "Family") -> None:
+        """Take over a trained family's weights; called with the source's averaged weights, before training.
+
+        By default every parameter is found there under its own name; those of a second time may be new.
+
+        Raises:
+            UsageError: a weight has no counterpart.
+        """
+        theirs = dict(source.named_parameters())
+        own = dict(self.named_parameters())
+        fits = {name: theirs[name] for name, p in own.items() if name in theirs and theirs[name].shape == p.shape}
+        if lacking := [name for name in own if name not in fits and ".second." not in name]:
+            raise UsageError(
+                f"{self.title} cannot start from this run of {source.title}: no weight {lacking[0]} of that shape",
+                "train the run of `init` with the same net, or leave the section `net` out",
+            )
+        self.load_state_dict(fits, strict=False)
 
     def prepare(self, position: float) -> None:
         """Called before every step with the share of the budget that is used, 0 to 1 (KL warm-up, annealing)."""
+
+    def after_step(self, step: int) -> None:
+        """Called after every step, with the number of steps made."""
+
+    def trouble(self, numbers: dict[str, float]) -> str:
+        """What goes wrong, in words, seen from a step's logged numbers; empty if nothing does.
+
+        Called at fixed steps (`training.LOOK_EVERY`). What it remembers is kept in persistent buffers.
+        """
+        return ""
+
+    def finish(self, data: Callable[[int], Batch]) -> None:
+        """Called once after training, holding the averaged weights: fit what follows from them, into buffers.
+
+        Args:
+            data: the i-th batch of the training data, i = 0, 1, ...; what is computed must not depend on more.
+        """
+
+
+def has_encoder(family: type[Family]) -> bool:
+    """Whether a family can say which code a picture comes from."""
+    return family.encode is not Family.encode

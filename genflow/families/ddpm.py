@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.facts import Facts
-from genflow.families.base import Family, LogLikelihood, Samples
+from genflow.families.base import LogLikelihood
+from genflow.families.gaussian import Gaussian
 from genflow.maths import likelihood
 from genflow.maths.guidance import Guided, forget
-from genflow.maths.paths import BETAS, DiscretePath, Prediction, over, target, uniform_times, x0_from
-from genflow.maths.samplers import SAMPLERS
+from genflow.maths.paths import BETAS, DiscretePath, over, target, x0_from
 from genflow.maths.seeds import Rng
 
 
-class Ddpm(Family):
+class Ddpm(Gaussian):
     """A denoiser for T noise levels.
 
     Args:
@@ -45,6 +45,9 @@ class Ddpm(Family):
     """
 
     title = "DDPM"
+    objective = "denoising at T noise levels"
+    likelihood = "lower-bound"
+    path: DiscretePath
     alphas: Tensor
     sigmas: Tensor
 
@@ -59,11 +62,10 @@ class Ddpm(Family):
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         bound_levels: Annotated[int, Field(ge=2, le=10_000)] = 40,
     ) -> None:
-        super().__init__(facts)
-        self.net = nets["net"]
-        self.T, self.predict, self.forget, self.bound_levels = T, predict, forget, bound_levels
-        self.path = DiscretePath(BETAS[schedule](T))
-        alpha_bar = torch.from_numpy(self.path.alpha_bar)
+        path = DiscretePath(BETAS[schedule](T))
+        super().__init__(nets["net"], facts, path, predict)
+        self.T, self.forget, self.bound_levels = T, forget, bound_levels
+        alpha_bar = torch.from_numpy(path.alpha_bar)
         self.register_buffer("alphas", alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("sigmas", (1 - alpha_bar).sqrt().float(), persistent=False)
 
@@ -77,29 +79,6 @@ class Ddpm(Family):
         return (answer.float() - target(self.predict, x, eps, alpha, sigma)).square().mean(), {}
 
     @torch.no_grad()
-    def sample(
-        self,
-        noise: Tensor,
-        label: Tensor,
-        rng: Rng,
-        *,
-        sampler: Literal["ddpm", "ddim", "euler", "midpoint", "heun", "ab2"] = "ddim",
-        steps: Annotated[int, Field(ge=1, le=1000)] = 20,
-        eta: Annotated[float, Field(ge=0, le=1)] = 0.0,
-        guidance: Annotated[float, Field(ge=0, le=20)] = 1.0,
-        clip: bool = True,
-    ) -> Samples:
-        net = Guided(self.net, label, self.facts.classes, guidance)
-
-        def denoise(x: Tensor, t: float) -> Tensor:
-            x0 = x0_from(net(x, self.path.net_time(t)), self.predict, x, self.path.alpha(t), self.path.sigma(t))
-            return x0.clamp(-1, 1) if clip and not self.facts.is_points else x0
-
-        options = {"eta": eta} if sampler == "ddim" else {}
-        x = SAMPLERS[sampler].walk(denoise, self.path, noise, uniform_times(steps), rng, **options)
-        return Samples(x, net.nfe)
-
-    @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
         """The variational bound: prior and decoder exactly, the levels between stratified and unbiased."""
         net = Guided(self.net, label, self.facts.classes)
@@ -109,9 +88,10 @@ class Ddpm(Family):
             k = low + (rng.uniform((len(x),)) * (high - low)).long().clamp(max=high - low - 1)
             terms.append((high - low) * self._gap(x, k.to(x.device), net, rng))
         stacked = torch.stack(terms)
+        method = f"variational bound, {len(terms)} of {self.T - 1} levels"
         # neighbouring strata stand in for a repeated draw: half their squared difference, at either side
         stderr = torch.cat([stacked[1:2], stacked, stacked[-2:-1]]).diff(dim=0).square().sum(0).div(2).sqrt()
-        return LogLikelihood(-(prior + decoder + stacked.sum(0)), "lower-bound", stderr, net.nfe)
+        return LogLikelihood(-(prior + decoder + stacked.sum(0)), "lower-bound", stderr, net.nfe, method)
 
     def _strata(self) -> list[int]:
         """Where the strata of the levels 1..T-1 begin, and T: even in log k, because the first levels cost most."""
@@ -126,8 +106,7 @@ class Ddpm(Family):
         return alpha * x + sigma * rng.normal(x.shape), alpha, sigma
 
     def _guess(self, x_k: Tensor, k: Tensor, alpha: Tensor, sigma: Tensor, net: Guided) -> Tensor:
-        kind: Prediction = self.predict
-        x0 = x0_from(net.at(x_k, k.float() * (1000 / self.T)), kind, x_k, alpha, sigma)
+        x0 = x0_from(net.at(x_k, k.float() * (1000 / self.T)), self.predict, x_k, alpha, sigma)
         return x0 if self.facts.is_points else x0.clamp(-1, 1)
 
     def _gap(self, x: Tensor, k: Tensor, net: Guided, rng: Rng) -> Tensor:

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.facts import Facts
-from genflow.families.base import Family, LogLikelihood, Samples
+from genflow.families.base import LogLikelihood
+from genflow.families.gaussian import Gaussian
 from genflow.maths import likelihood, times
 from genflow.maths.guidance import Guided, forget
-from genflow.maths.paths import StraightPath, over, uniform_times, x0_from
-from genflow.maths.samplers import SAMPLERS
+from genflow.maths.paths import StraightPath, over
 from genflow.maths.seeds import Rng
 
 
-class FlowMatching(Family):
+class FlowMatching(Gaussian):
     """A velocity net on the straight path.
 
     Args:
@@ -41,6 +41,8 @@ class FlowMatching(Family):
     """
 
     title = "Flow matching"
+    objective = "velocity regression on straight paths"
+    likelihood = "ode-estimate"
 
     def __init__(
         self,
@@ -54,9 +56,7 @@ class FlowMatching(Family):
         ode_steps: Annotated[int, Field(ge=1, le=1000)] = 20,
         probes: Annotated[int, Field(ge=1, le=100)] = 2,
     ) -> None:
-        super().__init__(facts)
-        self.net = nets["net"]
-        self.path = StraightPath()
+        super().__init__(nets["net"], facts, StraightPath(), "velocity")
         self.density: times.Density = density
         self.logit_mean, self.logit_std, self.forget = logit_mean, logit_std, forget
         self.ode_steps, self.probes = ode_steps, probes
@@ -69,25 +69,6 @@ class FlowMatching(Family):
         u = self.net(torch.lerp(x, eps, over(t, x)), 1000 * t, label)
         return (u.float() - (eps - x)).square().mean(), {}
 
-    @torch.no_grad()
-    def sample(
-        self,
-        noise: Tensor,
-        label: Tensor,
-        rng: Rng,
-        *,
-        sampler: Literal["euler", "midpoint", "heun", "ab2", "ddim", "ddpm"] = "ab2",
-        steps: Annotated[int, Field(ge=1, le=1000)] = 10,
-        guidance: Annotated[float, Field(ge=0, le=20)] = 1.0,
-    ) -> Samples:
-        net = Guided(self.net, label, self.facts.classes, guidance)
-
-        def denoise(x: Tensor, t: float) -> Tensor:
-            return x0_from(net(x, 1000 * t), "velocity", x, 1 - t, t)
-
-        x = SAMPLERS[sampler].walk(denoise, self.path, noise, uniform_times(steps), rng)
-        return Samples(x, net.nfe)
-
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
         net = Guided(self.net, label, self.facts.classes)
         log_p, stderr, nfe = likelihood.ode_log_density(
@@ -97,4 +78,5 @@ class FlowMatching(Family):
             steps=self.ode_steps,
             probes=self.probes,
         )
-        return LogLikelihood(likelihood.discrete_nats(log_p, self.facts), "ode-estimate", stderr, nfe)
+        nats = likelihood.discrete_nats(log_p, self.facts)
+        return LogLikelihood(nats, "ode-estimate", stderr, nfe, f"midpoint, {self.ode_steps} steps")

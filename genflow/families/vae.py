@@ -40,6 +40,9 @@ class Vae(Family):
     """
 
     title = "VAE"
+    objective = "evidence lower bound"
+    steps = "1"
+    likelihood = "lower-bound"
     players = ("model",)
     default_net: ClassVar[str] = "conv"
 
@@ -106,7 +109,11 @@ class Vae(Family):
             draws.append((self._log_p(x, z, label) - kl).double())
         stacked = torch.stack(draws)
         stderr = stacked.std(0) / len(draws) ** 0.5 if len(draws) > 1 else torch.zeros_like(stacked[0])
-        return LogLikelihood(stacked.mean(0), "lower-bound", stderr, 1 + self.posterior_samples)
+        return LogLikelihood(stacked.mean(0), "lower-bound", stderr, 1 + self.posterior_samples, "ELBO")
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+        return self._posterior(x, label)[0]
 
     def _posterior(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.model["encoder"](x, None, label).float().unbind(1)

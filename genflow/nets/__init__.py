@@ -2,7 +2,8 @@
 
 A module here offers `build(ports, classes, **options) -> nn.Module`: the keyword-only arguments are the recipe's
 `net:` section. It raises `UsageError` for ports, sizes or options that cannot work, before anything starts.
-Every net is called as `net(x, t, label)`: x (B, *inputs), t (B,) on the scale of 0..1000 or None, label (B,).
+Every net is called as `net(x, t, label, r)`: x (B, *inputs), t (B,) on the scale of 0..1000 or None, label (B,),
+r (B,) a second time on the same scale or None.
 """
 
 import importlib

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
     def __init__(self, ports: Ports, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
         super().__init__()
         self.fold = fold
-        self.condition = Condition(width, classes, ports.time)
+        self.condition = Condition(width, classes, ports.time, ports.second_time)
         self.enter = nn.Conv2d(ports.inputs[0] * fold**2, width, 3, padding=1)
         self.high = nn.ModuleList(Block(width, width) for _ in range(blocks))
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
@@ -48,8 +48,10 @@ class Encoder(nn.Module):
         self.leave = nn.Linear(2 * width * math.ceil(side / 2) ** 2, math.prod(ports.outputs))
         self.outputs = ports.outputs
 
-    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        c = F.silu(self.condition(t, label, x))
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        c = F.silu(self.condition(t, label, x, r))
         h = self.enter(F.pixel_unshuffle(x, self.fold))
         for block in self.high:
             h = block(h, c)
@@ -65,7 +67,7 @@ class Decoder(nn.Module):
     def __init__(self, ports: Ports, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
         super().__init__()
         self.fold, self.side, self.small = fold, side, math.ceil(side / 2)
-        self.condition = Condition(width, classes, ports.time)
+        self.condition = Condition(width, classes, ports.time, ports.second_time)
         self.enter = nn.Linear(math.prod(ports.inputs), 2 * width * self.small**2)
         self.low = nn.ModuleList(Block(2 * width, width) for _ in range(blocks))
         self.up = nn.Conv2d(2 * width, width, 3, padding=1)
@@ -73,8 +75,10 @@ class Decoder(nn.Module):
         self.norm = nn.GroupNorm(groups(width), width)
         self.leave = nn.Conv2d(width, ports.outputs[0] * fold**2, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        c = F.silu(self.condition(t, label, x))
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        c = F.silu(self.condition(t, label, x, r))
         h = self.enter(x.flatten(1)).unflatten(1, (-1, self.small, self.small))
         for block in self.low:
             h = block(h, c)

@@ -53,7 +53,7 @@ class DiT(nn.Module):
         super().__init__()
         self.patch = patch
         self.grid = (ports.inputs[1] // patch, ports.inputs[2] // patch)
-        self.condition = Condition(width, classes, ports.time)
+        self.condition = Condition(width, classes, ports.time, ports.second_time)
         self.enter = nn.Linear(ports.inputs[0] * patch**2, width)
         self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
@@ -61,8 +61,10 @@ class DiT(nn.Module):
         self.modulate = zero(nn.Linear(width, 2 * width))
         self.leave = zero(nn.Linear(width, ports.outputs[0] * patch**2))
 
-    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        c = F.silu(self.condition(t, label, x))  # (B, width)
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        c = F.silu(self.condition(t, label, x, r))  # (B, width)
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # (B, N, C patch^2)
         h = self.enter(tokens) + self.position
         for layer in self.layers:

@@ -11,7 +11,7 @@ from genflow.facts import Ports
 
 
 class Condition(nn.Module):
-    """Time and class as one vector, (B,) and (B,) -> (B, width).
+    """Times and class as one vector, (B,) and (B,) -> (B, width).
 
     The time's frequencies end at 50 rad over the whole clock: with the usual 1000 rad a derivative of the net
     along t is noise.
@@ -20,29 +20,39 @@ class Condition(nn.Module):
         width: of the vector.
         classes: labels 0..classes-1; `classes` itself means "no label".
         time: whether the net is told the time.
+        second_time: whether it is told a second time, as the distance to the first; its part starts at zero, so a
+            net that was trained without starts as it was.
     """
 
     omega: Tensor
 
-    def __init__(self, width: int, classes: int, time: bool, frequencies: int = 32) -> None:
+    def __init__(self, width: int, classes: int, time: bool, second_time: bool = False, frequencies: int = 32) -> None:
         super().__init__()
         self.register_buffer("omega", torch.logspace(0, math.log10(50), frequencies), persistent=False)
         self.time: nn.Module | None = None
         if time:
             self.time = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.second: nn.Module | None = None
+        if second_time:
+            self.second = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), zero(nn.Linear(width, width)))
         self.label = nn.Embedding(classes + 1, width) if classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.3)
         self.width = width
 
-    def forward(self, t: Tensor | None, label: Tensor | None, like: Tensor) -> Tensor:
+    def forward(self, t: Tensor | None, label: Tensor | None, like: Tensor, r: Tensor | None = None) -> Tensor:
         out = like.new_zeros(len(like), self.width)
         if self.time is not None and t is not None:
-            phase = t[:, None].float() / 1000 * self.omega[None]
-            out = out + self.time(torch.cat([phase.cos(), phase.sin()], 1))
+            out = out + self.time(self._waves(t))
+        if self.second is not None and t is not None and r is not None:
+            out = out + self.second(self._waves(t - r))
         if self.label is not None and label is not None:
             out = out + self.label(label)
         return out
+
+    def _waves(self, t: Tensor) -> Tensor:
+        phase = t[:, None].float() / 1000 * self.omega[None]
+        return torch.cat([phase.cos(), phase.sin()], 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -35,15 +35,17 @@ class MLP(nn.Module):
     def __init__(self, ports: Ports, classes: int, width: int, depth: int) -> None:
         super().__init__()
         self.outputs = ports.outputs
-        self.condition = Condition(width, classes, ports.time)
+        self.condition = Condition(width, classes, ports.time, ports.second_time)
         self.act = nn.SiLU()
         self.enter = nn.Linear(math.prod(ports.inputs), width)
         self.blocks = nn.ModuleList(Block(width, width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, math.prod(ports.outputs))
 
-    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        c = self.act(self.condition(t, label, x))  # (B, width)
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        c = self.act(self.condition(t, label, x, r))  # (B, width)
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, c)

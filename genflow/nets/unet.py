@@ -68,7 +68,7 @@ class UNet(nn.Module):
         self.patch = patch
         inputs, outputs = ports.inputs[0] * patch**2, ports.outputs[0] * patch**2
         condition = 4 * widths[0]
-        self.condition = Condition(condition, classes, ports.time)
+        self.condition = Condition(condition, classes, ports.time, ports.second_time)
         self.enter = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, channels = [widths[0]], widths[0]
@@ -93,8 +93,10 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(groups(channels), channels)
         self.leave = zero(nn.Conv2d(channels, outputs, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        c = F.silu(self.condition(t, label, x))  # (B, condition)
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        c = F.silu(self.condition(t, label, x, r))  # (B, condition)
         h = self.enter(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for layer in self.down:

@@ -14,7 +14,7 @@ from genflow.batch import Batch
 from genflow.engine import Engine
 from genflow.errors import UsageError
 from genflow.facts import Facts
-from genflow.families.base import Family, Kind, LogLikelihood
+from genflow.families.base import Family, Kind, LogLikelihood, has_encoder
 from genflow.maths.seeds import BatchRng, SampleRng
 from genflow.recipe import dump
 from genflow.session import Session
@@ -239,3 +239,41 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
     torch.testing.assert_close(drawn.std(0), real.std(0), rtol=0.25, atol=0)  # a VAE shows its decoder's mean
     near = torch.cdist(drawn, centres).argmin(1).float().mean()
     assert float(near) == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_code_leads_back_to_its_picture(kind: str, facts: Facts) -> None:
+    """Where a family encodes, decode(encode(x)) is x: to the solver's precision, or for a VAE its own mean."""
+    own = families.family_class(kind)
+    if not has_encoder(own):
+        with pytest.raises(UsageError, match="no encoder"):
+            family(kind, facts).encode(batch(facts).x, batch(facts).label, SampleRng(range(8), "code"))
+        return
+    model, data = shaken(family(kind, facts), 0.02), batch(facts)
+    code = model.encode(data.x, data.label, SampleRng(range(8), "code"))
+    back = model.decode(code, data.label, SampleRng(range(8), "code"))
+    assert back.shape == data.x.shape
+    assert len(code) == 8
+    assert back.isfinite().all()
+    if model.likelihood != "lower-bound" or "encoder" not in model.ports(facts, **recipe(kind, facts).family):
+        torch.testing.assert_close(back, data.x, rtol=0, atol=0.02)
+
+
+def test_a_run_can_start_from_another(kind: str) -> None:
+    """begin_from takes over every weight that has a counterpart, and refuses a net of another shape in one line."""
+    facts = FACTS["grey"]
+    source, fresh = shaken(family(kind, facts)), family(kind, facts, seed=1)
+    fresh.begin_from(source)
+    assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), source.parameters(), strict=True))
+    with pytest.raises(UsageError, match="cannot start from"):
+        family(kind, facts).begin_from(family("ddpm", facts, "dit" if kind != "dit" else "unet"))
+
+
+def test_the_class_says_what_it_is(kind: str) -> None:
+    """Objective and steps are in words; the kind of likelihood is that of what it computes."""
+    own, facts = families.family_class(kind), FACTS["grey"]
+    assert own.objective
+    assert own.steps
+    data = batch(facts, rows=2)
+    found = family(kind, facts).log_likelihood(data.x, data.label, SampleRng([1, 2], "likelihood"))
+    assert own.likelihood == (found.kind if found else None)
+    assert not found or found.method

@@ -1,5 +1,6 @@
 """What every net promises, tried on every net that the folder holds."""
 
+import dataclasses
 import math
 
 import pytest
@@ -179,3 +180,17 @@ def test_the_fast_unet_folds_large_pictures() -> None:
         assert fold == (1 if size < 16 or size % 2 else 2)
         halvings = sum(isinstance(m, nn.Conv2d) and m.stride == (2, 2) for m in net.down)
         assert math.ceil(size / fold / 2**halvings) <= 8
+
+
+@pytest.mark.parametrize(("kind", "ends"), CASES)
+def test_a_second_time_starts_as_nothing_and_can_be_learnt(kind: str, ends: str) -> None:
+    """A net that is told where a step ends is the net without, until its new weights move; all nets take it."""
+    ports = dataclasses.replace(picture(8)[ends], time=True)
+    told = dataclasses.replace(ports, second_time=True)
+    plain, second = made(kind, ports), nets.builder(kind)(told, CLASSES, **NETS.get(kind, {}))
+    second.load_state_dict(plain.state_dict(), strict=False)
+    assert {name for name in second.state_dict() if name not in plain.state_dict()} != set()
+    x, t, label = asked(ports)
+    torch.testing.assert_close(second(x, t, label, t / 2), plain(x, t, label), rtol=1e-5, atol=1e-5)
+    shaken(second)
+    assert not torch.equal(second(x, t, label, t / 2), second(x, t, label, t / 3))
