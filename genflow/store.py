@@ -33,6 +33,7 @@ from genflow import __version__
 from genflow.errors import DataError, GenflowError, ResourceError, SetupError, UsageError
 
 MANIFEST = "manifest.json"
+NODE = os.uname().nodename  # whose process ids an attempt's name speaks of: a store may be shared
 KINDS = ("datasets", "features", "runs", "evaluations", "reports")
 MAKES = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
@@ -142,8 +143,9 @@ class Store:
     def stage(self, kind: str, id: str, *, name: str = "") -> Iterator["Staged"]:
         """A folder to fill; `staged.commit(...)` makes it the artifact. Left without, it is removed."""
         path = self.folder(kind, id)
-        attempt = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        attempt = path.with_name(f"{path.name}.tmp-{NODE}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
         with clear_disk_errors(path):
+            sweep(path.parent)
             attempt.mkdir(parents=True)
             staged = Staged(self, kind, id, name, attempt)
             try:
@@ -275,6 +277,18 @@ def sync_and_hash(path: Path) -> str:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that are gone left unfinished in a folder."""
+    for torn in folder.glob(f"*.tmp-{NODE}-*"):
+        pid = int(torn.name.rpartition(f".tmp-{NODE}-")[2].partition("-")[0])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            shutil.rmtree(torn, ignore_errors=True)
+        except PermissionError:  # alive, and somebody else's
+            continue
 
 
 def sync_folder(path: Path) -> None:

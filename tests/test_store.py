@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from genflow.errors import DataError, ResourceError, SetupError, UsageError
-from genflow.store import MANIFEST, Artifact, Store, clear_disk_errors, read_manifest, write_atomically
+from genflow.store import MANIFEST, NODE, Artifact, Store, clear_disk_errors, read_manifest, write_atomically
 
 
 def make(store: Store, id: str = "digits-abc", *, name: str = "digits") -> Artifact:
@@ -59,6 +59,19 @@ def test_attempts_of_killed_processes_are_ignored(store: Store) -> None:
     assert store.artifacts("datasets") == []
     assert make(store).verify()
     assert [a.id for a in store.artifacts("datasets")] == ["digits-abc"]
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_maker(store: Store) -> None:
+    """Its folder goes; one of a living process, and one of another machine, stay."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder = store.folder("reports", "x").parent
+    names = [f"x.tmp-{NODE}-{gone.pid}-1", f"x.tmp-{NODE}-{os.getpid()}-1", f"x.tmp-elsewhere-{gone.pid}-1"]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    with store.stage("reports", "y") as staged:
+        staged.commit()
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names[1:], "y"])
 
 
 def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new(store: Store) -> None:
