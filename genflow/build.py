@@ -72,7 +72,7 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None) -> Recipe:
     sample = _sample_options(family, facts, recipe.sample)
     chosen = dict(recipe.net) or (dict(init.net) if init else {})
     if chosen.get("kind", "auto") == "auto":
-        chosen["kind"] = "mlp" if facts.is_points else family.default_net
+        chosen["kind"] = family.default_net_for(facts)
     net = bind("net", nets.builder(chosen["kind"]), chosen, chosen["kind"])
     workers, batch = recipe.cluster.workers, recipe.train.batch
     if batch < workers:

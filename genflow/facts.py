@@ -75,9 +75,11 @@ class Ports:
         outputs: the shape that comes out.
         time: whether it is told the time.
         second_time: whether it is told where a step ends, too: net(x, t, label, r) with r (B,) on the scale of t.
+        flow: whether it is invertible: net(x, None, label) -> (z, log|det dz/dx|), and back with `inverse=True`.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     time: bool = False
     second_time: bool = False
+    flow: bool = False

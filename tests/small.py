@@ -21,13 +21,15 @@ NETS: dict[str, dict[str, Any]] = {  # a net that is not named here is built wit
     "conv": {"width": 16, "blocks": 1},
     "unet": {"width": 16, "blocks": 1},
     "dit": {"width": 32, "depth": 2, "heads": 2},
+    "tarflow": {"width": 32, "blocks": 2, "depth": 1, "heads": 2, "bins": 4},
+    "spline": {"width": 32, "layers": 4, "bins": 8},
 }
 
 
 def recipe(kind: str, facts: Facts, net: str = "auto", **sections: Any) -> Recipe:
     """A resolved recipe with a small net: `recipe("ddpm", FACTS["grey"], train={"steps": 4})`."""
     if net == "auto":
-        net = "mlp" if facts.is_points else families.family_class(kind).default_net
+        net = families.family_class(kind).default_net_for(facts)
     own = sections.pop("family", {})
     document = {"family": {"kind": kind, **own}, "net": {"kind": net, **NETS.get(net, {})}, **sections}
     return build.resolve(parse(document), facts)

@@ -62,13 +62,14 @@ def test_recipes_that_cannot_work_are_refused(document: dict, message: str) -> N
 
 
 def test_the_net_follows_from_the_data() -> None:
-    """Points take the MLP; pictures the family's own default; a word overrides."""
+    """The family's own default for points and for pictures; a word overrides."""
     for kind in families.kinds():
         plain = parse({"family": {"kind": kind}})
-        assert build.resolve(plain, FACTS["points"]).net["kind"] == "mlp"
-        assert build.resolve(plain, GREY).net["kind"] == families.family_class(kind).default_net
+        for facts in (FACTS["points"], GREY):
+            assert build.resolve(plain, facts).net["kind"] == families.family_class(kind).default_net_for(facts)
         assert build.resolve(plain.with_(net={"kind": "auto"}), GREY) == build.resolve(plain, GREY)
-        assert build.resolve(plain.with_(net={"kind": "mlp", "width": 8}), GREY).net["width"] == 8
+        own = build.resolve(plain, GREY).net["kind"]
+        assert build.resolve(plain.with_(net={"kind": own, "width": 8}), GREY).net["width"] == 8
 
 
 def test_a_resolved_recipe_is_the_whole_family() -> None:

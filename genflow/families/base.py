@@ -86,6 +86,11 @@ class Family(nn.Module, ABC):
         """The nets this family needs, by name. Default: one that sees x and t and answers in x's shape."""
         return {"net": Ports(facts.shape, facts.shape, time=True)}
 
+    @classmethod
+    def default_net_for(cls, facts: Facts) -> str:
+        """The kind of net that suits the data: the MLP for points, for pictures `default_net`."""
+        return "mlp" if facts.is_points else cls.default_net
+
     @abstractmethod
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         """The player's loss, a scalar, and numbers worth logging."""

@@ -55,15 +55,17 @@ class Condition(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of (B, heads, N, D): softmax(q k' / sqrt(D)) v.
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Attention of (B, heads, N, D): softmax(q k' / sqrt(D)) v; causal: to places up to its own alone.
 
     Two products and a softmax on the CPU, where the backward pass of the fused kernel is ten times slower in
     bfloat16; the fused kernel on CUDA.
     """
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if causal:
+        scores = scores + torch.full(scores.shape[-2:], -math.inf, device=q.device, dtype=scores.dtype).triu(1)
     return scores.softmax(-1) @ v
 
 

@@ -128,7 +128,7 @@ def test_sampling_counts_its_evaluations(kind: str) -> None:
     names = [n for n, m in model.named_modules() if type(m).__module__.startswith("genflow.nets.")]
     for n in names:
         if not any(n.startswith(f"{other}.") for other in names):  # a whole net, not a part of one
-            model.get_submodule(n).register_forward_hook(lambda module, args, out: calls.append(len(out)))
+            model.get_submodule(n).register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     for way in ({}, {"guidance": 2.0}):
         known = build.schema(type(model).sample).model_fields
         if not set(way) <= set(known):

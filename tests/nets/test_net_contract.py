@@ -13,7 +13,7 @@ from genflow.errors import UsageError
 from genflow.facts import Facts, Ports
 from genflow.recipe import parse
 
-KINDS = nets.kinds()
+KINDS = nets.kinds(flow=False)  # flows keep a contract of their own: test_flow_contract.py
 SIZES = (7, 8, 9, 12, 28, 30, 33, 64)
 CLASSES = 3
 
@@ -26,6 +26,7 @@ def picture(size: int) -> dict[str, Ports]:
         "picture to vector": Ports(shape, (2, 5)),
         "vector to picture": Ports((5,), (3, size, size)),
         "point to point": Ports((2, 1, 1), (2, 1, 1), time=True),
+        "invertible": Ports(shape, shape, flow=True),
     }
 
 

@@ -1,0 +1,131 @@
+"""A coupling flow with rational-quadratic splines, for vectors: points of the plane, small pictures.
+
+    layer:  z_b = T(x_b; f(x_a, label)),   z_a = x_a        f: a residual MLP;  T: maths/splines.py
+
+A fixed shuffle splits the numbers anew in every second layer, and the layer between moves the other half.
+
+References:
+    Neural Spline Flows (Durkan et al., 2019)                      https://arxiv.org/abs/1906.04032
+    Density estimation using Real NVP (Dinh et al., 2017)          https://arxiv.org/abs/1605.08803
+"""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genflow.errors import UsageError
+from genflow.facts import Ports
+from genflow.maths import splines
+from genflow.nets.layers import Condition, zero
+
+FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
+
+
+class Coupling(nn.Module):
+    """One half stays and says how each number of the other half moves.
+
+    Args:
+        stays: indices of the half that stays.
+        moves: indices of the half that moves.
+    """
+
+    stays: Tensor
+    moves: Tensor
+
+    def __init__(self, stays: Tensor, moves: Tensor, classes: int, width: int, depth: int, bins: int) -> None:
+        super().__init__()
+        self.register_buffer("stays", stays, persistent=False)
+        self.register_buffer("moves", moves, persistent=False)
+        self.bins = bins
+        self.condition = Condition(width, classes, time=False)
+        self.enter = nn.Linear(max(1, len(stays)), width)
+        self.ups = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.downs = nn.ModuleList(zero(nn.Linear(width, width)) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.leave = zero(nn.Linear(width, len(moves) * splines.parameters(bins)))
+
+    def forward(
+        self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, D) -> z (B, D) and log |det dz/dx| (B,), or back."""
+        h = self.enter(x[:, self.stays]) + self.condition(None, label, x)
+        for up, down in zip(self.ups, self.downs, strict=True):
+            h = h + down(F.silu(up(F.silu(h))))
+        with torch.autocast(h.device.type, enabled=False):  # the parameters in single precision or better
+            h = self.leave(self.norm(h.to(self.norm.weight.dtype)))
+        params = h.unflatten(1, (-1, splines.parameters(self.bins)))
+        if guidance != 1:
+            with_label, without = params.chunk(2)
+            params = torch.lerp(without, with_label, guidance).repeat(2, 1, 1)
+        moved, slopes = splines.transform(x[:, self.moves], params, self.bins, inverse=inverse)
+        return x.index_copy(1, self.moves, moved), slopes.sum(1)
+
+
+class SplineFlow(nn.Module):
+    """The network; see `build`."""
+
+    def __init__(self, dims: int, classes: int, layers: int, width: int, depth: int, bins: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        couplings = []
+        for i in range(layers):
+            if i % 2 == 0:
+                order = torch.randperm(dims, generator=generator)
+                stays, moves = order[: dims // 2], order[dims // 2 :]
+            else:
+                stays, moves = moves, stays
+            couplings.append(Coupling(stays, moves, classes, width, depth, bins))
+        self.couplings = nn.ModuleList(couplings)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        *,
+        inverse: bool = False,
+        guidance: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """x -> z and log |det dz/dx| (B,), or with `inverse` z -> x and log |det dx/dz|.
+
+        With guidance other than 1 the batch's second half repeats the first without its labels; only for the inverse.
+        """
+        flat, log_det = x.flatten(1), x.new_zeros(len(x))
+        couplings = list(self.couplings)
+        for coupling in reversed(couplings) if inverse else couplings:
+            flat, change = coupling(flat, label, inverse=inverse, guidance=guidance)
+            log_det = log_det + change
+        return flat.view_as(x), log_det
+
+
+def build(
+    ports: Ports,
+    classes: int,
+    *,
+    width: Annotated[int, Field(ge=1, le=8192)] = 128,
+    layers: Annotated[int, Field(ge=2, le=256)] = 6,
+    depth: Annotated[int, Field(ge=1, le=64)] = 1,
+    bins: Annotated[int, Field(ge=0, le=128)] = 16,
+) -> nn.Module:
+    """A coupling flow with splines.
+
+    Args:
+        ports: what goes in and comes out, of one shape.
+        classes: the number of classes; 0 for none.
+        width: of the hidden layers that say how numbers move.
+        layers: coupling layers; each moves one half of the numbers.
+        depth: residual layers in each.
+        bins: of the splines; 0: affine maps alone (Real NVP).
+
+    Raises:
+        UsageError: there is but one number, which leaves nothing to couple.
+    """
+    dims = math.prod(ports.inputs)
+    if dims < 2:
+        raise UsageError(f"net spline couples numbers with each other; {ports.inputs} is one", "use net.kind=tarflow")
+    return SplineFlow(dims, classes, layers, width, depth, bins)

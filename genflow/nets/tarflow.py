@@ -1,0 +1,183 @@
+"""TarFlow: a stack of autoregressive flows over patches, each a causal transformer, in alternating directions.
+
+    block:  z_i = T(x_i; f(x_1, ..., x_{i-1}, label)),    i = 1..N patches
+
+T moves each number of a patch by itself: affine, and where there are bins a rational-quadratic spline behind it
+(maths/splines.py). So the Jacobian is triangular, density takes one parallel pass a block, and the inverse goes
+patch by patch, with keys and values of earlier patches kept.
+
+References:
+    Normalizing Flows are Capable Generative Models (Zhai et al., 2024)   https://arxiv.org/abs/2412.06329
+"""
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genflow.errors import UsageError
+from genflow.facts import Ports
+from genflow.maths import splines
+from genflow.nets.layers import Condition, attend, need_divisor, need_pictures, zero
+
+FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
+
+Cache = list[Tensor]  # keys and values (B, heads, patches so far, D); empty at the start
+
+
+class Layer(nn.Module):
+    """Causal attention and MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = zero(nn.Linear(width, width))
+        self.up = nn.Linear(width, 4 * width)
+        self.down = zero(nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor, cache: Cache | None = None) -> Tensor:
+        h = h + self.attention(self.norm1(h), cache)
+        return h + self.down(F.gelu(self.up(self.norm2(h)), approximate="tanh"))
+
+    def attention(self, h: Tensor, cache: Cache | None) -> Tensor:
+        """Of every patch to itself and those before it: all at once, or the newest one with a cache."""
+        B, N, D = h.shape
+        q, k, v = self.qkv(h).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).contiguous()
+        if cache is not None:
+            cache[:] = [torch.cat(pair, 2) for pair in zip(cache, (k, v), strict=True)] if cache else [k, v]
+            k, v = cache
+        return self.out(attend(q, k, v, causal=cache is None).transpose(1, 2).reshape(B, N, D).to(h.dtype))
+
+
+class Block(nn.Module):
+    """One autoregressive flow over a sequence of N patches with D numbers each."""
+
+    def __init__(self, N: int, D: int, classes: int, width: int, depth: int, heads: int, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+        self.condition = Condition(width, classes, time=False)
+        self.enter = nn.Linear(D, width)
+        self.start = nn.Parameter(torch.zeros(width))  # stands before the first patch
+        self.position = nn.Parameter(0.02 * torch.randn(N, width))
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.leave = zero(nn.Linear(width, D * splines.parameters(bins)))
+
+    def forward(
+        self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, N, D) -> z (B, N, D) and log |det dz/dx| (B,), or back."""
+        return self._inverse(x, label, guidance) if inverse else self._forward(x, label)
+
+    def _forward(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        before = self.enter(x[:, :-1])
+        h = torch.cat([self.start.expand(len(x), 1, -1).to(before.dtype), before], 1) + self.position
+        h = h + self.condition(None, label, x)[:, None]
+        for layer in self.layers:
+            h = layer(h)
+        z, slopes = splines.transform(x, self.params(h), self.bins)
+        return z, slopes.flatten(1).sum(1)
+
+    def params(self, h: Tensor) -> Tensor:
+        """The parameters of every number's map (B, N, D, P), in single precision or better even under autocast."""
+        with torch.autocast(h.device.type, enabled=False):
+            h = self.norm(h.to(self.norm.weight.dtype))
+            return self.leave(h).unflatten(2, (-1, splines.parameters(self.bins)))
+
+    def _inverse(self, z: Tensor, label: Tensor | None, guidance: float) -> tuple[Tensor, Tensor]:
+        """z -> x, patch by patch; each layer keeps the keys and values of the patches so far."""
+        c = self.condition(None, label, z)
+        caches: list[Cache] = [[] for _ in self.layers]
+        h = self.start.expand(len(z), -1)
+        found, log_det = [], z.new_zeros(len(z))
+        for i in range(z.shape[1]):
+            h = (h + self.position[i] + c)[:, None]
+            for layer, cache in zip(self.layers, caches, strict=True):
+                h = layer(h, cache)
+            params = self.params(h)[:, 0]
+            if guidance != 1:
+                with_label, without = params.chunk(2)
+                params = torch.lerp(without, with_label, guidance).repeat(2, 1, 1)
+            x, slopes = splines.transform(z[:, i], params, self.bins, inverse=True)
+            found.append(x)
+            log_det = log_det + slopes.sum(1)
+            h = self.enter(x)
+        return torch.stack(found, 1), log_det
+
+
+class TarFlow(nn.Module):
+    """The network; see `build`."""
+
+    def __init__(
+        self, ports: Ports, classes: int, patch: int, width: int, depth: int, heads: int, bins: list[int]
+    ) -> None:
+        super().__init__()
+        C, H, W = ports.inputs
+        self.patch, self.grid = patch, (H // patch, W // patch)
+        N, D = self.grid[0] * self.grid[1], C * patch**2
+        self.blocks = nn.ModuleList(Block(N, D, classes, width, depth, heads, K) for K in bins)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        *,
+        inverse: bool = False,
+        guidance: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """x -> z and log |det dz/dx| (B,), or with `inverse` z -> x and log |det dx/dz|.
+
+        With guidance other than 1 the batch's second half repeats the first without its labels; only for the inverse.
+        """
+        tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # (B, N, C patch^2)
+        log_det = x.new_zeros(len(x))
+        order = list(enumerate(self.blocks))
+        for i, block in reversed(order) if inverse else order:
+            there = tokens.flip(1) if i % 2 else tokens
+            done, change = block(there, label, inverse=inverse, guidance=guidance)
+            tokens = done.flip(1) if i % 2 else done
+            log_det = log_det + change
+        return F.pixel_shuffle(tokens.mT.unflatten(2, self.grid), self.patch), log_det
+
+
+def build(
+    ports: Ports,
+    classes: int,
+    *,
+    patch: Annotated[int, Field(ge=0)] = 0,
+    width: Annotated[int, Field(ge=1, le=8192)] = 128,
+    blocks: Annotated[int, Field(ge=1, le=64)] = 4,
+    depth: Annotated[int, Field(ge=1, le=64)] = 2,
+    heads: Annotated[int, Field(ge=1, le=256)] = 4,
+    bins: Annotated[int, Field(ge=0, le=128)] = 8,
+    spline_blocks: Annotated[int, Field(ge=0, le=64)] = 1,
+) -> nn.Module:
+    """A transformer autoregressive flow for pictures.
+
+    Args:
+        ports: what goes in and comes out; both are pictures of one size.
+        classes: the number of classes; 0 for none.
+        patch: side of a patch; 0: the smallest divisor of the size that leaves at most 8 x 8 patches.
+        width: of the tokens.
+        blocks: autoregressive flows, every second one from the last patch to the first.
+        depth: layers a block.
+        heads: attention heads; they divide width.
+        bins: of the splines; 0: affine maps alone, as in the paper.
+        spline_blocks: how many blocks, from the data on, have splines.
+
+    Raises:
+        UsageError: the ports are no pictures, or patch or heads do not divide.
+    """
+    size = need_pictures("tarflow", ports)
+    patch = patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8)
+    need_divisor(size, patch, "patch")
+    if width % heads:
+        fits = next(h for h in range(min(heads, width), 0, -1) if width % h == 0)
+        raise UsageError(f"net.heads={heads} does not divide net.width={width}", f"use net.heads={fits}")
+    return TarFlow(ports, classes, patch, width, depth, heads, [bins * (i < spline_blocks) for i in range(blocks)])

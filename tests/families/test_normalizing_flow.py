@@ -1,0 +1,150 @@
+"""The normalizing flow's own facts: its density is a density, and the one that it samples from."""
+
+import math
+
+import pytest
+import torch
+from small import FACTS, batch, family, shaken
+from torch import Tensor
+
+from genflow import build
+from genflow.facts import Facts
+from genflow.families.normalizing_flow import NormalizingFlow
+from genflow.maths.seeds import BatchRng, SampleRng
+
+POINTS, GREY = FACTS["points"], FACTS["grey"]
+
+
+def flow(facts: Facts, size: float = 0.1, net: str = "auto", **options: object) -> NormalizingFlow:
+    return shaken(family("normalizing_flow", facts, net, family=options), size)
+
+
+def grid(reach: float, cells: int) -> tuple[Tensor, float]:
+    """Midpoints of square cells of the plane (cells^2, 2, 1, 1), and a cell's area."""
+    step = 2 * reach / cells
+    line = (torch.arange(cells) + 0.5) * step - reach
+    return torch.cartesian_prod(line, line)[:, :, None, None], step**2
+
+
+def nobody(x: Tensor, facts: Facts) -> Tensor:
+    return torch.full((len(x),), facts.classes)
+
+
+@torch.no_grad()
+def test_the_density_of_the_plane_integrates_to_one() -> None:
+    """By the midpoint rule on 250 x 250 cells, within 1e-4; and it is far from N(0, I)."""
+    model = flow(POINTS, 0.05)
+    x, area = grid(7, 250)
+    log_p = model.log_density(x, nobody(x, POINTS))
+    assert float(log_p.double().exp().sum() * area) == pytest.approx(1, abs=1e-4)
+    plain = -0.5 * x.square().flatten(1).sum(1) - math.log(2 * math.pi)
+    assert float(((log_p - plain).abs() * log_p.exp()).sum() * area) > 0.3
+
+
+@torch.no_grad()
+def test_samples_come_from_the_density() -> None:
+    """The share of 20,000 samples in each cell of a coarse grid is the density's integral over it."""
+    model = flow(POINTS)
+    noise = torch.randn(20_000, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    drawn = model.sample(noise, nobody(noise, POINTS), SampleRng([], "sample")).x.flatten(1)
+    x, area = grid(4, 200)
+    mass = model.log_density(x, nobody(x, POINTS)).exp().reshape(8, 25, 8, 25).sum((1, 3)) * area
+    cell = (drawn + 4).floor().long()
+    inside = ((cell >= 0) & (cell < 8)).all(1)
+    count = torch.bincount(cell[inside] @ torch.tensor([8, 1]), minlength=64).reshape(8, 8)
+    spread = (mass * (1 - mass) / 20_000).sqrt()
+    assert float(((count / 20_000 - mass) / (spread + 1e-4)).abs().max()) < 4.5
+
+
+@torch.no_grad()
+def test_an_affine_flow_has_a_gaussian_density() -> None:
+    """With mu and s constant, z = (x - mu) exp(-s): the density is the normal one, and in the points' own units."""
+    model = family("normalizing_flow", POINTS)
+    for coupling in model.net.couplings[:2]:  # these two move one number each
+        coupling.leave.bias[:2] = torch.tensor([0.4, -0.7])
+    x = batch(POINTS, rows=50).x
+    truth = torch.distributions.Normal(0.4, math.exp(8 * math.tanh(-0.7 / 8))).log_prob(x.flatten(1)).sum(1)
+    torch.testing.assert_close(model.log_density(x, nobody(x, POINTS)), truth, rtol=1e-3, atol=5e-3)
+    told = model.log_likelihood(x, nobody(x, POINTS), SampleRng(range(50), "l"))
+    torch.testing.assert_close(told.nats, (truth - 2 * math.log(1.5)).double(), rtol=1e-3, atol=5e-3)
+    assert float(told.stderr.max()) == 0
+
+
+@torch.no_grad()
+def test_the_density_of_the_box_integrates_to_one() -> None:
+    """Two pixels; the midpoint rule in w, x = tanh w, because much of the mass lies close to black and white."""
+    facts = Facts((1, 1, 2), levels=5)
+    model = flow(facts)
+    w, area = grid(6.5, 300)
+    w = w.reshape(-1, 1, 1, 2).double()
+    log_p = model.log_density(w.tanh().float(), nobody(w, facts)).double()
+    mass = (log_p.exp() / w.cosh().square().flatten(1).prod(1)).sum() * area
+    assert float(mass) == pytest.approx(1, abs=5e-3)  # the margins lie outside
+
+
+@pytest.mark.parametrize("net", ["spline", "tarflow"])
+def test_the_loss_is_bits_a_dimension(net: str) -> None:
+    """-log p of the dequantized batch, in nats a number; the log says it in bits."""
+    model, data = flow(GREY, 0.05, net, forget=0.0), batch(GREY)
+    loss, numbers = model.loss("net", data, BatchRng(0, "loss", 0, total=8))
+    x = data.x + (BatchRng(0, "loss", 0, total=8).uniform(data.x.shape) - 0.5) * (2 / 17)
+    nats = model.log_density(x, data.label) + 64 * math.log(2 / 17)
+    torch.testing.assert_close(loss, -nats.mean() / 64)
+    torch.testing.assert_close(numbers["bits_per_dim"], loss / math.log(2))
+
+
+@torch.no_grad()
+def test_the_log_density_counts_the_logits() -> None:
+    """With an identity net the density of one pixel is that of a logit-normal variable, in closed form."""
+    facts = Facts((1, 1, 2), levels=256)
+    model = family("normalizing_flow", facts)
+    x = torch.tensor([[-0.999, 0.3], [0.0, 0.9999]])
+    p = 1e-5 + (1 - 2e-5) * (x + 1) / 2
+    y = (p / (1 - p)).log() / 3
+    truth = -0.5 * (y.square() + math.log(2 * math.pi)) + ((1 - 2e-5) / 2 / 3 / (p * (1 - p))).log()
+    found = model.log_density(x[:, None, None], nobody(x, facts))
+    torch.testing.assert_close(found, truth.sum(1), rtol=1e-3, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [0, 16])
+def test_the_outermost_levels_have_a_finite_likelihood(level: int) -> None:
+    """At the very edge of the box, where the logit is largest."""
+    model = flow(GREY, 0.05)
+    edge = torch.full((2, 1, 8, 8), 2 * level / 16 - 1.0)  # -1 and 1, as rounding of x + u may have it
+    label = nobody(edge, GREY)
+    assert model.log_density(edge, label).isfinite().all()
+    back = model.decode(model.encode(edge, label, SampleRng([1, 2], "e")), label, SampleRng([1, 2], "e"))
+    torch.testing.assert_close(back, edge, rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_more_draws_have_a_standard_error() -> None:
+    """The mean over draws of u, and its spread; one draw has none."""
+    data = batch(GREY, rows=4)
+    found = [
+        flow(GREY, 0.05, draws=draws).log_likelihood(data.x, data.label, SampleRng(range(4), "l")) for draws in (1, 16)
+    ]
+    assert float(found[0].stderr.max()) == 0
+    assert float(found[1].stderr.min()) > 0
+    assert ((found[0].nats - found[1].nats).abs() < 6 * 16**0.5 * found[1].stderr).all()
+    assert (found[0].nfe, found[1].nfe) == (1, 16)
+
+
+def test_temperature_scales_the_noise() -> None:
+    """Half the temperature is half the noise."""
+    model, seeds = flow(GREY, 0.05), range(3)
+    noise, label = SampleRng(seeds, "sample").normal((3, 1, 8, 8)), torch.zeros(3, dtype=torch.long)
+    cold = model.sample(noise, label, SampleRng(seeds, "s"), temperature=0.5).x
+    torch.testing.assert_close(cold, model.sample(noise / 2, label, SampleRng(seeds, "s")).x)
+
+
+def test_the_net_follows_from_the_size() -> None:
+    """Splines for points and up to 8 x 8 pixels, the transformer above; ordinary nets are refused."""
+    chosen = {
+        shape: NormalizingFlow.default_net_for(Facts(shape, levels=levels))
+        for shape, levels in (((2, 1, 1), None), ((1, 8, 8), 17), ((3, 9, 9), 256), ((1, 28, 28), 256))
+    }
+    assert list(chosen.values()) == ["spline", "spline", "tarflow", "tarflow"]
+    with pytest.raises(build.UsageError, match="an invertible net is needed"):
+        family("normalizing_flow", GREY, "mlp")
