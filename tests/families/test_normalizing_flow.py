@@ -32,11 +32,11 @@ def nobody(x: Tensor, facts: Facts) -> Tensor:
 
 @torch.no_grad()
 def test_the_density_of_the_plane_integrates_to_one() -> None:
-    """By the midpoint rule on 250 x 250 cells, within 1e-4; and it is far from N(0, I)."""
+    """By the midpoint rule on 250 x 250 cells, within 0.1 percent; and it is far from N(0, I)."""
     model = flow(POINTS, 0.05)
     x, area = grid(7, 250)
     log_p = model.log_density(x, nobody(x, POINTS))
-    assert float(log_p.double().exp().sum() * area) == pytest.approx(1, abs=1e-4)
+    assert float(log_p.double().exp().sum() * area) == pytest.approx(1, abs=1e-3)
     plain = -0.5 * x.square().flatten(1).sum(1) - math.log(2 * math.pi)
     assert float(((log_p - plain).abs() * log_p.exp()).sum() * area) > 0.3
 
