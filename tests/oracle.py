@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genflow.maths.paths import Path, Prediction, target
+from genflow.maths.paths import Path, Prediction, Time, along, target
 
 
 class Mixture:
@@ -28,23 +28,25 @@ class Mixture:
         self.means = torch.tensor(means, dtype=torch.float64)
         self.std = std
 
-    def _log_parts(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, float]:
-        """log w_k N(x; alpha m_k, v) for every component, (B, K), and v."""
+    def _log_parts(self, x: Tensor, alpha: Time, sigma: Time) -> tuple[Tensor, Tensor]:
+        """log w_k N(x; alpha m_k, v) for every component, (B, K), and v, (1 or B, 1)."""
+        alpha, sigma = (torch.as_tensor(value, dtype=torch.float64).reshape(-1, 1) for value in (alpha, sigma))
         v = alpha**2 * self.std**2 + sigma**2
-        squares = (x[:, None] - alpha * self.means).square().sum(-1)
+        squares = (x[:, None] - alpha[..., None] * self.means).square().sum(-1)
         D = self.means.shape[1]
-        return self.weights.log() - 0.5 * squares / v - 0.5 * D * math.log(2 * math.pi * v), v
+        return self.weights.log() - 0.5 * squares / v - 0.5 * D * (2 * math.pi * v).log(), v
 
-    def denoise_at(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """E[x_0 | x_t]."""
+    def denoise_at(self, x: Tensor, alpha: Time, sigma: Time) -> Tensor:
+        """E[x_0 | x_t], at one alpha and sigma or at those of each row."""
         flat = x.double().flatten(1)
         parts, v = self._log_parts(flat, alpha, sigma)
-        each = self.means + (alpha * self.std**2 / v) * (flat[:, None] - alpha * self.means)
+        a = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1, 1)
+        each = self.means + (a * self.std**2 / v)[..., None] * (flat[:, None] - a[..., None] * self.means)
         return (parts.softmax(1)[..., None] * each).sum(1).reshape(x.shape)
 
     def denoiser(self, path: Path):
         """The `denoise` that samplers take."""
-        return lambda x, t: self.denoise_at(x, path.alpha(t), path.sigma(t))
+        return lambda x, t: self.denoise_at(x, along(path.alpha, t, x), along(path.sigma, t, x))
 
     def velocity(self, y: Tensor, u: float) -> Tensor:
         """E[eps - x_0 | y_u] on the straight path."""

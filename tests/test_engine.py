@@ -83,7 +83,7 @@ def test_options_override_the_recipes(grey: Engine) -> None:
         ([1, 2], {}, "2 labels for 1 seeds"),
         (None, {"stepz": 3}, r"unknown key stepz \(did you mean steps\?\)"),
         (None, {"steps": 0}, "sample.steps: input should be greater than or equal to 1, not 0"),
-        (None, {"sampler": "magic"}, "sample.sampler: input should be 'ab2'"),
+        (None, {"sampler": "magic"}, "sample.sampler: input should be 'ddpm'"),
         (None, {"guidance": float("nan")}, "sample.guidance: input should be a finite number"),
     ],
 )

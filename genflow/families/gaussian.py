@@ -5,6 +5,7 @@
 So every sampler works on every checkpoint, and a code of x is the noise at the other end of its ODE.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from genflow.facts import Facts
 from genflow.families.base import Family, Samples
 from genflow.maths.guidance import Guided
-from genflow.maths.paths import Path, Prediction, uniform_times, x0_from
+from genflow.maths.paths import Path, Prediction, Time, along, spaced_times, uniform_times, x0_from
 from genflow.maths.samplers import SAMPLERS, Denoise
 from genflow.maths.seeds import Rng
 
@@ -37,11 +38,29 @@ class Gaussian(Family):
         self.net = net
         self.path, self.predict = path, predict
 
-    def denoiser(self, net: Guided, *, clip: bool = False) -> Denoise:
-        """denoise(x_t, t) -> x_0 of a net with its label bound; clip keeps pictures in [-1, 1]."""
+    def guess(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
+        """x_0 as the net's answer means it, net(x, net_time) -> answer; what the net sees and says is known here."""
+        return x0_from(net(x, net_time), self.predict, x, alpha, sigma)
 
-        def denoise(x: Tensor, t: float) -> Tensor:
-            x0 = x0_from(net(x, self.path.net_time(t)), self.predict, x, self.path.alpha(t), self.path.sigma(t))
+    def denoiser(self, net: Guided, *, clip: bool = False, interval: tuple[float, float] = (0.0, 1.0)) -> Denoise:
+        """denoise(x_t, t) -> x_0 of a net with its label bound.
+
+        Args:
+            net: counted and guided.
+            clip: keep pictures in [-1, 1].
+            interval: where guidance applies, as the noise's share sigma/(alpha + sigma).
+        """
+        low, high = interval
+
+        def denoise(x: Tensor, t: Time) -> Tensor:
+            inside = along(lambda s: float(low <= self.path.flow_time(s) <= high), t, x)
+            within = inside.flatten() > 0 if isinstance(inside, Tensor) else inside > 0
+            net_time = along(self.path.net_time, t, x)
+            if isinstance(net_time, Tensor):
+                net_time = net_time.flatten()
+            x0 = self.guess(
+                lambda y, s: net(y, s, within), x, net_time, along(self.path.alpha, t, x), along(self.path.sigma, t, x)
+            )
             return x0.clamp(-1, 1) if clip and not self.facts.is_points else x0
 
         return denoise
@@ -53,17 +72,41 @@ class Gaussian(Family):
         label: Tensor,
         rng: Rng,
         *,
-        sampler: Literal["ab2", "ddim", "ddpm", "euler", "heun", "midpoint"] = "ab2",
+        sampler: Literal[
+            "ddpm", "ddim", "euler", "midpoint", "heun", "ab2", "dpmpp_2m", "edm_heun", "rk45"
+        ] = "ab2",
         steps: Annotated[int, Field(ge=1, le=1000)] = 10,
+        spacing: Literal["auto", "uniform", "karras", "logsnr"] = "auto",
         eta: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-5,
         guidance: Annotated[float, Field(ge=0, le=20)] = 1.0,
+        guidance_low: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        guidance_high: Annotated[float, Field(ge=0, le=1)] = 1.0,
         clip: bool = False,
     ) -> Samples:
+        """Walk from noise to data.
+
+        Args:
+            noise: (B, C, H, W).
+            label: (B,).
+            rng: for stochastic samplers.
+            sampler: one of `maths.samplers.SAMPLERS`.
+            steps: some samplers evaluate the net twice a step; Samples.nfe tells. For rk45, the first step only.
+            spacing: where the steps are; auto: what the sampler is meant for.
+            eta: noise of ddim.
+            tolerance: of rk45.
+            guidance: the scale w; 1 is none.
+            guidance_low: the least share of noise, sigma/(alpha + sigma), at which guidance applies.
+            guidance_high: the largest; outside, a step costs one evaluation. EDM's sigma is u/(1 - u).
+            clip: keep the guessed data in [-1, 1].
+        """
         net = Guided(self.net, label, self.facts.classes, guidance)
-        options = {"eta": eta} if sampler == "ddim" else {}
-        denoise = self.denoiser(net, clip=clip)
-        x = SAMPLERS[sampler].walk(denoise, self.path, noise, uniform_times(steps), rng, **options)
-        return Samples(x, net.nfe)
+        chosen = SAMPLERS[sampler]
+        options = {"ddim": {"eta": eta}, "rk45": {"tolerance": tolerance}}.get(sampler, {})
+        times = spaced_times(self.path, steps, chosen.spacing if spacing == "auto" else spacing)
+        denoise = self.denoiser(net, clip=clip, interval=(guidance_low, guidance_high))
+        start = noise * (self.path.sigma(times[0]) / self.path.sigma(1.0))
+        return Samples(chosen.walk(denoise, self.path, start, times, rng, **options), net.nfe)
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:

@@ -2,8 +2,14 @@
 
     prediction = p(x, t, nobody) + w (p(x, t, label) - p(x, t, nobody))         w = 1 is no guidance
 
+or autoguidance, where a weaker net takes the place of p(., nobody), and labels are not needed:
+
+    prediction = weak(x, t, label) + w (p(x, t, label) - weak(x, t, label))
+
 References:
-    Classifier-Free Diffusion Guidance (Ho, Salimans, 2022)   https://arxiv.org/abs/2207.12598
+    Classifier-Free Diffusion Guidance (Ho, Salimans, 2022)                            https://arxiv.org/abs/2207.12598
+    Applying Guidance in a Limited Interval (Kynkäänniemi et al., 2024)                https://arxiv.org/abs/2404.07724
+    Guiding a Diffusion Model with a Bad Version of Itself (Karras et al., 2024)       https://arxiv.org/abs/2406.02507
 """
 
 from collections.abc import Callable
@@ -11,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genflow.maths.paths import Time, over
 from genflow.maths.seeds import Rng
 
 
@@ -22,27 +29,46 @@ class Guided:
         label: (B,).
         classes: the label that means "no label".
         weight: w, the guidance_scale; 1 leaves the prediction as it is.
+        weak: the weaker net of autoguidance, called like `net`; None: the net itself, without a label.
     """
 
-    def __init__(self, net: Callable[..., Tensor], label: Tensor, classes: int, weight: float = 1.0) -> None:
-        self._net, self._label, self._weight = net, label, weight
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        label: Tensor,
+        classes: int,
+        weight: float = 1.0,
+        weak: Callable[..., Tensor] | None = None,
+    ) -> None:
+        self._net, self._label, self._weight, self._weak = net, label, weight, weak
         self._nobody = torch.full_like(label, classes)
         self.nfe = 0
 
-    def __call__(self, x: Tensor, net_time: float) -> Tensor:
-        """The prediction for x (B, ...) at one time, in single precision."""
-        return self.at(x, torch.full((len(x),), net_time, device=x.device))
+    def __call__(self, x: Tensor, net_time: Time, inside: bool | Tensor = True) -> Tensor:
+        """The prediction for x (B, ...) at one time, or at a time a row (B,), in single precision.
 
-    def at(self, x: Tensor, t: Tensor) -> Tensor:
+        Args:
+            x: (B, ...).
+            net_time: on the scale of 0..1000.
+            inside: whether guidance applies, for all or row by row (B,); outside, one evaluation is enough.
+        """
+        t = net_time if isinstance(net_time, Tensor) else torch.full((len(x),), net_time, device=x.device)
+        return self.at(x, t.float(), inside)
+
+    def at(self, x: Tensor, t: Tensor, inside: bool | Tensor = True) -> Tensor:
         """The prediction for x (B, ...) at times t (B,) on the scale of 0..1000."""
-        if self._weight == 1:
+        if self._weight == 1 or not (bool(inside.any()) if isinstance(inside, Tensor) else inside):
             self.nfe += 1
             return self._net(x, t, self._label).float()
         self.nfe += 2
-        with_label, without = self._net(
-            torch.cat([x, x]), torch.cat([t, t]), torch.cat([self._label, self._nobody])
-        ).float().chunk(2)
-        return torch.lerp(without, with_label, self._weight)
+        if self._weak is not None:
+            strong, without = self._net(x, t, self._label).float(), self._weak(x, t, self._label).float()
+        else:
+            strong, without = self._net(
+                torch.cat([x, x]), torch.cat([t, t]), torch.cat([self._label, self._nobody])
+            ).float().chunk(2)
+        guided = torch.lerp(without, strong, self._weight)
+        return torch.where(over(inside, x).bool(), guided, strong) if isinstance(inside, Tensor) else guided
 
 
 def forget(label: Tensor, classes: int, share: float, rng: Rng) -> Tensor:

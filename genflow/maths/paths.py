@@ -15,10 +15,12 @@ References:
     Improved Denoising Diffusion Probabilistic Models (Nichol, Dhariwal, 2021) https://arxiv.org/abs/2102.09672
     Progressive Distillation (Salimans, Ho, 2022), for v                      https://arxiv.org/abs/2202.00512
     Flow Matching for Generative Modeling (Lipman et al., 2023)               https://arxiv.org/abs/2210.02747
+    Elucidating the Design Space (Karras et al., 2022), for the steps         https://arxiv.org/abs/2206.00364
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -51,6 +53,11 @@ class Path(ABC):
         """u = sigma / (alpha + sigma): the time on the straight path with the same noise-to-signal ratio."""
         return self.sigma(t) / (self.alpha(t) + self.sigma(t))
 
+    @property
+    def cleanest(self) -> float:
+        """The smallest time that a net of this path was taught."""
+        return 1e-3
+
 
 class StraightPath(Path):
     """alpha = 1 - t, sigma = t: the path of flow matching and rectified flow."""
@@ -80,6 +87,7 @@ class DiscretePath(Path):
 
     def __init__(self, betas: np.ndarray) -> None:
         self.T = len(betas)
+        self._cleanest = 1 / self.T
         alpha_bar = np.cumprod(1 - np.asarray(betas, np.float64))
         self.alpha_bar = alpha_bar  # (T,), alpha_bar[k] belongs to t = (k + 1)/T
         self._log = np.concatenate([[0.0], np.log(alpha_bar)])
@@ -99,6 +107,10 @@ class DiscretePath(Path):
 
     def net_time(self, t: float) -> float:
         return (t * self.T - 1) * (1000 / self.T)
+
+    @property
+    def cleanest(self) -> float:
+        return self._cleanest
 
     def time(self, u: float) -> float:
         if u >= self._u[-1]:
@@ -153,6 +165,45 @@ def over(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (x.dim() - 1)).to(x.dtype)
 
 
+Time = float | Tensor
+
+
+def along(function: Callable[[float], float], t: Time, x: Tensor) -> Time:
+    """function(t) for one time, or for a time a row (B,), then shaped to stand beside x (B, ...)."""
+    if not isinstance(t, Tensor):
+        return function(t)
+    return over(torch.tensor([function(each) for each in t.tolist()], device=x.device), x)
+
+
 def uniform_times(steps: int) -> list[float]:
     """steps + 1 times from 1 to 0, evenly."""
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+
+
+Spacing = Literal["uniform", "karras", "logsnr"]
+RATIOS = 0.002, 80.0  # EDM's range of sigma / alpha
+
+
+def spaced_times(path: Path, steps: int, spacing: Spacing = "uniform", rho: float = 7.0) -> list[float]:
+    """steps + 1 falling times, the last one 0: where a sampler stops on its way.
+
+        uniform   t even, from 1
+        karras    (sigma/alpha)^(1/rho) even, from at most 80 to at least 0.002, then 0   (Karras et al., 2022, eq. 5)
+        logsnr    log(sigma/alpha) even between the same ends, then 0
+
+    The ends give way to what the path's net was taught. A walk that begins below t = 1 begins with noise of that
+    sigma.
+    """
+    if spacing == "uniform":
+        return uniform_times(steps)
+
+    def ratio(t: float) -> float:
+        return path.sigma(t) / path.alpha(t) if path.alpha(t) else math.inf
+
+    low, high = max(RATIOS[0], ratio(path.cleanest)), min(RATIOS[1], ratio(1.0))
+    share = np.linspace(0, 1, steps)
+    if spacing == "karras":
+        ratios = (high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    else:
+        ratios = np.exp(math.log(high) + share * (math.log(low) - math.log(high)))
+    return [*(path.time(r / (1 + r)) for r in ratios.tolist()), 0.0]

@@ -3,28 +3,35 @@
     sampler(denoise, path, x, times, rng, **options) -> x at times[-1]
 
 `denoise(x_t, t) -> E[x_0 | x_t]` is all they know of a model, so every sampler works on every checkpoint of
-a Gaussian path, whatever its net predicts. Times fall from 1 to 0. The ODE solvers work on the straight path
-(see `paths`):
+a Gaussian path, whatever its net predicts. Times fall from at most 1 to 0 (`paths.spaced_times`). Most ODE solvers
+work on the straight path (see `paths`):
 
     dy/du = (y - x_0) / u,   y = x_t / (alpha + sigma),   u = sigma / (alpha + sigma)
 
-so `euler` equals DDIM with eta = 0 on every path, to rounding.
+so `euler` equals DDIM with eta = 0 on every path, to rounding. `edm_heun` works in EDM's variables,
+
+    dz/ds = (z - x_0) / s,   z = x_t / alpha,             s = sigma / alpha
+
+and `dpmpp_2m` integrates over lambda = log(alpha/sigma).
 
 References:
-    Denoising Diffusion Implicit Models (Song et al., 2021), equation 12   https://arxiv.org/abs/2010.02502
-    Elucidating the Design Space (Karras et al., 2022), algorithm 1        https://arxiv.org/abs/2206.00364
+    Denoising Diffusion Implicit Models (Song et al., 2021), equation 12       https://arxiv.org/abs/2010.02502
+    Elucidating the Design Space (Karras et al., 2022), algorithm 1            https://arxiv.org/abs/2206.00364
+    DPM-Solver++ (Lu et al., 2022), algorithm 2                                https://arxiv.org/abs/2211.01095
+    A family of embedded Runge-Kutta formulae (Dormand, Prince, 1980)          https://doi.org/10.1016/0771-050X(80)90013-3
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from genflow.maths.paths import Path
+from genflow.maths.paths import Path, Spacing, Time, along, over
 from genflow.maths.seeds import Rng
 
-Denoise = Callable[[Tensor, float], Tensor]
+Denoise = Callable[[Tensor, Time], Tensor]  # one time for all, or (adaptive solvers) a time a row
 
 
 def ddim(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng, *, eta: float = 0.0) -> Tensor:
@@ -62,6 +69,11 @@ class _Straight:
         """dy/du at u > 0."""
         t = self._path.time(u)
         return (y - self._denoise(y * self.scale(t), t)) / u
+
+    def velocities(self, y: Tensor, u: Tensor) -> Tensor:
+        """dy/du at a time of its own for each row, u (B,) > 0."""
+        t = torch.tensor([self._path.time(each) for each in u.tolist()], dtype=u.dtype, device=u.device)
+        return (y - self._denoise(y * along(self.scale, t, y), t)) / over(u, y)
 
 
 def euler(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
@@ -112,6 +124,97 @@ def ab2(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rn
     return y * ode.scale(times[-1])
 
 
+def edm_heun(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
+    """EDM's sampler (Karras et al., 2022, algorithm 1): Heun's method in (x/alpha, sigma/alpha), order 2.
+
+    Two evaluations a step, one in the last. It is meant for `spaced_times(..., "karras")`. Where a walk begins with no
+    signal at all, x/alpha is infinite, and the first step is DDIM's.
+    """
+    alphas = [path.alpha(t) for t in times]
+    s = [path.sigma(t) / alpha if alpha else math.inf for t, alpha in zip(times, alphas, strict=True)]
+    z = x / alphas[0] if alphas[0] else x
+    for i in range(len(times) - 1):
+        if not alphas[i]:
+            z = denoise(x, times[i]) + s[i + 1] * x / path.sigma(times[i])
+            continue
+        slope = (z - denoise(z * alphas[i], times[i])) / s[i]
+        if s[i + 1] > 0:
+            ahead = z + (s[i + 1] - s[i]) * slope
+            slope = (slope + (ahead - denoise(ahead * alphas[i + 1], times[i + 1])) / s[i + 1]) / 2
+        z = z + (s[i + 1] - s[i]) * slope
+    return z * alphas[-1]
+
+
+def dpmpp_2m(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
+    """DPM-Solver++ 2M (Lu et al., 2022, algorithm 2), order 2. One evaluation a step: the last x_0 is remembered.
+
+        x_s = (sigma_s/sigma_t) x_t - alpha_s (e^-h - 1) D,   D = (1 + 1/2r) x_0 - 1/2r x_0',   h = lambda_s - lambda_t
+
+    with x_0' and h' = r h from the step before. The first step has none before it, and the last one none to lean on
+    (h is infinite at sigma = 0): both are of order 1, which is DDIM.
+    """
+    before: Tensor | None = None
+    width = math.inf
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        alpha_t, sigma_t, alpha_s, sigma_s = path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s)
+        x0 = denoise(x, t)
+        decay = alpha_t * sigma_s / (alpha_s * sigma_t)  # e^-h
+        h = -math.log(decay) if decay > 0 else math.inf
+        share = h / (2 * width) if h < math.inf else 0.0  # 1/2r
+        D = x0 if before is None or share == 0 else (1 + share) * x0 - share * before
+        x = (sigma_s / sigma_t) * x + alpha_s * (1 - decay) * D
+        before, width = x0, h
+    return x
+
+
+# Dormand and Prince's tableau: rows a_ij with the nodes c_i; the last row is the solution of order 5, so its slope
+# is the next step's first one; E is the difference to the solution of order 4.
+_C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+_A: tuple[tuple[float, ...], ...] = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+def rk45(
+    denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng, *, tolerance: float = 1e-5
+) -> Tensor:
+    """Dormand and Prince's adaptive Runge-Kutta method, order 5: a reference.
+
+    Every row has its own steps, so that no row depends on its company: a step is accepted where the root mean square
+    of its error, over tolerance (1 + |y|), is at most 1. Of `times` it takes the ends and the first step; it stops at
+    the path's `cleanest` time, where velocities still have a value, and goes the rest by Euler's method.
+    """
+    ode = _Straight(denoise, path)
+    end, last = path.flow_time(times[-1]), max(path.flow_time(times[-1]), path.flow_time(path.cleanest))
+    y = x / ode.scale(times[0])
+    u = torch.full((len(x),), path.flow_time(times[0]), dtype=torch.float64, device=x.device)
+    h = torch.full_like(u, min(path.flow_time(times[0]) - path.flow_time(times[1]), float(u[0]) - last))
+    slope = ode.velocities(y, u)
+    while bool((moving := u > last).any()):
+        slopes = [slope]
+        for c, row in zip(_C[1:], _A[1:], strict=True):
+            ahead = y - over(h, y) * sum(a * k for a, k in zip(row, slopes, strict=True))
+            slopes.append(ode.velocities(ahead, (u - c * h).clamp(min=last)))
+        error = over(h, y) * sum(e * k for e, k in zip(_E, slopes, strict=True))
+        size = tolerance * (1 + torch.maximum(y.abs(), ahead.abs()))
+        wrong = (error / size).flatten(1).square().mean(1).sqrt().double()
+        accepted = moving & ((wrong <= 1) | (h <= 1e-5))  # below that, rounding is all there is to see
+        keep = over(accepted, y).bool()
+        y, slope = torch.where(keep, ahead, y), torch.where(keep, slopes[-1], slope)
+        u = torch.where(accepted, u - h, u)
+        h = h * (0.9 * wrong.clamp(min=1e-10) ** -0.2).clamp(0.2, 5)
+        u = torch.where(u - last < 1e-9, last, u)
+        h = torch.minimum(h.clamp(min=1e-5), u - last)
+    return (y + (end - last) * slope) * ode.scale(times[-1])
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A sampler, and what it promises.
@@ -120,13 +223,16 @@ class Sampler:
         walk: the function.
         order: its order of convergence as an ODE solver; 0 for a stochastic one.
         stochastic: whether it draws noise on the way.
-        evaluations: denoiser evaluations as a function of steps.
+        evaluations: denoiser evaluations as a function of steps; None for an adaptive one, whose number of steps is
+            its own affair.
+        spacing: the steps it is meant for.
     """
 
     walk: Callable[..., Tensor]
     order: int
     stochastic: bool
-    evaluations: Callable[[int], int]
+    evaluations: Callable[[int], int] | None
+    spacing: Spacing = "uniform"
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -136,4 +242,7 @@ SAMPLERS: dict[str, Sampler] = {
     "midpoint": Sampler(midpoint, 2, False, lambda steps: 2 * steps),
     "heun": Sampler(heun, 2, False, lambda steps: 2 * steps - 1),
     "ab2": Sampler(ab2, 2, False, lambda steps: steps),
+    "dpmpp_2m": Sampler(dpmpp_2m, 2, False, lambda steps: steps),
+    "edm_heun": Sampler(edm_heun, 2, False, lambda steps: 2 * steps - 1, "karras"),
+    "rk45": Sampler(rk45, 5, False, None),
 }

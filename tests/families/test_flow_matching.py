@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from oracle import TWO, Mixture
+from small import FACTS, family
 from torch import Tensor, nn
 
 from genflow.batch import Batch
@@ -91,3 +92,14 @@ def test_noise_that_comes_with_the_data_is_used() -> None:
     x = torch.zeros(4, 2, 1, 1)
     model.loss("net", Batch(x, NOBODY[:4], noise=torch.full_like(x, 3.0)), BatchRng(0, "loss", 0, total=4))
     torch.testing.assert_close(seen[0], 3 * model.net.told[:, None, None, None].expand_as(x))
+
+
+@pytest.mark.parametrize(("low", "high", "nfe"), [(0.0, 1.0, 20), (0.25, 0.75, 15), (0.0, 0.5, 15), (1.0, 1.0, 11)])
+def test_guidance_keeps_to_its_interval(low: float, high: float, nfe: int) -> None:
+    """Ten steps of Euler from t = 1 to 0.1: each step inside the interval takes a second evaluation."""
+    model = family("flow_matching", FACTS["grey"], "mlp")
+    rng = SampleRng([1, 2], "sample")
+    noise = rng.normal((2, 1, 8, 8))
+    options = {"guidance": 2.0, "guidance_low": low, "guidance_high": high}
+    found = model.sample(noise, torch.tensor([0, 1]), rng, sampler="euler", steps=10, **options)
+    assert found.nfe == nfe

@@ -10,8 +10,9 @@ from small import family, shaken
 from torch import Tensor, nn
 
 from genflow.facts import Facts
+from genflow.maths.guidance import Guided
 from genflow.maths.paths import BETAS, DiscretePath, StraightPath, x0_from
-from genflow.maths.samplers import heun
+from genflow.maths.samplers import SAMPLERS, heun
 from genflow.maths.seeds import Rng
 
 diffusers = pytest.importorskip("diffusers")
@@ -131,3 +132,53 @@ def test_heuns_method_on_the_straight_path_agrees() -> None:
         times = [*dict.fromkeys(theirs.sigmas.tolist())]
         ours = heun(denoise, StraightPath(), start(), times, OneGenerator(1))
     close(ours, x)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "predict", "steps"),
+    [("linear", "eps", 20), ("cosine", "v", 20), ("linear", "x", 8), ("cosine", "v", 1)],
+)
+def test_dpm_solver_agrees(schedule: str, predict: str, steps: int) -> None:
+    """DPMSolverMultistepScheduler, dpmsolver++ of order 2 with a final step to sigma = 0."""
+    model = denoiser(schedule, predict)
+    ours = model.sample(start(), LABEL, OneGenerator(1), sampler="dpmpp_2m", steps=steps, clip=False).x
+    options = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+    theirs = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule=SCHEDULE[schedule],
+        prediction_type=PREDICTION[predict], timestep_spacing="trailing", **options,
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+    x = start()
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(model.net(x, t.float().expand(3), LABEL), t, x).prev_sample
+    close(ours, x)
+
+
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize("steps", [5, 25])
+def test_edms_heun_agrees(steps: int, karras: bool) -> None:
+    """HeunDiscreteScheduler in sigma/alpha, on its own steps: uniform levels, and Karras's between them."""
+    model = denoiser("linear", "eps")
+    theirs = diffusers.HeunDiscreteScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
+        timestep_spacing="trailing", use_karras_sigmas=karras,
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+    ratios = [*dict.fromkeys(theirs.sigmas.double().tolist())]
+    path = model.path
+    times = [path.time(r / (1 + r)) for r in ratios]
+    if not karras:
+        assert times == pytest.approx([1 - i / steps for i in range(steps + 1)], abs=2e-4)
+    x = start() * ratios[0]
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            r = float(theirs.sigmas[theirs.index_for_timestep(t) if theirs.step_index is None else theirs.step_index])
+            level = torch.full((3,), path.net_time(path.time(r / (1 + r))))
+            answer = model.net(theirs.scale_model_input(x, t), level, LABEL)
+            x = theirs.step(answer, t, x).prev_sample
+        begin = start() * ratios[0] * path.alpha(times[0])
+        net = Guided(model.net, LABEL, 0)
+        ours = SAMPLERS["edm_heun"].walk(model.denoiser(net), path, begin, times, OneGenerator(1))
+    close(ours, x)
+    assert net.nfe == 2 * steps - 1 == len(theirs.timesteps)

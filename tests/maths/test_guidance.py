@@ -36,3 +36,23 @@ def test_a_share_of_labels_is_forgotten() -> None:
     assert (after[changed] == CLASSES).all()
     none = torch.zeros(4, dtype=torch.long)
     assert forget(none, 0, 0.1, BatchRng(0, "forget", 0, total=4)) is none
+
+
+def test_outside_its_interval_guidance_costs_nothing() -> None:
+    """Outside, the plain prediction and one evaluation; with a time a row, row by row."""
+    label = torch.tensor([0, 2])
+    guided = Guided(net, label, CLASSES, 3.0)
+    plain = guided(torch.zeros(2, 2), 500.0, False)
+    torch.testing.assert_close(plain, torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
+    assert guided.nfe == 1
+    mixed = guided(torch.zeros(2, 2), torch.tensor([500.0, 10.0]), torch.tensor([True, False]))
+    torch.testing.assert_close(mixed, torch.tensor([[10 + 3.0 * -10] * 2, [2.0, 2.0]]))
+    assert guided.nfe == 3
+
+
+def test_autoguidance_leaves_the_weaker_net() -> None:
+    """weak + w (p - weak), with the label in both, and no label needed."""
+    guided = Guided(net, torch.tensor([0, 2]), CLASSES, 2.0, weak=lambda x, t, label: torch.ones_like(x))
+    answer = guided(torch.zeros(2, 2), 500.0)
+    torch.testing.assert_close(answer, torch.tensor([[-1.0, -1.0], [3.0, 3.0]]))
+    assert guided.nfe == 2
