@@ -48,13 +48,14 @@ def bind(section: str, function: Callable[..., Any], values: dict[str, Any], kin
         raise UsageError(line, f"keys of {section}: {', '.join(known)}") from error
 
 
-def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None) -> Recipe:
+def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None, trained_on: Facts | None = None) -> Recipe:
     """The recipe, whole: every default of the family, its nets and its sampler written out.
 
     Args:
         recipe: with sections that may lack keys.
         facts: of the data.
         init: the resolved recipe of the run that it starts from; its net is taken over, and what follows from it.
+        trained_on: the facts of that run's data; None: the same.
 
     Raises:
         UsageError: a key, a value or a combination that cannot work, in one line.
@@ -64,8 +65,10 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None) -> Recipe:
         raise UsageError("the recipe names no family", f"family.kind is one of: {', '.join(families.kinds())}")
     family = families.family_class(kind)
     if family.teacher == "required" and init is None:
+        data = recipe.data.name or "NAME"
         raise UsageError(
-            f"{family.title} starts from a trained run", "--init RUN, such as one of flow_matching or ddpm"
+            f"{family.title} starts from a trained run, and none was named",
+            f"genflow train flow_matching --data {data}, then add --init flow_matching-{data}",
         )
     given = {**(family.inherit(init.family) if init else {}), **recipe.family}
     options = bind("family", family.__init__, given, kind)
@@ -80,7 +83,7 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None) -> Recipe:
     resolved = recipe.with_(family=options, net=net, sample=sample)
     made = family_of(resolved, facts)  # refuses sizes and options that cannot work
     if init:
-        made.begin_from(family_of(init, facts))
+        made.begin_from(family_of(init, trained_on or facts))
     return resolved
 
 

@@ -56,7 +56,10 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     init = store.find("runs", recipe.init) if recipe.init else None
     if init:
         recipe = recipe.with_(init=init.id)
-    recipe = build.resolve(recipe, facts, parse(read(init.path / "recipe.yaml")) if init else None)
+        theirs, on = parse(read(init.path / "recipe.yaml")), Facts.from_json(init.file("facts.json").read_text())
+        recipe = build.resolve(recipe, facts, theirs, on)
+    else:
+        recipe = build.resolve(recipe, facts)
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
     return RunPlan(f"{name}-{address(recipe, facts.fingerprint)}", name, recipe, dataset, facts, init)
 

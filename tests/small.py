@@ -32,7 +32,13 @@ def recipe(kind: str, facts: Facts, net: str = "auto", **sections: Any) -> Recip
         net = families.family_class(kind).default_net_for(facts)
     own = sections.pop("family", {})
     document = {"family": {"kind": kind, **own}, "net": {"kind": net, **NETS.get(net, {})}, **sections}
-    return build.resolve(parse(document), facts)
+    return build.resolve(parse(document), facts, source(kind, facts, net))
+
+
+def source(kind: str, facts: Facts, net: str = "auto") -> Recipe | None:
+    """The resolved recipe of a run that a family can start from, if it must start from one."""
+    needs = families.family_class(kind).teacher == "required"
+    return recipe("flow_matching", facts, net) if needs else None
 
 
 def family(kind: str, facts: Facts, net: str = "auto", *, seed: int = 0, **sections: Any) -> Family:

@@ -6,7 +6,7 @@ from typing import Any, get_origin
 
 import pytest
 from pydantic import BaseModel
-from small import FACTS, recipe
+from small import FACTS, recipe, source
 
 from genflow import build, families, nets
 from genflow.errors import UsageError
@@ -114,7 +114,7 @@ def test_presets_and_pipelines_are_told_apart() -> None:
 @pytest.mark.parametrize("kind", families.kinds())
 def test_every_family_has_a_preset_that_resolves(kind: str) -> None:
     """pipelines/<family>.yaml fits the family's own signature; its first line is the command."""
-    made = build.resolve(compose(kind), GREY)
+    made = build.resolve(compose(kind), GREY, source(kind, GREY))
     assert made.family["kind"] == kind
     text = (Path(__file__).parents[1] / "pipelines" / f"{kind}.yaml").read_text()
     assert text.startswith(f"# genflow train {kind} --data ")
@@ -173,7 +173,7 @@ def test_every_key_refuses_what_it_is_not(kind: str, section: str, key: str, fie
     for change in changes:
         document = {"family": {"kind": kind}, section: {**base, **change}}
         with pytest.raises(UsageError) as refused:
-            build.resolve(parse(document), GREY)
+            build.resolve(parse(document), GREY, source(kind, GREY))
         assert f"{section}.{key}" in refused.value.message or f"{key}x" in refused.value.message, change
         assert "\n" not in refused.value.message
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import FACTS, batch, family, recipe, shaken
+from small import FACTS, batch, family, recipe, shaken, source
 
 from genflow import build, checkpoint, families
 from genflow.batch import Batch
@@ -204,10 +204,11 @@ def test_the_recipe_is_the_signature(kind: str) -> None:
     whole, own = recipe(kind, facts), families.family_class(kind)
     assert set(whole.family) == {"kind", *build.schema(own.__init__).model_fields}
     assert set(whole.sample) == set(build.schema(own.sample).model_fields)
-    assert build.resolve(whole, facts) == whole
+    assert build.resolve(whole, facts, source(kind, facts)) == whole
     for section in ("family", "net", "sample"):
+        changed = whole.with_(**{section: {**getattr(whole, section), "nonsense": 1}})
         with pytest.raises(UsageError, match="unknown key nonsense"):
-            build.resolve(whole.with_(**{section: {**getattr(whole, section), "nonsense": 1}}), facts)
+            build.resolve(changed, facts, source(kind, facts))
 
 
 def test_a_family_can_be_printed(kind: str, facts: Facts) -> None:
@@ -229,9 +230,15 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
         return Batch(x[:, :, None, None], torch.zeros(rows, dtype=torch.long))
 
     torch.manual_seed(0)
-    chosen = recipe(kind, facts, train={"steps": 200, "batch": 64, "lr": 0.02, "log_every": 200})
+    train = {"steps": 200, "batch": 64, "lr": 0.02, "log_every": 200}
+    chosen, began = recipe(kind, facts, train=train), source(kind, facts)
     model = build.family_of(chosen, facts)
     average: dict[str, torch.Tensor] = {}
+    if began:
+        teacher = build.family_of(began, facts)
+        fit(teacher, blobs, Session(), chosen.train, lambda step, weights: average.update(weights))
+        teacher.load_state_dict(average, strict=False)
+        model.begin_from(teacher)
     fit(model, blobs, Session(), chosen.train, lambda step, weights: average.update(weights))
     drawn = on_average(model, average, lambda: draw(model, list(range(600)), **chosen.sample)).flatten(1)
     real = blobs(10_000, 4000).x.flatten(1)
@@ -261,9 +268,9 @@ def test_a_code_leads_back_to_its_picture(kind: str, facts: Facts) -> None:
 def test_a_run_can_start_from_another(kind: str) -> None:
     """begin_from takes over every weight that has a counterpart, and refuses a net of another shape in one line."""
     facts = FACTS["grey"]
-    source, fresh = shaken(family(kind, facts)), family(kind, facts, seed=1)
-    fresh.begin_from(source)
-    assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), source.parameters(), strict=True))
+    trained, fresh = shaken(family(kind, facts)), family(kind, facts, seed=1)
+    fresh.begin_from(trained)
+    assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), trained.parameters(), strict=True))
     with pytest.raises(UsageError, match="cannot start from"):
         family(kind, facts).begin_from(family("ddpm", facts, "dit" if kind != "dit" else "unet"))
 

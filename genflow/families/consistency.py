@@ -1,0 +1,229 @@
+"""Consistency: one answer along the whole way from noise to data, so that a step or two are enough.
+
+A trained run on any Gaussian path is a function f(y, u) -> x_0 of the straight path's variables (maths/paths.py),
+
+    y_u = (1 - u) x_0 + u eps,   f(y, 0) = y
+
+which at first is the *mean* of what y_u may have come from. It is tuned until neighbours on a way agree:
+
+    loss = E w(u, r) d(f(y_u, u), stop_gradient f(y_r, r)),   w = 1/(u - r),   d(a, b) = sqrt(||a - b||^2 + c^2) - c
+    tune:     y_r = (1 - r) x + r eps          the same data and noise: no teacher is asked (ECT)
+    distill:  y_r = the teacher's ODE, one midpoint step from (y_u, u)      (CD)
+
+The next time r = u - max(ratio u, least), and 0 where it would be below `least`: without that floor the chain
+has many tiny links near the data, and their noise stays in every sample.
+
+Sampling: f(noise), and for each further step noise is added anew and f asked again.
+
+References:
+    Consistency Models (Song et al., 2023), algorithms 1 and 2            https://arxiv.org/abs/2303.01469
+    Improved Techniques for Training Consistency Models (Song, Dhariwal, 2023), for the metric
+    https://arxiv.org/abs/2310.14189
+    Consistency Models Made Easy (Geng et al., 2024)                      https://arxiv.org/abs/2406.14548
+"""
+
+import copy
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from genflow import families
+from genflow.batch import Batch
+from genflow.errors import UsageError
+from genflow.facts import Facts, Ports
+from genflow.families.base import Family, Samples
+from genflow.families.gaussian import Gaussian
+from genflow.maths.guidance import Guided, forget
+from genflow.maths.paths import over, x0_from
+from genflow.maths.seeds import Rng
+
+RATIO = {"tune": (0.5, 0.1), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
+LEAST = {"tune": 0.05, "distill": 0.25}  # the teacher's step is right over a longer way than a line to the data
+LARGEST_RATIO = 80.0  # of noise to data, EDM's sigma_max: beyond, what eps says of the data is rounding
+
+
+class Consistency(Family):
+    """A trained run of a Gaussian path, tuned to agree with itself.
+
+    Args:
+        nets: {"net": the source's}.
+        facts: of the data.
+        source: the family section of the run it starts from; follows from `init`.
+        mode: tune on the data itself, or distill the source's ODE.
+        least: the shortest step of the chain, in u; 0: what suits the mode.
+        ratio: the step as a share of u at the end of training; 0: what suits the mode.
+        first: share of rows that look at pure noise, where a single step begins.
+        huber: c of the metric, per square root of a dimension.
+        guidance: of the teacher, if it is distilled; 1 is none.
+        forget: share of labels dropped while training, so that samples without a label work.
+    """
+
+    title = "Consistency"
+    objective = "agreement along the way from noise to data"
+    steps = "1 to 4"
+    teacher = "required"
+
+    def __init__(
+        self,
+        nets: dict[str, nn.Module],
+        facts: Facts,
+        *,
+        source: dict[str, Any] = {},  # noqa: B006  never written to
+        mode: Literal["tune", "distill"] = "tune",
+        least: Annotated[float, Field(ge=0, le=0.5)] = 0.0,
+        ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        first: Annotated[float, Field(ge=0, le=1)] = 0.25,
+        huber: Annotated[float, Field(gt=0, le=10)] = 0.01,
+        guidance: Annotated[float, Field(ge=0, le=20)] = 1.0,
+        forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    ) -> None:
+        super().__init__(facts)
+        own, options = _source(source)
+        self.net = nets["net"]
+        try:
+            view = own(nets, facts, **options)  # type: ignore[call-arg, arg-type]
+        except TypeError as error:
+            raise UsageError(f"family.source: {error}", "leave it out: it follows from init") from error
+        assert isinstance(view, Gaussian)
+        # In tuples, so that neither is a submodule: the first shares this net, the second is no part of the run.
+        self._view: tuple[Gaussian, ...] = (view,)
+        self._teacher: tuple[Gaussian, ...] = ()
+        self.mode, self.first, self.huber = mode, first, huber
+        self.guidance, self.forget = guidance, forget
+        self.least = least or LEAST[mode]
+        self.ratios = (max(RATIO[mode][0], ratio), ratio) if ratio else RATIO[mode]
+        self.ratio = self.ratios[0]
+        end = view.path.flow_time(1.0)
+        self.farthest = min(end, LARGEST_RATIO / (1 + LARGEST_RATIO)) if view.predict == "eps" else end
+
+    @classmethod
+    def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
+        own, own_options = _source(options.get("source", {}))
+        return own.ports(facts, **own_options)
+
+    @classmethod
+    def inherit(cls, options: dict[str, Any]) -> dict[str, Any]:
+        source = options["source"] if options["kind"] == "consistency" else options
+        _source(source)
+        return {"source": source}
+
+    def begin_from(self, source: Family) -> None:
+        view = source._view[0] if isinstance(source, Consistency) else source
+        if type(view) is not type(self._view[0]) or source.facts.shape != self.facts.shape:
+            size = "×".join(map(str, self.facts.shape))
+            raise UsageError(
+                f"{self.title} cannot start from this run: it takes {self._view[0].title} on {size}, and this is "
+                f"{view.title} on {'×'.join(map(str, source.facts.shape))}",
+                "leave family.source out, and take a run on the same data",
+            )
+        super().begin_from(source)
+        if self.mode == "distill":
+            if isinstance(source, Consistency):
+                raise UsageError(
+                    "a run of Consistency has no ODE to distill", "--set family.mode=tune, or --init its own source"
+                )
+            assert isinstance(source, Gaussian)
+            self._teacher = (copy.deepcopy(source).eval().requires_grad_(False),)
+
+    def prepare(self, position: float) -> None:
+        begin, end = self.ratios
+        self.ratio = begin * (end / begin) ** min(1.0, position)
+
+    def answer(self, net: Guided, y: Tensor, u: Tensor) -> Tensor:
+        """f(y, u) for y (B, ...) at u (B,) in (0, farthest]: what y_u came from."""
+        return _denoise(self._view[0], net, y, u)
+
+    def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        x = batch.x
+        eps = rng.normal(x.shape) if batch.noise is None else batch.noise
+        u, far = rng.uniform((len(x),)), rng.uniform((len(x),)) < self.first
+        u = torch.where(far, 1.0, u).clamp(min=1e-3) * self.farthest
+        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        r = self.next(u)
+        y = torch.lerp(x, eps, over(u, x))
+        guess = self.answer(Guided(self.net, label, self.facts.classes), y, u)
+        with torch.no_grad():
+            before = torch.lerp(x, eps, over(r, x)) if self.mode == "tune" else self._teach(y, u, r, label)
+            aim = self.answer(Guided(self.net, label, self.facts.classes), before, r.clamp(min=1e-3))
+            aim = torch.where(over(r, x) > 0, aim, before)  # f(y, 0) = y
+        apart = (guess - aim).flatten(1).square().sum(1)
+        c = self.huber * math.sqrt(self.facts.dims)
+        distance = (apart + c * c).sqrt() - c
+        return (distance / (u - r) / math.sqrt(self.facts.dims)).mean(), {"apart": (apart / self.facts.dims).mean()}
+
+    def next(self, u: Tensor) -> Tensor:
+        """r (B,), the next time towards the data on the chain: 0 where it would be below `least`."""
+        r = u - (self.ratio * u).clamp(min=self.least)
+        return r.masked_fill(r < self.least, 0.0)
+
+    def _teach(self, y: Tensor, u: Tensor, r: Tensor, label: Tensor) -> Tensor:
+        """The teacher's ODE dy/du = (y - x_0)/u from u to r, by one midpoint step. Two evaluations, four if guided."""
+        if not self._teacher:
+            raise UsageError("there is no teacher to distill", "start the run with --init")
+        teacher = self._teacher[0].to(y.device)
+        net = Guided(teacher.net, label, self.facts.classes, self.guidance)
+        middle = (u + r) / 2
+        halfway = y + over((middle - u) / u, y) * (y - _denoise(teacher, net, y, u))
+        return y + over((r - u) / middle, y) * (halfway - _denoise(teacher, net, halfway, middle))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise: Tensor,
+        label: Tensor,
+        rng: Rng,
+        *,
+        steps: Annotated[int, Field(ge=1, le=4)] = 2,
+        middle: Annotated[float, Field(gt=0, lt=1)] = 0.6,
+    ) -> Samples:
+        """Multistep consistency sampling (Song et al., 2023, algorithm 1).
+
+        Args:
+            noise: (B, C, H, W).
+            label: (B,).
+            rng: of the noise that is added before each further step.
+            steps: evaluations; step k of n begins at u = (1 - k/n)^p.
+            middle: where the second of two steps begins; it sets p.
+        """
+        net = Guided(self.net, label, self.facts.classes)
+        power = math.log(middle) / math.log(0.5)
+        x = noise
+        for k in range(steps):
+            u = self.farthest * (1 - k / steps) ** power
+            y = u * noise if k == 0 else torch.lerp(x, rng.normal(x.shape), u)
+            x = self.answer(net, y, torch.full((len(y),), u, device=y.device))
+            x = x if self.facts.is_points else x.clamp(-1, 1)
+        return Samples(x, net.nfe)
+
+
+def _source(options: object) -> tuple[type[Family], dict[str, Any]]:
+    """The class of the source, and its options.
+
+    Raises:
+        UsageError: it is on no Gaussian path.
+    """
+    given = dict(options) if isinstance(options, dict) else {}
+    kind = str(given.pop("kind", "flow_matching"))
+    own = families.family_class(kind)
+    if not issubclass(own, Gaussian):
+        raise UsageError(
+            f"Consistency starts from a run on a Gaussian path, and {own.title} is on none",
+            "--init a run of flow_matching or ddpm",
+        )
+    return own, given
+
+
+def _denoise(family: Gaussian, net: Guided, y: Tensor, u: Tensor) -> Tensor:
+    """E[x_0 | y_u] of a family's net, for y (B, ...) on the straight path at u (B,)."""
+    path = family.path
+    t = [path.time(each) for each in u.tolist()]
+
+    def row(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=y.device)
+
+    alpha, sigma = over(row([path.alpha(s) for s in t]), y), over(row([path.sigma(s) for s in t]), y)
+    x = y * (alpha + sigma)
+    return x0_from(net.at(x, row([path.net_time(s) for s in t])), family.predict, x, alpha, sigma)

@@ -1,0 +1,162 @@
+"""Consistency's own facts: with perfect nets on any path its loss is nothing, and its teacher walks the true ODE."""
+
+from typing import Any
+
+import pytest
+import torch
+from oracle import Mixture
+from small import FACTS, batch, family, recipe, shaken
+from torch import Tensor, nn
+
+from genflow import build
+from genflow.batch import Batch
+from genflow.errors import UsageError
+from genflow.facts import Facts
+from genflow.families.consistency import Consistency
+from genflow.families.gaussian import Gaussian
+from genflow.maths.paths import StraightPath
+from genflow.maths.samplers import SAMPLERS
+from genflow.maths.seeds import BatchRng, SampleRng
+from genflow.recipe import parse
+
+LINE = Facts((1, 1, 1), levels=None)
+GREY = FACTS["grey"]
+SOURCES: list[dict[str, Any]] = [
+    {"kind": "flow_matching"},
+    *({"kind": "ddpm", "predict": p, "schedule": s} for p in ("eps", "x", "v") for s in ("linear", "cosine")),
+]
+
+
+class Perfect(nn.Module):
+    """The best net of a source for a mixture: its clock is turned back into the path's time."""
+
+    def __init__(self, mixture: Mixture, source: dict[str, Any]) -> None:
+        super().__init__()
+        self.mixture, self.source = mixture, source
+        self.view: tuple[Gaussian, ...] = ()  # in a tuple: no submodule
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        path, kind = self.view[0].path, self.view[0].predict
+        rows = []
+        for row, clock in zip(x.double(), t.double().tolist(), strict=True):
+            at = clock / 1000 if self.source["kind"] == "flow_matching" else clock / 1000 + 1 / path.T  # type: ignore[attr-defined]
+            rows.append(self.mixture.predict(kind, row[None], path.alpha(at), path.sigma(at)))
+        return torch.cat(rows).double()
+
+
+def perfect(mixture: Mixture, source: dict[str, Any], **options: Any) -> Consistency:
+    net = Perfect(mixture, source)
+    made = Consistency({"net": net}, LINE, source=source, **options)
+    net.view = made._view
+    return made
+
+
+def loss(model: Consistency, x: Tensor) -> float:
+    label = torch.zeros(len(x), dtype=torch.long)
+    return float(model.loss("net", Batch(x, label), BatchRng(0, "loss/net", 0, total=len(x)))[0])
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(s.values()))
+def test_a_perfect_net_of_any_source_agrees_with_itself(source: dict[str, Any]) -> None:
+    """Where all data is one point, f(y, u) is that point everywhere: no loss; for any other data there is some."""
+    x = torch.full((16, 1, 1, 1), 0.5)
+    model = perfect(Mixture([1.0], [[0.5]], 1e-4), source)
+    assert loss(model, x) == pytest.approx(0, abs=5e-3)
+    assert loss(model, x + 0.3) > 0.05
+    rng = SampleRng(range(4), "sample")
+    for steps in (1, 2, 4):
+        drawn = model.sample(rng.normal((4, 1, 1, 1)), torch.zeros(4, dtype=torch.long), rng, steps=steps)
+        torch.testing.assert_close(drawn.x, torch.full((4, 1, 1, 1), 0.5).to(drawn.x), rtol=0, atol=2e-2)
+
+
+def test_the_teacher_walks_its_ode() -> None:
+    """Its midpoint step is the solver's own; from u to the chain's next time quantiles stay quantiles."""
+    mixture = Mixture([0.6, 0.4], [[0.8], [-0.6]], 0.5)
+    model = perfect(mixture, SOURCES[0], mode="distill")
+    model._teacher = model._view
+    u = torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64)
+    r = model.next(u)
+    y = torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64)[:, None, None, None]
+    got = model._teach(y, u, r, torch.zeros(3, dtype=torch.long))
+    denoise = mixture.denoiser(StraightPath())
+    for row in range(3):
+        a, b, at = float(u[row]), float(r[row]), y[row : row + 1]
+        step = SAMPLERS["midpoint"].walk(denoise, StraightPath(), at, [a, b], BatchRng(0, "", 0, total=1))
+        torch.testing.assert_close(got[row : row + 1], step, rtol=0, atol=1e-6)
+        truth = mixture.quantile(mixture.cdf(at.flatten(1), a), b).reshape_as(step)
+        torch.testing.assert_close(got[row : row + 1], truth, rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize("mode", ["tune", "distill"])
+def test_the_chain_comes_to_the_data_in_long_links(mode: str) -> None:
+    """From pure noise every link is at least `least`, the last one ends at 0 exactly, and late links are shorter."""
+    model = perfect(Mixture([1.0], [[0.0]], 1.0), SOURCES[0], mode=mode)
+    counts = []
+    for position in (0.0, 1.0):
+        model.prepare(position)
+        u, count = torch.tensor([0.98]), 0
+        while u > 0:
+            r = model.next(u)
+            assert float(u - r) >= model.least - 1e-6
+            u, count = r, count + 1
+        counts.append(count)
+    assert counts[0] <= counts[1] <= 20
+    assert mode == "distill" or counts[0] < counts[1]
+
+
+def test_the_teacher_is_no_part_of_the_run() -> None:
+    """No weight or buffer of it is saved, it does not move, and a run loads and samples without it."""
+    source = shaken(family("flow_matching", GREY))
+    chosen = recipe("consistency", GREY, family={"mode": "distill", "guidance": 2.0})
+    model = build.family_of(chosen, GREY)
+    before = set(model.state_dict())
+    model.begin_from(source)
+    assert set(model.state_dict()) == before == set(source.state_dict())
+    assert len(list(model.parameters())) == len(list(source.parameters()))
+    value, _ = model.loss("net", batch(GREY), BatchRng(0, "loss/net", 0, total=8))
+    value.backward()
+    assert all(p.grad is None for p in source.parameters())
+    fresh = build.family_of(chosen, GREY)
+    fresh.load_state_dict(model.state_dict())
+    rng = [SampleRng([1, 2], "sample") for _ in range(2)]
+    label, drawn = torch.tensor([0, 1]), []
+    for each, own in zip((model, fresh), rng, strict=True):
+        drawn.append(each.sample(own.normal((2, 1, 8, 8)), label, own).x)
+    assert torch.equal(*drawn)
+
+
+def test_what_it_cannot_start_from_is_refused() -> None:
+    """No run, a VAE, other data, and (to distill) a run that has no ODE any more: each in one line with a cure."""
+    document = parse({"family": {"kind": "consistency"}, "data": {"name": "digits"}})
+    with pytest.raises(UsageError, match="none was named") as refused:
+        build.resolve(document, GREY)
+    assert refused.value.hint == "genflow train flow_matching --data digits, then add --init flow_matching-digits"
+    with pytest.raises(UsageError, match="VAE is on none"):
+        build.resolve(document, GREY, recipe("vae", GREY))
+    flow = recipe("flow_matching", GREY)
+    with pytest.raises(UsageError, match="takes Flow matching on 1×8×8, and this is Flow matching on 3×8×8"):
+        build.resolve(document, GREY, flow, FACTS["colour"])
+    tuned = recipe("consistency", GREY)
+    assert build.resolve(document, GREY, tuned).family["source"] == flow.family  # tuning goes on from a tuned run
+    with pytest.raises(UsageError, match="no ODE to distill"):
+        build.resolve(document.with_(family={"kind": "consistency", "mode": "distill"}), GREY, tuned)
+
+
+def test_a_source_of_any_prediction_is_taken_over() -> None:
+    """What follows from the source's section comes with it; f is what its own denoiser says."""
+    for source in SOURCES:
+        options = {key: value for key, value in source.items() if key != "kind"}
+        theirs = recipe(source["kind"], GREY, "mlp", family=options)
+        chosen = build.resolve(parse({"family": {"kind": "consistency"}}), GREY, theirs)
+        trained = shaken(build.family_of(theirs, GREY))
+        model = build.family_of(chosen, GREY)
+        assert isinstance(model, Consistency)
+        model.begin_from(trained)
+        assert chosen.family["source"] == theirs.family
+        noise, label = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+        rng = SampleRng([1, 2], "sample")
+        if source.get("predict") == "eps":  # sampling begins a little below its singular end
+            continue
+        expected = trained.sample(noise, label, rng, sampler="euler", steps=1).x.clamp(-1, 1)  # type: ignore[call-arg]
+        drawn = model.sample(noise, label, rng, steps=1).x
+        torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
