@@ -37,7 +37,7 @@ from genflow.facts import Facts, Ports
 from genflow.families.base import Family, Samples
 from genflow.families.gaussian import Gaussian
 from genflow.maths.guidance import Guided, forget
-from genflow.maths.paths import over, x0_from
+from genflow.maths.paths import along, over
 from genflow.maths.seeds import Rng
 
 RATIO = {"tune": (0.5, 0.1), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
@@ -97,6 +97,7 @@ class Consistency(Family):
         self.ratios = (max(RATIO[mode][0], ratio), ratio) if ratio else RATIO[mode]
         self.ratio = self.ratios[0]
         end = view.path.flow_time(1.0)
+        self.nearest = view.path.flow_time(view.path.cleanest)
         self.farthest = min(end, LARGEST_RATIO / (1 + LARGEST_RATIO)) if view.predict == "eps" else end
 
     @classmethod
@@ -133,21 +134,21 @@ class Consistency(Family):
         self.ratio = begin * (end / begin) ** min(1.0, position)
 
     def answer(self, net: Guided, y: Tensor, u: Tensor) -> Tensor:
-        """f(y, u) for y (B, ...) at u (B,) in (0, farthest]: what y_u came from."""
+        """f(y, u) for y (B, ...) at u (B,), nearest to farthest: what y_u came from."""
         return _denoise(self._view[0], net, y, u)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         u, far = rng.uniform((len(x),)), rng.uniform((len(x),)) < self.first
-        u = torch.where(far, 1.0, u).clamp(min=1e-3) * self.farthest
+        u = (torch.where(far, 1.0, u) * self.farthest).clamp(min=self.nearest)
         label = forget(batch.label, self.facts.classes, self.forget, rng)
         r = self.next(u)
         y = torch.lerp(x, eps, over(u, x))
         guess = self.answer(Guided(self.net, label, self.facts.classes), y, u)
         with torch.no_grad():
             before = torch.lerp(x, eps, over(r, x)) if self.mode == "tune" else self._teach(y, u, r, label)
-            aim = self.answer(Guided(self.net, label, self.facts.classes), before, r.clamp(min=1e-3))
+            aim = self.answer(Guided(self.net, label, self.facts.classes), before, r.clamp(min=self.nearest))
             aim = torch.where(over(r, x) > 0, aim, before)  # f(y, 0) = y
         apart = (guess - aim).flatten(1).square().sum(1)
         c = self.huber * math.sqrt(self.facts.dims)
@@ -219,11 +220,5 @@ def _source(options: object) -> tuple[type[Family], dict[str, Any]]:
 def _denoise(family: Gaussian, net: Guided, y: Tensor, u: Tensor) -> Tensor:
     """E[x_0 | y_u] of a family's net, for y (B, ...) on the straight path at u (B,)."""
     path = family.path
-    t = [path.time(each) for each in u.tolist()]
-
-    def row(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=y.device)
-
-    alpha, sigma = over(row([path.alpha(s) for s in t]), y), over(row([path.sigma(s) for s in t]), y)
-    x = y * (alpha + sigma)
-    return x0_from(net.at(x, row([path.net_time(s) for s in t])), family.predict, x, alpha, sigma)
+    t = torch.tensor([path.time(each) for each in u.tolist()], device=y.device)
+    return family.denoiser(net)(y * along(lambda s: path.alpha(s) + path.sigma(s), t, y), t)
