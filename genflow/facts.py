@@ -76,6 +76,7 @@ class Ports:
         time: whether it is told the time.
         second_time: whether it is told where a step ends, too: net(x, t, label, r) with r (B,) on the scale of t.
         flow: whether it is invertible: net(x, None, label) -> (z, log|det dz/dx|), and back with `inverse=True`.
+        offset: whether the answer has a free constant; False where only differences of answers count.
     """
 
     inputs: tuple[int, ...]
@@ -83,3 +84,4 @@ class Ports:
     time: bool = False
     second_time: bool = False
     flow: bool = False
+    offset: bool = True

@@ -19,7 +19,7 @@ from genflow import checkpoint
 from genflow.batch import Batch
 from genflow.data.stream import share
 from genflow.errors import GenflowError
-from genflow.families.base import Family
+from genflow.families.base import LOOK_EVERY, Family
 from genflow.maths.ema import Ema
 from genflow.maths.muon import Muon
 from genflow.maths.seeds import BatchRng
@@ -46,7 +46,6 @@ class Fitted:
     done: bool
 
 
-LOOK_EVERY = 20  # steps between two looks for trouble; fixed, because a rollback changes the result
 LARGEST_ROLLBACKS = 3
 
 
@@ -128,6 +127,7 @@ def fit(
         if train.on_trouble == "stop" or before >= LARGEST_ROLLBACKS or not load():
             raise why
         rollbacks = before + 1
+        family.begin_again()
 
     load()
     stopped = False

@@ -25,6 +25,8 @@ class Samples:
     nfe: int
 
 
+LOOK_EVERY = 20  # steps between two looks for trouble; fixed, because a rollback changes the result
+
 Kind = Literal["exact-dequantized", "lower-bound", "ode-estimate"]
 
 
@@ -145,9 +147,12 @@ class Family(nn.Module, ABC):
     def trouble(self, numbers: dict[str, float]) -> str:
         """What goes wrong, in words, seen from a step's logged numbers; empty if nothing does.
 
-        Called at fixed steps (`training.LOOK_EVERY`). What it remembers is kept in persistent buffers.
+        Called every `LOOK_EVERY` steps. What it remembers is kept in persistent buffers.
         """
         return ""
+
+    def begin_again(self) -> None:
+        """Called after a rollback: what `trouble` counts starts anew, or it would be found at the next look."""
 
     def finish(self, data: Callable[[int], Batch]) -> None:
         """Called once after training, holding the averaged weights: fit what follows from them, into buffers.

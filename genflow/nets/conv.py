@@ -45,7 +45,8 @@ class Encoder(nn.Module):
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.low = nn.ModuleList(Block(2 * width, width) for _ in range(blocks))
         self.norm = nn.GroupNorm(groups(2 * width), 2 * width)
-        self.leave = nn.Linear(2 * width * math.ceil(side / 2) ** 2, math.prod(ports.outputs))
+        numbers = 2 * width * math.ceil(side / 2) ** 2
+        self.leave = nn.Linear(numbers, math.prod(ports.outputs), bias=ports.offset)
         self.outputs = ports.outputs
 
     def forward(

@@ -40,7 +40,7 @@ class MLP(nn.Module):
         self.enter = nn.Linear(math.prod(ports.inputs), width)
         self.blocks = nn.ModuleList(Block(width, width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, math.prod(ports.outputs))
+        self.leave = nn.Linear(width, math.prod(ports.outputs), bias=ports.offset)
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None

@@ -1,0 +1,228 @@
+"""GAN: a generator and a discriminator that play a game; with penalties on the discriminator's slope it converges.
+
+    relativistic     L_D = softplus(-(D(x) - D(G z)))                 L_G = softplus(-(D(G z) - D(x)))
+    non_saturating   L_D = softplus(-D(x)) + softplus(D(G z))         L_G = softplus(-D(G z))
+    minimax          L_D = softplus(-D(x)) + softplus(D(G z))         L_G = log(1 - sigmoid D(G z)) = -softplus(D(G z))
+
+    plus, for the discriminator, R1 and R2 at every step:   gamma/2 (|grad D(x)|^2 + |grad D(G z)|^2)
+
+Both players are told the same label. A row's fake is paired with the row's real one, so the loss is a mean over rows;
+there is no minibatch statistic, and none is needed against mode collapse (the pairing sees to it).
+
+References:
+    The GAN is dead; long live the GAN! (Huang, Gokaslan, Kuleshov, Tompkin, 2025), equations 2, 3 and 6
+    https://arxiv.org/abs/2501.05441
+    The relativistic discriminator (Jolicoeur-Martineau, 2019)                     https://arxiv.org/abs/1807.00734
+    Generative Adversarial Nets (Goodfellow et al., 2014), for the other two games   https://arxiv.org/abs/1406.2661
+    Stabilizing Training of GANs through Regularization (Roth et al., 2017), for slopes as differences
+    https://arxiv.org/abs/1705.09367
+"""
+
+import math
+from contextlib import nullcontext
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genflow.batch import Batch
+from genflow.facts import Facts, Ports
+from genflow.families.base import LOOK_EVERY, Family, Samples
+from genflow.maths.guidance import forget
+from genflow.maths.seeds import Rng
+
+Game = Literal["relativistic", "non_saturating", "minimax"]
+GAMMA = 0.02  # times the root of a sample's numbers: 0.56 for 28 x 28, because a distance grows with that root
+DIFFERENCE = 0.05  # how far apart two points are, in standard deviations a number, whose difference is a slope
+
+
+class Gan(Family):
+    """Two nets in a game.
+
+    Args:
+        nets: {"discriminator": x -> a score (B, 1), "generator": z -> x}.
+        facts: of the data.
+        latent: numbers in z.
+        game: relativistic, non_saturating or minimax; the formulas are above.
+        gamma: weight of the penalties R1 and R2 at the start; null: 0.02 sqrt(D) for D numbers a sample in
+            the relativistic game, and 0 in the other two, as they were first played.
+        gamma_fall: gamma falls to gamma / gamma_fall along half a cosine over training.
+        penalty: exact (second derivatives), or difference (a slope along one random direction a row: rougher).
+        forget: share of labels dropped while training, for both players, so that samples without a label work; 1:
+            nobody is ever told a label.
+        patience: steps for which the discriminator may dominate before the run is in trouble; 0: any number.
+    """
+
+    title = "GAN"
+    objective = "relativistic game with R1 and R2"
+    steps = "1"
+    players = ("discriminator", "generator")
+    default_net: ClassVar[str] = "fixup"
+
+    def __init__(
+        self,
+        nets: dict[str, nn.Module],
+        facts: Facts,
+        *,
+        latent: Annotated[int, Field(ge=1, le=4096)] = 64,
+        game: Game = "relativistic",
+        gamma: Annotated[float, Field(ge=0)] | None = None,
+        gamma_fall: Annotated[float, Field(ge=1)] = 10.0,
+        penalty: Literal["exact", "difference"] = "exact",
+        forget: Annotated[float, Field(ge=0, le=1)] = 0.1,
+        patience: Annotated[int, Field(ge=0)] = 1000,
+    ) -> None:
+        super().__init__(facts)
+        self.discriminator, self.generator = nets["discriminator"], nets["generator"]
+        self.noise_shape = (latent,)
+        self.game, self.penalty, self.forget, self.gamma_fall = game, penalty, forget, gamma_fall
+        if gamma is None:
+            gamma = GAMMA * math.sqrt(facts.dims) if game == "relativistic" else 0.0
+        self.gamma = gamma
+        self._gamma_now = gamma
+        self.watch = Watch(patience)
+
+    @classmethod
+    def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
+        latent = int(options["latent"])  # type: ignore[call-overload]
+        score = Ports(facts.shape, (1,), offset=options["game"] != "relativistic")
+        return {"discriminator": score, "generator": Ports((latent,), facts.shape)}
+
+    def prepare(self, position: float) -> None:
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, position)))
+        self._gamma_now = self.gamma * (share + (1 - share) / self.gamma_fall)
+
+    def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        # bfloat16 has three digits: enough for a pixel, and too few for a point beside another
+        with torch.autocast(batch.x.device.type, enabled=False) if self.facts.is_points else nullcontext():
+            label = forget(batch.label, self.facts.classes, self.forget, rng)
+            z = rng.normal((len(batch), *self.noise_shape))
+            play = self._discriminate if player == "discriminator" else self._generate
+            return play(batch.x, z, label, rng)
+
+    def _discriminate(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            fake = self.generator(z, None, label).float()
+        both, labels = torch.cat([x, fake]), torch.cat([label, label])
+        if self.gamma and self.penalty == "exact":
+            both.requires_grad_()
+            scores = self._score(both, labels)
+            (slope,) = torch.autograd.grad(scores.sum(), both, create_graph=True)
+            squared = slope.float().flatten(1).square().sum(1)  # |grad D|^2 of each row
+        elif self.gamma:
+            away = DIFFERENCE * torch.cat([rng.normal(x.shape), rng.normal(x.shape)])
+            scores, moved = self._score(torch.cat([both, both + away]), torch.cat([labels, labels])).chunk(2)
+            squared = ((moved - scores) / DIFFERENCE).square()  # its mean over directions is |grad D|^2
+        else:
+            scores = self._score(both, labels)
+            squared = torch.zeros_like(scores)
+        real, invented = scores.chunk(2)
+        if self.game == "relativistic":
+            game = F.softplus(invented - real)
+        else:
+            game = F.softplus(-real) + F.softplus(invented)
+        r1, r2 = squared.chunk(2)
+        penalty = r1 + r2
+        loss = (game + self._gamma_now / 2 * penalty).mean()
+        gap = real - invented
+        numbers = {"gap": gap.mean(), "told_apart": (gap > 0).float().mean(), "penalty": penalty.mean()}
+        return loss, {name: number.detach() for name, number in numbers.items()}
+
+    def _generate(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        invented = self._score(self.generator(z, None, label).float(), label)
+        if self.game == "minimax":
+            return -F.softplus(invented).mean(), {}
+        if self.game == "non_saturating":
+            return F.softplus(-invented).mean(), {}
+        with torch.no_grad():
+            real = self._score(x, label)
+        return F.softplus(real - invented).mean(), {}
+
+    def _score(self, x: Tensor, label: Tensor) -> Tensor:
+        """D(x) in single precision, (B,)."""
+        return self.discriminator(x, None, label).float().flatten()
+
+    @torch.no_grad()
+    def sample(
+        self, noise: Tensor, label: Tensor, rng: Rng, *, temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    ) -> Samples:
+        if self.forget == 1:
+            label = torch.full_like(label, self.facts.classes)
+        x = self.generator(temperature * noise, None, label).float()
+        return Samples(x if self.facts.is_points else x.clamp(-1, 1), 1)
+
+    def trouble(self, numbers: dict[str, float]) -> str:
+        return self.watch(numbers)
+
+    def begin_again(self) -> None:
+        self.watch.dominated.zero_()
+        self.watch.bursts.zero_()
+
+
+class Watch(nn.Module):
+    """Looks at a run's numbers and names what goes wrong; what it remembers is in persistent buffers.
+
+    Divergence: a watched number is not finite, or has been `BURST` times its usual size for `LOOKS` looks.
+    Dominance: nearly every real row is told from the fake beside it, by a gap that grows or is beyond all doubt.
+
+    Args:
+        patience: steps for which the discriminator may dominate; 0: any number.
+    """
+
+    WATCHED: ClassVar[dict[str, str]] = {
+        "loss/discriminator": "the discriminator's loss",
+        "loss/generator": "the generator's loss",
+        "penalty": "the discriminator's squared slope",
+        "gradient_norm/discriminator": "the discriminator's gradient",
+        "gradient_norm/generator": "the generator's gradient",
+    }
+    BURST, LOOKS = 100.0, 3
+    APART, GROWTH, BEYOND_DOUBT = 0.98, 1.05, 20.0  # a share of rows; a ratio of means; nats
+
+    usual: Tensor
+    bursts: Tensor
+    gaps: Tensor
+    dominated: Tensor
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self.patience = patience
+        self.register_buffer("usual", torch.ones(len(self.WATCHED)))  # a size below 1 is no burst
+        self.register_buffer("bursts", torch.zeros(len(self.WATCHED)))
+        self.register_buffer("gaps", torch.full((2,), math.nan))  # a fast and a slow mean of D(x) - D(G z)
+        self.register_buffer("dominated", torch.zeros(()))
+
+    def forward(self, numbers: dict[str, float]) -> str:
+        """What is wrong, in words; empty if nothing is."""
+        return self._divergence(numbers) or self._dominance(numbers["gap"], numbers["told_apart"])
+
+    def _divergence(self, numbers: dict[str, float]) -> str:
+        sizes = torch.tensor([abs(numbers[name]) for name in self.WATCHED], device=self.usual.device)
+        burst = ~(sizes <= self.BURST * self.usual)  # what is not a number bursts, too
+        self.bursts.copy_((self.bursts + 1) * burst)
+        for (name, words), times, usual in zip(
+            self.WATCHED.items(), self.bursts.tolist(), self.usual.tolist(), strict=True
+        ):
+            if not math.isfinite(numbers[name]):
+                return f"the game diverges: {words} is not finite"
+            if times >= self.LOOKS:
+                ratio = abs(numbers[name]) / usual
+                return f"the game diverges: {words} is {numbers[name]:.3g}, {ratio:,.0f} times its usual size"
+        self.usual.copy_(torch.where(burst, self.usual, (0.9 * self.usual + 0.1 * sizes).clamp(min=1)))
+        return ""
+
+    def _dominance(self, gap: float, apart: float) -> str:
+        seen = torch.where(self.gaps.isnan(), gap, self.gaps)
+        self.gaps.copy_(seen.lerp(torch.full_like(seen, gap), seen.new_tensor([0.3, 0.05])))
+        fast, slow = self.gaps.tolist()
+        beaten = apart >= self.APART and (fast > self.GROWTH * slow or fast > self.BEYOND_DOUBT)
+        self.dominated.copy_((self.dominated + 1) * beaten)
+        steps = int(self.dominated) * LOOK_EVERY
+        if not self.patience or steps < self.patience:
+            return ""
+        return (
+            f"the discriminator dominates: for {steps:,} steps it has told {100 * apart:.0f} % of real rows from "
+            f"generated ones, by a gap of {fast:.1f} nats, and the generator learns nothing from it"
+        )

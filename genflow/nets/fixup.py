@@ -1,0 +1,176 @@
+"""Residual nets without norm layers, for players of a game: a picture to a vector, and a vector to a picture.
+
+    h <- h + conv(lrelu((1 + scale) conv(lrelu(h)) + shift))        scale, shift from the class (and the code)
+
+Each branch ends in zeros and its first convolution is scaled by 1/sqrt(blocks), so that the net starts as its skips
+and the size of h does not grow with depth. Without norms a row sees no statistics, and the second derivatives that
+gradient penalties take are those of piecewise linear functions: cheap, and harmless in bfloat16.
+
+References:
+    Fixup Initialization: Residual Learning Without Normalization (Zhang, Dauphin, Ma, 2019), with m = 2
+    https://arxiv.org/abs/1901.09321
+    The GAN is dead; long live the GAN! (Huang et al., 2025), for such nets in a game   https://arxiv.org/abs/2501.05441
+    cGANs with Projection Discriminator (Miyato, Koyama, 2018), for the class at the end of the encoder
+    https://arxiv.org/abs/1802.05637
+"""
+
+import math
+from typing import Annotated
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genflow.errors import UsageError
+from genflow.facts import Ports
+from genflow.nets.layers import Condition, folded, need_divisor, zero
+
+SMALLEST = 4  # pixels a side at which halving ends
+GAIN = math.sqrt(2)  # what a rectifier takes from the size of its input
+
+
+def kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
+    """A layer whose answer has `gain` times the size of its input, and no offset."""
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def told(width: int, classes: int, ports: Ports) -> Condition:
+    """Time and class as a vector of size 1, beside which nothing else drowns them."""
+    condition = Condition(width, classes, ports.time, ports.second_time)
+    if condition.label is not None:
+        nn.init.normal_(condition.label.weight)
+    return condition
+
+
+def rectify(h: Tensor) -> Tensor:
+    """The leaky rectifier of slope 0.2."""
+    return F.leaky_relu(h, 0.2)
+
+
+class Block(nn.Module):
+    """Two convolutions, modulated between them; residual."""
+
+    def __init__(self, channels: int, condition: int, blocks: int) -> None:
+        super().__init__()
+        self.conv1 = kaiming(nn.Conv2d(channels, channels, 3, padding=1), GAIN / math.sqrt(blocks))
+        self.modulate = zero(nn.Linear(condition, 2 * channels))
+        self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        scale, shift = self.modulate(c)[:, :, None, None].chunk(2, 1)
+        return h + self.conv2(rectify(self.conv1(rectify(h)) * (1 + scale) + shift))
+
+
+class Level(nn.Module):
+    """The blocks of one size."""
+
+    def __init__(self, inputs: int, channels: int, condition: int, blocks: int, total: int) -> None:
+        super().__init__()
+        self.enter = kaiming(nn.Conv2d(inputs, channels, 1)) if inputs != channels else nn.Identity()
+        self.blocks = nn.ModuleList(Block(channels, condition, total) for _ in range(blocks))
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        h = self.enter(h)
+        for block in self.blocks:
+            h = block(h, c)
+        return h
+
+
+class Encoder(nn.Module):
+    """A picture to a vector; the class modulates the blocks, and weighs the last features."""
+
+    def __init__(self, ports: Ports, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
+        super().__init__()
+        self.fold, self.sides, self.outputs = fold, sides, ports.outputs
+        self.condition = told(width, classes, ports)
+        widths = [width * min(2**level, 4) for level in range(len(sides))]
+        self.enter = kaiming(nn.Conv2d(ports.inputs[0] * fold**2, width, 3, padding=1))
+        self.levels = nn.ModuleList(
+            Level(before, after, width, blocks, blocks * len(sides))
+            for before, after in zip([width, *widths], widths, strict=False)
+        )
+        self.features = kaiming(nn.Linear(widths[-1] * sides[-1] ** 2, widths[-1]), GAIN)
+        self.modulate = kaiming(nn.Linear(width, widths[-1]))
+        self.leave = kaiming(nn.Linear(widths[-1], math.prod(ports.outputs), bias=ports.offset), GAIN)
+
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        c = self.condition(t, label, x, r)
+        h = self.enter(F.pixel_unshuffle(x, self.fold))
+        for level, side in zip(self.levels, self.sides, strict=True):
+            if h.shape[-1] != side:
+                h = F.avg_pool2d(h, 2, ceil_mode=True, count_include_pad=False)
+            h = level(h, c)
+        h = rectify(self.features(rectify(h).flatten(1)))
+        return self.leave(h * (1 + self.modulate(c))).unflatten(1, self.outputs)
+
+
+class Decoder(nn.Module):
+    """A vector to a picture; the vector and the class modulate every block, and a last convolution sees every pixel."""
+
+    def __init__(self, ports: Ports, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
+        super().__init__()
+        self.fold, self.sides = fold, sides
+        widths = [width * min(2**level, 4) for level in range(len(sides))]
+        code, top = math.prod(ports.inputs), widths[-1]
+        self.condition = told(top, classes, ports)
+        self.style = kaiming(nn.Linear(code, top))
+        self.enter = kaiming(nn.Linear(top, top * sides[-1] ** 2), GAIN)
+        self.levels = nn.ModuleList(
+            Level(before, after, top, blocks, blocks * len(sides))
+            for before, after in zip([*widths[1:], top][::-1], widths[::-1], strict=True)
+        )
+        fine = max(1, width // fold**2) if fold > 1 else width
+        self.unfold = kaiming(nn.Conv2d(width, fine * fold**2, 3, padding=1), GAIN)
+        self.leave = kaiming(nn.Conv2d(fine, ports.outputs[0], 3, padding=1), GAIN)
+
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        c = rectify(self.style(x.flatten(1)) + self.condition(t, label, x, r))
+        h = self.enter(c).unflatten(1, (-1, self.sides[-1], self.sides[-1]))
+        for level, side in zip(self.levels, reversed(self.sides), strict=True):
+            if h.shape[-1] != side:
+                h = F.interpolate(h, size=(side, side), mode="nearest")
+            h = level(h, c)
+        h = F.pixel_shuffle(self.unfold(rectify(h)), self.fold)
+        return self.leave(rectify(h))
+
+
+def build(
+    ports: Ports,
+    classes: int,
+    *,
+    width: Annotated[int, Field(ge=1, le=4096)] = 32,
+    blocks: Annotated[int, Field(ge=1, le=256)] = 1,
+    fold: Annotated[int, Field(ge=0)] = 0,
+) -> nn.Module:
+    """An encoder if a picture goes in and a vector comes out, a decoder if it is the other way round.
+
+    Args:
+        ports: what goes in and comes out.
+        classes: the number of classes; 0 for none.
+        width: channels at the finest scale; they double at each halving, up to fourfold.
+        blocks: residual blocks a scale.
+        fold: pixels folded into channels, along each side; 0: 1 below 16 pixels, 2 up to 64, 4 above.
+
+    Raises:
+        UsageError: not exactly one of the ports is a picture, or fold does not divide the size.
+    """
+    pictures = [p for p in (ports.inputs, ports.outputs) if len(p) == 3 and p[1] >= 4]
+    if len(pictures) != 1:
+        raise UsageError(
+            f"net fixup turns a picture into a vector or back; here {ports.inputs} goes in and {ports.outputs} out",
+            "use net.kind=unet, dit or mlp",
+        )
+    size = pictures[0][1]
+    fold = need_divisor(size, fold or folded(size), "fold")
+    sides = [size // fold]
+    while sides[-1] > SMALLEST:
+        sides.append(math.ceil(sides[-1] / 2))
+    kind = Encoder if pictures[0] == ports.inputs else Decoder
+    return kind(ports, classes, fold, sides, width, blocks)

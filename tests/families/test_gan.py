@@ -1,0 +1,221 @@
+"""The GAN's own facts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import FACTS, batch, family, recipe, shaken
+from torch import Tensor, nn
+
+from genflow import build, training
+from genflow.batch import Batch
+from genflow.checkpoint import Checkpoints
+from genflow.errors import UsageError
+from genflow.facts import Facts
+from genflow.families.base import LOOK_EVERY
+from genflow.families.gan import Gan, Watch
+from genflow.maths.seeds import BatchRng, SampleRng
+from genflow.session import Session
+
+GREY, POINTS = FACTS["grey"], FACTS["points"]
+GAMES = ("relativistic", "non_saturating", "minimax")
+
+
+def gan(facts: Facts = GREY, **options: object) -> Gan:
+    return shaken(family("gan", facts, family={"latent": 4, **options}))
+
+
+def rng(player: str = "discriminator") -> BatchRng:
+    return BatchRng(0, f"loss/{player}", 0, total=8)
+
+
+class Slope(nn.Module):
+    """A score that is linear in x, so that its slope is known: D(x) = w x, |grad D|^2 = |w|^2."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, x: Tensor, t: None, label: Tensor) -> Tensor:
+        return (x.flatten(1) * self.w).sum(1, keepdim=True)
+
+
+def scores(model: Gan, data: Batch, player: str) -> tuple[Tensor, Tensor]:
+    """D(x) and D(G z) of the draws that the player's loss makes."""
+    draws = rng(player)
+    label = data.label.masked_fill(draws.uniform((8,)) < model.forget, model.facts.classes)
+    fake = model.generator(draws.normal((8, 4)), None, label)
+    return model.discriminator(data.x, None, label).flatten(), model.discriminator(fake, None, label).flatten()
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_the_losses_are_the_games(game: str) -> None:
+    """Both players' losses without penalties, from the scores by the textbook's formulas."""
+    model, data = gan(game=game, gamma=0), batch(GREY)
+    real, fake = scores(model, data, "discriminator")
+    against = {
+        "relativistic": -(real - fake).sigmoid().log(),
+        "non_saturating": -(real.sigmoid().log() + (1 - fake.sigmoid()).log()),
+        "minimax": -(real.sigmoid().log() + (1 - fake.sigmoid()).log()),
+    }
+    loss, numbers = model.loss("discriminator", data, rng())
+    torch.testing.assert_close(loss, against[game].mean())
+    torch.testing.assert_close(numbers["gap"], (real - fake).mean())
+    real, fake = scores(model, data, "generator")
+    own = {
+        "relativistic": -(fake - real).sigmoid().log(),
+        "non_saturating": -fake.sigmoid().log(),
+        "minimax": (1 - fake.sigmoid()).log(),
+    }
+    torch.testing.assert_close(model.loss("generator", data, rng("generator"))[0], own[game].mean())
+
+
+def test_the_penalties_are_squared_slopes() -> None:
+    """A linear score has one slope everywhere: R1 + R2 is gamma |w|^2, of gradient 2 gamma w."""
+    data, gamma = batch(GREY), 0.3
+    model, free = gan(gamma=gamma), gan(gamma=0)
+    w = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 8
+    model.discriminator, free.discriminator = Slope(w.clone()), Slope(w.clone())
+    losses = [m.loss("discriminator", data, rng())[0] for m in (model, free)]
+    torch.testing.assert_close(losses[0] - losses[1], gamma * w.square().sum())
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(model.discriminator.w.grad - free.discriminator.w.grad, 2 * gamma * w)
+
+
+def test_a_difference_estimates_the_same_penalty() -> None:
+    """Its mean over many directions is the exact one, for a linear score to sampling error alone."""
+    w = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 8
+    model = gan(gamma=1.0, penalty="difference")
+    model.discriminator = Slope(w)
+    rows = 4000
+    data = Batch(torch.zeros(rows, 1, 8, 8), torch.zeros(rows, dtype=torch.long))
+    _, numbers = model.loss("discriminator", data, BatchRng(0, "loss", 0, total=rows))
+    assert float(numbers["penalty"]) == pytest.approx(2 * float(w.square().sum()), rel=0.05)
+
+
+def test_gamma_falls_along_half_a_cosine() -> None:
+    """From gamma to gamma / gamma_fall."""
+    model = gan(gamma=1.0, gamma_fall=5.0)
+    seen = []
+    for position in (0.0, 0.5, 1.0):
+        model.prepare(position)
+        seen.append(model._gamma_now)
+    assert seen == pytest.approx([1.0, 0.6, 0.2])
+
+
+def test_only_the_relativistic_game_has_penalties_unless_asked() -> None:
+    """The other two are played as they first were; a given gamma holds in any."""
+    assert [gan(game=game).gamma > 0 for game in GAMES] == [True, False, False]
+    assert gan(game="minimax", gamma=2.0).gamma == 2.0
+
+
+def test_a_score_has_no_offset_where_only_differences_count() -> None:
+    """An offset would get no gradient from pairs."""
+    assert not [n for n, _ in gan().discriminator.named_parameters() if n == "leave.bias"]
+    assert [n for n, _ in gan(game="minimax").discriminator.named_parameters() if n == "leave.bias"]
+
+
+def test_nobody_is_told_a_label_at_forget_1() -> None:
+    """Samples and losses are the same whatever the label."""
+    model, noise = gan(forget=1), SampleRng(range(3), "sample").normal((3, 4))
+    told = [model.sample(noise, torch.full((3,), label), SampleRng(range(3), "s")).x for label in (0, 7)]
+    assert torch.equal(*told)
+    data = batch(GREY)
+    losses = [model.loss("generator", Batch(data.x, data.label * k), rng("generator"))[0] for k in (0, 1)]
+    assert torch.equal(*losses)
+
+
+def test_it_has_no_likelihood_and_no_code_and_says_so() -> None:
+    """None, and one line."""
+    model, data = gan(), batch(GREY)
+    assert model.log_likelihood(data.x, data.label, rng()) is None
+    with pytest.raises(UsageError, match="GAN has no encoder"):
+        model.encode(data.x, data.label, rng())
+
+
+HEALTHY = {
+    "loss/discriminator": 0.5, "loss/generator": 1.0, "penalty": 2.0, "gradient_norm/discriminator": 1.0,
+    "gradient_norm/generator": 1.0, "gap": 1.0, "told_apart": 0.8,
+}  # fmt: skip
+
+
+def looks(watch: Watch, count: int, of: Callable[[int], dict[str, float]]) -> tuple[int, str]:
+    """The first look that finds trouble, and its words; (count, "") if none does."""
+    return next(((i, words) for i in range(count) if (words := watch({**HEALTHY, **of(i)}))), (count, ""))
+
+
+def test_a_healthy_game_is_left_alone() -> None:
+    """Numbers that vary by a factor of five, single bursts, and a discriminator that is ahead but does not grow."""
+    noisy = lambda i: {name: value * 5 ** ((i * 37 % 20) / 10 - 1) for name, value in HEALTHY.items()}  # noqa: E731
+    assert looks(Watch(1000), 500, noisy) == (500, "")
+    assert looks(Watch(1000), 500, lambda i: {"penalty": 1e6} if i % 50 == 9 else {}) == (500, "")
+    assert looks(Watch(1000), 500, lambda i: {"told_apart": 1.0, "gap": 5.0}) == (500, "")
+
+
+@pytest.mark.parametrize("name", list(Watch.WATCHED))
+def test_what_explodes_is_named(name: str) -> None:
+    """A number that stays a hundred times its usual size for three looks; one that is no number, at once."""
+    found, words = looks(Watch(1000), 60, lambda i: {name: 1000.0} if i >= 50 else {})
+    assert found == 52
+    assert words.startswith(f"the game diverges: {Watch.WATCHED[name]} is 1e+03")
+    found, words = looks(Watch(1000), 60, lambda i: {name: float("nan")} if i >= 50 else {})
+    assert (found, words) == (50, f"the game diverges: {Watch.WATCHED[name]} is not finite")
+
+
+@pytest.mark.parametrize("gap", [lambda i: 1.0 + 0.1 * i, lambda i: 30.0], ids=["growing", "beyond doubt"])
+def test_dominance_is_named_after_its_patience(gap: Callable[[int], float]) -> None:
+    """Real rows are told apart by a gap that grows, or is beyond doubt, for `patience` steps; 0 bears anything."""
+    dominated = lambda i: {"told_apart": 1.0, "gap": gap(i)}  # noqa: E731
+    found, words = looks(Watch(600), 100, dominated)
+    assert 600 / LOOK_EVERY <= found + 1 <= 600 / LOOK_EVERY + 5
+    assert words.startswith("the discriminator dominates: for 600 steps it has told 100 % of real rows")
+    assert looks(Watch(0), 100, dominated) == (100, "")
+
+
+def test_what_the_watch_remembers_is_in_the_checkpoint() -> None:
+    """A resumed run finds trouble at the same look."""
+    dominated = lambda i: {"told_apart": 1.0, "gap": 1.0 + 0.1 * i}  # noqa: E731
+    whole, first, second = Watch(600), Watch(600), Watch(600)
+    assert looks(first, 20, dominated) == (20, "")
+    second.load_state_dict(first.state_dict())
+    found, _ = looks(second, 100, lambda i: dominated(20 + i))
+    assert found + 20 == looks(whole, 100, dominated)[0]
+
+
+def won(folder: Path, **train: Any) -> Callable[[], Any]:
+    """A run that the discriminator wins: the generator's answers are far away, and it cannot move."""
+    settings = {"steps": 400, "batch": 8, "lr": 0.01, "optimizer": "adamw", "checkpoint_every": 30, "log_every": 5}
+    chosen = recipe("gan", POINTS, family={"game": "minimax", "patience": 60}, train={**settings, **train})
+    torch.manual_seed(0)
+    model = build.family_of(chosen, POINTS)
+    with torch.no_grad():
+        model.generator.leave.bias.fill_(50.0)  # type: ignore[union-attr, operator]
+    checkpoints = Checkpoints(folder)
+    logged: list[dict[str, Any]] = []
+    session = Session(load=checkpoints.newest, save=checkpoints.save, log=logged.append)
+
+    def run() -> list[dict[str, Any]]:
+        training.fit(model, lambda step: batch(POINTS, step), session, chosen.train)
+        return logged
+
+    run.logged = logged  # type: ignore[attr-defined]
+    return run
+
+
+def test_a_discriminator_that_wins_ends_the_run(tmp_path: Path) -> None:
+    """In the minimax game, whose generator then learns nothing: with the words, the step and a cure."""
+    with pytest.raises(training.Trouble, match=r"the discriminator dominates: .* \(step \d+\)") as ended:
+        won(tmp_path)()
+    assert "train.lr" in ended.value.hint
+
+
+def test_or_rolls_it_back(tmp_path: Path) -> None:
+    """Three times, each at half the rate, if the recipe says so."""
+    run = won(tmp_path, on_trouble="rollback", decay=0.0, warmup=0)
+    with pytest.raises(training.Trouble, match="the discriminator dominates"):
+        run()
+    steps = {rate: [n["step"] for n in run.logged if n["lr"] == rate] for rate in (0.01, 0.005, 0.0025, 0.00125)}  # type: ignore[attr-defined]
+    assert all(last - first >= 40 for first, *_, last in steps.values())  # each attempt has its whole patience
