@@ -11,6 +11,7 @@ from small import FACTS, batch, family, recipe, shaken, source
 
 from genflow import build, checkpoint, families
 from genflow.batch import Batch
+from genflow.code import home
 from genflow.engine import Engine
 from genflow.errors import UsageError
 from genflow.facts import Facts
@@ -238,7 +239,7 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
     average: dict[str, torch.Tensor] = {}
     if began:
         teacher = build.family_of(began, facts)
-        fit(teacher, blobs, Session(), chosen.train, lambda step, weights: average.update(weights))
+        fit(teacher, blobs, Session(), chosen.train.model_copy(update={"lr": 0.02}), lambda step, weights: average.update(weights))
         teacher.load_state_dict(average, strict=False)
         model.begin_from(teacher)
     fit(model, blobs, Session(), chosen.train, lambda step, weights: average.update(weights))
