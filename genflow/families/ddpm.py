@@ -1,136 +1,148 @@
-"""DDPM: learn to undo T small steps of noise; DDIM and every ODE solver are samplers of the same model.
+"""Diffusion: learn to take the noise off, at T levels (DDPM) or at every level (EDM); samplers are another matter.
 
-    x_k = sqrt(alpha_bar_k) x + sqrt(1 - alpha_bar_k) eps,   k = 0..T-1
-    loss = E_k ||net(x_k, k) - target||^2                    target: eps, x, or v = alpha eps - sigma x
+    x_t = alpha_t x + sigma_t eps                            DDPM: alpha^2 = alpha_bar_k, sigma^2 = 1 - alpha_bar_k
+    loss = E_t w_t ||net(x_t, t) - target||^2                target: eps, x, or v = alpha eps - sigma x
 
-Log-likelihood: the variational bound, its T - 1 middle terms estimated on stratified levels,
+`schedule: edm` is EDM's preconditioning. Its net sees and answers at unit variance, whatever the noise and the data's
+standard deviation s (`facts.sigma_data`): with x_t / alpha at the noise level r = sigma/alpha,
 
-    -log P(x) <= KL(q(x_T | x) || N(0, I)) + sum_k (SNR_{k-1} - SNR_k)/2 ||x - x_net(x_k, k)||^2 - log P(x | x_0)
+    D(x_t) = c_skip x_t/alpha + c_out F(c_in x_t/alpha, c_noise)          c_skip = s^2/(s^2 + r^2), c_noise ~ log r
+    ln r ~ N(log_mean, log_std^2),  weight 1/c_out^2                      c_out = s r/sqrt(s^2 + r^2) = s r c_in
+
+which makes F, up to its sign, the v of data of unit variance; so `predict` is v.
+
+`weight: min_snr` bounds the weight of ||x - x_net||^2 at min(SNR, 5), whatever the net predicts.
+
+Log-likelihood: the variational bound, or the density along the ODE, which is no bound and usually higher.
 
 References:
-    Denoising Diffusion Probabilistic Models (Ho et al., 2020)                   https://arxiv.org/abs/2006.11239
-    Improved Denoising Diffusion Probabilistic Models (Nichol, Dhariwal, 2021)   https://arxiv.org/abs/2102.09672
-    Progressive Distillation (Salimans, Ho, 2022), for v                         https://arxiv.org/abs/2202.00512
-    Variational Diffusion Models (Kingma et al., 2021), for the bound in SNR     https://arxiv.org/abs/2107.00630
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020)                       https://arxiv.org/abs/2006.11239
+    Improved Denoising Diffusion Probabilistic Models (Nichol, Dhariwal, 2021)       https://arxiv.org/abs/2102.09672
+    Progressive Distillation (Salimans, Ho, 2022), for v                             https://arxiv.org/abs/2202.00512
+    Elucidating the Design Space, EDM (Karras et al., 2022), table 1                 https://arxiv.org/abs/2206.00364
+    Efficient Diffusion Training via Min-SNR Weighting (Hang et al., 2023)           https://arxiv.org/abs/2303.09556
 """
 
-import math
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
+from genflow.errors import UsageError
 from genflow.facts import Facts
 from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian
 from genflow.maths import likelihood
 from genflow.maths.guidance import Guided, forget
-from genflow.maths.paths import BETAS, DiscretePath, over, target, x0_from
+from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, reach, target
 from genflow.maths.seeds import Rng
+
+MIN_SNR = 5.0  # gamma, the paper's own
 
 
 class Ddpm(Gaussian):
-    """A denoiser for T noise levels.
+    """A denoiser.
 
     Args:
-        nets: {"net": predicts `predict` from (x_k (B, C, H, W), k (B,), label (B,))}.
+        nets: {"net": predicts `predict` from (x_t (B, C, H, W), the time on the scale of 0..1000 (B,), label (B,))}.
         facts: of the data.
-        schedule: how the noise grows.
-        predict: what the net predicts.
-        T: the number of noise levels.
+        schedule: how the noise grows; edm: any noise level, and EDM's preconditioning.
+        predict: what the net predicts; with edm, v of data of unit variance.
+        weight: uniform, or min_snr; with edm, uniform is EDM's own weight.
+        T: the number of noise levels; edm has no levels.
+        log_mean: of ln(sigma/alpha) while training with edm.
+        log_std: its standard deviation.
         forget: share of labels dropped while training, so that guidance works.
-        bound_levels: noise levels at which the likelihood bound is evaluated; T of them would be all.
+        bound: the likelihood: the variational bound, or the estimate of an ODE solver.
+        bound_levels: noise levels a sample at which the variational bound is evaluated.
+        ode_steps: midpoint steps of the ODE's estimate; four times as many for points.
+        probes: trace probes of the ODE's estimate.
     """
 
     title = "DDPM"
     objective = "denoising at T noise levels"
     likelihood = "lower-bound"
-    path: DiscretePath
-    alphas: Tensor
-    sigmas: Tensor
+    _alphas: Tensor
+    _sigmas: Tensor
 
     def __init__(
         self,
         nets: dict[str, nn.Module],
         facts: Facts,
         *,
-        schedule: Literal["linear", "cosine"] = "cosine",
+        schedule: Literal["linear", "cosine", "edm"] = "cosine",
         predict: Literal["eps", "x", "v"] = "v",
+        weight: Literal["uniform", "min_snr"] = "uniform",
         T: Annotated[int, Field(ge=2, le=10_000)] = 1000,
+        log_mean: float = -1.2,
+        log_std: Annotated[float, Field(gt=0)] = 1.2,
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        bound: Literal["variational", "ode"] = "variational",
         bound_levels: Annotated[int, Field(ge=2, le=10_000)] = 40,
+        ode_steps: Annotated[int, Field(ge=2, le=1000)] = 20,
+        probes: Annotated[int, Field(ge=1, le=100)] = 2,
     ) -> None:
-        path = DiscretePath(BETAS[schedule](T))
+        if schedule == "edm" and predict != "v":
+            raise UsageError(f"family.schedule=edm has a target of its own, not {predict}", "use family.predict=v")
+        path = EdmPath() if schedule == "edm" else DiscretePath(BETAS[schedule](T))
         super().__init__(nets["net"], facts, path, predict)
-        self.T, self.forget, self.bound_levels = T, forget, bound_levels
-        alpha_bar = torch.from_numpy(path.alpha_bar)
-        self.register_buffer("alphas", alpha_bar.sqrt().float(), persistent=False)
-        self.register_buffer("sigmas", (1 - alpha_bar).sqrt().float(), persistent=False)
+        self.edm, self.weight, self.T, self.forget = schedule == "edm", weight, T, forget
+        self.log_mean, self.log_std = log_mean, log_std
+        self.unit = max(facts.sigma_data, 1e-3) if self.edm else 1.0  # what data is divided by to have unit variance
+        self.bound, self.bound_levels, self.ode_steps, self.probes = bound, bound_levels, ode_steps, probes
+        alpha_bar = torch.from_numpy(path.alpha_bar) if isinstance(path, DiscretePath) else torch.empty(0)
+        self.register_buffer("_alphas", alpha_bar.sqrt().float(), persistent=False)
+        self.register_buffer("_sigmas", (1 - alpha_bar).sqrt().float(), persistent=False)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
-        k = (rng.uniform((len(x),)) * self.T).long().to(x.device)
+        alphas, sigmas, net_time = self._levels(len(x), rng)
         label = forget(batch.label, self.facts.classes, self.forget, rng)
-        alpha, sigma = over(self.alphas[k], x), over(self.sigmas[k], x)
-        answer = self.net(alpha * x + sigma * eps, k.float() * (1000 / self.T), label)
-        return (answer.float() - target(self.predict, x, eps, alpha, sigma)).square().mean(), {}
+        alpha, sigma = over(alphas.to(x.device), x), over(sigmas.to(x.device), x)
+        seen = alpha * x + sigma * eps
+        if self.edm:
+            alpha, sigma, scale = self._balanced(alpha, sigma)
+            seen = seen / scale
+        unit = self.unit
+        answer = self.net(seen, net_time.to(x.device), label)
+        error = (answer.float() - target(self.predict, x / unit, eps, alpha, sigma)).square()
+        if self.weight == "min_snr":
+            snr = (alpha / (unit * sigma)).square()
+            error = error * unit**2 * reach(self.predict, alpha, sigma).square() * snr.clamp(max=MIN_SNR)
+        return error.mean(), {}
+
+    def _levels(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma and the net's time (B,) of the noise levels to train on."""
+        if not self.edm:
+            k = (rng.uniform((rows,)) * self.T).long().to(self._alphas.device)
+            return self._alphas[k], self._sigmas[k], k.float() * (1000 / self.T)
+        log_r = self.log_mean + self.log_std * rng.normal((rows,))
+        alpha = (1 + (2 * log_r).exp()).rsqrt()
+        return alpha, alpha * log_r.exp(), EdmPath.told(log_r)
+
+    def _balanced(self, alpha: Any, sigma: Any) -> tuple[Any, Any, Any]:
+        """x_t / scale = a (x/unit) + b eps with a^2 + b^2 = 1, and the scale; of numbers, or of tensors."""
+        signal = alpha * self.unit
+        scale = (signal * signal + sigma * sigma) ** 0.5
+        return signal / scale, sigma / scale, scale
+
+    def guess(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
+        if not self.edm:
+            return super().guess(net, x, net_time, alpha, sigma)
+        a, b, scale = self._balanced(alpha, sigma)
+        return self.unit * super().guess(net, x / scale, net_time, a, b)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
-        """The variational bound: prior and decoder exactly, the levels between stratified and unbiased."""
+        """The variational bound (maths/likelihood.py), or the ODE's estimate."""
+        if self.bound == "ode":
+            return self.ode_likelihood(x, label, rng, self.ode_steps, self.probes)
         net = Guided(self.net, label, self.facts.classes)
-        prior, decoder = self._prior(x), self._decoder(x, net, rng)
-        cuts, terms = self._strata(), []
-        for low, high in zip(cuts[:-1], cuts[1:], strict=True):  # each row draws one level of each stratum
-            k = low + (rng.uniform((len(x),)) * (high - low)).long().clamp(max=high - low - 1)
-            terms.append((high - low) * self._gap(x, k.to(x.device), net, rng))
-        stacked = torch.stack(terms)
-        method = f"variational bound, {len(terms)} of {self.T - 1} levels"
-        # neighbouring strata stand in for a repeated draw: half their squared difference, at either side
-        stderr = torch.cat([stacked[1:2], stacked, stacked[-2:-1]]).diff(dim=0).square().sum(0).div(2).sqrt()
-        return LogLikelihood(-(prior + decoder + stacked.sum(0)), "lower-bound", stderr, net.nfe, method)
-
-    def _strata(self) -> list[int]:
-        """Where the strata of the levels 1..T-1 begin, and T: even in log k, because the first levels cost most."""
-        count = min(self.bound_levels, self.T - 1)
-        cuts = [1]
-        for i in range(1, count + 1):
-            cuts.append(min(max(round(self.T ** (i / count)), cuts[-1] + 1), self.T - count + i))
-        return cuts
-
-    def _noised(self, x: Tensor, k: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
-        alpha, sigma = over(self.alphas[k], x), over(self.sigmas[k], x)
-        return alpha * x + sigma * rng.normal(x.shape), alpha, sigma
-
-    def _guess(self, x_k: Tensor, k: Tensor, alpha: Tensor, sigma: Tensor, net: Guided) -> Tensor:
-        x0 = x0_from(net.at(x_k, k.float() * (1000 / self.T)), self.predict, x_k, alpha, sigma)
-        return x0 if self.facts.is_points else x0.clamp(-1, 1)
-
-    def _gap(self, x: Tensor, k: Tensor, net: Guided, rng: Rng) -> Tensor:
-        """KL(q(x_{k-1} | x_k, x) || p(x_{k-1} | x_k)) with the posterior's variance, in nats (B,)."""
-        x_k, alpha, sigma = self._noised(x, k, rng)
-        snr = torch.from_numpy(self.path.alpha_bar / (1 - self.path.alpha_bar)).to(x.device)
-        weight = (snr[k - 1] - snr[k]) / 2
-        error = (x - self._guess(x_k, k, alpha, sigma, net)).square().flatten(1).sum(1).double()
-        return weight * error
-
-    def _prior(self, x: Tensor) -> Tensor:
-        """KL(q(x_T | x) || N(0, I)), in nats (B,)."""
-        alpha, sigma = self.alphas[-1].double(), self.sigmas[-1].double()
-        each = 0.5 * ((alpha * x.double()).square() + sigma**2 - 1 - 2 * sigma.log())
-        return each.flatten(1).sum(1)
-
-    def _decoder(self, x: Tensor, net: Guided, rng: Rng) -> Tensor:
-        """-log P(x | x_0), a Gaussian at the net's guess, in nats (B,): its mass in each bin for pictures."""
-        k = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        x_0, alpha, sigma = self._noised(x, k, rng)
-        mean = self._guess(x_0, k, alpha, sigma, net).double()
-        log_scale = (sigma / alpha).double().log()
-        if self.facts.levels is None:
-            density = -0.5 * ((x.double() - mean) / log_scale.exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)
-            return -likelihood.discrete_nats(density.flatten(1).sum(1), self.facts)
-        mass = likelihood.discretized(torch.special.log_ndtr, x.double(), mean, log_scale, self.facts.levels)
-        return -mass.flatten(1).sum(1)
+        denoise = self.denoiser(net, clip=True)
+        nats, stderr = likelihood.variational_bound(denoise, self.path, x, self.facts, rng, self.bound_levels)
+        method = f"variational bound, {self.bound_levels} levels"
+        return LogLikelihood(nats, "lower-bound", stderr, net.nfe, method)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["eps", "x", "v", "velocity"]
+RATIOS = 0.002, 80.0  # EDM's range of sigma / alpha
 
 
 class Path(ABC):
@@ -120,6 +121,37 @@ class DiscretePath(Path):
         return float(np.interp(-log_alpha_bar, -self._log, self._t))
 
 
+class EdmPath(Path):
+    """EDM's path, scaled to keep the variance: sigma/alpha is EDM's sigma, and t the straight path's time of it.
+
+        alpha = (1 - t)/n, sigma = t/n,   n = sqrt((1 - t)^2 + t^2)
+
+    The net is told log(sigma/alpha), which is EDM's c_noise, as its place between 0.002 and 80.
+    """
+
+    def alpha(self, t: float) -> float:
+        return (1 - t) / math.hypot(1 - t, t)
+
+    def sigma(self, t: float) -> float:
+        return t / math.hypot(1 - t, t)
+
+    def net_time(self, t: float) -> float:
+        return float(self.told(torch.tensor(t, dtype=torch.float64).logit()))
+
+    def time(self, u: float) -> float:
+        return u
+
+    @property
+    def cleanest(self) -> float:
+        return RATIOS[0] / (1 + RATIOS[0])
+
+    @staticmethod
+    def told(log_ratio: Tensor) -> Tensor:
+        """The net's time for log(sigma/alpha)."""
+        low, high = math.log(RATIOS[0]), math.log(RATIOS[1])
+        return 1000 * ((log_ratio - low) / (high - low)).clamp(0, 1)
+
+
 def linear_betas(T: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
     """DDPM's schedule: betas rise linearly (Ho et al., 2020, section 4)."""
     return np.linspace(first, last, T, dtype=np.float64)
@@ -160,6 +192,15 @@ def target(kind: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor | float, sig
     return alpha * eps - sigma * x0 if kind == "v" else eps - x0
 
 
+def reach(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """|d x_0 / d prediction|: an error of the prediction, times this, is the error of x_0 that it means."""
+    if kind == "x":
+        return torch.ones_like(sigma)
+    if kind == "eps":
+        return sigma / alpha
+    return sigma / (alpha * alpha + sigma * sigma) if kind == "v" else sigma / (alpha + sigma)
+
+
 def over(values: Tensor, x: Tensor) -> Tensor:
     """(B,) reshaped to (B, 1, ..., 1), to stand beside x (B, ...)."""
     return values.reshape(-1, *(1,) * (x.dim() - 1)).to(x.dtype)
@@ -181,7 +222,6 @@ def uniform_times(steps: int) -> list[float]:
 
 
 Spacing = Literal["uniform", "karras", "logsnr"]
-RATIOS = 0.002, 80.0  # EDM's range of sigma / alpha
 
 
 def spaced_times(path: Path, steps: int, spacing: Spacing = "uniform", rho: float = 7.0) -> list[float]:

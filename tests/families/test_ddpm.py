@@ -1,5 +1,7 @@
 """DDPM's own facts, with the perfect net of a mixture."""
 
+import math
+
 import pytest
 import torch
 from oracle import TWO, Mixture
@@ -7,8 +9,10 @@ from small import FACTS, family, shaken
 from torch import Tensor, nn
 
 from genflow.batch import Batch
+from genflow.errors import UsageError
 from genflow.facts import Facts
 from genflow.families.ddpm import Ddpm
+from genflow.maths.guidance import Guided
 from genflow.maths.seeds import BatchRng, SampleRng
 
 POINTS = Facts((2, 1, 1), levels=None)
@@ -62,6 +66,89 @@ def test_training_looks_at_every_level_alike(T: int) -> None:
     assert k.max() <= T - 1
     assert float(k.mean()) == pytest.approx((T - 1) / 2, rel=0.05)
     assert float(loss) < 1  # the variance that is left; answering 0 would cost about 1
+
+
+class Linear(nn.Module):
+    """Answers a share of what it sees, and remembers what it saw and was told."""
+
+    def __init__(self, share: float = 0.0) -> None:
+        super().__init__()
+        self.share = share
+        self.seen = self.told = torch.empty(0)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        self.seen, self.told = x, t
+        return self.share * x
+
+
+def gaussian(rows: int, facts: Facts) -> Batch:
+    """Pictures of independent numbers with the facts' mean 0 and standard deviation."""
+    noise = torch.randn(rows, *facts.shape, generator=torch.Generator().manual_seed(0))
+    return Batch(facts.sigma_data * noise, torch.zeros(rows, dtype=torch.long))
+
+
+@pytest.mark.parametrize("sigma_data", [0.2, 0.7])
+def test_edm_sees_and_answers_at_unit_variance(sigma_data: float) -> None:
+    """c_in and the effective target have unit variance at every noise level, which is ln r ~ N(-1.2, 1.2^2)."""
+    facts, rows = Facts((1, 4, 4), levels=256, sigma_data=sigma_data), 3000
+    net = Linear()
+    model = Ddpm({"net": net}, facts, schedule="edm")
+    loss, _ = model.loss("net", gaussian(rows, facts), BatchRng(0, "loss", 0, total=rows))
+    assert float(loss.detach()) == pytest.approx(1, abs=0.02)  # the target's square, since the answer is 0
+    assert float(net.seen.std()) == pytest.approx(1, abs=0.02)
+    log_r = net.told / 1000 * math.log(80 / 0.002) + math.log(0.002)
+    assert float(log_r.mean()) == pytest.approx(-1.2, abs=0.08)
+    assert float(log_r.std()) == pytest.approx(1.2, abs=0.08)
+
+
+@pytest.mark.parametrize("r", [0.002, 0.5, 80.0])
+def test_edm_reads_the_answer_as_table_1_says(r: float) -> None:
+    """D = c_skip z + c_out F(c_in z), with F = -(the net's answer), z = x_t / alpha."""
+    s = 0.6
+    model = Ddpm({"net": Linear(0.3)}, Facts((1, 4, 4), levels=256, sigma_data=s), schedule="edm")
+    z = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = model.path.time(r / (1 + r))
+    denoise = model.denoiser(Guided(model.net, torch.zeros(5, dtype=torch.long), 0))
+    c_skip, c_out, c_in = s**2 / (r**2 + s**2), r * s / math.hypot(r, s), 1 / math.hypot(r, s)
+    expected = c_skip * z + c_out * -(0.3 * c_in * z).float()
+    torch.testing.assert_close(denoise(z * model.path.alpha(t), t).double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_edm_refuses_another_target() -> None:
+    """In one line, before anything starts."""
+    with pytest.raises(UsageError, match="target of its own"):
+        family("ddpm", FACTS["grey"], "mlp", family={"schedule": "edm", "predict": "eps"})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "predict"), [("cosine", "eps"), ("cosine", "x"), ("linear", "v"), ("edm", "v")]
+)
+def test_min_snr_weighs_the_datas_error_alike_for_every_target(schedule: str, predict: str) -> None:
+    """The loss is E min(SNR, 5) ||x - guess||^2 with the guess that the answer means, for each target."""
+    facts, rows = Facts((1, 4, 4), levels=256, sigma_data=0.5), 400
+    model = Ddpm({"net": Linear(0.2)}, facts, schedule=schedule, predict=predict, weight="min_snr")  # type: ignore[arg-type]
+    batch = gaussian(rows, facts)
+    loss, _ = model.loss("net", batch, BatchRng(0, "loss", 0, total=rows))
+    rng = BatchRng(0, "loss", 0, total=rows)
+    eps = rng.normal(batch.x.shape)
+    alpha, sigma, net_time = (v[:, None, None, None] for v in model._levels(rows, rng))
+    guess = model.guess(lambda y, t: 0.2 * y, alpha * batch.x + sigma * eps, net_time, alpha, sigma)
+    expected = ((alpha / sigma).square().clamp(max=5) * (batch.x - guess).square()).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "edm"])
+def test_both_likelihoods_are_those_of_the_data(schedule: str) -> None:
+    """Data N(0, s^2), the net that knows it (v = 0 at unit variance): bound and ODE give its entropy."""
+    s = 1.0 if schedule == "cosine" else 0.5
+    facts = Facts((2, 1, 1), levels=None, sigma_data=s)
+    x = gaussian(300, facts)
+    truth = torch.distributions.Normal(0, s).log_prob(x.x).flatten(1).sum(1)
+    for bound, kind, tolerance in (("variational", "lower-bound", 0.3), ("ode", "ode-estimate", 0.01)):
+        model = Ddpm({"net": Linear()}, facts, schedule=schedule, bound=bound)  # type: ignore[arg-type]
+        found = model.log_likelihood(x.x, x.label, SampleRng(range(300), "likelihood"))
+        assert found.kind == kind
+        assert float((found.nats - truth).mean()) == pytest.approx(0, abs=tolerance)
 
 
 def test_noise_that_comes_with_the_data_is_used() -> None:

@@ -3,6 +3,8 @@
 Our uniform times are what diffusers calls "trailing" spacing; the level k lies at t = (k + 1)/T.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -182,3 +184,19 @@ def test_edms_heun_agrees(steps: int, karras: bool) -> None:
         ours = SAMPLERS["edm_heun"].walk(model.denoiser(net), path, begin, times, OneGenerator(1))
     close(ours, x)
     assert net.nfe == 2 * steps - 1 == len(theirs.timesteps)
+
+
+def test_edm_agrees() -> None:
+    """EDMEulerScheduler: its preconditioning and its Karras steps, on our net told the same noise levels."""
+    facts = Facts((1, 4, 4), levels=256, sigma_data=0.6)
+    model = shaken(family("ddpm", facts, "mlp", family={"schedule": "edm"}))
+    theirs = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.6, rho=7.0)
+    theirs.set_timesteps(18)
+    low, high = math.log(0.002), math.log(80.0)
+    x = start() * 80
+    with torch.no_grad():
+        for t in theirs.timesteps:  # c_noise = ln(sigma)/4
+            told = 1000 * ((4 * t.float() - low) / (high - low)).clamp(0, 1)
+            x = theirs.step(-model.net(theirs.scale_model_input(x, t), told.expand(3), LABEL), t, x).prev_sample
+    ours = model.sample(start(), LABEL, OneGenerator(1), sampler="ddim", spacing="karras", steps=18, clip=False).x
+    close(ours, x)

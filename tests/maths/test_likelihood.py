@@ -11,10 +11,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from genflow.facts import Facts
-from genflow.families.ddpm import Ddpm
 from genflow.families.vae import Vae
 from genflow.maths import likelihood
-from genflow.maths.paths import Path, StraightPath
+from genflow.maths.paths import DiscretePath, EdmPath, Path, StraightPath, Time, along, cosine_betas, linear_betas
 from genflow.maths.seeds import BatchRng
 
 PICTURES = Facts((1, 2, 2), levels=17)
@@ -78,14 +77,22 @@ def test_masses_far_from_the_mean_are_exact_and_have_a_gradient() -> None:
     assert float(mean.grad) == pytest.approx(1 / scale, rel=1e-4)
 
 
-@pytest.mark.parametrize(("steps", "tolerance"), [(20, 0.1), (100, 5e-3)])
-def test_the_ode_finds_the_density_of_a_mixture(steps: int, tolerance: float) -> None:
-    """Exact trace in two dimensions, the analytic velocity: log p(x) of every point."""
-    x = points(200)
-    nats, stderr, nfe = likelihood.ode_log_density(TWO.velocity, x, rng(200), steps=steps)
-    torch.testing.assert_close(nats, TWO.log_density(x), rtol=0, atol=tolerance)
-    assert stderr.tolist() == [0.0] * 200
-    assert nfe == 2 * steps
+NARROW = Mixture([0.5, 0.2, 0.3], [[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]], 0.0141)  # as narrow as ring8's points
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [(20, 0.02), (80, 2e-4)])
+@pytest.mark.parametrize("mixture", [TWO, NARROW], ids=["wide", "narrow"])
+def test_the_ode_finds_the_density_of_a_mixture(mixture: Mixture, steps: int, tolerance: float) -> None:
+    """Exact trace in two dimensions, the analytic velocity: log p(x), on average and within its own error.
+
+    Even steps find a density that is 0.89 nats too good for the narrow one with 20 steps, and 0.07 with 100.
+    """
+    x = points(200, mixture)
+    nats, stderr, nfe = likelihood.ode_log_density(mixture.velocity, x, rng(200), steps=steps)
+    off = nats - mixture.log_density(x)
+    assert float(off.mean()) == pytest.approx(0, abs=tolerance)
+    assert float(off.square().mean().sqrt()) < 2 * float(stderr.square().mean().sqrt())
+    assert nfe == 3 * steps
 
 
 def test_probes_give_the_exact_trace_on_average() -> None:
@@ -107,76 +114,48 @@ def test_a_gaussian_has_its_closed_form() -> None:
     torch.testing.assert_close(nats, gauss.log_density(x), rtol=0, atol=0.02)
 
 
-class Perfect(nn.Module):
-    """The best net for a mixture, on DDPM's levels."""
-
-    def __init__(self, mixture: Mixture) -> None:
-        super().__init__()
-        self.mixture = mixture
-        self.path: Path = StraightPath()  # the family's, once there is one
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        answer = torch.empty_like(x)
-        for time in t.unique():
-            rows = t == time
-            level = (float(time) + 1) / 1000
-            alpha, sigma = self.path.alpha(level), self.path.sigma(level)
-            answer[rows] = self.mixture.predict("v", x[rows], alpha, sigma).to(x.dtype)
-        return answer
+PATHS: dict[str, Path] = {
+    "linear": DiscretePath(linear_betas()),
+    "cosine": DiscretePath(cosine_betas()),
+    "straight": StraightPath(),
+    "edm": EdmPath(),
+}
 
 
-def perfect(mixture: Mixture, **options: object) -> Ddpm:
-    net = Perfect(mixture)
-    family = Ddpm({"net": net}, POINTS, **options)  # type: ignore[arg-type]
-    net.path = family.path
-    return family
+@pytest.mark.parametrize("mixture", [Mixture([1.0], [[0.4, 0.4]], 0.5), TWO], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize("path", PATHS)
+def test_the_bound_of_a_perfect_denoiser_is_the_truth(path: str, mixture: Mixture) -> None:
+    """On every path the bound's mean is log p(x), and its standard error is the spread about it.
 
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_bound_of_a_perfect_denoiser_has_its_closed_form(schedule: str) -> None:
-    """DDPM with T = 1000 on a Gaussian: the mean of every term is known, and lies above the entropy.
-
-    E||x - E[x | x_k]||^2 = D v_k with v = s^2 sigma^2 / (alpha^2 s^2 + sigma^2). The bound loses up to half a
-    nat a number to the entropy: the posterior's variance is too small for the first levels, whose noise-to-signal
-    ratio doubles from one to the next.
+    (DDPM's own bound, with T = 1000 discrete levels, stays up to half a nat a number below.)
     """
-    m, s, rows = 0.4, 0.5, 400
-    family = perfect(Mixture([1.0], [[m, m]], s), schedule=schedule, bound_levels=999)
-    bars = family.path.alpha_bar
-    snr, v = bars / (1 - bars), s**2 * (1 - bars) / (bars * s**2 + 1 - bars)
-    last = 0.5 * (bars[-1] * (m**2 + s**2) - bars[-1] - np.log(1 - bars[-1]))
-    first = 0.5 * (np.log(2 * np.pi / snr[0]) + v[0] * snr[0])
-    expected = 2 * (last + 0.5 * ((snr[:-1] - snr[1:]) * v[1:]).sum() + first)
-    x = points(rows, family.net.mixture).float()
-    bound = family.log_likelihood(x, torch.zeros(rows, dtype=torch.long), rng(rows))
-    assert float(-bound.nats.mean()) == pytest.approx(expected, abs=3 * float(bound.nats.std()) / rows**0.5)
-    entropy = 2 * 0.5 * math.log(2 * math.pi * math.e * s**2)
-    assert entropy < expected < entropy + 1
-    assert bound.kind == "lower-bound"
-    assert bound.nfe == 1000
+    x, rows = points(500, mixture), 500
+    denoise = mixture.denoiser(PATHS[path])
+    nats, stderr = likelihood.variational_bound(denoise, PATHS[path], x, POINTS, rng(rows), strata=60)
+    off = nats - mixture.log_density(x)
+    spread = float(off.std())
+    assert float(off.mean()) == pytest.approx(0, abs=3 * spread / rows**0.5)
+    assert 0.8 * spread < float(stderr.square().mean().sqrt()) < 1.25 * spread
 
 
-@pytest.mark.parametrize("levels", [2, 20, 60])
-def test_fewer_levels_estimate_the_same_bound(levels: int) -> None:
-    """Stratified levels are unbiased, and their standard error is the spread of repeated estimates."""
-    rows = 600
-    x, label = points(1).expand(rows, -1, -1, -1).float(), torch.zeros(rows, dtype=torch.long)
-    few = perfect(TWO, bound_levels=levels).log_likelihood(x, label, rng(rows, 1))
-    every = perfect(TWO, bound_levels=999).log_likelihood(x[:100], label[:100], rng(100, 2))
-    spread = float(few.nats.std())
-    assert few.nfe == levels + 1
-    assert float(few.nats.mean()) == pytest.approx(float(every.nats.mean()), abs=4 * spread / rows**0.5 + 0.1)
-    assert 0.7 * spread < float(few.stderr.square().mean().sqrt()) < 2 * spread
+@pytest.mark.parametrize("levels", [2, 8])
+def test_the_bound_of_levels_is_below_their_probability(levels: int) -> None:
+    """Four numbers, each of `levels` equally likely values, and the exact posterior mean: K bits at least, hardly more.
 
+    E[x | x_t] of the values is their mean, weighed by N(x_t; alpha x, sigma^2).
+    """
+    path, facts, rows = PATHS["cosine"], Facts((1, 2, 2), levels=levels), 300
+    values = (2 * torch.arange(levels, dtype=torch.float64) + 1) / levels - 1
 
-@pytest.mark.parametrize(("T", "levels"), [(2, 40), (3, 2), (1000, 40), (1000, 1000), (50, 49), (10_000, 7)])
-def test_strata_hold_every_level_once(T: int, levels: int) -> None:
-    """They are as many as asked for, none is empty, and together they are 1..T-1."""
-    cuts = perfect(TWO, T=T, bound_levels=levels)._strata()
-    assert len(cuts) == min(levels, T - 1) + 1
-    assert cuts[0] == 1
-    assert cuts[-1] == T
-    assert min(np.diff(cuts)) >= 1
+    def denoise(x: Tensor, t: Time) -> Tensor:
+        alpha, sigma = along(path.alpha, t, x), along(path.sigma, t, x)
+        off = (x[..., None] - alpha[..., None] * values) / sigma[..., None]
+        return ((-0.5 * off**2).softmax(-1) * values).sum(-1)
+
+    x = values[torch.randint(levels, (rows, 1, 2, 2), generator=torch.Generator().manual_seed(0))]
+    nats, _ = likelihood.variational_bound(denoise, path, x, facts, rng(rows), strata=100)
+    bits = likelihood.bits_per_dim(float(nats.mean()), 4)
+    assert math.log2(levels) - 0.05 < bits < math.log2(levels) + 0.1
 
 
 class Affine(nn.Module):

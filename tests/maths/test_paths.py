@@ -7,11 +7,13 @@ import torch
 from genflow.maths.paths import (
     BETAS,
     DiscretePath,
+    EdmPath,
     Path,
     StraightPath,
     cosine_betas,
     linear_betas,
     over,
+    reach,
     target,
     uniform_times,
     x0_from,
@@ -22,6 +24,7 @@ PATHS: dict[str, Path] = {
     "cosine": DiscretePath(cosine_betas()),
     "linear": DiscretePath(linear_betas()),
     "short": DiscretePath(cosine_betas(8)),
+    "edm": EdmPath(),
 }
 
 
@@ -76,6 +79,25 @@ def test_every_prediction_means_the_same_data(path: Path, kind: str) -> None:
         answer = target(kind, x0, eps, alpha, sigma)  # type: ignore[arg-type]
         back = x0_from(answer, kind, alpha * x0 + sigma * eps, alpha, sigma)  # type: ignore[arg-type]
         torch.testing.assert_close(back, x0)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x", "v", "velocity"])
+def test_an_error_reaches_the_data(path: Path, kind: str) -> None:
+    """reach = |d x_0 / d prediction|, by a difference."""
+    t, x = 0.4, torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alpha, sigma = torch.tensor(path.alpha(t)), torch.tensor(path.sigma(t))
+    one, other = (x0_from(x + step, kind, x, alpha, sigma) for step in (0.0, 1.0))  # type: ignore[arg-type]
+    torch.testing.assert_close((other - one).abs(), reach(kind, alpha, sigma).double().expand_as(x))  # type: ignore[arg-type]
+
+
+def test_edm_tells_the_log_of_its_sigma() -> None:
+    """net_time is affine in c_noise = ln(sigma)/4, from 0 at 0.002 to 1000 at 80."""
+    path = EdmPath()
+    for sigma in (0.002, 0.5, 80.0):
+        share = np.log(sigma / 0.002) / np.log(80 / 0.002)
+        t = path.time(sigma / (1 + sigma))
+        assert path.net_time(t) == pytest.approx(1000 * share, abs=1e-3)
+        assert path.sigma(t) / path.alpha(t) == pytest.approx(sigma)
 
 
 def test_uniform_times_fall_from_one_to_zero() -> None:
