@@ -21,7 +21,7 @@ def finished(store: Store, data: Dataset, kind: str, name: str = "", steps: int 
     train = {"steps": steps, "batch": 16, "log_every": 5, "checkpoint_every": steps}
     whole = recipe(kind, data.facts, "mlp" if kind != "vae" else "auto", train=train, name=name,
                    data={"name": data.artifact.name}, **sections)  # fmt: skip
-    run = runs.plan(whole, data.artifact)
+    run = runs.plan(store, whole)
     runs.begin(store, run)
     torch.manual_seed(key(0, "weights"))
     family = build.family_of(whole, data.facts)

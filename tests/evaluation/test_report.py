@@ -7,12 +7,11 @@ import shlex
 import pytest
 from finished import finished
 
-from genflow import build, runs
+from genflow import runs
 from genflow.errors import UsageError
 from genflow.evaluation import charts, classifier, measure, report, reproduce, table
 from genflow.evaluation.charts import Point, Series
 from genflow.evaluation.verdict import verdict
-from genflow.facts import Facts
 from genflow.recipe import Evaluate, assignments, compose
 
 OPTIONS = Evaluate(samples=60, sweep_samples=30, steps=(1, 4), likelihood=8, bootstrap=3)
@@ -84,10 +83,8 @@ def test_the_commands_make_the_runs_again(store, measured):
     for document, line in zip(measured, lines[1:3], strict=True):
         sets = [line[i + 1] for i, word in enumerate(line) if word == "--set"]
         named = {"name": line[line.index("--name") + 1]} if "--name" in line else {}
-        dataset = store.find("datasets", document["dataset"])
         recipe = compose(line[2], {"data": {"name": line[line.index("--data") + 1]}}, assignments(sets), named)
-        facts = Facts.from_json(dataset.file("facts.json").read_text())
-        assert runs.plan(build.resolve(recipe, facts), dataset).id == document["run"]
+        assert runs.plan(store, recipe).id == document["run"]
 
 
 def test_differences_are_the_changed_keys_alone(store, measured):

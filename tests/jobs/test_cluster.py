@@ -21,7 +21,6 @@ from genflow import env, submit
 from genflow.checkpoint import Checkpoints
 from genflow.data.preparing import here, prepare
 from genflow.errors import ClusterError, ResourceError, SetupError, Stopped, UsageError
-from genflow.facts import Facts
 from genflow.recipe import Data, Recipe, compose
 from genflow.store import Store
 
@@ -112,11 +111,9 @@ def send(head: Head, recipe: Recipe, heard: Heard | None = None, **options: Any)
 
 
 def run_id(head: Head, recipe: Recipe) -> str:
-    from genflow import build, runs
+    from genflow import runs
 
-    dataset = head.store.find("datasets", "digits")
-    facts = Facts.from_json(dataset.file("facts.json").read_text())
-    return runs.plan(build.resolve(recipe, facts), dataset).id
+    return runs.plan(head.store, recipe).id
 
 
 def test_two_workers_on_two_nodes(head: Head) -> None:
