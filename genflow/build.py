@@ -72,6 +72,8 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None, trained_on
         )
     given = {**(family.inherit(init.family) if init else {}), **recipe.family}
     options = bind("family", family.__init__, given, kind)
+    if recipe.data.pairs and not family.learns_pairs:
+        raise UsageError(f"{family.title} cannot learn from pairs of noise and samples", "train flow_matching on them")
     sample = _sample_options(family, facts, recipe.sample)
     chosen = dict(recipe.net) or (dict(init.net) if init else {})
     if chosen.get("kind", "auto") == "auto":

@@ -184,6 +184,30 @@ def train(
 
 
 @app.command()
+def reflow(
+    run: RunRef,
+    pairs: Annotated[int | None, typer.Option(help="How many pairs.")] = None,
+    sampler: Annotated[str, typer.Option(help="How the teacher draws: euler, midpoint, heun, ab2 ...")] = "",
+    steps: Annotated[int | None, typer.Option(help="Its sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Its guidance scale; 1 is none.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of noises and labels.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Teachers at work at once.")] = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Let a trained run write pairs of noise and samples, from which a straighter one learns."""
+    from genflow import commands
+
+    flags: dict[str, Any] = {"reflow.pairs": pairs, "reflow.seed": seed, "cluster.workers": workers}
+    flags |= {"sample.sampler": sampler, "sample.steps": steps, "sample.guidance": guidance}
+    where = commands.Where(cluster, address)
+    commands.reflow(run, sets, flags, where, dry_run=dry_run, json=json)
+
+
+@app.command()
 def evaluate(
     runs: RunRefs,
     samples: Annotated[int | None, typer.Option(help="Samples to measure on.")] = None,

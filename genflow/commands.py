@@ -132,6 +132,32 @@ def train(
     terminal.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
 
 
+def reflow(
+    reference: str, sets: list[str], flags: Document, where: Where, *, dry_run: bool, json: bool,
+) -> None:  # fmt: skip
+    """`genflow reflow`."""
+    store = Store()
+    run = find_run(store, reference)
+    recipe = compose(None, assignments(sets), flagged(flags))
+    if dry_run:
+        from genflow import teaching
+
+        task = teaching.lesson(run, store.find("datasets", run.meta["dataset"]), recipe)
+        state = "finished: nothing to do" if store.get("pairs", task.id) else "to do"
+        _plan({"reflow": recipe.reflow.model_dump(), "sample": task.options}, [("reflow", task.id, state)], json)
+        return
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"run": run.id}}
+    done = send("reflow", document, store, where, json=json)
+    if json:
+        terminal.document(done)
+        return
+    print(f"pairs    {done['pairs']}{'  cached' if done['cached'] else ''}")
+    print(f"         {done['count']:,} pairs of {run.name}, {terminal.duration(done['seconds'])} · {done['path']}")
+    straight = "--set family.density=u_shaped --set family.at_noise=0.15"
+    pairs = f"--data {run.meta['dataset_name']} --set data.pairs={done['pairs']}"
+    terminal.next_commands(f"genflow train flow_matching --init {run.id} {pairs} {straight} --name {run.name}-reflow")
+
+
 def families() -> list[str]:
     """The families there are, found by their files, without importing torch."""
     folder = Path(__file__).parent / "families"
@@ -228,7 +254,8 @@ def _show_pipeline(done: Document) -> None:
     reports = [stage for stage in done["stages"] if stage["job"] == "compare"]
     for stage in done["stages"]:
         if stage["job"] != "evaluate":  # the report says what was measured
-            artifact = stage["dataset"] if stage["job"] == "prepare" else stage.get("run") or stage.get("report", "")
+            made = {"prepare": "dataset", "train": "run", "reflow": "pairs", "compare": "report"}[stage["job"]]
+            artifact = stage[made]
             print(f"{stage['job']:<8} {stage['stage']:<10} {artifact}{'  cached' if stage['cached'] else ''}")
     for report in reports:
         print()

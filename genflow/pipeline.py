@@ -7,9 +7,10 @@
       few:     {job: train, preset: consistency, data: digits, init: flow}
       report:  {job: compare, runs: [vae, ...], evaluate: {samples: 1000}}
 
-A train stage names its dataset, and an evaluate or compare stage its runs, by the stage that makes them (or by
-an artifact that exists). Those names are the edges. `jobs/pipeline.py` carries the graph out; every job knows
-its artifact by its content address, so running a pipeline again does only what is missing.
+A train stage names its dataset (and the run that it starts from, and a teacher's pairs), a reflow stage its teacher,
+an evaluate or compare stage its runs, by the stage that makes them or by an artifact that exists. Those names are
+the edges. `jobs/pipeline.py` carries the graph out; every job knows its artifact by its content address, so running a
+pipeline again does only what is missing.
 """
 
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from genflow.errors import UsageError
 from genflow.recipe import NAME, Recipe, compose, merge, nearest, parse
 
 Document = dict[str, Any]
-JOBS = ("prepare", "train", "evaluate", "compare")
+JOBS = ("prepare", "train", "reflow", "evaluate", "compare")
 KEYS = {
     "prepare": ("job", "data"),
-    "train": ("job", "preset", "data", "init", "name", "net", "family", "train", "sample", "cluster"),
+    "train": ("job", "preset", "data", "pairs", "init", "name", "net", "family", "train", "sample", "cluster"),
+    "reflow": ("job", "run", "reflow", "sample", "cluster"),
     "evaluate": ("job", "runs", "evaluate"),
     "compare": ("job", "runs", "evaluate"),
 }
@@ -38,7 +40,7 @@ class Stage:
         job: which program carries it out.
         needs: the stages whose artifacts it takes.
         recipe: what the job is told, before its inputs are known.
-        runs: the runs an evaluate or compare stage takes, by stage name or reference.
+        runs: the runs that a reflow, evaluate or compare stage takes, by stage name or reference.
     """
 
     name: str
@@ -55,11 +57,14 @@ class Stage:
         """
         recipe = self.recipe
         if self.job == "train" and recipe.data.name in made:
-            recipe = recipe.with_(data={"name": made[recipe.data.name]["dataset"]})
+            recipe = recipe.with_(data={**recipe.data.model_dump(), "name": made[recipe.data.name]["dataset"]})
+        if recipe.data.pairs in made:
+            recipe = recipe.with_(data={**recipe.data.model_dump(), "pairs": made[recipe.data.pairs]["pairs"]})
         if recipe.init in made:
             recipe = recipe.with_(init=made[recipe.init]["run"])
         runs = [made[run]["run"] if run in made else run for run in self.runs]
-        return {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": runs} if runs else {}}
+        inputs = {"run": runs[0]} if self.job == "reflow" else {"runs": runs} if runs else {}
+        return {"recipe": recipe.model_dump(mode="json"), "inputs": inputs}
 
 
 @dataclass(frozen=True)
@@ -113,12 +118,20 @@ def _stage(name: str, value: Any, names: list[str], where: str, overrides: Docum
         return Stage(name, job, needs, parse(merge(sections, overrides), at), tuple(runs))
     if job == "prepare":
         return Stage(name, job, (), parse(merge({"data": value.get("data", {})}, overrides), at))
+    if job == "reflow":
+        teacher = value.get("run")
+        if not isinstance(teacher, str):
+            raise UsageError(f"{at}: run names a stage or a run, not {teacher!r}")
+        own = {key: section for key, section in value.items() if key not in ("job", "run")}
+        needs = (teacher,) if teacher in names else ()
+        return Stage(name, job, needs, parse(merge(own, overrides), at), (teacher,))
     data = value.get("data")
     if not isinstance(data, str):
         raise UsageError(f"{at}: data names a stage or a dataset, not {data!r}")
-    own = {key: section for key, section in value.items() if key not in ("job", "preset", "data")}
-    recipe = compose(value.get("preset"), [own], overrides, {"data": {"name": data}}, where=at)
-    needs = tuple(need for need in (data, recipe.init) if need in names)
+    own = {key: section for key, section in value.items() if key not in ("job", "preset", "data", "pairs")}
+    named = {"name": data, "pairs": str(value.get("pairs", ""))}
+    recipe = compose(value.get("preset"), [own], overrides, {"data": named}, where=at)
+    needs = tuple(need for need in (data, recipe.init, recipe.data.pairs) if need in names)
     return Stage(name, job, needs, recipe)
 
 

@@ -40,4 +40,11 @@ def _foresee(stage: Stage, made: dict[str, Any], store: Store) -> tuple[str, dic
 
         run = runs.plan(store, parse(document["recipe"]))
         return run.id, {"run": run.id} if store.get("runs", run.id) else None
+    if stage.job == "reflow":
+        from genflow import teaching
+        from genflow.recipe import parse
+
+        teacher = store.find("runs", document["inputs"]["run"])
+        task = teaching.lesson(teacher, store.find("datasets", teacher.meta["dataset"]), parse(document["recipe"]))
+        return task.id, {"pairs": task.id} if store.get("pairs", task.id) else None
     return "", None

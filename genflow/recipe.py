@@ -79,10 +79,18 @@ class Evaluate(Section):
 
     samples: Annotated[int, Field(ge=16)] = 2000
     steps: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32)  # the quality-against-steps sweep
+    samplers: tuple[str, ...] = ()  # each tried at these numbers of *evaluations*, the best kept; empty: the run's own
     sweep_samples: Annotated[int, Field(ge=16)] = 500
     likelihood: Natural = 256  # images whose likelihood is computed; 0: none
     features: str = "classifier"  # or a path to a TorchScript module
     bootstrap: Positive = 50
+    seed: Natural = 0
+
+
+class Reflow(Section):
+    """Pairs of noise and samples that a teacher writes; the section `sample` says how it samples."""
+
+    pairs: Positive = 15_000
     seed: Natural = 0
 
 
@@ -107,6 +115,7 @@ class Recipe(Section):
     sample: dict[str, Any] = {}
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
+    reflow: Reflow = Reflow()
 
     @field_validator("name")
     @classmethod
@@ -121,7 +130,13 @@ class Recipe(Section):
 
 
 PLAIN = ("name", "init")  # keys that are no section
-SECTIONS: dict[str, type[Section]] = {"data": Data, "train": Train, "evaluate": Evaluate, "cluster": Cluster}
+SECTIONS: dict[str, type[Section]] = {
+    "data": Data,
+    "train": Train,
+    "evaluate": Evaluate,
+    "cluster": Cluster,
+    "reflow": Reflow,
+}
 
 
 def scalar(text: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genflow import build, code
+from genflow.errors import UsageError
 from genflow.facts import Facts
 from genflow.recipe import Recipe, digest, dump, parse, read
 from genflow.store import Artifact, Store, clear_disk_errors, write_atomically
@@ -54,6 +55,8 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     dataset = store.find("datasets", recipe.data.name)
     facts = Facts.from_json(dataset.file("facts.json").read_text())
     init = store.find("runs", recipe.init) if recipe.init else None
+    if recipe.data.pairs:
+        recipe = recipe.with_(data={**recipe.data.model_dump(mode="json"), "pairs": _pairs(store, recipe, dataset).id})
     if init:
         recipe = recipe.with_(init=init.id)
         theirs, on = parse(read(init.path / "recipe.yaml")), Facts.from_json(init.file("facts.json").read_text())
@@ -62,6 +65,14 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         recipe = build.resolve(recipe, facts)
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
     return RunPlan(f"{name}-{address(recipe, facts.fingerprint)}", name, recipe, dataset, facts, init)
+
+
+def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
+    pairs = store.find("pairs", recipe.data.pairs)
+    if pairs.meta["dataset"] != dataset.id:
+        theirs = pairs.meta["dataset"]
+        raise UsageError(f"the pairs {pairs.id} have a teacher of {theirs}, not of {dataset.id}", f"--data {theirs}")
+    return pairs
 
 
 def address(recipe: Recipe, fingerprint: str) -> str:

@@ -34,10 +34,11 @@ from genflow.errors import DataError, GenflowError, ResourceError, SetupError, U
 
 MANIFEST = "manifest.json"
 NODE = os.uname().nodename  # whose process ids an attempt's name speaks of: a store may be shared
-KINDS = ("datasets", "features", "runs", "evaluations", "reports")
+KINDS = ("datasets", "features", "runs", "pairs", "evaluations", "reports")
 MAKES = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
+    "pairs": "genflow reflow RUN makes some",
     "evaluations": "genflow evaluate RUN makes one",
     "reports": "genflow compare RUN... makes one",
     "features": "genflow evaluate RUN makes one",
@@ -119,7 +120,7 @@ class Store:
             UsageError: none, or several, are meant; the message lists those that exist.
         """
         every = self.artifacts(kind)
-        noun = kind[:-1] if kind != "features" else "judge"
+        noun = {"features": "judge", "pairs": "pairs"}.get(kind, kind[:-1])
         if not reference:
             raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
         if reference == "latest" and every:

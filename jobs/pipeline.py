@@ -15,7 +15,7 @@ from genflow.store import Store
 from jobs.common import Document, Emit, attempt, execute
 
 # Jobs that bring Ray tasks of their own must not hold a core while they wait for them.
-CORES = {"prepare": 0, "train": 1, "evaluate": 1, "compare": 1}
+CORES = {"prepare": 0, "train": 1, "reflow": 0, "evaluate": 1, "compare": 1}
 
 
 def main(document: Document, emit: Emit) -> Document:

@@ -51,7 +51,7 @@ def main(document: Document, emit: Emit) -> Document:
         with _tracked(store, run, emit):
             _fit(store, run, emit)
         meta = _describe(store, run)
-        parents = [run.dataset.id, *([run.init.id] if run.init else [])]
+        parents = [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
         artifact = store.seal(
             "runs", run.id, name=run.name, parents=parents, meta=meta, only=lambda name: ".tmp-" not in name
         )

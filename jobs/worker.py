@@ -13,8 +13,9 @@ import torch
 
 from genflow import build, events, training
 from genflow.checkpoint import Checkpoints
+from genflow.data.pairs import Pairs
 from genflow.data.preview import render
-from genflow.data.shards import Dataset
+from genflow.data.shards import Dataset, Split
 from genflow.data.stream import Stream
 from genflow.engine import RECIPE, Engine
 from genflow.errors import SetupError
@@ -49,8 +50,11 @@ def work(settings: dict[str, Any]) -> None:
     if recipe.init:
         family.begin_from(Engine.load(store.find("runs", recipe.init)).family)
     device = _device(recipe, settings["alone"])
-    whole = Stream(data.splits["train"], recipe.train.batch, recipe.train.seed, device=device)
-    batches = Stream(data.splits["train"], recipe.train.batch, recipe.train.seed, rank, world, device)
+    rows: Split | Pairs = data.splits["train"]
+    if recipe.data.pairs:
+        rows = Pairs.open(store.find("pairs", recipe.data.pairs), data.facts)
+    whole = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
+    batches = Stream(rows, recipe.train.batch, recipe.train.seed, rank, world, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     checkpoints = Checkpoints(folder / "checkpoints")
 

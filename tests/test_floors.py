@@ -20,7 +20,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("genflow.families",),
     3: (
         "genflow.training", "genflow.engine", "genflow.checkpoint", "genflow.build", "genflow.runs", "genflow.pipeline",
-        "genflow.plans", "genflow.evaluation", "genflow.tracking", "genflow.mlflow_door", "genflow.pyfunc_model",
+        "genflow.plans", "genflow.teaching", "genflow.evaluation", "genflow.tracking", "genflow.mlflow_door",
+        "genflow.pyfunc_model",
     ),
     4: ("jobs",),
     5: (

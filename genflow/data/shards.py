@@ -30,7 +30,10 @@ from genflow.facts import Facts
 from genflow.store import Artifact
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from genflow.batch import Batch
 
 FACTS = "facts.json"
 
@@ -191,6 +194,15 @@ class Split:
     def _starts(self) -> np.ndarray:
         return np.cumsum([0, *(table.num_rows for table in self.tables)])
 
+    def batch(self, rows: np.ndarray, device: "torch.device") -> "Batch":
+        """The records of `rows` as what a family takes."""
+        import torch
+
+        from genflow.batch import Batch
+
+        values = torch.from_numpy(self.take(rows)).to(device, non_blocking=True)
+        return Batch(to_x(values, self.facts), torch.from_numpy(self.labels[rows]).to(device, non_blocking=True))
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The records of `rows`, in that order, touching only the shards they lie in: (B, H, W, C)."""
         if len(self._views) == 1:
@@ -225,7 +237,7 @@ class Dataset:
         for split in facts.splits:
             state = json.loads((artifact.path / split / "state.json").read_text())
             files = [artifact.path / split / entry["filename"] for entry in state["_data_files"]]
-            splits[split] = Split(split, tuple(_map(file) for file in files), facts)
+            splits[split] = Split(split, tuple(map_stream(file) for file in files), facts)
         return cls(artifact, facts, splits)
 
     @property
@@ -234,7 +246,12 @@ class Dataset:
         return next(name for name in ("test", "val", "train") if self.facts.splits.get(name))
 
 
-def _map(path: Path) -> pa.Table:
+def map_stream(path: Path) -> pa.Table:
+    """Memory-map a shard.
+
+    Raises:
+        DataError: it is no Arrow stream.
+    """
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from genflow.batch import Batch
-from genflow.data.shards import Split, to_x
+from genflow.data.pairs import Pairs
+from genflow.data.shards import Split
 from genflow.maths.seeds import key
 
 
@@ -18,7 +19,7 @@ class Stream:
     """Batches of a split for one worker.
 
     Args:
-        split: the rows.
+        split: the rows, or a teacher's pairs.
         batch: the global batch B.
         seed: the run's seed.
         rank: this worker's number.
@@ -26,7 +27,9 @@ class Stream:
         device: where batches go.
     """
 
-    def __init__(self, split: Split, batch: int, seed: int, rank: int = 0, world: int = 1, device: str = "cpu") -> None:
+    def __init__(
+        self, split: Split | Pairs, batch: int, seed: int, rank: int = 0, world: int = 1, device: str = "cpu"
+    ) -> None:
         self.split, self.batch, self.seed, self.device = split, batch, seed, torch.device(device)
         self.start, self.stop = share(batch, rank, world)
         self._permutation = lru_cache(maxsize=2)(self._permute)
@@ -42,10 +45,7 @@ class Stream:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step, on the device."""
-        rows = self.rows(step)
-        values = torch.from_numpy(self.split.take(rows)).to(self.device, non_blocking=True)
-        label = torch.from_numpy(self.split.labels[rows]).to(self.device, non_blocking=True)
-        return Batch(to_x(values, self.split.facts), label)
+        return self.split.batch(self.rows(step), self.device)
 
 
 def share(batch: int, rank: int, world: int) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
     metrics     fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
     likelihood  {value, low, high, unit, kind, stderr, nfe, n, bars}, or null
-    sweep       quality against steps from the one checkpoint: [{steps, nfe, fd, ms_per_image, own}]
+    straightness  {value, low, high, n} of a family that walks an ODE: 0 for straight ways; else null
+    sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, own}], with
+                each number of evaluations once: by the best of the samplers that were tried (see `sweep`)
     speed       ms_batch_1, ms_batch_64, images_per_second, and how busy the machine was
 
 The samples are drawn from the same noise for every run. A metric's floor is the same metric of as many real
@@ -24,24 +26,25 @@ from genflow import __version__, code, env
 from genflow.data import preview
 from genflow.data.shards import FACTS, Dataset
 from genflow.engine import Engine
-from genflow.errors import UsageError
-from genflow.evaluation import bits, samples
+from genflow.evaluation import bits, samples, sweep
 from genflow.evaluation.features import Emit, Judge, address, judge
-from genflow.evaluation.interval import proportion
+from genflow.evaluation.interval import Z, proportion
 from genflow.evaluation.modes import modes
 from genflow.evaluation.quality import Ruler
 from genflow.facts import Facts
 from genflow.journal import Journal, journal_path
+from genflow.maths.seeds import SampleRng
 from genflow.recipe import Evaluate, digest
 from genflow.store import Artifact, Store
 
 SCHEMA = "genflow.evaluate/1"
+WAYS = 128  # whose straightness is measured
 FEW_ROWS = 100  # of the reference, below which somebody should be told
 GRID_COLUMNS, GRID_CLASSES = 8, 10
 Tell = Callable[[int, str], None]
 ROOMS = tuple(
     f"genflow/evaluation/{name}.py"
-    for name in ("bits", "coverage", "frechet", "interval", "kernel", "measure", "modes", "quality", "samples")
+    for name in ("bits", "coverage", "frechet", "interval", "kernel", "measure", "modes", "quality", "samples", "sweep")
 )
 
 
@@ -111,8 +114,8 @@ def _measure(
         emit("warning", message=f"{dataset.name} has only {len(by.reference)} held-out rows: its metrics are coarse",
              hint="prepare it with a larger --val")  # fmt: skip
     few = min(options.sweep_samples, n)
-    steps = [s for s in options.steps if s != engine.options["steps"]] if "steps" in engine.options else []
-    total = n + few * len(steps) + min(options.likelihood, len(by.real.reference))
+    ways = sweep.ways(engine, options)
+    total = n + few * len(ways) + min(options.likelihood, len(by.real.reference))
     tell = _progress(emit, run.id, total)
 
     drawn = samples.draw(
@@ -122,9 +125,10 @@ def _measure(
     metrics = ruler.quality(features, drawn.labels)
     if classes is not None:
         metrics["agreement"] = proportion(classes == drawn.labels).metric(n, by.name, by.about["accuracy"])
-    own = {"steps": engine.options.get("steps"), "nfe": drawn.nfe, "ms_per_image": drawn.ms, "own": True}
-    curve = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
-    curve += _sweep(engine, ruler, drawn, few, steps, options.seed, tell, emit)
+    own = {name: engine.options.get(name) for name in ("steps", "sampler")}
+    own |= {"nfe": drawn.nfe, "ms_per_image": drawn.ms, "own": True}
+    points = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
+    points += sweep.measure(engine, ruler, drawn, few, ways, options.seed, tell, emit)
     log_p = bits.likelihood(engine, data, by.real, options.likelihood, options.seed, lambda k: tell(k, "likelihood"))
     alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
     tell(total, "measured")
@@ -138,6 +142,7 @@ def _measure(
         "nfe": drawn.nfe,
         "metrics": metrics,
         "likelihood": log_p,
+        "straightness": _straightness(engine, drawn, options.seed),
         "modes": modes(drawn.records.reshape(n, -1), dataset) if data.facts.is_points else None,
         "speed": {
             "ms_batch_1": alone,
@@ -147,29 +152,10 @@ def _measure(
             "threads": torch.get_num_threads(),
             "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         },
-        "sweep": sorted(curve, key=lambda point: (point["nfe"], point["steps"] or 0)),
+        "sweep": sweep.curve(points),
         "seconds": round(time.monotonic() - started, 1),
     }
     return document, grids(engine, data, by, drawn, options.seed)
-
-
-def _sweep(
-    engine: Engine, ruler: Ruler, drawn: samples.Sample, few: int, steps: list[int], seed: int, tell: Tell, emit: Emit
-) -> list[dict[str, Any]]:
-    """The first `few` samples again at other numbers of steps; what the sampler refuses is left out."""
-    curve = []
-    for count in steps:
-        what = f"quality at {count} steps"
-        try:
-            point = samples.draw(
-                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: tell(k, w), steps=count
-            )
-        except UsageError as error:
-            emit("note", message=f"no {what}: {error.message}")
-            continue
-        found = ruler.distance(ruler.judge.embed(point.records)[0], point.labels)
-        curve.append({"steps": count, "nfe": point.nfe, "ms_per_image": point.ms, "own": False, "fd": found})
-    return curve
 
 
 def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
@@ -179,6 +165,7 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
         "name": run.name,
         "family": engine.recipe.family["kind"],
         "title": engine.family.title,
+        "init": engine.recipe.init,
         "step": engine.step,
         "options": engine.options,
         "training": {key: run.meta.get(key) for key in ("steps", "images", "seconds", "cpu_seconds", "parameters")},
@@ -212,6 +199,18 @@ def grids(engine: Engine, data: Dataset, ruler: Judge, drawn: samples.Sample, se
         "grid.png": preview.render(images, facts, GRID_COLUMNS),
         "real.png": preview.render(split.take(chosen), facts, GRID_COLUMNS),
     }
+
+
+def _straightness(engine: Engine, drawn: samples.Sample, seed: int) -> dict[str, Any] | None:
+    """How far the ways from fresh noise to data bend: the mean over samples, with its 95 % interval."""
+    n = min(WAYS, len(drawn.labels))
+    rng = SampleRng(samples.seeds(seed, n, "way"), "sample", engine.device)
+    noise = rng.normal((n, *engine.family.noise_shape))
+    found = engine.family.straightness(noise, torch.from_numpy(drawn.labels[:n]).to(engine.device))
+    if found is None:
+        return None
+    value, error = float(found.mean()), float(found.std() / n**0.5)
+    return {"value": value, "low": value - Z * error, "high": value + Z * error, "n": n}
 
 
 def _progress(emit: Emit, run: str, total: int) -> Tell:

@@ -15,6 +15,7 @@ from genflow import __version__, code
 from genflow.errors import UsageError
 from genflow.evaluation import charts, reproduce, table
 from genflow.evaluation.charts import Point, Series
+from genflow.evaluation.sweep import beside_teachers
 from genflow.evaluation.verdict import KINDS, tells_apart, verdict, was_busy
 from genflow.facts import Facts
 from genflow.journal import curves, journal_path
@@ -25,7 +26,7 @@ Row = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 ROOMS = tuple(
     f"genflow/evaluation/{name}"
-    for name in ("report.py", "report.html.j2", "charts.py", "reproduce.py", "table.py", "verdict.py")
+    for name in ("report.py", "report.html.j2", "charts.py", "reproduce.py", "sweep.py", "table.py", "verdict.py")
 )
 CURVE_POINTS = 160  # of a loss curve
 PICTURES_BYTES = 6_000_000  # of all grids together
@@ -97,6 +98,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
         real=picture(Path(first["path"]) / "real.png", budget),
         grids=[picture(Path(row["path"]) / "grid.png", budget) for row in shown],
         charts=[_against_steps(shown), _against_time(shown)],
+        few=beside_teachers(shown),
         losses=[_loss(store, row, index, recipes[index].train.batch) for index, row in enumerate(shown)],
         differences=reproduce.differences(recipes),
         own=reproduce.own(recipes) if len(shown) > 1 else [],
@@ -142,6 +144,7 @@ def _sweep(rows: list[Row], place: str, unit: str) -> list[Series]:
             fd, x = at["fd"], at[place]
             said = f"{row['name']}: fd {table.number(fd['value'])} ({table.number(fd['low'])} to "
             said += f"{table.number(fd['high'])}) at {table.number(x) if isinstance(x, float) else x} {unit}"
+            said += f", {at['sampler']}" if at.get("sampler") else ""
             points.append(Point(x, fd["value"], fd["low"], fd["high"], said, at["own"]))
         series.append(Series(row["name"], index, points))
     return series

@@ -12,7 +12,7 @@ from genflow.facts import Facts
 from genflow.recipe import Data, Evaluate, Recipe, compose, flatten, parse, read
 from genflow.store import Artifact, Store
 
-NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.")  # what changes no weight
+NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # what changes no weight
 
 
 def commands(store: Store, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -87,7 +87,8 @@ def own(recipes: Sequence[Recipe]) -> list[list[str]]:
 
 def _deciding(recipe: Recipe) -> dict[str, Any]:
     values = flatten(recipe.model_dump(mode="json"))
-    return {key: value for key, value in values.items() if not key.startswith(NOT_OF_THE_RUN)}
+    pairs = {"data.pairs": recipe.data.pairs} if recipe.data.pairs else {}
+    return {key: value for key, value in values.items() if not key.startswith(NOT_OF_THE_RUN)} | pairs
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from genflow.evaluation.sweep import beside_teachers
 from genflow.evaluation.table import number
 
 Row = dict[str, Any]
@@ -26,7 +27,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         rows: `genflow.evaluate/1` documents, measured alike.
     """
     ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
-    parts = (_quality, _modes, _speed, _steps, _variety, _labels, _likelihood)
+    parts = (_quality, _modes, _speed, _steps, _few, _straightness, _variety, _labels, _likelihood)
     return [sentence for part in parts if (sentence := part(ranked))]
 
 
@@ -93,6 +94,36 @@ def _steps(ranked: list[Row]) -> str:
             still = " and still improves" if enough is curve[-1] else ""
             parts.append(f"{row['name']} takes {enough['nfe']}{still}")
     return f"Network evaluations to come within 10 % of a run's own best: {', '.join(parts)}." if parts else ""
+
+
+def _few(ranked: list[Row]) -> str:
+    """Runs that learnt few steps from another, beside that one's best plain sampler at the same price."""
+    parts = []
+    for at in beside_teachers(ranked):
+        fd, plain = at["fd"], at["teacher_fd"]
+        than = "better than" if fd["value"] < plain["value"] else "worse than"
+        than = than if tells_apart(fd, plain) else "as good as"
+        times = f"{at['nfe']} evaluation{'s' if at['nfe'] > 1 else ''}"
+        with_ = f" with {at['teacher_sampler']}" if at["teacher_sampler"] else ""
+        parts.append(
+            f"at {times} {at['name']} (fd {number(fd['value'])}) is {than} {at['teacher']}{with_} "
+            f"({number(plain['value'])})"
+        )
+    alone = [row["name"] for row in ranked if row.get("init") and row["init"] not in {other["run"] for other in ranked}]
+    said = f"{_list(parts)[:1].upper()}{_list(parts)[1:]}." if parts else ""
+    if alone:
+        said += f" {_list(alone)} learnt from a run that is not compared here."
+    return said.strip()
+
+
+def _straightness(ranked: list[Row]) -> str:
+    """How far the ways from noise to data bend, where more than one run has such ways."""
+    have = [row for row in ranked if row.get("straightness")]
+    if len(have) < 2:
+        return ""
+    least, most = (choose(row["straightness"]["value"] for row in have) for choose in (min, max))
+    parts = [f"{row['name']} {number(row['straightness']['value'])}" for row in have]
+    return f"Bends of the ways from noise to data: {', '.join(parts)}." if most > 1.5 * least else ""
 
 
 def _variety(ranked: list[Row]) -> str:

@@ -65,6 +65,7 @@ class Family(nn.Module, ABC):
         objective: what it minimizes, in a few words, for tables.
         steps: how many network evaluations a sample takes, in words: "1", "any", "1 to 4".
         likelihood: the kind of its likelihood; None if it has none.
+        learns_pairs: whether its loss uses the noise that came with a sample (`Batch.noise`): reflow.
         teacher: whether it starts from a trained run (the recipe's `init`): it need not, or it must.
         facts: what is known of the data.
         noise_shape: the shape of what sampling starts from, without the batch.
@@ -75,6 +76,7 @@ class Family(nn.Module, ABC):
     objective: ClassVar[str] = ""
     steps: ClassVar[str] = "any"
     likelihood: ClassVar[Kind | None] = None
+    learns_pairs: ClassVar[bool] = False
     teacher: ClassVar[Literal["optional", "required"]] = "optional"
     default_net: ClassVar[str] = "unet"
 
@@ -103,6 +105,10 @@ class Family(nn.Module, ABC):
 
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood | None:
         """log p(x | label) of pictures at bin centres; None for a family that has no likelihood."""
+        return None
+
+    def straightness(self, noise: Tensor, label: Tensor) -> Tensor | None:
+        """How far each sample's way bends, (B,): 0 for a straight line; None for a family without such a way."""
         return None
 
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:

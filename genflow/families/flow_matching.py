@@ -36,6 +36,7 @@ class FlowMatching(Gaussian):
         density: where on the clock to look while training.
         logit_mean: centre of the logit-normal density; above 0 looks at noise more.
         logit_std: width of the logit-normal density.
+        at_noise: share of rows that look at t = 1 exactly, where a single step begins.
         forget: share of labels dropped while training, so that guidance works.
         ode_steps: midpoint steps of the likelihood; four times as many for points.
         probes: trace probes of the likelihood.
@@ -50,22 +51,25 @@ class FlowMatching(Gaussian):
         nets: dict[str, nn.Module],
         facts: Facts,
         *,
-        density: Literal["uniform", "logit_normal"] = "logit_normal",
+        density: Literal["uniform", "logit_normal", "u_shaped"] = "logit_normal",
         logit_mean: Annotated[float, Field(ge=-5, le=5)] = 0.0,
         logit_std: Annotated[float, Field(gt=0, le=5)] = 1.0,
+        at_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         ode_steps: Annotated[int, Field(ge=2, le=1000)] = 20,
         probes: Annotated[int, Field(ge=1, le=100)] = 2,
     ) -> None:
         super().__init__(nets["net"], facts, StraightPath(), "velocity")
         self.density: times.Density = density
-        self.logit_mean, self.logit_std, self.forget = logit_mean, logit_std, forget
+        self.logit_mean, self.logit_std, self.at_noise, self.forget = logit_mean, logit_std, at_noise, forget
         self.ode_steps, self.probes = ode_steps, probes
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise  # given noise makes this reflow
         t = times.draw(self.density, len(x), rng, mean=self.logit_mean, std=self.logit_std).to(x.device)
+        if self.at_noise:
+            t = t.masked_fill((rng.uniform((len(x),)) < self.at_noise).to(x.device), 1.0)
         label = forget(batch.label, self.facts.classes, self.forget, rng)
         u = self.net(torch.lerp(x, eps, over(t, x)), 1000 * t, label)
         return (u.float() - (eps - x)).square().mean(), {}

@@ -21,6 +21,7 @@ from genflow.maths.samplers import SAMPLERS, Denoise
 from genflow.maths.seeds import Rng
 
 CODE_STEPS = 50  # midpoint steps from data to its code, and back
+WAY_STEPS = 50  # Euler steps along which a way's bends are measured
 NEAR_DATA = 1e-3  # where the way to the code begins: at t = 0 itself the ODE has no value
 
 
@@ -33,6 +34,8 @@ class Gaussian(Family):
         path: alpha and sigma.
         predict: what the net predicts.
     """
+
+    learns_pairs = True
 
     def __init__(self, net: nn.Module, facts: Facts, path: Path, predict: Prediction) -> None:
         super().__init__(facts)
@@ -130,6 +133,26 @@ class Gaussian(Family):
         nats = likelihood.discrete_nats(log_p, self.facts)
         method = f"midpoint, {steps} and {steps // 2} steps, extrapolated"
         return LogLikelihood(nats, "ode-estimate", stderr, nfe, method)
+
+    @torch.no_grad()
+    def straightness(self, noise: Tensor, label: Tensor) -> Tensor:
+        """The variance of the velocity along each sample's way, as a share of the way's length squared, (B,).
+
+            S = mean_u ||v(y_u, u) - (y_1 - y_0)||^2 / ||y_1 - y_0||^2      along the ODE on the straight path
+
+        0 for a straight way, which one Euler step walks exactly (Liu et al., 2022, equation 5, per sample).
+        """
+        denoise = self.denoiser(Guided(self.net, label, self.facts.classes))
+        y, velocities = noise, []
+        grid = uniform_times(WAY_STEPS)
+        for a, b in zip(grid[:-1], grid[1:], strict=True):
+            t = self.path.time(a)
+            scale = self.path.alpha(t) + self.path.sigma(t)
+            velocities.append((y - denoise(y * scale, t)) / a)
+            y = y + (b - a) * velocities[-1]
+        way = noise - y
+        bends = torch.stack([(v - way).square().flatten(1).sum(1) for v in velocities]).mean(0)
+        return bends / way.square().flatten(1).sum(1)
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:

@@ -1,0 +1,103 @@
+"""Quality against cost from one checkpoint: the first samples again, with other numbers of steps and other samplers.
+
+Without `evaluate.samplers` the run's own sampler takes `evaluate.steps` steps. With them, each of the samplers spends
+`evaluate.steps` *evaluations*, and the curve keeps the best at each: what the checkpoint can do for that price. (The
+least of several noisy numbers is a little too good; their intervals say how noisy they are.)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from genflow.engine import Engine
+from genflow.errors import UsageError
+from genflow.evaluation import samples
+from genflow.evaluation.features import Emit
+from genflow.evaluation.quality import Ruler
+from genflow.maths.samplers import SAMPLERS
+from genflow.recipe import Evaluate, nearest
+
+Point = dict[str, Any]
+FEW = (1, 2, 4)  # evaluations at which a run that learnt from another stands beside it
+
+
+def ways(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
+    """The settings to try besides the run's own, as options of its `sample`.
+
+    Raises:
+        UsageError: there is no such sampler.
+    """
+    if unknown := [name for name in options.samplers if name not in SAMPLERS]:
+        raise UsageError(f"evaluate.samplers: unknown sampler {unknown[0]}{nearest(unknown[0], list(SAMPLERS))}")
+    if "steps" not in engine.options:
+        return []
+    if not options.samplers or "sampler" not in engine.options:
+        found: list[dict[str, Any]] = [{"steps": count} for count in options.steps]
+    else:
+        found = [
+            {"steps": steps, "sampler": name}
+            for count in options.steps
+            for name in options.samplers
+            for steps in range(1, count + 1)
+            if (price := SAMPLERS[name].evaluations) and price(steps) == count
+        ]
+    return [way for way in found if any(engine.options[name] != value for name, value in way.items())]
+
+
+def measure(
+    engine: Engine, ruler: Ruler, drawn: samples.Sample, few: int, ways: Sequence[dict[str, Any]], seed: int,
+    tell: Callable[[int, str], None], emit: Emit,
+) -> list[Point]:  # fmt: skip
+    """The first `few` samples again, each way; what the sampler refuses is left out."""
+    points = []
+    for way in ways:
+        what = f"quality at {way['steps']} steps" + (f" of {way['sampler']}" if "sampler" in way else "")
+        try:
+            point = samples.draw(
+                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: tell(k, w), **way
+            )
+        except UsageError as error:
+            emit("note", message=f"no {what}: {error.message}")
+            continue
+        found = ruler.distance(ruler.judge.embed(point.records)[0], point.labels)
+        sampler = {"sampler": engine.options.get("sampler"), **way}
+        points.append({**sampler, "nfe": point.nfe, "ms_per_image": point.ms, "own": False, "fd": found})
+    return points
+
+
+def curve(points: Sequence[Point]) -> list[Point]:
+    """Each number of evaluations once, by the way with the least distance; the run's own setting always stays."""
+    best: dict[int, Point] = {}
+    for point in points:
+        known = best.get(point["nfe"])
+        if known is None or (not known["own"] and (point["own"] or point["fd"]["value"] < known["fd"]["value"])):
+            best[point["nfe"]] = point
+    return [best[nfe] for nfe in sorted(best)]
+
+
+def beside_teachers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Few-step figures of runs that started from another, beside what that one's plain samplers do for the same price.
+
+    Args:
+        rows: `genflow.evaluate/1` documents.
+
+    Returns:
+        For each run with its teacher among the rows, and each of 1, 2 and 4 evaluations that both were measured at:
+        {name, teacher, nfe, fd, sampler, teacher_fd, teacher_sampler}.
+    """
+    by_run = {row["run"]: row for row in rows}
+    found = []
+    for row in rows:
+        teacher = by_run.get(row.get("init") or "")
+        if teacher is None:
+            continue
+        for nfe in FEW:
+            own, plain = ({p["nfe"]: p for p in r["sweep"]}.get(nfe) for r in (row, teacher))
+            if own and plain:
+                found.append(
+                    {
+                        "name": row["name"], "teacher": teacher["name"], "nfe": nfe,
+                        "fd": own["fd"], "sampler": own["sampler"],
+                        "teacher_fd": plain["fd"], "teacher_sampler": plain["sampler"],
+                    }
+                )  # fmt: skip
+    return found

@@ -1,0 +1,107 @@
+"""Reflow: Ray actors hold a teacher and write pairs of noise and samples; training on them is rectified flow.
+
+    python -m jobs.reflow recipe.yaml
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from genflow import env
+from genflow.recipe import parse
+from genflow.store import Artifact, Store, clear_disk_errors
+from genflow.teaching import Lesson, Teacher, lesson
+from jobs.cluster import ray_cluster
+from jobs.common import Document, Emit, execute
+
+
+def main(document: Document, emit: Emit) -> Document:
+    """Write the pairs of `inputs.run`, or find them written; shards of a broken-off attempt are kept.
+
+    Returns:
+        A `genflow.reflow/1` document.
+
+    Raises:
+        UsageError: there is no such run, or it cannot teach.
+        DataError: its checkpoint is corrupt.
+    """
+    store, started = Store(), time.monotonic()
+    task = _task(store, document)
+    with store.lock("pairs", task.id, wait=True):
+        if done := store.get("pairs", task.id):
+            return result(done, cached=True)
+        folder = store.folder("pairs", task.id)
+        with clear_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        recipe = parse(document["recipe"])
+        with ray_cluster(num_cpus=max(env.cores(), recipe.cluster.workers)):
+            _write(task, folder, recipe.cluster.workers, recipe.cluster.gpus, emit)
+        seconds = round(time.monotonic() - started, 1)
+        meta = {"run": task.run.id, "dataset": task.dataset.id, "pairs": task.count, "seed": task.seed}
+        artifact = store.seal(
+            "pairs", task.id, name=task.run.name, parents=[task.run.id, task.dataset.id],
+            meta={**meta, "options": task.options, "seconds": seconds}, only=lambda name: ".tmp-" not in name,
+        )  # fmt: skip
+    return result(artifact, cached=False)
+
+
+def find(document: Document) -> Document | None:
+    """The result, if the pairs are written; None if there is something to do."""
+    store = Store()
+    done = store.get("pairs", _task(store, document).id)
+    return result(done, cached=True) if done else None
+
+
+def result(pairs: Artifact, *, cached: bool) -> Document:
+    """The document that the command prints."""
+    shown = {key: pairs.meta[key] for key in ("run", "dataset", "options", "seconds")}
+    made = {"pairs": pairs.id, "count": pairs.meta["pairs"], "path": str(pairs.path)}
+    return {"schema": "genflow.reflow/1", **made, "cached": cached, **shown}
+
+
+def _task(store: Store, document: Document) -> Lesson:
+    run = store.find("runs", document["inputs"]["run"])
+    return lesson(run, store.find("datasets", run.meta["dataset"]), parse(document["recipe"]))
+
+
+def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) -> None:
+    """Every shard that is missing, by as many teachers as there is work and room for."""
+    import ray
+    from ray.util import ActorPool
+
+    left = [shard for shard in task.shards if not (folder / shard[0]).exists()]
+    done = task.count - sum(last - first for _, first, last in left)
+    actors = min(len(left), max(workers, 1) if workers > 1 else int(ray.cluster_resources().get("CPU", 1)))
+    holder: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Holder)
+    pool = ActorPool([holder.remote(task) for _ in range(actors)])
+    started = time.monotonic()
+    before = done
+    for count in pool.map_unordered(lambda actor, shard: actor.write.remote(str(folder), *shard), left):
+        done += count
+        rate = (done - before) / (time.monotonic() - started)
+        emit("progress", stage="reflow", run=task.run.id, step=done, steps=task.count, position=done / task.count,
+             images_per_second=rate, eta=(task.count - done) / rate, what="pairs")  # fmt: skip
+
+
+class _Holder:
+    """A Ray actor that holds a teacher."""
+
+    def __init__(self, task: Lesson) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._teacher = Teacher(task, "cuda" if ray_gpus() else "cpu")
+
+    def write(self, folder: str, file: str, first: int, last: int) -> int:
+        return self._teacher.write(Path(folder), file, first, last)
+
+
+def ray_gpus() -> bool:
+    """Whether Ray gave this actor a GPU."""
+    import ray
+
+    return bool(ray.get_gpu_ids())
+
+
+if __name__ == "__main__":
+    execute(main)
