@@ -149,7 +149,7 @@ except SystemExit:
 
 
 def test_every_command_has_at_most_a_dozen_flags():
-    """All else is --set."""
+    """Besides --set, which is all else."""
     import typer
 
     def commands(group):
@@ -157,7 +157,7 @@ def test_every_command_has_at_most_a_dozen_flags():
             yield from commands(command) if hasattr(command, "commands") else [command]
 
     for command in commands(typer.main.get_command(cli.app)):
-        flags = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        flags = [p for p in command.params if p.param_type_name == "option" and p.name not in ("help", "sets")]
         assert len(flags) <= 12, command.name
 
 

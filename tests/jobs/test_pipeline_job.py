@@ -55,3 +55,21 @@ def test_a_failing_stage_leaves_the_others(run, store, events):
     assert [a.name for a in store.artifacts("runs")] == ["flow_matching-ring8"]
     statuses = {e["name"]: e["status"] for e in events if e["event"] == "stage"}
     assert statuses["broken"] == "failed"
+
+
+@pytest.mark.ray
+def test_a_teacher_its_pairs_and_a_student(run, store):
+    """Reflow as a pipeline: actors write the pairs, the student learns from them, and both stand in the report."""
+    stages = {
+        "teacher": train("flow_matching", name="teacher"),
+        "pairs": {"job": "reflow", "run": "teacher", "reflow": {"pairs": 1500}, "sample": {"steps": 2}},
+        "student": train("flow_matching", name="student", pairs="pairs", init="teacher"),
+    }
+    done = run(document(**stages))
+    made = {stage["stage"]: stage for stage in done["stages"]}
+    student = store.get("runs", made["student"]["run"])
+
+    assert made["pairs"]["count"] == 1500
+    assert len(list(store.folder("pairs", made["pairs"]["pairs"]).glob("*.arrow"))) == 2
+    assert student.manifest["parents"] == [made["points"]["dataset"], made["teacher"]["run"], made["pairs"]["pairs"]]
+    assert run(document(**stages))["cached"]

@@ -1,5 +1,6 @@
 """Densities of the time that training looks at."""
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -36,3 +37,9 @@ def test_a_share_of_the_logit_normal_is_uniform() -> None:
     """The ends are visited: 10 % uniform puts about 0.5 % below t = 0.05, the logit-normal alone 0.16 %."""
     share = (draws("logit_normal") < 0.05).float().mean()
     assert float(share) == pytest.approx(0.1 * 0.05 + 0.9 * stats.norm.cdf(-2.944), abs=0.002)
+
+
+def test_u_shaped_is_the_density_of_reflow() -> None:
+    """Kolmogorov-Smirnov against F(t) = 1/2 + sinh(4 (t - 1/2)) / (2 sinh 2)."""
+    found = stats.kstest(draws("u_shaped").numpy(), lambda t: 0.5 + np.sinh(4 * (t - 0.5)) / (2 * np.sinh(2)))
+    assert found.pvalue > 0.01
