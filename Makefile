@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint wheel clean
+.PHONY: setup quickstart test test-slow lint docs wheel clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,9 @@ test-slow: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed
+	$(BIN)/genflow families --into README.md
 
 wheel: $(VENV)/.installed
 	$(BIN)/pip wheel -q --no-deps -w dist .

@@ -302,6 +302,17 @@ def ui(
 
 
 @app.command()
+def families(
+    json: Json = False,
+    into: Annotated[Path | None, typer.Option(help="Renew the table in this Markdown file.", hidden=True)] = None,
+) -> None:
+    """List the families: objective, evaluations, likelihood, codes."""
+    from genflow import catalogue
+
+    catalogue.show(json=json, into=into)
+
+
+@app.command()
 def doctor(cluster: OnCluster = False, address: Address = "", json: Json = False) -> None:
     """Check this machine (and a cluster), with the cure for what is wrong."""
     from genflow import doctor as checks

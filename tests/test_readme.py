@@ -13,7 +13,7 @@ import pytest
 import typer
 from PIL import Image
 
-from genflow import cli
+from genflow import catalogue, cli
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,3 +91,21 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
     assert (tmp_path / "grid.png").exists()
     (report,) = (tmp_path / ".genflow/reports").glob("*/report.html")
     assert json.loads((report.parent / "manifest.json").read_text())["files"]["report.html"]["size"] < 10_000_000
+
+
+def test_the_table_of_families_is_the_codes_own():
+    """README's table is what `genflow families` says; `make docs` renews it."""
+    text = (ROOT / "README.md").read_text()
+    assert catalogue.rewritten(text) == text
+
+
+def test_a_family_says_what_it_can(capsys):
+    """As JSON: what each family is, from its class and its signature."""
+    catalogue.show(json=True)
+    found = {family["kind"]: family for family in json.loads(capsys.readouterr().out)["families"]}
+    assert found["consistency"]["teacher"] == "required"
+    assert found["gan"]["likelihood"] is None
+    assert found["normalizing_flow"]["likelihood"] == "exact-dequantized"
+    assert found["flow_matching"]["guidance"]
+    assert found["flow_matching"]["codes"]
+    assert not found["gan"]["codes"]
