@@ -26,8 +26,8 @@ KEYS = {
     "prepare": ("job", "data"),
     "train": ("job", "preset", "data", "pairs", "init", "name", "net", "family", "train", "sample", "cluster"),
     "reflow": ("job", "run", "reflow", "sample", "cluster"),
-    "evaluate": ("job", "runs", "evaluate"),
-    "compare": ("job", "runs", "evaluate"),
+    "evaluate": ("job", "runs", "evaluate", "sample"),
+    "compare": ("job", "runs", "evaluate", "sample"),
 }
 
 
@@ -113,7 +113,7 @@ def _stage(name: str, value: Any, names: list[str], where: str, overrides: Docum
     if job in ("evaluate", "compare"):
         if not isinstance(runs, list) or not runs or not all(isinstance(run, str) for run in runs):
             raise UsageError(f"{at}: runs is a list of stages or runs, not {runs!r}")
-        sections = {key: value[key] for key in ("evaluate",) if key in value}
+        sections = {key: value[key] for key in ("evaluate", "sample") if key in value}
         needs = tuple(run for run in runs if run in names)
         return Stage(name, job, needs, parse(merge(sections, overrides), at), tuple(runs))
     if job == "prepare":

@@ -37,7 +37,7 @@ def main(document: Document, emit: Emit) -> Document:
 def find(document: Document) -> Document | None:
     """The result, if the runs are compared already; None if there is something to do."""
     store = Store()
-    rows = found(store, pairs(store, document), parse(document["recipe"]).evaluate)
+    rows = found(store, pairs(store, document), parse(document["recipe"]))
     existing = store.get("reports", report.address(rows)) if rows else None
     return result(existing, rows, cached=True) if existing and rows else None
 

@@ -6,7 +6,7 @@
 from genflow import tracking
 from genflow.evaluation import measure
 from genflow.evaluation.table import best
-from genflow.recipe import Evaluate, parse
+from genflow.recipe import Recipe, parse
 from genflow.store import Artifact, Store
 from jobs.common import Document, Emit, execute
 
@@ -27,8 +27,11 @@ def main(document: Document, emit: Emit) -> Document:
 
 def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
     """Every run's evaluation, made where it is missing and told to MLflow."""
-    options = parse(document["recipe"]).evaluate
-    rows = [measure.evaluate(store, run, data, options, emit) for run, data in pairs(store, document)]
+    recipe = parse(document["recipe"])
+    rows = [
+        measure.evaluate(store, run, data, recipe.evaluate, emit, recipe.sample)
+        for run, data in pairs(store, document)
+    ]
     for row in rows:
         if not row["cached"]:
             sent = tracking.replay(store, row["run"], deadline_s=20)
@@ -41,13 +44,13 @@ def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
 def find(document: Document) -> Document | None:
     """The result, if every run is measured already; None if there is something to do."""
     store = Store()
-    rows = found(store, pairs(store, document), parse(document["recipe"]).evaluate)
+    rows = found(store, pairs(store, document), parse(document["recipe"]))
     return result(rows) if rows else None
 
 
-def found(store: Store, runs: list[tuple[Artifact, Artifact]], options: Evaluate) -> list[Document] | None:
+def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Document] | None:
     """The runs' evaluations, if there is one of each."""
-    rows = [measure.find(store, run, data, options) for run, data in runs]
+    rows = [measure.find(store, run, data, recipe.evaluate, recipe.sample) for run, data in runs]
     return [row for row in rows if row] if all(rows) else None
 
 

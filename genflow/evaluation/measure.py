@@ -3,6 +3,7 @@
     metrics     fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
     likelihood  {value, low, high, unit, kind, stderr, nfe, n, bars}, or null
     straightness  {value, low, high, n} of a family that walks an ODE: 0 for straight ways; else null
+    memorization  nearest, copies: metrics of the distance to training pictures; null for points
     sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, own}], with
                 each number of evaluations once: by the best of the samplers that were tried (see `sweep`)
     speed       ms_batch_1, ms_batch_64, images_per_second, and how busy the machine was
@@ -22,13 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from genflow import __version__, code, env
+from genflow import __version__, build, code, env
 from genflow.data import preview
 from genflow.data.shards import FACTS, Dataset
 from genflow.engine import Engine
 from genflow.evaluation import bits, samples, sweep
 from genflow.evaluation.features import Emit, Judge, address, judge
 from genflow.evaluation.interval import Z, proportion
+from genflow.evaluation.memorization import memorization
 from genflow.evaluation.modes import modes
 from genflow.evaluation.quality import Ruler
 from genflow.facts import Facts
@@ -44,27 +46,36 @@ GRID_COLUMNS, GRID_CLASSES = 8, 10
 Tell = Callable[[int, str], None]
 ROOMS = tuple(
     f"genflow/evaluation/{name}.py"
-    for name in ("bits", "coverage", "frechet", "interval", "kernel", "measure", "modes", "quality", "samples", "sweep")
+    for name in ("bits", "coverage", "frechet", "interval", "kernel", "measure", "memorization", "modes", "quality",
+                 "samples", "sweep")
 )
 
 
-def evaluation_id(run: Artifact, dataset: Artifact, options: Evaluate) -> str:
+def evaluation_id(
+    run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
+) -> str:
     """The content address of an evaluation, from the run, the data, the options, the features and the code."""
     facts = Facts.from_json(dataset.file(FACTS).read_text())
     asked = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
-    return f"{run.name}-{digest([run.id, facts.fingerprint, asked, features, code.fingerprint(*ROOMS)])}"
+    deciding = [run.id, facts.fingerprint, asked, features, code.fingerprint(*ROOMS), *([sample] if sample else [])]
+    return f"{run.name}-{digest(deciding)}"
 
 
-def find(store: Store, run: Artifact, dataset: Artifact, options: Evaluate) -> dict[str, Any] | None:
+def find(
+    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
     """The finished evaluation's document, if there is one."""
-    artifact = store.get("evaluations", evaluation_id(run, dataset, options))
+    artifact = store.get("evaluations", evaluation_id(run, dataset, options, sample))
     if artifact is None:
         return None
     return {**json.loads(artifact.file("metrics.json").read_text()), "path": str(artifact.path), "cached": True}
 
 
-def evaluate(store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit) -> dict[str, Any]:
+def evaluate(
+    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit,
+    sample: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure a run, or find it measured.
 
     Args:
@@ -73,19 +84,20 @@ def evaluate(store: Store, run: Artifact, dataset: Artifact, options: Evaluate, 
         dataset: what it was trained on.
         options: the recipe's `evaluate` section.
         emit: told of progress.
+        sample: options of the family's sampling that override the run's own.
 
     Returns:
         A `genflow.evaluate/1` document.
 
     Raises:
-        UsageError: `options.features` cannot be used.
+        UsageError: `options.features`, or an option of `sample`, cannot be used.
         DataError: the dataset or the checkpoint is corrupt, or there is too little data.
     """
-    id = evaluation_id(run, dataset, options)
+    id = evaluation_id(run, dataset, options, sample)
     with store.lock("evaluations", id):
-        if found := find(store, run, dataset, options):
+        if found := find(store, run, dataset, options, sample):
             return found
-        document, pictures = _measure(store, run, dataset, options, emit)
+        document, pictures = _measure(store, run, dataset, options, emit, sample or {})
         document = {"schema": SCHEMA, "evaluation": id, **document}
         with store.stage("evaluations", id, name=run.name) as staged:
             (staged.path / "metrics.json").write_text(json.dumps(document, indent=1))
@@ -99,12 +111,13 @@ def evaluate(store: Store, run: Artifact, dataset: Artifact, options: Evaluate, 
 
 
 def _measure(
-    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit
+    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The document without its name, and the grids as PNG by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
     engine = Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    engine.options = build.sample_options(engine.family, {**engine.options, **sample})
     ruler = Ruler(judge(store, data, options.features, emit), options)
     by = ruler.judge
     n = min(options.samples, len(by.floor))
@@ -139,10 +152,12 @@ def _measure(
         "samples": n,
         "seed": options.seed,
         "evaluate": options.model_dump(mode="json"),
+        "sample": sample,
         "nfe": drawn.nfe,
         "metrics": metrics,
         "likelihood": log_p,
         "straightness": _straightness(engine, drawn, options.seed),
+        "memorization": memorization(drawn.records, data, by.real),
         "modes": modes(drawn.records.reshape(n, -1), dataset) if data.facts.is_points else None,
         "speed": {
             "ms_batch_1": alone,

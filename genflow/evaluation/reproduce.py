@@ -34,6 +34,7 @@ def commands(store: Store, rows: Sequence[dict[str, Any]]) -> list[str]:
     named = names if len(set(names)) == len(names) else [run.id for run in runs]
     defaults = Evaluate().model_dump(mode="json")
     sets = _sets({f"evaluate.{key}": value for key, value in rows[0]["evaluate"].items() if value != defaults[key]})
+    sets += _sets({f"sample.{key}": value for key, value in rows[0].get("sample", {}).items()})
     return [*lines, _line("compare", *named, *sets)]
 
 

@@ -27,7 +27,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         rows: `genflow.evaluate/1` documents, measured alike.
     """
     ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
-    parts = (_quality, _modes, _speed, _steps, _few, _straightness, _variety, _labels, _likelihood)
+    parts = (_quality, _modes, _speed, _steps, _few, _straightness, _variety, _labels, _copies, _likelihood)
     return [sentence for part in parts if (sentence := part(ranked))]
 
 
@@ -153,6 +153,17 @@ def _labels(ranked: list[Row]) -> str:
     ]
     real = f"{100 * asked[0]['metrics']['agreement']['floor']:.0f} %" if asked else ""
     return f"Samples that look like the class that was asked for: {_list(weak)}; real ones {real}." if weak else ""
+
+
+def _copies(ranked: list[Row]) -> str:
+    """Which runs repeat training pictures more often than held-out pictures happen to resemble them."""
+    asked = [(row["name"], found["copies"]) for row in ranked if (found := row.get("memorization"))]
+    heard = [
+        f"{name} {100 * copies['value']:.1f} %, where held-out pictures have {100 * copies['floor']:.1f} %"
+        for name, copies in asked
+        if copies["floor"] is not None and copies["low"] > copies["floor"] + (copies["high"] - copies["value"])
+    ]
+    return f"Samples that stand out as near copies of one training picture: {_list(heard)}." if heard else ""
 
 
 def _likelihood(ranked: list[Row]) -> str:

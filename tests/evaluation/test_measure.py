@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from finished import finished
 
+from genflow.errors import UsageError
 from genflow.evaluation import classifier, measure, samples
 from genflow.evaluation.features import Real
 from genflow.evaluation.modes import modes
@@ -126,3 +127,20 @@ def test_the_artifact_lists_its_parents(store, prepared, evaluate):
     assert artifact.manifest["parents"] == [run.id, data.artifact.id]
     assert {"metrics.json", "grid.png", "real.png"} <= set(artifact.manifest["files"])
     assert json.loads(artifact.file("metrics.json").read_text())["schema"] == "genflow.evaluate/1"
+
+
+def test_a_run_is_measured_as_it_is_told_to_sample(store, prepared, evaluate):
+    """`sample` overrides the run's own options, has an evaluation of its own, and is refused before anything starts."""
+    data = prepared("ring8", samples=600, val=0.3)
+    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    own = evaluate(run, data)
+
+    def told(sample):
+        return measure.evaluate(store, run, data.artifact, SMALL, lambda event, **fields: None, sample)
+
+    other = told({"sampler": "midpoint", "steps": 3})
+    assert (own["nfe"], other["nfe"]) == (2, 6)
+    assert other["evaluation"] != own["evaluation"]
+    assert told({"sampler": "midpoint", "steps": 3})["cached"]
+    with pytest.raises(UsageError, match="stepz"):
+        told({"stepz": 3})
