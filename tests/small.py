@@ -22,6 +22,7 @@ NETS: dict[str, dict[str, Any]] = {  # a net that is not named here is built wit
     "unet": {"width": 16, "blocks": 1},
     "fixup": {"width": 8, "blocks": 1},
     "dit": {"width": 32, "depth": 2, "heads": 2},
+    "unet2d": {"width": 8},
     "tarflow": {"width": 32, "blocks": 2, "depth": 1, "heads": 2, "bins": 4},
     "spline": {"width": 32, "layers": 4, "bins": 8},
 }
