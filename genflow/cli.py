@@ -265,14 +265,14 @@ def sample(
 @app.command()
 def export(
     run: RunRef,
-    to: Annotated[str, typer.Option(help="safetensors.")] = "safetensors",
+    to: Annotated[str, typer.Option(help="safetensors, diffusers or torch_export.")] = "safetensors",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a run's weights for other tools."""
-    from genflow import drawing
+    """Write a run for other tools."""
+    from genflow import exporting
 
-    drawing.export(run, to, out, json=json)
+    exporting.export(run, to, out, json=json)
 
 
 @app.command()

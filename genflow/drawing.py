@@ -1,7 +1,6 @@
-"""What `genflow sample` and `genflow export` do."""
+"""What `genflow sample` does."""
 
 import json as jsonlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from genflow import terminal
 from genflow.commands import find_run
-from genflow.engine import RECIPE, Engine
+from genflow.engine import Engine
 from genflow.errors import SetupError, UsageError
 from genflow.facts import Facts
 from genflow.recipe import assignments, nearest
@@ -131,55 +130,3 @@ def _write_parquet(out: Path, images: np.ndarray, labels: np.ndarray, seed: int,
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_atomically(out, sink.getvalue().to_pybytes())
-
-
-def export(reference: str, to: str, out: Path | None, *, json: bool) -> None:
-    """`genflow export`: a folder with the averaged weights, the recipe, the facts and a card."""
-    if to != "safetensors":
-        raise UsageError(f"cannot export to {to!r}", "use --to safetensors")
-    run = find_run(Store(), reference)
-    engine = Engine.load(run)
-    folder = out or Path(f"{run.name}-export")
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "choose another --out")
-    from safetensors.torch import save
-
-    state = {k: v.detach().cpu().contiguous() for k, v in engine.family.state_dict().items()}
-    metadata = {"format": "pt", "genflow.run": run.id, "genflow.step": str(engine.step)}
-    try:
-        write_atomically(folder / "weights.safetensors", save(state, metadata))
-        for name in (RECIPE, "facts.json"):
-            write_atomically(folder / name, (run.path / name).read_bytes())
-        write_atomically(folder / "state.json", jsonlib.dumps({"step": engine.step, "run": run.id}))
-        write_atomically(folder / "README.md", _card(run.id, engine))
-        if grids := sorted(run.path.glob("samples/*.png")):
-            shutil.copyfile(grids[-1], folder / "samples.png")
-    except OSError as error:
-        raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
-    if json:
-        terminal.document({"schema": "genflow.export/1", "run": run.id, "path": str(folder.absolute()), "to": to})
-        return
-    print(f"export   {folder}  {sum(v.numel() for v in state.values()):,} weights of {run.id}")
-
-
-def _card(run: str, engine: Engine) -> str:
-    facts = engine.facts
-    return f"""---
-library_name: genflow
-pipeline_tag: unconditional-image-generation
----
-# {run}
-
-{type(engine.family).title}, net {engine.recipe.net["kind"]}, {engine.step:,} steps, on data of shape {facts.shape}
-(fingerprint {facts.fingerprint[:16]}), {facts.classes or "no"} classes.
-
-```python
-from pathlib import Path
-from genflow.engine import Engine
-
-engine = Engine.from_folder(Path("."))
-images = engine.draw(seeds=range(16)).images  # (16, H, W, C) uint8
-```
-
-`weights.safetensors` holds the averaged weights; `recipe.yaml` the whole configuration; `facts.json` the data's facts.
-"""

@@ -16,10 +16,12 @@ from genflow.session import Session
 from genflow.store import Artifact, Store
 
 
-def finished(store: Store, data: Dataset, kind: str, name: str = "", steps: int = 20, **sections: Any) -> Artifact:
+def finished(
+    store: Store, data: Dataset, kind: str, name: str = "", steps: int = 20, net: str = "", **sections: Any
+) -> Artifact:
     """Train `kind` on the data for a few steps and seal the run."""
     train = {"steps": steps, "batch": 16, "log_every": 5, "checkpoint_every": steps}
-    whole = recipe(kind, data.facts, "mlp" if kind != "vae" else "auto", train=train, name=name,
+    whole = recipe(kind, data.facts, net or ("mlp" if kind != "vae" else "auto"), train=train, name=name,
                    data={"name": data.artifact.name}, **sections)  # fmt: skip
     run = runs.plan(store, whole)
     runs.begin(store, run)

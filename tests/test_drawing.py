@@ -1,4 +1,4 @@
-"""`genflow sample` and `genflow export`: every form that is written is read by somebody else's library."""
+"""`genflow sample`: every form that is written is read by somebody else's library."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,6 @@ from PIL import Image
 
 from genflow import drawing
 from genflow.data.preparing import here, prepare
-from genflow.engine import Engine
 from genflow.errors import UsageError
 from genflow.recipe import Data, compose
 from genflow.store import Store
@@ -72,14 +71,3 @@ def test_the_document_counts_evaluations(sample, capsys, guidance, nfe):
     sample("a.png", steps=4, guidance=guidance)
 
     assert json.loads(capsys.readouterr().out)["nfe"] == nfe
-
-
-def test_an_export_draws_the_runs_own_samples(store, sample, tmp_path):
-    """The exported folder alone gives the same pixels."""
-    drawing.export("small", "safetensors", tmp_path / "export", json=True)
-    engine = Engine.from_folder(tmp_path / "export")
-    own = Engine.load(store.find("runs", "small"))
-
-    np.testing.assert_array_equal(engine.draw(range(4)).images, own.draw(range(4)).images)
-    with pytest.raises(UsageError, match="not empty"):
-        drawing.export("small", "safetensors", tmp_path / "export", json=True)

@@ -25,8 +25,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     4: ("jobs",),
     5: (
-        "genflow.cli", "genflow.commands", "genflow.drawing", "genflow.listing", "genflow.catalogue",
-        "genflow.terminal", "genflow.doctor", "genflow.submit", "genflow.child", "genflow.parcel",
+        "genflow.cli", "genflow.commands", "genflow.drawing", "genflow.exporting", "genflow.listing",
+        "genflow.catalogue", "genflow.terminal", "genflow.doctor", "genflow.submit", "genflow.child", "genflow.parcel",
         "genflow.dashboard", "genflow.jobs_api",
     ),
 }  # fmt: skip

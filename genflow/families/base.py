@@ -119,6 +119,10 @@ class Family(nn.Module, ABC):
         """x (B, C, H, W) of a code; by default the code is the noise that sampling starts from."""
         return self.sample(code, label, rng).x
 
+    def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
+        """The scheduler of diffusers that walks this family's path, and its options; None if there is none."""
+        return None
+
     # What the loop calls besides the loss.
 
     @classmethod

@@ -195,7 +195,7 @@ class Consistency(Family):
         for k in range(steps):
             u = self.farthest * (1 - k / steps) ** power
             y = u * noise if k == 0 else torch.lerp(x, rng.normal(x.shape), u)
-            x = self.answer(net, y, torch.full((len(y),), u, device=y.device))
+            x = self.answer(net, y, torch.full((y.shape[0],), u, device=y.device))
             x = x if self.facts.is_points else x.clamp(-1, 1)
         return Samples(x, net.nfe)
 

@@ -89,6 +89,7 @@ class Ddpm(Gaussian):
             raise UsageError(f"family.schedule=edm has a target of its own, not {predict}", "use family.predict=v")
         path = EdmPath() if schedule == "edm" else DiscretePath(BETAS[schedule](T))
         super().__init__(nets["net"], facts, path, predict)
+        self.schedule = schedule
         self.edm, self.weight, self.T, self.forget = schedule == "edm", weight, T, forget
         self.log_mean, self.log_std = log_mean, log_std
         self.unit = max(facts.sigma_data, 1e-3) if self.edm else 1.0  # what data is divided by to have unit variance
@@ -146,3 +147,12 @@ class Ddpm(Gaussian):
         nats, stderr = likelihood.variational_bound(denoise, self.path, x, self.facts, rng, self.bound_levels)
         method = f"variational bound, {self.bound_levels} levels"
         return LogLikelihood(nats, "lower-bound", stderr, net.nfe, method)
+
+    def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
+        if self.edm or self.T != 1000:
+            return None
+        return "DDIMScheduler", {
+            "beta_start": 1e-4, "beta_end": 0.02, "timestep_spacing": "trailing",
+            "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[self.schedule],
+            "prediction_type": {"eps": "epsilon", "x": "sample", "v": "v_prediction"}[self.predict],
+        }  # fmt: skip

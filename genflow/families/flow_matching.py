@@ -11,7 +11,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -79,3 +79,6 @@ class FlowMatching(Gaussian):
 
     def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:
         return lambda y, u: net(y, 1000 * u)  # the net's own answer, which has a value at u = 0, too
+
+    def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
+        return "FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 1000, "shift": 1.0}

@@ -52,7 +52,7 @@ class Guided:
             net_time: on the scale of 0..1000.
             inside: whether guidance applies, for all or row by row (B,); outside, one evaluation is enough.
         """
-        t = net_time if isinstance(net_time, Tensor) else torch.full((len(x),), net_time, device=x.device)
+        t = net_time if isinstance(net_time, Tensor) else torch.full((x.shape[0],), net_time, device=x.device)
         return self.at(x, t.float(), inside)
 
     def at(self, x: Tensor, t: Tensor, inside: bool | Tensor = True) -> Tensor:

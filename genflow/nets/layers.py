@@ -41,7 +41,7 @@ class Condition(nn.Module):
         self.width = width
 
     def forward(self, t: Tensor | None, label: Tensor | None, like: Tensor, r: Tensor | None = None) -> Tensor:
-        out = like.new_zeros(len(like), self.width)
+        out = like.new_zeros(like.shape[0], self.width)  # not len(): torch.export would fix it
         if self.time is not None and t is not None:
             out = out + self.time(self._waves(t))
         if self.second is not None and t is not None and r is not None:

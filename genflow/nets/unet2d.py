@@ -28,7 +28,7 @@ class UNet2D(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
-        time = x.new_zeros(len(x)) if t is None else t
+        time = x.new_zeros(x.shape[0]) if t is None else t
         beside = self.condition(t, label, x, r)  # (B, 4 width)
         return self.model(x, time, class_labels=beside).sample
 
@@ -37,7 +37,7 @@ class UNet2D(nn.Module):
         import torch
         from diffusers import UNet2DModel
 
-        plain = UNet2DModel(**{**self._options, "class_embed_type": None})
+        plain: Any = UNet2DModel(**{**self._options, "class_embed_type": None})
         plain.load_state_dict(self.model.state_dict())
         if self.condition.label is not None:
             with torch.no_grad():
@@ -93,4 +93,5 @@ def build(
         "norm_num_groups": groups(width), "attention_head_dim": groups(channels[-1]), "add_attention": attention,
         "class_embed_type": "identity",
     }  # fmt: skip
-    return UNet2D(UNet2DModel(**options), options, ports, classes)
+    model: Any = UNet2DModel(**options)
+    return UNet2D(model, options, ports, classes)
