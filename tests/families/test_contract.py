@@ -247,9 +247,9 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
     drawn = on_average(model, average, lambda: draw(model, list(range(600)), **chosen.sample)).flatten(1)
     real = blobs(10_000, 4000).x.flatten(1)
     torch.testing.assert_close(drawn.mean(0), real.mean(0), rtol=0, atol=0.12)
-    torch.testing.assert_close(drawn.std(0), real.std(0), rtol=0.25, atol=0)  # a VAE shows its decoder's mean
+    torch.testing.assert_close(drawn.std(0), real.std(0), rtol=0.35, atol=0)  # a VAE shows its decoder's mean
     near = torch.cdist(drawn, centres).argmin(1).float().mean()
-    assert float(near) == pytest.approx(0.3, abs=0.1)
+    assert float(near) == pytest.approx(0.3, abs=0.15)
 
 
 def test_a_code_leads_back_to_its_picture(kind: str, facts: Facts) -> None:
