@@ -107,11 +107,13 @@ def sample_options(family: Family, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: an option that the family's sampling does not have, or a value that cannot work.
     """
-    return _sample_options(type(family), family.facts, values)
+    return _sample_options(type(family), family.facts, values, guided=bool(family.weaker))
 
 
-def _sample_options(family: type[Family], facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
+def _sample_options(
+    family: type[Family], facts: Facts, values: dict[str, Any], *, guided: bool = False
+) -> dict[str, Any]:
     options = bind("sample", family.sample, values)
-    if options.get("guidance", 1.0) != 1.0 and not facts.classes:
+    if options.get("guidance", 1.0) != 1.0 and not facts.classes and not guided:
         raise UsageError("sample.guidance needs data with labels, and this data has none", "leave sample.guidance at 1")
     return options

@@ -253,13 +253,16 @@ def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help="grid.png, folder/, x.npy, x.parquet.")] = Path("grid.png"),
     sets: Sets = [],
     weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    guide: Annotated[
+        str, typer.Option(help="A weaker run that guidance leads away from.", autocompletion=_complete_run)
+    ] = "",
     json: Json = False,
 ) -> None:
     """Draw samples from a run."""
     from genflow import drawing
 
     options = {"steps": steps, "sampler": sampler or None, "guidance": guidance}
-    drawing.sample(run, n, seed, options, label, out, sets, weights, json=json)
+    drawing.sample(run, n, seed, options, label, out, sets, weights, guide=guide, json=json)
 
 
 @app.command()

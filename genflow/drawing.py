@@ -17,7 +17,7 @@ from genflow.store import Store, write_atomically
 
 def sample(
     reference: str, n: int, seed: int, flags: dict[str, Any], label: str, out: Path, sets: list[str], weights: str,
-    *, json: bool,
+    *, json: bool, guide: str = "",
 ) -> None:  # fmt: skip
     """`genflow sample`: draw, and write a grid, a folder, an array or a table by the ending of `out`."""
     if weights not in ("ema", "raw"):
@@ -28,6 +28,8 @@ def sample(
     store = Store()
     run = find_run(store, reference)
     engine = Engine.load(run, average=weights == "ema")
+    if guide:
+        engine.family.guided_by(Engine.load(find_run(store, guide)).family)
     options = {key: value for key, value in flags.items() if value is not None}
     unknown = sorted(set(assignments(sets)) - {"sample"})
     if unknown:

@@ -84,6 +84,7 @@ class Family(nn.Module, ABC):
         super().__init__()
         self.facts = facts
         self.noise_shape: tuple[int, ...] = facts.shape
+        self.weaker: tuple[Family, ...] = ()  # what guidance leads away from; in a tuple: it is no part of this run
 
     @classmethod
     def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
@@ -118,6 +119,14 @@ class Family(nn.Module, ABC):
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """x (B, C, H, W) of a code; by default the code is the noise that sampling starts from."""
         return self.sample(code, label, rng).x
+
+    def guided_by(self, weak: "Family") -> None:
+        """Let guidance lead away from a weaker run (autoguidance).
+
+        Raises:
+            UsageError: this family, or that one, cannot.
+        """
+        raise UsageError(f"{self.title} knows no guidance", "leave --guide out")
 
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
         """The scheduler of diffusers that walks this family's path, and its options; None if there is none."""

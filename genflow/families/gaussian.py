@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from genflow.errors import UsageError
 from genflow.facts import Facts
 from genflow.families.base import Family, LogLikelihood, Samples
 from genflow.maths import likelihood
@@ -104,13 +105,61 @@ class Gaussian(Family):
             guidance_high: the largest; outside, a step costs one evaluation. EDM's sigma is u/(1 - u).
             clip: keep the guessed data in [-1, 1].
         """
-        net = Guided(self.net, label, self.facts.classes, guidance)
+        net = Guided(self.net, label, self.facts.classes, 1.0 if self.weaker else guidance)
         chosen = SAMPLERS[sampler]
         options = {"ddim": {"eta": eta}, "rk45": {"tolerance": tolerance}}.get(sampler, {})
         times = spaced_times(self.path, steps, chosen.spacing if spacing == "auto" else spacing)
-        denoise = self.denoiser(net, clip=clip, interval=(guidance_low, guidance_high))
+        interval = guidance_low, guidance_high
+        denoise, counted = self.denoiser(net, clip=clip, interval=interval), [net]
+        for weak in self.weaker if guidance != 1 else ():
+            assert isinstance(weak, Gaussian)
+            counted.append(Guided(weak.net, label, self.facts.classes))
+            denoise = self._led(denoise, weak.path, weak.denoiser(counted[-1]), guidance, interval, clip)
         start = noise * (self.path.sigma(times[0]) / self.path.sigma(1.0))
-        return Samples(chosen.walk(denoise, self.path, start, times, rng, **options), net.nfe)
+        x = chosen.walk(denoise, self.path, start, times, rng, **options)
+        return Samples(x, sum(each.nfe for each in counted))
+
+    def guided_by(self, weak: Family) -> None:
+        """Let guidance lead away from a weaker run, instead of from what the net says without a label.
+
+            x_0 = weak_0 + w (x_0 - weak_0)      (autoguidance, Karras et al., 2024)   https://arxiv.org/abs/2406.02507
+
+        Both say what they think the data is, so the weaker run may be of any family on a Gaussian path.
+
+        Raises:
+            UsageError: the weaker run is on no Gaussian path, or on other data.
+        """
+        if not isinstance(weak, Gaussian) or weak.facts.shape != self.facts.shape:
+            raise UsageError(
+                f"{type(weak).title} on {weak.facts.shape} cannot guide {self.title} on {self.facts.shape}",
+                "take a shorter run, or one with a smaller net, on the same data",
+            )
+        self.weaker = (weak,)
+
+    def _led(
+        self, denoise: Denoise, theirs: Path, other: Denoise, weight: float, interval: tuple[float, float], clip: bool
+    ) -> Denoise:
+        """denoise, led away in the interval from the other, which lives on a path of its own."""
+        path = self.path
+
+        def led(x: Tensor, t: Time) -> Tensor:
+            x0 = denoise(x, t)
+            inside = along(lambda s: float(interval[0] <= path.flow_time(s) <= interval[1]), t, x)
+            if not (bool(inside.any()) if isinstance(inside, Tensor) else inside):
+                return x0
+
+            def at(s: float) -> float:
+                return theirs.time(path.flow_time(s))
+
+            def scale(s: float) -> float:  # x_t / (alpha + sigma) is the same on both paths
+                return (theirs.alpha(at(s)) + theirs.sigma(at(s))) / (path.alpha(s) + path.sigma(s))
+
+            then = torch.tensor([at(s) for s in t.tolist()], device=x.device) if isinstance(t, Tensor) else at(t)
+            guided = torch.lerp(other(x * along(scale, t, x), then), x0, weight)
+            guided = guided.clamp(-1, 1) if clip and not self.facts.is_points else guided
+            return torch.where(inside > 0, guided, x0) if isinstance(inside, Tensor) else guided
+
+        return led
 
     def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:
         """dy/du of the straight path's variables (see maths/paths.py), with a value at u = 0 of a net that has one."""

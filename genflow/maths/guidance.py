@@ -2,9 +2,7 @@
 
     prediction = p(x, t, nobody) + w (p(x, t, label) - p(x, t, nobody))         w = 1 is no guidance
 
-or autoguidance, where a weaker net takes the place of p(., nobody), and labels are not needed:
-
-    prediction = weak(x, t, label) + w (p(x, t, label) - weak(x, t, label))
+Autoguidance puts a weaker run in the place of p(., nobody), so that labels are not needed (families/gaussian.py).
 
 References:
     Classifier-Free Diffusion Guidance (Ho, Salimans, 2022)                            https://arxiv.org/abs/2207.12598
@@ -29,18 +27,10 @@ class Guided:
         label: (B,).
         classes: the label that means "no label".
         weight: w, the guidance_scale; 1 leaves the prediction as it is.
-        weak: the weaker net of autoguidance, called like `net`; None: the net itself, without a label.
     """
 
-    def __init__(
-        self,
-        net: Callable[..., Tensor],
-        label: Tensor,
-        classes: int,
-        weight: float = 1.0,
-        weak: Callable[..., Tensor] | None = None,
-    ) -> None:
-        self._net, self._label, self._weight, self._weak = net, label, weight, weak
+    def __init__(self, net: Callable[..., Tensor], label: Tensor, classes: int, weight: float = 1.0) -> None:
+        self._net, self._label, self._weight = net, label, weight
         self._nobody = torch.full_like(label, classes)
         self.nfe = 0
 
@@ -61,12 +51,9 @@ class Guided:
             self.nfe += 1
             return self._net(x, t, self._label).float()
         self.nfe += 2
-        if self._weak is not None:
-            strong, without = self._net(x, t, self._label).float(), self._weak(x, t, self._label).float()
-        else:
-            strong, without = self._net(
-                torch.cat([x, x]), torch.cat([t, t]), torch.cat([self._label, self._nobody])
-            ).float().chunk(2)
+        strong, without = self._net(
+            torch.cat([x, x]), torch.cat([t, t]), torch.cat([self._label, self._nobody])
+        ).float().chunk(2)
         guided = torch.lerp(without, strong, self._weight)
         return torch.where(over(inside, x).bool(), guided, strong) if isinstance(inside, Tensor) else guided
 

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 from oracle import TWO, Mixture
-from small import FACTS, family
+from small import FACTS, family, shaken
 from torch import Tensor, nn
 
 from genflow.batch import Batch
+from genflow.errors import UsageError
 from genflow.facts import Facts
+from genflow.families.base import Family, Samples
 from genflow.families.flow_matching import FlowMatching
 from genflow.maths.seeds import BatchRng, SampleRng
 
@@ -103,3 +105,39 @@ def test_guidance_keeps_to_its_interval(low: float, high: float, nfe: int) -> No
     options = {"guidance": 2.0, "guidance_low": low, "guidance_high": high}
     found = model.sample(noise, torch.tensor([0, 1]), rng, sampler="euler", steps=10, **options)
     assert found.nfe == nfe
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "edm"])
+@pytest.mark.parametrize("sampler", ["euler", "rk45"])
+def test_autoguidance_leads_away_from_a_weaker_run(schedule: str, sampler: str) -> None:
+    """A diffusion run guides a flow on data without labels: weight 1 changes nothing, and a run that guides itself
+    changes nothing at any weight; another run does, and both are counted."""
+    model = family("flow_matching", FACTS["colour"], "mlp")
+    own = len(list(model.parameters()))
+    other = shaken(family("ddpm", FACTS["colour"], "mlp", family={"schedule": schedule}))
+
+    def draw(guide: Family | None, weight: float) -> Samples:
+        model.weaker = ()
+        if guide:
+            model.guided_by(guide)
+        rng = SampleRng([1, 2], "sample")
+        noise = rng.normal((2, 3, 8, 8))
+        return model.sample(noise, torch.tensor([0, 0]), rng, sampler=sampler, steps=4, tolerance=1e-3, guidance=weight)
+
+    plain = draw(None, 1.0)
+    assert torch.equal(draw(other, 1.0).x, plain.x)
+    torch.testing.assert_close(draw(model, 3.0).x, plain.x, rtol=1e-3, atol=1e-3)
+    led = draw(other, 2.0)
+    assert not torch.allclose(led.x, plain.x, atol=1e-2)
+    assert sampler == "rk45" or led.nfe == 2 * plain.nfe
+    assert len(list(model.parameters())) == own  # the guide is no part of the run
+
+
+def test_a_guide_of_another_kind_is_refused() -> None:
+    """On no Gaussian path, or on other data: in one line."""
+    model = family("flow_matching", FACTS["grey"], "mlp")
+    for weak in (family("vae", FACTS["grey"]), family("ddpm", FACTS["colour"], "mlp")):
+        with pytest.raises(UsageError, match="cannot guide"):
+            model.guided_by(weak)
+    with pytest.raises(UsageError, match="no guidance"):
+        family("vae", FACTS["grey"]).guided_by(model)

@@ -49,10 +49,3 @@ def test_outside_its_interval_guidance_costs_nothing() -> None:
     torch.testing.assert_close(mixed, torch.tensor([[10 + 3.0 * -10] * 2, [2.0, 2.0]]))
     assert guided.nfe == 3
 
-
-def test_autoguidance_leaves_the_weaker_net() -> None:
-    """weak + w (p - weak), with the label in both, and no label needed."""
-    guided = Guided(net, torch.tensor([0, 2]), CLASSES, 2.0, weak=lambda x, t, label: torch.ones_like(x))
-    answer = guided(torch.zeros(2, 2), 500.0)
-    torch.testing.assert_close(answer, torch.tensor([[-1.0, -1.0], [3.0, 3.0]]))
-    assert guided.nfe == 2
