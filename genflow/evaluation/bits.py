@@ -37,13 +37,13 @@ def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int
         tell: called with the number of records done.
 
     Returns:
-        {value, low, high, unit, kind, stderr, method_stderr, nfe, n, split, bars}; None if the family has no
+        {value, low, high, unit, kind, method, stderr, method_stderr, nfe, n, split, bars}; None if the family has no
         likelihood. Every record's number carries the method's own randomness, independently of the others', so
         the spread over records holds both: `stderr` is the whole, `method_stderr` the method's part of it.
     """
     rows = real.reference[:images]
     split = data.splits[real.split]
-    nats, own, kind, nfe = [], [], "", 0
+    nats, own, kind, method, nfe = [], [], "", "", 0
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         rng = SampleRng([key(seed, "likelihood", int(row)) for row in part], "likelihood", engine.device)
@@ -53,7 +53,7 @@ def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int
             return None
         nats.append(found.nats.double().cpu().numpy())
         own.append(found.stderr.double().cpu().numpy())
-        kind, nfe = found.kind, found.nfe
+        kind, method, nfe = found.kind, found.method, found.nfe
         tell(len(part))
     if not nats:
         return None
@@ -67,6 +67,7 @@ def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int
         "high": value + Z * stderr,
         "unit": "nats" if data.facts.is_points else "bits/dim",
         "kind": kind,
+        "method": method,
         "stderr": stderr,
         "method_stderr": float(np.sqrt(np.square(errors).sum()) / len(errors)),
         "nfe": nfe,

@@ -1,7 +1,7 @@
 """Measure one run: quality, variety, likelihood and speed, as one document and a grid to look at.
 
     metrics     fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
-    likelihood  {value, low, high, unit, kind, stderr, nfe, n, bars}, or null
+    likelihood  {value, low, high, unit, kind, method, stderr, nfe, n, bars}, or null
     straightness  {value, low, high, n} of a family that walks an ODE: 0 for straight ways; else null
     memorization  nearest, copies: metrics of the distance to training pictures; null for points
     sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, own}], with

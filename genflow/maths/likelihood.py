@@ -50,6 +50,23 @@ def standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
+def averaged(draws: Tensor, *, weighed: bool) -> tuple[Tensor, Tensor]:
+    """A bound from k draws of log w, (k, B): their mean (ELBO), or the log of the mean of w (IWAE); and its error.
+
+    The standard error is the jackknife's, which leaves out each draw in turn. For a mean it is the usual
+    std / sqrt(k); for IWAE it tells when one draw outweighs the others. 0 for k = 1, where nothing tells.
+    """
+    k = len(draws)
+    if k == 1:
+        return draws[0], torch.zeros_like(draws[0])
+    if not weighed:
+        return draws.mean(0), draws.std(0) / math.sqrt(k)
+    total = draws.logsumexp(0)
+    share = (draws - total).exp().clamp(max=1 - 1e-12)
+    without = total + torch.log1p(-share) - math.log(k - 1)  # each draw left out
+    return total - math.log(k), without.std(0, correction=0) * math.sqrt(k - 1)
+
+
 def discretized(log_cdf: Callable[[Tensor], Tensor], x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """log of the mass that a symmetric location-scale density puts into x's bin; the end bins reach to infinity.
 

@@ -32,6 +32,7 @@ def test_the_number_is_the_mean_over_records_with_its_error(store, prepared):
     again = bits.likelihood(engine, data, real, 70, 0, lambda count: None)
     assert found == again
     assert found["kind"] == "lower-bound"
+    assert found["method"] == "ELBO, mixture prior"
     assert found["n"] == 70
     assert found["bars"]["levels"] == pytest.approx(math.log2(17))
     assert found["low"] < found["value"] < found["high"]

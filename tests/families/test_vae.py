@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 from small import FACTS, batch, family, shaken
+from torch import nn
 
+from genflow.errors import UsageError
+from genflow.facts import Facts
 from genflow.families.vae import Vae
 from genflow.maths.seeds import BatchRng, SampleRng
 
@@ -56,7 +59,7 @@ def test_a_draw_spreads_as_the_decoder_says(data: str) -> None:
     with torch.no_grad():
         model.model.get_parameter("log_scale").fill_(-4.0)
     seeds = range(400)
-    noise = SampleRng(seeds, "sample").normal((400, 4))
+    noise = SampleRng(seeds, "sample").normal((400, *model.noise_shape))
     label = torch.full((400,), FACTS[data].classes)
     mean = model.sample(noise, label, SampleRng(seeds, "sample")).x
     drawn = model.sample(noise, label, SampleRng(seeds, "draw"), draw=True).x
@@ -68,7 +71,194 @@ def test_a_draw_spreads_as_the_decoder_says(data: str) -> None:
 def test_temperature_scales_the_latent() -> None:
     """Half the temperature is half the noise."""
     model = vae()
-    noise = SampleRng(range(3), "sample").normal((3, 4))
+    noise = SampleRng(range(3), "sample").normal((3, *model.noise_shape))
     label, none = torch.zeros(3, dtype=torch.long), SampleRng(range(3), "sample")
     cold = model.sample(noise, label, none, temperature=0.5).x
     torch.testing.assert_close(cold, model.sample(noise / 2, label, none).x)
+
+
+# The prior that is fitted after training.
+
+
+def finished(**options: object) -> Vae:
+    model = vae(components=1, **options)
+    model.model["encoder"].leave.weight.data.mul_(20)
+    model.finish(lambda i: batch(FACTS["grey"], i, rows=256))
+    return model
+
+
+@torch.no_grad()
+def drawn_codes(model: Vae, label: int, count: int = 1500) -> torch.Tensor:
+    """The codes that sampling decodes."""
+    seen: list[torch.Tensor] = []
+    hook = model.model["decoder"].register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    rng = SampleRng(range(count), "sample")
+    model.sample(rng.normal((count, *model.noise_shape)), torch.full((count,), label), rng)
+    hook.remove()
+    return seen[0]
+
+
+def test_samples_have_the_codes_of_the_data() -> None:
+    """With one Gaussian a class: the codes that are decoded have the mean and covariance of that class's codes."""
+    model, stack = finished(), ([], [])
+    for i in range(20):
+        data = batch(FACTS["grey"], i, rows=256)
+        mean, log_variance = model._posterior(data.x, torch.full((256,), 3))
+        for kept, part in zip(stack, (mean, log_variance.exp()), strict=True):
+            kept.append(part[data.label == 3])
+    mean, variance = (torch.cat(part).detach() for part in stack)
+    z = drawn_codes(model, 3)
+    spread = torch.cov(mean.T) + variance.mean(0).diag()
+    scale = spread.diag().sqrt()
+    assert float(((z.mean(0) - mean.mean(0)) / scale).abs().max()) < 0.1
+    assert float(((torch.cov(z.T) - spread) / (scale[:, None] * scale)).abs().max()) < 0.15
+
+
+def test_before_it_is_fitted_z_is_normal() -> None:
+    """The noise itself is decoded; and as soon as training goes on, again."""
+    fresh, model = vae(), finished()
+    assert abs(float(drawn_codes(fresh, 3).std()) - 1) < 0.05
+    before = drawn_codes(model, 3)
+    assert abs(float(before.std()) - 1) > 0.1
+    model.prepare(0.5)
+    assert abs(float(drawn_codes(model, 3).std()) - 1) < 0.05
+
+
+def test_the_fit_follows_from_weights_and_data() -> None:
+    """Twice the same, to the bit; and it travels with the weights."""
+    a, b = finished().state_dict(), finished().state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert "prior.fitted" in a
+    plain = vae(prior="normal")
+    assert not any(name.startswith("prior") for name in plain.state_dict())
+    assert plain.noise_shape == (4,)
+
+
+def test_without_a_label_every_class_has_its_share() -> None:
+    """The weights of the mixture for no label are the classes' shares of the data."""
+    prior = finished().prior
+    assert prior is not None
+    own = prior.log_weight[10].exp()
+    shares = torch.stack([own[10 + c] for c in range(10)])
+    labels = torch.cat([batch(FACTS["grey"], i, rows=256).label for i in range(20)])[:5000]
+    torch.testing.assert_close(shares, torch.bincount(labels, minlength=11)[:10] / 5000, rtol=0, atol=1e-5)
+    assert float(prior.log_weight[3, 3]) == 0.0
+    assert (prior.log_weight.exp().sum(1)[:10] - 1).abs().max() < 1e-5
+
+
+def test_a_prior_that_is_too_large_is_refused() -> None:
+    """One line that says which option to change, before anything starts."""
+    with pytest.raises(UsageError, match="too many for the prior") as refused:
+        family("vae", FACTS["colour"], family={"latent": 4096})
+    assert "family.prior=normal" in str(refused.value.hint)
+
+
+# The bound, beside a model whose likelihood is known: x = W z + sigma eps.
+
+LINEAR = Facts((5, 1, 1), levels=None)
+W = torch.tensor([[1.0, 0.3], [0.5, -1.0], [0.2, 0.8], [-0.7, 0.1], [0.0, 0.6]])
+SIGMA = 0.5
+
+
+class Linear(nn.Module):
+    """The decoder W z, or an encoder with the posterior's mean and its variances without their correlation."""
+
+    def __init__(self, decodes: bool) -> None:
+        super().__init__()
+        self.decodes = decodes
+
+    def forward(self, x: torch.Tensor, t: None = None, label: torch.Tensor | None = None) -> torch.Tensor:
+        if self.decodes:
+            return (x @ W.T)[:, :, None, None]
+        precision = torch.eye(2) + W.T @ W / SIGMA**2
+        mean = x.flatten(1) @ W @ torch.linalg.inv(precision) / SIGMA**2
+        return torch.stack([mean + 0.2, (-0.5 - precision.diagonal().log()).expand_as(mean)], 1)
+
+
+def linear(prior: bool = False, **options: object) -> Vae:
+    model = Vae({"encoder": Linear(False), "decoder": Linear(True)}, LINEAR, latent=2, components=2, **options)
+    with torch.no_grad():
+        model.model.get_parameter("log_scale").fill_(math.log(SIGMA))
+    if prior:
+        assert model.prior is not None
+        model.prior.log_weight.copy_(torch.tensor([[0.3, 0.7]]).log())
+        model.prior.mean.copy_(torch.tensor([[-1.0, 0.5], [0.8, 0.0]]))
+        model.prior.root.copy_(torch.tensor([[[0.5, 0.0], [0.2, 0.6]], [[0.9, 0.0], [-0.3, 0.4]]]))
+        model.prior.fitted.fill_(True)
+    return model.eval()
+
+
+def truth(model: Vae, x: torch.Tensor) -> torch.Tensor:
+    """log p(x): every Gaussian of the prior, seen through W, with the decoder's noise."""
+    means, roots, log_weight = torch.zeros(1, 2), torch.eye(2)[None], torch.zeros(1)
+    if model.prior is not None and model.prior.fitted:
+        means, roots, log_weight = model.prior.mean, model.prior.root, model.prior.log_weight[0]
+    covariance = W @ roots @ roots.mT @ W.T + SIGMA**2 * torch.eye(5)
+    parts = torch.distributions.MultivariateNormal(means @ W.T, covariance)
+    return (parts.log_prob(x.flatten(1)[:, None]) + log_weight).logsumexp(1)
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_the_bounds_close_in_on_the_likelihood(prior: bool) -> None:
+    """ELBO < IWAE_4 < IWAE_32 < log p on average, and IWAE_1000 is log p; under N(0, I) and under a mixture."""
+    x = torch.randn(100, 5, 1, 1, generator=torch.Generator().manual_seed(3))
+    label, found = torch.zeros(100, dtype=torch.long), {}
+    for bound, k in (("elbo", 100), ("iwae", 4), ("iwae", 32), ("iwae", 1000)):
+        model = linear(prior, bound=bound, posterior_samples=k)
+        found[bound, k] = model.log_likelihood(x, label, SampleRng(range(100), "likelihood"))
+    exact = truth(model, x)
+    gap = [float((exact - one.nats).mean()) for one in found.values()]
+    assert gap[0] > gap[1] > gap[2] > 0
+    assert gap[0] > 0.2
+    assert abs(gap[3]) < 0.03
+    suffix = ", mixture prior" if prior else ""
+    assert [one.method for one in found.values()] == [
+        f"{name}{suffix}" for name in ("ELBO", "IWAE, k = 4", "IWAE, k = 32", "IWAE, k = 1000")
+    ]
+    assert all(one.kind == "lower-bound" for one in found.values())
+
+
+@pytest.mark.parametrize("bound", ["elbo", "iwae"])
+def test_the_standard_error_is_the_spread_of_another_try(bound: str) -> None:
+    """Over 200 tries with other seeds the values scatter as one try says they would."""
+    model = linear(bound=bound, posterior_samples=50)
+    x = torch.full((200, 5, 1, 1), 0.4)
+    found = model.log_likelihood(x, torch.zeros(200, dtype=torch.long), SampleRng(range(200), "likelihood"))
+    assert float(found.stderr.mean()) == pytest.approx(float(found.nats.std()), rel=0.2)
+
+
+def test_a_gaussians_scale_comes_to_rest_at_the_error() -> None:
+    """sigma-VAE's optimal sigma: the loss is stationary in it where it is the root of the mean squared error."""
+    model = vae("points", decoder="gaussian")
+    log_scale, errors = model.model.get_parameter("log_scale"), []
+    model.model["decoder"].register_forward_hook(lambda module, args, out: errors.append(out))
+    part = batch(FACTS["points"])
+    model.loss("model", part, rng())
+    rms = (part.x - errors[-1]).square().mean((0, 2, 3), keepdim=True)[0].sqrt()
+    with torch.no_grad():
+        log_scale.copy_(rms.log())
+    model.loss("model", part, rng())[0].backward()
+    assert log_scale.grad is not None
+    assert float(log_scale.grad.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"decoder": "gaussian"}, {"scale": "pixel"}, {"prior": "normal"}])
+def test_the_levels_probabilities_are_a_whole(options: dict[str, object]) -> None:
+    """Whatever the decoder, the probabilities of a pixel's levels add up to 1."""
+    model, z = vae(**options), torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    label = torch.zeros(17, dtype=torch.long)
+    base = torch.zeros(17, 1, 8, 8)
+    every = base.clone()
+    every[:, 0, 2, 3] = (2 * torch.arange(17) + 1) / 17 - 1
+    with torch.no_grad():
+        all_nats = model._log_p(every, z.expand(17, 4), label)
+        same = all_nats.logsumexp(0) - model._log_p(base[:1], z, label[:1])
+        own = model._log_p(base[:1], z, label[:1]) - all_nats[8]  # level 8 is the pixel's own: x = 0
+    assert float(own.abs()) < 1e-3
+    mean, log_scale = model._decoded(z, label[:1])
+    from genflow.maths.likelihood import discretized
+
+    log_cdf = torch.special.log_ndtr if options.get("decoder") == "gaussian" else torch.nn.functional.logsigmoid
+    scale = (log_scale + 0 * mean)[0, 0, 2, 3]
+    alone = discretized(log_cdf, torch.zeros(1), mean[0, 0, 2, 3], scale, 17)
+    assert float(same + alone) == pytest.approx(0, abs=1e-3)

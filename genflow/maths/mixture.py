@@ -1,0 +1,133 @@
+"""A Gaussian mixture for each label, fitted to what an encoder makes of the data.
+
+    p(z | label) = sum_k w_k N(z; mu_k, S_k)
+
+It is fitted to the aggregated posterior, q(z) = 1/N sum_i N(z; m_i, diag v_i), by expectation maximization in which
+the spread v_i of every point is taken into account instead of drawing from it:
+
+    r_ik  ~ w_k N(m_i; mu_k, S_k) exp(-tr(S_k^-1 diag v_i) / 2)
+    S_k   = (sum_i r_ik [T_i - mu_k mu_k'] + d W) / (n_k + d),    T_i = m_i m_i' + diag v_i,   n_k = sum_i r_ik
+
+Each step raises (but for the prior on S_k) a lower bound of E_q log p(z): the term of the evidence lower bound that
+a prior changes. W, the components' mean covariance, steadies the small ones: S_k keeps its full rank with one point.
+
+References:
+    ELBO surgery (Hoffman, Johnson, 2016), for the aggregated posterior as the best prior
+    VAE with a VampPrior (Tomczak, Welling, 2018)                    https://arxiv.org/abs/1705.07120
+    From Variational to Deterministic Autoencoders (Ghosh et al., 2020), for fitting it after training
+    https://arxiv.org/abs/1903.12436
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+FLOOR = 1e-6  # of a variance
+ENOUGH = 1e-3  # nats a point: a smaller rise ends the fit
+
+
+class Mixture(nn.Module):
+    """Components in persistent buffers of fixed shape, and for each label the weight of each.
+
+    Args:
+        labels: L; every label has a mixture of its own.
+        components: M, of all labels together.
+        dims: d.
+    """
+
+    log_weight: Tensor
+    mean: Tensor
+    root: Tensor
+    fitted: Tensor
+
+    def __init__(self, labels: int, components: int, dims: int) -> None:
+        super().__init__()
+        self.register_buffer("log_weight", torch.full((labels, components), -math.inf))
+        self.register_buffer("mean", torch.zeros(components, dims))
+        self.register_buffer("root", torch.zeros(components, dims, dims))  # S_k = root root', lower triangular
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def draw(self, eps: Tensor, choice: Tensor, label: Tensor) -> Tensor:
+        """z (B, d) = mu_k + root_k eps, the component k chosen by the noise itself.
+
+        Args:
+            eps: (B, d), standard normal.
+            choice: (B,), uniform in [0, 1): k is where the weights' running sum passes it.
+            label: (B,).
+        """
+        total = self.log_weight[label].double().exp().cumsum(1)
+        k = (total <= choice.double()[:, None] * total[:, -1:]).sum(1).clamp(max=total.shape[1] - 1)
+        return self.mean[k] + (self.root[k] @ eps[:, :, None]).squeeze(2)
+
+    def log_density(self, z: Tensor, label: Tensor) -> Tensor:
+        """log p(z | label) in nats, (B,) float64."""
+        out = z.new_empty(len(z), dtype=torch.float64)
+        for one in label.unique():
+            rows, own = label == one, self.log_weight[one] > -math.inf
+            density = _log_normal(z[rows].double(), self.mean[own].double(), self.root[own].double())
+            out[rows] = (density + self.log_weight[one, own].double()).logsumexp(1)
+        return out
+
+
+def fit(
+    mean: Tensor, variance: Tensor, components: int, generator: torch.Generator, iterations: int = 30
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixture of at most `components` Gaussians for points N(mean_i, diag variance_i).
+
+    Args:
+        mean: (N, d), N >= 1.
+        variance: (N, d); 0 for points without a spread.
+        components: fewer are fitted where there are fewer than 2 d points for each.
+        generator: chooses the points that the fit starts from.
+        iterations: at most.
+
+    Returns:
+        weights (K,), means (K, d) and lower roots of the covariances (K, d, d), float64.
+    """
+    centre = mean.double().mean(0)
+    m = mean.double() - centre
+    count, d = m.shape
+    moment = (m[:, :, None] * m[:, None] + torch.diag_embed(variance.double())).flatten(1)  # (N, d d)
+    K = max(1, min(components, count // (2 * d)))
+    r = torch.zeros(count, K, dtype=torch.float64, device=m.device)
+    r[torch.arange(count), torch.cdist(m, m[_spread(m, K, generator)]).argmin(1)] = 1
+    before = -math.inf
+    for _ in range(iterations):
+        n = r.sum(0) + 1e-10  # (K,)
+        mu = (r.T @ m) / n[:, None]
+        S = (r.T @ moment).unflatten(1, (d, d)) - n[:, None, None] * mu[:, :, None] * mu[:, None]
+        S = (S + d * S.sum(0) / n.sum()) / (n[:, None, None] + d)
+        root = torch.linalg.cholesky(S + FLOOR * torch.eye(d, dtype=m.dtype, device=m.device))
+        precision = torch.cholesky_inverse(root)
+        pull = (precision @ mu[:, :, None]).squeeze(2)  # (K, d)
+        scale = n.log() - root.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * (pull * mu).sum(1)
+        joint = scale - 0.5 * moment @ precision.flatten(1).T + m @ pull.T  # (N, K), but for a constant
+        total = joint.logsumexp(1)
+        r = (joint - total[:, None]).exp()
+        if (now := float(total.mean())) - before < ENOUGH:
+            break
+        before = now
+    return n / n.sum(), mu + centre, root
+
+
+def _log_normal(z: Tensor, mean: Tensor, root: Tensor) -> Tensor:
+    """log N(z_i; mean_k, root_k root_k'), (N, K)."""
+    y = torch.linalg.solve_triangular(root, (z - mean[:, None]).mT, upper=False)  # (K, d, N)
+    log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
+    return (-0.5 * y.square().sum(1) - log_det[:, None] - 0.5 * z.shape[1] * math.log(2 * math.pi)).T
+
+
+def _spread(points: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """Rows that lie far from each other: each is drawn in proportion to the squared distance to those before it."""
+    def draw(weight: Tensor) -> int:
+        u = torch.rand((), generator=generator, dtype=torch.float64)
+        total = weight.cpu().cumsum(0)
+        return min(int((total <= u * total[-1]).sum()), len(weight) - 1)
+
+    chosen = [draw(torch.ones(len(points), dtype=torch.float64))]
+    nearest = (points - points[chosen[0]]).square().sum(1)
+    while len(chosen) < count:
+        chosen.append(draw(nearest) if float(nearest.sum()) else chosen[0])
+        nearest = torch.minimum(nearest, (points - points[chosen[-1]]).square().sum(1))
+    return chosen
