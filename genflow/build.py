@@ -93,11 +93,12 @@ def family_of(recipe: Recipe, facts: Facts) -> Family:
     """The family of a resolved recipe, with fresh weights."""
     family = families.family_class(recipe.family["kind"])
     options = {key: value for key, value in recipe.family.items() if key != "kind"}
-    build = nets.builder(recipe.net["kind"])
     net_options = {key: value for key, value in recipe.net.items() if key != "kind"}
-    made: dict[str, nn.Module] = {
-        name: build(ports, facts.classes, **net_options) for name, ports in family.ports(facts, **options).items()
-    }
+    made: dict[str, nn.Module] = {}
+    for name, ports in family.ports(facts, **options).items():
+        kind = ports.net or recipe.net["kind"]
+        own = net_options if kind == recipe.net["kind"] else {}  # another kind of net has its own defaults
+        made[name] = nets.builder(kind)(ports, facts.classes, **own)
     return family(made, facts, **options)  # type: ignore[call-arg, arg-type]
 
 

@@ -244,7 +244,7 @@ def compare(
 @app.command()
 def sample(
     run: RunRef,
-    n: Annotated[int, typer.Option("-n", min=1, max=1_000_000, help="How many.")] = 64,
+    n: Annotated[int | None, typer.Option("-n", min=1, max=1_000_000, help="How many; 64 if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     sampler: Annotated[str, typer.Option(help="ddim, euler, midpoint, heun, ab2 ...")] = "",
@@ -256,13 +256,26 @@ def sample(
     guide: Annotated[
         str, typer.Option(help="A weaker run that guidance leads away from.", autocompletion=_complete_run)
     ] = "",
+    interpolate: Annotated[
+        bool,
+        typer.Option(
+            "--interpolate",
+            help="Walk from one picture to another, 8 pictures a row: -n 64 is 8 rows, -n 5 one shorter row. A family "
+            "with an encoder walks between held-out pictures, which are shown at both ends; any other between seeds.",
+        ),
+    ] = False,
+    between: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Interpolate between two pictures of your own: one row of -n pictures, or 8."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Draw samples from a run."""
     from genflow import drawing
 
     options = {"steps": steps, "sampler": sampler or None, "guidance": guidance}
-    drawing.sample(run, n, seed, options, label, out, sets, weights, guide=guide, json=json)
+    walk: Any = {"interpolate": interpolate, "between": between}
+    drawing.sample(run, n, seed, options, label, out, sets, weights, **walk, guide=guide, json=json)
 
 
 @app.command()

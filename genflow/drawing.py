@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from genflow import terminal
+from genflow import build, terminal
 from genflow.commands import find_run
-from genflow.engine import Engine
+from genflow.engine import Drawn, Engine
 from genflow.errors import SetupError, UsageError
 from genflow.facts import Facts
+from genflow.families.base import has_encoder
 from genflow.recipe import assignments, nearest
-from genflow.store import Store, write_atomically
+from genflow.store import Artifact, Store, write_atomically
+
+FEW = 64  # samples, if nobody says how many
 
 
 def sample(
-    reference: str, n: int, seed: int, flags: dict[str, Any], label: str, out: Path, sets: list[str], weights: str,
-    *, json: bool, guide: str = "",
+    reference: str, n: int | None, seed: int, flags: dict[str, Any], label: str, out: Path, sets: list[str],
+    weights: str, *, interpolate: bool = False, between: tuple[Path, Path] | None = None, json: bool,
+    guide: str = "",
 ) -> None:  # fmt: skip
     """`genflow sample`: draw, and write a grid, a folder, an array or a table by the ending of `out`."""
     if weights not in ("ema", "raw"):
@@ -28,6 +32,8 @@ def sample(
     store = Store()
     run = find_run(store, reference)
     engine = Engine.load(run, average=weights == "ema")
+    if guide and (interpolate or between):
+        raise UsageError("--guide has no say in --interpolate", "leave it out")
     if guide:
         engine.family.guided_by(Engine.load(find_run(store, guide)).family)
     options = {key: value for key, value in flags.items() if value is not None}
@@ -35,20 +41,65 @@ def sample(
     if unknown:
         raise UsageError(f"--set {unknown[0]} does not belong to sampling", "use --set sample.KEY=VALUE")
     options |= assignments(sets).get("sample", {})
-    labels = _labels(label, n, engine.facts)
-    drawn = engine.draw(range(seed, seed + n), labels, **options)
-    _write(out, kind, drawn.images, drawn.labels, seed, engine.facts)
+    about: dict[str, Any] = {}
+    if interpolate or between:
+        drawn, index, about = _interpolate(store, run, engine, n, seed, options, label, between)
+        columns: int | None = about["interpolate"]["columns"]
+    else:
+        n = FEW if n is None else n
+        drawn = engine.draw(range(seed, seed + n), _labels(label, n, engine.facts), **options)
+        index = {"seed": list(range(seed, seed + n))}
+        columns = engine.facts.classes if 1 < engine.facts.classes <= 20 else None
+    _write(out, kind, drawn.images, drawn.labels, index, engine.facts, columns)
+    n = len(drawn.images)
     document = {
         "schema": "genflow.sample/1", "run": run.id, "path": str(out.absolute()), "n": n, "seed": seed,
         "step": engine.step, "options": {**engine.options, **options}, "nfe": drawn.nfe,
-        "seconds": round(drawn.seconds, 4),
+        "seconds": round(drawn.seconds, 4), **about,
     }  # fmt: skip
     if json:
         terminal.document(document)
         return
     print(f"samples  {out}  {n} of {run.id}")
+    if about:
+        walks = about["interpolate"]
+        print(f"         {walks['rows']} rows of {walks['columns']}, between {walks['between']}")
+        return
     each = 1000 * drawn.seconds / max(n, 1)
     print(f"         {drawn.nfe} evaluations and {each:.1f} ms each · seeds {seed}..{seed + n - 1}")
+
+
+def _interpolate(
+    store: Store, run: Artifact, engine: Engine, n: int | None, seed: int, options: dict[str, Any], label: str,
+    between: tuple[Path, Path] | None,
+) -> tuple[Drawn, dict[str, list[int]], dict[str, Any]]:  # fmt: skip
+    """The pictures of --interpolate, each one's row and column, and what the document says of them."""
+    from genflow import interpolation as walks
+
+    facts, family = engine.facts, engine.family
+    rows, columns = walks.layout(n, bool(between))
+    encodes = has_encoder(type(family))
+    if between and not encodes:
+        raise UsageError(f"--between: {family.title} has no encoder", "use --interpolate: it walks between two seeds")
+    if encodes and options:
+        raise UsageError(
+            f"{next(iter(options))} has no say in --interpolate: {family.title} decodes codes in one way",
+            "leave it out",
+        )
+    ends: walks.Ends | None = None
+    if between:
+        labels = None if label == "all" else _labels(label, rows, facts)
+        ends = walks.from_files(between, labels, facts)
+    elif encodes:
+        ends = walks.held_out(store, run.meta["dataset"], rows, seed, _labels(label, rows, facts), facts)
+    if ends:
+        drawn = walks.walk_pictures(engine, ends, columns, seed)
+    else:
+        chosen = build.sample_options(family, {**engine.options, **options})
+        drawn = walks.walk_noise(engine, rows, columns, seed, _labels(label, rows, facts), chosen)
+    index = {"row": [i // columns for i in range(rows * columns)], "column": list(range(columns)) * rows}
+    about = {"rows": rows, "columns": columns, "between": "pictures" if ends else "seeds"}
+    return drawn, index, {"interpolate": {**about, "ends": ends.names if ends else None}}
 
 
 def _labels(label: str, n: int, facts: Facts) -> list[int] | None:
@@ -67,13 +118,16 @@ def _labels(label: str, n: int, facts: Facts) -> list[int] | None:
     raise UsageError(f"--label {label}: no such class{nearest(label, names)}", f"classes: {known}")
 
 
-def _write(out: Path, kind: str, images: np.ndarray, labels: np.ndarray, seed: int, facts: Facts) -> None:
+def _write(
+    out: Path, kind: str, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts,
+    columns: int | None,
+) -> None:  # fmt: skip
+    """Write the pictures; `index` has the numbers that tell them apart, by name."""
     from genflow.data.preview import render
     from genflow.data.shards import to_display
 
     try:
         if kind == ".png":
-            columns = facts.classes if facts.classes and 1 < facts.classes <= 20 else None
             write_atomically(out, render(images, facts, columns))
         elif kind == ".npy":
             shown = images if facts.is_points else to_display(images, facts)
@@ -83,9 +137,9 @@ def _write(out: Path, kind: str, images: np.ndarray, labels: np.ndarray, seed: i
             np.save(buffer, np.ascontiguousarray(shown.transpose(0, 3, 1, 2)))  # N C H W
             write_atomically(out, buffer.getvalue())
         elif kind == ".parquet":
-            _write_parquet(out, images, labels, seed, facts)
+            _write_parquet(out, images, labels, index, facts)
         else:
-            _write_folder(out, images, labels, seed, facts)
+            _write_folder(out, images, labels, index, facts)
     except OSError as error:
         raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another --out") from error
 
@@ -107,23 +161,29 @@ def _pngs(images: np.ndarray, facts: Facts) -> list[bytes]:
     return made
 
 
-def _write_folder(out: Path, images: np.ndarray, labels: np.ndarray, seed: int, facts: Facts) -> None:
-    for index, png in enumerate(_pngs(images, facts)):
-        name = facts.class_names[labels[index]] if labels[index] < facts.classes else ""
+def _write_folder(
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts
+) -> None:  # fmt: skip
+    for i, png in enumerate(_pngs(images, facts)):
+        name = facts.class_names[labels[i]] if labels[i] < facts.classes else ""
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-        write_atomically(out / f"seed_{seed + index:06d}{'_' + safe if safe else ''}.png", png)
+        numbers = "_".join(f"{what}_{values[i]:06d}" for what, values in index.items())
+        write_atomically(out / f"{numbers}{'_' + safe if safe else ''}.png", png)
 
 
-def _write_parquet(out: Path, images: np.ndarray, labels: np.ndarray, seed: int, facts: Facts) -> None:
+def _write_parquet(
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts
+) -> None:  # fmt: skip
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pngs = _pngs(images, facts)
-    features: dict[str, Any] = {"image": {"_type": "Image"}, "seed": {"dtype": "int64", "_type": "Value"}}
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features |= {what: {"dtype": "int64", "_type": "Value"} for what in index}
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns: dict[str, Any] = {
         "image": pa.array([{"bytes": png, "path": None} for png in pngs], picture),
-        "seed": pa.array(range(seed, seed + len(images)), pa.int64()),
+        **{what: pa.array(values, pa.int64()) for what, values in index.items()},
     }
     if facts.classes:
         features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}

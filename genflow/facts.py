@@ -77,6 +77,7 @@ class Ports:
         second_time: whether it is told where a step ends, too: net(x, t, label, r) with r (B,) on the scale of t.
         flow: whether it is invertible: net(x, None, label) -> (z, log|det dz/dx|), and back with `inverse=True`.
         offset: whether the answer has a free constant; False where only differences of answers count.
+        net: the kind of net it takes, where that is not the recipe's to choose; "": it is.
     """
 
     inputs: tuple[int, ...]
@@ -85,3 +86,4 @@ class Ports:
     second_time: bool = False
     flow: bool = False
     offset: bool = True
+    net: str = ""

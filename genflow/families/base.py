@@ -71,7 +71,7 @@ class Family(nn.Module, ABC):
         noise_shape: the shape of what sampling starts from, without the batch.
     """
 
-    players: ClassVar[tuple[str, ...]] = ("net",)
+    players: tuple[str, ...] = ("net",)  # of the class, or of one with certain options
     title: ClassVar[str] = ""
     objective: ClassVar[str] = ""
     steps: ClassVar[str] = "any"

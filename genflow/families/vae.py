@@ -19,7 +19,8 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from functools import partial
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +30,17 @@ from torch import Tensor, nn
 from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.facts import Facts, Ports
-from genflow.families.base import Family, LogLikelihood, Samples
-from genflow.maths import likelihood, mixture
+from genflow.families.base import Family, Kind, LogLikelihood, Samples
+from genflow.maths import likelihood, mixture, times
 from genflow.maths.guidance import forget
+from genflow.maths.paths import StraightPath, uniform_times
+from genflow.maths.samplers import SAMPLERS
 from genflow.maths.seeds import Rng
 
 ROWS = 20_000  # of the training data, that the prior is fitted to
 ROWS_WITHOUT = 5_000  # of them, for the prior without a label
 LARGEST = 2**28  # numbers in the mixture's covariances
+FLOW_STEPS = 20  # from noise to a code, and back
 
 
 class Vae(Family):
@@ -51,7 +55,8 @@ class Vae(Family):
         forget: share of labels dropped while training, so that samples without a label work.
         decoder: the density whose mass in a bin is the probability of its grey level.
         scale: of that density: one number a channel, or one a pixel that the decoder tells.
-        prior: what z is sampled from: N(0, I), or a mixture of Gaussians a label, fitted after training.
+        prior: what z is sampled from: N(0, I); a mixture of Gaussians a label, fitted after training; or a small
+            flow (an MLP, by flow matching), trained beside on the codes.
         components: Gaussians a label.
         bound: the likelihood's: elbo averages the draws of z, iwae weighs them.
         posterior_samples: draws of z for the bound, its k.
@@ -61,7 +66,7 @@ class Vae(Family):
     objective = "evidence lower bound"
     steps = "1"
     likelihood = "lower-bound"
-    players = ("model",)
+    players: tuple[str, ...] = ("model",)
     default_net: ClassVar[str] = "conv"
 
     def __init__(
@@ -75,19 +80,24 @@ class Vae(Family):
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         decoder: Literal["logistic", "gaussian"] = "logistic",
         scale: Literal["shared", "pixel"] = "shared",
-        prior: Literal["normal", "mixture"] = "mixture",
+        prior: Literal["normal", "mixture", "flow"] = "mixture",
         components: Annotated[int, Field(ge=1, le=1000)] = 20,
         bound: Literal["elbo", "iwae"] = "elbo",
         posterior_samples: Annotated[int, Field(ge=1, le=10_000)] = 8,
     ) -> None:
         super().__init__(facts)
-        self.model = nn.ModuleDict(nets)
+        self.model = nn.ModuleDict({name: nets[name] for name in ("encoder", "decoder")})
         self.model.register_parameter("log_scale", nn.Parameter(torch.full((facts.shape[0], 1, 1), -2.0)))
         self.noise_shape = (latent,)
         self.latent, self.beta, self.warmup, self.forget = latent, beta, warmup, forget
         self.gaussian, self.own_scale = decoder == "gaussian" or facts.is_points, scale == "pixel"
         self.bound, self.posterior_samples, self.components = bound, posterior_samples, components
-        self.prior: mixture.Mixture | None = None
+        self.mixture: mixture.Mixture | None = None
+        self.prior = nets.get("prior")
+        if self.prior is not None:
+            self.players = ("model", "prior")
+            if bound == "iwae":
+                raise UsageError("family.bound=iwae needs a prior whose density is exact", "use family.prior=mixture")
         if prior == "mixture":
             # A mixture for each label and one for none; each of the latter's parts is a class, too.
             total = components * max(1, 2 * facts.classes)
@@ -96,7 +106,7 @@ class Vae(Family):
                     f"{total} components of {latent} x {latent} numbers are too many for the prior",
                     "use family.prior=normal, or fewer family.components",
                 )
-            self.prior = mixture.Mixture(facts.classes + 1, total, latent)
+            self.mixture = mixture.Mixture(facts.classes + 1, total, latent)
             self.noise_shape = (latent + 1,)  # the last number chooses the component
         self._progress = 1.0
 
@@ -104,17 +114,22 @@ class Vae(Family):
     def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
         latent, (C, H, W) = int(options["latent"]), facts.shape  # type: ignore[call-overload]
         answers = (2 * C if options["scale"] == "pixel" else C, H, W)
-        return {"encoder": Ports(facts.shape, (2, latent)), "decoder": Ports((latent,), answers)}
+        found = {"encoder": Ports(facts.shape, (2, latent)), "decoder": Ports((latent,), answers)}
+        if options["prior"] == "flow":
+            found["prior"] = Ports((latent,), (latent,), time=True, net="mlp")
+        return found
 
     def prepare(self, position: float) -> None:
         self._progress = min(1.0, position / self.warmup) if self.warmup else 1.0
-        if self.prior is not None:
-            self.prior.fitted.fill_(False)  # the weights move, and the codes with them
+        if self.mixture is not None:
+            self.mixture.clear()  # the weights move, and the codes with them
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         label = forget(batch.label, self.facts.classes, self.forget, rng)
         mean, log_variance = self._posterior(batch.x, label)
-        z = mean + (0.5 * log_variance).exp() * rng.normal(mean.shape).to(mean.device)
+        z = mean + (0.5 * log_variance).exp() * rng.normal(mean.shape)
+        if player == "prior":
+            return self._flow_loss(z.detach(), label, rng), {}
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
         nats = self._log_p(batch.x, z, label)
         loss = (self._progress * self.beta * kl - nats).mean() / self.facts.dims
@@ -131,35 +146,50 @@ class Vae(Family):
         draw: bool = False,
     ) -> Samples:
         z = temperature * noise[:, : self.latent]
-        if self.prior is not None and self.prior.fitted:
+        if self.mixture is not None and self.mixture.fitted:
             choice = torch.special.ndtr(noise[:, self.latent].double()).clamp(max=1 - 1e-9)
-            z = self.prior.draw(z, choice, label)
+            z = self.mixture.draw(z, choice, label)
+        elif self.prior is not None:
+            way, grid = StraightPath(), uniform_times(FLOW_STEPS)
+            z = SAMPLERS["ab2"].walk(lambda y, t: y - t * self._velocity(y, t, label), way, z, grid, rng)
         x, log_scale = self._decoded(z, label)
         if draw:
             u = rng.uniform(x.shape).clamp(1e-5, 1 - 1e-5)
             x = x + log_scale.exp() * (torch.special.ndtri(u) if self.gaussian else torch.logit(u))
-        return Samples(x if self.facts.is_points else x.clamp(-1, 1), 1)
+        nfe = 1 + FLOW_STEPS * (self.prior is not None)
+        return Samples(x if self.facts.is_points else x.clamp(-1, 1), nfe)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
         """The bound from k draws of z, under the prior that is sampled from."""
-        k = self.posterior_samples
+        k, kind, nfe = self.posterior_samples, "lower-bound", 1 + self.posterior_samples
         mean, log_variance = (part.double() for part in self._posterior(x, label))
-        fitted = self.prior if self.prior is not None and self.prior.fitted else None
+        fitted = self.mixture if self.mixture is not None and self.mixture.fitted else None
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
         draws = []
         for _ in range(k):
-            eps = rng.normal(mean.shape).double().to(mean.device)
+            eps = rng.normal(mean.shape).double()
             z = mean + (0.5 * log_variance).exp() * eps
             nats = self._log_p(x, z.float(), label).double()
-            if self.bound == "elbo" and fitted is None:
+            if fitted is not None:
+                log_prior = fitted.log_density(z, label)
+            elif self.prior is not None:
+                velocity = partial(self._velocity, label=label)
+                log_prior, _, cost = likelihood.ode_log_density(velocity, z.float(), rng, steps=FLOW_STEPS)
+                nfe += cost
+            elif self.bound == "elbo":
                 draws.append(nats - kl)  # N(0, I) needs no draws for this term
                 continue
-            log_prior = likelihood.standard_normal(z) if fitted is None else fitted.log_density(z, label)
+            else:
+                log_prior = likelihood.standard_normal(z)
             draws.append(nats + log_prior - likelihood.standard_normal(eps) + 0.5 * log_variance.sum(1))
         nats, stderr = likelihood.averaged(torch.stack(draws), weighed=self.bound == "iwae")
-        method = ("ELBO" if self.bound == "elbo" else f"IWAE, k = {k}") + (", mixture prior" if fitted else "")
-        return LogLikelihood(nats, "lower-bound", stderr, 1 + k, method)
+        method = "ELBO" if self.bound == "elbo" else f"IWAE, k = {k}"
+        if fitted is not None:
+            method += ", mixture prior"
+        elif self.prior is not None:  # the prior's density is an estimate, and the bound with it
+            method, kind = f"ELBO, flow prior by midpoint, {FLOW_STEPS} steps", "ode-estimate"
+        return LogLikelihood(nats, cast(Kind, kind), stderr, nfe, method)
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
@@ -174,34 +204,43 @@ class Vae(Family):
     @torch.no_grad()
     def finish(self, data: Callable[[int], Batch]) -> None:
         """Fit the prior: class by class, once with labels and once without."""
-        if self.prior is None:
+        if self.mixture is None:
             return
         want, seen, parts = min(ROWS, self.facts.splits.get("train", ROWS_WITHOUT)), 0, list[Batch]()
         while seen < want:
             parts.append(data(len(parts)))
             seen += len(parts[-1])
-        classes = self.facts.classes
-        self.prior.log_weight.fill_(-math.inf)
-        place = 0
+        classes, first = self.facts.classes, 0
+        self.mixture.clear()
         for known in [True, False] if classes else [True]:
             x = torch.cat([part.x for part in parts])[: want if known else ROWS_WITHOUT]
             label = torch.cat([part.label for part in parts])[: len(x)]
             codes = [
                 self._posterior(some, of if known else torch.full_like(of, classes))
-                for some, of in zip(x.split(256), label.split(256), strict=True)
+                for some, of in zip(x.split(64), label.split(64), strict=True)
             ]
             mean, log_variance = (torch.cat(part) for part in zip(*codes, strict=True))
             for one in range(max(1, classes)):
                 rows = (label == one).nonzero()[:, 0]
-                if len(rows):
-                    generator = torch.Generator().manual_seed(one)
-                    w, mu, root = mixture.fit(mean[rows], log_variance[rows].exp(), self.components, generator)
-                    own = slice(place, place + len(w))
-                    self.prior.mean[own], self.prior.root[own] = mu.float(), root.float()
-                    share = 1.0 if known else len(rows) / len(x)
-                    self.prior.log_weight[one if known else classes, own] = (share * w).log().float()
-                place += self.components
-        self.prior.fitted.fill_(True)
+                m, v = mean[rows], log_variance[rows].exp()
+                if not len(rows):  # a class that is too rare to be among them has N(0, I)
+                    m, v = mean.new_zeros(1, self.latent), mean.new_ones(1, self.latent)
+                found = mixture.fit(m, v, self.components, torch.Generator().manual_seed(one))
+                share = 1.0 if known else len(rows) / len(x)
+                self.mixture.place(one if known else classes, first, share, *found)
+                first += self.components
+
+    def _flow_loss(self, z: Tensor, label: Tensor, rng: Rng) -> Tensor:
+        """The prior's flow matching on codes z (B, latent): E |v(z_t, t) - (eps - z)|^2."""
+        eps, t = rng.normal(z.shape), times.draw("uniform", len(z), rng).to(z.device)
+        v = self._velocity(torch.lerp(z, eps, t[:, None]), t, label)
+        return (v.float() - (eps - z)).square().mean()
+
+    def _velocity(self, y: Tensor, t: float | Tensor, label: Tensor) -> Tensor:
+        """v(y, t) of the prior's flow, (B, latent)."""
+        assert self.prior is not None
+        time = torch.as_tensor(1000 * t, dtype=torch.float32, device=y.device).expand(len(y))
+        return self.prior(y, time, label)
 
     def _posterior(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.model["encoder"](x, None, label).float().unbind(1)

@@ -48,6 +48,18 @@ class Mixture(nn.Module):
         self.register_buffer("root", torch.zeros(components, dims, dims))  # S_k = root root', lower triangular
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
+    def clear(self) -> None:
+        """Forget the fit."""
+        self.log_weight.fill_(-math.inf)
+        self.fitted.fill_(False)
+
+    def place(self, label: int, first: int, share: float, weight: Tensor, mean: Tensor, root: Tensor) -> None:
+        """Put what `fit` found at components `first`..., as `share` of the label's mixture."""
+        own = slice(first, first + len(weight))
+        self.log_weight[label, own] = (share * weight).log().float()
+        self.mean[own], self.root[own] = mean.float(), root.float()
+        self.fitted.fill_(True)
+
     def draw(self, eps: Tensor, choice: Tensor, label: Tensor) -> Tensor:
         """z (B, d) = mu_k + root_k eps, the component k chosen by the noise itself.
 

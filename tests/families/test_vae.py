@@ -128,15 +128,15 @@ def test_the_fit_follows_from_weights_and_data() -> None:
     """Twice the same, to the bit; and it travels with the weights."""
     a, b = finished().state_dict(), finished().state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert "prior.fitted" in a
+    assert "mixture.fitted" in a
     plain = vae(prior="normal")
-    assert not any(name.startswith("prior") for name in plain.state_dict())
+    assert not any(name.startswith("mixture") for name in plain.state_dict())
     assert plain.noise_shape == (4,)
 
 
 def test_without_a_label_every_class_has_its_share() -> None:
     """The weights of the mixture for no label are the classes' shares of the data."""
-    prior = finished().prior
+    prior = finished().mixture
     assert prior is not None
     own = prior.log_weight[10].exp()
     shares = torch.stack([own[10 + c] for c in range(10)])
@@ -180,19 +180,19 @@ def linear(prior: bool = False, **options: object) -> Vae:
     with torch.no_grad():
         model.model.get_parameter("log_scale").fill_(math.log(SIGMA))
     if prior:
-        assert model.prior is not None
-        model.prior.log_weight.copy_(torch.tensor([[0.3, 0.7]]).log())
-        model.prior.mean.copy_(torch.tensor([[-1.0, 0.5], [0.8, 0.0]]))
-        model.prior.root.copy_(torch.tensor([[[0.5, 0.0], [0.2, 0.6]], [[0.9, 0.0], [-0.3, 0.4]]]))
-        model.prior.fitted.fill_(True)
+        assert model.mixture is not None
+        model.mixture.log_weight.copy_(torch.tensor([[0.3, 0.7]]).log())
+        model.mixture.mean.copy_(torch.tensor([[-1.0, 0.5], [0.8, 0.0]]))
+        model.mixture.root.copy_(torch.tensor([[[0.5, 0.0], [0.2, 0.6]], [[0.9, 0.0], [-0.3, 0.4]]]))
+        model.mixture.fitted.fill_(True)
     return model.eval()
 
 
 def truth(model: Vae, x: torch.Tensor) -> torch.Tensor:
     """log p(x): every Gaussian of the prior, seen through W, with the decoder's noise."""
     means, roots, log_weight = torch.zeros(1, 2), torch.eye(2)[None], torch.zeros(1)
-    if model.prior is not None and model.prior.fitted:
-        means, roots, log_weight = model.prior.mean, model.prior.root, model.prior.log_weight[0]
+    if model.mixture is not None and model.mixture.fitted:
+        means, roots, log_weight = model.mixture.mean, model.mixture.root, model.mixture.log_weight[0]
     covariance = W @ roots @ roots.mT @ W.T + SIGMA**2 * torch.eye(5)
     parts = torch.distributions.MultivariateNormal(means @ W.T, covariance)
     return (parts.log_prob(x.flatten(1)[:, None]) + log_weight).logsumexp(1)
@@ -261,4 +261,46 @@ def test_the_levels_probabilities_are_a_whole(options: dict[str, object]) -> Non
     log_cdf = torch.special.log_ndtr if options.get("decoder") == "gaussian" else torch.nn.functional.logsigmoid
     scale = (log_scale + 0 * mean)[0, 0, 2, 3]
     alone = discretized(log_cdf, torch.zeros(1), mean[0, 0, 2, 3], scale, 17)
-    assert float(same + alone) == pytest.approx(0, abs=1e-3)
+    assert float((same + alone).detach()) == pytest.approx(0, abs=1e-3)
+
+
+# The flow as prior.
+
+
+def test_the_flow_learns_the_codes_alone() -> None:
+    """Its loss moves no weight of the model, and the model's loss none of the flow; the codes are drawn by it."""
+    model = vae(prior="flow")
+    assert model.players == ("model", "prior")
+    assert model.prior is not None
+    for player, other in (("model", "prior"), ("prior", "model")):
+        model.zero_grad()
+        model.loss(player, batch(FACTS["grey"]), rng())[0].backward()
+        assert any(p.grad is not None and p.grad.any() for p in getattr(model, player).parameters())
+        assert not any(p.grad is not None and p.grad.any() for p in getattr(model, other).parameters())
+    noise = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    samples = model.sample(noise, torch.tensor([1, 2]), SampleRng([1, 2], "sample"))
+    assert samples.nfe == 21
+    plain = model._decoded(noise, torch.tensor([1, 2]))[0].clamp(-1, 1)
+    assert not torch.equal(samples.x, plain)
+
+
+def test_a_flow_that_stands_still_is_the_normal_prior() -> None:
+    """With v = 0 codes are the noise, and the bound is that of N(0, I), called an estimate."""
+    model, normal = vae(prior="flow", posterior_samples=200), vae(prior="normal", posterior_samples=200)
+    assert model.prior is not None
+    normal.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        for p in model.prior.parameters():
+            p.zero_()
+    noise = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([1, 2])
+    moved = model.sample(noise, label, SampleRng([1, 2], "sample")).x
+    torch.testing.assert_close(moved, normal.sample(noise, label, SampleRng([1, 2], "sample")).x)
+    part = batch(FACTS["grey"], rows=4)
+    seeds = range(4)
+    found, exact = (one.log_likelihood(part.x, part.label, SampleRng(seeds, "bound")) for one in (model, normal))
+    assert ((found.nats - exact.nats).abs() < 4 * (found.stderr + exact.stderr)).all()
+    assert (found.kind, exact.kind) == ("ode-estimate", "lower-bound")
+    assert found.method == "ELBO, flow prior by midpoint, 20 steps"
+    with pytest.raises(UsageError, match="a prior whose density is exact"):
+        vae(prior="flow", bound="iwae")
