@@ -146,9 +146,9 @@ class Vae(Family):
         draw: bool = False,
     ) -> Samples:
         z = temperature * noise[:, : self.latent]
-        if self.mixture is not None and self.mixture.fitted:
+        if self.mixture is not None:
             choice = torch.special.ndtr(noise[:, self.latent].double()).clamp(max=1 - 1e-9)
-            z = self.mixture.draw(z, choice, label)
+            z = torch.where(self.mixture.fitted, self.mixture.draw(z, choice, label), z)  # no branch: it is exported
         elif self.prior is not None:
             way, grid = StraightPath(), uniform_times(FLOW_STEPS)
             z = SAMPLERS["ab2"].walk(lambda y, t: y - t * self._velocity(y, t, label), way, z, grid, rng)
