@@ -8,11 +8,12 @@ import numpy as np
 
 from genflow import build, terminal
 from genflow.commands import find_run
-from genflow.engine import Drawn, Engine
+from genflow.data import preview
+from genflow.engine import Drawn, Engine, labels_for
 from genflow.errors import SetupError, UsageError
 from genflow.facts import Facts
 from genflow.families.base import has_encoder
-from genflow.recipe import assignments, nearest
+from genflow.recipe import assignments
 from genflow.store import Artifact, Store, write_atomically
 
 FEW = 64  # samples, if nobody says how many
@@ -47,9 +48,9 @@ def sample(
         columns: int | None = about["interpolate"]["columns"]
     else:
         n = FEW if n is None else n
-        drawn = engine.draw(range(seed, seed + n), _labels(label, n, engine.facts), **options)
+        drawn = engine.draw(range(seed, seed + n), labels_for(label, n, engine.facts), **options)
         index = {"seed": list(range(seed, seed + n))}
-        columns = engine.facts.classes if 1 < engine.facts.classes <= 20 else None
+        columns = preview.columns(engine.facts)
     _write(out, kind, drawn.images, drawn.labels, index, engine.facts, columns)
     n = len(drawn.images)
     document = {
@@ -88,34 +89,18 @@ def _interpolate(
         )
     ends: walks.Ends | None = None
     if between:
-        labels = None if label == "all" else _labels(label, rows, facts)
+        labels = None if label == "all" else labels_for(label, rows, facts)
         ends = walks.from_files(between, labels, facts)
     elif encodes:
-        ends = walks.held_out(store, run.meta["dataset"], rows, seed, _labels(label, rows, facts), facts)
+        ends = walks.held_out(store, run.meta["dataset"], rows, seed, labels_for(label, rows, facts), facts)
     if ends:
         drawn = walks.walk_pictures(engine, ends, columns, seed)
     else:
         chosen = build.sample_options(family, {**engine.options, **options})
-        drawn = walks.walk_noise(engine, rows, columns, seed, _labels(label, rows, facts), chosen)
+        drawn = walks.walk_noise(engine, rows, columns, seed, labels_for(label, rows, facts), chosen)
     index = {"row": [i // columns for i in range(rows * columns)], "column": list(range(columns)) * rows}
     about = {"rows": rows, "columns": columns, "between": "pictures" if ends else "seeds"}
     return drawn, index, {"interpolate": {**about, "ends": ends.names if ends else None}}
-
-
-def _labels(label: str, n: int, facts: Facts) -> list[int] | None:
-    names = list(facts.class_names)
-    if label == "none" or (label == "all" and not names):
-        return None
-    if label == "all":
-        return [i % len(names) for i in range(n)]
-    if label in names:
-        return [names.index(label)] * n
-    if label.isdigit() and int(label) < len(names):
-        return [int(label)] * n
-    if not names:
-        raise UsageError(f"--label {label}: this model has no classes", "leave --label out")
-    known = ", ".join(f"{i}={name}" for i, name in enumerate(names[:20]))
-    raise UsageError(f"--label {label}: no such class{nearest(label, names)}", f"classes: {known}")
 
 
 def _write(
@@ -123,19 +108,11 @@ def _write(
     columns: int | None,
 ) -> None:  # fmt: skip
     """Write the pictures; `index` has the numbers that tell them apart, by name."""
-    from genflow.data.preview import render
-    from genflow.data.shards import to_display
-
     try:
         if kind == ".png":
-            write_atomically(out, render(images, facts, columns))
+            write_atomically(out, preview.render(images, facts, columns))
         elif kind == ".npy":
-            shown = images if facts.is_points else to_display(images, facts)
-            import io
-
-            buffer = io.BytesIO()
-            np.save(buffer, np.ascontiguousarray(shown.transpose(0, 3, 1, 2)))  # N C H W
-            write_atomically(out, buffer.getvalue())
+            write_atomically(out, preview.npy(images, facts))
         elif kind == ".parquet":
             _write_parquet(out, images, labels, index, facts)
         else:
@@ -144,27 +121,10 @@ def _write(
         raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another --out") from error
 
 
-def _pngs(images: np.ndarray, facts: Facts) -> list[bytes]:
-    import io
-
-    from PIL import Image
-
-    from genflow.data.shards import to_display
-
-    if facts.is_points:
-        raise UsageError("points of the plane are no pictures", "use --out samples.npy or grid.png")
-    made = []
-    for image in to_display(images, facts):
-        buffer = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
-        made.append(buffer.getvalue())
-    return made
-
-
 def _write_folder(
     out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts
 ) -> None:  # fmt: skip
-    for i, png in enumerate(_pngs(images, facts)):
+    for i, png in enumerate(preview.pngs(images, facts)):
         name = facts.class_names[labels[i]] if labels[i] < facts.classes else ""
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
         numbers = "_".join(f"{what}_{values[i]:06d}" for what, values in index.items())
@@ -177,7 +137,7 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pngs = _pngs(images, facts)
+    pngs = preview.pngs(images, facts)
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     features |= {what: {"dtype": "int64", "_type": "Value"} for what in index}
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from genflow.data.shards import Dataset, Split, to_display
+from genflow.errors import UsageError
 from genflow.facts import Facts
 
 CELL = 64  # pixels that a small picture is enlarged to, at most
@@ -28,6 +29,11 @@ def render(records: np.ndarray, facts: Facts, columns: int | None = None, limit:
     if facts.is_points:
         return scatter(records.reshape(-1, 2), limit)
     return grid(to_display(records, facts), columns)
+
+
+def columns(facts: Facts) -> int | None:
+    """How many samples a line holds: one of each class in turn, if they are few enough; else nobody says."""
+    return facts.classes if 1 < facts.classes <= 20 else None
 
 
 def grid(images: np.ndarray, columns: int | None = None, scale: int | None = None) -> bytes:
@@ -70,6 +76,25 @@ def scatter(points: np.ndarray, limit: float | None = None, side: int = 512) -> 
     darkness = 1 - np.exp(-1.2 * counts / typical)
     colours = 255 - darkness[:, :, None] * (255 - INK)
     return _png(np.rint(colours).astype(np.uint8).repeat(2, 0).repeat(2, 1))
+
+
+def pngs(records: np.ndarray, facts: Facts) -> list[bytes]:
+    """Each record as a PNG file of its own size.
+
+    Raises:
+        UsageError: they are points of the plane.
+    """
+    if facts.is_points:
+        raise UsageError("points of the plane are no pictures", "use --out samples.npy or grid.png")
+    return [_png(image) for image in to_display(records, facts)]
+
+
+def npy(records: np.ndarray, facts: Facts) -> bytes:
+    """The records as a NumPy file: (N, C, H, W) uint8 0..255, or (N, 2, 1, 1) float32 points."""
+    shown = records if facts.is_points else to_display(records, facts)
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(shown.transpose(0, 3, 1, 2)))
+    return file.getvalue()
 
 
 def _png(pixels: np.ndarray) -> bytes:

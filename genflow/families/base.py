@@ -4,8 +4,9 @@ The loop that trains it, the engine that samples it and the judge that measures 
 One clock for all: t = 0 is data, t = 1 is noise.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,8 @@ class Samples:
 
 
 LOOK_EVERY = 20  # steps between two looks for trouble; fixed, because a rollback changes the result
+
+Watcher = Callable[[Tensor, Tensor], None]  # told x_t (B, C, H, W) and the guess at x_0
 
 Kind = Literal["exact-dequantized", "lower-bound", "ode-estimate"]
 
@@ -85,6 +88,21 @@ class Family(nn.Module, ABC):
         self.facts = facts
         self.noise_shape: tuple[int, ...] = facts.shape
         self.weaker: tuple[Family, ...] = ()  # what guidance leads away from; in a tuple: it is no part of this run
+        self._watcher: Watcher | None = None
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher | None) -> Iterator[None]:
+        """While in the block, `watcher` is told of every evaluation; what it raises ends the sampling."""
+        self._watcher = watcher
+        try:
+            yield
+        finally:
+            self._watcher = None
+
+    def show(self, x: Tensor, guess: Tensor) -> None:
+        """Called by a family that samples in steps: x_t (B, C, H, W) at the size of noise, and its guess at x_0."""
+        if self._watcher:
+            self._watcher(x, guess)
 
     @classmethod
     def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:

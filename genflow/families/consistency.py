@@ -197,6 +197,7 @@ class Consistency(Family):
             y = u * noise if k == 0 else torch.lerp(x, rng.normal(x.shape), u)
             x = self.answer(net, y, torch.full((y.shape[0],), u, device=y.device))
             x = x if self.facts.is_points else x.clamp(-1, 1)
+            self.show(y, x)
         return Samples(x, net.nfe)
 
 

@@ -63,10 +63,11 @@ class Gaussian(Family):
             net_time = along(self.path.net_time, t, x)
             if isinstance(net_time, Tensor):
                 net_time = net_time.flatten()
-            x0 = self.guess(
-                lambda y, s: net(y, s, within), x, net_time, along(self.path.alpha, t, x), along(self.path.sigma, t, x)
-            )
-            return x0.clamp(-1, 1) if clip and not self.facts.is_points else x0
+            alpha, sigma = along(self.path.alpha, t, x), along(self.path.sigma, t, x)
+            x0 = self.guess(lambda y, s: net(y, s, within), x, net_time, alpha, sigma)
+            x0 = x0.clamp(-1, 1) if clip and not self.facts.is_points else x0
+            self.show(x / (alpha + sigma), x0)
+            return x0
 
         return denoise
 

@@ -1,0 +1,208 @@
+"""The HTTP interface: what is asked of a `Backend`, in addresses, with documentation, and the playground at `/`."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from genflow import __version__
+from genflow.serving.guard import Guard, Limits
+from genflow.serving.replies import Refused, Reply, json_reply
+from genflow.serving.requests import ImagesRequest, SampleRequest, WalkRequest
+
+PAGE = Path(__file__).with_name("playground.html")
+Document = dict[str, Any]
+
+
+class Backend(Protocol):
+    """Who draws: a `Service` in this process, or replicas of one."""
+
+    async def samples(self, name: str, request: Document) -> Reply:
+        """Samples, or a refusal."""
+
+    def stream(self, name: str, request: Document) -> AsyncIterator[bytes]:
+        """Server-sent events."""
+
+    async def cards(self) -> list[Document]:
+        """Every model's card."""
+
+    async def health(self) -> Document:
+        """What it is busy with; raises if it does not work."""
+
+
+ERROR = {
+    "description": "What is wrong, and in which field.",
+    "content": {
+        "application/json": {
+            "example": {
+                "error": {
+                    "code": "invalid", "field": "steps", "message": "steps: input should be less than or equal to 1000",
+                    "hint": "", "request": "1f0c2a7be4d05f63",
+                }
+            }
+        }
+    },
+}  # fmt: skip
+PICTURES = {
+    200: {
+        "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` say what they are.",
+        "content": {
+            "image/png": {}, "image/webp": {}, "application/x-npy": {},
+            "application/json": {
+                "example": {
+                    "schema": "genflow.samples/1", "model": "digits", "run": "digits-1f2e3d4c5b", "step": 2000, "n": 1,
+                    "seed": 7, "steps": 10, "nfe": 10, "options": {"sampler": "ab2", "steps": 10, "guidance": 1.0},
+                    "seconds": 0.041, "waited": 0.002, "batch": 16, "labels": [3], "images": ["iVBORw0KGgo..."],
+                }
+            },
+        },
+    }
+}  # fmt: skip
+REFUSALS: dict[int | str, Any] = {status: ERROR for status in (400, 404, 413, 422, 503)}
+
+
+def create(
+    backend: Backend, limits: Limits | None = None, seen: Callable[[str, str, int, float], None] = lambda *_: None
+) -> Guard:
+    """The whole app, as something that speaks ASGI.
+
+    Args:
+        backend: who draws.
+        limits: what a request may be.
+        seen: told of every request that was answered: method, path, status, seconds.
+    """
+    limits = limits or Limits()
+    app = FastAPI(
+        title="genflow",
+        version=__version__,
+        summary="Samples of trained image generators. A sample is a function of its seed.",
+        docs_url="/docs" if limits.docs else None,
+        openapi_url="/openapi.json" if limits.docs else None,
+        redoc_url=None,
+    )
+    _errors(app)
+    page = PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    @app.get("/healthz", tags=["about"], summary="Whether it works")
+    async def healthz(request: Request) -> Response:
+        """200 with what it is busy with; 503 if no replica answers."""
+        try:
+            return _respond(json_reply({"status": "ok", **await backend.health()}), request)
+        except Exception as error:
+            raise Refused(503, f"no replica answers: {type(error).__name__}", retry_after=2) from error
+
+    @app.get("/v1/models", tags=["about"], summary="The models: family, data, recipe, metrics, lineage, options")
+    async def models(request: Request) -> Response:
+        return _respond(json_reply({"object": "list", "data": await backend.cards()}), request)
+
+    @app.get("/v1/models/{name}", tags=["about"], summary="One model", responses={404: ERROR})
+    async def model(name: str, request: Request) -> Response:
+        cards = await backend.cards()
+        found = [card for card in cards if card["id"] == name]
+        if not found:
+            raise Refused(404, f"there is no model {name!r}", "model", f"models: {', '.join(c['id'] for c in cards)}")
+        return _respond(json_reply(found[0]), request)
+
+    @app.post("/v1/models/{name}/samples", tags=["samples"], summary="Draw samples", response_class=Response,
+              responses={**PICTURES, **REFUSALS})  # fmt: skip
+    async def samples(name: str, asked: SampleRequest, request: Request) -> Response:
+        """`n` samples from `seed`, `seed + 1`, ... The same seed gives the same sample in any company.
+
+        Further keys are options of the model's family, such as `temperature`; `GET /v1/models` lists them.
+        """
+        return _respond(await backend.samples(name, _plain(asked)), request)
+
+    @app.post("/v1/models/{name}/samples/stream", tags=["samples"], summary="Watch noise become samples",
+              response_class=StreamingResponse, responses=REFUSALS)  # fmt: skip
+    async def stream(name: str, asked: SampleRequest, request: Request) -> Response:
+        """Server-sent events: `step` {evaluation, noisy, guess} at each network evaluation, then `done`, or `error`.
+
+        `noisy` and `guess` hold a PNG of each sample in base64: where it is on its way, and where it is going.
+        """
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(backend.stream(name, _plain(asked)), media_type="text/event-stream", headers=headers)
+
+    @app.post("/v1/models/{name}/walks", tags=["samples"], summary="Walk from one seed to another",
+              response_class=Response, responses={**PICTURES, **REFUSALS})  # fmt: skip
+    async def walks(name: str, asked: WalkRequest, request: Request) -> Response:
+        """`n` samples on the great circle between the noises of `seed` and `to_seed`; the ends are their samples."""
+        return _respond(await backend.samples(name, {**_plain(asked), "to_seed": asked.to_seed}), request)
+
+    @app.post("/v1/images/generations", tags=["samples"], summary="The shape of OpenAI's interface",
+              responses=REFUSALS)  # fmt: skip
+    async def generations(asked: ImagesRequest, request: Request) -> Response:
+        """The prompt is a class's name. Answers `{created, data: [{b64_json}]}`."""
+        if asked.size != "auto":
+            cards = await backend.cards()
+            card = next((card for card in cards if card["id"] == (asked.model or cards[0]["id"])), None)
+            size = f"{card['data']['shape'][2]}x{card['data']['shape'][1]}" if card else asked.size
+            if asked.size != size:
+                raise Refused(422, f"this model draws {size}", "size", f"size={size}, or auto")
+        wanted: Document = {"n": asked.n, "seed": asked.seed, "label": asked.prompt or "all", "format": "json"}
+        wanted |= {key: value for key in ("steps", "guidance") if (value := getattr(asked, key)) is not None}
+        reply = await backend.samples(asked.model or "", wanted)
+        if reply.status != 200:
+            return _respond(reply, request)
+        drawn = json.loads(reply.body)
+        pictures = drawn.pop("images", None) or [drawn.pop("grid")]
+        document = {
+            "created": 0, "data": [{"b64_json": picture} for picture in pictures],
+            "genflow": {key: drawn[key] for key in ("model", "run", "step", "seed", "steps", "nfe", "seconds")},
+        }  # fmt: skip
+        return _respond(json_reply(document), request)
+
+    return Guard(app, limits, seen)
+
+
+def _plain(asked: SampleRequest | WalkRequest) -> Document:
+    """The request as a document again, only what was given."""
+    return asked.model_dump(mode="json", exclude_unset=True)
+
+
+def _respond(reply: Reply, request: Request) -> Response:
+    body = reply.body
+    if reply.status >= 400:  # the replica does not know the request's id
+        document = json.loads(body)
+        document["error"]["request"] = request.state.request
+        body = json.dumps(document).encode()
+    return Response(body, reply.status, reply.headers, reply.media)
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error in one shape."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return _respond(error.reply(), request)
+
+    async def wrong(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
+        key = where[0] if where else None
+        message = first["msg"].removeprefix("Value error, ")
+        message = f"{key}: {message[:1].lower()}{message[1:]}" if key else message
+        return _respond(Refused(422, message, key).reply(), request)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        words = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this address"}
+        reply = Refused(error.status_code, words.get(error.status_code, str(error.detail)), hint="see /docs").reply()
+        return _respond(Reply(reply.body, reply.media, reply.status, dict(error.headers or {})), request)
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return _respond(Refused(500, "something went wrong here, and the log says what").reply(), request)
+
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RequestValidationError, wrong)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unforeseen)

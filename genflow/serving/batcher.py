@@ -1,0 +1,257 @@
+"""Requests that fit together are drawn together.
+
+One thread draws, batch after batch, while the event loop takes requests in. Whatever waits with the same key when the
+thread becomes free goes into its next batch, so nobody waits for company, and under load batches are full. The number
+of waiting requests is bounded, and so is the time that they wait: a request whose turn cannot come before its deadline
+is refused at once, one whose client goes away leaves the queue, and a batch that nobody waits for any more is broken
+off at its next network evaluation.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from genflow.engine import Drawn
+from genflow.families.base import Watcher
+from genflow.serving.replies import Refused
+
+ROWS = 64  # of a batch
+
+
+class Abandoned(Exception):  # noqa: N818
+    """Nobody waits for this batch any more."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in the queue.
+
+    Args:
+        key: what requests must share to be drawn together: the model and its options.
+        seeds: (N,) one a sample.
+        labels: (N,).
+        toward: see `Engine.draw`; None for plain samples.
+        deadline: on the monotonic clock.
+        watch: told of x_t and the guess at x_0 of its own rows, in the drawing thread; such a job is drawn alone.
+    """
+
+    key: tuple[Any, ...]
+    seeds: Sequence[int]
+    labels: Sequence[int]
+    toward: Sequence[tuple[int, float]] | None
+    deadline: float
+    watch: Watcher | None = None
+    done: "asyncio.Future[Served]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    taken: int = 0
+    parts: list[Drawn] = field(default_factory=list)
+    arrived: float = field(default_factory=time.monotonic)
+    begun: float = 0.0
+    rows: int = 0  # of the largest batch it was in
+    seconds: float = 0.0
+
+    @property
+    def left(self) -> int:
+        """Samples that are still to be drawn."""
+        return len(self.seeds) - self.taken
+
+    def over(self, now: float) -> bool:
+        """Whether nobody waits for it."""
+        return self.done.done() or now > self.deadline
+
+
+@dataclass(frozen=True)
+class Served:
+    """A job's samples, and where its time went.
+
+    Args:
+        images: as the engine draws them.
+        labels: (N,).
+        nfe: evaluations of each sample.
+        waited: seconds in the queue.
+        drawing: seconds of the batches that it was in.
+        rows: of the largest of them.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    nfe: int
+    waited: float
+    drawing: float
+    rows: int
+
+
+Piece = tuple[Job, int, int]
+Draw = Callable[[Job, list[int], list[int], list[tuple[int, float]] | None, Watcher], Drawn]
+
+
+class Batcher:
+    """The queue and the thread.
+
+    Args:
+        draw: draws samples for a job's key; called in the thread.
+        rows: samples of a batch at most.
+        most_jobs: requests that may wait.
+        window_s: how long a lone request waits for company.
+    """
+
+    def __init__(self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, window_s: float = 0.002) -> None:
+        self._draw, self.rows, self.most_jobs, self.window_s = draw, rows, most_jobs, window_s
+        self._queue: deque[Job] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._pace: dict[Hashable, float] = {}  # seconds a sample
+        self.beat = time.monotonic()  # when the thread last gave a sign of life
+        self.busy = False
+
+    def backlog(self) -> float:
+        """Seconds until the queue is drawn, by what batches took before."""
+        return sum(job.left * self._pace.get(job.key, 0.0) for job in self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    async def run(self, job: Job) -> Served:
+        """A job's samples.
+
+        Raises:
+            Refused: the queue is full, or its turn did not, or cannot, come before the deadline.
+        """
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+        self._admit(job)
+        self._queue.append(job)
+        self._wake.set()
+        timer = asyncio.get_running_loop().call_later(max(0.0, job.deadline - time.monotonic()), self._expire, job)
+        try:
+            return await job.done
+        finally:
+            timer.cancel()
+            job.done.cancel()  # if it was broken off from outside; no change otherwise
+            with contextlib.suppress(ValueError):
+                self._queue.remove(job)
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Something else that belongs into the drawing thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _admit(self, job: Job) -> None:
+        backlog = self.backlog()
+        own = len(job.seeds) * self._pace.get(job.key, 0.0)
+        soon = max(1, math.ceil(backlog))
+        if len(self._queue) >= self.most_jobs:
+            raise Refused(503, f"{len(self._queue)} requests wait already", hint="try again", retry_after=soon)
+        if backlog + own > job.deadline - time.monotonic():
+            if backlog < own:
+                message = f"this would take about {own:.0f} s, longer than a request may"
+                raise Refused(422, message, "n", "ask for fewer samples, or fewer steps")
+            raise Refused(503, f"the queue is {backlog:.0f} s long", hint="try again", retry_after=soon)
+
+    def _expire(self, job: Job) -> None:
+        if not job.done.done():
+            soon = max(1, math.ceil(self.backlog()))
+            job.done.set_exception(Refused(503, "not drawn before the deadline", hint="try again", retry_after=soon))
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+                if self.window_s:
+                    await asyncio.sleep(self.window_s)
+            pieces = self._take()
+            if not pieces:
+                continue
+            start, self.busy, self.beat = time.monotonic(), True, time.monotonic()
+            try:
+                drawn = await loop.run_in_executor(self._thread, self._draw_pieces, pieces)
+            except Abandoned:
+                continue
+            except Exception as error:
+                for job, _, _ in pieces:
+                    if not job.done.done():
+                        job.done.set_exception(error)
+                continue
+            finally:
+                self.busy = False
+            self._deliver(pieces, drawn, start)
+
+    def _take(self) -> list[Piece]:
+        """The next batch: the first in the queue, and whoever has its key; what is left of a job goes to the end."""
+        now = time.monotonic()
+        while self._queue and self._queue[0].over(now):
+            self._queue.popleft()
+        pieces: list[Piece] = []
+        free, again, rest = self.rows, [], deque[Job]()
+        for job in self._queue:
+            alone = job.watch is not None or (bool(pieces) and pieces[0][0].watch is not None)
+            if not free or (pieces and (alone or job.key != pieces[0][0].key)) or job.over(now):
+                rest.append(job)
+                continue
+            count = min(free, job.left)
+            pieces.append((job, job.taken, job.taken + count))
+            job.taken, free = job.taken + count, free - count
+            if job.left:
+                again.append(job)
+        self._queue = rest
+        self._queue.extend(again)
+        return pieces
+
+    def _draw_pieces(self, pieces: list[Piece]) -> Drawn:
+        """Draw a batch; in the thread."""
+        jobs = [job for job, _, _ in pieces]
+        seeds = [seed for job, a, b in pieces for seed in job.seeds[a:b]]
+        labels = [label for job, a, b in pieces for label in job.labels[a:b]]
+        first = jobs[0]
+        toward = None
+        if first.toward is not None:
+            toward = [each for job, a, b in pieces for each in (job.toward or ())[a:b]]
+
+        def watch(x: Tensor, guess: Tensor) -> None:
+            self.beat = now = time.monotonic()
+            if all(job.over(now) for job in jobs):
+                raise Abandoned
+            if first.watch:
+                first.watch(x[: len(seeds)], guess[: len(seeds)])
+
+        return self._draw(first, seeds, labels, toward, watch)
+
+    def _deliver(self, pieces: list[Piece], drawn: Drawn, start: float) -> None:
+        """Give every job its rows, and its samples when they are complete."""
+        took, total = time.monotonic() - start, len(drawn.images)
+        key = pieces[0][0].key
+        pace = took / total
+        self._pace[key] = pace if key not in self._pace else 0.7 * self._pace[key] + 0.3 * pace
+        while len(self._pace) > 1000:
+            self._pace.pop(next(iter(self._pace)))
+        row = 0
+        for job, a, b in pieces:
+            images, labels = drawn.images[row : row + b - a], drawn.labels[row : row + b - a]
+            row += b - a
+            job.parts.append(Drawn(images, labels, drawn.nfe, drawn.seconds))
+            job.begun, job.seconds, job.rows = job.begun or start, job.seconds + took, max(job.rows, total)
+            if not job.left and not job.done.done():
+                parts = job.parts
+                served = Served(
+                    np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]),
+                    drawn.nfe, job.begun - job.arrived, job.seconds, job.rows,
+                )  # fmt: skip
+                job.done.set_result(served)
+
+    def close(self) -> None:
+        """End the worker and its thread."""
+        if self._worker:
+            self._worker.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,77 @@
+"""What comes back: a body with its type and headers, and errors in one shape.
+
+    {"error": {"code": "invalid", "field": "steps", "message": "...", "hint": "...", "request": "1f0c..."}}
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+CODES = {
+    400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "timeout",
+    413: "too_large", 414: "too_long", 415: "not_json", 422: "invalid", 429: "too_many_requests", 431: "too_large",
+    500: "internal", 503: "overloaded", 504: "deadline",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, as it crosses from a replica to the HTTP app.
+
+    Args:
+        body: its bytes.
+        media: its type.
+        status: of HTTP.
+        headers: beyond type and length.
+        facts: for metrics: model, n, nfe, rows of the batch, seconds by stage.
+    """
+
+    body: bytes
+    media: str = "application/json"
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Refused(Exception):  # noqa: N818  an answer, not an error of the program
+    """A request that is answered with an error.
+
+    Args:
+        status: of HTTP.
+        message: what is wrong, in one line.
+        field: which field of the request.
+        hint: what would mend it.
+        retry_after: seconds after which it may be tried again.
+    """
+
+    def __init__(
+        self, status: int, message: str, field: str | None = None, hint: str = "", retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.field, self.hint, self.retry_after = status, message, field, hint, retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, self.message, self.field, self.hint, self.retry_after)
+
+    def reply(self, request: str = "") -> Reply:
+        """The refusal as an answer."""
+        error = {
+            "code": CODES.get(self.status, "error"),
+            "field": self.field,
+            "message": printable(self.message),
+            "hint": printable(self.hint),
+            "request": request,
+        }
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
+        return Reply(json.dumps({"error": error}).encode(), status=self.status, headers=headers)
+
+
+def printable(text: str, most: int = 400) -> str:
+    """One line that every client can read, of bounded length."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def json_reply(document: Any, status: int = 200) -> Reply:
+    """A document as an answer."""
+    return Reply(json.dumps(document, default=str).encode(), status=status)

@@ -1,0 +1,248 @@
+"""The models that are served: what is known of each from its files, and the engines that are in memory.
+
+A model that is asked for is loaded; the one that was not asked for longest goes when the bound would be passed.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from genflow import build, checkpoint, families
+from genflow.engine import RECIPE, Engine
+from genflow.errors import DataError, GenflowError, UsageError
+from genflow.facts import Facts
+from genflow.families.base import Family
+from genflow.recipe import Recipe, parse, read
+from genflow.serving.recommend import recommend
+from genflow.serving.replies import Refused
+from genflow.store import MANIFEST, Artifact, Store, read_manifest
+
+LARGER_IN_MEMORY = 2.0  # an engine over its weights' file: the weights, and what it works on
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to serve, as it is written in a deployment.
+
+    Args:
+        name: in addresses.
+        run: the run's id.
+        path: the run's folder, seen by every replica.
+        evaluation: the folder of its newest evaluation; empty: none.
+    """
+
+    name: str
+    run: str
+    path: str
+    evaluation: str = ""
+
+
+def entries(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[Entry]:
+    """The runs as models, each with its newest evaluation; two of one name are told apart by their ids."""
+    made: list[Entry] = []
+    for index, run in enumerate(runs):
+        name = names[index] if index < len(names) else run.name
+        if name in [entry.name for entry in made]:
+            name = run.id
+        measured = [e for e in store.artifacts("evaluations") if e.meta.get("run") == run.id]
+        made.append(Entry(name, run.id, str(run.path), str(measured[-1].path) if measured else ""))
+    return made
+
+
+class Model:
+    """What is known of a model without its weights.
+
+    Raises:
+        DataError: its folder lacks what a run has.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry, self.name = entry, entry.name
+        folder = Path(entry.path)
+        manifest = read_manifest(folder)
+        newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
+        if manifest is None or newest is None:
+            raise DataError(f"model {entry.name}: {folder} holds no finished run", "genflow runs ls")
+        self.run = Artifact("runs", entry.run, folder, manifest)
+        self.step = int(json.loads((newest / "state.json").read_text())["step"])
+        self.bytes = int(LARGER_IN_MEMORY * (newest / "weights.safetensors").stat().st_size)
+        self.facts = Facts.from_json((folder / "facts.json").read_text())
+        self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))
+        self.family: type[Family] = families.family_class(self.recipe.family["kind"])
+        self.schema: type[BaseModel] = build.schema(self.family.sample)
+        metrics = Path(entry.evaluation) / "metrics.json"
+        self.measured: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
+        self.recommended = recommend(self.measured)
+        chosen = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
+        self.defaults: dict[str, Any] = self.schema.model_validate(chosen).model_dump(mode="json")
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether there are steps to watch."""
+        return "steps" in self.schema.model_fields
+
+    def options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """A request's options, checked and complete.
+
+        Raises:
+            Refused: the family has no such option, or the value cannot work.
+        """
+        known = list(self.schema.model_fields)
+        try:
+            options = self.schema.model_validate({**self.defaults, **given}, strict=True).model_dump(mode="json")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            key = str(first["loc"][0]) if first["loc"] else None
+            if first["type"] == "extra_forbidden":
+                message = f"{self.family.title} has no option {key}"
+                raise Refused(422, message, key, f"options: {', '.join(known) or 'none'}") from error
+            raise Refused(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
+        if options.get("guidance", 1.0) != 1.0 and not self.facts.classes:
+            raise Refused(422, "guidance needs a model with classes", "guidance", "leave guidance at 1")
+        return options
+
+    def card(self) -> dict[str, Any]:
+        """What `GET /v1/models` says of it."""
+        facts, meta = self.facts, self.run.meta
+        properties = self.schema.model_json_schema().get("properties", {})
+        metrics = {
+            name: {key: value[key] for key in ("value", "low", "high", "n", "floor", "features") if key in value}
+            for name, value in (self.measured.get("metrics") or {}).items()
+        }
+        return {
+            "id": self.name,
+            "object": "model",
+            "owned_by": "genflow",
+            "created": int(self.run.manifest.get("created", 0)),
+            "family": {
+                "kind": self.recipe.family["kind"],
+                "title": self.family.title,
+                "objective": self.family.objective,
+                "steps": self.family.steps,
+                "likelihood": self.family.likelihood,
+            },
+            "checkpoint": {"run": self.run.id, "step": self.step},
+            "data": {
+                "name": meta.get("dataset_name"),
+                "shape": list(facts.shape),
+                "levels": facts.levels,
+                "points": facts.is_points,
+                "classes": list(facts.class_names),
+                "fingerprint": facts.fingerprint,
+            },
+            "abilities": {
+                "steps": self.stepwise,
+                "guidance": "guidance" in self.schema.model_fields and bool(facts.classes),
+                "encode": self.family.encode is not Family.encode,
+            },
+            "options": {
+                name: {key: value for key, value in field.items() if key != "title"} | {"default": self.defaults[name]}
+                for name, field in properties.items()
+            },
+            "recommended": self.recommended,
+            "metrics": metrics,
+            "speed": self.measured.get("speed"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "lineage": {
+                "run": self.run.id,
+                "parents": self.run.manifest.get("parents", []),
+                "evaluation": self.measured.get("evaluation"),
+                "init": self.recipe.init or None,
+                "genflow": self.run.manifest.get("genflow"),
+                "manifest": MANIFEST,
+            },
+            "training": {key: meta.get(key) for key in ("steps", "images", "seconds", "parameters")},
+        }
+
+
+class Shelf:
+    """The engines in memory. Only the drawing thread takes engines from it.
+
+    Args:
+        listed: what there is.
+        most_bytes: bound on the engines in memory; the one in use may be larger than it.
+        load: makes an engine of a run.
+    """
+
+    def __init__(
+        self, listed: Sequence[Entry], most_bytes: int, load: Callable[[Artifact], Engine] = Engine.load
+    ) -> None:
+        self.models = {entry.name: Model(entry) for entry in listed}
+        self.most_bytes, self._load = most_bytes, load
+        self._engines: OrderedDict[str, Engine] = OrderedDict()
+
+    def model(self, name: str) -> Model:
+        """What is known of a model.
+
+        Raises:
+            Refused: there is none of that name.
+        """
+        if name not in self.models:
+            raise Refused(404, f"there is no model {name!r}", "model", f"models: {', '.join(self.models)}")
+        return self.models[name]
+
+    def engine(self, name: str) -> Engine:
+        """The model's engine, loaded if it is not in memory."""
+        if name in self._engines:
+            self._engines.move_to_end(name)
+            return self._engines[name]
+        wanted = self.models[name].bytes
+        while self._engines and self.held() + wanted > self.most_bytes:
+            self._engines.popitem(last=False)
+        self._engines[name] = engine = self._load(self.models[name].run)
+        return engine
+
+    def held(self) -> int:
+        """Bytes that the engines in memory take, by their files."""
+        return sum(self.models[name].bytes for name in self._engines)
+
+    def loaded(self) -> list[str]:
+        """The models in memory, the one used last at the end."""
+        return list(self._engines)
+
+    def adopt(self, other: "Shelf") -> None:
+        """Take over the engines of another shelf that this one lists as they are."""
+        for name, engine in other._engines.items():
+            if name in self.models and self.models[name].entry.run == other.models[name].entry.run:
+                self._engines.setdefault(name, engine)
+
+
+def try_out(listed: Sequence[Entry]) -> None:
+    """Load every model and draw from it, before anything is replaced by it.
+
+    Raises:
+        DataError: one of them does not work; says which and why.
+    """
+    import numpy as np
+
+    for entry in listed:
+        try:
+            shelf = Shelf([entry], 0)
+            model = shelf.model(entry.name)
+            drawn = shelf.engine(entry.name).draw([0], **model.options({"steps": 1} if model.stepwise else {}))
+        except Refused as error:
+            raise DataError(f"model {entry.name} draws nothing: {error.message}") from error
+        except (GenflowError, OSError, ValueError, RuntimeError, KeyError) as error:
+            hint = error.hint if isinstance(error, GenflowError) else "genflow sample it to see more"
+            raise DataError(f"model {entry.name} does not work: {str(error).splitlines()[0]}", hint) from error
+        if not np.isfinite(drawn.images).all():
+            raise UsageError(f"model {entry.name} draws what are no numbers", "train it again")
+
+
+def as_documents(listed: Sequence[Entry]) -> list[dict[str, str]]:
+    """Entries as a deployment's configuration holds them."""
+    return [asdict(entry) for entry in listed]
+
+
+def signature(listed: Sequence[Entry]) -> str:
+    """What distinguishes one deployed list from another."""
+    from genflow.recipe import digest
+
+    return digest(as_documents(listed))
+
+
