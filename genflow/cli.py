@@ -27,6 +27,8 @@ jobs_app = typer.Typer(help="Jobs on a cluster.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
 app.add_typer(jobs_app, name="jobs")
+endpoints_app = typer.Typer(help="What is being served.", no_args_is_help=True)
+app.add_typer(endpoints_app, name="endpoints")
 
 
 def _complete_family(incomplete: str) -> list[str]:
@@ -292,6 +294,27 @@ def export(
 
 
 @app.command()
+def serve(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Models.", autocompletion=_complete_run)],
+    name: Annotated[str, typer.Option(help="What to call the endpoint; by default as its first model.")] = "",
+    host: Annotated[str, typer.Option(help="Where to listen; any but the loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, max=1000, help="Processes that draw.")] = 1,
+    memory: Annotated[int, typer.Option(min=1, help="MB of models that a replica keeps loaded.")] = 2048,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Make an API key, show it once, and ask for it.")] = False,
+    config_out: Annotated[Path | None, typer.Option(help="Write serve.yaml for `serve deploy`, and stop.")] = None,
+    cluster: OnCluster = False,
+    address: Address = "",
+    json: Json = False,
+) -> None:
+    """Serve models on Ray Serve, with a playground, until Ctrl-C. Of a name that is served: change its models."""
+    from genflow import commands, hosting
+
+    where = commands.Where(cluster, address)
+    hosting.serve(runs, name, host, port, replicas, memory, new_key, config_out, where, json=json)
+
+
+@app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="A file, or the name of one in pipelines/.")],
     sets: Sets = [],
@@ -429,6 +452,22 @@ def jobs_stop(job: Annotated[str, typer.Argument(help="The job's id.")], address
     from genflow import commands
 
     commands.stop_job(job, address)
+
+
+@endpoints_app.command("ls")
+def endpoints_ls(json: Json = False) -> None:
+    """List what is being served, and whether it answers."""
+    from genflow import hosting
+
+    hosting.list_endpoints(json=json)
+
+
+@endpoints_app.command("down")
+def endpoints_down(name: Annotated[str, typer.Argument(help="The endpoint's name.")]) -> None:
+    """End an endpoint; what is under way is answered first."""
+    from genflow import hosting
+
+    hosting.take_down(name)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from genflow.errors import DataError, UsageError
 from genflow.facts import Facts
 from genflow.families.base import Family, Watcher
 from genflow.maths.seeds import SampleRng
+from genflow.maths.sphere import between
 from genflow.recipe import Recipe, nearest, parse
 from genflow.recipe import read as read_recipe
 from genflow.store import Artifact
@@ -104,8 +105,8 @@ class Engine:
         Args:
             seeds: any integers.
             labels: one class a sample, `classes` for none; None: none for all.
-            toward: for each sample another seed and a share s: its noise is that far on the great circle from its
-                own seed's noise to the other's. At 0 it is the seed's own sample.
+            toward: for each sample another seed and a share s: its noise is that far on the way round the sphere from
+                its own seed's noise to the other's. At 0 it is the seed's own sample.
             batch: samples drawn together; it changes no sample.
             padded: fill the last batch up to a multiple of `ROWS`; without, its samples may differ by rounding.
             watch: called at every evaluation with x_t and the guess at x_0 (see `Family.show`); what it raises
@@ -142,15 +143,11 @@ class Engine:
         return Drawn(stacked, wanted, nfe, time.perf_counter() - start)
 
     def _between(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
-        """sin((1-s) a) z / sin(a) + sin(s a) z' / sin(a), with a the angle between z and z': as long as noise is."""
-        others = SampleRng([seed for seed, _ in toward], "sample", self.device).normal(noise.shape).flatten(1)
-        own = noise.flatten(1)
-        s = torch.tensor([share for _, share in toward], dtype=torch.float64, device=noise.device)[:, None]
-        cosine = torch.cosine_similarity(own.double(), others.double(), dim=1)[:, None].clamp(-1 + 1e-9, 1 - 1e-9)
-        angle = cosine.acos()
-        mixed = (((1 - s) * angle).sin() * own + (s * angle).sin() * others) / angle.sin()
-        mixed = torch.where(s == 0, own, torch.where(s == 1, others, mixed.to(own.dtype)))
-        return mixed.reshape(noise.shape)
+        """The noises on the way to those of other seeds; the ends are the seeds' own, to the bit."""
+        others = SampleRng([seed for seed, _ in toward], "sample", self.device).normal(noise.shape)
+        share = torch.tensor([share for _, share in toward], dtype=torch.float64, device=noise.device)
+        s = share.reshape(-1, *[1] * (noise.ndim - 1))
+        return torch.where(s == 0, noise, torch.where(s == 1, others, between(noise, others, share)))
 
     def to_x(self, images: np.ndarray) -> Tensor:
         """Grey levels (B, H, W, C) as the family sees them, on the engine's device."""

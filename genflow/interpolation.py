@@ -132,7 +132,7 @@ def walk_pictures(engine: Engine, ends: Ends, columns: int, seed: int) -> Drawn:
             codes[side].append(engine.family.encode(engine.to_x(ends.images[part, side]), label[part], rng))
     inner = columns - 2
     a, b = (torch.cat(parts) for parts in codes)
-    drawn = _walk(engine, a, b, ends.labels, inner, seed, decode=True, options={})
+    drawn = _walk(engine, a, b, ends.labels, inner, seed)
     shaped = drawn.images.reshape(rows, inner, *drawn.images.shape[1:])
     images = np.concatenate([ends.images[:, :1], shaped, ends.images[:, 1:]], 1)
     return Drawn(images.reshape(-1, *images.shape[2:]), ends.labels.repeat(columns), drawn.nfe, drawn.seconds)
@@ -142,33 +142,23 @@ def walk_noise(
     engine: Engine, rows: int, columns: int, seed: int, labels: Sequence[int] | None, options: dict[str, object]
 ) -> Drawn:
     """Rows from what seed `seed + 2 row` draws to what the next seed draws, by way of the noises between."""
-    shape = engine.family.noise_shape
-    sides = [SampleRng([seed + 2 * row + side for row in range(rows)], "sample", engine.device) for side in (0, 1)]
-    a, b = (rng.normal((rows, *shape)) for rng in sides)
-    kept = np.full(rows, engine.facts.classes) if labels is None else np.asarray(labels, np.int64)
-    return _walk(engine, a, b, kept, columns, seed, decode=False, options=options)
+    shares = torch.linspace(0, 1, columns, dtype=torch.float64).tolist() if columns > 1 else [0.5]
+    toward = [(seed + 2 * row + 1, share) for row in range(rows) for share in shares]
+    seeds = [seed + 2 * row for row in range(rows) for _ in range(columns)]
+    every = None if labels is None else [label for label in labels for _ in range(columns)]
+    return engine.draw(seeds, every, toward=toward, **options)  # type: ignore[arg-type]
 
 
-def _walk(
-    engine: Engine, a: torch.Tensor, b: torch.Tensor, labels: np.ndarray, columns: int, seed: int, *, decode: bool,
-    options: dict[str, object],
-) -> Drawn:  # fmt: skip
-    """Pictures of `columns` codes from a (R, ...) to b, row by row; other draws are those of the row's first seed."""
+def _walk(engine: Engine, a: torch.Tensor, b: torch.Tensor, labels: np.ndarray, columns: int, seed: int) -> Drawn:
+    """Pictures of `columns` codes between a (R, ...) and b, row by row; other draws are those of the row's seed."""
     rows = len(labels)
     shares = torch.linspace(0, 1, columns, dtype=torch.float64) if columns > 1 else torch.tensor([0.5])
     code = between(a.repeat_interleave(columns, 0), b.repeat_interleave(columns, 0), shares.repeat(rows))
     every = torch.from_numpy(labels).repeat_interleave(columns).to(engine.device)
-    seeds = [seed + (1 if decode else 2) * row for row in range(rows) for _ in range(columns)]
-    images, nfe, start = [], 0, time.perf_counter()
+    seeds = [seed + row for row in range(rows) for _ in range(columns)]
+    images, start = [], time.perf_counter()
     for first in range(0, len(code), BATCH):
         part = slice(first, first + BATCH)
-        rng = SampleRng(seeds[part], "sample", engine.device)
-        if decode:
-            x = engine.family.decode(code[part], every[part], rng)
-        else:
-            rng.normal((len(code[part]), *engine.family.noise_shape))  # the ends draw what their seeds draw
-            found = engine.family.sample(code[part], every[part], rng, **options)
-            x, nfe = found.x, found.nfe
+        x = engine.family.decode(code[part], every[part], SampleRng(seeds[part], "sample", engine.device))
         images.append(from_x(x, engine.facts))
-    return Drawn(np.concatenate(images), every.cpu().numpy(), nfe, time.perf_counter() - start)
-
+    return Drawn(np.concatenate(images), every.cpu().numpy(), 0, time.perf_counter() - start)

@@ -52,7 +52,7 @@ class Sampler(PythonModel):
             given = {key: int(value) for key, value in request.items() if pd.notna(value)}
             seeds = range(given.get("seed", 0), given.get("seed", 0) + given["n"])
             labels = [given["label"]] * len(seeds) if "label" in given else None
-            options = {"steps": given["steps"]} if "steps" in given else {}
+            options: dict[str, Any] = {"steps": given["steps"]} if "steps" in given else {}
             drawn = self.engine.draw(seeds, labels=labels, **options)
             pictures = (drawn.images.astype(np.uint32) * 255 // (levels - 1)).astype(np.uint8)
             rows += [{"seed": seed, "png": _png(picture)} for seed, picture in zip(seeds, pictures, strict=True)]

@@ -21,13 +21,13 @@ FLOORS: dict[int, tuple[str, ...]] = {
     3: (
         "genflow.training", "genflow.engine", "genflow.checkpoint", "genflow.build", "genflow.runs", "genflow.pipeline",
         "genflow.plans", "genflow.teaching", "genflow.evaluation", "genflow.tracking", "genflow.mlflow_door",
-        "genflow.pyfunc_model",
+        "genflow.pyfunc_model", "genflow.serving", "genflow.endpoints",
     ),
     4: ("jobs",),
     5: (
         "genflow.cli", "genflow.commands", "genflow.drawing", "genflow.exporting", "genflow.listing",
         "genflow.catalogue", "genflow.terminal", "genflow.doctor", "genflow.submit", "genflow.child", "genflow.parcel",
-        "genflow.dashboard", "genflow.jobs_api", "genflow.interpolation",
+        "genflow.dashboard", "genflow.jobs_api", "genflow.interpolation", "genflow.hosting",
     ),
 }  # fmt: skip
 ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -48,7 +48,7 @@ ERROR = {
         }
     },
 }  # fmt: skip
-PICTURES = {
+PICTURES: dict[int | str, Any] = {
     200: {
         "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` say what they are.",
         "content": {
@@ -63,7 +63,7 @@ PICTURES = {
         },
     }
 }  # fmt: skip
-REFUSALS: dict[int | str, Any] = {status: ERROR for status in (400, 404, 413, 422, 503)}
+REFUSALS: dict[int | str, Any] = dict.fromkeys((400, 404, 413, 422, 503), ERROR)
 
 
 def create(

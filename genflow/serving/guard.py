@@ -159,7 +159,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         start, status = time.perf_counter(), 0
-        request = scope.setdefault("state", {}).setdefault("request", secrets.token_hex(8))
+        request = scope.setdefault("state", {})["request"] = _id(scope)
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -263,6 +263,12 @@ async def answer(refused: Refused, request: str, send: Send) -> None:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": reply.status, "headers": raw})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+def _id(scope: Scope) -> str:
+    """The id that a proxy gave the request, if it is one to put in logs; else a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if 8 <= len(given) <= 64 and given.replace(b"-", b"").isalnum() else secrets.token_hex(8)
 
 
 def _headers(request: str, path: str) -> list[tuple[bytes, bytes]]:

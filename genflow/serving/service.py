@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import functools
 import io
 import json
 import time
@@ -55,7 +54,7 @@ class Service:
         """Samples, or a walk if there is a `to_seed`."""
         try:
             model = self.shelf.model(name or next(iter(self.shelf.models)))
-            asked = WalkRequest.model_validate(request) if "to_seed" in request else SampleRequest.model_validate(request)
+            asked = (WalkRequest if "to_seed" in request else SampleRequest).model_validate(request)
             job, options = self._job(model, asked)
             served = await self.batcher.run(job)
             start = time.monotonic()
@@ -75,7 +74,10 @@ class Service:
             if asked.n > self.batcher.rows:
                 raise Refused(422, f"at most {self.batcher.rows} samples can be watched", "n")
             job, options = self._job(model, asked)
-            put = functools.partial(loop.call_soon_threadsafe, frames.put_nowait)
+
+            def put(frame: dict[str, Any]) -> None:
+                loop.call_soon_threadsafe(frames.put_nowait, frame)
+
             job.watch = _Watch(model.facts, options.get("steps", 1), put)
             task = loop.create_task(self._finish(model, asked, job, options, frames))
             while (frame := await frames.get()) is not None:
@@ -136,7 +138,7 @@ class Service:
     def _job(self, model: Model, asked: Asked) -> tuple[Job, dict[str, Any]]:
         options = model.options(asked.options())
         if asked.n * options.get("steps", 1) > MOST_EVALUATIONS:
-            message = f"{asked.n} samples of {options['steps']} steps: a request takes {MOST_EVALUATIONS:,} steps at most"
+            message = f"{asked.n} samples of {options['steps']} steps are more than {MOST_EVALUATIONS:,} steps in all"
             raise Refused(422, message, "n" if asked.n > options["steps"] else "steps")
         if asked.layout == "single" and asked.n != 1:
             raise Refused(422, "layout=single is for one sample", "layout", "n=1, or layout=grid")
@@ -180,7 +182,8 @@ class Service:
                     document["images"] = [base64.b64encode(png).decode() for png in pngs]
                 return json.dumps(document).encode()
             case "png" | "webp":
-                png = preview.pngs(served.images, facts)[0] if asked.layout == "single" else _sheet(asked, served, facts)
+                single = asked.layout == "single"
+                png = preview.pngs(served.images, facts)[0] if single else _sheet(asked, served, facts)
                 return png if asked.format == "png" else _webp(png)
 
     def _facts(self, model: Model, asked: Asked, options: dict[str, Any], served: Served) -> dict[str, Any]:
@@ -248,7 +251,7 @@ def _sheet(asked: Asked, served: Served, facts: Facts) -> bytes:
     """The grid: of samples as `genflow sample` writes it, of a walk in one line."""
     if isinstance(asked, WalkRequest) and not facts.is_points:
         return preview.render(served.images, facts, min(asked.n, 16))
-    return preview.sheet(served.images, facts)
+    return preview.render(served.images, facts, preview.columns(facts))
 
 
 def _webp(png: bytes) -> bytes:

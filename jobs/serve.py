@@ -1,0 +1,170 @@
+"""Serve models on Ray Serve until somebody says stop; or change the models of an application that runs.
+
+    python -m jobs.serve recipe.yaml
+"""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+
+from genflow import endpoints, env
+from genflow.errors import DataError, GenflowError, SetupError
+from genflow.serving import shelf
+from genflow.store import Store
+from jobs.cluster import ray_cluster
+from jobs.common import Document, Emit, execute
+
+READY_S = 120.0
+PROXY = "jobs.replicas:middlewares"
+
+
+def main(document: Document, emit: Emit) -> Document:
+    """Deploy `inputs.models` as the application `inputs.name`.
+
+    Every model is loaded and drawn from here first, so that what does not work never takes the place of what does.
+
+    Returns:
+        A `genflow.serve/1` document, when the endpoint has ended, or has changed.
+
+    Raises:
+        DataError: a model does not work.
+        SetupError: Serve does not start.
+    """
+    inputs = document["inputs"]
+    models = [shelf.Entry(**entry) for entry in inputs["models"]]
+    shelf.try_out(models)
+    if inputs.get("running"):
+        return change(inputs, models, emit)
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = PROXY  # before Ray starts: the proxy inherits it
+    with ray_cluster(num_cpus=max(env.cores(), inputs.get("replicas", 1)), logs=False):
+        begin(inputs)
+        try:
+            deploy(inputs, models)
+            store = Store()
+            endpoints.write(store, inputs)
+            emit("note", message=_welcome(inputs, models))
+            _wait(inputs, emit)
+        except KeyboardInterrupt:
+            emit("note", message="answering what is under way, then ending")
+        finally:
+            end(inputs)
+    return _result(inputs, models, "ended")
+
+
+def begin(inputs: Document) -> None:
+    """Start Serve's controller and its proxy, on the address that was asked for and no other."""
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    try:
+        where = HTTPOptions(host=inputs["host"], port=inputs["port"], location=ProxyLocation.HeadOnly)
+        serve.start(http_options=where)
+    except (RuntimeError, OSError) as error:
+        hint = "choose another --port; 0 takes a free one"
+        raise SetupError(f"Ray Serve does not start: {str(error).splitlines()[0]}", hint) from error
+
+
+def deploy(inputs: Document, models: list[shelf.Entry]) -> None:
+    """Bring the application to these models, and wait until every request is answered by them."""
+    import logging
+
+    from ray import serve
+
+    from jobs.replicas import application
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    document = {key: value for key, value in inputs.items() if key not in ("running", "host", "port")}
+    document["models"] = shelf.as_documents(models)
+    try:
+        serve.run(application(document), name=inputs["name"], route_prefix="/")
+    except (RuntimeError, TimeoutError) as error:
+        raise GenflowError(f"the application does not start: {str(error).splitlines()[0]}", "genflow doctor") from error
+    wanted = shelf.signature(models)
+    end = time.monotonic() + READY_S
+    version = ""
+    while time.monotonic() < end:
+        status, answer = ask(f"{address(inputs)}/healthz")
+        version = answer.get("version", "") if status == 200 else ""
+        if version == wanted:
+            return
+        time.sleep(0.1)
+    raise DataError(f"the application answers with version {version or 'none'} instead of {wanted}",
+                    "the old models stay")  # fmt: skip
+
+
+def change(inputs: Document, models: list[shelf.Entry], emit: Emit) -> Document:
+    """Give an application that runs other models; nothing restarts, and no request is lost."""
+    running = inputs["running"]
+    env.loopback(int(running["gcs"].rpartition(":")[2]))
+    import logging
+
+    import ray
+
+    inputs = {**running["inputs"], "models": inputs["models"], "name": inputs["name"]}
+    ray.init(address=running["gcs"], logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        deploy(inputs, models)
+    finally:
+        ray.shutdown()
+    endpoints.write(Store(), inputs, running)
+    emit("note", message=_welcome(inputs, models))
+    return _result(inputs, models, "changed")
+
+
+def end(inputs: Document) -> None:
+    """Drain: what is under way is answered, then everything goes."""
+    from ray import serve
+
+    endpoints.remove(Store(), inputs["name"])
+    serve.shutdown()
+
+
+def address(inputs: Document) -> str:
+    """Where the application is reached from this machine."""
+    host = "127.0.0.1" if inputs["host"] in ("0.0.0.0", "::") else inputs["host"]
+    return f"http://{host}:{inputs['port']}"
+
+
+def ask(url: str) -> tuple[int, Document]:
+    """GET a JSON document: the status and the document; 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, {}
+    except (OSError, ValueError):
+        return 0, {}
+
+
+def _wait(inputs: Document, emit: Emit) -> None:
+    """Until a signal; says when the application stops answering, and when it does again."""
+    well, strikes = True, 0
+    while True:
+        time.sleep(2)
+        status, _ = ask(f"{address(inputs)}/healthz")
+        strikes = 0 if status == 200 else strikes + 1
+        if well and strikes >= 3:
+            well = False
+            emit("warning", message="no replica answers; Serve is starting another", hint="")
+        elif not well and not strikes:
+            well = True
+            emit("note", message="it answers again")
+
+
+def _welcome(inputs: Document, models: list[shelf.Entry]) -> str:
+    names = ", ".join(model.name for model in models)
+    return f"serving  {names}\n         playground {address(inputs)}/ · API {address(inputs)}/docs"
+
+
+def _result(inputs: Document, models: list[shelf.Entry], state: str) -> Document:
+    return {
+        "schema": "genflow.serve/1", "name": inputs["name"], "address": address(inputs), "state": state,
+        "models": [{"name": model.name, "run": model.run} for model in models],
+        "version": shelf.signature(models),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    execute(main)

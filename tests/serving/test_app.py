@@ -1,0 +1,197 @@
+"""The HTTP interface, in this process: what comes back is what the engine draws, and a wrong request is one line."""
+
+import base64
+import io
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from genflow.data import preview
+from genflow.engine import Engine, labels_for
+from genflow.serving.shelf import Entry
+from genflow.store import Store
+
+Shelved = tuple[Store, list[Entry]]
+
+
+def engine(shelf_store: Shelved, name: str) -> Engine:
+    store, listed = shelf_store
+    return Engine.load(store.find("runs", next(entry.run for entry in listed if entry.name == name)))
+
+
+def events(text: str) -> list[tuple[str, Any]]:
+    """The server-sent events of a stream."""
+    found = [block.split("\n") for block in text.split("\n\n") if block]
+    return [(lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))) for lines in found]
+
+
+@pytest.mark.parametrize("name", ["flow", "vae", "ring"])
+def test_the_picture_is_that_of_genflow_sample(http: TestClient, shelf_store: Shelved, name: str) -> None:
+    """To the byte, as PNG and as NumPy; the headers say what it is."""
+    own = engine(shelf_store, name)
+    drawn = own.draw(range(7, 12), labels_for("all", 5, own.facts))
+    answer = http.post(f"/v1/models/{name}/samples", json={"n": 5, "seed": 7})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.content == preview.render(drawn.images, own.facts, preview.columns(own.facts))
+    array = http.post(f"/v1/models/{name}/samples", json={"n": 5, "seed": 7, "format": "npy"}).content
+    assert array == preview.npy(drawn.images, own.facts)
+    assert answer.headers["x-genflow-checkpoint"].endswith(f"@{own.step}")
+    assert answer.headers["x-genflow-seed"] == "7"
+    assert answer.headers["x-genflow-nfe"] == str(drawn.nfe)
+    assert float(answer.headers["x-genflow-seconds"]) > 0
+
+
+def test_json_holds_each_picture(http: TestClient, shelf_store: Shelved) -> None:
+    """As base64 PNG, with the settings that were used, whole."""
+    asked = {"n": 3, "seed": -4, "label": "7", "steps": 2, "sampler": "euler", "format": "json"}
+    document = http.post("/v1/models/flow/samples", json=asked).json()
+    own = engine(shelf_store, "flow")
+    drawn = own.draw(range(-4, -1), [7] * 3, steps=2, sampler="euler")
+    assert document["labels"] == [7, 7, 7]
+    assert (document["steps"], document["nfe"], document["options"]["sampler"]) == (2, 2, "euler")
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in document["images"]]
+    np.testing.assert_array_equal(np.stack(shown), np.load(io.BytesIO(preview.npy(drawn.images, own.facts)))[:, 0])
+
+
+def test_one_bare_picture(http: TestClient) -> None:
+    """layout=single is the picture itself, without loss in WebP, too."""
+    asked = {"seed": 3, "layout": "single"}
+    png = Image.open(io.BytesIO(http.post("/v1/models/flow/samples", json=asked).content))
+    webp = Image.open(io.BytesIO(http.post("/v1/models/flow/samples", json={**asked, "format": "webp"}).content))
+    assert png.size == webp.size == (8, 8)
+    np.testing.assert_array_equal(np.asarray(png), np.asarray(webp.convert("L")))
+
+
+def test_a_walk_ends_at_the_samples_of_its_seeds(http: TestClient) -> None:
+    """And what lies between is neither."""
+    asked = {"seed": 1, "to_seed": 9, "n": 5, "label": 3, "format": "json"}
+    walk = http.post("/v1/models/flow/walks", json=asked).json()["images"]
+    first, last = (
+        http.post("/v1/models/flow/samples", json={"seed": s, "label": 3, "format": "json"}).json()["images"][0]
+        for s in (1, 9)
+    )
+    assert (walk[0], walk[-1]) == (first, last)
+    assert len(set(walk)) == 5
+
+
+def test_noise_becomes_samples(http: TestClient) -> None:
+    """A frame at each evaluation, the first of them noise, and at last what `samples` gives."""
+    asked = {"n": 2, "seed": 5, "steps": 3}
+    told = events(http.post("/v1/models/flow/samples/stream", json=asked).text)
+    assert [name for name, _ in told] == ["step", "step", "step", "done"]
+    assert [frame["evaluation"] for _, frame in told[:3]] == [1, 2, 3]
+    assert len(told[0][1]["noisy"]) == len(told[0][1]["guess"]) == 2
+    whole = http.post("/v1/models/flow/samples", json={**asked, "format": "json"}).json()
+    assert told[-1][1]["images"] == whole["images"]
+
+
+def test_a_stream_says_what_is_wrong(http: TestClient) -> None:
+    """In an event of its own, because its first byte may have gone."""
+    told = events(http.post("/v1/models/flow/samples/stream", json={"sampler": "magic"}).text)
+    assert [(name, event["error"]["field"]) for name, event in told] == [("error", "sampler")]
+
+
+def test_points_of_the_plane(http: TestClient) -> None:
+    """As numbers in JSON, and as a picture of all of them."""
+    document = http.post("/v1/models/ring/samples", json={"n": 20, "format": "json"}).json()
+    assert np.asarray(document["points"]).shape == (20, 2)
+    assert Image.open(io.BytesIO(http.post("/v1/models/ring/samples", json={"n": 20}).content)).size == (512, 512)
+
+
+def test_the_shape_of_openai(http: TestClient) -> None:
+    """A prompt is a class, and the answer holds `data[].b64_json`."""
+    answer = http.post("/v1/images/generations", json={"prompt": "3", "n": 2, "seed": 1, "size": "8x8"}).json()
+    same = http.post("/v1/models/flow/samples", json={"label": "3", "n": 2, "seed": 1, "format": "json"}).json()
+    assert [picture["b64_json"] for picture in answer["data"]] == same["images"]
+    refused = http.post("/v1/images/generations", json={"size": "512x512"})
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "size")
+
+
+def test_models_have_cards(http: TestClient) -> None:
+    """Family, data, options with their bounds, recipe, lineage."""
+    cards = {card["id"]: card for card in http.get("/v1/models").json()["data"]}
+    assert list(cards) == ["flow", "vae", "ring"]
+    flow = cards["flow"]
+    assert flow["family"]["kind"] == "flow_matching"
+    assert flow["data"]["classes"] == list("0123456789")
+    assert flow["options"]["steps"] == {"default": 4, "minimum": 1, "maximum": 1000, "type": "integer"}
+    assert flow["recipe"]["train"]["steps"] == 30
+    assert flow["lineage"]["parents"]
+    assert not cards["vae"]["abilities"]["steps"]
+    assert http.get("/v1/models/vae").json() == cards["vae"] | {"loaded": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "status", "field"),
+    [
+        ("flow/samples", {"n": 0}, 422, "n"),
+        ("flow/samples", {"n": "3"}, 422, "n"),
+        ("flow/samples", {"n": True}, 422, "n"),
+        ("flow/samples", {"n": 1024, "steps": 1000}, 422, "n"),
+        ("flow/samples", {"seed": 2**63}, 422, "seed"),
+        ("flow/samples", {"seed": 1.5}, 422, "seed"),
+        ("flow/samples", {"steps": 0}, 422, "steps"),
+        ("flow/samples", {"sampler": "magic"}, 422, "sampler"),
+        ("flow/samples", {"eta": 2}, 422, "eta"),
+        ("flow/samples", {"magic": 1}, 422, "magic"),
+        ("flow/samples", {"label": "ten"}, 422, "label"),
+        ("flow/samples", {"label": 10}, 422, "label"),
+        ("flow/samples", {"format": "gif"}, 422, "format"),
+        ("flow/samples", {"layout": "single", "n": 2}, 422, "layout"),
+        ("vae/samples", {"steps": 3}, 422, "steps"),
+        ("vae/samples", {"guidance": 2.0}, 422, "guidance"),
+        ("ring/samples", {"layout": "single"}, 422, "layout"),
+        ("flow/walks", {"n": 1}, 422, "n"),
+        ("flow/walks", {"label": "all"}, 422, "label"),
+        ("none/samples", {}, 404, "model"),
+    ],
+)
+def test_a_wrong_request_is_one_line(http: TestClient, path: str, asked: Any, status: int, field: str) -> None:
+    """In one shape, with the field's name and the request's id."""
+    answer = http.post(f"/v1/models/{path}", json=asked)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["field"]) == (status, field)
+    assert error["message"]
+    assert "\n" not in error["message"]
+    assert error["request"] == answer.headers["x-genflow-request"]
+
+
+def test_other_errors_have_the_same_shape(http: TestClient) -> None:
+    """No such address, no such method, no JSON."""
+    for answer, status in [
+        (http.get("/nothing"), 404),
+        (http.delete("/healthz"), 405),
+        (http.post("/v1/models/flow/samples", content="n=3"), 415),
+        (http.get("/v1/models/none"), 404),
+    ]:
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"code", "field", "message", "hint", "request"}
+
+
+def test_it_documents_itself(http: TestClient) -> None:
+    """OpenAPI with examples of every request."""
+    document = http.get("/openapi.json").json()
+    assert "/v1/models/{name}/samples" in document["paths"]
+    for schema in ("SampleRequest", "WalkRequest", "ImagesRequest"):
+        assert document["components"]["schemas"][schema]["examples"]
+    assert http.get("/docs").status_code == 200
+
+
+def test_the_page_needs_nothing_from_elsewhere(http: TestClient) -> None:
+    """No address of another host in it, and a policy that would not let it."""
+    page = http.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    elsewhere = re.findall(r"(?:src|href|url|fetch|import)\W{1,3}https?:", page.text)
+    assert not elsewhere
+
+
+def test_it_says_whether_it_works(http: TestClient) -> None:
+    """With the models, and what waits."""
+    health = http.get("/healthz").json()
+    assert (health["status"], health["models"], health["waiting"]) == ("ok", ["flow", "vae", "ring"], 0)
