@@ -32,7 +32,6 @@ from genflow.maths.seeds import Rng
 
 MARGIN = 1e-5  # of the way from black to white, at either end: small beside a bin, 4e-3 at 256 levels
 SPREAD = 3.0  # the logits of pictures spread about this much
-SMALL = 8  # pixels along a side, up to which a picture is a vector
 
 
 class NormalizingFlow(Family):
@@ -69,7 +68,7 @@ class NormalizingFlow(Family):
 
     @classmethod
     def default_net_for(cls, facts: Facts) -> str:
-        return "spline" if facts.is_points or max(facts.shape[1:]) <= SMALL else cls.default_net
+        return "spline" if facts.is_points else cls.default_net
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = likelihood.dequantize(batch.x, self.facts, rng)

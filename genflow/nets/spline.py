@@ -24,6 +24,10 @@ from genflow.nets.layers import Condition, zero
 
 FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
 
+# A step of Muon moves `leave` by lr whatever the gradient, and its answers by lr sqrt(width) CALM; narrow modes want
+# steps well below their own width (ring8, sigma 0.014, 10 CPU-s: nats -4.82 of the true -4.98 with 0.1, -3.1 with 1).
+CALM = 0.1
+
 
 class Coupling(nn.Module):
     """One half stays and says how each number of the other half moves.
@@ -56,7 +60,7 @@ class Coupling(nn.Module):
         for up, down in zip(self.ups, self.downs, strict=True):
             h = h + down(F.silu(up(F.silu(h))))
         with torch.autocast(h.device.type, enabled=False):  # the parameters in single precision or better
-            h = self.leave(self.norm(h.to(self.norm.weight.dtype)))
+            h = self.leave(CALM * self.norm(h.to(self.norm.weight.dtype)))
         params = h.unflatten(1, (-1, splines.parameters(self.bins)))
         if guidance != 1:
             with_label, without = params.chunk(2)

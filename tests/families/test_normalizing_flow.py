@@ -38,7 +38,7 @@ def test_the_density_of_the_plane_integrates_to_one() -> None:
     log_p = model.log_density(x, nobody(x, POINTS))
     assert float(log_p.double().exp().sum() * area) == pytest.approx(1, abs=1e-3)
     plain = -0.5 * x.square().flatten(1).sum(1) - math.log(2 * math.pi)
-    assert float(((log_p - plain).abs() * log_p.exp()).sum() * area) > 0.3
+    assert float(((log_p - plain).abs() * log_p.exp()).sum() * area) > 0.1
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_an_affine_flow_has_a_gaussian_density() -> None:
 def test_the_density_of_the_box_integrates_to_one() -> None:
     """Two pixels; the midpoint rule in w, x = tanh w, because much of the mass lies close to black and white."""
     facts = Facts((1, 1, 2), levels=5)
-    model = flow(facts)
+    model = flow(facts, net="spline")
     w, area = grid(6.5, 300)
     w = w.reshape(-1, 1, 1, 2).double()
     log_p = model.log_density(w.tanh().float(), nobody(w, facts)).double()
@@ -97,7 +97,7 @@ def test_the_loss_is_bits_a_dimension(net: str) -> None:
 def test_the_log_density_counts_the_logits() -> None:
     """With an identity net the density of one pixel is that of a logit-normal variable, in closed form."""
     facts = Facts((1, 1, 2), levels=256)
-    model = family("normalizing_flow", facts)
+    model = family("normalizing_flow", facts, "spline")
     x = torch.tensor([[-0.999, 0.3], [0.0, 0.9999]])
     p = 1e-5 + (1 - 2e-5) * (x + 1) / 2
     y = (p / (1 - p)).log() / 3
@@ -139,12 +139,9 @@ def test_temperature_scales_the_noise() -> None:
     torch.testing.assert_close(cold, model.sample(noise / 2, label, SampleRng(seeds, "s")).x)
 
 
-def test_the_net_follows_from_the_size() -> None:
-    """Splines for points and up to 8 x 8 pixels, the transformer above; ordinary nets are refused."""
-    chosen = {
-        shape: NormalizingFlow.default_net_for(Facts(shape, levels=levels))
-        for shape, levels in (((2, 1, 1), None), ((1, 8, 8), 17), ((3, 9, 9), 256), ((1, 28, 28), 256))
-    }
-    assert list(chosen.values()) == ["spline", "spline", "tarflow", "tarflow"]
+def test_the_net_follows_from_the_data() -> None:
+    """Splines for points, the transformer for pictures; ordinary nets are refused."""
+    assert NormalizingFlow.default_net_for(POINTS) == "spline"
+    assert NormalizingFlow.default_net_for(GREY) == "tarflow"
     with pytest.raises(build.UsageError, match="an invertible net is needed"):
         family("normalizing_flow", GREY, "mlp")
