@@ -32,6 +32,8 @@ from genflow.maths.seeds import Rng
 
 MARGIN = 1e-5  # of the way from black to white, at either end: small beside a bin, 4e-3 at 256 levels
 SPREAD = 3.0  # the logits of pictures spread about this much
+COOL = 0.8  # temperature of pictures: a small flow is unsure of texture (Fashion-MNIST, 300 CPU-s: 1.0, 0.9, 0.8
+# gave Frechet distances of 7.7, 4.1, 3.5 with recall 0.80, 0.79, 0.74)
 
 
 class NormalizingFlow(Family):
@@ -93,9 +95,12 @@ class NormalizingFlow(Family):
         label: Tensor,
         rng: Rng,
         *,
-        temperature: Annotated[float, Field(gt=0, le=2)] = 1.0,
+        temperature: Annotated[float, Field(gt=0, le=2)] | None = None,
         guidance: Annotated[float, Field(ge=0, le=20)] = 1.0,
     ) -> Samples:
+        """From the density at temperature 1; None: COOL for pictures, 1 for points."""
+        if temperature is None:
+            temperature = 1.0 if self.facts.is_points else COOL
         z = temperature * noise
         if guidance == 1:
             return Samples(self._close(self.net(z, None, label, inverse=True)[0]), 1)
@@ -116,6 +121,10 @@ class NormalizingFlow(Family):
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
         return self.net(self._open(x)[0], None, label)[0]
+
+    @torch.no_grad()
+    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+        return self.sample(code, label, rng, temperature=1.0).x
 
     def _open(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures in [-1, 1] as logits, and log |det| of that (B,)."""

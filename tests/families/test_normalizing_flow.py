@@ -136,7 +136,18 @@ def test_temperature_scales_the_noise() -> None:
     model, seeds = flow(GREY, 0.05), range(3)
     noise, label = SampleRng(seeds, "sample").normal((3, 1, 8, 8)), torch.zeros(3, dtype=torch.long)
     cold = model.sample(noise, label, SampleRng(seeds, "s"), temperature=0.5).x
-    torch.testing.assert_close(cold, model.sample(noise / 2, label, SampleRng(seeds, "s")).x)
+    torch.testing.assert_close(cold, model.sample(noise / 2, label, SampleRng(seeds, "s"), temperature=1.0).x)
+
+
+def test_points_come_from_the_density_itself_and_pictures_a_little_cooler() -> None:
+    """Without a word the temperature is 1 for points and 0.8 for pictures; a code is decoded as it is."""
+    for facts, temperature in ((POINTS, 1.0), (GREY, 0.8)):
+        model, none = flow(facts, 0.05), SampleRng([], "s")
+        noise = torch.randn(3, *facts.shape, generator=torch.Generator().manual_seed(0))
+        label = nobody(noise, facts)
+        told = model.sample(noise, label, none, temperature=temperature).x
+        assert torch.equal(model.sample(noise, label, none).x, told)
+        assert torch.equal(model.decode(noise, label, none), model.sample(noise, label, none, temperature=1.0).x)
 
 
 def test_the_net_follows_from_the_data() -> None:
