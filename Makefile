@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs wheel clean
+.PHONY: setup quickstart test test-slow lint docs results wheel clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed
 	$(BIN)/genflow families --into README.md
+
+# every family, three seeds, on Fashion-MNIST: hours on two cores; broken off, it goes on
+results: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 
 wheel: $(VENV)/.installed
 	$(BIN)/pip wheel -q --no-deps -w dist .

@@ -35,12 +35,13 @@ def main(document: Document, emit: Emit) -> Document:
             folder.mkdir(parents=True, exist_ok=True)
         recipe = parse(document["recipe"])
         with ray_cluster(num_cpus=max(env.cores(), recipe.cluster.workers)):
-            _write(task, folder, recipe.cluster.workers, recipe.cluster.gpus, emit)
+            cpu_seconds = _write(task, folder, recipe.cluster.workers, recipe.cluster.gpus, emit)
         seconds = round(time.monotonic() - started, 1)
         meta = {"run": task.run.id, "dataset": task.dataset.id, "pairs": task.count, "seed": task.seed}
         artifact = store.seal(
             "pairs", task.id, name=task.run.name, parents=[task.run.id, task.dataset.id],
-            meta={**meta, "options": task.options, "seconds": seconds}, only=lambda name: ".tmp-" not in name,
+            meta={**meta, "options": task.options, "seconds": seconds, "cpu_seconds": cpu_seconds},
+            only=lambda name: ".tmp-" not in name,
         )  # fmt: skip
     return result(artifact, cached=False)
 
@@ -64,8 +65,12 @@ def _task(store: Store, document: Document) -> Lesson:
     return lesson(run, store.find("datasets", run.meta["dataset"]), parse(document["recipe"]))
 
 
-def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) -> None:
-    """Every shard that is missing, by as many teachers as there is work and room for."""
+def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) -> float:
+    """Every shard that is missing, by as many teachers as there is work and room for.
+
+    Returns:
+        The teachers' CPU seconds for all pairs; those of shards that were there already are taken to be like the rest.
+    """
     import ray
     from ray.util import ActorPool
 
@@ -75,12 +80,14 @@ def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) ->
     holder: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Holder)
     pool = ActorPool([holder.remote(task) for _ in range(actors)])
     started = time.monotonic()
-    before = done
-    for count in pool.map_unordered(lambda actor, shard: actor.write.remote(str(folder), *shard), left):
+    before, cpu = done, 0.0
+    for count, took in pool.map_unordered(lambda actor, shard: actor.write.remote(str(folder), *shard), left):
         done += count
+        cpu += took
         rate = (done - before) / (time.monotonic() - started)
         emit("progress", stage="reflow", run=task.run.id, step=done, steps=task.count, position=done / task.count,
              images_per_second=rate, eta=(task.count - done) / rate, what="pairs")  # fmt: skip
+    return round(cpu * task.count / (task.count - before), 2) if task.count > before else 0.0
 
 
 class _Holder:
@@ -92,8 +99,9 @@ class _Holder:
         torch.set_num_threads(1)
         self._teacher = Teacher(task, "cuda" if ray_gpus() else "cpu")
 
-    def write(self, folder: str, file: str, first: int, last: int) -> int:
-        return self._teacher.write(Path(folder), file, first, last)
+    def write(self, folder: str, file: str, first: int, last: int) -> tuple[int, float]:
+        started = time.process_time()
+        return self._teacher.write(Path(folder), file, first, last), time.process_time() - started
 
 
 def ray_gpus() -> bool:

@@ -1,7 +1,7 @@
 """Measure one run: quality, variety, likelihood and speed, as one document and a grid to look at.
 
     metrics     fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
-    likelihood  {value, low, high, unit, kind, method, stderr, nfe, n, bars}, or null
+    likelihood  {value, low, high, unit, kind, method, stderr, nfe, n, bars}, or null; null beside guided samples
     straightness  {value, low, high, n} of a family that walks an ODE: 0 for straight ways; else null
     memorization  nearest, copies: metrics of the distance to training pictures; null for points
     sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, own}], with
@@ -128,7 +128,9 @@ def _measure(
              hint="prepare it with a larger --val")  # fmt: skip
     few = min(options.sweep_samples, n)
     ways = sweep.ways(engine, options)
-    total = n + few * len(ways) + min(options.likelihood, len(by.real.reference))
+    # guided samples are of no density that a family knows, so no likelihood stands beside them
+    likely = options.likelihood if engine.options.get("guidance", 1.0) == 1.0 else 0
+    total = n + few * len(ways) + min(likely, len(by.real.reference))
     tell = _progress(emit, run.id, total)
 
     drawn = samples.draw(
@@ -142,7 +144,7 @@ def _measure(
     own |= {"nfe": drawn.nfe, "ms_per_image": drawn.ms, "own": True}
     points = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
     points += sweep.measure(engine, ruler, drawn, few, ways, options.seed, tell, emit)
-    log_p = bits.likelihood(engine, data, by.real, options.likelihood, options.seed, lambda k: tell(k, "likelihood"))
+    log_p = bits.likelihood(engine, data, by.real, likely, options.seed, lambda k: tell(k, "likelihood"))
     alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
     tell(total, "measured")
     document = {

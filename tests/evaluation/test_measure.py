@@ -144,3 +144,10 @@ def test_a_run_is_measured_as_it_is_told_to_sample(store, prepared, evaluate):
     assert told({"sampler": "midpoint", "steps": 3})["cached"]
     with pytest.raises(UsageError, match="stepz"):
         told({"stepz": 3})
+
+
+def test_no_likelihood_stands_beside_guided_samples(store, prepared, evaluate):
+    """What is guided has no density: the unguided model's would be another model's number."""
+    data = prepared("digits", val=0.2)
+    run = finished(store, data, "flow_matching", sample={"steps": 1, "guidance": 2.0})
+    assert evaluate(run, data, SMALL.model_copy(update={"steps": ()}))["likelihood"] is None

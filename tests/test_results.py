@@ -1,0 +1,114 @@
+"""The quality table: its plan fits the house, its numbers are the documents', and it is made whole by its command."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished import finished
+from small import FACTS
+
+from genflow import build, pipeline
+from genflow.errors import UsageError
+from genflow.evaluation import classifier, measure
+from genflow.recipe import Evaluate, Recipe
+from genflow.store import Store
+
+HOME = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("results", HOME / "benchmarks" / "results.py")
+results = importlib.util.module_from_spec(spec)
+sys.modules["results"] = results  # dataclasses look their module up
+spec.loader.exec_module(results)
+
+
+def test_every_stage_of_the_plan_fits_its_family() -> None:
+    """Each run resolves, starting from the run that it names; each row's sampling is one that its run's family has."""
+    facts = FACTS["grey"]
+    resolved: dict[str, Recipe] = {}
+    for stage in pipeline.load(results.load().pipeline(), "results.yaml").stages:
+        if stage.job == "train":
+            recipe = stage.recipe.with_(data={})  # the pairs do not exist yet
+            source = resolved.get(recipe.init)
+            resolved[stage.name] = build.resolve(recipe, facts, source, facts if source else None)
+        elif stage.job in ("reflow", "evaluate"):
+            run = resolved[stage.runs[0]]
+            build.sample_options(build.family_of(run, facts), {**run.sample, **stage.recipe.sample})
+
+
+def test_seeds_reach_training_pairs_and_measuring() -> None:
+    """A seed's stages carry it, and need only stages of the same seed."""
+    stages = pipeline.load(results.load().pipeline(), "results.yaml").stages
+    for stage in stages:
+        seed = stage.name[-1]
+        section = {"train": stage.recipe.train, "reflow": stage.recipe.reflow, "evaluate": stage.recipe.evaluate}
+        if stage.job in section:
+            assert section[stage.job].seed == int(seed)
+            assert all(need == "data" or need[-1] == seed for need in stage.needs)
+
+
+def test_some_rows_bring_the_runs_that_they_need() -> None:
+    """A reflow row brings its pairs and their teacher, and nothing else; a wrong name is one line."""
+    plan = results.load()
+    assert set(plan.only(["reflow_1"]).runs) == {"teacher", "pairs", "reflow"}
+    with pytest.raises(UsageError, match="no row gann"):
+        plan.only(["gann"])
+
+
+@pytest.fixture
+def found(store, prepared, monkeypatch):
+    """Two seeds of a VAE and one of flow matching, measured; the third run failed."""
+    monkeypatch.setattr(classifier, "MOST", 20)
+    monkeypatch.setattr(classifier, "LEAST", 20)
+    data = prepared("digits", val=0.2)
+
+    def measured(kind, seed):
+        run = finished(store, data, kind, name=f"{kind}-{seed}")
+        options = Evaluate(samples=60, steps=(), likelihood=4, bootstrap=3, seed=seed)
+        return measure.evaluate(store, run, data.artifact, options, lambda event, **fields: None)
+
+    return {"vae": {s: measured("vae", s) for s in (0, 1)}, "flow": {0: measured("flow_matching", 0)}, "gan": {}}
+
+
+def test_the_page_says_what_the_documents_say(found, store, tmp_path) -> None:
+    """A mean over seeds is the documents' mean; what failed is said; grids and numbers lie beside the page."""
+    rows = {name: {"title": name.upper(), "run": name, "goal": {"fd": 1e-9, "recall": 0.0}} for name in found}
+    plan = results.Plan([0, 1], {}, {}, 0.65, {}, rows)
+    out = tmp_path / "results.md"
+    results.write(plan, found, ["gan-s0: the loss is not finite"], "make results", store, out)
+    text = out.read_text()
+
+    cells = {line.split(" | ")[0].strip("| "): line.strip("|\n ").split(" | ") for line in text.splitlines()}
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| VAE")]
+    values = [m["metrics"]["fd"]["value"] for m in found["vae"].values()]
+    assert table[0][3].startswith(f"{results.number(float(np.mean(values)))} (")
+    assert table[0][0] == "VAE"
+    assert table[0][-1] == "≤ 0.0 × floor: no; recall ≥ 0.00: yes"
+    assert table[1][1:] == [results.number(value) for value in values]
+    assert cells["GAN"][1] == "—"
+    assert "- gan-s0: the loss is not finite" in text
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+        "flow.png", "real.png", "results.json", "vae.png",
+    ]  # fmt: skip
+    numbers = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert [m["metrics"]["fd"]["value"] for m in numbers["vae"]] == values
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_command_makes_the_table(tmp_path) -> None:
+    """Every row on digits with tiny budgets; run again, nothing is made anew and the page is the same."""
+    out = tmp_path / "results.md"
+    tiny = ("data.source=digits", "train.steps=5", "reflow.pairs=40", "evaluate.samples=64", "evaluate.likelihood=4")
+    command = [sys.executable, "benchmarks/results.py", "--seeds", "0", "--out", str(out)]
+    command += [word for value in tiny for word in ("--set", value)]
+    variables = {**os.environ, "GENFLOW_STORE": str(tmp_path / "store"), "PYTHONPATH": str(HOME)}
+    subprocess.run(command, cwd=HOME, env=variables, check=True, timeout=1200)
+    first, kept = out.read_text(), len(Store(tmp_path / "store").artifacts("evaluations"))
+    subprocess.run(command, cwd=HOME, env=variables, check=True, timeout=300)
+    assert kept == len(results.load().rows)
+    assert out.read_text() == first
+    assert "What failed" not in first
