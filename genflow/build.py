@@ -70,6 +70,11 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None, trained_on
             f"{family.title} starts from a trained run, and none was named",
             f"genflow train flow_matching --data {data}, then add --init flow_matching-{data}",
         )
+    if trained_on and trained_on.shape != facts.shape:
+        theirs, ours = ("×".join(map(str, shape)) for shape in (trained_on.shape, facts.shape))
+        raise UsageError(
+            f"the run of `init` was trained on data of {theirs}, and this is {ours}", "--init a run on data of this shape"
+        )
     given = {**(family.inherit(init.family) if init else {}), **recipe.family}
     options = bind("family", family.__init__, given, kind)
     if recipe.data.pairs and not family.learns_pairs:

@@ -40,7 +40,7 @@ from genflow.maths.guidance import Guided, forget
 from genflow.maths.paths import along, over
 from genflow.maths.seeds import Rng
 
-RATIO = {"tune": (0.5, 0.1), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
+RATIO = {"tune": (0.25, 0.05), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
 LEAST = {"tune": 0.05, "distill": 0.25}  # the teacher's step is right over a longer way than a line to the data
 LARGEST_RATIO = 80.0  # of noise to data, EDM's sigma_max: beyond, what eps says of the data is rounding
 
@@ -113,12 +113,10 @@ class Consistency(Family):
 
     def begin_from(self, source: Family) -> None:
         view = source._view[0] if isinstance(source, Consistency) else source
-        if type(view) is not type(self._view[0]) or source.facts.shape != self.facts.shape:
-            size = "×".join(map(str, self.facts.shape))
+        if type(view) is not type(self._view[0]):
             raise UsageError(
-                f"{self.title} cannot start from this run: it takes {self._view[0].title} on {size}, and this is "
-                f"{view.title} on {'×'.join(map(str, source.facts.shape))}",
-                "leave family.source out, and take a run on the same data",
+                f"{self.title} cannot start from this run of {view.title}: family.source says {self._view[0].title}",
+                "leave family.source out: it follows from init",
             )
         super().begin_from(source)
         if self.mode == "distill":
@@ -178,7 +176,7 @@ class Consistency(Family):
         rng: Rng,
         *,
         steps: Annotated[int, Field(ge=1, le=4)] = 2,
-        middle: Annotated[float, Field(gt=0, lt=1)] = 0.6,
+        middle: Annotated[float, Field(gt=0, lt=1)] = 0.7,
     ) -> Samples:
         """Multistep consistency sampling (Song et al., 2023, algorithm 1).
 

@@ -126,7 +126,7 @@ def test_the_teacher_is_no_part_of_the_run() -> None:
 
 
 def test_what_it_cannot_start_from_is_refused() -> None:
-    """No run, a VAE, other data, and (to distill) a run that has no ODE any more: each in one line with a cure."""
+    """No run, a VAE, data of another shape, a run of another kind, and (to distill) a run that has no ODE any more: each in one line with a cure."""
     document = parse({"family": {"kind": "consistency"}, "data": {"name": "digits"}})
     with pytest.raises(UsageError, match="none was named") as refused:
         build.resolve(document, GREY)
@@ -134,8 +134,10 @@ def test_what_it_cannot_start_from_is_refused() -> None:
     with pytest.raises(UsageError, match="VAE is on none"):
         build.resolve(document, GREY, recipe("vae", GREY))
     flow = recipe("flow_matching", GREY)
-    with pytest.raises(UsageError, match="takes Flow matching on 1×8×8, and this is Flow matching on 3×8×8"):
+    with pytest.raises(UsageError, match="was trained on data of 3×8×8, and this is 1×8×8"):
         build.resolve(document, GREY, flow, FACTS["colour"])
+    with pytest.raises(UsageError, match="this run of DDPM: family.source says Flow matching"):
+        family("consistency", GREY).begin_from(family("ddpm", GREY))
     tuned = recipe("consistency", GREY)
     assert build.resolve(document, GREY, tuned).family["source"] == flow.family  # tuning goes on from a tuned run
     with pytest.raises(UsageError, match="no ODE to distill"):

@@ -1,0 +1,120 @@
+"""MeanFlow's own facts, with the perfect average velocity of a Gaussian, whose flow scales every point alike."""
+
+import pytest
+import torch
+from small import FACTS, batch, family, shaken
+from torch import Tensor, nn
+
+from genflow.facts import Facts
+from genflow.families.meanflow import MeanFlow
+from genflow.maths.paths import over
+from genflow.maths.seeds import BatchRng, SampleRng
+
+LINE = Facts((1, 1, 1), levels=None)
+S = 0.4  # the data's standard deviation
+ROWS = 64
+NOBODY = torch.zeros(ROWS, dtype=torch.long)
+
+
+def width(t: Tensor) -> Tensor:
+    """Standard deviation of x_t: the flow carries x_t to x_r = x_t width(r)/width(t)."""
+    return (((1 - t) * S) ** 2 + t**2).sqrt()
+
+
+class Perfect(nn.Module):
+    """u(x, r, t) = x (1 - width(r)/width(t)) / (t - r), and the velocity x width'(t)/width(t) where r = t."""
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, r: Tensor) -> Tensor:
+        t, r = t.double() / 1000, r.double() / 1000
+        apart = torch.where((t - r).abs() < 1e-9, 1.0, t - r)
+        step = (1 - width(r) / width(t)) / apart
+        rate = (t - (1 - t) * S**2) / width(t) ** 2
+        return over(torch.where((t - r).abs() < 1e-9, rate, step), x.double()) * x.double()
+
+
+def perfect(**options: object) -> MeanFlow:
+    return MeanFlow({"net": Perfect()}, LINE, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("derivative", ["secant", "jvp"])
+def test_the_identity_of_the_mean_flow(derivative: str) -> None:
+    """u + (t - r) du/dt is the velocity, for every step, also one that begins at t = 1."""
+    model, rng = perfect(derivative=derivative), BatchRng(0, "", 0, total=ROWS)
+    t, r = model.times(ROWS, rng)
+    t = t.clamp(min=0.1)
+    r = torch.minimum(r, t)
+    y = rng.normal((ROWS, 1, 1, 1))
+    left = model.average(y, t, r, NOBODY) + over(t - r, y) * model.slope(y, t, r, NOBODY)
+    torch.testing.assert_close(left, model.average(y, t, t, NOBODY), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7])
+def test_a_step_of_any_length_is_exact(steps: int) -> None:
+    """Noise becomes S times noise, which is the flow of this Gaussian, in however many steps."""
+    rng = SampleRng(range(ROWS), "sample")
+    noise = rng.normal((ROWS, 1, 1, 1))
+    drawn = perfect().sample(noise, NOBODY, rng, steps=steps)
+    assert drawn.nfe == steps
+    torch.testing.assert_close(drawn.x, S * noise, rtol=0, atol=1e-5)
+
+
+def test_codes_are_the_flows_own_noise() -> None:
+    """encode walks u(x_t, t, t): x of this Gaussian comes from the noise x/S."""
+    x = torch.randn(ROWS, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * S
+    code = perfect().encode(x, NOBODY, SampleRng(range(ROWS), "code"))
+    torch.testing.assert_close(code, x / S, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize(("net", "data"), [("unet", "grey"), ("unet", "colour"), ("dit", "grey"), ("mlp", "points")])
+def test_the_secant_is_the_derivative(net: str, data: str) -> None:
+    """On every net that sees two times, forward differentiation and the secant agree; whatever the memory's layout."""
+    facts = FACTS[data]
+    model, rng = shaken(family("meanflow", facts, net)), BatchRng(0, "", 0, total=8)
+    assert isinstance(model, MeanFlow)
+    t, r = model.times(8, rng)
+    y = rng.normal((8, *facts.shape)).to(memory_format=torch.channels_last)
+    slopes = []
+    for model.derivative in ("jvp", "secant"):
+        slopes.append(model.slope(y, t, r, batch(facts).label).flatten())
+    assert float(torch.cosine_similarity(*slopes, dim=0)) > 0.995
+    assert float(slopes[0].norm() / slopes[1].norm()) == pytest.approx(1, abs=0.05)
+
+
+def test_times_are_ordered_and_shared_out_as_asked() -> None:
+    """0 <= r <= t <= 1; the shares of r = t, r = 0 and t = 1 are the options'."""
+    t, r = perfect(instant=0.3, whole=0.4, first=0.2).times(20_000, BatchRng(0, "", 0, total=20_000))
+    assert bool(((r >= 0) & (r <= t) & (t <= 1)).all())
+    assert float((r == t).float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert float((r == 0).float().mean()) == pytest.approx(0.7 * 0.4, abs=0.02)
+    assert float((t == 1).float().mean()) == pytest.approx(0.7 * 0.2, abs=0.02)
+
+
+def test_a_warm_start_is_the_flow_itself() -> None:
+    """Begun from flow matching, u(x, r, t) is its velocity for every r: n steps are Euler's n steps."""
+    facts = FACTS["grey"]
+    flow, model = shaken(family("flow_matching", facts)), family("meanflow", facts, seed=3)
+    model.begin_from(flow)
+    noise, label, rng = batch(facts).x[:2], torch.tensor([0, 10]), SampleRng([1, 2], "sample")
+    for steps in (1, 3):
+        euler = flow.sample(noise, label, rng, sampler="euler", steps=steps).x  # type: ignore[call-arg]
+        torch.testing.assert_close(model.sample(noise, label, rng, steps=steps).x, euler, rtol=0, atol=1e-5)  # type: ignore[call-arg]
+
+
+def test_a_derivative_that_overflows_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a row is left out of the loss; the others count, and the loss and its gradient stay finite."""
+    facts = FACTS["grey"]
+    model = shaken(family("meanflow", facts, family={"instant": 0.0}))
+    slope = MeanFlow.slope
+
+    def broken(self: MeanFlow, y: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+        out = slope(self, y, t, r, label)
+        out[0], out[1] = torch.inf, torch.nan
+        return out
+
+    whole, _ = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0, total=8))
+    monkeypatch.setattr(MeanFlow, "slope", broken)
+    value, numbers = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0, total=8))
+    value.backward()
+    assert 0 < float(value.detach()) < float(whole.detach())
+    assert all(number.isfinite() for number in numbers.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
