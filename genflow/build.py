@@ -73,7 +73,8 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None, trained_on
     if trained_on and trained_on.shape != facts.shape:
         theirs, ours = ("×".join(map(str, shape)) for shape in (trained_on.shape, facts.shape))
         raise UsageError(
-            f"the run of `init` was trained on data of {theirs}, and this is {ours}", "--init a run on data of this shape"
+            f"the run of `init` was trained on data of {theirs}, and this is {ours}",
+            "--init a run on data of this shape",
         )
     given = {**(family.inherit(init.family) if init else {}), **recipe.family}
     options = bind("family", family.__init__, given, kind)
