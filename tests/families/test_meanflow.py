@@ -6,6 +6,7 @@ from small import FACTS, batch, family, shaken
 from torch import Tensor, nn
 
 from genflow.facts import Facts
+from genflow.families import meanflow
 from genflow.families.meanflow import MeanFlow
 from genflow.maths.paths import over
 from genflow.maths.seeds import BatchRng, SampleRng
@@ -66,8 +67,9 @@ def test_codes_are_the_flows_own_noise() -> None:
 
 
 @pytest.mark.parametrize(("net", "data"), [("unet", "grey"), ("unet", "colour"), ("dit", "grey"), ("mlp", "points")])
-def test_the_secant_is_the_derivative(net: str, data: str) -> None:
-    """Away from the ends, forward differentiation and the secant agree, on every net and in whatever memory layout."""
+def test_the_secant_becomes_the_derivative(net: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow and away from the ends, it agrees with forward differentiation, on every net and memory layout."""
+    monkeypatch.setattr(meanflow, "HALF", 0.003)
     facts = FACTS[data]
     model, rng = shaken(family("meanflow", facts, net)), BatchRng(0, "", 0, total=8)
     assert isinstance(model, MeanFlow)
@@ -77,8 +79,8 @@ def test_the_secant_is_the_derivative(net: str, data: str) -> None:
     slopes = []
     for model.derivative in ("jvp", "secant"):
         slopes.append(model.slope(y, t, r, batch(facts).label).flatten())
-    assert float(torch.cosine_similarity(*slopes, dim=0)) > 0.995
-    assert float(slopes[0].norm() / slopes[1].norm()) == pytest.approx(1, abs=0.05)
+    assert float(torch.cosine_similarity(*slopes, dim=0)) > 0.999
+    assert float(slopes[0].norm() / slopes[1].norm()) == pytest.approx(1, abs=0.02)
 
 
 def test_times_are_ordered_and_shared_out_as_asked() -> None:
