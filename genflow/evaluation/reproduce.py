@@ -26,12 +26,14 @@ def commands(store: Store, rows: Sequence[dict[str, Any]]) -> list[str]:
     facts = Facts.from_json(dataset.file(FACTS).read_text())
     runs = [store.find("runs", row["run"]) for row in rows]
     lines = [_line("prepare", dataset.meta["options"]["source"], "--name", dataset.name, *_prepare(dataset))]
+    trained = _lineage(store, runs)
+    names = [run.name for run in trained]
+    called = {run.id: run.name if names.count(run.name) == 1 else run.id for run in trained}
     lines += [
-        _line("train", row["family"], "--data", dataset.name, *_train(run, facts))
-        for row, run in zip(rows, runs, strict=True)
+        _line("train", run.meta["family"], "--data", dataset.name, *_train(store, run, facts, called))
+        for run in trained
     ]
-    names = [run.name for run in runs]
-    named = names if len(set(names)) == len(names) else [run.id for run in runs]
+    named = [called[run.id] for run in runs]
     defaults = Evaluate().model_dump(mode="json")
     sets = _sets({f"evaluate.{key}": value for key, value in rows[0]["evaluate"].items() if value != defaults[key]})
     sets += _sets({f"sample.{key}": value for key, value in rows[0].get("sample", {}).items()})
@@ -44,23 +46,42 @@ def _prepare(dataset: Artifact) -> list[str]:
     return _sets({f"data.{key}": value for key, value in asked.items() if value != defaults.get(key)})
 
 
-def _train(run: Artifact, facts: Facts) -> list[str]:
-    """The options with which the family's preset becomes the run's recipe."""
+def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
+    """The runs, each after the one it starts from, if that is still in the store."""
+    found: dict[str, Artifact] = {}
+
+    def add(run: Artifact) -> None:
+        source = run.meta.get("init")
+        if source and source not in found and (earlier := store.get("runs", source)):
+            add(earlier)
+        found.setdefault(run.id, run)
+
+    for run in runs:
+        add(run)
+    return list(found.values())
+
+
+def _train(store: Store, run: Artifact, facts: Facts, called: dict[str, str]) -> list[str]:
+    """The options with which the family's preset becomes the run's recipe; `called` are names by the runs' ids."""
     recipe = recipe_of(run)
     kind, net = recipe.family["kind"], recipe.net["kind"]
+    source = store.get("runs", recipe.init) if recipe.init else None
+    init = recipe_of(source) if source else None
     try:
-        preset = build.resolve(compose(kind, {"family": {"kind": kind}}), facts)
+        preset = build.resolve(compose(kind, {"family": {"kind": kind}}), facts, init)
         other_net = preset.net["kind"] != net
         if other_net:
-            preset = build.resolve(compose(kind, {"family": {"kind": kind}, "net": {"kind": net}}), facts)
+            preset = build.resolve(compose(kind, {"family": {"kind": kind}, "net": {"kind": net}}), facts, init)
         base = flatten(preset.model_dump(mode="json"))
         if other_net:
             del base["net.kind"]
     except GenflowError:  # a preset that is gone, or fits no longer: everything is said
         base = {"family.kind": kind}
     asked = {key: value for key, value in _deciding(recipe).items() if key not in base or base[key] != value}
+    asked.pop("init", None)
+    start = ["--init", called.get(recipe.init, recipe.init)] if recipe.init else []
     name = ["--name", recipe.name] if recipe.name else []
-    return [*name, *_sets(asked)]
+    return [*start, *name, *_sets(asked)]
 
 
 def recipe_of(run: Artifact) -> Recipe:

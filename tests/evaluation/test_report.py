@@ -87,6 +87,19 @@ def test_the_commands_make_the_runs_again(store, measured):
         assert runs.plan(store, recipe).id == document["run"]
 
 
+def test_a_run_that_starts_from_another_is_made_after_it(store, measured):
+    """The source's command comes first and is named by --init; what follows from it is not said again."""
+    first = store.find("runs", measured[1]["run"])
+    recipe = compose("consistency", {"init": first.id, "data": {"name": measured[1]["dataset"]}})
+    run = runs.plan(store, recipe)
+    runs.begin(store, run)
+    meta = {"family": "consistency", "init": first.id}
+    store.seal("runs", run.id, name=run.name, parents=[first.id], meta=meta)
+    lines = reproduce.commands(store, [{**measured[1], "run": run.id}])
+    assert [line.split()[1:3] for line in lines[1:3]] == [["train", "flow_matching"], ["train", "consistency"]]
+    assert lines[2].endswith(f"--init {first.name}")
+
+
 def test_differences_are_the_changed_keys_alone(store, measured):
     """A key of one run alone is listed for that run; a key that is equal is not listed."""
     recipes = [reproduce.recipe_of(store.find("runs", document["run"])) for document in measured]
