@@ -300,6 +300,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; any but the loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, max=1000, help="Processes that draw.")] = 1,
+    most: Annotated[int, typer.Option("--max-replicas", min=0, help="Grow to so many under load.")] = 0,
     memory: Annotated[int, typer.Option(min=1, help="MB of models that a replica keeps loaded.")] = 2048,
     new_key: Annotated[bool, typer.Option("--new-key", help="Make an API key, show it once, and ask for it.")] = False,
     config_out: Annotated[Path | None, typer.Option(help="Write serve.yaml for `serve deploy`, and stop.")] = None,
@@ -311,7 +312,7 @@ def serve(
     from genflow import commands, hosting
 
     where = commands.Where(cluster, address)
-    hosting.serve(runs, name, host, port, replicas, memory, new_key, config_out, where, json=json)
+    hosting.serve(runs, name, host, port, (replicas, most), memory, new_key, config_out, where, json=json)
 
 
 @app.command()

@@ -19,7 +19,7 @@ SHORTEST_KEY = 24  # characters
 
 
 def serve(
-    references: list[str], name: str, host: str, port: int, replicas: int, memory_mb: int, new_key: bool,
+    references: list[str], name: str, host: str, port: int, replicas: tuple[int, int], memory_mb: int, new_key: bool,
     out: Path | None, where: Where, *, json: bool,
 ) -> None:  # fmt: skip
     """`genflow serve`: the models, the address and the key are settled here; `jobs/serve.py` does the rest."""
@@ -35,8 +35,8 @@ def serve(
     keys = [] if running else _keys(host, new_key)
     inputs: Document = {
         "name": endpoint, "models": shelf.as_documents(models), "host": host, "port": port or env.free_port(),
-        "replicas": replicas, "threads": max(1, (env.cores() - 1) // replicas), "memory_mb": memory_mb, "keys": keys,
-        "per_minute": 600 if keys else 0,
+        "replicas": replicas[0], "most_replicas": replicas[1], "memory_mb": memory_mb, "keys": keys,
+        "threads": max(1, (env.cores() - 1) // max(replicas)), "per_minute": 600 if keys else 0,
     }  # fmt: skip
     if out:
         write_atomically(out, dump(configuration(inputs)))

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
@@ -25,8 +25,9 @@ from genflow.recipe import digest
 from genflow.serving import app as http_app
 from genflow.serving.guard import Limits
 from genflow.serving.replies import Refused, Reply
-from genflow.serving.service import Service
-from genflow.serving.shelf import Entry
+
+if TYPE_CHECKING:  # with torch: only where something is drawn
+    from genflow.serving.service import Service
 
 Document = dict[str, Any]
 
@@ -64,6 +65,9 @@ class Sampler:
 
     async def reconfigure(self, config: Document) -> None:
         """Serve these models from now on; the first time, load and try them."""
+        from genflow.serving.service import Service
+        from genflow.serving.shelf import Entry
+
         entries = [Entry(**entry) for entry in config["models"]]
         if self._service is None:
             service = Service(entries, **self._options)
@@ -76,7 +80,7 @@ class Sampler:
             logging.getLogger("ray.serve").exception("the new models cannot be served, and the old ones stay")
 
     @property
-    def service(self) -> Service:
+    def service(self) -> "Service":
         """The models and their queue."""
         assert self._service is not None
         return self._service
@@ -283,7 +287,7 @@ def application(inputs: Document) -> serve.Application:
         ray_actor_options={"num_cpus": inputs.get("threads", 1), "num_gpus": inputs.get("gpus", 0)},
         max_ongoing_requests=192,  # its own queue is shorter, and knows how long it will take
         health_check_period_s=1,
-        health_check_timeout_s=3,
+        health_check_timeout_s=2.5,
         graceful_shutdown_timeout_s=deadline_s,
         graceful_shutdown_wait_loop_s=0.5,
         version=version,
@@ -310,13 +314,13 @@ def application(inputs: Document) -> serve.Application:
 
     front = _deployment(serve.ingress(http)()).options(
         name=HTTP,
-        num_replicas=max(1, int(inputs.get("http_replicas", 1))),
+        num_replicas=max(1, int(inputs.get("http_replicas", 2))),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=BUSY,
         max_queued_requests=BUSY,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         health_check_period_s=1,
-        health_check_timeout_s=3,
+        health_check_timeout_s=2.5,
         graceful_shutdown_timeout_s=deadline_s,
         graceful_shutdown_wait_loop_s=0.5,
         version=version,

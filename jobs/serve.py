@@ -17,7 +17,10 @@ from jobs.cluster import ray_cluster
 from jobs.common import Document, Emit, execute
 
 READY_S = 120.0
-PROXY = "jobs.replicas:middlewares"
+SERVE = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.replicas:middlewares",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
+}
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -37,8 +40,8 @@ def main(document: Document, emit: Emit) -> Document:
     shelf.try_out(models)
     if inputs.get("running"):
         return change(inputs, models, emit)
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = PROXY  # before Ray starts: the proxy inherits it
-    with ray_cluster(num_cpus=max(env.cores(), inputs.get("replicas", 1)), logs=False):
+    os.environ |= SERVE  # before Ray starts: its daemons inherit it
+    with ray_cluster(num_cpus=max(env.cores(), inputs.get("replicas", 1), inputs.get("most_replicas", 0)), logs=False):
         begin(inputs)
         try:
             deploy(inputs, models)
@@ -106,6 +109,9 @@ def change(inputs: Document, models: list[shelf.Entry], emit: Emit) -> Document:
     ray.init(address=running["gcs"], logging_level=logging.ERROR, log_to_driver=False)
     try:
         deploy(inputs, models)
+    except GenflowError:  # else a replica that starts later would meet what could not be served
+        deploy(inputs, [shelf.Entry(**entry) for entry in running["inputs"]["models"]])
+        raise
     finally:
         ray.shutdown()
     endpoints.write(Store(), inputs, running)
