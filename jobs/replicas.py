@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from genflow import code
 from genflow.recipe import digest
 from genflow.serving import app as http_app
-from genflow.serving.guard import Limits
+from genflow.serving.guard import Limits, answer
 from genflow.serving.replies import Refused, Reply
 
 if TYPE_CHECKING:  # with torch: only where something is drawn
@@ -34,6 +34,8 @@ Document = dict[str, Any]
 HTTP, SAMPLER = "Http", "Sampler"
 ROOMS = ("genflow", "jobs/replicas.py")
 BUSY = 256  # requests in an Http replica; what is more waits in the proxy, in a queue of the same length
+MOST = 400  # requests in the proxy; what is more is refused there
+FULL_S = 0.25  # for which a full queue, of seconds, is taken to be full still
 TRIES = 6
 DIED = (RayActorError, DeploymentUnavailableError)
 BOUNDS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
@@ -128,11 +130,18 @@ class Replicas:
 
     def __init__(self, handle: DeploymentHandle, deadline_s: float) -> None:
         self._handle, self._deadline_s = handle, deadline_s
+        self._full: Reply | None = None  # what was said when the queue was full, for a moment
+        self._full_until = 0.0
         self._streaming = handle.options(stream=True)
 
     async def samples(self, name: str, request: Document) -> Reply:
         """See `Backend`."""
-        return await self._ask(lambda: self._handle.samples.remote(name, request), self._deadline_s)
+        if self._full and time.monotonic() < self._full_until:
+            return self._full
+        reply = await self._ask(lambda: self._handle.samples.remote(name, request), self._deadline_s)
+        if reply.status == 503:
+            self._full, self._full_until = reply, time.monotonic() + FULL_S
+        return reply
 
     async def cards(self) -> list[Document]:
         """See `Backend`."""
@@ -204,11 +213,23 @@ class Again:
 
     def __init__(self, app: Any, tries: int = TRIES) -> None:
         self.app, self.tries = app, tries
+        self._under_way = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self._under_way >= MOST:
+            refused = Refused(503, f"{self._under_way} requests are under way", hint="try again", retry_after=1)
+            await answer(refused, "", send)
+            return
+        self._under_way += 1
+        try:
+            await self._answered(scope, receive, send)
+        finally:
+            self._under_way -= 1
+
+    async def _answered(self, scope: Any, receive: Any, send: Any) -> None:
         said: list[Any] = []
         for attempt in range(self.tries):
             try_ = _Try(said, receive, send, last=attempt == self.tries - 1)

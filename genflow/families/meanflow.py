@@ -141,7 +141,9 @@ class MeanFlow(Family):
         x, clock = noise, uniform_times(steps)
         for t, r in zip(clock[:-1], clock[1:], strict=True):
             at, to = (torch.full((len(x),), each, device=x.device) for each in (t, r))
-            x = x - (t - r) * self.average(x, at, to, label)
+            u = self.average(x, at, to, label)
+            self.show(x, x - t * u)
+            x = x - (t - r) * u
         return Samples(x, steps)
 
     @torch.no_grad()

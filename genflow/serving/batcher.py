@@ -10,6 +10,7 @@ off at its next network evaluation.
 import asyncio
 import contextlib
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from genflow.engine import ROWS as FILLED
 from genflow.engine import Drawn
 from genflow.families.base import Watcher
 from genflow.serving.replies import Refused
@@ -89,6 +91,12 @@ class Served:
     rows: int
 
 
+def _stand_back() -> None:
+    """Let the threads that answer go before the one that draws, where both want the same core."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(5)  # of this thread alone, on Linux
+
+
 Piece = tuple[Job, int, int]
 Draw = Callable[[Job, list[int], list[int], list[tuple[int, float]] | None, Watcher], Drawn]
 
@@ -100,13 +108,18 @@ class Batcher:
         draw: draws samples for a job's key; called in the thread.
         rows: samples of a batch at most.
         most_jobs: requests that may wait.
+        patience_s: how long the queue may be when another request is taken into it.
         window_s: how long a lone request waits for company.
     """
 
-    def __init__(self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, window_s: float = 0.002) -> None:
-        self._draw, self.rows, self.most_jobs, self.window_s = draw, rows, most_jobs, window_s
+    def __init__(
+        self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, patience_s: float = 5.0, window_s: float = 0.002
+    ) -> None:
+        self._draw, self.rows, self.most_jobs = draw, rows, most_jobs
+        self.patience_s, self.window_s = patience_s, window_s
         self._queue: deque[Job] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw", initializer=_stand_back)
+        self._drawn_at = 0.0  # when the batch that is being drawn will be, by what others took
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._pace: dict[Hashable, float] = {}  # seconds a sample
@@ -115,7 +128,8 @@ class Batcher:
 
     def backlog(self) -> float:
         """Seconds until the queue is drawn, by what batches took before."""
-        return sum(job.left * self._pace.get(job.key, 0.0) for job in self._queue)
+        running = max(0.0, self._drawn_at - time.monotonic()) if self.busy else 0.0
+        return running + sum(job.left * self._pace.get(job.key, 0.0) for job in self._queue)
 
     @property
     def waiting(self) -> int:
@@ -150,8 +164,9 @@ class Batcher:
         backlog = self.backlog()
         own = len(job.seeds) * self._pace.get(job.key, 0.0)
         soon = max(1, math.ceil(backlog))
-        if len(self._queue) >= self.most_jobs:
-            raise Refused(503, f"{len(self._queue)} requests wait already", hint="try again", retry_after=soon)
+        if len(self._queue) >= self.most_jobs or (self._queue and backlog > self.patience_s):
+            message = f"{len(self._queue)} requests wait already, for about {backlog:.0f} s"
+            raise Refused(503, message, hint="try again", retry_after=soon)
         if backlog + own > job.deadline - time.monotonic():
             if backlog < own:
                 message = f"this would take about {own:.0f} s, longer than a request may"
@@ -174,7 +189,9 @@ class Batcher:
             pieces = self._take()
             if not pieces:
                 continue
-            start, self.busy, self.beat = time.monotonic(), True, time.monotonic()
+            start = self.beat = time.monotonic()
+            self._drawn_at = start + sum((b - a) * self._pace.get(job.key, 0.0) for job, a, b in pieces)
+            self.busy = True
             try:
                 drawn = await loop.run_in_executor(self._thread, self._draw_pieces, pieces)
             except Abandoned:
@@ -232,7 +249,7 @@ class Batcher:
         """Give every job its rows, and its samples when they are complete."""
         took, total = time.monotonic() - start, len(drawn.images)
         key = pieces[0][0].key
-        pace = took / total
+        pace = drawn.seconds / (math.ceil(total / FILLED) * FILLED)  # without the time that loading the model took
         self._pace[key] = pace if key not in self._pace else 0.7 * self._pace[key] + 0.3 * pace
         while len(self._pace) > 1000:
             self._pace.pop(next(iter(self._pace)))
