@@ -15,6 +15,7 @@ References:
 """
 
 import math
+from itertools import pairwise
 from typing import Annotated
 
 import torch.nn.functional as F
@@ -67,9 +68,9 @@ class Block(nn.Module):
 class Level(nn.Module):
     """The blocks of one size."""
 
-    def __init__(self, inputs: int, channels: int, condition: int, blocks: int, total: int) -> None:
+    def __init__(self, enter: nn.Module, channels: int, condition: int, blocks: int, total: int) -> None:
         super().__init__()
-        self.enter = kaiming(nn.Conv2d(inputs, channels, 1)) if inputs != channels else nn.Identity()
+        self.enter = enter
         self.blocks = nn.ModuleList(Block(channels, condition, total) for _ in range(blocks))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
@@ -79,18 +80,26 @@ class Level(nn.Module):
         return h
 
 
+def _resize(before: int, after: int) -> nn.Module:
+    return kaiming(nn.Conv2d(before, after, 1)) if before != after else nn.Identity()
+
+
 class Encoder(nn.Module):
     """A picture to a vector; the class modulates the blocks, and weighs the last features."""
 
     def __init__(self, ports: Ports, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
         super().__init__()
-        self.fold, self.sides, self.outputs = fold, sides, ports.outputs
+        self.fold, self.outputs = fold, ports.outputs
         self.condition = told(width, classes, ports)
         widths = [width * min(2**level, 4) for level in range(len(sides))]
-        self.enter = kaiming(nn.Conv2d(ports.inputs[0] * fold**2, width, 3, padding=1))
+        channels = [ports.inputs[0] * fold**2, *widths]
+        enters = [
+            kaiming(nn.Conv2d(before, after, 3, stride=2 if level else 1, padding=1))
+            for level, (before, after) in enumerate(pairwise(channels))
+        ]
         self.levels = nn.ModuleList(
-            Level(before, after, width, blocks, blocks * len(sides))
-            for before, after in zip([width, *widths], widths, strict=False)
+            Level(enter, channels, width, blocks, blocks * len(sides))
+            for enter, channels in zip(enters, widths, strict=True)
         )
         self.features = kaiming(nn.Linear(widths[-1] * sides[-1] ** 2, widths[-1]), GAIN)
         self.modulate = kaiming(nn.Linear(width, widths[-1]))
@@ -100,10 +109,8 @@ class Encoder(nn.Module):
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = self.condition(t, label, x, r)
-        h = self.enter(F.pixel_unshuffle(x, self.fold))
-        for level, side in zip(self.levels, self.sides, strict=True):
-            if h.shape[-1] != side:
-                h = F.avg_pool2d(h, 2, ceil_mode=True, count_include_pad=False)
+        h = F.pixel_unshuffle(x, self.fold)
+        for level in self.levels:
             h = level(h, c)
         h = rectify(self.features(rectify(h).flatten(1)))
         return self.leave(h * (1 + self.modulate(c))).unflatten(1, self.outputs)
@@ -121,8 +128,8 @@ class Decoder(nn.Module):
         self.style = kaiming(nn.Linear(code, top))
         self.enter = kaiming(nn.Linear(top, top * sides[-1] ** 2), GAIN)
         self.levels = nn.ModuleList(
-            Level(before, after, top, blocks, blocks * len(sides))
-            for before, after in zip([*widths[1:], top][::-1], widths[::-1], strict=True)
+            Level(_resize(before, after), after, top, blocks, blocks * len(sides))
+            for before, after in pairwise([top, *widths[::-1]])
         )
         fine = max(1, width // fold**2) if fold > 1 else width
         self.unfold = kaiming(nn.Conv2d(width, fine * fold**2, 3, padding=1), GAIN)

@@ -6,11 +6,14 @@
 import math
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.facts import Ports
 from genflow.nets.layers import Condition, zero
+
+POINT, HIGHEST = 3, 50  # the most numbers that a point has; rad for a distance of 1
 
 
 class Block(nn.Module):
@@ -32,12 +35,17 @@ class Block(nn.Module):
 class MLP(nn.Module):
     """Any shape in, any shape out."""
 
-    def __init__(self, ports: Ports, classes: int, width: int, depth: int) -> None:
+    omega: Tensor
+
+    def __init__(self, ports: Ports, classes: int, width: int, depth: int, waves: int) -> None:
         super().__init__()
         self.outputs = ports.outputs
         self.condition = Condition(width, classes, ports.time, ports.second_time)
         self.act = nn.SiLU()
-        self.enter = nn.Linear(math.prod(ports.inputs), width)
+        inputs = math.prod(ports.inputs)
+        self.register_buffer("omega", torch.logspace(0, math.log10(HIGHEST), waves), persistent=False)
+        self.waves = waves if inputs <= POINT else 0
+        self.enter = nn.Linear(inputs * (1 + 2 * self.waves), width)
         self.blocks = nn.ModuleList(Block(width, width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, math.prod(ports.outputs), bias=ports.offset)
@@ -46,7 +54,11 @@ class MLP(nn.Module):
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = self.act(self.condition(t, label, x, r))  # (B, width)
-        h = self.enter(x.flatten(1))
+        h = x.flatten(1)
+        if self.waves:
+            phase = (h[:, :, None] * self.omega).flatten(1)
+            h = torch.cat([h, phase.cos(), phase.sin()], 1)
+        h = self.enter(h)
         for block in self.blocks:
             h = block(h, c)
         return self.leave(self.norm(h)).unflatten(1, self.outputs)
@@ -58,6 +70,7 @@ def build(
     *,
     width: Annotated[int, Field(ge=1, le=8192)] = 256,
     depth: Annotated[int, Field(ge=1, le=256)] = 4,
+    waves: Annotated[int, Field(ge=0, le=64)] = 0,
 ) -> nn.Module:
     """A residual MLP.
 
@@ -66,5 +79,7 @@ def build(
         classes: the number of classes; 0 for none.
         width: of the hidden layers.
         depth: the number of residual layers.
+        waves: frequencies in which each coordinate of a point is shown, too, from 1 to 50 rad (Fourier features,
+            https://arxiv.org/abs/2006.10739); inputs of more than three numbers are left as they are.
     """
-    return MLP(ports, classes, width, depth)
+    return MLP(ports, classes, width, depth, waves)
