@@ -34,7 +34,7 @@ from genflow.maths.guidance import forget
 from genflow.maths.seeds import Rng
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
-GAMMA = 0.02  # times the root of a sample's numbers: 0.56 for 28 x 28, because a distance grows with that root
+GAMMA, LEAST_GAMMA = 0.02, 0.2  # times the root of a sample's numbers, because a distance grows with that root
 DIFFERENCE = 0.05  # how far apart two points are, in standard deviations a number, whose difference is a slope
 
 
@@ -46,8 +46,8 @@ class Gan(Family):
         facts: of the data.
         latent: numbers in z.
         game: relativistic, non_saturating or minimax; the formulas are above.
-        gamma: weight of the penalties R1 and R2 at the start; null: 0.02 sqrt(D) for D numbers a sample in
-            the relativistic game, and 0 in the other two, as they were first played.
+        gamma: weight of the penalties R1 and R2 at the start; null: in the relativistic game 0.02 sqrt(D) for
+            D numbers a sample, at least 0.2; in the other two 0, as they were first played.
         gamma_fall: gamma falls to gamma / gamma_fall along half a cosine over training.
         penalty: exact (second derivatives), or difference (a slope along one random direction a row: rougher).
         forget: share of labels dropped while training, for both players, so that samples without a label work; 1:
@@ -79,7 +79,7 @@ class Gan(Family):
         self.noise_shape = (latent,)
         self.game, self.penalty, self.forget, self.gamma_fall = game, penalty, forget, gamma_fall
         if gamma is None:
-            gamma = GAMMA * math.sqrt(facts.dims) if game == "relativistic" else 0.0
+            gamma = max(LEAST_GAMMA, GAMMA * math.sqrt(facts.dims)) if game == "relativistic" else 0.0
         self.gamma = gamma
         self._gamma_now = gamma
         self.watch = Watch(patience)
