@@ -101,7 +101,7 @@ def drawn_codes(model: Vae, label: int, count: int = 1500) -> torch.Tensor:
 def test_samples_have_the_codes_of_the_data() -> None:
     """With one Gaussian a class: the codes that are decoded have the mean and covariance of that class's codes."""
     model, stack = finished(), ([], [])
-    for i in range(20):
+    for i in range(10):
         data = batch(FACTS["grey"], i, rows=256)
         mean, log_variance = model._posterior(data.x, torch.full((256,), 3))
         for kept, part in zip(stack, (mean, log_variance.exp()), strict=True):
@@ -140,8 +140,8 @@ def test_without_a_label_every_class_has_its_share() -> None:
     assert prior is not None
     own = prior.log_weight[10].exp()
     shares = torch.stack([own[10 + c] for c in range(10)])
-    labels = torch.cat([batch(FACTS["grey"], i, rows=256).label for i in range(20)])[:5000]
-    torch.testing.assert_close(shares, torch.bincount(labels, minlength=11)[:10] / 5000, rtol=0, atol=1e-5)
+    labels = torch.cat([batch(FACTS["grey"], i, rows=256).label for i in range(10)])[:2500]
+    torch.testing.assert_close(shares, torch.bincount(labels, minlength=11)[:10] / 2500, rtol=0, atol=1e-5)
     assert float(prior.log_weight[3, 3]) == 0.0
     assert (prior.log_weight.exp().sum(1)[:10] - 1).abs().max() < 1e-5
 
