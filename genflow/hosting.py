@@ -11,7 +11,8 @@ from genflow import endpoints, env, terminal
 from genflow.commands import Where, find_run, send
 from genflow.errors import SetupError, UsageError
 from genflow.recipe import dump
-from genflow.store import Store, write_atomically
+from genflow.serving.entries import as_documents, entries
+from genflow.store import NODE, Store, write_atomically
 
 Document = dict[str, Any]
 
@@ -23,18 +24,16 @@ def serve(
     out: Path | None, where: Where, *, json: bool,
 ) -> None:  # fmt: skip
     """`genflow serve`: the models, the address and the key are settled here; `jobs/serve.py` does the rest."""
-    from genflow.serving import shelf
-
     store = Store()
     runs = [find_run(store, reference) for reference in references]
     if name and not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"--name {name}: letters, digits, - and _ alone")
-    models = shelf.entries(store, runs, [name] if name and len(runs) == 1 else [])
+    models = entries(store, runs, [name] if name and len(runs) == 1 else [])
     endpoint = name or models[0].name
     running = endpoints.get(store, endpoint)
     keys = [] if running else _keys(host, new_key)
     inputs: Document = {
-        "name": endpoint, "models": shelf.as_documents(models), "host": host, "port": port or env.free_port(),
+        "name": endpoint, "models": as_documents(models), "host": host, "port": port or env.free_port(),
         "replicas": replicas[0], "most_replicas": replicas[1], "memory_mb": memory_mb, "keys": keys,
         "threads": max(1, (env.cores() - 1) // max(replicas)), "per_minute": 600 if keys else 0,
     }  # fmt: skip
@@ -140,6 +139,8 @@ def take_down(name: str) -> None:
     if found is None:
         known = ", ".join(endpoint["name"] for endpoint in endpoints.alive(store)) or "none"
         raise UsageError(f"no endpoint {name!r} is being served; there are: {known}", "genflow endpoints ls")
+    if found["node"] != NODE:
+        raise UsageError(f"{name} is served by {found['node']}", "genflow jobs ls, then genflow jobs stop JOB")
     os.kill(found["pid"], signal.SIGTERM)
     end = time.monotonic() + 90
     while time.monotonic() < end:

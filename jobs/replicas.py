@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from genflow import code
 from genflow.recipe import digest
 from genflow.serving import app as http_app
+from genflow.serving.entries import Entry
 from genflow.serving.guard import Limits, answer
 from genflow.serving.replies import Refused, Reply
 
@@ -68,7 +69,6 @@ class Sampler:
     async def reconfigure(self, config: Document) -> None:
         """Serve these models from now on; the first time, load and try them."""
         from genflow.serving.service import Service
-        from genflow.serving.shelf import Entry
 
         entries = [Entry(**entry) for entry in config["models"]]
         if self._service is None:

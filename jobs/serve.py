@@ -11,9 +11,10 @@ import urllib.request
 
 from genflow import endpoints, env
 from genflow.errors import DataError, GenflowError, SetupError
-from genflow.serving import shelf
+from genflow.serving.entries import Entry, as_documents, signature
+from genflow.serving.shelf import try_out
 from genflow.store import Store
-from jobs.cluster import ray_cluster
+from jobs.cluster import IN_A_JOB, ray_cluster
 from jobs.common import Document, Emit, execute
 
 READY_S = 120.0
@@ -36,8 +37,8 @@ def main(document: Document, emit: Emit) -> Document:
         SetupError: Serve does not start.
     """
     inputs = document["inputs"]
-    models = [shelf.Entry(**entry) for entry in inputs["models"]]
-    shelf.try_out(models)
+    models = [Entry(**entry) for entry in inputs["models"]]
+    try_out(models)
     if inputs.get("running"):
         return change(inputs, models, emit)
     os.environ |= SERVE  # before Ray starts: its daemons inherit it
@@ -69,7 +70,7 @@ def begin(inputs: Document) -> None:
         raise SetupError(f"Ray Serve does not start: {str(error).splitlines()[0]}", hint) from error
 
 
-def deploy(inputs: Document, models: list[shelf.Entry]) -> None:
+def deploy(inputs: Document, models: list[Entry]) -> None:
     """Bring the application to these models, and wait until every request is answered by them."""
     import logging
 
@@ -79,12 +80,12 @@ def deploy(inputs: Document, models: list[shelf.Entry]) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     document = {key: value for key, value in inputs.items() if key not in ("running", "host", "port")}
-    document["models"] = shelf.as_documents(models)
+    document["models"] = as_documents(models)
     try:
         serve.run(application(document), name=inputs["name"], route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
         raise GenflowError(f"the application does not start: {str(error).splitlines()[0]}", "genflow doctor") from error
-    wanted = shelf.signature(models)
+    wanted = signature(models)
     end = time.monotonic() + READY_S
     version = ""
     while time.monotonic() < end:
@@ -97,7 +98,7 @@ def deploy(inputs: Document, models: list[shelf.Entry]) -> None:
                     "the old models stay")  # fmt: skip
 
 
-def change(inputs: Document, models: list[shelf.Entry], emit: Emit) -> Document:
+def change(inputs: Document, models: list[Entry], emit: Emit) -> Document:
     """Give an application that runs other models; nothing restarts, and no request is lost."""
     running = inputs["running"]
     env.loopback(int(running["gcs"].rpartition(":")[2]))
@@ -110,27 +111,39 @@ def change(inputs: Document, models: list[shelf.Entry], emit: Emit) -> Document:
     try:
         deploy(inputs, models)
     except GenflowError:  # else a replica that starts later would meet what could not be served
-        deploy(inputs, [shelf.Entry(**entry) for entry in running["inputs"]["models"]])
+        deploy(inputs, [Entry(**entry) for entry in running["inputs"]["models"]])
         raise
+    else:
+        endpoints.write(Store(), inputs, running)
+        emit("note", message=_welcome(inputs, models))
     finally:
         ray.shutdown()
-    endpoints.write(Store(), inputs, running)
-    emit("note", message=_welcome(inputs, models))
     return _result(inputs, models, "changed")
 
 
 def end(inputs: Document) -> None:
-    """Drain: what is under way is answered, then everything goes."""
+    """Drain: what is under way is answered, then the application goes; on a Ray of its own, Serve goes, too."""
     from ray import serve
 
     endpoints.remove(Store(), inputs["name"])
-    serve.shutdown()
+    if IN_A_JOB in os.environ:
+        serve.delete(inputs["name"])
+    else:
+        serve.shutdown()
 
 
 def address(inputs: Document) -> str:
     """Where the application is reached from this machine."""
     host = "127.0.0.1" if inputs["host"] in ("0.0.0.0", "::") else inputs["host"]
     return f"http://{host}:{inputs['port']}"
+
+
+def metrics() -> str:
+    """Where Prometheus finds Ray's metrics and ours."""
+    import ray
+
+    node = next(node for node in ray.nodes() if node["Alive"])
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def ask(url: str) -> tuple[int, Document]:
@@ -159,16 +172,17 @@ def _wait(inputs: Document, emit: Emit) -> None:
             emit("note", message="it answers again")
 
 
-def _welcome(inputs: Document, models: list[shelf.Entry]) -> str:
+def _welcome(inputs: Document, models: list[Entry]) -> str:
     names = ", ".join(model.name for model in models)
-    return f"serving  {names}\n         playground {address(inputs)}/ · API {address(inputs)}/docs"
+    where = address(inputs)
+    return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics()}"
 
 
-def _result(inputs: Document, models: list[shelf.Entry], state: str) -> Document:
+def _result(inputs: Document, models: list[Entry], state: str) -> Document:
     return {
         "schema": "genflow.serve/1", "name": inputs["name"], "address": address(inputs), "state": state,
         "models": [{"name": model.name, "run": model.run} for model in models],
-        "version": shelf.signature(models),
+        "version": signature(models),
     }  # fmt: skip
 
 

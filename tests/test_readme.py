@@ -77,7 +77,7 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
     }  # fmt: skip
     ran = []
     for args in commands(ROOT / "README.md"):
-        if args[0] == "ui" or "--cluster" in args or args[0] == "jobs":
+        if args[0] in ("ui", "jobs", "serve", "endpoints") or "--cluster" in args:
             continue
         args = [arg.replace("~", str(tmp_path)) if arg.startswith("~") else arg for arg in args]
         done = subprocess.run(

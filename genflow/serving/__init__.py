@@ -5,6 +5,7 @@
     requests   what may be asked, typed
     service    what runs in a replica: a request in, a reply out
     batcher    requests that fit together are drawn together, within bounds
+    entries    the models of a deployment, as they are written down
     shelf      the models: their cards, and the engines in memory
     replies    what comes back, and errors in one shape
     recommend  the settings that a run's own measurements recommend

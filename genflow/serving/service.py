@@ -19,9 +19,10 @@ from genflow.errors import UsageError
 from genflow.facts import Facts
 from genflow.families.base import Watcher
 from genflow.serving.batcher import Batcher, Job, Served
+from genflow.serving.entries import Entry, signature
 from genflow.serving.replies import Refused, Reply, json_reply
 from genflow.serving.requests import FRAMES, MOST_EVALUATIONS, SampleRequest, WalkRequest
-from genflow.serving.shelf import Entry, Model, Shelf, signature
+from genflow.serving.shelf import Model, Shelf
 
 MEDIA = {"png": "image/png", "webp": "image/webp", "json": "application/json", "npy": "application/x-npy"}
 HANGS_S = 60.0  # without one network evaluation: the thread hangs

@@ -6,7 +6,6 @@ A model that is asked for is loaded; the one that was not asked for longest goes
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +17,12 @@ from genflow.errors import DataError, GenflowError, UsageError
 from genflow.facts import Facts
 from genflow.families.base import Family
 from genflow.recipe import Recipe, parse, read
+from genflow.serving.entries import Entry
 from genflow.serving.recommend import recommend
 from genflow.serving.replies import Refused
-from genflow.store import MANIFEST, Artifact, Store, read_manifest
+from genflow.store import MANIFEST, Artifact, read_manifest
 
 LARGER_IN_MEMORY = 2.0  # an engine over its weights' file: the weights, and what it works on
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model to serve, as it is written in a deployment.
-
-    Args:
-        name: in addresses.
-        run: the run's id.
-        path: the run's folder, seen by every replica.
-        evaluation: the folder of its newest evaluation; empty: none.
-    """
-
-    name: str
-    run: str
-    path: str
-    evaluation: str = ""
-
-
-def entries(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[Entry]:
-    """The runs as models, each with its newest evaluation; two of one name are told apart by their ids."""
-    made: list[Entry] = []
-    for index, run in enumerate(runs):
-        name = names[index] if index < len(names) else run.name
-        if name in [entry.name for entry in made]:
-            name = run.id
-        measured = [e for e in store.artifacts("evaluations") if e.meta.get("run") == run.id]
-        made.append(Entry(name, run.id, str(run.path), str(measured[-1].path) if measured else ""))
-    return made
 
 
 class Model:
@@ -232,17 +203,3 @@ def try_out(listed: Sequence[Entry]) -> None:
             raise DataError(f"model {entry.name} does not work: {str(error).splitlines()[0]}", hint) from error
         if not np.isfinite(drawn.images).all():
             raise UsageError(f"model {entry.name} draws what are no numbers", "train it again")
-
-
-def as_documents(listed: Sequence[Entry]) -> list[dict[str, str]]:
-    """Entries as a deployment's configuration holds them."""
-    return [asdict(entry) for entry in listed]
-
-
-def signature(listed: Sequence[Entry]) -> str:
-    """What distinguishes one deployed list from another."""
-    from genflow.recipe import digest
-
-    return digest(as_documents(listed))
-
-

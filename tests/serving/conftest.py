@@ -6,7 +6,7 @@ import pytest
 from served import client, listed, trained
 from starlette.testclient import TestClient
 
-from genflow.serving.shelf import Entry
+from genflow.serving.entries import Entry
 from genflow.store import Store
 
 

@@ -12,9 +12,9 @@ from genflow.data.preparing import here, prepare
 from genflow.data.shards import Dataset
 from genflow.recipe import Data
 from genflow.serving import app
+from genflow.serving.entries import Entry, entries
 from genflow.serving.guard import Limits
 from genflow.serving.service import Service
-from genflow.serving.shelf import Entry, entries
 from genflow.store import Artifact, Store
 
 

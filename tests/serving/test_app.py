@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from genflow.data import preview
 from genflow.engine import Engine, labels_for
-from genflow.serving.shelf import Entry
+from genflow.serving.entries import Entry
 from genflow.store import Store
 
 Shelved = tuple[Store, list[Entry]]

@@ -12,9 +12,9 @@ from served import client
 from starlette.testclient import TestClient
 
 from genflow.serving import guard
+from genflow.serving.entries import Entry
 from genflow.serving.guard import Guard, Limits, Rate, hashed, new_key, strict
 from genflow.serving.replies import Refused
-from genflow.serving.shelf import Entry
 from genflow.store import Store
 
 JSON = {"Content-Type": "application/json"}

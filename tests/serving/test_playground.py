@@ -12,8 +12,8 @@ import uvicorn
 
 from genflow import env
 from genflow.serving import app
+from genflow.serving.entries import Entry
 from genflow.serving.service import Service
-from genflow.serving.shelf import Entry
 from genflow.store import Store
 
 PROGRAM = browser.found()
