@@ -272,7 +272,7 @@ def sample(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Draw samples from a run."""
+    """Draw samples from a run, or from a served model by its address, http://HOST:PORT."""
     from genflow import drawing
 
     options = {"steps": steps, "sampler": sampler or None, "guidance": guidance}

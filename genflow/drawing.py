@@ -30,6 +30,12 @@ def sample(
     kind = "folder" if not out.suffix or str(out).endswith("/") else out.suffix
     if kind not in ("folder", ".png", ".npy", ".parquet"):
         raise UsageError(f"cannot write samples as {out.suffix}", "use grid.png, a folder/, samples.npy or .parquet")
+    if reference.startswith(("http://", "https://")):
+        if interpolate or between or guide or weights != "ema":
+            raise UsageError("a served model is asked for samples alone", "leave out --interpolate, --guide, --weights")
+        given = {key: value for key, value in flags.items() if value is not None} | assignments(sets).get("sample", {})
+        _from_endpoint(reference, FEW if n is None else n, seed, given, label, out, kind, json=json)
+        return
     store = Store()
     run = find_run(store, reference)
     engine = Engine.load(run, average=weights == "ema")
@@ -68,6 +74,33 @@ def sample(
         return
     each = 1000 * drawn.seconds / max(n, 1)
     print(f"         {drawn.nfe} evaluations and {each:.1f} ms each · seeds {seed}..{seed + n - 1}")
+
+
+def _from_endpoint(
+    address: str, n: int, seed: int, options: dict[str, Any], label: str, out: Path, kind: str, *, json: bool
+) -> None:  # fmt: skip
+    """Samples of a served model, `http://host:port` (its first model) or `http://host:port/v1/models/NAME`."""
+    from urllib.parse import unquote
+
+    from genflow.client import Client
+
+    if kind not in (".png", ".npy"):
+        raise UsageError(f"samples of a served model are written as .png or .npy, not {out}", "choose another --out")
+    host, _, name = address.partition("/v1/models/")
+    client = Client(host)
+    model = unquote(name).strip("/") or client.models()[0]["id"]
+    answer = client.draw(model, n=n, seed=seed, label=label, format=kind[1:], **options)
+    try:
+        write_atomically(out, answer.body)
+    except OSError as error:
+        raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another --out") from error
+    told = {key: answer.headers.get(f"x-genflow-{key}", "") for key in ("checkpoint", "steps", "nfe", "seconds")}
+    if json:
+        document = {"schema": "genflow.sample/1", "endpoint": host, "model": model, "n": n, "seed": seed, **told}
+        terminal.document({**document, "path": str(out.absolute())})
+        return
+    print(f"samples  {out}  {n} of {model} at {host}")
+    print(f"         {told['checkpoint']}, {told['nfe']} evaluations each · seeds {seed}..{seed + n - 1}")
 
 
 def _interpolate(

@@ -27,7 +27,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: (
         "genflow.cli", "genflow.commands", "genflow.drawing", "genflow.exporting", "genflow.listing",
         "genflow.catalogue", "genflow.terminal", "genflow.doctor", "genflow.submit", "genflow.child", "genflow.parcel",
-        "genflow.dashboard", "genflow.jobs_api", "genflow.interpolation", "genflow.hosting",
+        "genflow.dashboard", "genflow.jobs_api", "genflow.interpolation", "genflow.hosting", "genflow.client",
     ),
 }  # fmt: skip
 ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

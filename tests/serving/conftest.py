@@ -1,12 +1,18 @@
 """One store of small models for all tests of serving."""
 
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
+import uvicorn
 from served import client, listed, trained
 from starlette.testclient import TestClient
 
+from genflow import env
+from genflow.serving import app
 from genflow.serving.entries import Entry
+from genflow.serving.service import Service
 from genflow.store import Store
 
 
@@ -20,3 +26,18 @@ def shelf_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[E
 def http(shelf_store: tuple[Store, list[Entry]]) -> Iterator[TestClient]:
     with client(shelf_store[1]) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def server(shelf_store: tuple[Store, list[Entry]]) -> Iterator[str]:
+    """The address of a server in a thread of this process."""
+    service, port = Service(shelf_store[1]), env.free_port()
+    running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/"
+    running.should_exit = True
+    thread.join(timeout=30)
+    service.close()

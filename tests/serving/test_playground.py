@@ -1,37 +1,14 @@
 """The playground, in a real browser, by clicks. Set GENFLOW_PICTURES to a folder to look at what was seen."""
 
 import os
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import browser
 import pytest
-import uvicorn
-
-from genflow import env
-from genflow.serving import app
-from genflow.serving.entries import Entry
-from genflow.serving.service import Service
-from genflow.store import Store
 
 PROGRAM = browser.found()
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="no Chromium on PATH: the playground is not clicked through")
-
-
-@pytest.fixture(scope="module")
-def server(shelf_store: tuple[Store, list[Entry]]) -> Iterator[str]:
-    service, port = Service(shelf_store[1]), env.free_port()
-    running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}/"
-    running.should_exit = True
-    thread.join(timeout=30)
-    service.close()
 
 
 @pytest.fixture(scope="module")

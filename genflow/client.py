@@ -1,0 +1,123 @@
+"""A small client of a served model: standard library and NumPy.
+
+    from genflow.client import Client
+
+    client = Client("http://127.0.0.1:8000")
+    pictures = client.samples("pictures", n=16, seed=7)   # (16, C, H, W) uint8
+
+The samples are those that `Engine.draw` and `genflow sample` give for the same seed and settings.
+"""
+
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from genflow.errors import GenflowError, ResourceError, SetupError, UsageError
+
+Document = dict[str, Any]
+TRIES = 4  # where the server says that it is busy
+MOST_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Bytes, and what the server says of them.
+
+    Args:
+        body: in the format that was asked for.
+        headers: names in lower letters; `x-genflow-checkpoint`, `-seed`, `-steps`, `-nfe`, `-seconds`.
+    """
+
+    body: bytes
+    headers: dict[str, str]
+
+
+class Client:
+    """Models at an address.
+
+    Args:
+        address: such as `http://127.0.0.1:8000`.
+        key: the API key; by default that of GENFLOW_API_KEY.
+        timeout: seconds for one request.
+    """
+
+    def __init__(self, address: str, key: str = "", timeout: float = 90.0) -> None:
+        self.address = address.rstrip("/")
+        self._key, self._timeout = key or os.environ.get("GENFLOW_API_KEY", ""), timeout
+
+    def models(self) -> list[Document]:
+        """The models' cards."""
+        return list(json.loads(self._ask("/v1/models").body)["data"])
+
+    def samples(self, model: str, **asked: Any) -> np.ndarray:
+        """Samples as (N, C, H, W) uint8, or (N, 2, 1, 1) float32 for points of the plane.
+
+        Args:
+            model: its name.
+            asked: n, seed, steps, sampler, label, guidance, and the family's own options.
+
+        Raises:
+            UsageError: the request is wrong; the message names the field.
+            ResourceError: the server is busy, also after waiting as long as it asked for.
+            SetupError: the server cannot be reached, or asks for another key.
+        """
+        return np.load(io.BytesIO(self.draw(model, format="npy", **asked).body), allow_pickle=False)
+
+    def draw(self, model: str, **asked: Any) -> Answer:
+        """Samples in the `format` that is asked for, and what the server says of them; raises as `samples` does."""
+        return self._ask(f"/v1/models/{urllib.parse.quote(model, safe='')}/samples", asked)
+
+    def _ask(self, path: str, body: Document | None = None) -> Answer:
+        for attempt in range(TRIES):
+            try:
+                return self._once(path, body)
+            except _Busy as busy:
+                if attempt == TRIES - 1 or busy.seconds > MOST_WAIT_S:
+                    raise ResourceError(busy.message, busy.hint) from busy
+                time.sleep(busy.seconds)
+        raise AssertionError("unreachable")
+
+    def _once(self, path: str, body: Document | None) -> Answer:
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+                return Answer(answer.read(), {name.lower(): value for name, value in answer.headers.items()})
+        except urllib.error.HTTPError as error:
+            raise _reason(error) from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise SetupError(f"{self.address} cannot be reached: {reason}", "genflow endpoints ls") from error
+
+
+class _Busy(GenflowError):  # noqa: N818  said of a server
+    """The server asks for patience."""
+
+    seconds = 1.0
+
+
+def _reason(error: urllib.error.HTTPError) -> GenflowError:
+    """What a refusal says, as one of genflow's own errors."""
+    try:
+        said = json.loads(error.read())["error"]
+    except (ValueError, KeyError, TypeError):
+        return GenflowError(f"{error.url} answered {error.code}")
+    message, hint = said["message"], said.get("hint", "")
+    if error.code in (429, 503):
+        busy = _Busy(message, hint)
+        busy.seconds = float(error.headers.get("Retry-After") or 1)
+        return busy
+    if error.code == 401:
+        return SetupError(message, "set GENFLOW_API_KEY to the key that genflow serve showed")
+    return UsageError(message, hint) if error.code < 500 else GenflowError(message, hint)

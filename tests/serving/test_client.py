@@ -1,0 +1,52 @@
+"""The client, and `genflow sample` of an address."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genflow import drawing
+from genflow.client import Client
+from genflow.engine import Engine, labels_for
+from genflow.errors import SetupError, UsageError
+from genflow.serving.entries import Entry
+from genflow.store import Store
+
+Shelved = tuple[Store, list[Entry]]
+
+
+def test_samples_are_the_engines(server: str, shelf_store: Shelved) -> None:
+    """As numbers, to the bit."""
+    store, entries = shelf_store
+    engine = Engine.load(store.find("runs", entries[0].run))
+    own = engine.draw(range(3, 7), labels_for("all", 4, engine.facts)).images
+    drawn = Client(server).samples("flow", n=4, seed=3)
+    assert drawn.shape == (4, 1, 8, 8)
+    np.testing.assert_array_equal(drawn[:, 0], np.rint(own[..., 0] * (255 / 16)))
+
+
+def test_a_refusal_is_genflows_own_error(server: str) -> None:
+    """With the server's words; an address without a server says so."""
+    with pytest.raises(UsageError, match="sampler: input should be"):
+        Client(server).samples("flow", sampler="magic")
+    with pytest.raises(UsageError, match="there is no model 'a b'"):
+        Client(server).samples("a b")
+    with pytest.raises(SetupError, match="cannot be reached"):
+        Client("http://127.0.0.1:1").models()
+
+
+def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first model's, or a named one's; what only a run can do is refused."""
+    def draw(address: str, out: Path, weights: str = "ema") -> None:
+        drawing.sample(address, 4, 1, {"steps": 2}, "all", out, [], weights, json=False)
+
+    draw(server, tmp_path / "grid.png")
+    assert Image.open(tmp_path / "grid.png").size[0] > 100
+    draw(f"{server}v1/models/ring", tmp_path / "x.npy")
+    assert np.load(tmp_path / "x.npy").shape == (4, 2, 1, 1)
+    assert "4 of ring at http://127.0.0.1" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="asked for samples alone"):
+        draw(server, tmp_path / "grid.png", "raw")
+    with pytest.raises(UsageError, match="written as"):
+        draw(server, tmp_path / "folder")
