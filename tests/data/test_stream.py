@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genflow.data.shards import Split, _map, write_shard
+from genflow.data.shards import Split, map_stream, write_shard
 from genflow.data.stream import Stream, share
 from genflow.facts import Facts
 
@@ -22,7 +22,7 @@ def split(tmp_path: Path) -> Split:
         values = np.array([np.full((2, 2, 1), i % 17) for i in rows], np.uint8)
         labels = np.array([i % 3 for i in rows])
         write_shard(tmp_path / f"{number}.arrow", FACTS, values, [str(i) for i in rows], labels)
-        tables.append(_map(tmp_path / f"{number}.arrow"))
+        tables.append(map_stream(tmp_path / f"{number}.arrow"))
     return Split("train", tuple(tables), FACTS)
 
 
