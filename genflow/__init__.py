@@ -1,4 +1,4 @@
-"""genflow: train, compare and sample families of image generators on your own images.
+"""genflow: train, compare, sample and serve families of image generators on your own images.
 
 `genflow/` says what, `jobs/` says where, `pipelines/` says which. Nothing in this package imports Ray,
 save one function of `submit`; see docs/architecture.md.

@@ -16,7 +16,7 @@ from genflow.errors import GenflowError, UsageError
 
 app = typer.Typer(
     name="genflow",
-    help="Train, compare and sample families of image generators on your own images.",
+    help="Train, compare, sample and serve families of image generators on your own images.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="-v anywhere shows the traceback of an error. GENFLOW_STORE is where artifacts lie (default: .genflow).",
