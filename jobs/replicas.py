@@ -3,8 +3,8 @@
     proxy (Ray's)  ->  Http: genflow.serving.app  ->  Sampler: genflow.serving.service, one queue and one thread each
 
 A sample is a function of its seed, so a request whose replica dies is simply sent again: by `Http` where a Sampler
-died, by `Again` in the proxy where an Http replica did, in both cases before the first byte was sent. Models change in
-place (Serve's `user_config`): a replica loads the new ones beside the old ones, and nothing restarts.
+died, by `jobs.proxy` in the proxy where an Http replica did, in both cases before the first byte was sent. Models
+change in place (Serve's `user_config`): a replica loads the new ones beside the old ones, and nothing restarts.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from genflow import code
 from genflow.recipe import digest
 from genflow.serving import app as http_app
 from genflow.serving.entries import Entry
-from genflow.serving.guard import Limits, answer
+from genflow.serving.guard import Limits
 from genflow.serving.replies import Refused, Reply
 
 if TYPE_CHECKING:  # with torch: only where something is drawn
@@ -35,7 +35,6 @@ Document = dict[str, Any]
 HTTP, SAMPLER = "Http", "Sampler"
 ROOMS = ("genflow", "jobs/replicas.py")
 BUSY = 256  # requests in an Http replica; what is more waits in the proxy, in a queue of the same length
-MOST = 400  # requests in the proxy; what is more is refused there
 FULL_S = 0.25  # for which a full queue, of seconds, is taken to be full still
 TRIES = 6
 DIED = (RayActorError, DeploymentUnavailableError)
@@ -202,82 +201,6 @@ def _died(error: BaseException) -> bool:
     """Whether a replica died, rather than its code."""
     cause = getattr(error, "cause", None)
     return isinstance(error, DIED) or isinstance(cause, DIED)
-
-
-class Again:
-    """A middleware in Ray's proxy: a request that an Http replica took to its grave is sent to another.
-
-    Ray gives such a request no answer, or a bare 500; the app's own answers carry `x-genflow-request`. Requests change
-    nothing, so all of them may be sent twice.
-    """
-
-    def __init__(self, app: Any, tries: int = TRIES) -> None:
-        self.app, self.tries = app, tries
-        self._under_way = 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if self._under_way >= MOST:
-            refused = Refused(503, f"{self._under_way} requests are under way", hint="try again", retry_after=1)
-            await answer(refused, "", send)
-            return
-        self._under_way += 1
-        try:
-            await self._answered(scope, receive, send)
-        finally:
-            self._under_way -= 1
-
-    async def _answered(self, scope: Any, receive: Any, send: Any) -> None:
-        said: list[Any] = []
-        for attempt in range(self.tries):
-            try_ = _Try(said, receive, send, last=attempt == self.tries - 1)
-            await self.app(dict(scope), try_.receive, try_.send)
-            if try_.answered or try_.gone:
-                return
-            await asyncio.sleep(0.05 * 2**attempt)
-
-
-class _Try:
-    """One try to have a request answered.
-
-    Args:
-        said: what the client said so far; it is said again first, and grows.
-        receive: hears the client.
-        send: answers it.
-        last: whatever comes is the answer.
-    """
-
-    def __init__(self, said: list[Any], receive: Any, send: Any, last: bool) -> None:
-        self._said, self._again = said, list(said)
-        self._receive, self._send, self._last = receive, send, last
-        self.answered = self.gone = False
-
-    async def receive(self) -> Any:
-        """What the client says."""
-        if self._again:
-            return self._again.pop(0)
-        message = await self._receive()
-        self.gone |= message["type"] == "http.disconnect"
-        if message["type"] == "http.request":
-            self._said.append(message)
-        return message
-
-    async def send(self, message: Any) -> None:
-        """Answer, unless it is Ray's own word that there is no answer."""
-        if message["type"] == "http.response.start":
-            own = any(name.lower() == b"x-genflow-request" for name, _ in message.get("headers", []))
-            self.answered = own or message["status"] != 500 or self._last
-        if self.answered:
-            await self._send(message)
-
-
-def middlewares() -> list[Any]:
-    """What Ray's proxy puts before every application; it finds this by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
-    from starlette.middleware import Middleware
-
-    return [Middleware(Again)]
 
 
 def application(inputs: Document) -> serve.Application:

@@ -19,7 +19,7 @@ from jobs.common import Document, Emit, execute
 
 READY_S = 120.0
 SERVE = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.replicas:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.proxy:middlewares",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
 }
 

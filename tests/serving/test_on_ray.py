@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -150,6 +151,34 @@ def test_only_this_machine_hears_it(endpoint: Endpoint) -> None:
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     mine = {fields[1] for fields in lines if fields[3] == "0A" and fields[1].endswith(f":{port:04X}")}
     assert mine == {f"0100007F:{port:04X}"}
+
+
+def test_who_sends_headers_slowly_is_left(endpoint: Endpoint) -> None:
+    """The connection is closed within seconds; one that has sent them is not."""
+    host, port = endpoint.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as slow:
+        start = time.monotonic()
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        assert slow.recv(1000) == b""
+        assert 2 < time.monotonic() - start < 20
+
+
+def test_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
+    """A request that would draw for long is broken off when its connection is."""
+    host, port = endpoint.address.removeprefix("http://").split(":")
+    asked = {"n": 1024, "steps": 19, "sampler": "midpoint"}
+    start = time.monotonic()
+    assert endpoint.ask("/v1/models/flow/samples", asked)[0] == 200
+    whole = time.monotonic() - start
+    body = json.dumps(asked).encode()
+    head = "POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    for _ in range(12):  # two replicas draw: they would be busy for six times as long
+        with socket.create_connection((host, int(port)), timeout=30) as gone:
+            gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            time.sleep(0.1)
+    start = time.monotonic()
+    assert endpoint.ask("/v1/models/flow/samples", {})[0] == 200
+    assert time.monotonic() - start < 3 * whole
 
 
 def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
