@@ -67,7 +67,7 @@ def test_a_parcel_stays_in_the_store(store: Store) -> None:
 def test_a_parcel_that_is_too_large_names_the_largest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's data among the sources is refused before Ray refuses it."""
     monkeypatch.setattr(parcel, "MOST_BYTES", 1000)
-    with pytest.raises(ResourceError, match=r"the largest files: (genflow|jobs)/\S+\.py \(0 MB\)"):
+    with pytest.raises(ResourceError, match=r"the largest files: (genflow|jobs)/\S+ \(0 MB\)"):
         parcel.lay_out(DOCUMENT, tmp_path)
 
 
