@@ -35,7 +35,7 @@ from genflow.errors import UsageError
 from genflow.facts import Facts
 from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian
-from genflow.maths import likelihood
+from genflow.maths import likelihood, times
 from genflow.maths.guidance import Guided, forget
 from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, reach, target
 from genflow.maths.seeds import Rng
@@ -55,6 +55,8 @@ class Ddpm(Gaussian):
         T: the number of noise levels; edm has no levels.
         log_mean: of ln(sigma/alpha) while training with edm.
         log_std: its standard deviation.
+        uniform_share: share of edm's noise levels that are even in sigma/(alpha + sigma) instead; the normal seldom
+            looks at the least noise, on which likelihoods and narrow densities hang.
         forget: share of labels dropped while training, so that guidance works.
         bound: the likelihood: the variational bound, or the estimate of an ODE solver.
         bound_levels: noise levels a sample at which the variational bound is evaluated.
@@ -79,6 +81,7 @@ class Ddpm(Gaussian):
         T: Annotated[int, Field(ge=2, le=10_000)] = 1000,
         log_mean: float = -1.2,
         log_std: Annotated[float, Field(gt=0)] = 1.2,
+        uniform_share: Annotated[float, Field(ge=0, le=1)] = 0.0,
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         bound: Literal["variational", "ode"] = "variational",
         bound_levels: Annotated[int, Field(ge=2, le=10_000)] = 40,
@@ -91,7 +94,7 @@ class Ddpm(Gaussian):
         super().__init__(nets["net"], facts, path, predict)
         self.schedule = schedule
         self.edm, self.weight, self.T, self.forget = schedule == "edm", weight, T, forget
-        self.log_mean, self.log_std = log_mean, log_std
+        self.log_mean, self.log_std, self.uniform_share = log_mean, log_std, uniform_share
         self.unit = max(facts.sigma_data, 1e-3) if self.edm else 1.0  # what data is divided by to have unit variance
         self.bound, self.bound_levels, self.ode_steps, self.probes = bound, bound_levels, ode_steps, probes
         alpha_bar = torch.from_numpy(path.alpha_bar) if isinstance(path, DiscretePath) else torch.empty(0)
@@ -121,7 +124,11 @@ class Ddpm(Gaussian):
         if not self.edm:
             k = (rng.uniform((rows,)) * self.T).long().to(self._alphas.device)
             return self._alphas[k], self._sigmas[k], k.float() * (1000 / self.T)
-        log_r = self.log_mean + self.log_std * rng.normal((rows,))
+        # u = sigma/(alpha + sigma) has the logit log(sigma/alpha)
+        t = times.draw(
+            "logit_normal", rows, rng, mean=self.log_mean, std=self.log_std, uniform_share=self.uniform_share
+        )
+        log_r = t.double().logit().float()
         alpha = (1 + (2 * log_r).exp()).rsqrt()
         return alpha, alpha * log_r.exp(), EdmPath.told(log_r)
 
