@@ -27,7 +27,7 @@ def test_later_layers_win() -> None:
     made = compose("ddpm", file, assignments(["train.lr=1e-4", "sample.steps=9"]), {"train": {"batch": 5}})
     assert made.train.seed == 0  # a default
     assert made.train.steps == own["train"]["steps"]  # the preset
-    assert made.family == {"kind": "ddpm", "schedule": "linear", "predict": "v"}  # the file, over the preset
+    assert made.family == {**own["family"], "schedule": "linear"}  # the file, over the preset
     assert made.train.lr == 1e-4  # --set
     assert made.train.batch == 5  # a flag
 
