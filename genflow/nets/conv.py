@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.errors import UsageError
 from genflow.facts import Ports
-from genflow.nets.layers import Condition, folded, groups, need_divisor, zero
+from genflow.nets.layers import Condition, folded, groups, need_divisor, need_one_picture, zero
 
 
 class Block(nn.Module):
@@ -109,13 +108,7 @@ def build(
     Raises:
         UsageError: not exactly one of the ports is a picture, or fold does not divide the size.
     """
-    pictures = [p for p in (ports.inputs, ports.outputs) if len(p) == 3 and p[1] >= 4]
-    if len(pictures) != 1:
-        raise UsageError(
-            f"net conv turns a picture into a vector or back; here {ports.inputs} goes in and {ports.outputs} out",
-            "use net.kind=unet, dit or mlp",
-        )
-    size = pictures[0][1]
+    size, goes_in = need_one_picture("conv", ports)
     fold = need_divisor(size, fold or folded(size), "fold")
-    kind = Encoder if pictures[0] == ports.inputs else Decoder
+    kind = Encoder if goes_in else Decoder
     return kind(ports, classes, fold, size // fold, width, blocks)

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.errors import UsageError
 from genflow.facts import Ports
-from genflow.nets.layers import Condition, attend, need_divisor, need_pictures, zero
+from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
 
 
 class Layer(nn.Module):
@@ -97,9 +96,4 @@ def build(
         UsageError: the ports are no pictures, or patch or heads do not divide.
     """
     size = need_pictures("dit", ports)
-    patch = patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8)
-    need_divisor(size, patch, "patch")
-    if width % heads:
-        fits = next(h for h in range(min(heads, width), 0, -1) if width % h == 0)
-        raise UsageError(f"net.heads={heads} does not divide net.width={width}", f"use net.heads={fits}")
-    return DiT(ports, classes, patch, width, depth, heads)
+    return DiT(ports, classes, need_patch(size, patch), width, depth, need_heads(width, heads))

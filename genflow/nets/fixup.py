@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.errors import UsageError
 from genflow.facts import Ports
-from genflow.nets.layers import Condition, folded, need_divisor, zero
+from genflow.nets.layers import Condition, folded, need_divisor, need_one_picture, zero
 
 SMALLEST = 4  # pixels a side at which halving ends
 GAIN = math.sqrt(2)  # what a rectifier takes from the size of its input
@@ -168,16 +167,10 @@ def build(
     Raises:
         UsageError: not exactly one of the ports is a picture, or fold does not divide the size.
     """
-    pictures = [p for p in (ports.inputs, ports.outputs) if len(p) == 3 and p[1] >= 4]
-    if len(pictures) != 1:
-        raise UsageError(
-            f"net fixup turns a picture into a vector or back; here {ports.inputs} goes in and {ports.outputs} out",
-            "use net.kind=unet, dit or mlp",
-        )
-    size = pictures[0][1]
+    size, goes_in = need_one_picture("fixup", ports)
     fold = need_divisor(size, fold or folded(size), "fold")
     sides = [size // fold]
     while sides[-1] > SMALLEST:
         sides.append(math.ceil(sides[-1] / 2))
-    kind = Encoder if pictures[0] == ports.inputs else Decoder
+    kind = Encoder if goes_in else Decoder
     return kind(ports, classes, fold, sides, width, blocks)

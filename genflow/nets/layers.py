@@ -91,6 +91,42 @@ def need_pictures(kind: str, ports: Ports) -> int:
     return ports.inputs[1]
 
 
+def need_one_picture(kind: str, ports: Ports) -> tuple[int, bool]:
+    """The side of the one picture among the ports, and whether it is what goes in; the other end is a vector.
+
+    Raises:
+        UsageError: not exactly one of the ports is a picture.
+    """
+    pictures = [p for p in (ports.inputs, ports.outputs) if len(p) == 3 and p[1] >= 4]
+    if len(pictures) != 1:
+        raise UsageError(
+            f"net {kind} turns a picture into a vector or back; here {ports.inputs} goes in and {ports.outputs} out",
+            "use net.kind=unet, dit or mlp",
+        )
+    return pictures[0][1], pictures[0] == ports.inputs
+
+
+def need_patch(size: int, patch: int) -> int:
+    """`patch`, if it divides the picture's side; 0: the smallest divisor that leaves at most 8 x 8 patches.
+
+    Raises:
+        UsageError: it does not divide.
+    """
+    return need_divisor(size, patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8), "patch")
+
+
+def need_heads(width: int, heads: int) -> int:
+    """`heads`, if they divide the tokens' width.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if width % heads:
+        fits = next(h for h in range(min(heads, width), 0, -1) if width % h == 0)
+        raise UsageError(f"net.heads={heads} does not divide net.width={width}", f"use net.heads={fits}")
+    return heads
+
+
 def need_divisor(size: int, divisor: int, key: str) -> int:
     """`divisor`, if it divides the picture's side.
 
