@@ -192,13 +192,11 @@ class Gaussian(Family):
 
         0 for a straight way, which one Euler step walks exactly (Liu et al., 2022, equation 5, per sample).
         """
-        denoise = self.denoiser(Guided(self.net, label, self.facts.classes))
+        velocity = self.velocity(Guided(self.net, label, self.facts.classes))
         y, velocities = noise, []
         grid = uniform_times(WAY_STEPS)
         for a, b in zip(grid[:-1], grid[1:], strict=True):
-            t = self.path.time(a)
-            scale = self.path.alpha(t) + self.path.sigma(t)
-            velocities.append((y - denoise(y * scale, t)) / a)
+            velocities.append(velocity(y, a))
             y = y + (b - a) * velocities[-1]
         way = noise - y
         bends = torch.stack([(v - way).square().flatten(1).sum(1) for v in velocities]).mean(0)
@@ -207,13 +205,20 @@ class Gaussian(Family):
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """The noise at the other end of x's ODE (DDIM inversion, on whatever path), by the midpoint method."""
-        return self._walk(x, label, rng, [NEAR_DATA + (1 - NEAR_DATA) * (1 - t) for t in uniform_times(CODE_STEPS)])
+        return to_code(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, x)
 
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """The data at the end of the noise's ODE, as finely as `encode` went there."""
-        return self._walk(code, label, rng, uniform_times(CODE_STEPS))
+        return from_code(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
 
-    def _walk(self, x: Tensor, label: Tensor, rng: Rng, times: list[float]) -> Tensor:
-        denoise = self.denoiser(Guided(self.net, label, self.facts.classes))
-        return SAMPLERS["midpoint"].walk(denoise, self.path, x, times, rng)
+
+def to_code(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
+    """The noise at the other end of x's ODE, by the midpoint method."""
+    times = [NEAR_DATA + (1 - NEAR_DATA) * (1 - t) for t in uniform_times(CODE_STEPS)]
+    return SAMPLERS["midpoint"].walk(denoise, path, x, times, None)
+
+
+def from_code(denoise: Denoise, path: Path, code: Tensor) -> Tensor:
+    """The data at the end of the noise's ODE, as finely as `to_code` went there."""
+    return SAMPLERS["midpoint"].walk(denoise, path, code, uniform_times(CODE_STEPS), None)

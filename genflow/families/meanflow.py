@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from genflow.batch import Batch
 from genflow.facts import Facts, Ports
 from genflow.families.base import Family, Samples
-from genflow.families.gaussian import CODE_STEPS, NEAR_DATA
+from genflow.families.gaussian import from_code, to_code
 from genflow.maths import times
 from genflow.maths.guidance import forget
-from genflow.maths.paths import StraightPath, over, uniform_times
-from genflow.maths.samplers import SAMPLERS
+from genflow.maths.paths import StraightPath, Time, over, uniform_times
+from genflow.maths.samplers import Denoise
 from genflow.maths.seeds import Rng
 
 # Half the secant's width, in t. In single precision it agrees with the exact derivative to a cosine of 0.995 on a
@@ -149,16 +149,15 @@ class MeanFlow(Family):
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """The noise at the other end of x's ODE, whose velocity is u(x_t, t, t), by the midpoint method."""
-        return self._walk(x, label, rng, [NEAR_DATA + (1 - NEAR_DATA) * (1 - t) for t in uniform_times(CODE_STEPS)])
+        return to_code(self._denoiser(label), self.path, x)
 
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """The data at the end of the noise's ODE, as finely as `encode` went there."""
-        return self._walk(code, label, rng, uniform_times(CODE_STEPS))
+        return from_code(self._denoiser(label), self.path, code)
 
-    def _walk(self, x: Tensor, label: Tensor, rng: Rng, clock: list[float]) -> Tensor:
-        def denoise(y: Tensor, t: float) -> Tensor:
-            at = torch.full((len(y),), t, device=y.device)
-            return y - t * self.average(y, at, at, label)
+    def _denoiser(self, label: Tensor) -> Denoise:
+        def denoise(y: Tensor, t: Time) -> Tensor:
+            at = torch.as_tensor(t, dtype=torch.float32, device=y.device).expand(len(y))
+            return y - over(at, y) * self.average(y, at, at, label)
 
-        return SAMPLERS["midpoint"].walk(denoise, self.path, x, clock, rng)
+        return denoise
