@@ -44,7 +44,6 @@ def _foresee(stage: Stage, made: dict[str, Any], store: Store) -> tuple[str, dic
         from genflow import teaching
         from genflow.recipe import parse
 
-        teacher = store.find("runs", document["inputs"]["run"])
-        task = teaching.lesson(teacher, store.find("datasets", teacher.meta["dataset"]), parse(document["recipe"]))
+        task = teaching.lesson(store, document["inputs"]["run"], parse(document["recipe"]))
         return task.id, {"pairs": task.id} if store.get("pairs", task.id) else None
     return "", None

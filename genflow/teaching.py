@@ -23,9 +23,10 @@ from genflow.data.shards import Dataset, shard_name
 from genflow.engine import Engine
 from genflow.errors import UsageError
 from genflow.families.base import Family
+from genflow.maths.samplers import SAMPLERS
 from genflow.maths.seeds import SampleRng, key
 from genflow.recipe import Recipe, digest
-from genflow.store import Artifact
+from genflow.store import Artifact, Store
 
 SHARD = 1000  # pairs a shard
 BATCH = 250  # drawn together; fixed, because a kernel may round differently in another company
@@ -60,17 +61,19 @@ class Lesson:
         return [(shard_name(n, total), *between) for n, between in enumerate(ends)]
 
 
-def lesson(run: Artifact, dataset: Artifact, recipe: Recipe) -> Lesson:
+def lesson(store: Store, reference: str, recipe: Recipe) -> Lesson:
     """Name the pairs of a teacher.
 
     Args:
-        run: the teacher.
-        dataset: what it was trained on.
+        store: where the teacher is, and its dataset.
+        reference: the run.
         recipe: `reflow` says how many, `sample` how; what it leaves open is the teacher's own setting.
 
     Raises:
-        UsageError: the teacher's samples are no function of its noise, or an option does not fit.
+        UsageError: there is no such run, its samples are no function of its noise, or an option does not fit.
     """
+    run = store.find("runs", reference)
+    dataset = store.find("datasets", run.meta["dataset"])
     engine = Engine.load(run)
     if not engine.family.learns_pairs:
         raise UsageError(
@@ -78,7 +81,7 @@ def lesson(run: Artifact, dataset: Artifact, recipe: Recipe) -> Lesson:
             "use a run of flow_matching or ddpm",
         )
     options = build.sample_options(engine.family, {**engine.options, **recipe.sample})
-    if options.get("sampler") == "ddpm" or options.get("eta"):
+    if SAMPLERS[options["sampler"]].stochastic or options["eta"]:
         raise UsageError("a stochastic sampler gives no pairs: its samples are no function of the noise",
                          "--set sample.sampler=midpoint, or another that draws nothing")  # fmt: skip
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code.fingerprint(*ROOMS)]

@@ -26,7 +26,7 @@ def main(document: Document, emit: Emit) -> Document:
         DataError: its checkpoint is corrupt.
     """
     store, started = Store(), time.monotonic()
-    task = _task(store, document)
+    task = lesson(store, document["inputs"]["run"], parse(document["recipe"]))
     with store.lock("pairs", task.id, wait=True):
         if done := store.get("pairs", task.id):
             return result(done, cached=True)
@@ -49,7 +49,7 @@ def main(document: Document, emit: Emit) -> Document:
 def find(document: Document) -> Document | None:
     """The result, if the pairs are written; None if there is something to do."""
     store = Store()
-    done = store.get("pairs", _task(store, document).id)
+    done = store.get("pairs", lesson(store, document["inputs"]["run"], parse(document["recipe"])).id)
     return result(done, cached=True) if done else None
 
 
@@ -58,11 +58,6 @@ def result(pairs: Artifact, *, cached: bool) -> Document:
     shown = {key: pairs.meta[key] for key in ("run", "dataset", "options", "seconds")}
     made = {"pairs": pairs.id, "count": pairs.meta["pairs"], "path": str(pairs.path)}
     return {"schema": "genflow.reflow/1", **made, "cached": cached, **shown}
-
-
-def _task(store: Store, document: Document) -> Lesson:
-    run = store.find("runs", document["inputs"]["run"])
-    return lesson(run, store.find("datasets", run.meta["dataset"]), parse(document["recipe"]))
 
 
 def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) -> float:

@@ -26,7 +26,7 @@ def data(prepared) -> Dataset:
 
 
 def task(store: Store, data: Dataset, kind: str = "flow_matching", recipe: Recipe = ASKED) -> teaching.Lesson:
-    return teaching.lesson(finished(store, data, kind, steps=2), data.artifact, recipe)
+    return teaching.lesson(store, finished(store, data, kind, steps=2).id, recipe)
 
 
 def written(store: Store, lesson: teaching.Lesson) -> Artifact:
