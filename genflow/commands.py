@@ -142,7 +142,7 @@ def reflow(
     if dry_run:
         from genflow import teaching
 
-        task = teaching.lesson(run, store.find("datasets", run.meta["dataset"]), recipe)
+        task = teaching.lesson(store, run.id, recipe)
         state = "finished: nothing to do" if store.get("pairs", task.id) else "to do"
         _plan({"reflow": recipe.reflow.model_dump(), "sample": task.options}, [("reflow", task.id, state)], json)
         return
@@ -159,9 +159,10 @@ def reflow(
 
 
 def families() -> list[str]:
-    """The families there are, found by their files, without importing torch."""
-    folder = Path(__file__).parent / "families"
-    return sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "base", "gaussian"))
+    """The kinds of family there are, without importing torch."""
+    from genflow.families import kinds
+
+    return kinds()
 
 
 def evaluate(
@@ -304,12 +305,12 @@ def ui(port: int, open_browser: bool) -> None:
         tracking.prepare(store)
         tracking.sync(store)
     port = port or env.free_port()
-    if not _is_free(port):
+    if not env.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow ui --port 0 takes a free one")
     address = f"http://127.0.0.1:{port}"
     print(f"MLflow         {address}/#/experiments   (Ctrl-C ends it)", flush=True)
     dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
-    running = not _is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
+    running = not env.is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
     print(f"Ray dashboard  {dashboard if running else 'no cluster is running on this machine'}", flush=True)
     if open_browser:
         webbrowser.open(address)
@@ -322,18 +323,6 @@ def ui(port: int, open_browser: bool) -> None:
         return
     if code:
         raise SetupError(f"MLflow's server ended with code {code}", "genflow doctor")
-
-
-def _is_free(port: int) -> bool:
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def list_jobs(address: str, *, json: bool) -> None:

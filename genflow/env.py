@@ -99,6 +99,17 @@ def loopback(port: int | None = None) -> int:
     return port
 
 
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether this process could listen on a port."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def free_port() -> int:
     """A port on the loopback that nobody listens on at this moment."""
     with socket.socket() as probe:

@@ -43,7 +43,7 @@ def serve(
         print("It names runs by their folders, which every node must see, and code by `jobs.replicas:build`.")
         terminal.next_commands(f"serve deploy {out}")
         return
-    if running is None and not _is_free(host, inputs["port"]):
+    if running is None and not env.is_free(inputs["port"], host):
         raise SetupError(f"port {port} of {host} is taken", "genflow serve RUN --port 0 takes a free one")
     if running:
         terminal.note(f"{endpoint} is being served: giving it {', '.join(model.name for model in models)}")
@@ -98,18 +98,6 @@ def _is_loopback(host: str) -> bool:
         if host == "localhost":
             return True
         raise UsageError(f"--host {host} is no address", "127.0.0.1, or an address of this machine") from None
-
-
-def _is_free(host: str, port: int) -> bool:
-    import socket
-
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def list_endpoints(*, json: bool) -> None:

@@ -2,10 +2,13 @@
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
 from genflow.errors import UsageError
-from genflow.families.base import Family
 from genflow.recipe import nearest
+
+if TYPE_CHECKING:  # the command line completes kinds without torch
+    from genflow.families.base import Family
 
 NOT_KINDS = ("base", "gaussian")  # what families are made of
 
@@ -15,7 +18,7 @@ def kinds() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_KINDS)
 
 
-def family_class(kind: str) -> type[Family]:
+def family_class(kind: str) -> "type[Family]":
     """The family of a kind.
 
     Raises:
@@ -23,6 +26,8 @@ def family_class(kind: str) -> type[Family]:
     """
     if kind not in kinds():
         raise UsageError(f"unknown family {kind!r}{nearest(kind, kinds())}", f"families: {', '.join(kinds())}")
+    from genflow.families.base import Family
+
     module = importlib.import_module(f"{__name__}.{kind}")
     (found,) = (
         value
