@@ -70,10 +70,10 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, *
 
 
 def milliseconds_alone(engine: Engine, label: int) -> float:
-    """Median milliseconds of a sample that is drawn alone."""
+    """Median milliseconds of a sample that is asked for alone, filled up as every batch is (see `engine.ROWS`)."""
     took, start = [], time.perf_counter()
     for index in range(REPEATS):
-        took.append(1000 * engine.draw([index], [label], padded=False).seconds)
+        took.append(1000 * engine.draw([index], [label]).seconds)
         if time.perf_counter() - start > PATIENCE_S:
             break
     return median(took[1:] or took)
