@@ -73,7 +73,8 @@ def sample(
         print(f"         {walks['rows']} rows of {walks['columns']}, between {walks['between']}")
         return
     each = 1000 * drawn.seconds / max(n, 1)
-    print(f"         {drawn.nfe} evaluations and {each:.1f} ms each · seeds {seed}..{seed + n - 1}")
+    evaluations = f"{drawn.nfe} evaluation{'s' if drawn.nfe != 1 else ''}"
+    print(f"         {evaluations} and {each:.1f} ms each · seeds {seed}..{seed + n - 1}")
 
 
 def _from_endpoint(
