@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from genflow.evaluation.recommend import TOLERANCE, enough, still_improves
 from genflow.evaluation.sweep import beside_teachers
 from genflow.evaluation.table import number
 
 Row = dict[str, Any]
-LOW_VARIETY, LOW_AGREEMENT, NEAR_BEST = 0.7, 0.9, 1.1
+LOW_VARIETY, LOW_AGREEMENT = 0.7, 0.9
 KINDS = {
     "exact-dequantized": "exact, for dequantized data",
     "lower-bound": "a bound",
@@ -88,12 +89,11 @@ def _steps(ranked: list[Row]) -> str:
     parts = []
     for row in ranked:
         curve = row["sweep"]
-        best = min(curve, key=lambda point: point["fd"]["value"])
-        enough = next(p for p in curve if p["fd"]["value"] <= NEAR_BEST * best["fd"]["value"])
         if len(curve) > 1:
-            still = " and still improves" if enough is curve[-1] else ""
-            parts.append(f"{row['name']} takes {enough['nfe']}{still}")
-    return f"Network evaluations to come within 10 % of a run's own best: {', '.join(parts)}." if parts else ""
+            still = " and still improves" if still_improves(curve) else ""
+            parts.append(f"{row['name']} takes {enough(curve)['nfe']}{still}")
+    within = f"{100 * TOLERANCE:.0f} %"
+    return f"Network evaluations to come within {within} of a run's own best: {', '.join(parts)}." if parts else ""
 
 
 def _few(ranked: list[Row]) -> str:

@@ -8,5 +8,4 @@
     entries    the models of a deployment, as they are written down
     shelf      the models: their cards, and the engines in memory
     replies    what comes back, and errors in one shape
-    recommend  the settings that a run's own measurements recommend
 """

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ValidationError
 from genflow import build, checkpoint, families
 from genflow.engine import RECIPE, Engine
 from genflow.errors import DataError, GenflowError, UsageError
+from genflow.evaluation.recommend import recommend
 from genflow.facts import Facts
 from genflow.families.base import Family
 from genflow.recipe import Recipe, parse, read
 from genflow.serving.entries import Entry
-from genflow.serving.recommend import recommend
 from genflow.serving.replies import Refused
 from genflow.store import MANIFEST, Artifact, read_manifest
 
