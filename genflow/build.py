@@ -96,9 +96,14 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None, trained_on
 
 
 def family_of(recipe: Recipe, facts: Facts) -> Family:
-    """The family of a resolved recipe, with fresh weights."""
+    """The family of a resolved recipe, with fresh weights.
+
+    Raises:
+        UsageError: the recipe is of another version, and has an option that there is no more.
+    """
     family = families.family_class(recipe.family["kind"])
-    options = {key: value for key, value in recipe.family.items() if key != "kind"}
+    options = bind("family", family.__init__, recipe.family, recipe.family["kind"])  # an older run lacks newer options
+    del options["kind"]
     net_options = {key: value for key, value in recipe.net.items() if key != "kind"}
     made: dict[str, nn.Module] = {}
     for name, ports in family.ports(facts, **options).items():

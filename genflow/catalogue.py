@@ -6,11 +6,12 @@ from typing import Any
 
 from genflow import families, terminal
 from genflow.code import home
+from genflow.exporting import forms
 from genflow.families.base import Family, has_encoder
 from genflow.recipe import read
 from genflow.store import write_atomically
 
-COLUMNS = ("family", "objective", "evaluations", "likelihood", "guidance", "codes", "starts from a run")
+COLUMNS = ("family", "objective", "evaluations", "likelihood", "conditional", "encode", "teacher", "export")
 NONE = "—"
 BEGIN, END = "<!-- genflow families -->\n", "<!-- end -->\n"
 
@@ -31,6 +32,7 @@ def describe(kind: str) -> dict[str, Any]:
         "guidance": "guidance" in options,
         "codes": has_encoder(family),
         "teacher": family.teacher,
+        "exports": forms(family),
         "learns_pairs": family.learns_pairs,
         "preset": read(preset) if preset.is_file() else {},
     }
@@ -49,10 +51,17 @@ def row(found: dict[str, Any]) -> tuple[str, ...]:
         found["objective"],
         found["steps"],
         kinds.get(found["likelihood"], NONE),
-        "yes" if found["guidance"] else NONE,
+        _conditional(found),
         "yes" if found["codes"] else NONE,
-        {"required": "must", "optional": "may"}[found["teacher"]],
+        found["teacher"],
+        ", ".join(form for form in found["exports"] if form != "safetensors") or NONE,
     )
+
+
+def _conditional(found: dict[str, Any]) -> str:
+    if not found["conditional"]:
+        return NONE
+    return "on class, with guidance" if found["guidance"] else "on class"
 
 
 def markdown() -> str:

@@ -17,6 +17,7 @@ from genflow import terminal
 from genflow.commands import find_run
 from genflow.engine import RECIPE, Engine
 from genflow.errors import SetupError, UsageError
+from genflow.families.base import Family
 from genflow.recipe import nearest
 from genflow.store import Artifact, Store, write_atomically
 
@@ -43,6 +44,15 @@ def export(reference: str, to: str, out: Path | None, *, json: bool) -> None:
     print(f"export   {folder}  {weights:,} weights of {run.id}, for {to}")
 
 
+def forms(family: type[Family]) -> list[str]:
+    """What a family's runs can be exported to, as far as the family alone decides it."""
+    can = {
+        "diffusers": family.stock_scheduler is not Family.stock_scheduler,
+        "torch_export": family.steps.startswith("1"),
+    }
+    return [form for form in FORMS if can.get(form, True)]
+
+
 def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
     from safetensors.torch import save
 
@@ -64,7 +74,7 @@ data's facts."""
 
 def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
     """The net for "no label", the scheduler that walks its path, and the stock pipeline of both."""
-    scheduler = engine.family.stock_scheduler()
+    scheduler = engine.family.stock_scheduler() if "diffusers" in forms(type(engine.family)) else None
     net: Any = getattr(engine.family, "net", None)
     if scheduler is None or not hasattr(net, "unconditional"):
         why = "its net" if scheduler else "its noise"
@@ -98,17 +108,13 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
     import torch
 
     one = {**engine.options, **({"steps": 1} if "steps" in engine.options else {})}
-    if not engine.family.steps.startswith("1"):
+    if "torch_export" not in forms(type(engine.family)):
         raise UsageError(
             f"run {run.id} cannot go to torch_export: {type(engine.family).title} samples in many steps",
             "vae, gan and consistency sample in one; --to safetensors takes every run",
         )
-    noise, label = torch.zeros(2, *engine.family.noise_shape), torch.zeros(2, dtype=torch.long)
-    rows = torch.export.Dim("rows", min=1)
     try:
-        program = torch.export.export(
-            _one_pass(engine, one), (noise, label), dynamic_shapes=({0: rows}, {0: rows}), strict=False
-        )
+        program = traced(engine.family, one)
     except Exception as error:  # whatever tracing stumbles over
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"run {run.id} cannot be traced by torch.export: {first}", "use --to safetensors") from error
@@ -125,8 +131,12 @@ x = sample(noise, torch.full((16,), {engine.facts.classes}))  # (16, C, H, W) in
     write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs PyTorch and nothing else."))
 
 
-def _one_pass(engine: Engine, options: dict[str, Any]) -> Any:
-    """A module: noise (B, ...) and label (B,) in, x (B, C, H, W) out; a sampler that draws on its way is refused."""
+def traced(family: Family, options: dict[str, Any]) -> Any:
+    """A `torch.export` program: noise (B, ...) and label (B,) in, x (B, C, H, W) out, for any B.
+
+    A sampler that draws on its way cannot be traced, nor one whose steps depend on the data.
+    """
+    import torch
     from torch import Tensor, nn
 
     from genflow.maths.seeds import SampleRng
@@ -134,12 +144,14 @@ def _one_pass(engine: Engine, options: dict[str, Any]) -> Any:
     class OnePass(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.family = engine.family
+            self.family = family
 
         def forward(self, noise: Tensor, label: Tensor) -> Tensor:
             return self.family.sample(noise, label, SampleRng([], "none"), **options).x
 
-    return OnePass()
+    rows = torch.export.Dim("rows", min=1)
+    like = torch.zeros(2, *family.noise_shape), torch.zeros(2, dtype=torch.long)
+    return torch.export.export(OnePass(), like, dynamic_shapes=({0: rows}, {0: rows}), strict=False)
 
 
 FORMS: dict[str, Callable[[Artifact, Engine, Path], None]] = {

@@ -107,3 +107,11 @@ def test_a_runs_address_is_what_decides_its_result() -> None:
     assert {runs.address(recipe("ddpm", GREY, "mlp", **change), "data") for change in same} == {address}
     assert address not in {runs.address(recipe("ddpm", GREY, "mlp", **change), "data") for change in other}
     assert address != runs.address(base, "other data")
+
+
+def test_a_run_from_before_an_option_came_has_its_default() -> None:
+    """A recipe of an older version lacks what came later, and is read as if it said the default."""
+    whole = recipe("vae", GREY)
+    older = whole.with_(family={key: value for key, value in whole.family.items() if key != "prior"})
+    theirs, ours = build.family_of(older, GREY), build.family_of(whole, GREY)
+    assert [p.shape for p in theirs.parameters()] == [p.shape for p in ours.parameters()]

@@ -1,15 +1,17 @@
 """`genflow export`: every form is loaded by somebody else's program, which draws the run's own samples."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 from finished import finished
 
-from genflow import exporting
+from genflow import exporting, families
 from genflow.engine import Engine
 from genflow.errors import UsageError
 from genflow.maths.seeds import SampleRng
@@ -121,3 +123,26 @@ def test_a_program_runs_without_genflow(exported, capsys, tmp_path: Path, kind: 
     subprocess.run(words, check=True, cwd=tmp_path)
     ours = engine.family.sample(noise, torch.tensor([0, 3, 10, 10, 9, 1]), SampleRng(list(SEEDS), "sample")).x
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), ours.numpy(), atol=1e-5)
+
+
+ONE_PASS = [kind for kind in families.kinds() if "torch_export" in exporting.forms(families.family_class(kind))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        # TarFlow unrolls its 64 patches: half a minute
+        pytest.param(kind, data, marks=[pytest.mark.slow] if (kind, data) == ("normalizing_flow", "grey") else [])
+        for kind in ONE_PASS
+        for data in ("grey", "points")
+    ],
+)
+def test_whatever_samples_in_one_pass_can_be_traced(kind: str, data: str):
+    """For any number of rows, whatever the family and its net."""
+    model = small.family(kind, small.FACTS[data]).requires_grad_(False)
+    steps = {"steps": 1} if "steps" in inspect.signature(model.sample).parameters else {}
+    program = exporting.traced(model, steps).module()
+    noise = SampleRng(list(SEEDS), "sample").normal((6, *model.noise_shape))
+    label = torch.full((6,), model.facts.classes)
+    ours = model.sample(noise, label, SampleRng(list(SEEDS), "sample"), **steps).x
+    torch.testing.assert_close(program(noise, label), ours, atol=1e-5, rtol=1e-5)

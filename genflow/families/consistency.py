@@ -37,7 +37,7 @@ from genflow.facts import Facts, Ports
 from genflow.families.base import Family, Samples
 from genflow.families.gaussian import Gaussian
 from genflow.maths.guidance import Guided, forget
-from genflow.maths.paths import along, over
+from genflow.maths.paths import Time, along, over
 from genflow.maths.seeds import Rng
 
 RATIO = {"tune": (0.25, 0.05), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
@@ -131,8 +131,8 @@ class Consistency(Family):
         begin, end = self.ratios
         self.ratio = begin * (end / begin) ** min(1.0, position)
 
-    def answer(self, net: Guided, y: Tensor, u: Tensor) -> Tensor:
-        """f(y, u) for y (B, ...) at u (B,), nearest to farthest: what y_u came from."""
+    def answer(self, net: Guided, y: Tensor, u: Time) -> Tensor:
+        """f(y, u) for y (B, ...) at u, one for all or (B,), nearest to farthest: what y_u came from."""
         return _denoise(self._view[0], net, y, u)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
@@ -193,7 +193,7 @@ class Consistency(Family):
         for k in range(steps):
             u = self.farthest * (1 - k / steps) ** power
             y = u * noise if k == 0 else torch.lerp(x, rng.normal(x.shape), u)
-            x = self.answer(net, y, torch.full((y.shape[0],), u, device=y.device))
+            x = self.answer(net, y, u)
             x = x if self.facts.is_points else x.clamp(-1, 1)
             self.show(y, x)
         return Samples(x, net.nfe)
@@ -216,8 +216,9 @@ def _source(options: object) -> tuple[type[Family], dict[str, Any]]:
     return own, given
 
 
-def _denoise(family: Gaussian, net: Guided, y: Tensor, u: Tensor) -> Tensor:
-    """E[x_0 | y_u] of a family's net, for y (B, ...) on the straight path at u (B,)."""
+def _denoise(family: Gaussian, net: Guided, y: Tensor, u: Time) -> Tensor:
+    """E[x_0 | y_u] of a family's net, for y (B, ...) on the straight path at u, one for all or (B,)."""
     path = family.path
-    t = torch.tensor([path.time(each) for each in u.tolist()], device=y.device)
+    t: Time = along(path.time, u, y)
+    t = t.flatten() if isinstance(t, Tensor) else t
     return family.denoiser(net)(y * along(lambda s: path.alpha(s) + path.sigma(s), t, y), t)

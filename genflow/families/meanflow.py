@@ -140,7 +140,7 @@ class MeanFlow(Family):
     ) -> Samples:
         x, clock = noise, uniform_times(steps)
         for t, r in zip(clock[:-1], clock[1:], strict=True):
-            at, to = (torch.full((len(x),), each, device=x.device) for each in (t, r))
+            at, to = (torch.full(x.shape[:1], each, device=x.device) for each in (t, r))
             u = self.average(x, at, to, label)
             self.show(x, x - t * u)
             x = x - (t - r) * u

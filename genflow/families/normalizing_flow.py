@@ -129,7 +129,7 @@ class NormalizingFlow(Family):
     def _open(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures in [-1, 1] as logits, and log |det| of that (B,)."""
         if self.facts.is_points:
-            return x, x.new_zeros(len(x))
+            return x, x.new_zeros(x.shape[:1])
         p = MARGIN + (1 - 2 * MARGIN) * (x + 1) / 2
         y = torch.logit(p)
         slope = math.log((1 - 2 * MARGIN) / 2 / SPREAD) - F.logsigmoid(y) - F.logsigmoid(-y)

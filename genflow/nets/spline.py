@@ -99,7 +99,7 @@ class SplineFlow(nn.Module):
 
         With guidance other than 1 the batch's second half repeats the first without its labels; only for the inverse.
         """
-        flat, log_det = x.flatten(1), x.new_zeros(len(x))
+        flat, log_det = x.flatten(1), x.new_zeros(x.shape[:1])
         couplings = list(self.couplings)
         for coupling in reversed(couplings) if inverse else couplings:
             flat, change = coupling(flat, label, inverse=inverse, guidance=guidance)

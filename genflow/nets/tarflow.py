@@ -76,7 +76,7 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         before = self.enter(x[:, :-1])
-        h = torch.cat([self.start.expand(len(x), 1, -1).to(before.dtype), before], 1) + self.position
+        h = torch.cat([self.start.expand(x.shape[0], 1, -1).to(before.dtype), before], 1) + self.position
         h = h + self.condition(None, label, x)[:, None]
         for layer in self.layers:
             h = layer(h)
@@ -93,8 +93,8 @@ class Block(nn.Module):
         """z -> x, patch by patch; each layer keeps the keys and values of the patches so far."""
         c = self.condition(None, label, z)
         caches: list[Cache] = [[] for _ in self.layers]
-        h = self.start.expand(len(z), -1)
-        found, log_det = [], z.new_zeros(len(z))
+        h = self.start.expand(z.shape[0], -1)
+        found, log_det = [], z.new_zeros(z.shape[:1])
         for i in range(z.shape[1]):
             h = (h + self.position[i] + c)[:, None]
             for layer, cache in zip(self.layers, caches, strict=True):
@@ -137,7 +137,7 @@ class TarFlow(nn.Module):
         With guidance other than 1 the batch's second half repeats the first without its labels; only for the inverse.
         """
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # (B, N, C patch^2)
-        log_det = x.new_zeros(len(x))
+        log_det = x.new_zeros(x.shape[:1])
         order = list(enumerate(self.blocks))
         for i, block in reversed(order) if inverse else order:
             there = tokens.flip(1) if i % 2 else tokens
