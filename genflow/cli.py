@@ -61,7 +61,11 @@ OnCluster = Annotated[bool, typer.Option("--cluster/--local", help="Run on a Ray
 Address = Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")]
 RunRef = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's id, prefix, name, `latest`, or best:fd.", autocompletion=_complete_run),
+    typer.Argument(
+        metavar="RUN",
+        help="A run's id, prefix, name, `latest`, best:fd, or models:/NAME@ALIAS.",
+        autocompletion=_complete_run,
+    ),
 ]
 RunRefs = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="Runs of one dataset.", autocompletion=_complete_run)
@@ -358,6 +362,19 @@ def doctor(cluster: OnCluster = False, address: Address = "", json: Json = False
     from genflow import doctor as checks
 
     checks.run(cluster=cluster, address=address, json=json)
+
+
+@app.command()
+def promote(
+    run: RunRef,
+    alias: Annotated[str, typer.Option(help="Which alias its model gets in MLflow.")] = "champion",
+    name: Annotated[str, typer.Option(help="Of the model; by default the run's.")] = "",
+    json: Json = False,
+) -> None:
+    """Give a run's model an alias in MLflow, by which it can be served: models:/NAME@ALIAS."""
+    from genflow import hosting
+
+    hosting.promote(run, name, alias, json=json)
 
 
 @runs_app.command("ls")

@@ -8,6 +8,7 @@
 The samples are those that `Engine.draw` and `genflow sample` give for the same seed and settings.
 """
 
+import base64
 import io
 import json
 import os
@@ -15,7 +16,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +76,23 @@ class Client:
 
     def draw(self, model: str, **asked: Any) -> Answer:
         """Samples in the `format` that is asked for, and what the server says of them; raises as `samples` does."""
-        return self._ask(f"/v1/models/{urllib.parse.quote(model, safe='')}/samples", asked)
+        return self._ask(self._path(model, "samples"), asked)
+
+    def encode(self, model: str, pictures: Sequence[bytes | Path], label: str | int | None = None) -> np.ndarray:
+        """The codes (N, ...) float32 of picture files, of which `decode` makes them again."""
+        files = [base64.b64encode(each if isinstance(each, bytes) else each.read_bytes()).decode() for each in pictures]
+        answer = self._ask(self._path(model, "encode"), {"images": files, "label": label, "format": "npy"})
+        return np.load(io.BytesIO(answer.body), allow_pickle=False)
+
+    def decode(self, model: str, codes: np.ndarray, label: str | int | None = None) -> np.ndarray:
+        """The pictures (N, C, H, W) uint8 of codes; between two codes lie the pictures between two pictures."""
+        file = io.BytesIO()
+        np.save(file, codes.astype(np.float32))
+        asked = {"codes": base64.b64encode(file.getvalue()).decode(), "label": label, "format": "npy"}
+        return np.load(io.BytesIO(self._ask(self._path(model, "decode"), asked).body), allow_pickle=False)
+
+    def _path(self, model: str, task: str) -> str:
+        return f"/v1/models/{urllib.parse.quote(model, safe='')}/{task}"
 
     def _ask(self, path: str, body: Document | None = None) -> Answer:
         for attempt in range(TRIES):

@@ -210,11 +210,16 @@ def show_table(done: Document) -> None:
 
 
 def find_run(store: Store, reference: str) -> Artifact:
-    """A run by id, prefix, name, `latest`, or `best:METRIC` (fd, kid: the smallest; others: the largest).
+    """A run by id, prefix, name, `latest`, `best:METRIC` (fd, kid: the smallest; others: the largest), or MLflow's name
+    for it, `models:/NAME@ALIAS`.
 
     Raises:
         UsageError: there is none, or nothing was measured.
     """
+    if reference.startswith("models:/"):
+        from genflow import registry
+
+        return store.find("runs", registry.run_of(store, reference))
     if not reference.startswith("best:"):
         return store.find("runs", reference)
     from genflow.evaluation.table import best_run

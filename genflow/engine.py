@@ -6,7 +6,7 @@ to the bit: kernels choose their sums by the batch's size, so the net sees whole
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,30 +117,80 @@ class Engine:
             UsageError: an unknown option, or a label out of range.
         """
         checked = build.sample_options(self.family, {**self.options, **options})
-        classes = self.facts.classes
-        wanted = np.full(len(seeds), classes) if labels is None else np.asarray(labels, np.int64)
-        if len(wanted) != len(seeds):
-            raise UsageError(f"{len(wanted)} labels for {len(seeds)} seeds")
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() <= classes):
-            names = ", ".join(f"{i}={name}" for i, name in enumerate(self.facts.class_names))
-            wrong = int(wanted[(wanted < 0) | (wanted > classes)][0])
-            raise UsageError(f"label {wrong} is out of range", names or "this model has no classes")
+        wanted = self._labels(labels, len(seeds))
         images, nfe, start = [], 0, time.perf_counter()
-        for first in range(0, len(seeds), batch):
-            rows = range(first, min(first + batch, len(seeds)))
-            filled = [*rows, *[rows[-1]] * (-len(rows) % ROWS if padded else 0)]
+        for rows, filled in _batches(len(seeds), batch, padded):
             rng = SampleRng([seeds[row] for row in filled], "sample", self.device)
             noise = rng.normal((len(filled), *self.family.noise_shape))
             if toward is not None:
                 noise = self._between(noise, [toward[row] for row in filled])
-            label = torch.from_numpy(wanted[filled]).to(self.device)
             with self.family.watched(watch):
-                samples = self.family.sample(noise, label, rng, **checked)
+                samples = self.family.sample(noise, self._tensor(wanted[filled]), rng, **checked)
             images.append(from_x(samples.x[: len(rows)], self.facts))
             nfe = samples.nfe
+        return self._drawn(images, wanted, nfe, start)
+
+    def encode(
+        self, images: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
+    ) -> np.ndarray:
+        """The codes of real records: what `decode` turns back into them.
+
+        Args:
+            images: (N, H, W, C) grey levels 0..K-1, or (N, 1, 1, 2) points.
+            labels: (N,) as in `draw`.
+            seeds: (N,) of what a family draws on the way, such as the place within a grey level.
+            watch: as in `draw`.
+
+        Returns:
+            (N, ...) float32; of the shape of noise, or of the latent space.
+
+        Raises:
+            UsageError: the family has no encoder.
+        """
+        wanted, codes = self._labels(labels, len(images)), []
+        for rows, filled in _batches(len(images)):
+            rng = SampleRng([seeds[row] for row in filled], "code", self.device)
+            with self.family.watched(watch):
+                code = self.family.encode(self.to_x(images[filled]), self._tensor(wanted[filled]), rng)
+            codes.append(code[: len(rows)].float().cpu().numpy())
+        return np.concatenate(codes)
+
+    def decode(
+        self, codes: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
+    ) -> Drawn:
+        """The records of codes (N, ...) as `encode` gives them; the other arguments are those of `encode`."""
+        wanted, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
+        for rows, filled in _batches(len(codes)):
+            rng = SampleRng([seeds[row] for row in filled], "sample", self.device)
+            code = torch.from_numpy(codes[filled]).to(self.device)
+            with self.family.watched(watch):
+                x = self.family.decode(code, self._tensor(wanted[filled]), rng)
+            images.append(from_x(x[: len(rows)], self.facts))
+        return self._drawn(images, wanted, 0, start)
+
+    def _labels(self, labels: Sequence[int] | None, n: int) -> np.ndarray:
+        """The labels (N,) that the family is told.
+
+        Raises:
+            UsageError: one is out of range, or there are too few.
+        """
+        classes = self.facts.classes
+        wanted = np.full(n, classes) if labels is None else np.asarray(labels, np.int64)
+        if len(wanted) != n:
+            raise UsageError(f"{len(wanted)} labels for {n} seeds")
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() <= classes):
+            names = ", ".join(f"{i}={name}" for i, name in enumerate(self.facts.class_names))
+            wrong = int(wanted[(wanted < 0) | (wanted > classes)][0])
+            raise UsageError(f"label {wrong} is out of range", names or "this model has no classes")
+        return wanted
+
+    def _tensor(self, labels: np.ndarray) -> Tensor:
+        return torch.from_numpy(labels).to(self.device)
+
+    def _drawn(self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float) -> Drawn:
         C, H, W = self.facts.shape
         stacked = np.concatenate(images) if images else np.zeros((0, H, W, C), np.uint8)
-        return Drawn(stacked, wanted, nfe, time.perf_counter() - start)
+        return Drawn(stacked, labels, nfe, time.perf_counter() - start)
 
     def _between(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
         """The noises on the way to those of other seeds; the ends are the seeds' own, to the bit."""
@@ -152,6 +202,13 @@ class Engine:
     def to_x(self, images: np.ndarray) -> Tensor:
         """Grey levels (B, H, W, C) as the family sees them, on the engine's device."""
         return to_x(images, self.facts).to(self.device)
+
+
+def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
+    """The rows of each batch, and the same filled up to a multiple of `ROWS` with its last row."""
+    for first in range(0, n, batch):
+        rows = range(first, min(first + batch, n))
+        yield rows, [*rows, *[rows[-1]] * (-len(rows) % ROWS if padded else 0)]
 
 
 def labels_for(label: str, n: int, facts: Facts) -> list[int] | None:

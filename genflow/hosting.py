@@ -100,6 +100,20 @@ def _is_loopback(host: str) -> bool:
         raise UsageError(f"--host {host} is no address", "127.0.0.1, or an address of this machine") from None
 
 
+def promote(reference: str, name: str, alias: str, *, json: bool) -> None:
+    """`genflow promote`."""
+    from genflow import registry
+
+    store = Store()
+    run = find_run(store, reference)
+    promoted = registry.promote(store, run, name, alias)
+    if json:
+        terminal.document({"schema": "genflow.promote/1", "run": run.id, "model": promoted})
+        return
+    print(f"promoted {run.id}  {promoted}")
+    terminal.next_commands(f"genflow serve {promoted}{f' --name {name}' if name else ''}")
+
+
 def list_endpoints(*, json: bool) -> None:
     """`genflow endpoints ls`."""
     rows = []

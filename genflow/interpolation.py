@@ -5,7 +5,6 @@ what lies between is decoded, from the one's code to the other's. A family witho
 seeds, and its ends are what these seeds draw.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,15 @@ import numpy as np
 import torch
 
 from genflow.data import pictures
-from genflow.data.records import Form
-from genflow.data.shards import Dataset, from_x
+from genflow.data.shards import Dataset
 from genflow.engine import Drawn, Engine
 from genflow.errors import DataError, UsageError
 from genflow.facts import Facts
-from genflow.maths.seeds import SampleRng, key
+from genflow.maths.seeds import key
 from genflow.maths.sphere import between
 from genflow.store import Store
 
 COLUMNS = 8
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -102,37 +99,27 @@ def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: Facts
     """
     if facts.is_points:
         raise UsageError("--between takes pictures, and this run's data is points of the plane", "leave it out")
-    C, H, _ = facts.shape
     images = []
     for path in paths:
-        file = None
         try:
             with pictures.guarded(), pictures.open_regular(str(path)) as file:
-                try:
-                    image = pictures.decode(file, Form(H, C))
-                except Exception as error:
-                    raise pictures.Unreadable(pictures.reason(error, file)) from error
+                images.append(pictures.as_record(file, facts))
         except pictures.Unreadable as error:
             raise DataError(f"--between {path}: {error}", "name two PNG, JPEG, WebP, BMP, TIFF or GIF files") from error
-        top = (facts.levels or 256) - 1
-        images.append(np.rint(image.astype(np.float64) * (top / 255)).astype(np.uint8))
     label = np.array([facts.classes if labels is None else labels[0]])
     return Ends(np.stack(images)[None], label, [[str(path) for path in paths]])
 
 
 def walk_pictures(engine: Engine, ends: Ends, columns: int, seed: int) -> Drawn:
     """Rows of: the one end, `columns` - 2 pictures decoded from its code to the other's, the other end."""
-    rows = len(ends.labels)
-    label = torch.from_numpy(ends.labels).to(engine.device)
-    codes: list[list[torch.Tensor]] = [[], []]
-    for first in range(0, rows, BATCH):
-        part = slice(first, first + BATCH)
-        for side in (0, 1):
-            rng = SampleRng([key(seed + row, "end", side) for row in range(rows)[part]], "code", engine.device)
-            codes[side].append(engine.family.encode(engine.to_x(ends.images[part, side]), label[part], rng))
+    rows, labels = len(ends.labels), ends.labels.tolist()
+    seeds = ([key(seed + row, "end", side) for row in range(rows)] for side in (0, 1))
+    a, b = (torch.from_numpy(engine.encode(ends.images[:, i], labels, own)) for i, own in enumerate(seeds))
     inner = columns - 2
-    a, b = (torch.cat(parts) for parts in codes)
-    drawn = _walk(engine, a, b, ends.labels, inner, seed)
+    shares = torch.linspace(0, 1, inner, dtype=torch.float64) if inner > 1 else torch.tensor([0.5])
+    code = between(a.repeat_interleave(inner, 0), b.repeat_interleave(inner, 0), shares.repeat(rows))
+    every = np.repeat(ends.labels, inner).tolist()
+    drawn = engine.decode(code.numpy(), every, [seed + row for row in range(rows) for _ in range(inner)])
     shaped = drawn.images.reshape(rows, inner, *drawn.images.shape[1:])
     images = np.concatenate([ends.images[:, :1], shaped, ends.images[:, 1:]], 1)
     return Drawn(images.reshape(-1, *images.shape[2:]), ends.labels.repeat(columns), drawn.nfe, drawn.seconds)
@@ -148,17 +135,3 @@ def walk_noise(
     every = None if labels is None else [label for label in labels for _ in range(columns)]
     return engine.draw(seeds, every, toward=toward, **options)  # type: ignore[arg-type]
 
-
-def _walk(engine: Engine, a: torch.Tensor, b: torch.Tensor, labels: np.ndarray, columns: int, seed: int) -> Drawn:
-    """Pictures of `columns` codes between a (R, ...) and b, row by row; other draws are those of the row's seed."""
-    rows = len(labels)
-    shares = torch.linspace(0, 1, columns, dtype=torch.float64) if columns > 1 else torch.tensor([0.5])
-    code = between(a.repeat_interleave(columns, 0), b.repeat_interleave(columns, 0), shares.repeat(rows))
-    every = torch.from_numpy(labels).repeat_interleave(columns).to(engine.device)
-    seeds = [seed + row for row in range(rows) for _ in range(columns)]
-    images, start = [], time.perf_counter()
-    for first in range(0, len(code), BATCH):
-        part = slice(first, first + BATCH)
-        x = engine.family.decode(code[part], every[part], SampleRng(seeds[part], "sample", engine.device))
-        images.append(from_x(x, engine.facts))
-    return Drawn(np.concatenate(images), every.cpu().numpy(), 0, time.perf_counter() - start)

@@ -329,6 +329,15 @@ def package(folder: Path, *, run_id: str, model_id: str) -> None:
         )
 
 
+def begin(uri: str, registry: str) -> tuple[Any, Any]:
+    """A client of MLflow and its registry, and what it raises."""
+    _load()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    return MlflowClient(uri, registry), MlflowException
+
+
 def line(error: BaseException) -> str:
     """An error in one line."""
     return " ".join(str(error).split()) or type(error).__name__

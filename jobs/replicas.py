@@ -26,6 +26,7 @@ from genflow.serving import app as http_app
 from genflow.serving.entries import Entry
 from genflow.serving.guard import Limits
 from genflow.serving.replies import Refused, Reply
+from genflow.serving.requests import Task
 
 if TYPE_CHECKING:  # with torch: only where something is drawn
     from genflow.serving.service import Service
@@ -86,9 +87,9 @@ class Sampler:
         assert self._service is not None
         return self._service
 
-    async def samples(self, name: str, request: Document) -> Reply:
-        """See `Service.samples`."""
-        reply = await self.service.samples(name, request)
+    async def answer(self, task: Task, name: str, request: Document) -> Reply:
+        """See `Service.answer`."""
+        reply = await self.service.answer(task, name, request)
         if facts := reply.facts:
             tags = {"model": facts["model"]}
             self._samples.inc(facts["n"], tags=tags)
@@ -133,11 +134,11 @@ class Replicas:
         self._full_until = 0.0
         self._streaming = handle.options(stream=True)
 
-    async def samples(self, name: str, request: Document) -> Reply:
+    async def answer(self, task: Task, name: str, request: Document) -> Reply:
         """See `Backend`."""
         if self._full and time.monotonic() < self._full_until:
             return self._full
-        reply = await self._ask(lambda: self._handle.samples.remote(name, request), self._deadline_s)
+        reply = await self._ask(lambda: self._handle.answer.remote(task, name, request), self._deadline_s)
         if reply.status == 503:
             self._full, self._full_until = reply, time.monotonic() + FULL_S
         return reply
@@ -277,7 +278,7 @@ def _deployment(kind: Any) -> Any:
     return serve.deployment(kind)
 
 
-KINDS = ("samples", "stream", "walks", "/", "/healthz", "/v1/models", "/v1/images/generations")
+KINDS = ("samples", "stream", "walks", "encode", "decode", "/", "/healthz", "/v1/models", "/v1/images/generations")
 
 
 def _write_log_lines() -> None:

@@ -21,7 +21,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     3: (
         "genflow.training", "genflow.engine", "genflow.checkpoint", "genflow.build", "genflow.runs", "genflow.pipeline",
         "genflow.plans", "genflow.teaching", "genflow.evaluation", "genflow.tracking", "genflow.mlflow_door",
-        "genflow.pyfunc_model", "genflow.serving", "genflow.endpoints",
+        "genflow.registry", "genflow.pyfunc_model", "genflow.serving", "genflow.endpoints",
     ),
     4: ("jobs",),
     5: (

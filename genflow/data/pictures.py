@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from genflow.data.records import Form, Survey
+from genflow.facts import Facts
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = frozenset((
@@ -153,6 +154,20 @@ def decode(file: BinaryIO, form: Form) -> np.ndarray:
         picture.load()
         turn = UPRIGHT.get(_orientation(picture))
         return fit(picture, form, turn)
+
+
+def as_record(file: BinaryIO, facts: Facts) -> np.ndarray:
+    """A picture of anybody's as a model's data has them: (H, W, C) uint8 of grey levels 0..K-1.
+
+    Raises:
+        Unreadable: says why.
+    """
+    C, H, _ = facts.shape
+    try:
+        image = decode(file, Form(H, C))
+    except Exception as error:
+        raise Unreadable(reason(error, file)) from error
+    return np.rint(image.astype(np.float64) * (((facts.levels or 256) - 1) / 255)).astype(np.uint8)
 
 
 def _orientation(picture: Image.Image) -> int:

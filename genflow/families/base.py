@@ -130,8 +130,13 @@ class Family(nn.Module, ABC):
         """How far each sample's way bends, (B,): 0 for a straight line; None for a family without such a way."""
         return None
 
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """The shape of a code, without the batch."""
+        return self.noise_shape
+
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """The code (B, ...) that `decode` turns back into x (B, C, H, W). A family without one leaves this alone."""
+        """The code (B, *code_shape) that `decode` turns back into x (B, C, H, W). Without one, raise."""
         raise UsageError(f"{self.title} has no encoder: it cannot say which noise a picture comes from")
 
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:

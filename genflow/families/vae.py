@@ -191,6 +191,10 @@ class Vae(Family):
             method, kind = f"ELBO, flow prior by midpoint, {FLOW_STEPS} steps", "ode-estimate"
         return LogLikelihood(nats, cast(Kind, kind), stderr, nfe, method)
 
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        return (self.latent,)
+
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """The posterior's mean (B, latent)."""

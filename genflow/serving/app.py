@@ -8,12 +8,13 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from genflow import __version__
 from genflow.serving.guard import Guard, Limits
 from genflow.serving.replies import Refused, Reply, json_reply
-from genflow.serving.requests import ImagesRequest, SampleRequest, WalkRequest
+from genflow.serving.requests import DecodeRequest, EncodeRequest, ImagesRequest, SampleRequest, Task, WalkRequest
 
 PAGE = Path(__file__).with_name("playground.html")
 Document = dict[str, Any]
@@ -22,8 +23,8 @@ Document = dict[str, Any]
 class Backend(Protocol):
     """Who draws: a `Service` in this process, or replicas of one."""
 
-    async def samples(self, name: str, request: Document) -> Reply:
-        """Samples, or a refusal."""
+    async def answer(self, task: Task, name: str, request: Document) -> Reply:
+        """What a `Service` answers, or a refusal."""
 
     def stream(self, name: str, request: Document) -> AsyncIterator[bytes]:
         """Server-sent events."""
@@ -58,6 +59,20 @@ PICTURES: dict[int | str, Any] = {
                     "schema": "genflow.samples/1", "model": "digits", "run": "digits-1f2e3d4c5b", "step": 2000, "n": 1,
                     "seed": 7, "steps": 10, "nfe": 10, "options": {"sampler": "ab2", "steps": 10, "guidance": 1.0},
                     "seconds": 0.041, "waited": 0.002, "batch": 16, "labels": [3], "images": ["iVBORw0KGgo..."],
+                }
+            },
+        },
+    }
+}  # fmt: skip
+CODES: dict[int | str, Any] = {
+    200: {
+        "description": "The codes.",
+        "content": {
+            "application/x-npy": {},
+            "application/json": {
+                "example": {
+                    "schema": "genflow.codes/1", "model": "digits", "run": "digits-1f2e3d4c5b", "step": 2000, "n": 1,
+                    "seed": 0, "labels": [3], "shape": [1, 1, 8, 8], "codes": "k05VTVBZ...",
                 }
             },
         },
@@ -119,7 +134,7 @@ def create(
 
         Further keys are options of the model's family, such as `temperature`; `GET /v1/models` lists them.
         """
-        return _respond(await backend.samples(name, _plain(asked)), request)
+        return _respond(await backend.answer("samples", name, _plain(asked)), request)
 
     @app.post("/v1/models/{name}/samples/stream", tags=["samples"], summary="Watch noise become samples",
               response_class=StreamingResponse, responses=REFUSALS)  # fmt: skip
@@ -135,7 +150,19 @@ def create(
               response_class=Response, responses={**PICTURES, **REFUSALS})  # fmt: skip
     async def walks(name: str, asked: WalkRequest, request: Request) -> Response:
         """`n` samples on the great circle between the noises of `seed` and `to_seed`; the ends are their samples."""
-        return _respond(await backend.samples(name, {**_plain(asked), "to_seed": asked.to_seed}), request)
+        return _respond(await backend.answer("walks", name, _plain(asked)), request)
+
+    @app.post("/v1/models/{name}/encode", tags=["codes"], summary="The codes of pictures",
+              responses={**CODES, **REFUSALS})  # fmt: skip
+    async def encode(name: str, asked: EncodeRequest, request: Request) -> Response:
+        """What the model can make the pictures of again: the noise they come from, or a place in the latent space."""
+        return _respond(await backend.answer("encode", name, _plain(asked)), request)
+
+    @app.post("/v1/models/{name}/decode", tags=["codes"], summary="The pictures of codes", response_class=Response,
+              responses={**PICTURES, **REFUSALS})  # fmt: skip
+    async def decode(name: str, asked: DecodeRequest, request: Request) -> Response:
+        """The way back from `encode`; between two codes lie the pictures between two pictures."""
+        return _respond(await backend.answer("decode", name, _plain(asked)), request)
 
     @app.post("/v1/images/generations", tags=["samples"], summary="The shape of OpenAI's interface",
               responses=REFUSALS)  # fmt: skip
@@ -149,7 +176,7 @@ def create(
                 raise Refused(422, f"this model draws {size}", "size", f"size={size}, or auto")
         wanted: Document = {"n": asked.n, "seed": asked.seed, "label": asked.prompt or "all", "format": "json"}
         wanted |= {key: value for key in ("steps", "guidance") if (value := getattr(asked, key)) is not None}
-        reply = await backend.samples(asked.model or "", wanted)
+        reply = await backend.answer("samples", asked.model or "", wanted)
         if reply.status != 200:
             return _respond(reply, request)
         drawn = json.loads(reply.body)
@@ -163,7 +190,7 @@ def create(
     return Guard(app, limits, seen)
 
 
-def _plain(asked: SampleRequest | WalkRequest) -> Document:
+def _plain(asked: BaseModel) -> Document:
     """The request as a document again, only what was given."""
     return asked.model_dump(mode="json", exclude_unset=True)
 

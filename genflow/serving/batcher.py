@@ -38,10 +38,10 @@ class Job:
     """A request in the queue.
 
     Args:
-        key: what requests must share to be drawn together: the model and its options.
+        key: what requests must share to be drawn together: the model, what is asked of it, and its options.
         seeds: (N,) one a sample.
         labels: (N,).
-        toward: see `Engine.draw`; None for plain samples.
+        given: (N,) what each is made of besides: where a walk leads, a picture, a code; None for plain samples.
         deadline: on the monotonic clock.
         watch: told of x_t and the guess at x_0 of its own rows, in the drawing thread; such a job is drawn alone.
     """
@@ -49,7 +49,7 @@ class Job:
     key: tuple[Any, ...]
     seeds: Sequence[int]
     labels: Sequence[int]
-    toward: Sequence[tuple[int, float]] | None
+    given: Sequence[Any] | None
     deadline: float
     watch: Watcher | None = None
     done: "asyncio.Future[Served]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -75,7 +75,7 @@ class Served:
     """A job's samples, and where its time went.
 
     Args:
-        images: as the engine draws them.
+        images: as the engine draws them, or codes.
         labels: (N,).
         nfe: evaluations of each sample.
         waited: seconds in the queue.
@@ -98,7 +98,7 @@ def _stand_back() -> None:
 
 
 Piece = tuple[Job, int, int]
-Draw = Callable[[Job, list[int], list[int], list[tuple[int, float]] | None, Watcher], Drawn]
+Draw = Callable[[Job, list[int], list[int], list[Any], Watcher], Drawn]
 
 
 class Batcher:
@@ -232,9 +232,7 @@ class Batcher:
         seeds = [seed for job, a, b in pieces for seed in job.seeds[a:b]]
         labels = [label for job, a, b in pieces for label in job.labels[a:b]]
         first = jobs[0]
-        toward = None
-        if first.toward is not None:
-            toward = [each for job, a, b in pieces for each in (job.toward or ())[a:b]]
+        given = [each for job, a, b in pieces for each in (job.given or ())[a:b]]
 
         def watch(x: Tensor, guess: Tensor) -> None:
             self.beat = now = time.monotonic()
@@ -243,7 +241,7 @@ class Batcher:
             if first.watch:
                 first.watch(x[: len(seeds)], guess[: len(seeds)])
 
-        return self._draw(first, seeds, labels, toward, watch)
+        return self._draw(first, seeds, labels, given, watch)
 
     def _deliver(self, pieces: list[Piece], drawn: Drawn, start: float) -> None:
         """Give every job its rows, and its samples when they are complete."""

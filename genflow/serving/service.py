@@ -2,31 +2,40 @@
 
 import asyncio
 import base64
-import io
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from genflow.data import preview
 from genflow.data.shards import from_x
-from genflow.engine import Drawn, labels_for
+from genflow.engine import Drawn, Engine, labels_for
 from genflow.errors import UsageError
 from genflow.facts import Facts
 from genflow.families.base import Watcher
-from genflow.serving.batcher import Batcher, Job, Served
+from genflow.serving import reading, writing
+from genflow.serving.batcher import Batcher, Job
 from genflow.serving.entries import Entry, signature
 from genflow.serving.replies import Refused, Reply, json_reply
-from genflow.serving.requests import FRAMES, MOST_EVALUATIONS, SampleRequest, WalkRequest
+from genflow.serving.requests import (
+    FRAMES,
+    MOST_EVALUATIONS,
+    DecodeRequest,
+    EncodeRequest,
+    SampleRequest,
+    Task,
+    WalkRequest,
+)
 from genflow.serving.shelf import Model, Shelf
+from genflow.serving.writing import Asked
 
-MEDIA = {"png": "image/png", "webp": "image/webp", "json": "application/json", "npy": "application/x-npy"}
 HANGS_S = 60.0  # without one network evaluation: the thread hangs
-Asked = SampleRequest | WalkRequest
+REQUESTS: dict[Task, Any] = {
+    "samples": SampleRequest, "walks": WalkRequest, "encode": EncodeRequest, "decode": DecodeRequest,
+}  # fmt: skip
 
 
 class Service:
@@ -51,16 +60,16 @@ class Service:
 
     # --- What may be asked
 
-    async def samples(self, name: str, request: dict[str, Any]) -> Reply:
-        """Samples, or a walk if there is a `to_seed`."""
+    async def answer(self, task: Task, name: str, request: dict[str, Any]) -> Reply:
+        """Samples, a walk, the codes of pictures, or the pictures of codes."""
         try:
             model = self.shelf.model(name or next(iter(self.shelf.models)))
-            asked = (WalkRequest if "to_seed" in request else SampleRequest).model_validate(request)
-            job, options = self._job(model, asked)
+            asked: Asked = REQUESTS[task].model_validate(request)
+            job, options = await self._job(model, asked)
             served = await self.batcher.run(job)
             start = time.monotonic()
-            body = await asyncio.to_thread(self._write, model, asked, job, options, served)
-            return self._reply(model, asked, options, served, body, time.monotonic() - start)
+            body = await asyncio.to_thread(writing.body, model, asked, options, served)
+            return writing.reply(model, asked, options, served, body, time.monotonic() - start)
         except Refused as refused:
             return refused.reply()
 
@@ -74,7 +83,7 @@ class Service:
             asked = SampleRequest.model_validate({**request, "format": "json"})
             if asked.n > self.batcher.rows:
                 raise Refused(422, f"at most {self.batcher.rows} samples can be watched", "n")
-            job, options = self._job(model, asked)
+            job, options = await self._job(model, asked)
 
             def put(frame: dict[str, Any]) -> None:
                 loop.call_soon_threadsafe(frames.put_nowait, frame)
@@ -132,92 +141,62 @@ class Service:
     async def warm(self) -> None:
         """Load the first model and draw from it."""
         model = next(iter(self.shelf.models.values()))
-        await self.batcher.run(self._job(model, SampleRequest.model_validate({}))[0])
+        job, _ = await self._job(model, SampleRequest.model_validate({}))
+        await self.batcher.run(job)
 
     # --- How
 
-    def _job(self, model: Model, asked: Asked) -> tuple[Job, dict[str, Any]]:
-        options = model.options(asked.options())
-        if asked.n * options.get("steps", 1) > MOST_EVALUATIONS:
-            message = f"{asked.n} samples of {options['steps']} steps are more than {MOST_EVALUATIONS:,} steps in all"
-            raise Refused(422, message, "n" if asked.n > options["steps"] else "steps")
-        if asked.layout == "single" and asked.n != 1:
+    async def _job(self, model: Model, asked: Asked) -> tuple[Job, dict[str, Any]]:
+        facts, task = model.facts, next(task for task, kind in REQUESTS.items() if isinstance(asked, kind))
+        given: list[Any] | None = None
+        seeds: Sequence[int]
+        if isinstance(asked, EncodeRequest | DecodeRequest):
+            options: dict[str, Any] = {}
+            records = await asyncio.to_thread(reading.given, model, asked)
+            given, seeds = records, range(asked.seed, asked.seed + len(records))
+        elif isinstance(asked, WalkRequest):
+            options = model.options(asked.options())
+            seeds, given = [asked.seed] * asked.n, [(asked.to_seed, i / (asked.n - 1)) for i in range(asked.n)]
+        else:
+            options = model.options(asked.options())
+            seeds = range(asked.seed, asked.seed + asked.n)
+        n = len(seeds)
+        if n * options.get("steps", 1) > MOST_EVALUATIONS:
+            message = f"{n} samples of {options['steps']} steps are more than {MOST_EVALUATIONS:,} steps in all"
+            raise Refused(422, message, "n" if n > options["steps"] else "steps")
+        if asked.layout == "single" and n != 1:
             raise Refused(422, "layout=single is for one sample", "layout", "n=1, or layout=grid")
-        if model.facts.is_points and (asked.layout == "single"):
+        if facts.is_points and asked.layout == "single":
             raise Refused(422, "points of the plane are no pictures", "layout", "layout=grid, or format=npy")
-        facts, n = model.facts, asked.n
         word = "none" if asked.label is None else str(asked.label)
-        if isinstance(asked, WalkRequest) and word == "all":
-            raise Refused(422, "a walk stays within one class", "label", "name one, or leave the label out")
+        if word == "all" and not isinstance(asked, SampleRequest):
+            raise Refused(422, "this stays within one class", "label", "name one, or leave the label out")
         try:
             labels = labels_for(word, n, facts) or [facts.classes] * n
         except UsageError as error:
             raise Refused(422, error.message, "label", error.hint) from error
-        toward = None
-        seeds: Sequence[int] = range(asked.seed, asked.seed + n)
-        if isinstance(asked, WalkRequest):
-            seeds, toward = [asked.seed] * n, [(asked.to_seed, i / (n - 1)) for i in range(n)]
-        key = (self.shelf, model.name, toward is not None, json.dumps(options, sort_keys=True))
-        return Job(key, seeds, labels, toward, time.monotonic() + self.deadline_s), options
+        key = (self.shelf, model.name, task, json.dumps(options, sort_keys=True))
+        return Job(key, seeds, labels, given, time.monotonic() + self.deadline_s), options
 
-    def _draw(
-        self, job: Job, seeds: list[int], labels: list[int], toward: list[tuple[int, float]] | None, watch: Watcher
-    ) -> Drawn:
-        shelf, name, _, options = job.key  # the shelf of when it was asked: models may change meanwhile
-        return shelf.engine(name).draw(seeds, labels, toward=toward, watch=watch, **json.loads(options))
-
-    def _write(self, model: Model, asked: Asked, job: Job, options: dict[str, Any], served: Served) -> bytes:
-        facts = model.facts
-        match asked.format:
-            case "npy":
-                return preview.npy(served.images, facts)
-            case "json":
-                document = self._facts(model, asked, options, served)
-                walk = {"to_seed": asked.to_seed} if isinstance(asked, WalkRequest) else {}
-                document |= walk | {"labels": [int(v) if v < facts.classes else None for v in served.labels]}
-                if facts.is_points:
-                    document["points"] = served.images.reshape(-1, 2).tolist()
-                    document["grid"] = base64.b64encode(preview.render(served.images, facts)).decode()
-                else:
-                    pngs = preview.pngs(served.images, facts)
-                    document["images"] = [base64.b64encode(png).decode() for png in pngs]
-                return json.dumps(document).encode()
-            case "png" | "webp":
-                single = asked.layout == "single"
-                png = preview.pngs(served.images, facts)[0] if single else _sheet(asked, served, facts)
-                return png if asked.format == "png" else _webp(png)
-
-    def _facts(self, model: Model, asked: Asked, options: dict[str, Any], served: Served) -> dict[str, Any]:
-        return {
-            "schema": "genflow.samples/1", "model": model.name, "run": model.run.id, "step": model.step,
-            "n": asked.n, "seed": asked.seed, "steps": options.get("steps"), "nfe": served.nfe, "options": options,
-            "seconds": round(served.drawing, 4), "waited": round(served.waited, 4), "batch": served.rows,
-        }  # fmt: skip
-
-    def _reply(
-        self, model: Model, asked: Asked, options: dict[str, Any], served: Served, body: bytes, writing: float
-    ) -> Reply:
-        headers = {
-            "X-Genflow-Checkpoint": f"{model.run.id}@{model.step}",
-            "X-Genflow-Seed": str(asked.seed),
-            "X-Genflow-Steps": str(options.get("steps", "")),
-            "X-Genflow-Nfe": str(served.nfe),
-            "X-Genflow-Seconds": f"{served.drawing:.4f}",
-            "X-Genflow-Batch": str(served.rows),
-        }
-        facts = {
-            "model": model.name, "n": asked.n, "nfe": served.nfe, "rows": served.rows,
-            "queue": served.waited, "draw": served.drawing, "write": writing,
-        }  # fmt: skip
-        return Reply(body, MEDIA[asked.format], headers=headers, facts=facts)
+    def _draw(self, job: Job, seeds: list[int], labels: list[int], given: list[Any], watch: Watcher) -> Drawn:
+        shelf, name, task, options = job.key  # the shelf of when it was asked: models may change meanwhile
+        engine: Engine = shelf.engine(name)
+        if task == "encode":
+            start = time.monotonic()
+            codes = engine.encode(np.stack(given), labels, seeds, watch)
+            return Drawn(codes, np.asarray(labels), 0, time.monotonic() - start)
+        if task == "decode":
+            return engine.decode(np.stack(given), labels, seeds, watch)
+        toward = given if task == "walks" else None
+        return engine.draw(seeds, labels, toward=toward, watch=watch, **json.loads(options))
 
     async def _finish(
         self, model: Model, asked: Asked, job: Job, options: dict[str, Any], frames: "asyncio.Queue[Any]"
     ) -> Reply:
         try:
             served = await self.batcher.run(job)
-            body = await asyncio.to_thread(self._write, model, asked, job, options, served)
-            return self._reply(model, asked, options, served, body, 0.0)
+            body = await asyncio.to_thread(writing.body, model, asked, options, served)
+            return writing.reply(model, asked, options, served, body, 0.0)
         finally:
             frames.put_nowait(None)
 
@@ -246,19 +225,6 @@ class _Watch:
             else:
                 frame[name] = [base64.b64encode(png).decode() for png in preview.pngs(records, self._facts)]
         self._put(frame)
-
-
-def _sheet(asked: Asked, served: Served, facts: Facts) -> bytes:
-    """The grid: of samples as `genflow sample` writes it, of a walk in one line."""
-    if isinstance(asked, WalkRequest) and not facts.is_points:
-        return preview.render(served.images, facts, min(asked.n, 16))
-    return preview.render(served.images, facts, preview.columns(facts))
-
-
-def _webp(png: bytes) -> bytes:
-    file = io.BytesIO()
-    Image.open(io.BytesIO(png)).save(file, "WEBP", lossless=True)
-    return file.getvalue()
 
 
 def _event(name: str, document: dict[str, Any]) -> bytes:

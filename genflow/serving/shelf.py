@@ -3,6 +3,7 @@
 A model that is asked for is loaded; the one that was not asked for longest goes when the bound would be passed.
 """
 
+import functools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from genflow.engine import RECIPE, Engine
 from genflow.errors import DataError, GenflowError, UsageError
 from genflow.evaluation.recommend import recommend
 from genflow.facts import Facts
-from genflow.families.base import Family
+from genflow.families.base import Family, has_encoder
 from genflow.recipe import Recipe, parse, read
 from genflow.serving.entries import Entry
 from genflow.serving.replies import Refused
@@ -56,6 +57,11 @@ class Model:
     def stepwise(self) -> bool:
         """Whether there are steps to watch."""
         return "steps" in self.schema.model_fields
+
+    @functools.cached_property
+    def code_shape(self) -> tuple[int, ...]:
+        """The shape of a code, without the batch."""
+        return build.family_of(self.recipe, self.facts).code_shape
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """A request's options, checked and complete.
@@ -109,7 +115,7 @@ class Model:
             "abilities": {
                 "steps": self.stepwise,
                 "guidance": "guidance" in self.schema.model_fields and bool(facts.classes),
-                "encode": self.family.encode is not Family.encode,
+                "encode": has_encoder(self.family),
             },
             "options": {
                 name: {key: value for key, value in field.items() if key != "title"} | {"default": self.defaults[name]}

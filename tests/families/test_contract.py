@@ -261,6 +261,7 @@ def test_a_code_leads_back_to_its_picture(kind: str, facts: Facts) -> None:
         return
     model, data = shaken(family(kind, facts), 0.02), batch(facts)
     code = model.encode(data.x, data.label, SampleRng(range(8), "code"))
+    assert code.shape[1:] == model.code_shape
     back = model.decode(code, data.label, SampleRng(range(8), "code"))
     assert back.shape == data.x.shape
     assert len(code) == 8

@@ -195,3 +195,68 @@ def test_it_says_whether_it_works(http: TestClient) -> None:
     """With the models, and what waits."""
     health = http.get("/healthz").json()
     assert (health["status"], health["models"], health["waiting"]) == ("ok", ["flow", "vae", "ring"], 0)
+
+
+def base64_of(*images: np.ndarray) -> list[str]:
+    """Grey pictures (8, 8) as PNG files in base64."""
+    found = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        found.append(base64.b64encode(file.getvalue()).decode())
+    return found
+
+
+@pytest.mark.parametrize("name", ["flow", "vae"])
+def test_codes_are_those_of_the_engine_and_lead_back(http: TestClient, shelf_store: Shelved, name: str) -> None:
+    """encode and decode over HTTP give what the engine gives, to the bit, alone or in company."""
+    own = engine(shelf_store, name)
+    records = own.draw(range(3), [4] * 3).images
+    shown = np.load(io.BytesIO(preview.npy(records, own.facts)))[:, 0]
+    asked = {"images": base64_of(*shown), "label": 4, "seed": 5}
+    document = http.post(f"/v1/models/{name}/encode", json=asked).json()
+    codes = own.encode(records, [4] * 3, range(5, 8))
+    assert document["shape"] == list(codes.shape)
+    assert document["labels"] == [4, 4, 4]
+    np.testing.assert_array_equal(np.load(io.BytesIO(base64.b64decode(document["codes"]))), codes)
+    alone = {**asked, "images": asked["images"][2:], "seed": 7, "format": "npy"}
+    last = http.post(f"/v1/models/{name}/encode", json=alone)
+    np.testing.assert_array_equal(np.load(io.BytesIO(last.content)), codes[2:])
+    back = http.post(f"/v1/models/{name}/decode", json={"codes": document["codes"], "label": "4", "format": "npy"})
+    assert back.content == preview.npy(own.decode(codes, [4] * 3, range(3)).images, own.facts)
+
+
+def npy(array: np.ndarray) -> str:
+    """An array as a file of NumPy's in base64."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+PROMISE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9000000000, 1, 8, 8), }".ljust(118)
+HUGE = b"\x93NUMPY\x01\x00\x76\x00" + PROMISE
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "asked", "message"),
+    [
+        ("flow", "encode", {"images": []}, "images"),
+        ("flow", "encode", {"images": ["?"]}, "no base64"),
+        ("flow", "encode", {"images": [base64.b64encode(b"GIF89a").decode()]}, "picture 0: damaged GIF"),
+        ("flow", "encode", {"images": base64_of(np.zeros((6000, 6000), np.uint8))}, "megapixels"),
+        ("flow", "encode", {"images": base64_of(np.zeros((8, 8), np.uint8)), "steps": 3}, "steps"),
+        ("ring", "encode", {"images": base64_of(np.zeros((8, 8), np.uint8))}, "no pictures"),
+        ("flow", "decode", {"codes": "AAAA"}, "a .npy file of float32"),
+        ("flow", "decode", {"codes": npy(np.zeros((1, 1, 8, 9), np.float32))}, "(N, 1, 8, 8)"),
+        ("flow", "decode", {"codes": npy(np.zeros((1, 1, 8, 8)))}, "a .npy file of float32"),
+        ("flow", "decode", {"codes": npy(np.full((1, 1, 8, 8), np.nan, np.float32))}, "no numbers"),
+        ("flow", "decode", {"codes": npy(np.zeros((65, 1, 8, 8), np.float32))}, "between 1 and 64"),
+        ("flow", "decode", {"codes": base64.b64encode(HUGE).decode()}, "a .npy file of float32"),
+        ("flow", "decode", {"codes": npy(np.zeros((1, 1, 8, 8), np.float32)), "label": "all"}, "within one class"),
+    ],
+)
+def test_wrong_codes_are_one_line(http: TestClient, name: str, task: str, asked: dict[str, Any], message: str) -> None:
+    """What is no picture or no code of the model is refused before it reaches the queue."""
+    answer = http.post(f"/v1/models/{name}/{task}", json=asked)
+    assert answer.status_code == 422, answer.text
+    assert message in answer.json()["error"]["message"]

@@ -50,3 +50,16 @@ def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytes
         draw(server, tmp_path / "grid.png", "raw")
     with pytest.raises(UsageError, match="written as"):
         draw(server, tmp_path / "folder")
+
+
+def test_codes_go_there_and_back(server: str, tmp_path: Path) -> None:
+    """The client sends picture files and arrays of codes."""
+    client = Client(server)
+    drawn = client.samples("vae", n=2, seed=1, label=3)
+    files = []
+    for i, picture in enumerate(drawn):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(picture[0]).save(files[-1])
+    codes = client.encode("vae", files, label=3)
+    assert (len(codes), codes.dtype) == (2, np.float32)
+    assert client.decode("vae", (codes[:1] + codes[1:]) / 2, label=3).shape == (1, 1, 8, 8)
