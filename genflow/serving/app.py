@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from genflow import __version__
+from genflow.serving import manual
 from genflow.serving.guard import Guard, Limits
 from genflow.serving.replies import Refused, Reply, json_reply
 from genflow.serving.requests import DecodeRequest, EncodeRequest, ImagesRequest, SampleRequest, Task, WalkRequest
@@ -96,7 +97,7 @@ def create(
         title="genflow",
         version=__version__,
         summary="Samples of trained image generators. A sample is a function of its seed.",
-        docs_url="/docs" if limits.docs else None,
+        docs_url=None,  # FastAPI's loads scripts from elsewhere
         openapi_url="/openapi.json" if limits.docs else None,
         redoc_url=None,
     )
@@ -106,6 +107,12 @@ def create(
     @app.get("/", include_in_schema=False)
     async def playground() -> HTMLResponse:
         return HTMLResponse(page)
+
+    if limits.docs:
+
+        @app.get("/docs", include_in_schema=False)
+        async def docs(request: Request) -> HTMLResponse:
+            return HTMLResponse(manual.page(app.openapi(), str(request.base_url).rstrip("/")))
 
     @app.get("/healthz", tags=["about"], summary="Whether it works")
     async def healthz(request: Request) -> Response:

@@ -180,7 +180,10 @@ def test_it_documents_itself(http: TestClient) -> None:
     assert "/v1/models/{name}/samples" in document["paths"]
     for schema in ("SampleRequest", "WalkRequest", "ImagesRequest"):
         assert document["components"]["schemas"][schema]["examples"]
-    assert http.get("/docs").status_code == 200
+    page = http.get("/docs")
+    assert page.status_code == 200
+    assert "http://testserver/v1/models/MODEL/samples" in page.text
+    assert not re.findall(r"(?:src|href)=.?(?:https?:)?//", page.text)  # it loads nothing from elsewhere
 
 
 def test_the_page_needs_nothing_from_elsewhere(http: TestClient) -> None:
