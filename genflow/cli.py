@@ -249,7 +249,7 @@ def compare(
 
 @app.command()
 def sample(
-    run: RunRef,
+    run: RunRef = "",
     n: Annotated[int | None, typer.Option("-n", min=1, max=1_000_000, help="How many; 64 if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
@@ -258,7 +258,6 @@ def sample(
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="grid.png, folder/, x.npy, x.parquet.")] = Path("grid.png"),
     sets: Sets = [],
-    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
     guide: Annotated[
         str, typer.Option(help="A weaker run that guidance leads away from.", autocompletion=_complete_run)
     ] = "",
@@ -274,14 +273,18 @@ def sample(
         tuple[Path, Path] | None,
         typer.Option(metavar="A B", help="Interpolate between two pictures of your own: one row of -n pictures, or 8."),
     ] = None,
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="Ask a served model; RUN is its name there.")] = "",
     json: Json = False,
 ) -> None:
-    """Draw samples from a run, or from a served model by its address, http://HOST:PORT."""
+    """Draw samples from a run, or with --endpoint from a served model."""
     from genflow import drawing
 
+    if not run and not endpoint:
+        raise UsageError("name a run to draw from", "genflow runs ls, or --endpoint http://127.0.0.1:8000")
+    run = f"{endpoint.rstrip('/')}/v1/models/{run}" if endpoint else run
     options = {"steps": steps, "sampler": sampler or None, "guidance": guidance}
     walk: Any = {"interpolate": interpolate, "between": between}
-    drawing.sample(run, n, seed, options, label, out, sets, weights, **walk, guide=guide, json=json)
+    drawing.sample(run, n, seed, options, label, out, sets, **walk, guide=guide, json=json)
 
 
 @app.command()

@@ -20,21 +20,27 @@ FEW = 64  # samples, if nobody says how many
 
 
 def sample(
-    reference: str, n: int | None, seed: int, flags: dict[str, Any], label: str, out: Path, sets: list[str],
-    weights: str, *, interpolate: bool = False, between: tuple[Path, Path] | None = None, json: bool,
+    reference: str, n: int | None, seed: int, flags: dict[str, Any], label: str, out: Path, sets: list[str], *,
+    interpolate: bool = False, between: tuple[Path, Path] | None = None, json: bool,
     guide: str = "",
 ) -> None:  # fmt: skip
     """`genflow sample`: draw, and write a grid, a folder, an array or a table by the ending of `out`."""
-    if weights not in ("ema", "raw"):
-        raise UsageError(f"--weights is ema or raw, not {weights!r}")
     kind = "folder" if not out.suffix or str(out).endswith("/") else out.suffix
     if kind not in ("folder", ".png", ".npy", ".parquet"):
         raise UsageError(f"cannot write samples as {out.suffix}", "use grid.png, a folder/, samples.npy or .parquet")
+    options = {key: value for key, value in flags.items() if value is not None}
+    given = assignments(sets)
+    unknown = sorted(set(given) - {"sample", "weights"})
+    if unknown:
+        raise UsageError(f"--set {unknown[0]} does not belong to sampling", "use --set sample.KEY=VALUE")
+    options |= given.get("sample", {})
+    weights = given.get("weights", "ema")
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"weights are ema or raw, not {weights!r}", "use --set weights=raw")
     if reference.startswith(("http://", "https://")):
         if interpolate or between or guide or weights != "ema":
-            raise UsageError("a served model is asked for samples alone", "leave out --interpolate, --guide, --weights")
-        given = {key: value for key, value in flags.items() if value is not None} | assignments(sets).get("sample", {})
-        _from_endpoint(reference, FEW if n is None else n, seed, given, label, out, kind, json=json)
+            raise UsageError("a served model is asked for samples alone", "leave out --interpolate, --guide and --set weights")
+        _from_endpoint(reference, FEW if n is None else n, seed, options, label, out, kind, json=json)
         return
     store = Store()
     run = find_run(store, reference)
@@ -43,11 +49,6 @@ def sample(
         raise UsageError("--guide has no say in --interpolate", "leave it out")
     if guide:
         engine.family.guided_by(Engine.load(find_run(store, guide)).family)
-    options = {key: value for key, value in flags.items() if value is not None}
-    unknown = sorted(set(assignments(sets)) - {"sample"})
-    if unknown:
-        raise UsageError(f"--set {unknown[0]} does not belong to sampling", "use --set sample.KEY=VALUE")
-    options |= assignments(sets).get("sample", {})
     about: dict[str, Any] = {}
     if interpolate or between:
         drawn, index, about = _interpolate(store, run, engine, n, seed, options, label, between)

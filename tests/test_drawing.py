@@ -38,7 +38,7 @@ def sample(store, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def draw(out: str, label: str = "all", **options) -> Path:
-        drawing.sample("small", 12, 5, {**OPTIONS, **options}, label, Path(out), [], "ema", json=True)
+        drawing.sample("small", 12, 5, {**OPTIONS, **options}, label, Path(out), [], json=True)
         return Path(out)
 
     return draw

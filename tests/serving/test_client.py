@@ -38,8 +38,8 @@ def test_a_refusal_is_genflows_own_error(server: str) -> None:
 
 def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first model's, or a named one's; what only a run can do is refused."""
-    def draw(address: str, out: Path, weights: str = "ema") -> None:
-        drawing.sample(address, 4, 1, {"steps": 2}, "all", out, [], weights, json=False)
+    def draw(address: str, out: Path, *sets: str) -> None:
+        drawing.sample(address, 4, 1, {"steps": 2}, "all", out, list(sets), json=False)
 
     draw(server, tmp_path / "grid.png")
     assert Image.open(tmp_path / "grid.png").size[0] > 100
@@ -47,7 +47,7 @@ def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytes
     assert np.load(tmp_path / "x.npy").shape == (4, 2, 1, 1)
     assert "4 of ring at http://127.0.0.1" in capsys.readouterr().out
     with pytest.raises(UsageError, match="asked for samples alone"):
-        draw(server, tmp_path / "grid.png", "raw")
+        draw(server, tmp_path / "grid.png", "weights=raw")
     with pytest.raises(UsageError, match="written as"):
         draw(server, tmp_path / "folder")
 
