@@ -39,7 +39,7 @@ def sample(
         raise UsageError(f"weights are ema or raw, not {weights!r}", "use --set weights=raw")
     if reference.startswith(("http://", "https://")):
         if interpolate or between or guide or weights != "ema":
-            raise UsageError("a served model is asked for samples alone", "leave out --interpolate, --guide and --set weights")
+            raise UsageError("a served model is asked for samples alone", "leave out --interpolate, --guide, weights")
         _from_endpoint(reference, FEW if n is None else n, seed, options, label, out, kind, json=json)
         return
     store = Store()
