@@ -163,7 +163,9 @@ def prepare(
 
 @app.command()
 def train(
-    family: Annotated[str, typer.Argument(help="vae, ddpm, flow_matching ...", autocompletion=_complete_family)],
+    family: Annotated[
+        str, typer.Argument(help="vae, ddpm, flow_matching ...; left out: FILE's.", autocompletion=_complete_family)
+    ] = "",
     data: Annotated[str, typer.Option(help="The dataset.", autocompletion=_complete_data)] = "",
     config: Config = [],
     sets: Sets = [],
@@ -187,6 +189,49 @@ def train(
     flags |= {"cluster.workers": workers, "init": init}
     where = commands.Where(cluster, address)
     commands.train(family, config, sets, flags, where, fresh=not resume, dry_run=dry_run, json=json)
+
+
+@app.command()
+def tune(
+    family: Annotated[str, typer.Argument(help="vae, ddpm, flow_matching ...", autocompletion=_complete_family)],
+    data: Annotated[str, typer.Option(help="The dataset.", autocompletion=_complete_data)] = "",
+    param: Annotated[
+        list[str],
+        typer.Option(
+            "--param", "-p", metavar="KEY=SPACE",
+            help="log:LO:HI, uniform:LO:HI, int:LO:HI or choice:A,B; repeatable. Left out: the family's own space.",
+        ),
+    ] = [],
+    trials: Annotated[int | None, typer.Option(help="Trials at the most.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Minutes for all of them.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of a trial.")] = None,
+    metric: Annotated[list[str], typer.Option(help="fd, kid, bits_per_dim, ms ...; two give a Pareto front.")] = [],
+    searcher: Annotated[str, typer.Option(help="tpe, random or grid.")] = "",
+    scheduler: Annotated[str, typer.Option(help="asha, none or pbt.")] = "",
+    target: Annotated[float | None, typer.Option(help="End at this value of the first metric.")] = None,
+    init: Annotated[
+        str, typer.Option(help="A run to start from, or to learn from.", autocompletion=_complete_run)
+    ] = "",
+    workers: Annotated[int | None, typer.Option(help="Trials at once.")] = None,
+    config: Config = [],
+    sets: Sets = [],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy best.yaml here.")] = None,
+    objective: Annotated[str, typer.Option(help="FILE.py:FUNCTION to ask instead of training.", hidden=True)] = "",
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Search for better settings, and prove them. The same command again goes on where it was broken off."""
+    from genflow import commands, searching
+
+    flags: dict[str, Any] = {"data.name": data, "init": init, "cluster.workers": workers, "tune.metric": metric or None}
+    flags |= {"tune.trials": trials, "tune.minutes": budget, "tune.steps": steps, "tune.target": target}
+    flags |= {"tune.searcher": searcher, "tune.scheduler": scheduler}
+    where = commands.Where(cluster, address)
+    searching.tune(
+        family, config, param, sets, flags, where, objective=objective, out=out, dry_run=dry_run, json=json
+    )
 
 
 @app.command()

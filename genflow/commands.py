@@ -95,12 +95,15 @@ def train(
     *, fresh: bool, dry_run: bool, json: bool,
 ) -> None:  # fmt: skip
     """`genflow train`."""
-    known = families()
+    known, layers = families(), [read(path) for path in config]
+    family = family or next((str(f["kind"]) for f in map(_family_of, layers[::-1]) if "kind" in f), "")
+    if not family:
+        raise UsageError("no family was named", f"genflow train FAMILY --data NAME; families: {', '.join(known)}")
     if family not in known:
         raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"families: {', '.join(known)}")
     if flags.get("train.minutes") and not flags.get("train.steps"):
         flags["train.steps"] = NO_END  # minutes alone are the whole budget
-    recipe = compose(family, [read(path) for path in config], assignments(sets), flagged(flags))
+    recipe = compose(family, layers, assignments(sets), flagged(flags))
     if recipe.family.get("kind") != family:
         raise UsageError(f"the recipe's family.kind is {recipe.family.get('kind')!r}, and the command says {family}")
     store = Store()
@@ -130,6 +133,11 @@ def train(
         print(f"         samples: {grids[-1]}")
     name = done["run"]
     terminal.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
+
+
+def _family_of(layer: Document) -> Document:
+    section = layer.get("family")
+    return section if isinstance(section, dict) else {}
 
 
 def reflow(

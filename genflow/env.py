@@ -21,6 +21,9 @@ def quiet() -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for one controller poll
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables would stand between the events
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search has a record of its own
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # and needs no snapshots
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",

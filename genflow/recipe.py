@@ -94,6 +94,29 @@ class Reflow(Section):
     seed: Natural = 0
 
 
+class Tune(Section):
+    """A search for better settings: over what, how, and by which measure."""
+
+    space: dict[str, Any] = {}  # by key of the recipe: log:lo:hi, uniform:lo:hi, int:lo:hi, choice:a,b
+    trials: Positive = 20
+    steps: Positive | None = None  # training steps of a trial; null: the recipe's own budget
+    minutes: Annotated[float, Field(gt=0)] | None = None  # of wall-clock time for all trials; whichever ends first
+    metric: tuple[str, ...] = ("fd",)  # two or more: a Pareto front, and the first decides
+    searcher: Literal["tpe", "random", "grid"] = "tpe"
+    scheduler: Literal["asha", "none", "pbt"] = "asha"
+    rungs: Annotated[int, Field(ge=1, le=6)] = 3  # times that a trial is measured
+    reduction: Annotated[int, Field(ge=2, le=10)] = 3  # of a trial's budget from one rung down to the one before
+    samples: Annotated[int, Field(ge=16)] = 500  # at the last rung; fewer before
+    target: float | None = None  # a value of the first metric at which the search may end
+    confirm: Natural = 3  # fresh seeds with which the best and the preset are trained again; 0: none
+    seed: Natural = 0
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _metric(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class Cluster(Section):
     """Where it runs."""
 
@@ -116,6 +139,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
     reflow: Reflow = Reflow()
+    tune: Tune = Tune()
 
     @field_validator("name")
     @classmethod
@@ -136,6 +160,7 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluate": Evaluate,
     "cluster": Cluster,
     "reflow": Reflow,
+    "tune": Tune,
 }
 
 

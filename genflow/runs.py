@@ -7,9 +7,16 @@ it goes on. The number of workers, and how often it reports, are not part of it:
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from genflow import build, code
+from genflow.data.pairs import Pairs
+from genflow.data.shards import Dataset, Split
+from genflow.engine import Engine
 from genflow.errors import UsageError
 from genflow.facts import Facts
+from genflow.families.base import Family
+from genflow.maths.seeds import key
 from genflow.recipe import Recipe, digest, dump, parse, read
 from genflow.store import Artifact, Store, clear_disk_errors, write_atomically
 
@@ -52,6 +59,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     Raises:
         UsageError: one of them does not exist, or the recipe does not fit them.
     """
+    recipe = recipe.with_(tune={})  # a run is not its search
     dataset = store.find("datasets", recipe.data.name)
     facts = Facts.from_json(dataset.file("facts.json").read_text())
     init = store.find("runs", recipe.init) if recipe.init else None
@@ -92,6 +100,22 @@ def address(recipe: Recipe, fingerprint: str) -> str:
         "code": code.fingerprint(*rooms),
     }
     return digest(deciding)
+
+
+def fresh(store: Store, recipe: Recipe, facts: Facts) -> Family:
+    """The family as a run begins with it: weights by seed, or those of the run that it starts from."""
+    torch.manual_seed(key(recipe.train.seed, "weights"))
+    family = build.family_of(recipe, facts)
+    if recipe.init:
+        family.begin_from(Engine.load(store.find("runs", recipe.init)).family)
+    return family
+
+
+def rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
+    """What a run learns from: the training split, or a teacher's pairs."""
+    if recipe.data.pairs:
+        return Pairs.open(store.find("pairs", recipe.data.pairs), data.facts)
+    return data.splits["train"]
 
 
 def begin(store: Store, run: RunPlan) -> None:

@@ -4,6 +4,7 @@
       datasets/<name>-<key>/      Arrow shards, facts.json
       features/<name>-<key>/      the judge's network for one dataset
       runs/<name>-<key>/          recipe.yaml, facts.json, checkpoints/step_00001000/, samples/
+      searches/<name>-<key>/      best.yaml, search.json, trials/0007/
       evaluations/<name>-<key>/   metrics.json, sample grids
       reports/<name>-<key>/       report.html
       journals/<run id>.jsonl     what a run measured (see `journal`)
@@ -34,11 +35,12 @@ from genflow.errors import DataError, GenflowError, ResourceError, SetupError, U
 
 MANIFEST = "manifest.json"
 NODE = os.uname().nodename  # whose process ids an attempt's name speaks of: a store may be shared
-KINDS = ("datasets", "features", "runs", "pairs", "evaluations", "reports")
+KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
 MAKES = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
     "pairs": "genflow reflow RUN makes some",
+    "searches": "genflow tune FAMILY --data NAME makes one",
     "evaluations": "genflow evaluate RUN makes one",
     "reports": "genflow compare RUN... makes one",
     "features": "genflow evaluate RUN makes one",
@@ -120,7 +122,7 @@ class Store:
             UsageError: none, or several, are meant; the message lists those that exist.
         """
         every = self.artifacts(kind)
-        noun = {"features": "judge", "pairs": "pairs"}.get(kind, kind[:-1])
+        noun = {"features": "judge", "pairs": "pairs", "searches": "search"}.get(kind, kind[:-1])
         if not reference:
             raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
         if reference == "latest" and every:

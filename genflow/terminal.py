@@ -71,6 +71,24 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     return "\n".join([first, "  ".join("─" * width for width in widths), *rest])
 
 
+def setting(value: Any) -> str:
+    """A setting as it would be typed."""
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def trials(metrics: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[list[str], Any]:
+    """The head and the lines of a table of a search's trials."""
+    short = [key.removeprefix("train.").removeprefix("family.") for key in keys]
+    head = ["trial", "ended", *metrics, "N", "budget", *(short if len(set(short)) == len(short) else keys)]
+    lines = []
+    for row in rows:
+        values = [f"{row['values'][name]:.4g}" if name in row["values"] else "—" for name in metrics]
+        params = [setting(row["params"][key]) if key in row["params"] else "preset" for key in keys]
+        share = f"{row['share']:.0%}" if row["share"] else "—"
+        lines.append([str(row["trial"]), row["status"], *values, str(row.get("samples", "—")), share, *params])
+    return head, lines
+
+
 def next_commands(*commands: str) -> None:
     """What to do now, after a result."""
     print("\nNext:  " + "\n       ".join(commands))
@@ -83,13 +101,25 @@ class Progress:
         self._live: Any = None
         self._tasks: dict[str, Any] = {}
         self._told: dict[str, float] = {}
+        self._table = ""  # of a search's best trials, above the bars
+        self._best: Any = None
         self._quiet = quiet
 
     def __enter__(self) -> "Progress":
         if is_live() and not self._quiet:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bars
+            from rich.progress import Progress as Plain
+            from rich.text import Text
+
+            shown = self
+
+            class Bars(Plain):
+                """The bars, below a table where there is one."""
+
+                def get_renderables(self) -> Any:
+                    yield from [Text(shown._table)] if shown._table else []
+                    yield from super().get_renderables()
 
             self._live = Bars(
                 TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}"),
@@ -107,6 +137,8 @@ class Progress:
         match event["event"]:
             case "progress":
                 self._progress(event)
+            case "trials":
+                self._trials(event)
             case "stage":
                 self._stage(event)
             case "warning":
@@ -130,6 +162,21 @@ class Progress:
         if not self._quiet and (now - self._told.get(task, -1e9) >= EVERY_SECONDS or share >= 1):
             self._told[task] = now
             note(f"{task}  {share:4.0%}  {text}")
+
+    def _trials(self, event: Event) -> None:
+        """A search's trials: a live table, or elsewhere a line a trial that is over."""
+        if self._live:
+            head, lines = trials(event["metrics"], event["keys"], event["rows"])
+            self._table = table(head, lines, left=2) if lines else ""
+            self._live.refresh()
+            return
+        if not event["over"]:
+            return
+        row, metric = event["row"], event["metrics"][0]
+        value = f"{metric} {row['values'][metric]:.4g}" if metric in row["values"] else row.get("why", "")
+        best = event["rows"][0]["trial"] == row["trial"] and row["status"] == "finished"
+        params = "  ".join(f"{key}={setting(x)}" for key, x in row["params"].items())
+        self._print(f"trial {row['trial']:<4} {row['status']:<9} {value}{'  (best)' if best else ''}  {params}")
 
     def _stage(self, event: Event) -> None:
         text = {"cached": "cached", "skipped": "skipped: what it needs failed", "failed": "failed"}

@@ -11,17 +11,15 @@ import ray.train
 import ray.train.torch
 import torch
 
-from genflow import build, events, training
+from genflow import events, runs, training
 from genflow.checkpoint import Checkpoints
-from genflow.data.pairs import Pairs
 from genflow.data.preview import render
-from genflow.data.shards import Dataset, Split
+from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.engine import RECIPE, Engine
 from genflow.errors import SetupError
 from genflow.families.base import Family
 from genflow.journal import Journal, journal_path
-from genflow.maths.seeds import key
 from genflow.recipe import Recipe, parse
 from genflow.session import Session
 from genflow.store import Artifact, Store, write_atomically
@@ -45,14 +43,8 @@ def work(settings: dict[str, Any]) -> None:
     store, recipe = Store(settings["store"]), parse(settings["recipe"])
     folder = store.folder("runs", settings["run"])
     data = Dataset.open(_dataset(store, settings["dataset"], folder))
-    torch.manual_seed(key(recipe.train.seed, "weights"))
-    family = build.family_of(recipe, data.facts)
-    if recipe.init:
-        family.begin_from(Engine.load(store.find("runs", recipe.init)).family)
+    family, rows = runs.fresh(store, recipe, data.facts), runs.rows(store, recipe, data)
     device = _device(recipe, settings["alone"])
-    rows: Split | Pairs = data.splits["train"]
-    if recipe.data.pairs:
-        rows = Pairs.open(store.find("pairs", recipe.data.pairs), data.facts)
     whole = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
     batches = Stream(rows, recipe.train.batch, recipe.train.seed, rank, world, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None

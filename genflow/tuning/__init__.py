@@ -1,0 +1,8 @@
+"""Searching for better settings: the space, a trial, the judgement of what was found. Knows no Ray.
+
+    space      which keys of the recipe, and over what; typed and checked before anything starts
+    trial      one choice of settings, trained and measured in stages that a kill cannot lose
+    metrics    what a trial is measured by, and which way is better
+    search     a search as a value: its address, its folder, its record of trials
+    findings   the best, the front, the importance of each key, and what confirmation says
+"""

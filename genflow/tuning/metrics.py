@@ -1,0 +1,138 @@
+"""What a trial is measured by: any number that `evaluate` computes, and which way is better.
+
+    fd kid precision recall density coverage agreement     of samples against held-out rows (see `evaluation`)
+    bits_per_dim                                           of held-out pictures; nats of points
+    straightness nfe ms ms_alone                           of the family's way, and of sampling by 64 and alone
+    loss                                                   the last training losses' mean; only if asked for by name
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from genflow.data.shards import Dataset
+from genflow.engine import Engine
+from genflow.errors import UsageError
+from genflow.evaluation import bits, samples
+from genflow.evaluation.features import Judge
+from genflow.evaluation.quality import Ruler
+from genflow.maths.seeds import SampleRng
+from genflow.recipe import Evaluate, nearest
+
+QUALITY = ("fd", "kid", "precision", "recall", "density", "coverage", "agreement")
+SMALLER = ("fd", "kid", "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")  # is better; of others, larger
+METRICS = (*QUALITY, "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")
+HALVES = 2000  # reference rows from which on the search and its confirmation are measured against different halves
+FEWEST = 100  # samples at an early rung, if the last has so many
+WAYS, LIKELY = 128, 128  # samples whose straightness, and pictures whose likelihood, are measured at the most
+Tell = Callable[..., None]
+
+
+def known(names: Sequence[str]) -> tuple[str, ...]:
+    """The metrics by name, checked.
+
+    Raises:
+        UsageError: there is no such metric, or one stands twice.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"unknown metric {name!r}{nearest(name, list(METRICS))}", f"metrics: {', '.join(METRICS)}")
+    if len(set(names)) < len(names) or not names:
+        raise UsageError("tune.metric names a metric twice, or none", "--metric fd")
+    return tuple(names)
+
+
+def mode(metric: str) -> str:
+    """`min` or `max`."""
+    return "min" if metric in SMALLER else "max"
+
+
+def is_better(metric: str, value: float, than: float) -> bool:
+    """Whether a value is better than another."""
+    return value < than if metric in SMALLER else value > than
+
+
+def samples_at(share: float, samples: int) -> int:
+    """How many samples are drawn after a share of the budget: fewer where they decide less."""
+    return samples if share >= 1 else max(min(samples, FEWEST), round(samples * share))
+
+
+def held_out(judge: Judge, part: int) -> Judge:
+    """The judge with the half of its reference that a search (0) or its confirmation (1) is measured against.
+
+    Where there are too few rows for two halves, both are measured against all of them.
+    """
+    if not are_halves(judge):
+        return judge
+    real = replace(judge.real, reference=judge.real.reference[part::2])
+    return replace(judge, real=real, reference=judge.reference[part::2])
+
+
+def are_halves(judge: Judge) -> bool:
+    """Whether search and confirmation have rows of their own."""
+    return len(judge.reference) >= HALVES
+
+
+def measure(
+    engine: Engine, data: Dataset, ruler: Ruler, wanted: Sequence[str], count: int, seed: int
+) -> dict[str, float]:
+    """What is wanted of an engine.
+
+    Args:
+        engine: of the trial's averaged weights.
+        data: the dataset.
+        ruler: over the held-out rows.
+        wanted: metrics by name.
+        count: samples, at most as many as real rows can stand beside.
+        seed: of the samples' noise.
+
+    Raises:
+        UsageError: the family or the data has no such number.
+    """
+    judge = ruler.judge
+    count = min(count, len(judge.floor))
+    asked = samples.labels(data, judge.real, count)
+    found: dict[str, float] = {}
+    if set(wanted) & {*QUALITY, "nfe", "ms"}:
+        drawn = samples.draw(engine, samples.seeds(seed, count), asked, _nobody)
+        found |= {"nfe": drawn.nfe, "ms": drawn.ms}
+        if set(wanted) & set(QUALITY):
+            found |= _quality(drawn, ruler, wanted)
+    if "ms_alone" in wanted:
+        found["ms_alone"] = samples.milliseconds_alone(engine, int(asked[0]))
+    if "bits_per_dim" in wanted:
+        told = bits.likelihood(engine, data, judge.real, min(LIKELY, count), seed, _nobody)
+        found |= {"bits_per_dim": told["value"]} if told else {}
+    if "straightness" in wanted:
+        rng = SampleRng(samples.seeds(seed, min(WAYS, count), "way"), "sample", engine.device)
+        noise = rng.normal((min(WAYS, count), *engine.family.noise_shape))
+        ways = engine.family.straightness(noise, torch.from_numpy(asked[:WAYS]).to(engine.device))
+        found |= {"straightness": float(ways.mean())} if ways is not None else {}
+    if missing := [name for name in wanted if name not in found and name != "loss"]:
+        raise UsageError(f"{engine.family.title} on {data.artifact.name} has no {missing[0]}", "--metric fd")
+    return {name: float(found[name]) for name in wanted if name != "loss"}
+
+
+def _quality(drawn: samples.Sample, ruler: Ruler, wanted: Sequence[str]) -> dict[str, float]:
+    if not np.isfinite(np.asarray(drawn.records, np.float64)).all():
+        return dict.fromkeys(QUALITY, float("nan"))
+    features, classes = ruler.judge.embed(drawn.records)
+    if set(wanted) & {"kid", "precision", "recall", "density", "coverage"}:
+        found = {name: metric["value"] for name, metric in ruler.quality(features, drawn.labels).items()}
+    else:
+        found = {"fd": ruler.distance(features, drawn.labels)["value"]}
+    if classes is not None:
+        found["agreement"] = float(np.mean(classes == drawn.labels))
+    return found
+
+
+def ruler_of(judge: Judge, part: int, seed: int) -> Ruler:
+    """What measures a trial; its intervals are not asked for, so they are made from two halves only."""
+    return Ruler(held_out(judge, part), Evaluate(bootstrap=2, seed=seed))
+
+
+def _nobody(*_: Any) -> None:
+    return None

@@ -1,0 +1,222 @@
+"""A search as a value: what it is called, where it lies, and the record from which a killed one goes on.
+
+    searches/<name>-<key>/  recipe.yaml  record.jsonl  trials/0007/  confirm/0003/
+                            best.yaml  search.json  trials.csv  grid.png  manifest.json
+
+The record says, in the order in which it happened, which settings a trial got and how it ended. Told to the searcher
+again in that order, it brings it to the state in which it was: the next settings are those that would have come.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genflow import code, runs
+from genflow.engine import RECIPE
+from genflow.errors import UsageError
+from genflow.evaluation import features, measure
+from genflow.recipe import Recipe, digest, dump
+from genflow.runs import RunPlan
+from genflow.store import Store, clear_disk_errors, sync_folder, write_atomically
+from genflow.tuning import metrics, space
+from genflow.tuning.space import Space
+from genflow.tuning.trial import Report, Task, objective, read_reports, trial_folder
+
+Document = dict[str, Any]
+RECORD = "record.jsonl"
+WORST = 1e12  # what a searcher is told of a trial that has no value: worse than any
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that may not have begun.
+
+    Args:
+        id: `<name>-<key>`.
+        name: as people say it.
+        recipe: as composed, with the section `tune`.
+        run: of the preset, resolved: what the search wants to better.
+        space: by key.
+        metrics: by name; the first decides.
+        objective: `module:function` that is asked instead of training; empty: none.
+    """
+
+    id: str
+    name: str
+    recipe: Recipe
+    run: RunPlan
+    space: Space
+    metrics: tuple[str, ...]
+    objective: str = ""
+
+    @property
+    def short(self) -> Recipe:
+        """The recipe with the budget of a trial."""
+        return of_a_trial(self.recipe)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares of a trial's budget at which it is measured."""
+        tune = self.recipe.tune
+        rungs = tune.rungs if tune.scheduler != "none" else 1
+        return tuple(1 / tune.reduction**k for k in reversed(range(rungs)))
+
+    @property
+    def trials(self) -> int:
+        """How many trials there will be at the most: of a grid, no more than it has points."""
+        if self.recipe.tune.searcher != "grid":
+            return self.recipe.tune.trials
+        return min(self.recipe.tune.trials, math.prod(len(domain.values) for domain in self.space.values()))
+
+    def folder(self, store: Store) -> Path:
+        """Where it lies."""
+        return store.folder("searches", self.id)
+
+    def task(self, store: Store, *, confirm: bool = False) -> Task:
+        """What its trials have in common; those of the confirmation have their own rows, noise and folder."""
+        return Task(
+            store=str(store.root), folder=str(self.folder(store) / ("confirm" if confirm else "trials")),
+            recipe=self.short.model_dump_json(), dataset=self.run.dataset.id, metrics=self.metrics,
+            shares=(1.0,) if confirm else self.shares, samples=self.recipe.tune.samples, part=int(confirm),
+            seed=self.recipe.evaluate.seed + int(confirm), objective=self.objective,
+            journals="" if confirm or self.objective else self.id,
+        )  # fmt: skip
+
+
+def plan(store: Store, recipe: Recipe, objective_name: str = "") -> Search:
+    """Check a search whole, and name it.
+
+    Args:
+        store: where the data is, and the run to start from.
+        recipe: as composed.
+        objective_name: `module:function` to ask instead of training.
+
+    Raises:
+        UsageError: the recipe, the space or the metric cannot be, in one line.
+    """
+    tune = recipe.tune
+    run = runs.plan(store, of_a_trial(recipe))
+    found = space.space_of(recipe, run.recipe, run.facts)
+    if tune.searcher == "grid" and (open_ := [key for key, domain in found.items() if not domain.values]):
+        text = str(found[open_[0]])
+        raise UsageError(f"a grid needs a number of values of {open_[0]}, and {text} has no end of them",
+                         f"-p {open_[0]}={text.replace('int:', 'uniform:')}:5, or choice:A,B")  # fmt: skip
+    if tune.scheduler == "pbt" and (fixed := [key for key in found if key.startswith("net.")]):
+        raise UsageError(f"population based training copies weights, so {fixed[0]} cannot change on the way",
+                         "--scheduler asha")  # fmt: skip
+    if tune.scheduler == "pbt" and len(tune.metric) > 1:
+        raise UsageError("population based training knows one metric", f"--metric {tune.metric[0]}")
+    if objective_name:
+        objective(objective_name)
+    wanted = tune.metric if objective_name else metrics.known(tune.metric)
+    name = recipe.name or f"{run.recipe.family['kind']}-{run.dataset.name}"
+    id = f"{name}-{_address(run, found, recipe, objective_name)}"
+    return Search(id, name, recipe, run, found, wanted, objective_name)
+
+
+def of_a_trial(recipe: Recipe) -> Recipe:
+    """A recipe with the budget that `tune.steps` gives a trial."""
+    if recipe.tune.steps is None:
+        return recipe
+    budget = {"steps": recipe.tune.steps, "minutes": None, "cpu_minutes": None}
+    return recipe.with_(train={**recipe.train.model_dump(mode="json"), **budget})
+
+
+def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str) -> str:
+    """The content address, from what decides what is found; how many trials run at once is no part of it."""
+    judged = features.address(run.dataset, run.facts, recipe.evaluate.features)
+    deciding = [
+        runs.address(run.recipe, run.facts.fingerprint), {key: str(domain) for key, domain in found.items()},
+        recipe.tune.model_dump(mode="json", exclude={"space"}), recipe.evaluate.seed, judged, objective_name,
+        code.fingerprint(*measure.ROOMS, "genflow/tuning"),
+    ]  # fmt: skip
+    return digest(deciding)
+
+
+def begin(store: Store, search: Search) -> None:
+    """Make its folder, with what the trials of any node look for."""
+    for task in (search.task(store), search.task(store, confirm=True)):
+        with clear_disk_errors(Path(task.folder)):
+            write_atomically(Path(task.folder) / RECIPE, dump(search.short))
+
+
+class Record:
+    """The record of a search's trials; only ever appended to, by the driver alone.
+
+    Args:
+        folder: of the trials; the record lies in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / RECORD
+
+    def begun(self, number: int, params: Document) -> None:
+        """A trial got its settings."""
+        self._append({"trial": number, "params": params})
+
+    def ended(self, number: int, status: str, why: str = "") -> None:
+        """A trial is over: finished, stopped, diverged or failed."""
+        self._append({"trial": number, "status": status, **({"why": why} if why else {})})
+
+    def spent(self, seconds: float) -> None:
+        """How long the trials have taken, over all attempts."""
+        self._append({"seconds": round(seconds, 1)})
+
+    def entries(self) -> Iterator[Document]:
+        """What happened, in order; a torn line is passed over."""
+        try:
+            lines = self.path.read_text().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    def seconds(self) -> float:
+        """How long the trials took in earlier attempts."""
+        return max((entry["seconds"] for entry in self.entries() if "seconds" in entry), default=0.0)
+
+    def rows(self) -> list[Document]:
+        """Every trial: trial, params, status, why, and its last report."""
+        rows: dict[int, Document] = {}
+        for entry in self.entries():
+            if "trial" in entry:
+                rows.setdefault(entry["trial"], {"status": "running"}).update(entry)
+        return [row | last(self.reports(number)) for number, row in sorted(rows.items())]
+
+    def reports(self, number: int) -> list[Report]:
+        """A trial's reports, rung by rung."""
+        return read_reports(trial_folder(self.folder, number))
+
+    def _append(self, entry: Document) -> None:
+        with clear_disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab+") as out:
+                torn = out.tell() > 0 and self.path.read_bytes()[-1:] != b"\n"
+                out.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
+                out.flush()
+                os.fsync(out.fileno())
+            sync_folder(self.path.parent)
+
+
+def last(reports: list[Report]) -> Document:
+    """What is known of a trial from its reports: of the last one that has values, and the seconds of all."""
+    with_values = [report for report in reports if "values" in report]
+    found = dict(with_values[-1]) if with_values else {"values": {}, "share": 0.0}
+    for gone in ("status", "why"):
+        found.pop(gone, None)
+    return found
+
+
+def told(metric: str, report: Report) -> float:
+    """A report's value as a searcher is told it: finite, whatever happened."""
+    value = report.get("values", {}).get(metric)
+    if value is None or report.get("status") or abs(value) > WORST or value != value:
+        return WORST if metrics.mode(metric) == "min" else -WORST
+    return float(value)

@@ -1,0 +1,318 @@
+"""One trial: settings, trained and measured in stages, none of which is done twice.
+
+    trials/0007/  recipe.yaml  facts.json  checkpoints/step_00000300/  reports.jsonl
+
+A stage trains up to a share of the budget, measures, and writes one line. Asked for again, the line is read; killed
+between, training goes on from its checkpoint to the same bits (a budget of minutes apart, which is no number of steps).
+What goes wrong with the settings is a result, and is written down like one.
+"""
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from genflow import runs, training
+from genflow.checkpoint import Checkpoints
+from genflow.data.shards import Dataset
+from genflow.data.stream import Stream
+from genflow.engine import RECIPE, Engine
+from genflow.errors import GenflowError, ResourceError, SetupError, UsageError
+from genflow.evaluation.features import Judge, judge
+from genflow.evaluation.quality import Ruler
+from genflow.journal import Journal, journal_path
+from genflow.recipe import Recipe, Train, dump, parse
+from genflow.session import Session
+from genflow.store import Store, sync_folder, write_atomically
+from genflow.tuning import metrics, space
+
+REPORTS = "reports.jsonl"
+SMOOTH = 20  # losses that the metric `loss` is the mean of
+Document = dict[str, Any]
+Report = dict[str, Any]  # share, step, samples, seconds, values {metric: number}; or status and why
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every trial of a search has in common, as plain values, because a trial may run on another machine.
+
+    Args:
+        store: the store's folder.
+        folder: of the search's trials.
+        recipe: as composed, without the trials' settings, as JSON.
+        dataset: its id.
+        metrics: by name.
+        shares: of the budget at which a trial is measured, the last one 1.
+        samples: drawn for the last measurement.
+        part: of the held-out rows (see `metrics.held_out`).
+        seed: of the samples' noise.
+        objective: `module:function` to ask instead of training, called with the settings and the share.
+        journals: begin of the names of the trials' journals; empty: none is kept.
+    """
+
+    store: str
+    folder: str
+    recipe: str
+    dataset: str
+    metrics: tuple[str, ...]
+    shares: tuple[float, ...]
+    samples: int
+    part: int = 0
+    seed: int = 0
+    objective: str = ""
+    journals: str = ""
+
+
+class Stages(Protocol):
+    """Something that can be brought to a share of its budget and measured there."""
+
+    def advance(self, share: float) -> Report:
+        """Train up to a share of the budget, and measure."""
+
+
+class Bench:
+    """What trials share that follow each other in one process: the mapped shards, and the judge's features.
+
+    Args:
+        task: of the search.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.store = Store(task.store)
+        self.recipe = parse(json.loads(task.recipe))
+        if not (Path(task.folder) / RECIPE).is_file():
+            raise SetupError(f"the node {os.uname().nodename} does not see the store {task.store}",
+                             "set GENFLOW_STORE to a folder that every node can see")  # fmt: skip
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The shards."""
+        return Dataset.open(self.store.find("datasets", self.task.dataset))
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The features; they were made before the first trial began."""
+        return judge(self.store, self.data, self.recipe.evaluate.features, lambda *_, **__: None)
+
+    @cached_property
+    def ruler(self) -> Ruler:
+        """Over the part of the held-out rows that is this search's."""
+        return metrics.ruler_of(self.judge, self.task.part, self.task.seed)
+
+    def folder(self, number: int) -> Path:
+        """Where a trial lies."""
+        return trial_folder(Path(self.task.folder), number)
+
+    def stages(self, number: int, params: Document) -> Stages:
+        """A trial's work."""
+        if self.task.objective:
+            return Rehearsal(self.task.objective, params, self.task.metrics)
+        return Training(self, self.folder(number), space.applied(self.recipe, params), number)
+
+
+class Trial:
+    """One choice of settings.
+
+    Args:
+        bench: of its search.
+        number: 0, 1, ...
+        params: the settings.
+    """
+
+    def __init__(self, bench: Bench, number: int, params: Document) -> None:
+        self.bench, self.number, self.params = bench, number, params
+        self.folder = bench.folder(number)
+        self._stages: Stages | None = None
+
+    def report(self, rung: int) -> Report:
+        """The report of a rung, found or made; what goes wrong with the settings is one, too.
+
+        Raises:
+            ResourceError: the disk is full, which is no fault of the settings.
+            SetupError: the store is out of reach.
+        """
+        there = read_reports(self.folder)
+        if rung < len(there):
+            return there[rung]
+        share = self.bench.task.shares[rung]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made: Report = {"share": share}
+        try:
+            if self._stages is None:
+                self._stages = self.bench.stages(self.number, self.params)
+            made |= self._stages.advance(share)
+            if bad := [name for name, value in made["values"].items() if not math.isfinite(value)]:
+                made |= {"status": "diverged", "why": f"{bad[0]} is not finite"}
+        except (training.NonFinite, training.Trouble) as error:
+            made |= {"status": "diverged", "why": error.message}
+        except (ResourceError, SetupError):
+            raise
+        except Exception as error:
+            made |= {"status": "failed", "why": _line(error)}
+        _append(self.folder / REPORTS, {**made, "params": self.params})
+        return made
+
+
+class Training:
+    """A run of the training loop, in stages.
+
+    Args:
+        bench: of its search.
+        folder: of the trial.
+        recipe: with the trial's settings.
+        number: the trial's.
+    """
+
+    def __init__(self, bench: Bench, folder: Path, recipe: Recipe, number: int) -> None:
+        self.bench, self.folder = bench, folder
+        self.run = runs.plan(bench.store, recipe)
+        self.recipe = self.run.recipe
+        self.device = "cuda" if recipe.cluster.gpus and torch.cuda.is_available() else "cpu"
+        self.journal = f"{bench.task.journals}.{number:04d}" if bench.task.journals else ""
+        write_atomically(folder / RECIPE, dump(self.recipe))
+        write_atomically(folder / "facts.json", self.run.dataset.file("facts.json").read_bytes())
+
+    def advance(self, share: float) -> Report:
+        """Train up to a share of the budget, and measure."""
+        saved = Checkpoints(self.folder / "checkpoints", keep=1)
+        losses = [] if position(saved.newest(), self.recipe.train) >= share else self._train(saved, share)
+        weights = saved.newest()
+        assert weights is not None
+        state = json.loads((weights / "state.json").read_text())
+        engine = Engine.from_folder(self.folder, weights, device=self.device)
+        if share < 1:  # what follows from the weights is fitted at the end of training alone
+            engine.family.finish(self._stream())
+        task = self.bench.task
+        count = metrics.samples_at(share, task.samples)
+        values = metrics.measure(engine, self.bench.data, self.bench.ruler, task.metrics, count, task.seed)
+        if "loss" in task.metrics:
+            values["loss"] = sum(losses) / len(losses) if losses else float("nan")
+        kept = {key: state[key] for key in ("step", "images", "seconds", "cpu_seconds", "parameters")}
+        return {**kept, "samples": min(count, len(self.bench.judge.floor)), "values": values}
+
+    def _stream(self) -> Stream:
+        rows = runs.rows(self.bench.store, self.recipe, self.bench.data)
+        return Stream(rows, self.recipe.train.batch, self.recipe.train.seed, device=self.device)
+
+    def _train(self, saved: Checkpoints, share: float) -> list[float]:
+        """Train until a share of the budget is used; return the last losses."""
+        train = self.recipe.train
+        losses: list[float] = []
+        used = 0.0
+        journal = Journal(journal_path(self.bench.store.root, self.journal)) if self.journal else None
+
+        def log(numbers: Document) -> None:
+            nonlocal used
+            used = numbers["position"]
+            losses[:] = [*losses[1 - SMOOTH :], next(x for name, x in numbers.items() if name.startswith("loss"))]
+            if journal and numbers["step"] % train.log_every == 0:
+                values = {f"train/{name}": x for name, x in numbers.items() if name not in ("step", "position")}
+                journal.metrics(numbers["step"], values)
+
+        session = Session(
+            device=self.device, threads=train.threads or 1, load=saved.newest, save=saved.save, log=log,
+            should_stop=lambda: share < 1 and used >= share,
+        )  # fmt: skip
+        stream = self._stream()
+        family = runs.fresh(self.bench.store, self.recipe, self.bench.data.facts)
+        every_step = train.model_copy(update={"log_every": 1})  # so that `used` is known; it changes no result
+        try:
+            training.fit(family, stream, session, every_step, whole=stream)
+        finally:
+            if journal:
+                journal.close()
+        return losses
+
+
+class Rehearsal:
+    """A function in place of training, to try a search: of the settings and the share, to a number or several.
+
+    Args:
+        name: `module:function`.
+        params: the settings.
+        wanted: the metrics; a lone number is the first.
+    """
+
+    def __init__(self, name: str, params: Document, wanted: Sequence[str]) -> None:
+        self.function, self.params, self.wanted = objective(name), params, wanted
+
+    def advance(self, share: float) -> Report:
+        """Ask the function."""
+        answer = self.function(self.params, share)
+        values = dict(answer) if isinstance(answer, dict) else {self.wanted[0]: answer}
+        return {"values": {name: float(values[name]) for name in self.wanted}}
+
+
+def objective(name: str) -> Callable[[Document, float], Any]:
+    """The function that `module:function`, or `path/to/file.py:function`, names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    module, _, function = name.rpartition(":")
+    try:
+        if not module.endswith(".py"):
+            return getattr(importlib.import_module(module), function)
+        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return getattr(loaded, function)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise UsageError(f"no objective {name!r}: {_line(error)}", "--objective FILE.py:FUNCTION") from error
+
+
+def position(weights: Path | None, train: Train) -> float:
+    """The share of the budget that a checkpoint has used."""
+    if weights is None:
+        return 0.0
+    state = json.loads((weights / "state.json").read_text())
+    used = [state["step"] / train.steps]
+    for limit, seconds in ((train.minutes, state["seconds"]), (train.cpu_minutes, state["cpu_seconds"])):
+        used += [seconds / (60 * limit)] if limit is not None else []
+    return max(used)
+
+
+def trial_folder(trials: Path, number: int) -> Path:
+    """Where a trial lies."""
+    return trials / f"{number:04d}"
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """A trial's reports, rung by rung; a torn last line is none."""
+    try:
+        lines = (folder / REPORTS).read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _append(file: Path, entry: Document) -> None:
+    """One line, on the disk for good, after whatever a killed writer left."""
+    with open(file, "ab+") as out:
+        torn = out.tell() > 0 and file.read_bytes()[-1:] != b"\n"
+        out.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
+        out.flush()
+        os.fsync(out.fileno())
+    sync_folder(file.parent)
+
+
+def _line(error: BaseException) -> str:
+    text = error.message if isinstance(error, GenflowError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]

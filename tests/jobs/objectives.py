@@ -1,0 +1,32 @@
+"""Functions with a known optimum, to be searched in place of training."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def bowl(params: dict[str, Any], share: float) -> float:
+    """(log10 lr + 2)^2 + (ema - 0.1)^2: 0 at lr = 0.01, ema = 0.1. Less of the budget sees less clearly."""
+    return (math.log10(params["train.lr"]) + 2) ** 2 + (params.get("train.ema", 0.1) - 0.1) ** 2 + 0.1 * (1 - share)
+
+
+def counted(params: dict[str, Any], share: float) -> float:
+    """The same, slowly, with a line in $COUNTED for every time that it was asked."""
+    time.sleep(float(os.environ.get("COUNTED_S", "0")))
+    with Path(os.environ["COUNTED"]).open("a") as file:
+        file.write(f"{params['train.lr']!r} {share}\n")
+    return bowl(params, share)
+
+
+def bad(params: dict[str, Any], share: float) -> float:
+    """An error for low rates, no number for high ones."""
+    if params["train.lr"] < 0.01:
+        raise ValueError("the rate is too low")
+    return math.nan if params["train.lr"] > 0.1 else bowl(params, share)
+
+
+def trade(params: dict[str, Any], share: float) -> dict[str, float]:
+    """Quality against time: of steps s, fd = 1/s and ms = s, so that every s is on the front."""
+    return {"fd": 1 / params["sample.steps"], "ms": float(params["sample.steps"])}
