@@ -111,10 +111,15 @@ class Tune(Section):
     confirm: Natural = 3  # fresh seeds with which the best and the preset are trained again; 0: none
     seed: Natural = 0
 
-    @field_validator("metric", mode="before")
+    @field_validator("space")
     @classmethod
-    def _metric(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    def _space(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, values in value.items():
+            if "." not in key and key in Train.model_fields:
+                raise ValueError(f"unknown key {key} (did you mean train.{key}?)")
+            if "." not in key or not isinstance(values, str | list):
+                raise ValueError(f"{key}: {values} is not of the form section.key: log:LO:HI")
+        return value
 
 
 class Cluster(Section):
