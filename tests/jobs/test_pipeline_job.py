@@ -2,7 +2,9 @@
 
 import pytest
 
+from genflow.code import home
 from genflow.errors import GenflowError
+from genflow.recipe import assignments, read
 from jobs import pipeline as job
 
 SMALL = {"steps": 3, "batch": 8, "checkpoint_every": 3}
@@ -73,3 +75,17 @@ def test_a_teacher_its_pairs_and_a_student(run, store):
     assert len(list(store.folder("pairs", made["pairs"]["pairs"]).glob("*.arrow"))) == 2
     assert student.manifest["parents"] == [made["points"]["dataset"], made["teacher"]["run"], made["pairs"]["pairs"]]
     assert run(document(**stages))["cached"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_pipeline_of_rectified_flow(run, store):
+    """The one that is shipped, whole, on digits: teacher and student at each price, each with its best sampler."""
+    pipeline = {"name": "rectified_flow", **read(home() / "pipelines" / "rectified_flow.yaml")}
+    tiny = ["data.source=digits", "train.steps=60", "reflow.pairs=2000", "evaluate.samples=99", "evaluate.likelihood=0"]
+    done = run({"pipeline": pipeline, "overrides": assignments(tiny)})
+    report = next(stage for stage in done["stages"] if stage["stage"] == "report")
+    assert len(report["rows"]) == 2
+    for row in report["rows"]:
+        assert {1, 2, 4, 8, 16} <= {point["nfe"] for point in row["sweep"]}
+        assert len({point["sampler"] for point in row["sweep"]}) > 1
