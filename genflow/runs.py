@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from genflow import build, code
+from genflow import build, code, families
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Dataset, Split
 from genflow.engine import Engine
@@ -72,7 +72,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     else:
         recipe = build.resolve(recipe, facts)
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
-    return RunPlan(f"{name}-{address(recipe, facts.fingerprint)}", name, recipe, dataset, facts, init)
+    return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init)
 
 
 def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
@@ -83,18 +83,17 @@ def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
     return pairs
 
 
-def address(recipe: Recipe, fingerprint: str) -> str:
+def address(recipe: Recipe, facts: Facts) -> str:
     """The content address of a run, from what decides its result."""
     document = recipe.model_dump(mode="json")
     train = {key: value for key, value in document["train"].items() if key not in NOT_OF_THE_RESULT}
-    family, net = recipe.family["kind"], recipe.net["kind"]
-    rooms = (*ROOMS, f"genflow/families/{family}.py", f"genflow/nets/{net}.py")
+    rooms = (*ROOMS, *_files(recipe, facts))
     deciding: dict[str, Any] = {
         "net": document["net"],
         "family": document["family"],
         "train": train,
         "sample": document["sample"],
-        "data": fingerprint,
+        "data": facts.fingerprint,
         **({"pairs": recipe.data.pairs} if recipe.data.pairs else {}),
         **({"init": recipe.init} if recipe.init else {}),
         "code": code.fingerprint(*rooms),
@@ -116,6 +115,16 @@ def rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
     if recipe.data.pairs:
         return Pairs.open(store.find("pairs", recipe.data.pairs), data.facts)
     return data.splits["train"]
+
+
+def _files(recipe: Recipe, facts: Facts) -> set[str]:
+    """The files of the run's family, of the family it speaks for (a consistency model's source), and of their nets."""
+    options = {key: value for key, value in recipe.family.items() if key != "kind"}
+    source = options.get("source")
+    kinds = {recipe.family["kind"], *([source["kind"]] if isinstance(source, dict) and "kind" in source else [])}
+    ports = families.family_class(recipe.family["kind"]).ports(facts, **options)
+    nets = {port.net or recipe.net["kind"] for port in ports.values()}
+    return {f"genflow/families/{kind}.py" for kind in kinds} | {f"genflow/nets/{net}.py" for net in nets}
 
 
 def begin(store: Store, run: RunPlan) -> None:

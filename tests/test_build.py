@@ -1,5 +1,6 @@
 """Names become objects in one place, and the signatures are the only schema."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import pytest
@@ -98,15 +99,22 @@ def test_folders_are_registries() -> None:
 def test_a_runs_address_is_what_decides_its_result() -> None:
     """Weights' settings and the data change it; how often it reports, how many workers and its name do not."""
     base = recipe("ddpm", GREY, "mlp")
-    address = runs.address(base, "data")
+    address = runs.address(base, GREY)
     same = (
         {"name": "other"}, {"cluster": {"workers": 2}}, {"evaluate": {"samples": 16}},
         {"train": {"log_every": 1, "checkpoint_every": 7, "threads": 2}},
     )  # fmt: skip
     other = ({"train": {"seed": 1}}, {"train": {"lr": 0.5}}, {"family": {"T": 10}})
-    assert {runs.address(recipe("ddpm", GREY, "mlp", **change), "data") for change in same} == {address}
-    assert address not in {runs.address(recipe("ddpm", GREY, "mlp", **change), "data") for change in other}
-    assert address != runs.address(base, "other data")
+    assert {runs.address(recipe("ddpm", GREY, "mlp", **change), GREY) for change in same} == {address}
+    assert address not in {runs.address(recipe("ddpm", GREY, "mlp", **change), GREY) for change in other}
+    assert address != runs.address(base, replace(GREY, fingerprint="other"))
+
+
+def test_a_runs_address_knows_every_file_that_it_is_made_of() -> None:
+    """A VAE's flow prior is another net; a consistency model answers by its source's family."""
+    prior = runs._files(recipe("vae", GREY, family={"prior": "flow"}), GREY)
+    assert {"genflow/nets/mlp.py", "genflow/nets/conv.py", "genflow/families/vae.py"} == prior
+    assert "genflow/families/flow_matching.py" in runs._files(recipe("consistency", GREY), GREY)
 
 
 def test_a_run_from_before_an_option_came_has_its_default() -> None:

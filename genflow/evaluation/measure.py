@@ -44,11 +44,9 @@ WAYS = 128  # whose straightness is measured
 FEW_ROWS = 100  # of the reference, below which somebody should be told
 GRID_COLUMNS, GRID_CLASSES = 8, 10
 Tell = Callable[[int, str], None]
-ROOMS = tuple(
-    f"genflow/evaluation/{name}.py"
-    for name in ("bits", "coverage", "frechet", "interval", "kernel", "measure", "memorization", "modes", "quality",
-                 "samples", "sweep")
-)
+PARTS = ("bits", "coverage", "frechet", "interval", "kernel", "measure", "memorization", "modes", "quality", "samples",
+         "sweep")
+ROOMS = ("genflow/engine.py", *(f"genflow/evaluation/{name}.py" for name in PARTS))
 
 
 def evaluation_id(
