@@ -130,7 +130,7 @@ def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str) ->
     """The content address, from what decides what is found; how many trials run at once is no part of it."""
     judged = features.address(run.dataset, run.facts, recipe.evaluate.features)
     deciding = [
-        runs.address(run.recipe, run.facts.fingerprint), {key: str(domain) for key, domain in found.items()},
+        runs.address(run.recipe, run.facts), {key: str(domain) for key, domain in found.items()},
         recipe.tune.model_dump(mode="json", exclude={"space"}), recipe.evaluate.seed, judged, objective_name,
         code.fingerprint(*measure.ROOMS, "genflow/tuning"),
     ]  # fmt: skip
