@@ -18,89 +18,36 @@ from typing import Any
 import numpy as np
 
 from genflow import pipeline, submit, terminal
-from genflow.errors import GenflowError, UsageError
-from genflow.evaluation.interval import mean
+from genflow.errors import GenflowError
+from genflow.evaluation.interval import over_trainings
 from genflow.evaluation.table import likelihood, number
-from genflow.recipe import assignments, nearest, read
+from genflow.recipe import assignments
+from genflow.runs import cpu_seconds
 from genflow.store import Store
+from genflow.study import Study
 
 Document = dict[str, Any]
 Found = dict[str, dict[int, Document]]  # by row and seed: a row of a `genflow.evaluate/1` document
 PLAN = Path(__file__).with_suffix(".yaml")
-NO_END = 1_000_000_000  # steps: the CPU time is the budget
 NONE = "—"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is trained and measured.
+@dataclass(frozen=True, kw_only=True)
+class Plan(Study):
+    """A study whose rows have goals.
 
     Args:
-        seeds: one training of every run each.
-        data: of the prepare stage.
-        measured: the `evaluate` section of every row.
         issue_floor: the floor of the judge on which the goals of fd are stated.
-        runs: train stages by name, without their data and seed.
-        rows: {title, run, sample, goal} by name.
     """
 
-    seeds: list[int]
-    data: Document
-    measured: Document
     issue_floor: float
-    runs: dict[str, Document]
-    rows: dict[str, Document]
-
-    def only(self, names: Iterable[str]) -> "Plan":
-        """These rows, and the runs that they need.
-
-        Raises:
-            UsageError: there is no such row.
-        """
-        for name in names:
-            if name not in self.rows:
-                raise UsageError(f"no row {name}{nearest(name, list(self.rows))}")
-        rows = {name: row for name, row in self.rows.items() if name in names}
-        needed = [row["run"] for row in rows.values()]
-        for name in needed:  # grows while it is walked: what a run starts from is needed, too
-            needed += [self.runs[name][key] for key in ("init", "pairs", "run") if key in self.runs[name]]
-        return replace(self, runs={n: r for n, r in self.runs.items() if n in needed}, rows=rows)
-
-    def pipeline(self) -> Document:
-        """The plan as a pipeline: a stage for every run and seed, and for every row and seed."""
-        stages: dict[str, Document] = {"data": {"job": "prepare", "data": self.data}}
-        for seed in self.seeds:
-            for name, run in self.runs.items():
-                stages[f"{name}-s{seed}"] = self._made(name, run, seed)
-            for name, row in self.rows.items():
-                first = next(n for n, other in self.rows.items() if other["run"] == row["run"]) == name
-                once = {} if first else {"likelihood": 0}  # it is the run's, however it is sampled
-                stages[f"{name}-m{seed}"] = {
-                    "job": "evaluate",
-                    "runs": [f"{row['run']}-s{seed}"],
-                    "sample": row.get("sample", {}),
-                    "evaluate": {**self.measured, "seed": seed, **once},
-                }
-        return {"name": "results", "stages": stages}
-
-    def _made(self, name: str, run: Document, seed: int) -> Document:
-        others = {key: f"{run[key]}-s{seed}" for key in ("init", "pairs", "run") if key in run}
-        if run.get("job") == "reflow":
-            return {**run, **others, "reflow": {**run.get("reflow", {}), "seed": seed}}
-        train = {"steps": NO_END, **run.get("train", {}), "seed": seed}
-        return {"job": "train", "data": "data", "name": f"{name}-s{seed}", **run, **others, "train": train}
-
-
-def load(path: Path = PLAN) -> Plan:
-    """The plan of a file."""
-    return Plan(**read(path))
 
 
 def carry_out(plan: Plan, overrides: Document, store: Store) -> tuple[Found, list[str]]:
     """Make what is missing. What fails leaves the rest; it is told, and is missing on the page."""
     found: Found = {name: {} for name in plan.rows}
     problems: list[str] = []
-    document = {"pipeline": plan.pipeline(), "overrides": overrides}
+    document = {"pipeline": plan.pipeline("results"), "overrides": overrides}
     with terminal.Progress() as progress:
 
         def hear(event: Document) -> None:
@@ -197,9 +144,7 @@ def _line(row: Document, seeds: dict[int, Document], store: Store, issue_floor: 
     found = list(seeds.values())
     fd = [m["metrics"]["fd"] for m in found]
     ratio = _mean(m["value"] / m["floor"] if m["floor"] else np.nan for m in fd)
-    value, low, high = (fd[0][key] for key in ("value", "low", "high"))
-    if len(fd) > 1:
-        value, low, high = vars(mean(np.array([m["value"] for m in fd]))).values()
+    over = over_trainings(fd)
     precision, recall = (_mean(m["metrics"][key]["value"] for m in found) for key in ("precision", "recall"))
     copies = [m["memorization"]["copies"]["value"] for m in found if m["memorization"]]
     bits = [m["likelihood"] for m in found if m["likelihood"]]
@@ -213,7 +158,7 @@ def _line(row: Document, seeds: dict[int, Document], store: Store, issue_floor: 
         row["title"],
         _cpu(found, store),
         str(found[0]["nfe"]),
-        f"{number(value)} ({number(max(low, 0))}–{number(high)})",
+        f"{number(over.value)} ({number(max(over.low, 0))}–{number(over.high)})",
         f"{ratio:.1f}",
         f"{precision:.2f} / {recall:.2f}",
         f"{100 * _mean(copies):.1f} %" if copies else NONE,
@@ -224,12 +169,7 @@ def _line(row: Document, seeds: dict[int, Document], store: Store, issue_floor: 
 
 def _cpu(found: list[Document], store: Store) -> str:
     """CPU seconds: of the run that it starts from, of the pairs that it learns from, and its own, with plus signs."""
-    parts = []
-    for row in found:
-        run = store.find("runs", row["run"])
-        _, *sources = run.manifest["parents"]  # the dataset is the first
-        made = [store.get("runs", source) or store.get("pairs", source) for source in sources]
-        parts.append([source.meta["cpu_seconds"] for source in made if source] + [run.meta["cpu_seconds"]])
+    parts = [cpu_seconds(store, store.find("runs", row["run"])) for row in found]
     return " + ".join(f"{_mean(column):,.0f}" for column in zip(*parts, strict=True))
 
 
@@ -263,7 +203,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the pipeline's stages")
     asked = parser.parse_args(arguments)
     try:
-        plan = load()
+        plan = Plan.load(PLAN)
         if asked.seeds:
             plan = replace(plan, seeds=[int(seed) for seed in asked.seeds.split(",")])
         if asked.only:
@@ -271,7 +211,7 @@ def main(arguments: list[str]) -> int:
         overrides = assignments(asked.sets)
         if overrides:
             plan = without_goals(plan)
-        stages = pipeline.load(plan.pipeline(), PLAN.name, overrides).stages
+        stages = pipeline.load(plan.pipeline("results"), PLAN.name, overrides).stages
         if asked.dry_run:
             print("\n".join(f"{stage.name:<24} {stage.job:<9} {', '.join(stage.needs)}" for stage in stages))
             return 0

@@ -262,7 +262,7 @@ def reflow(
 def evaluate(
     runs: RunRefs,
     samples: Annotated[int | None, typer.Option(help="Samples to measure on.")] = None,
-    features: Annotated[str, typer.Option(help="classifier, or a TorchScript module by path.")] = "",
+    features: Annotated[str, typer.Option(help="classifier, random, or a module by path.")] = "",
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
@@ -290,6 +290,44 @@ def compare(
 
     flags = {"evaluate.samples": samples}
     commands.evaluate("compare", runs, sets, flags, commands.Where(cluster, address), json=json, out=out)
+
+
+@app.command()
+def tables(
+    data: Annotated[str, typer.Option(help="The dataset; digits is prepared.", autocompletion=_complete_data)],
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Trainings of every family; 3 if left out.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="CPU minutes of each training; 0.25 if left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy report.html here.")] = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Measure the two tables that the field quotes from memory: every family, a few seeds, one budget, your data."""
+    from genflow import commands, tabulating
+
+    if budget is not None and budget <= 0:
+        raise UsageError(f"--budget is CPU minutes above 0, not {budget:g}", "genflow tables --data NAME --budget 1")
+    where = commands.Where(cluster, address)
+    tabulating.tables(data, seeds, budget, sets, where, out=out, dry_run=dry_run, json=json)
+
+
+@app.command()
+def recommend(
+    max_latency: Annotated[str, typer.Option(metavar="TIME", help="One sample alone takes at most this: 50ms.")] = "",
+    min_quality: Annotated[
+        str, typer.Option(metavar="FD", help="The largest fd that is good enough: 2.5, or 3x the floor.")
+    ] = "",
+    data: Annotated[str, typer.Option(help="The dataset; else the newest.", autocompletion=_complete_data)] = "",
+    json: Json = False,
+) -> None:
+    """Say which run, sampler and steps to deploy, from everything that was measured, with the serve command."""
+    from genflow import recommending
+
+    recommending.recommend(data, max_latency, min_quality, json=json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,34 @@ HERE = Where()
 NO_END = 1_000_000_000
 
 
-def send(stage: str, document: Document, store: Store, where: Where, *, json: bool) -> Document:
-    """Send a job, draw its progress, and return its result; a job that was left to itself ends the command."""
+def send(
+    stage: str, document: Document, store: Store, where: Where,
+    *, json: bool, hear: Callable[[Document], None] | None = None,
+) -> Document:  # fmt: skip
+    """Send a job, draw its progress, and return its result; a job that was left to itself ends the command.
+
+    Args:
+        stage: the job.
+        document: what it is told.
+        store: of this machine.
+        where: it runs.
+        json: whether one document is printed, and nothing else.
+        hear: told every event, besides the progress.
+    """
     from genflow import submit
 
     verbose = bool(os.environ.get("GENFLOW_VERBOSE"))
     with terminal.Progress() as progress:
+
+        def told(event: Document) -> None:
+            progress(event)
+            if hear:
+                hear(event)
+
         if where.cluster:
-            done = submit.run_there(stage, document, store, progress, address=where.address, verbose=verbose)
+            done = submit.run_there(stage, document, store, told, address=where.address, verbose=verbose)
         else:
-            done = submit.run_here(stage, document, store, progress, verbose=verbose)
+            done = submit.run_here(stage, document, store, told, verbose=verbose)
     if done.get("schema") == "genflow.job/1":
         if json:
             terminal.document(done)
@@ -184,7 +203,8 @@ def evaluate(
         pairs = ", ".join(f"{run.name} on {run.meta.get('dataset_name')}" for run in runs)
         raise UsageError(f"runs of different datasets cannot be compared: {pairs}")
     recipe = compose(None, assignments(sets), flagged(flags))
-    if features := recipe.evaluate.features:
+    features = recipe.evaluate.features
+    if features not in ("classifier", "random"):
         changed = {**recipe.evaluate.model_dump(mode="json"), "features": _path(features)}
         recipe = recipe.with_(evaluate=changed)
     ids = list(dict.fromkeys(run.id for run in runs))
@@ -250,6 +270,8 @@ def run_pipeline(
         known = sorted(p.stem for p in (home() / "pipelines").glob("*.yaml") if "stages" in read(p))
         raise UsageError(f"no pipeline {reference!r}{nearest(reference, known)}", f"pipelines: {', '.join(known)}")
     document = {"name": path.stem, **read(path)}
+    if "claims" in document:
+        raise UsageError(f"{path.name} is the plan of the tables, not a pipeline", "genflow tables --data NAME")
     if "stages" not in document:
         raise UsageError(f"{path} is a recipe of one run, not a pipeline", f"genflow train FAMILY -c {path}")
     overrides = assignments(sets)

@@ -9,8 +9,9 @@
 
 A train stage names its dataset (and the run that it starts from, and a teacher's pairs), a reflow stage its teacher,
 an evaluate or compare stage its runs, by the stage that makes them or by an artifact that exists. Those names are
-the edges. `jobs/pipeline.py` carries the graph out; every job knows its artifact by its content address, so running a
-pipeline again does only what is missing.
+the edges. A tables stage takes every evaluation of a study, and is carried out even where some of them failed.
+`jobs/pipeline.py` carries the graph out; every job knows its artifact by its content address, so running a pipeline
+again does only what is missing.
 """
 
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ from genflow.errors import UsageError
 from genflow.recipe import NAME, Recipe, compose, merge, nearest, parse
 
 Document = dict[str, Any]
-JOBS = ("prepare", "train", "reflow", "evaluate", "compare")
+JOBS = ("prepare", "train", "reflow", "evaluate", "compare", "tables")
 KEYS = {
     "prepare": ("job", "data"),
     "train": ("job", "preset", "data", "pairs", "init", "name", "net", "family", "train", "sample", "cluster"),
     "reflow": ("job", "run", "reflow", "sample", "cluster"),
     "evaluate": ("job", "runs", "evaluate", "sample"),
     "compare": ("job", "runs", "evaluate", "sample"),
+    "tables": ("job", "needs", "study"),
 }
 
 
@@ -41,6 +43,7 @@ class Stage:
         needs: the stages whose artifacts it takes.
         recipe: what the job is told, before its inputs are known.
         runs: the runs that a reflow, evaluate or compare stage takes, by stage name or reference.
+        study: what a tables stage is of.
     """
 
     name: str
@@ -48,13 +51,25 @@ class Stage:
     needs: tuple[str, ...]
     recipe: Recipe
     runs: tuple[str, ...] = ()
+    study: Document | None = None
 
-    def document(self, made: dict[str, Document]) -> Document:
+    @property
+    def takes_failures(self) -> bool:
+        """Whether it is carried out even where something that it needs failed: a failure is a measurement."""
+        return self.study is not None
+
+    def document(self, made: dict[str, Document], failed: dict[str, Document] | None = None) -> Document:
         """The job's document, once what it needs is made.
 
         Args:
             made: results by stage name.
+            failed: what failed, by stage name: {stage, kind, message}.
         """
+        if self.study is not None:
+            failed = {name: found for name, found in (failed or {}).items() if name in self.needs}
+            rows = {name: made[name].get("rows") for name in self.needs if name in made}
+            evaluations = {name: found[0]["evaluation"] for name, found in rows.items() if found}
+            return {"study": self.study, "inputs": {"evaluations": evaluations, "failed": failed}}
         recipe = self.recipe
         if self.job == "train" and recipe.data.name in made:
             recipe = recipe.with_(data={**recipe.data.model_dump(), "name": made[recipe.data.name]["dataset"]})
@@ -116,6 +131,9 @@ def _stage(name: str, value: Any, names: list[str], where: str, overrides: Docum
         sections = {key: value[key] for key in ("evaluate", "sample") if key in value}
         needs = tuple(run for run in runs if run in names)
         return Stage(name, job, needs, parse(merge(sections, overrides), at), tuple(runs))
+    if job == "tables":
+        needs = tuple(need for need in value.get("needs", ()) if need in names)
+        return Stage(name, job, needs, parse({}, at), study=value.get("study") or {})
     if job == "prepare":
         return Stage(name, job, (), parse(merge({"data": value.get("data", {})}, overrides), at))
     if job == "reflow":

@@ -46,4 +46,12 @@ def _foresee(stage: Stage, made: dict[str, Any], store: Store) -> tuple[str, dic
 
         task = teaching.lesson(store, document["inputs"]["run"], parse(document["recipe"]))
         return task.id, {"pairs": task.id} if store.get("pairs", task.id) else None
+    if stage.job == "evaluate" and len(stage.runs) == 1:
+        from genflow.evaluation import measure
+        from genflow.recipe import parse
+
+        recipe, made_by = parse(document["recipe"]), store.find("runs", document["inputs"]["runs"][0])
+        data = store.find("datasets", made_by.meta["dataset"])
+        id = measure.evaluation_id(made_by, data, recipe.evaluate, recipe.sample)
+        return id, {"rows": [{"evaluation": id}]} if store.get("evaluations", id) else None
     return "", None

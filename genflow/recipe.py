@@ -82,7 +82,8 @@ class Evaluate(Section):
     samplers: tuple[str, ...] = ()  # each tried at these numbers of *evaluations*, the best kept; empty: the run's own
     sweep_samples: Annotated[int, Field(ge=16)] = 500
     likelihood: Natural = 256  # images whose likelihood is computed; 0: none
-    features: str = "classifier"  # or a path to a TorchScript module
+    features: str = "classifier"  # or random, or a path to a TorchScript module or safetensors
+    classification: bool = False  # whether a classifier is trained on the samples and tried on real pictures
     bootstrap: Positive = 50
     seed: Natural = 0
 

@@ -127,6 +127,13 @@ def _files(recipe: Recipe, facts: Facts) -> set[str]:
     return {f"genflow/families/{kind}.py" for kind in kinds} | {f"genflow/nets/{net}.py" for net in nets}
 
 
+def cpu_seconds(store: Store, run: Artifact) -> list[float]:
+    """CPU seconds of training: of the run that it starts from, of the pairs that it learns from, and last its own."""
+    _, *sources = run.manifest["parents"]  # the dataset is the first
+    made = [store.get("runs", source) or store.get("pairs", source) for source in sources]
+    return [source.meta["cpu_seconds"] for source in made if source] + [run.meta["cpu_seconds"]]
+
+
 def begin(store: Store, run: RunPlan) -> None:
     """Make the run's folder, with what a reader needs before the first checkpoint."""
     folder = store.folder("runs", run.id)

@@ -36,7 +36,7 @@ def attempt(main: Callable[[Document, Emit], Document], document: Document, emit
         return error.code
     except KeyboardInterrupt as error:
         code = 143 if error.args == ("SIGTERM",) else 130
-        emit("error", message="interrupted", hint="run the same command again: it goes on", code=code)
+        emit("error", message="interrupted", hint="run the same command again: it goes on", code=code, kind="Stopped")
         return code
     except MemoryError as error:
         fail(emit, ResourceError("out of memory", "try a smaller --set train.batch, or a machine with more"), error)
@@ -55,6 +55,7 @@ def fail(emit: Emit, error: GenflowError, cause: BaseException | None = None) ->
         message=error.message,
         hint=error.hint,
         code=error.code,
+        kind=type(cause or error).__name__,
         traceback="".join(traceback.format_exception(cause or error)),
     )
 

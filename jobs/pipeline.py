@@ -15,7 +15,7 @@ from genflow.store import Store
 from jobs.common import Document, Emit, attempt, execute
 
 # Jobs that bring Ray tasks of their own must not hold a core while they wait for them.
-CORES = {"prepare": 0, "train": 1, "reflow": 0, "evaluate": 1, "compare": 1}
+CORES = {"prepare": 0, "train": 1, "reflow": 0, "evaluate": 1, "compare": 1, "tables": 1}
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -33,7 +33,9 @@ def main(document: Document, emit: Emit) -> Document:
 
         with ray_cluster():
             _run(pipeline, made, emit)
-    stages = [{"stage": stage.name, "job": stage.job, **made[stage.name]} for stage in pipeline.stages]
+    stages = [
+        {"stage": stage.name, "job": stage.job, **made[stage.name]} for stage in pipeline.stages if stage.name in made
+    ]
     return {"schema": "genflow.run/1", "pipeline": pipeline.name, "cached": cached, "stages": stages}
 
 
@@ -49,19 +51,20 @@ def _run(pipeline: Pipeline, made: dict[str, Document], emit: Emit) -> None:
 
     waiting = [stage for stage in pipeline.stages if stage.name not in made]
     running: dict[Any, Stage] = {}
-    failed: dict[str, GenflowError] = {}
+    failed: dict[str, Document] = {}  # by stage: which stage failed first, and how
     while waiting or running:
         for stage in list(waiting):
-            if failed.keys() & set(stage.needs):
+            ended = made.keys() | failed.keys() if stage.takes_failures else made.keys()
+            if failed.keys() & set(stage.needs) and not stage.takes_failures:
                 waiting.remove(stage)
                 failed[stage.name] = failed[next(need for need in stage.needs if need in failed)]
                 emit("stage", name=stage.name, job=stage.job, status="skipped")
-            elif set(stage.needs) <= made.keys():
+            elif set(stage.needs) <= ended:
                 waiting.remove(stage)
                 emit("stage", name=stage.name, job=stage.job, status="running")
                 cpus = 0 if stage.recipe.cluster.workers > 1 else CORES[stage.job]
                 task = ray.remote(num_cpus=cpus, max_retries=0)(_stage_task)
-                running[task.remote(stage.job, stage.document(made), _environment())] = stage
+                running[task.remote(stage.job, stage.document(made, failed), _environment())] = stage
         if not running:
             continue
         (ready, *_), _ = ray.wait(list(running))
@@ -69,17 +72,20 @@ def _run(pipeline: Pipeline, made: dict[str, Document], emit: Emit) -> None:
         try:
             outcome = ray.get(ready)
         except Exception as error:
-            outcome = {"error": {"message": f"stage {stage.name} died: {type(error).__name__}", "hint": "", "code": 1}}
+            died = f"stage {stage.name} died: {type(error).__name__}"
+            outcome = {"error": {"message": died, "hint": "", "code": 1, "kind": type(error).__name__}}
         if "document" in outcome:
             made[stage.name] = outcome["document"]
             emit("stage", name=stage.name, job=stage.job, status="done", document=outcome["document"])
         else:
             told = outcome["error"]
-            failed[stage.name] = BY_CODE.get(told["code"], GenflowError)(told["message"], told["hint"])
+            failed[stage.name] = {"stage": stage.name, **told}
             emit("stage", name=stage.name, job=stage.job, status="failed", **told)
-    if failed:
-        first, why = next(iter(failed.items()))
-        raise type(why)(f"stage {first}: {why.message}", why.hint or "mend it and run the same command again")
+    taken = {need for stage in pipeline.stages if stage.takes_failures and stage.name in made for need in stage.needs}
+    for name, told in failed.items():
+        if name not in taken:
+            kind = BY_CODE.get(told["code"], GenflowError)
+            raise kind(f"stage {name}: {told['message']}", told["hint"] or "mend it and run the same command again")
 
 
 def _environment() -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 from genflow import __version__, capacity, env, tracking
 from genflow.checkpoint import Checkpoints
 from genflow.errors import GenflowError
+from genflow.evaluation.memory import peak
 from genflow.journal import Journal, Status, journal_path
 from genflow.recipe import flatten, parse
 from genflow.runs import RunPlan, begin, plan
@@ -48,9 +49,9 @@ def main(document: Document, emit: Emit) -> Document:
         return result(finished, cached=True)
     with store.lock("runs", run.id, wait=False):
         begin(store, run)
-        with _tracked(store, run, emit):
+        with _tracked(store, run, emit), peak() as memory:
             _fit(store, run, emit)
-        meta = _describe(store, run)
+        meta = {**_describe(store, run), "memory_mb": memory.mb if run.recipe.cluster.workers == 1 else None}
         parents = [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
         artifact = store.seal(
             "runs", run.id, name=run.name, parents=parents, meta=meta, only=lambda name: ".tmp-" not in name

@@ -108,7 +108,7 @@ def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) ->
     left = numbers["seconds"] * (1 - position) / position if position > 0 else None
     events.emit(
         "progress", stage="train", run=run, family=recipe.family["kind"], step=step, position=position,
-        steps=None if recipe.train.minutes else recipe.train.steps,
+        steps=None if recipe.train.minutes or recipe.train.cpu_minutes else recipe.train.steps,
         loss=next(x for name, x in numbers.items() if name.startswith("loss")),
         images_per_second=numbers["images_per_second"], eta=left,
     )  # fmt: skip

@@ -20,15 +20,16 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("genflow.families",),
     3: (
         "genflow.training", "genflow.engine", "genflow.checkpoint", "genflow.build", "genflow.runs", "genflow.pipeline",
-        "genflow.plans", "genflow.teaching", "genflow.evaluation", "genflow.tuning", "genflow.tracking",
-        "genflow.mlflow_door", "genflow.registry", "genflow.pyfunc_model", "genflow.serving", "genflow.endpoints",
+        "genflow.plans", "genflow.study", "genflow.tables", "genflow.teaching", "genflow.evaluation", "genflow.tuning",
+        "genflow.tracking", "genflow.mlflow_door", "genflow.registry", "genflow.pyfunc_model",
+        "genflow.serving", "genflow.endpoints",
     ),
     4: ("jobs",),
     5: (
         "genflow.cli", "genflow.commands", "genflow.drawing", "genflow.exporting", "genflow.listing",
         "genflow.catalogue", "genflow.terminal", "genflow.doctor", "genflow.submit", "genflow.child", "genflow.parcel",
         "genflow.dashboard", "genflow.jobs_api", "genflow.interpolation", "genflow.hosting", "genflow.client",
-        "genflow.searching",
+        "genflow.searching", "genflow.tabulating", "genflow.recommending",
     ),
 }  # fmt: skip
 ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

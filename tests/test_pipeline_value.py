@@ -66,7 +66,7 @@ def test_a_stage_lies_over_its_preset_and_set_over_both() -> None:
         ({"name": "a/b", "stages": {"d": DIGITS}}, "name 'a/b': use letters"),
         ({"name": "x"}, "a pipeline needs `stages`"),
         ({"stages": []}, "a pipeline needs `stages`"),
-        ({"stages": {"d": 3}}, "stage d: job is one of prepare, train, reflow, evaluate, compare, not 3"),
+        ({"stages": {"d": 3}}, "stage d: job is one of prepare, train, reflow, evaluate, compare, tables, not 3"),
         ({"stages": {"d": {"job": "prepar"}}}, "stage d: job is one of .* not 'prepar'"),
         ({"stages": {"d": {**DIGITS, "dat": 1}}}, r"stage d: unknown key dat \(did you mean data\?\)"),
         ({"stages": {"d": {"job": "prepare", "data": {"sauce": 1}}}}, "stage d: unknown key data.sauce"),

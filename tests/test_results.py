@@ -29,7 +29,7 @@ def test_every_stage_of_the_plan_fits_its_family() -> None:
     """Each run resolves, starting from the run that it names; each row's sampling is one that its run's family has."""
     facts = FACTS["grey"]
     resolved: dict[str, Recipe] = {}
-    for stage in pipeline.load(results.load().pipeline(), "results.yaml").stages:
+    for stage in pipeline.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages:
         if stage.job == "train":
             recipe = stage.recipe.with_(data={})  # the pairs do not exist yet
             source = resolved.get(recipe.init)
@@ -41,7 +41,7 @@ def test_every_stage_of_the_plan_fits_its_family() -> None:
 
 def test_seeds_reach_training_pairs_and_measuring() -> None:
     """A seed's stages carry it, and need only stages of the same seed."""
-    stages = pipeline.load(results.load().pipeline(), "results.yaml").stages
+    stages = pipeline.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages
     for stage in stages:
         seed = stage.name[-1]
         section = {"train": stage.recipe.train, "reflow": stage.recipe.reflow, "evaluate": stage.recipe.evaluate}
@@ -52,7 +52,7 @@ def test_seeds_reach_training_pairs_and_measuring() -> None:
 
 def test_some_rows_bring_the_runs_that_they_need() -> None:
     """A reflow row brings its pairs and their teacher, and nothing else; a wrong name is one line."""
-    plan = results.load()
+    plan = results.Plan.load(results.PLAN)
     assert set(plan.only(["reflow_1"]).runs) == {"flow", "pairs", "reflow"}
     with pytest.raises(UsageError, match="no row gann"):
         plan.only(["gann"])
@@ -76,7 +76,7 @@ def found(store, prepared, monkeypatch):
 def test_the_page_says_what_the_documents_say(found, store, tmp_path) -> None:
     """A mean over seeds is the documents' mean; what failed is said; grids and numbers lie beside the page."""
     rows = {name: {"title": name.upper(), "run": name, "goal": {"fd": 1e-9, "recall": 0.0}} for name in found}
-    plan = results.Plan([0, 1], {}, {}, 0.65, {}, rows)
+    plan = results.Plan(seeds=[0, 1], issue_floor=0.65, rows=rows)
     out = tmp_path / "results.md"
     results.write(plan, found, ["gan-s0: the loss is not finite"], "make results", store, out)
     text = out.read_text()
@@ -109,6 +109,6 @@ def test_the_command_makes_the_table(tmp_path) -> None:
     subprocess.run(command, cwd=HOME, env=variables, check=True, timeout=1200)
     first, kept = out.read_text(), len(Store(tmp_path / "store").artifacts("evaluations"))
     subprocess.run(command, cwd=HOME, env=variables, check=True, timeout=300)
-    assert kept == len(results.load().rows)
+    assert kept == len(results.Plan.load(results.PLAN).rows)
     assert out.read_text() == first
     assert "What failed" not in first

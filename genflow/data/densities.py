@@ -1,6 +1,8 @@
 """Densities in the plane whose logarithm is known: what a family learns can be compared with the truth.
 
 grid25        25 Gaussians of sigma 0.05 on the grid {-4, -2, 0, 2, 4}^2; the label is the mode
+grid25_unlabelled  the same without labels: nobody is told which mode to draw
+grid25_uneven      the same without labels, the n-th mode with weight proportional to 1/n: from 26 % to 1 %
 ring8         8 Gaussians of sigma 0.02 on a circle of radius 2; the label is the mode
 moons         two interlocking half circles of radius 1, blurred by sigma 0.1; the label is the half circle
 checkerboard  the 8 dark squares of a 4 x 4 board on [-4, 4]^2, uniform: log p = -log 32 on them; no labels
@@ -36,12 +38,14 @@ class Density(ABC):
         class_names: the labels' names; empty where points have none.
         modes: (M, 2) the centres of separate modes, in the order of the labels; None where there are none.
         sigma: each mode's standard deviation; 0 where there are none.
+        weights: (M,) the modes' shares; None where there are no modes.
     """
 
     scale: float
     class_names: tuple[str, ...] = ()
     modes: np.ndarray | None = None
     sigma: float = 0.0
+    weights: np.ndarray | None = None
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +57,7 @@ class Density(ABC):
 
 
 class Gaussians(Density):
-    """An equal mixture of round Gaussians.
+    """A mixture of round Gaussians.
 
     Args:
         means: (M, 2) their centres.
@@ -61,17 +65,25 @@ class Gaussians(Density):
         labels: (M,) the label of each.
         class_names: the labels' names.
         separate: whether each Gaussian is a mode of its own.
+        weights: (M,) their shares; None: equal.
     """
 
     def __init__(
-        self, means: np.ndarray, sigma: float, labels: np.ndarray, class_names: tuple[str, ...], separate: bool = True
-    ) -> None:
+        self, means: np.ndarray, sigma: float, labels: np.ndarray, class_names: tuple[str, ...], separate: bool = True,
+        weights: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         self.means, self.sigma, self.labels, self.class_names = means, sigma, labels, class_names
-        self.modes = means if separate else None
-        self.scale = math.sqrt(means.var(0).mean() + sigma**2)
+        self.uneven = weights is not None
+        self.shares = np.full(len(means), 1 / len(means)) if weights is None else weights / weights.sum()
+        self.modes, self.weights = (means, self.shares) if separate else (None, None)
+        centre = self.shares @ means
+        self.scale = math.sqrt(float((self.shares @ (means - centre) ** 2).mean()) + sigma**2)
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        which = rng.integers(0, len(self.means), count)
+        if self.uneven:
+            which = rng.choice(len(self.means), count, p=self.shares)
+        else:
+            which = rng.integers(0, len(self.means), count)
         points = self.means[which] + self.sigma * rng.standard_normal((count, 2))
         return points.astype(np.float32), self.labels[which]
 
@@ -82,7 +94,7 @@ class Gaussians(Density):
             distance2 = ((here[:, None] - self.means) ** 2).sum(-1)
             exponent = -distance2 / (2 * self.sigma**2)
             peak = exponent.max(1)
-            result[start : start + BLOCK] = peak + np.log(np.exp(exponent - peak[:, None]).mean(1))
+            result[start : start + BLOCK] = peak + np.log(np.exp(exponent - peak[:, None]) @ self.shares)
         return result - math.log(2 * math.pi * self.sigma**2)
 
 
@@ -104,9 +116,20 @@ class Checkerboard(Density):
         return np.where(dark, -math.log(32), -math.inf)
 
 
+GRID = np.array([(x, y) for y in range(-4, 5, 2) for x in range(-4, 5, 2)], float)
+
+
 def _grid25() -> Gaussians:
-    means = np.array([(x, y) for y in range(-4, 5, 2) for x in range(-4, 5, 2)], float)
-    return Gaussians(means, 0.05, np.arange(25), tuple(f"({x:.0f}, {y:.0f})" for x, y in means))
+    return Gaussians(GRID, 0.05, np.arange(25), tuple(f"({x:.0f}, {y:.0f})" for x, y in GRID))
+
+
+def _grid25_unlabelled() -> Gaussians:
+    return Gaussians(GRID, 0.05, np.zeros(25, np.int64), ())
+
+
+def _grid25_uneven() -> Gaussians:
+    order = 7 * np.arange(25) % 25  # neighbours in weight are no neighbours in the plane
+    return Gaussians(GRID[order], 0.05, np.zeros(25, np.int64), (), weights=1 / np.arange(1.0, 26.0))
 
 
 def _ring8() -> Gaussians:
@@ -122,7 +145,10 @@ def _moons() -> Gaussians:
     return Gaussians(means, 0.1, np.arange(2 * ARC) // ARC, ("upper", "lower"), separate=False)
 
 
-DENSITIES = {"grid25": _grid25, "ring8": _ring8, "moons": _moons, "checkerboard": Checkerboard}
+DENSITIES = {
+    "grid25": _grid25, "grid25_unlabelled": _grid25_unlabelled, "grid25_uneven": _grid25_uneven,
+    "ring8": _ring8, "moons": _moons, "checkerboard": Checkerboard,
+}  # fmt: skip
 
 
 def density(name: str) -> Density:

@@ -2,11 +2,15 @@
 
     <dataset>-cnn@1a2b3c4d   the classifier of `classifier.py` on the data's labels, the default
     rotation-cnn@1a2b3c4d    the same, on data without labels
-    <file>@1a2b3c4d          any TorchScript module: (N, C, H, W) in [-1, 1] -> (N, D)
+    random-cnn@1a2b3c4d      the same network with fixed random weights (`evaluate.features=random`): it knows no data
+    <file>@1a2b3c4d          any TorchScript module: (N, C, H, W) in [-1, 1] -> (N, D); or safetensors, the weights of
+                             a classifier of `classifier.py`, such as another dataset's judge
     coordinates              points of the plane, as they are
 
 The name ends with a hash of the weights, so equal names mean equal features, and numbers under different names
-are not compared. What is made for a dataset (the network, the features of its real rows) is an artifact.
+are not compared. The Fréchet distance is called `fd`; only on a module by path whose name says Inception and whose
+features are 2,048, as those of the published FID are, it is called FID. What is made for a dataset (the network, the
+features of its real rows) is an artifact.
 """
 
 import hashlib
@@ -18,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_weights
 from safetensors.torch import save_file as save_weights
@@ -27,9 +32,12 @@ from genflow.data.shards import Dataset, to_display
 from genflow.errors import DataError, UsageError
 from genflow.evaluation import classifier
 from genflow.facts import Facts
+from genflow.maths.seeds import key
 from genflow.recipe import digest
 from genflow.store import Artifact, Store
 
+MADE_HERE = ("classifier", "random")
+INCEPTION = 2048  # features of the network that FID is defined on
 ROWS, FEWEST = 10_000, 8  # real rows on either side: of the reference, and of the floor
 FAR = 1e6  # where a point that is not finite is put: far from everything
 WEIGHTS, VECTORS, DOCUMENT = "classifier.safetensors", "features.safetensors", "judge.json"
@@ -103,13 +111,13 @@ def address(dataset: Artifact, facts: Facts, spec: str) -> str:
     Args:
         dataset: the artifact.
         facts: the dataset's.
-        spec: "classifier", or the path of a TorchScript module.
+        spec: "classifier", "random", or the path of a module.
 
     Raises:
         UsageError: there is no such file.
     """
     what = "coordinates" if facts.is_points else spec
-    if what not in ("coordinates", "classifier"):
+    if what not in ("coordinates", *MADE_HERE):
         what = _hash(_module_path(spec))
     made_by = code.fingerprint("genflow/evaluation/classifier.py", "genflow/evaluation/features.py")
     return f"{dataset.name}-{digest([facts.fingerprint, what, made_by])}"
@@ -121,7 +129,7 @@ def judge(store: Store, data: Dataset, spec: str, emit: Emit) -> Judge:
     Args:
         store: where it is kept.
         data: the dataset.
-        spec: "classifier", or the path of a TorchScript module.
+        spec: "classifier", "random", or the path of a module.
         emit: told of progress.
 
     Raises:
@@ -154,18 +162,55 @@ def _make(store: Store, id: str, data: Dataset, real: Real, spec: str, emit: Emi
             about: dict[str, Any] = {"name": "coordinates", "kind": "coordinates"}
         elif spec == "classifier":
             about = _train(staged.path, data, real, emit)
+        elif spec == "random":
+            save_weights(_random(facts).state_dict(), staged.path / WEIGHTS)
+            about = {"name": f"random-cnn@{_hash(staged.path / WEIGHTS)[:8]}", "kind": "random"}
         else:
             path = _module_path(spec)
-            about = {"name": f"{path.stem}@{_hash(path)[:8]}", "kind": "torchscript"}
+            kind = "weights" if path.suffix == ".safetensors" else "torchscript"
+            about = {"name": f"{path.stem}@{_hash(path)[:8]}", "kind": kind}
         embed = _embedder(staged.path, facts, about, spec)
         vectors = {
             "reference": embed(data.splits[real.split].take(real.reference))[0],
             "floor": embed(data.splits["train"].take(real.floor))[0],
         }
-        about |= {"dims": int(vectors["floor"].shape[1]), "split": real.split}
+        dims = int(vectors["floor"].shape[1])
+        about |= {"dims": dims, "split": real.split, "distance": _distance(about, dims)}
         save_file({name: v.astype(np.float32) for name, v in vectors.items()}, staged.path / VECTORS)
         (staged.path / DOCUMENT).write_text(json.dumps(about, indent=1))
         return staged.commit(parents=[data.artifact.id], meta=about)
+
+
+def _distance(about: dict[str, Any], dims: int) -> str:
+    """What the Fréchet distance on the features is called."""
+    is_inception = about["kind"] == "torchscript" and "inception" in about["name"].lower() and dims == INCEPTION
+    return "FID" if is_inception else "fd"
+
+
+def _random(facts: Facts) -> classifier.Classifier:
+    """The network with weights that are a function of nothing but its shape."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key("random features"))
+        return classifier.Classifier(facts.shape, 2)
+
+
+def _loaded(path: Path, facts: Facts) -> classifier.Classifier:
+    """The network with weights from a file.
+
+    Raises:
+        UsageError: they are no classifier's, or one's of other pictures.
+    """
+    try:
+        weights = load_weights(path)
+        net = classifier.Classifier(facts.shape, len(weights["head.bias"]))
+        net.load_state_dict(weights)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        shape = " × ".join(map(str, facts.shape))
+        raise UsageError(
+            f"{path} does not hold a genflow classifier for pictures of {shape} (C × H × W)",
+            "take classifier.safetensors of a judge of pictures of that shape, or save a TorchScript module",
+        ) from error
+    return net
 
 
 def _train(folder: Path, data: Dataset, real: Real, emit: Emit) -> dict[str, Any]:
@@ -196,11 +241,10 @@ def _embedder(folder: Path, facts: Facts, about: dict[str, Any], spec: str) -> E
     match about["kind"]:
         case "coordinates":
             return lambda points: (_finite(points.reshape(len(points), -1).astype(np.float64)), None)
-        case "classifier":
-            net = classifier.Classifier(facts.shape, about["classes"])
-            net.load_state_dict(load_weights(folder / WEIGHTS))
+        case "classifier" | "random" | "weights":
+            net = _loaded(_module_path(spec) if about["kind"] == "weights" else folder / WEIGHTS, facts)
             net.eval().requires_grad_(False)
-            tells = about["task"] == "labels"
+            tells = about.get("task") == "labels"
 
             def embed(records: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
                 features, classes = classifier.embed(net, to_display(records, facts))
@@ -245,7 +289,9 @@ def _finite(points: np.ndarray) -> np.ndarray:
 def _module_path(spec: str) -> Path:
     path = Path(spec).expanduser()
     if not path.is_file():
-        raise UsageError(f"evaluate.features: no file {spec}", "use classifier, or the path of a TorchScript module")
+        raise UsageError(
+            f"evaluate.features: no file {spec}", "use classifier, random, or the path of a TorchScript module"
+        )
     return path
 
 

@@ -20,7 +20,7 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,27 @@ def mean(values: np.ndarray) -> Interval:
     centre = float(np.mean(values))
     reach = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
     return Interval(centre, centre - reach, centre + reach)
+
+
+def over_trainings(found: Sequence[dict[str, Any]]) -> Interval:
+    """The interval of a metric over several trainings of one recipe, by Student's t; of one training, its own.
+
+    Args:
+        found: the metric of each training, {value, low, high}.
+    """
+    if len(found) == 1:
+        return Interval(*(float(found[0][key]) for key in ("value", "low", "high")))
+    return mean(np.array([metric["value"] for metric in found], float))
+
+
+def order(a: Interval, b: Interval) -> int:
+    """Which of two is larger: 1 if a is, -1 if b is, 0 if they differ by no more than their errors together.
+
+    The errors are those on the sides that face each other: a > b if a - b > sqrt((a - a_low)^2 + (b_high - b)^2).
+    """
+    if a.value < b.value:
+        return -order(b, a)
+    return int(a.value - b.value > math.hypot(a.value - a.low, b.high - b.value))
 
 
 def proportion(hits: np.ndarray) -> Interval:

@@ -4,9 +4,9 @@
     likelihood  {value, low, high, unit, kind, method, stderr, nfe, n, bars}, or null; null beside guided samples
     straightness  {value, low, high, n} of a family that walks an ODE: 0 for straight ways; else null
     memorization  nearest, copies: metrics of the distance to training pictures; null for points
-    sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, own}], with
-                each number of evaluations once: by the best of the samplers that were tried (see `sweep`)
-    speed       ms_batch_1, ms_batch_64, images_per_second, and how busy the machine was
+    sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, ms_alone,
+                own}], with each number of evaluations once: by the best of the samplers that were tried (see `sweep`)
+    speed       ms_batch_1, ms_batch_64, images_per_second, memory_mb while drawing, and how busy the machine was
 
 The samples are drawn from the same noise for every run. A metric's floor is the same metric of as many real
 training rows against the same reference: what a perfect model would get.
@@ -30,9 +30,11 @@ from genflow.engine import Engine
 from genflow.evaluation import bits, samples, sweep
 from genflow.evaluation.features import Emit, Judge, address, judge
 from genflow.evaluation.interval import Z, proportion
-from genflow.evaluation.memorization import memorization
+from genflow.evaluation.memorization import memorization, standouts
+from genflow.evaluation.memory import peak
 from genflow.evaluation.modes import modes
 from genflow.evaluation.quality import Ruler
+from genflow.evaluation.relearn import classification
 from genflow.facts import Facts
 from genflow.journal import Journal, journal_path
 from genflow.maths.seeds import SampleRng
@@ -43,9 +45,10 @@ SCHEMA = "genflow.evaluate/1"
 WAYS = 128  # whose straightness is measured
 FEW_ROWS = 100  # of the reference, below which somebody should be told
 GRID_COLUMNS, GRID_CLASSES = 8, 10
+TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # of a run's manifest
 Tell = Callable[[int, str], None]
-PARTS = ("bits", "coverage", "frechet", "interval", "kernel", "measure", "memorization", "modes", "quality", "samples",
-         "sweep")
+PARTS = ("bits", "coverage", "frechet", "interval", "kernel", "measure", "memorization", "modes", "quality", "relearn",
+         "samples", "sweep")
 ROOMS = ("genflow/engine.py", *(f"genflow/evaluation/{name}.py" for name in PARTS))
 
 
@@ -131,19 +134,23 @@ def _measure(
     total = n + few * len(ways) + min(likely, len(by.real.reference))
     tell = _progress(emit, run.id, total)
 
-    drawn = samples.draw(
-        engine, samples.seeds(options.seed, n), samples.labels(data, by.real, n), lambda k: tell(k, "drawing samples")
-    )
+    with peak(engine.device) as memory:
+        drawn = samples.draw(
+            engine, samples.seeds(options.seed, n), samples.labels(data, by.real, n),
+            lambda k: tell(k, "drawing samples"),
+        )  # fmt: skip
     features, classes = by.embed(drawn.records)
     metrics = ruler.quality(features, drawn.labels)
     if classes is not None:
         metrics["agreement"] = proportion(classes == drawn.labels).metric(n, by.name, by.about["accuracy"])
+    if options.classification and (accuracy := classification(drawn.records, drawn.labels, data, by)):
+        metrics["classification"] = accuracy
+    alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
     own = {name: engine.options.get(name) for name in ("steps", "sampler")}
-    own |= {"nfe": drawn.nfe, "ms_per_image": drawn.ms, "own": True}
+    own |= {"nfe": drawn.nfe, "ms_per_image": drawn.ms, "ms_alone": alone, "own": True}
     points = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
     points += sweep.measure(engine, ruler, drawn, few, ways, options.seed, tell, emit)
     log_p = bits.likelihood(engine, data, by.real, likely, options.seed, lambda k: tell(k, "likelihood"))
-    alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
     tell(total, "measured")
     document = {
         **_identity(run, data, engine),
@@ -163,6 +170,7 @@ def _measure(
             "ms_batch_1": alone,
             "ms_batch_64": drawn.ms,
             "images_per_second": 1000 / drawn.ms,
+            "memory_mb": memory.mb,
             "device": engine.device,
             "threads": torch.get_num_threads(),
             "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -183,7 +191,7 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
         "init": engine.recipe.init,
         "step": engine.step,
         "options": engine.options,
-        "training": {key: run.meta.get(key) for key in ("steps", "images", "seconds", "cpu_seconds", "parameters")},
+        "training": {key: run.meta.get(key) for key in TRAINING},
         "dataset": data.artifact.id,
         "dataset_name": data.artifact.name,
         "fingerprint": data.facts.fingerprint,
@@ -194,7 +202,8 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
 
 
 def grids(engine: Engine, data: Dataset, ruler: Judge, drawn: samples.Sample, seed: int) -> dict[str, bytes]:
-    """grid.png, of seeds that every run shares, and real.png, laid out alike: a class a line, if there are any."""
+    """grid.png, of seeds that every run shares, and real.png, laid out alike: a class a line, if there are any; and
+    nearest.png, the samples that stand out most as near to one training picture, above those pictures."""
     facts, split = data.facts, data.splits[ruler.real.split]
     if facts.is_points:
         truth = split.take(ruler.real.reference)
@@ -210,9 +219,12 @@ def grids(engine: Engine, data: Dataset, ruler: Judge, drawn: samples.Sample, se
     if facts.classes:
         of_class = [rows[split.labels[rows] == label] for label in range(lines)]
         chosen = np.concatenate([np.resize(own if len(own) else rows, GRID_COLUMNS) for own in of_class])
+    alike = standouts(drawn.records, data, GRID_COLUMNS)
+    beside = alike.reshape(-1, 2, *alike.shape[1:]).swapaxes(0, 1).reshape(alike.shape)  # a line of either
     return {
         "grid.png": preview.render(images, facts, GRID_COLUMNS),
         "real.png": preview.render(split.take(chosen), facts, GRID_COLUMNS),
+        "nearest.png": preview.render(beside, facts, len(alike) // 2),
     }
 
 

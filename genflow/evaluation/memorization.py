@@ -23,6 +23,7 @@ from genflow.evaluation.features import Real
 from genflow.evaluation.interval import Interval, mean, proportion
 from genflow.facts import Facts
 
+SHOWN = 200  # samples of which the standouts are looked for
 WATCHED = 1000  # samples, and held-out rows, that are looked at; every training row is
 SIDE, NEIGHBOURS, COPY = 16, 5, 0.5  # with 50 neighbours, held-out digits had 14 %
 ROWS = 2048  # training rows at a time
@@ -49,21 +50,41 @@ def memorization(records: np.ndarray, data: Dataset, real: Real) -> dict[str, di
 
 
 def _measure(x: np.ndarray, train: Split) -> dict[str, Interval]:
-    nearest, others = neighbours(x, train)
+    nearest, others, _ = neighbours(x, train)
     return {"nearest": mean(nearest), "copies": proportion(nearest < COPY * others)}
 
 
-def neighbours(x: np.ndarray, train: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of x (N, D), from `small`, to training rows: to the nearest, and the mean to the next five, (N,)."""
+def standouts(records: np.ndarray, data: Dataset, count: int) -> np.ndarray:
+    """The samples that stand out most as near to one training row, each followed by that row, (2 count, H, W, C).
+
+    Args:
+        records: samples, (N, H, W, C), of which the first 200 are looked at.
+        data: what the run was trained on.
+        count: how many samples, at most.
+    """
+    train, seen = data.splits["train"], records[:SHOWN]
+    nearest, others, rows = neighbours(small(seen, data.facts), train)
+    chosen = np.argsort(nearest / others.clip(min=1e-9), kind="stable")[:count]
+    return np.stack([seen[chosen], train.take(rows[chosen])], 1).reshape(-1, *records.shape[1:])
+
+
+def neighbours(x: np.ndarray, train: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances of x (N, D), from `small`, to training rows, (N,): to the nearest, and the mean to the next five; and
+    the number of the nearest row."""
     best = np.empty((len(x), 0), np.float32)
+    least, row = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
     squares = np.square(x).sum(1)[:, None]
     for start in range(0, len(train), ROWS):
         y = small(train.take(np.arange(start, min(start + ROWS, len(train)))), train.facts)
-        best = np.concatenate([best, (squares + np.square(y).sum(1) - 2 * x @ y.T).clip(min=0)], axis=1)
+        here = (squares + np.square(y).sum(1) - 2 * x @ y.T).clip(min=0)
+        first = here.argmin(1)
+        closer = here[np.arange(len(x)), first] < least
+        least[closer], row[closer] = here[closer, first[closer]], start + first[closer]
+        best = np.concatenate([best, here], axis=1)
         if best.shape[1] > NEIGHBOURS + 1:
             best = np.partition(best, NEIGHBOURS, axis=1)[:, : NEIGHBOURS + 1]
     distances = np.sqrt(np.sort(best, axis=1) / x.shape[1])
-    return distances[:, 0], distances[:, 1:].mean(1)
+    return distances[:, 0], distances[:, 1:].mean(1), row
 
 
 def small(records: np.ndarray, facts: Facts) -> np.ndarray:

@@ -2,6 +2,7 @@
 
     enough      the fewest network evaluations whose distance is at most (1 + tolerance) times the smallest
     needed      the same as an interval, from the intervals of the distances
+    front       the points that no other beats (Pareto)
     recommend   the same as sampling options for a run
 """
 
@@ -14,11 +15,11 @@ TOLERANCE = 0.1  # of the best distance
 Point = dict[str, Any]
 
 
-def enough(points: Sequence[Point], tolerance: float = TOLERANCE) -> Point:
-    """The cheapest point of a sweep that is good enough; among equals in price the one with fewer steps."""
+def enough(points: Sequence[Point], tolerance: float = TOLERANCE, price: str = "nfe") -> Point:
+    """The cheapest point that is good enough; among equals in price the one with fewer steps."""
     best = min(point["fd"]["value"] for point in points)
     good = [point for point in points if point["fd"]["value"] <= (1 + tolerance) * best]
-    return min(good, key=lambda point: (point["nfe"], point.get("steps") or 1))
+    return min(good, key=lambda point: (point[price], point.get("steps") or 1))
 
 
 def needed(points: Sequence[Point], tolerance: float = TOLERANCE) -> Interval:
@@ -42,6 +43,20 @@ def needed(points: Sequence[Point], tolerance: float = TOLERANCE) -> Interval:
 def still_improves(points: Sequence[Point], tolerance: float = TOLERANCE) -> bool:
     """Whether the most evaluations that were tried are the only ones that are enough: then more may be needed."""
     return len(points) > 1 and enough(points, tolerance)["nfe"] == max(point["nfe"] for point in points)
+
+
+def front(points: Sequence[Point], price: str) -> list[Point]:
+    """The points that no other beats in distance without costing more, cheapest first (the Pareto front).
+
+    Args:
+        points: with `fd` and the price.
+        price: its key, such as "nfe" or "ms_alone".
+    """
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point[price], point["fd"]["value"])):
+        if not kept or point["fd"]["value"] < kept[-1]["fd"]["value"]:
+            kept.append(point)
+    return kept
 
 
 def recommend(document: dict[str, Any], tolerance: float = TOLERANCE) -> dict[str, Any] | None:

@@ -1,20 +1,16 @@
 """The report: one HTML file that needs nothing outside itself, from the documents of evaluated runs."""
 
-import base64
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from PIL import Image
-
 from genflow import __version__, code
 from genflow.errors import UsageError
 from genflow.evaluation import charts, reproduce, table
 from genflow.evaluation.charts import Point, Series
+from genflow.evaluation.html import picture, template
 from genflow.evaluation.sweep import beside_teachers
 from genflow.evaluation.verdict import KINDS, tells_apart, verdict, was_busy
 from genflow.facts import Facts
@@ -26,7 +22,8 @@ Row = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 ROOMS = tuple(
     f"genflow/evaluation/{name}"
-    for name in ("report.py", "report.html.j2", "charts.py", "reproduce.py", "sweep.py", "table.py", "verdict.py")
+    for name in ("report.py", "report.html.j2", "html.py", "style.css", "charts.py", "reproduce.py", "sweep.py",
+                 "table.py", "verdict.py")
 )
 CURVE_POINTS = 160  # of a loss curve
 PICTURES_BYTES = 6_000_000  # of all grids together
@@ -82,14 +79,12 @@ def render(store: Store, rows: Sequence[Row]) -> str:
     facts = Facts.from_json(dataset.file("facts.json").read_text())
     runs = [store.find("runs", row["run"]) for row in shown]
     budget = PICTURES_BYTES // (len(shown) + 1)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": table.number, "share": lambda value: f"{value:.2f}", "likely": table.likelihood}
-    environment.tests["busy"] = was_busy
     recipes = [reproduce.recipe_of(run) for run in runs]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return template(TEMPLATE, busy=was_busy).render(
         rows=shown,
         first=first,
         facts=facts,
+        distance=first["features"].get("distance", "fd"),
         noun="point" if facts.is_points else "picture",
         verdict=verdict(shown),
         kinds=KINDS,
@@ -99,25 +94,13 @@ def render(store: Store, rows: Sequence[Row]) -> str:
         grids=[picture(Path(row["path"]) / "grid.png", budget) for row in shown],
         charts=[_against_steps(shown), _against_time(shown)],
         few=beside_teachers(shown),
-        losses=[_loss(store, row, index, recipes[index].train.batch) for index, row in enumerate(shown)],
+        losses=[loss_chart(store, row, index, recipes[index].train.batch) for index, row in enumerate(shown)],
         differences=reproduce.differences(recipes),
         own=reproduce.own(recipes) if len(shown) > 1 else [],
         seeds=sorted({recipe.train.seed for recipe in recipes}),
         commands=reproduce.commands(store, shown),
         version=__version__,
     )
-
-
-def picture(path: Path, budget: int) -> str:
-    """A PNG file as a data URI: as it is, or as WebP at as high a quality as stays within `budget` bytes."""
-    data, kind = path.read_bytes(), "png"
-    for quality in (90, 75, 50, 25):
-        if len(data) <= budget:
-            break
-        file = io.BytesIO()
-        Image.open(path).save(file, "WEBP", quality=quality)
-        data, kind = file.getvalue(), "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _best(rows: list[Row]) -> dict[str, set[str]]:
@@ -171,7 +154,7 @@ def _fd_chart(rows: list[Row], series: list[Series], x_label: str, x_ticks: list
     )
 
 
-def _loss(store: Store, row: Row, index: int, batch: int) -> str:
+def loss_chart(store: Store, row: Row, index: int, batch: int) -> str:
     """The training losses of one run, in a chart of its own; empty if its journal is gone."""
     path = journal_path(store.root, row["run"])
     found = curves(path) if path.exists() else {}

@@ -69,11 +69,11 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, *
     return Sample(np.concatenate(records), labels, nfe, median(whole[1:] or whole))  # the first one warms up
 
 
-def milliseconds_alone(engine: Engine, label: int) -> float:
+def milliseconds_alone(engine: Engine, label: int, **options: Any) -> float:
     """Median milliseconds of a sample that is asked for alone, filled up as every batch is (see `engine.ROWS`)."""
     took, start = [], time.perf_counter()
     for index in range(REPEATS):
-        took.append(1000 * engine.draw([index], [label]).seconds)
+        took.append(1000 * engine.draw([index], [label], **options).seconds)
         if time.perf_counter() - start > PATIENCE_S:
             break
     return median(took[1:] or took)

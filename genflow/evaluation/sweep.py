@@ -60,7 +60,10 @@ def measure(
             continue
         found = ruler.distance(ruler.judge.embed(point.records)[0], point.labels)
         sampler = {"sampler": engine.options.get("sampler"), **way}
-        points.append({**sampler, "nfe": point.nfe, "ms_per_image": point.ms, "own": False, "fd": found})
+        alone = samples.milliseconds_alone(engine, int(drawn.labels[0]), **way)
+        points.append(
+            {**sampler, "nfe": point.nfe, "ms_per_image": point.ms, "ms_alone": alone, "own": False, "fd": found}
+        )
     return points
 
 

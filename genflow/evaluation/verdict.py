@@ -1,13 +1,13 @@
 """What the numbers of a comparison say, in sentences, and no more than they say.
 
-Two values are told apart when they differ by more than their errors together: |a - b| > sqrt(r_a^2 + r_b^2), with
-r half the width of a 95 % interval.
+Two values are told apart when they differ by more than their errors together (`interval.order`).
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from genflow.evaluation.interval import Interval, order
 from genflow.evaluation.recommend import TOLERANCE, enough, still_improves
 from genflow.evaluation.sweep import beside_teachers
 from genflow.evaluation.table import number
@@ -34,8 +34,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 
 def tells_apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether two metrics differ by more than their errors together."""
-    reach = math.hypot(*((m["high"] - m["low"]) / 2 for m in (a, b)))
-    return abs(a["value"] - b["value"]) > reach
+    return order(*(Interval(m["value"], m["low"], m["high"]) for m in (a, b))) != 0
 
 
 def _quality(ranked: list[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.neighbors import NearestNeighbors
 
 from genflow.evaluation import coverage
 from genflow.evaluation.coverage import radii2, variety
@@ -60,3 +61,17 @@ def test_the_radius_reaches_to_the_kth_other_point():
 def test_both_sides_have_as_many_points():
     """Recall and coverage depend on the number, so the longer side is cut, and the metrics say the number."""
     assert variety(cloud(0, 80), cloud(0, 30), repeats=2).n == 30
+
+
+def test_the_metrics_agree_with_a_tree_of_neighbours():
+    """The same four numbers from scikit-learn's neighbour search, pair by pair."""
+    rng = np.random.default_rng(7)
+    real, drawn = rng.standard_normal((150, 4)), 1.3 * rng.standard_normal((150, 4)) + 0.4
+    reach = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 5]
+    own = NearestNeighbors(n_neighbors=6).fit(drawn).kneighbors(drawn)[0][:, 5]
+    apart = np.linalg.norm(drawn[:, None] - real, axis=2)
+    found = variety(drawn, real, k=5, repeats=2)
+    assert found.precision.value == pytest.approx((apart <= reach).any(1).mean())
+    assert found.recall.value == pytest.approx((apart <= own[:, None]).any(0).mean())
+    assert found.density.value == pytest.approx((apart <= reach).sum(1).mean() / 5)
+    assert found.coverage.value == pytest.approx((apart <= reach).any(0).mean())

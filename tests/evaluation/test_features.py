@@ -79,6 +79,47 @@ def test_a_torchscript_module_can_be_the_judge(store, prepared, tmp_path):
     assert found.reference[:, 1].max() == 1
 
 
+def test_random_features_know_no_data(store, prepared):
+    """The same weights for any data of that shape: the name is a function of the shape alone."""
+    first = judge(store, prepared("digits", val=0.2), "random", quiet)
+    other = judge(store, prepared("digits", val=0.4), "random", quiet)
+    assert first.name == other.name
+    assert first.name.startswith("random-cnn@")
+    assert first.reference.std() > 0
+    assert first.embed(np.zeros((2, 8, 8, 1), np.uint8))[1] is None
+
+
+def test_another_datasets_judge_by_its_weights(store, prepared):
+    """Its safetensors by path: the same features as there, and a name of its own; other files are refused."""
+    made = judge(store, prepared("digits", val=0.2), "random", quiet)
+    path = made.artifact.path / "classifier.safetensors"
+    data = prepared("digits", val=0.4)
+    again = judge(store, data, str(path), quiet)
+    records = data.splits["val"].take(np.arange(5))
+    np.testing.assert_array_equal(again.embed(records)[0], made.embed(records)[0])
+    with pytest.raises(UsageError, match="does not hold a genflow classifier"):
+        judge(store, data, str(made.artifact.path / "features.safetensors"), quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "called"), [("inception-2015.pt", 2048, "FID"), ("inception.pt", 64, "fd"), ("vgg.pt", 2048, "fd")]
+)
+def test_only_an_inception_by_path_is_called_fid(store, prepared, tmp_path, name, dims, called):
+    """Its name says so, and it has the 2,048 features that FID is defined on."""
+
+    class Wide(torch.nn.Module):
+        def __init__(self, dims: int) -> None:
+            super().__init__()
+            self.dims = dims
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :1].repeat(1, self.dims)
+
+    torch.jit.script(Wide(dims)).save(str(tmp_path / name))
+    found = judge(store, prepared("digits", val=0.9), str(tmp_path / name), quiet)
+    assert found.about["distance"] == called
+
+
 @pytest.mark.parametrize("kind", ["missing", "text", "scalar"])
 def test_a_module_that_cannot_be_used_is_one_line(store, prepared, tmp_path, kind):
     """No file, no module, or an answer that is not one vector a picture."""

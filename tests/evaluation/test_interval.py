@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genflow.evaluation.interval import half_sampled, halves, mean, proportion
+from genflow.evaluation.interval import Interval, Z, half_sampled, halves, mean, order, over_trainings, proportion
 
 
 def test_halves_repeat_nothing_and_have_half_of_every_stratum():
@@ -61,3 +61,26 @@ def test_the_interval_of_a_mean_is_students():
     """Four values 0, 0, 2, 2: 1 -+ 3.182 * 1.1547 / 2."""
     found = mean(np.array([0.0, 0, 2, 2]))
     assert (found.value, found.high) == (1, pytest.approx(1 + 3.182446 * 1.154701 / 2))
+
+
+def test_equal_values_are_told_apart_one_time_in_twenty():
+    """The difference of two normal means with the same truth exceeds both errors together in 5 % of draws."""
+    rng = np.random.default_rng(0)
+    told = [order(Interval(a, a - Z, a + Z), Interval(b, b - Z, b + Z)) for a, b in rng.standard_normal((8000, 2))]
+    assert np.mean(np.abs(told)) == pytest.approx(0.05, abs=0.008)
+
+
+def test_the_errors_that_face_each_other_decide():
+    """A long tail on the far side of either value changes nothing; on the near side it does."""
+    low, far, near = Interval(1.0, 0.9, 1.1), Interval(2.0, 1.9, 9.0), Interval(2.0, 0.5, 2.1)
+    assert (order(low, far), order(far, low)) == (-1, 1)
+    assert (order(low, near), order(near, low)) == (0, 0)
+
+
+def test_several_trainings_replace_a_trainings_own_interval():
+    """One keeps its own; of two, one apart, the mean and Student's t with one degree of freedom."""
+    own = {"value": 1.0, "low": 0.5, "high": 1.5}
+    assert over_trainings([own]) == Interval(1.0, 0.5, 1.5)
+    both = over_trainings([own, {**own, "value": 2.0}])
+    assert both.value == 1.5
+    assert both.high - both.value == pytest.approx(12.706 * 0.5, rel=1e-3)

@@ -9,7 +9,7 @@ from finished import finished
 from genflow.errors import UsageError
 from genflow.evaluation import classifier, measure, samples
 from genflow.evaluation.features import Real
-from genflow.evaluation.modes import modes
+from genflow.evaluation.modes import count, modes
 from genflow.journal import curves, journal_path
 from genflow.recipe import Evaluate
 
@@ -117,6 +117,23 @@ def test_modes_of_the_ring_are_counted(prepared):
     assert (found["captured"], found["of"]) == (3, 8)
     assert found["high_quality"]["value"] == 0.75
     assert modes(points, prepared("moons", samples=100).artifact) is None
+
+
+def test_the_divergence_of_modes_has_its_closed_form():
+    """Half of the points on each of two modes that weigh 3/4 and 1/4: 1/2 log(2/3) + 1/2 log 2; none if the truth."""
+    centres, weights = np.array([[0.0, 0.0], [4.0, 0.0]]), np.array([0.75, 0.25])
+    half, true = (np.repeat(centres, [n, 100 - n], axis=0) for n in (50, 75))
+    assert count(half, centres, 0.1, weights)["kl"]["value"] == pytest.approx(0.5 * np.log(2 / 3) + 0.5 * np.log(2))
+    assert count(true, centres, 0.1, weights)["kl"]["value"] == pytest.approx(0, abs=1e-12)
+    dropped = count(np.zeros((100, 2)), centres, 0.1, weights)
+    assert (dropped["captured"], dropped["kl"]["value"]) == (1, pytest.approx(-np.log(0.75)))
+
+
+def test_draws_of_the_truth_have_the_divergences_floor():
+    """The mean over draws of N points of the truth is (M - 1) / (2 N)."""
+    rng, centres, weights = np.random.default_rng(0), np.arange(10.0).reshape(5, 2) * 4, np.full(5, 0.2)
+    found = [count(centres[rng.integers(0, 5, 400)], centres, 0.1, weights)["kl"] for _ in range(200)]
+    assert np.mean([kl["value"] for kl in found]) == pytest.approx(found[0]["floor"], rel=0.2)
 
 
 def test_the_artifact_lists_its_parents(store, prepared, evaluate):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from genflow.evaluation.features import Real
-from genflow.evaluation.memorization import memorization, neighbours, small
+from genflow.evaluation.memorization import memorization, neighbours, small, standouts
 from genflow.evaluation.verdict import _copies
 
 
@@ -50,9 +50,20 @@ def test_distances_are_those_of_all_rows_at_once(digits) -> None:
     x = small(digits.splits["val"].take(np.arange(7)), digits.facts)
     every = small(train.take(np.arange(len(train))), digits.facts)
     distances = np.sort(np.sqrt(np.square(x[:, None] - every).mean(2)), axis=1)
-    nearest, others = neighbours(x, train)
+    nearest, others, rows = neighbours(x, train)
+    np.testing.assert_array_equal(rows, np.square(x[:, None] - every).sum(2).argmin(1))
     np.testing.assert_allclose(nearest, distances[:, 0], rtol=1e-4)
     np.testing.assert_allclose(others, distances[:, 1:6].mean(1), rtol=1e-4)
+
+
+def test_a_copy_stands_out_beside_its_original(digits) -> None:
+    """Of twenty held-out rows and one copy, the copy comes first, followed by the very row."""
+    train = digits.splits["train"]
+    mixed = np.concatenate([digits.splits["val"].take(np.arange(20)), train.take(np.array([77]))])
+    shown = standouts(mixed, digits, 3)
+    assert shown.shape == (6, *mixed.shape[1:])
+    np.testing.assert_array_equal(shown[0], shown[1])
+    np.testing.assert_array_equal(shown[0], train.take(np.array([77]))[0])
 
 
 def test_points_and_data_without_held_out_rows(prepared) -> None:

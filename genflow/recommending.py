@@ -1,0 +1,109 @@
+"""`genflow recommend`: which run, sampler and steps to deploy, from what was measured."""
+
+import re
+import shlex
+from typing import Any
+
+from genflow import terminal
+from genflow.errors import UsageError
+from genflow.store import Store
+
+Document = dict[str, Any]
+
+
+def recommend(data: str, max_latency: str, min_quality: str, *, json: bool) -> None:
+    """`genflow recommend`."""
+    from genflow.evaluation import deploy
+
+    most_ms = latency(max_latency) if max_latency else None
+    store = Store()
+    choices = deploy.choices(store, data)
+    most_fd = quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
+    chosen = deploy.choose(choices, most_ms, most_fd)
+    best = deploy.front(choices)
+    document = {
+        "schema": "genflow.recommend/1",
+        **chosen,
+        "commands": commands(chosen),
+        "front": best,
+        "measured": len(choices),
+        "max_latency_ms": most_ms,
+        "max_fd": most_fd,
+    }
+    if json:
+        terminal.document(document)
+        return
+    rows = [_row(point, point is chosen) for point in best]
+    if not any(point is chosen for point in best):
+        rows.insert(0, _row(chosen, True))
+    head = ("", "run", "family", "sampler", "steps", "nfe", "fd (95 %)", "× floor", "ms alone", "ms in 64")
+    print(terminal.table(head, rows, left=4))
+    print(f"\n{told(chosen, len(choices))}")
+    terminal.next_commands(*document["commands"])
+
+
+def latency(text: str) -> float:
+    """`50ms`, `0.2s` or `50` as milliseconds.
+
+    Raises:
+        UsageError: it is no time above 0.
+    """
+    found = re.fullmatch(r"([\d.]+)\s*(ms|s|)", text.strip())
+    value = _number(found[1]) if found else None
+    if found is None or not value:
+        raise UsageError(f"--max-latency is a time such as 50ms or 0.2s, not {text!r}")
+    return value * (1000 if found[2] == "s" else 1)
+
+
+def quality(text: str, floor: float | None) -> float:
+    """`2.5` as a distance, `3x` as three times the floor.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    found = re.fullmatch(r"([\d.]+)\s*(x|×|)", text.strip())
+    value = _number(found[1]) if found else None
+    if found is None or not value or (found[2] and not floor):
+        raise UsageError(f"--min-quality is a largest fd such as 2.5, or 3x for three times the floor, not {text!r}")
+    return value * (floor or 1 if found[2] else 1)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def commands(chosen: Document) -> list[str]:
+    """What serves it, and what asks the served model for these settings."""
+    options = {key: value for key, value in chosen["options"].items() if key in ("steps", "sampler", "guidance")}
+    flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    ask = shlex.join(["genflow", "sample", "http://127.0.0.1:8000", *flags])
+    return [shlex.join(["genflow", "serve", chosen["run"]]), ask]
+
+
+def told(chosen: Document, measured: int) -> str:
+    """The choice in a sentence."""
+    from genflow.evaluation.table import number
+
+    how = f" with {chosen['options']['sampler']}" if chosen["options"].get("sampler") else ""
+    steps = f" in {chosen['options']['steps']} steps" if chosen["options"].get("steps") else ""
+    equal = f" {chosen['equal']} cannot be told from it by fd." if chosen["equal"] else ""
+    return (
+        f"Deploy {chosen['name']}{how}{steps}: fd {number(chosen['fd']['value'])}, {number(chosen['ms_alone'])} ms a "
+        f"picture alone; chosen of {measured} measured settings.{equal}"
+    )
+
+
+def _row(point: Document, chosen: bool) -> tuple[str, ...]:
+    from genflow.evaluation.table import number
+
+    fd = point["fd"]
+    return (
+        "→" if chosen else "", point["run"], point["family"], str(point["options"].get("sampler") or "—"),
+        str(point["options"].get("steps") or "—"), str(point["nfe"]),
+        f"{number(fd['value'])} ({number(fd['low'])}–{number(fd['high'])})",
+        f"{fd['value'] / fd['floor']:.1f}" if fd["floor"] else "—",
+        number(point["ms_alone"]), number(point["ms_per_image"]),
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""The tables as one document, from what a study measured: the JSON that everything else is made of."""
+
+import json
+from typing import Any
+
+from genflow import families
+from genflow.errors import GenflowError
+from genflow.runs import cpu_seconds
+from genflow.store import Store
+from genflow.tables import cells, words
+from genflow.tables.claims import Claim, verdicts
+from genflow.tables.plan import COLUMNS, TABLES
+from genflow.tables.quantities import Found, curve, quantities
+
+SCHEMA = "genflow.tables/1"
+Document = dict[str, Any]
+
+
+def gather(store: Store, evaluations: dict[str, str]) -> Found:
+    """The evaluations' documents by row and seed, from their ids by stage (`<row>-m<seed>`)."""
+    found: Found = {}
+    for stage, id in evaluations.items():
+        artifact = store.get("evaluations", id)
+        if artifact is None:
+            raise GenflowError(f"the evaluation {id} of stage {stage} is gone", "run the same command again")
+        row, _, seed = stage.rpartition("-m")
+        document = json.loads(artifact.file("metrics.json").read_text())
+        found.setdefault(row, {})[int(seed)] = {**document, "path": str(artifact.path)}
+    return found
+
+
+def build(store: Store, study: Document, found: Found, failed: dict[str, Document]) -> Document:
+    """A `genflow.tables/1` document, without the report's id and path.
+
+    Args:
+        store: where the runs are.
+        study: of the plan: seeds, budget, tolerance, runs, rows, trials, claims.
+        found: what was measured.
+        failed: what failed, by stage: {stage, kind, message}.
+
+    Raises:
+        GenflowError: nothing was measured.
+    """
+    measured = quantities(study, found, failed)
+    first = next((row for name in measured for row in found.get(name, {}).values()), None)
+    if first is None:
+        why = "; ".join(f"{name}: {told['message']}" for name, told in failed.items())
+        raise GenflowError(f"nothing was measured, so there are no tables ({why})", "mend it and run it again")
+    methods = {name: _method(name, study, found, measured[name]) for name in measured}
+    rows = [row for seeds in found.values() for row in seeds.values()]
+    seconds = {row["run"]: sum(cpu_seconds(store, store.find("runs", row["run"]))[-1:]) for row in rows}
+    document = {
+        "schema": SCHEMA,
+        "dataset": first["dataset"],
+        "dataset_name": first["dataset_name"],
+        "seeds": study["seeds"],
+        "budget_cpu_minutes": study["budget"],
+        "tolerance": study["tolerance"],
+        "samples": first["samples"],
+        "features": first["features"],
+        "reference": first["reference"],
+        "machine": first["machine"],
+        "versions": first["versions"],
+        "cost_hours": {
+            "training_cpu": round(sum(seconds.values()) / 3600, 3),
+            "measuring": round(sum(row["seconds"] for row in rows) / 3600, 3),
+        },
+        "methods": methods,
+        "tables": [_table(name, study, methods) for name in TABLES],
+        "claims": verdicts([Claim(**claim) for claim in study["claims"]], measured),
+        "failed": [
+            {"stage": name, "message": told["message"], "kind": told["kind"]}
+            for name, told in failed.items()
+            if told["stage"] == name  # what only waited for it says nothing of its own
+        ],
+        "command": study.get("command", "genflow tables"),
+    }
+    return {**document, "verdict": words.verdict(document), "about": words.about(document, study)}
+
+
+def _method(name: str, study: Document, found: Found, measured: dict[str, Any]) -> Document:
+    row = study["rows"][name]
+    kind = study["runs"][row["run"]]["preset"]
+    method = {
+        "title": row["title"],
+        "family": kind,
+        "run": row["run"],
+        "objective": families.family_class(kind).objective,
+        "mathematics": row.get("mathematics", ""),
+        "evaluations": {str(seed): one["evaluation"] for seed, one in sorted(found.get(name, {}).items())},
+        "quantities": measured,
+        "curve": curve(list(found.get(name, {}).values())),
+    }
+    return {**method, "cells": cells.cells(method, study["tolerance"])}
+
+
+def _table(name: str, study: Document, methods: dict[str, Document]) -> Document:
+    title, columns = TABLES[name]
+    rows = [
+        {"method": key, "title": method["title"], "cells": {column: method["cells"][column] for column in columns}}
+        for key, method in methods.items()
+        if name in study["rows"][key]["tables"]
+    ]
+    return {"name": name, "title": title, "columns": [[column, COLUMNS[column]] for column in columns], "rows": rows}

@@ -1,0 +1,84 @@
+"""The plan of the tables: a study with claims, on a dataset of one's own, and what it costs."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from genflow.code import home
+from genflow.errors import UsageError
+from genflow.evaluation.recommend import TOLERANCE
+from genflow.recipe import nearest
+from genflow.study import Study
+from genflow.tables.claims import Claim
+
+Document = dict[str, Any]
+FILE = "pipelines/tables.yaml"
+TABLES = {
+    "steps": ("One model of noise and data, four ways", ("objective", "steps", "quality", "mathematics")),
+    "families": ("Five families", ("likelihood", "coverage", "quality", "speed", "stability")),
+}
+COLUMNS = {
+    "objective": "training objective", "steps": "steps needed", "quality": "sample quality",
+    "mathematics": "type of mathematics", "likelihood": "likelihood", "coverage": "mode coverage", "speed": "speed",
+    "stability": "stability",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Study):
+    """A study whose rows are methods in tables.
+
+    Args:
+        tolerance: how much worse than its best a method may be where its steps are enough, as a share.
+        claims: what textbooks say.
+    """
+
+    tolerance: float = TOLERANCE
+    claims: list[Document] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for claim in self.claims:
+            try:
+                made = Claim(**claim)
+            except TypeError as error:
+                raise UsageError(f"{FILE}: claim {claim.get('says')!r}: {error}") from error
+            if made.about not in COLUMNS:
+                near = nearest(made.about, list(COLUMNS))
+                raise UsageError(f"{FILE}: claim {made.says!r}: no column {made.about}{near}")
+
+    @property
+    def methods(self) -> dict[str, Document]:
+        """The rows that stand in a table."""
+        return {name: row for name, row in self.rows.items() if row.get("tables")}
+
+    def of(self, data: Any, *, seeds: int | None = None, budget: float | None = None) -> "Plan":
+        """For a dataset, with so many seeds and CPU minutes a family.
+
+        Args:
+            data: an artifact's id, or the section of a prepare stage.
+            seeds: None: as the plan says.
+            budget: of a training with share 1; None: as the plan says.
+        """
+        changed: Document = {"data": {"data": data, **self.data}}
+        if seeds is not None:
+            changed["seeds"] = list(range(seeds))
+        if budget is not None:
+            changed["budget"] = budget
+        return replace(self, **changed)
+
+    def document(self) -> Document:
+        """What the last stage is told: all that decides the tables, besides the evaluations."""
+        keys = ("seeds", "budget", "tolerance", "runs", "rows", "trials", "claims")
+        return {key: getattr(self, key) for key in keys}
+
+    def stages(self, name: str) -> Document:
+        """The pipeline, with the stage that writes the tables last."""
+        pipeline = self.pipeline(name)
+        study = self.document()
+        needs = [key for key, stage in pipeline["stages"].items() if stage["job"] in ("train", "evaluate")]
+        pipeline["stages"]["tables"] = {"job": "tables", "needs": needs, "study": study}
+        return pipeline
+
+
+def load() -> Plan:
+    """The plan that comes with genflow."""
+    return Plan.load(home() / FILE)

@@ -1,0 +1,213 @@
+"""From the evaluations of several seeds to one set of numbers a method, each with its interval.
+
+A quantity is {value, low, high, each, floor}: the mean over seeds with Student's 95 % interval (of one seed: over its
+samples), the seeds' own values, and real data's value where there is one. `high` is None where it is open.
+
+    fd kid precision recall density coverage agreement classification copies      as `genflow evaluate` measures them
+    fd@N            the distance at N evaluations
+    steps           evaluations that are enough (evaluation/recommend.py); the widest interval of any seed
+    ms, ms_needed, ms_alone     milliseconds a sample: as the row samples, and at `steps`, in batches of 64; and alone
+    images_per_second, memory_mb, nfe
+    train_rate      training images a CPU second
+    spread          standard deviation of fd over seeds, as a share of its mean; its interval is a chi-squared one
+    diverged        share of trainings that failed by themselves, of seeds and learning rates (Wilson's interval)
+    worst           the largest fd of a seed
+    lr_sensitivity  the worse fd at a third and at three times the learning rate, over fd at it, of the same seed
+    straightness, likelihood
+    grid_captured, grid_share, grid_kl, uneven_...    modes found, share of points in one, KL to the true weights
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from genflow.evaluation import recommend
+from genflow.evaluation.interval import over_trainings, proportion
+
+Document = dict[str, Any]
+Found = dict[str, dict[int, Document]]  # `genflow.evaluate/1` rows by row and seed
+Quantity = dict[str, Any]
+LR_TRIALS, MODE_TRIALS = ("slow", "fast"), ("grid", "uneven")
+
+
+def quantities(study: Document, found: Found, failed: dict[str, Document]) -> dict[str, dict[str, Quantity]]:
+    """The quantities of every method.
+
+    Args:
+        study: of the plan: rows, runs, seeds, trials, tolerance.
+        found: what was measured.
+        failed: what failed, by stage: {stage, kind, message}.
+    """
+    methods = {name: row for name, row in study["rows"].items() if row.get("tables")}
+    return {name: _of(name, row["run"], study, found, failed) for name, row in methods.items()}
+
+
+def _of(name: str, run: str, study: Document, found: Found, failed: dict[str, Document]) -> dict[str, Quantity]:
+    own = list(found.get(name, {}).values())
+    told: dict[str, Quantity] = {"diverged": diverged(run, study, found, failed)}
+    if not own:
+        return told
+    told |= {metric: over(row["metrics"].get(metric) for row in own) for metric in own[0]["metrics"]}
+    told |= {name: over(row["memorization"][name] for row in own) for name in own[0].get("memorization") or {}}
+    told["straightness"] = over(row["straightness"] for row in own)
+    told |= {f"fd@{point['nfe']}": point["fd"] for point in curve(own)}
+    tolerance = study["tolerance"]
+    told["steps"] = steps(own, tolerance)
+    needed = [recommend.enough(row["sweep"], tolerance) for row in own]
+    told |= {
+        "nfe": plain(row["nfe"] for row in own),
+        "ms": plain(row["speed"]["ms_batch_64"] for row in own),
+        "ms_needed": plain(point["ms_per_image"] for point in needed),
+        "ms_alone": plain(row["speed"]["ms_batch_1"] for row in own),
+        "images_per_second": plain(row["speed"]["images_per_second"] for row in own),
+        "memory_mb": plain(row["speed"].get("memory_mb") for row in own),
+        "train_memory_mb": plain(row["training"].get("memory_mb") for row in own),
+        "train_rate": plain(_rate(row["training"]) for row in own),
+        "spread": spread([row["metrics"]["fd"]["value"] for row in own]),
+        "worst": _exact(max(row["metrics"]["fd"]["value"] for row in own)),
+        "likelihood": likelihood([r["likelihood"] for r in _likely(run, study, found)], own[0].get("has_likelihood")),
+    }
+    if sensitive := lr_sensitivity(run, study, found, failed, found.get(_first(run, study), {})):
+        told["lr_sensitivity"] = sensitive
+    for trial in MODE_TRIALS:
+        points = [row["modes"] for row in found.get(f"{run}-{trial}", {}).values() if row.get("modes")]
+        if points:
+            told[f"{trial}_captured"] = {**plain(m["captured"] for m in points), "of": points[0]["of"]}
+            told[f"{trial}_share"] = over(m["high_quality"] for m in points)
+            told[f"{trial}_kl"] = over(m["kl"] for m in points)
+    return {key: quantity for key, quantity in told.items() if quantity}
+
+
+def over(metrics: Iterable[Quantity | None]) -> Quantity:
+    """A metric over seeds; {} if no seed has it."""
+    have = [metric for metric in metrics if metric is not None]
+    if not have:
+        return {}
+    floors = [metric["floor"] for metric in have if metric.get("floor") is not None]
+    floor = float(np.mean(floors)) if floors else None
+    return {**vars(over_trainings(have)), "each": [metric["value"] for metric in have], "floor": floor}
+
+
+def plain(values: Iterable[float | None]) -> Quantity:
+    """A number that has no interval of its own, over seeds."""
+    have = [value for value in values if value is not None]
+    return over({"value": value, "low": value, "high": value} for value in have)
+
+
+def _exact(value: float) -> Quantity:
+    return {"value": value, "low": value, "high": value, "each": [value], "floor": None}
+
+
+def steps(rows: list[Document], tolerance: float) -> Quantity:
+    """The evaluations that are enough: the median over seeds, and the widest that any seed's distances leave open."""
+    each = [recommend.needed(row["sweep"], tolerance) for row in rows]
+    open_end = any(recommend.still_improves(row["sweep"], tolerance) for row in rows)
+    return {
+        "value": sorted(interval.value for interval in each)[(len(each) - 1) // 2],
+        "low": min(interval.low for interval in each),
+        "high": None if open_end else max(interval.high for interval in each),
+        "each": [interval.value for interval in each],
+        "floor": None,
+        "tried": max(point["nfe"] for row in rows for point in row["sweep"]),
+    }
+
+
+def spread(values: list[float]) -> Quantity:
+    """The standard deviation over seeds as a share of the mean; {} of fewer than two.
+
+    (n - 1) s^2 / sigma^2 is chi-squared with n - 1 degrees of freedom for normal values.
+    """
+    n = len(values)
+    if n < 2 or not np.mean(values):
+        return {}
+    share = float(np.std(values, ddof=1) / np.mean(values))
+    low, high = (share * math.sqrt((n - 1) / stats.chi2.ppf(at, n - 1)) for at in (0.975, 0.025))
+    return {"value": share, "low": low, "high": high, "each": values, "floor": None}
+
+
+def diverged(run: str, study: Document, found: Found, failed: dict[str, Document]) -> Quantity:
+    """The share of trainings, of every seed and learning rate, that ended because something went wrong in them."""
+    trials = [f"{run}-{trial}" for trial in LR_TRIALS if run in study["trials"].get(trial, {}).get("of", ())]
+    stages = [f"{run}-s{seed}" for seed in study["seeds"]]
+    stages += [f"{trial}-s{study['seeds'][0]}" for trial in trials]
+    rows = [name for name, row in study["rows"].items() if row["run"] == run]
+    measured = [f"{run}-s{seed}" for seed in study["seeds"] if any(seed in found.get(row, {}) for row in rows)]
+    measured += [f"{trial}-s{seed}" for trial in trials for seed in found.get(trial, {})]
+    ended = [stage in failed and failed[stage]["kind"] in ("NonFinite", "Trouble") for stage in stages]
+    tried = [bad for stage, bad in zip(stages, ended, strict=True) if bad or stage in measured]
+    if not tried:
+        return {}
+    return {**vars(proportion(np.array(tried))), "each": [float(bad) for bad in tried], "floor": None}
+
+
+def lr_sensitivity(
+    run: str, study: Document, found: Found, failed: dict[str, Document], own: dict[int, Document]
+) -> Quantity:
+    """How much worse samples become at other learning rates: the larger of two ratios of fd, of the same seed.
+
+    Its interval takes the errors of both distances over samples; no end where a training failed.
+    """
+    seed = study["seeds"][0]
+    if seed not in own:
+        return {}
+    base = own[seed]["metrics"]["fd"]
+    ratios = {}
+    for trial in LR_TRIALS:
+        if any(failed.get(f"{run}-{trial}-{stage}{seed}") for stage in "sm"):
+            return {"value": None, "low": None, "high": None, "each": [], "floor": None, "failed": trial}
+        if seed in found.get(f"{run}-{trial}", {}):
+            fd = found[f"{run}-{trial}"][seed]["metrics"]["fd"]
+            ratio = fd["value"] / base["value"]
+            reach = ratio * math.hypot(*((m["high"] - m["low"]) / 2 / m["value"] for m in (fd, base)))
+            ratios[trial] = (ratio, reach)
+    if not ratios:
+        return {}
+    value, reach = max(ratios.values())
+    each = [ratios[trial][0] for trial in LR_TRIALS if trial in ratios]
+    return {"value": value, "low": max(0.0, value - reach), "high": value + reach, "each": each, "floor": None}
+
+
+def likelihood(found: list[Document | None], has: str | None = None) -> Quantity:
+    """Bits a dimension with their kind; kind `none` of a family that has no likelihood."""
+    have = [one for one in found if one]
+    if not have:
+        return {"value": None, "low": None, "high": None, "each": [], "floor": None, "kind": has or "none"}
+    kept = {key: have[0][key] for key in ("kind", "method", "unit", "nfe", "bars")}
+    stderr = float(np.mean([one["stderr"] for one in have]))
+    return {**over(have), **kept, "stderr": stderr}
+
+
+def curve(rows: list[Document]) -> list[Document]:
+    """Quality against cost over seeds: [{nfe, fd, ms, ms_alone, own}], cheapest first."""
+    points: dict[int, list[Document]] = {}
+    for row in rows:
+        for point in row["sweep"]:
+            points.setdefault(point["nfe"], []).append(point)
+    return [
+        {
+            "nfe": nfe,
+            "fd": over(point["fd"] for point in at),
+            "ms": float(np.mean([point["ms_per_image"] for point in at])),
+            "ms_alone": float(np.mean([point["ms_alone"] for point in at])),
+            "own": any(point["own"] for point in at),
+        }
+        for nfe, at in sorted(points.items())
+    ]
+
+
+def _first(run: str, study: Document) -> str:
+    """The first row of a run that has trials' own setting: the one whose fd the trials' is compared with."""
+    return next(name for name, row in study["rows"].items() if row["run"] == run)
+
+
+def _likely(run: str, study: Document, found: Found) -> list[Document]:
+    """The evaluations that carry a run's likelihood: those of its first row."""
+    return list(found.get(_first(run, study), {}).values())
+
+
+def _rate(training: Document) -> float | None:
+    seconds = training.get("cpu_seconds") or 0
+    return training["images"] / seconds if seconds and training.get("images") else None

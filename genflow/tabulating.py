@@ -1,0 +1,178 @@
+"""`genflow tables`: the plan and its cost before it starts, the pipeline, the tables after it."""
+
+import json as json_
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from genflow import commands, env, terminal
+from genflow.commands import Document, Where
+from genflow.errors import UsageError
+from genflow.recipe import assignments, nearest
+from genflow.store import Store
+
+OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
+MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
+DIVERGED = ("NonFinite", "Trouble")
+
+
+def tables(
+    data: str, seeds: int | None, budget: float | None, sets: list[str], where: Where,
+    *, out: Path | None = None, dry_run: bool, json: bool,
+) -> None:  # fmt: skip
+    """`genflow tables`."""
+    from genflow import pipeline
+    from genflow.tables import cells, plan
+
+    store = Store()
+    study = plan.load().of(_dataset(store, data), seeds=seeds, budget=budget)
+    stages = study.stages(f"tables-{data}")
+    stages["stages"]["tables"]["study"]["command"] = _command(data, seeds, budget, sets)
+    overrides = assignments(sets)
+    whole = pipeline.load(stages, plan.FILE, overrides)
+    left = Left.of(whole, store)
+    if json and dry_run:
+        terminal.document({"schema": "genflow.plan/1", "pipeline": whole.name, **left.document(), "stages": left.rows})
+        return
+    print_ = print if dry_run else terminal.note
+    for line in left.words(study, data):
+        print_(line)
+    if dry_run:
+        rows = [(row["stage"], row["job"], row["artifact"], row["state"]) for row in left.rows]
+        print(terminal.table(("stage", "job", "artifact", "state"), rows, left=4))
+        return
+    document = {"pipeline": stages, "overrides": overrides}
+    done = commands.send("pipeline", document, store, where, json=json, hear=left.hear)
+    made: Document = next(stage for stage in done["stages"] if stage["job"] == "tables")
+    if out:
+        shutil.copyfile(Path(made["path"]) / "report.html", out)
+    if json:
+        terminal.document(made)
+    else:
+        for table in made["tables"]:
+            print(cells.as_text(table) + "\n")
+        print("\n".join(cells.claim_line(claim) for claim in made["claims"]) + "\n")
+        print("\n".join(made["verdict"]))
+        print(f"\nreport   {out or Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
+        terminal.next_commands("genflow recommend --max-latency 50ms", "genflow ui")
+    if any(failure["kind"] not in DIVERGED for failure in made["failed"]):
+        raise SystemExit(1)
+
+
+def _command(data: str, seeds: int | None, budget: float | None, sets: list[str]) -> str:
+    words = ["genflow", "tables", "--data", data]
+    words += ["--seeds", str(seeds)] if seeds else []
+    words += ["--budget", f"{budget:g}"] if budget else []
+    return shlex.join([*words, *(word for value in sets for word in ("--set", value))])
+
+
+def _dataset(store: Store, name: str) -> Any:
+    """A dataset of the store by its id; else, if the name is that of a source, how to prepare it.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        return store.find("datasets", name).id
+    except UsageError as error:
+        from genflow.data.densities import DENSITIES
+
+        if name in ("digits", "fashion", *DENSITIES):
+            return {"source": name, "val": 0.2}
+        known = sorted({dataset.name for dataset in store.artifacts("datasets")} | {"digits", "fashion"})
+        raise UsageError(
+            f"no dataset {name!r}{nearest(name, known)}", f"genflow prepare {name}; or --data digits"
+        ) from error
+
+
+@dataclass
+class Left:
+    """What is still to do, and what it will cost.
+
+    Args:
+        rows: of the plan: {stage, job, needs, artifact, state}.
+        seconds: of each stage that is to do.
+        training: CPU seconds of those trainings.
+    """
+
+    rows: list[Document]
+    seconds: dict[str, float]
+    training: float
+    began: float = 0.0
+    told: float = 0.0
+    spent: float = 0.0
+
+    @classmethod
+    def of(cls, whole: Any, store: Store) -> "Left":
+        """Of a pipeline, as far as it can be known before anything runs."""
+        from genflow import plans
+
+        rows = plans.foresee(whole, store)
+        to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] != "cached"]
+        seen = _measured(store)
+        seconds, training = {}, 0.0
+        for stage in to_do:
+            took = OVERHEAD_S
+            if stage.job == "train":
+                took += 60 * (stage.recipe.train.cpu_minutes or 0)
+                training += took - OVERHEAD_S
+            elif stage.job == "evaluate":
+                swept = bool(stage.recipe.evaluate.steps)
+                took += seen.get(swept, MEASURING_S[swept])
+            seconds[stage.name] = took
+        return cls(rows, seconds, training)
+
+    def document(self) -> Document:
+        """For JSON: seconds and CPU hours."""
+        hours = round(sum(self.seconds.values()) / 3600, 3)
+        return {"to_do": len(self.seconds), "cpu_hours": hours, "eta_seconds": round(self.eta())}
+
+    def eta(self) -> float:
+        """Seconds on this machine's cores."""
+        return sum(self.seconds.values()) / env.cores()
+
+    def words(self, study: Any, data: str) -> list[str]:
+        """The plan in a few lines."""
+        families = len({run["preset"] for run in study.runs.values()})
+        seeds = len(study.seeds)
+        trainings = [row for row in self.rows if row["job"] == "train"]
+        to_do = [row for row in trainings if row["state"] != "cached"]
+        hours = sum(self.seconds.values()) / 3600
+        about = "" if not self.seconds else (
+            f"; about {terminal.duration(self.eta())} on {env.cores()} cores, {hours:.2f} CPU hours, "
+            f"{self.training / 3600:.2f} of them training"
+        )  # fmt: skip
+        return [
+            f"tables   {data}: {families} families × {seeds} seed{'s' * (seeds > 1)}, "
+            f"{terminal.duration(60 * study.budget)} of CPU each; again at other learning rates, and on grids of modes",
+            f"         {len(to_do)} of {len(trainings)} trainings and {len(self.seconds)} of {len(self.rows)} stages "
+            f"are to do{about}",
+        ]
+
+    def hear(self, event: Document) -> None:
+        """Follow the pipeline's events, and say now and then how far it is."""
+        self.began = self.began or time.monotonic()
+        if event["event"] != "stage" or event["status"] in ("running", "cached"):
+            return
+        self.spent += self.seconds.pop(event["name"], 0.0)
+        now = time.monotonic()
+        if not self.seconds or now - self.told < 30:
+            return
+        self.told = now
+        pace = (now - self.began) / self.spent if self.spent else 1 / env.cores()
+        left = pace * sum(self.seconds.values())
+        done = len(self.rows) - len(self.seconds)
+        terminal.note(f"         {done} of {len(self.rows)} stages; ETA {terminal.duration(left)}")
+
+
+def _measured(store: Store) -> dict[bool, float]:
+    """Seconds that evaluations in this store took, with a sweep and without: the median of either."""
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for evaluation in store.artifacts("evaluations")[-60:]:
+        document = json_.loads(evaluation.file("metrics.json").read_text())
+        took[bool(document["evaluate"]["steps"])].append(document["seconds"])
+    return {swept: median(seconds) for swept, seconds in took.items() if seconds}

@@ -1,0 +1,100 @@
+"""Write the two tables of a study: what its evaluations say, beside what textbooks claim.
+
+    python -m jobs.tables recipe.yaml
+"""
+
+import json
+from typing import Any
+
+from genflow import code, tracking
+from genflow.journal import Journal, journal_path
+from genflow.recipe import digest
+from genflow.store import Artifact, Store
+from genflow.tables import cells, page
+from genflow.tables import document as tables
+from jobs.common import Document, Emit, execute
+
+ROOMS = ("genflow/tables", "genflow/evaluation/charts.py")
+
+
+def main(document: Document, emit: Emit) -> Document:
+    """Write the tables, or find them written.
+
+    Args:
+        document: {study, inputs: {evaluations: {stage: id}, failed: {stage: {stage, kind, message}}}}.
+        emit: told what MLflow lacks.
+
+    Returns:
+        A `genflow.tables/1` document.
+
+    Raises:
+        GenflowError: nothing was measured.
+    """
+    if done := find(document):
+        return done
+    store, study, inputs = Store(), document["study"], document["inputs"]
+    found = tables.gather(store, inputs["evaluations"])
+    made = tables.build(store, study, found, inputs["failed"])
+    id = address(made["dataset_name"], document)
+    with store.stage("reports", id, name=f"tables-{made['dataset_name']}") as staged:
+        made = {**made, "report": id}
+        (staged.path / "tables.json").write_text(json.dumps(made, indent=1))
+        (staged.path / "tables.md").write_text(cells.as_markdown(made), encoding="utf-8")
+        (staged.path / "report.html").write_text(page.render(store, made, found), encoding="utf-8")
+        parents = list(dict.fromkeys(row["run"] for seeds in found.values() for row in seeds.values()))
+        meta = {"verdict": made["verdict"], "dataset": made["dataset"], "inputs": key(document)}
+        artifact = staged.commit(parents=parents, meta=meta)
+    _journal(store, artifact, made, emit)
+    return result(artifact, cached=False)
+
+
+def find(document: Document) -> Document | None:
+    """The result, if the tables are written already; None if there is something to do."""
+    for artifact in Store().artifacts("reports"):
+        if artifact.meta.get("inputs") == key(document):
+            return result(artifact, cached=True)
+    return None
+
+
+def key(document: Document) -> str:
+    """What decides the tables: the study, its evaluations, what failed, and the code."""
+    failed = {name: told["message"] for name, told in document["inputs"]["failed"].items()}
+    study = {name: value for name, value in document["study"].items() if name != "command"}
+    return digest([study, document["inputs"]["evaluations"], failed, code.fingerprint(*ROOMS)])
+
+
+def address(dataset: str, document: Document) -> str:
+    """The content address of the tables."""
+    return f"tables-{dataset}-{key(document)}"
+
+
+def result(artifact: Artifact, *, cached: bool) -> Document:
+    """The document that the command prints."""
+    document: dict[str, Any] = json.loads(artifact.file("tables.json").read_text())
+    return {**document, "path": str(artifact.path), "cached": cached}
+
+
+def _journal(store: Store, artifact: Artifact, document: Document, emit: Emit) -> None:
+    """Into MLflow, as a run of its own: the tables, the report, and every quantity as a metric."""
+    tracking.prepare(store)
+    path, dataset = journal_path(store.root, artifact.id), document["dataset_name"]
+    with Journal(path, experiment=dataset, name=artifact.id) as journal:
+        journal.tags({"kind": "tables", "dataset": document["dataset"]})
+        values = {
+            f"{method}/{name.replace('@', '_at_')}": quantity["value"]
+            for method, told in document["methods"].items()
+            for name, quantity in told["quantities"].items()
+            if isinstance(quantity.get("value"), int | float)
+        }
+        journal.metrics(0, values, stream=artifact.id)
+        for name in ("report.html", "tables.md", "tables.json"):
+            journal.artifact(artifact.file(name), "tables")
+        journal.status("FINISHED")
+    sent = tracking.replay(store, artifact.id, deadline_s=30)
+    if not sent.complete:
+        emit("warning", message=f"MLflow lacks some of {artifact.id}: {sent.problem}",
+             hint="genflow ui sends the rest when it is back")  # fmt: skip
+
+
+if __name__ == "__main__":
+    execute(main)

@@ -1,0 +1,103 @@
+"""Broken models, made of real rows: each is caught by its own column, and what it does well does not hide it."""
+
+import numpy as np
+import pytest
+
+from genflow.data.preparing import here, prepare
+from genflow.data.shards import Dataset
+from genflow.evaluation import classifier
+from genflow.evaluation.features import judge
+from genflow.evaluation.interval import proportion
+from genflow.evaluation.memorization import memorization
+from genflow.evaluation.quality import Ruler
+from genflow.evaluation.relearn import classification
+from genflow.evaluation.verdict import _copies, _labels, _variety
+from genflow.recipe import Data, Evaluate
+from genflow.store import Store
+
+N = 300
+
+
+def quiet(event: str, **fields: object) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Measure records with the labels they were asked for, as `genflow evaluate` does."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(classifier, "MOST", 60)
+    patch.setattr(classifier, "LEAST", 60)
+    store = Store(tmp_path_factory.mktemp("broken"))
+    artifact, _ = prepare(store, Data(source="digits", val=0.3), here, quiet)
+    data = Dataset.open(artifact)
+    by = judge(store, data, "classifier", quiet)
+    ruler = Ruler(by, Evaluate(samples=N, bootstrap=5))
+
+    def measure(records: np.ndarray, labels: np.ndarray) -> dict:
+        features, classes = by.embed(records)
+        metrics = ruler.quality(features, labels)
+        metrics["agreement"] = proportion(classes == labels).metric(N, by.name, by.about["accuracy"])
+        metrics["classification"] = classification(records, labels, data, by)
+        return {"name": "it", "metrics": metrics, "memorization": memorization(records, data, by.real), "modes": None}
+
+    measure.train, measure.real = data.splits["train"], by.real  # type: ignore[attr-defined]
+    yield measure
+    patch.undo()
+
+
+def rows(measured, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows with their labels."""
+    return measured.train.take(which), measured.train.labels[which]
+
+
+def test_an_honest_model_is_not_accused(measured):
+    """Real rows that nobody measured against: near the floor in every column, and no sentence."""
+    found = measured(*rows(measured, measured.real.floor[-N:]))
+    metrics = found["metrics"]
+    assert metrics["fd"]["value"] < 2 * metrics["fd"]["floor"]
+    assert metrics["classification"]["value"] > 0.85
+    assert (_variety([found]), _labels([found])) == ("", "")
+
+
+def test_a_constant_model_covers_nothing(measured):
+    """One picture for everything: a plausible one, and recall and coverage are none."""
+    picture, _ = rows(measured, measured.real.floor[:1])
+    labels = measured.train.labels[measured.real.floor[:N]]
+    metrics = measured(np.repeat(picture, N, 0), labels)["metrics"]
+    assert metrics["recall"]["value"] < 0.05
+    assert metrics["coverage"]["value"] < 0.1
+    assert metrics["fd"]["value"] > 20 * metrics["fd"]["floor"]
+    assert metrics["classification"]["value"] < 0.4
+
+
+def test_a_memorizing_model_is_all_copies(measured):
+    """Training rows themselves: fd is that of real rows, and every sample stands out as a copy."""
+    found = measured(*rows(measured, measured.real.taught[:N]))
+    assert found["metrics"]["fd"]["value"] < 4 * found["metrics"]["fd"]["floor"]
+    assert found["memorization"]["copies"]["value"] > 0.95
+    assert "near copies" in _copies([found])
+
+
+def test_a_model_that_drops_modes_misses_them(measured):
+    """Whatever it is asked for, one of the digits 0 to 3, each of them real: precise, and the others are missing."""
+    train, floor = measured.train, measured.real.floor
+    few = floor[train.labels[floor] < 4]
+    found = measured(train.take(np.resize(few, N)), train.labels[floor[:N]])
+    metrics = found["metrics"]
+    assert metrics["precision"]["value"] > 0.9
+    assert metrics["recall"]["high"] < 0.7 * metrics["recall"]["floor"]
+    assert metrics["coverage"]["high"] < 0.7 * metrics["coverage"]["floor"]
+    assert "missing" in _variety([found])
+
+
+def test_a_model_that_ignores_labels_teaches_nothing(measured):
+    """Real rows under labels drawn at random: nothing is missing, and neither judge nor pupil finds the labels."""
+    records, labels = rows(measured, measured.real.floor[-N:])
+    found = measured(records, np.random.default_rng(0).permutation(labels))
+    metrics = found["metrics"]
+    assert metrics["fd"]["value"] < 2 * metrics["fd"]["floor"]
+    assert metrics["recall"]["value"] > 0.9 * metrics["recall"]["floor"]
+    assert metrics["agreement"]["value"] < 0.2
+    assert metrics["classification"]["value"] < 0.5
+    assert "class that was asked for" in _labels([found])

@@ -1,0 +1,69 @@
+"""Which setting to deploy, of those that were measured."""
+
+import pytest
+
+from genflow.errors import GateError, UsageError
+from genflow.evaluation.deploy import choose, front
+from genflow.recommending import commands, latency, quality
+
+
+def choice(name: str, fd: float, ms: float, **options: object) -> dict:
+    metric = {"value": fd, "low": fd - 0.1, "high": fd + 0.1, "floor": 0.5}
+    return {"run": f"{name}-1a", "name": name, "options": options, "nfe": 1, "fd": metric, "ms_alone": ms}
+
+
+FOUND = [
+    choice("gan", 5.0, 2.0),
+    choice("flow", 1.0, 40.0, steps=16, sampler="ab2"),
+    choice("flow4", 2.0, 10.0, steps=4),
+    choice("slow", 1.05, 90.0, steps=64),
+    choice("bad", 6.0, 20.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("most_ms", "most_fd", "name"),
+    [(None, None, "flow"), (15.0, None, "flow4"), (1000.0, None, "flow"), (None, 5.5, "gan"), (None, 1.02, "flow"),
+     (50.0, 3.0, "flow")],
+)  # fmt: skip
+def test_the_choice_within_the_limits(most_ms, most_fd, name):
+    """Under a latency the best, for a quality the fastest, for neither the fastest that is nearly the best."""
+    assert choose(FOUND, most_ms, most_fd)["name"] == name
+
+
+def test_others_that_are_as_good_are_counted():
+    """1.05 cannot be told from 1.0, each with errors of 0.1."""
+    assert choose(FOUND, 1000.0)["equal"] == 1
+
+
+def test_the_front_is_what_no_other_beats():
+    """Fastest first; neither slow nor bad stands on it."""
+    assert [point["name"] for point in front(FOUND)] == ["gan", "flow4", "flow"]
+
+
+def test_limits_that_nothing_meets_name_the_nearest():
+    """A gate that is missed: exit code 7, with what comes nearest."""
+    with pytest.raises(GateError, match=r"no measured setting takes at most 1\.00 ms") as slow:
+        choose(FOUND, 1.0)
+    assert slow.value.hint == "the fastest is gan: --max-latency 2.00ms"
+    with pytest.raises(GateError, match=r"no measured setting reaches fd 0\.50 within 15\.0 ms") as bad:
+        choose(FOUND, 15.0, 0.5)
+    assert "flow4 with fd 2.00" in bad.value.hint
+
+
+def test_times_and_qualities_as_people_type_them():
+    """50ms, 0.2s, 50; 2.5, 3x; anything else is refused in one line."""
+    assert [latency(text) for text in ("50ms", "0.2s", "50")] == [50, 200, 50]
+    assert (quality("2.5", 0.4), quality("3x", 0.4)) == (2.5, pytest.approx(1.2))
+    for read, wrong in ((latency, "fast"), (latency, "0ms"), (latency, "1.2.3")):
+        with pytest.raises(UsageError):
+            read(wrong)
+    with pytest.raises(UsageError):
+        quality("good", 0.4)
+
+
+def test_the_commands_serve_it_and_ask_for_it():
+    """The run by its id, and its settings as flags."""
+    assert commands(FOUND[1]) == [
+        "genflow serve flow-1a", "genflow sample http://127.0.0.1:8000 --steps 16 --sampler ab2",
+    ]  # fmt: skip

@@ -1,0 +1,88 @@
+"""Textbook claims: the verdict is a function of two intervals."""
+
+import pytest
+
+from genflow.errors import UsageError
+from genflow.evaluation.interval import Interval
+from genflow.tables.claims import Claim, judged, verdicts
+from genflow.tables.plan import load
+
+LOW, HIGH, WIDE = Interval(1.0, 0.9, 1.1), Interval(2.0, 1.8, 2.2), Interval(1.5, 0.5, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("left", "relation", "right", "verdict"),
+    [
+        (LOW, "<", HIGH, "confirmed"),
+        (HIGH, ">", LOW, "confirmed"),
+        (LOW, ">", HIGH, "refuted"),
+        (HIGH, "<=", LOW, "refuted"),
+        (LOW, "<", WIDE, "undecided"),
+        (LOW, ">", WIDE, "undecided"),
+        (LOW, "<=", LOW, "undecided"),
+    ],
+)
+def test_a_claim_is_decided_where_the_errors_allow(left, relation, right, verdict):
+    """Confirmed or refuted if the difference is larger than both errors together; else undecided."""
+    assert judged(left, relation, right) == verdict
+
+
+TOLD_OF_EQUALS = [("<=", "confirmed"), (">=", "confirmed"), ("<", "refuted"), (">", "refuted")]
+
+
+@pytest.mark.parametrize(("relation", "verdict"), TOLD_OF_EQUALS)
+def test_equal_values_without_errors(relation, verdict):
+    """2 <= 2 holds and 2 < 2 does not: numbers of steps and of modes often have no error."""
+    two = Interval(2, 2, 2)
+    assert judged(two, relation, two) == verdict
+
+
+def test_the_reverse_of_a_claim_has_the_reverse_verdict():
+    """a < b is confirmed exactly where a > b is refuted."""
+    for left in (LOW, HIGH, WIDE):
+        for right in (LOW, HIGH, WIDE):
+            if left is not right:
+                told = {judged(left, "<", right), judged(left, ">", right)}
+                assert told in ({"confirmed", "refuted"}, {"undecided"})
+
+
+def test_an_open_end_decides_nothing_beyond_it():
+    """Steps that still improve at 64 may be more than 100, and may not."""
+    open_end = Interval(64, 64, float("inf"))
+    assert judged(open_end, ">=", Interval(100, 100, 100)) == "undecided"
+    assert judged(open_end, ">", Interval(4, 4, 4)) == "confirmed"
+
+
+def quantity(value, reach=0.0):
+    return {"value": value, "low": value - reach, "high": value + reach}
+
+
+def told(test, **quantities):
+    (found,) = verdicts([Claim("x", "y", "speed", test)], quantities)
+    return found["verdict"]
+
+
+def test_tests_are_read_as_they_are_written():
+    """A factor, a constant, a kind of likelihood, and what nobody measured."""
+    slow, fast = {"ms": quantity(30, 1)}, {"ms": quantity(2, 0.1), "likelihood": {"kind": "none"}}
+    assert told("ddpm.ms >= 10 * gan.ms", ddpm=slow, gan=fast) == "confirmed"
+    assert told("ddpm.ms >= 20 * gan.ms", ddpm=slow, gan=fast) == "refuted"
+    assert told("gan.ms < 2.5", gan=fast) == "confirmed"
+    assert told("gan.likelihood is none", gan=fast) == "confirmed"
+    assert told("gan.likelihood is lower-bound", gan=fast) == "refuted"
+    assert told("gan.ms < vae.ms", gan=fast) == "not measured"
+
+
+def test_a_test_that_cannot_be_read_is_refused():
+    """In one line that shows how it is written."""
+    with pytest.raises(UsageError, match="cannot read the test 'gan is bad'"):
+        Claim("x", "y", "speed", "gan is bad")
+
+
+def test_the_plans_claims_speak_of_its_methods():
+    """Every side of every test is a method of the plan; every claim names its source."""
+    plan = load()
+    for claim in plan.claims:
+        sides = [word.partition(".")[0] for word in claim["test"].split() if "." in word and word[0].isalpha()]
+        assert set(sides) <= set(plan.methods), claim
+        assert "https://" in claim["source"]

@@ -1,0 +1,93 @@
+"""From evaluations of several seeds to numbers with intervals."""
+
+import numpy as np
+import pytest
+from made_up import evaluation, metric, study
+from scipy import stats
+
+from genflow.tables import cells
+from genflow.tables.quantities import quantities, spread, steps
+
+
+def measured(found, failed=None, **more):
+    return quantities(study(**more), found, failed or {})
+
+
+def said(told):
+    return cells.cells({"quantities": told, "objective": "", "mathematics": ""}, 0.1)
+
+
+def test_an_interval_over_seeds_is_students():
+    """1, 2 and 3: mean 2, and t(0.975, 2) / sqrt(3) on either side."""
+    found = measured({"gan": {seed: evaluation(fd) for seed, fd in enumerate((1.0, 2.0, 3.0))}})["gan"]["fd"]
+    reach = stats.t.ppf(0.975, 2) / np.sqrt(3)
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((2, 2 - reach, 2 + reach))
+    assert (found["each"], found["floor"]) == ([1.0, 2.0, 3.0], 0.5)
+
+
+def test_one_seed_keeps_its_own_interval():
+    """Over its samples."""
+    found = measured({"gan": {0: evaluation(2.0)}})["gan"]
+    assert found["fd"]["low"] == pytest.approx(1.9)
+    assert "spread" not in found
+
+
+def test_the_spreads_interval_holds_the_truth():
+    """Of seeds with a standard deviation of a tenth, 95 % of the intervals hold a tenth."""
+    rng = np.random.default_rng(0)
+    found = [spread(list(rng.normal(1.0, 0.1, 4))) for _ in range(2000)]
+    assert np.mean([q["low"] <= 0.1 <= q["high"] for q in found]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_steps_are_the_median_and_the_widest_interval():
+    """8, 8 and 16 are enough: 8, and no seed leaves less than 4 or more than 16 open."""
+    one = {1: 9.0, 4: 3.0, 8: 1.0, 16: 1.0, 32: 1.0}
+    late = {1: 9.0, 4: 3.0, 8: 2.0, 16: 1.0, 32: 1.0}
+    found = steps([evaluation(sweep=sweep) for sweep in (one, one, late)], 0.11)
+    assert (found["value"], found["each"], found["tried"]) == (8, [8, 8, 16], 32)
+    assert found["low"] == 8
+    assert found["high"] == 16
+
+
+def test_steps_that_still_improve_have_no_upper_end():
+    """The last one is the only one that is enough."""
+    found = steps([evaluation(sweep={1: 9.0, 2: 4.0, 4: 1.0})], 0.1)
+    assert (found["value"], found["high"]) == (4, None)
+    assert cells.spoken(found, cells.count) == "4 or more"
+
+
+def test_a_diverged_training_is_counted_and_others_are_not():
+    """Two of five trainings: a seed, and one at three times the rate. A full disk is no divergence."""
+    found = {"gan": {0: evaluation(), 1: evaluation()}, "gan-slow": {0: evaluation()}}
+    failed = {
+        "gan-s2": {"stage": "gan-s2", "kind": "NonFinite", "message": "not finite"},
+        "gan-m2": {"stage": "gan-s2", "kind": "NonFinite", "message": "not finite"},
+        "gan-fast-s0": {"stage": "gan-fast-s0", "kind": "Trouble", "message": "dominated"},
+        "gan-fast-m0": {"stage": "gan-fast-s0", "kind": "Trouble", "message": "dominated"},
+    }
+    told = measured(found, failed)["gan"]
+    assert (told["diverged"]["value"], len(told["diverged"]["each"])) == (0.4, 5)
+    assert told["lr_sensitivity"]["value"] is None
+    assert "diverged at three times the rate" in said(told)["stability"]
+    disk = {"gan-s2": {"stage": "gan-s2", "kind": "ResourceError", "message": "the disk is full"}}
+    assert measured(found, disk)["gan"]["diverged"]["value"] == 0
+
+
+def test_sensitivity_is_the_worse_ratio_of_the_same_seed():
+    """fd 2 at the rate, 3 at a third of it, 8 at three times it: 4, with the errors of both over samples."""
+    found = {"gan": {0: evaluation(2.0), 1: evaluation(9.0)}, "gan-slow": {0: evaluation(3.0)},
+             "gan-fast": {0: evaluation(8.0)}}  # fmt: skip
+    told = measured(found)["gan"]["lr_sensitivity"]
+    assert (told["value"], told["each"]) == (4.0, [1.5, 4.0])
+    assert told["high"] - 4 == pytest.approx(4 * np.hypot(0.1 / 8, 0.1 / 2))
+
+
+def test_a_family_without_likelihood_says_none():
+    """And one that has it carries its kind and its price."""
+    bits = {**metric(2.0), "kind": "lower-bound", "method": "IWAE", "unit": "bits/dim", "nfe": 5, "bars": {}}
+    bits["stderr"] = 0.02
+    found = measured({"gan": {0: evaluation()}, "flow": {0: evaluation(likelihood=bits)}})
+    assert found["gan"]["likelihood"]["kind"] == "none"
+    assert said(found["gan"])["likelihood"] == ["none"]
+    told = said(found["flow"])["likelihood"]
+    assert told == ["≤ 2.000 ± 0.020 bits/dim", "a bound, IWAE", "5 evaluations a picture"]
