@@ -1,9 +1,14 @@
 """Pipelines carried out: side by side, only what is missing, and a failure leaves the rest."""
 
+import functools
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from genflow.code import home
 from genflow.errors import GenflowError
+from genflow.pipeline import load
 from genflow.recipe import assignments, read
 from jobs import pipeline as job
 
@@ -89,3 +94,56 @@ def test_the_pipeline_of_rectified_flow(run, store):
     for row in report["rows"]:
         assert {1, 2, 4, 8, 16} <= {point["nfe"] for point in row["sweep"]}
         assert len({point["sampler"] for point in row["sweep"]}) > 1
+
+
+class Inline:
+    """The four words of Ray that a pipeline says, carried out in this process: what is tried is the pipeline's own
+    bookkeeping, and Ray's part is tried above."""
+
+    def remote(self, **options):
+        return lambda function: SimpleNamespace(remote=lambda *args: functools.partial(function, *args))
+
+    def wait(self, tasks):
+        return tasks[:1], tasks[1:]
+
+    def get(self, task):
+        return task()
+
+
+def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
+    """The last stage is told what was measured and which training ended how; the pipeline does not fail."""
+    told = []
+
+    def stage_task(name, document, environment):
+        if name == "tables":
+            told.append(document)
+            return {"document": {"report": "tables-1a", "cached": False}}
+        if name == "train" and document["recipe"]["name"] == "bad":
+            return {"error": {"message": "not finite", "hint": "", "code": 1, "kind": "NonFinite"}}
+        return {"document": {"rows": [{"evaluation": "good-2b"}]} if name == "evaluate" else {"run": "good-1a"}}
+
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    monkeypatch.setitem(sys.modules, "ray", Inline())
+    monkeypatch.setattr(job, "_stage_task", stage_task)
+    stages = {
+        "good": {**train("vae"), "name": "good", "data": "mine"},
+        "bad": {**train("gan"), "name": "bad", "data": "mine"},
+        "good-m0": {"job": "evaluate", "runs": ["good"]},
+        "bad-m0": {"job": "evaluate", "runs": ["bad"]},
+    }
+    last = {"job": "tables", "needs": list(stages), "study": {"seeds": [0]}}
+    made = {}
+    whole = load({"name": "tiny", "stages": {**stages, "tables": last}}, "tiny")
+    job._run(whole, made, lambda event, **fields: None)
+
+    assert told[0]["inputs"]["evaluations"] == {"good-m0": "good-2b"}
+    failed = told[0]["inputs"]["failed"]
+    assert {name: (f["stage"], f["kind"]) for name, f in failed.items()} == {
+        "bad": ("bad", "NonFinite"), "bad-m0": ("bad", "NonFinite"),
+    }  # fmt: skip
+    assert made["tables"]["report"] == "tables-1a"
+
+    made = {}
+    with pytest.raises(GenflowError, match="stage bad: not finite"):
+        job._run(load({"name": "tiny", "stages": stages}, "tiny"), made, lambda event, **fields: None)
+    assert set(made) == {"good", "good-m0"}
