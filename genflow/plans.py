@@ -6,13 +6,16 @@ from genflow.errors import GenflowError
 from genflow.pipeline import Pipeline, Stage
 from genflow.store import Store
 
+NAMED = 5  # stages that are waited for, by name
+
 
 def foresee(pipeline: Pipeline, store: Store) -> list[dict[str, Any]]:
     """One row a stage: its artifact if it can be named yet, and whether it is cached, to do, or waits for another."""
     made: dict[str, dict[str, Any]] = {}
     rows = []
     for stage in pipeline.stages:
-        artifact, state = "", "after " + ", ".join(need for need in stage.needs if need not in made)
+        lacking = [need for need in stage.needs if need not in made]
+        artifact, state = "", "after " + (", ".join(lacking) if len(lacking) <= NAMED else f"{len(lacking)} stages")
         if set(stage.needs) <= made.keys():
             try:
                 artifact, result = _foresee(stage, made, store)
