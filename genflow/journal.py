@@ -47,13 +47,14 @@ class Journal:
         path: the file, from `journal_path`; made if it is not there.
         experiment: the MLflow experiment, which is the dataset's name. Only the first writer's word counts.
         name: the run's name in MLflow; empty: the run's id.
+        parent: the run id of the journal whose MLflow run this one is a child of; empty: of none.
 
     Raises:
         ResourceError: the disk is full.
         SetupError: the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, *, experiment: str = "genflow", name: str = "") -> None:
+    def __init__(self, path: str | Path, *, experiment: str = "genflow", name: str = "", parent: str = "") -> None:
         self.path = Path(path)
         self._root = self.path.absolute().parent.parent
         self._last: dict[str, int] = {}  # the last step of each metric of the stream "train"
@@ -70,7 +71,8 @@ class Journal:
             self._remember(entry)
         if ("journal",) not in self._said:
             name = name or self.path.stem
-            self._append({"journal": {"id": uuid.uuid4().hex, "experiment": experiment, "name": name}})
+            of = {"parent": parent} if parent else {}
+            self._append({"journal": {"id": uuid.uuid4().hex, "experiment": experiment, "name": name, **of}})
 
     def metrics(self, step: int, values: Mapping[str, Any], *, stream: str = "train") -> None:
         """Write numbers, unless they are there already.

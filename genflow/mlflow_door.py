@@ -158,7 +158,6 @@ class Pass:
     def _connect(self, first: Entry) -> None:
         _load()
         from mlflow import MlflowClient
-        from mlflow.entities import ViewType
 
         journal = first["journal"]
         registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri  # MLflow's own: the current folder
@@ -166,13 +165,22 @@ class Pass:
         if (self.cursor.uri, self.cursor.journal) == (self.place, journal["id"]) and self._is_there(self.cursor.run):
             return
         experiment = self._experiment(journal["experiment"])
+        self.cursor = Cursor(self.place, journal["id"], experiment, self._run(experiment, first, self.path))
+
+    def _run(self, experiment: str, first: Entry, path: Path) -> str:
+        """The id of a journal's run, which is made if it is not there, and before it the run that it is a child of."""
+        from mlflow.entities import ViewType
+
+        journal = first["journal"]
         query = f"tags.`genflow.journal` = '{journal['id']}'"
         found = self._call(self.client.search_runs, [experiment], query, ViewType.ALL, max_results=1)
         if not found:
-            tags = {"genflow.journal": journal["id"], "genflow.run": self.path.stem}
+            tags = {"genflow.journal": journal["id"], "genflow.run": path.stem}
+            if (parent := path.with_name(f"{journal.get('parent')}.jsonl")).is_file():
+                tags["mlflow.parentRunId"] = self._run(experiment, opening(parent), parent)
             named = {"run_name": journal["name"], "start_time": first["t"], "tags": tags}
             found = [self._call(self.client.create_run, experiment, **named)]
-        self.cursor = Cursor(self.place, journal["id"], experiment, found[0].info.run_id)
+        return str(found[0].info.run_id)
 
     def _is_there(self, run: str) -> bool:
         try:

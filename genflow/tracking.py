@@ -133,8 +133,25 @@ def replay(store: Store, run_id: str, *, deadline_s: float = 30.0) -> Sent:
     return sent
 
 
+def replay_all(store: Store, run_id: str, *, deadline_s: float = 30.0) -> Sent:
+    """Send a run's journal, and those of its children (`<run id>.<child>`) that are behind."""
+    ends = time.monotonic() + deadline_s
+    total = replay(store, run_id, deadline_s=deadline_s)
+    for path in sorted((store.root / "journals").glob(f"{run_id}.*.jsonl")):
+        cursor = Cursor.read(path)
+        behind = any(entries(path, cursor.offset)) or (cursor.status == "RUNNING" and not has_writer(path))
+        if behind and not total.problem:
+            total = _sum(total, replay(store, path.stem, deadline_s=ends - time.monotonic()))
+    return total
+
+
+def _sum(total: Sent, sent: Sent) -> Sent:
+    problem = total.problem or sent.problem
+    return Sent(total.entries + sent.entries, not problem, problem, total.refused + sent.refused)
+
+
 class Sender:
-    """A process beside a run that sends its journal every few seconds, at low priority, until it is finished.
+    """A process beside a run that sends its journal, and its children's, every few seconds, at low priority.
 
     It learns of the run's end, even by `kill -9`, from the end of its standard input, and sends what is left.
 
@@ -195,10 +212,10 @@ def _beside(root: str, run_id: str, every_s: str) -> None:
     while not ends:
         ends = bool(select.select([sys.stdin], [], [], wait)[0])
         deadline = time.monotonic() + float((ends and sys.stdin.readline()) or 60)
-        sent = replay(store, run_id, deadline_s=deadline - time.monotonic())
+        sent = replay_all(store, run_id, deadline_s=deadline - time.monotonic())
         while ends and sent.problem == BUSY and time.monotonic() < deadline:  # some command's sync was first
             time.sleep(0.1)
-            sent = replay(store, run_id, deadline_s=deadline - time.monotonic())
+            sent = replay_all(store, run_id, deadline_s=deadline - time.monotonic())
         total = Sent(total.entries + sent.entries, sent.complete, sent.problem, total.refused + sent.refused)
         wait = float(every_s)
     print(json.dumps(vars(total)), flush=True)

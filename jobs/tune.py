@@ -3,16 +3,18 @@
     python -m jobs.tune recipe.yaml
 """
 
+import contextlib
 import csv
 import io
 import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genflow import env
+from genflow import env, tracking
 from genflow.checkpoint import Checkpoints
 from genflow.data.shards import Dataset
 from genflow.engine import Engine
@@ -22,6 +24,7 @@ from genflow.evaluation.features import judge
 from genflow.recipe import dump, parse
 from genflow.store import Artifact, Store, write_atomically
 from genflow.tuning import findings, metrics, space
+from genflow.tuning.chronicle import Chronicle
 from genflow.tuning.search import Record, Search, begin, plan
 from genflow.tuning.trial import trial_folder
 from jobs.cluster import ray_cluster
@@ -55,9 +58,10 @@ def main(document: Document, emit: Emit) -> Document:
         if not search.objective:
             data = Dataset.open(search.run.dataset)
             judge(store, data, search.recipe.evaluate.features, emit)  # once, before the trials need it
-        _search(store, search, emit)
-        _confirm(store, search, emit)
-        artifact = _conclude(store, search, emit)
+        with _tracked(store, search, emit) as chronicle:
+            _search(store, search, chronicle, emit)
+            _confirm(store, search, emit)
+            artifact = _conclude(store, search, chronicle, emit)
     return result(artifact, cached=False)
 
 
@@ -66,28 +70,56 @@ def result(artifact: Artifact, *, cached: bool) -> Document:
     return {**json.loads(artifact.file("search.json").read_text()), "path": str(artifact.path), "cached": cached}
 
 
-def _search(store: Store, search: Search, emit: Emit) -> None:
+def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emit) -> None:
     """The trials themselves."""
     task, tuned, cluster = search.task(store), search.recipe.tune, search.recipe.cluster
-    record = Record(Path(task.folder))
+    record = Record(Path(task.folder), chronicle)
     spent = record.seconds()
     left = 60 * tuned.minutes - spent if tuned.minutes else None
     if _is_over(search, record, left):
         return
     with ray_cluster(num_cpus=max(env.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
-        from jobs import trials
+        from jobs import proposers, schedulers, trials
 
         own = space.own(search.run.recipe, search.space)
         inside = all(domain.holds(own[key]) for key, domain in search.space.items())
-        searcher = trials.Recorded(record, trials.proposer(search, own if inside else None), search.trials)
-        scheduler = trials.Halving(search, record) if tuned.scheduler == "asha" else None
-        show = Show(search, record, emit, searcher, spent)
+        preset = own if inside else None
+        if tuned.scheduler == "pbt":
+            who: Any = trials.Population(record, proposers.members(search, preset))
+            scheduler: Any = schedulers.population(search)
+        else:
+            who = proposers.Recorded(record, proposers.proposer(search, preset), search.trials)
+            scheduler = schedulers.Halving(search, record) if tuned.scheduler == "asha" else None
+        show = Show(search, record, chronicle, emit, spent)
         show(-1, False)
         trials.carry_out(
-            task, searcher, scheduler, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus,
+            task, who, scheduler, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus,
             reduction=tuned.reduction, seconds=left, target=tuned.target,
         )  # fmt: skip
         record.spent(show.seconds())
+
+
+@contextlib.contextmanager
+def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[Chronicle | None]:
+    """Keep the search's journals, and send them to MLflow while it goes on; a rehearsal keeps none."""
+    if search.objective:
+        yield None
+        return
+    tracking.prepare(store)
+    chronicle, status = Chronicle(store, search), "FAILED"
+    sender = tracking.Sender(store, search.id)
+    sender.start()
+    try:
+        yield chronicle
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        chronicle.close(status)  # type: ignore[arg-type]
+        if not sender.finish(deadline_s=30):
+            emit("warning", message=f"MLflow lacks some of {search.id}: {sender.sent.problem}",
+                 hint="genflow ui sends the rest when it is back")  # fmt: skip
 
 
 def _is_over(search: Search, record: Record, left: float | None) -> bool:
@@ -111,12 +143,15 @@ class Show:
     Args:
         search: which.
         record: of its trials.
+        chronicle: of its runs in MLflow.
         emit: where to say it.
         spent: seconds of earlier attempts.
     """
 
-    def __init__(self, search: Search, record: Record, emit: Emit, searcher: Any, spent: float) -> None:
-        self.search, self.record, self.emit, self.spent = search, record, emit, spent
+    def __init__(
+        self, search: Search, record: Record, chronicle: Chronicle | None, emit: Emit, spent: float
+    ) -> None:
+        self.search, self.record, self.chronicle, self.emit, self.spent = search, record, chronicle, emit, spent
         self.start = time.monotonic()
 
     def seconds(self) -> float:
@@ -130,6 +165,10 @@ class Show:
             self.record.spent(self.seconds())
         metric = search.metrics[0]
         top = findings.best(rows, metric)
+        if self.chronicle:
+            self.chronicle.reported(number, self.record.reports(number) if number >= 0 else [])
+            if top:
+                self.chronicle.best(done, metric, top["values"][metric])
         seconds = self.seconds()
         left = [seconds / done * (search.trials - done)] if done else []
         if search.recipe.tune.minutes:
@@ -166,9 +205,9 @@ def _confirm(store: Store, search: Search, emit: Emit) -> None:
         emit("progress", stage="confirm", run=search.id, step=done, steps=len(points), what="fresh seeds")
 
     with ray_cluster(num_cpus=max(env.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
-        from jobs import trials
+        from jobs import proposers, trials
 
-        searcher = trials.Recorded(record, trials.Points(points), len(points))
+        searcher = proposers.Recorded(record, proposers.Points(points), len(points))
         show(-1, False)
         trials.carry_out(task, searcher, None, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus)
 
@@ -191,7 +230,7 @@ def differs(search: Search, row: Document) -> bool:
     return any(own[key] != value for key, value in row["params"].items())
 
 
-def _conclude(store: Store, search: Search, emit: Emit) -> Artifact:
+def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: Emit) -> Artifact:
     """What was found, as an artifact.
 
     Raises:
@@ -234,6 +273,8 @@ def _conclude(store: Store, search: Search, emit: Emit) -> Artifact:
     write_atomically(folder / "trials.csv", table(rows, search))
     if not search.objective:
         _picture(store, search, top, folder, emit)
+    if chronicle:
+        chronicle.found(found, folder)
     _thin(search, store, top)
     meta = {"family": found["family"], "dataset": found["dataset"], "metric": metric, "value": top["values"][metric]}
     return store.seal("searches", search.id, name=search.name, parents=[search.run.dataset.id], meta=meta,

@@ -229,6 +229,27 @@ def test_a_lost_database_is_filled_again(store):
     assert len(rows(store)) == 3004
 
 
+def test_a_searchs_trials_are_children_of_its_run(store):
+    """Whichever journal is sent first, MLflow shows the trials below the search, with what they were and found."""
+    for number in range(2):
+        path = journal_path(store.root, f"search-1.{number:04d}")
+        with Journal(path, experiment="digits", name=f"trial-{number}", parent="search-1") as journal:
+            journal.params({"train.lr": 0.01 * (number + 1)})
+            journal.metrics(9, {"quality/fd": 2.0 - number}, stream="1")
+            journal.status("FINISHED")
+    with Journal(journal_path(store.root, "search-1"), experiment="digits", name="search") as journal:
+        journal.metrics(2, {"best/fd": 1.0}, stream="best")
+        journal.status("FINISHED")
+    assert tracking.replay(store, "search-1.0001").complete  # before its parent was
+    assert tracking.replay_all(store, "search-1").complete
+    parent = run_of(store, "search-1")
+    query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = client_of(store).search_runs([parent.info.experiment_id], query)
+    found = {child.data.params["train.lr"]: child.data.metrics["quality/fd"] for child in children}
+    assert found == {"0.01": 2, "0.02": 1}
+    assert parent.info.status == "FINISHED"
+
+
 def test_runs_of_one_dataset_share_an_experiment(store):
     """So that MLflow's own pages compare them."""
     for run in ("vae-1", "ddpm-2"):

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from genflow import code, runs
 from genflow.engine import RECIPE
@@ -62,8 +62,9 @@ class Search:
     def shares(self) -> tuple[float, ...]:
         """The shares of a trial's budget at which it is measured."""
         tune = self.recipe.tune
-        rungs = tune.rungs if tune.scheduler != "none" else 1
-        return tuple(1 / tune.reduction**k for k in reversed(range(rungs)))
+        if tune.scheduler == "pbt":
+            return tuple((k + 1) / tune.rungs for k in range(tune.rungs))
+        return tuple(1 / tune.reduction**k for k in reversed(range(tune.rungs if tune.scheduler == "asha" else 1)))
 
     @property
     def trials(self) -> int:
@@ -144,23 +145,42 @@ def begin(store: Store, search: Search) -> None:
             write_atomically(Path(task.folder) / RECIPE, dump(search.short))
 
 
+class Listener(Protocol):
+    """Who wants to hear of trials."""
+
+    def begun(self, number: int, params: Document) -> None:
+        """A trial begins, or goes on."""
+
+    def ended(self, number: int, status: str, why: str = "") -> None:
+        """A trial is over."""
+
+
 class Record:
     """The record of a search's trials; only ever appended to, by the driver alone.
 
     Args:
         folder: of the trials; the record lies in it.
+        listener: is told, too.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / RECORD
+    def __init__(self, folder: Path, listener: "Listener | None" = None) -> None:
+        self.folder, self.path, self.listener = folder, folder / RECORD, listener
 
     def begun(self, number: int, params: Document) -> None:
         """A trial got its settings."""
         self._append({"trial": number, "params": params})
+        self.goes_on(number, params)
+
+    def goes_on(self, number: int, params: Document) -> None:
+        """A trial that got its settings before is carried on with; that is no news to the record."""
+        if self.listener:
+            self.listener.begun(number, params)
 
     def ended(self, number: int, status: str, why: str = "") -> None:
         """A trial is over: finished, stopped, diverged or failed."""
         self._append({"trial": number, "status": status, **({"why": why} if why else {})})
+        if self.listener:
+            self.listener.ended(number, status, why)
 
     def spent(self, seconds: float) -> None:
         """How long the trials have taken, over all attempts."""

@@ -34,7 +34,7 @@ from genflow.session import Session
 from genflow.store import Store, sync_folder, write_atomically
 from genflow.tuning import metrics, space
 
-REPORTS = "reports.jsonl"
+REPORTS, CHECKPOINTS, PARAMS = "reports.jsonl", "checkpoints", "params.json"
 SMOOTH = 20  # losses that the metric `loss` is the mean of
 Document = dict[str, Any]
 Report = dict[str, Any]  # share, step, samples, seconds, values {metric: number}; or status and why
@@ -144,7 +144,7 @@ class Trial:
         if rung < len(there):
             return there[rung]
         share = self.bench.task.shares[rung]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / PARAMS, json.dumps(self.params))
         made: Report = {"share": share}
         try:
             if self._stages is None:
@@ -183,7 +183,7 @@ class Training:
 
     def advance(self, share: float) -> Report:
         """Train up to a share of the budget, and measure."""
-        saved = Checkpoints(self.folder / "checkpoints", keep=1)
+        saved = Checkpoints(self.folder / CHECKPOINTS, keep=1)
         losses = [] if position(saved.newest(), self.recipe.train) >= share else self._train(saved, share)
         weights = saved.newest()
         assert weights is not None
@@ -286,6 +286,14 @@ def position(weights: Path | None, train: Train) -> float:
 def trial_folder(trials: Path, number: int) -> Path:
     """Where a trial lies."""
     return trials / f"{number:04d}"
+
+
+def latest(folder: Path) -> Document | None:
+    """The settings with which a trial went on last; None if it has not begun."""
+    try:
+        return json.loads((folder / PARAMS).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def read_reports(folder: Path) -> list[Report]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from genflow import build
+from genflow import build, families
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
 from genflow.recipe import Recipe, compose
@@ -85,8 +85,20 @@ def test_the_command_lines_pairs_are_checked():
             space.choices(pairs)
 
 
-def test_without_a_space_the_learning_rate_is_searched(domains):
+@pytest.mark.parametrize("kind", [kind for kind in families.kinds() if kind != "consistency"])
+def test_every_family_ships_a_space_that_its_recipe_takes(prepared, kind):
+    """Typed and checked like any other, with a key of the family's own beside the rate, and the preset within it."""
+    facts = prepared("grid25", samples=500).facts
+    recipe = compose(kind)
+    resolved = build.resolve(recipe, facts)
+    found = space.space_of(recipe, resolved, facts)
+    assert found["train.lr"].holds(resolved.train.lr)
+    assert len(found) > 2
+
+
+def test_without_a_space_the_learning_rate_is_searched(prepared):
     """A family whose preset describes none is tuned all the same: a factor of ten on either side."""
-    found = domains({}, kind="flow_matching")
-    assert "train.lr" in found
-    assert found["train.lr"].log
+    facts = prepared("grid25", samples=500).facts
+    recipe = compose("flow_matching", {"tune": {"space": {}}})
+    found = space.space_of(recipe, build.resolve(recipe, facts), facts)
+    assert found == {"train.lr": Domain("train.lr", 0.002, 0.2, log=True)}
