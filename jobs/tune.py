@@ -4,8 +4,6 @@
 """
 
 import contextlib
-import csv
-import io
 import json
 import math
 import shutil
@@ -21,18 +19,17 @@ from genflow.engine import Engine
 from genflow.errors import GenflowError
 from genflow.evaluation import measure, samples
 from genflow.evaluation.features import judge
-from genflow.recipe import dump, parse
+from genflow.recipe import parse
 from genflow.store import Artifact, Store, write_atomically
-from genflow.tuning import findings, metrics, space
+from genflow.tuning import conclusion, findings, space
 from genflow.tuning.chronicle import Chronicle
+from genflow.tuning.conclusion import OVER
 from genflow.tuning.search import Record, Search, begin, plan
-from genflow.tuning.trial import trial_folder
+from genflow.tuning.trial import CHECKPOINTS, trial_folder
 from jobs.cluster import ray_cluster
 from jobs.common import Document, Emit, execute
 
-BUSY = ("finished", "stopped", "diverged", "failed")
 SHOWN = 8  # trials in the live table
-BIASED = "the best of many trials owes some of its score to luck: only the difference on fresh seeds counts"
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -125,16 +122,10 @@ def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[Chronicle | N
 def _is_over(search: Search, record: Record, left: float | None) -> bool:
     """Whether no trial is to be begun or gone on with."""
     rows = record.rows()
-    over = [row for row in rows if row["status"] in BUSY]
+    over = [row for row in rows if row["status"] in OVER]
     if len(over) >= search.trials or (left is not None and left <= 0):
         return True
-    return _reached(search, rows)
-
-
-def _reached(search: Search, rows: list[Document]) -> bool:
-    target, metric = search.recipe.tune.target, search.metrics[0]
-    values = [row["values"][metric] for row in rows if row["status"] == "finished" and metric in row["values"]]
-    return target is not None and any(v == target or metrics.is_better(metric, v, target) for v in values)
+    return conclusion.reached(search, rows)
 
 
 class Show:
@@ -160,7 +151,7 @@ class Show:
 
     def __call__(self, number: int, over: bool) -> None:
         rows, search = self.record.rows(), self.search
-        done = sum(row["status"] in BUSY for row in rows)
+        done = sum(row["status"] in OVER for row in rows)
         if over:
             self.record.spent(self.seconds())
         metric = search.metrics[0]
@@ -177,31 +168,20 @@ class Show:
         self.emit("progress", stage="tune", run=search.id, step=done, steps=search.trials, what=what,
                   eta=min(left) if left else None)  # fmt: skip
         self.emit("trials", search=search.id, trial=number, over=over, metrics=list(search.metrics),
-                  keys=list(search.space), rows=ranked(rows, metric)[:SHOWN],
+                  keys=list(search.space), rows=conclusion.ranked(rows, metric)[:SHOWN],
                   row=next((row for row in rows if row["trial"] == number), None))  # fmt: skip
-
-
-def ranked(rows: list[Document], metric: str) -> list[Document]:
-    """The trials, the furthest measured first, then the best."""
-    sign = 1 if metrics.mode(metric) == "min" else -1
-
-    def rank(row: Document) -> tuple[Any, ...]:
-        good = metric in row["values"] and row["status"] not in ("diverged", "failed")
-        return not good, -row["share"], sign * row["values"].get(metric, 0.0) if good else 0.0, row["trial"]
-
-    return sorted(rows, key=rank)
 
 
 def _confirm(store: Store, search: Search, emit: Emit) -> None:
     """The best settings and the preset's, each trained with fresh seeds; found where they are trained already."""
-    points = confirming(search, Record(Path(search.task(store).folder)).rows())
+    points = conclusion.confirming(search, Record(Path(search.task(store).folder)).rows())
     task, cluster = search.task(store, confirm=True), search.recipe.cluster
     record = Record(Path(task.folder))
-    if sum(row["status"] in BUSY for row in record.rows()) >= len(points):
+    if sum(row["status"] in OVER for row in record.rows()) >= len(points):
         return
 
     def show(number: int, over: bool) -> None:
-        done = sum(row["status"] in BUSY for row in record.rows())
+        done = sum(row["status"] in OVER for row in record.rows())
         emit("progress", stage="confirm", run=search.id, step=done, steps=len(points), what="fresh seeds")
 
     with ray_cluster(num_cpus=max(env.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
@@ -212,24 +192,6 @@ def _confirm(store: Store, search: Search, emit: Emit) -> None:
         trials.carry_out(task, searcher, None, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus)
 
 
-def confirming(search: Search, rows: list[Document]) -> list[Document]:
-    """The settings to train again: the best's and the preset's in turn, with seeds that the search has not used."""
-    top = findings.best(rows, search.metrics[0])
-    if top is None or search.objective or not differs(search, top):
-        return []
-    used = {row["params"].get("train.seed") for row in rows} | {search.recipe.train.seed}
-    fresh = [seed for seed in range(1000, 1000 + len(used) + search.recipe.tune.confirm) if seed not in used]
-    seeds = fresh[: search.recipe.tune.confirm]
-    own: Document = {}
-    return [{**params, "train.seed": seed} for seed in seeds for params in (top["params"], own)]
-
-
-def differs(search: Search, row: Document) -> bool:
-    """Whether a trial's settings are not the preset's own."""
-    own = space.own(search.run.recipe, search.space)
-    return any(own[key] != value for key, value in row["params"].items())
-
-
 def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: Emit) -> Artifact:
     """What was found, as an artifact.
 
@@ -238,39 +200,16 @@ def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: E
     """
     folder, metric = search.folder(store), search.metrics[0]
     record = Record(Path(search.task(store).folder))
-    rows = record.rows()
-    for row in rows:
-        if row["status"] == "running":  # the budget or the target ended it
-            row["status"] = "stopped"
+    rows = conclusion.closed(record.rows())
     top = findings.best(rows, metric)
     if top is None:
         why = next((row["why"] for row in rows if row.get("why")), "no trial was measured within the budget")
         raise GenflowError(f"no trial of {search.id} came to a result: {why}", "search over other values, or longer")
     confirmed = Record(Path(search.task(store, confirm=True).folder)).rows()
-    points = confirming(search, rows)
-    confirmation = findings.confirmation(confirmed[::2], confirmed[1::2], metric) if points and confirmed else None
-    best_file = folder / "best.yaml"
-    write_atomically(best_file, best_yaml(search, top, confirmation, best_file))
-    found = {
-        "schema": "genflow.tune/1", "search": search.id, "name": search.name,
-        "family": search.run.recipe.family["kind"],
-        "dataset": search.run.dataset.id, "dataset_name": search.run.dataset.name, "metrics": list(search.metrics),
-        "space": {key: str(domain) for key, domain in search.space.items()},
-        "tune": search.recipe.tune.model_dump(mode="json", exclude={"space"}),
-        "samples": search.recipe.tune.samples, "seconds": record.seconds(),
-        "counts": {status: sum(row["status"] == status for row in rows) for status in BUSY},
-        "best": {**top, "is_preset": not differs(search, top)},
-        "preset": next((row for row in rows if not differs(search, row)), None),
-        "confirmation": confirmation, "note": BIASED,
-        "confirmed": findings.words(confirmation, metric) if confirmation else "",
-        "importance": findings.importance(rows, search.space, metric),
-        "front": findings.front(rows, search.metrics) if len(search.metrics) > 1 else [],
-        "target_reached": _reached(search, rows) if search.recipe.tune.target is not None else None,
-        "trials": rows, "ranked": ranked(rows, metric), "best_file": str(best_file),
-        "command": f"genflow train -c {best_file}",
-    }  # fmt: skip
+    found = conclusion.document(search, rows, confirmed, record.seconds(), folder)
+    write_atomically(folder / "best.yaml", conclusion.best_yaml(search, found))
     write_atomically(folder / "search.json", json.dumps(found, indent=1))
-    write_atomically(folder / "trials.csv", table(rows, search))
+    write_atomically(folder / "trials.csv", conclusion.table(search, rows))
     if not search.objective:
         _picture(store, search, top, folder, emit)
     if chronicle:
@@ -281,42 +220,11 @@ def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: E
                       only=lambda name: ".tmp-" not in name)  # fmt: skip
 
 
-def best_yaml(search: Search, top: Document, confirmation: Document | None, file: Path) -> str:
-    """The best settings as a recipe, with the budget of the recipe itself rather than that of a trial."""
-    document = space.applied(search.recipe, top["params"]).model_dump(mode="json")
-    document["data"] = {"name": search.run.dataset.name, **({"pairs": p} if (p := search.recipe.data.pairs) else {})}
-    kept = {key: document[key] for key in ("init", "data", "net", "family", "train", "sample") if document[key]}
-    lines = [f"genflow train -c {file}", f"trial {top['trial']} of {search.id}: {measured(search, top)}"]
-    if confirmation:
-        lines.append(findings.words(confirmation, search.metrics[0]))
-    return "".join(f"# {line}\n" for line in lines) + dump(kept)
-
-
-def measured(search: Search, row: Document) -> str:
-    """A trial's values in words."""
-    values = ", ".join(f"{name} {row['values'][name]:.4g}" for name in search.metrics)
-    steps = f" after {row['step']:,} steps" if "step" in row else ""
-    return values + (f" on {row['samples']:,} samples" if "samples" in row else "") + steps
-
-
-def table(rows: list[Document], search: Search) -> str:
-    """The trials as CSV."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["trial", "status", "share", "samples", *search.metrics, *search.space, "seconds", "why"])
-    for row in rows:
-        values = [row["values"].get(name, "") for name in search.metrics]
-        params = [row["params"].get(key, "") for key in search.space]
-        more = [row.get("seconds", ""), row.get("why", "")]
-        writer.writerow([row["trial"], row["status"], row["share"], row.get("samples", ""), *values, *params, *more])
-    return out.getvalue()
-
-
 def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Emit) -> None:
     """The best trial's grid, of the seeds that `evaluate` draws for every run."""
     data, seed = Dataset.open(search.run.dataset), search.recipe.evaluate.seed
     lies = trial_folder(Path(search.task(store).folder), top["trial"])
-    engine = Engine.from_folder(lies, Checkpoints(lies / "checkpoints").newest())
+    engine = Engine.from_folder(lies, Checkpoints(lies / CHECKPOINTS).newest())
     by = judge(store, data, search.recipe.evaluate.features, emit)
     count = min(search.recipe.tune.samples, len(by.floor)) if data.facts.is_points else 1
     drawn = samples.draw(engine, samples.seeds(seed, count), samples.labels(data, by.real, count), lambda k: None)
@@ -328,7 +236,7 @@ def _thin(search: Search, store: Store, top: Document) -> None:
     for task in (search.task(store), search.task(store, confirm=True)):
         for lies in Path(task.folder).glob("[0-9]*"):
             if not (lies.parent.name == "trials" and int(lies.name) == top["trial"]):
-                shutil.rmtree(lies / "checkpoints", ignore_errors=True)
+                shutil.rmtree(lies / CHECKPOINTS, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from genflow.recipe import Recipe, digest, dump
 from genflow.runs import RunPlan
 from genflow.store import Store, clear_disk_errors, sync_folder, write_atomically
 from genflow.tuning import metrics, space
+from genflow.tuning.rehearsal import objective
 from genflow.tuning.space import Space
-from genflow.tuning.trial import Report, Task, objective, read_reports, trial_folder
+from genflow.tuning.trial import Report, Task, read_reports, trial_folder
 
 Document = dict[str, Any]
 RECORD = "record.jsonl"

@@ -7,12 +7,9 @@ between, training goes on from its checkpoint to the same bits (a budget of minu
 What goes wrong with the settings is a result, and is written down like one.
 """
 
-import importlib
-import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +22,7 @@ from genflow.checkpoint import Checkpoints
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.engine import RECIPE, Engine
-from genflow.errors import GenflowError, ResourceError, SetupError, UsageError
+from genflow.errors import ResourceError, SetupError
 from genflow.evaluation.features import Judge, judge
 from genflow.evaluation.quality import Ruler
 from genflow.journal import Journal, journal_path
@@ -33,6 +30,7 @@ from genflow.recipe import Recipe, Train, dump, parse
 from genflow.session import Session
 from genflow.store import Store, sync_folder, write_atomically
 from genflow.tuning import metrics, space
+from genflow.tuning.rehearsal import Rehearsal, in_a_line
 
 REPORTS, CHECKPOINTS, PARAMS = "reports.jsonl", "checkpoints", "params.json"
 SMOOTH = 20  # losses that the metric `loss` is the mean of
@@ -157,7 +155,7 @@ class Trial:
         except (ResourceError, SetupError):
             raise
         except Exception as error:
-            made |= {"status": "failed", "why": _line(error)}
+            made |= {"status": "failed", "why": in_a_line(error)}
         _append(self.folder / REPORTS, {**made, "params": self.params})
         return made
 
@@ -233,45 +231,6 @@ class Training:
         return losses
 
 
-class Rehearsal:
-    """A function in place of training, to try a search: of the settings and the share, to a number or several.
-
-    Args:
-        name: `module:function`.
-        params: the settings.
-        wanted: the metrics; a lone number is the first.
-    """
-
-    def __init__(self, name: str, params: Document, wanted: Sequence[str]) -> None:
-        self.function, self.params, self.wanted = objective(name), params, wanted
-
-    def advance(self, share: float) -> Report:
-        """Ask the function."""
-        answer = self.function(self.params, share)
-        values = dict(answer) if isinstance(answer, dict) else {self.wanted[0]: answer}
-        return {"values": {name: float(values[name]) for name in self.wanted}}
-
-
-def objective(name: str) -> Callable[[Document, float], Any]:
-    """The function that `module:function`, or `path/to/file.py:function`, names.
-
-    Raises:
-        UsageError: there is none.
-    """
-    module, _, function = name.rpartition(":")
-    try:
-        if not module.endswith(".py"):
-            return getattr(importlib.import_module(module), function)
-        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        return getattr(loaded, function)
-    except (ImportError, AttributeError, ValueError, OSError) as error:
-        raise UsageError(f"no objective {name!r}: {_line(error)}", "--objective FILE.py:FUNCTION") from error
-
-
 def position(weights: Path | None, train: Train) -> float:
     """The share of the budget that a checkpoint has used."""
     if weights is None:
@@ -319,8 +278,3 @@ def _append(file: Path, entry: Document) -> None:
         out.flush()
         os.fsync(out.fileno())
     sync_folder(file.parent)
-
-
-def _line(error: BaseException) -> str:
-    text = error.message if isinstance(error, GenflowError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:300]

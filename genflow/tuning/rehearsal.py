@@ -1,0 +1,56 @@
+"""A function in place of training, to try a search where the optimum is known."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from genflow.errors import GenflowError, UsageError
+
+Document = dict[str, Any]
+
+
+class Rehearsal:
+    """A trial that asks a function of the settings and of the share of the budget, and gets a number or several.
+
+    Args:
+        name: `module:function`.
+        params: the settings.
+        wanted: the metrics; a lone number is the first.
+    """
+
+    def __init__(self, name: str, params: Document, wanted: Sequence[str]) -> None:
+        self.function, self.params, self.wanted = objective(name), params, wanted
+
+    def advance(self, share: float) -> Document:
+        """Ask the function."""
+        answer = self.function(self.params, share)
+        values = dict(answer) if isinstance(answer, dict) else {self.wanted[0]: answer}
+        return {"values": {name: float(values[name]) for name in self.wanted}}
+
+
+def objective(name: str) -> Callable[[Document, float], Any]:
+    """The function that `module:function`, or `path/to/file.py:function`, names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    module, _, function = name.rpartition(":")
+    try:
+        if not module.endswith(".py"):
+            return getattr(importlib.import_module(module), function)
+        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return getattr(loaded, function)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise UsageError(f"no objective {name!r}: {in_a_line(error)}", "--objective FILE.py:FUNCTION") from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error in one line, its kind before it where it is nobody's words."""
+    text = error.message if isinstance(error, GenflowError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]

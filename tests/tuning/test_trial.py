@@ -1,0 +1,126 @@
+"""A trial is trained and measured in stages, and none of it is done twice."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genflow.checkpoint import Checkpoints
+from genflow.data.shards import Dataset
+from genflow.engine import RECIPE
+from genflow.errors import ResourceError
+from genflow.recipe import compose, dump
+from genflow.store import Store
+from genflow.training import NonFinite
+from genflow.tuning.trial import CHECKPOINTS, REPORTS, Bench, Task, Trial, position, read_reports
+
+SMALL = {"data": {"name": "grid25"}, "net": {"kind": "mlp", "width": 16, "depth": 1}, "sample": {"steps": 2}}
+PARAMS = {"train.lr": 0.03}
+
+
+@pytest.fixture
+def task(store: Store, prepared: Callable[..., Dataset], tmp_path: Path) -> Task:
+    """A search's task on points, with rungs at a third and at the whole of nine steps."""
+    data = prepared("grid25", samples=600, val=0.3)
+    recipe = compose("flow_matching", SMALL, {"train": {"steps": 9, "batch": 8, "warmup": 0}})
+    folder = tmp_path / "trials"
+    folder.mkdir()
+    (folder / RECIPE).write_text(dump(recipe))
+    return Task(
+        store=str(store.root), folder=str(folder), recipe=recipe.model_dump_json(), dataset=data.artifact.id,
+        metrics=("fd",), shares=(1 / 3, 1.0), samples=32,
+    )  # fmt: skip
+
+
+class Answering:
+    """Stages that answer one thing, or raise it."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def advance(self, share: float) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def weights(trial: Trial) -> dict[str, torch.Tensor]:
+    folder = Checkpoints(trial.folder / CHECKPOINTS).newest()
+    assert folder is not None
+    return load_file(folder / "weights.safetensors")
+
+
+def test_stages_train_to_the_bits_of_one_go(task, tmp_path):
+    """Paused at a rung, measured, and carried on with by another process: the weights of an uninterrupted run."""
+    first = Trial(Bench(task), 0, PARAMS)
+    assert first.report(0)["step"] == 3
+    assert Trial(Bench(task), 0, PARAMS).report(1)["step"] == 9
+    whole = Trial(Bench(replace(task, shares=(1.0,), folder=task.folder)), 1, PARAMS)
+    whole.report(0)
+    a, b = weights(first), weights(whole)
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_a_report_is_read_where_it_is_there(task):
+    """A second asking trains and measures nothing."""
+    made = Trial(Bench(task), 0, PARAMS).report(0)
+    again = Trial(Bench(task), 0, PARAMS)
+    found = again.report(0)
+    assert found["values"] == made["values"]
+    assert again._stages is None
+
+
+def test_a_stage_that_was_trained_and_not_measured_is_only_measured(task):
+    """Killed between the checkpoint and the report: not one step more is trained."""
+    trial = Trial(Bench(task), 0, PARAMS)
+    made = trial.report(0)
+    (trial.folder / REPORTS).unlink()
+    again = Trial(Bench(task), 0, PARAMS)
+    found = again.report(0)
+    assert found["step"] == 3
+    assert found["values"] == made["values"]
+
+
+def test_a_torn_report_is_none(task):
+    """The next writer begins a line of its own."""
+    trial = Trial(Bench(task), 0, PARAMS)
+    trial.report(0)
+    with (trial.folder / REPORTS).open("a") as file:
+        file.write('{"share": 1')
+    assert len(read_reports(trial.folder)) == 1
+    trial.report(1)
+    assert [report["step"] for report in read_reports(trial.folder)] == [3, 9]
+
+
+def test_what_goes_wrong_with_the_settings_is_a_report(task):
+    """A loss that is no number diverged, and so did a metric; settings that make no recipe failed."""
+    for number, answer in enumerate([NonFinite("the loss is not finite"), {"values": {"fd": float("nan")}}]):
+        wild = Trial(Bench(task), 2 + number, PARAMS)
+        wild._stages = Answering(answer)
+        assert wild.report(0)["status"] == "diverged"
+        assert "is not finite" in read_reports(wild.folder)[0]["why"]
+    wrong = Trial(Bench(task), 1, {"net.width": -1}).report(0)
+    assert wrong["status"] == "failed"
+    assert "net.width" in wrong["why"]
+
+
+def test_a_full_disk_is_no_fault_of_the_settings(task):
+    """It ends the search, rather than each trial after the other."""
+    trial = Trial(Bench(task), 0, PARAMS)
+    trial._stages = Answering(ResourceError("disk full"))
+    with pytest.raises(ResourceError):
+        trial.report(0)
+    assert read_reports(trial.folder) == []
+
+
+def test_the_position_of_a_checkpoint_is_the_larger_of_its_budgets(tmp_path):
+    """Steps, minutes of the clock, minutes of the CPU."""
+    (tmp_path / "state.json").write_text(json.dumps({"step": 5, "seconds": 30.0, "cpu_seconds": 45.0}))
+    train = compose("flow_matching", {"train": {"steps": 100, "minutes": 2, "cpu_minutes": 1}}).train
+    assert position(tmp_path, train) == 0.75
+    assert position(None, train) == 0
