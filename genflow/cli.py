@@ -207,7 +207,7 @@ def tune(
     steps: Annotated[int | None, typer.Option(help="Training steps of a trial.")] = None,
     metric: Annotated[list[str], typer.Option(help="fd, kid, bits_per_dim, ms ...; two give a Pareto front.")] = [],
     searcher: Annotated[str, typer.Option(help="tpe, random or grid.")] = "",
-    scheduler: Annotated[str, typer.Option(help="asha, none or pbt.")] = "",
+    scheduler: Annotated[str, typer.Option(help="asha or none.")] = "",
     target: Annotated[float | None, typer.Option(help="End at this value of the first metric.")] = None,
     init: Annotated[
         str, typer.Option(help="A run to start from, or to learn from.", autocompletion=_complete_run)

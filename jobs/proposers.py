@@ -107,11 +107,6 @@ def proposer(search: Search, preset: Document | None) -> Proposer:
     return Points((first + drawn(search))[: search.trials])
 
 
-def members(search: Search, preset: Document | None) -> list[Document]:
-    """The first settings of a population: the preset's, and others at random."""
-    return [*([preset] if preset else []), *drawn(search)][: search.trials]
-
-
 def drawn(search: Search) -> list[Document]:
     """A grid's points, or as many at random, by Ray Tune's own generator; a function of the seed."""
     if search.recipe.tune.searcher == "grid":

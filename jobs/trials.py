@@ -5,7 +5,6 @@ used: the search's record is written at every event.
 """
 
 import functools
-import json
 import logging
 import shutil
 import threading
@@ -20,9 +19,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from genflow.errors import BY_CODE, ResourceError, SetupError
 from genflow.tuning import metrics
-from genflow.tuning.search import Record
-from genflow.tuning.trial import CHECKPOINTS, Bench, Task, Trial, latest, read_reports, trial_folder
-from jobs.proposers import HALT, Recorded, ending
+from genflow.tuning.trial import Bench, Task, Trial
+from jobs.proposers import HALT, Recorded
 from jobs.schedulers import result_of
 
 Document = dict[str, Any]
@@ -41,8 +39,6 @@ class Carrier(tune.Trainable):
         given: Document = {key: tuple(v) if isinstance(v, list) else v for key, v in config["task"].items()}
         task = Task(**given)
         self.reduction, self.rung = config["reduction"], 0
-        if config.get("population"):  # what was measured is over: the others have gone on since
-            self.rung = len(read_reports(bench(task).folder(config["trial"])))
         self.rungs = len(task.shares)
         self.task, self.names = task, task.metrics
         self.number, self.params = config["trial"], config["params"]
@@ -64,25 +60,10 @@ class Carrier(tune.Trainable):
         return {**result, "done": over}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Its weights, for another of the population to go on from."""
-        folder = bench(self.task).folder(self.number)
-        Path(checkpoint_dir, "trial.json").write_text(json.dumps({"trial": self.number}))
-        if (folder / CHECKPOINTS).is_dir():  # a rehearsal has none
-            shutil.copytree(folder / CHECKPOINTS, Path(checkpoint_dir, CHECKPOINTS))
+        """Nothing: the trial's folder holds it."""
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
-        """Another's weights, with the settings that this trial got since; its own are in its folder."""
-        if json.loads(Path(checkpoint_dir, "trial.json").read_text())["trial"] == self.number:
-            return
-        if not Path(checkpoint_dir, CHECKPOINTS).is_dir():
-            return
-        folder = bench(self.task).folder(self.number)
-        taken = folder / f"{CHECKPOINTS}.tmp"
-        shutil.rmtree(taken, ignore_errors=True)
-        shutil.copytree(Path(checkpoint_dir, CHECKPOINTS), taken)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        taken.rename(folder / CHECKPOINTS)
-        self.trial = None
+        """Nothing."""
 
 
 class Watch(tune.Callback):
@@ -90,23 +71,18 @@ class Watch(tune.Callback):
 
     Args:
         told: called with a trial's number after each report, and with whether it is over.
-        over: called with the number of a trial that is over, where no searcher keeps the record.
     """
 
-    def __init__(self, told: Callable[[int, bool], None], over: Callable[[int, bool], None] | None = None) -> None:
-        self.told, self.over = told, over
+    def __init__(self, told: Callable[[int, bool], None]) -> None:
+        self.told = told
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Document, **info: Any) -> None:
         self.told(trial.config["trial"], False)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self.over:
-            self.over(trial.config["trial"], False)
         self.told(trial.config["trial"], True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self.over:
-            self.over(trial.config["trial"], True)
         self.told(trial.config["trial"], True)
 
 
@@ -134,40 +110,8 @@ class Reached(tune.Stopper):
         return self.reached or self.halt is not None
 
 
-class Population:
-    """Members that train side by side, each known beforehand; the record is kept here.
-
-    Args:
-        record: of the search.
-        members: every member's first settings.
-    """
-
-    def __init__(self, record: Record, members: list[Document]) -> None:
-        self.record = record
-        over = {entry["trial"] for entry in record.entries() if "status" in entry}
-        begun = {entry["trial"] for entry in record.entries() if "params" in entry}
-        self.members = {number: params for number, params in enumerate(members) if number not in over}
-        for number, params in self.members.items():
-            folder = trial_folder(record.folder, number)
-            if number in begun:
-                self.members[number] = latest(folder) or params
-                record.goes_on(number, self.members[number])
-            else:
-                record.begun(number, params)
-
-    def space(self) -> Document:
-        """As Tune's own generator goes through it."""
-        members = self.members
-        params = tune.sample_from(lambda config: dict(members[config["trial"]]))
-        return {"trial": tune.grid_search(list(members)), "params": params, "population": True}
-
-    def ended(self, number: int, error: bool) -> None:
-        """A member is over."""
-        self.record.ended(number, **ending(self.record.reports(number), error))
-
-
 def carry_out(
-    task: Task, who: Recorded | Population, scheduler: TrialScheduler | None, watch: Callable[[int, bool], None], *,
+    task: Task, searcher: Recorded, scheduler: TrialScheduler | None, watch: Callable[[int, bool], None], *,
     workers: int, cpus: float, gpus: float, reduction: int = 2, seconds: float | None = None,
     target: float | None = None,
 ) -> None:  # fmt: skip
@@ -175,7 +119,7 @@ def carry_out(
 
     Args:
         task: what they have in common.
-        who: says which; or a population, whose members are known.
+        searcher: who says which.
         scheduler: who stops them; None: nobody.
         watch: told of each report and each end.
         workers: trials at once.
@@ -191,22 +135,16 @@ def carry_out(
     name = f"{Path(task.folder).parent.name}-{time.time_ns():x}"  # the record goes on, not this name
     storage = Path(task.store) / "ray"
     stop = Reached(task.metrics[0], target, reduction ** (len(task.shares) - 1))
-    config: Document = {"task": asdict(task), "reduction": reduction}
-    if isinstance(who, Population):
-        config |= who.space()
-        count, searcher, watcher = 1, None, Watch(watch, who.ended)
-    else:
-        count, searcher, watcher = who.left, who, Watch(watch)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(Carrier, {"CPU": cpus, **({"GPU": gpus} if gpus else {})}),
-        param_space=config,
+        param_space={"task": asdict(task), "reduction": reduction},
         tune_config=tune.TuneConfig(
-            num_samples=count, search_alg=searcher, scheduler=scheduler or FIFOScheduler(), reuse_actors=True,
+            num_samples=searcher.left, search_alg=searcher, scheduler=scheduler or FIFOScheduler(), reuse_actors=True,
             max_concurrent_trials=workers, time_budget_s=seconds, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=name, storage_path=str(storage), verbose=0, stop=stop, callbacks=[watcher],
+            name=name, storage_path=str(storage), verbose=0, stop=stop, callbacks=[Watch(watch)],
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from genflow import env, tracking
 from genflow.checkpoint import Checkpoints
@@ -81,16 +80,12 @@ def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emi
         own = space.own(search.run.recipe, search.space)
         inside = all(domain.holds(own[key]) for key, domain in search.space.items())
         preset = own if inside else None
-        if tuned.scheduler == "pbt":
-            who: Any = trials.Population(record, proposers.members(search, preset))
-            scheduler: Any = schedulers.population(search)
-        else:
-            who = proposers.Recorded(record, proposers.proposer(search, preset), search.trials)
-            scheduler = schedulers.Halving(search, record) if tuned.scheduler == "asha" else None
+        searcher = proposers.Recorded(record, proposers.proposer(search, preset), search.trials)
+        scheduler = schedulers.Halving(search, record) if tuned.scheduler == "asha" else None
         show = Show(search, record, chronicle, emit, spent)
         show(-1, False)
         trials.carry_out(
-            task, who, scheduler, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus,
+            task, searcher, scheduler, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus,
             reduction=tuned.reduction, seconds=left, target=tuned.target,
         )  # fmt: skip
         record.spent(show.seconds())

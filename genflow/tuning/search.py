@@ -63,8 +63,6 @@ class Search:
     def shares(self) -> tuple[float, ...]:
         """The shares of a trial's budget at which it is measured."""
         tune = self.recipe.tune
-        if tune.scheduler == "pbt":
-            return tuple((k + 1) / tune.rungs for k in range(tune.rungs))
         return tuple(1 / tune.reduction**k for k in reversed(range(tune.rungs if tune.scheduler == "asha" else 1)))
 
     @property
@@ -107,11 +105,6 @@ def plan(store: Store, recipe: Recipe, objective_name: str = "") -> Search:
         text = str(found[open_[0]])
         raise UsageError(f"a grid needs a number of values of {open_[0]}, and {text} has no end of them",
                          f"-p {open_[0]}={text.replace('int:', 'uniform:')}:5, or choice:A,B")  # fmt: skip
-    if tune.scheduler == "pbt" and (fixed := [key for key in found if key.startswith("net.")]):
-        raise UsageError(f"population based training copies weights, so {fixed[0]} cannot change on the way",
-                         "--scheduler asha")  # fmt: skip
-    if tune.scheduler == "pbt" and len(tune.metric) > 1:
-        raise UsageError("population based training knows one metric", f"--metric {tune.metric[0]}")
     if objective_name:
         objective(objective_name)
     wanted = tune.metric if objective_name else metrics.known(tune.metric)

@@ -32,7 +32,7 @@ from genflow.store import Store, sync_folder, write_atomically
 from genflow.tuning import metrics, space
 from genflow.tuning.rehearsal import Rehearsal, in_a_line
 
-REPORTS, CHECKPOINTS, PARAMS = "reports.jsonl", "checkpoints", "params.json"
+REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
 SMOOTH = 20  # losses that the metric `loss` is the mean of
 Document = dict[str, Any]
 Report = dict[str, Any]  # share, step, samples, seconds, values {metric: number}; or status and why
@@ -142,7 +142,7 @@ class Trial:
         if rung < len(there):
             return there[rung]
         share = self.bench.task.shares[rung]
-        write_atomically(self.folder / PARAMS, json.dumps(self.params))
+        self.folder.mkdir(parents=True, exist_ok=True)
         made: Report = {"share": share}
         try:
             if self._stages is None:
@@ -245,14 +245,6 @@ def position(weights: Path | None, train: Train) -> float:
 def trial_folder(trials: Path, number: int) -> Path:
     """Where a trial lies."""
     return trials / f"{number:04d}"
-
-
-def latest(folder: Path) -> Document | None:
-    """The settings with which a trial went on last; None if it has not begun."""
-    try:
-        return json.loads((folder / PARAMS).read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def read_reports(folder: Path) -> list[Report]:

@@ -123,24 +123,11 @@ def test_a_search_over_a_net_trains_measures_and_confirms(ray_local, store):
     assert found["cached"] is False
 
 
-def test_a_population_goes_on_from_its_best(ray_local, store):
-    """The worst members take over the best's weights, and their settings change; all are trained to the end."""
-    found = search(document(scheduler="pbt", trials=4, rungs=3, samples=32, confirm=0, steps=9))
-    assert found["counts"]["finished"] == 4
-    folder = Path(found["path"]) / "trials"
-    lines = [[json.loads(line) for line in (folder / f"000{i}/reports.jsonl").open()] for i in range(4)]
-    assert [[report["step"] for report in member] for member in lines] == [[3, 6, 9]] * 4
-    changed = [member for member in lines if len({report["params"]["train.lr"] for report in member}) > 1]
-    assert changed
-    assert all(1e-4 <= report["params"]["train.lr"] <= 1 for member in lines for report in member)
-
-
 def test_what_cannot_be_is_refused_before_anything_starts(store):
-    """Without Ray: no such metric, a grid without an end, weights that do not fit each other."""
+    """Without Ray: no such metric, a grid without an end."""
     for settings, says in [
         ({"metric": ["fid"]}, "unknown metric 'fid'"),
         ({"searcher": "grid"}, "a grid needs a number of values of train.lr"),
-        ({"scheduler": "pbt", "space": {"net.width": "int:8:16"}}, "population based training copies weights"),
     ]:
         with pytest.raises(UsageError, match=says):
             search(document(**settings))
