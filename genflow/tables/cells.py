@@ -70,7 +70,7 @@ def _steps(found: dict[str, Quantity], tolerance: float) -> list[str]:
         return ["1"]
     lines = [spoken(steps, count), f"to come within {percent(tolerance)} of its best"]
     if steps["high"] is None:
-        lines.append("still improves at the most that were tried")
+        lines.append("more than were tried may be needed")
     return [*lines, f"{steps['tried']} were tried"]
 
 

@@ -104,14 +104,15 @@ def _exact(value: float) -> Quantity:
 def steps(rows: list[Document], tolerance: float) -> Quantity:
     """The evaluations that are enough: the median over seeds, and the widest that any seed's distances leave open."""
     each = [recommend.needed(row["sweep"], tolerance) for row in rows]
-    open_end = any(recommend.still_improves(row["sweep"], tolerance) for row in rows)
+    tried, high = max(point["nfe"] for row in rows for point in row["sweep"]), max(interval.high for interval in each)
+    open_end = tried > 1 and high >= tried  # nothing beyond it was tried
     return {
         "value": sorted(interval.value for interval in each)[(len(each) - 1) // 2],
         "low": min(interval.low for interval in each),
-        "high": None if open_end else max(interval.high for interval in each),
+        "high": None if open_end else high,
         "each": [interval.value for interval in each],
         "floor": None,
-        "tried": max(point["nfe"] for row in rows for point in row["sweep"]),
+        "tried": tried,
     }
 
 

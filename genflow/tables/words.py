@@ -29,7 +29,9 @@ def _quality(document: Document) -> str:
     title, best = ranked[0]
     equal = [name for name, fd in ranked[1:] if order(interval(fd), interval(best)) == 0]
     beside = f"; {_list(equal)} cannot be told from it" if equal else ""
-    worst = f" The worst is {ranked[-1][0]} with {number(ranked[-1][1]['value'])}." if len(ranked) > 1 else ""
+    last, least = ranked[-1]
+    apart = order(interval(least), interval(best)) != 0
+    worst = f" The worst is {last} with {number(least['value'])}." if apart else ""
     floor = f", where real data has {number(best['floor'])}" if best["floor"] else ""
     return f"{title} has the best samples: fd {number(best['value'])}{floor}{beside}.{worst}"
 
@@ -40,7 +42,7 @@ def _steps(document: Document) -> str:
         return ""
     parts = []
     for title, steps in found:
-        more = ", and still improves there" if steps["high"] is None else ""
+        more = " or more" if steps["high"] is None else ""
         parts.append(f"{title} {count(steps['value'])}{more}")
     within = percent(document["tolerance"])
     return f"Network evaluations to come within {within} of a method's own best: {'; '.join(parts)}."

@@ -56,6 +56,16 @@ def test_steps_that_still_improve_have_no_upper_end():
     assert cells.spoken(found, cells.count) == "4 or more"
 
 
+def test_an_interval_that_reaches_the_most_that_were_tried_is_open():
+    """64 may be needed, and nothing beyond 64 was tried: a claim of a hundred is not refuted by it."""
+    rough = evaluation(sweep={2: 1.02, 64: 1.0})
+    for point in rough["sweep"]:
+        point["fd"] = metric(point["fd"]["value"], reach=0.3)
+    found = steps([rough], 0.1)
+    assert (found["value"], found["low"], found["high"]) == (2, 2, None)
+    assert steps([evaluation(sweep={1: 1.0})], 0.1)["high"] == 1
+
+
 def test_a_diverged_training_is_counted_and_others_are_not():
     """Two of five trainings: a seed, and one at three times the rate. A full disk is no divergence."""
     found = {"gan": {0: evaluation(), 1: evaluation()}, "gan-slow": {0: evaluation()}}
