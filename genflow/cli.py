@@ -204,15 +204,10 @@ def tune(
     ] = [],
     trials: Annotated[int | None, typer.Option(help="Trials at the most.")] = None,
     budget: Annotated[float | None, typer.Option(help="Minutes for all of them.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps of a trial.")] = None,
     metric: Annotated[list[str], typer.Option(help="fd, kid, bits_per_dim, ms ...; two give a Pareto front.")] = [],
-    searcher: Annotated[str, typer.Option(help="tpe, random or grid.")] = "",
-    scheduler: Annotated[str, typer.Option(help="asha or none.")] = "",
-    target: Annotated[float | None, typer.Option(help="End at this value of the first metric.")] = None,
     init: Annotated[
         str, typer.Option(help="A run to start from, or to learn from.", autocompletion=_complete_run)
     ] = "",
-    workers: Annotated[int | None, typer.Option(help="Trials at once.")] = None,
     config: Config = [],
     sets: Sets = [],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy best.yaml here.")] = None,
@@ -222,12 +217,14 @@ def tune(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Search for better settings, and prove them. The same command again goes on where it was broken off."""
+    """Search for better settings, and prove them. The same command again goes on where it was broken off.
+
+    --set tune.KEY=VALUE has the rest: steps of a trial, searcher, scheduler, target; --set cluster.workers=2: two at once.
+    """
     from genflow import commands, searching
 
-    flags: dict[str, Any] = {"data.name": data, "init": init, "cluster.workers": workers, "tune.metric": metric or None}
-    flags |= {"tune.trials": trials, "tune.minutes": budget, "tune.steps": steps, "tune.target": target}
-    flags |= {"tune.searcher": searcher, "tune.scheduler": scheduler}
+    flags: dict[str, Any] = {"data.name": data, "init": init, "tune.metric": metric or None}
+    flags |= {"tune.trials": trials, "tune.minutes": budget}
     where = commands.Where(cluster, address)
     searching.tune(
         family, config, param, sets, flags, where, objective=objective, out=out, dry_run=dry_run, json=json

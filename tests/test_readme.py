@@ -72,7 +72,7 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
     small = {
         "prepare": ["--set", "data.val=0.3"],
         "train": ["--steps", "4", "--set", "train.batch=8", "--set", "net.width=8"],
-        "tune": ["--trials", "2", "--steps", "2", "--set", "train.batch=8", "--set", "net.width=8",
+        "tune": ["--trials", "2", "--set", "tune.steps=2", "--set", "train.batch=8", "--set", "net.width=8",
                  "--set", "tune.samples=16", "--set", "tune.confirm=0"],
         "compare": ["--samples", "16", "--set", "evaluate.sweep_samples=16", "--set", "evaluate.steps=[1,2]",
                     "--set", "evaluate.likelihood=4"],
