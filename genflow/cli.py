@@ -219,7 +219,7 @@ def tune(
 ) -> None:
     """Search for better settings, and prove them. The same command again goes on where it was broken off.
 
-    --set tune.KEY=VALUE has the rest: steps of a trial, searcher, scheduler, target; --set cluster.workers=2: two at once.
+    --set tune.KEY=VALUE: a trial's steps, searcher, scheduler, target; --set cluster.workers: how many at once.
     """
     from genflow import commands, searching
 

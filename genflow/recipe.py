@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from genflow.code import home
 from genflow.errors import UsageError
@@ -104,7 +104,7 @@ class Tune(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None  # of wall-clock time for all trials; whichever ends first
     metric: tuple[str, ...] = ("fd",)  # two or more: a Pareto front, and the first decides
     searcher: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: Annotated[Literal["asha", "none"], BeforeValidator(lambda said: said or "none")] = "asha"  # YAML's none
     rungs: Annotated[int, Field(ge=1, le=6)] = 3  # times that a trial is measured
     reduction: Annotated[int, Field(ge=2, le=10)] = 3  # of a trial's budget from one rung down to the one before
     samples: Annotated[int, Field(ge=16)] = 500  # at the last rung; fewer before
