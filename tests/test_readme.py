@@ -74,12 +74,13 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
         "train": ["--steps", "4", "--set", "train.batch=8", "--set", "net.width=8"],
         "tune": ["--trials", "2", "--set", "tune.steps=2", "--set", "train.batch=8", "--set", "net.width=8",
                  "--set", "tune.samples=16", "--set", "tune.confirm=0"],
+        "tables": ["--dry-run"],  # whole, it is hours
         "compare": ["--samples", "16", "--set", "evaluate.sweep_samples=16", "--set", "evaluate.steps=[1,2]",
                     "--set", "evaluate.likelihood=4"],
     }  # fmt: skip
     ran = []
     for args in commands(ROOT / "README.md"):
-        if args[0] in ("ui", "jobs", "serve", "endpoints") or "--cluster" in args:
+        if args[0] in ("ui", "jobs", "serve", "endpoints", "recommend") or "--cluster" in args:
             continue
         args = [arg.replace("~", str(tmp_path)) if arg.startswith("~") else arg for arg in args]
         done = subprocess.run(
