@@ -79,7 +79,7 @@ def commands(chosen: Document) -> list[str]:
     """What serves it, and what asks the served model for these settings."""
     options = {key: value for key, value in chosen["options"].items() if key in ("steps", "sampler", "guidance")}
     flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    ask = shlex.join(["genflow", "sample", "http://127.0.0.1:8000", *flags])
+    ask = shlex.join(["genflow", "sample", "--endpoint", "http://127.0.0.1:8000", *flags])
     return [shlex.join(["genflow", "serve", chosen["run"]]), ask]
 
 

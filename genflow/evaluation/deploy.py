@@ -5,6 +5,7 @@ one sample asked for alone, because that is what a visitor waits for.
 """
 
 import json
+import math
 from typing import Any
 
 from genflow.errors import GateError, UsageError
@@ -109,8 +110,8 @@ def _nothing(
     if not fast:
         least = min(found, key=lambda choice: choice[LATENCY])
         said = f"no measured setting takes at most {number(most_ms or 0)} ms"
-        ms = number(least[LATENCY])
-        return said, f"the fastest is {least['name']}: --max-latency {ms}ms"
+        ms = math.ceil(10 * least[LATENCY]) / 10  # rounded up, or the cure would not cure
+        return said, f"the fastest is {least['name']}: --max-latency {ms:g}ms"
     best = min(fast, key=lambda choice: choice["fd"]["value"])
     within = f" within {number(most_ms)} ms" if most_ms is not None else ""
     said = f"no measured setting reaches fd {number(most_fd or 0)}{within}"

@@ -45,10 +45,19 @@ def test_limits_that_nothing_meets_name_the_nearest():
     """A gate that is missed: exit code 7, with what comes nearest."""
     with pytest.raises(GateError, match=r"no measured setting takes at most 1\.00 ms") as slow:
         choose(FOUND, 1.0)
-    assert slow.value.hint == "the fastest is gan: --max-latency 2.00ms"
+    assert slow.value.hint == "the fastest is gan: --max-latency 2ms"
     with pytest.raises(GateError, match=r"no measured setting reaches fd 0\.50 within 15\.0 ms") as bad:
         choose(FOUND, 15.0, 0.5)
     assert "flow4 with fd 2.00" in bad.value.hint
+
+
+@pytest.mark.parametrize("ms", [5.174, 0.0312, 41.96])
+def test_the_cure_of_a_latency_cures(ms):
+    """The time that the hint names is enough for the setting that it names."""
+    with pytest.raises(GateError) as slow:
+        choose([choice("vae", 1.0, ms)], 0.01)
+    named = latency(slow.value.hint.rpartition(" ")[2])
+    assert choose([choice("vae", 1.0, ms)], named)["name"] == "vae"
 
 
 def test_times_and_qualities_as_people_type_them():
@@ -65,5 +74,5 @@ def test_times_and_qualities_as_people_type_them():
 def test_the_commands_serve_it_and_ask_for_it():
     """The run by its id, and its settings as flags."""
     assert commands(FOUND[1]) == [
-        "genflow serve flow-1a", "genflow sample http://127.0.0.1:8000 --steps 16 --sampler ab2",
+        "genflow serve flow-1a", "genflow sample --endpoint http://127.0.0.1:8000 --steps 16 --sampler ab2",
     ]  # fmt: skip
