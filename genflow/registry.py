@@ -17,7 +17,7 @@ from genflow.errors import SetupError, UsageError
 from genflow.journal import Journal, journal_path
 from genflow.mlflow_door import begin, line, without_password
 from genflow.store import Artifact, Store
-from genflow.tracking import prepare, sync
+from genflow.tracking import prepare, replay
 
 SCHEME = "models:/"
 ALIAS = r"[A-Za-z0-9_-]{1,100}"
@@ -78,9 +78,8 @@ def promote(store: Store, run: Artifact, name: str, alias: str) -> str:
     meta = run.meta
     with Journal(journal_path(store.root, run.id), experiment=str(meta.get("dataset_name")), name=run.name) as journal:
         journal.model(newest, name, step=int(meta.get("steps", 0)))
-        journal.status("FINISHED")
-    sent = sync(store, deadline_s=120.0)
-    if sent.problem:
+    sent = replay(store, run.id, deadline_s=120.0)
+    if not sent.complete:
         raise SetupError(f"MLflow did not take the model: {sent.problem}", "genflow doctor")
     with _client(store) as client:
         own = [v for v in _versions(client, name) if client.get_run(v.run_id).data.tags.get("genflow.run") == run.id]

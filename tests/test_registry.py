@@ -51,3 +51,16 @@ def test_impossible_names_are_refused_before_anything_is_sent(runs: Runs, name: 
     """MLflow keeps some for itself."""
     with pytest.raises(UsageError):
         registry.promote(runs[0], runs[1][0], name, alias)
+
+
+def test_promoting_leaves_the_runs_end_alone(runs: Runs) -> None:
+    """A second model of a run is no news of when and how it ended."""
+    store, (_, run) = runs
+    ends = []
+    for name in ("one", "two"):
+        registry.promote(store, run, name, "champion")
+        with registry._client(store) as client:
+            version = client.get_model_version_by_alias(name, "champion")
+            info = client.get_run(version.run_id).info
+        ends.append((info.status, info.end_time))
+    assert ends[0] == ends[1]
