@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from genflow import env, events
+from genflow import env, events, tracking
 from genflow.errors import GenflowError, ResourceError
 from genflow.recipe import read
 
@@ -46,6 +46,13 @@ def attempt(main: Callable[[Document, Emit], Document], document: Document, emit
         message = f"{type(error).__name__}: {first[0] if first else 'no message'}"
         fail(emit, GenflowError(message, "run it again with -v for the traceback"), error)
         return GenflowError.code
+
+
+def warn_of_gap(emit: Emit, id: str, sent: tracking.Sent) -> None:
+    """Say what MLflow lacks of a run, a search or a report; nothing if it has all."""
+    if not sent.complete:
+        hint = "genflow ui sends the rest when it is back"
+        emit("warning", message=f"MLflow lacks some of {id}: {sent.problem}", hint=hint)
 
 
 def fail(emit: Emit, error: GenflowError, cause: BaseException | None = None) -> None:

@@ -8,7 +8,7 @@ from genflow.evaluation import measure
 from genflow.evaluation.table import best
 from genflow.recipe import Recipe, parse
 from genflow.store import Artifact, Store
-from jobs.common import Document, Emit, execute
+from jobs.common import Document, Emit, execute, warn_of_gap
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -34,10 +34,7 @@ def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
     ]
     for row in rows:
         if not row["cached"]:
-            sent = tracking.replay(store, row["run"], deadline_s=20)
-            if not sent.complete:
-                emit("warning", message=f"MLflow lacks some of {row['run']}: {sent.problem}",
-                     hint="genflow ui sends the rest when it is back")  # fmt: skip
+            warn_of_gap(emit, row["run"], tracking.replay(store, row["run"], deadline_s=20))
     return rows
 
 

@@ -12,7 +12,7 @@ from genflow.recipe import digest
 from genflow.store import Artifact, Store
 from genflow.tables import cells, page
 from genflow.tables import document as tables
-from jobs.common import Document, Emit, execute
+from jobs.common import Document, Emit, execute, warn_of_gap
 
 ROOMS = ("genflow/tables", "genflow/evaluation/charts.py")
 
@@ -90,10 +90,7 @@ def _journal(store: Store, artifact: Artifact, document: Document, emit: Emit) -
         for name in ("report.html", "tables.md", "tables.json"):
             journal.artifact(artifact.file(name), "tables")
         journal.status("FINISHED")
-    sent = tracking.replay(store, artifact.id, deadline_s=30)
-    if not sent.complete:
-        emit("warning", message=f"MLflow lacks some of {artifact.id}: {sent.problem}",
-             hint="genflow ui sends the rest when it is back")  # fmt: skip
+    warn_of_gap(emit, artifact.id, tracking.replay(store, artifact.id, deadline_s=30))
 
 
 if __name__ == "__main__":

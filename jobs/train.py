@@ -21,7 +21,7 @@ from genflow.recipe import flatten, parse
 from genflow.runs import RunPlan, begin, plan
 from genflow.store import Artifact, Store
 from jobs.cluster import IN_A_JOB, ray_cluster
-from jobs.common import Document, Emit, execute
+from jobs.common import Document, Emit, execute, warn_of_gap
 
 SHOWN = ("family", "net", "dataset", "steps", "images", "seconds", "cpu_seconds", "parameters", "world")
 
@@ -107,12 +107,8 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
         finally:
             journal.status(status)
             journal.close()
-            if not sender.finish(deadline_s=30):
-                emit(
-                    "warning",
-                    message=f"MLflow lacks some of {run.id}: {sender.sent.problem}",
-                    hint="genflow ui sends the rest when it is back",
-                )
+            sender.finish(deadline_s=30)
+            warn_of_gap(emit, run.id, sender.sent)
 
 
 def _fit(store: Store, run: RunPlan, emit: Emit) -> None:

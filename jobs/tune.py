@@ -26,7 +26,7 @@ from genflow.tuning.conclusion import OVER
 from genflow.tuning.search import Record, Search, begin, plan
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
 from jobs.cluster import ray_cluster
-from jobs.common import Document, Emit, execute
+from jobs.common import Document, Emit, execute, warn_of_gap
 
 SHOWN = 8  # trials in the live table
 
@@ -109,9 +109,8 @@ def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[Chronicle | N
         raise
     finally:
         chronicle.close(status)  # type: ignore[arg-type]
-        if not sender.finish(deadline_s=30):
-            emit("warning", message=f"MLflow lacks some of {search.id}: {sender.sent.problem}",
-                 hint="genflow ui sends the rest when it is back")  # fmt: skip
+        sender.finish(deadline_s=30)
+        warn_of_gap(emit, search.id, sender.sent)
 
 
 def _is_over(search: Search, record: Record, left: float | None) -> bool:
