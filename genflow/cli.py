@@ -59,6 +59,8 @@ Config = Annotated[list[Path], typer.Option("--config", "-c", metavar="FILE", he
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 OnCluster = Annotated[bool, typer.Option("--cluster/--local", help="Run on a Ray cluster, or on this machine.")]
 Address = Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")]
+Data = Annotated[str, typer.Option(help="The dataset.", autocompletion=_complete_data)]
+Init = Annotated[str, typer.Option(help="A run to start from, or to learn from.", autocompletion=_complete_run)]
 RunRef = Annotated[
     str,
     typer.Argument(
@@ -166,15 +168,13 @@ def train(
     family: Annotated[
         str, typer.Argument(help="vae, ddpm, flow_matching ...; left out: FILE's.", autocompletion=_complete_family)
     ] = "",
-    data: Annotated[str, typer.Option(help="The dataset.", autocompletion=_complete_data)] = "",
+    data: Data = "",
     config: Config = [],
     sets: Sets = [],
     name: Annotated[str, typer.Option(help="What to call the run.")] = "",
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Wall-clock budget.")] = None,
-    init: Annotated[
-        str, typer.Option(help="A run to start from, or to learn from.", autocompletion=_complete_run)
-    ] = "",
+    init: Init = "",
     workers: Annotated[int | None, typer.Option(help="Workers; they change no result.")] = None,
     cluster: OnCluster = False,
     address: Address = "",
@@ -194,7 +194,7 @@ def train(
 @app.command()
 def tune(
     family: Annotated[str, typer.Argument(help="vae, ddpm, flow_matching ...", autocompletion=_complete_family)],
-    data: Annotated[str, typer.Option(help="The dataset.", autocompletion=_complete_data)] = "",
+    data: Data = "",
     param: Annotated[
         list[str],
         typer.Option(
@@ -205,9 +205,7 @@ def tune(
     trials: Annotated[int | None, typer.Option(help="Trials at the most.")] = None,
     budget: Annotated[float | None, typer.Option(help="Minutes for all of them.")] = None,
     metric: Annotated[list[str], typer.Option(help="fd, kid, bits_per_dim, ms ...; two give a Pareto front.")] = [],
-    init: Annotated[
-        str, typer.Option(help="A run to start from, or to learn from.", autocompletion=_complete_run)
-    ] = "",
+    init: Init = "",
     config: Config = [],
     sets: Sets = [],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy best.yaml here.")] = None,

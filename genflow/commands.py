@@ -86,7 +86,7 @@ def prepare(source: str, flags: Document, sets: list[str], where: Where, *, dry_
     given = {"source": _path(source), "channels": channels if channels == "auto" else int(channels), **flags}
     recipe = compose(None, assignments(sets), flagged({f"data.{key}": value for key, value in given.items()}))
     if dry_run:
-        _plan({"data": recipe.data.model_dump(mode="json")}, [], json)
+        show_plan({"data": recipe.data.model_dump(mode="json")}, [], json)
         return
     done = send("prepare", {"recipe": recipe.model_dump(mode="json")}, Store(), where, json=json)
     if json:
@@ -118,18 +118,14 @@ def train(
     family = family or next((str(f["kind"]) for f in map(_family_of, layers[::-1]) if "kind" in f), "")
     if not family:
         raise UsageError("no family was named", f"genflow train FAMILY --data NAME; families: {', '.join(known)}")
-    if family not in known:
-        raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"families: {', '.join(known)}")
+    need_family(family)
     if flags.get("train.minutes") and not flags.get("train.steps"):
         flags["train.steps"] = NO_END  # minutes alone are the whole budget
     recipe = compose(family, layers, assignments(sets), flagged(flags))
     if recipe.family.get("kind") != family:
         raise UsageError(f"the recipe's family.kind is {recipe.family.get('kind')!r}, and the command says {family}")
     store = Store()
-    if not recipe.data.name:
-        names = [a.name for a in store.artifacts("datasets")]
-        have = f"there are: {', '.join(dict.fromkeys(names))}" if names else "there is none yet: genflow prepare digits"
-        raise UsageError("no dataset was named", f"--data NAME; {have}")
+    need_dataset(recipe, store)
     from genflow import runs
 
     plan = runs.plan(store, recipe)
@@ -137,7 +133,7 @@ def train(
     if dry_run:
         state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
         broken = store.folder("runs", plan.id).exists() and not store.get("runs", plan.id)
-        _plan(recipe, [("train", plan.id, "to go on with" if broken else state)], json)
+        show_plan(recipe, [("train", plan.id, "to go on with" if broken else state)], json)
         return
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"fresh": fresh, "run": plan.id}}
     done = send("train", document, store, where, json=json)
@@ -152,6 +148,21 @@ def train(
         print(f"         samples: {grids[-1]}")
     name = done["run"]
     terminal.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
+
+
+def need_family(family: str) -> None:
+    """Raises UsageError, with the nearest, where there is no such family."""
+    known = families()
+    if family not in known:
+        raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"families: {', '.join(known)}")
+
+
+def need_dataset(recipe: Recipe, store: Store) -> None:
+    """Raises UsageError, with those that there are, where the recipe names no dataset."""
+    if not recipe.data.name:
+        names = dict.fromkeys(a.name for a in store.artifacts("datasets"))
+        have = f"there are: {', '.join(names)}" if names else "there is none yet: genflow prepare digits"
+        raise UsageError("no dataset was named", f"--data NAME; {have}")
 
 
 def _family_of(layer: Document) -> Document:
@@ -171,7 +182,7 @@ def reflow(
 
         task = teaching.lesson(store, run.id, recipe)
         state = "finished: nothing to do" if store.get("pairs", task.id) else "to do"
-        _plan({"reflow": recipe.reflow.model_dump(), "sample": task.options}, [("reflow", task.id, state)], json)
+        show_plan({"reflow": recipe.reflow.model_dump(), "sample": task.options}, [("reflow", task.id, state)], json)
         return
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"run": run.id}}
     done = send("reflow", document, store, where, json=json)
@@ -315,7 +326,7 @@ def _plan_pipeline(pipeline: Any, json: bool) -> None:
     print(terminal.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
 
 
-def _plan(recipe: Recipe | Document, stages: list[tuple[str, str, str]], json: bool) -> None:
+def show_plan(recipe: Recipe | Document, stages: list[tuple[str, str, str]], json: bool) -> None:
     """Print a recipe, whole, and what would be done with it."""
     document = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     if json:

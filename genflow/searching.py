@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from genflow import terminal
-from genflow.commands import Where, _plan, families, flagged, send
-from genflow.errors import UsageError
-from genflow.recipe import assignments, compose, nearest, read
+from genflow.commands import Where, flagged, need_dataset, need_family, send, show_plan
+from genflow.recipe import assignments, compose, read
 from genflow.store import Store
 
 Document = dict[str, Any]
@@ -19,18 +18,13 @@ def tune(
     *, objective: str, out: Path | None, dry_run: bool, json: bool,
 ) -> None:  # fmt: skip
     """`genflow tune`."""
-    known = families()
-    if family not in known:
-        raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"families: {', '.join(known)}")
+    need_family(family)
     from genflow.tuning import search, space
 
     space_given = {"tune": {"space": space.choices(spaces)}} if spaces else {}
     recipe = compose(family, [read(path) for path in config], assignments(sets), space_given, flagged(flags))
     store = Store()
-    if not recipe.data.name:
-        names = list(dict.fromkeys(a.name for a in store.artifacts("datasets")))
-        have = f"there are: {', '.join(names)}" if names else "there is none yet: genflow prepare digits"
-        raise UsageError("no dataset was named", f"--data NAME; {have}")
+    need_dataset(recipe, store)
     if objective.partition(":")[0].endswith(".py"):
         objective = str(Path(objective).expanduser().absolute())
     plan = search.plan(store, recipe, objective)
@@ -56,7 +50,7 @@ def _plan_search(plan: Any, store: Store, json: bool) -> None:
     document = plan.run.recipe.model_dump(mode="json")
     space = {key: str(domain) for key, domain in plan.space.items()}
     document["tune"] = {**plan.recipe.tune.model_dump(mode="json"), "space": space}
-    _plan(document, [("tune", plan.id, state)], json)
+    show_plan(document, [("tune", plan.id, state)], json)
 
 
 def show(done: Document) -> None:
