@@ -37,12 +37,10 @@ from genflow.evaluation.quality import Ruler
 from genflow.evaluation.relearn import classification
 from genflow.facts import Facts
 from genflow.journal import Journal, journal_path
-from genflow.maths.seeds import SampleRng
 from genflow.recipe import Evaluate, digest
 from genflow.store import Artifact, Store
 
 SCHEMA = "genflow.evaluate/1"
-WAYS = 128  # whose straightness is measured
 FEW_ROWS = 100  # of the reference, below which somebody should be told
 GRID_COLUMNS, GRID_CLASSES = 8, 10
 TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # of a run's manifest
@@ -230,13 +228,11 @@ def grids(engine: Engine, data: Dataset, ruler: Judge, drawn: samples.Sample, se
 
 def _straightness(engine: Engine, drawn: samples.Sample, seed: int) -> dict[str, Any] | None:
     """How far the ways from fresh noise to data bend: the mean over samples, with its 95 % interval."""
-    n = min(WAYS, len(drawn.labels))
-    rng = SampleRng(samples.seeds(seed, n, "way"), "sample", engine.device)
-    noise = rng.normal((n, *engine.family.noise_shape))
-    found = engine.family.straightness(noise, torch.from_numpy(drawn.labels[:n]).to(engine.device))
+    found = samples.straightness(engine, drawn.labels, seed)
     if found is None:
         return None
-    value, error = float(found.mean()), float(found.std() / n**0.5)
+    n = len(found)
+    value, error = float(found.mean()), float(found.std(ddof=1) / n**0.5)
     return {"value": value, "low": value - Z * error, "high": value + Z * error, "n": n}
 
 

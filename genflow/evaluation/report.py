@@ -108,10 +108,10 @@ def _best(rows: list[Row]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     if len(rows) < 2:
         return found
-    for name in ("fd", "kid", "precision", "recall", "density", "coverage", "agreement"):
+    for name in table.QUALITY:
         have = [row for row in rows if name in row["metrics"]]
         if have:
-            choose = min if name in ("fd", "kid") else max
+            choose = min if name in table.SMALLER_IS_BETTER else max
             top = choose(have, key=lambda row: row["metrics"][name]["value"])["metrics"][name]
             found[name] = {row["run"] for row in have if not tells_apart(row["metrics"][name], top)}
     for name in ("ms_batch_1", "ms_batch_64"):

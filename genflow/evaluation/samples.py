@@ -7,12 +7,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
 from genflow.data.shards import Dataset
 from genflow.engine import Engine
 from genflow.evaluation.features import Emit, Real
-from genflow.maths.seeds import key
+from genflow.maths.seeds import SampleRng, key
 
+WAYS = 128  # whose straightness is measured
 BATCH = 64
 REPEATS, PATIENCE_S = 8, 10.0  # single samples that are timed, and seconds after which it is enough
 
@@ -67,6 +69,15 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, *
         tell(len(chosen))
     whole = [ms for ms, part in zip(took, records, strict=True) if len(part) == BATCH] or took
     return Sample(np.concatenate(records), labels, nfe, median(whole[1:] or whole))  # the first one warms up
+
+
+def straightness(engine: Engine, labels: np.ndarray, seed: int) -> np.ndarray | None:
+    """How far the ways from fresh noise to data bend (see `Family.straightness`), for the first `WAYS` labels."""
+    n = min(WAYS, len(labels))
+    rng = SampleRng(seeds(seed, n, "way"), "sample", engine.device)
+    noise = rng.normal((n, *engine.family.noise_shape))
+    found = engine.family.straightness(noise, torch.from_numpy(labels[:n]).to(engine.device))
+    return None if found is None else found.cpu().numpy()
 
 
 def milliseconds_alone(engine: Engine, label: int, **options: Any) -> float:

@@ -8,7 +8,8 @@ from genflow.errors import UsageError
 from genflow.recipe import nearest
 from genflow.store import Artifact, Store
 
-SMALLER_IS_BETTER = ("fd", "kid", "bits_per_dim", "ms")
+QUALITY = ("fd", "kid", "precision", "recall", "density", "coverage", "agreement")  # of samples against held-out rows
+SMALLER_IS_BETTER = ("fd", "kid", "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")
 NONE = "—"
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from genflow.data.shards import Dataset
 from genflow.engine import Engine
@@ -19,15 +18,13 @@ from genflow.errors import UsageError
 from genflow.evaluation import bits, samples
 from genflow.evaluation.features import Judge
 from genflow.evaluation.quality import Ruler
-from genflow.maths.seeds import SampleRng
+from genflow.evaluation.table import QUALITY, SMALLER_IS_BETTER
 from genflow.recipe import Evaluate, nearest
 
-QUALITY = ("fd", "kid", "precision", "recall", "density", "coverage", "agreement")
-SMALLER = ("fd", "kid", "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")  # is better; of others, larger
 METRICS = (*QUALITY, "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")
 HALVES = 2000  # reference rows from which on the search and its confirmation are measured against different halves
 FEWEST = 100  # samples at an early rung, if the last has so many
-WAYS, LIKELY = 128, 128  # samples whose straightness, and pictures whose likelihood, are measured at the most
+LIKELY = 128  # pictures whose likelihood is measured at the most
 Tell = Callable[..., None]
 
 
@@ -47,12 +44,12 @@ def known(names: Sequence[str]) -> tuple[str, ...]:
 
 def mode(metric: str) -> str:
     """`min` or `max`."""
-    return "min" if metric in SMALLER else "max"
+    return "min" if metric in SMALLER_IS_BETTER else "max"
 
 
 def is_better(metric: str, value: float, than: float) -> bool:
     """Whether a value is better than another."""
-    return value < than if metric in SMALLER else value > than
+    return value < than if metric in SMALLER_IS_BETTER else value > than
 
 
 def samples_at(share: float, samples: int) -> int:
@@ -107,9 +104,7 @@ def measure(
         told = bits.likelihood(engine, data, judge.real, min(LIKELY, count), seed, _nobody)
         found |= {"bits_per_dim": told["value"]} if told else {}
     if "straightness" in wanted:
-        rng = SampleRng(samples.seeds(seed, min(WAYS, count), "way"), "sample", engine.device)
-        noise = rng.normal((min(WAYS, count), *engine.family.noise_shape))
-        ways = engine.family.straightness(noise, torch.from_numpy(asked[:WAYS]).to(engine.device))
+        ways = samples.straightness(engine, asked, seed)
         found |= {"straightness": float(ways.mean())} if ways is not None else {}
     if missing := [name for name in wanted if name not in found and name != "loss"]:
         raise UsageError(f"{engine.family.title} on {data.artifact.name} has no {missing[0]}", "--metric fd")
