@@ -74,7 +74,7 @@ data's facts."""
 
 def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
     """The net for "no label", the scheduler that walks its path, and the stock pipeline of both."""
-    scheduler = engine.family.stock_scheduler() if "diffusers" in forms(type(engine.family)) else None
+    scheduler = engine.family.stock_scheduler()
     net: Any = getattr(engine.family, "net", None)
     if scheduler is None or not hasattr(net, "unconditional"):
         why = "its net" if scheduler else "its noise"
