@@ -9,11 +9,13 @@ from genflow.tables.cells import count, measured, percent
 from genflow.tables.claims import interval
 
 Document = dict[str, Any]
+FAR = 10  # floors from real data: beyond it samples are hardly recognisable
 
 
 def verdict(document: Document) -> list[str]:
     """The sentences, most important first."""
-    return [said for part in (_quality, _steps, _speed, _coverage, _stability, _claims) if (said := part(document))]
+    parts = (_quality, _training, _steps, _speed, _coverage, _stability, _claims)
+    return [said for part in parts if (said := part(document))]
 
 
 def _named(document: Document, quantity: str) -> list[tuple[str, Document]]:
@@ -34,6 +36,17 @@ def _quality(document: Document) -> str:
     worst = f" The worst is {last} with {number(least['value'])}." if apart else ""
     floor = f", where real data has {number(best['floor'])}" if best["floor"] else ""
     return f"{title} has the best samples: fd {number(best['value'])}{floor}{beside}.{worst}"
+
+
+def _training(document: Document) -> str:
+    """A warning where even the best samples are far from real data: then the verdicts say little of the families."""
+    ratios = [fd["value"] / fd["floor"] for _, fd in _named(document, "fd") if fd["floor"]]
+    if not ratios or min(ratios) <= FAR:
+        return ""
+    return (
+        f"These models are barely trained: the best of them is {min(ratios):.0f} times as far from real data as other "
+        f"real data is. Confirmed and refuted hold for this budget alone; a larger --budget says more of the families."
+    )
 
 
 def _steps(document: Document) -> str:

@@ -1,0 +1,25 @@
+"""What the tables say in sentences."""
+
+import pytest
+from made_up import metric
+
+from genflow.tables.words import verdict
+
+
+def said(fd: float, floor: float = 0.5) -> str:
+    """The sentences of tables with one method."""
+    method = {"title": "GAN", "run": "gan", "quantities": {"fd": metric(fd, floor=floor)}}
+    return " ".join(verdict({"methods": {"gan": method}, "claims": [], "tolerance": 0.1}))
+
+
+@pytest.mark.parametrize(("fd", "warned"), [(20.0, True), (5.1, True), (4.9, False), (0.5, False)])
+def test_verdicts_on_barely_trained_models_are_called_so(fd: float, warned: bool) -> None:
+    """Where even the best is more than ten floors away; the ratio is named."""
+    assert ("barely trained" in said(fd)) == warned
+    if warned:
+        assert f"{fd / 0.5:.0f} times as far" in said(fd)
+
+
+def test_without_a_floor_nothing_is_said_of_it() -> None:
+    """Points of a plane may have none."""
+    assert "barely" not in said(100.0, floor=0.0)
