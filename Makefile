@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs results wheel clean
+.PHONY: setup quickstart test test-slow lint docs deploy trial results wheel clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed
 	$(BIN)/genflow families --into README.md
+
+# cluster.yaml and what lies in deploy/, from deploy/templates
+deploy: $(VENV)/.installed
+	$(BIN)/python deploy/render.py
 
 # every family, three seeds, on Fashion-MNIST: hours on two cores; broken off, it goes on
 results: $(VENV)/.installed

@@ -29,6 +29,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(jobs_app, name="jobs")
 endpoints_app = typer.Typer(help="What is being served.", no_args_is_help=True)
 app.add_typer(endpoints_app, name="endpoints")
+cluster_app = typer.Typer(help="A cluster's machines: bring them up and down, and look at them.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
 
 
 def _complete_family(incomplete: str) -> list[str]:
@@ -567,6 +569,53 @@ def endpoints_down(name: Annotated[str, typer.Argument(help="The endpoint's name
     from genflow import hosting
 
     hosting.take_down(name)
+
+
+ClusterFile = Annotated[str, typer.Argument(metavar="[FILE]", help="The cluster's file; cluster.yaml if left out.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@cluster_app.command("validate")
+def cluster_validate(file: ClusterFile = "", json: Json = False) -> None:
+    """Check a cluster's file, or a manifest of KubeRay's, without asking any machine."""
+    from genflow import clusters
+
+    clusters.validate(file, json=json)
+
+
+@cluster_app.command("up")
+def cluster_up(file: ClusterFile = "", yes: Yes = False) -> None:
+    """Bring a cluster up by Ray's launcher, with token authentication."""
+    from genflow import clusters
+
+    clusters.up(file, yes=yes)
+
+
+@cluster_app.command("status")
+def cluster_status(file: ClusterFile = "", address: Address = "", json: Json = False) -> None:
+    """Show a cluster's nodes, their resources, and the versions there."""
+    from genflow import clusters
+
+    clusters.status(file, address, json=json)
+
+
+@cluster_app.command("dashboard")
+def cluster_dashboard(
+    file: ClusterFile = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")] = 8265,
+) -> None:
+    """Open a tunnel to a cluster's dashboard, until Ctrl-C."""
+    from genflow import clusters
+
+    clusters.dashboard(file, port)
+
+
+@cluster_app.command("down")
+def cluster_down(file: ClusterFile = "", yes: Yes = False) -> None:
+    """Take a cluster down."""
+    from genflow import clusters
+
+    clusters.down(file, yes=yes)
 
 
 if __name__ == "__main__":

@@ -92,13 +92,15 @@ class Dashboard:
                 "nodes": str(len(nodes)), **have}  # fmt: skip
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are alive: `resources` each has in all, and whether an autoscaler made it (`launched`)."""
+        """The nodes that are alive: `id`, `name`, `address`, whether it is the `head`, the `resources` it has in all,
+        and the `group` that an autoscaler made it for (empty: nobody did)."""
         answer = self.ask("/api/v0/nodes?detail=1&limit=10000")
         return [
-            {"resources": node["resources_total"], "launched": "ray.io/node-group" in (node.get("labels") or {})}
+            {"id": node["node_id"], "name": node["node_name"], "address": node["node_ip"], "head": node["is_head_node"],
+             "resources": node["resources_total"], "group": (node.get("labels") or {}).get("ray.io/node-group", "")}
             for node in answer["data"]["result"]["result"]
             if node["state"] == "ALIVE"
-        ]
+        ]  # fmt: skip
 
     def ask(self, path: str, method: str = "GET", *, missing: str = "") -> Any:
         """One request; its JSON answer.

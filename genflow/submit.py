@@ -179,7 +179,7 @@ def _check(dashboard: Dashboard, document: Document, on_event: Show) -> None:
         on_event({"event": "warning", "message": f"{dashboard.address} asks nobody for a token: who reaches it owns it",
                   "hint": "start Ray with RAY_AUTH_MODE=token"})  # fmt: skip
     nodes = dashboard.nodes()
-    if not any(node["launched"] for node in nodes):  # else more may come, and the job on the head knows how many
+    if not any(node["group"] for node in nodes):  # else more may come, and the job on the head knows how many
         stages = document["pipeline"]["stages"].values() if "pipeline" in document else [document.get("recipe", {})]
         for section in (Cluster(**stage.get("cluster", {})) for stage in stages):
             capacity.require([n["resources"] for n in nodes], section.workers, section.cpus, section.gpus)

@@ -1,0 +1,183 @@
+"""What `genflow cluster` does: thin over Ray's own launcher, with a check before and an address after."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from genflow import cluster_file, env, terminal
+from genflow.code import home
+from genflow.dashboard import PORT, Dashboard
+from genflow.errors import ClusterError, SetupError, UsageError
+
+Document = dict[str, Any]
+
+TUNNEL_S = 60.0  # the longest that an ssh tunnel takes to stand
+
+
+def validate(reference: str, *, json: bool) -> None:
+    """`genflow cluster validate`.
+
+    Raises:
+        UsageError: something is wrong; each problem has been printed as a line.
+    """
+    path = _path(reference)
+    document = cluster_file.read(path)
+    found = cluster_file.problems(document, Path.cwd())
+    if json:
+        terminal.document({"schema": "genflow.cluster.validate/1", "file": str(path), "problems": found})
+    else:
+        print("\n".join(f"✘ {path}: {problem}" for problem in found) or f"✔ {path}: {_words(document)}")
+    if found:
+        raise UsageError(f"{path} has {len(found)} problem{'s' * (len(found) > 1)}", "mend the lines above")
+
+
+def up(reference: str, *, yes: bool) -> None:
+    """`genflow cluster up`: check the file, make the token, let Ray bring the machines up.
+
+    Raises:
+        UsageError: the file is wrong, or nobody said yes.
+        ClusterError: the launcher failed.
+    """
+    path, document = _launchable(reference)
+    if not os.environ.get("RAY_AUTH_TOKEN"):
+        env.ensure_token()
+    if found := cluster_file.problems(document, Path.cwd()):
+        raise UsageError(f"{path}: {found[0]}", f"genflow cluster validate {path}")
+    _ask(f"bring up {_words(document)}? [y/N] ", f"{path} would be brought up", yes)
+    _launch(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
+    terminal.next_commands(f"genflow cluster dashboard {path}", f"genflow doctor --cluster --address 127.0.0.1:{PORT}")
+
+
+def down(reference: str, *, yes: bool) -> None:
+    """`genflow cluster down`.
+
+    Raises:
+        UsageError: nobody said yes.
+        ClusterError: the launcher failed.
+    """
+    path, document = _launchable(reference)
+    what = "Ray on its machines is stopped" if cluster_file.is_local(document) else "its machines and their disks go"
+    _ask(f"{document['cluster_name']}: {what}. Sure? [y/N] ", what, yes)
+    _launch(document, "down", str(path), "-y")
+    print(f"down     {document['cluster_name']}")
+
+
+def status(reference: str, address: str, *, json: bool) -> None:
+    """`genflow cluster status`: nodes, resources and versions of a cluster by its address, or by its file."""
+    named = address or ("" if reference else os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
+    with contextlib.nullcontext(named) if named else _tunnel(*_launchable(reference), env.free_port()) as where:
+        dashboard = Dashboard.at(where)
+        facts, nodes = dashboard.check(), dashboard.nodes()
+    if json:
+        terminal.document({"schema": "genflow.cluster.status/1", **facts, "nodes": nodes})
+        return
+    print(f"cluster  Ray {facts['ray']} · Python {facts['python']} · authentication {facts['authentication']}")
+    rows = [(n["name"], n["address"], "head" if n["head"] else n["group"], *_resources(n["resources"])) for n in nodes]
+    print(terminal.table(("node", "address", "group", "CPU", "GPU", "memory"), rows, left=3))
+
+
+def dashboard(reference: str, port: int) -> None:
+    """`genflow cluster dashboard`: a tunnel to it, until Ctrl-C."""
+    path, document = _launchable(reference)
+    port = port or env.free_port()
+    if not env.is_free(port):
+        raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow cluster dashboard --port 0 takes a free one")
+    with _tunnel(path, document, port) as address:
+        print(f"dashboard  {address}   (Ctrl-C ends the tunnel)", flush=True)
+        print(f"           export RAY_API_SERVER_ADDRESS={address} for commands with --cluster", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+
+
+def _path(reference: str) -> Path:
+    """The file that is meant: FILE, or cluster.yaml here, or the one that genflow ships."""
+    if reference:
+        return Path(reference).expanduser()
+    here = Path("cluster.yaml")
+    return here if here.exists() else home() / here
+
+
+def _launchable(reference: str) -> tuple[Path, Document]:
+    path = _path(reference)
+    document = cluster_file.read(path)
+    if cluster_file.is_manifest(document):
+        raise UsageError(f"{path} is Kubernetes' own to bring up", f"kubectl apply -f {path}")
+    return path, document
+
+
+def _words(document: Document) -> str:
+    """A cluster's file in a few words."""
+    if cluster_file.is_manifest(document):
+        return f"{document['kind']} {document['metadata']['name']}"
+    provider = document["provider"]
+    if cluster_file.is_local(document):
+        workers = ", ".join(map(str, provider.get("worker_ips", [])))
+        return f"{document['cluster_name']} on {provider.get('head_ip')}, with workers {workers}"
+    kinds = [f"{name} up to {kind.get('max_workers', '?')}" for name, kind in document["available_node_types"].items()
+             if name != document["head_node_type"]]  # fmt: skip
+    where = provider.get("region", "?")
+    return f"{document['cluster_name']} on {provider['type']} in {where}, with workers {', '.join(kinds)}"
+
+
+def _resources(have: Document) -> tuple[str, str, str]:
+    return f"{have.get('CPU', 0):g}", f"{have.get('GPU', 0):g}", f"{have.get('memory', 0) / 2**30:.1f} GiB"
+
+
+def _ask(question: str, what: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(what, "say --yes")
+    if input(question).strip().lower() not in ("y", "yes"):
+        raise SystemExit(0)
+
+
+def _ray(document: Document) -> tuple[list[str], dict[str, str]]:
+    """Ray's launcher as a command, and its environment."""
+    variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    if cluster_file.is_local(document):  # Ray 2.60's second autoscaler never contacts the workers
+        variables.setdefault("RAY_UP_enable_autoscaler_v2", "0")
+    return [sys.executable, "-m", "ray.scripts.scripts"], variables
+
+
+def _launch(document: Document, *arguments: str) -> None:
+    command, variables = _ray(document)
+    code = subprocess.run([*command, *arguments], env=variables, stdout=sys.stderr.fileno(), check=False).returncode
+    if code:
+        raise ClusterError(f"`ray {arguments[0]}` ended with code {code}", "what it says stands above")
+
+
+@contextlib.contextmanager
+def _tunnel(path: Path, document: Document, port: int) -> Iterator[str]:
+    """An ssh tunnel from a port of this machine's loopback to the head's dashboard; its address.
+
+    Raises:
+        ClusterError: it does not come to stand.
+    """
+    command, variables = _ray(document)
+    process = subprocess.Popen(
+        [*command, "dashboard", str(path), "--port", str(port), "--no-config-cache"], env=variables, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        ends = time.monotonic() + TUNNEL_S
+        while env.is_free(port):
+            if process.poll() is not None or time.monotonic() > ends:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGTERM)
+                said = [line.strip() for line in process.communicate()[0].splitlines() if line.strip()]
+                why = said[-1] if said else f"no answer within {TUNNEL_S:g} s"
+                raise ClusterError(f"no tunnel to the head of {path}: {why}", f"genflow cluster up {path}")
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
