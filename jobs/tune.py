@@ -16,8 +16,9 @@ from genflow.checkpoint import Checkpoints
 from genflow.data.shards import Dataset
 from genflow.engine import Engine
 from genflow.errors import GenflowError
-from genflow.evaluation import measure, samples
+from genflow.evaluation import samples
 from genflow.evaluation.features import judge
+from genflow.evaluation.pictures import grid
 from genflow.recipe import parse
 from genflow.store import Artifact, Store, write_atomically
 from genflow.tuning import conclusion, findings, space
@@ -222,7 +223,7 @@ def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Em
     by = judge(store, data, search.recipe.evaluate.features, emit)
     count = min(search.recipe.tune.samples, len(by.floor)) if data.facts.is_points else 1
     drawn = samples.draw(engine, samples.seeds(seed, count), samples.labels(data, by.real, count), lambda k: None)
-    (folder / "grid.png").write_bytes(measure.grids(engine, data, by, drawn, seed)["grid.png"])
+    (folder / "grid.png").write_bytes(grid(engine, data, by, drawn.records, seed))
 
 
 def _thin(search: Search, store: Store, top: Document) -> None:

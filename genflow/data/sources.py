@@ -11,6 +11,7 @@ from genflow.data.folders import Folder, printable
 from genflow.data.idx import FASHION, IDX_FILE, Idx, idx_files
 from genflow.data.npz import Npz
 from genflow.data.records import Source
+from genflow.data.stacks import PREFIX, Stack
 from genflow.data.tables import SUFFIXES, Tables, table_files
 from genflow.errors import DataError, SetupError, UsageError
 from genflow.recipe import Data
@@ -33,6 +34,11 @@ def find(data: Data) -> Source:
         if data.size is not None or data.channels != "auto":
             raise UsageError(f"{text} is a density in the plane: it has no size and no channels")
         return Plane(text, data.samples, data.seed)
+    if text.startswith(PREFIX):
+        if data.channels == 1:
+            raise UsageError("a stack has three channels", "leave --channels out")
+        base = find(data.model_copy(update={"source": text.removeprefix(PREFIX)}))
+        return Stack(base, data.samples, data.val, data.seed)
     if text == "digits":
         return Digits()
     if text == "fashion":

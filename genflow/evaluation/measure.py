@@ -4,6 +4,8 @@
     likelihood  {value, low, high, unit, kind, method, stderr, nfe, n, bars}, or null; null beside guided samples
     straightness  {value, low, high, n} of a family that walks an ODE: 0 for straight ways; else null
     memorization  nearest, copies: metrics of the distance to training pictures; null for points
+    modes       of a density in the plane, or of stacks, that were found; else null
+    classes     the share of each class among samples, as the judge sees it, beside real data's; null without classes
     sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, ms_alone,
                 own}], with each number of evaluations once: by the best of the samplers that were tried (see `sweep`)
     speed       ms_batch_1, ms_batch_64, images_per_second, memory_mb while drawing, and how busy the machine was
@@ -24,17 +26,18 @@ import numpy as np
 import torch
 
 from genflow import __version__, build, code, env
-from genflow.data import preview
 from genflow.data.shards import FACTS, Dataset
 from genflow.engine import Engine
-from genflow.evaluation import bits, samples, sweep
-from genflow.evaluation.features import Emit, Judge, address, judge
+from genflow.evaluation import bits, samples, stacked, sweep
+from genflow.evaluation.features import Embed, Emit, Judge, address, judge
 from genflow.evaluation.interval import Z, proportion
-from genflow.evaluation.memorization import memorization, standouts
-from genflow.evaluation.memory import peak
+from genflow.evaluation.memorization import WATCHED, memorization
 from genflow.evaluation.modes import modes
+from genflow.evaluation.pictures import pictures
 from genflow.evaluation.quality import Ruler
 from genflow.evaluation.relearn import classification
+from genflow.evaluation.samples import Carry, Reduced, Share, reduced
+from genflow.evaluation.shown import shown
 from genflow.facts import Facts
 from genflow.journal import Journal, journal_path
 from genflow.recipe import Evaluate, digest
@@ -42,11 +45,11 @@ from genflow.store import Artifact, Store
 
 SCHEMA = "genflow.evaluate/1"
 FEW_ROWS = 100  # of the reference, below which somebody should be told
-GRID_COLUMNS, GRID_CLASSES = 8, 10
 TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # of a run's manifest
+_tools: dict[tuple[str, ...], tuple[Engine, Embed]] = {}  # of the evaluation that this worker draws shares of
 Tell = Callable[[int, str], None]
-PARTS = ("bits", "coverage", "frechet", "interval", "kernel", "measure", "memorization", "modes", "quality", "relearn",
-         "samples", "sweep")
+PARTS = ("bits", "coverage", "frechet", "interval", "kernel", "measure", "memorization", "modes", "pictures", "quality",
+         "relearn", "samples", "shown", "stacked", "sweep")
 ROOMS = ("genflow/engine.py", *(f"genflow/evaluation/{name}.py" for name in PARTS))
 
 
@@ -73,7 +76,7 @@ def find(
 
 def evaluate(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit,
-    sample: dict[str, Any] | None = None,
+    sample: dict[str, Any] | None = None, carry: Carry | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a run, or find it measured.
 
@@ -84,6 +87,7 @@ def evaluate(
         options: the recipe's `evaluate` section.
         emit: told of progress.
         sample: options of the family's sampling that override the run's own.
+        carry: draws shares elsewhere (see `samples.reduced`); it changes no figure but times.
 
     Returns:
         A `genflow.evaluate/1` document.
@@ -96,11 +100,11 @@ def evaluate(
     with store.lock("evaluations", id):
         if found := find(store, run, dataset, options, sample):
             return found
-        document, pictures = _measure(store, run, dataset, options, emit, sample or {})
+        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, carry)
         document = {"schema": SCHEMA, "evaluation": id, **document}
         with store.stage("evaluations", id, name=run.name) as staged:
             (staged.path / "metrics.json").write_text(json.dumps(document, indent=1))
-            for name, png in pictures.items():
+            for name, png in drawn.items():
                 (staged.path / name).write_bytes(png)
             headline = {name: metric["value"] for name, metric in document["metrics"].items()}
             meta = {"run": run.id, "dataset": dataset.id, "features": document["features"]["name"], "metrics": headline}
@@ -109,14 +113,34 @@ def evaluate(
     return {**document, "path": str(artifact.path), "cached": False}
 
 
-def _measure(
-    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The document without its name, and the grids as PNG by file name."""
-    started = time.monotonic()
-    data = Dataset.open(dataset)
+def engine_of(run: Artifact, sample: dict[str, Any]) -> Engine:
+    """A run's engine, with options of its sampling that override its own."""
     engine = Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
     engine.options = build.sample_options(engine.family, {**engine.options, **sample})
+    return engine
+
+
+def carried(
+    store: Store, run: Artifact, dataset: Artifact, features: str, sample: dict[str, Any], share: Share
+) -> Reduced:
+    """On a worker: a share of an evaluation's samples. The judge is there already."""
+    key = (str(store.root), run.id, dataset.id, features, json.dumps(sample, sort_keys=True))
+    if key not in _tools:
+        _tools.clear()
+        embed = judge(store, Dataset.open(dataset), features, lambda event, **fields: None).embed
+        _tools[key] = engine_of(run, sample), embed
+    engine, embed = _tools[key]
+    return samples.reduce(engine, embed, share, lambda count: None)
+
+
+def _measure(
+    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any],
+    carry: Carry | None,
+) -> tuple[dict[str, Any], dict[str, bytes]]:  # fmt: skip
+    """The document without its name, and what the run draws as PNG by file name."""
+    started = time.monotonic()
+    data = Dataset.open(dataset)
+    engine = engine_of(run, sample)
     ruler = Ruler(judge(store, data, options.features, emit), options)
     by = ruler.judge
     n = min(options.samples, len(by.floor))
@@ -132,12 +156,13 @@ def _measure(
     total = n + few * len(ways) + min(likely, len(by.real.reference))
     tell = _progress(emit, run.id, total)
 
-    with peak(engine.device) as memory:
-        drawn = samples.draw(
-            engine, samples.seeds(options.seed, n), samples.labels(data, by.real, n),
-            lambda k: tell(k, "drawing samples"),
-        )  # fmt: skip
-    features, classes = by.embed(drawn.records)
+    # what looks at pictures looks at the first ones; only a classifier learns from all of them
+    keep = n if data.facts.is_points or options.classification or stacked.is_stack(data) else WATCHED
+    drawn = reduced(
+        engine, by.embed, samples.seeds(options.seed, n), samples.labels(data, by.real, n), keep,
+        lambda k: tell(k, "drawing samples"), carry,
+    )  # fmt: skip
+    features, classes = drawn.features, drawn.classes
     metrics = ruler.quality(features, drawn.labels)
     if classes is not None:
         metrics["agreement"] = proportion(classes == drawn.labels).metric(n, by.name, by.about["accuracy"])
@@ -163,12 +188,13 @@ def _measure(
         "likelihood": log_p,
         "straightness": _straightness(engine, drawn, options.seed),
         "memorization": memorization(drawn.records, data, by.real),
-        "modes": modes(drawn.records.reshape(n, -1), dataset) if data.facts.is_points else None,
+        "modes": _modes(store, data, by, drawn.records, emit),
+        "classes": _classes(data, by, classes),
         "speed": {
             "ms_batch_1": alone,
             "ms_batch_64": drawn.ms,
             "images_per_second": 1000 / drawn.ms,
-            "memory_mb": memory.mb,
+            "memory_mb": drawn.memory_mb,
             "device": engine.device,
             "threads": torch.get_num_threads(),
             "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -176,7 +202,22 @@ def _measure(
         "sweep": sweep.curve(points),
         "seconds": round(time.monotonic() - started, 1),
     }
-    return document, grids(engine, data, by, drawn, options.seed)
+    return document, pictures(engine, data, by, drawn.records, options.seed)
+
+
+def _modes(store: Store, data: Dataset, by: Judge, records: np.ndarray, emit: Emit) -> dict[str, Any] | None:
+    """What is known of the modes of the data, if it has any."""
+    if data.facts.is_points:
+        return modes(records.reshape(len(records), -1), data.artifact)
+    return stacked.measure(store, data, by.real, records, emit) if stacked.is_stack(data) else None
+
+
+def _classes(data: Dataset, by: Judge, classes: np.ndarray | None) -> dict[str, Any] | None:
+    """Which classes samples show, beside the floor's rows: these have the labels that samples are asked for."""
+    if classes is None or data.facts.classes < 2:
+        return None
+    real = by.embed(data.splits["train"].take(by.real.floor[: len(classes)]))[1]
+    return None if real is None else shown(classes, real, data.facts.class_names)
 
 
 def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
@@ -199,34 +240,7 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
     }
 
 
-def grids(engine: Engine, data: Dataset, ruler: Judge, drawn: samples.Sample, seed: int) -> dict[str, bytes]:
-    """grid.png, of seeds that every run shares, and real.png, laid out alike: a class a line, if there are any; and
-    nearest.png, the samples that stand out most as near to one training picture, above those pictures."""
-    facts, split = data.facts, data.splits[ruler.real.split]
-    if facts.is_points:
-        truth = split.take(ruler.real.reference)
-        limit = 1.1 * float(np.abs(truth).max())
-        shown = {"grid.png": drawn.records, "real.png": truth[: len(drawn.records)]}
-        return {name: preview.render(records, facts, limit=limit) for name, records in shown.items()}
-    lines = min(facts.classes, GRID_CLASSES) or GRID_COLUMNS
-    count = lines * GRID_COLUMNS
-    labels = np.arange(count) // GRID_COLUMNS if facts.classes else np.zeros(count, np.int64)
-    images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist()).images
-    rows = ruler.real.reference
-    chosen = rows[np.resize(np.arange(len(rows)), count)]
-    if facts.classes:
-        of_class = [rows[split.labels[rows] == label] for label in range(lines)]
-        chosen = np.concatenate([np.resize(own if len(own) else rows, GRID_COLUMNS) for own in of_class])
-    alike = standouts(drawn.records, data, GRID_COLUMNS)
-    beside = alike.reshape(-1, 2, *alike.shape[1:]).swapaxes(0, 1).reshape(alike.shape)  # a line of either
-    return {
-        "grid.png": preview.render(images, facts, GRID_COLUMNS),
-        "real.png": preview.render(split.take(chosen), facts, GRID_COLUMNS),
-        "nearest.png": preview.render(beside, facts, len(alike) // 2),
-    }
-
-
-def _straightness(engine: Engine, drawn: samples.Sample, seed: int) -> dict[str, Any] | None:
+def _straightness(engine: Engine, drawn: samples.Reduced, seed: int) -> dict[str, Any] | None:
     """How far the ways from fresh noise to data bend: the mean over samples, with its 95 % interval."""
     found = samples.straightness(engine, drawn.labels, seed)
     if found is None:

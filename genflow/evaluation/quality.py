@@ -66,12 +66,18 @@ class Ruler:
         }
 
     def _real(self, labels: np.ndarray) -> list[np.ndarray]:
-        """Up to three sets of real training rows, no row twice, each with as many of every label as `labels` has."""
+        """Up to three sets of real training rows, no row twice, each with as many of every label as `labels` has.
+
+        Where a label is asked for more often than there are such rows, rows of other labels stand in for it: one set.
+        """
         asked, counts = np.unique(labels, return_counts=True)
         rows = [np.flatnonzero(self.judge.labels == label) for label in asked]
         sets = min([FLOOR_DRAWS, *(len(own) // count for own, count in zip(rows, counts, strict=True))])
         chosen = [
             np.concatenate([own[i * count : (i + 1) * count] for own, count in zip(rows, counts, strict=True)])
-            for i in range(sets)
+            for i in range(max(1, sets))
         ]
+        if not sets:
+            others = np.setdiff1d(np.arange(len(self.judge.labels)), chosen[0])
+            chosen = [np.concatenate([chosen[0], others[: len(labels) - len(chosen[0])]])]
         return [self.judge.floor[np.sort(own)] for own in chosen]

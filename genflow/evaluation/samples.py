@@ -1,7 +1,12 @@
-"""Drawing samples to be measured: the same noise and the same labels for every run, in timed batches."""
+"""Drawing samples to be measured: the same noise and the same labels for every run, in timed batches.
+
+Many samples are drawn in shares of 512, here or on workers, and a share is reduced where it is drawn: to features and
+classes, which is all that most metrics ask for. What a share comes to is a function of its seeds and labels alone, so
+no figure depends on how many workers there were; and few pictures are kept, so memory does not grow with their size.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -11,11 +16,13 @@ import torch
 
 from genflow.data.shards import Dataset
 from genflow.engine import Engine
-from genflow.evaluation.features import Emit, Real
+from genflow.evaluation.features import Embed, Emit, Real
+from genflow.evaluation.memory import peak
 from genflow.maths.seeds import SampleRng, key
 
 WAYS = 128  # whose straightness is measured
 BATCH = 64
+SHARE = 8 * BATCH  # samples that are drawn and reduced as one
 REPEATS, PATIENCE_S = 8, 10.0  # single samples that are timed, and seconds after which it is enough
 
 
@@ -34,6 +41,48 @@ class Sample:
     labels: np.ndarray
     nfe: int
     ms: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """Samples that are drawn and reduced as one.
+
+    Args:
+        seeds: (N,).
+        labels: (N,) class numbers; `classes` for none.
+        keep: how many of the records to keep, the first ones.
+    """
+
+    seeds: Sequence[int]
+    labels: np.ndarray
+    keep: int
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Samples of which most are kept as features only.
+
+    Args:
+        records: of the first K, as `Sample` has them.
+        features: (N, D).
+        classes: (N,) what the judge's classifier sees; None if it cannot tell.
+        labels: (N,).
+        nfe: network evaluations each.
+        ms: median milliseconds a sample of those that were drawn here, in batches of 64.
+        memory_mb: the peak while drawing here.
+    """
+
+    records: np.ndarray
+    features: np.ndarray
+    classes: np.ndarray | None
+    labels: np.ndarray
+    nfe: int
+    ms: float
+    memory_mb: float
+
+
+Carry = Callable[[Sequence[Share]], Iterable[Reduced]]
+"""Draws shares elsewhere and gives them back in their order."""
 
 
 def seeds(seed: int, count: int, purpose: str = "evaluate") -> list[int]:
@@ -69,6 +118,54 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, *
         tell(len(chosen))
     whole = [ms for ms, part in zip(took, records, strict=True) if len(part) == BATCH] or took
     return Sample(np.concatenate(records), labels, nfe, median(whole[1:] or whole))  # the first one warms up
+
+
+def reduced(
+    engine: Engine, embed: Embed, seeds: Sequence[int], labels: np.ndarray, keep: int, tell: Emit,
+    carry: Carry | None = None,
+) -> Reduced:  # fmt: skip
+    """Draw one sample for each seed and keep its features; the first share always here, where it is timed.
+
+    Args:
+        engine: the run's.
+        embed: the judge's.
+        seeds: (N,).
+        labels: (N,).
+        keep: how many records to keep, the first ones.
+        tell: called with the number of samples that were drawn.
+        carry: draws the other shares; None: here, one after the other.
+    """
+    shares = [
+        Share(seeds[start : start + SHARE], labels[start : start + SHARE], max(0, keep - start))
+        for start in range(0, len(seeds), SHARE)
+    ]
+    parts = [reduce(engine, embed, shares[0], tell)]
+    if carry is None:
+        parts += [reduce(engine, embed, share, tell) for share in shares[1:]]
+        here = parts
+    else:
+        here = parts[:1]
+        for part in carry(shares[1:]) if shares[1:] else ():
+            parts.append(part)
+            tell(len(part.labels))
+    seen = [part.classes for part in parts if part.classes is not None]
+    return Reduced(
+        np.concatenate([part.records for part in parts]),
+        np.concatenate([part.features for part in parts]),
+        np.concatenate(seen) if seen else None,
+        labels,
+        parts[0].nfe,
+        median(part.ms for part in here if len(part.labels) == SHARE or len(here) == 1),
+        max(part.memory_mb for part in here),
+    )
+
+
+def reduce(engine: Engine, embed: Embed, share: Share, tell: Emit) -> Reduced:
+    """Draw a share, and keep what is asked of it."""
+    with peak(engine.device) as memory:
+        drawn = draw(engine, share.seeds, share.labels, tell)
+    features, classes = embed(drawn.records)
+    return Reduced(drawn.records[: share.keep], features, classes, share.labels, drawn.nfe, drawn.ms, memory.mb)
 
 
 def straightness(engine: Engine, labels: np.ndarray, seed: int) -> np.ndarray | None:

@@ -44,7 +44,7 @@ def ways(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
 
 
 def measure(
-    engine: Engine, ruler: Ruler, drawn: samples.Sample, few: int, ways: Sequence[dict[str, Any]], seed: int,
+    engine: Engine, ruler: Ruler, drawn: samples.Reduced, few: int, ways: Sequence[dict[str, Any]], seed: int,
     tell: Callable[[int, str], None], emit: Emit,
 ) -> list[Point]:  # fmt: skip
     """The first `few` samples again, each way; what the sampler refuses is left out."""

@@ -135,7 +135,7 @@ def _variety(ranked: list[Row]) -> str:
             if (metric := row["metrics"][name])["high"] < LOW_VARIETY * metric["floor"]
         ]
         found = row.get("modes")
-        if found and found["captured"] < found["of"]:
+        if found and found.get("interval", [0, found["captured"]])[1] < found.get("ceiling", found["of"]):
             missing.append(f"{found['captured']} of {found['of']} modes")
         if missing:
             parts.append(f"{row['name']} ({_list(missing)})")

@@ -12,12 +12,13 @@ WIDTH = 24  # characters of a column of the text
 MARKS = {"confirmed": "✓", "refuted": "✗", "undecided": "?", "not measured": "–"}
 
 
-def cells(method: dict[str, Any], tolerance: float) -> Cells:
+def cells(method: dict[str, Any], tolerance: float, target: float = 0.0) -> Cells:
     """Every column's cell of a method.
 
     Args:
         method: {title, objective, mathematics, quantities, samples}.
         tolerance: of the steps needed.
+        target: of the time to a quality, in floors.
     """
     found = method["quantities"]
     makers: dict[str, Callable[[], list[str]]] = {
@@ -27,7 +28,7 @@ def cells(method: dict[str, Any], tolerance: float) -> Cells:
         "mathematics": lambda: [method["mathematics"]],
         "likelihood": lambda: _likelihood(found),
         "coverage": lambda: _coverage(found),
-        "speed": lambda: _speed(found),
+        "speed": lambda: _speed(found, target),
         "stability": lambda: _stability(found),
     }
     return {column: make() or ["not measured"] for column, make in makers.items()}
@@ -125,10 +126,16 @@ def _coverage(found: dict[str, Quantity]) -> list[str]:
             lines.append(f"{percent(found[f'{trial}_share']['value'])} of points in one")
             kl = found[f"{trial}_kl"]
             lines.append(f"KL {_positive(kl)}, real {number(kl['floor'])}")
+    if "stacked_captured" in found:
+        captured, kl = found["stacked_captured"], found["stacked_kl"]
+        lines.append(f"{spoken(captured, count)} of {captured['of']:,} modes of stacked digits")
+        lines.append(f"real {count(found['stacked_ceiling']['value'])}; KL {_positive(kl)}, real {number(kl['floor'])}")
+    if "rarest" in found:
+        lines.append(f"rarest class {found['rarest']['class']}: {spoken(found['rarest'], number)} of its real share")
     return lines
 
 
-def _speed(found: dict[str, Quantity]) -> list[str]:
+def _speed(found: dict[str, Quantity], target: float) -> list[str]:
     if "ms" not in found:
         return []
     evaluations = count(found["nfe"]["value"])
@@ -142,6 +149,13 @@ def _speed(found: dict[str, Quantity]) -> list[str]:
         lines.insert(2, f"{number(found['ms_needed']['value'])} ms with the steps needed")
     if "train_rate" in found:
         lines.append(f"trains on {number(found['train_rate']['value'])} pictures a CPU s")
+    if "seconds_to" in found:
+        seconds = found["seconds_to"]
+        within = f"within {count(target)} × floor"
+        if seconds["value"] is None:
+            lines.append(f"not {within} after {number(seconds['tried'])} CPU s of training")
+        else:
+            lines.append(f"{within} after {spoken(seconds)} CPU s of training")
     if "memory_mb" in found:
         lines.append(f"peak {number(found['memory_mb']['value'])} MB")
     return lines

@@ -56,6 +56,7 @@ def build(store: Store, study: Document, found: Found, failed: dict[str, Documen
         "seeds": study["seeds"],
         "budget_cpu_minutes": study["budget"],
         "tolerance": study["tolerance"],
+        "target": study.get("target"),
         "samples": first["samples"],
         "features": first["features"],
         "reference": first["reference"],
@@ -91,7 +92,7 @@ def _method(name: str, study: Document, found: Found, measured: dict[str, Any]) 
         "quantities": measured,
         "curve": curve(list(found.get(name, {}).values())),
     }
-    return {**method, "cells": cells.cells(method, study["tolerance"])}
+    return {**method, "cells": cells.cells(method, study["tolerance"], study.get("target", 0.0))}
 
 
 def _table(name: str, study: Document, methods: dict[str, Document]) -> Document:

@@ -11,6 +11,7 @@ from genflow.study import Study
 from genflow.tables.claims import Claim
 
 Document = dict[str, Any]
+TARGET = 10.0
 FILE = "pipelines/tables.yaml"
 TABLES = {
     "steps": ("One model of noise and data, four ways", ("objective", "steps", "quality", "mathematics")),
@@ -29,10 +30,12 @@ class Plan(Study):
 
     Args:
         tolerance: how much worse than its best a method may be where its steps are enough, as a share.
+        target: fd over its floor, of the quality that the time to it is told of.
         claims: what textbooks say.
     """
 
     tolerance: float = TOLERANCE
+    target: float = TARGET
     claims: list[Document] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -67,7 +70,7 @@ class Plan(Study):
 
     def document(self) -> Document:
         """What the last stage is told: all that decides the tables, besides the evaluations."""
-        keys = ("seeds", "budget", "tolerance", "runs", "rows", "trials", "claims")
+        keys = ("seeds", "budget", "tolerance", "target", "runs", "rows", "trials", "claims")
         return {key: getattr(self, key) for key in keys}
 
     def stages(self, name: str) -> Document:

@@ -13,8 +13,11 @@ samples), the seeds' own values, and real data's value where there is one. `high
     diverged        share of trainings that failed by themselves, of seeds and learning rates (Wilson's interval)
     worst           the largest fd of a seed
     lr_sensitivity  the worse fd at a third and at three times the learning rate, over fd at it, of the same seed
+    seconds_to      CPU seconds of the shortest training that was tried whose fd is within `target` floors
+    rarest          the share of the class that samples neglect most, over real data's
     straightness, likelihood
     grid_captured, grid_share, grid_kl, uneven_...    modes found, share of points in one, KL to the true weights
+    stacked_captured, stacked_kl, stacked_ceiling     the same of stacks, and modes that as many real stacks show
 """
 
 import math
@@ -30,7 +33,7 @@ from genflow.evaluation.interval import over_trainings, proportion
 Document = dict[str, Any]
 Found = dict[str, dict[int, Document]]  # `genflow.evaluate/1` rows by row and seed
 Quantity = dict[str, Any]
-LR_TRIALS, MODE_TRIALS = ("slow", "fast"), ("grid", "uneven")
+LR_TRIALS, MODE_TRIALS, TIME_TRIALS = ("slow", "fast"), ("grid", "uneven", "stacked"), ("quarter", "half")
 
 
 def quantities(study: Document, found: Found, failed: dict[str, Document]) -> dict[str, dict[str, Quantity]]:
@@ -72,13 +75,30 @@ def _of(name: str, run: str, study: Document, found: Found, failed: dict[str, Do
     }
     if sensitive := lr_sensitivity(run, study, found, failed, found.get(_first(run, study), {})):
         told["lr_sensitivity"] = sensitive
+    told["seconds_to"] = seconds_to(run, study, found)
+    classes = [row["classes"]["rarest"] for row in own if row.get("classes")]
+    if classes:
+        told["rarest"] = {**over(classes), "class": min(classes, key=lambda rarest: rarest["value"])["class"]}
     for trial in MODE_TRIALS:
-        points = [row["modes"] for row in found.get(f"{run}-{trial}", {}).values() if row.get("modes")]
-        if points:
-            told[f"{trial}_captured"] = {**plain(m["captured"] for m in points), "of": points[0]["of"]}
-            told[f"{trial}_share"] = over(m["high_quality"] for m in points)
-            told[f"{trial}_kl"] = over(m["kl"] for m in points)
+        told |= _modes(trial, [row["modes"] for row in found.get(f"{run}-{trial}", {}).values() if row.get("modes")])
     return {key: quantity for key, quantity in told.items() if quantity}
+
+
+def _modes(trial: str, seen: list[Document]) -> dict[str, Quantity]:
+    """What is known of a trial's modes, over seeds."""
+    if not seen:
+        return {}
+    found = [{"value": m["captured"], "low": low, "high": high} for m in seen for low, high in [_reach(m)]]
+    told = {f"{trial}_captured": {**over(found), "of": seen[0]["of"]}, f"{trial}_kl": over(m["kl"] for m in seen)}
+    told[f"{trial}_share"] = over(m.get("high_quality") for m in seen)
+    told[f"{trial}_ceiling"] = plain(m.get("ceiling") for m in seen)
+    return told
+
+
+def _reach(modes: Document) -> list[float]:
+    """The interval of the number of modes, where sampling leaves one."""
+    found: list[float] = modes.get("interval") or [modes["captured"]] * 2
+    return found
 
 
 def over(metrics: Iterable[Quantity | None]) -> Quantity:
@@ -169,6 +189,32 @@ def lr_sensitivity(
     value, reach = max(ratios.values())
     each = [ratios[trial][0] for trial in LR_TRIALS if trial in ratios]
     return {"value": value, "low": max(0.0, value - reach), "high": value + reach, "each": each, "floor": None}
+
+
+def seconds_to(run: str, study: Document, found: Found) -> Quantity:
+    """CPU seconds of the shortest training of a run, of those that were tried, whose fd is within `target` floors.
+
+    Each is a training of its own with a schedule of its own, of the first seed. `low` is the longest that is clearly
+    too short, `high` the shortest that is clearly enough (None: none is); `value` is None if none reaches it. A
+    training that diverged reaches nothing.
+    """
+    seed, target = study["seeds"][0], study.get("target")
+    rows = [found.get(name, {}).get(seed) for name in (_first(run, study), *(f"{run}-{t}" for t in TIME_TRIALS))]
+    have = [(row["training"].get("cpu_seconds"), row["metrics"]["fd"]) for row in rows if row]
+    tried = sorted(((seconds, fd) for seconds, fd in have if seconds), key=lambda pair: pair[0])
+    if not tried or not target or len(tried) < 2 or not all(fd["floor"] for _, fd in tried):
+        return {}
+    enough = [seconds for seconds, fd in tried if fd["value"] <= target * fd["floor"]]
+    surely = [seconds for seconds, fd in tried if fd["high"] <= target * fd["floor"]]
+    short = [seconds for seconds, fd in tried if fd["low"] > target * fd["floor"]]
+    return {
+        "value": min(enough, default=None),
+        "low": max(short, default=0.0),
+        "high": min(surely, default=None),
+        "each": [seconds for seconds, _ in tried],
+        "floor": None,
+        "tried": tried[-1][0],
+    }
 
 
 def likelihood(found: list[Document | None], has: str | None = None) -> Quantity:

@@ -46,3 +46,13 @@ def test_a_collapsed_model_is_far_from_the_floor(ruler):
     assert found["fd"]["value"] > 20 * found["fd"]["floor"]
     assert found["coverage"]["high"] < 0.3 < found["coverage"]["floor"]
     assert found["recall"]["value"] < 0.3
+
+
+def test_a_label_asked_for_too_often_leaves_a_floor(ruler):
+    """More of one label than there are real rows of it: others stand in, and the floor is a number at the same N."""
+    rows = np.flatnonzero(ruler.judge.labels == 3)
+    labels = np.full(len(rows) + 40, 3)
+    (real,) = ruler._real(labels)
+    assert len(real) == len(labels)
+    assert len(np.unique(real, axis=0)) == len(real)
+    assert np.isfinite(ruler.distance(np.resize(ruler.judge.floor[rows], (len(labels), 2)), labels)["floor"])

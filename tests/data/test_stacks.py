@@ -1,0 +1,60 @@
+"""Stacks: what a channel holds is what the id says."""
+
+import numpy as np
+import pytest
+
+from genflow.data.digits import Digits
+from genflow.data.records import Form
+from genflow.data.sources import find
+from genflow.data.stacks import modes
+from genflow.errors import DataError, UsageError
+from genflow.recipe import Data
+
+
+@pytest.fixture
+def stacks(prepared):
+    """300 stacks of digits, a third of them held out."""
+    return prepared("stack:digits", samples=300, val=0.33)
+
+
+def by_bytes():
+    """Every digit's label and number by its bytes."""
+    images, labels = Digits()._data
+    return {image.tobytes(): (int(label), n) for n, (image, label) in enumerate(zip(images, labels, strict=True))}
+
+
+def test_every_channel_is_the_picture_that_the_id_says(stacks):
+    """Three digits in three channels, and the id has their labels; nobody else is told."""
+    known, split = by_bytes(), stacks.splits["train"]
+    assert (stacks.facts.shape, stacks.facts.levels, stacks.facts.classes) == ((3, 8, 8), 17, 0)
+    for stack, labels in zip(split.pixels, modes(split.ids), strict=True):
+        assert [known[stack[:, :, c].tobytes()][0] for c in range(3)] == labels.tolist()
+
+
+def test_held_out_stacks_are_made_of_held_out_pictures(stacks):
+    """No picture of the one split is in a stack of the other."""
+    known = by_bytes()
+    seen = {
+        name: {known[stack[:, :, c].tobytes()][1] for stack in split.pixels for c in range(3)}
+        for name, split in stacks.splits.items()
+    }
+    assert len(seen["train"]) > 300
+    assert not seen["train"] & seen["val"]
+
+
+def test_a_stack_does_not_depend_on_the_part_it_is_read_in():
+    """The same stack alone and among others, of its own block and the next."""
+    source, form = find(Data(source="stack:digits", samples=3000, val=0.1)), Form(8, 3, 17)
+    among = list(source.part("train", np.arange(1020, 1030)).records(form))[5]
+    (alone,) = source.part("train", np.array([1025])).records(form)
+    assert among.id == alone.id
+    assert np.array_equal(among.value, alone.value)
+
+
+def test_what_has_no_labels_or_no_pictures_is_refused(tmp_path):
+    """In one line."""
+    with pytest.raises(UsageError, match="points of the plane"):
+        find(Data(source="stack:ring8"))
+    np.savez(tmp_path / "plain.npz", images=np.random.default_rng(0).integers(0, 255, (20, 8, 8), np.uint8))
+    with pytest.raises(DataError, match="no labels"):
+        find(Data(source=f"stack:{tmp_path / 'plain.npz'}")).class_names()
