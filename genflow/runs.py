@@ -4,6 +4,8 @@ The same recipe on the same data by the same code is the same run: asked for aga
 it goes on. The number of workers, and how often it reports, are not part of it: they change no result.
 """
 
+import contextlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from genflow import build, code, families
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Dataset, Split
 from genflow.engine import Engine
-from genflow.errors import UsageError
+from genflow.errors import GenflowError, UsageError
 from genflow.facts import Facts
 from genflow.families.base import Family
 from genflow.maths.seeds import key
@@ -25,6 +27,7 @@ ROOMS = (
     "genflow/batch.py", "genflow/facts.py", "genflow/build.py", "genflow/training.py", "genflow/maths",
     "genflow/data/stream.py", "genflow/families/base.py", "genflow/families/gaussian.py", "genflow/nets/layers.py",
 )  # fmt: skip
+DIVERGED = "diverged.json"  # of a run that ended because something went wrong in it
 NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "threads"}
 
 
@@ -140,3 +143,17 @@ def begin(store: Store, run: RunPlan) -> None:
     with clear_disk_errors(folder):
         write_atomically(folder / "recipe.yaml", dump(run.recipe))
         write_atomically(folder / "facts.json", run.dataset.file("facts.json").read_bytes())
+
+
+def keep_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
+    """Remember that a run diverged: a study counts it, and does not train it again."""
+    told = {"message": error.message, "hint": error.hint, "code": error.code, "kind": type(error).__name__}
+    write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(told))
+
+
+def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
+    """{message, hint, code, kind} of a run that diverged and was not finished since."""
+    with contextlib.suppress(OSError, ValueError):
+        told: dict[str, Any] = json.loads((store.folder("runs", run.id) / DIVERGED).read_text())
+        return None if store.get("runs", run.id) else told
+    return None

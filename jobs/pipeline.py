@@ -23,42 +23,59 @@ def main(document: Document, emit: Emit) -> Document:
     described = document["pipeline"]
     pipeline = load(described, str(described.get("name", "pipeline")), document.get("overrides"))
     made: dict[str, Document] = {}
-    for stage in pipeline.stages:  # what is there already needs no Ray
-        if set(stage.needs) <= made.keys() and (found := _find(stage, made)):
-            made[stage.name] = found
-            emit("stage", name=stage.name, job=stage.job, status="cached", document=found)
+    failed: dict[str, Document] = {}  # by stage: which stage failed first, and how
+    _look(pipeline, made, failed, emit)
     cached = len(made) == len(pipeline.stages)
-    if not cached:
+    if len(made) + len(failed) < len(pipeline.stages):
         from jobs.cluster import ray_cluster
 
         with ray_cluster():
-            _run(pipeline, made, emit)
+            _run(pipeline, made, failed, emit)
+    _complain(pipeline, made, failed)
     stages = [
         {"stage": stage.name, "job": stage.job, **made[stage.name]} for stage in pipeline.stages if stage.name in made
     ]
     return {"schema": "genflow.run/1", "pipeline": pipeline.name, "cached": cached, "stages": stages}
 
 
-def _find(stage: Stage, made: dict[str, Document]) -> Document | None:
-    with contextlib.suppress(GenflowError):
-        return importlib.import_module(f"jobs.{stage.job}").find(stage.document(made))
-    return None
+def _look(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document], emit: Emit) -> None:
+    """What is there already needs no Ray; and where failures are measurements, a run that diverged stays so."""
+    measured = {need for stage in pipeline.stages if stage.takes_failures for need in stage.needs}
+    for stage in pipeline.stages:
+        if _waits_in_vain(stage, failed):
+            _skip(stage, failed, emit)
+        elif set(stage.needs) <= (made.keys() | failed.keys()):
+            job = importlib.import_module(f"jobs.{stage.job}")
+            with contextlib.suppress(GenflowError):
+                if found := job.find(stage.document(made, failed)):
+                    made[stage.name] = found
+                    emit("stage", name=stage.name, job=stage.job, status="cached", document=found)
+                elif stage.job == "train" and stage.name in measured and (told := job.ended(stage.document(made))):
+                    failed[stage.name] = {"stage": stage.name, **told}
+                    emit("stage", name=stage.name, job=stage.job, status="failed", **told)
 
 
-def _run(pipeline: Pipeline, made: dict[str, Document], emit: Emit) -> None:
+def _waits_in_vain(stage: Stage, failed: dict[str, Document]) -> bool:
+    return bool(failed.keys() & set(stage.needs)) and not stage.takes_failures
+
+
+def _skip(stage: Stage, failed: dict[str, Document], emit: Emit) -> None:
+    failed[stage.name] = failed[next(need for need in stage.needs if need in failed)]
+    emit("stage", name=stage.name, job=stage.job, status="skipped")
+
+
+def _run(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document], emit: Emit) -> None:
     """Run every stage that is not made, as soon as what it needs is."""
     import ray
 
-    waiting = [stage for stage in pipeline.stages if stage.name not in made]
+    waiting = [stage for stage in pipeline.stages if stage.name not in made and stage.name not in failed]
     running: dict[Any, Stage] = {}
-    failed: dict[str, Document] = {}  # by stage: which stage failed first, and how
     while waiting or running:
         for stage in list(waiting):
             ended = made.keys() | failed.keys() if stage.takes_failures else made.keys()
-            if failed.keys() & set(stage.needs) and not stage.takes_failures:
+            if _waits_in_vain(stage, failed):
                 waiting.remove(stage)
-                failed[stage.name] = failed[next(need for need in stage.needs if need in failed)]
-                emit("stage", name=stage.name, job=stage.job, status="skipped")
+                _skip(stage, failed, emit)
             elif set(stage.needs) <= ended:
                 waiting.remove(stage)
                 emit("stage", name=stage.name, job=stage.job, status="running")
@@ -81,6 +98,10 @@ def _run(pipeline: Pipeline, made: dict[str, Document], emit: Emit) -> None:
             told = outcome["error"]
             failed[stage.name] = {"stage": stage.name, **told}
             emit("stage", name=stage.name, job=stage.job, status="failed", **told)
+
+
+def _complain(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document]) -> None:
+    """Raise what failed, unless a stage took it as a measurement."""
     taken = {need for stage in pipeline.stages if stage.takes_failures and stage.name in made for need in stage.needs}
     for name, told in failed.items():
         if name not in taken:

@@ -18,8 +18,9 @@ from genflow.errors import GenflowError
 from genflow.evaluation.memory import peak
 from genflow.journal import Journal, Status, journal_path
 from genflow.recipe import flatten, parse
-from genflow.runs import RunPlan, begin, plan
+from genflow.runs import RunPlan, begin, divergence, keep_divergence, plan
 from genflow.store import Artifact, Store
+from genflow.training import NonFinite, Trouble
 from jobs.cluster import IN_A_JOB, ray_cluster
 from jobs.common import Document, Emit, execute, warn_of_gap
 
@@ -49,8 +50,12 @@ def main(document: Document, emit: Emit) -> Document:
         return result(finished, cached=True)
     with store.lock("runs", run.id, wait=False):
         begin(store, run)
-        with _tracked(store, run, emit), peak() as memory:
-            _fit(store, run, emit)
+        try:
+            with _tracked(store, run, emit), peak() as memory:
+                _fit(store, run, emit)
+        except (NonFinite, Trouble) as error:
+            keep_divergence(store, run, error)
+            raise
         meta = {**_describe(store, run), "memory_mb": memory.mb if run.recipe.cluster.workers == 1 else None}
         parents = [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
         artifact = store.seal(
@@ -64,6 +69,12 @@ def find(document: Document) -> Document | None:
     store = Store()
     finished = store.get("runs", plan(store, parse(document["recipe"])).id)
     return result(finished, cached=True) if finished else None
+
+
+def ended(document: Document) -> Document | None:
+    """How the run diverged, {message, hint, code, kind}, if it did; who trains it by itself tries it again."""
+    store = Store()
+    return divergence(store, plan(store, parse(document["recipe"])))
 
 
 def result(run: Artifact, *, cached: bool) -> Document:

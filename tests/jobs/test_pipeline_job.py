@@ -134,7 +134,9 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     last = {"job": "tables", "needs": list(stages), "study": {"seeds": [0]}}
     made = {}
     whole = load({"name": "tiny", "stages": {**stages, "tables": last}}, "tiny")
-    job._run(whole, made, lambda event, **fields: None)
+    failed = {}
+    job._run(whole, made, failed, lambda event, **fields: None)
+    job._complain(whole, made, failed)
 
     assert told[0]["inputs"]["evaluations"] == {"good-m0": "good-2b"}
     failed = told[0]["inputs"]["failed"]
@@ -143,7 +145,37 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     }  # fmt: skip
     assert made["tables"]["report"] == "tables-1a"
 
-    made = {}
+    made, failed, whole = {}, {}, load({"name": "tiny", "stages": stages}, "tiny")
+    job._run(whole, made, failed, lambda event, **fields: None)
     with pytest.raises(GenflowError, match="stage bad: not finite"):
-        job._run(load({"name": "tiny", "stages": stages}, "tiny"), made, lambda event, **fields: None)
+        job._complain(whole, made, failed)
     assert set(made) == {"good", "good-m0"}
+
+
+def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monkeypatch, events):
+    """Its end is kept beside it: tables that take failures do not train it again; a pipeline of its own does."""
+    from genflow import runs, training
+    from jobs import train as training_job
+
+    data = prepared("ring8", samples=400)
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+
+    def diverge(*args):
+        raise training.NonFinite("the loss is not finite (step 7)", "lower the rate")
+
+    monkeypatch.setattr(training_job, "_fit", diverge)
+    stages = {"bad": {**train("vae"), "data": data.artifact.id}, "bad-m0": {"job": "evaluate", "runs": ["bad"]}}
+    last = {"job": "tables", "needs": list(stages), "study": {"seeds": [0]}}
+    alone, whole = load({"stages": stages}, "tiny"), load({"stages": {**stages, "tables": last}}, "tiny")
+    with pytest.raises(training.NonFinite):
+        training_job.main(alone.stages[0].document({}), lambda event, **fields: None)
+
+    made, failed = {}, {}
+    job._look(whole, made, failed, lambda event, **fields: events.append(fields))
+    assert {name: told["kind"] for name, told in failed.items()} == {"bad": "NonFinite", "bad-m0": "NonFinite"}
+    assert failed["bad"]["message"] == "the loss is not finite (step 7)"
+    assert [event["status"] for event in events] == ["failed", "skipped"]
+    made, failed = {}, {}
+    job._look(alone, made, failed, lambda event, **fields: None)
+    assert (made, failed) == ({}, {})
+    assert runs.divergence(store, runs.plan(store, alone.stages[0].recipe))["code"] == 1
