@@ -2,8 +2,8 @@
 
     python -m jobs.evaluate recipe.yaml
 
-With `cluster.workers` above 1, samples are drawn and reduced to features in shares, each a Ray task. A share is the same
-whoever draws it, so no figure depends on the number of workers; times are those of the first share, drawn here.
+With `cluster.workers` above 1, samples are drawn and reduced to features in shares, each a Ray task. A share is the
+same whoever draws it, so no figure depends on the number of workers; times are those of the first share, drawn here.
 """
 
 from collections.abc import Iterator, Sequence
