@@ -2,7 +2,8 @@
 
     checkpoints/step_00001000/  weights.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
 
-A checkpoint exists once its folder does: it is written beside, fsynced, and renamed (see `store`).
+A checkpoint exists once its folder does: it is written beside, fsynced, and renamed (see `store`). Of a store in a
+bucket, it exists once it is there: it is sent before training goes on.
 """
 
 import json
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from genflow import shared
 from genflow.errors import DataError
 from genflow.store import MANIFEST, clear_disk_errors, describe, read_manifest, sync_folder, verify, write_atomically
 
@@ -40,6 +42,8 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are what was committed; a corrupt one is passed over."""
+        if (mirror := self._mirror()) and not (self.folder.parent / MANIFEST).is_file():  # else all of it was brought
+            return mirror.newest(self.folder, "step_")
         for path in reversed(self.steps()):
             manifest = read_manifest(path)
             try:
@@ -49,6 +53,9 @@ class Checkpoints:
             except DataError:
                 continue
         return None
+
+    def _mirror(self) -> shared.Shared | None:
+        return shared.of(self.folder)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Commit what `write(folder)` puts into a folder, then let go of the oldest."""
@@ -66,6 +73,11 @@ class Checkpoints:
                 sync_folder(self.folder)
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
+        if mirror := self._mirror():
+            mirror.send(path, path, manifest)
+            older = sorted(name for name in mirror.names(mirror.key(self.folder)) if name < path.name)
+            for name in older[: 1 - self.keep or None]:
+                mirror.forget(self.folder / name)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         for torn in self.folder.glob("step_*.tmp-*"):

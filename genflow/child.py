@@ -48,7 +48,7 @@ def environment(store: Store, verbose: bool) -> dict[str, str]:
     paths = [str(home()), str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
-        "GENFLOW_STORE": str(store.root),
+        "GENFLOW_STORE": store.url,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in paths if p)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",  # a ray.py in the current folder must not stand before Ray

@@ -132,7 +132,7 @@ def train(
     recipe = plan.recipe
     if dry_run:
         state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
-        broken = store.folder("runs", plan.id).exists() and not store.get("runs", plan.id)
+        broken = plan.id in store.names("runs") and not store.get("runs", plan.id)
         show_plan(recipe, [("train", plan.id, "to go on with" if broken else state)], json)
         return
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"fresh": fresh, "run": plan.id}}

@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from genflow.lease import born
 from genflow.store import NODE, Store, write_atomically
 
 Document = dict[str, Any]
@@ -22,7 +23,7 @@ def write(store: Store, inputs: Document, running: Document | None = None) -> No
         "name": inputs["name"],
         "node": running["node"] if running else NODE,
         "pid": running["pid"] if running else os.getpid(),
-        "born": running["born"] if running else _born(os.getpid()),
+        "born": running["born"] if running else born(os.getpid()),
         "gcs": running["gcs"] if running else os.environ.get("RAY_ADDRESS", ""),
         "inputs": {key: value for key, value in inputs.items() if key != "running"},
     }
@@ -57,7 +58,7 @@ def get(store: Store, name: str) -> Document | None:
 
 def lives(document: Document) -> bool:
     """Whether an endpoint's process lives; of another machine's, nothing is known but its file."""
-    return bool(document["node"] != NODE or document["born"] == _born(document["pid"]))
+    return bool(document["node"] != NODE or document["born"] == born(document["pid"]))
 
 
 def is_well(address: str) -> bool:
@@ -67,11 +68,3 @@ def is_well(address: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def _born(pid: int) -> str:
-    """When a process began, so that another one with its number is not taken for it; empty if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""

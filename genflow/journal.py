@@ -15,6 +15,7 @@ A journal is only ever appended to. The torn last line of a writer that was kill
 the next one opens the file, and every reader passes over it.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -27,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from genflow import shared
+from genflow.errors import GenflowError
 from genflow.store import clear_disk_errors, write_atomically
 
 Entry = dict[str, Any]
@@ -51,7 +54,7 @@ class Journal:
 
     Raises:
         ResourceError: the disk is full.
-        SetupError: the file cannot be written.
+        SetupError: the file cannot be written, or the bucket that it is kept in does not answer.
     """
 
     def __init__(self, path: str | Path, *, experiment: str = "genflow", name: str = "", parent: str = "") -> None:
@@ -62,6 +65,7 @@ class Journal:
         self._torn = False
         with clear_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.keep()
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_SH)
             size = os.fstat(self._file).st_size
@@ -120,11 +124,18 @@ class Journal:
         """Say where the run stands. A journal that was left without a last word counts as KILLED."""
         self._append({"status": status})
 
+    def keep(self) -> None:
+        """Have the same here and in the bucket, if the store is one."""
+        if mirror := shared.of(self.path):
+            mirror.level(self.path)
+
     def close(self) -> None:
         """Give the file up; closing twice is no harm."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+            with contextlib.suppress(GenflowError):  # it is kept here, and the sender says what it cannot send
+                self.keep()
 
     def __enter__(self) -> "Journal":
         return self

@@ -21,8 +21,7 @@ def list_runs(*, json: bool) -> None:
     store = Store()
     finished = store.artifacts("runs")
     ids = {run.id for run in finished}
-    folder = store.root / "runs"
-    broken = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in ids) if folder.is_dir() else []
+    broken = [name for name in store.names("runs") if name not in ids]
     if json:
         runs = [{"run": run.id, "name": run.name, "created": run.manifest["created"], **run.meta} for run in finished]
         terminal.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": broken})
@@ -34,7 +33,7 @@ def list_runs(*, json: bool) -> None:
     ]  # fmt: skip
     rows += [(name, "", "", "", "", "unfinished: train it again to go on") for name in broken]
     if not rows:
-        print(f"no runs in {store.root}")
+        print(f"no runs in {store.url}")
         terminal.next_commands("genflow quickstart", "genflow train flow_matching --data NAME")
         return
     print(terminal.table(("run", "family", "data", "steps", "time", "made"), rows, left=3))
@@ -70,7 +69,7 @@ def list_data(*, json: bool) -> None:
         terminal.document({"schema": "genflow.datasets/1", "datasets": rows})
         return
     if not datasets:
-        print(f"no datasets in {store.root}")
+        print(f"no datasets in {store.url}")
         terminal.next_commands("genflow prepare digits", "genflow prepare ~/my_pictures --size 32")
         return
     rows = []
@@ -121,7 +120,7 @@ def remove(kind: str, reference: str, yes: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{artifact.id} would be deleted", "say --yes")
-        if input(f"delete {artifact.path}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if input(f"delete {artifact.id} from {store.url}? [y/N] ").strip().lower() not in ("y", "yes"):
             return
     store.remove(artifact)
     print(f"deleted  {artifact.id}")

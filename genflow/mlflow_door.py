@@ -28,7 +28,7 @@ from typing import Any
 
 from genflow import env
 from genflow.journal import Cursor, Entry, entries, has_writer, opening
-from genflow.store import sync_and_hash
+from genflow.store import Store, sync_and_hash
 
 BATCH = 1000  # metrics that one request may carry
 CALL_SECONDS = 10  # the longest that one request waits for an answer
@@ -82,15 +82,16 @@ class Pass:
 
     Args:
         path: the journal.
-        root: the store's folder, from which the journal's paths start.
+        store: from whose folder the journal's paths start.
         uri: MLflow's tracking URI.
         artifacts: where a new experiment keeps its files; None: MLflow decides.
         ends: when to stop, on the monotonic clock.
         sent: is filled in.
     """
 
-    def __init__(self, path: Path, root: Path, uri: str, artifacts: str | None, ends: float, sent: Sent) -> None:
-        self.path, self.root, self.uri, self.artifacts, self.ends, self.sent = path, root, uri, artifacts, ends, sent
+    def __init__(self, path: Path, store: Store, uri: str, artifacts: str | None, ends: float, sent: Sent) -> None:
+        self.path, self.store, self.uri, self.artifacts, self.ends, self.sent = path, store, uri, artifacts, ends, sent
+        self.root = store.root
         self.place = without_password(uri)
         self.cursor = Cursor.read(path)
         self.waiting = 0  # entries that were read and are still before the cursor
@@ -103,12 +104,16 @@ class Pass:
             Outage: not everything arrived; the next pass goes on where this one stopped.
         """
         writing = has_writer(self.path)  # asked first, so that all it wrote is read below
+        kept = self.store.level(self.path).stat().st_size  # what came later waits until it is kept, too
         first = opening(self.path)
         if not first:
             return
         self._connect(first)
         end = self.cursor.offset
-        for end, entry in entries(self.path, self.cursor.offset):
+        for after, entry in entries(self.path, self.cursor.offset):
+            if after > kept:
+                break
+            end = after
             self.waiting += 1
             if "metrics" in entry:
                 self.metrics += [(key, float(x), entry["t"], entry["step"]) for key, x in entry["metrics"].items()]
@@ -276,9 +281,15 @@ class Pass:
 
     def _file(self, name: str) -> Path:
         path = self.root / name
-        if not path.exists():
+        if not path.exists() and not self._brought(path):
             raise Refusal(f"{path} is gone")
         return path
+
+    def _brought(self, path: Path) -> bool:
+        """Whether a bucket has it: a file, or what lies in a folder."""
+        if self.store.shared and not self.store.sees(path):
+            self.store.shared.gather(path)
+        return path.exists()
 
     def _model(self, checkpoint: Path, name: str, step: int) -> None:
         """Register a checkpoint as a version of a model; a tag says which checkpoint a version is."""

@@ -143,17 +143,21 @@ def begin(store: Store, run: RunPlan) -> None:
     with clear_disk_errors(folder):
         write_atomically(folder / "recipe.yaml", dump(run.recipe))
         write_atomically(folder / "facts.json", run.dataset.file("facts.json").read_bytes())
+    store.share(folder / "recipe.yaml", folder / "facts.json")
 
 
 def keep_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
     """Remember that a run diverged: a study counts it, and does not train it again."""
     told = {"message": error.message, "hint": error.hint, "code": error.code, "kind": type(error).__name__}
-    write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(told))
+    store.share(write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(told)))
 
 
 def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
     """{message, hint, code, kind} of a run that diverged and was not finished since."""
     with contextlib.suppress(OSError, ValueError):
-        told: dict[str, Any] = json.loads((store.folder("runs", run.id) / DIVERGED).read_text())
+        file = store.folder("runs", run.id) / DIVERGED
+        if not store.sees(file):
+            return None
+        told: dict[str, Any] = json.loads(file.read_text())
         return None if store.get("runs", run.id) else told
     return None

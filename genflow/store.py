@@ -14,6 +14,8 @@ what it was made from, per file its size and SHA-256) is written last, and the f
 parent fsynced. A reader therefore sees the old state or the new one. What has no valid manifest does not
 exist. No format that is used here protects its bytes (one flipped bit in an Arrow file is read as data), so
 the hashes are checked on read.
+
+A store may lie in a bucket, `s3://bucket/prefix`, laid out in the same way; `shared` mirrors it on each machine.
 """
 
 import errno
@@ -21,7 +23,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,10 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genflow import __version__
+from genflow import __version__, shared
 from genflow.errors import DataError, GenflowError, ResourceError, SetupError, UsageError
+from genflow.lease import lease
+from genflow.shared import MANIFEST
 
-MANIFEST = "manifest.json"
 NODE = os.uname().nodename  # whose process ids an attempt's name speaks of: a store may be shared
 KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
 MAKES = {
@@ -49,12 +51,28 @@ MAKES = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder of the store and its manifest."""
+    """A finished folder of the store and its manifest.
+
+    Args:
+        kind, id: what it is.
+        folder: where it lies, or will, on the machine that found it.
+        manifest: what it holds.
+        url: of the store, if that is a bucket; then its files are brought here when they are asked for.
+    """
 
     kind: str
     id: str
-    path: Path
+    folder: Path
     manifest: dict[str, Any]
+    url: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Its folder, whole, on this machine."""
+        if not self.url:
+            return self.folder
+        here = shared.at(self.url)
+        return here.bring(here.root / self.kind / self.id, self.manifest)
 
     @property
     def name(self) -> str:
@@ -67,8 +85,13 @@ class Artifact:
         return self.manifest.get("meta", {})
 
     def file(self, name: str) -> Path:
-        """The path of one of its files."""
-        return self.path / name
+        """The path of one of its files, on this machine."""
+        if not self.url or name not in self.manifest["files"]:
+            return self.path / name
+        here = shared.at(self.url)
+        path = here.root / self.kind / self.id / name
+        here.fetch(path, self.manifest["files"][name])
+        return path
 
     def verify(self) -> "Artifact":
         """Check every file against the manifest.
@@ -81,18 +104,25 @@ class Artifact:
 
 
 class Store:
-    """A folder of artifacts.
+    """A folder of artifacts, or a bucket of them and this machine's mirror of it.
 
     Args:
-        root: the folder; None: GENFLOW_STORE, or `.genflow` in the current folder.
+        root: the folder, or `s3://bucket/prefix`; None: GENFLOW_STORE, or `.genflow` in the current folder.
+
+    Attributes:
+        root: the folder; of a bucket, the mirror.
+        shared: the mirror, of a bucket.
+        url: by which another process, or another machine, opens the same store.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         text = str(root or os.environ.get("GENFLOW_STORE") or ".genflow")
-        if re.match(r"[a-z0-9]+://", text):
-            raise SetupError(f"the store {text} is a URL; this version keeps its store in a folder",
-                             "set GENFLOW_STORE to a folder that every node can see")
+        self.shared = shared.at(text) if "://" in text else shared.of(Path(text).expanduser().absolute())
+        if self.shared:
+            self.root, self.url = self.shared.root, self.shared.url
+            return
         self.root = Path(text).expanduser().absolute()
+        self.url = str(self.root)
         if self.root.exists() and not self.root.is_dir():
             raise SetupError(f"the store {self.root} is a file, not a folder", "set GENFLOW_STORE to a folder")
 
@@ -103,17 +133,28 @@ class Store:
     def get(self, kind: str, id: str) -> Artifact | None:
         """The artifact, if it is finished."""
         path = self.folder(kind, id)
-        manifest = read_manifest(path)
-        return Artifact(kind, id, path, manifest) if manifest else None
+        manifest = self.shared.manifest(path) if self.shared else read_manifest(path)
+        return self._artifact(kind, id, manifest) if manifest else None
 
-    def artifacts(self, kind: str) -> list[Artifact]:
-        """Every finished artifact of a kind, oldest first."""
+    def _artifact(self, kind: str, id: str, manifest: dict[str, Any]) -> Artifact:
+        return Artifact(kind, id, self.folder(kind, id), manifest, self.url if self.shared else "")
+
+    def names(self, kind: str) -> list[str]:
+        """The ids of a kind, finished or begun."""
+        if self.shared:
+            return self.shared.names(kind)
         folder = self.root / kind
         if not folder.is_dir():
             return []
-        names = [entry.name for entry in folder.iterdir() if ".tmp-" not in entry.name]  # an attempt was killed
-        found = [self.get(kind, name) for name in names]
-        return sorted((a for a in found if a), key=lambda a: (a.manifest.get("created", 0), a.id))
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and ".tmp-" not in p.name)  # an attempt was killed
+
+    def artifacts(self, kind: str) -> list[Artifact]:
+        """Every finished artifact of a kind, oldest first."""
+        names = self.names(kind)
+        folders = [self.folder(kind, name) for name in names]
+        manifests = self.shared.manifests(folders) if self.shared else map(read_manifest, folders)
+        found = [self._artifact(kind, name, m) for name, m in zip(names, manifests, strict=True) if m]
+        return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id))
 
     def find(self, kind: str, reference: str) -> Artifact:
         """An artifact by its id, a prefix of it, its name (the newest of that name), or `latest`.
@@ -139,7 +180,7 @@ class Store:
         if close:
             raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
         names = list(dict.fromkeys(a.name for a in reversed(every)))
-        known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.root} has none"
+        known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.url} has none"
         raise UsageError(f"no {noun} {reference!r}{known}", MAKES[kind])
 
     @contextmanager
@@ -161,14 +202,40 @@ class Store:
         """Finish a folder that grew in place (a run): write its manifest, last and atomically."""
         path = self.folder(kind, id)
         with clear_disk_errors(path):
+            if self.shared:
+                self.shared.gather(path)  # what other machines made of it
             manifest = describe(path, kind, id, name=name, parents=parents, meta=meta, only=only)
+            if self.shared:
+                self.shared.send(path, path, manifest)
             write_atomically(path / MANIFEST, json.dumps(manifest, indent=1))
-        return Artifact(kind, id, path, manifest)
+        return self._artifact(kind, id, manifest)
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artifact: the manifest first, so that it stops existing at once."""
-        (artifact.path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(artifact.path)
+        self.forget(artifact.kind, artifact.id)
+
+    def forget(self, kind: str, id: str) -> None:
+        """Delete a folder of the store, finished or not."""
+        if self.shared:
+            self.shared.forget(self.folder(kind, id))
+        (self.folder(kind, id) / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.folder(kind, id), ignore_errors=True)
+
+    def share(self, *files: Path) -> None:
+        """Let other machines see files of a folder that is not finished yet; in a folder store they do."""
+        if self.shared:
+            for file in files:
+                self.shared.push(file)
+
+    def level(self, file: Path) -> Path:
+        """Let this machine and the others have the same of a file that is only appended to, such as a journal."""
+        if self.shared:
+            self.shared.level(file)
+        return file
+
+    def sees(self, file: Path) -> bool:
+        """Whether this machine sees a file that another one shared."""
+        return file.is_file() or bool(self.shared and self.shared.pull(file))
 
     @contextmanager
     def lock(self, kind: str, id: str, *, wait: bool = True) -> Iterator[None]:
@@ -192,7 +259,11 @@ class Store:
             file.truncate()
             file.write(f"{os.getpid()} on {os.uname().nodename}")
             file.flush()
-            yield
+            if self.shared and kind in KINDS:  # the others are of this machine alone
+                with lease(self.shared.bucket, f"{kind}-{id}", wait=wait):
+                    yield
+            else:
+                yield
 
 
 @dataclass
@@ -208,8 +279,13 @@ class Staged:
     def commit(self, *, parents: list[str] | None = None, meta: dict[str, Any] | None = None) -> Artifact:
         """Make the folder the artifact, at once and for good. If another process was first, theirs stays."""
         manifest = describe(self.path, self.kind, self.id, name=self.name, parents=parents, meta=meta)
-        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1))
         final = self.store.folder(self.kind, self.id)
+        if bucket := self.store.shared:
+            if existing := self.store.get(self.kind, self.id):
+                return existing
+            bucket.send(self.path, final, manifest)
+            shutil.rmtree(final, ignore_errors=True)  # what it was before it was deleted elsewhere
+        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1))
         try:
             os.rename(self.path, final)
         except OSError as error:
@@ -220,7 +296,7 @@ class Staged:
             shutil.rmtree(final)  # a folder without a manifest does not exist
             os.rename(self.path, final)
         sync_folder(final.parent)
-        return Artifact(self.kind, self.id, final, manifest)
+        return self.store._artifact(self.kind, self.id, manifest)
 
 
 def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
@@ -255,13 +331,17 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def verify(path: Path, manifest: dict[str, Any]) -> None:
-    """Compare the files in `path` with the manifest.
+    """Compare the files in `path` with the manifest; of a bucket's mirror, those that differ are brought again.
 
     Raises:
         DataError: a file is missing or differs.
     """
+    mirror = shared.of(path)
     for name, facts in manifest["files"].items():
         file = path / name
+        if mirror:
+            mirror.fetch(file, facts)  # unless it is whole
+            continue
         if not file.is_file():
             raise DataError(f"{file} is missing", f"rm -r {path} and run the command that made it again")
         if file.stat().st_size != facts.get("size") or hash_file(file) != facts.get("sha256"):

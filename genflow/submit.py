@@ -22,6 +22,7 @@ from genflow.dashboard import Dashboard
 from genflow.errors import BY_CODE, ClusterError, GenflowError, SetupError, Stopped, UsageError
 from genflow.jobs_api import ENDED, Job, Jobs
 from genflow.recipe import Cluster, dump
+from genflow.remote import PUBLIC
 from genflow.store import MANIFEST, Store
 
 Document = dict[str, Any]
@@ -121,7 +122,7 @@ def run_there(
         if detach:
             return _left_alone(jobs, id, on_event)
         try:
-            return _wait(jobs, id, on_event, verbose)
+            return _wait(jobs, id, store, on_event, verbose)
         except _Died as error:
             if not left:
                 raise GenflowError(error.message, error.hint) from error
@@ -133,7 +134,7 @@ def run_there(
 def attach(address: str, reference: str, on_event: Show, *, verbose: bool = False) -> Document:
     """Follow a job that was submitted before, as `run_there` does."""
     jobs = Jobs(Dashboard.at(address))
-    return _wait(jobs, jobs.find(reference)["id"], on_event, verbose)
+    return _wait(jobs, jobs.find(reference)["id"], Store(), on_event, verbose)
 
 
 def check(address: str) -> dict[str, str]:
@@ -190,7 +191,8 @@ def _check(dashboard: Dashboard, document: Document, on_event: Show) -> None:
 def _variables(store: Store, verbose: bool) -> dict[str, str]:
     """The job's environment. Whoever reaches the dashboard reads it: it holds no secret."""
     variables = {
-        "GENFLOW_STORE": str(store.root),
+        "GENFLOW_STORE": store.url,
+        **{name: os.environ[name] for name in PUBLIC if os.environ.get(name)},
         "GENFLOW_CLUSTER": "1",
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": "60",  # a checkpoint may be under way
@@ -228,7 +230,7 @@ def _submit(
     raise ClusterError(f"other commands submit {base} all the time", "genflow jobs ls")
 
 
-def _wait(jobs: Jobs, id: str, on_event: Show, verbose: bool) -> Document:
+def _wait(jobs: Jobs, id: str, store: Store, on_event: Show, verbose: bool) -> Document:
     """Show what a job says until it ends; return its result."""
     last: events.Event | None = None
     said: deque[str] = deque(maxlen=LAST_LINES)
@@ -246,7 +248,7 @@ def _wait(jobs: Jobs, id: str, on_event: Show, verbose: bool) -> Document:
     except KeyboardInterrupt:
         return _left_alone(jobs, id, on_event)
     if last and last["event"] == "result":
-        return _seen_from_here(last["document"], on_event)
+        return _seen_from_here(last["document"], store, on_event)
     raise _reason(jobs.get(id), last, said)
 
 
@@ -281,9 +283,12 @@ def _left_alone(jobs: Jobs, id: str, on_event: Show) -> Document:
             "dashboard": f"{address}/#/jobs/{id}"}  # fmt: skip
 
 
-def _seen_from_here(result: Document, on_event: Show) -> Document:
+def _seen_from_here(result: Document, store: Store, on_event: Show) -> Document:
     """The result, with a warning if what it names does not lie where this machine looks for it."""
     path = Path(result.get("path") or "/")
+    if "path" in result and store.shared:  # it named the mirror of the machine that made it
+        artifact = store.get(path.parent.name, path.name)
+        return {**result, "path": str(artifact.path)} if artifact else result
     if "path" in result and not (path / MANIFEST).is_file():
         on_event({"event": "warning", "message": f"{path} lies on the cluster, and this machine does not see it",
                   "hint": "mount the store's folder here, too, under the same path"})  # fmt: skip

@@ -8,6 +8,10 @@ which a thread would hold the interpreter's lock (docs/decisions/0005-metrics-go
 
     <store>/mlflow.db, mlartifacts/      unless MLFLOW_TRACKING_URI names another place
     <store>/journals/                    <run id>.jsonl, <run id>.cursor.json
+
+Of a store in a bucket, `<store>` is this machine's mirror: the journals are the bucket's, the database is this
+machine's own, and `sync` makes it from the journals of all machines. Nothing is sent to MLflow that is not in the
+bucket's journal: so a run that goes on on another machine says nothing twice.
 """
 
 import json
@@ -23,6 +27,7 @@ from pathlib import Path
 
 from genflow.errors import GenflowError, SetupError, UsageError
 from genflow.journal import Cursor, entries, has_writer, journal_path, opening
+from genflow.lease import holder
 from genflow.mlflow_door import Outage, Pass, Sent, create_database, line, without_password
 from genflow.store import Store, clear_disk_errors, sync_folder
 
@@ -126,7 +131,7 @@ def replay(store: Store, run_id: str, *, deadline_s: float = 30.0) -> Sent:
         try:
             uri = prepare(store)
             artifacts = _artifacts(store) if _database(uri) else None  # MLflow's own is the current folder
-            Pass(path, store.root, uri, artifacts, ends, sent).run()
+            Pass(path, store, uri, artifacts, ends, sent).run()
         except (Outage, GenflowError, OSError) as error:
             sent.problem = line(error)
     sent.complete = not sent.problem
@@ -150,6 +155,17 @@ def _sum(total: Sent, sent: Sent) -> Sent:
     return Sent(total.entries + sent.entries, not problem, problem, total.refused + sent.refused)
 
 
+def forget(store: Store, run_id: str) -> None:
+    """Let a run's journals go, and how far they were sent."""
+    folder = journal_path(store.root, run_id).parent
+    if store.shared:
+        for name in store.shared.bucket.list("journals"):
+            if name.startswith(f"{run_id}."):
+                store.shared.bucket.delete(f"journals/{name}")
+    for file in folder.glob(f"{run_id}.*"):
+        file.unlink(missing_ok=True)
+
+
 class Sender:
     """A process beside a run that sends its journal, and its children's, every few seconds, at low priority.
 
@@ -167,7 +183,7 @@ class Sender:
     def __init__(self, store: Store, run_id: str, *, every_s: float = 5.0) -> None:
         self.sent = Sent(problem="it was not started")
         home = str(Path(__file__).parent.parent)
-        self._command = [sys.executable, "-m", "genflow.tracking", str(store.root), run_id, str(every_s)]
+        self._command = [sys.executable, "-m", "genflow.tracking", store.url, run_id, str(every_s)]
         self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
         self._process: subprocess.Popen[str] | None = None
 
@@ -227,8 +243,10 @@ def sync(store: Store, *, deadline_s: float = 10.0) -> Sent:
     A journal that began at another tracking URI stays there: a changed variable moves nobody's old runs.
     """
     total, ends, uri = Sent(complete=True), time.monotonic() + deadline_s, without_password(tracking_uri(store))
+    if store.shared:
+        store.shared.level_all(store.root / "journals")
     for path in sorted((store.root / "journals").glob("*.jsonl")):
-        if not _is_behind(path, uri):
+        if not _is_behind(path, uri) or _is_written_elsewhere(store, path.stem):
             continue
         sent = replay(store, path.stem, deadline_s=ends - time.monotonic())
         total.entries += sent.entries
@@ -237,6 +255,12 @@ def sync(store: Store, *, deadline_s: float = 10.0) -> Sent:
             total.complete, total.problem = False, sent.problem
             break  # it would be the same with the next one
     return total
+
+
+def _is_written_elsewhere(store: Store, run_id: str) -> bool:
+    """Whether another machine is at the run, or at the search that it is a trial of."""
+    owners = [f"runs-{run_id}", f"searches-{run_id}", f"searches-{run_id.rpartition('.')[0]}"]
+    return bool(store.shared and any(holder(store.shared.bucket, owner) for owner in owners))
 
 
 def _is_behind(path: Path, uri: str) -> bool:

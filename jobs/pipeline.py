@@ -111,7 +111,7 @@ def _complain(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, D
 
 def _environment() -> dict[str, str]:
     """What a stage must share with this process, whenever its Ray was started."""
-    return {"GENFLOW_STORE": str(Store().root)} | {
+    return {"GENFLOW_STORE": Store().url} | {
         name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "GENFLOW_VERBOSE") if name in os.environ
     }
 

@@ -33,6 +33,8 @@ def main(document: Document, emit: Emit) -> Document:
         folder = store.folder("pairs", task.id)
         with clear_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        if store.shared:
+            store.shared.gather(folder)  # what an earlier attempt wrote, wherever it was
         recipe = parse(document["recipe"])
         with ray_cluster(num_cpus=max(env.cores(), recipe.cluster.workers)):
             cpu_seconds = _write(task, folder, recipe.cluster.workers, recipe.cluster.gpus, emit)
@@ -73,10 +75,10 @@ def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) ->
     done = task.count - sum(last - first for _, first, last in left)
     actors = min(len(left), max(workers, 1) if workers > 1 else int(ray.cluster_resources().get("CPU", 1)))
     holder: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Holder)
-    pool = ActorPool([holder.remote(task) for _ in range(actors)])
+    pool = ActorPool([holder.remote(task, Store().url) for _ in range(actors)])
     started = time.monotonic()
     before, cpu = done, 0.0
-    for count, took in pool.map_unordered(lambda actor, shard: actor.write.remote(str(folder), *shard), left):
+    for count, took in pool.map_unordered(lambda actor, shard: actor.write.remote(*shard), left):
         done += count
         cpu += took
         rate = (done - before) / (time.monotonic() - started)
@@ -88,15 +90,21 @@ def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) ->
 class _Holder:
     """A Ray actor that holds a teacher."""
 
-    def __init__(self, task: Lesson) -> None:
+    def __init__(self, task: Lesson, store: str) -> None:
         import torch
 
         torch.set_num_threads(1)
+        self._store = Store(store)
+        self._folder = self._store.folder("pairs", task.id)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._teacher = Teacher(task, "cuda" if ray_gpus() else "cpu")
 
-    def write(self, folder: str, file: str, first: int, last: int) -> tuple[int, float]:
+    def write(self, file: str, first: int, last: int) -> tuple[int, float]:
         started = time.process_time()
-        return self._teacher.write(Path(folder), file, first, last), time.process_time() - started
+        count, took = self._teacher.write(self._folder, file, first, last), time.process_time() - started
+        if self._store.shared:
+            self._store.shared.bucket.upload(self._folder / file, f"pairs/{self._folder.name}/{file}")
+        return count, took
 
 
 def ray_gpus() -> bool:

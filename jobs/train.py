@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,9 +84,8 @@ def result(run: Artifact, *, cached: bool) -> Document:
 
 def _forget(store: Store, run: RunPlan) -> None:
     with store.lock("runs", run.id, wait=False):
-        shutil.rmtree(store.folder("runs", run.id), ignore_errors=True)
-        for file in journal_path(store.root, run.id).parent.glob(f"{run.id}.*"):
-            file.unlink(missing_ok=True)
+        store.forget("runs", run.id)
+        tracking.forget(store, run.id)
 
 
 @contextlib.contextmanager
@@ -109,6 +107,7 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
         sender.start()
         try:
             yield
+            journal.keep()  # the worker's lines, if it was on another machine
             if weights := Checkpoints(folder / "checkpoints").newest():
                 journal.model(weights, run.name, step=int(weights.name.removeprefix("step_")))
             status = "FINISHED"
@@ -128,7 +127,7 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     # a cluster's head trains nothing itself, and a task of a pipeline has no GPU
     alone = cluster.workers == 1 and not (on_cluster and (IN_A_JOB in os.environ or cluster.gpus))
     settings = {
-        "store": str(store.root),
+        "store": store.url,
         "recipe": run.recipe.model_dump(mode="json"),
         "dataset": run.dataset.id,
         "run": run.id,

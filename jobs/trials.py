@@ -6,7 +6,6 @@ used: the search's record is written at every event.
 
 import functools
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +17,10 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from genflow.errors import BY_CODE, ResourceError, SetupError
+from genflow.store import Store
 from genflow.tuning import metrics
 from genflow.tuning.trial import Bench, Task, Trial
+from jobs import machines
 from jobs.proposers import HALT, Recorded
 from jobs.schedulers import result_of
 
@@ -133,7 +134,7 @@ def carry_out(
         GenflowError: what would end every trial: a full disk, a store out of reach.
     """
     name = f"{Path(task.folder).parent.name}-{time.time_ns():x}"  # the record goes on, not this name
-    storage = Path(task.store) / "ray"
+    store = Store(task.store)
     stop = Reached(task.metrics[0], target, reduction ** (len(task.shares) - 1))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
@@ -144,7 +145,7 @@ def carry_out(
             max_concurrent_trials=workers, time_budget_s=seconds, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=name, storage_path=str(storage), verbose=0, stop=stop, callbacks=[Watch(watch)],
+            name=name, **machines.storage(store), verbose=0, stop=stop, callbacks=[Watch(watch)],
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -152,7 +153,7 @@ def carry_out(
     try:
         _wait(tuner)
     finally:
-        shutil.rmtree(storage / name, ignore_errors=True)
+        machines.clear(store, name)
     if stop.halt:
         code, *words = stop.halt
         raise BY_CODE[code](*words)

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,9 +39,9 @@ def work(settings: dict[str, Any]) -> None:
         SetupError: the store is not what the job's own process sees.
         KeyboardInterrupt: a signal asked the only worker to end; its state is saved.
     """
+    store, recipe = _store(settings["store"]), parse(settings["recipe"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    store, recipe = Store(settings["store"]), parse(settings["recipe"])
     folder = store.folder("runs", settings["run"])
     data = Dataset.open(_dataset(store, settings["dataset"], folder))
     family, rows = runs.fresh(store, recipe, data.facts), runs.rows(store, recipe, data)
@@ -58,12 +59,18 @@ def work(settings: dict[str, Any]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
         training.on_average(family, average, lambda: _draw(family, recipe, file, device))
         assert journal is not None
+        store.share(file)
         journal.image(step, "samples/ema", file)
+
+    def save(step: int, write: Callable[[Path], None]) -> None:
+        assert journal is not None
+        journal.keep()  # before the checkpoint: who goes on from it measures nothing before it again
+        checkpoints.save(step, write)
 
     with Stop(settings["alone"]) as stop:
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            load=checkpoints.newest, save=checkpoints.save, log=log, should_stop=stop,
+            load=checkpoints.newest, save=save, log=log, should_stop=stop,
             barrier=_nothing if settings["alone"] else ray.train.report,
         )  # fmt: skip
         try:
@@ -80,13 +87,22 @@ def _nothing(state: dict[str, Any]) -> None:
     return None
 
 
+def _store(url: str) -> Store:
+    """The store, or why this node does not reach it."""
+    try:
+        return Store(url)
+    except SetupError as error:
+        raise SetupError(f"the node {os.uname().nodename} does not reach the store {url}: {error.message}",
+                         "give every node the AWS variables, or a role that may read and write there") from error
+
+
 def _dataset(store: Store, id: str, run: Path) -> Artifact:
-    """The dataset, if this node sees the folder that the job's own process wrote to."""
+    """The dataset, if this node sees the store that the job's own process wrote to."""
     dataset = store.get("datasets", id)
-    if dataset is None or not (run / RECIPE).is_file():
+    if dataset is None or not store.sees(run / RECIPE):
         raise SetupError(
-            f"the node {os.uname().nodename} does not see the store {store.root} that the job writes to",
-            "set GENFLOW_STORE to a folder that every node can see",
+            f"the node {os.uname().nodename} does not see the store {store.url} that the job writes to",
+            "set GENFLOW_STORE to a folder that every node can see, or to s3://BUCKET/PREFIX",
         )
     return dataset
 

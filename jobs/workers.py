@@ -9,13 +9,11 @@ import contextlib
 import fcntl
 import logging
 import os
-import shutil
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from genflow.errors import GenflowError, ResourceError
 from genflow.recipe import Cluster
+from genflow.store import Store
+from jobs import machines
 from jobs.worker import work
 
 LAST_WORDS_S = 1.0  # what workers print passes through their node's log monitor
@@ -59,7 +59,7 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
         ResourceError: a worker got no place, or no memory.
     """
     name = f"{settings['run']}-{time.time_ns():x}"  # the store resumes, not Ray: a fresh name every time
-    storage = Path(settings["store"]) / "ray"
+    store = Store(settings["store"])
     # mypy reads the signatures of Ray Train's first version
     failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
     trainer = TorchTrainer(
@@ -74,7 +74,7 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(storage),
+            **machines.storage(store),
             failure_config=failures,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[GiveUp()],  # type: ignore[list-item]
@@ -86,9 +86,7 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
     except Exception as error:
         raise explain(error, cluster) from error
     finally:
-        shutil.rmtree(storage / name, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            storage.rmdir()
+        machines.clear(store, name)
 
 
 def _wait(trainer: TorchTrainer) -> None:

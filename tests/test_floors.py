@@ -16,7 +16,10 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "genflow", "genflow.errors", "genflow.events", "genflow.facts", "genflow.batch", "genflow.recipe",
         "genflow.env", "genflow.session", "genflow.code", "genflow.capacity", "genflow.maths",
     ),
-    1: ("genflow.nets", "genflow.data", "genflow.store", "genflow.journal"),
+    1: (
+        "genflow.nets", "genflow.data", "genflow.store", "genflow.journal", "genflow.shared", "genflow.lease",
+        "genflow.remote",
+    ),
     2: ("genflow.families",),
     3: (
         "genflow.training", "genflow.engine", "genflow.checkpoint", "genflow.build", "genflow.runs", "genflow.pipeline",

@@ -249,8 +249,8 @@ def test_the_disk_speaks_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="is a file, not a folder"):
         Store(tmp_path / "file")
-    with pytest.raises(SetupError, match="is a URL"):
-        Store("s3://bucket/prefix")
+    with pytest.raises(UsageError, match="is no folder, and no s3:"):
+        Store("gs://bucket/prefix")
 
 
 def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,9 +21,18 @@ from genflow.families.base import Family, has_encoder
 from genflow.recipe import Recipe, parse, read
 from genflow.serving.entries import Entry
 from genflow.serving.replies import Refused
-from genflow.store import MANIFEST, Artifact, read_manifest
+from genflow.store import MANIFEST, Artifact, Store, read_manifest
 
 LARGER_IN_MEMORY = 2.0  # an engine over its weights' file: the weights, and what it works on
+
+
+def located(path: str) -> Path:
+    """An artifact's folder on this machine: as it was written down, or brought from the bucket that is the store."""
+    folder = Path(path)
+    if path and not folder.is_dir() and (store := Store()).shared:
+        artifact = store.get(folder.parent.name, folder.name)
+        return artifact.path if artifact else folder
+    return folder
 
 
 class Model:
@@ -35,7 +44,7 @@ class Model:
 
     def __init__(self, entry: Entry) -> None:
         self.entry, self.name = entry, entry.name
-        folder = Path(entry.path)
+        folder = located(entry.path)
         manifest = read_manifest(folder)
         newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
         if manifest is None or newest is None:
@@ -47,7 +56,7 @@ class Model:
         self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
-        metrics = Path(entry.evaluation) / "metrics.json"
+        metrics = located(entry.evaluation) / "metrics.json"
         self.measured: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
         self.recommended = recommend(self.measured)
         chosen = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from genflow import code, runs
+from genflow import code, runs, shared
 from genflow.engine import RECIPE
 from genflow.errors import UsageError
 from genflow.evaluation import features, measure
@@ -25,7 +25,7 @@ from genflow.store import Store, clear_disk_errors, sync_folder, write_atomicall
 from genflow.tuning import metrics, space
 from genflow.tuning.rehearsal import objective
 from genflow.tuning.space import Space
-from genflow.tuning.trial import Report, Task, read_reports, trial_folder
+from genflow.tuning.trial import REPORTS, Report, Task, read_reports, trial_folder
 
 Document = dict[str, Any]
 RECORD = "record.jsonl"
@@ -79,7 +79,7 @@ class Search:
     def task(self, store: Store, *, confirm: bool = False) -> Task:
         """What its trials have in common; those of the confirmation have their own rows, noise and folder."""
         return Task(
-            store=str(store.root), folder=str(self.folder(store) / ("confirm" if confirm else "trials")),
+            store=store.url, folder=str(self.folder(store) / ("confirm" if confirm else "trials")),
             recipe=self.short.model_dump_json(), dataset=self.run.dataset.id, metrics=self.metrics,
             shares=(1.0,) if confirm else self.shares, samples=self.recipe.tune.samples, part=int(confirm),
             seed=self.recipe.evaluate.seed + int(confirm), objective=self.objective,
@@ -136,7 +136,7 @@ def begin(store: Store, search: Search) -> None:
     """Make its folder, with what the trials of any node look for."""
     for task in (search.task(store), search.task(store, confirm=True)):
         with clear_disk_errors(Path(task.folder)):
-            write_atomically(Path(task.folder) / RECIPE, dump(search.short))
+            store.share(write_atomically(Path(task.folder) / RECIPE, dump(search.short)))
 
 
 class Listener(Protocol):
@@ -182,6 +182,7 @@ class Record:
 
     def entries(self) -> Iterator[Document]:
         """What happened, in order; a torn line is passed over."""
+        _level(self.path)
         try:
             lines = self.path.read_text().splitlines()
         except OSError:
@@ -206,7 +207,9 @@ class Record:
 
     def reports(self, number: int) -> list[Report]:
         """A trial's reports, rung by rung."""
-        return read_reports(trial_folder(self.folder, number))
+        folder = trial_folder(self.folder, number)
+        _level(folder / REPORTS)
+        return read_reports(folder)
 
     def _append(self, entry: Document) -> None:
         with clear_disk_errors(self.path):
@@ -217,6 +220,13 @@ class Record:
                 out.flush()
                 os.fsync(out.fileno())
             sync_folder(self.path.parent)
+        _level(self.path)
+
+
+def _level(path: Path) -> None:
+    """Have the same here and in the bucket, if the store is one."""
+    if mirror := shared.of(path):
+        mirror.level(path)
 
 
 def last(reports: list[Report]) -> Document:

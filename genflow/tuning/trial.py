@@ -10,6 +10,7 @@ What goes wrong with the settings is a result, and is written down like one.
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +44,7 @@ class Task:
     """What every trial of a search has in common, as plain values, because a trial may run on another machine.
 
     Args:
-        store: the store's folder.
+        store: its URL or folder.
         folder: of the search's trials.
         recipe: as composed, without the trials' settings, as JSON.
         dataset: its id.
@@ -86,10 +87,13 @@ class Bench:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.store = Store(task.store)
+        self.trials = self.store.folder("searches", Path(task.folder).parent.name) / Path(task.folder).name
         self.recipe = parse(json.loads(task.recipe))
-        if not (Path(task.folder) / RECIPE).is_file():
-            raise SetupError(f"the node {os.uname().nodename} does not see the store {task.store}",
-                             "set GENFLOW_STORE to a folder that every node can see")  # fmt: skip
+        if not self.store.sees(self.trials / RECIPE):
+            raise SetupError(
+                f"the node {os.uname().nodename} does not see the store {task.store}",
+                "set GENFLOW_STORE to a folder that every node can see, or to s3://BUCKET/PREFIX",
+            )
 
     @cached_property
     def data(self) -> Dataset:
@@ -108,7 +112,7 @@ class Bench:
 
     def folder(self, number: int) -> Path:
         """Where a trial lies."""
-        return trial_folder(Path(self.task.folder), number)
+        return trial_folder(self.trials, number)
 
     def stages(self, number: int, params: Document) -> Stages:
         """A trial's work."""
@@ -138,6 +142,7 @@ class Trial:
             ResourceError: the disk is full, which is no fault of the settings.
             SetupError: the store is out of reach.
         """
+        self.bench.store.level(self.folder / REPORTS)
         there = read_reports(self.folder)
         if rung < len(there):
             return there[rung]
@@ -157,6 +162,7 @@ class Trial:
         except Exception as error:
             made |= {"status": "failed", "why": in_a_line(error)}
         _append(self.folder / REPORTS, {**made, "params": self.params})
+        self.bench.store.level(self.folder / REPORTS)
         return made
 
 
@@ -178,6 +184,7 @@ class Training:
         self.journal = f"{bench.task.journals}.{number:04d}" if bench.task.journals else ""
         write_atomically(folder / RECIPE, dump(self.recipe))
         write_atomically(folder / "facts.json", self.run.dataset.file("facts.json").read_bytes())
+        bench.store.share(folder / RECIPE, folder / "facts.json")
 
     def advance(self, share: float) -> Report:
         """Train up to a share of the budget, and measure."""
@@ -216,8 +223,13 @@ class Training:
                 values = {f"train/{name}": x for name, x in numbers.items() if name not in ("step", "position")}
                 journal.metrics(numbers["step"], values)
 
+        def save(step: int, write: Callable[[Path], None]) -> None:
+            if journal:
+                journal.keep()
+            saved.save(step, write)
+
         session = Session(
-            device=self.device, threads=train.threads or 1, load=saved.newest, save=saved.save, log=log,
+            device=self.device, threads=train.threads or 1, load=saved.newest, save=save, log=log,
             should_stop=lambda: share < 1 and used >= share,
         )  # fmt: skip
         stream = self._stream()

@@ -1,0 +1,252 @@
+"""Objects in an S3 bucket, through pyarrow: each request tried again until a deadline, each error one line.
+
+The bucket and its prefix are `s3://bucket/prefix`. Endpoint, region and credentials are those that every AWS tool
+reads: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and ~/.aws, or the role
+of the machine. What may pass (no connection, 429, 5xx, a broken transfer) is tried again, with growing pauses, for
+GENFLOW_STORE_DEADLINE seconds (60); what does not (a wrong key, no such bucket) is said at once.
+"""
+
+import functools
+import hashlib
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from genflow.errors import SetupError, UsageError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import S3FileSystem
+
+T = TypeVar("T")
+CONNECT_S, SILENCE_S = 5.0, 15.0  # a server that says nothing for so long has hung
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+CHUNK = 2**22  # bytes
+WRONG_KEYS = (
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT"
+    r"|MISSING_AUTHENTICATION|ExpiredToken|InvalidToken|status 40[13]\)"
+)
+PUBLIC = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "GENFLOW_STORE_DEADLINE")
+"""What of the environment a job on another machine is told. Keys are never among it."""
+
+Known = tuple[int, int]
+"""Size in bytes and time of modification in ns: by these a change is seen."""
+
+
+def deadline_s() -> float:
+    """How long a request is tried.
+
+    Raises:
+        UsageError: GENFLOW_STORE_DEADLINE is no number of seconds.
+    """
+    text = os.environ.get("GENFLOW_STORE_DEADLINE") or "60"
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"GENFLOW_STORE_DEADLINE {text!r} is no number of seconds", "set it to 60") from None
+
+
+def endpoint() -> str:
+    """The URL of a server that is not Amazon's; empty: Amazon's."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+class Bucket:
+    """A bucket, below a prefix.
+
+    Args:
+        url: `s3://bucket/prefix`.
+
+    Raises:
+        UsageError: the URL is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[^/?#]+)*)/?", url)
+        if found is None:
+            raise UsageError(f"the store {url} is no folder, and no s3://bucket/prefix",
+                             "export GENFLOW_STORE=s3://BUCKET/PREFIX")  # fmt: skip
+        self.name, self.prefix = found[1], found[2].strip("/")
+        self.url = f"s3://{self.name}" + (f"/{self.prefix}" if self.prefix else "")
+        self.gone = False
+
+    @functools.cached_property
+    def files(self) -> "S3FileSystem":
+        """pyarrow's file system; it asks for credentials by itself, so that it holds none when it is pickled."""
+        from pyarrow import fs
+
+        scheme, _, host = endpoint().rpartition("://")
+        return fs.S3FileSystem(
+            region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+            or ("us-east-1" if host else None),
+            endpoint_override=host.rstrip("/") or None, scheme=scheme or "https",
+            connect_timeout=CONNECT_S, request_timeout=SILENCE_S, allow_delayed_open=True,  # a small file is one PUT
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # the pauses are ours, and so is the deadline
+            tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") if scheme != "http" else None,
+        )  # fmt: skip
+
+    def path(self, key: str) -> str:
+        """How pyarrow names an object, or a prefix."""
+        return "/".join(part for part in (self.name, self.prefix, key) if part)
+
+    # --- Requests
+
+    def check(self) -> None:
+        """Raises SetupError if the bucket is not there, or may not be read: else its objects would seem to be gone."""
+        from pyarrow import fs
+
+        info = self._try("look for the bucket", lambda: self.files.get_file_info(self.name))
+        if info.type == fs.FileType.NotFound:
+            raise SetupError(f"there is no bucket {self.name} for the store {self.url}", f"aws s3 mb s3://{self.name}")
+
+    def known(self, key: str) -> Known | None:
+        """Size and time of an object; None if there is none."""
+        from pyarrow import fs
+
+        info = self._try(f"look for {key}", lambda: self.files.get_file_info(self.path(key)))
+        return (info.size, info.mtime_ns) if info.type == fs.FileType.File else None
+
+    def list(self, key: str, *, deep: bool = False) -> dict[str, Known | None]:
+        """The names below a prefix, each with size and time; None for a prefix of its own."""
+        from pyarrow import fs
+
+        where = self.path(key)
+        wanted = fs.FileSelector(where, recursive=deep, allow_not_found=True)
+        found = self._try(f"list {key}", lambda: self.files.get_file_info(wanted))
+        return {
+            info.path[len(where) + 1 :]: (info.size, info.mtime_ns) if info.type == fs.FileType.File else None
+            for info in found
+        }
+
+    def read(self, key: str) -> bytes | None:
+        """The content of a small object; None if there is none."""
+
+        def get() -> bytes | None:
+            try:
+                with self.files.open_input_stream(self.path(key)) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
+        return self._try(f"read {key}", get)
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put a small object there, at once and whole."""
+
+        def put() -> None:
+            with self.files.open_output_stream(self.path(key), compression=None) as stream:
+                stream.write(content)
+
+        self._try(f"write {key}", put)
+
+    def upload(self, file: Path, key: str) -> None:
+        """Put a file there."""
+
+        def put() -> None:
+            with open(file, "rb") as source, self.files.open_output_stream(self.path(key), compression=None) as stream:
+                while chunk := source.read(CHUNK):
+                    stream.write(chunk)
+
+        self._try(f"write {key}", put)
+
+    def download(self, key: str, file: Path) -> str | None:
+        """Write an object's content to a file; its SHA-256, or None if there is no such object."""
+
+        def get() -> str | None:
+            seen = hashlib.sha256()
+            try:
+                with self.files.open_input_stream(self.path(key)) as source, open(file, "wb") as target:
+                    while chunk := source.read(CHUNK):
+                        seen.update(chunk)
+                        target.write(chunk)
+                    target.flush()
+                    os.fsync(target.fileno())
+            except FileNotFoundError:
+                if file.parent.is_dir():
+                    return None
+                raise
+            return seen.hexdigest()
+
+        return self._try(f"read {key}", get)
+
+    def delete(self, key: str) -> None:
+        """Delete one object; no harm if it is gone."""
+
+        def gone() -> None:
+            try:
+                self.files.delete_file(self.path(key))
+            except FileNotFoundError:
+                return
+
+        self._try(f"delete {key}", gone)
+
+    def delete_all(self, key: str) -> None:
+        """Delete everything below a prefix."""
+
+        def gone() -> None:
+            try:
+                self.files.delete_dir(self.path(key))
+            except FileNotFoundError:
+                return
+
+        self._try(f"delete {key}", gone)
+
+    def _try(self, what: str, request: Callable[[], T]) -> T:
+        """A request, again and again until the deadline.
+
+        Raises:
+            SetupError: it does not go, in one line with the cure.
+        """
+        patience = 0.0 if self.gone else deadline_s()  # once it has not answered, the rest of a command does not wait
+        ends, pause = time.monotonic() + patience, FIRST_PAUSE_S
+        while True:
+            try:
+                result = request()
+                self.gone = False
+                return result
+            except OSError as error:
+                if error.errno is not None and "AWS" not in str(error):
+                    raise  # this machine's disk
+                self._refuse(what, error)
+                left = ends - time.monotonic()
+                if left <= 0:
+                    self.gone = True
+                    raise SetupError(
+                        f"the store {self.url} at {endpoint() or 'Amazon S3'} did not answer for "
+                        f"{deadline_s():g} s ({what}: {_reason(error)})",
+                        "check AWS_ENDPOINT_URL and the network, and run the same command again: it goes on",
+                    ) from error
+            time.sleep(min(left, pause * random.uniform(0.5, 1)))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _refuse(self, what: str, error: OSError) -> None:
+        """Raises SetupError for what no repetition mends."""
+        text = str(error)
+        if "NO_SUCH_BUCKET" in text:
+            raise SetupError(f"there is no bucket {self.name} for the store {self.url}", f"aws s3 mb s3://{self.name}"
+                             ) from error
+        if re.search(WRONG_KEYS, text):
+            raise SetupError(
+                f"the store {self.url} refuses to {what}: {_reason(error)}",
+                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and what they may do in this bucket",
+            ) from error
+        if re.search(r"status 30[17]\)|PERMANENT_REDIRECT|AuthorizationHeaderMalformed|IllegalLocation", text):
+            raise SetupError(f"the bucket {self.name} lies in another region", "set AWS_REGION to it") from error
+        if re.search(r"status 400\)|VALIDATION|INVALID_PARAMETER", text):
+            raise SetupError(f"the store {self.url} does not understand how to {what}: {_reason(error)}",
+                             "check AWS_ENDPOINT_URL and AWS_REGION") from error  # fmt: skip
+
+
+def _reason(error: Any) -> str:
+    """What pyarrow's message says at its end, in a few words."""
+    text = " ".join(str(error).split())
+    found = re.search(r"AWS Error (.+?) during \w+ operation(?:: (.*))?$", text)
+    if not found:
+        return text[:160]
+    words = re.sub(r" ?\(Request ID: .*", "", found[2] or "")
+    code = found[1].removeprefix("UNKNOWN ").strip("()").replace("HTTP status", "HTTP")
+    curl = re.search(r"Details: (.*)", words)
+    return (curl[1] if curl else f"{code}: {words}" if words and "No response body" not in words else code)[:160]
