@@ -1,13 +1,22 @@
 """Measure runs: quality, variety, likelihood and speed, each with its uncertainty.
 
     python -m jobs.evaluate recipe.yaml
+
+With `cluster.workers` above 1, samples are drawn and reduced to features in shares, each a Ray task. A share is the
+same whoever draws it, so no figure depends on the number of workers; times are those of the first share, drawn here.
 """
 
-from genflow import tracking
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from genflow import env, tracking
 from genflow.evaluation import measure
+from genflow.evaluation.samples import Carry, Reduced, Share
 from genflow.evaluation.table import best
 from genflow.recipe import Recipe, parse
 from genflow.store import Artifact, Store
+from jobs.cluster import ray_cluster
 from jobs.common import Document, Emit, execute, warn_of_gap
 
 
@@ -29,13 +38,47 @@ def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
     """Every run's evaluation, made where it is missing and told to MLflow."""
     recipe = parse(document["recipe"])
     rows = [
-        measure.evaluate(store, run, data, recipe.evaluate, emit, recipe.sample)
+        measure.evaluate(store, run, data, recipe.evaluate, emit, recipe.sample, carry(store, run, data, recipe))
         for run, data in pairs(store, document)
     ]
     for row in rows:
         if not row["cached"]:
             warn_of_gap(emit, row["run"], tracking.replay(store, row["run"], deadline_s=20))
     return rows
+
+
+def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Carry | None:
+    """Who draws a run's shares: Ray tasks, as many at once as the recipe has workers; None: nobody else."""
+    count, gpus = recipe.cluster.workers, recipe.cluster.gpus
+    if count == 1:
+        return None
+
+    def drawn(shares: Sequence[Share]) -> Iterator[Reduced]:
+        import ray
+        import torch
+
+        told = (str(store.root), run.id, data.id, recipe.evaluate.features, recipe.sample, torch.get_num_threads())
+        with ray_cluster(num_cpus=max(env.cores(), count)):
+            task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_share)
+            left = iter(shares)
+            ahead = [task.remote(*told, share) for share in islice(left, count)]
+            while ahead:
+                part: Reduced = ray.get(ahead.pop(0))
+                ahead += [task.remote(*told, share) for share in islice(left, 1)]
+                yield part
+
+    return drawn
+
+
+def _share(
+    root: str, run: str, data: str, features: str, sample: dict[str, Any], threads: int, share: Share
+) -> Reduced:
+    """On a worker: as many threads as the others have, because sums of other lengths round otherwise."""
+    import torch
+
+    torch.set_num_threads(threads)
+    store = Store(root)
+    return measure.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
 
 
 def find(document: Document) -> Document | None:

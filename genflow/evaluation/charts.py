@@ -12,6 +12,7 @@ from html import escape
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
 COLOURS = 8
+ROW, BARS = 22, 20  # of bars: the height of one, and how many at most
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
@@ -134,6 +135,45 @@ def chart(
     parts += [_line(s, x, y) for s in series if s.points]
     body = "".join(parts)
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">{body}</svg>'
+
+
+def bars(
+    names: Sequence[str], shares: Sequence[dict[str, float]], real: Sequence[float], index: int, alt: str
+) -> str:
+    """Horizontal bars of shares with their intervals, and real data's shares as upright strokes.
+
+    Args:
+        names: one a bar; of more than 20, those are shown whose share is furthest from the real one.
+        shares: {value, low, high} each.
+        real: real data's.
+        index: of the colour.
+        alt: the drawing in words.
+    """
+    chosen = range(len(names))
+    if len(names) > BARS:
+        far = sorted(chosen, key=lambda i: -abs(shares[i]["value"] - real[i]))
+        chosen = sorted(far[:BARS])  # type: ignore[assignment]
+    most = max([share["high"] for share in shares] + list(real))
+    x = Axis(0.0, most, 112, WIDTH - RIGHT, False)
+    parts, height = [], ROW * len(chosen) + 26
+    for line, i in enumerate(chosen):
+        share, top = shares[i], ROW * line + 4
+        middle, wide = top + ROW / 2 - 2, round(x.at(share["value"]) - x.start, 2)
+        said = f"{names[i]}: {100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+        low, high = x.at(share["low"]), x.at(share["high"])
+        title = f"<title>{escape(said)}, real {100 * real[i]:.1f} %</title>"
+        style = f'style="--c:var(--c{index % COLOURS})"'
+        label = names[i] if len(names[i]) <= 14 else f"{names[i][:13]}…"
+        parts += [
+            f'<text x="104" y="{middle + 4}" text-anchor="end">{escape(label)}</text>',
+            f'<rect class="share" {style} x="{x.start}" y="{top}" width="{wide}" height="{ROW - 6}">{title}</rect>',
+            f'<line class="bar" {style} x1="{low}" x2="{high}" y1="{middle}" y2="{middle}"/>',
+            f'<line class="truth" x1="{x.at(real[i])}" x2="{x.at(real[i])}" y1="{top - 2}" y2="{top + ROW - 4}"/>',
+        ]
+    for value in x.ticks():
+        parts.append(f'<text x="{x.at(value)}" y="{height - 4}" text-anchor="middle">{100 * value:g} %</text>')
+    body = "".join(parts)
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(alt)}">{body}</svg>'
 
 
 def _frame(x: Axis, y: Axis, x_label: str, y_label: str, x_ticks: Sequence[float] | None) -> str:

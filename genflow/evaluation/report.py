@@ -8,13 +8,12 @@ from typing import Any
 
 from genflow import __version__, code
 from genflow.errors import UsageError
-from genflow.evaluation import charts, reproduce, table
+from genflow.evaluation import charts, losses, reproduce, table
 from genflow.evaluation.charts import Point, Series
 from genflow.evaluation.html import picture, template
 from genflow.evaluation.sweep import beside_teachers
 from genflow.evaluation.verdict import KINDS, tells_apart, verdict, was_busy
 from genflow.facts import Facts
-from genflow.journal import curves, journal_path
 from genflow.recipe import digest
 from genflow.store import Artifact, Store
 
@@ -22,10 +21,9 @@ Row = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 ROOMS = tuple(
     f"genflow/evaluation/{name}"
-    for name in ("report.py", "report.html.j2", "html.py", "style.css", "charts.py", "reproduce.py", "sweep.py",
-                 "table.py", "verdict.py")
+    for name in ("report.py", "report.html.j2", "parts.html.j2", "html.py", "style.css", "charts.py", "losses.py",
+                 "reproduce.py", "sweep.py", "table.py", "verdict.py")
 )
-CURVE_POINTS = 160  # of a loss curve
 PICTURES_BYTES = 6_000_000  # of all grids together
 
 
@@ -78,7 +76,8 @@ def render(store: Store, rows: Sequence[Row]) -> str:
     dataset = store.find("datasets", first["dataset"])
     facts = Facts.from_json(dataset.file("facts.json").read_text())
     runs = [store.find("runs", row["run"]) for row in shown]
-    budget = PICTURES_BYTES // (len(shown) + 1)
+    budget = PICTURES_BYTES // (4 * len(shown) + 1)
+    lost_by_run = [losses.losses(store, row["run"]) for row in shown]
     recipes = [reproduce.recipe_of(run) for run in runs]
     return template(TEMPLATE, busy=was_busy).render(
         rows=shown,
@@ -94,13 +93,38 @@ def render(store: Store, rows: Sequence[Row]) -> str:
         grids=[picture(Path(row["path"]) / "grid.png", budget) for row in shown],
         charts=[_against_steps(shown), _against_time(shown)],
         few=beside_teachers(shown),
-        losses=[loss_chart(store, row, index, recipes[index].train.batch) for index, row in enumerate(shown)],
+        ways=[shown_of(row, "way.png", budget) for row in shown],
+        between=[shown_of(row, "between.png", budget) for row in shown],
+        nearest=[shown_of(row, "nearest.png", budget) for row in shown],
+        bars=[class_bars(row, index) for index, row in enumerate(shown)],
+        losses=[
+            losses.chart(lost, row["name"], index, recipes[index].train.batch)
+            for index, (row, lost) in enumerate(zip(shown, lost_by_run, strict=True))
+        ],
+        warnings=[losses.warnings(lost) for lost in lost_by_run],
         differences=reproduce.differences(recipes),
         own=reproduce.own(recipes) if len(shown) > 1 else [],
         seeds=sorted({recipe.train.seed for recipe in recipes}),
         commands=reproduce.commands(store, shown),
         version=__version__,
     )
+
+
+def shown_of(row: Row, name: str, budget: int) -> str:
+    """A picture of an evaluation as a data URI; empty if it has none."""
+    file = Path(row["path"]) / name
+    return picture(file, budget) if file.is_file() else ""
+
+
+def class_bars(row: Row, index: int) -> str:
+    """The share of each class among a run's samples beside real data's; empty where there are no classes."""
+    found = row.get("classes")
+    if not found:
+        return ""
+    rarest = found["rarest"]
+    said = f"Classes that samples of {row['name']} show; the rarest, {rarest['class']}, has "
+    said += f"{table.number(rarest['value'])} of its real share"
+    return charts.bars(found["names"], found["shares"], found["real"], index, said)
 
 
 def _best(rows: list[Row]) -> dict[str, set[str]]:
@@ -152,26 +176,3 @@ def _fd_chart(rows: list[Row], series: list[Series], x_label: str, x_ticks: list
     return charts.chart(
         series, x_label=x_label, y_label="fd ↓", alt=alt, log_x=True, x_ticks=x_ticks, floor=line
     )
-
-
-def loss_chart(store: Store, row: Row, index: int, batch: int) -> str:
-    """The training losses of one run, in a chart of its own; empty if its journal is gone."""
-    path = journal_path(store.root, row["run"])
-    found = curves(path) if path.exists() else {}
-    lines = []
-    for offset, (name, pairs) in enumerate(item for item in found.items() if item[0].startswith("train/loss")):
-        thin = thinned([(step * batch, value) for step, value in pairs if math.isfinite(value)])
-        points = [Point(x, value, value, value) for x, value in thin]
-        lines.append(Series(name, index + offset, points, marks=False))
-    if not any(line.points for line in lines):
-        return ""
-    ends = [f"{line.name} ends at {table.number(line.points[-1].y)}" for line in lines if line.points]
-    alt = f"Training loss of {row['name']}; {', '.join(ends)}"
-    return charts.chart(lines, x_label="training images seen", y_label="loss", alt=alt, from_zero=False)
-
-
-def thinned(pairs: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    """A curve of at most 160 points, each the mean of its neighbours: (x, y)."""
-    size = -(-len(pairs) // CURVE_POINTS) or 1
-    groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

@@ -7,11 +7,11 @@ from typing import Any
 
 from genflow import __version__
 from genflow.data.shards import FACTS
-from genflow.evaluation import charts, reproduce
+from genflow.evaluation import charts, losses, reproduce
 from genflow.evaluation.charts import Point, Series
 from genflow.evaluation.html import picture, template
 from genflow.evaluation.recommend import front
-from genflow.evaluation.report import loss_chart
+from genflow.evaluation.report import class_bars, shown_of
 from genflow.evaluation.table import number
 from genflow.facts import Facts
 from genflow.store import Store
@@ -36,9 +36,13 @@ def render(store: Store, document: Document, found: Found) -> str:
     seed = {name: min(found[name]) for name in document["methods"] if found.get(name)}
     shown = [(name, found[name][at]) for name, at in seed.items()]
     facts = Facts.from_json(store.find("datasets", document["dataset"]).file(FACTS).read_text())
-    budget = PICTURES_BYTES // (2 * len(shown) + 1)
+    budget = PICTURES_BYTES // (4 * len(shown) + 1)
     index = {name: i for i, name in enumerate(document["methods"])}
-    runs = {row["run"]: (name, row) for name, row in reversed(shown)}  # once each, by its first row
+    # once each, by its first row
+    runs = dict(reversed({row["run"]: (name, row) for name, row in reversed(shown)}.items()))
+    run_names = [document["methods"][name]["title"] for name, _ in runs.values()]
+    by_title = list(zip(run_names, runs.values(), strict=True))
+    recipes = [reproduce.recipe_of(store.find("runs", run)) for run in runs]
     return template(TEMPLATE).render(
         document=document,
         facts=facts,
@@ -54,19 +58,26 @@ def render(store: Store, document: Document, found: Found) -> str:
             {
                 "title": document["methods"][name]["title"],
                 "image": picture(Path(row["path"]) / "grid.png", budget),
-                "nearest": _nearest(Path(row["path"]), budget),
                 "row": row,
             }
             for name, row in shown
         ],
+        names=[document["methods"][name]["title"] for name, _ in shown],
+        ways=[shown_of(row, "way.png", budget) for _, row in shown],
+        between=[shown_of(row, "between.png", budget) for _, row in shown],
+        nearest=[shown_of(row, "nearest.png", budget) for _, row in shown],
+        run_names=run_names,
+        bars=[class_bars({**row, "name": title}, index[name]) for title, (name, row) in by_title],
         against_steps=_chart(document, index, "nfe", "network evaluations a sample"),
         against_time=_chart(document, index, "ms_alone", "milliseconds of one sample alone", with_front=True),
         losses=[
-            (document["methods"][name]["title"], loss_chart(store, row, index[name], reproduce.recipe_of(
-                store.find("runs", run)).train.batch))
-            for run, (name, row) in reversed(runs.items())
+            (title, losses.chart(lost, title, index[name], recipe.train.batch), losses.warnings(lost))
+            for title, (name, row), recipe in zip(run_names, runs.values(), recipes, strict=True)
+            for lost in [losses.losses(store, row["run"])]
         ],
-        commands=[document["command"], *reproduce.commands(store, [row for _, row in reversed(runs.values())])[1:-1]],
+        differences=reproduce.differences(recipes),
+        own=reproduce.own(recipes),
+        commands=[document["command"], *reproduce.commands(store, [row for _, row in runs.values()])[1:-1]],
         version=__version__,
     )  # fmt: skip
 
@@ -75,11 +86,6 @@ def _grouped(claims: list[Document]) -> dict[str, list[Document]]:
     """The claims by the column that they stand under, in the columns' order."""
     by = {column: [claim for claim in claims if claim["about"] == column] for column in COLUMNS}
     return {column: own for column, own in by.items() if own}
-
-
-def _nearest(folder: Path, budget: int) -> str:
-    file = folder / "nearest.png"
-    return picture(file, budget) if file.is_file() else ""
 
 
 def _chart(document: Document, index: dict[str, int], price: str, x_label: str, *, with_front: bool = False) -> str:

@@ -51,8 +51,8 @@ def test_the_page_needs_nothing_outside_itself(store, measured):
     assert len(page) < 10_000_000
     for document in measured:
         assert page.count(document["name"]) > 5
-    assert page.count("<img ") == page.count('alt="') == 3
-    assert page.count("<svg class=\"chart\"") == page.count('role="img" aria-label="') == 4
+    assert page.count("<img ") == page.count('alt="') == 8
+    assert page.count("<svg class=\"chart\"") == page.count('role="img" aria-label="') == 6
     assert measured[0]["features"]["name"] in page
     assert "published" in page
 

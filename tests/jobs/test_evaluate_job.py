@@ -7,7 +7,7 @@ from finished import finished
 
 from genflow import tracking
 from genflow.errors import UsageError
-from genflow.evaluation import classifier, measure
+from genflow.evaluation import classifier, measure, samples
 from genflow.mlflow_door import Sent
 from genflow.recipe import compose
 from jobs import compare, evaluate
@@ -81,3 +81,18 @@ def test_a_run_that_is_not_there_is_one_line(document, emit):
     """The message names what there is."""
     with pytest.raises(UsageError, match="no run 'nowhere'; there are: "):
         evaluate.main({**document, "inputs": {"runs": ["nowhere"]}}, emit)
+
+
+@pytest.mark.ray
+def test_the_number_of_workers_changes_no_figure(document, emit, store, monkeypatch, ray_local):
+    """One worker and three: the same metrics, memorization and modes to the bit, of samples in four shares."""
+    monkeypatch.setattr(samples, "SHARE", 16)
+    document["inputs"]["runs"] = document["inputs"]["runs"][1:]
+    (one,) = evaluate.main(document, emit)["rows"]
+    (store.get("evaluations", one["evaluation"]).path / "manifest.json").unlink()  # as if it had never been
+    document["recipe"]["cluster"]["workers"] = 3
+    (three,) = evaluate.main(document, emit)["rows"]
+    assert not three["cached"]
+    assert three["evaluation"] == one["evaluation"]
+    for key in ("metrics", "modes", "classes", "likelihood", "nfe"):
+        assert three[key] == one[key], key

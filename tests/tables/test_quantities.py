@@ -101,3 +101,30 @@ def test_a_family_without_likelihood_says_none():
     assert said(found["gan"])["likelihood"] == ["none"]
     told = said(found["flow"])["likelihood"]
     assert told == ["≤ 2.000 ± 0.020 bits/dim", "a bound, IWAE", "5 evaluations a picture"]
+
+
+def trained(fd: float, seconds: float):
+    return evaluation(fd, training={"images": 100, "cpu_seconds": seconds})
+
+
+def test_the_time_to_a_quality_is_that_of_the_shortest_training_that_has_it():
+    """fd 9, 4 and 2 after 5, 10 and 20 CPU seconds, a floor of 0.5: eight floors are clearly had after 20 seconds, just
+    had after 10, and clearly not after 5; two floors never."""
+    found = {"gan-quarter": {0: trained(9.0, 5)}, "gan-half": {0: trained(4.0, 10)}, "gan": {0: trained(2.0, 20)}}
+    told = measured(found, target=8)["gan"]["seconds_to"]
+    assert (told["value"], told["low"], told["high"]) == (10, 5, 20)
+    method = {"quantities": measured(found, target=8)["gan"], "objective": "", "mathematics": ""}
+    assert "within 8 × floor after 10.0 (5.00–20.0) CPU s of training" in cells.cells(method, 0.1, 8)["speed"]
+    never = measured(found, target=2)["gan"]["seconds_to"]
+    assert (never["value"], never["high"], never["tried"]) == (None, None, 20)
+
+
+def test_modes_of_stacks_stand_beside_the_ceiling():
+    """An interval from sampling, and what as many real stacks show."""
+    kl = {"value": 0.5, "low": 0.4, "high": 0.6, "floor": 0.2}
+    modes = {"captured": 700, "of": 1000, "interval": [670.0, 730.0], "ceiling": 918, "kl": kl}
+    told = measured({"gan": {0: evaluation()}, "gan-stacked": {0: evaluation(modes=modes)}})["gan"]
+    assert (told["stacked_captured"]["low"], told["stacked_ceiling"]["value"]) == (670, 918)
+    assert "stacked_share" not in told
+    assert said(told)["coverage"][-2:] == ["700 (670–730) of 1,000 modes of stacked digits",
+                                           "real 918; KL 0.50 (0.40–0.60), real 0.20"]  # fmt: skip
