@@ -208,7 +208,7 @@ def _interval(series: Series, x: Axis, y: Axis) -> str:
 def _line(series: Series, x: Axis, y: Axis) -> str:
     style = f'style="--c:var(--c{series.index % COLOURS})"'
     places = " ".join(f"{x.at(p.x)},{y.at(p.y)}" for p in series.points)
-    dashes = f'stroke-dasharray="{DASHES[series.index % len(DASHES)] if series.marks else ""}"'
+    dashes = f'stroke-dasharray="{DASHES[_shape(series.index)] if series.marks else ""}"'
     line = f'<polyline class="line" {style} {dashes} points="{places}"/>' if len(series.points) > 1 else ""
     marks = [_mark(series.index, x.at(p.x), y.at(p.y), 5.5 if p.own else 3.5, p.text) for p in series.points]
     return line + ("".join(marks) if series.marks else "")
@@ -218,7 +218,7 @@ def _mark(index: int, x: float, y: float, r: float, text: str) -> str:
     """A circle, square, diamond or triangle."""
     style = f'class="mark" style="--c:var(--c{index % COLOURS})"'
     title = f"<title>{escape(text)}</title>" if text else ""
-    match index % 4:
+    match _shape(index):
         case 0:
             return f'<circle {style} cx="{x}" cy="{y}" r="{r}">{title}</circle>'
         case 1:
@@ -231,10 +231,15 @@ def _mark(index: int, x: float, y: float, r: float, text: str) -> str:
     return f'<polygon {style} points="{places}">{title}</polygon>'
 
 
+def _shape(index: int) -> int:
+    """Which mark and dashes: other ones when the colours begin again."""
+    return (index + index // COLOURS) % len(DASHES)
+
+
 def key(index: int) -> str:
     """A series's mark and dashes, for legends and tables."""
     style = f'style="--c:var(--c{index % COLOURS})"'
-    line = f'<line class="line" {style} x1="0" x2="30" y1="7" y2="7" stroke-dasharray="{DASHES[index % len(DASHES)]}"/>'
+    line = f'<line class="line" {style} x1="0" x2="30" y1="7" y2="7" stroke-dasharray="{DASHES[_shape(index)]}"/>'
     return f'<svg class="key" viewBox="0 0 30 14" aria-hidden="true">{line}{_mark(index, 15, 7, 4, "")}</svg>'
 
 

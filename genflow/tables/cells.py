@@ -79,8 +79,8 @@ def _quality(found: dict[str, Quantity]) -> list[str]:
     if "fd" not in found:
         return []
     fd = found["fd"]
-    floor = f", {fd['value'] / fd['floor']:.1f} × floor" if fd["floor"] else ""
-    lines = [f"fd {_positive(fd)}{floor}", f"at {count(found['nfe']['value'])} evaluations"]
+    floor = f", {fd['value'] / fd['floor']:.1f}\u00a0×\u00a0floor" if fd["floor"] else ""
+    lines = [f"fd {_positive(fd)}{floor}", f"at {_evaluations(found)}"]
     lines += _if(found, "kid", "KID {} × 1000", lambda value: number(1000 * value))
     lines += _real(found, "precision", "precision")
     lines += _real(found, "classification", "teaches a classifier")
@@ -89,6 +89,11 @@ def _quality(found: dict[str, Quantity]) -> list[str]:
         beside = f", held-out {100 * real:.1f} %" if real is not None else ""
         lines.append(f"copies {100 * found['copies']['value']:.1f} %{beside}")
     return lines
+
+
+def _evaluations(found: dict[str, Quantity]) -> str:
+    evaluations = count(found["nfe"]["value"])
+    return f"{evaluations} evaluation{'s' if evaluations != '1' else ''}"
 
 
 def _positive(quantity: Quantity) -> str:
@@ -138,9 +143,8 @@ def _coverage(found: dict[str, Quantity]) -> list[str]:
 def _speed(found: dict[str, Quantity], target: float) -> list[str]:
     if "ms" not in found:
         return []
-    evaluations = count(found["nfe"]["value"])
     lines = [
-        f"{evaluations} evaluation{'s' if evaluations != '1' else ''}",
+        _evaluations(found),
         f"{number(found['ms']['value'])} ms in batches of 64",
         f"{number(found['ms_alone']['value'])} ms alone",
         f"{number(found['images_per_second']['value'])} pictures/s",
@@ -217,6 +221,8 @@ def measured(claim: dict[str, Any]) -> str:
     left, right = claim["left"], claim["right"]
     if isinstance(left, str) or isinstance(right, str):
         return left or "not measured"
+    if claim["verdict"] == "not measured":
+        return "not measured"
     sides = [_side(side) for side in (left, right)]
     return " against ".join(side for side in sides if side) or "not measured"
 
@@ -224,7 +230,8 @@ def measured(claim: dict[str, Any]) -> str:
 def _side(side: Quantity | None) -> str:
     if side is None or side.get("value") is None:
         return "not measured"
-    return spoken(side)
+    ends = [end for end in (side["value"], side["low"], side["high"]) if end is not None]
+    return spoken(side, count if all(end == int(end) for end in ends) else number)
 
 
 # --- As Markdown

@@ -22,6 +22,14 @@ from genflow.tables.quantities import Found
 Document = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 PICTURES_BYTES = 5_000_000  # of all pictures together
+MODES = {
+    "grid": ("25 Gaussians", "Points of the plane, equally many in each; nobody is told which one to draw."),
+    "uneven": ("25 Gaussians of unequal weight", "From 26 % of the points down to 1 %."),
+    "stacked": (
+        "Stacked digits",
+        "Three digits in the three channels of one picture: 1,000 modes, which a classifier of single digits reads.",
+    ),
+}
 FRONT = 6  # the colour of the Pareto front
 
 
@@ -36,7 +44,7 @@ def render(store: Store, document: Document, found: Found) -> str:
     seed = {name: min(found[name]) for name in document["methods"] if found.get(name)}
     shown = [(name, found[name][at]) for name, at in seed.items()]
     facts = Facts.from_json(store.find("datasets", document["dataset"]).file(FACTS).read_text())
-    budget = PICTURES_BYTES // (4 * len(shown) + 1)
+    budget = PICTURES_BYTES // (7 * len(shown) + 4)
     index = {name: i for i, name in enumerate(document["methods"])}
     # once each, by its first row
     runs = dict(reversed({row["run"]: (name, row) for name, row in reversed(shown)}.items()))
@@ -66,6 +74,7 @@ def render(store: Store, document: Document, found: Found) -> str:
         ways=[shown_of(row, "way.png", budget) for _, row in shown],
         between=[shown_of(row, "between.png", budget) for _, row in shown],
         nearest=[shown_of(row, "nearest.png", budget) for _, row in shown],
+        modes=_modes(document, found, by_title, min(seed.values()), budget),
         run_names=run_names,
         bars=[class_bars({**row, "name": title}, index[name]) for title, (name, row) in by_title],
         against_steps=_chart(document, index, "nfe", "network evaluations a sample"),
@@ -86,6 +95,32 @@ def _grouped(claims: list[Document]) -> dict[str, list[Document]]:
     """The claims by the column that they stand under, in the columns' order."""
     by = {column: [claim for claim in claims if claim["about"] == column] for column in COLUMNS}
     return {column: own for column, own in by.items() if own}
+
+
+def _modes(
+    document: Document, found: Found, by_title: list[tuple[str, tuple[str, Document]]], seed: int, budget: int
+) -> list[tuple[str, str, str, list[tuple[str, str, str]]]]:
+    """For each kind of data whose modes are known: its title, a remark, real data, and every run's (title, picture,
+    what was found)."""
+    shown = []
+    for trial, (title, told) in MODES.items():
+        runs = [(called, document["methods"][name]["run"]) for called, (name, _) in by_title]
+        rows = [(called, found.get(f"{run}-{trial}", {})) for called, run in runs]
+        have = [(called, row[seed]) for called, row in rows if seed in row and row[seed].get("modes")]
+        if have:
+            real = picture(Path(have[0][1]["path"]) / "real.png", budget)
+            grids = [(called, shown_of(row, "grid.png", budget), _found(row["modes"])) for called, row in have]
+            shown.append((title, told, real, grids))
+    return shown
+
+
+def _found(modes: Document) -> str:
+    said = f"{modes['captured']:,} of {modes['of']:,} modes"
+    if "ceiling" in modes:
+        said += f", as many real ones {modes['ceiling']:,}"
+    if "high_quality" in modes:
+        said += f", {100 * modes['high_quality']['value']:.0f} % of points in one"
+    return f"{said}; KL {number(modes['kl']['value'])}, real {number(modes['kl']['floor'])}"
 
 
 def _chart(document: Document, index: dict[str, int], price: str, x_label: str, *, with_front: bool = False) -> str:

@@ -50,7 +50,8 @@ def quantities(study: Document, found: Found, failed: dict[str, Document]) -> di
 
 def _of(name: str, run: str, study: Document, found: Found, failed: dict[str, Document]) -> dict[str, Quantity]:
     own = list(found.get(name, {}).values())
-    told: dict[str, Quantity] = {"diverged": diverged(run, study, found, failed)}
+    ended = diverged(run, study, found, failed)
+    told: dict[str, Quantity] = {"diverged": ended} if ended else {}
     if not own:
         return told
     told |= {metric: over(row["metrics"].get(metric) for row in own) for metric in own[0]["metrics"]}

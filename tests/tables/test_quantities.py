@@ -83,6 +83,14 @@ def test_a_diverged_training_is_counted_and_others_are_not():
     assert measured(found, disk)["gan"]["diverged"]["value"] == 0
 
 
+def test_a_method_of_which_nothing_is_known_says_so():
+    """Its training failed for another reason: every column is "not measured"."""
+    gone = {"stage": "flow-s0", "kind": "DataError", "message": "gone"}
+    told = measured({"gan": {0: evaluation()}}, {"flow-s0": gone})
+    assert told["flow"] == {}
+    assert said(told["flow"])["stability"] == ["not measured"]
+
+
 def test_sensitivity_is_the_worse_ratio_of_the_same_seed():
     """fd 2 at the rate, 3 at a third of it, 8 at three times it: 4, with the errors of both over samples."""
     found = {"gan": {0: evaluation(2.0), 1: evaluation(9.0)}, "gan-slow": {0: evaluation(3.0)},
