@@ -57,7 +57,7 @@ def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Carry 
         import ray
         import torch
 
-        told = (str(store.root), run.id, data.id, recipe.evaluate.features, recipe.sample, torch.get_num_threads())
+        told = (store.url, run.id, data.id, recipe.evaluate.features, recipe.sample, torch.get_num_threads())
         with ray_cluster(num_cpus=max(env.cores(), count)):
             task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_share)
             left = iter(shares)
@@ -71,13 +71,13 @@ def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Carry 
 
 
 def _share(
-    root: str, run: str, data: str, features: str, sample: dict[str, Any], threads: int, share: Share
+    url: str, run: str, data: str, features: str, sample: dict[str, Any], threads: int, share: Share
 ) -> Reduced:
     """On a worker: as many threads as the others have, because sums of other lengths round otherwise."""
     import torch
 
     torch.set_num_threads(threads)
-    store = Store(root)
+    store = Store(url)
     return measure.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
 
 
