@@ -20,6 +20,7 @@ def quiet() -> None:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line appears twice
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for one controller poll
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "40",  # a worker that hangs is noticed within a minute, not ten
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables would stand between the events
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search has a record of its own

@@ -75,6 +75,12 @@ class Stopped(GenflowError):  # noqa: N818  stopping is no error of anyone's
     code = 8
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is Python's, torch's on a CPU or a GPU, or Ray's word for it."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
 BY_CODE: dict[int, type[GenflowError]] = {
     kind.code: kind
     for kind in (GenflowError, UsageError, SetupError, ClusterError, ResourceError, DataError, GateError, Stopped)

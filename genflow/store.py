@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -402,16 +403,19 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 @contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or forbidden disk into one line."""
+    """Turn a full or forbidden disk into one line, whoever met it."""
     try:
         yield
     except GenflowError:
         raise
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors has an error of its own
+            number = int(found[1])
+        if number in (28, 122):  # ENOSPC, EDQUOT
             raise ResourceError(f"disk full while writing {path}", "free some space and run the command again"
                                 ) from error
-        if error.errno in (13, 30, 1, 20):  # EACCES, EROFS, EPERM, ENOTDIR
-            raise SetupError(f"cannot write {path}: {error.strerror}", "set GENFLOW_STORE to a folder you may write"
-                             ) from error
+        if number in (13, 30, 1, 20):  # EACCES, EROFS, EPERM, ENOTDIR
+            cure = "set GENFLOW_STORE to a folder you may write"
+            raise SetupError(f"cannot write {path}: {os.strerror(number)}", cure) from error
         raise

@@ -8,6 +8,7 @@ boundary is a parcel and a command line, `python -m jobs.<stage> recipe.yaml`.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,8 +73,11 @@ def run_here(
 def failure(last: events.Event | None, code: int) -> GenflowError:
     """The error that a job ended with, or that it ended without a word."""
     if last is None:
+        if code == -signal.SIGKILL:  # the kernel says nothing to whom it ends
+            return GenflowError("the job was killed (signal 9): by somebody, or by the kernel when memory ran out",
+                                "run the same command again: it goes on; for less memory, a smaller --set train.batch")
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code} without a word"
-        return GenflowError(f"the job {how}")
+        return GenflowError(f"the job {how}", "run the same command again: it goes on")
     kind = BY_CODE.get(last.get("code", 1), GenflowError)
     error = kind(last["message"], last.get("hint", ""))
     error.code = last.get("code", 1)  # 130 and 143 have no class of their own

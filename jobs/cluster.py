@@ -59,7 +59,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
                     logging_level=level,
                     log_to_driver=logs or verbose(),
                 )
-    except (OSError, RuntimeError, ValueError, ConnectionError) as error:
+    except Exception as error:  # a raylet that is late raises just that
         raise SetupError(f"Ray does not start: {str(error).strip().splitlines()[0]}", "genflow doctor") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place, which ends with code 15

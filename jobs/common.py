@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genflow import env, events, tracking
-from genflow.errors import GenflowError, ResourceError
+from genflow.errors import GenflowError, ResourceError, is_out_of_memory
 from genflow.recipe import read
 
 Emit = Callable[..., None]
@@ -38,10 +38,10 @@ def attempt(main: Callable[[Document, Emit], Document], document: Document, emit
         code = 143 if error.args == ("SIGTERM",) else 130
         emit("error", message="interrupted", hint="run the same command again: it goes on", code=code, kind="Stopped")
         return code
-    except MemoryError as error:
-        fail(emit, ResourceError("out of memory", "try a smaller --set train.batch, or a machine with more"), error)
-        return ResourceError.code
     except Exception as error:
+        if is_out_of_memory(error):
+            fail(emit, ResourceError("out of memory", "try a smaller --set train.batch, or a machine with more"), error)
+            return ResourceError.code
         first = str(error).strip().splitlines()
         message = f"{type(error).__name__}: {first[0] if first else 'no message'}"
         fail(emit, GenflowError(message, "run it again with -v for the traceback"), error)

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from genflow.errors import GenflowError, ResourceError
+from genflow import events
+from genflow.errors import GenflowError, ResourceError, is_out_of_memory
 from genflow.recipe import Cluster
 from genflow.store import Store
 from jobs import machines
@@ -107,13 +107,28 @@ def _wait(trainer: TorchTrainer) -> None:
 
 
 class GiveUp(UserCallback):
-    """What a person has to mend is not tried again. Raised in the controller, it ends the run."""
+    """What a person has to mend is not tried again. Raised in the controller, it ends the run.
+
+    Anything else is said in a line, and all workers go on from the newest checkpoint.
+    """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             for cause in causes(error):
                 if isinstance(cause, GenflowError):
                     raise cause
+        events.emit("note", message=f"{lost(worker_exceptions)}; all go on from the newest checkpoint")
+
+
+def lost(errors: dict[int, Exception]) -> str:
+    """What became of workers, by rank, in a line: those that hung or died rather than those that lost them."""
+    hung = [rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckTimeoutError"]
+    dead = [rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckFailedError"]
+    if hung:
+        return f"worker {', '.join(map(str, hung))} hangs"
+    if any(is_out_of_memory(cause) for error in errors.values() for cause in causes(error)):
+        return f"worker {', '.join(map(str, dead or errors))} ran out of memory"
+    return f"worker {', '.join(map(str, dead or errors))} died"
 
 
 class NamedInterface(TorchConfig):
@@ -172,7 +187,7 @@ def explain(error: BaseException, cluster: Cluster) -> GenflowError:
     for cause in every:
         if isinstance(cause, GenflowError):
             return cause
-    if any(isinstance(cause, OutOfMemoryError | MemoryError) for cause in every):
+    if any(is_out_of_memory(cause) for cause in every):
         return ResourceError("a worker ran out of memory", "try a smaller --set train.batch, or more --workers")
     if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in every):
         asked = f"{cluster.workers} workers with {cluster.cpus:g} CPU and {cluster.gpus:g} GPU each"

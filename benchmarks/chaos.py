@@ -1,0 +1,309 @@
+"""Kill -9 anything, at any moment, any number of times: the same command ends at the same bits.
+
+    make chaos                                                   every family, alone and with two workers
+    python benchmarks/chaos.py --kills 30 --family gan --workers 1 --seed 7
+
+Each family is trained twice with the command that a person types. The first run nobody disturbs. The second loses a
+process at a random moment, again and again: the command itself, the job, a worker, Ray's controller or daemons, the
+sender to MLflow; what does not go on by itself is started again by the same command. A violation is:
+
+- weights, average or optimizer that differ in one bit from the undisturbed run's;
+- a metric in MLflow that is lacking, twice, or (but for those that tell time) of another value;
+- a command that does not come to its end, leaves a process, or leaves something half-written in the store.
+
+The seed decides the moments and the victims; the machine's own timing decides which instruction that meets.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from genflow import tracking
+from genflow.checkpoint import Checkpoints
+from genflow.code import home
+from genflow.data.preparing import here, prepare
+from genflow.families import family_class, kinds
+from genflow.maths.seeds import key
+from genflow.recipe import Data, dump
+from genflow.store import Store
+
+DATA = "ring8"
+STEPS, EVERY = 240, 6  # a checkpoint so often that most of the time one is being written
+TIMES = {"train/seconds", "train/images_per_second", "train/position"}
+PATIENCE_S, GONE_S = 400.0, 60.0
+ATTEMPTS = 8  # of the same command after the last kill
+
+
+@dataclass
+class Outcome:
+    """What a family's chaos came to.
+
+    Args:
+        family: whose.
+        workers: how many.
+        seed: by which it is repeated.
+        killed: what was killed, each with the second at which.
+        attempts: how often the command was started.
+        violations: what must not be.
+    """
+
+    family: str
+    workers: int
+    seed: int
+    killed: list[str] = field(default_factory=list)
+    attempts: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+# --- A place to train in
+
+
+def template(folder: Path, steps: int = STEPS) -> Store:
+    """A store with data, MLflow's database, and a run that those families start from that need one."""
+    store = Store(folder / "template")
+    prepare(store, Data(source=DATA, samples=2000), here, lambda event, **fields: None)
+    tracking.prepare(store)
+    if any(family_class(kind).teacher == "required" for kind in kinds()):
+        recipe_file(folder / "source.yaml", "flow_matching", 1, "source", steps)
+        assert command(store, folder / "source.yaml", "flow_matching").wait() == 0
+    return store
+
+
+def recipe_file(file: Path, family: str, workers: int, name: str, steps: int = STEPS) -> Path:
+    """A small run of a family, with a checkpoint every few steps."""
+    init = "source" if family_class(family).teacher == "required" else ""
+    net = {} if init or family == "normalizing_flow" else {"net": {"kind": "mlp", "width": 32, "depth": 1}}
+    train = {"steps": steps, "batch": 16, "log_every": 1, "checkpoint_every": EVERY, "precision": "fp32"}
+    file.write_text(dump({
+        "name": name, "data": {"name": DATA}, **({"init": init} if init else {}), **net, "train": train,
+        "cluster": {"workers": workers, "cpus": 0.5},
+    }))  # fmt: skip
+    return file
+
+
+def command(store: Store, recipe: Path, family: str) -> "subprocess.Popen[str]":
+    """`genflow train`, as a person types it."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment |= {"GENFLOW_STORE": str(store.root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(home())}
+    with open(recipe.with_suffix(".json"), "w") as result, open(recipe.with_suffix(".log"), "a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "genflow.cli", "train", family, "-c", str(recipe), "--json"],
+            env=environment, text=True, stdout=result, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+# --- Killing
+
+
+def tree(pid: int) -> dict[int, str]:
+    """The living processes that a process started, and itself, with their command lines."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found, waiting = {}, [pid]
+    while waiting:
+        current = waiting.pop()
+        waiting += children.get(current, [])
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{current}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if words:
+                found[current] = words
+    return found
+
+
+def called(words: str) -> str:
+    """What a process is, in a word."""
+    for mark, name in (
+        ("genflow.cli", "command"), ("genflow.tracking", "sender"), ("jobs.train", "job"), ("RayTrainWorker", "worker"),
+        ("TrainController", "controller"), ("raylet", "raylet"), ("gcs_server", "gcs"),
+    ):  # fmt: skip
+        if mark in words:
+            return name
+    return words.split()[0].rpartition("/")[2][:24]
+
+
+def strike(process: "subprocess.Popen[str]", after: float, draw: random.Random) -> str:
+    """Wait, then kill one process of a command, each kind as likely as the other; what it was, or empty if it ended."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+        return ""
+    kinds_: dict[str, list[int]] = {}
+    for pid, words in tree(process.pid).items():
+        kinds_.setdefault(called(words), []).append(pid)
+    if not kinds_:
+        return ""
+    name = draw.choice(sorted(kinds_))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(draw.choice(sorted(kinds_[name])), signal.SIGKILL)
+    return f"{name} at {after:.1f} s"
+
+
+def disturb(store: Store, recipe: Path, took: float, kills: int, outcome: Outcome, draw: random.Random) -> None:
+    """Run the command until it has ended well, and kill something of it the given number of times before."""
+    left, calm = kills, 0
+    while calm < ATTEMPTS:
+        outcome.attempts += 1
+        process = command(store, recipe, outcome.family)
+        below: dict[int, str] = {}
+        while left > 0:
+            below |= tree(process.pid)
+            what = strike(process, draw.uniform(0.05, 0.9) * took, draw)
+            if not what:
+                break
+            outcome.killed.append(what)
+            left -= 1
+            below |= tree(process.pid)
+            if process.poll() is not None or what.startswith(("command", "job")):
+                break
+        calm += left == 0
+        below |= tree(process.pid)
+        try:
+            code = process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            outcome.violations.append(f"no end after {PATIENCE_S:g} s ({', '.join(outcome.killed[-1:])})")
+            for pid in tree(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            code = process.wait()
+        await_end(below, outcome)
+        if code == 0:  # perhaps before every kill: it was faster than the undisturbed one
+            return
+    outcome.violations.append(f"{ATTEMPTS} undisturbed attempts, and no end")
+
+
+def await_end(below: dict[int, str], outcome: Outcome) -> None:
+    """What a dead command leaves has to end by itself."""
+    ends = time.monotonic() + GONE_S
+    while left := [words for pid, words in below.items() if lives(pid, words)]:
+        if time.monotonic() > ends:
+            outcome.violations.append(f"left running: {', '.join(sorted({called(words) for words in left}))}")
+            return
+        time.sleep(0.1)
+
+
+def lives(pid: int, words: str) -> bool:
+    return tree(pid).get(pid, "")[:40] == words[:40] != ""
+
+
+# --- Comparing
+
+
+def final(store: Store, run: str) -> dict[str, bytes]:
+    """Every tensor of the last checkpoint, as bytes."""
+    from safetensors.torch import load_file
+
+    newest = Checkpoints(store.folder("runs", run) / "checkpoints").newest()
+    assert newest is not None
+    return {
+        f"{file}/{name}": tensor.numpy().tobytes()
+        for file in ("weights", "ema", "optimizer")
+        for name, tensor in load_file(newest / f"{file}.safetensors").items()
+    }  # fmt: skip
+
+
+def metrics(store: Store, run: str) -> tuple[dict[tuple[str, int], float], list[str]]:
+    """What MLflow has of a run by key and step, and what it has twice."""
+    with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database:
+        rows = database.execute(
+            "select key, step, value from metrics where run_uuid in "
+            "(select run_uuid from tags where key = 'genflow.run' and value = ?)", (run,),
+        ).fetchall()  # fmt: skip
+    seen = Counter((key, step) for key, step, _ in rows)
+    return {(key, step): value for key, step, value in rows}, [f"{k} at {s}" for (k, s), n in seen.items() if n > 1]
+
+
+def compare(calm: Store, store: Store, run: str, outcome: Outcome) -> None:
+    """Note every difference."""
+    if store.get("runs", run) is None:
+        outcome.violations.append("the run is not finished")
+        return
+    ours, theirs = final(store, run), final(calm, run)
+    differing = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    if differing:
+        outcome.violations.append(f"{len(differing)} of {len(theirs)} tensors differ: {', '.join(differing[:3])}")
+    (logged, twice), (expected, _) = metrics(store, run), metrics(calm, run)
+    if twice:
+        outcome.violations.append(f"{len(twice)} metrics are twice in MLflow: {', '.join(twice[:3])}")
+    if lacking := expected.keys() - logged.keys():
+        outcome.violations.append(f"{len(lacking)} metrics are not in MLflow: {sorted(lacking)[:3]}")
+    if wrong := [k for k in expected.keys() & logged.keys() if k[0] not in TIMES and expected[k] != logged[k]]:
+        outcome.violations.append(f"{len(wrong)} metrics differ: {sorted(wrong)[:3]}")
+    if torn := [path.name for path in store.folder("runs", run).rglob("*.tmp-*")]:
+        outcome.violations.append(f"left half-written: {', '.join(torn[:3])}")
+
+
+def chaos(made: Store, family: str, workers: int, kills: int, seed: int, steps: int = STEPS) -> Outcome:
+    """One family, undisturbed and disturbed."""
+    outcome = Outcome(family, workers, seed)
+    folder = made.root.parent / f"{family}-{workers}-{seed}"
+    calm, store = (Store(shutil.copytree(made.root, folder / name)) for name in ("calm", "chaos"))
+    files = [recipe_file(folder / f"{name}.yaml", family, workers, family, steps) for name in ("calm", "chaos")]
+    started = time.monotonic()
+    if command(calm, files[0], family).wait() != 0:
+        outcome.violations.append("the undisturbed run failed")
+        return outcome
+    took = time.monotonic() - started
+    run = json.loads(files[0].with_suffix(".json").read_text())["run"]
+    disturb(store, files[1], took, kills, outcome, random.Random(key("chaos", seed, family, workers)))
+    compare(calm, store, run, outcome)
+    if not outcome.violations:
+        shutil.rmtree(folder)
+    return outcome
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", action="append", help="one of them; again for more; none: all")
+    parser.add_argument("--workers", default="1,2", help="numbers of workers")
+    parser.add_argument("--kills", type=int, default=3, help="of each family at each number of workers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1, help="with seeds that follow each other")
+    parser.add_argument("--json", type=Path, help="a file for the outcomes, one a line")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="genflow-chaos-"))
+    made = template(folder)
+    outcomes: list[Outcome] = []
+    for seed in range(given.seed, given.seed + given.rounds):
+        for family in given.family or kinds():
+            for workers in map(int, given.workers.split(",")):
+                outcome = chaos(made, family, workers, given.kills, seed)
+                outcomes.append(outcome)
+                show(outcome, folder)
+                if given.json:
+                    with open(given.json, "a") as file:
+                        file.write(json.dumps(vars(outcome)) + "\n")
+    killed, wrong = sum(len(o.killed) for o in outcomes), [o for o in outcomes if o.violations]
+    print(f"\nN = {killed} kills in {len(outcomes)} runs; violations: {len(wrong)}")
+    if not wrong:
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(1 if wrong else 0)
+
+
+def show(outcome: Outcome, folder: Path) -> None:
+    """One run, in a line; its violations, each with what repeats it."""
+    sign = "✘" if outcome.violations else "✔"
+    about = f"workers {outcome.workers}  seed {outcome.seed}  attempts {outcome.attempts}"
+    print(f"{sign} {outcome.family:<17} {about}  killed: {', '.join(outcome.killed)}", flush=True)
+    again = (f"python benchmarks/chaos.py --family {outcome.family} --workers {outcome.workers} "
+             f"--kills {max(1, len(outcome.killed))} --seed {outcome.seed}")  # fmt: skip
+    for violation in outcome.violations:
+        print(f"    {violation}\n    again: {again}; what it left: {folder}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
