@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs deploy trial results wheel clean
+.PHONY: setup quickstart test test-slow lint docs deploy trial results chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ deploy: $(VENV)/.installed
 # every family, three seeds, on Fashion-MNIST: hours on two cores; broken off, it goes on
 results: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
+
+# kill -9 of anything at any moment, every family: N and violations, each with what repeats it; KILLS, SEED, FAMILY
+chaos: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),3) --seed $(or $(SEED),0) $(addprefix --family ,$(FAMILY))
 
 wheel: $(VENV)/.installed
 	$(BIN)/pip wheel -q --no-deps -w dist .

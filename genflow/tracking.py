@@ -205,9 +205,16 @@ class Sender:
         Returns:
             Whether MLflow has everything. If not, `sent.problem` says why, and the journal waits for `sync`.
         """
-        process, self._process = self._process, None
-        if process is None:
-            return self.sent.complete
+        if self._process is not None and not self._ask(deadline_s):  # somebody killed it: the journal does not suffer
+            self.start()
+            self._ask(deadline_s)
+        self._process = None
+        return self.sent.complete
+
+    def _ask(self, deadline_s: float) -> bool:
+        """Have the process send what is left, and end; whether it lived to say so."""
+        process = self._process
+        assert process is not None
         try:
             report, _ = process.communicate(f"{deadline_s}\n", timeout=deadline_s)
             self.sent = Sent(**json.loads(report))
@@ -217,7 +224,8 @@ class Sender:
             self.sent = Sent(problem=f"MLflow did not take it within {deadline_s:g} s")
         except ValueError:
             self.sent = Sent(problem=f"the sender ended with code {process.returncode}")
-        return self.sent.complete
+            return False
+        return True
 
 
 def _beside(root: str, run_id: str, every_s: str) -> None:
@@ -235,6 +243,14 @@ def _beside(root: str, run_id: str, every_s: str) -> None:
         total = Sent(total.entries + sent.entries, sent.complete, sent.problem, total.refused + sent.refused)
         wait = float(every_s)
     print(json.dumps(vars(total)), flush=True)
+
+
+def catch_up(store: Store, run_id: str, *, deadline_s: float = 10.0) -> Sent:
+    """Send what a finished run's journal holds and MLflow lacks, if the command that made it was killed at its end."""
+    path = store.level(journal_path(store.root, run_id))
+    if not path.is_file() or not _is_behind(path, without_password(tracking_uri(store))):
+        return Sent(complete=True)
+    return replay_all(store, run_id, deadline_s=deadline_s)
 
 
 def sync(store: Store, *, deadline_s: float = 10.0) -> Sent:

@@ -46,6 +46,7 @@ def main(document: Document, emit: Emit) -> Document:
     if document.get("inputs", {}).get("fresh"):
         _forget(store, run)
     if finished := store.get("runs", run.id):
+        warn_of_gap(emit, run.id, tracking.catch_up(store, run.id))
         return result(finished, cached=True)
     with store.lock("runs", run.id, wait=False):
         begin(store, run)

@@ -500,3 +500,34 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
+
+
+def test_a_sender_that_was_killed(store):
+    """Another one sends what is left, at the end of the run."""
+    with Journal(journal_path(store.root, "killed-1"), experiment="digits", name="killed") as journal:
+        journal.metrics(1, {"train/loss": 0.5})
+        sender = tracking.Sender(store, "killed-1", every_s=60)
+        sender.start()
+        sender._process.kill()
+        sender._process.wait()
+        journal.metrics(2, {"train/loss": 0.25})
+        journal.status("FINISHED")
+    assert sender.finish(60)
+    assert logged(store, "killed-1") == [1, 2]
+
+
+def test_a_finished_run_whose_end_was_not_told(store):
+    """The same command, that finds the run finished, tells MLflow; told, it asks nobody."""
+    with Journal(journal_path(store.root, "late-1"), experiment="digits", name="late") as journal:
+        journal.metrics(1, {"train/loss": 0.5})
+        journal.status("FINISHED")
+    assert tracking.catch_up(store, "late-1", deadline_s=60).entries
+    assert logged(store, "late-1") == [1]
+    assert tracking.catch_up(store, "late-1") == tracking.Sent(complete=True)
+
+
+def logged(store, name):
+    """The steps of a run's loss in MLflow's database."""
+    with sqlite3.connect(store.root / "mlflow.db") as database:
+        query = "select step from metrics where run_uuid in (select run_uuid from tags where value = ?) order by step"
+        return [step for (step,) in database.execute(query, (name,))]

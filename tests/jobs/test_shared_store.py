@@ -44,6 +44,7 @@ def server() -> Iterator[Server]:
 def no_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending to MLflow has tests of its own."""
     monkeypatch.setattr(tracking, "prepare", lambda store: "")
+    monkeypatch.setattr(tracking, "catch_up", lambda store, run_id: tracking.Sent(complete=True))
     monkeypatch.setattr(tracking.Sender, "start", lambda self: None)
     monkeypatch.setattr(tracking.Sender, "finish", lambda self, deadline_s: True)
 

@@ -1,0 +1,126 @@
+"""A short sample of `make chaos`: a family, alone, killed twice; and that the comparison sees what it is to see."""
+
+import importlib.util
+import json
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genflow import child
+from genflow.errors import GenflowError, ResourceError, SetupError, is_out_of_memory
+from genflow.store import clear_disk_errors
+from genflow.submit import failure
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
+assert spec is not None
+assert spec.loader is not None
+chaos: Any = importlib.util.module_from_spec(spec)
+sys.modules["chaos"] = chaos
+spec.loader.exec_module(chaos)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A store to begin with; no run starts from another here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chaos, "kinds", list)
+        return chaos.template(tmp_path_factory.mktemp("chaos"))
+
+
+def test_a_family_that_is_killed_twice(made: Any) -> None:
+    """Weights, average, optimizer and MLflow's metrics are those of a run that nobody disturbed."""
+    outcome = chaos.chaos(made, "flow_matching", workers=1, kills=2, seed=0, steps=120)
+    assert outcome.violations == []
+    assert outcome.attempts >= 1
+
+
+def finished(made: Any, folder: Path) -> tuple[Any, str]:
+    store = chaos.Store(shutil.copytree(made.root, folder / "store"))
+    recipe = chaos.recipe_file(folder / "x.yaml", "vae", 1, "vae", 12)
+    assert chaos.command(store, recipe, "vae").wait() == 0
+    return store, json.loads(recipe.with_suffix(".json").read_text())["run"]
+
+
+@pytest.mark.slow
+def test_what_the_comparison_sees(made: Any, tmp_path: Path) -> None:
+    """One bit of a weight, a metric that is lacking, one that is twice, one of another value, a half-written file."""
+    calm, run = finished(made, tmp_path)
+    folder = shutil.copytree(calm.root, tmp_path / "other")
+    store, outcome = chaos.Store(folder), chaos.Outcome("vae", 1, 0)
+    chaos.compare(calm, store, run, outcome)
+    assert outcome.violations == []
+    newest = chaos.Checkpoints(folder / "runs" / run / "checkpoints").newest()
+    (newest.parent / "step_9.tmp-1").mkdir()
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        database.execute("delete from metrics where key = 'train/loss' and step = 3")
+        database.execute("update metrics set value = value + 1 where key = 'train/loss' and step = 4")
+        database.execute("insert into metrics select key, value, timestamp + 1, run_uuid, step, is_nan from metrics "
+                         "where key = 'train/loss' and step = 5")  # fmt: skip
+    chaos.compare(calm, store, run, outcome)
+    words = " ".join(outcome.violations)
+    for sign in ("1 metrics are twice", "1 metrics are not in MLflow", "1 metrics differ", "left half-written"):
+        assert sign in words
+
+
+def test_a_job_that_is_stopped_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, with its number and what lets it go on."""
+    import signal
+    import subprocess
+
+    monkeypatch.setattr(child, "STOPPED_S", 0.3)
+    script = "import sys, time; print('up', flush=True); time.sleep(2)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    told: list[Any] = []
+
+    def tell(event: Any) -> None:
+        told.append(event)
+        process.send_signal(signal.SIGCONT)
+
+    child.follow(process, tell, None)
+    words = f"the job (process {process.pid}) was stopped by a signal, and waits"
+    assert [event["message"] for event in told] == [words]
+    assert f"kill -CONT {process.pid}" in told[0]["hint"]
+
+
+def test_who_is_out_of_memory_or_disk() -> None:
+    """Python's, torch's, Ray's and safetensors' words for it lead to one line each."""
+
+    class OutOfMemoryError(RuntimeError):
+        """As torch and Ray name theirs."""
+
+    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    assert all(map(is_out_of_memory, (MemoryError(), OutOfMemoryError("x"), cpu)))
+    assert not is_out_of_memory(RuntimeError("x"))
+    with pytest.raises(ResourceError, match="disk full while writing there"), clear_disk_errors(Path("there")):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SetupError, match="cannot write there: Read-only"), clear_disk_errors(Path("there")):
+        raise RuntimeError("I/O error (os error 30)")
+
+
+def test_a_job_that_the_kernel_ends() -> None:
+    """It says nothing itself, so the command names what may have been, and what to do."""
+    error = failure(None, -9)
+    assert type(error) is GenflowError
+    assert "memory" in error.message
+    assert "run the same command again" in error.hint
+
+
+def test_which_worker_is_named() -> None:
+    """The one that hangs or died, and not those whose collective it broke."""
+    pytest.importorskip("ray.train")
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+
+    from jobs.workers import lost
+
+    other = RuntimeError("Connection closed by peer")
+    assert lost({0: other, 1: WorkerHealthCheckTimeoutError("x")}) == "worker 1 hangs"
+    assert lost({0: WorkerHealthCheckFailedError("x", other), 1: other}) == "worker 0 died"
+    assert lost({0: MemoryError()}) == "worker 0 ran out of memory"
