@@ -73,7 +73,8 @@ def status(reference: str, address: str, *, json: bool) -> None:
     named = address or ("" if reference else os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
     with contextlib.nullcontext(named) if named else _tunnel(*_launchable(reference), env.free_port()) as where:
         dashboard = Dashboard.at(where)
-        facts, nodes = dashboard.check(), dashboard.nodes()
+        facts = {"address": dashboard.address, "authentication": dashboard.mode(), "ray": dashboard.ray_version()}
+        facts, nodes = facts | {"python": dashboard.python_version()}, dashboard.nodes()
     if json:
         terminal.document({"schema": "genflow.cluster.status/1", **facts, "nodes": nodes})
         return

@@ -67,11 +67,23 @@ class Dashboard:
         """Whether it is on this machine, or at the other end of a tunnel."""
         return urlsplit(self.address).hostname in LOCAL
 
-    def check(self) -> dict[str, str]:
-        """Whether it answers, takes the token, and has the versions that genflow needs; and what it has.
+    def mode(self) -> str:
+        """Whether it asks for a token: `token` or `disabled`.
 
         Raises:
-            ClusterError: it is unreachable, refuses, or is of another version.
+            ClusterError: it is unreachable, or is no dashboard of Ray's.
+        """
+        try:
+            answer = self.ask("/api/authentication_mode", missing="authentication")
+        except Missing:  # older than tokens
+            return "disabled"
+        return str(answer.get("authentication_mode", "disabled")) if isinstance(answer, dict) else "disabled"
+
+    def ray_version(self) -> str:
+        """Which Ray runs there.
+
+        Raises:
+            ClusterError: it refuses the token, or is of another minor release than the one here.
         """
         answer = self.ask("/api/version")
         if not isinstance(answer, dict) or "ray_version" not in answer:
@@ -82,14 +94,18 @@ class Dashboard:
                 f"the cluster runs Ray {there}, and this genflow Ray {here}",
                 f"install ray=={here} on the cluster: Ray's minor releases break callers",
             )
+        return there
+
+    def python_version(self) -> str:
+        """Which Python runs there.
+
+        Raises:
+            ClusterError: one that is too old.
+        """
         python = str(self.ask("/api/v0/cluster_metadata")["data"]["pythonVersion"])
         if tuple(map(int, python.split(".")[:2])) < (3, 11):
             raise ClusterError(f"the cluster runs Python {python}", "genflow needs Python 3.11 or newer there")
-        nodes = self.nodes()
-        have = {kind: f"{sum(node['resources'].get(kind, 0) for node in nodes):g}" for kind in ("CPU", "GPU")}
-        mode = str(self.ask("/api/authentication_mode").get("authentication_mode", "disabled"))
-        return {"address": self.address, "ray": there, "python": python, "authentication": mode,
-                "nodes": str(len(nodes)), **have}  # fmt: skip
+        return python
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive: `id`, `name`, `address`, whether it is the `head`, the `resources` it has in all,

@@ -6,32 +6,16 @@ import platform
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from genflow import env, terminal
 from genflow.code import home
-from genflow.errors import GenflowError, SetupError
+from genflow.errors import BY_CODE, GenflowError, SetupError
+from genflow.preflight import Check
 from genflow.store import Store
 
 NEEDED_BYTES = 2 * 10**9  # a small run's shards, checkpoints and MLflow store, with room to spare
 PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", "pillow": "11", "pydantic": "2.9"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the doctor's list.
-
-    Args:
-        name: what was looked at.
-        ok: whether it will do.
-        found: what there is.
-        cure: the command that mends it.
-    """
-
-    name: str
-    ok: bool
-    found: str
-    cure: str = ""
 
 
 def local() -> Iterator[Check]:
@@ -97,21 +81,20 @@ def _loopback() -> Check:
 
 
 def on_cluster(address: str) -> Iterator[Check]:
-    """A cluster, as far as it can be checked from here."""
+    """A cluster: what is checked before a job is sent there."""
     from genflow import submit
 
     try:
-        found = submit.check(address)
-        yield Check("cluster", True, ", ".join(f"{key} {value}" for key, value in found.items()))
+        yield from submit.checks(address)
     except GenflowError as error:
-        yield Check("cluster", False, error.message, error.hint)
+        yield Check("address", False, error.message, error.hint, error.code)
 
 
 def run(*, cluster: bool, address: str, json: bool) -> None:
     """Print the list.
 
     Raises:
-        SetupError: something is missing.
+        GenflowError: something is missing, of the first such check's own kind.
     """
     looks: list[Callable[[], Iterator[Check]]] = [local]
     if cluster:
@@ -127,5 +110,6 @@ def run(*, cluster: bool, address: str, json: bool) -> None:
                 print(f"    fix: {check.cure}")
     if bad:
         names = ", ".join(check.name for check in bad)
-        raise SetupError(f"{len(bad)} of {len(checks)} checks failed: {names}", bad[0].cure)
+        kind = BY_CODE.get(bad[0].code, SetupError)
+        raise kind(f"{len(bad)} of {len(checks)} checks failed: {names}", bad[0].cure)
 

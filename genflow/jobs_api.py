@@ -19,6 +19,7 @@ from genflow import env
 from genflow.dashboard import Dashboard, Missing, Unreachable, headers
 from genflow.errors import ClusterError, UsageError
 
+PROBE = "probe"  # the stage that asks every node before a job is sent: nobody's own job
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 0.3  # between two looks at a log that is still empty; Ray's tail would begin after 3 s
 SILENCE_S = 60.0  # after this much of it, look whether the tail is dead or the job has nothing to say
@@ -36,7 +37,8 @@ class Jobs:
     def all(self) -> list[Job]:
         """Every job that was submitted, the newest first."""
         every = [answer for answer in self.dashboard.ask("/api/jobs/") if answer.get("submission_id")]
-        return [_job(answer) for answer in sorted(every, key=lambda answer: -(answer.get("start_time") or 0))]
+        jobs = [_job(answer) for answer in sorted(every, key=lambda answer: -(answer.get("start_time") or 0))]
+        return [job for job in jobs if job["stage"] != PROBE]
 
     def get(self, id: str) -> Job:
         """One job.

@@ -29,6 +29,32 @@ def identity(document: Document) -> str:
     return digest({"document": document, "code": code.fingerprint(*ROOMS)}, 16)
 
 
+def weigh() -> str:
+    """How much is uploaded, with its largest files, in words.
+
+    Raises:
+        ResourceError: it is too large for Ray; the largest files are named.
+    """
+    sizes = {name: file.stat().st_size for name, file in _files()}
+    largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
+    shown = ", ".join(f"{name} ({_size(sizes[name])})" for name in largest)
+    whole = sum(sizes.values())
+    if whole > MOST_BYTES:
+        raise ResourceError(
+            f"the parcel has {_size(whole)}, and Ray takes 100 MB; the largest files: {shown}",
+            f"move data out of {code.PACKAGE} and {code.home() / 'jobs'}",
+        )
+    return f"{_size(whole)}; the largest files: {shown}"
+
+
+def _files() -> list[tuple[str, Path]]:
+    return [pair for room in ROOMS for pair in code.sources(room)]
+
+
+def _size(bytes: int) -> str:
+    return f"{bytes / 1e6:.1f} MB" if bytes >= 1e5 else f"{bytes / 1e3:.0f} kB"
+
+
 def lay_out(document: Document, into: Path) -> Path:
     """Write a job's parcel into a folder.
 
@@ -39,16 +65,8 @@ def lay_out(document: Document, into: Path) -> Path:
     Raises:
         ResourceError: it is too large for Ray; the largest files are named.
     """
-    files = [pair for room in ROOMS for pair in code.sources(room)]
-    sizes = {name: file.stat().st_size for name, file in files}
-    if sum(sizes.values()) > MOST_BYTES:
-        largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
-        shown = ", ".join(f"{name} ({sizes[name] / 1e6:.0f} MB)" for name in largest)
-        raise ResourceError(
-            f"the parcel has {sum(sizes.values()) / 1e6:.0f} MB, and Ray takes 100; the largest files: {shown}",
-            f"move data out of {code.PACKAGE} and {code.home() / 'jobs'}",
-        )
-    for name, file in files:
+    weigh()
+    for name, file in _files():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)

@@ -7,6 +7,7 @@ boundary is a parcel and a command line, `python -m jobs.<stage> recipe.yaml`.
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -18,10 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from genflow import capacity, child, env, events, parcel, tracking
+from genflow import child, env, events, parcel, preflight, tracking
 from genflow.dashboard import Dashboard
 from genflow.errors import BY_CODE, ClusterError, GenflowError, SetupError, Stopped, UsageError
-from genflow.jobs_api import ENDED, Job, Jobs
+from genflow.jobs_api import ENDED, PROBE, Job, Jobs
+from genflow.preflight import Check
 from genflow.recipe import Cluster, dump
 from genflow.remote import PUBLIC
 from genflow.store import MANIFEST, Store
@@ -119,7 +121,7 @@ def run_there(
     """
     jobs = Jobs(Dashboard.at(address))
     variables = _variables(store, verbose)
-    _check(jobs.dashboard, document, on_event)
+    preflight.obey(_checks(jobs, document, store))
     retries = document.get("recipe", {}).get("cluster", {}).get("retries", Cluster().retries)
     for left in range(retries, -1, -1):
         id = _submit(jobs, stage, document, store, variables, on_event)
@@ -141,9 +143,29 @@ def attach(address: str, reference: str, on_event: Show, *, verbose: bool = Fals
     return _wait(jobs, jobs.find(reference)["id"], Store(), on_event, verbose)
 
 
-def check(address: str) -> dict[str, str]:
-    """What a cluster is, in words; raises as `run_there` does if it will not do."""
-    return Dashboard.at(address).check()
+def checks(address: str) -> Iterator[Check]:
+    """What is checked before a job is sent, one line each, in order.
+
+    Raises:
+        UsageError: no such address.
+    """
+    yield from _checks(Jobs(Dashboard.at(address)), {}, Store())
+
+
+def _checks(jobs: Jobs, document: Document, store: Store) -> Iterator[Check]:
+    return preflight.checks(jobs.dashboard, document, store, lambda inputs: _probe(jobs, inputs, store))
+
+
+def _probe(jobs: Jobs, inputs: Document, store: Store) -> Document:
+    """Run `jobs/probe.py` on the cluster: a job of its own, whose parcel is not kept."""
+    id = f"probe-{secrets.token_hex(8)}"
+    with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
+        laid = parcel.lay_out({"inputs": inputs}, Path(folder) / "parcel")
+        jobs.submit(id, f"python -m jobs.probe {parcel.RECIPE}", laid, _variables(store, False), PROBE)
+    last, said = _hear(jobs, id, lambda event: None, lambda line: None)
+    if last and last["event"] == "result":
+        return last["document"]
+    raise _reason(jobs.get(id), last, said)
 
 
 def jobs_list(address: str) -> list[Job]:
@@ -177,21 +199,6 @@ def jobs_stop(address: str, reference: str) -> Job:
     return job
 
 
-def _check(dashboard: Dashboard, document: Document, on_event: Show) -> None:
-    """Everything that can go wrong before anything is sent."""
-    facts = dashboard.check()
-    if facts["authentication"] == "disabled" and not dashboard.is_local:
-        on_event({"event": "warning", "message": f"{dashboard.address} asks nobody for a token: who reaches it owns it",
-                  "hint": "start Ray with RAY_AUTH_MODE=token"})  # fmt: skip
-    nodes = dashboard.nodes()
-    if not any(node["group"] for node in nodes):  # else more may come, and the job on the head knows how many
-        stages = document["pipeline"]["stages"].values() if "pipeline" in document else [document.get("recipe", {})]
-        for section in (Cluster(**stage.get("cluster", {})) for stage in stages):
-            capacity.require([n["resources"] for n in nodes], section.workers, section.cpus, section.gpus)
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        tracking.refuse_local_uri_on_cluster(uri, len(nodes))
-
-
 def _variables(store: Store, verbose: bool) -> dict[str, str]:
     """The job's environment. Whoever reaches the dashboard reads it: it holds no secret."""
     variables = {
@@ -203,9 +210,6 @@ def _variables(store: Store, verbose: bool) -> dict[str, str]:
     }
     if os.environ.get("MLFLOW_TRACKING_URI"):
         variables["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(store)
-        if re.match(r"[^/]*//[^/@]*@", variables["MLFLOW_TRACKING_URI"]):
-            raise UsageError("MLFLOW_TRACKING_URI holds a password, which everybody on the cluster could read",
-                             "take it out, and set MLFLOW_TRACKING_USERNAME and _PASSWORD on the cluster's head")
     return variables | ({"GENFLOW_VERBOSE": "1"} if verbose else {})
 
 
@@ -236,24 +240,36 @@ def _submit(
 
 def _wait(jobs: Jobs, id: str, store: Store, on_event: Show, verbose: bool) -> Document:
     """Show what a job says until it ends; return its result."""
-    last: events.Event | None = None
-    said: deque[str] = deque(maxlen=LAST_LINES)
+
+    def overhear(line: str) -> None:
+        if verbose:
+            print(line, file=sys.stderr)
+
     try:
-        for line in jobs.follow(id, lambda text: _note(on_event, text)):
-            event = events.parse(line)
-            if event is None:
-                said.append(line)
-                if verbose:
-                    print(line, file=sys.stderr)
-            elif event["event"] in ("result", "error"):
-                last = event
-            else:
-                on_event(event)
+        last, said = _hear(jobs, id, on_event, overhear)
     except KeyboardInterrupt:
         return _left_alone(jobs, id, on_event)
     if last and last["event"] == "result":
         return _seen_from_here(last["document"], store, on_event)
     raise _reason(jobs.get(id), last, said)
+
+
+def _hear(
+    jobs: Jobs, id: str, on_event: Show, overhear: Callable[[str], None]
+) -> tuple[events.Event | None, deque[str]]:
+    """Follow a job until it ends: its last word, and the last lines that were no events."""
+    last: events.Event | None = None
+    said: deque[str] = deque(maxlen=LAST_LINES)
+    for line in jobs.follow(id, lambda text: _note(on_event, text)):
+        event = events.parse(line)
+        if event is None:
+            said.append(line)
+            overhear(line)
+        elif event["event"] in ("result", "error"):
+            last = event
+        else:
+            on_event(event)
+    return last, said
 
 
 def _reason(job: Job, last: events.Event | None, said: deque[str]) -> GenflowError:

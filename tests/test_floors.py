@@ -33,6 +33,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "genflow.catalogue", "genflow.terminal", "genflow.doctor", "genflow.submit", "genflow.child", "genflow.parcel",
         "genflow.dashboard", "genflow.jobs_api", "genflow.interpolation", "genflow.hosting", "genflow.client",
         "genflow.searching", "genflow.tabulating", "genflow.recommending", "genflow.clusters", "genflow.cluster_file",
+        "genflow.preflight",
     ),
 }  # fmt: skip
 ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from genflow import code, parcel, submit
+from genflow import code, parcel, preflight, submit
 from genflow.dashboard import Dashboard
 from genflow.errors import ClusterError, ResourceError, SetupError, Stopped, UsageError
 from genflow.jobs_api import Jobs
@@ -67,7 +67,7 @@ def test_a_parcel_stays_in_the_store(store: Store) -> None:
 def test_a_parcel_that_is_too_large_names_the_largest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's data among the sources is refused before Ray refuses it."""
     monkeypatch.setattr(parcel, "MOST_BYTES", 1000)
-    with pytest.raises(ResourceError, match=r"the largest files: (genflow|jobs)/\S+ \(0 MB\)"):
+    with pytest.raises(ResourceError, match=r"the largest files: (genflow|jobs)/\S+ \(\d+ kB\)"):
         parcel.lay_out(DOCUMENT, tmp_path)
 
 
@@ -159,7 +159,7 @@ def test_nobody_answers() -> None:
 def test_whoever_else_answers(serve: Callable[..., str], answer: Answer, line: str) -> None:
     """Another server, an old Ray, a refusal: each is one line of its own, with code 4, without the token."""
     with pytest.raises(ClusterError, match=line) as error:
-        submit.check(serve(lambda path, headers: answer))
+        preflight.obey(submit.checks(serve(lambda path, headers: answer)))
     assert error.value.code == 4
     assert error.value.hint
     assert "canary" not in error.value.message + error.value.hint
@@ -175,7 +175,7 @@ def test_the_token_is_not_passed_on(serve: Callable[..., str]) -> None:
 
     elsewhere = serve(listen)
     with pytest.raises(ClusterError, match="302"):
-        submit.check(serve(lambda path, headers: (302, f"{elsewhere}{path}")))
+        preflight.obey(submit.checks(serve(lambda path, headers: (302, f"{elsewhere}{path}"))))
     assert heard == []
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from genflow import env, submit
 from genflow.checkpoint import Checkpoints
+from genflow.dashboard import Dashboard
 from genflow.data.preparing import here, prepare
 from genflow.errors import ClusterError, ResourceError, SetupError, Stopped, UsageError
 from genflow.recipe import Data, Recipe, compose
@@ -87,7 +88,7 @@ def head() -> Iterator[Head]:
 
 def answers(address: str) -> bool:
     with contextlib.suppress(ClusterError):
-        return submit.check(address)["nodes"] == "2"
+        return len(Dashboard.at(address).nodes()) == 2
     return False
 
 
@@ -133,9 +134,25 @@ def test_two_workers_on_two_nodes(head: Head) -> None:
     log = "".join(submit.jobs_logs(head.address, f"{done['run']}-1"))
     assert log == "".join(submit.jobs_logs(head.address, f"{done['run']}-1", follow=True))
     told = urllib.request.Request(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
-    parcels = [f.read_text(errors="replace") for f in (head.store.root / "parcels").rglob("*") if f.is_file()]
-    for text in (urllib.request.urlopen(told).read().decode(), log, json.dumps(heard.events), *parcels):
+    # the store, MLflow's database with it, and what both nodes' Rays wrote: logs, job information, the parcel unpacked
+    rays = [head.store.root.parent / node for node in "ab"]
+    files = [file for folder in (head.store.root, *rays) for file in folder.rglob("*") if file.is_file()]
+    assert [str(file) for file in files if TOKEN.encode() in file.read_bytes()] == []
+    for text in (urllib.request.urlopen(told).read().decode(), log, json.dumps(heard.events)):
         assert TOKEN not in text
+
+
+def test_what_is_checked_first(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor's list, every node's own answers with it; they are asked once, and their asking is nobody's job."""
+    monkeypatch.setenv("GENFLOW_STORE", str(head.store.root))
+    before = len(submit.jobs_list(head.address))
+    every = list(submit.checks(head.address))
+    assert [check.name for check in every if not check.ok] == []
+    assert {check.name: check.found for check in every}["nodes: store"] == f"every one sees {head.store.root}"
+    ran = len(Dashboard.at(head.address).ask("/api/jobs/"))
+    assert list(submit.checks(head.address)) == every
+    assert len(Dashboard.at(head.address).ask("/api/jobs/")) == ran
+    assert len(submit.jobs_list(head.address)) == before
 
 
 class Impatient(Heard):
@@ -194,6 +211,22 @@ def test_followed_and_stopped(head: Head) -> None:
     assert checkpoints.newest()
     with pytest.raises(UsageError, match="is not running: STOPPED"):
         submit.jobs_stop(head.address, id)
+
+
+def test_two_workers_save_when_they_are_stopped(head: Head) -> None:
+    """Asked to stop, they end together, at one step, and save there: no checkpoint was due."""
+    long = recipe("together", 2, steps=10**6, checkpoint_every=10**5, log_every=10)
+    id = run_id(head, long)
+    checkpoints = Checkpoints(head.store.folder("runs", id) / "checkpoints")
+    command = Follower(head, long)
+    wait_for(lambda: any(e["event"] == "progress" for e in command.heard.events), seconds=300)
+    assert not checkpoints.steps()
+    assert submit.jobs_stop(head.address, id)["status"] == "STOPPED"
+    command.thread.join()
+    assert type(command.end) is Stopped
+    saved = checkpoints.newest()
+    assert saved
+    assert f"saved at step {int(saved.name[5:])}" in command.heard.notes()
 
 
 @pytest.mark.slow

@@ -1,0 +1,103 @@
+"""Ask every node of a cluster what it sees: the store, MLflow, genflow's requirements.
+
+    python -m jobs.probe recipe.yaml
+"""
+
+import importlib.util
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from genflow.errors import GenflowError
+from genflow.store import Store
+from jobs.cluster import ray_cluster
+from jobs.common import Document, Emit, execute
+
+ANSWER_S = 90.0  # the longest that a node is waited for: a busy one takes its time to start a task
+NEEDED = ("torch", "pyarrow", "numpy", "scipy", "safetensors", "PIL", "pydantic", "yaml", "mlflow", "optuna")
+
+
+def main(document: Document, emit: Emit) -> Document:
+    """One task a node.
+
+    Args:
+        document: `inputs` has the `store`'s place, a `marker` in it with its own name in it, and MLflow's `uri`.
+        emit: speaks to whoever waits.
+
+    Returns:
+        A `genflow.probe/1` document: of each node its name and address, and what is wrong there with `requirements`,
+        `store` and `MLflow`; nothing, if they are well.
+    """
+    inputs = document["inputs"]
+    with ray_cluster():
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        asked = {
+            look.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(inputs): node
+            for node in nodes
+        }
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+        return {"schema": "genflow.probe/1", "nodes": [_answer(task, node, task in answered)
+                                                       for task, node in asked.items()]}  # fmt: skip
+
+
+def _answer(task: Any, node: Document, answered: bool) -> Document:
+    told = {"requirements": f"does not answer within {ANSWER_S:g} s", "store": "", "MLflow": ""}
+    if answered:
+        try:
+            told = ray.get(task)
+        except Exception as error:
+            told["requirements"] = f"cannot run a task: {str(error).strip().splitlines()[-1]}"
+    return {"name": node["NodeManagerHostname"], "address": node["NodeManagerAddress"], **told}
+
+
+@ray.remote(max_retries=0)
+def look(inputs: Document) -> Document:
+    """On a node: what is wrong with it."""
+    return {"requirements": lacking(), "store": unseen(inputs["store"], inputs["marker"]),
+            "MLflow": silent(inputs["uri"])}  # fmt: skip
+
+
+def lacking() -> str:
+    """What of genflow's requirements a node lacks."""
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    return f"lacks {', '.join(absent)}" if absent else ""
+
+
+def unseen(store: str, marker: str) -> str:
+    """Why a node does not see the store."""
+    if "://" in store:
+        try:
+            Store(store).artifacts("datasets")
+        except GenflowError as error:
+            return f"does not reach the store {store}: {error.message}"
+        return ""
+    try:
+        if Path(marker).read_text() != Path(marker).stem:
+            return f"sees another folder at {store}"
+    except OSError as error:
+        return f"does not see the store {store}: {error.strerror}"
+    return "" if os.access(store, os.W_OK) else f"may not write to the store {store}"
+
+
+def silent(uri: str) -> str:
+    """Why a node does not reach MLflow."""
+    if not uri.startswith("http"):
+        return ""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return ""
+    except urllib.error.HTTPError as error:  # somebody answers; whether it lets us in is the sender's to say
+        return f"finds no MLflow at {uri}: it answers {error.code}" if error.code == 404 or error.code >= 500 else ""
+    except OSError as error:
+        return f"does not reach MLflow at {uri}: {getattr(error, 'reason', error)}"
+
+
+if __name__ == "__main__":
+    execute(main)
