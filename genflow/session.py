@@ -26,7 +26,8 @@ class Session:
         save: `save(step, write)` commits what `write(folder)` puts into a folder; called on rank 0.
         barrier: called on every rank after a checkpoint.
         log: takes a dictionary of numbers; called on rank 0.
-        should_stop: whether somebody asked the run to end after the next checkpoint.
+        watch: takes the same, and the seconds of each part of a step, which nobody keeps; called on rank 0.
+        should_stop: whether somebody asked the run to save and end; of several workers, at the next report.
     """
 
     rank: int = 0
@@ -37,4 +38,5 @@ class Session:
     save: Callable[[int, Callable[[Path], None]], None] = field(default=_nothing)
     barrier: Callable[[dict[str, Any]], None] = field(default=_nothing)
     log: Callable[[dict[str, Any]], None] = field(default=_nothing)
+    watch: Callable[[dict[str, Any], dict[str, float]], None] = field(default=_nothing)
     should_stop: Callable[[], bool] = field(default=bool)

@@ -95,6 +95,7 @@ def fit(
             getattr(family, player).compile()
     clock = _Clock(train)
     parameters = sum(p.numel() for p in family.parameters())
+    parts = _Parts()
 
     # Go on where an earlier attempt ended.
     step, saved, rollbacks = 0, -1, 0
@@ -133,8 +134,10 @@ def fit(
     stopped = False
     clock.start()
     clock.agree(session.world, device)
+    parts.mark("")
     while not (done := clock.position(step) >= 1):
         batch = batches(step)
+        parts.mark("data")
         lr = _schedule(train, step, clock.position(step)) * 0.5**rollbacks
         family.prepare(clock.position(step))
         log: dict[str, Tensor] = {}
@@ -148,9 +151,12 @@ def fit(
             rng = BatchRng(train.seed, f"loss/{player}", step, start=start, total=train.batch, device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 loss, numbers = family.loss(player, batch, rng)
+            parts.mark("loss")
             (loss * ((stop - start) / train.batch)).backward()
             _require_grad(others, True)
+            parts.mark("backward")
             norm = _gather_gradients(module, session.world, train.clip)
+            parts.mark("gather")
             if not math.isfinite(norm):
                 wrong = NonFinite(
                     f"the loss of {player} is not finite at step {step + 1} (loss {float(loss.detach()):.3g}, "
@@ -163,6 +169,7 @@ def fit(
                     group["lr"] = group["base_lr"] * lr
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+            parts.mark("optimizer")
             suffix = "" if len(family.players) == 1 else f"/{player}"
             log |= {f"loss{suffix}": loss.detach(), **{k: v.detach() for k, v in numbers.items()}}
             log[f"gradient_norm{suffix}"] = torch.tensor(norm)
@@ -180,17 +187,47 @@ def fit(
         ema.update(step)
         family.after_step(step)
         clock.agree(session.world, device)
+        parts.mark("average")
+        asked = False
         if step % train.log_every == 0:
-            _report(log, step, lr * train.lr, clock, session, (stop - start) / train.batch, train)
+            asked = _report(log, step, lr * train.lr, clock, session, (stop - start) / train.batch, train, parts.take())
+            parts.mark("report")
         if step % train.checkpoint_every == 0:
             save()
-        # One worker may stop at any step; several only together, and Ray ends them from outside.
-        if session.world == 1 and (stopped := session.should_stop()):
+            parts.mark("checkpoint")
+        # One worker may stop at any step; several only together, at a report, which tells them of each other.
+        if stopped := asked or (session.world == 1 and session.should_stop()):
             break
     if done and not stopped and session.rank == 0:
         on_average(family, ema.state(), lambda: family.finish(whole or batches))
     save(again=done and not stopped)
     return Fitted(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
+
+
+class _Parts:
+    """Where a step's time goes: wall-clock seconds of this worker.
+
+    On a GPU kernels run behind, and a part is how long the process waited in it; the sum is the step's time still.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._steps = 0
+        self._at = time.perf_counter()
+
+    def mark(self, part: str) -> None:
+        """What happened since the last mark was this part; without a name, nobody's."""
+        now = time.perf_counter()
+        if part:
+            self._seconds[part] = self._seconds.get(part, 0.0) + now - self._at
+        self._steps += part == "average"
+        self._at = now
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each part, mean over the steps since it was asked for last."""
+        taken = {part: seconds / max(1, self._steps) for part, seconds in self._seconds.items()}
+        self._seconds, self._steps = {}, 0
+        return taken
 
 
 class _Clock:
@@ -293,15 +330,21 @@ def _precision(wanted: str, device: torch.device) -> bool:
 
 
 def _report(
-    log: dict[str, Tensor], step: int, lr: float, clock: _Clock, session: Session, weight: float, train: Train
-) -> None:
-    """Log a step's numbers."""
+    log: dict[str, Tensor], step: int, lr: float, clock: _Clock, session: Session, weight: float, train: Train,
+    parts: dict[str, float],
+) -> bool:  # fmt: skip
+    """Log a step's numbers; whether any of several workers was asked to stop."""
+    if session.world > 1:
+        log = {**log, "stop": torch.tensor(float(session.should_stop()))}
     numbers = _numbers(log, session, weight)
+    asked = numbers.pop("stop", 0.0) > 0
     if session.rank == 0:
         seconds = clock.seconds()
         numbers |= {"lr": lr, "images": step * train.batch, "images_per_second": step * train.batch / seconds}
         numbers |= {"seconds": seconds, "position": clock.position(step)}
         session.log({"step": step, **numbers})
+        session.watch({"step": step, **numbers}, parts)
+    return asked
 
 
 def _numbers(log: dict[str, Tensor], session: Session, weight: float) -> dict[str, float]:

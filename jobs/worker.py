@@ -24,6 +24,8 @@ from genflow.journal import Journal, journal_path
 from genflow.recipe import Recipe, parse
 from genflow.session import Session
 from genflow.store import Artifact, Store, write_atomically
+from jobs.bell import Ear
+from jobs.meters import Meters
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
 
@@ -33,7 +35,7 @@ def work(settings: dict[str, Any]) -> None:
 
     Args:
         settings: plain values, because a worker may be another machine: `store`, `recipe`, `dataset` (its id),
-            `run` (its id), and whether this is the `alone` worker in the job's own process.
+            `run` (its id), and whether this is the `alone` worker in the job's own process; if not, the `bell`.
 
     Raises:
         SetupError: the store is not what the job's own process sees.
@@ -55,6 +57,8 @@ def work(settings: dict[str, Any]) -> None:
         assert journal is not None
         _say(numbers, journal, recipe, settings["run"])
 
+    watch = _nothing if settings["alone"] or rank else Meters(settings["run"], recipe.family["kind"])
+
     def show(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
         training.on_average(family, average, lambda: _draw(family, recipe, file, device))
@@ -68,9 +72,10 @@ def work(settings: dict[str, Any]) -> None:
         checkpoints.save(step, write)
 
     with Stop(settings["alone"]) as stop:
+        asked = stop if settings["alone"] else Ear(settings["bell"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            load=checkpoints.newest, save=save, log=log, should_stop=stop,
+            load=checkpoints.newest, save=save, log=log, watch=watch, should_stop=asked,
             barrier=_nothing if settings["alone"] else ray.train.report,
         )  # fmt: skip
         try:
@@ -78,12 +83,14 @@ def work(settings: dict[str, Any]) -> None:
         finally:
             if journal:
                 journal.close()
+    if rank == 0 and not fitted.done and not settings["alone"]:
+        events.emit("note", message=f"saved at step {fitted.step}")
     if stop.signum and not fitted.done:
         events.emit("note", message=f"saved at step {fitted.step}")
         raise KeyboardInterrupt(signal.Signals(stop.signum).name)
 
 
-def _nothing(state: dict[str, Any]) -> None:
+def _nothing(*_: Any) -> None:
     return None
 
 
@@ -143,8 +150,7 @@ class Stop:
     """Whether a signal asked this process to end, while in the block. The second signal ends it at once.
 
     Args:
-        alone: whether this worker may end by itself. Several would have to agree on a step; Ray ends them from
-            outside, and they go on from their last checkpoint.
+        alone: whether this worker hears signals. Several hear a bell instead, and agree on a step.
     """
 
     def __init__(self, alone: bool) -> None:

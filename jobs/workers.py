@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +24,7 @@ from genflow.errors import GenflowError, ResourceError, is_out_of_memory
 from genflow.recipe import Cluster
 from genflow.store import Store
 from jobs import machines
+from jobs.bell import Bell, fit
 from jobs.worker import work
 
 LAST_WORDS_S = 1.0  # what workers print passes through their node's log monitor
@@ -57,14 +57,16 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
     Raises:
         GenflowError: what a worker ended with; such an error is not tried again.
         ResourceError: a worker got no place, or no memory.
+        KeyboardInterrupt: somebody asked to stop; the workers have saved.
     """
     name = f"{settings['run']}-{time.time_ns():x}"  # the store resumes, not Ray: a fresh name every time
     store = Store(settings["store"])
     # mypy reads the signatures of Ray Train's first version
     failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
+    bell = Bell.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         work,
-        train_loop_config=settings,
+        train_loop_config={**settings, "bell": bell},
         torch_config=NamedInterface(),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
@@ -81,29 +83,12 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
         ),
     )
     try:
-        _wait(trainer)
+        fit(trainer.fit, bell, lambda text: events.emit("note", message=text))
         time.sleep(LAST_WORDS_S)
     except Exception as error:
         raise explain(error, cluster) from error
     finally:
         machines.clear(store, name)
-
-
-def _wait(trainer: TorchTrainer) -> None:
-    """Fit, beside the main thread: in it, Ray would turn Ctrl-C into an exit with code 0."""
-    outcome: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
-    thread.start()
-    thread.join()
-    if outcome:
-        raise outcome[0]
 
 
 class GiveUp(UserCallback):

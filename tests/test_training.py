@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -293,12 +294,16 @@ def own(step):
     whole = batch(facts, step, rows=7)
     return Batch(whole.x[start:stop], whole.label[start:stop])
 
-for budget in ({"steps": 6}, {"steps": 10**6, "minutes": 0.003}):
+for budget in ({"steps": 6}, {"steps": 10**6, "minutes": 0.003}, {"steps": 10**6, "minutes": 99, "log_every": 3}):
     common = {"batch": 7, "log_every": 1, "warmup": 2, "precision": "fp32"}
     chosen = recipe("flow_matching", facts, train={**common, **budget})
     torch.manual_seed(3)
     model, losses = build.family_of(chosen, facts), []
-    session = Session(rank=rank, world=2, log=lambda numbers: losses.append(numbers["loss"]))
+    session = Session(
+        rank=rank, world=2, log=lambda numbers: losses.append(numbers["loss"]),
+        save=lambda step, write: losses.append(step),
+        should_stop=lambda: len(budget) == 3 and len(losses) == 2,  # the second worker has none, and is never asked
+    )
     fitted = training.fit(model, own, session, chosen.train)
     torch.save((fitted.step, losses, model.state_dict()), f"{folder}/{len(budget)}-{rank}.pt")
 dist.destroy_process_group()
@@ -306,7 +311,8 @@ dist.destroy_process_group()
 
 
 def test_two_workers_follow_the_curve_of_one(tmp_path: Path) -> None:
-    """Uneven shares of a batch of 7: the same losses and weights to rounding; and with minutes, they end together."""
+    """Uneven shares of a batch of 7: the same losses and weights to rounding; with minutes they end together; asked to
+    stop, at one report, with a checkpoint."""
     tests, root = Path(__file__).parent, Path(__file__).parents[1]
     path = os.pathsep.join([str(tests), str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
@@ -321,8 +327,9 @@ def test_two_workers_follow_the_curve_of_one(tmp_path: Path) -> None:
     alone: list[float] = []
     whole = Session(log=lambda numbers: alone.append(numbers["loss"]))
     training.fit(model, lambda step: batch(POINTS, step, rows=7), whole, settings)
-    steps, minutes = ([torch.load(tmp_path / f"{budget}-{rank}.pt") for rank in (0, 1)] for budget in (1, 2))
-    assert steps[0][1] == pytest.approx(alone, rel=1e-3)
+    steps, minutes, stopped = ([torch.load(tmp_path / f"{n}-{rank}.pt") for rank in (0, 1)] for n in (1, 2, 3))
+    assert steps[0][1] == pytest.approx([*alone, 6], rel=1e-3)
+    assert (stopped[0][0], stopped[1][0], stopped[0][1][-1]) == (9, 9, 9)
     for name, value in model.state_dict().items():
         assert torch.equal(steps[0][2][name], steps[1][2][name])
         torch.testing.assert_close(steps[0][2][name], value, rtol=0, atol=5e-3)  # Muon rounds to bfloat16
@@ -413,3 +420,16 @@ def test_a_budget_of_time_ends_a_run(limit: str, tmp_path: Path) -> None:
     fitted = training.fit(model, batches(), session(tmp_path), train)
     assert fitted.done
     assert 0 < fitted.step < 1_000_000
+
+
+def test_where_a_steps_time_goes() -> None:
+    """At every log, the mean seconds of each part since the last; together they are no more than what went by."""
+    model, settings = start(log_every=2)
+    seen: list[dict[str, float]] = []
+    began = time.perf_counter()
+    training.fit(model, batches(), Session(watch=lambda numbers, parts: seen.append(parts)), settings)
+    assert len(seen) == 3
+    assert set(seen[0]) == {"data", "loss", "backward", "gather", "optimizer", "average"}
+    assert set(seen[1]) >= {"report", "checkpoint"}
+    assert all(seconds >= 0 for parts in seen for seconds in parts.values())
+    assert 0 < 2 * sum(sum(parts.values()) for parts in seen) <= time.perf_counter() - began
