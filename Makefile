@@ -38,6 +38,10 @@ docs: $(VENV)/.installed
 deploy: $(VENV)/.installed
 	$(BIN)/python deploy/render.py
 
+# deploy/onprem.yaml on three hosts made of namespaces, one of which dies: as root, five minutes
+trial: $(VENV)/.installed
+	PYTHON=$(BIN)/python bash deploy/trial/run.sh
+
 # every family, three seeds, on Fashion-MNIST: hours on two cores; broken off, it goes on
 results: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
