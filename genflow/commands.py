@@ -214,10 +214,8 @@ def evaluate(
         pairs = ", ".join(f"{run.name} on {run.meta.get('dataset_name')}" for run in runs)
         raise UsageError(f"runs of different datasets cannot be compared: {pairs}")
     recipe = compose(None, assignments(sets), flagged(flags))
-    features = recipe.evaluate.features
-    if features not in ("classifier", "random"):
-        changed = {**recipe.evaluate.model_dump(mode="json"), "features": _path(features)}
-        recipe = recipe.with_(evaluate=changed)
+    spec = features(recipe.evaluate.features, store)
+    recipe = recipe.with_(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
     ids = list(dict.fromkeys(run.id for run in runs))
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
     done = send(job, document, store, where, json=json)
@@ -234,6 +232,19 @@ def evaluate(
     terminal.next_commands(
         f"genflow sample {best}", "genflow ui", *([f"genflow compare {' '.join(ids)}"] if job == "evaluate" else [])
     )
+
+
+def features(spec: str, store: Store) -> str:
+    """What a job is told of `evaluate.features`: a name, or a path that it finds from anywhere.
+
+    Raises:
+        SetupError: "imagenet", and its package is not installed.
+    """
+    if spec == "imagenet":
+        from genflow.evaluation import imagenet  # torch, which no other command line waits for
+
+        return str(imagenet.module(store))
+    return spec if spec in ("classifier", "random") else _path(spec)
 
 
 def _report_file(done: Document) -> str:

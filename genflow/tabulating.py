@@ -33,6 +33,8 @@ def tables(
     stages = study.stages(f"tables-{data}")
     stages["stages"]["tables"]["study"]["command"] = _command(data, seeds, budget, sets)
     overrides = assignments(sets)
+    if spec := overrides.get("evaluate", {}).get("features"):
+        overrides["evaluate"]["features"] = commands.features(str(spec), store)
     whole = pipeline.load(stages, plan.FILE, overrides)
     left = Left.of(whole, store)
     if json and dry_run:

@@ -5,8 +5,12 @@
     kernel      unbiased maximum mean discrepancy                        how good, at small N
     coverage    precision, recall, density, coverage                     how varied
     modes       modes of a known density in the plane that were found    how varied
+    stacked     modes of stacked pictures that were found                how varied
+    shown       the share of each class                                  how varied
     bits        log-likelihood as bits a dimension                       how likely
     interval    what another N samples would have given
+    samples     drawn in shares, here or on workers, and reduced to features
+    imagenet    an optional ImageNet network as features, from a package extra
     measure     all of it for one run, as one document
-    table, report, charts, pictures                                      what people look at
+    table, report, charts, losses, pictures                                      what people look at
 """

@@ -1,0 +1,36 @@
+"""The optional ImageNet network: its weights come in a package, and without it one line says how to get it."""
+
+import sys
+
+import pytest
+import torch
+
+from genflow.errors import SetupError
+from genflow.evaluation import imagenet
+
+
+def test_without_the_package_one_line_says_how_to_get_it(store, monkeypatch):
+    """And nothing is written, nor downloaded."""
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(SetupError, match="not installed") as error:
+        imagenet.module(store)
+    assert "genflow-ray[imagenet]" in error.value.hint
+    assert not store.root.exists()
+
+
+def test_its_features_are_those_of_imagenet(store):
+    """It knows a palace from a flower however they are cropped; grey pictures of 8 x 8 have 320 features, too."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from sklearn.datasets import load_sample_images
+
+    path = imagenet.module(store)
+    net = torch.jit.load(str(path))
+    found = []
+    for picture in load_sample_images().images:
+        x = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 127.5 - 1
+        found += [net(x[None, :, :, at : at + 427])[0] for at in (0, 200)]
+    same = torch.nn.functional.cosine_similarity
+    apart = max(same(found[a], found[b], 0) for a in (0, 1) for b in (2, 3))
+    assert min(same(found[0], found[1], 0), same(found[2], found[3], 0)) > apart + 0.1
+    assert net(torch.rand(2, 1, 8, 8)).shape == (2, 320)
+    assert imagenet.module(store) == path
