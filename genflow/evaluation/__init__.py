@@ -12,5 +12,5 @@
     samples     drawn in shares, here or on workers, and reduced to features
     imagenet    an optional ImageNet network as features, from a package extra
     measure     all of it for one run, as one document
-    table, report, charts, losses, pictures                                      what people look at
+    table, report, charts, losses, pictures                              what people look at
 """
