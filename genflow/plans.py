@@ -10,8 +10,12 @@ NAMED = 5  # stages that are waited for, by name
 
 
 def foresee(pipeline: Pipeline, store: Store) -> list[dict[str, Any]]:
-    """One row a stage: its artifact if it can be named yet, and whether it is cached, to do, or waits for another."""
+    """One row a stage: its artifact if it can be named yet, and whether it is cached, to do, or waits for another.
+
+    Where failures are measurements, a training that diverged before is not done again: its state is "diverged".
+    """
     made: dict[str, dict[str, Any]] = {}
+    measured = {need for stage in pipeline.stages if stage.takes_failures for need in stage.needs}
     rows = []
     for stage in pipeline.stages:
         lacking = [need for need in stage.needs if need not in made]
@@ -22,12 +26,23 @@ def foresee(pipeline: Pipeline, store: Store) -> list[dict[str, Any]]:
                 state = "cached" if result else "to do"
                 if result:
                     made[stage.name] = result
+                elif stage.name in measured and _diverged(stage, made, store):
+                    state = "diverged"
             except GenflowError as error:
                 state = f"cannot run: {error.message}"
         rows.append(
             {"stage": stage.name, "job": stage.job, "needs": list(stage.needs), "artifact": artifact, "state": state}
         )
     return rows
+
+
+def _diverged(stage: Stage, made: dict[str, Any], store: Store) -> bool:
+    if stage.job != "train":
+        return False
+    from genflow import runs
+    from genflow.recipe import parse
+
+    return runs.divergence(store, runs.plan(store, parse(stage.document(made)["recipe"]))) is not None
 
 
 def _foresee(stage: Stage, made: dict[str, Any], store: Store) -> tuple[str, dict[str, Any] | None]:

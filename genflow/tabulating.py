@@ -17,6 +17,7 @@ from genflow.store import Store
 
 OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
 MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
+KNOWN = ("cached", "diverged")  # states of stages that are not carried out again
 DIVERGED = ("NonFinite", "Trouble")
 
 
@@ -114,7 +115,7 @@ class Left:
         from genflow import plans
 
         rows = plans.foresee(whole, store)
-        to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] != "cached"]
+        to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] not in KNOWN]
         seen = _measured(store)
         seconds, training = {}, 0.0
         for stage in to_do:
@@ -142,7 +143,7 @@ class Left:
         families = len({run["preset"] for run in study.runs.values()})
         seeds = len(study.seeds)
         trainings = [row for row in self.rows if row["job"] == "train"]
-        to_do = [row for row in trainings if row["state"] != "cached"]
+        to_do = [row for row in trainings if row["state"] not in KNOWN]
         hours = sum(self.seconds.values()) / 3600
         about = "" if not self.seconds else (
             f"; about {terminal.duration(self.eta())} on {env.cores()} cores, {hours:.2f} CPU hours, "

@@ -154,7 +154,7 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
 
 def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monkeypatch, events):
     """Its end is kept beside it: tables that take failures do not train it again; a pipeline of its own does."""
-    from genflow import runs, training
+    from genflow import plans, runs, training
     from jobs import train as training_job
 
     data = prepared("ring8", samples=400)
@@ -175,6 +175,8 @@ def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monk
     assert {name: told["kind"] for name, told in failed.items()} == {"bad": "NonFinite", "bad-m0": "NonFinite"}
     assert failed["bad"]["message"] == "the loss is not finite (step 7)"
     assert [event["status"] for event in events] == ["failed", "skipped"]
+    assert plans.foresee(whole, store)[0]["state"] == "diverged"
+    assert plans.foresee(alone, store)[0]["state"] == "to do"
     made, failed = {}, {}
     job._look(alone, made, failed, lambda event, **fields: None)
     assert (made, failed) == ({}, {})
