@@ -10,7 +10,6 @@ off at its next network evaluation.
 import asyncio
 import contextlib
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -33,7 +32,7 @@ class Abandoned(Exception):  # noqa: N818
     """Nobody waits for this batch any more."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Job:
     """A request in the queue.
 
@@ -91,12 +90,6 @@ class Served:
     rows: int
 
 
-def _stand_back() -> None:
-    """Let the threads that answer go before the one that draws, where both want the same core."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(5)  # of this thread alone, on Linux
-
-
 Piece = tuple[Job, int, int]
 Draw = Callable[[Job, list[int], list[int], list[Any], Watcher], Drawn]
 
@@ -118,7 +111,7 @@ class Batcher:
         self._draw, self.rows, self.most_jobs = draw, rows, most_jobs
         self.patience_s, self.window_s = patience_s, window_s
         self._queue: deque[Job] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw", initializer=_stand_back)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
         self._drawn_at = 0.0  # when the batch that is being drawn will be, by what others took
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -153,7 +146,7 @@ class Batcher:
         finally:
             timer.cancel()
             job.done.cancel()  # if it was broken off from outside; no change otherwise
-            with contextlib.suppress(ValueError):
+            if job in self._queue:  # `remove` of a job that is not there writes out its pictures, for its error
                 self._queue.remove(job)
 
     async def call(self, function: Callable[[], Any]) -> Any:
