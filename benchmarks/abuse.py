@@ -28,7 +28,8 @@ from benchmarks.serve import _until_it_answers
 
 Document = dict[str, Any]
 NOT_HTTP = [
-    b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00" * 64,
+    b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01",
+    b"\x00" * 64,
     b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * 70_000 + b"\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 5000 + b"\r\n",
     b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -250,7 +251,8 @@ async def overload(server: Server, seconds: float) -> Document:
     if server.pids() != before:
         wrong.append("replicas restarted")
     return {
-        "warmed_with": len(warm), "capacity_per_second": round(capacity, 1), "offered_per_second": round(number / seconds, 1),
+        "warmed_with": len(warm), "capacity_per_second": round(capacity, 1),
+        "offered_per_second": round(number / seconds, 1),
         "statuses": dict(statuses), "served_per_second": round(len(served) / (time.monotonic() - begun), 1),
         "calm_s": _spread(calm), "served_s": _spread(served), "refused_s": _spread(refused),
         "memory_mb": [memory, server.memory_mb()], "violations": wrong,
@@ -287,7 +289,8 @@ async def deaths(server: Server) -> Document:
         longest = max(took for start, _, took in seen if start + took > struck)
         found[what] = {"requests": len(seen), "lost": len(lost), "longest_s": round(longest, 1), "replaced_s": replaced}
         if lost or replaced is None:
-            found["violations"].append(f"{what}: {len(lost)} requests lost {Counter(lost)}, replaced after {replaced} s")
+            told = f"{what}: {len(lost)} requests lost {Counter(lost)}, replaced after {replaced} s"
+            found["violations"].append(told)
     return found
 
 

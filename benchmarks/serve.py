@@ -3,12 +3,14 @@
     python -m benchmarks.serve RUN --seconds 10 --clients 128
 
 All three draw single samples with the same settings. The plain loop is what one writes first: an endpoint that draws
-one request after another. It fills batches to 16 rows as genflow does, so that its samples are the same to the byte;
-`--unfilled` lets it draw one row, as most do, with other bytes.
+one request after another. For a run whose net is `unet2d` it is diffusers' own pipeline on the same weights, as
+`genflow export --to diffusers` wrote it. Else it is the engine; it fills batches to 16 rows as genflow does, so that its
+samples are the same to the byte, and `--unfilled` lets it draw one row, as most do, with other bytes.
 """
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import re
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ def bare(run: str, steps: int | None, seconds: float) -> Document:
     return {"samples_per_second": rate, "p50_ms": 1000 * statistics.median(single)}
 
 
-def plain(run: str, port: int, filled: bool) -> None:
+def plain(run: str, port: int, steps: int | None, filled: bool) -> None:
     """A FastAPI app that draws one request after another. Runs until it is ended."""
     import threading
 
@@ -53,12 +56,12 @@ def plain(run: str, port: int, filled: bool) -> None:
     from fastapi import FastAPI, Response
 
     from genflow.commands import find_run
-    from genflow.data import preview
     from genflow.engine import Engine
     from genflow.store import Store
 
     torch.set_num_threads(1)
     engine, app, one_at_a_time = Engine.load(find_run(Store(), run)), FastAPI(), threading.Lock()
+    draw = _diffusers(run, engine, steps) if engine.recipe.net.kind == "unet2d" else _engine(engine, steps, filled)
 
     @app.get("/healthz")
     def healthz() -> str:
@@ -66,12 +69,41 @@ def plain(run: str, port: int, filled: bool) -> None:
 
     @app.post("/v1/models/{name}/samples")
     def samples(name: str, asked: dict[str, Any]) -> Response:
-        options = {"steps": asked["steps"]} if "steps" in asked else {}
         with one_at_a_time:
-            drawn = engine.draw([asked["seed"]], padded=filled, **options)
-        return Response(preview.render(drawn.images, engine.facts), media_type="image/png")
+            png = draw(asked["seed"])
+        return Response(png, media_type="image/png")
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+
+
+def _engine(engine: Any, steps: int | None, filled: bool) -> Callable[[int], bytes]:
+    from genflow.data import preview
+
+    options = {"steps": steps} if steps else {}
+    return lambda seed: preview.render(engine.draw([seed], padded=filled, **options).images, engine.facts)
+
+
+def _diffusers(run: str, engine: Any, steps: int | None) -> Callable[[int], bytes]:
+    """The stock pipeline of the run's export, one sample at a time."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from genflow import exporting
+
+    with tempfile.TemporaryDirectory() as folder:
+        exporting.export(run, "diffusers", Path(folder), json=True)
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw(seed: int) -> bytes:
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        count = steps or engine.options["steps"]
+        image = pipeline(batch_size=1, num_inference_steps=count, generator=generator).images[0]
+        png = io.BytesIO()
+        image.save(png, "PNG")
+        return png.getvalue()
+
+    return draw
 
 
 async def load(port: int, name: str, clients: int, seconds: float, steps: int | None) -> Document:
@@ -147,7 +179,7 @@ def main() -> None:
     parser.add_argument("--plain", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.plain:
-        plain(asked.run, asked.plain, not asked.unfilled)
+        plain(asked.run, asked.plain, asked.steps, not asked.unfilled)
         return
     from genflow import env
     from genflow.commands import find_run
@@ -162,7 +194,9 @@ def main() -> None:
     results["bare_after"] = after
     port = env.free_port()
     own = [sys.executable, "-m", "benchmarks.serve", asked.run, "--plain", str(port)]
-    results["plain"] = measured([*own, *(["--unfilled"] if asked.unfilled else [])], port, name, asked)
+    own += ["--unfilled"] if asked.unfilled else []
+    own += ["--steps", str(asked.steps)] if asked.steps else []
+    results["plain"] = measured(own, port, name, asked)
     ours, bare_ = results["genflow"], {key: (results["bare"][key] + after[key]) / 2 for key in after}
     results["ratios"] = {
         "throughput_over_bare": ours["many"]["samples_per_second"] / bare_["samples_per_second"],

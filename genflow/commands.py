@@ -420,4 +420,5 @@ def stop_job(job: str, address: str) -> None:
     from genflow import submit
 
     stopped = submit.jobs_stop(address, job)
-    print(f"stopped  {stopped['id']}; the same command again goes on from its last checkpoint")
+    again = "serves again" if job.startswith("serve-") else "goes on from its last checkpoint"
+    print(f"stopped  {stopped['id']}; the same command again {again}")
