@@ -4,8 +4,8 @@
 
 All three draw single samples with the same settings. The plain loop is what one writes first: an endpoint that draws
 one request after another. For a run whose net is `unet2d` it is diffusers' own pipeline on the same weights, as
-`genflow export --to diffusers` wrote it. Else it is the engine; it fills batches to 16 rows as genflow does, so that its
-samples are the same to the byte, and `--unfilled` lets it draw one row, as most do, with other bytes.
+`genflow export --to diffusers` wrote it. Else it is the engine; it fills batches to 16 rows as genflow does, so that
+its samples are the same to the byte, and `--unfilled` lets it draw one row, as most do, with other bytes.
 """
 
 import argparse

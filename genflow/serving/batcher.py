@@ -8,7 +8,6 @@ off at its next network evaluation.
 """
 
 import asyncio
-import contextlib
 import math
 import time
 from collections import deque
