@@ -96,8 +96,8 @@ class Server:
         return ""
 
     def end(self) -> None:
-        """Stop it, as Ctrl-C does."""
-        self.process.send_signal(signal.SIGINT)
+        """Stop it; a shell's background job would not hear SIGINT."""
+        self.process.terminate()
         self.process.wait(timeout=120)
 
 
@@ -312,8 +312,8 @@ def main() -> None:
         if asked.only in (None, "deaths"):
             found["deaths"] = asyncio.run(deaths(server))
     finally:
+        print(json.dumps(found, indent=1), flush=True)
         server.end()
-    print(json.dumps(found, indent=1))
     raise SystemExit(any(part["violations"] for part in found.values()))
 
 
