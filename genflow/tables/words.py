@@ -78,7 +78,17 @@ def _coverage(document: Document) -> str:
         for title, found in _named(document, "grid_captured")
         if found["value"] < found["of"]
     ]
-    return f"Modes of the grid of Gaussians are lost by {_list(missing)}." if missing else ""
+    parts = [f"Modes of the grid of Gaussians are lost by {_list(missing)}."] if missing else []
+    ceilings = [found["value"] for _, found in _named(document, "stacked_ceiling")]
+    stacks = [
+        f"{title} {count(found['value'])}"
+        for title, found in _named(document, "stacked_captured")
+        if found["high"] < ceilings[0]
+    ]
+    if stacks:
+        real = count(ceilings[0])
+        parts.append(f"Of the modes of stacked digits as many real ones show {real}, and {_list(stacks)}.")
+    return " ".join(parts)
 
 
 def _stability(document: Document) -> str:
@@ -124,6 +134,7 @@ def about(document: Document, study: Document) -> list[str]:
         "Points where quality against steps is measured have fewer samples than the table's fd, and so more bias: they "
         "compare with each other, not with it",
         f"Modes are counted on points of the plane without labels, after {grid} of the budget",
+        *_more_trials(study),
         "The sensitivity to the learning rate is one training each at a third and at three times the preset's rate: "
         "its interval is over samples",
         f"Milliseconds belong to {document['machine']}, with two stages at a time",
@@ -131,6 +142,19 @@ def about(document: Document, study: Document) -> list[str]:
         f"{number(document['cost_hours']['training_cpu'])} CPU hours of training, "
         f"{number(document['cost_hours']['measuring'])} hours of measuring",
     ]  # fmt: skip
+
+
+def _more_trials(study: Document) -> list[str]:
+    """What the trials that not every study has do not say."""
+    trials, parts = study["trials"], []
+    if "stacked" in trials:
+        share = percent(trials["stacked"].get("share", 1))
+        parts.append(f"Modes of stacked digits are those of one training, after {share} of the budget: its interval is "
+                     "over samples, and holds for this number of them")  # fmt: skip
+    if "half" in trials and study.get("target"):
+        parts.append("The time to a quality is that of whole trainings at a quarter, half and all of the budget, one "
+                     "each; between them nothing was tried")  # fmt: skip
+    return parts
 
 
 def _distance(features: Document) -> str:

@@ -33,8 +33,13 @@ def document(store, prepared, monkeypatch):
         options = Evaluate(steps=steps, classification=name == "flow", **OPTIONS)
         found = measure.evaluate(store, run, data.artifact, options, lambda event, **f: None)
         evaluations[f"{name}-m0"] = found["evaluation"]
+    ring = prepared("ring8", samples=400, val=0.3)
+    run = finished(store, ring, "vae", name="vae-grid-s0")
+    found = measure.evaluate(store, run, ring.artifact, Evaluate(steps=(), **OPTIONS), lambda event, **f: None)
+    evaluations["vae-grid-m0"] = found["evaluation"]
     study = {
-        "seeds": [0, 1], "budget": 0.01, "tolerance": 0.1, "trials": {}, "claims": [CLAIM],
+        "seeds": [0, 1], "budget": 0.01, "tolerance": 0.1, "claims": [CLAIM],
+        "trials": {"grid": {"of": ["vae"], "share": 0.25}}, "target": 10,
         "runs": {name: {"preset": kind} for name, kind in kinds.items()},
         "rows": {name: {"title": name.upper(), "run": name, "tables": ["steps", "families"]} for name in kinds},
         "command": "genflow tables --data digits --seeds 2",
@@ -68,6 +73,9 @@ def test_tables_report_and_artifacts(document, store, monkeypatch):
     assert "<link" not in page
     assert len(page) < 10_000_000
     assert CLAIM["says"] in page
+    for title in ("From noise to picture", "Between two samples", "Modes", "Classes", "What differs"):
+        assert f"<h2>{title}</h2>" in page
+    assert "of 8 modes" in page
     assert "<i>genflow</i> <i>tables</i> <i>--data</i> <i>digits</i> <i>--seeds</i> <i>2</i>" in page
     markdown = (folder / "tables.md").read_text()
     assert f"| {CLAIM['says']} |" in markdown

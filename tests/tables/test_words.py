@@ -23,3 +23,14 @@ def test_verdicts_on_barely_trained_models_are_called_so(fd: float, warned: bool
 def test_without_a_floor_nothing_is_said_of_it() -> None:
     """Points of a plane may have none."""
     assert "barely" not in said(100.0, floor=0.0)
+
+
+def test_modes_that_real_stacks_show_and_samples_do_not() -> None:
+    """Only of a method whose interval ends below what as many real stacks show."""
+    def method(title: str, captured: float) -> dict:
+        stacked = {"stacked_captured": metric(captured, 20), "stacked_ceiling": metric(905, 0)}
+        return {"title": title, "run": title, "quantities": stacked}
+
+    methods = {"gan": method("GAN", 700), "flow": method("Flow", 890)}
+    told = " ".join(verdict({"methods": methods, "claims": [], "tolerance": 0.1}))
+    assert told == "Of the modes of stacked digits as many real ones show 905, and GAN 700."
