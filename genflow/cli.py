@@ -146,7 +146,7 @@ def quickstart(json: Json = False, dry_run: DryRun = False) -> None:
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="digits, fashion, a 2-D density, or a path to pictures.")],
+    source: Annotated[str, typer.Argument(help="digits, fashion, a 2-D density, a path to pictures, or stack:NAME.")],
     name: Annotated[str, typer.Option(help="What to call the dataset.")] = "",
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
     channels: Annotated[str, typer.Option(help="auto, 1 or 3.")] = "auto",

@@ -83,7 +83,7 @@ def prepare(source: str, flags: Document, sets: list[str], where: Where, *, dry_
     channels = flags.pop("channels")
     if channels not in ("auto", "1", "3"):
         raise UsageError(f"--channels is auto, 1 or 3, not {channels!r}")
-    given = {"source": _path(source), "channels": channels if channels == "auto" else int(channels), **flags}
+    given = {"source": _source(source), "channels": channels if channels == "auto" else int(channels), **flags}
     recipe = compose(None, assignments(sets), flagged({f"data.{key}": value for key, value in given.items()}))
     if dry_run:
         show_plan({"data": recipe.data.model_dump(mode="json")}, [], json)
@@ -101,6 +101,20 @@ def prepare(source: str, flags: Document, sets: list[str], where: Where, *, dry_
         print(f"         {done['bad']} unreadable, listed in {done['path']}/bad.csv")
     name = done["name"]
     terminal.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")
+
+
+def _source(text: str) -> str:
+    """A source as the job finds it from anywhere; `stack:NAME` of a dataset in the store is that of its own source."""
+    from genflow.data.sources import BUILT_IN
+    from genflow.data.stacks import PREFIX
+
+    if not text.startswith(PREFIX):
+        return _path(text)
+    base = text.removeprefix(PREFIX)
+    if base in BUILT_IN or Path(base).expanduser().exists():
+        return PREFIX + _path(base)
+    known = {dataset.name: dataset.meta["options"]["source"] for dataset in Store().artifacts("datasets")}
+    return PREFIX + known.get(base, _path(base))
 
 
 def _path(source: str) -> str:

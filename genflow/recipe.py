@@ -38,7 +38,7 @@ class Data(Section):
 
     name: str = ""  # the dataset's name in the store; prepare takes it from the source if empty
     pairs: str = ""  # pairs of noise and samples that a teacher wrote (genflow reflow); empty: the dataset's own rows
-    source: str = ""  # digits | grid25 | ring8 | moons | checkerboard | a path
+    source: str = ""  # digits | grid25 | ring8 | moons | checkerboard | a path | stack:NAME
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side in pixels; None: the source's own, at most 64
     channels: Literal["auto", 1, 3] = "auto"
     val: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share held out where the source has no split of its own

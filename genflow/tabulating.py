@@ -151,7 +151,8 @@ class Left:
         )  # fmt: skip
         return [
             f"tables   {data}: {families} families × {seeds} seed{'s' * (seeds > 1)}, "
-            f"{terminal.duration(60 * study.budget)} of CPU each; again at other learning rates, and on grids of modes",
+            f"{terminal.duration(60 * study.budget)} of CPU each; again at other learning rates, for less time, "
+            "and on data whose modes are known",
             f"         {len(to_do)} of {len(trainings)} trainings and {len(self.seconds)} of {len(self.rows)} stages "
             f"are to do{about}",
         ]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from genflow import commands
 from genflow.data.digits import Digits
 from genflow.data.records import Form
 from genflow.data.sources import find
@@ -58,3 +59,15 @@ def test_what_has_no_labels_or_no_pictures_is_refused(tmp_path):
     np.savez(tmp_path / "plain.npz", images=np.random.default_rng(0).integers(0, 255, (20, 8, 8), np.uint8))
     with pytest.raises(DataError, match="no labels"):
         find(Data(source=f"stack:{tmp_path / 'plain.npz'}")).class_names()
+
+
+def test_a_stack_of_a_dataset_in_the_store_is_one_of_its_source(store, prepared, tmp_path, monkeypatch):
+    """By its name; a path becomes absolute, and what is built in stays as it is."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), np.uint8)
+    np.savez(tmp_path / "two.npz", images=images, labels=np.arange(40) % 2)
+    prepared(tmp_path / "two.npz", name="mine")
+    path = f"stack:{tmp_path / 'two.npz'}"
+    assert [commands._source(f"stack:{name}") for name in ("mine", "two.npz", "digits")] == [path, path, "stack:digits"]
+    assert prepared(path, samples=100).artifact.meta["source"]["classes"] == 2
