@@ -42,7 +42,7 @@ from genflow.store import Store
 DATA = "ring8"
 STEPS, EVERY = 240, 6  # a checkpoint so often that most of the time one is being written
 TIMES = {"train/seconds", "train/images_per_second", "train/position"}
-PATIENCE_S, GONE_S = 400.0, 60.0
+PATIENCE_S, GONE_S = 400.0, 120.0  # a sender whose run is dead may take a minute for what is left
 ATTEMPTS = 8  # of the same command after the last kill
 
 
@@ -236,6 +236,10 @@ def compare(calm: Store, store: Store, run: str, outcome: Outcome) -> None:
     differing = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     if differing:
         outcome.violations.append(f"{len(differing)} of {len(theirs)} tensors differ: {', '.join(differing[:3])}")
+    for each in (calm, store):  # what MLflow was too slow to take from the command itself, as after an outage
+        sent = tracking.sync(each, deadline_s=PATIENCE_S)
+        if sent.problem:
+            outcome.violations.append(f"MLflow does not take the rest: {sent.problem}")
     (logged, twice), (expected, _) = metrics(store, run), metrics(calm, run)
     if twice:
         outcome.violations.append(f"{len(twice)} metrics are twice in MLflow: {', '.join(twice[:3])}")

@@ -247,7 +247,9 @@ def _beside(root: str, run_id: str, every_s: str) -> None:
 
 def catch_up(store: Store, run_id: str, *, deadline_s: float = 10.0) -> Sent:
     """Send what a finished run's journal holds and MLflow lacks, if the command that made it was killed at its end."""
-    path = store.level(journal_path(store.root, run_id))
+    path = journal_path(store.root, run_id)
+    if store.shared and not Cursor.read(path).uri:  # another machine's run; this one's database is `sync`'s concern
+        return Sent(complete=True)
     if not path.is_file() or not _is_behind(path, without_password(tracking_uri(store))):
         return Sent(complete=True)
     return replay_all(store, run_id, deadline_s=deadline_s)
