@@ -7,6 +7,7 @@ is made: each job finds its artifact by its content address.
 import contextlib
 import importlib
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from genflow.errors import BY_CODE, GenflowError
@@ -55,6 +56,15 @@ def _look(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Docum
                     emit("stage", name=stage.name, job=stage.job, status="failed", **told)
 
 
+def _is_held_back(stage: Stage, waiting: Iterable[Stage], running: Iterable[Stage]) -> bool:
+    """Whether a stage waits until every dataset is prepared.
+
+    A prepare stage decodes in Ray Data's tasks. Behind a queue of trainings that hold every core these would wait, and
+    after half an hour without progress Ray Data gives up: that was seen.
+    """
+    return stage.job != "prepare" and any(other.job == "prepare" for other in (*waiting, *running))
+
+
 def _waits_in_vain(stage: Stage, failed: dict[str, Document]) -> bool:
     return bool(failed.keys() & set(stage.needs)) and not stage.takes_failures
 
@@ -76,7 +86,7 @@ def _run(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Docume
             if _waits_in_vain(stage, failed):
                 waiting.remove(stage)
                 _skip(stage, failed, emit)
-            elif set(stage.needs) <= ended:
+            elif set(stage.needs) <= ended and not _is_held_back(stage, waiting, running.values()):
                 waiting.remove(stage)
                 emit("stage", name=stage.name, job=stage.job, status="running")
                 cpus = 0 if stage.recipe.cluster.workers > 1 else CORES[stage.job]

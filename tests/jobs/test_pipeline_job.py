@@ -152,6 +152,25 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     assert set(made) == {"good", "good-m0"}
 
 
+def test_data_is_prepared_before_anything_holds_the_cores(store, monkeypatch):
+    """Ray Data's tasks would wait behind a queue of trainings until it gives up; so these wait instead."""
+    order = []
+
+    def stage_task(name, document, environment):
+        order.append(name)
+        return {"document": {"run": "a-1a", "dataset": "points-1a"}}
+
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    monkeypatch.setitem(sys.modules, "ray", Inline())
+    monkeypatch.setattr(job, "_stage_task", stage_task)
+    mine = {f"mine{i}": {**train("vae"), "data": "mine"} for i in range(2)}
+    stages = {**mine, **document(theirs=train("gan"))["pipeline"]["stages"]}
+    made = {}
+    job._run(load({"stages": stages}, "tiny"), made, {}, lambda event, **fields: None)
+    assert order == ["prepare", "train", "train", "train"]
+    assert len(made) == 4
+
+
 def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monkeypatch, events):
     """Its end is kept beside it: tables that take failures do not train it again; a pipeline of its own does."""
     from genflow import plans, runs, training
