@@ -56,7 +56,8 @@ def _quality(ranked: list[Row]) -> str:
 
 def _modes(ranked: list[Row]) -> str:
     """For a density with modes: a Gaussian's moments say little of it."""
-    found = [f"{row['name']} {100 * row['modes']['high_quality']['value']:.0f} %" for row in ranked if row["modes"]]
+    near = [(row["name"], row["modes"]["high_quality"]) for row in ranked if "high_quality" in (row["modes"] or {})]
+    found = [f"{name} {100 * share['value']:.0f} %" for name, share in near]
     return f"Points within three standard deviations of a mode: {', '.join(found)}." if found else ""
 
 
@@ -136,7 +137,8 @@ def _variety(ranked: list[Row]) -> str:
         ]
         found = row.get("modes")
         if found and found.get("interval", [0, found["captured"]])[1] < found.get("ceiling", found["of"]):
-            missing.append(f"{found['captured']} of {found['of']} modes")
+            beside = f", where as many real ones show {found['ceiling']}" if "ceiling" in found else ""
+            missing.append(f"{found['captured']} of {found['of']} modes{beside}")
         if missing:
             parts.append(f"{row['name']} ({_list(missing)})")
     return f"Part of the data is missing from {_list(parts)}." if parts else ""

@@ -177,3 +177,15 @@ def test_any_numbers_can_be_drawn(values):
     drawn = charts.chart([Series("a", 1, points)], x_label="x", y_label="y", alt="a", from_zero=min(values) >= 0)
     assert "nan" not in drawn
     assert "inf" not in drawn
+
+
+def test_stacks_that_lack_modes_are_compared_with_real_ones(store, measured):
+    """Not with all thousand modes, which as many real ones do not show either; the page holds for them, too."""
+    kl = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 2500, "floor": 0.27}
+    modes = {"captured": 714, "of": 1000, "interval": [683.0, 745.0], "ceiling": 905, "kl": kl}
+    one, other = ({**copy.deepcopy(document), "modes": modes} for document in measured)
+    other["modes"] = {**modes, "captured": 890, "interval": [870.0, 910.0]}
+    said = " ".join(verdict([one, other]))
+    assert said.count("714 of 1000 modes, where as many real ones show 905") == 1
+    assert "890" not in said
+    assert "<td>905</td>" in report.render(store, [one, other])
