@@ -104,8 +104,8 @@ class Tune(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None  # of wall-clock time for all trials; whichever ends first
     metric: tuple[str, ...] = ("fd",)  # two or more: a Pareto front, and the first decides
     searcher: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Annotated[Literal["asha", "none"], BeforeValidator(lambda said: said or "none")] = "asha"  # YAML's none
-    rungs: Annotated[int, Field(ge=1, le=6)] = 3  # times that a trial is measured
+    scheduler: Annotated[Literal["asha", "pbt", "none"], BeforeValidator(lambda said: said or "none")] = "asha"
+    rungs: Annotated[int, Field(ge=1, le=20)] = 3  # times that a trial is measured
     reduction: Annotated[int, Field(ge=2, le=10)] = 3  # of a trial's budget from one rung down to the one before
     samples: Annotated[int, Field(ge=16)] = 500  # at the last rung; fewer before
     target: float | None = None  # a value of the first metric at which the search may end

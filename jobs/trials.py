@@ -21,6 +21,7 @@ from genflow.store import Store
 from genflow.tuning import metrics
 from genflow.tuning.trial import Bench, Task, Trial
 from jobs import machines
+from jobs.populations import Generation
 from jobs.proposers import HALT, Recorded
 from jobs.schedulers import result_of
 
@@ -39,8 +40,8 @@ class Carrier(tune.Trainable):
     def setup(self, config: Document) -> None:
         given: Document = {key: tuple(v) if isinstance(v, list) else v for key, v in config["task"].items()}
         task = Task(**given)
-        self.reduction, self.rung = config["reduction"], 0
-        self.rungs = len(task.shares)
+        self.reduction, self.rung = config["reduction"], config.get("rung", 0)
+        self.rungs = config["rung"] + 1 if "rung" in config else len(task.shares)  # of a population, one at a time
         self.task, self.names = task, task.metrics
         self.number, self.params = config["trial"], config["params"]
         self.trial: Trial | None = None
@@ -112,9 +113,9 @@ class Reached(tune.Stopper):
 
 
 def carry_out(
-    task: Task, searcher: Recorded, scheduler: TrialScheduler | None, watch: Callable[[int, bool], None], *,
-    workers: int, cpus: float, gpus: float, reduction: int = 2, seconds: float | None = None,
-    target: float | None = None,
+    task: Task, searcher: Recorded | Generation, scheduler: TrialScheduler | None,
+    watch: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
+    seconds: float | None = None, target: float | None = None,
 ) -> None:  # fmt: skip
     """Carry out the trials that are left, on the Ray that this process is connected to.
 

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from genflow import env, tracking
 from genflow.checkpoint import Checkpoints
@@ -21,7 +22,7 @@ from genflow.evaluation.features import judge
 from genflow.evaluation.pictures import grid
 from genflow.recipe import parse
 from genflow.store import Artifact, Store, write_atomically
-from genflow.tuning import conclusion, findings, space
+from genflow.tuning import conclusion, findings, population, space
 from genflow.tuning.chronicle import Chronicle
 from genflow.tuning.conclusion import OVER
 from genflow.tuning.search import Record, Search, begin, plan
@@ -76,19 +77,28 @@ def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emi
     if _is_over(search, record, left):
         return
     with ray_cluster(num_cpus=max(env.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
-        from jobs import proposers, schedulers, trials
+        from jobs import populations, proposers, schedulers, trials
 
         own = space.own(search.run.recipe, search.space)
         inside = all(domain.holds(own[key]) for key, domain in search.space.items())
         preset = own if inside else None
-        searcher = proposers.Recorded(record, proposers.proposer(search, preset), search.trials)
-        scheduler = schedulers.Halving(search, record) if tuned.scheduler == "asha" else None
         show = Show(search, record, chronicle, emit, spent)
+
+        def remaining() -> float | None:
+            return max(0.01, 60 * tuned.minutes - show.seconds()) if tuned.minutes else None
+
+        def carry_out(searcher: Any, scheduler: Any = None) -> None:
+            trials.carry_out(
+                task, searcher, scheduler, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus,
+                reduction=tuned.reduction, seconds=remaining(), target=tuned.target,
+            )  # fmt: skip
+
         show(-1, False)
-        trials.carry_out(
-            task, searcher, scheduler, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus,
-            reduction=tuned.reduction, seconds=left, target=tuned.target,
-        )  # fmt: skip
+        if tuned.scheduler == "pbt":
+            populations.train(store, search, record, preset, carry_out)
+        else:
+            searcher = proposers.Recorded(record, proposers.proposer(search, preset), search.trials)
+            carry_out(searcher, schedulers.Halving(search, record) if tuned.scheduler == "asha" else None)
         record.spent(show.seconds())
 
 
@@ -147,6 +157,7 @@ class Show:
     def __call__(self, number: int, over: bool) -> None:
         rows, search = self.record.rows(), self.search
         done = sum(row["status"] in OVER for row in rows)
+        over = over and any(row["trial"] == number and row["status"] in OVER for row in rows)
         if over:
             self.record.spent(self.seconds())
         metric = search.metrics[0]
@@ -156,7 +167,10 @@ class Show:
             if top:
                 self.chronicle.best(done, metric, top["values"][metric])
         seconds = self.seconds()
-        left = [seconds / done * (search.trials - done)] if done else []
+        work = done if search.recipe.tune.scheduler != "pbt" else sum(
+            row["share"] if row["status"] == "running" else 1 for row in rows
+        )  # fmt: skip
+        left = [seconds / work * (search.trials - work)] if work else []
         if search.recipe.tune.minutes:
             left.append(max(0.0, 60 * search.recipe.tune.minutes - seconds))
         what = f"best {metric} {top['values'][metric]:.4g} (trial {top['trial']})" if top else ""
@@ -196,6 +210,8 @@ def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: E
     folder, metric = search.folder(store), search.metrics[0]
     record = Record(Path(search.task(store).folder))
     rows = conclusion.closed(record.rows())
+    if search.recipe.tune.scheduler == "pbt":
+        rows = [{**row, "schedule": population.schedule(record, row["trial"])} for row in rows]
     top = findings.best(rows, metric)
     if top is None:
         why = next((row["why"] for row in rows if row.get("why")), "no trial was measured within the budget")

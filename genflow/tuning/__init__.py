@@ -4,6 +4,8 @@
     trial      one choice of settings, trained and measured in stages that a kill cannot lose
     rehearsal  a function in its place
     metrics    what a trial is measured by, and which way is better
+    heredity   whether weights can be handed on
+    population what the record says of who took over whose weights
     search     a search as a value: its address, its folder, its record of trials
     chronicle  what MLflow is told
     conclusion what comes of it, as documents

@@ -37,7 +37,9 @@ class Chronicle:
         self.own.status("RUNNING")
 
     def begun(self, number: int, params: Document) -> None:
-        """A trial begins, or goes on."""
+        """A trial begins, or goes on; a population's member, at every rung."""
+        if number in self.children:
+            return
         path = journal_path(self.store.root, f"{self.search.id}.{number:04d}")
         dataset, name = self.search.run.dataset.name, f"{self.search.name}-{number:04d}"
         self.children[number] = Journal(path, experiment=dataset, name=name, parent=self.search.id)
@@ -50,6 +52,9 @@ class Chronicle:
             if number in self.children and "values" in report:
                 values: Document = {f"quality/{name}": value for name, value in report["values"].items()}
                 values |= {name: report[name] for name in ("seconds", "samples") if name in report}
+                if self.search.recipe.tune.scheduler == "pbt":  # MLflow never changes a parameter
+                    changing = report["params"].items()
+                    values |= {f"settings/{key}": x for key, x in changing if isinstance(x, int | float)}
                 self.children[number].metrics(report.get("step", 0), values, stream=str(report["share"]))
 
     def ended(self, number: int, status: str, why: str = "") -> None:

@@ -12,6 +12,7 @@ from genflow.tuning.search import Search
 Document = dict[str, Any]
 OVER = ("finished", "stopped", "diverged", "failed")
 BIASED = "the best of many trials owes some of its score to luck: only the difference on fresh seeds counts"
+CHANGING = "; both were trained with fixed settings, the population's last ones and not its schedule"
 
 
 def closed(rows: list[Document]) -> list[Document]:
@@ -68,6 +69,7 @@ def document(search: Search, rows: list[Document], confirmed: list[Document], se
     metric, best_file = search.metrics[0], folder / "best.yaml"
     top = findings.best(rows, metric)
     assert top is not None
+    changing = search.recipe.tune.scheduler == "pbt"  # settings at the end do not explain what came of others before
     pairs = zip(confirmed[::2], confirmed[1::2], strict=False) if confirming(search, rows) else []
     mine, theirs = [list(side) for side in zip(*pairs, strict=True)] or [[], []]
     confirmation = findings.confirmation(mine, theirs, metric)
@@ -82,7 +84,8 @@ def document(search: Search, rows: list[Document], confirmed: list[Document], se
         "best": {**top, "is_preset": not differs(search, top)},
         "preset": next((row for row in rows if not differs(search, row)), None),
         "confirmation": confirmation, "confirmed": findings.words(confirmation, metric) if confirmation else "",
-        "note": BIASED, "importance": findings.importance(rows, search.space, metric),
+        "note": BIASED + (CHANGING if changing else ""),
+        "importance": {} if changing else findings.importance(rows, search.space, metric),
         "front": findings.front(rows, search.metrics) if len(search.metrics) > 1 else [],
         "target_reached": reached(search, rows) if search.recipe.tune.target is not None else None,
         "trials": rows, "ranked": ranked(rows, metric), "best_file": str(best_file),
@@ -98,7 +101,15 @@ def best_yaml(search: Search, found: Document) -> str:
     kept = {key: document[key] for key in ("init", "data", "net", "family", "train", "sample") if document[key]}
     lines = [found["command"], f"trial {top['trial']} of {search.id}: {measured(search, top)}"]
     lines += [found["confirmed"]] if found["confirmed"] else []
+    if "schedule" in top:
+        lines += ["the population's last settings, from the beginning; the measured weights were trained with"]
+        lines += [f"  {said(stage['params'])} up to {stage['share']:.0%} of the budget" for stage in top["schedule"]]
     return "".join(f"# {line}\n" for line in lines) + dump(kept)
+
+
+def said(params: Document) -> str:
+    """Settings in words."""
+    return ", ".join(f"{key}={x:.4g}" if isinstance(x, float) else f"{key}={x}" for key, x in params.items())
 
 
 def measured(search: Search, row: Document) -> str:

@@ -22,7 +22,7 @@ from genflow.evaluation import features, measure
 from genflow.recipe import Recipe, digest, dump
 from genflow.runs import RunPlan
 from genflow.store import Store, clear_disk_errors, sync_folder, write_atomically
-from genflow.tuning import metrics, space
+from genflow.tuning import heredity, metrics, space
 from genflow.tuning.rehearsal import objective
 from genflow.tuning.space import Space
 from genflow.tuning.trial import REPORTS, Report, Task, read_reports, trial_folder
@@ -63,6 +63,8 @@ class Search:
     def shares(self) -> tuple[float, ...]:
         """The shares of a trial's budget at which it is measured."""
         tune = self.recipe.tune
+        if tune.scheduler == "pbt":
+            return tuple((k + 1) / tune.rungs for k in range(tune.rungs))
         return tuple(1 / tune.reduction**k for k in reversed(range(tune.rungs if tune.scheduler == "asha" else 1)))
 
     @property
@@ -105,6 +107,8 @@ def plan(store: Store, recipe: Recipe, objective_name: str = "") -> Search:
         text = str(found[open_[0]])
         raise UsageError(f"a grid needs a number of values of {open_[0]}, and {text} has no end of them",
                          f"-p {open_[0]}={text.replace('int:', 'uniform:')}:5, or choice:A,B")  # fmt: skip
+    if tune.scheduler == "pbt":
+        heredity.check(tune, found, run.recipe, run.facts)
     if objective_name:
         objective(objective_name)
     wanted = tune.metric if objective_name else metrics.known(tune.metric)
@@ -192,6 +196,10 @@ class Record:
                 yield json.loads(line)
             except ValueError:
                 continue
+
+    def note(self, entry: Document) -> None:
+        """Something else that happened (see `population`)."""
+        self._append(entry)
 
     def seconds(self) -> float:
         """How long the trials took in earlier attempts."""

@@ -20,6 +20,7 @@ from genflow.data.preparing import here, prepare
 from genflow.errors import GenflowError, UsageError
 from genflow.recipe import Data, compose
 from genflow.store import Store
+from genflow.tuning.search import Record
 from jobs import tune
 
 pytestmark = pytest.mark.ray
@@ -123,11 +124,33 @@ def test_a_search_over_a_net_trains_measures_and_confirms(ray_local, store):
     assert found["cached"] is False
 
 
+def test_a_population_goes_on_from_its_best(ray_local, store):
+    """The worst take over the best's weights with other settings; all train to the end; the schedule says with what."""
+    found = search(document(scheduler="pbt", trials=4, rungs=3, samples=32, confirm=0, steps=9))
+    assert found["counts"]["finished"] == 4
+    folder = Path(found["path"]) / "trials"
+    lines = [[json.loads(line) for line in (folder / f"000{i}/reports.jsonl").open()] for i in range(4)]
+    assert [[report["step"] for report in member] for member in lines] == [[3, 6, 9]] * 4
+    turns = {entry["turn"]: entry["taken"] for entry in Record(folder).entries() if "taken" in entry}
+    assert {turn: len(taken) for turn, taken in turns.items()} == {1: 1, 2: 1}
+    for turn, taken in turns.items():
+        (worst, got), = taken.items()
+        order = sorted(range(4), key=lambda i: lines[i][turn - 1]["values"]["fd"])
+        assert (int(worst), got["from"]) == (order[-1], order[0])
+        assert lines[int(worst)][turn]["params"] == got["params"]
+        assert 1e-4 <= got["params"]["train.lr"] <= 1
+    last = next(row for row in found["trials"] if row["trial"] == int(next(iter(turns[2]))))
+    assert [stage["trial"] for stage in last["schedule"]][1:] == [turns[2][str(last["trial"])]["from"], last["trial"]]
+
+
 def test_what_cannot_be_is_refused_before_anything_starts(store):
-    """Without Ray: no such metric, a grid without an end."""
+    """Without Ray: no such metric, a grid without an end, weights that do not fit each other."""
     for settings, says in [
         ({"metric": ["fid"]}, "unknown metric 'fid'"),
         ({"searcher": "grid"}, "a grid needs a number of values of train.lr"),
+        ({"scheduler": "pbt", "space": {"net.width": "int:8:16"}}, "do not fit another net.width"),
+        ({"scheduler": "pbt", "space": {"train.batch": "int:8:16"}}, "do not fit another train.batch"),
+        ({"scheduler": "pbt", "trials": 1}, "two members and two rungs"),
     ]:
         with pytest.raises(UsageError, match=says):
             search(document(**settings))
@@ -147,10 +170,11 @@ def job(store: Store, tmp_path: Path) -> Callable[..., subprocess.Popen]:
 
 
 @pytest.mark.slow
-def test_a_killed_search_loses_no_trial_and_ends_as_if_nothing_had_been(ray_local, store, job, tmp_path):
+@pytest.mark.parametrize("scheduler", ["asha", "pbt"])
+def test_a_killed_search_loses_no_trial_and_ends_as_if_nothing_had_been(ray_local, store, job, tmp_path, scheduler):
     """kill -9 of the driver in the middle: no rung is measured twice, and every trial is the uninterrupted search's."""
     count = tmp_path / "counted"
-    settings = {"trials": 12, "searcher": "tpe", "scheduler": "asha", "seed": 5}
+    settings = {"trials": 12 if scheduler == "asha" else 4, "searcher": "tpe", "scheduler": scheduler, "seed": 5}
     process = job(document("counted", **settings), COUNTED=str(count), COUNTED_S="0.4")
     while not count.exists() or len(count.read_text().splitlines()) < 7:
         assert process.poll() is None

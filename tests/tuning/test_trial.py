@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,12 +23,12 @@ PARAMS = {"train.lr": 0.03}
 
 
 @pytest.fixture
-def task(store: Store, prepared: Callable[..., Dataset], tmp_path: Path) -> Task:
+def task(store: Store, prepared: Callable[..., Dataset]) -> Task:
     """A search's task on points, with rungs at a third and at the whole of nine steps."""
     data = prepared("grid25", samples=600, val=0.3)
     recipe = compose("flow_matching", SMALL, {"train": {"steps": 9, "batch": 8, "warmup": 0}})
-    folder = tmp_path / "trials"
-    folder.mkdir()
+    folder = store.folder("searches", "small") / "trials"
+    folder.mkdir(parents=True)
     (folder / RECIPE).write_text(dump(recipe))
     return Task(
         store=str(store.root), folder=str(folder), recipe=recipe.model_dump_json(), dataset=data.artifact.id,

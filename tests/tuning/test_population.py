@@ -1,0 +1,76 @@
+"""A population hands weights on, and a kill between two rungs costs nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genflow.checkpoint import Checkpoints
+from genflow.data.shards import Dataset
+from genflow.engine import RECIPE
+from genflow.recipe import compose, dump
+from genflow.store import Store
+from genflow.tuning import population
+from genflow.tuning.search import Record
+from genflow.tuning.trial import CHECKPOINTS, Bench, Task, Trial
+
+SMALL = {"data": {"name": "grid25"}, "net": {"kind": "mlp", "width": 16, "depth": 1}, "sample": {"steps": 2}}
+FILES = ("weights", "ema", "optimizer")
+
+
+@pytest.fixture
+def task(store: Store, prepared: Callable[..., Dataset]) -> Task:
+    """Members on points, with rungs at a third and at the whole of nine steps."""
+    data = prepared("grid25", samples=600, val=0.3)
+    recipe = compose("flow_matching", SMALL, {"train": {"steps": 9, "batch": 8, "warmup": 0}})
+    folder = store.folder("searches", "small") / "trials"
+    folder.mkdir(parents=True)
+    (folder / RECIPE).write_text(dump(recipe))
+    return Task(
+        store=str(store.root), folder=str(folder), recipe=recipe.model_dump_json(), dataset=data.artifact.id,
+        metrics=("fd",), shares=(1 / 3, 1.0), samples=32,
+    )  # fmt: skip
+
+
+def held(task: Task, number: int) -> dict[str, torch.Tensor]:
+    """All tensors of a member's only checkpoint."""
+    (folder,) = Checkpoints(Path(task.folder) / f"{number:04d}" / CHECKPOINTS).steps()
+    return {f"{file}/{key}": x for file in FILES for key, x in load_file(folder / f"{file}.safetensors").items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_member_goes_on_from_anothers_weights_average_and_optimizer(store, task):
+    """To the bits of the other's own way, if the settings stay; and elsewhere with others."""
+    Trial(Bench(task), 0, {"train.lr": 0.03}).report(0)
+    Trial(Bench(task), 1, {"train.lr": 0.2}).report(0)
+    Trial(Bench(task), 2, {"train.lr": 0.3}).report(0)
+    for number in (1, 1, 2):  # one twice, as after a kill
+        population.take_over(store, Path(task.folder), number, 0)
+    assert equal(held(task, 1), held(task, 0))
+    ended = [Trial(Bench(task), i, {"train.lr": lr}).report(1) for i, lr in enumerate((0.03, 0.03, 0.01))]
+    assert [report["step"] for report in ended] == [9, 9, 9]
+    assert equal(held(task, 1), held(task, 0))
+    assert not equal(held(task, 2), held(task, 0))
+
+
+def test_the_record_says_with_which_settings_each_rung_was_trained(tmp_path):
+    """Member 1 goes on from member 0 at the first turn; its schedule begins in member 0."""
+    record = Record(tmp_path)
+    for number, lr in enumerate((0.1, 0.9)):
+        record.begun(number, {"train.lr": lr})
+        (tmp_path / f"{number:04d}").mkdir()
+        (tmp_path / f"{number:04d}" / "reports.jsonl").write_text('{"share": 0.5}\n{"share": 1.0}\n')
+    assert population.taken(record, 1) is None
+    record.note({"turn": 1, "taken": {"1": {"from": 0, "params": {"train.lr": 0.12}}}})
+    assert not population.is_done(record, 1)
+    record.note({"turn": 1, "done": True})
+    assert population.is_done(record, 1)
+    assert [population.settings(record, 1, rung)["train.lr"] for rung in (0, 1)] == [0.9, 0.12]
+    stages = [(stage["share"], stage["trial"], stage["params"]["train.lr"]) for stage in population.schedule(record, 1)]
+    assert stages == [(0.5, 0, 0.1), (1.0, 1, 0.12)]
+    assert [stage["params"]["train.lr"] for stage in population.schedule(record, 0)] == [0.1, 0.1]
