@@ -1,0 +1,159 @@
+"""What a search costs beside the trainings that it is made of: the overhead of a trial, and where it goes.
+
+    python -m benchmarks.tune --data fashion --trials 8 --steps 300
+
+The same trainings, measured on the same held-out rows, three times: bare (the loop and the measurement in this process,
+nothing kept), as trials in this process (recipe, checkpoint, report), and as `genflow tune` (random, one at a time, all
+to their end, MLflow as always) with a Ray of its own. The dataset of GENFLOW_STORE is used in a store that is thrown
+away; its features for the judge are made before anything is timed. One JSON document on the standard output:
+
+    seconds   of each way in all, bare twice, before and after, because a machine may have other things to do
+    parts     of the search's: until Ray is up, the first worker, N trials, the conclusion
+    trial     seconds of one: bare, in this process, in the search (the median gap between two ends), and the overhead
+    ratio     search over bare: all of it, and of the trials alone
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+Document = dict[str, Any]
+
+
+def bare(store: Any, search: Any, settings: list[Document]) -> float:
+    """Seconds of the trainings and measurements alone."""
+    from genflow import runs, training
+    from genflow.data.stream import Stream
+    from genflow.engine import Engine
+    from genflow.session import Session
+    from genflow.tuning import metrics, space
+    from genflow.tuning.trial import Bench
+
+    bench = Bench(search.task(store))
+    ruler, task = bench.ruler, bench.task  # opened once, as in a worker
+    start = time.perf_counter()
+    for params in settings:
+        recipe = runs.plan(store, space.applied(bench.recipe, params)).recipe
+        family = runs.fresh(store, recipe, bench.data.facts)
+        stream = Stream(runs.rows(store, recipe, bench.data), recipe.train.batch, recipe.train.seed)
+        averages: Document = {}
+
+        def keep(step: int, average: Document, averages: Document = averages) -> None:
+            averages.update(average)
+
+        training.fit(family, stream, Session(threads=recipe.train.threads or 1), recipe.train, keep, whole=stream)
+        family.load_state_dict(averages, strict=False)
+        engine = Engine(family, recipe, recipe.train.steps)
+        metrics.measure(engine, bench.data, ruler, task.metrics, task.samples, task.seed)
+    return time.perf_counter() - start
+
+
+def staged(store: Any, search: Any, settings: list[Document]) -> float:
+    """Seconds of the same as trials in this process, with all that a trial leaves."""
+    from genflow.tuning.trial import Bench, Trial
+
+    bench = Bench(search.task(store))
+    bench.ruler  # noqa: B018  opened once, as in a worker
+    start = time.perf_counter()
+    for number, params in enumerate(settings):
+        report = Trial(bench, number, params).report(0)
+        assert "status" not in report, report
+    return time.perf_counter() - start
+
+
+def searched(document: Document) -> tuple[Document, Document]:
+    """A search, and when it was how far."""
+    from jobs import tune
+
+    start, ups, ends = time.perf_counter(), [], []
+
+    def emit(event: str, **fields: Any) -> None:
+        if event == "trials":
+            (ends if fields["over"] else ups).append(time.perf_counter() - start)
+
+    found = tune.main(document, emit)
+    whole = time.perf_counter() - start
+    gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    usual = statistics.median(gaps) if gaps else ends[0] - ups[0]
+    parts = {
+        "ray_start": ups[0], "first_worker": max(0.0, ends[0] - ups[0] - usual),
+        "trials": ends[-1] - ups[0] - max(0.0, ends[0] - ups[0] - usual), "conclusion": whole - ends[-1],
+    }  # fmt: skip
+    return found, {"whole": whole, "parts": parts, "trial": usual}
+
+
+def thrown_away(data: str, folder: Path) -> Any:
+    """A store with one dataset of GENFLOW_STORE."""
+    from genflow.store import Store
+
+    dataset = Store().find("datasets", data)
+    shutil.copytree(dataset.path, folder / "store" / "datasets" / dataset.path.name)
+    os.environ["GENFLOW_STORE"] = str(folder / "store")
+    return Store()
+
+
+def measured(asked: argparse.Namespace, folder: Path) -> Document:
+    """The document."""
+    from genflow import env
+    from genflow.data.shards import Dataset
+    from genflow.evaluation.features import judge
+    from genflow.recipe import assignments, compose
+    from genflow.store import Store
+    from genflow.tuning.search import begin, plan
+
+    store = thrown_away(asked.data, folder)
+    tuned = {"trials": asked.trials, "searcher": "random", "scheduler": "none", "steps": asked.steps, "confirm": 0}
+    tuned |= {"samples": asked.samples, "space": {"train.lr": "log:0.005:0.05"}}
+    recipe = compose(asked.family, {"data": {"name": asked.data}, "tune": tuned}, assignments(asked.set))
+    search = plan(store, recipe)
+    judge(store, Dataset.open(search.run.dataset), recipe.evaluate.features, lambda *_, **__: None)
+    found, times = searched({"recipe": recipe.model_dump(mode="json"), "inputs": {}})
+    settings = [row["params"] for row in found["trials"]]
+    before = bare(store, search, settings)
+    other = folder / "other"
+    shutil.copytree(folder / "store", other, ignore=shutil.ignore_patterns("searches", "journals", "mlflow*", "ray"))
+    begin(Store(other), search)
+    within = staged(Store(other), search, settings)
+    after = bare(store, search, settings)
+    count, usual = len(settings), (before + after) / 2
+    return {
+        "family": asked.family, "dataset": search.run.dataset.id, "trials": count, "steps": asked.steps,
+        "samples": asked.samples,
+        "seconds": {"bare": before, "bare_after": after, "in_process": within, "search": times["whole"]},
+        "parts": times["parts"],
+        "shares": {name: seconds / times["whole"] for name, seconds in times["parts"].items()},
+        "trial": {
+            "bare": usual / count, "in_process": within / count, "search": times["trial"],
+            "overhead": times["trial"] - usual / count,
+            "overhead_of_what_it_leaves": (within - usual) / count,
+            "overhead_of_ray": times["trial"] - within / count,
+        },
+        "ratio": {"search_over_bare": times["whole"] / usual, "trial_over_bare": times["trial"] * count / usual},
+        "machine": {"cores": env.cores(), "load": os.getloadavg()[0], "file": str(Path(__file__).name)},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", default="flow_matching")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="genflow-tune-") as folder, contextlib.redirect_stdout(sys.stderr):
+        document = measured(asked, Path(folder))
+    print(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()
