@@ -21,6 +21,7 @@ READY_S = 120.0
 SERVE = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.proxy:middlewares",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
+    "RAY_worker_niceness": "0",  # somebody waits for these; Ray's own is 15, with which a training beside it goes first
 }
 
 
