@@ -79,7 +79,8 @@ def status(reference: str, address: str, *, json: bool) -> None:
         terminal.document({"schema": "genflow.cluster.status/1", **facts, "nodes": nodes})
         return
     print(f"cluster  Ray {facts['ray']} · Python {facts['python']} · authentication {facts['authentication']}")
-    rows = [(n["name"], n["address"], "head" if n["head"] else n["group"], *_resources(n["resources"])) for n in nodes]
+    kind = ["head" if node["head"] else node["group"] or "worker" for node in nodes]
+    rows = [(n["name"], n["address"], k, *_resources(n["resources"])) for n, k in zip(nodes, kind, strict=True)]
     print(terminal.table(("node", "address", "group", "CPU", "GPU", "memory"), rows, left=3))
 
 

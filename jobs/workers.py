@@ -7,6 +7,7 @@ from the newest checkpoint that verifies.
 
 import contextlib
 import fcntl
+import importlib
 import logging
 import os
 import socket
@@ -120,7 +121,7 @@ class NamedInterface(TorchConfig):
     """A process group over the network interface that has the node's address in Ray.
 
     gloo by itself asks for the host's name, which many systems answer with 127.0.1.1; then workers on different
-    nodes wait for each other until they time out.
+    nodes wait for each other until they time out. torch's store, by which they meet, by itself listens everywhere.
     """
 
     @property
@@ -130,6 +131,7 @@ class NamedInterface(TorchConfig):
         class Backend(inner):  # type: ignore[misc, valid-type]
             def on_start(self, worker_group: Any, backend_config: Any) -> None:
                 worker_group.execute(name_interface)
+                worker_group.execute(meet_at_one_address)
                 super().on_start(worker_group, backend_config)
 
         return Backend
@@ -140,6 +142,26 @@ def name_interface() -> None:
     name = interface_of(ray.util.get_node_ip_address())
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def meet_at_one_address() -> None:
+    """On a worker: torch's store listens on the address that it is reached by, and on no other interface.
+
+    torch has no setting for it, and binds `::`, in local mode too; but it takes a socket that listens already.
+    """
+    from torch.distributed import TCPStore
+
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # torch gives a function its name
+
+    def store(host: str, port: int, rank: int, world: int, timeout: Any, use_libuv: bool = True) -> TCPStore:
+        if rank:
+            return TCPStore(host, port, world, False, timeout)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+        return TCPStore(host, port, world, True, timeout, master_listen_fd=listener.detach())
+
+    assert hasattr(rendezvous, "_create_c10d_store")
+    setattr(rendezvous, "_create_c10d_store", store)  # noqa: B010  mypy knows no such attribute
 
 
 def interface_of(address: str) -> str | None:

@@ -66,9 +66,10 @@ def address(text: str) -> str:
     return str(found.ipv4_mapped or found)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., set[str]]:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
     """`run(command...)`: the addresses that were listened on; at the words `ends_when` the command is asked to end."""
+    tmp_path = tmp_path_factory.mktemp("sockets")
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     settings |= {"GENFLOW_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
