@@ -2,7 +2,7 @@
 
     $GENFLOW_CACHE, else ~/.cache/genflow
       <bucket>-<digest>/          laid out as a store's folder, and as the bucket is
-        shared.json               which bucket it mirrors
+        genflow-mirror.json       which bucket it mirrors
         datasets/ runs/ ...       what was made here, or was needed here
         manifests/<kind>/         of what is in the bucket, so that a list is cheap
 
@@ -29,7 +29,7 @@ from typing import Any
 from genflow.errors import DataError, SetupError
 from genflow.remote import Bucket, Known, endpoint
 
-MARKER, MANIFEST = "shared.json", "manifest.json"
+MARKER, MANIFEST = "genflow-mirror.json", "manifest.json"
 AT_ONCE = 8  # transfers
 Manifest = dict[str, Any]
 
