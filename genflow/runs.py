@@ -6,6 +6,7 @@ it goes on. The number of workers, and how often it reports, are not part of it:
 
 import contextlib
 import json
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,9 +139,14 @@ def cpu_seconds(store: Store, run: Artifact) -> list[float]:
 
 
 def begin(store: Store, run: RunPlan) -> None:
-    """Make the run's folder, with what a reader needs before the first checkpoint."""
+    """Make the run's folder, with what a reader needs before the first checkpoint; only who holds its lock may."""
     folder = store.folder("runs", run.id)
     with clear_disk_errors(folder):
+        for torn in sorted(folder.rglob("*.tmp-*"), reverse=True):  # what a killed attempt was writing
+            if torn.is_dir():
+                shutil.rmtree(torn, ignore_errors=True)
+            else:
+                torn.unlink(missing_ok=True)
         write_atomically(folder / "recipe.yaml", dump(run.recipe))
         write_atomically(folder / "facts.json", run.dataset.file("facts.json").read_bytes())
     store.share(folder / "recipe.yaml", folder / "facts.json")

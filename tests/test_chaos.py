@@ -124,3 +124,21 @@ def test_which_worker_is_named() -> None:
     assert lost({0: other, 1: WorkerHealthCheckTimeoutError("x")}) == "worker 1 hangs"
     assert lost({0: WorkerHealthCheckFailedError("x", other), 1: other}) == "worker 0 died"
     assert lost({0: MemoryError()}) == "worker 0 ran out of memory"
+
+
+def test_what_a_killed_attempt_was_writing_goes(prepared: Any, store: Any) -> None:
+    """The next attempt begins with it gone: a picture, and a checkpoint's folder. `make chaos` found the first."""
+    from small import recipe
+
+    from genflow import runs
+
+    data = prepared("ring8", samples=200)
+    run = runs.plan(store, recipe("vae", data.facts, "mlp", data={"name": data.artifact.name}))
+    folder = store.folder("runs", run.id)
+    (folder / "samples").mkdir(parents=True)
+    (folder / "samples" / ".step_00000222.png.tmp-32288-3c4521").write_bytes(b"half")
+    (folder / "checkpoints" / "step_00000222.tmp-1-a").mkdir(parents=True)
+    (folder / "checkpoints" / "step_00000222.tmp-1-a" / "weights.safetensors").write_bytes(b"half")
+    runs.begin(store, run)
+    assert list(folder.rglob("*.tmp-*")) == []
+    assert (folder / "recipe.yaml").is_file()

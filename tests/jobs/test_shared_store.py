@@ -183,3 +183,30 @@ def test_a_node_that_does_not_reach_the_bucket_is_named(
     with pytest.raises(SetupError, match=seen) as caught:
         worker.work({"store": "s3://bucket/unseen", "recipe": document()["recipe"]})
     assert "AWS variables" in caught.value.hint
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_on_machines_that_share_the_bucket_alone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each brings the shards, the first saves into the bucket, and the driver seals what it never wrote."""
+    machine(monkeypatch, server, tmp_path / "first", "s3://bucket/apart")
+    digits(Store())
+    asked = compose("flow_matching", TINY, {"name": "apart", "train": {**SETTINGS, "steps": 60, "checkpoint_every": 20},
+                                            "cluster": {"workers": 2}})  # fmt: skip
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": asked.model_dump(mode="json"), "inputs": {}}))
+    script = Path(__file__).with_name("apart.py")
+    ended = subprocess.run([sys.executable, str(script), str(tmp_path / "recipe.json"), str(tmp_path)], text=True,
+                           env=os.environ | {"PYTHONPATH": str(code.home())}, capture_output=True)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    done = json.loads(ended.stdout.splitlines()[-1])
+    assert done["steps"] == 60
+    brought = [name for name in ("one", "two", "driver") if list((tmp_path / name).glob("*/datasets/*/train/*.arrow"))]
+    assert {"one", "two"} <= set(brought)
+    machine(monkeypatch, server, tmp_path / "last", "s3://bucket/apart")
+    run_ = Store().find("runs", "apart").verify()
+    assert len(list(run_.path.glob("checkpoints/step_*/weights.safetensors"))) == 2
+    path = journal_path(Store().root, run_.id)
+    Store().level(path)
+    assert [step for step, _ in curves(path)["train/loss"]] == list(range(1, 61))
