@@ -79,7 +79,7 @@ def setting(value: Any) -> str:
 def trials(metrics: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[list[str], Any]:
     """The head and the lines of a table of a search's trials."""
     short = [key.removeprefix("train.").removeprefix("family.") for key in keys]
-    head = ["trial", "ended", *metrics, "N", "budget", *(short if len(set(short)) == len(short) else keys)]
+    head = ["trial", "state", *metrics, "N", "budget", *(short if len(set(short)) == len(short) else keys)]
     lines = []
     for row in rows:
         values = [f"{row['values'][name]:.4g}" if name in row["values"] else "—" for name in metrics]
@@ -118,7 +118,7 @@ class Progress:
                 """The bars, below a table where there is one."""
 
                 def get_renderables(self) -> Any:
-                    yield from [Text(shown._table)] if shown._table else []
+                    yield from [Text(shown._table, no_wrap=True, overflow="ellipsis")] if shown._table else []
                     yield from super().get_renderables()
 
             self._live = Bars(
