@@ -4,6 +4,7 @@ Tune would keep all members alive, paused, with their weights in checkpoints of 
 each rung is carried out by itself, and `PopulationBasedTraining` is asked between two of them.
 """
 
+import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,7 @@ def decided(search: Search, record: Record, rung: int) -> Document:
     probability 1/4, else multiplied by 0.8 or 1.2 (of a choice: a neighbour), and brought back into the space.
     """
     metric = search.metrics[0]
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would tell each change
     scheduler = PopulationBasedTraining(
         time_attr="turn", metric=metric, mode=metrics.mode(metric), perturbation_interval=1, synch=True,
         log_config=False,
