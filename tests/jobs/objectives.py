@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,12 @@ def bad(params: dict[str, Any], share: float) -> float:
 def trade(params: dict[str, Any], share: float) -> dict[str, float]:
     """Quality against time: of steps s, fd = 1/s and ms = s, so that every s is on the front."""
     return {"fd": 1 / params["sample.steps"], "ms": float(params["sample.steps"])}
+
+
+def deadly(params: dict[str, Any], share: float) -> float:
+    """The same; the first time that a rate of 0.01 is asked about at the end, its own process is killed by -9."""
+    once = Path(os.environ["COUNTED"]).with_suffix(".killed")
+    if params["train.lr"] == 0.01 and share == 1 and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return counted(params, share)

@@ -170,6 +170,25 @@ def job(store: Store, tmp_path: Path) -> Callable[..., subprocess.Popen]:
 
 
 @pytest.mark.slow
+def test_two_trials_at_once_outlive_a_worker_that_is_killed(store, job, tmp_path):
+    """kill -9 of a trial's process between its rungs: every trial has its result, and no rung is asked about twice."""
+    count = tmp_path / "counted"
+    settings = {"space": {"train.lr": [0.001, 0.01, 0.1, 0.3]}, "searcher": "grid", "scheduler": "asha", "rungs": 2,
+                "reduction": 2}  # fmt: skip
+    described = document("deadly", **settings)
+    described["recipe"]["cluster"]["workers"] = 2
+    process = job(described, COUNTED=str(count), COUNTED_S="0.2")
+    assert process.wait() == 0
+    assert count.with_suffix(".killed").exists()
+    assert max(Counter(count.read_text().splitlines()).values()) == 1
+    found = search(described)
+    assert found["cached"]
+    assert len(found["trials"]) == 4
+    assert {row["status"] for row in found["trials"]} <= {"finished", "stopped"}
+    assert all("fd" in row["values"] for row in found["trials"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["asha", "pbt"])
 def test_a_killed_search_loses_no_trial_and_ends_as_if_nothing_had_been(ray_local, store, job, tmp_path, scheduler):
     """kill -9 of the driver in the middle: no rung is measured twice, and every trial is the uninterrupted search's."""
