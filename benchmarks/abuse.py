@@ -300,9 +300,10 @@ def main() -> None:
     parser.add_argument("--fuzz", type=int, default=10_000, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=15.0, help="of the overload")
+    parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--only", choices=("fuzz", "overload", "deaths"))
     asked = parser.parse_args()
-    server = Server(asked.run, replicas=2)
+    server = Server(asked.run, asked.replicas)
     found: Document = {}
     try:
         if asked.only in (None, "fuzz"):

@@ -61,7 +61,7 @@ def plain(run: str, port: int, steps: int | None, filled: bool) -> None:
 
     torch.set_num_threads(1)
     engine, app, one_at_a_time = Engine.load(find_run(Store(), run)), FastAPI(), threading.Lock()
-    draw = _diffusers(run, engine, steps) if engine.recipe.net.kind == "unet2d" else _engine(engine, steps, filled)
+    draw = _diffusers(run, engine, steps) if engine.recipe.net["kind"] == "unet2d" else _engine(engine, steps, filled)
 
     @app.get("/healthz")
     def healthz() -> str:

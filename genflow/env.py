@@ -3,6 +3,7 @@
 Standard library only, because it must run first. `docs/decisions/` says why each of them is there.
 """
 
+import contextlib
 import os
 import secrets
 import socket
@@ -124,3 +125,15 @@ def free_port() -> int:
 def cores() -> int:
     """The CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stand_back(by: int = 5) -> None:
+    """Let this process's threads wait for those that compute, where both want one core.
+
+    They neither interrupt a thread that runs, nor have as much of a core as it has. What starts later inherits that.
+    """
+    niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + by)
+    for task in Path("/proc/self/task").glob("[0-9]*"):  # no such folder but on Linux
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, int(task.name), niceness)

@@ -4,13 +4,16 @@ Ray's proxy finds `middlewares` by the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IM
 """
 
 import asyncio
+import time
 from typing import Any
 
+from genflow import env
 from genflow.serving.guard import answer
 from genflow.serving.replies import Refused
 
 MOST = 400  # requests in the proxy; what is more is refused there
 TRIES = 6
+FULL_S = 0.25  # for which a queue that was full, of seconds, is taken to be full still
 HEADERS_S = 5.0  # in which a client must have sent a request's headers
 
 
@@ -24,12 +27,14 @@ class Again:
     def __init__(self, app: Any, tries: int = TRIES) -> None:
         self.app, self.tries = app, tries
         self._under_way = 0
+        self._full_until = 0.0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self._under_way >= MOST:
+        full = scope["method"] == "POST" and time.monotonic() < self._full_until
+        if full or self._under_way >= MOST:  # at a fraction of what it costs behind here to say the same
             refused = Refused(503, f"{self._under_way} requests are under way", hint="try again", retry_after=1)
             await answer(refused, "", send)
             return
@@ -44,6 +49,8 @@ class Again:
         for attempt in range(self.tries):
             try_ = _Try(said, receive, send, last=attempt == self.tries - 1)
             await self.app(dict(scope), try_.receive, try_.send)
+            if try_.status == 503:
+                self._full_until = time.monotonic() + FULL_S
             if try_.answered or try_.gone:
                 return
             await asyncio.sleep(0.05 * 2**attempt)
@@ -63,6 +70,7 @@ class _Try:
         self._said, self._again = said, list(said)
         self._receive, self._send, self._last = receive, send, last
         self.answered = self.gone = False
+        self.status = 0
 
     async def receive(self) -> Any:
         """What the client says."""
@@ -77,6 +85,7 @@ class _Try:
     async def send(self, message: Any) -> None:
         """Answer, unless it is Ray's own word that there is no answer."""
         if message["type"] == "http.response.start":
+            self.status = message["status"]
             own = any(name.lower() == b"x-genflow-request" for name, _ in message.get("headers", []))
             self.answered = own or message["status"] != 500 or self._last
         if self.answered:
@@ -88,6 +97,7 @@ def middlewares() -> list[Any]:
     from starlette.middleware import Middleware
 
     hurry()
+    env.stand_back()
     return [Middleware(Again)]
 
 

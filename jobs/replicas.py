@@ -20,7 +20,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from genflow import code
+from genflow import code, env
 from genflow.recipe import digest
 from genflow.serving import app as http_app
 from genflow.serving.entries import Entry
@@ -254,6 +254,7 @@ def application(inputs: Document) -> serve.Application:
             seconds.observe(took, tags={"path": kind})
 
         _write_log_lines()
+        env.stand_back()  # on few cores it would take half of that of the drawing
         handle = serve.get_deployment_handle(SAMPLER, app_name=name)
         return http_app.create(Replicas(handle, deadline_s), limits, seen)
 
