@@ -21,7 +21,6 @@ READY_S = 120.0
 SERVE = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.proxy:middlewares",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
-    "RAY_worker_niceness": "0",  # somebody waits for these; Ray's own is 15, with which a training beside it goes first
 }
 
 
@@ -42,7 +41,8 @@ def main(document: Document, emit: Emit) -> Document:
     try_out(models)
     if inputs.get("running"):
         return change(inputs, models, emit)
-    os.environ |= SERVE  # before Ray starts: its daemons inherit it
+    # before Ray starts: its daemons inherit it; and somebody waits for these, with Ray's own 15 a training goes first
+    os.environ |= SERVE | {"RAY_worker_niceness": "0"}
     with ray_cluster(num_cpus=max(env.cores(), inputs.get("replicas", 1), inputs.get("most_replicas", 0)), logs=False):
         begin(inputs)
         try:
