@@ -75,7 +75,16 @@ class Bucket:
 
     @functools.cached_property
     def files(self) -> "S3FileSystem":
-        """pyarrow's file system; it asks for credentials by itself, so that it holds none when it is pickled."""
+        """pyarrow's file system; each request is made once: the pauses are ours, and so is the deadline."""
+        return self._files(attempts=1)
+
+    @functools.cached_property
+    def sending(self) -> "S3FileSystem":
+        """The one for uploads: of many parts, of which a single one can be sent again only by the library itself."""
+        return self._files(attempts=3)
+
+    def _files(self, attempts: int) -> "S3FileSystem":
+        """It asks for credentials by itself, so that it holds none when it is pickled."""
         from pyarrow import fs
 
         scheme, _, host = endpoint().rpartition("://")
@@ -84,7 +93,7 @@ class Bucket:
             or ("us-east-1" if host else None),
             endpoint_override=host.rstrip("/") or None, scheme=scheme or "https",
             connect_timeout=CONNECT_S, request_timeout=SILENCE_S, allow_delayed_open=True,  # a small file is one PUT
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # the pauses are ours, and so is the deadline
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
             tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") if scheme != "http" else None,
         )  # fmt: skip
 
@@ -124,14 +133,11 @@ class Bucket:
     def read(self, key: str) -> bytes | None:
         """The content of a small object; None if there is none."""
 
-        def get() -> bytes | None:
-            try:
-                with self.files.open_input_stream(self.path(key)) as stream:
-                    return bytes(stream.read())
-            except FileNotFoundError:
-                return None
+        def get() -> bytes:
+            with self.files.open_input_stream(self.path(key)) as stream:
+                return bytes(stream.read())
 
-        return self._try(f"read {key}", get)
+        return self._try(f"read {key}", lambda: self._found(get))
 
     def write(self, key: str, content: bytes) -> None:
         """Put a small object there, at once and whole."""
@@ -146,53 +152,52 @@ class Bucket:
         """Put a file there."""
 
         def put() -> None:
-            with open(file, "rb") as source, self.files.open_output_stream(self.path(key), compression=None) as stream:
+            stream = self.sending.open_output_stream(self.path(key), compression=None)
+            with open(file, "rb") as source, stream:
                 while chunk := source.read(CHUNK):
                     stream.write(chunk)
 
         self._try(f"write {key}", put)
 
     def download(self, key: str, file: Path) -> str | None:
-        """Write an object's content to a file; its SHA-256, or None if there is no such object."""
+        """Write an object's content to a file; its SHA-256, or None if there is no such object.
 
-        def get() -> str | None:
-            seen = hashlib.sha256()
-            try:
-                with self.files.open_input_stream(self.path(key)) as source, open(file, "wb") as target:
-                    while chunk := source.read(CHUNK):
-                        seen.update(chunk)
-                        target.write(chunk)
-                    target.flush()
-                    os.fsync(target.fileno())
-            except FileNotFoundError:
-                if file.parent.is_dir():
+        What has arrived is not asked for again: the deadline is that of each part, so that a large file comes through
+        a bad line, too.
+        """
+        source = self._try(f"read {key}", lambda: self._found(lambda: self.files.open_input_file(self.path(key))))
+        if source is None:
+            return None
+        seen, size = hashlib.sha256(), source.size()
+        with open(file, "wb") as target:
+            for at in range(0, size, CHUNK):
+                part = functools.partial(source.read_at, CHUNK, at)
+                chunk = self._try(f"read {key}", functools.partial(self._found, part))
+                if chunk is None:
                     return None
-                raise
-            return seen.hexdigest()
-
-        return self._try(f"read {key}", get)
+                seen.update(chunk)
+                target.write(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+        return seen.hexdigest()
 
     def delete(self, key: str) -> None:
         """Delete one object; no harm if it is gone."""
 
-        def gone() -> None:
-            try:
-                self.files.delete_file(self.path(key))
-            except FileNotFoundError:
-                return
-
-        self._try(f"delete {key}", gone)
+        self._try(f"delete {key}", lambda: self._found(lambda: self.files.delete_file(self.path(key))))
 
     def delete_all(self, key: str) -> None:
         """Delete everything below a prefix."""
 
-        def gone() -> None:
-            try:
-                self.files.delete_dir(self.path(key))
-            except FileNotFoundError:
-                return
+        self._try(f"delete {key}", lambda: self._found(lambda: self.files.delete_dir(self.path(key))))
 
-        self._try(f"delete {key}", gone)
+    @staticmethod
+    def _found(request: Callable[[], T]) -> T | None:
+        """What a request gives; None where there is no such object."""
+        try:
+            return request()
+        except FileNotFoundError:
+            return None
 
     def _try(self, what: str, request: Callable[[], T]) -> T:
         """A request, again and again until the deadline.
