@@ -4,6 +4,8 @@ Standard library only, because it must run first. `docs/decisions/` says why eac
 """
 
 import contextlib
+import ctypes
+import functools
 import os
 import secrets
 import socket
@@ -137,3 +139,19 @@ def stand_back(by: int = 5) -> None:
         with contextlib.suppress(OSError):
             os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, int(task.name), niceness)
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let glibc keep the memory of a network's tensors for the next ones; elsewhere nothing.
+
+    It would give the end of its heap back to the kernel after each of them, to be zeroed page by page the next time: a
+    sixth of the time of drawing 64 pictures of 28x28 by a U-Net on one core, a twentieth of that of training. The most
+    memory that a process takes stays the same: tensors of over 32 MB still come from the kernel, since a heap of such
+    would be torn to pieces by what lies between them.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(mmap_threshold, 2**25)
+        mallopt(trim_threshold, 2**31 - 1)

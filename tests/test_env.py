@@ -1,7 +1,11 @@
 """Ray's token is private from the first moment."""
 
 import os
+import platform
 import stat
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -52,3 +56,29 @@ def test_a_local_ray_asks_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     env.loopback()
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert path.exists()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_large_tensors_get_the_memory_of_those_before() -> None:
+    """The kernel gives pages for the first ones, and is not asked again."""
+    script = """
+        import resource, sys, torch
+        from genflow import env
+        if sys.argv[1:]:
+            env.keep_memory()
+        x = torch.ones(2**21)
+        def pages():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        def draw():
+            before = pages()
+            for _ in range(5):
+                [torch.relu(x) for _ in range(8)]
+            return pages() - before
+        print([draw() for _ in range(10)][-1])
+    """
+
+    def pages(*arguments: str) -> int:
+        command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("keep") < pages() / 5
