@@ -65,22 +65,24 @@ def fit(run: Callable[[], Any], bell: Any, say: Callable[[str], None]) -> None:
         BaseException: what `run` raised.
     """
     outcome: list[BaseException] = []
+    ended = threading.Event()  # `Thread.join` that a signal interrupts takes the thread to have ended (Python 3.11)
 
     def work() -> None:
         try:
             run()
         except BaseException as error:
             outcome.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=work, name="fit", daemon=True)
-    thread.start()
+    threading.Thread(target=work, name="fit", daemon=True).start()
     try:
-        thread.join()
+        ended.wait()
     except KeyboardInterrupt:
         say("stopping: the workers save first")
         with contextlib.suppress(Exception):
             ray.get(bell.ring.remote(), timeout=10)
-        thread.join(SAVE_S)  # a second Ctrl-C ends this, too
+        ended.wait(SAVE_S)  # a second Ctrl-C ends this, too
         raise
     if outcome:
         raise outcome[0]

@@ -85,10 +85,10 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
     )
     try:
         fit(trainer.fit, bell, lambda text: events.emit("note", message=text))
-        time.sleep(LAST_WORDS_S)
     except Exception as error:
         raise explain(error, cluster) from error
     finally:
+        time.sleep(LAST_WORDS_S)
         machines.clear(store, name)
 
 

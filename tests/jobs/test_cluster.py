@@ -214,7 +214,6 @@ def test_followed_and_stopped(head: Head) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the workers end within seconds of the bell and save nothing: the cause is not found yet")
 def test_two_workers_save_when_they_are_stopped(head: Head) -> None:
     """Asked to stop, they end together, at one step, and save there: no checkpoint was due."""
     long = recipe("together", 2, steps=10**6, checkpoint_every=10**5, log_every=10)
