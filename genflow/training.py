@@ -21,7 +21,7 @@ from genflow.data.stream import share
 from genflow.errors import GenflowError
 from genflow.families.base import LOOK_EVERY, Family
 from genflow.maths.ema import Ema
-from genflow.maths.muon import Muon
+from genflow.maths.muon import Muon, multiplies_bfloat16
 from genflow.maths.seeds import BatchRng
 from genflow.recipe import Train
 from genflow.session import Session
@@ -324,9 +324,7 @@ def _precision(wanted: str, device: torch.device) -> bool:
     """Whether to autocast to bfloat16: where the chip multiplies it in hardware, unless the recipe says."""
     if wanted != "auto":
         return wanted == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return multiplies_bfloat16(device)
 
 
 def _report(

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genflow.maths.muon import Muon
+from genflow.maths.muon import Muon, multiplies_bfloat16
 from genflow.maths.seeds import key
 
 WIDTH, FEATURES = 32, 64
@@ -133,7 +133,7 @@ def train(
         torch.manual_seed(key(seed, "judge weights"))
         net = Classifier(shape, task.classes).train()
     optimizers = _optimizers(net)
-    fast = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    fast = multiplies_bfloat16(torch.device("cpu"))
     order = torch.empty(0, dtype=torch.long)
     for step in range(steps):
         if len(order) < batch:

@@ -65,15 +65,22 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(G: Tensor, steps: int = 5) -> Tensor:
     """The semi-orthogonal matrices near G (N, rows, columns), by Newton-Schulz with Jordan's coefficients.
 
-    Singular values end between 0.7 and 1.2, which is near enough; bfloat16 suffices.
+    Singular values end between 0.7 and 1.2, which is near enough; bfloat16 suffices where it is fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    X = G.bfloat16()
+    X = G.bfloat16() if multiplies_bfloat16(G.device) else G.float()
     tall = X.shape[-2] > X.shape[-1]
     if tall:
         X = X.mT
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X.mT if tall else X
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the chip multiplies bfloat16 in hardware; elsewhere it takes longer than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -141,9 +141,9 @@ def need_divisor(size: int, divisor: int, key: str) -> int:
     return divisor
 
 
-def folded(size: int) -> int:
-    """Pixels to fold into channels along each side: 1 below 16 pixels, 2 up to 64, 4 above, and a divisor."""
-    fold = 1 if size < 16 else 2 if size <= 64 else 4
+def folded(size: int, whole: int = 16) -> int:
+    """Pixels to fold into channels along each side: 1 below `whole` pixels, 2 up to 64, 4 above, and a divisor."""
+    fold = 1 if size < whole else 2 if size <= 64 else 4
     while size % fold:
         fold //= 2
     return fold

@@ -131,7 +131,7 @@ def build(
         width: channels at the top.
         multipliers: channels of each level, as multiples of width; empty: levels down to 8 pixels or fewer.
         blocks: residual blocks a level.
-        patch: pixels folded into channels, along each side; 0: 1 below 16 pixels, 2 up to 64, 4 above.
+        patch: pixels folded into channels, along each side; 0: 1 below 8 pixels, 2 up to 64, 4 above.
         attention: whether the bottom has attention.
         dropout: in every block.
 
@@ -139,7 +139,7 @@ def build(
         UsageError: the ports are no pictures, or the patch does not divide the size.
     """
     size = need_pictures("unet", ports)
-    patch = need_divisor(size, patch or folded(size), "patch")
+    patch = need_divisor(size, patch or folded(size, 8), "patch")
     if not multipliers:
         levels, side = 1, size // patch
         while side > 8 or (levels == 1 and side > 4):

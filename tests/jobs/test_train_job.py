@@ -51,7 +51,7 @@ def no_sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def document(name: str, workers: int = 1, *, steps: int = STEPS, **settings: Any) -> dict[str, Any]:
     """A run of a tiny net; a batch of 15 does not fall into equal shares.
 
-    Muon rounds to bfloat16 on its way, whatever the precision, which makes 1e-7 of the order of sums 5e-4.
+    Muon may round to bfloat16 on its way, whatever the precision, which makes 1e-7 of the order of sums 5e-4.
     """
     settings = {"steps": steps, "batch": 15, "log_every": 5, "checkpoint_every": 10, "warmup": 0, **settings}
     layers = {"name": name, "train": {"precision": "fp32", "optimizer": "adamw", **settings}}
