@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs deploy trial results chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs deploy trial results tables chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -45,6 +45,13 @@ trial: $(VENV)/.installed
 # every family, three seeds, on Fashion-MNIST: hours on two cores; broken off, it goes on
 results: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
+
+# the two tables on digits (15 CPU minutes) and on Fashion-MNIST (some hours of them); broken off, it goes on
+tables: $(VENV)/.installed
+	for form in html md; do \
+	  $(BIN)/genflow tables --data digits --out docs/results/tables-digits.$$form && \
+	  $(BIN)/genflow tables --data fashion --budget 1 --out docs/results/tables-fashion.$$form || exit; \
+	done
 
 # kill -9 of anything at any moment, every family: N and violations, each with what repeats it; KILLS, SEED, FAMILY
 chaos: $(VENV)/.installed

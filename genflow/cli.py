@@ -294,9 +294,9 @@ def tables(
     data: Annotated[str, typer.Option(help="The dataset; digits is prepared.", autocompletion=_complete_data)],
     seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Trainings of every family; 3 if left out.")] = None,
     budget: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="CPU minutes of each training; 0.25 if left out.")
+        float | None, typer.Option(metavar="MINUTES", help="CPU minutes of each training; 0.12 if left out.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy report.html here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy the report (.html) or the tables (.md, .json) here.")] = None,
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",

@@ -19,6 +19,7 @@ OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
 MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
 KNOWN = ("cached", "diverged")  # states of stages that are not carried out again
 DIVERGED = ("NonFinite", "Trouble")
+FORMS = {".html": "report.html", ".md": "tables.md", ".json": "tables.json"}  # of the tables, by the suffix of --out
 
 
 def tables(
@@ -29,6 +30,8 @@ def tables(
     from genflow import pipeline
     from genflow.tables import cells, plan
 
+    if out and out.suffix not in FORMS:
+        raise UsageError(f"--out {out}: tables are written as {', '.join(FORMS)}", f"--out {out.with_suffix('.html')}")
     store = Store()
     study = plan.load().of(_dataset(store, data), seeds=seeds, budget=budget)
     stages = study.stages(f"tables-{data}")
@@ -52,7 +55,7 @@ def tables(
     done = commands.send("pipeline", document, store, where, json=json, hear=left.hear)
     made: Document = next(stage for stage in done["stages"] if stage["job"] == "tables")
     if out:
-        shutil.copyfile(Path(made["path"]) / "report.html", out)
+        shutil.copyfile(Path(made["path"]) / FORMS[out.suffix], out)
     if json:
         terminal.document(made)
     else:
@@ -60,7 +63,9 @@ def tables(
             print(cells.as_text(table) + "\n")
         print("\n".join(cells.claim_line(claim) for claim in made["claims"]) + "\n")
         print("\n".join(made["verdict"]))
-        print(f"\nreport   {out or Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
+        print(f"\nreport   {Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
+        if out:
+            print(f"         {out}")
         terminal.next_commands("genflow recommend --max-latency 50ms", "genflow ui")
     if any(failure["kind"] not in DIVERGED for failure in made["failed"]):
         raise SystemExit(1)
