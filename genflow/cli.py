@@ -296,7 +296,7 @@ def tables(
     budget: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="CPU minutes of each training; 0.12 if left out.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy the report (.html) or the tables (.md, .json) here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy the report (.html) or .md, .json here.")] = None,
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",

@@ -60,25 +60,22 @@ def test_a_local_ray_asks_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_large_tensors_get_the_memory_of_those_before() -> None:
-    """The kernel gives pages for the first ones, and is not asked again."""
+    """The kernel gives pages for the first ones, and is not asked again.
+
+    Without, each round takes 38,849 pages, unless something lies at the end of the heap by chance: in half of all
+    processes.
+    """
     script = """
-        import resource, sys, torch
+        import resource, torch
         from genflow import env
-        if sys.argv[1:]:
-            env.keep_memory()
+        env.keep_memory()
         x = torch.ones(2**21)
-        def pages():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         def draw():
-            before = pages()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             for _ in range(5):
                 [torch.relu(x) for _ in range(8)]
-            return pages() - before
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         print([draw() for _ in range(10)][-1])
     """
-
-    def pages(*arguments: str) -> int:
-        command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    assert pages("keep") < pages() / 5
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10_000
