@@ -45,6 +45,19 @@ NOT_HTTP = [
 ]  # fmt: skip
 
 
+def replicas(application: str, kind: str = "") -> list[int]:
+    """Process ids of an application's replicas on this machine, oldest first."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+        except OSError:
+            continue
+        if words.startswith(f"ray::ServeReplica:{application}:{kind}".encode()):
+            found.append(int(folder.name))
+    return sorted(found)
+
+
 class Server:
     """`genflow serve`, and its processes."""
 
@@ -63,15 +76,7 @@ class Server:
 
     def pids(self, kind: str = "") -> list[int]:
         """Process ids of the replicas, oldest first."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            try:
-                words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
-            except OSError:
-                continue
-            if words.startswith(f"ray::ServeReplica:{self.name}:{kind}".encode()):
-                found.append(int(folder.name))
-        return sorted(found)
+        return replicas(self.name, kind)
 
     def memory_mb(self) -> int:
         """Resident, of all replicas."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +41,14 @@ def ray_local() -> Iterator[None]:
 
     with ray_cluster(num_cpus=2):
         yield
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    """An S3 server with a bucket (see bucket.py)."""
+    from bucket import Server
+
+    server = Server()
+    server.create("bucket")
+    yield server
+    server.close()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from genflow.checkpoint import Checkpoints
 from genflow.errors import DataError, SetupError, UsageError
 from genflow.journal import Journal, curves, journal_path
 from genflow.store import Artifact, Store
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    server.create("bucket")
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,6 @@ TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth":
         "evaluate": {"features": "random", "samples": 32, "steps": (1, 2), "sweep_samples": 16, "likelihood": 0,
                      "bootstrap": 3}}  # fmt: skip
 SETTINGS = {"steps": 300, "batch": 16, "log_every": 1, "checkpoint_every": 50, "warmup": 0}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    server.create("bucket")
-    yield server
-    server.close()
 
 
 @pytest.fixture(autouse=True)

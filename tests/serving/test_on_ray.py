@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.abuse import replicas
 from genflow.data import preview
 from genflow.engine import Engine, labels_for
 from genflow.serving.entries import Entry
@@ -56,15 +57,7 @@ class Endpoint:
 
     def replicas(self, kind: str) -> list[int]:
         """The process ids of a deployment's replicas."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            try:
-                words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
-            except OSError:
-                continue
-            if words.startswith(f"ray::ServeReplica:tested:{kind}".encode()):
-                found.append(int(folder.name))
-        return found
+        return replicas("tested", kind)
 
 
 @pytest.fixture(scope="module")

@@ -1,37 +1,16 @@
 """A population hands weights on, and a kill between two rungs costs nothing."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
 from genflow.checkpoint import Checkpoints
-from genflow.data.shards import Dataset
-from genflow.engine import RECIPE
-from genflow.recipe import compose, dump
-from genflow.store import Store
 from genflow.tuning import population
 from genflow.tuning.search import Record
 from genflow.tuning.trial import CHECKPOINTS, Bench, Task, Trial
 
-SMALL = {"data": {"name": "grid25"}, "net": {"kind": "mlp", "width": 16, "depth": 1}, "sample": {"steps": 2}}
 FILES = ("weights", "ema", "optimizer")
-
-
-@pytest.fixture
-def task(store: Store, prepared: Callable[..., Dataset]) -> Task:
-    """Members on points, with rungs at a third and at the whole of nine steps."""
-    data = prepared("grid25", samples=600, val=0.3)
-    recipe = compose("flow_matching", SMALL, {"train": {"steps": 9, "batch": 8, "warmup": 0}})
-    folder = store.folder("searches", "small") / "trials"
-    folder.mkdir(parents=True)
-    (folder / RECIPE).write_text(dump(recipe))
-    return Task(
-        store=str(store.root), folder=str(folder), recipe=recipe.model_dump_json(), dataset=data.artifact.id,
-        metrics=("fd",), shares=(1 / 3, 1.0), samples=32,
-    )  # fmt: skip
 
 
 def held(task: Task, number: int) -> dict[str, torch.Tensor]:
