@@ -174,11 +174,11 @@ def test_the_hint_for_heads_is_right() -> None:
 
 
 def test_the_fast_unet_folds_large_pictures() -> None:
-    """28 pixels are folded by two, and the bottom of the default U-Net has at most 8 x 8 of them."""
-    for size in (8, 28, 33, 64):
+    """From 8 pixels on they are folded two by two, and the bottom of the default U-Net has at most 8 x 8 of them."""
+    for size in (4, 8, 28, 33, 64):
         net = nets.builder("unet")(Ports((1, size, size), (1, size, size), time=True), 0, width=8, blocks=1)
         fold = net.patch
-        assert fold == (1 if size < 16 or size % 2 else 2)
+        assert fold == (1 if size < 8 or size % 2 else 2)
         halvings = sum(isinstance(m, nn.Conv2d) and m.stride == (2, 2) for m in net.down)
         assert math.ceil(size / fold / 2**halvings) <= 8
 
