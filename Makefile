@@ -46,7 +46,7 @@ trial: $(VENV)/.installed
 results: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 
-# the two tables on digits (15 CPU minutes) and on Fashion-MNIST (some hours of them); broken off, it goes on
+# the two tables on digits and on Fashion-MNIST (hours on two cores) into docs/results; broken off, it goes on
 tables: $(VENV)/.installed
 	for form in html md; do \
 	  $(BIN)/genflow tables --data digits --out docs/results/tables-digits.$$form && \

@@ -33,6 +33,17 @@ HERE = Where()
 NO_END = 1_000_000_000
 
 
+def check_out(out: Path | None) -> None:
+    """Raises UsageError where no file can be written, before hours of work end there."""
+    if out is None:
+        return
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {folder}", f"mkdir -p {folder}")
+    if out.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"--out {out}: no file can be written there", "name another file")
+
+
 def send(
     stage: str, document: Document, store: Store, where: Where,
     *, json: bool, hear: Callable[[Document], None] | None = None,
@@ -222,6 +233,7 @@ def evaluate(
     *, json: bool, out: Path | None = None,
 ) -> None:  # fmt: skip
     """`genflow evaluate` and `genflow compare`."""
+    check_out(out)
     store = Store()
     runs = [find_run(store, reference) for reference in references]
     if len({run.meta.get("fingerprint") for run in runs}) > 1:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from genflow import terminal
-from genflow.commands import Where, flagged, need_dataset, need_family, send, show_plan
+from genflow.commands import Where, check_out, flagged, need_dataset, need_family, send, show_plan
 from genflow.recipe import assignments, compose, read
 from genflow.store import Store
 
@@ -18,6 +18,7 @@ def tune(
     *, objective: str, out: Path | None, dry_run: bool, json: bool,
 ) -> None:  # fmt: skip
     """`genflow tune`."""
+    check_out(out)
     need_family(family)
     from genflow.tuning import search, space
 

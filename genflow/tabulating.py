@@ -30,6 +30,7 @@ def tables(
     from genflow import pipeline
     from genflow.tables import cells, plan
 
+    commands.check_out(out)
     if out and out.suffix not in FORMS:
         raise UsageError(f"--out {out}: tables are written as {', '.join(FORMS)}", f"--out {out.with_suffix('.html')}")
     store = Store()
