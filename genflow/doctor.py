@@ -48,7 +48,9 @@ def _torch() -> Check:
         return Check("torch imports", False, str(error), "pip install -c constraints.txt torch")
     if torch.cuda.is_available():
         return Check("device", True, f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
-    fast = " with bf16" if torch.cpu._is_avx512_bf16_supported() else ""
+    from genflow.maths.precision import multiplies_bfloat16
+
+    fast = " with bf16" if multiplies_bfloat16(torch.device("cpu")) else ""
     return Check("device", True, f"CPU × {env.cores()}{fast}")
 
 

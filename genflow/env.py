@@ -146,7 +146,7 @@ def keep_memory() -> None:
     """Let glibc keep the memory of a network's tensors for the next ones; elsewhere nothing.
 
     It would give the end of its heap back to the kernel after each of them, to be zeroed page by page the next time: a
-    sixth of the time of drawing 64 pictures of 28x28 by a U-Net on one core, a twentieth of that of training. The most
+    fifth of the time of drawing 64 pictures of 28x28 by a U-Net on one core, a tenth of that of training. The most
     memory that a process takes stays the same: tensors of over 32 MB still come from the kernel, since a heap of such
     would be torn to pieces by what lies between them.
     """

@@ -169,7 +169,7 @@ class Bucket:
         if source is None:
             return None
         seen, size = hashlib.sha256(), source.size()
-        with open(file, "wb") as target:
+        with source, open(file, "wb") as target:
             for at in range(0, size, CHUNK):
                 part = functools.partial(source.read_at, CHUNK, at)
                 chunk = self._try(f"read {key}", functools.partial(self._found, part))

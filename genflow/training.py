@@ -21,7 +21,8 @@ from genflow.data.stream import share
 from genflow.errors import GenflowError
 from genflow.families.base import LOOK_EVERY, Family
 from genflow.maths.ema import Ema
-from genflow.maths.muon import Muon, multiplies_bfloat16
+from genflow.maths.muon import Muon
+from genflow.maths.precision import multiplies_bfloat16
 from genflow.maths.seeds import BatchRng
 from genflow.recipe import Train
 from genflow.session import Session

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genflow.maths.muon import Muon, multiplies_bfloat16
+from genflow.maths.muon import Muon
+from genflow.maths.precision import multiplies_bfloat16
 from genflow.maths.seeds import key
 
 WIDTH, FEATURES = 32, 64

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from genflow.maths.precision import multiplies_bfloat16
+
 
 class Muon(torch.optim.Optimizer):
     """The optimizer.
@@ -77,10 +79,3 @@ def orthogonalize(G: Tensor, steps: int = 5) -> Tensor:
         A = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X.mT if tall else X
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the chip multiplies bfloat16 in hardware; elsewhere it takes longer than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
