@@ -45,17 +45,34 @@ NOT_HTTP = [
 ]  # fmt: skip
 
 
-def replicas(application: str, kind: str = "") -> list[int]:
+def replicas(application: str) -> list[int]:
     """Process ids of an application's replicas on this machine, oldest first."""
+    return _named(f"ray::ServeReplica:{application}:")
+
+
+def workers(application: str) -> list[int]:
+    """Process ids of those that draw for them."""
+    ours = set(replicas(application))
+    return [pid for pid in _named(f"{sys.executable}\0-m\0genflow.serving.worker") if _parent(pid) in ours]
+
+
+def _named(beginning: str) -> list[int]:
     found = []
     for folder in Path("/proc").iterdir():
         try:
             words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
         except OSError:
             continue
-        if words.startswith(f"ray::ServeReplica:{application}:{kind}".encode()):
+        if words.startswith(beginning.encode()):
             found.append(int(folder.name))
     return sorted(found)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 class Server:
@@ -74,12 +91,12 @@ class Server:
             )
         _until_it_answers(self.port, self.process)
 
-    def pids(self, kind: str = "") -> list[int]:
-        """Process ids of the replicas, oldest first."""
-        return replicas(self.name, kind)
+    def pids(self) -> list[int]:
+        """Process ids of the replicas and of those that draw for them."""
+        return replicas(self.name) + workers(self.name)
 
     def memory_mb(self) -> int:
-        """Resident, of all replicas."""
+        """Resident, of all of them."""
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids())
         return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
@@ -272,21 +289,21 @@ def _spread(values: list[float]) -> Document:
 
 
 async def deaths(server: Server) -> Document:
-    """A Sampler killed, an Http replica killed, a Sampler stopped: under load, one after another."""
+    """A replica killed and stopped, and the process that draws for one: under load, one after another."""
     found: Document = {"violations": []}
-    kinds = (("killed Sampler", "Sampler", signal.SIGKILL), ("killed Http", "Http", signal.SIGKILL),
-             ("hung Sampler", "Sampler", signal.SIGSTOP))  # fmt: skip
-    for what, kind, how in kinds:
-        whole = server.pids(kind)
+    kinds = (("killed replica", replicas, signal.SIGKILL), ("hung replica", replicas, signal.SIGSTOP),
+             ("killed worker", workers, signal.SIGKILL), ("hung worker", workers, signal.SIGSTOP))  # fmt: skip
+    for what, find, how in kinds:
+        whole = find(server.name)
         load = asyncio.create_task(closed_loop(server, 6, 40.0))
         await asyncio.sleep(2.0)
-        victim = server.pids(kind)[0]
+        victim = find(server.name)[0]
         struck = time.monotonic()
         os.kill(victim, how)
         replaced = None
         while time.monotonic() - struck < 36:
             await asyncio.sleep(0.25)
-            now = server.pids(kind)
+            now = find(server.name)
             if replaced is None and victim not in now and len(now) >= len(whole):
                 replaced = round(time.monotonic() - struck, 1)
         seen = await load

@@ -81,7 +81,7 @@ def environment(store: Store, verbose: bool) -> dict[str, str]:
     }
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end the child when its parent dies, however it dies."""
+def die_with_parent(by: int = signal.SIGTERM) -> None:
+    """Ask Linux to end the child by this signal when its parent dies, however it dies."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, by)

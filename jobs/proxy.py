@@ -18,7 +18,7 @@ HEADERS_S = 5.0  # in which a client must have sent a request's headers
 
 
 class Again:
-    """A middleware in Ray's proxy: a request that an Http replica took to its grave is sent to another.
+    """A middleware in Ray's proxy: a request that a replica took to its grave is sent to another.
 
     Ray gives such a request no answer, or a bare 500; the app's own answers carry `x-genflow-request`. Requests change
     nothing, so all of them may be sent twice.

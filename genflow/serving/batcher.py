@@ -1,10 +1,10 @@
 """Requests that fit together are drawn together.
 
-One thread draws, batch after batch, while the event loop takes requests in. Whatever waits with the same key when the
-thread becomes free goes into its next batch, so nobody waits for company, and under load batches are full. The number
-of waiting requests is bounded, and so is the time that they wait: a request whose turn cannot come before its deadline
-is refused at once, one whose client goes away leaves the queue, and a batch that nobody waits for any more is broken
-off at its next network evaluation.
+One thread has batch after batch drawn, while the event loop takes requests in. Whatever waits with the same key when
+the thread becomes free goes into its next batch, so nobody waits for company, and under load batches are full. The
+number of waiting requests is bounded, and so is the time that they wait: a request whose turn cannot come before its
+deadline is refused at once, one whose client goes away leaves the queue, and a batch that nobody waits for any more is
+broken off at its next network evaluation.
 """
 
 import asyncio
@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from genflow.engine import ROWS as FILLED
 from genflow.engine import Drawn
-from genflow.families.base import Watcher
 from genflow.serving.replies import Refused
 
 ROWS = 64  # of a batch
@@ -41,7 +39,7 @@ class Job:
         labels: (N,).
         given: (N,) what each is made of besides: where a walk leads, a picture, a code; None for plain samples.
         deadline: on the monotonic clock.
-        watch: told of x_t and the guess at x_0 of its own rows, in the drawing thread; such a job is drawn alone.
+        watch: told what its rows look like on the way, in the drawing thread; such a job is drawn alone.
     """
 
     key: tuple[Any, ...]
@@ -49,7 +47,7 @@ class Job:
     labels: Sequence[int]
     given: Sequence[Any] | None
     deadline: float
-    watch: Watcher | None = None
+    watch: Callable[[Any], None] | None = None
     done: "asyncio.Future[Served]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     taken: int = 0
     parts: list[Drawn] = field(default_factory=list)
@@ -90,14 +88,15 @@ class Served:
 
 
 Piece = tuple[Job, int, int]
-Draw = Callable[[Job, list[int], list[int], list[Any], Watcher], Drawn]
+Draw = Callable[[Job, list[int], list[int], list[Any], Callable[[], None]], Drawn]
 
 
 class Batcher:
     """The queue and the thread.
 
     Args:
-        draw: draws samples for a job's key; called in the thread.
+        draw: draws samples for a job's key, its seeds, labels and what else is given; called in the thread. It calls
+            its last argument at every network evaluation, and ends when that raises.
         rows: samples of a batch at most.
         most_jobs: requests that may wait.
         patience_s: how long the queue may be when another request is taken into it.
@@ -223,17 +222,14 @@ class Batcher:
         jobs = [job for job, _, _ in pieces]
         seeds = [seed for job, a, b in pieces for seed in job.seeds[a:b]]
         labels = [label for job, a, b in pieces for label in job.labels[a:b]]
-        first = jobs[0]
         given = [each for job, a, b in pieces for each in (job.given or ())[a:b]]
 
-        def watch(x: Tensor, guess: Tensor) -> None:
+        def alive() -> None:
             self.beat = now = time.monotonic()
             if all(job.over(now) for job in jobs):
                 raise Abandoned
-            if first.watch:
-                first.watch(x[: len(seeds)], guess[: len(seeds)])
 
-        return self._draw(first, seeds, labels, given, watch)
+        return self._draw(jobs[0], seeds, labels, given, alive)
 
     def _deliver(self, pieces: list[Piece], drawn: Drawn, start: float) -> None:
         """Give every job its rows, and its samples when they are complete."""

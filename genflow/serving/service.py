@@ -2,26 +2,23 @@
 
 import asyncio
 import base64
+import functools
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from genflow.data import preview
-from genflow.data.shards import from_x
-from genflow.engine import Drawn, Engine, labels_for
+from genflow.engine import Drawn, labels_for
 from genflow.errors import UsageError
 from genflow.facts import Facts
-from genflow.families.base import Watcher
 from genflow.serving import reading, writing
 from genflow.serving.batcher import Batcher, Job
 from genflow.serving.entries import Entry, signature
 from genflow.serving.replies import Refused, Reply, json_reply
 from genflow.serving.requests import (
-    FRAMES,
     MOST_EVALUATIONS,
     DecodeRequest,
     EncodeRequest,
@@ -29,7 +26,8 @@ from genflow.serving.requests import (
     Task,
     WalkRequest,
 )
-from genflow.serving.shelf import Model, Shelf
+from genflow.serving.shelf import Model, model_of
+from genflow.serving.worker import Batch, Frame, Worker
 from genflow.serving.writing import Asked
 
 HANGS_S = 60.0  # without one network evaluation: the thread hangs
@@ -47,15 +45,17 @@ class Service:
         deadline_s: a request takes no longer.
         rows: samples of a batch.
         most_jobs: requests that may wait.
+        lost: called when the process that draws has died; it need not come back.
     """
 
     def __init__(
         self, entries: Sequence[Entry], *, most_bytes: int = 2**31, deadline_s: float = 60.0, rows: int = 64,
-        most_jobs: int = 128,
+        most_jobs: int = 128, lost: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.shelf = Shelf(entries, most_bytes)
+        self.models = {entry.name: Model(entry) for entry in entries}
         self.version = signature(entries)
-        self.deadline_s = deadline_s
+        self.most_bytes, self.deadline_s = most_bytes, deadline_s
+        self.worker = Worker(most_bytes, lost)
         self.batcher = Batcher(self._draw, rows=rows, most_jobs=most_jobs)
 
     # --- What may be asked
@@ -63,7 +63,7 @@ class Service:
     async def answer(self, task: Task, name: str, request: dict[str, Any]) -> Reply:
         """Samples, a walk, the codes of pictures, or the pictures of codes."""
         try:
-            model = self.shelf.model(name or next(iter(self.shelf.models)))
+            model = model_of(self.models, name)
             asked: Asked = REQUESTS[task].model_validate(request)
             job, options = await self._job(model, asked)
             served = await self.batcher.run(job)
@@ -79,7 +79,7 @@ class Service:
         loop = asyncio.get_running_loop()
         task: asyncio.Task[Reply] | None = None
         try:
-            model = self.shelf.model(name or next(iter(self.shelf.models)))
+            model = model_of(self.models, name)
             asked = SampleRequest.model_validate({**request, "format": "json"})
             if asked.n > self.batcher.rows:
                 raise Refused(422, f"at most {self.batcher.rows} samples can be watched", "n")
@@ -88,7 +88,7 @@ class Service:
             def put(frame: dict[str, Any]) -> None:
                 loop.call_soon_threadsafe(frames.put_nowait, frame)
 
-            job.watch = _Watch(model.facts, options.get("steps", 1), put)
+            job.watch = _Watch(model.facts, put)
             task = loop.create_task(self._finish(model, asked, job, options, frames))
             while (frame := await frames.get()) is not None:
                 yield _event("step", frame)
@@ -102,45 +102,49 @@ class Service:
 
     async def cards(self) -> list[dict[str, Any]]:
         """Every model's card."""
-        loaded = self.shelf.loaded()
-        return [{**model.card(), "loaded": name in loaded} for name, model in self.shelf.models.items()]
+        loaded = self.loaded()
+        return [{**model.card(), "loaded": name in loaded} for name, model in self.models.items()]
 
     async def health(self) -> dict[str, Any]:
-        """What it has to do; raises if the drawing thread hangs."""
+        """What it has to do; raises if nothing is drawn any more."""
         self.check()
         return {
-            "version": self.version, "models": list(self.shelf.models), "loaded": self.shelf.loaded(),
+            "version": self.version, "models": list(self.models), "loaded": self.loaded(),
             "waiting": self.batcher.waiting, "backlog_s": round(self.batcher.backlog(), 2),
         }  # fmt: skip
 
+    def loaded(self) -> list[str]:
+        """The models in memory, the one used last at the end."""
+        at = {path: place for place, path in enumerate(self.worker.loaded)}
+        held = [model for model in self.models.values() if model.entry.path in at]
+        return [model.name for model in sorted(held, key=lambda model: at[model.entry.path])]
+
     def check(self) -> None:
-        """Raise if the drawing thread has given no sign of life for too long.
+        """Raise if what draws has given no sign of life for too long.
 
         Raises:
             RuntimeError: so that the replica is replaced.
         """
+        self.worker.check()
         silent = time.monotonic() - self.batcher.beat
         if self.batcher.busy and silent > HANGS_S:
-            raise RuntimeError(f"the drawing thread has been silent for {silent:.0f} s")
+            raise RuntimeError(f"the network that draws has been silent for {silent:.0f} s")
 
     async def change(self, entries: Sequence[Entry]) -> None:
         """Serve other models from now on: what cannot be loaded is refused, and the old ones stay."""
         if signature(entries) == self.version:
             return
-        new = Shelf(entries, self.shelf.most_bytes)
-
-        def load() -> None:
-            new.adopt(self.shelf)
-            for name in new.models:
-                if new.held() + new.models[name].bytes <= new.most_bytes or not new.loaded():
-                    new.engine(name)
-
-        await self.batcher.call(load)
-        self.shelf, self.version = new, signature(entries)
+        new = {entry.name: Model(entry) for entry in entries}
+        held = 0
+        for model in new.values():
+            held += model.bytes
+            if held <= self.most_bytes or held == model.bytes:
+                await self.batcher.call(functools.partial(self.worker.load, model.entry))
+        self.models, self.version = new, signature(entries)
 
     async def warm(self) -> None:
         """Load the first model and draw from it."""
-        model = next(iter(self.shelf.models.values()))
+        model = next(iter(self.models.values()))
         job, _ = await self._job(model, SampleRequest.model_validate({}))
         await self.batcher.run(job)
 
@@ -175,20 +179,16 @@ class Service:
             labels = labels_for(word, n, facts) or [facts.classes] * n
         except UsageError as error:
             raise Refused(422, error.message, "label", error.hint) from error
-        key = (self.shelf, model.name, task, json.dumps(options, sort_keys=True))
+        key = (model.entry, task, json.dumps(options, sort_keys=True))
         return Job(key, seeds, labels, given, time.monotonic() + self.deadline_s), options
 
-    def _draw(self, job: Job, seeds: list[int], labels: list[int], given: list[Any], watch: Watcher) -> Drawn:
-        shelf, name, task, options = job.key  # the shelf of when it was asked: models may change meanwhile
-        engine: Engine = shelf.engine(name)
-        if task == "encode":
-            start = time.monotonic()
-            codes = engine.encode(np.stack(given), labels, seeds, watch)
-            return Drawn(codes, np.asarray(labels), 0, time.monotonic() - start)
-        if task == "decode":
-            return engine.decode(np.stack(given), labels, seeds, watch)
-        toward = given if task == "walks" else None
-        return engine.draw(seeds, labels, toward=toward, watch=watch, **json.loads(options))
+    def _draw(
+        self, job: Job, seeds: list[int], labels: list[int], given: list[Any], alive: Callable[[], None]
+    ) -> Drawn:
+        entry, task, options = job.key  # the model of when it was asked: models may change meanwhile
+        batch = Batch(entry, task, json.loads(options), seeds, labels, given, watched=job.watch is not None)
+        drawn: Drawn = self.worker.draw(batch, alive, job.watch)
+        return drawn
 
     async def _finish(
         self, model: Model, asked: Asked, job: Job, options: dict[str, Any], frames: "asyncio.Queue[Any]"
@@ -201,25 +201,21 @@ class Service:
             frames.put_nowait(None)
 
     def close(self) -> None:
-        """End the drawing thread."""
+        """End what draws."""
         self.batcher.close()
+        self.worker.close()
 
 
 class _Watch:
-    """Sends what the samples look like on the way, `FRAMES` times at most. Called in the drawing thread."""
+    """Sends what the samples look like on the way. Called in the thread that waits for the drawing."""
 
-    def __init__(self, facts: Facts, steps: int, put: Any) -> None:
+    def __init__(self, facts: Facts, put: Callable[[dict[str, Any]], None]) -> None:
         self._facts, self._put = facts, put
-        self._every = max(1, -(-2 * steps // FRAMES)) if steps > FRAMES // 2 else 1
-        self._count = 0
 
-    def __call__(self, x: Tensor, guess: Tensor) -> None:
-        count, self._count = self._count, self._count + 1
-        if count % self._every or count // self._every >= 2 * FRAMES:
-            return
-        frame: dict[str, Any] = {"evaluation": count + 1}
-        for name, tensor in (("noisy", x), ("guess", guess)):
-            records = from_x(tensor, self._facts)
+    def __call__(self, told: Frame) -> None:
+        evaluation, noisy, guess = told
+        frame: dict[str, Any] = {"evaluation": evaluation}
+        for name, records in (("noisy", noisy), ("guess", guess)):
             if self._facts.is_points:
                 frame[name] = np.round(records.reshape(-1, 2), 4).tolist()
             else:

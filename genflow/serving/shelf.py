@@ -146,56 +146,53 @@ class Model:
         }
 
 
+def model_of(models: dict[str, Model], name: str) -> Model:
+    """The model of a name; without a name the first.
+
+    Raises:
+        Refused: there is none of that name.
+    """
+    found = models.get(name or next(iter(models)))
+    if found is None:
+        raise Refused(404, f"there is no model {name!r}", "model", f"models: {', '.join(models)}")
+    return found
+
+
+def _load(run: Artifact) -> Engine:
+    import torch
+
+    return Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Shelf:
-    """The engines in memory. Only the drawing thread takes engines from it.
+    """The engines in memory.
 
     Args:
-        listed: what there is.
-        most_bytes: bound on the engines in memory; the one in use may be larger than it.
-        load: makes an engine of a run.
+        most_bytes: bound on them; the one in use may be larger than it.
+        make: makes an engine of a run.
     """
 
-    def __init__(
-        self, listed: Sequence[Entry], most_bytes: int, load: Callable[[Artifact], Engine] = Engine.load
-    ) -> None:
-        self.models = {entry.name: Model(entry) for entry in listed}
-        self.most_bytes, self._load = most_bytes, load
-        self._engines: OrderedDict[str, Engine] = OrderedDict()
+    def __init__(self, most_bytes: int, make: Callable[[Artifact], Engine] = _load) -> None:
+        self.most_bytes, self._make = most_bytes, make
+        self._engines: OrderedDict[str, tuple[Engine, int]] = OrderedDict()
 
-    def model(self, name: str) -> Model:
-        """What is known of a model.
-
-        Raises:
-            Refused: there is none of that name.
-        """
-        if name not in self.models:
-            raise Refused(404, f"there is no model {name!r}", "model", f"models: {', '.join(self.models)}")
-        return self.models[name]
-
-    def engine(self, name: str) -> Engine:
+    def engine(self, entry: Entry) -> Engine:
         """The model's engine, loaded if it is not in memory."""
-        if name in self._engines:
-            self._engines.move_to_end(name)
-            return self._engines[name]
-        wanted = self.models[name].bytes
-        while self._engines and self.held() + wanted > self.most_bytes:
-            self._engines.popitem(last=False)
-        self._engines[name] = engine = self._load(self.models[name].run)
-        return engine
+        if entry.path not in self._engines:
+            model = Model(entry)
+            while self._engines and self.held() + model.bytes > self.most_bytes:
+                self._engines.popitem(last=False)
+            self._engines[entry.path] = self._make(model.run), model.bytes
+        self._engines.move_to_end(entry.path)
+        return self._engines[entry.path][0]
 
     def held(self) -> int:
         """Bytes that the engines in memory take, by their files."""
-        return sum(self.models[name].bytes for name in self._engines)
+        return sum(size for _, size in self._engines.values())
 
     def loaded(self) -> list[str]:
-        """The models in memory, the one used last at the end."""
+        """The folders of the runs in memory, the one used last at the end."""
         return list(self._engines)
-
-    def adopt(self, other: "Shelf") -> None:
-        """Take over the engines of another shelf that this one lists as they are."""
-        for name, engine in other._engines.items():
-            if name in self.models and self.models[name].entry.run == other.models[name].entry.run:
-                self._engines.setdefault(name, engine)
 
 
 def try_out(listed: Sequence[Entry]) -> None:
@@ -208,9 +205,8 @@ def try_out(listed: Sequence[Entry]) -> None:
 
     for entry in listed:
         try:
-            shelf = Shelf([entry], 0)
-            model = shelf.model(entry.name)
-            drawn = shelf.engine(entry.name).draw([0], **model.options({"steps": 1} if model.stepwise else {}))
+            model = Model(entry)
+            drawn = Shelf(0).engine(entry).draw([0], **model.options({"steps": 1} if model.stepwise else {}))
         except Refused as error:
             raise DataError(f"model {entry.name} draws nothing: {error.message}") from error
         except (GenflowError, OSError, ValueError, RuntimeError, KeyError) as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.abuse import replicas
+from benchmarks.abuse import replicas, workers
 from genflow.data import preview
 from genflow.engine import Engine, labels_for
 from genflow.serving.entries import Entry
@@ -55,9 +55,13 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             return error.code, error.read(), dict(error.headers)
 
-    def replicas(self, kind: str) -> list[int]:
-        """The process ids of a deployment's replicas."""
-        return replicas("tested", kind)
+    def replicas(self) -> list[int]:
+        """The process ids of the replicas."""
+        return replicas("tested")
+
+    def workers(self) -> list[int]:
+        """The process ids of those that draw for them."""
+        return workers("tested")
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +179,14 @@ def test_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
 
 
 def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
-    """Neither one that draws nor one that answers; the request is sent again, and gives the same bytes."""
+    """Neither one that answers nor one that draws; the request is sent again, and gives the same bytes."""
     with Load(endpoint) as load:
-        for kind in ("Sampler", "Http"):
+        for find in (endpoint.replicas, endpoint.workers):
+            end = time.monotonic() + 60
+            while len(endpoint.workers()) < 2 and time.monotonic() < end:
+                time.sleep(0.2)
             time.sleep(1.0)
-            os.kill(endpoint.replicas(kind)[0], signal.SIGKILL)
+            os.kill(find()[0], signal.SIGKILL)
         time.sleep(4.0)
     assert load.all_well()
     assert len(load.answers) > 10
@@ -188,7 +195,7 @@ def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
 def test_models_change_while_requests_come_in(endpoint: Endpoint, shelf_store: Shelved) -> None:
     """Others are served, and nothing restarts; of models that do not work nothing comes."""
     store, listed = shelf_store
-    before = set(endpoint.replicas("Http"))
+    before = set(endpoint.replicas())
     broken = store.folder("runs", "broken-1")
     with Load(endpoint) as load:
         done = genflow(store, "serve", "flow", "ring", "--name", "tested")
@@ -201,7 +208,7 @@ def test_models_change_while_requests_come_in(endpoint: Endpoint, shelf_store: S
     assert json.loads(endpoint.ask("/healthz")[1])["models"] == ["flow", "ring"]
     assert endpoint.ask("/v1/models/ring/samples", {})[0] == 200
     assert endpoint.ask("/v1/models/vae/samples", {})[0] == 404
-    assert set(endpoint.replicas("Http")) & before
+    assert set(endpoint.replicas()) & before
 
 
 def _copy_broken(run: Path, to: Path) -> None:
@@ -245,6 +252,6 @@ def test_it_is_listed_and_taken_down(endpoint: Endpoint, shelf_store: Shelved) -
     assert done.returncode == 0, done.stderr
     assert answers == [200]
     assert endpoint.process.wait(timeout=60) == 0
-    assert endpoint.replicas("Sampler") == endpoint.replicas("Http") == []
+    assert endpoint.replicas() == endpoint.workers() == []
     with pytest.raises(urllib.error.URLError):
         endpoint.ask("/healthz", timeout=5)
