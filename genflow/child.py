@@ -1,6 +1,5 @@
 """A job as a child process of this machine: what it sees, how signals reach it, and that it dies with its parent."""
 
-import ctypes
 import math
 import os
 import signal
@@ -79,9 +78,3 @@ def environment(store: Store, verbose: bool) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",  # a ray.py in the current folder must not stand before Ray
         **({"GENFLOW_VERBOSE": "1"} if verbose else {}),
     }
-
-
-def die_with_parent(by: int = signal.SIGTERM) -> None:
-    """Ask Linux to end the child by this signal when its parent dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, by)

@@ -8,8 +8,10 @@ import ctypes
 import functools
 import os
 import secrets
+import signal
 import socket
 import stat
+import sys
 from pathlib import Path
 
 from genflow.errors import SetupError
@@ -139,6 +141,12 @@ def stand_back(by: int = 5) -> None:
         with contextlib.suppress(OSError):
             os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, int(task.name), niceness)
+
+
+def die_with_parent(by: int = signal.SIGTERM) -> None:
+    """Ask Linux to end this process by this signal when its parent dies, however that dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, by)
 
 
 @functools.cache

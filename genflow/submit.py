@@ -57,7 +57,7 @@ def run_here(
         with open(Path(folder) / "log", "w") as noise:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"jobs.{stage}", str(recipe)],
-                env=child.environment(store, verbose), text=True, errors="replace", preexec_fn=child.die_with_parent,
+                env=child.environment(store, verbose), text=True, errors="replace", preexec_fn=env.die_with_parent,
                 start_new_session=True,  # signals of the terminal reach it through this process alone, once
                 stdout=subprocess.PIPE, stderr=None if verbose else noise,
             )  # fmt: skip

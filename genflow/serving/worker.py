@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from genflow import env
 from genflow.serving.entries import Entry
 from genflow.serving.requests import FRAMES, Task
 
@@ -157,9 +158,7 @@ class _GivenUp(Exception):  # noqa: N818
 
 def main(arguments: Sequence[str]) -> None:
     """Do what comes through the socket, until the other end is closed."""
-    from genflow.child import die_with_parent
-
-    die_with_parent(signal.SIGKILL)
+    env.die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who ends the replica ends this
     end, beat, most_bytes = map(int, arguments)
     heart = mmap.mmap(beat, BEAT.size)
