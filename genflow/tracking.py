@@ -14,17 +14,19 @@ machine's own, and `sync` makes it from the journals of all machines. Nothing is
 bucket's journal: so a run that goes on on another machine says nothing twice.
 """
 
-import json
+import contextlib
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
+from genflow import beside
 from genflow.errors import GenflowError, SetupError, UsageError
 from genflow.journal import Cursor, entries, has_writer, journal_path, opening
 from genflow.lease import holder
@@ -169,7 +171,8 @@ def forget(store: Store, run_id: str) -> None:
 class Sender:
     """A process beside a run that sends its journal, and its children's, every few seconds, at low priority.
 
-    It learns of the run's end, even by `kill -9`, from the end of its standard input, and sends what is left.
+    It learns of the run's end, even by `kill -9`, from that of the socket between them, and sends what is left. A
+    process that trains one run after another keeps its sender, for whose imports take as long as a short run.
 
     Args:
         store: the store.
@@ -180,24 +183,28 @@ class Sender:
         sent: what became of the journal, once it is finished.
     """
 
+    _idle: ClassVar[tuple[Any, Any, Any] | None] = None  # what it was told, the process, the socket
+
     def __init__(self, store: Store, run_id: str, *, every_s: float = 5.0) -> None:
         self.sent = Sent(problem="it was not started")
-        home = str(Path(__file__).parent.parent)
-        self._command = [sys.executable, "-m", "genflow.tracking", store.url, run_id, str(every_s)]
-        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
-        self._process: subprocess.Popen[str] | None = None
+        self._arguments, self._run_id = (store.url, str(every_s)), run_id
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Begin. Returns at once."""
-        self._process = subprocess.Popen(
-            self._command,
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,  # Ctrl-C is meant for the run
-        )
+        self._told = (self._arguments, dict(os.environ))
+        idle, Sender._idle = Sender._idle, None
+        if idle and idle[0] == self._told:
+            _, self._process, self._socket = idle
+        else:
+            if idle:
+                idle[2].close()
+            self._process, self._socket = beside.begin(
+                "genflow.tracking", *self._arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is meant for the run
+            )  # fmt: skip
+        with contextlib.suppress(OSError):  # it has died, and `finish` will see
+            self._socket.send(("begin", self._run_id))
 
     def finish(self, deadline_s: float = 20.0) -> bool:
         """Send what is left. Close the journal before, so that its last word is in it.
@@ -212,37 +219,60 @@ class Sender:
         return self.sent.complete
 
     def _ask(self, deadline_s: float) -> bool:
-        """Have the process send what is left, and end; whether it lived to say so."""
+        """Have the process send what is left; whether it lived to say so."""
         process = self._process
         assert process is not None
         try:
-            report, _ = process.communicate(f"{deadline_s}\n", timeout=deadline_s)
-            self.sent = Sent(**json.loads(report))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            self.sent = Sent(problem=f"MLflow did not take it within {deadline_s:g} s")
-        except ValueError:
+            self._socket.send(("finish", deadline_s))
+            if not self._socket.poll(deadline_s):
+                process.kill()
+                self.sent = Sent(problem=f"MLflow did not take it within {deadline_s:g} s")
+                self._let_go(process)
+                return True
+            self.sent = self._socket.recv()
+        except (EOFError, OSError):
+            self._let_go(process)
             self.sent = Sent(problem=f"the sender ended with code {process.returncode}")
             return False
+        Sender._idle = self._told, process, self._socket
         return True
 
+    def _let_go(self, process: "subprocess.Popen[bytes]") -> None:
+        self._socket.close()
+        process.wait()
 
-def _beside(root: str, run_id: str, every_s: str) -> None:
+
+def _beside(end: str, root: str, every_s: str) -> None:
     """The process of a `Sender`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray stops a job's whole tree with it; the run's end is still to come
     os.nice(10)  # measured: training beside it keeps its speed
-    store, total, ends, wait = Store(root), Sent(), False, 0.0
-    while not ends:
-        ends = bool(select.select([sys.stdin], [], [], wait)[0])
-        deadline = time.monotonic() + float((ends and sys.stdin.readline()) or 60)
-        sent = replay_all(store, run_id, deadline_s=deadline - time.monotonic())
-        while ends and sent.problem == BUSY and time.monotonic() < deadline:  # some command's sync was first
+    store, asked = Store(root), Connection(int(end))
+    run_id, total = "", Sent()
+    wait: float | None = None
+    while True:
+        what, value = "look", 60.0  # a word, and the seconds that it leaves, or the run that it names
+        if asked.poll(wait):
+            try:
+                what, value = cast(tuple[str, float], asked.recv())
+            except (EOFError, OSError):
+                what = "end"
+        if what == "begin":
+            run_id, total, wait = str(value), Sent(), 0.0
+            continue
+        if not run_id:
+            return
+        deadline, last = time.monotonic() + value, what != "look"
+        sent = replay_all(store, run_id, deadline_s=value)
+        while last and sent.problem == BUSY and time.monotonic() < deadline:  # some command's sync was first
             time.sleep(0.1)
             sent = replay_all(store, run_id, deadline_s=deadline - time.monotonic())
         total = Sent(total.entries + sent.entries, sent.complete, sent.problem, total.refused + sent.refused)
         wait = float(every_s)
-    print(json.dumps(vars(total)), flush=True)
+        if what == "end":
+            return
+        if what == "finish":
+            asked.send(total)
+            run_id, wait = "", None
 
 
 def catch_up(store: Store, run_id: str, *, deadline_s: float = 10.0) -> Sent:

@@ -516,6 +516,28 @@ def test_a_sender_that_was_killed(store):
     assert logged(store, "killed-1") == [1, 2]
 
 
+def test_one_process_sends_one_run_after_another(store, monkeypatch):
+    """What it imported for the first it does not import again; told of another place, it is another process."""
+    monkeypatch.setattr(tracking.Sender, "_idle", None)
+    processes = []
+    for id in ("first-1", "second-1"):
+        with Journal(journal_path(store.root, id), experiment="digits", name=id) as journal:
+            sender = tracking.Sender(store, id, every_s=60)
+            sender.start()
+            processes.append(sender._process)
+            journal.metrics(1, {"train/loss": 0.5})
+            journal.status("FINISHED")
+        assert sender.finish(60), sender.sent
+        assert logged(store, id) == [1]
+    assert processes[0] is processes[1]
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    other = tracking.Sender(store, "third-1", every_s=60)
+    other.start()
+    assert other._process is not processes[0]
+    assert processes[0].wait(20) == 0
+    other._process.kill()
+
+
 def test_a_finished_run_whose_end_was_not_told(store):
     """The same command, that finds the run finished, tells MLflow; told, it asks nobody."""
     with Journal(journal_path(store.root, "late-1"), experiment="digits", name="late") as journal:

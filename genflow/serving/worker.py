@@ -8,12 +8,9 @@ was under way is then sent to another replica.
 """
 
 import mmap
-import os
 import pickle
 import signal
-import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from genflow import env
+from genflow import beside, env
 from genflow.serving.entries import Entry
 from genflow.serving.requests import FRAMES, Task
 
@@ -73,15 +70,10 @@ class Worker:
         with tempfile.TemporaryFile() as file:
             file.write(BEAT.pack(time.monotonic() + 60))  # for it to begin in
             file.flush()
-            self._heart = mmap.mmap(file.fileno(), BEAT.size)
-            ours, theirs = socket.socketpair()
-            with theirs:
-                passed = (theirs.fileno(), file.fileno())
-                command = [sys.executable, "-m", "genflow.serving.worker", *map(str, passed), str(most_bytes)]
-                path = os.pathsep.join(p for p in sys.path if p)
-                environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-                self._process = subprocess.Popen(command, pass_fds=passed, env=environment, stdin=subprocess.DEVNULL)
-        self._socket = Connection(ours.detach())
+            self._heart, beat = mmap.mmap(file.fileno(), BEAT.size), file.fileno()
+            self._process, self._socket = beside.begin(
+                "genflow.serving.worker", str(beat), str(most_bytes), passed=[beat]
+            )
 
     def draw(self, batch: Batch, alive: Callable[[], None], watch: Callable[[Frame], None] | None = None) -> Any:
         """What `Engine.draw`, `encode` or `decode` gives for the batch.
