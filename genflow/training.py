@@ -20,6 +20,7 @@ from genflow.batch import Batch
 from genflow.data.stream import share
 from genflow.errors import GenflowError
 from genflow.families.base import LOOK_EVERY, Family
+from genflow.gradients import Gradients
 from genflow.maths.ema import Ema
 from genflow.maths.muon import Muon
 from genflow.maths.precision import multiplies_bfloat16
@@ -87,6 +88,7 @@ def fit(
     device = torch.device(session.device)
     family.to(device).train()
     optimizers = {player: _optimizers(getattr(family, player), train) for player in family.players}
+    gradients = {player: Gradients(getattr(family, player), session.world) for player in family.players}
     named = {f"{player}.{name}": o for player, own in optimizers.items() for name, o in own.items()}
     ema = Ema(family, train.ema)
     start, stop = share(train.batch, session.rank, session.world)
@@ -156,7 +158,7 @@ def fit(
             (loss * ((stop - start) / train.batch)).backward()
             _require_grad(others, True)
             parts.mark("backward")
-            norm = _gather_gradients(module, session.world, train.clip)
+            norm = gradients[player].take(train.clip)
             parts.mark("gather")
             if not math.isfinite(norm):
                 wrong = NonFinite(
@@ -301,19 +303,6 @@ def _optimizers(module: nn.Module, train: Train) -> dict[str, torch.optim.Optimi
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     return made
-
-
-def _gather_gradients(module: nn.Module, world: int, clip: float) -> float:
-    """Sum the gradients over the workers, in one flat message; scale them down to `clip`; return their norm."""
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    if world > 1:
-        flat = torch.cat([g.flatten() for g in grads])
-        dist.all_reduce(flat)
-        torch._foreach_copy_(grads, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in grads]), grads)])  # noqa: B905
-    norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
-    if math.isfinite(norm) and norm > clip:
-        torch._foreach_mul_(grads, clip / norm)
-    return norm
 
 
 def _require_grad(modules: Iterable[nn.Module], value: bool) -> None:
