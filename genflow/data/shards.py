@@ -16,11 +16,11 @@ Points of the plane have `point fixed_size_list<float32>[2]` and `log_density fl
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from genflow.batch import Batch
 
 FACTS = "facts.json"
+OPEN = 512  # shards of a split that stay mapped; each holds a file open
 
 
 def schema(facts: Facts) -> pa.Schema:
@@ -108,18 +109,18 @@ def shard_name(number: int, total: int) -> str:
     return f"data-{number:05d}-of-{total:05d}.arrow"
 
 
-def write_index(folder: Path, facts: Facts, shards: dict[str, list[str]]) -> None:
+def write_index(folder: Path, facts: Facts, shards: dict[str, dict[str, int]]) -> None:
     """Write what makes the folder a dataset: facts.json, and the files that `datasets.load_from_disk` reads.
 
     Args:
         folder: the dataset's folder.
         facts: complete, with counts and fingerprint.
-        shards: the shards' file names, split by split.
+        shards: the shards' file names, each with its number of rows, split by split.
     """
     features = json.loads(schema(facts).metadata[b"huggingface"])["info"]["features"]
     for split, names in shards.items():
         state: dict[str, Any] = {
-            "_data_files": [{"filename": name} for name in names],
+            "_data_files": [{"filename": name, "rows": rows} for name, rows in names.items()],
             "_fingerprint": hashlib.sha256(f"{facts.fingerprint}/{split}".encode()).hexdigest()[:16],
             "_format_columns": None,
             "_format_kwargs": {},
@@ -134,6 +135,32 @@ def write_index(folder: Path, facts: Facts, shards: dict[str, list[str]]) -> Non
     (folder / FACTS).write_text(json.dumps(facts.to_json(), indent=1))
 
 
+class Shards(Sequence[pa.Table]):
+    """A split's shards, mapped when they are asked for. Of very many only the last ones stay open.
+
+    Args:
+        files: of the shards.
+        rows: of each; None: they are looked at.
+    """
+
+    def __init__(self, files: Sequence[Path], rows: Sequence[int] | None = None) -> None:
+        self._files = files
+        self.rows = [map_stream(file).num_rows for file in files] if rows is None else list(rows)
+        self._map = lru_cache(OPEN)(map_stream)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, number: int) -> pa.Table: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Shards": ...
+    def __getitem__(self, number: int | slice) -> "pa.Table | Shards":
+        if isinstance(number, slice):
+            return Shards(self._files[number], self.rows[number])
+        return self._map(self._files[number])
+
+
 @dataclass(frozen=True)
 class Split:
     """One split's rows, memory-mapped.
@@ -145,31 +172,39 @@ class Split:
     """
 
     name: str
-    tables: tuple[pa.Table, ...]
+    tables: Sequence[pa.Table]
     facts: Facts
 
     def __len__(self) -> int:
-        return sum(table.num_rows for table in self.tables)
+        return int(self._starts[-1])
 
     @cached_property
-    def _views(self) -> list[np.ndarray]:
+    def _view(self) -> Callable[[int], np.ndarray]:
+        """A shard's records, a view of the file."""
         C, H, W = self.facts.shape
         shape, dtype = ((1, 1, 2), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
-        views = []
-        for table in self.tables:
-            values = table.column(0).combine_chunks()
+
+        def view(number: int) -> np.ndarray:
+            values = self.tables[number].column(0).combine_chunks()
             values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
             flat = values.flatten().to_numpy(zero_copy_only=False)
-            views.append(flat.astype(dtype, copy=False).reshape(-1, *shape))
-        return views
+            return flat.astype(dtype, copy=False).reshape(-1, *shape)
+
+        return lru_cache(OPEN)(view)
+
+    @cached_property
+    def _label(self) -> Callable[[int], np.ndarray]:
+        """A shard's labels."""
+        return lru_cache(OPEN)(lambda number: self.tables[number].column("label").to_numpy())
 
     @cached_property
     def pixels(self) -> np.ndarray:
         """(N, H, W, C) uint8 grey levels, or (N, 1, 1, 2) float32 points; a view where there is one shard."""
         C, H, W = self.facts.shape
-        if not self._views:
+        if not self.tables:
             return np.zeros((0, 1, 1, 2), np.float32) if self.facts.is_points else np.zeros((0, H, W, C), np.uint8)
-        return self._views[0] if len(self._views) == 1 else np.concatenate(self._views)
+        views = [self._view(number) for number in range(len(self.tables))]
+        return views[0] if len(views) == 1 else np.concatenate(views)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -192,7 +227,8 @@ class Split:
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *(table.num_rows for table in self.tables)])
+        rows = self.tables.rows if isinstance(self.tables, Shards) else [table.num_rows for table in self.tables]
+        return np.cumsum([0, *rows])
 
     def batch(self, rows: np.ndarray, device: "torch.device") -> "Batch":
         """The records of `rows` as what a family takes."""
@@ -201,18 +237,24 @@ class Split:
         from genflow.batch import Batch
 
         values = torch.from_numpy(self.take(rows)).to(device, non_blocking=True)
-        return Batch(to_x(values, self.facts), torch.from_numpy(self.labels[rows]).to(device, non_blocking=True))
+        labels = self._gather(rows, self._label) if self.facts.classes else np.zeros(len(rows), np.int64)
+        return Batch(to_x(values, self.facts), torch.from_numpy(labels).to(device, non_blocking=True))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The records of `rows`, in that order, touching only the shards they lie in: (B, H, W, C)."""
-        if len(self._views) == 1:
-            return self._views[0][rows]
+        """The records of `rows`, in that order: (B, H, W, C)."""
+        return self._gather(rows, self._view)
+
+    def _gather(self, rows: np.ndarray, of: Callable[[int], np.ndarray]) -> np.ndarray:
+        """What the shards say of `rows`, touching only those that they lie in."""
+        if len(self.tables) == 1:
+            return of(0)[rows]
         shard = np.searchsorted(self._starts, rows, side="right") - 1
-        out = np.empty((len(rows), *self._views[0].shape[1:]), self._views[0].dtype)
+        out: np.ndarray | None = None
         for number in np.unique(shard):
-            here = shard == number
-            out[here] = self._views[number][rows[here] - self._starts[number]]
-        return out
+            here, values = shard == number, of(int(number))
+            out = np.empty((len(rows), *values.shape[1:]), values.dtype) if out is None else out
+            out[here] = values[rows[here] - self._starts[number]]
+        return self.pixels[:0] if out is None else out
 
 
 @dataclass(frozen=True)
@@ -236,8 +278,10 @@ class Dataset:
         splits = {}
         for split in facts.splits:
             state = json.loads((artifact.path / split / "state.json").read_text())
-            files = [artifact.path / split / entry["filename"] for entry in state["_data_files"]]
-            splits[split] = Split(split, tuple(map_stream(file) for file in files), facts)
+            listed = state["_data_files"]
+            files = [artifact.path / split / entry["filename"] for entry in listed]
+            rows = [entry["rows"] for entry in listed] if all("rows" in entry for entry in listed) else None
+            splits[split] = Split(split, Shards(files, rows), facts)
         return cls(artifact, facts, splits)
 
     @property

@@ -1,10 +1,9 @@
 """Which rows a training step sees: a pure function of (seed, step), so a killed run goes on to the same rows.
 
 The stream is one endless concatenation of permutations, one an epoch. Step s of global batch B reads
-positions sB .. (s+1)B - 1; a worker takes its share of them, so the number of workers changes no row.
+positions sB .. (s+1)B - 1; a worker takes its share of them, so the number of workers changes no row. Nothing of a
+permutation is stored: what stands at a position is computed, so that ten million rows take no more memory than ten.
 """
-
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from genflow.batch import Batch
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Split
 from genflow.maths.seeds import key
+from genflow.maths.shuffle import shuffled
 
 
 class Stream:
@@ -31,17 +31,18 @@ class Stream:
         self, split: Split | Pairs, batch: int, seed: int, rank: int = 0, world: int = 1, device: str = "cpu"
     ) -> None:
         self.split, self.batch, self.seed, self.device = split, batch, seed, torch.device(device)
+        self._total = len(split)
         self.start, self.stop = share(batch, rank, world)
-        self._permutation = lru_cache(maxsize=2)(self._permute)
-
-    def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(key(self.seed, "order", epoch)).permutation(len(self.split))
 
     def rows(self, step: int) -> np.ndarray:
         """The rows of this worker's share of a step."""
         positions = np.arange(step * self.batch + self.start, step * self.batch + self.stop)
-        epochs, offsets = np.divmod(positions, len(self.split))
-        return np.concatenate([self._permutation(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+        epochs, offsets = np.divmod(positions, self._total)
+        parts = [
+            shuffled(offsets[epochs == epoch], self._total, key(self.seed, "order", epoch))
+            for epoch in np.unique(epochs)
+        ]
+        return np.concatenate(parts)
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step, on the device."""

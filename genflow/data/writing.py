@@ -123,13 +123,13 @@ class Outcome:
         """Every record that could not be read."""
         return [bad for shard in self.written for bad in shard.bad]
 
-    def files(self, planned: Iterable[Shard]) -> dict[str, list[str]]:
-        """The names of the shards that hold records, split by split."""
+    def files(self, planned: Iterable[Shard]) -> dict[str, dict[str, int]]:
+        """The names of the shards that hold records, with how many, split by split."""
         rows = {(shard.split, shard.number): shard.rows for shard in self.written}
-        names: dict[str, list[str]] = {}
+        names: dict[str, dict[str, int]] = {}
         for shard in planned:
-            if rows[shard.split, shard.number]:
-                names.setdefault(shard.split, []).append(shard.file)
+            if held := rows[shard.split, shard.number]:
+                names.setdefault(shard.split, {})[shard.file] = held
         return names
 
     def complete(self, where: str) -> Facts:

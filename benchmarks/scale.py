@@ -1,0 +1,322 @@
+"""What scale costs: Ray Train over the bare loop; workers and nodes; shards and images; the start of each command.
+
+    python -m benchmarks.scale [--data digits] [--steps 400] [--rounds 3] [--largest 10000000] [--out docs/scaling.md]
+
+Every figure comes from a process of its own, in a store that is thrown away. Ways that are compared take turns, so that
+whatever else the machine does meets all of them; ratios are of medians over the rounds.
+A training's rate is that of its steady state: between the first and the last line of its log, past the first quarter.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Document = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+
+
+# --- In processes of their own; each answers with one JSON document
+
+
+def bare(data: str, sets: list[str]) -> Document:
+    """The loop alone: no Ray, no journal, no checkpoint."""
+    from genflow import runs, training
+    from genflow.data.shards import Dataset
+    from genflow.data.stream import Stream
+    from genflow.session import Session
+    from genflow.store import Store
+
+    plan = _plan(data, sets)
+    opened = Dataset.open(plan.dataset)
+    family = runs.fresh(Store(), plan.recipe, opened.facts)
+    stream = Stream(runs.rows(Store(), plan.recipe, opened), plan.recipe.train.batch, plan.recipe.train.seed)
+    seen: list[tuple[int, float]] = []
+    session = Session(threads=1, log=lambda numbers: seen.append((numbers["step"], numbers["seconds"])))
+    training.fit(family, stream, session, plan.recipe.train, whole=stream)
+    return {"images_per_second": _steady(seen, plan.recipe.train.batch)}
+
+
+def trained(data: str, sets: list[str], nodes: int) -> Document:
+    """As `genflow train` does; on Ray's workers from the second on, or where there are nodes to spread them over."""
+    from genflow import env
+    from genflow.journal import curves, journal_path
+    from genflow.store import Store
+    from jobs import train
+
+    plan = _plan(data, sets)
+    document = {"recipe": plan.recipe.model_dump(mode="json")}
+    if nodes:
+        env.quiet()
+        env.loopback()
+        import ray
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4 // nodes, "include_dashboard": False})
+        for _ in range(nodes - 1):
+            cluster.add_node(num_cpus=4 // nodes)
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        os.environ["GENFLOW_CLUSTER"] = "1"  # so that workers are spread
+    train.main(document, lambda *_, **__: None)
+    seen = [(step, seconds) for step, seconds in curves(journal_path(Store().root, plan.id))["train/seconds"]]
+    return {"images_per_second": _steady(seen, plan.recipe.train.batch)}
+
+
+def read(shards: int, images: int) -> Document:
+    """A dataset of so many shards and images of 8x8: made, opened, and read in batches of 32 at random."""
+    import numpy as np
+
+    from genflow.data.shards import Dataset
+    from genflow.data.stream import Stream
+    from genflow.store import Store
+
+    artifact = Store().find("datasets", f"made-{shards}-{images}")
+    before = _peak_mb()
+    start = time.perf_counter()
+    split = Dataset.open(artifact, verify=False).splits["train"]
+    stream = Stream(split, 32, seed=0)
+    stream(0)
+    first = time.perf_counter() - start
+    took = []
+    for step in range(1, 501):
+        start = time.perf_counter()
+        stream(step)
+        took.append(time.perf_counter() - start)
+    memory = _peak_mb() - before
+    start = time.perf_counter()
+    artifact.verify()
+    verified = time.perf_counter() - start
+    return {
+        "first_batch_s": first, "batch_ms": 1000 * float(np.median(took)), "memory_mb": memory, "verify_s": verified,
+        "bytes": sum(file["size"] for file in artifact.manifest["files"].values()),
+    }  # fmt: skip
+
+
+def make(shards: int, images: int) -> Document:
+    """Write the dataset that `read` opens; the same noise in every shard, as `prepare` writes what it has decoded."""
+    import numpy as np
+
+    from genflow.data.shards import shard_name, write_index, write_shard
+    from genflow.facts import Facts
+    from genflow.store import Store
+
+    facts = Facts(
+        shape=(1, 8, 8), levels=256, class_names=("a", "b"), splits={"train": images}, fingerprint=f"{shards}-{images}"
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (images // shards, 8, 8, 1), np.uint8)
+    labels = np.arange(len(pixels)) % 2
+    names = [f"{row:08d}" for row in range(len(pixels))]
+    with Store().stage("datasets", f"made-{shards}-{images}-0", name=f"made-{shards}-{images}") as staged:
+        (staged.path / "train").mkdir()
+        files = {shard_name(number, shards): len(pixels) for number in range(shards)}
+        for file in files:
+            write_shard(staged.path / "train" / file, facts, pixels, names, labels)
+        write_index(staged.path, facts, {"train": files})
+        staged.commit(meta={"facts": facts.to_json()})
+    return {}
+
+
+def _plan(data: str, sets: list[str]) -> Any:
+    from genflow import runs
+    from genflow.recipe import assignments, compose
+    from genflow.store import Store
+
+    return runs.plan(Store(), compose("flow_matching", {"data": {"name": data}}, assignments(sets)))
+
+
+def _steady(seen: list[tuple[int, float]], batch: int) -> float:
+    (first, begun), (last, ended) = seen[len(seen) // 4], seen[-1]
+    return (last - first) * batch / (ended - begun)
+
+
+def _peak_mb() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# --- The whole
+
+
+class Bench:
+    """What is measured, in a store that is thrown away.
+
+    Args:
+        asked: the command's arguments.
+        folder: of the store.
+    """
+
+    def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
+        self.asked, self.folder = asked, folder
+        self._environment = {
+            **os.environ, "GENFLOW_STORE": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        self._number = 0
+
+    def own(self, part: str, *arguments: str) -> Document:
+        """A part in a process of its own."""
+        print(f"{part} {' '.join(arguments)}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "benchmarks.scale", "--part", part, "--arguments", json.dumps(arguments)]
+        done = subprocess.run(command, env=self._environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        found: Document = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def rates(self, ways: dict[str, Callable[[list[str]], Document]]) -> dict[str, list[float]]:
+        """Images a second of ways that take turns."""
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(self.asked.rounds):
+            for name, run in ways.items():
+                self._number += 1  # a seed of its own, else a run would be found finished
+                sets = [f"train.steps={self.asked.steps}", f"train.seed={self._number}", "train.log_every=10"]
+                found[name].append(run(sets)["images_per_second"])
+        return found
+
+    def trained(self, sets: list[str], workers: int = 1, nodes: int = 0) -> Document:
+        """`genflow train`, with so many workers, on so many nodes."""
+        sets = [*sets, f"cluster.workers={workers}", f"name=w{workers}-{self._number}"]
+        return self.own("trained", self.asked.data, json.dumps(sets), str(nodes))
+
+    def bare(self, sets: list[str]) -> Document:
+        """The loop alone."""
+        return self.own("bare", self.asked.data, json.dumps(sets))
+
+    def command(self, *arguments: str) -> float:
+        """Seconds of a command, the median of the rounds."""
+        took = []
+        for _ in range(self.asked.rounds):
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "genflow.cli", *arguments]
+            subprocess.run(command, env=self._environment, cwd=self.folder, capture_output=True, check=True)
+            took.append(time.perf_counter() - start)
+        return statistics.median(took)
+
+    def reading(self) -> list[Document]:
+        """Shards at a number of images, and images at a number of shards."""
+        largest = self.asked.largest
+        sizes = [(shards, largest // 10) for shards in (10, 100, 1000, 10_000, 100_000) if shards <= largest // 10]
+        sizes += [(100, images) for images in (10**4, 10**5, 10**6, 10**7) if images <= largest]
+        rows = []
+        for shards, images in dict.fromkeys(sizes):
+            self.own("make", str(shards), str(images))
+            rows.append({"shards": shards, "images": images, **self.own("read", str(shards), str(images))})
+            shutil.rmtree(next((self.folder / "datasets").glob(f"made-{shards}-{images}-*")))
+        return rows
+
+    def starting(self) -> Document:
+        """Seconds of commands, and what a run takes beside its training."""
+        steps = ["train.steps=20", "train.log_every=20"]
+        found = {
+            "genflow --help": self.command("--help"),
+            "genflow runs ls": self.command("runs", "ls"),
+            "genflow data show": self.command("data", "show", self.asked.data),
+        }
+        for name, more in (("one worker", []), ("two workers", ["--set", "cluster.workers=2"])):
+            sets = [word for set_ in steps for word in ("--set", set_)]
+            took, trained = [], []
+            for number in range(self.asked.rounds):
+                run = f"start-{name[:3]}-{number}"
+                command = ["train", "flow_matching", "--data", self.asked.data, "--name", run, *sets, *more]
+                start = time.perf_counter()
+                done = subprocess.run(
+                    [sys.executable, "-m", "genflow.cli", *command, "--json"],
+                    env=self._environment, cwd=self.folder, capture_output=True, check=True,
+                )  # fmt: skip
+                took.append(time.perf_counter() - start)
+                trained.append(json.loads(done.stdout)["seconds"])
+            beside = statistics.median(t - s for t, s in zip(took, trained, strict=True))
+            found[f"genflow train, 20 steps, {name}: beside training"] = beside
+        return found
+
+
+def measured(asked: argparse.Namespace, folder: Path) -> Document:
+    """The document."""
+    from genflow import env
+
+    bench = Bench(asked, folder)
+    bench.command("prepare", asked.data)
+    workers = bench.rates({str(n): lambda sets, n=n: bench.trained(sets, n) for n in (1, 2, 4)})  # type: ignore[misc]
+    return {
+        "schema": "genflow.scaling/1",
+        "machine": f"{platform.system()} {platform.machine()}, {env.cores()} cores, load {os.getloadavg()[0]:.1f}",
+        "data": asked.data, "steps": asked.steps, "rounds": asked.rounds,
+        "overhead": bench.rates({"bare": bench.bare, "genflow train": bench.trained}),
+        "workers": workers,
+        "nodes": bench.rates({str(n): lambda sets, n=n: bench.trained(sets, 2, n) for n in (1, 2)}),  # type: ignore[misc]
+        "reading": bench.reading(),
+        "starting": bench.starting(),
+    }  # fmt: skip
+
+
+def page(document: Document) -> str:
+    """The document as Markdown."""
+    lines = [
+        "# Scaling", "",
+        "Written by `python -m benchmarks.scale`; nothing here was typed by hand. "
+        f"{document['machine']}; {document['data']}, {document['steps']} steps a run, {document['rounds']} rounds.", "",
+        "## Ray Train beside the bare loop", "",
+        "One worker, images a second in the steady state: the median over the rounds (smallest, largest).", "",
+        *_rates(document["overhead"], "bare", "way"), "",
+        "## Workers", "",
+        "One global batch, cut for the workers. More workers than cores share them.", "",
+        *_rates(document["workers"], "1", "workers"), "",
+        "## Nodes", "",
+        "Two workers on one node, and spread over two: raylets of one machine, so the wire is the loopback.", "",
+        *_rates(document["nodes"], "1", "nodes"), "",
+        "## Shards and images", "",
+        "Pictures of 8x8, 32 at a time at random. Memory: what the process grew by. Checking reads every byte.", "",
+        "| shards | images | MB | first batch, s | a batch, ms | memory, MB | checking, s |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| {row['shards']:,} | {row['images']:,} | {row['bytes'] / 1e6:,.0f} | {row['first_batch_s']:.2f} "
+            f"| {row['batch_ms']:.2f} | {row['memory_mb']:.0f} | {row['verify_s']:.2f} |"
+            for row in document["reading"]
+        ), "",
+        "## Starting", "",
+        "| command | seconds |", "|---|---:|",
+        *(f"| {name} | {seconds:.2f} |" for name, seconds in document["starting"].items()), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _rates(found: dict[str, list[float]], base: str, what: str) -> list[str]:
+    usual = statistics.median(found[base])
+    rows = [f"| {what} | images/s | ratio |", "|---|---:|---:|"]
+    for name, rates in found.items():
+        middle = statistics.median(rates)
+        rows.append(f"| {name} | {middle:,.0f} ({min(rates):,.0f}, {max(rates):,.0f}) | {middle / usual:.3f} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--largest", type=int, default=10**7, help="images")
+    parser.add_argument("--out", type=Path, help="write the page here, and the document beside it as .json")
+    parser.add_argument("--part", choices=("bare", "trained", "make", "read"), help=argparse.SUPPRESS)
+    parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.part:
+        given = [json.loads(word) if word.startswith("[") or word.isdigit() else word for word in asked.arguments]
+        print(json.dumps(globals()[asked.part](*given)))
+        return
+    with tempfile.TemporaryDirectory(prefix="gf-", dir="/tmp") as folder:  # Ray's sockets want short paths
+        document = measured(asked, Path(folder))
+    print(json.dumps(document, indent=1))
+    if asked.out:
+        asked.out.write_text(page(document), encoding="utf-8")
+        asked.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
