@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genflow import shared
+from genflow import sharding, shared
 from genflow.errors import DataError
+from genflow.sharding import share_of, whole
 from genflow.store import MANIFEST, clear_disk_errors, describe, read_manifest, sync_folder, verify, write_atomically
 
 
@@ -84,46 +85,63 @@ class Checkpoints:
             shutil.rmtree(torn, ignore_errors=True)
 
 
-def write(
-    folder: Path,
-    module: nn.Module,
-    average: dict[str, Tensor],
-    optimizers: dict[str, torch.optim.Optimizer],
-    state: dict[str, Any],
-) -> None:
+Tensors = dict[str, dict[str, Tensor]]  # by file
+
+
+def gather(
+    module: nn.Module, average: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimizer], *, keep: bool = True
+) -> Tensors:
+    """A run's tensors, on the CPU. Of a module that is cut every worker must ask for them.
+
+    Args:
+        module: its parameters and persistent buffers are saved.
+        average: the slow copy of the parameters, by name.
+        optimizers: by name; their tensors are saved as `name/parameter/slot`.
+        keep: whether this worker wants them.
+    """
+    found: Tensors = {"weights": module.state_dict(), "ema": average, "optimizer": {}}
+    for name, optimizer in optimizers.items():
+        for index, values in optimizer.state_dict()["state"].items():
+            for slot, value in values.items():
+                found["optimizer"][f"{name}/{index}/{slot}"] = torch.as_tensor(value)
+    made: Tensors = {file: {} for file in found}
+    for file, tensors in found.items():
+        for name, tensor in tensors.items():
+            full = whole(tensor.detach())  # one after the other, since all of them may fit nowhere but in memory
+            if keep:
+                made[file][name] = full.cpu().contiguous()
+    return made
+
+
+def write(folder: Path, tensors: Tensors, state: dict[str, Any]) -> None:
     """Put a run's state into a folder.
 
     Args:
         folder: empty.
-        module: its parameters and persistent buffers are saved.
-        average: the slow copy of the parameters, by name.
-        optimizers: by name; their tensors are saved as `name/parameter/slot`.
+        tensors: what `gather` found.
         state: step, images, seconds: anything that JSON holds.
     """
-    for file, tensors in (("weights", module.state_dict()), ("ema", average)):
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{file}.safetensors")
-    slots: dict[str, Tensor] = {}
-    for name, optimizer in optimizers.items():
-        for index, values in optimizer.state_dict()["state"].items():
-            for slot, value in values.items():
-                slots[f"{name}/{index}/{slot}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
-    save_file(slots, folder / "optimizer.safetensors")
+    for file, own in tensors.items():
+        save_file(own, folder / f"{file}.safetensors")
     (folder / "state.json").write_text(json.dumps(state))
 
 
 def read(
     folder: Path, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], device: str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take over what `write` saved; returns the average and the state."""
-    module.load_state_dict(load_file(folder / "weights.safetensors", device=device))
+    """Take over what `write` saved; returns the average and the state. A module that is cut takes its share."""
+    sharding.load(module, load_file(folder / "weights.safetensors", device=device))
     slots = load_file(folder / "optimizer.safetensors")
     for name, optimizer in optimizers.items():
         document = optimizer.state_dict()
         document["state"] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for key, value in slots.items():
             owner, index, slot = key.split("/")
             if owner == name:
-                document["state"].setdefault(int(index), {})[slot] = value
+                like = parameters[int(index)]
+                own = share_of(value, like) if value.shape == like.shape else value
+                document["state"].setdefault(int(index), {})[slot] = own
         optimizer.load_state_dict(document)
     return load_file(folder / "ema.safetensors", device=device), json.loads((folder / "state.json").read_text())
 

@@ -27,6 +27,7 @@ class Gradients:
     """
 
     def __init__(self, module: nn.Module, world: int) -> None:
+        self.factor = 1
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._buckets = _buckets(self._parameters[::-1]) if world > 1 else []
         self._left: list[int] = []

@@ -130,6 +130,7 @@ class Cluster(Section):
     gpus: Annotated[float, Field(ge=0)] = 0  # GPUs a worker
     cpus: Annotated[float, Field(gt=0)] = 1  # CPUs a worker
     retries: Natural = 3
+    strategy: Literal["ddp", "fsdp"] = "ddp"  # a copy of the net on every worker, or a share of it
 
 
 class Recipe(Section):

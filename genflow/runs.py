@@ -26,7 +26,8 @@ from genflow.store import Artifact, Store, clear_disk_errors, write_atomically
 # The rooms whose code decides what a run computes; a family's and a net's own file are added to them.
 ROOMS = (
     "genflow/batch.py", "genflow/facts.py", "genflow/build.py", "genflow/training.py", "genflow/maths",
-    "genflow/data/stream.py", "genflow/families/base.py", "genflow/families/gaussian.py", "genflow/nets/layers.py",
+    "genflow/data/stream.py", "genflow/gradients.py", "genflow/sharding.py",
+    "genflow/families/base.py", "genflow/families/gaussian.py", "genflow/nets/layers.py",
 )  # fmt: skip
 DIVERGED = "diverged.json"  # of a run that ended because something went wrong in it
 NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "threads"}
@@ -75,6 +76,11 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         recipe = build.resolve(recipe, facts, theirs, on)
     else:
         recipe = build.resolve(recipe, facts)
+    family = families.family_class(recipe.family["kind"])
+    if recipe.cluster.strategy == "fsdp" and not family.shardable:
+        raise UsageError(
+            f"cluster.strategy=fsdp: a {family.title}'s nets cannot be shared out", "--set cluster.strategy=ddp"
+        )
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
     return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init)
 

@@ -21,6 +21,7 @@ class Session:
         rank: this worker's number, 0..world-1.
         world: the number of workers.
         device: a torch device's name.
+        sharded: whether each worker holds a share of every parameter, instead of a copy.
         threads: CPU threads for this worker; 0 leaves torch's own choice.
         load: the newest verified checkpoint's folder, or None.
         save: `save(step, write)` commits what `write(folder)` puts into a folder; called on rank 0.
@@ -33,6 +34,7 @@ class Session:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    sharded: bool = False
     threads: int = 0
     load: Callable[[], Path | None] = field(default=_nothing)
     save: Callable[[int, Callable[[Path], None]], None] = field(default=_nothing)

@@ -27,6 +27,7 @@ from genflow.maths.precision import multiplies_bfloat16
 from genflow.maths.seeds import BatchRng
 from genflow.recipe import Train
 from genflow.session import Session
+from genflow.sharding import ShardedGradients, is_cut, shard
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,13 @@ def fit(
         torch.set_num_threads(session.threads)
     device = torch.device(session.device)
     family.to(device).train()
+    sharded = session.sharded and session.world > 1
+    if sharded:
+        for player in family.players:
+            shard(getattr(family, player), device, session.world)
     optimizers = {player: _optimizers(getattr(family, player), train) for player in family.players}
-    gradients = {player: Gradients(getattr(family, player), session.world) for player in family.players}
+    kind = ShardedGradients if sharded else Gradients
+    gradients = {player: kind(getattr(family, player), session.world) for player in family.players}
     named = {f"{player}.{name}": o for player, own in optimizers.items() for name, o in own.items()}
     ema = Ema(family, train.ema)
     start, stop = share(train.batch, session.rank, session.world)
@@ -118,9 +124,12 @@ def fit(
         if saved != step or again:
             state: dict[str, Any] = {"step": step, "images": step * train.batch, **clock.state()}
             state |= {"parameters": parameters, "rollbacks": rollbacks}
+            tensors: checkpoint.Tensors = {}
+            if session.rank == 0 or sharded:
+                tensors = checkpoint.gather(family, ema.state(), named, keep=session.rank == 0)
             if session.rank == 0:
-                session.save(step, lambda folder: checkpoint.write(folder, family, ema.state(), named, state))
-                on_checkpoint(step, ema.state())
+                session.save(step, lambda folder: checkpoint.write(folder, tensors, state))
+                on_checkpoint(step, tensors["ema"])
             session.barrier({"step": step})
             saved = step
 
@@ -155,7 +164,7 @@ def fit(
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 loss, numbers = family.loss(player, batch, rng)
             parts.mark("loss")
-            (loss * ((stop - start) / train.batch)).backward()
+            (loss * ((stop - start) / train.batch * gradients[player].factor)).backward()
             _require_grad(others, True)
             parts.mark("backward")
             norm = gradients[player].take(train.clip)
@@ -201,7 +210,7 @@ def fit(
         # One worker may stop at any step; several only together, at a report, which tells them of each other.
         if stopped := asked or (session.world == 1 and session.should_stop()):
             break
-    if done and not stopped and session.rank == 0:
+    if done and not stopped and (session.rank == 0 or sharded):
         on_average(family, ema.state(), lambda: family.finish(whole or batches))
     save(again=done and not stopped)
     return Fitted(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
@@ -287,7 +296,7 @@ def _optimizers(module: nn.Module, train: Train) -> dict[str, torch.optim.Optimi
     """Muon for matrices and convolutions with AdamW at a tenth of its rate for the rest, or AdamW for all."""
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     params = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in params if p.dim() >= 2 and id(p) not in embeddings and min(p.shape[0], p[0].numel()) > 1]
+    matrices = [p for p in params if p.dim() >= 2 and id(p) not in embeddings and 1 < p.shape[0] < p.numel()]
     if train.optimizer == "adamw":
         matrices = []
     chosen = {id(p) for p in matrices}
@@ -297,8 +306,8 @@ def _optimizers(module: nn.Module, train: Train) -> dict[str, torch.optim.Optimi
         made["muon"] = Muon(matrices, lr=train.lr, weight_decay=train.weight_decay)
     if rest:
         lr = train.lr if train.optimizer == "adamw" else 0.1 * train.lr
-        betas = (train.beta1, train.beta2)
-        made["adamw"] = torch.optim.AdamW(rest, lr, betas=betas, weight_decay=train.weight_decay, fused=True)
+        betas, fused = (train.beta1, train.beta2), not any(is_cut(p) for p in rest)
+        made["adamw"] = torch.optim.AdamW(rest, lr, betas=betas, weight_decay=train.weight_decay, fused=fused)
     for optimizer in made.values():
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]

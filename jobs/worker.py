@@ -61,7 +61,8 @@ def work(settings: dict[str, Any]) -> None:
 
     def show(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
-        training.on_average(family, average, lambda: _draw(family, recipe, file, device))
+        drawn = runs.fresh(store, recipe, data.facts).to(device) if session.sharded else family  # else all must draw
+        training.on_average(drawn, average, lambda: _draw(drawn, recipe, file, device))
         assert journal is not None
         store.share(file)
         journal.image(step, "samples/ema", file)
@@ -75,8 +76,8 @@ def work(settings: dict[str, Any]) -> None:
         asked = stop if settings["alone"] else Ear(settings["bell"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            load=checkpoints.newest, save=save, log=log, watch=watch, should_stop=asked,
-            barrier=_nothing if settings["alone"] else ray.train.report,
+            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, save=save, log=log, watch=watch,
+            should_stop=asked, barrier=_nothing if settings["alone"] else ray.train.report,
         )  # fmt: skip
         try:
             fitted = training.fit(family, batches, session, recipe.train, show, whole)

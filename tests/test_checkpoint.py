@@ -100,7 +100,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
     step(model, own)
     average = {name: p.detach() / 2 for name, p in model.named_parameters()}
-    checkpoint.write(tmp_path, model, average, own, {"step": 1, "seconds": 2.5})
+    checkpoint.write(tmp_path, checkpoint.gather(model, average, own), {"step": 1, "seconds": 2.5})
     fresh = net()
     theirs = optimizers(fresh)
     back, state = checkpoint.read(tmp_path, fresh, theirs)
@@ -116,7 +116,7 @@ def test_sampling_loads_the_average_and_the_buffers(tmp_path: Path) -> None:
     model = net()
     model[1].running_mean.fill_(3.0)
     average = {name: torch.full_like(p, 0.5) for name, p in model.named_parameters()}
-    checkpoint.write(tmp_path, model, average, {}, {"step": 7})
+    checkpoint.write(tmp_path, checkpoint.gather(model, average, {}), {"step": 7})
     fresh = net()
     assert checkpoint.load_weights(tmp_path, fresh)["step"] == 7
     assert all((p == 0.5).all() for p in fresh.parameters())
@@ -128,7 +128,7 @@ def test_sampling_loads_the_average_and_the_buffers(tmp_path: Path) -> None:
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     """safetensors and JSON only."""
     model = net()
-    checkpoint.write(tmp_path, model, {}, optimizers(model), {"step": 0})
+    checkpoint.write(tmp_path, checkpoint.gather(model, {}, optimizers(model)), {"step": 0})
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors",
     ]  # fmt: skip

@@ -70,6 +70,8 @@ class Family(nn.Module, ABC):
         likelihood: the kind of its likelihood; None if it has none.
         learns_pairs: whether its loss uses the noise that came with a sample (`Batch.noise`): reflow.
         teacher: whether it starts from a trained run (the recipe's `init`): it need not, or it must.
+        shardable: whether workers may hold shares of its nets (`cluster.strategy=fsdp`): the loss calls a net itself,
+            as often on every worker, and takes no second derivatives.
         facts: what is known of the data.
         noise_shape: the shape of what sampling starts from, without the batch.
     """
@@ -81,6 +83,7 @@ class Family(nn.Module, ABC):
     likelihood: ClassVar[Kind | None] = None
     learns_pairs: ClassVar[bool] = False
     teacher: ClassVar[Literal["optional", "required"]] = "optional"
+    shardable: ClassVar[bool] = True
     default_net: ClassVar[str] = "unet"
 
     def __init__(self, facts: Facts) -> None:

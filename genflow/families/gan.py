@@ -59,6 +59,7 @@ class Gan(Family):
     objective = "relativistic game with R1 and R2"
     steps = "1"
     players = ("discriminator", "generator")
+    shardable = False
     default_net: ClassVar[str] = "fixup"
 
     def __init__(

@@ -59,6 +59,7 @@ class MeanFlow(Family):
     title = "MeanFlow"
     objective = "average velocity over a step"
     steps = "1 to 4, or any"
+    shardable = False
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class Vae(Family):
     steps = "1"
     likelihood = "lower-bound"
     players: tuple[str, ...] = ("model",)
+    shardable = False
     default_net: ClassVar[str] = "conv"
 
     def __init__(

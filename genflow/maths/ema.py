@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genflow.sharding import share_of
+
 
 def gamma_of(sigma_rel: float) -> float:
     """The exponent gamma whose average has relative width sigma_rel (EDM2, equation 126).
@@ -60,4 +62,4 @@ class Ema:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
         for (name, _), average in zip(self._source, self._average, strict=True):
-            average.copy_(state[name])
+            average.copy_(share_of(state[name], average))

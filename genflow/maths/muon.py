@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.maths.precision import multiplies_bfloat16
+from genflow.sharding import share_of, whole
 
 
 class Muon(torch.optim.Optimizer):
@@ -40,7 +41,7 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape[0], p[0].numel()].append(p)
+                    by_shape[p.shape[0], p.numel() // p.shape[0]].append(p)
             for shape, params in by_shape.items():
                 self._move(params, shape, group["lr"], group["momentum"], group["weight_decay"])
 
@@ -55,13 +56,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(buffers, mu)
         torch._foreach_add_(buffers, grads)
         ahead = torch._foreach_add(grads, buffers, alpha=mu)
-        updates = orthogonalize(torch.stack([g.reshape(shape) for g in ahead]))
+        updates = orthogonalize(torch.stack([whole(g).reshape(shape) for g in ahead]))
         if decay:
             torch._foreach_mul_(params, 1 - lr * decay)
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
-        torch._foreach_add_(
-            params, [u.reshape(p.shape) for u, p in zip(updates.float(), params, strict=True)], alpha=-lr * scale
-        )
+        moves = [share_of(u.reshape(p.shape), p) for u, p in zip(updates.float(), params, strict=True)]
+        torch._foreach_add_(params, moves, alpha=-lr * scale)
 
 
 def orthogonalize(G: Tensor, steps: int = 5) -> Tensor:

@@ -1,0 +1,103 @@
+"""Nets that fit no single device: each worker holds its share of every parameter, and of all that follows it (FSDP2).
+
+A parameter, its gradient, its average and its optimizer's slots are cut along the first dimension. A block of the net
+is put together where it is computed, and taken apart behind it.
+
+References:
+    PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel (Zhao et al., 2023)   https://arxiv.org/abs/2304.11277
+"""
+
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def shard(module: nn.Module, device: torch.device, world: int) -> None:
+    """Cut a module's parameters for the workers: block by block, where it has blocks in a list.
+
+    Args:
+        module: with the same parameters on every worker.
+        device: where it is.
+        world: the number of workers.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world,))
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The modules that stand in lists and have parameters of several dimensions; the innermost lists' first."""
+    found: dict[int, nn.Module] = {}
+    for holder in module.modules():
+        if isinstance(holder, nn.ModuleList):
+            for block in holder:
+                large = any(p.dim() > 1 for p in block.parameters())
+                if large and not isinstance(block, nn.ModuleList):
+                    found[id(block)] = block
+    return list(found.values())[::-1]
+
+
+def is_cut(tensor: Any) -> bool:
+    """Whether a tensor is one of which each worker holds a share. Nobody has one before torch's module is loaded, and
+    loading it takes a second."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor. Of one that is cut every worker must ask for it."""
+    full: Tensor = tensor.full_tensor() if is_cut(tensor) else tensor
+    return full
+
+
+def share_of(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor, cut as another one is."""
+    if not is_cut(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors into a module that may be cut."""
+    state = module.state_dict()
+    module.load_state_dict({name: share_of(tensor, state[name]) for name, tensor in tensors.items()})
+
+
+class ShardedGradients:
+    """The gradients of a module that is cut: FSDP has summed them already.
+
+    Args:
+        module: the player.
+        world: workers; FSDP divides by it, so each worker's loss is to be multiplied by it.
+    """
+
+    def __init__(self, module: nn.Module, world: int) -> None:
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self.factor = world
+
+    def take(self, clip: float) -> float:
+        """Scale them down to the norm `clip`; the norm they had, the same on every worker."""
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        norm = _norm(grads)
+        if math.isfinite(norm) and norm > clip:
+            torch._foreach_mul_(grads, clip / norm)
+        return norm
+
+
+def _norm(grads: Iterable[Any]) -> float:
+    local = [g.to_local() if is_cut(g) else g for g in grads]
+    squares = torch.stack(torch._foreach_norm(local)).square().sum()
+    dist.all_reduce(squares)
+    return float(squares.sqrt())
