@@ -1,15 +1,18 @@
 """What serving costs, as ratios of one run on one machine: the bare engine, a plain FastAPI loop, and `genflow serve`.
 
-    python -m benchmarks.serve RUN --seconds 10 --clients 128
+    python -m benchmarks.serve RUN --seconds 5 --rounds 5 --clients 128
 
-All three draw single samples with the same settings. The plain loop is what one writes first: an endpoint that draws
-one request after another. For a run whose net is `unet2d` it is diffusers' own pipeline on the same weights, as
-`genflow export --to diffusers` wrote it. Else it is the engine; it fills batches to 16 rows as genflow does, so that
-its samples are the same to the byte, and `--unfilled` lets it draw one row, as most do, with other bytes.
+The three take turns, round by round, since a machine is not as fast now as it was a minute ago; a ratio is the median
+of the rounds, with the smallest and the largest. All three draw single samples with the same settings. The plain loop
+is what one writes first: an endpoint that draws one request after another; a few clients saturate it. For a run whose
+net is `unet2d` it is diffusers' own pipeline on the same weights, as `genflow export --to diffusers` wrote it. Else it
+is the engine; it fills batches to 16 rows as genflow does, so that its samples are the same to the byte, and
+`--unfilled` lets it draw one row, as most do, with other bytes.
 """
 
 import argparse
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -19,32 +22,39 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 Document = dict[str, Any]
 
 
-def bare(run: str, steps: int | None, seconds: float) -> Document:
+class Bare:
     """The engine alone, in this process: whole batches of 64, and one sample at a time."""
-    import torch
 
-    from genflow.commands import find_run
-    from genflow.engine import Engine
-    from genflow.store import Store
+    def __init__(self, run: str, steps: int | None) -> None:
+        import torch
 
-    torch.set_num_threads(1)
-    engine = Engine.load(find_run(Store(), run))
-    options: Document = {"steps": steps} if steps else {}
-    engine.draw(range(64), **options)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        engine.draw(range(64), **options)
-        count += 64
-    rate = count / (time.perf_counter() - start)
-    single = [engine.draw([i], **options).seconds for i in range(30)]
-    return {"samples_per_second": rate, "p50_ms": 1000 * statistics.median(single)}
+        from genflow.commands import find_run
+        from genflow.engine import Engine
+        from genflow.store import Store
+
+        torch.set_num_threads(1)
+        self._engine = Engine.load(find_run(Store(), run))
+        self._options: Document = {"steps": steps} if steps else {}
+        self._engine.draw(range(64), **self._options)
+
+    def measure(self, seconds: float) -> Document:
+        """Samples a second of batches, and the median milliseconds of a sample alone."""
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            self._engine.draw(range(64), **self._options)
+            count += 64
+        rate = count / (time.perf_counter() - start)
+        single, start = [], time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            single.append(self._engine.draw([len(single)], **self._options).seconds)
+        return {"samples_per_second": rate, "p50_ms": 1000 * statistics.median(single)}
 
 
 def plain(run: str, port: int, steps: int | None, filled: bool) -> None:
@@ -140,16 +150,22 @@ async def load(port: int, name: str, clients: int, seconds: float, steps: int | 
     return {"clients": clients, "samples_per_second": rate, "p50_ms": p50, "p95_ms": p95, "refused": failed}
 
 
-def measured(command: list[str], port: int, name: str, asked: argparse.Namespace) -> Document:
-    """Start a server, load it by one client and by many, and end it."""
+@contextlib.contextmanager
+def served(
+    command: list[str], port: int, name: str, clients: int, asked: argparse.Namespace
+) -> Iterator[Callable[[], Document]]:
+    """A server that answers while in the block; called, it is loaded by one client and by many."""
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             _until_it_answers(port, server)
             asyncio.run(load(port, name, 4, 3.0, asked.steps))  # it warms up
-            alone = asyncio.run(load(port, name, 1, asked.seconds, asked.steps))
-            many = asyncio.run(load(port, name, asked.clients, asked.seconds, asked.steps))
-            return {"alone": alone, "many": many}
+
+            def measure() -> Document:
+                alone, many = (asyncio.run(load(port, name, n, asked.seconds, asked.steps)) for n in (1, clients))
+                return {"alone": alone, "many": many}
+
+            yield measure
         finally:
             server.terminate()
             server.wait(timeout=120)
@@ -172,7 +188,8 @@ def _until_it_answers(port: int, server: "subprocess.Popen[bytes]") -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--unfilled", action="store_true")
@@ -186,23 +203,33 @@ def main() -> None:
     from genflow.store import Store
 
     name = find_run(Store(), asked.run).name
-    results: Document = {"bare": bare(asked.run, asked.steps, asked.seconds)}
-    port = env.free_port()
+    port, other = env.free_port(), env.free_port()
     command = [sys.executable, "-m", "genflow.cli", "serve", asked.run, "--name", f"bench-{port}", "--port", str(port)]
-    results["genflow"] = measured(command, port, f"bench-{port}", asked)
-    after = bare(asked.run, asked.steps, asked.seconds)  # the machine may have had other things to do meanwhile
-    results["bare_after"] = after
-    port = env.free_port()
-    own = [sys.executable, "-m", "benchmarks.serve", asked.run, "--plain", str(port)]
+    own = [sys.executable, "-m", "benchmarks.serve", asked.run, "--plain", str(other)]
     own += ["--unfilled"] if asked.unfilled else []
     own += ["--steps", str(asked.steps)] if asked.steps else []
-    results["plain"] = measured(own, port, name, asked)
-    ours, bare_ = results["genflow"], {key: (results["bare"][key] + after[key]) / 2 for key in after}
+    alone, rounds = Bare(asked.run, asked.steps), []
+    ours_, plain_ = (command, port, f"bench-{port}", asked.clients), (own, other, name, min(4, asked.clients))
+    with served(*ours_, asked) as ours, served(*plain_, asked) as plainly:
+        for _ in range(asked.rounds):
+            before, here, after = alone.measure(asked.seconds), ours(), alone.measure(asked.seconds)
+            bare = {key: (before[key] + after[key]) / 2 for key in before}
+            rounds.append({"bare": bare, "genflow": here, "plain": plainly()})
+    results: Document = {"rounds": rounds}
+
+    def ratio(of: Callable[[Document], float]) -> list[float]:
+        found = [of(each) for each in rounds]
+        return [round(value, 3) for value in (statistics.median(found), min(found), max(found))]
+
+    def many(each: Document, way: str) -> float:
+        rate: float = each[way]["many"]["samples_per_second"]
+        return rate
+
     results["ratios"] = {
-        "throughput_over_bare": ours["many"]["samples_per_second"] / bare_["samples_per_second"],
-        "throughput_over_plain": ours["many"]["samples_per_second"] / results["plain"]["many"]["samples_per_second"],
-        "p50_alone_over_bare_ms": ours["alone"]["p50_ms"] - bare_["p50_ms"],
-        "p50_alone_over_plain_ms": ours["alone"]["p50_ms"] - results["plain"]["alone"]["p50_ms"],
+        "throughput_over_bare": ratio(lambda r: many(r, "genflow") / r["bare"]["samples_per_second"]),
+        "throughput_over_plain": ratio(lambda r: many(r, "genflow") / many(r, "plain")),
+        "p50_alone_over_bare_ms": ratio(lambda r: r["genflow"]["alone"]["p50_ms"] - r["bare"]["p50_ms"]),
+        "p50_alone_over_plain_ms": ratio(lambda r: r["genflow"]["alone"]["p50_ms"] - r["plain"]["alone"]["p50_ms"]),
     }
     results["machine"] = {"cores": env.cores(), "load": os.getloadavg()[0], "file": str(Path(__file__).name)}
     print(json.dumps(results, indent=1))

@@ -42,10 +42,11 @@ class Sampler:
     Args:
         options: of `Service`.
         limits: of requests.
+        threads: that draw, in all replicas.
     """
 
-    def __init__(self, options: Document, limits: Limits) -> None:
-        self._options, self._limits = options, limits
+    def __init__(self, options: Document, limits: Limits, threads: float) -> None:
+        self._options, self._limits, self._threads = options, limits, threads
         self._service: Service | None = None
         tags, paths = ("model",), ("path", "status")
         self._requests = metrics.Counter("genflow_requests", description="Requests answered.", tag_keys=paths)  # type: ignore[arg-type]
@@ -83,7 +84,8 @@ class Sampler:
         entries = [Entry(**entry) for entry in config["models"]]
         if self._service is None:
             service = Service(entries, **self._options, lost=_end)
-            env.stand_back()  # what draws has begun, and is not held up by what answers, which needs little
+            # what draws has begun; what answers stays out of its way, but where no core is left it must have a share
+            env.stand_back(14 if self._threads < env.cores() else 5)
             await service.warm()
             self._service = service
             return
@@ -174,7 +176,7 @@ def application(inputs: Document) -> serve.Application:
         _internal=True,
         **scale,
     )
-    return sampler.bind(options, limits)
+    return sampler.bind(options, limits, inputs.get("threads", 1) * max(replicas, most))
 
 
 def _write_log_lines() -> None:

@@ -68,9 +68,9 @@ def build(
     ports: Ports,
     classes: int,
     *,
-    width: Annotated[int, Field(ge=1, le=8192)] = 256,
+    width: Annotated[int, Field(ge=1, le=8192)] = 128,
     depth: Annotated[int, Field(ge=1, le=256)] = 4,
-    waves: Annotated[int, Field(ge=0, le=64)] = 0,
+    waves: Annotated[int, Field(ge=0, le=64)] = 8,
 ) -> nn.Module:
     """A residual MLP.
 

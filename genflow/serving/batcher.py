@@ -111,16 +111,20 @@ class Batcher:
         self._queue: deque[Job] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
         self._drawn_at = 0.0  # when the batch that is being drawn will be, by what others took
-        self._wake = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
+        self._cut: set[Job] = set()  # jobs of which a part is being drawn, and a part is left
+        self._given: set[asyncio.Task[None] | None] = set()  # batches that the thread draws, or will draw next
         self._pace: dict[Hashable, float] = {}  # seconds a sample
         self.beat = time.monotonic()  # when the thread last gave a sign of life
-        self.busy = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being drawn."""
+        return bool(self._given)
 
     def backlog(self) -> float:
         """Seconds until the queue is drawn, by what batches took before."""
         running = max(0.0, self._drawn_at - time.monotonic()) if self.busy else 0.0
-        return running + sum(job.left * self._pace.get(job.key, 0.0) for job in self._queue)
+        return running + sum(job.left * self._pace.get(job.key, 0.0) for job in (*self._queue, *self._cut))
 
     @property
     def waiting(self) -> int:
@@ -133,11 +137,12 @@ class Batcher:
         Raises:
             Refused: the queue is full, or its turn did not, or cannot, come before the deadline.
         """
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.get_running_loop().create_task(self._work())
         self._admit(job)
         self._queue.append(job)
-        self._wake.set()
+        if self._given or not self.window_s:
+            self._give()
+        else:
+            asyncio.get_running_loop().call_later(self.window_s, self._give)
         timer = asyncio.get_running_loop().call_later(max(0.0, job.deadline - time.monotonic()), self._expire, job)
         try:
             return await job.done
@@ -169,40 +174,46 @@ class Batcher:
             soon = max(1, math.ceil(self.backlog()))
             job.done.set_exception(Refused(503, "not drawn before the deadline", hint="try again", retry_after=soon))
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            if not self._queue:
-                self._wake.clear()
-                await self._wake.wait()
-                if self.window_s:
-                    await asyncio.sleep(self.window_s)
-            pieces = self._take()
-            if not pieces:
-                continue
-            start = self.beat = time.monotonic()
-            self._drawn_at = start + sum((b - a) * self._pace.get(job.key, 0.0) for job, a, b in pieces)
-            self.busy = True
-            try:
-                drawn = await loop.run_in_executor(self._thread, self._draw_pieces, pieces)
-            except Abandoned:
-                continue
-            except Exception as error:
-                for job, _, _ in pieces:
-                    if not job.done.done():
-                        job.done.set_exception(error)
-                continue
-            finally:
-                self.busy = False
+    def _give(self) -> None:
+        """Give the thread the next batch, and a second one as soon as it can be full: then it waits for nobody."""
+        while self._queue and (not self._given or (len(self._given) == 1 and self._is_full())):
+            if pieces := self._take():
+                now = time.monotonic()
+                if not self._given:
+                    self.beat = self._drawn_at = now
+                self._drawn_at += sum((b - a) * self._pace.get(job.key, 0.0) for job, a, b in pieces)
+                self._given.add(asyncio.get_running_loop().create_task(self._have_drawn(pieces)))
+
+    def _is_full(self) -> bool:
+        """Whether those in the queue that fit to the first would fill a batch."""
+        now, first = time.monotonic(), self._queue[0]
+        fitting = (job.left for job in self._queue if job.key == first.key and job.watch is None and not job.over(now))
+        return sum(fitting) >= self.rows
+
+    async def _have_drawn(self, pieces: list[Piece]) -> None:
+        try:
+            drawn, start = await asyncio.get_running_loop().run_in_executor(self._thread, self._draw_pieces, pieces)
             self._deliver(pieces, drawn, start)
+        except Abandoned:
+            pass
+        except Exception as error:
+            for job, _, _ in pieces:
+                if not job.done.done():
+                    job.done.set_exception(error)
+        finally:
+            self._given.discard(asyncio.current_task())
+            for job in {job for job, _, _ in pieces if job in self._cut}:  # behind whoever came meanwhile
+                self._cut.discard(job)
+                self._queue.append(job)
+            self._give()
 
     def _take(self) -> list[Piece]:
-        """The next batch: the first in the queue, and whoever has its key; what is left of a job goes to the end."""
+        """The next batch: the first in the queue, and whoever has its key. What is left of a job waits for it."""
         now = time.monotonic()
         while self._queue and self._queue[0].over(now):
             self._queue.popleft()
         pieces: list[Piece] = []
-        free, again, rest = self.rows, [], deque[Job]()
+        free, rest = self.rows, deque[Job]()
         for job in self._queue:
             alone = job.watch is not None or (bool(pieces) and pieces[0][0].watch is not None)
             if not free or (pieces and (alone or job.key != pieces[0][0].key)) or job.over(now):
@@ -212,13 +223,12 @@ class Batcher:
             pieces.append((job, job.taken, job.taken + count))
             job.taken, free = job.taken + count, free - count
             if job.left:
-                again.append(job)
+                self._cut.add(job)
         self._queue = rest
-        self._queue.extend(again)
         return pieces
 
-    def _draw_pieces(self, pieces: list[Piece]) -> Drawn:
-        """Draw a batch; in the thread."""
+    def _draw_pieces(self, pieces: list[Piece]) -> tuple[Drawn, float]:
+        """Draw a batch, and say when that began; in the thread."""
         jobs = [job for job, _, _ in pieces]
         seeds = [seed for job, a, b in pieces for seed in job.seeds[a:b]]
         labels = [label for job, a, b in pieces for label in job.labels[a:b]]
@@ -229,7 +239,9 @@ class Batcher:
             if all(job.over(now) for job in jobs):
                 raise Abandoned
 
-        return self._draw(jobs[0], seeds, labels, given, alive)
+        alive()
+        start = time.monotonic()
+        return self._draw(jobs[0], seeds, labels, given, alive), start
 
     def _deliver(self, pieces: list[Piece], drawn: Drawn, start: float) -> None:
         """Give every job its rows, and its samples when they are complete."""
@@ -254,7 +266,9 @@ class Batcher:
                 job.done.set_result(served)
 
     def close(self) -> None:
-        """End the worker and its thread."""
-        if self._worker:
-            self._worker.cancel()
+        """End the thread."""
+        for task in self._given:
+            if task:
+                task.cancel()
+        self._queue.clear()
         self._thread.shutdown(wait=False, cancel_futures=True)
