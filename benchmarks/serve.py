@@ -1,6 +1,6 @@
 """What serving costs, as ratios of one run on one machine: the bare engine, a plain FastAPI loop, and `genflow serve`.
 
-    python -m benchmarks.serve RUN --seconds 5 --rounds 5 --clients 128
+    python -m benchmarks.serve RUN --seconds 10 --rounds 5 --clients 128
 
 The three take turns, round by round, since a machine is not as fast now as it was a minute ago; a ratio is the median
 of the rounds, with the smallest and the largest. All three draw single samples with the same settings. The plain loop
@@ -119,6 +119,7 @@ def _diffusers(run: str, engine: Any, steps: int | None) -> Callable[[int], byte
 async def load(port: int, name: str, clients: int, seconds: float, steps: int | None) -> Document:
     """Clients that each wait for their answer before they ask again, over connections that stay open."""
     took: list[float] = []
+    ends: list[float] = []
     failed = 0
     end = time.perf_counter() + seconds
 
@@ -137,15 +138,18 @@ async def load(port: int, name: str, clients: int, seconds: float, steps: int | 
             assert length
             await reader.readexactly(int(length[1]))
             if answer.split(b" ", 2)[1] == b"200":
-                took.append(time.perf_counter() - start)
+                ends.append(time.perf_counter())
+                took.append(ends[-1] - start)
             else:
                 failed += 1
                 await asyncio.sleep(0.1)
         writer.close()
 
-    start = time.perf_counter()
+    begun = time.perf_counter()
     await asyncio.gather(*[client(i) for i in range(clients)])
-    rate = len(took) / (time.perf_counter() - start)
+    # answers come in bursts, a batch at a time: a straight line through their count, without the first and the last
+    steady = sorted(at for at in ends if begun + 0.2 * seconds < at < end)
+    rate = statistics.linear_regression(steady, range(len(steady))).slope if len(steady) > 2 else 0.0
     p50, p95 = (1000 * statistics.quantiles(took, n=20)[i] for i in (9, 18))
     return {"clients": clients, "samples_per_second": rate, "p50_ms": p50, "p95_ms": p95, "refused": failed}
 
@@ -188,7 +192,7 @@ def _until_it_answers(port: int, server: "subprocess.Popen[bytes]") -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--steps", type=int)

@@ -131,7 +131,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stand_back(by: int = 5) -> None:
+def stand_back(by: int) -> None:
     """Let this process's threads wait for those that compute, where both want one core.
 
     They neither interrupt a thread that runs, nor have as much of a core as it has. What starts later inherits that.

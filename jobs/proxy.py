@@ -4,17 +4,37 @@ Ray's proxy finds `middlewares` by the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IM
 """
 
 import asyncio
+import os
+import re
+import secrets
 import time
 from typing import Any
 
-from genflow import env
 from genflow.serving.guard import answer
 from genflow.serving.replies import Refused
 
-MOST = 400  # requests in the proxy; what is more is refused there
+MOST = int(os.environ.get("GENFLOW_SERVE_MOST", "400"))  # requests under way; what is more is refused at the door
 TRIES = 6
 FULL_S = 0.25  # for which a queue that was full, of seconds, is taken to be full still
 HEADERS_S = 5.0  # in which a client must have sent a request's headers
+
+
+class Door:
+    """How many requests are under way, and whether another one is let in."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self.most, self.under_way, self.full_until = most, 0, 0.0
+
+    def shut(self, method: str) -> bool:
+        """Whether a request is refused here, at a fraction of what it costs behind here to say the same."""
+        return self.under_way >= self.most or (method == "POST" and time.monotonic() < self.full_until)
+
+    def refusal(self) -> Refused:
+        """What is said then."""
+        return Refused(503, f"{self.under_way} requests are under way", hint="try again", retry_after=1)
+
+
+DOOR = Door()  # of this process
 
 
 class Again:
@@ -24,25 +44,21 @@ class Again:
     nothing, so all of them may be sent twice.
     """
 
-    def __init__(self, app: Any, tries: int = TRIES) -> None:
-        self.app, self.tries = app, tries
-        self._under_way = 0
-        self._full_until = 0.0
+    def __init__(self, app: Any, tries: int = TRIES, door: Door = DOOR) -> None:
+        self.app, self.tries, self.door = app, tries, door
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        full = scope["method"] == "POST" and time.monotonic() < self._full_until
-        if full or self._under_way >= MOST:  # at a fraction of what it costs behind here to say the same
-            refused = Refused(503, f"{self._under_way} requests are under way", hint="try again", retry_after=1)
-            await answer(refused, "", send)
+        if self.door.shut(scope["method"]):
+            await answer(self.door.refusal(), "", send)
             return
-        self._under_way += 1
+        self.door.under_way += 1
         try:
             await self._answered(scope, receive, send)
         finally:
-            self._under_way -= 1
+            self.door.under_way -= 1
 
     async def _answered(self, scope: Any, receive: Any, send: Any) -> None:
         said: list[Any] = []
@@ -50,7 +66,7 @@ class Again:
             try_ = _Try(said, receive, send, last=attempt == self.tries - 1)
             await self.app(dict(scope), try_.receive, try_.send)
             if try_.status == 503:
-                self._full_until = time.monotonic() + FULL_S
+                self.door.full_until = time.monotonic() + FULL_S
             if try_.answered or try_.gone:
                 return
             await asyncio.sleep(0.05 * 2**attempt)
@@ -97,7 +113,6 @@ def middlewares() -> list[Any]:
     from starlette.middleware import Middleware
 
     hurry()
-    env.stand_back()
     return [Middleware(Again)]
 
 
@@ -117,7 +132,8 @@ def hurry() -> None:
 def hurried(protocol: Any) -> Any:
     """A protocol of uvicorn's that waits `HEADERS_S` for headers: from the connection, or from a request's first byte.
 
-    A protocol has a `cycle` for the request that it answers. One without is left as it is.
+    A protocol has a `cycle` for the request that it answers. One without is left as it is. A request that the door is
+    shut for is refused as it comes off the wire: of ten times the load that can be served, nine parts end here.
     """
 
     class Hurried(protocol):
@@ -128,6 +144,9 @@ def hurried(protocol: Any) -> Any:
             self._look(transport)
 
         def data_received(self, data: bytes) -> None:
+            if self._between() and DOOR.shut("POST") and is_whole_post(data):
+                self.transport.write(wire(DOOR.refusal()))
+                return
             super().data_received(data)
             self._look(self.transport)
 
@@ -156,3 +175,24 @@ def hurried(protocol: Any) -> Any:
                 self._timer = None
 
     return Hurried
+
+
+def is_whole_post(data: bytes) -> bool:
+    """Whether these bytes are one POST and its body, and nothing else."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    if not end or not head.startswith(b"POST ") or b"\r\nexpect:" in head.lower():
+        return False
+    length = re.search(rb"\r\ncontent-length: *(\d{1,9}) *(\r\n|$)", head, re.IGNORECASE)
+    return length is not None and int(length[1]) == len(body)
+
+
+def wire(refused: Refused) -> bytes:
+    """A refusal as HTTP/1.1 has it; the connection stays open."""
+    request = secrets.token_hex(8)
+    reply = refused.reply(request)
+    headers = {
+        "content-type": reply.media, "content-length": str(len(reply.body)), **reply.headers,
+        "x-genflow-request": request, "x-content-type-options": "nosniff",
+    }  # fmt: skip
+    lines = [f"HTTP/1.1 {reply.status} Service Unavailable", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + reply.body

@@ -23,6 +23,7 @@ from genflow.serving.entries import Entry
 from genflow.serving.guard import Guard, Limits
 from genflow.serving.replies import Reply
 from genflow.serving.requests import Task
+from jobs.serve import BUSY
 
 if TYPE_CHECKING:  # with torch: only where something is drawn
     from genflow.serving.service import Service
@@ -31,7 +32,6 @@ Document = dict[str, Any]
 
 SAMPLER = "Sampler"
 ROOMS = ("genflow", "jobs/replicas.py")
-BUSY = 256  # requests in a replica; what is more waits in the proxy, in a queue of the same length
 BOUNDS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
 KINDS = ("samples", "stream", "walks", "encode", "decode", "/", "/healthz", "/v1/models", "/v1/images/generations")
 
@@ -84,8 +84,11 @@ class Sampler:
         entries = [Entry(**entry) for entry in config["models"]]
         if self._service is None:
             service = Service(entries, **self._options, lost=_end)
-            # what draws has begun; what answers stays out of its way, but where no core is left it must have a share
-            env.stand_back(14 if self._threads < env.cores() else 5)
+            # What draws has begun, and is not held up by what answers; but where every core draws, who asks must be
+            # answered still. The proxy, which refuses who is too many, stands back for nobody.
+            spare = self._threads < env.cores()
+            env.stand_back(14 if spare else 10)
+            service.worker.stand_back(0 if spare else 15)
             await service.warm()
             self._service = service
             return

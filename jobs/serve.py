@@ -18,6 +18,7 @@ from jobs.cluster import IN_A_JOB, ray_cluster
 from jobs.common import Document, Emit, execute
 
 READY_S = 120.0
+BUSY = 160  # requests in a replica: two batches of single samples, and a few that draw nothing
 SERVE = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.proxy:middlewares",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
@@ -42,8 +43,9 @@ def main(document: Document, emit: Emit) -> Document:
     if inputs.get("running"):
         return change(inputs, models, emit)
     # before Ray starts: its daemons inherit it; and somebody waits for these, with Ray's own 15 a training goes first
-    os.environ |= SERVE | {"RAY_worker_niceness": "0"}
-    with ray_cluster(num_cpus=max(env.cores(), inputs.get("replicas", 1), inputs.get("most_replicas", 0)), logs=False):
+    replicas = max(inputs.get("replicas", 1), inputs.get("most_replicas", 0))
+    os.environ |= SERVE | {"RAY_worker_niceness": "0", "GENFLOW_SERVE_MOST": str(BUSY * replicas)}
+    with ray_cluster(num_cpus=max(env.cores(), replicas), logs=False):
         begin(inputs)
         try:
             deploy(inputs, models)

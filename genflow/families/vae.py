@@ -49,7 +49,7 @@ class Vae(Family):
     Args:
         nets: {"encoder": x -> mean and log-variance of z (B, 2, latent), "decoder": z -> mean of x, and its scale}.
         facts: of the data.
-        latent: numbers in z.
+        latent: numbers in z; of points and very small pictures no more than twice the numbers in a sample.
         beta: weight of the KL term while training; with any, the bound that is reported is a bound.
         warmup: share of training in which the KL term's weight rises from 0.
         forget: share of labels dropped while training, so that samples without a label work.
@@ -89,6 +89,7 @@ class Vae(Family):
         super().__init__(facts)
         self.model = nn.ModuleDict({name: nets[name] for name in ("encoder", "decoder")})
         self.model.register_parameter("log_scale", nn.Parameter(torch.full((facts.shape[0], 1, 1), -2.0)))
+        latent = _numbers(latent, facts)
         self.noise_shape = (latent,)
         self.latent, self.beta, self.warmup, self.forget = latent, beta, warmup, forget
         self.gaussian, self.own_scale = decoder == "gaussian" or facts.is_points, scale == "pixel"
@@ -113,7 +114,7 @@ class Vae(Family):
 
     @classmethod
     def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
-        latent, (C, H, W) = int(options["latent"]), facts.shape  # type: ignore[call-overload]
+        latent, (C, H, W) = _numbers(int(options["latent"]), facts), facts.shape  # type: ignore[call-overload]
         answers = (2 * C if options["scale"] == "pixel" else C, H, W)
         found = {"encoder": Ports(facts.shape, (2, latent)), "decoder": Ports((latent,), answers)}
         if options["prior"] == "flow":
@@ -268,3 +269,7 @@ class Vae(Family):
             return likelihood.discrete_nats(density.flatten(1).sum(1), self.facts)
         log_cdf = torch.special.log_ndtr if self.gaussian else F.logsigmoid
         return likelihood.discretized(log_cdf, x, mean, log_scale, self.facts.levels).flatten(1).sum(1)
+
+
+def _numbers(latent: int, facts: Facts) -> int:
+    return min(latent, 2 * math.prod(facts.shape))

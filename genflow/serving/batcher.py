@@ -104,7 +104,7 @@ class Batcher:
     """
 
     def __init__(
-        self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, patience_s: float = 5.0, window_s: float = 0.002
+        self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, patience_s: float = 5.0, window_s: float = 0.0
     ) -> None:
         self._draw, self.rows, self.most_jobs = draw, rows, most_jobs
         self.patience_s, self.window_s = patience_s, window_s

@@ -8,6 +8,7 @@ was under way is then sent to another replica.
 """
 
 import mmap
+import os
 import pickle
 import signal
 import struct
@@ -102,6 +103,10 @@ class Worker:
         silent = time.monotonic() - BEAT.unpack(self._heart[:])[0]
         if silent > SILENT_S:
             raise RuntimeError(f"the process that draws has been silent for {silent:.0f} s")
+
+    def stand_back(self, by: int) -> None:
+        """Let it wait for those that answer, where both want one core. Called before it has drawn."""
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, by)
 
     def close(self) -> None:
         """End it."""
