@@ -50,7 +50,7 @@ results: $(VENV)/.installed
 tables: $(VENV)/.installed
 	for form in html md; do \
 	  $(BIN)/genflow tables --data digits --out docs/results/tables-digits.$$form && \
-	  $(BIN)/genflow tables --data fashion --budget 1 --out docs/results/tables-fashion.$$form || exit; \
+	  $(BIN)/genflow tables --data fashion --budget 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
 	done
 
 # kill -9 of anything at any moment, every family: N and violations, each with what repeats it; KILLS, SEED, FAMILY
