@@ -148,7 +148,7 @@ def run(store: Store) -> Artifact:
     (folder / "facts.json").write_text(json.dumps(FACTS["grey"].to_json()))
     average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-    checkpoints.save(5, lambda into: checkpoint.write(into, model, average, {}, {"step": 5}))
+    checkpoints.save(5, lambda into: checkpoint.write(into, checkpoint.gather(model, average, {}), {"step": 5}))
     return store.seal("runs", "r-1")
 
 

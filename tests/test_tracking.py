@@ -421,7 +421,7 @@ def a_checkpoint(store):
     family = build.family_of(parse(document), facts)
     weights = folder / "checkpoints" / "step_00000007"
     weights.mkdir(parents=True)
-    checkpoint.write(weights, family, dict(family.named_parameters()), {}, {"step": 7})
+    checkpoint.write(weights, checkpoint.gather(family, dict(family.named_parameters()), {}), {"step": 7})
     (folder / "recipe.yaml").write_text(json.dumps(document))
     (folder / "facts.json").write_text(json.dumps(facts.to_json()))
     return folder, weights

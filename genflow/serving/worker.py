@@ -7,6 +7,7 @@ was under way is then sent to another replica.
     python -m genflow.serving.worker SOCKET BEAT BYTES      two file descriptors, and the bound on the engines' memory
 """
 
+import copy
 import mmap
 import os
 import pickle
@@ -226,7 +227,8 @@ def _draw(shelf: Any, batch: Batch, replica: Connection) -> Any:
 def _portable(error: Exception) -> Exception:
     """The error, or one that says the same and can be sent."""
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.copy(error)  # takes it apart and puts it together as the other end will
+        pickle.dumps(error)
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -149,7 +149,7 @@ def test_without_a_label_every_class_has_its_share() -> None:
 def test_a_prior_that_is_too_large_is_refused() -> None:
     """One line that says which option to change, before anything starts."""
     with pytest.raises(UsageError, match="too many for the prior") as refused:
-        family("vae", FACTS["colour"], family={"latent": 4096})
+        family("vae", FACTS["grey"], family={"latent": 128, "components": 1000})
     assert "family.prior=normal" in str(refused.value.hint)
 
 
