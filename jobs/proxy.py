@@ -13,6 +13,7 @@ from typing import Any
 from genflow.serving.guard import answer
 from genflow.serving.replies import Refused
 
+BUSY = 160  # requests in a replica: two batches of single samples, and a few that draw nothing
 MOST = int(os.environ.get("GENFLOW_SERVE_MOST", "400"))  # requests under way; what is more is refused at the door
 TRIES = 6
 FULL_S = 0.25  # for which a queue that was full, of seconds, is taken to be full still

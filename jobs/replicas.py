@@ -23,7 +23,7 @@ from genflow.serving.entries import Entry
 from genflow.serving.guard import Guard, Limits
 from genflow.serving.replies import Reply
 from genflow.serving.requests import Task
-from jobs.serve import BUSY
+from jobs.proxy import BUSY
 
 if TYPE_CHECKING:  # with torch: only where something is drawn
     from genflow.serving.service import Service
@@ -86,9 +86,9 @@ class Sampler:
             service = Service(entries, **self._options, lost=_end)
             # What draws has begun, and is not held up by what answers; but where every core draws, who asks must be
             # answered still. The proxy, which refuses who is too many, stands back for nobody.
-            spare = self._threads < env.cores()
-            env.stand_back(14 if spare else 10)
-            service.worker.stand_back(0 if spare else 15)
+            env.stand_back(10)
+            if self._threads >= env.cores():
+                service.worker.stand_back(15)
             await service.warm()
             self._service = service
             return

@@ -16,9 +16,9 @@ from genflow.serving.shelf import try_out
 from genflow.store import Store
 from jobs.cluster import IN_A_JOB, ray_cluster
 from jobs.common import Document, Emit, execute
+from jobs.proxy import BUSY
 
 READY_S = 120.0
-BUSY = 160  # requests in a replica: two batches of single samples, and a few that draw nothing
 SERVE = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.proxy:middlewares",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well

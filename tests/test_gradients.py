@@ -1,25 +1,19 @@
 """Buckets: the sum over workers is that of whole gradients, and most of it is under way before backward has ended."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pair import two_workers
 from torch import nn
 
 from genflow import gradients
 from genflow.gradients import Gradients
 
 WORKER = """
-import sys
-import torch, torch.distributed as dist
 from torch import nn
 from genflow import gradients
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 gradients.LEAST = 300
 torch.manual_seed(0)
 net = nn.Sequential(*[nn.Linear(8, 8) for _ in range(7)])
@@ -33,20 +27,12 @@ for step in range(3):
     found.append((early, norm, [None if p.grad is None else p.grad.clone() for p in net.parameters()], x[step]))
     net.zero_grad()
 torch.save((len(summed._buckets), found), f"{folder}/{rank}.pt")
-dist.destroy_process_group()
 """
 
 
 def test_buckets_are_summed_while_backward_goes_on(tmp_path: Path) -> None:
     """With a layer that has no part in the loss; step after step; both workers hold the same bits."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    commands = [[sys.executable, "-c", WORKER, str(rank), str(tmp_path)] for rank in (0, 1)]
-    workers = [subprocess.Popen(command, env=environment) for command in commands]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+    two_workers(WORKER, tmp_path)
     (buckets, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert buckets >= 5
     torch.manual_seed(0)

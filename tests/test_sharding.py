@@ -1,15 +1,13 @@
 """Shares of a net: two workers that hold half of every parameter each train as two that hold all of them."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pair import two_workers
 from small import FACTS, NETS, family
 
 from genflow import checkpoint, runs, sharding
@@ -19,8 +17,7 @@ from genflow.recipe import compose
 from genflow.store import Store
 
 WORKER = """
-import json, sys, traceback
-import torch, torch.distributed as dist
+import json
 from pathlib import Path
 from small import FACTS, batch, recipe
 from genflow import build, checkpoint, training
@@ -29,8 +26,7 @@ from genflow.checkpoint import Checkpoints
 from genflow.data.stream import share
 from genflow.session import Session
 
-rank, folder, cases = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+folder, cases = Path(folder), json.loads(rest[0])
 start, stop = share(6, rank, 2)
 torch.set_num_threads(1)
 
@@ -57,7 +53,6 @@ for kind, net, facts in cases:
             training.fit(model, own, session, chosen.train, whole=lambda step: batch(FACTS[facts], step, rows=6))
         if rank == 0:
             (folder / f"{kind}-{net}-{sharded}.json").write_text(json.dumps(seen))
-dist.destroy_process_group()
 """
 CASES = [
     ("flow_matching", "unet", "grey"), ("ddpm", "dit", "grey"),
@@ -69,16 +64,8 @@ CASES = [
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case, by two workers with copies and by two with shares; each is stopped once and goes on."""
-    folder, tests = tmp_path_factory.mktemp("shares"), Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, "-c", WORKER, str(rank), str(folder), json.dumps(CASES)] for rank in (0, 1)]
-    workers = [subprocess.Popen(command, env=environment) for command in commands]
-    try:
-        assert [worker.wait(timeout=400) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+    folder = tmp_path_factory.mktemp("shares")
+    two_workers(WORKER, folder, json.dumps(CASES))
     return folder
 
 

@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pair import two_workers
 from safetensors.torch import load_file
 from small import FACTS, batch, family, recipe
 from torch import Tensor
@@ -278,16 +276,13 @@ def test_players_move_in_turn() -> None:
 
 
 WORKER = """
-import sys
-import torch, torch.distributed as dist
 from small import FACTS, batch, recipe
 from genflow import build, training
 from genflow.batch import Batch
 from genflow.data.stream import share
 from genflow.session import Session
 
-rank, folder, facts = int(sys.argv[1]), sys.argv[2], FACTS["points"]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+facts = FACTS["points"]
 start, stop = share(7, rank, 2)
 
 def own(step):
@@ -306,23 +301,13 @@ for budget in ({"steps": 6}, {"steps": 10**6, "minutes": 0.003}, {"steps": 10**6
     )
     fitted = training.fit(model, own, session, chosen.train)
     torch.save((fitted.step, losses, model.state_dict()), f"{folder}/{len(budget)}-{rank}.pt")
-dist.destroy_process_group()
 """
 
 
 def test_two_workers_follow_the_curve_of_one(tmp_path: Path) -> None:
     """Uneven shares of a batch of 7: the same losses and weights to rounding; with minutes they end together; asked to
     stop, at one report, with a checkpoint."""
-    tests, root = Path(__file__).parent, Path(__file__).parents[1]
-    path = os.pathsep.join([str(tests), str(root), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    commands = [[sys.executable, "-c", WORKER, str(rank), str(tmp_path)] for rank in (0, 1)]
-    workers = [subprocess.Popen(command, env=environment) for command in commands]
-    try:
-        assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+    two_workers(WORKER, tmp_path)
     model, settings = start(batch=7, precision="fp32")
     alone: list[float] = []
     whole = Session(log=lambda numbers: alone.append(numbers["loss"]))

@@ -100,14 +100,13 @@ class Batcher:
         rows: samples of a batch at most.
         most_jobs: requests that may wait.
         patience_s: how long the queue may be when another request is taken into it.
-        window_s: how long a lone request waits for company.
     """
 
     def __init__(
-        self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, patience_s: float = 5.0, window_s: float = 0.0
+        self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, patience_s: float = 5.0
     ) -> None:
         self._draw, self.rows, self.most_jobs = draw, rows, most_jobs
-        self.patience_s, self.window_s = patience_s, window_s
+        self.patience_s = patience_s
         self._queue: deque[Job] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
         self._drawn_at = 0.0  # when the batch that is being drawn will be, by what others took
@@ -139,10 +138,7 @@ class Batcher:
         """
         self._admit(job)
         self._queue.append(job)
-        if self._given or not self.window_s:
-            self._give()
-        else:
-            asyncio.get_running_loop().call_later(self.window_s, self._give)
+        self._give()
         timer = asyncio.get_running_loop().call_later(max(0.0, job.deadline - time.monotonic()), self._expire, job)
         try:
             return await job.done
