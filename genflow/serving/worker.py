@@ -1,7 +1,7 @@
 """The process that draws: the engines in memory, and nothing else. Its replica speaks to it through a socket.
 
-A process of its own, because one that answers requests, too, is held up by Python's lock. It ends when its replica does,
-however that ends, and the replica ends when it does: a request that was under way is then sent to another replica.
+A process of its own, because one that answers requests, too, is held up by Python's lock. It ends when its replica
+does, however that ends, and the replica ends when it does: a request under way is then sent to another replica.
 
     python -m genflow.serving.worker SOCKET BEAT BYTES      two file descriptors, and the bound on the engines' memory
 """
