@@ -129,8 +129,12 @@ def write(folder: Path, tensors: Tensors, state: dict[str, Any]) -> None:
 def read(
     folder: Path, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], device: str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take over what `write` saved; returns the average and the state. A module that is cut takes its share."""
-    sharding.load(module, load_file(folder / "weights.safetensors", device=device))
+    """Take over what `write` saved; returns the average and the state. A module that is cut takes its share.
+
+    Raises:
+        DataError: the weights are another net's.
+    """
+    sharding.load(module, _fitting(folder, module, device))
     slots = load_file(folder / "optimizer.safetensors")
     for name, optimizer in optimizers.items():
         document = optimizer.state_dict()
@@ -147,8 +151,31 @@ def read(
 
 
 def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> dict[str, Any]:
-    """Load only what sampling needs, the average or the raw weights; returns the state."""
-    module.load_state_dict(load_file(folder / "weights.safetensors"))
+    """Load only what sampling needs, the average or the raw weights; returns the state.
+
+    Raises:
+        DataError: the weights are another net's.
+    """
+    module.load_state_dict(_fitting(folder, module))
     if average and (folder / "ema.safetensors").exists():  # an export's one file of weights is the average
         module.load_state_dict(load_file(folder / "ema.safetensors"), strict=False)
     return json.loads((folder / "state.json").read_text())
+
+
+def _fitting(folder: Path, module: nn.Module, device: str = "cpu") -> dict[str, Tensor]:
+    """A checkpoint's weights, if they are of this net.
+
+    Raises:
+        DataError: they are another's, such as one that an older genflow built from the same recipe.
+    """
+    weights = load_file(folder / "weights.safetensors", device=device)
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if other := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
+        name = other[0]
+        raise DataError(
+            f"{folder}: {len(other)} tensors are not those of the net that this genflow builds from the recipe: {name} "
+            f"is {found.get(name, 'missing')}, not {own.get(name, 'a part of it')}",
+            "train it again, or use the genflow that made it",
+        )
+    return weights

@@ -10,6 +10,7 @@ from torch import nn
 
 from genflow import checkpoint
 from genflow.checkpoint import Checkpoints
+from genflow.errors import DataError
 from genflow.maths.muon import Muon
 
 
@@ -123,6 +124,20 @@ def test_sampling_loads_the_average_and_the_buffers(tmp_path: Path) -> None:
     assert (fresh[1].running_mean == 3).all()
     checkpoint.load_weights(tmp_path, fresh, average=False)
     assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), model.parameters(), strict=True))
+
+
+def test_weights_of_another_net_are_one_line(tmp_path: Path) -> None:
+    """What fits not, by name and shape, and what to do; the net is left as it was."""
+    module = net()
+    checkpoint.write(tmp_path, checkpoint.gather(module, {}, {}), {"step": 1})
+    other = nn.Sequential(nn.Linear(4, 7), nn.BatchNorm1d(7))
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    for load in (checkpoint.load_weights, lambda folder, module: checkpoint.read(folder, module, {})):
+        with pytest.raises(DataError, match=r"8 tensors .*: 0\.weight is \(6, 4\), not \(7, 4\)") as caught:
+            load(tmp_path, other)  # type: ignore[operator]
+        assert "\n" not in caught.value.message
+        assert "train it again" in caught.value.hint
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
