@@ -47,11 +47,12 @@ def bare(data: str, sets: list[str]) -> Document:
 
 
 def trained(data: str, sets: list[str], nodes: int) -> Document:
-    """As `genflow train` does; on Ray's workers from the second on, or where there are nodes to spread them over."""
+    """As `genflow train` does: in this process if alone, else by Ray Train's workers, as a job on a cluster does."""
     from genflow import env
     from genflow.journal import curves, journal_path
     from genflow.store import Store
     from jobs import train
+    from jobs.cluster import IN_A_JOB
 
     plan = _plan(data, sets)
     document = {"recipe": plan.recipe.model_dump(mode="json")}
@@ -65,7 +66,7 @@ def trained(data: str, sets: list[str], nodes: int) -> Document:
         for _ in range(nodes - 1):
             cluster.add_node(num_cpus=4 // nodes)
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-        os.environ["GENFLOW_CLUSTER"] = "1"  # so that workers are spread
+        os.environ |= {"GENFLOW_CLUSTER": "1", IN_A_JOB: "{}"}  # so that workers are spread, and one is no part of this
     train.main(document, lambda *_, **__: None)
     seen = [(step, seconds) for step, seconds in curves(journal_path(Store().root, plan.id))["train/seconds"]]
     return {"images_per_second": _steady(seen, plan.recipe.train.batch)}
@@ -248,7 +249,13 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
         "schema": "genflow.scaling/1",
         "machine": f"{platform.system()} {platform.machine()}, {env.cores()} cores, load {os.getloadavg()[0]:.1f}",
         "data": asked.data, "steps": asked.steps, "rounds": asked.rounds,
-        "overhead": bench.rates({"bare": bench.bare, "genflow train": bench.trained}),
+        "overhead": bench.rates(
+            {
+                "bare": bench.bare,
+                "genflow train": bench.trained,
+                "genflow train --cluster": lambda sets: bench.trained(sets, 1, 1),
+            }
+        ),
         "workers": workers,
         "nodes": bench.rates({str(n): lambda sets, n=n: bench.trained(sets, 2, n) for n in (1, 2)}),  # type: ignore[misc]
         "reading": bench.reading(),
@@ -263,7 +270,8 @@ def page(document: Document) -> str:
         "Written by `python -m benchmarks.scale`; nothing here was typed by hand. "
         f"{document['machine']}; {document['data']}, {document['steps']} steps a run, {document['rounds']} rounds.", "",
         "## Ray Train beside the bare loop", "",
-        "One worker, images a second in the steady state: the median over the rounds (smallest, largest).", "",
+        "One worker, images a second in the steady state: the median over the rounds (smallest, largest). On a "
+        "cluster it is a process of Ray Train's, with its controller beside it.", "",
         *_rates(document["overhead"], "bare", "way"), "",
         "## Workers", "",
         "One global batch, cut for the workers. More workers than cores share them.", "",

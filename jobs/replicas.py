@@ -131,9 +131,13 @@ class Sampler:
         return await self.service.health()
 
     def check_health(self) -> None:
-        """Serve asks this every second; it raises if what draws hangs, and does not answer if this does."""
-        if self._service is not None:
-            self._service.check()
+        """Serve asks this every second, and starts another replica where three askings got no answer."""
+        try:
+            if self._service is not None:
+                self._service.check()
+        except RuntimeError as error:  # it will not come to itself, so nobody has to ask twice
+            logging.getLogger("ray.serve").error("this replica ends, and another begins: %s", error)
+            _end()
 
 
 def _end() -> None:
@@ -172,7 +176,7 @@ def application(inputs: Document) -> serve.Application:
         max_queued_requests=BUSY,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         health_check_period_s=1,
-        health_check_timeout_s=2.5,
+        health_check_timeout_s=2,  # three times that, the period and a start are less than 15 s
         graceful_shutdown_timeout_s=deadline_s,
         graceful_shutdown_wait_loop_s=0.5,
         version=version,

@@ -54,7 +54,8 @@ class Stack(Source):
 
     @property
     def about(self) -> dict[str, Any]:
-        return {"kind": "stack", "path": f"{PREFIX}{self.base.about['path']}", "classes": len(self.base.class_names())}
+        path, classes = f"{PREFIX}{self.base.about['path']}", len(self.base.class_names())
+        return {"kind": "stack", "path": path, "classes": classes, "pictures": len(self._pools["train"][1])}
 
     def listing(self) -> list[list[Any]]:
         return [["stack", self.samples, self.seed], *self.base.listing()]

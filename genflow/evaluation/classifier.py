@@ -104,6 +104,11 @@ def to_input(display: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(display)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+def enough(pictures: int) -> int:
+    """Steps of training on so many pictures: 30 passes, within bounds."""
+    return min(MOST, max(LEAST, EPOCHS * pictures // min(BATCH, pictures)))
+
+
 def train(
     display: Callable[[np.ndarray], np.ndarray],
     labels: np.ndarray,
@@ -122,12 +127,12 @@ def train(
         task: what to learn.
         shape: (C, H, W).
         seed: of the weights and the order.
-        steps: None: enough for 30 passes, within bounds.
+        steps: None: `enough`.
         progress: told (step, steps).
     """
     n = len(labels)
     batch = min(BATCH, n)
-    steps = steps or min(MOST, max(LEAST, EPOCHS * n // batch))
+    steps = steps or enough(n)
     answers = torch.from_numpy(labels)
     generator = torch.Generator().manual_seed(key(seed, "judge"))
     with torch.random.fork_rng(devices=[]):

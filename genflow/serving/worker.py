@@ -27,7 +27,7 @@ from genflow import beside, env
 from genflow.serving.entries import Entry
 from genflow.serving.requests import FRAMES, Task
 
-SILENT_S = 10.0  # without a beat of its heart, a process is stopped or starved
+SILENT_S = 7.0  # without a beat of its heart, a process is stopped or starved
 BEAT = struct.Struct("d")  # of the heart: when, on the monotonic clock that all processes of a machine share
 
 
