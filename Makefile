@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs deploy trial results tables chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs deploy trial results tables presets chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ trial: $(VENV)/.installed
 # every family, three seeds, on Fashion-MNIST: hours on two cores; broken off, it goes on
 results: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
+
+# each family's preset against what `genflow tune` finds on Fashion-MNIST (an hour on two cores)
+presets: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.presets --out docs/results/tuning.md
 
 # the two tables on digits and on Fashion-MNIST (hours on two cores) into docs/results; broken off, it goes on
 tables: $(VENV)/.installed

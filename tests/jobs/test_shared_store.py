@@ -23,7 +23,7 @@ from genflow.evaluation import measure
 from genflow.journal import curves, journal_path
 from genflow.recipe import Data, compose
 from genflow.store import Store
-from jobs import train
+from jobs import reflow, train, tune
 
 TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth": 1}, "sample": {"steps": 2},
         "evaluate": {"features": "random", "samples": 32, "steps": (1, 2), "sweep_samples": 16, "likelihood": 0,
@@ -174,6 +174,34 @@ def test_a_node_that_does_not_reach_the_bucket_is_named(
     with pytest.raises(SetupError, match=seen) as caught:
         worker.work({"store": "s3://bucket/unseen", "recipe": document()["recipe"]})
     assert "AWS variables" in caught.value.hint
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_is_found_on_another_machine(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its grid, its record and its best settings; the pairs of a run, too."""
+    asked = compose("flow_matching", TINY, {
+        "train": SETTINGS, "tune": {"trials": 2, "steps": 20, "confirm": 1, "samples": 32, "space": {
+            "train.lr": "log:0.001:0.1"}}})  # fmt: skip
+    document = {"recipe": asked.model_dump(mode="json"), "inputs": {}}
+    url = "s3://bucket/searched"
+    machine(monkeypatch, server, tmp_path / "a", url)
+    digits(Store())
+    made = tune.main(document, lambda *_, **__: None)
+    run({"recipe": recipe(steps=20).model_dump(mode="json"), "inputs": {}})
+    pairs = compose("flow_matching", TINY, {"reflow": {"pairs": 40}}).model_dump(mode="json")
+    drawn = reflow.main({"recipe": pairs, "inputs": {"run": "tiny"}}, lambda *_, **__: None)
+
+    machine(monkeypatch, server, tmp_path / "b", url)
+    found = tune.main(document, lambda *_, **__: None)
+    assert found["cached"]
+    assert found["best"] == made["best"]
+    there = Store().find("searches", found["search"]).verify().path
+    assert (there / "best.yaml").read_text() == (Path(made["path"]) / "best.yaml").read_text()
+    again = reflow.main({"recipe": pairs, "inputs": {"run": "tiny"}}, lambda *_, **__: None)
+    assert (again["cached"], again["pairs"]) == (True, drawn["pairs"])
 
 
 @pytest.mark.ray

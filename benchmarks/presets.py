@@ -1,0 +1,134 @@
+"""Are the presets the best that the money buys? `genflow tune` of each family, and a page of what was found.
+
+    make presets                       python -m benchmarks.presets --out docs/results/tuning.md
+    python -m benchmarks.presets --data digits --family gan --trials 6
+
+Every search is a function of its recipe, so what is found already is not searched again, and broken off it goes on.
+A preset changes where the confirmation on fresh seeds upholds the difference, and by hand: that is for a person to say.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from genflow import code, env
+from genflow.journal import Cursor, journal_path
+from genflow.store import Store
+
+Document = dict[str, Any]
+STEPS = {
+    "flow_matching": 600, "ddpm": 600, "vae": 1000, "gan": 1000, "normalizing_flow": 600, "consistency": 400,
+    "meanflow": 400,
+}  # fmt: skip
+TEACHER, TEACHER_STEPS = "teacher", 1200  # of consistency
+
+
+def genflow(*words: str) -> Document:
+    """What a command says with --json.
+
+    Raises:
+        SystemExit: it failed; its line is on the standard error.
+    """
+    command = [sys.executable, "-m", "genflow.cli", *words, "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(code.home())}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    found: Document = json.loads(done.stdout)
+    return found
+
+
+def words(family: str, asked: argparse.Namespace) -> list[str]:
+    """The command that searches for a family's settings."""
+    sets = [f"tune.steps={STEPS[family]}", "tune.rungs=2", f"cluster.workers={env.cores()}"]
+    given = ["tune", family, "--data", asked.data, "--trials", str(asked.trials)]
+    given += [word for value in sets for word in ("--set", value)]
+    return [*given, *(["--init", TEACHER] if family == "consistency" else [])]
+
+
+def page(found: dict[str, Document], asked: argparse.Namespace, store: Store) -> str:
+    """The searches as Markdown."""
+    first = next(iter(found.values()))
+    lines = [
+        "<!-- Written by `make presets`. -->", "# The presets, tuned", "",
+        f"`genflow tune` of each family's own space on {asked.data} ({first['dataset']}), made by `make presets` on "
+        f"{env.cores()} cores. Trials are measured by {first['metrics'][0]} of {first['samples']} samples against one "
+        "half of the held-out rows, and the better third goes on after a third of its steps. The best settings and the "
+        "preset's are then trained again, in pairs, with fresh seeds, against the other half: only that difference "
+        "counts, because the best of many noisy numbers owes some of its score to luck.", "",
+        "| | steps | trials | tuned, fresh seeds | preset, fresh seeds | difference (95 %) | |",
+        "|---|---:|---:|---|---|---|---|",
+        *(_line(family, document) for family, document in found.items()), "",
+    ]  # fmt: skip
+    for family, document in found.items():
+        lines += _section(family, document, asked, store)
+    return "\n".join(lines)
+
+
+def _line(family: str, document: Document) -> str:
+    counts = document["counts"]
+    trials = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    proof = document["confirmation"]
+    head = f"| [{family}](#{family}) | {document['tune']['steps']:,} | {trials} |"
+    if proof is None:
+        return f"{head} | — | — | — | the preset is the best that was tried |"
+    gap = proof["difference"]
+    ends = f" ({gap['low']:+.3g} to {gap['high']:+.3g})" if gap["low"] is not None else ""
+    mine, theirs = (", ".join(f"{value:.3g}" for value in proof[side]) for side in ("best", "preset"))
+    said = "confirmed" if proof["upheld"] else "not confirmed"
+    return f"{head} {mine} | {theirs} | {gap['value']:+.3g}{ends} | {said} |"
+
+
+def _section(family: str, document: Document, asked: argparse.Namespace, store: Store) -> list[str]:
+    metric, keys = document["metrics"][0], list(document["space"])
+    importance = document["importance"]
+    lines = [f"## {family}", "", f"`genflow {' '.join(words(family, asked))}`: {document['seconds']:,.0f} s", ""]
+    lines += ["| key | space | preset | best | explains |", "|---|---|---:|---:|---:|"]
+    for key in keys:
+        own = document["preset"]["params"].get(key) if document["preset"] else None
+        share = f"{100 * importance[key]:.0f} %" if key in importance else "—"
+        best = document["best"]["params"][key]
+        lines.append(f"| {key} | `{document['space'][key]}` | {_value(own)} | {_value(best)} | {share} |")
+    lines += ["", f"{document['confirmed'] or 'The preset itself came out best.'}", ""]
+    lines += [f"| trial | state | steps | {metric} | {' | '.join(keys)} |", f"|{'---:|' * (4 + len(keys))}"]
+    for row in document["ranked"]:
+        values = " | ".join(_value(row["params"].get(key)) for key in keys)
+        quality = f"{row['values'][metric]:.4g}" if metric in row["values"] else "—"
+        lines.append(f"| {row['trial']} | {row['status']} | {row.get('step', 0):,} | {quality} | {values} |")
+    run = Cursor.read(journal_path(store.root, document["search"])).run
+    return [*lines, "", f"MLflow: experiment {document['dataset_name']}, run `{run or '—'}`.", ""]
+
+
+def _value(value: Any) -> str:
+    return "—" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="fashion")
+    parser.add_argument("--family", action="append", choices=list(STEPS), help="repeatable; left out: each")
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--out", type=Path, help="write the page here; left out: print it")
+    asked = parser.parse_args()
+    families = asked.family or list(STEPS)
+    genflow("prepare", asked.data)
+    if "consistency" in families:
+        steps = f"train.steps={TEACHER_STEPS}"
+        genflow("train", "flow_matching", "--data", asked.data, "--name", TEACHER, "--set", steps)
+    found = {}
+    for family in families:
+        print(f"tuning {family}", file=sys.stderr, flush=True)
+        found[family] = genflow(*words(family, asked))
+    text = page(found, asked, Store())
+    if asked.out:
+        asked.out.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
