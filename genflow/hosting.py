@@ -43,7 +43,7 @@ def serve(
         print("It names runs by their folders, which every node must see, and code by `jobs.replicas:build`.")
         terminal.next_commands(f"serve deploy {out}")
         return
-    if running is None and not env.is_free(inputs["port"], host):
+    if running is None and not where.cluster and not env.is_free(inputs["port"], host):
         raise SetupError(f"port {port} of {host} is taken", "genflow serve RUN --port 0 takes a free one")
     if running:
         terminal.note(f"{endpoint} is being served: giving it {', '.join(model.name for model in models)}")

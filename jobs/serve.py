@@ -10,11 +10,11 @@ import urllib.error
 import urllib.request
 
 from genflow import endpoints, env
-from genflow.errors import DataError, GenflowError, SetupError
+from genflow.errors import ClusterError, DataError, GenflowError, SetupError
 from genflow.serving.entries import Entry, as_documents, signature
 from genflow.serving.shelf import try_out
 from genflow.store import Store
-from jobs.cluster import IN_A_JOB, ray_cluster
+from jobs.cluster import ray_cluster
 from jobs.common import Document, Emit, execute
 from jobs.proxy import BUSY
 
@@ -61,10 +61,21 @@ def main(document: Document, emit: Emit) -> Document:
 
 
 def begin(inputs: Document) -> None:
-    """Start Serve's controller and its proxy, on the address that was asked for and no other."""
+    """Start Serve's controller and its proxy, on the address that was asked for and no other.
+
+    Raises:
+        ClusterError: the cluster serves something else: it has one address, and a proxy that runs keeps its own.
+        SetupError: Serve does not start.
+    """
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
+    if others := sorted(set(serve.status().applications) - {inputs["name"]}):
+        raise ClusterError(
+            f"this cluster serves {', '.join(others)} already, and has one address for all",
+            f"genflow endpoints down {others[0]}; or several models in one: genflow serve RUN RUN --name {others[0]}",
+        )
+    serve.shutdown()  # what an endpoint that did not come to its end has left
     try:
         where = HTTPOptions(host=inputs["host"], port=inputs["port"], location=ProxyLocation.HeadOnly)
         serve.start(http_options=where)
@@ -125,11 +136,11 @@ def change(inputs: Document, models: list[Entry], emit: Emit) -> Document:
 
 
 def end(inputs: Document) -> None:
-    """Drain: what is under way is answered, then the application goes; on a Ray of its own, Serve goes, too."""
+    """Drain: what is under way is answered, then the application goes, and Serve and its port with the last one."""
     from ray import serve
 
     endpoints.remove(Store(), inputs["name"])
-    if IN_A_JOB in os.environ:
+    if set(serve.status().applications) - {inputs["name"]}:
         serve.delete(inputs["name"])
     else:
         serve.shutdown()
