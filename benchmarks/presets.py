@@ -75,7 +75,7 @@ def _line(family: str, document: Document) -> str:
     proof = document["confirmation"]
     head = f"| [{family}](#{family}) | {document['tune']['steps']:,} | {trials} |"
     if proof is None:
-        return f"{head} | — | — | — | the preset is the best that was tried |"
+        return f"{head} — | — | — | the preset is the best that was tried |"
     gap = proof["difference"]
     ends = f" ({gap['low']:+.3g} to {gap['high']:+.3g})" if gap["low"] is not None else ""
     mine, theirs = (", ".join(f"{value:.3g}" for value in proof[side]) for side in ("best", "preset"))

@@ -34,7 +34,7 @@ def searched(confirmed: tuple[list[float], list[float]] | None) -> dict[str, Any
     [
         (([2.0, 2.1, 1.9], [3.0, 3.1, 2.95]), "| 2, 2.1, 1.9 | 3, 3.1, 2.95 | -1.02 (-1.09 to -0.945) | confirmed |"),
         (([2.0, 3.1, 1.9], [3.0, 2.1, 2.95]), "| not confirmed |"),
-        (None, "| — | — | — | the preset is the best that was tried |"),
+        (None, "| 600 | 2 finished | — | — | — | the preset is the best that was tried |"),
     ],
 )
 def test_the_page_says_what_the_searches_found(confirmed: Any, says: str, store: Store) -> None:
