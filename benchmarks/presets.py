@@ -50,15 +50,21 @@ def words(family: str, asked: argparse.Namespace) -> list[str]:
     return [*given, *(["--init", TEACHER] if family == "consistency" else [])]
 
 
+def command(asked: argparse.Namespace) -> str:
+    """What makes the page."""
+    given = ["--data", asked.data, *(word for family in asked.family or () for word in ("--family", family))]
+    return " ".join(["python -m benchmarks.presets", *given, "--trials", str(asked.trials)])
+
+
 def page(found: dict[str, Document], asked: argparse.Namespace, store: Store) -> str:
     """The searches as Markdown."""
     first = next(iter(found.values()))
     lines = [
-        "<!-- Written by `make presets`. -->", "# The presets, tuned", "",
-        f"`genflow tune` of each family's own space on {asked.data} ({first['dataset']}), made by `make presets` on "
-        f"{env.cores()} cores. Trials are measured by {first['metrics'][0]} of {first['samples']} samples against one "
-        "half of the held-out rows, and the better third goes on after a third of its steps. The best settings and the "
-        "preset's are then trained again, in pairs, with fresh seeds, against the other half: only that difference "
+        f"<!-- Written by `{command(asked)}`. -->", "# The presets, tuned", "",
+        f"`genflow tune` of each family's own space on {asked.data} ({first['dataset']}), made by `{command(asked)}` "
+        f"on {env.cores()} cores. Trials are measured by {first['metrics'][0]} of {first['samples']} samples against "
+        "one half of the held-out rows, and the better third goes on after a third of its steps. The best settings and "
+        "the preset's are then trained again, in pairs, with fresh seeds, against the other half: only that difference "
         "counts, because the best of many noisy numbers owes some of its score to luck.", "",
         "| | steps | trials | tuned, fresh seeds | preset, fresh seeds | difference (95 %) | |",
         "|---|---:|---:|---|---|---|---|",

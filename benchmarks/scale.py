@@ -248,6 +248,8 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     return {
         "schema": "genflow.scaling/1",
         "machine": f"{platform.system()} {platform.machine()}, {env.cores()} cores, load {os.getloadavg()[0]:.1f}",
+        "command": f"python -m benchmarks.scale --data {asked.data} --steps {asked.steps} --rounds {asked.rounds} "
+        f"--largest {asked.largest}",
         "data": asked.data, "steps": asked.steps, "rounds": asked.rounds,
         "overhead": bench.rates(
             {
@@ -267,7 +269,7 @@ def page(document: Document) -> str:
     """The document as Markdown."""
     lines = [
         "# Scaling", "",
-        "Written by `python -m benchmarks.scale`; nothing here was typed by hand. "
+        f"Written by `{document['command']}`; nothing here was typed by hand. "
         f"{document['machine']}; {document['data']}, {document['steps']} steps a run, {document['rounds']} rounds.", "",
         "## Ray Train beside the bare loop", "",
         "One worker, images a second in the steady state: the median over the rounds (smallest, largest). On a "

@@ -131,7 +131,8 @@ def _train(
     def progress(step: int, steps: int) -> None:
         emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the reader")
 
-    steps = classifier.enough(data.artifact.meta["source"]["pictures"])  # however many stacks they make
+    pictures = data.artifact.meta["source"].get("pictures", len(labels))  # an older genflow did not write it down
+    steps = classifier.enough(pictures)  # however many stacks they make
     return classifier.train(display, labels, classifier.Task("labels", classes), shape, steps=steps, progress=progress)
 
 
