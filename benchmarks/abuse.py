@@ -210,6 +210,7 @@ async def fuzz(server: Server, count: int, seed: int, connections: int = 24) -> 
 async def closed_loop(server: Server, clients: int, seconds: float) -> list[tuple[float, int, float]]:
     """(when, status, seconds) of requests by clients that wait for their answers."""
     seen: list[tuple[float, int, float]] = []
+    said: Counter[str] = Counter()
     end = time.monotonic() + seconds
 
     async def client(number: int) -> None:
@@ -222,7 +223,12 @@ async def closed_loop(server: Server, clients: int, seconds: float) -> list[tupl
                 if connection is None:
                     connection = await asyncio.open_connection("127.0.0.1", server.port)
                 connection[1].write(post(f"/v1/models/{server.name}/samples", json.dumps({"seed": seed}).encode()))
-                status = (await asyncio.wait_for(answer(connection[0]), 90))[0]
+                status, headers, text = await asyncio.wait_for(answer(connection[0]), 90)
+                if status != 200:
+                    said[f"{status} {text[:200]!r}"] += 1
+                if headers.get("connection", "") == "close":
+                    connection[1].close()
+                    connection = None
             except (OSError, EOFError, TimeoutError):
                 status, connection = 0, None
             seen.append((start, status, time.monotonic() - start))
@@ -230,6 +236,8 @@ async def closed_loop(server: Server, clients: int, seconds: float) -> list[tupl
                 await asyncio.sleep(0.1)
 
     await asyncio.gather(*[client(i) for i in range(clients)])
+    for words, count in said.most_common(5):
+        print(f"{count} x {words}", file=sys.stderr)
     return seen
 
 

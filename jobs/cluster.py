@@ -15,6 +15,11 @@ from jobs.common import verbose
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
 
 
+def is_submitted() -> bool:
+    """Whether this process is the entry point of a job that was sent to a Ray cluster."""
+    return IN_A_JOB in os.environ
+
+
 @contextlib.contextmanager
 def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool = True) -> Iterator[None]:
     """Be connected to Ray while in the block.
@@ -34,7 +39,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
     if started is not None and started.is_initialized():
         yield
         return
-    submitted = IN_A_JOB in os.environ
+    submitted = is_submitted()
     before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
     if not submitted:
         env.loopback()  # before the import: Ray reads it once

@@ -1,12 +1,13 @@
 """The Ray Serve application: replicas that answer and draw.
 
-    proxy (Ray's)  ->  Sampler: genflow.serving.app and .service, one queue  ->  genflow.serving.worker, which draws
+    proxy  ->  Sampler: genflow.serving.app and .service, one queue  ->  genflow.serving.worker, which draws
 
-A sample is a function of its seed, so a request whose replica dies is simply sent again, by `jobs.proxy` in the proxy,
-before the first byte was sent. Models change in place (Serve's `user_config`): a replica loads the new ones beside the
-old ones, and nothing restarts.
+The proxy is HAProxy (`jobs.door`) on a Ray of our own, else Ray's (`jobs.proxy`). A sample is a function of its seed,
+so a request whose replica dies is simply sent again there, before the first byte of an answer was. Models change in
+place (Serve's `user_config`): a replica loads the new ones beside the old ones, and nothing restarts.
 """
 
+import ipaddress
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -46,6 +47,7 @@ class Sampler:
     """
 
     def __init__(self, options: Document, limits: Limits, threads: float) -> None:
+        _keep_to_the_loopback()
         self._options, self._limits, self._threads = options, limits, threads
         self._service: Service | None = None
         tags, paths = ("model",), ("path", "status")
@@ -138,6 +140,20 @@ class Sampler:
         except RuntimeError as error:  # it will not come to itself, so nobody has to ask twice
             logging.getLogger("ray.serve").error("this replica ends, and another begins: %s", error)
             _end()
+
+
+def _keep_to_the_loopback() -> None:
+    """Where the node is on the loopback, have the replica's gRPC port there, too; Ray 2.60 opens it to everybody.
+
+    It is opened after the replica's own beginning, and reached by the node's address.
+    """
+    import ray
+    from ray.serve._private import replica
+
+    address = ray.util.get_node_ip_address()
+    if ipaddress.ip_address(address).is_loopback:
+        add = replica.add_port_to_grpc_server
+        replica.add_port_to_grpc_server = lambda server, at: add(server, at.replace("[::]", address))
 
 
 def _end() -> None:

@@ -3,6 +3,7 @@
     python -m jobs.serve recipe.yaml
 """
 
+import contextlib
 import json
 import os
 import time
@@ -14,7 +15,8 @@ from genflow.errors import ClusterError, DataError, GenflowError, SetupError
 from genflow.serving.entries import Entry, as_documents, signature
 from genflow.serving.shelf import try_out
 from genflow.store import Store
-from jobs.cluster import ray_cluster
+from jobs import door
+from jobs.cluster import is_submitted, ray_cluster
 from jobs.common import Document, Emit, execute
 from jobs.proxy import BUSY
 
@@ -45,8 +47,12 @@ def main(document: Document, emit: Emit) -> Document:
     # before Ray starts: its daemons inherit it; and somebody waits for these, with Ray's own 15 a training goes first
     replicas = max(inputs.get("replicas", 1), inputs.get("most_replicas", 0))
     os.environ |= SERVE | {"RAY_worker_niceness": "0", "GENFLOW_SERVE_MOST": str(BUSY * replicas)}
-    with ray_cluster(num_cpus=max(env.cores(), replicas), logs=False):
-        begin(inputs)
+    with contextlib.ExitStack() as stack:
+        # a Ray of our own is this machine alone: HAProxy has the address, and what is behind it the loopback
+        if haproxy := "" if is_submitted() else door.available():
+            os.environ |= stack.enter_context(door.opened(haproxy, inputs["host"], BUSY * replicas))
+        stack.enter_context(ray_cluster(num_cpus=max(env.cores(), replicas), logs=False))
+        begin(inputs, "127.0.0.1" if haproxy else inputs["host"])
         try:
             deploy(inputs, models)
             store = Store()
@@ -60,8 +66,8 @@ def main(document: Document, emit: Emit) -> Document:
     return _result(inputs, models, "ended")
 
 
-def begin(inputs: Document) -> None:
-    """Start Serve's controller and its proxy, on the address that was asked for and no other.
+def begin(inputs: Document, host: str) -> None:
+    """Start Serve's controller and its proxy, on one address and no other.
 
     Raises:
         ClusterError: the cluster serves something else: it has one address, and a proxy that runs keeps its own.
@@ -77,7 +83,7 @@ def begin(inputs: Document) -> None:
         )
     serve.shutdown()  # what an endpoint that did not come to its end has left
     try:
-        where = HTTPOptions(host=inputs["host"], port=inputs["port"], location=ProxyLocation.HeadOnly)
+        where = HTTPOptions(host=host, port=inputs["port"], location=ProxyLocation.HeadOnly)
         serve.start(http_options=where)
     except (RuntimeError, OSError) as error:
         hint = "choose another --port; 0 takes a free one"

@@ -99,11 +99,11 @@ class Batcher:
             its last argument at every network evaluation, and ends when that raises.
         rows: samples of a batch at most.
         most_jobs: requests that may wait.
-        patience_s: how long the queue may be when another request is taken into it.
+        patience_s: how long the queue may be when another request is taken into it, or as long as a full batch takes.
     """
 
     def __init__(
-        self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, patience_s: float = 5.0
+        self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, patience_s: float = 1.0
     ) -> None:
         self._draw, self.rows, self.most_jobs = draw, rows, most_jobs
         self.patience_s = patience_s
@@ -153,10 +153,10 @@ class Batcher:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def _admit(self, job: Job) -> None:
-        backlog = self.backlog()
-        own = len(job.seeds) * self._pace.get(job.key, 0.0)
+        backlog, pace = self.backlog(), self._pace.get(job.key, 0.0)
+        own, patience = len(job.seeds) * pace, max(self.patience_s, self.rows * pace)
         soon = max(1, math.ceil(backlog))
-        if len(self._queue) >= self.most_jobs or (self._queue and backlog > self.patience_s):
+        if len(self._queue) >= self.most_jobs or (self._queue and backlog > patience):
             message = f"{len(self._queue)} requests wait already, for about {backlog:.0f} s"
             raise Refused(503, message, hint="try again", retry_after=soon)
         if backlog + own > job.deadline - time.monotonic():

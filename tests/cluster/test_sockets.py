@@ -132,7 +132,6 @@ def test_tables(run) -> None:
     assert done == {"127.0.0.1"}
 
 
-@pytest.mark.xfail(strict=True, reason="Serve 2.60: a replica's gRPC is on [::]:0, behind the token; no setting for it")
 def test_serve(run) -> None:
     """Serve's proxy and replicas, and whoever scrapes their metrics."""
     assert run("train", "flow_matching", "--data", "digits", *NET) <= {"127.0.0.1"}
