@@ -151,16 +151,18 @@ def train(
         raise UsageError(f"the recipe's family.kind is {recipe.family.get('kind')!r}, and the command says {family}")
     store = Store()
     need_dataset(recipe, store)
-    from genflow import runs
+    inputs: Document = {"fresh": fresh}
+    if dry_run or where.cluster:  # here the job says the same as soon, and torch is imported once
+        from genflow import runs
 
-    plan = runs.plan(store, recipe)
-    recipe = plan.recipe
+        plan = runs.plan(store, recipe)
+        recipe, inputs["run"] = plan.recipe, plan.id
     if dry_run:
         state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
         broken = plan.id in store.names("runs") and not store.get("runs", plan.id)
         show_plan(recipe, [("train", plan.id, "to go on with" if broken else state)], json)
         return
-    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"fresh": fresh, "run": plan.id}}
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": inputs}
     done = send("train", document, store, where, json=json)
     if json:
         terminal.document(done)

@@ -23,6 +23,7 @@ def quiet() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",  # an event line must never be folded away
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line appears twice
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that tells workers what they do not ask for
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for one controller poll
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "40",  # a worker that hangs is noticed within a minute, not ten

@@ -26,7 +26,7 @@ from genflow.store import Artifact, Store, clear_disk_errors, write_atomically
 # The rooms whose code decides what a run computes; a family's and a net's own file are added to them.
 ROOMS = (
     "genflow/batch.py", "genflow/facts.py", "genflow/build.py", "genflow/training.py", "genflow/maths",
-    "genflow/data/stream.py", "genflow/gradients.py", "genflow/sharding.py",
+    "genflow/data/stream.py", "genflow/gradients.py", "genflow/sharding.py", "genflow/optimizers.py",
     "genflow/families/base.py", "genflow/families/gaussian.py", "genflow/nets/layers.py",
 )  # fmt: skip
 DIVERGED = "diverged.json"  # of a run that ended because something went wrong in it

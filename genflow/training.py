@@ -22,12 +22,12 @@ from genflow.errors import GenflowError
 from genflow.families.base import LOOK_EVERY, Family
 from genflow.gradients import Gradients
 from genflow.maths.ema import Ema
-from genflow.maths.muon import Muon
 from genflow.maths.precision import multiplies_bfloat16
 from genflow.maths.seeds import BatchRng
+from genflow.optimizers import optimizers_of
 from genflow.recipe import Train
 from genflow.session import Session
-from genflow.sharding import ShardedGradients, is_cut, shard
+from genflow.sharding import ShardedGradients, shard
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def fit(
     if sharded:
         for player in family.players:
             shard(getattr(family, player), device, session.world)
-    optimizers = {player: _optimizers(getattr(family, player), train) for player in family.players}
+    optimizers = {player: optimizers_of(getattr(family, player), train) for player in family.players}
     kind = ShardedGradients if sharded else Gradients
     gradients = {player: kind(getattr(family, player), session.world) for player in family.players}
     named = {f"{player}.{name}": o for player, own in optimizers.items() for name, o in own.items()}
@@ -290,28 +290,6 @@ def _schedule(train: Train, step: int, position: float) -> float:
     rise = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
     fall = min(1.0, (1 - position) / train.decay) if train.decay else 1.0
     return max(0.0, rise * fall)
-
-
-def _optimizers(module: nn.Module, train: Train) -> dict[str, torch.optim.Optimizer]:
-    """Muon for matrices and convolutions with AdamW at a tenth of its rate for the rest, or AdamW for all."""
-    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    params = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in params if p.dim() >= 2 and id(p) not in embeddings and 1 < p.shape[0] < p.numel()]
-    if train.optimizer == "adamw":
-        matrices = []
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in params if id(p) not in chosen]
-    made: dict[str, torch.optim.Optimizer] = {}
-    if matrices:
-        made["muon"] = Muon(matrices, lr=train.lr, weight_decay=train.weight_decay)
-    if rest:
-        lr = train.lr if train.optimizer == "adamw" else 0.1 * train.lr
-        betas, fused = (train.beta1, train.beta2), not any(is_cut(p) for p in rest)
-        made["adamw"] = torch.optim.AdamW(rest, lr, betas=betas, weight_decay=train.weight_decay, fused=fused)
-    for optimizer in made.values():
-        for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
-    return made
 
 
 def _require_grad(modules: Iterable[nn.Module], value: bool) -> None:

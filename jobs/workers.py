@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 from genflow import events
 from genflow.errors import GenflowError, ResourceError, is_out_of_memory
@@ -65,7 +66,7 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
     # mypy reads the signatures of Ray Train's first version
     failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
     bell = Bell.remote()  # type: ignore[attr-defined]
-    trainer = TorchTrainer(
+    trainer = Trainer(
         work,
         train_loop_config={**settings, "bell": bell},
         torch_config=NamedInterface(),
@@ -90,6 +91,15 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
     finally:
         time.sleep(LAST_WORDS_S)
         machines.clear(store, name)
+
+
+class Trainer(TorchTrainer):
+    """Ray's, without the process that hands out Ray Data's datasets: genflow's are files, which every worker maps."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # mypy reads the first version of Ray Train
+        made = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in made if not isinstance(each, DatasetsCallback)]
 
 
 class GiveUp(UserCallback):

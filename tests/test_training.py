@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from genflow import build, families, training
 from genflow.batch import Batch
 from genflow.checkpoint import Checkpoints
 from genflow.families.base import Family
+from genflow.optimizers import AdamW, optimizers_of
 from genflow.recipe import Train
 from genflow.session import Session
 
@@ -159,7 +162,7 @@ def test_the_learning_rate_rises_and_falls(optimizer: str) -> None:
 def test_every_weight_is_moved_by_exactly_one_optimizer() -> None:
     """Matrices by Muon, the rest (vectors, embeddings, single rows) by AdamW at a tenth of its rate."""
     model, settings = start("flow_matching", FACTS["grey"], lr=0.1)
-    made = training._optimizers(model, settings)
+    made = optimizers_of(model, settings)
     moved = [(name, p) for name, o in made.items() for group in o.param_groups for p in group["params"]]
     owners = {id(p): name for name, p in moved}
     assert len(moved) == len(owners) == sum(1 for _ in model.parameters())
@@ -167,7 +170,24 @@ def test_every_weight_is_moved_by_exactly_one_optimizer() -> None:
         matrix = p.dim() >= 2 and min(p.shape[0], p[0].numel()) > 1 and not name.endswith("condition.label.weight")
         assert owners[id(p)] == ("muon" if matrix else "adamw"), name
     assert made["adamw"].param_groups[0]["base_lr"] == pytest.approx(0.01)
-    assert list(training._optimizers(model, settings.model_copy(update={"optimizer": "adamw"}))) == ["adamw"]
+    assert list(optimizers_of(model, settings.model_copy(update={"optimizer": "adamw"}))) == ["adamw"]
+
+
+def test_an_optimizer_is_made_without_the_compiler() -> None:
+    """In a process of its own: torch would import it, which takes longer than a short training."""
+    program = """
+import sys, torch
+from genflow.optimizers import optimizers_of
+from genflow.recipe import Train
+net = torch.nn.Linear(3, 2)
+for optimizer in optimizers_of(net, Train(steps=1)).values():
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.zero_grad()
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_gradients_are_scaled_down_to_the_clip() -> None:
@@ -418,3 +438,16 @@ def test_where_a_steps_time_goes() -> None:
     assert set(seen[1]) >= {"report", "checkpoint"}
     assert all(seconds >= 0 for parts in seen for seconds in parts.values())
     assert 0 < 2 * sum(sum(parts.values()) for parts in seen) <= time.perf_counter() - began
+
+
+def test_our_adamw_is_torchs() -> None:
+    """To the bit, with weights that decay and without, fused or not."""
+    for options in ({"weight_decay": 0.1, "fused": True}, {"weight_decay": 0.0}):
+        weights = [torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4)) for _ in range(2)]
+        made = [kind([p], lr=0.01, **options) for kind, p in zip((AdamW, torch.optim.AdamW), weights, strict=True)]
+        for step in range(5):
+            for p, optimizer in zip(weights, made, strict=True):
+                p.grad = torch.full_like(p, 0.1 * step) + p.detach()
+                optimizer.step()
+        assert torch.equal(*weights)
+        assert not weights[0].grad_fn

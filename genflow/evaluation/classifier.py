@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from genflow.maths.muon import Muon
 from genflow.maths.precision import multiplies_bfloat16
 from genflow.maths.seeds import key
+from genflow.optimizers import AdamW, need_no_compiler
 
 WIDTH, FEATURES = 32, 64
 GRID = 16  # the largest side that convolutions run on
@@ -138,6 +139,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "judge weights"))
         net = Classifier(shape, task.classes).train()
+    need_no_compiler()
     optimizers = _optimizers(net)
     fast = multiplies_bfloat16(torch.device("cpu"))
     order = torch.empty(0, dtype=torch.long)
@@ -163,7 +165,7 @@ def train(
 def _optimizers(net: Classifier) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in net.named_parameters() if p.dim() > 1 and not name.startswith("head")]
     rest = [p for name, p in net.named_parameters() if p.dim() == 1 or name.startswith("head")]
-    made: list[Any] = [Muon(matrices, lr=RATE, momentum=0.9), torch.optim.AdamW(rest, 0.1 * RATE, weight_decay=0.0)]
+    made: list[Any] = [Muon(matrices, lr=RATE, momentum=0.9), AdamW(rest, lr=0.1 * RATE, weight_decay=0.0)]
     for optimizer in made:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
