@@ -29,6 +29,7 @@ from genflow.tuning.trial import REPORTS, Report, Task, read_reports, trial_fold
 
 Document = dict[str, Any]
 RECORD = "record.jsonl"
+WARM = 4  # times of the learning rate's rise, before which a trial is not compared to others
 WORST = 1e12  # what a searcher is told of a trial that has no value: worse than any
 
 
@@ -65,7 +66,11 @@ class Search:
         tune = self.recipe.tune
         if tune.scheduler == "pbt":
             return tuple((k + 1) / tune.rungs for k in range(tune.rungs))
-        return tuple(1 / tune.reduction**k for k in reversed(range(tune.rungs if tune.scheduler == "asha" else 1)))
+        shares = [1 / tune.reduction**k for k in reversed(range(tune.rungs if tune.scheduler == "asha" else 1))]
+        train = self.run.recipe.train
+        # while the rate rises, whoever has the largest is ahead
+        least = 0.0 if self.objective or not train.steps else WARM * train.warmup / train.steps
+        return tuple(share for share in shares if share >= min(least, 1.0))
 
     @property
     def trials(self) -> int:

@@ -1,0 +1,32 @@
+"""What a search is, before it begins."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from genflow.data.shards import Dataset
+from genflow.recipe import compose
+from genflow.store import Store
+from genflow.tuning.search import plan
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "tune", "rungs"),
+    [
+        (9000, 50, {}, [1000, 3000, 9000]),
+        (900, 50, {}, [300, 900]),
+        (900, 0, {}, [100, 300, 900]),
+        (180, 50, {}, [180]),
+        (180, 50, {"scheduler": "pbt", "rungs": 2}, [90, 180]),
+        (9000, 50, {"scheduler": "none"}, [9000]),
+    ],
+)
+def test_nobody_is_compared_while_the_rate_rises(
+    store: Store, prepared: Callable[..., Dataset], steps: int, warmup: int, tune: dict[str, Any], rungs: list[int]
+) -> None:
+    """Rungs of successive halving lie behind four warm-ups; a population's are where they were asked for."""
+    prepared("grid25", samples=600, val=0.3)
+    small = {"data": {"name": "grid25"}, "net": {"kind": "mlp", "width": 16, "depth": 1}, "sample": {"steps": 2}}
+    search = plan(store, compose("flow_matching", small, {"train": {"steps": steps, "warmup": warmup}, "tune": tune}))
+    assert [round(share * steps) for share in search.shares] == rungs
