@@ -22,8 +22,9 @@ class Halving(ASHAScheduler):
 
     def __init__(self, search: Search, record: Record) -> None:
         tuned, metric = search.recipe.tune, search.metrics[0]
+        longest = tuned.reduction ** (len(search.shares) - 1)
         super().__init__(
-            time_attr="rung", metric=metric, mode=metrics.mode(metric), max_t=tuned.reduction ** (len(search.shares) - 1),
+            time_attr="rung", metric=metric, mode=metrics.mode(metric), max_t=longest,
             grace_period=1, reduction_factor=tuned.reduction, stop_last_trials=True,
         )  # fmt: skip
         for number in [entry["trial"] for entry in record.entries() if "status" in entry]:

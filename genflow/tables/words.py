@@ -80,14 +80,16 @@ def _coverage(document: Document) -> str:
     ]
     parts = [f"Modes of the grid of Gaussians are lost by {_list(missing)}."] if missing else []
     ceilings = [found["value"] for _, found in _named(document, "stacked_ceiling")]
-    stacks = [
-        f"{title} {count(found['value'])}"
-        for title, found in _named(document, "stacked_captured")
-        if found["high"] < ceilings[0]
-    ]
+    stacks: dict[tuple[str, float], str] = {}  # rows that share a training share its trial
+    for method in document["methods"].values():
+        found = method["quantities"].get("stacked_captured")
+        if found and found["high"] < ceilings[0]:
+            stacks.setdefault((method["run"], found["value"]), f"{method['title']} {count(found['value'])}")
     if stacks:
         real = count(ceilings[0])
-        parts.append(f"Of the modes of stacked digits as many real ones show {real}, and {_list(stacks)}.")
+        parts.append(
+            f"Of the modes of stacked digits as many real ones show {real}, and {_list(list(stacks.values()))}."
+        )
     return " ".join(parts)
 
 

@@ -26,11 +26,11 @@ def test_without_a_floor_nothing_is_said_of_it() -> None:
 
 
 def test_modes_that_real_stacks_show_and_samples_do_not() -> None:
-    """Only of a method whose interval ends below what as many real stacks show."""
-    def method(title: str, captured: float) -> dict:
+    """Only of a method whose interval ends below what as many real stacks show, and once of a training."""
+    def method(title: str, captured: float, run: str = "") -> dict:
         stacked = {"stacked_captured": metric(captured, 20), "stacked_ceiling": metric(905, 0)}
-        return {"title": title, "run": title, "quantities": stacked}
+        return {"title": title, "run": run or title, "quantities": stacked}
 
-    methods = {"gan": method("GAN", 700), "flow": method("Flow", 890)}
+    methods = {"gan": method("GAN", 700), "again": method("GAN, again", 700, "GAN"), "flow": method("Flow", 890)}
     told = " ".join(verdict({"methods": methods, "claims": [], "tolerance": 0.1}))
     assert told == "Of the modes of stacked digits as many real ones show 905, and GAN 700."
