@@ -213,29 +213,62 @@ class Bench:
         return rows
 
     def starting(self) -> Document:
-        """Seconds of commands, and what a run takes beside its training."""
-        steps = ["train.steps=20", "train.log_every=20"]
-        found = {
-            "genflow --help": self.command("--help"),
-            "genflow runs ls": self.command("runs", "ls"),
-            "genflow data show": self.command("data", "show", self.asked.data),
+        """Seconds of commands; of a training of 20 steps, and of serving, where they go."""
+        found: Document = {
+            "genflow --help": {"in all": self.command("--help")},
+            "genflow runs ls": {"in all": self.command("runs", "ls")},
+            "genflow data show": {"in all": self.command("data", "show", self.asked.data)},
         }
-        for name, more in (("one worker", []), ("two workers", ["--set", "cluster.workers=2"])):
-            sets = [word for set_ in steps for word in ("--set", set_)]
-            took, trained = [], []
-            for number in range(self.asked.rounds):
-                run = f"start-{name[:3]}-{number}"
-                command = ["train", "flow_matching", "--data", self.asked.data, "--name", run, *sets, *more]
-                start = time.perf_counter()
-                done = subprocess.run(
-                    [sys.executable, "-m", "genflow.cli", *command, "--json"],
-                    env=self._environment, cwd=self.folder, capture_output=True, check=True,
-                )  # fmt: skip
-                took.append(time.perf_counter() - start)
-                trained.append(json.loads(done.stdout)["seconds"])
-            beside = statistics.median(t - s for t, s in zip(took, trained, strict=True))
-            found[f"genflow train, 20 steps, {name}: beside training"] = beside
+        for workers in (1, 2):
+            rounds = [self._start_of_training(workers, number) for number in range(self.asked.rounds)]
+            name = f"genflow train, 20 steps, {workers} worker{'s' if workers > 1 else ''}"
+            found[name] = {part: statistics.median(each[part] for each in rounds) for part in rounds[0]}
+        found["genflow sample -n 16"] = {"in all": self.command("sample", "start-1-0", "-n", "16")}
+        served = [self._start_of_serving() for _ in range(self.asked.rounds)]
+        found["genflow serve"] = {"until it answers": statistics.median(served)}
         return found
+
+    def _start_of_training(self, workers: int, number: int) -> dict[str, float]:
+        """Seconds by part, from what the run's journal says when."""
+        from genflow.journal import entries
+
+        run = f"start-{workers}-{number}"
+        sets = ["train.steps=20", "train.log_every=20", f"cluster.workers={workers}"]
+        command = ["train", "flow_matching", "--data", self.asked.data, "--name", run]
+        command += [word for set_ in sets for word in ("--set", set_)]
+        begun = time.time()
+        subprocess.run(
+            [sys.executable, "-m", "genflow.cli", *command],
+            env=self._environment, cwd=self.folder, capture_output=True, check=True,
+        )  # fmt: skip
+        ended = time.time()
+        said = [line for _, line in entries(next((self.folder / "journals").glob(f"{run}-*.jsonl")))]
+        at = {key: line["t"] / 1000 for line in said[::-1] for key in ("journal", "metrics", "model") if key in line}
+        trained = next(line["metrics"]["train/seconds"] for line in said if "train/seconds" in line.get("metrics", {}))
+        return {
+            "until the run has its name": at["journal"] - begun,
+            "until the first step": at["metrics"] - trained - at["journal"],
+            "20 steps": trained,
+            "picture and checkpoint": at["model"] - at["metrics"],
+            "until the command returns": ended - at["model"],
+        }
+
+    def _start_of_serving(self) -> float:
+        from benchmarks.serve import _until_it_answers
+        from genflow import env
+
+        port, begun = env.free_port(), time.perf_counter()
+        command = [sys.executable, "-m", "genflow.cli", "serve", "start-1-0", "--port", str(port)]
+        server = subprocess.Popen(
+            command, env=self._environment, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            _until_it_answers(port, server)
+            return time.perf_counter() - begun
+        finally:
+            server.terminate()
+            server.wait(timeout=120)
 
 
 def measured(asked: argparse.Namespace, folder: Path) -> Document:
@@ -291,8 +324,12 @@ def page(document: Document) -> str:
             for row in document["reading"]
         ), "",
         "## Starting", "",
-        "| command | seconds |", "|---|---:|",
-        *(f"| {name} | {seconds:.2f} |" for name, seconds in document["starting"].items()), "",
+        "| command | | seconds |", "|---|---|---:|",
+        *(
+            f"| {name} | {part} | {seconds:.2f} |"
+            for name, parts in document["starting"].items()
+            for part, seconds in parts.items()
+        ), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
