@@ -26,7 +26,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "genflow.training", "genflow.engine", "genflow.checkpoint", "genflow.build", "genflow.runs", "genflow.pipeline",
         "genflow.plans", "genflow.study", "genflow.tables", "genflow.teaching", "genflow.evaluation", "genflow.tuning",
         "genflow.tracking", "genflow.mlflow_door", "genflow.registry", "genflow.pyfunc_model",
-        "genflow.serving", "genflow.endpoints", "genflow.gradients",
+        "genflow.serving", "genflow.endpoints", "genflow.gradients", "genflow.optimizers",
     ),
     4: ("jobs",),
     5: (
