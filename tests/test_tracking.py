@@ -450,7 +450,7 @@ def test_a_checkpoint_becomes_a_model_that_draws_the_same_pictures(store, monkey
     assert str(Path(tracking.__file__).parent) not in model_file.read_text()
     names = {path.name for path in model_file.parent.rglob("*")}
     assert {"weights.safetensors", "recipe.yaml", "engine.py", "requirements.txt"} <= names
-    assert not [name for name in names if name.endswith((".pkl", ".pyc")) or name.startswith("optimizer")]
+    assert not [name for name in names if name.endswith((".pkl", ".pyc")) or name.startswith("optimizer.")]
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     monkeypatch.setattr(sys, "path", list(sys.path))
