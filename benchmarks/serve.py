@@ -137,6 +137,9 @@ async def load(port: int, name: str, clients: int, seconds: float, steps: int | 
             length = re.search(rb"content-length: (\d+)", answer, re.IGNORECASE)
             assert length
             await reader.readexactly(int(length[1]))
+            if re.search(rb"connection: close", answer, re.IGNORECASE):
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
             if answer.split(b" ", 2)[1] == b"200":
                 ends.append(time.perf_counter())
                 took.append(ends[-1] - start)

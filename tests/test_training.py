@@ -195,7 +195,7 @@ def test_gradients_are_scaled_down_to_the_clip() -> None:
     model, settings = start(clip=1e-3, optimizer="adamw")
     logged: list[float] = []
     norms: list[float] = []
-    step = torch.optim.AdamW.step
+    step = AdamW.step
 
     def watched(self: Any, *args: Any) -> Any:
         grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
@@ -203,7 +203,7 @@ def test_gradients_are_scaled_down_to_the_clip() -> None:
         return step(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", watched)
+        patch.setattr(AdamW, "step", watched)
         training.fit(model, batches(), Session(log=lambda n: logged.append(n["gradient_norm"])), settings)
     assert min(logged) > 1e-3
     assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
