@@ -19,7 +19,7 @@ BUFFER = 256 << 10  # bytes of a request that are kept until it is answered; a l
 CONNECTIONS = 1024
 REQUEST_S = 10  # in which a client must have sent a request
 TRIES = 6
-FULL_MS = 250  # for which a queue that was full is taken to be full still
+FULL_MS = 100  # for which a queue that was full is taken to be full still
 BACKEND = "    http-reuse always\n"
 ANSWERS = {400: "Bad Request", 408: "Request Timeout", 500: "Internal Server Error", 502: "Bad Gateway",
            503: "Service Unavailable", 504: "Gateway Timeout"}  # fmt: skip

@@ -16,7 +16,7 @@ from genflow.serving.replies import Refused
 BUSY = 160  # requests in a replica: two batches of single samples, and a few that draw nothing
 MOST = int(os.environ.get("GENFLOW_SERVE_MOST", "400"))  # requests under way; what is more is refused at the door
 TRIES = 6
-FULL_S = 0.25  # for which a queue that was full, of seconds, is taken to be full still
+FULL_S = 0.1  # for which a queue that was full, of seconds, is taken to be full still
 HEADERS_S = 5.0  # in which a client must have sent a request's headers
 
 
