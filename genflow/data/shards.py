@@ -185,7 +185,8 @@ class Split:
         shape, dtype = ((1, 1, 2), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
 
         def view(number: int) -> np.ndarray:
-            values = self.tables[number].column(0).combine_chunks()
+            column = self.tables[number].column(0)  # `combine_chunks` of a single one would copy it into memory
+            values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
             flat = values.flatten().to_numpy(zero_copy_only=False)
             return flat.astype(dtype, copy=False).reshape(-1, *shape)
