@@ -55,7 +55,8 @@ class Carrier(tune.Trainable):
             self.trial = self.trial or Trial(bench(self.task), self.number, self.params)
             report = self.trial.report(self.rung)
         except (ResourceError, SetupError) as error:  # it would end every trial
-            return {HALT: (error.code, error.message, error.hint), "done": True}
+            nothing = result_of(self.names, {"status": "failed"}, self.rung, self.reduction)  # Tune wants its numbers
+            return {**nothing, HALT: (error.code, error.message, error.hint), "done": True}
         result = result_of(self.names, report, self.rung, self.reduction)
         self.rung += 1
         over = bool(report.get("status")) or self.rung >= self.rungs
