@@ -278,13 +278,12 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     from genflow import env
 
     bench = Bench(asked, folder)
+    bench.command("prepare", asked.data)
     if asked.only:  # the others are those that lie there
         found: Document = json.loads(asked.out.with_suffix(".json").read_text())
         again = f"python -m benchmarks.scale --largest {asked.largest} --rounds {asked.rounds} --only {asked.only}"
-        bench.command("prepare", asked.data)
         told = {**found.get("again", {}), asked.only: again}
         return {**found, asked.only: getattr(bench, asked.only)(), "again": told}
-    bench.command("prepare", asked.data)
     workers = bench.rates({str(n): lambda sets, n=n: bench.trained(sets, n) for n in (1, 2, 4)})  # type: ignore[misc]
     return {
         "schema": "genflow.scaling/1",
@@ -364,6 +363,8 @@ def main() -> None:
     parser.add_argument("--part", choices=("bare", "trained", "make", "read"), help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.only and not asked.out:
+        parser.error("--only keeps the rest of --out: name it")
     if asked.part:
         given = [json.loads(word) if word.startswith("[") or word.isdigit() else word for word in asked.arguments]
         print(json.dumps(globals()[asked.part](*given)))

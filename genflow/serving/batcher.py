@@ -113,7 +113,7 @@ class Batcher:
         self._cut: set[Job] = set()  # jobs of which a part is being drawn, and a part is left
         self._given: set[asyncio.Task[None] | None] = set()  # batches that the thread draws, or will draw next
         self._pace: dict[Hashable, float] = {}  # seconds a sample
-        self._of: dict[Hashable, int] = {}  # samples of the fullest batch
+        self._fullest: dict[Hashable, int] = {}  # samples of the fullest batch
         self.beat = time.monotonic()  # when the thread last gave a sign of life
 
     @property
@@ -245,13 +245,13 @@ class Batcher:
         took, total = time.monotonic() - start, len(drawn.images)
         key = pieces[0][0].key
         pace = drawn.seconds / (math.ceil(total / FILLED) * FILLED)  # without the time that loading the model took
-        known, of = self._pace.get(key, pace), self._of.get(key, 0)
-        # fuller batches take less a sample: what a queue takes is known from those, and from others at the most
-        self._pace[key] = 0.7 * known + 0.3 * pace if of and total >= of else min(known, pace)
-        self._of[key] = max(of, total)
+        known, fullest = self._pace.get(key, pace), self._fullest.get(key, 0)
+        # fuller batches take less a sample: what a queue takes is known from the fullest, and from others at the most
+        self._pace[key] = 0.7 * known + 0.3 * pace if total == fullest else min(known, pace)
+        self._fullest[key] = max(fullest, total)
         while len(self._pace) > 1000:
-            self._of.pop(next(iter(self._pace)), None)
-            self._pace.pop(next(iter(self._pace)))
+            oldest = next(iter(self._pace))
+            del self._pace[oldest], self._fullest[oldest]
         row = 0
         for job, a, b in pieces:
             images, labels = drawn.images[row : row + b - a], drawn.labels[row : row + b - a]

@@ -183,3 +183,18 @@ def test_an_error_reaches_those_who_wait_and_no_others() -> None:
         batcher.close()
 
     asyncio.run(main())
+
+
+def test_a_half_empty_batch_does_not_lengthen_the_queue() -> None:
+    """A sample takes least in a full batch, and a queue is drawn in full ones."""
+    async def reckoned() -> list[float]:
+        batcher, found = Batcher(lambda *_: pytest.fail("nothing is drawn"), rows=64), []
+        for rows, seconds in ((16, 0.8), (64, 1.6), (16, 0.8), (64, 3.2)):
+            job = Job(("m",), range(rows), [0] * rows, None, time.monotonic() + 60)
+            drawn = Drawn(np.zeros((rows, 1)), np.zeros(rows, int), 1, seconds)
+            batcher._deliver([(job, 0, rows)], drawn, time.monotonic())
+            found.append(round(batcher._pace[("m",)], 4))
+        batcher.close()
+        return found
+
+    assert asyncio.run(reckoned()) == [0.05, 0.025, 0.025, 0.0325]

@@ -33,7 +33,7 @@ def test_only_a_whole_request_is_refused_on_the_wire(data: bytes, whole: bool) -
 
 def test_the_refusal_is_an_answer_like_any_other() -> None:
     """With a status, a time to come back, an id, and a body of the length that it says."""
-    head, _, body = wire(Door(0).refusal()).partition(b"\r\n\r\n")
+    head, _, body = wire(Door(0).refusal(), "1f0c2a7be4d05f63").partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
     assert lines[0] == "HTTP/1.1 503 Service Unavailable"
