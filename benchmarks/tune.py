@@ -1,11 +1,12 @@
 """What a search costs beside the trainings that it is made of: the overhead of a trial, and where it goes.
 
-    python -m benchmarks.tune --data fashion --trials 8 --steps 300
+    python -m benchmarks.tune --data digits --trials 12 --steps 40 --out docs/results/trial-cost.md
 
 The same trainings, measured on the same held-out rows, three times: bare (the loop and the measurement in this process,
 nothing kept), as trials in this process (recipe, checkpoint, report), and as `genflow tune` (random, one at a time, all
 to their end, MLflow as always) with a Ray of its own. The dataset of GENFLOW_STORE is used in a store that is thrown
-away; its features for the judge are made before anything is timed. One JSON document on the standard output:
+away; its features for the judge and MLflow's database are made before anything is timed. A page, and with --json a
+document:
 
     seconds   of each way in all, bare twice, before and after, because a machine may have other things to do
     parts     of the search's: until Ray is up, the first worker, N trials, the conclusion
@@ -26,6 +27,10 @@ from pathlib import Path
 from typing import Any
 
 Document = dict[str, Any]
+PARTS = {
+    "ray_start": "until Ray is up", "first_worker": "until its first worker is at work", "trials": "the trials",
+    "conclusion": "Ray's end, the picture, the rest of MLflow",
+}  # fmt: skip
 
 
 def bare(store: Any, search: Any, settings: list[Document]) -> float:
@@ -102,7 +107,7 @@ def thrown_away(data: str, folder: Path) -> Any:
 
 def measured(asked: argparse.Namespace, folder: Path) -> Document:
     """The document."""
-    from genflow import env
+    from genflow import env, tracking
     from genflow.data.shards import Dataset
     from genflow.evaluation.features import judge
     from genflow.recipe import assignments, compose
@@ -115,6 +120,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     recipe = compose(asked.family, {"data": {"name": asked.data}, "tune": tuned}, assignments(asked.set))
     search = plan(store, recipe)
     judge(store, Dataset.open(search.run.dataset), recipe.evaluate.features, lambda *_, **__: None)
+    tracking.prepare(store)  # MLflow's database, once a store
     found, times = searched({"recipe": recipe.model_dump(mode="json"), "inputs": {}})
     settings = [row["params"] for row in found["trials"]]
     before = bare(store, search, settings)
@@ -137,8 +143,28 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
             "overhead_of_ray": times["trial"] - within / count,
         },
         "ratio": {"search_over_bare": times["whole"] / usual, "trial_over_bare": times["trial"] * count / usual},
-        "machine": {"cores": env.cores(), "load": os.getloadavg()[0], "file": str(Path(__file__).name)},
+        "machine": {"cores": env.cores(), "load": os.getloadavg()[0]},
     }  # fmt: skip
+
+
+def page(found: Document, asked: argparse.Namespace) -> str:
+    """The document as Markdown."""
+    trial, parts, machine, ratio = found["trial"], found["parts"], found["machine"], found["ratio"]["search_over_bare"]
+    given = f"--data {asked.data} --family {asked.family} --trials {asked.trials} --steps {asked.steps}"
+    given += f" --samples {asked.samples}" + "".join(f" --set {pair}" for pair in asked.set)
+    kept, whole = trial["overhead_of_what_it_leaves"], found["seconds"]["search"]
+    return "\n".join([
+        f"<!-- Written by `python -m benchmarks.tune {given}`. -->", "# What a trial costs", "",
+        f"{found['trials']} trials of {found['family']} on {asked.data}, {found['steps']} steps and {found['samples']} "
+        f"samples each, one at a time on {machine['cores']} cores (load {machine['load']:.1f}).", "",
+        "| a trial | seconds | over the bare one |", "|---|---:|---:|",
+        f"| bare: trained and measured, nothing kept | {trial['bare']:.3f} | |",
+        f"| with its recipe, checkpoint and report | {trial['in_process']:.3f} | {kept:+.3f} |",
+        f"| in `genflow tune`, MLflow beside it | {trial['search']:.3f} | {trial['overhead']:+.3f} |", "",
+        "| the search | seconds | |", "|---|---:|---:|",
+        *(f"| {title} | {parts[key]:.1f} | {100 * found['shares'][key]:.0f} % |" for key, title in PARTS.items()),
+        f"| in all | {whole:.1f} | {ratio:.2f} times the bare trials |", "",
+    ])  # fmt: skip
 
 
 def main() -> None:
@@ -149,10 +175,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe")
+    parser.add_argument("--json", action="store_true", help="the document instead of the page")
+    parser.add_argument("--out", type=Path, help="write the page here; left out: print it")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="genflow-tune-") as folder, contextlib.redirect_stdout(sys.stderr):
         document = measured(asked, Path(folder))
-    print(json.dumps(document, indent=1))
+    if asked.out:
+        asked.out.write_text(page(document, asked), encoding="utf-8")
+    else:
+        print(json.dumps(document, indent=1) if asked.json else page(document, asked))
 
 
 if __name__ == "__main__":

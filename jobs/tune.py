@@ -22,7 +22,7 @@ from genflow.evaluation.features import judge
 from genflow.evaluation.pictures import grid
 from genflow.recipe import parse
 from genflow.store import Artifact, Store, write_atomically
-from genflow.tuning import conclusion, findings, population, space
+from genflow.tuning import conclusion, findings, population
 from genflow.tuning.chronicle import Chronicle
 from genflow.tuning.conclusion import OVER
 from genflow.tuning.search import Record, Search, begin, plan
@@ -79,9 +79,8 @@ def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emi
     with ray_cluster(num_cpus=max(env.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
         from jobs import populations, proposers, schedulers, trials
 
-        own = space.own(search.run.recipe, search.space)
-        inside = all(domain.holds(own[key]) for key, domain in search.space.items())
-        preset = own if inside else None
+        inside = all(domain.holds(search.own[key]) for key, domain in search.space.items())
+        preset = search.own if inside else None
         show = Show(search, record, chronicle, emit, spent)
 
         def remaining() -> float | None:

@@ -63,6 +63,7 @@ class NormalizingFlow(Family):
         super().__init__(facts)
         self.net = nets["net"]
         self.forget, self.draws = forget, draws
+        self.temperature = 1.0 if facts.is_points else COOL
 
     @classmethod
     def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
@@ -98,10 +99,8 @@ class NormalizingFlow(Family):
         temperature: Annotated[float, Field(gt=0, le=2)] | None = None,
         guidance: Annotated[float, Field(ge=0, le=20)] = 1.0,
     ) -> Samples:
-        """From the density at temperature 1; None: COOL for pictures, 1 for points."""
-        if temperature is None:
-            temperature = 1.0 if self.facts.is_points else COOL
-        z = temperature * noise
+        """From the density at a temperature; None: COOL for pictures, 1 for points."""
+        z = (self.temperature if temperature is None else temperature) * noise
         if guidance == 1:
             return Samples(self._close(self.net(z, None, label, inverse=True)[0]), 1)
         nobody = torch.full_like(label, self.facts.classes)

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from genflow.evaluation import recommend
 from genflow.evaluation.interval import over_trainings, proportion
@@ -146,7 +146,7 @@ def spread(values: list[float]) -> Quantity:
     if n < 2 or not np.mean(values):
         return {}
     share = float(np.std(values, ddof=1) / np.mean(values))
-    low, high = (share * math.sqrt((n - 1) / stats.chi2.ppf(at, n - 1)) for at in (0.975, 0.025))
+    low, high = (share * math.sqrt((n - 1) / special.chdtri(n - 1, above)) for above in (0.025, 0.975))
     return {"value": share, "low": low, "high": high, "each": values, "floor": None}
 
 

@@ -52,8 +52,7 @@ def confirming(search: Search, rows: list[Document]) -> list[Document]:
 
 def differs(search: Search, row: Document) -> bool:
     """Whether a trial's settings are not the preset's own."""
-    own = space.own(search.run.recipe, search.space)
-    return any(own[key] != value for key, value in row["params"].items())
+    return any(search.own[key] != value for key, value in row["params"].items())
 
 
 def document(search: Search, rows: list[Document], confirmed: list[Document], seconds: float, folder: Path) -> Document:

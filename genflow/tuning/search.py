@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,11 @@ class Search:
     space: Space
     metrics: tuple[str, ...]
     objective: str = ""
+
+    @cached_property
+    def own(self) -> Document:
+        """The preset's own values of the space's keys."""
+        return space.own(self.run.recipe, self.space, self.run.facts)
 
     @property
     def short(self) -> Recipe:

@@ -121,10 +121,18 @@ def applied(recipe: Recipe, params: Document) -> Recipe:
     return parse(document, "trial")
 
 
-def own(resolved: Recipe, space: Space) -> Document:
-    """The resolved recipe's own values of the space's keys."""
+def own(resolved: Recipe, space: Space, facts: Facts) -> Document:
+    """The resolved recipe's own values of the space's keys.
+
+    What it leaves to the family (null) is what that family makes of it for this data, if it keeps that by its name.
+    """
     document = resolved.model_dump(mode="json")
-    return {key: document[key.partition(".")[0]].get(key.partition(".")[2]) for key in space}
+    values = {key: document[key.partition(".")[0]].get(key.partition(".")[2]) for key in space}
+    if left := [key for key, value in values.items() if value is None]:
+        family = build.family_of(resolved, facts)
+        made = {key: getattr(family, key.partition(".")[2], None) for key in left}
+        values |= {key: value for key, value in made.items() if space[key].holds(value)}
+    return values
 
 
 def _domain(key: str, described: Any, resolved: Recipe) -> Domain:

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from genflow import build, families
 from genflow.data.shards import Dataset
 from genflow.recipe import compose
 from genflow.store import Store
+from genflow.tuning import space
 from genflow.tuning.search import plan
 
 
@@ -30,3 +32,16 @@ def test_nobody_is_compared_while_the_rate_rises(
     small = {"data": {"name": "grid25"}, "net": {"kind": "mlp", "width": 16, "depth": 1}, "sample": {"steps": 2}}
     search = plan(store, compose("flow_matching", small, {"train": {"steps": steps, "warmup": warmup}, "tune": tune}))
     assert [round(share * steps) for share in search.shares] == rungs
+
+
+@pytest.mark.parametrize("family", families.kinds())
+@pytest.mark.parametrize("source", ["digits", "grid25"])
+def test_a_preset_lies_in_its_own_space(prepared: Callable[..., Dataset], family: str, source: str) -> None:
+    """So every search begins with it: what the preset leaves to the family counts as what the family makes of it."""
+    facts, recipe = prepared(source, samples=100).facts, compose(family)
+    required = families.family_class(family).teacher == "required"
+    init = build.resolve(compose("flow_matching"), facts) if required else None
+    resolved = build.resolve(recipe, facts, init)
+    found = space.space_of(recipe, resolved, facts)
+    own = space.own(resolved, found, facts)
+    assert {key: value for key, value in own.items() if not found[key].holds(value)} == {}
