@@ -45,6 +45,7 @@ def genflow(*words: str) -> Document:
 def words(family: str, asked: argparse.Namespace) -> list[str]:
     """The command that searches for a family's settings."""
     sets = [f"tune.steps={STEPS[family]}", "tune.rungs=2", f"cluster.workers={env.cores()}"]
+    sets += [f"tune.confirm={asked.confirm}"] if asked.confirm else []
     given = ["tune", family, "--data", asked.data, "--trials", str(asked.trials)]
     given += [word for value in sets for word in ("--set", value)]
     return [*given, *(["--init", TEACHER] if family == "consistency" else [])]
@@ -53,7 +54,8 @@ def words(family: str, asked: argparse.Namespace) -> list[str]:
 def command(asked: argparse.Namespace) -> str:
     """What makes the page."""
     given = ["--data", asked.data, *(word for family in asked.family or () for word in ("--family", family))]
-    return " ".join(["python -m benchmarks.presets", *given, "--trials", str(asked.trials)])
+    given += ["--trials", str(asked.trials), *(["--confirm", str(asked.confirm)] if asked.confirm else [])]
+    return " ".join(["python -m benchmarks.presets", *given])
 
 
 def page(found: dict[str, Document], asked: argparse.Namespace, store: Store) -> str:
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion")
     parser.add_argument("--family", action="append", choices=list(STEPS), help="repeatable; left out: each")
     parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--confirm", type=int, help="fresh seeds of the confirmation; left out: as many as ever")
     parser.add_argument("--out", type=Path, help="write the page here; left out: print it")
     asked = parser.parse_args()
     families = asked.family or list(STEPS)
