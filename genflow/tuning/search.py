@@ -24,7 +24,7 @@ from genflow.recipe import Recipe, digest, dump
 from genflow.runs import RunPlan
 from genflow.store import Store, clear_disk_errors, sync_folder, write_atomically
 from genflow.tuning import heredity, metrics, space
-from genflow.tuning.rehearsal import objective
+from genflow.tuning.rehearsal import contents, objective
 from genflow.tuning.space import Space
 from genflow.tuning.trial import REPORTS, Report, Task, read_reports, trial_folder
 
@@ -142,7 +142,7 @@ def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str) ->
     deciding = [
         runs.address(run.recipe, run.facts), {key: str(domain) for key, domain in found.items()},
         recipe.tune.model_dump(mode="json", exclude={"space"}), recipe.evaluate.seed, judged, objective_name,
-        code.fingerprint(*measure.ROOMS, "genflow/tuning"),
+        contents(objective_name), code.fingerprint(*measure.ROOMS, "genflow/tuning"),
     ]  # fmt: skip
     return digest(deciding)
 

@@ -1,12 +1,14 @@
 """What a search is, before it begins."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from genflow import build, families
 from genflow.data.shards import Dataset
+from genflow.errors import UsageError
 from genflow.recipe import compose
 from genflow.store import Store
 from genflow.tuning import space
@@ -45,3 +47,17 @@ def test_a_preset_lies_in_its_own_space(prepared: Callable[..., Dataset], family
     found = space.space_of(recipe, resolved, facts)
     own = space.own(resolved, found, facts)
     assert {key: value for key, value in own.items() if not found[key].holds(value)} == {}
+
+
+def test_another_function_is_another_search(store: Store, prepared: Callable[..., Dataset], tmp_path: Path) -> None:
+    """A rehearsal's function that was changed is asked again; a file that does not run is one line."""
+    prepared("grid25", samples=600, val=0.3)
+    recipe, file = compose("flow_matching", {"data": {"name": "grid25"}}), tmp_path / "mine.py"
+    found = []
+    for text in ("def f(params, share): return 1", "def f(params, share): return 2"):
+        file.write_text(text)
+        found.append(plan(store, recipe, f"{file}:f").id)
+    assert found[0] != found[1]
+    file.write_text("def f(:")
+    with pytest.raises(UsageError, match=r"no objective .*SyntaxError"):
+        plan(store, recipe, f"{file}:f")
