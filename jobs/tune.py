@@ -22,7 +22,7 @@ from genflow.evaluation.features import judge
 from genflow.evaluation.pictures import grid
 from genflow.recipe import parse
 from genflow.store import Artifact, Store, write_atomically
-from genflow.tuning import conclusion, findings, population
+from genflow.tuning import conclusion, extending, findings, population
 from genflow.tuning.chronicle import Chronicle
 from genflow.tuning.conclusion import OVER
 from genflow.tuning.search import Record, Search, begin, plan
@@ -56,6 +56,9 @@ def main(document: Document, emit: Emit) -> Document:
         if not search.objective:
             data = Dataset.open(search.run.dataset)
             judge(store, data, search.recipe.evaluate.features, emit)  # once, before the trials need it
+        whose, count = extending.inherit(store, search)
+        if count:
+            emit("note", message=f"{search.id} goes on from the {count} trials of {whose}")
         with _tracked(store, search, emit) as chronicle:
             _search(store, search, chronicle, emit)
             _confirm(store, search, emit)
@@ -72,6 +75,8 @@ def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emi
     """The trials themselves."""
     task, tuned, cluster = search.task(store), search.recipe.tune, search.recipe.cluster
     record = Record(Path(task.folder), chronicle)
+    if chronicle:
+        chronicle.inherited(record)
     spent = record.seconds()
     left = 60 * tuned.minutes - spent if tuned.minutes else None
     if _is_over(search, record, left):
@@ -185,6 +190,9 @@ def _confirm(store: Store, search: Search, emit: Emit) -> None:
     points = conclusion.confirming(search, Record(Path(search.task(store).folder)).rows())
     task, cluster = search.task(store, confirm=True), search.recipe.cluster
     record = Record(Path(task.folder))
+    if any(row["params"] != point for row, point in zip(record.rows(), points, strict=False)):  # of another best
+        shutil.rmtree(record.folder)
+        begin(store, search)
     if sum(row["status"] in OVER for row in record.rows()) >= len(points):
         return
 

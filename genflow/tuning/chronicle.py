@@ -11,7 +11,7 @@ from typing import Any
 
 from genflow.journal import Journal, Status, journal_path
 from genflow.store import Store
-from genflow.tuning.search import Search
+from genflow.tuning.search import Record, Search
 from genflow.tuning.trial import Report
 
 Document = dict[str, Any]
@@ -45,6 +45,15 @@ class Chronicle:
         self.children[number] = Journal(path, experiment=dataset, name=name, parent=self.search.id)
         self.children[number].params(params)
         self.children[number].status("RUNNING")
+
+    def inherited(self, record: Record) -> None:
+        """Trials of a kin that was shorter: this search's children, too, without their training curves."""
+        for row in record.rows():
+            if not journal_path(self.store.root, f"{self.search.id}.{row['trial']:04d}").exists():
+                self.begun(row["trial"], row["params"])
+                self.reported(row["trial"], record.reports(row["trial"]))
+                if row["status"] != "running":
+                    self.ended(row["trial"], row["status"], row.get("why", ""))
 
     def reported(self, number: int, reports: list[Report]) -> None:
         """A trial was measured; every report counts once."""

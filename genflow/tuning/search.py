@@ -1,6 +1,6 @@
 """A search as a value: what it is called, where it lies, and the record from which a killed one goes on.
 
-    searches/<name>-<key>/  recipe.yaml  record.jsonl  trials/0007/  confirm/0003/
+    searches/<name>-<key>/  kin  trials/ {recipe.yaml, record.jsonl, 0007/}  confirm/ {the same}
                             best.yaml  search.json  trials.csv  grid.png  manifest.json
 
 The record says, in the order in which it happened, which settings a trial got and how it ended. Told to the searcher
@@ -29,7 +29,9 @@ from genflow.tuning.space import Space
 from genflow.tuning.trial import REPORTS, Report, Task, read_reports, trial_folder
 
 Document = dict[str, Any]
-RECORD = "record.jsonl"
+RECORD, KIN = "record.jsonl", "kin"
+TRIALS, CONFIRM = "trials", "confirm"
+ENDS = {"trials", "minutes", "target", "confirm"}  # of `tune`: when a search is over, and what comes after it
 WARM = 4  # times of the learning rate's rise, before which a trial is not compared to others
 WORST = 1e12  # what a searcher is told of a trial that has no value: worse than any
 
@@ -46,6 +48,7 @@ class Search:
         space: by key.
         metrics: by name; the first decides.
         objective: `module:function` that is asked instead of training; empty: none.
+        kin: the address without what says when it is over: of searches that share it, trials are the same.
     """
 
     id: str
@@ -55,6 +58,7 @@ class Search:
     space: Space
     metrics: tuple[str, ...]
     objective: str = ""
+    kin: str = ""
 
     @cached_property
     def own(self) -> Document:
@@ -92,7 +96,7 @@ class Search:
     def task(self, store: Store, *, confirm: bool = False) -> Task:
         """What its trials have in common; those of the confirmation have their own rows, noise and folder."""
         return Task(
-            store=store.url, folder=str(self.folder(store) / ("confirm" if confirm else "trials")),
+            store=store.url, folder=str(self.folder(store) / (CONFIRM if confirm else TRIALS)),
             recipe=self.short.model_dump_json(), dataset=self.run.dataset.id, metrics=self.metrics,
             shares=(1.0,) if confirm else self.shares, samples=self.recipe.tune.samples, part=int(confirm),
             seed=self.recipe.evaluate.seed + int(confirm), objective=self.objective,
@@ -124,8 +128,8 @@ def plan(store: Store, recipe: Recipe, objective_name: str = "") -> Search:
         objective(objective_name)
     wanted = tune.metric if objective_name else metrics.known(tune.metric)
     name = recipe.name or f"{run.recipe.family['kind']}-{run.dataset.name}"
-    id = f"{name}-{_address(run, found, recipe, objective_name)}"
-    return Search(id, name, recipe, run, found, wanted, objective_name)
+    kin, id = (f"{name}-{_address(run, found, recipe, objective_name, without)}" for without in (ENDS, set()))
+    return Search(id, name, recipe, run, found, wanted, objective_name, kin)
 
 
 def of_a_trial(recipe: Recipe) -> Recipe:
@@ -136,12 +140,12 @@ def of_a_trial(recipe: Recipe) -> Recipe:
     return recipe.with_(train={**recipe.train.model_dump(mode="json"), **budget})
 
 
-def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str) -> str:
+def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str, without: set[str]) -> str:
     """The content address, from what decides what is found; how many trials run at once is no part of it."""
     judged = features.address(run.dataset, run.facts, recipe.evaluate.features)
     deciding = [
         runs.address(run.recipe, run.facts), {key: str(domain) for key, domain in found.items()},
-        recipe.tune.model_dump(mode="json", exclude={"space"}), recipe.evaluate.seed, judged, objective_name,
+        recipe.tune.model_dump(mode="json", exclude={"space"} | without), recipe.evaluate.seed, judged, objective_name,
         contents(objective_name), code.fingerprint(*measure.ROOMS, "genflow/tuning"),
     ]  # fmt: skip
     return digest(deciding)
@@ -152,6 +156,7 @@ def begin(store: Store, search: Search) -> None:
     for task in (search.task(store), search.task(store, confirm=True)):
         with clear_disk_errors(Path(task.folder)):
             store.share(write_atomically(Path(task.folder) / RECIPE, dump(search.short)))
+    write_atomically(search.folder(store) / KIN, search.kin)
 
 
 class Listener(Protocol):

@@ -124,6 +124,38 @@ def test_a_search_over_a_net_trains_measures_and_confirms(ray_local, store):
     assert found["cached"] is False
 
 
+def test_a_larger_search_goes_on_from_a_smaller_one(ray_local, store, tmp_path):
+    """Nine trials after four ask five times, and find what nine at once would have; confirmations are kept, too."""
+    count, file = tmp_path / "counted", tmp_path / "mine.py"
+    file.write_text(
+        "def f(params, share):\n"
+        f"    open({str(count)!r}, 'a').write(f\"{{params['train.lr']!r}}\\n\")\n"
+        "    return abs(params['train.lr'] - 0.01)\n"
+    )
+    settings = {"searcher": "tpe", "scheduler": "none"}
+
+    def counting(trials: int) -> dict[str, Any]:
+        described = document(trials=trials, seed=9, **settings)
+        return search({**described, "inputs": {"objective": f"{file}:f"}})
+
+    few = counting(4)
+    asked = count.read_text().splitlines()
+    many = counting(9)
+    assert count.read_text().splitlines()[:4] == asked
+    assert len(count.read_text().splitlines()) == 9
+    assert many["trials"][:4] == few["trials"]
+    file.write_text(file.read_text() + "# another function, so that nothing is found\n")
+    assert [row["params"] for row in many["trials"]] == [row["params"] for row in counting(9)["trials"]]
+
+    net = {"searcher": "grid", "space": {"train.lr": [0.003, 0.03]}, "samples": 32, "steps": 9}
+    one, two = (search(document(confirm=seeds, **net)) for seeds in (1, 2))
+    assert two["trials"] == one["trials"]
+    assert two["confirmation"]["best"][0] == one["confirmation"]["best"][0]
+    children = sorted((store.root / "journals").glob(f"{two['search']}.*.jsonl"))
+    assert len(children) == 2
+    assert '"quality/fd"' in children[0].read_text()
+
+
 def test_a_population_goes_on_from_its_best(ray_local, store):
     """The worst take over the best's weights with other settings; all train to the end; the schedule says with what."""
     found = search(document(scheduler="pbt", trials=4, rungs=3, samples=32, confirm=0, steps=9))
