@@ -66,11 +66,11 @@ class MeanFlow(Family):
         nets: dict[str, nn.Module],
         facts: Facts,
         *,
-        instant: Annotated[float, Field(ge=0, le=1)] = 0.4,
-        whole: Annotated[float, Field(ge=0, le=1)] = 0.3,
+        instant: Annotated[float, Field(ge=0, le=1)] = 0.75,
+        whole: Annotated[float, Field(ge=0, le=1)] = 0.25,
         first: Annotated[float, Field(ge=0, le=1)] = 0.2,
         derivative: Literal["secant", "jvp"] = "secant",
-        power: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        power: Annotated[float, Field(ge=0, le=1)] = 0.25,
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     ) -> None:
         super().__init__(facts)
