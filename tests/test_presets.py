@@ -39,7 +39,7 @@ def searched(confirmed: tuple[list[float], list[float]] | None) -> dict[str, Any
 )
 def test_the_page_says_what_the_searches_found(confirmed: Any, says: str, store: Store) -> None:
     """The proof in the first table; space, settings and share of each key, and every trial, below it."""
-    asked = argparse.Namespace(data="fashion", trials=2, family=["gan"])
+    asked = argparse.Namespace(data="fashion", trials=2, family=["gan"], confirm=None)
     text = presets.page({"gan": searched(confirmed)}, asked, store)
     assert says in text
     assert "made by `python -m benchmarks.presets --data fashion --family gan --trials 2`" in text
