@@ -125,7 +125,7 @@ def test_a_search_over_a_net_trains_measures_and_confirms(ray_local, store):
 
 
 def test_a_larger_search_goes_on_from_a_smaller_one(ray_local, store, tmp_path):
-    """Nine trials after four ask five times, and find what nine at once would have; confirmations are kept, too."""
+    """Six trials after three ask three times, and find what six at once would have; confirmations are kept, too."""
     count, file = tmp_path / "counted", tmp_path / "mine.py"
     file.write_text(
         "def f(params, share):\n"
@@ -138,14 +138,14 @@ def test_a_larger_search_goes_on_from_a_smaller_one(ray_local, store, tmp_path):
         described = document(trials=trials, seed=9, **settings)
         return search({**described, "inputs": {"objective": f"{file}:f"}})
 
-    few = counting(4)
+    few = counting(3)
     asked = count.read_text().splitlines()
-    many = counting(9)
-    assert count.read_text().splitlines()[:4] == asked
-    assert len(count.read_text().splitlines()) == 9
-    assert many["trials"][:4] == few["trials"]
+    many = counting(6)
+    assert count.read_text().splitlines()[:3] == asked
+    assert len(count.read_text().splitlines()) == 6
+    assert many["trials"][:3] == few["trials"]
     file.write_text(file.read_text() + "# another function, so that nothing is found\n")
-    assert [row["params"] for row in many["trials"]] == [row["params"] for row in counting(9)["trials"]]
+    assert [row["params"] for row in many["trials"]] == [row["params"] for row in counting(6)["trials"]]
 
     net = {"searcher": "grid", "space": {"train.lr": [0.003, 0.03]}, "samples": 32, "steps": 9}
     one, two = (search(document(confirm=seeds, **net)) for seeds in (1, 2))
