@@ -242,7 +242,10 @@ def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Em
     """The best trial's grid, of the seeds that `evaluate` draws for every run."""
     data, seed = Dataset.open(search.run.dataset), search.recipe.evaluate.seed
     lies = trial_folder(Path(search.task(store).folder), top["trial"])
-    engine = Engine.from_folder(lies, Checkpoints(lies / CHECKPOINTS).newest())
+    weights = Checkpoints(lies / CHECKPOINTS).newest()
+    if weights is None:  # of a shorter search, which kept another's: its best diverged when it went on
+        return
+    engine = Engine.from_folder(lies, weights)
     by = judge(store, data, search.recipe.evaluate.features, emit)
     count = min(search.recipe.tune.samples, len(by.floor)) if data.facts.is_points else 1
     drawn = samples.draw(engine, samples.seeds(seed, count), samples.labels(data, by.real, count), lambda k: None)

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from genflow.errors import UsageError
-from genflow.store import Store, write_atomically
+from genflow.store import Store, clear_disk_errors, write_atomically
 from genflow.tuning.search import CONFIRM, KIN, RECORD, TRIALS, Record, Search
 
 
@@ -26,7 +26,7 @@ def inherit(store: Store, search: Search) -> tuple[str, int]:
     for folder, count in sorted(kin.items(), key=lambda pair: (-pair[1], pair[0])):
         if 0 < count <= search.trials:
             try:
-                with store.lock("searches", folder.name, wait=False):
+                with store.lock("searches", folder.name, wait=False), clear_disk_errors(own):
                     _copy(folder, own)
             except UsageError:  # it is under way
                 continue

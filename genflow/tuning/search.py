@@ -156,7 +156,8 @@ def begin(store: Store, search: Search) -> None:
     for task in (search.task(store), search.task(store, confirm=True)):
         with clear_disk_errors(Path(task.folder)):
             store.share(write_atomically(Path(task.folder) / RECIPE, dump(search.short)))
-    write_atomically(search.folder(store) / KIN, search.kin)
+    with clear_disk_errors(search.folder(store)):
+        write_atomically(search.folder(store) / KIN, search.kin)
 
 
 class Listener(Protocol):
