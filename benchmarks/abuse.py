@@ -79,9 +79,9 @@ class Server:
     """`genflow serve`, and its processes."""
 
     def __init__(self, run: str, replicas: int) -> None:
-        from genflow import env
+        from genflow.system import environment
 
-        self.port = env.free_port()
+        self.port = environment.free_port()
         self.name = f"abused-{self.port}"
         command = [sys.executable, "-m", "genflow.cli", "serve", run, "--name", self.name, "--port", str(self.port)]
         self.log = Path(f"/tmp/{self.name}.log")

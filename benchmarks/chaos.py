@@ -30,14 +30,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from genflow import tracking
-from genflow.checkpoint import Checkpoints
-from genflow.code import home
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.families import family_class, kinds
-from genflow.maths.seeds import key
-from genflow.recipe import Data, dump
-from genflow.store import Store
+from genflow.maths.rng import key
+from genflow.recipe.files import dump
+from genflow.recipe.schema import Data
+from genflow.storage.store import Store
+from genflow.system.source_hash import home
+from genflow.tracking import database, sync
+from genflow.training.checkpoint import Checkpoints
 
 DATA = "ring8"
 STEPS, EVERY = 240, 6  # a checkpoint so often that most of the time one is being written
@@ -74,7 +75,7 @@ def template(folder: Path, steps: int = STEPS) -> Store:
     """A store with data, MLflow's database, and a run that those families start from that need one."""
     store = Store(folder / "template")
     prepare(store, Data(source=DATA, samples=2000), here, lambda event, **fields: None)
-    tracking.prepare(store)
+    database.prepare(store)
     if any(family_class(kind).teacher == "required" for kind in kinds()):
         recipe_file(folder / "source.yaml", "flow_matching", 1, "source", steps)
         assert command(store, folder / "source.yaml", "flow_matching").wait() == 0
@@ -129,7 +130,8 @@ def tree(pid: int) -> dict[int, str]:
 def called(words: str) -> str:
     """What a process is, in a word."""
     for mark, name in (
-        ("genflow.cli", "command"), ("genflow.tracking", "sender"), ("jobs.train", "job"), ("RayTrainWorker", "worker"),
+        ("genflow.cli", "command"), ("genflow.tracking.sender", "sender"), ("jobs.train", "job"),
+        ("RayTrainWorker", "worker"),
         ("TrainController", "controller"), ("raylet", "raylet"), ("gcs_server", "gcs"),
     ):  # fmt: skip
         if mark in words:
@@ -237,7 +239,7 @@ def compare(calm: Store, store: Store, run: str, outcome: Outcome) -> None:
     if differing:
         outcome.violations.append(f"{len(differing)} of {len(theirs)} tensors differ: {', '.join(differing[:3])}")
     for each in (calm, store):  # what MLflow was too slow to take from the command itself, as after an outage
-        sent = tracking.sync(each, deadline_s=PATIENCE_S)
+        sent = sync.sync(each, deadline_s=PATIENCE_S)
         if sent.problem:
             outcome.violations.append(f"MLflow does not take the rest: {sent.problem}")
     (logged, twice), (expected, _) = metrics(store, run), metrics(calm, run)

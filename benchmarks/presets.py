@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from genflow import code, env
-from genflow.journal import Cursor, journal_path
-from genflow.store import Store
+from genflow.storage.store import Store
+from genflow.system import environment, source_hash
+from genflow.tracking.journal import Cursor, journal_path
 
 Document = dict[str, Any]
 STEPS = {
@@ -34,7 +34,7 @@ def genflow(*words: str) -> Document:
         SystemExit: it failed; its line is on the standard error.
     """
     command = [sys.executable, "-m", "genflow.cli", *words, "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(code.home())}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source_hash.home())}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -44,7 +44,7 @@ def genflow(*words: str) -> Document:
 
 def words(family: str, asked: argparse.Namespace) -> list[str]:
     """The command that searches for a family's settings."""
-    sets = [f"tune.steps={STEPS[family]}", "tune.rungs=2", f"cluster.workers={env.cores()}"]
+    sets = [f"tune.steps={STEPS[family]}", "tune.rungs=2", f"cluster.workers={environment.cores()}"]
     sets += [f"tune.confirm={asked.confirm}"] if asked.confirm else []
     given = ["tune", family, "--data", asked.data, "--trials", str(asked.trials)]
     given += [word for value in sets for word in ("--set", value)]
@@ -64,7 +64,8 @@ def page(found: dict[str, Document], asked: argparse.Namespace, store: Store) ->
     lines = [
         f"<!-- Written by `{command(asked)}`. -->", "# The presets, tuned", "",
         f"`genflow tune` of each family's own space on {asked.data} ({first['dataset']}), made by `{command(asked)}` "
-        f"on {env.cores()} cores. Trials are measured by {first['metrics'][0]} of {first['samples']} samples against "
+        f"on {environment.cores()} cores. Trials are measured by {first['metrics'][0]} of {first['samples']} samples "
+        "against "
         "one half of the held-out rows, and the better third goes on after a third of its steps. The best settings and "
         "the preset's are then trained again, in pairs, with fresh seeds, against the other half: only that difference "
         "counts, because the best of many noisy numbers owes some of its score to luck.", "",

@@ -18,9 +18,9 @@ def measure(requests: int) -> float:
     """Median milliseconds of a request, through whatever the environment says."""
     import http.client
 
-    from genflow import env
+    from genflow.system import environment
 
-    env.loopback()
+    environment.loopback()
     import ray
     from fastapi import FastAPI, Response
     from ray import serve
@@ -34,8 +34,9 @@ def measure(requests: int) -> float:
         async def post(self) -> Response:
             return Response(b"ok")
 
-    port = env.free_port()
-    ray.init(address="local", num_cpus=env.cores(), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    port = environment.free_port()
+    cores = environment.cores()
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Empty.bind())  # type: ignore[attr-defined]
     time.sleep(3)

@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from genflow import pipeline, submit, terminal
+from genflow import terminal
 from genflow.errors import GenflowError
 from genflow.evaluation.interval import over_trainings
-from genflow.evaluation.table import likelihood, number
-from genflow.recipe import assignments
+from genflow.evaluation.report.table import likelihood, number
+from genflow.launch import local
+from genflow.pipeline import graph
+from genflow.pipeline.study import Study
+from genflow.recipe.compose import assignments
 from genflow.runs import cpu_seconds
-from genflow.store import Store
-from genflow.study import Study
+from genflow.storage.store import Store
 
 Document = dict[str, Any]
 Found = dict[str, dict[int, Document]]  # by row and seed: a row of a `genflow.evaluate/1` document
@@ -37,10 +39,10 @@ class Plan(Study):
     """A study whose rows have goals.
 
     Args:
-        issue_floor: the floor of the judge on which the goals of fd are stated.
+        goal_floor: the floor of the judge on which the goals of fd are stated.
     """
 
-    issue_floor: float
+    goal_floor: float
 
 
 def carry_out(plan: Plan, overrides: Document, store: Store) -> tuple[Found, list[str]]:
@@ -61,7 +63,7 @@ def carry_out(plan: Plan, overrides: Document, store: Store) -> tuple[Found, lis
                 problems.append(f"{event['name']}: {event['message']}")
 
         try:
-            submit.run_here("pipeline", document, store, hear)
+            local.run_here("pipeline", document, store, hear)
         except GenflowError as error:
             if not problems:  # it is no stage that failed
                 raise
@@ -70,7 +72,7 @@ def carry_out(plan: Plan, overrides: Document, store: Store) -> tuple[Found, lis
 
 
 def without_goals(plan: Plan) -> Plan:
-    """The plan without what the issue asks for, which is asked of the plan's own data, budgets and N alone."""
+    """The plan without the goals, which are set for the plan's own data, budgets and N alone."""
     return replace(plan, rows={name: {**row, "goal": {}} for name, row in plan.rows.items()})
 
 
@@ -97,7 +99,7 @@ def page(plan: Plan, found: Found, problems: list[str], command: str, store: Sto
     first = rows[0]
     head = ["", "CPU s", "nfe", "fd", "× floor", "P / R", "copies", "bits/dim", "to reach"]
     lines = [head, ["---"] * len(head)]
-    lines += [_line(row, found[name], store, plan.issue_floor) for name, row in plan.rows.items()]
+    lines += [_line(row, found[name], store, plan.goal_floor) for name, row in plan.rows.items()]
     floor = np.mean([row["metrics"]["fd"]["floor"] for row in rows])
     copies = (first["memorization"] or {}).get("copies", {}).get("floor")
     accuracy = f", {100 * first['features']['accuracy']:.1f} % accurate" if "accuracy" in first["features"] else ""
@@ -115,9 +117,10 @@ split; features {first['features']['name']}{accuracy}; as many real rows score {
 fd, with its ratio to the floor, is the mean over seeds; in brackets its 95 % interval over seeds (Student's t; of one
 seed: over samples). P / R are precision and recall. CPU s has plus signs between the run that it starts from, the pairs
 that it learns from, and its own training. Copies is the share of samples that stand out as near copies of one training
-row (`genflow/evaluation/memorization.py`){held_out}. In bits/dim ≤ is a bound and ≈ the estimate of an ODE solver:
-numbers of different kinds are no ranking. "To reach" is what issue 3 asks for, a distance as its ratio to the floor of
-{plan.issue_floor} there; it is left out where `--set` changed the plan.
+row (`genflow/evaluation/metrics/memorization.py`){held_out}.
+In bits/dim ≤ is a bound and ≈ the estimate of an ODE solver: numbers of different kinds are no
+ranking. "To reach" is the goal, a distance as its ratio to a floor of {plan.goal_floor}; it is left out where
+`--set` changed the plan.
 
 """
     seeds = ["", *(f"seed {seed}" for seed in plan.seeds)]
@@ -135,10 +138,10 @@ numbers of different kinds are no ranking. "To reach" is what issue 3 asks for, 
     )  # fmt: skip
 
 
-def _line(row: Document, seeds: dict[int, Document], store: Store, issue_floor: float) -> list[str]:
+def _line(row: Document, seeds: dict[int, Document], store: Store, goal_floor: float) -> list[str]:
     goals = row.get("goal", {})
     if "fd" in goals:
-        goals = {**goals, "fd": goals["fd"] / issue_floor}
+        goals = {**goals, "fd": goals["fd"] / goal_floor}
     if not seeds:
         return [row["title"], *[NONE] * 7, _goal(goals, {})]
     found = list(seeds.values())
@@ -211,7 +214,7 @@ def main(arguments: list[str]) -> int:
         overrides = assignments(asked.sets)
         if overrides:
             plan = without_goals(plan)
-        stages = pipeline.load(plan.pipeline("results"), PLAN.name, overrides).stages
+        stages = graph.load(plan.pipeline("results"), PLAN.name, overrides).stages
         if asked.dry_run:
             print("\n".join(f"{stage.name:<24} {stage.job:<9} {', '.join(stage.needs)}" for stage in stages))
             return 0

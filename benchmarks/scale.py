@@ -30,11 +30,12 @@ ROOT = Path(__file__).parents[1]
 
 def bare(data: str, sets: list[str]) -> Document:
     """The loop alone: no Ray, no journal, no checkpoint."""
-    from genflow import runs, training
+    from genflow import runs
     from genflow.data.shards import Dataset
     from genflow.data.stream import Stream
-    from genflow.session import Session
-    from genflow.store import Store
+    from genflow.storage.store import Store
+    from genflow.training import loop
+    from genflow.training.session import Session
 
     plan = _plan(data, sets)
     opened = Dataset.open(plan.dataset)
@@ -42,23 +43,23 @@ def bare(data: str, sets: list[str]) -> Document:
     stream = Stream(runs.rows(Store(), plan.recipe, opened), plan.recipe.train.batch, plan.recipe.train.seed)
     seen: list[tuple[int, float]] = []
     session = Session(threads=1, log=lambda numbers: seen.append((numbers["step"], numbers["seconds"])))
-    training.fit(family, stream, session, plan.recipe.train, whole=stream)
+    loop.fit(family, stream, session, plan.recipe.train, whole=stream)
     return {"images_per_second": _steady(seen, plan.recipe.train.batch)}
 
 
 def trained(data: str, sets: list[str], nodes: int) -> Document:
     """As `genflow train` does: in this process if alone, else by Ray Train's workers, as a job on a cluster does."""
-    from genflow import env
-    from genflow.journal import curves, journal_path
-    from genflow.store import Store
+    from genflow.storage.store import Store
+    from genflow.system import environment
+    from genflow.tracking.journal import curves, journal_path
     from jobs import train
-    from jobs.cluster import IN_A_JOB
+    from jobs.runtime.cluster import IN_A_JOB
 
     plan = _plan(data, sets)
     document = {"recipe": plan.recipe.model_dump(mode="json")}
     if nodes:
-        env.quiet()
-        env.loopback()
+        environment.quiet()
+        environment.loopback()
         import ray
         from ray.cluster_utils import Cluster
 
@@ -78,7 +79,7 @@ def read(shards: int, images: int) -> Document:
 
     from genflow.data.shards import Dataset
     from genflow.data.stream import Stream
-    from genflow.store import Store
+    from genflow.storage.store import Store
 
     artifact = Store().find("datasets", f"made-{shards}-{images}")
     before = _memory_mb()
@@ -108,8 +109,8 @@ def make(shards: int, images: int) -> Document:
     import numpy as np
 
     from genflow.data.shards import shard_name, write_index, write_shard
-    from genflow.facts import Facts
-    from genflow.store import Store
+    from genflow.specs import Facts
+    from genflow.storage.store import Store
 
     facts = Facts(
         shape=(1, 8, 8), levels=256, class_names=("a", "b"), splits={"train": images}, fingerprint=f"{shards}-{images}"
@@ -129,8 +130,8 @@ def make(shards: int, images: int) -> Document:
 
 def _plan(data: str, sets: list[str]) -> Any:
     from genflow import runs
-    from genflow.recipe import assignments, compose
-    from genflow.store import Store
+    from genflow.recipe.compose import assignments, compose
+    from genflow.storage.store import Store
 
     return runs.plan(Store(), compose("flow_matching", {"data": {"name": data}}, assignments(sets)))
 
@@ -232,7 +233,7 @@ class Bench:
 
     def _start_of_training(self, workers: int, number: int) -> dict[str, float]:
         """Seconds by part, from what the run's journal says when."""
-        from genflow.journal import entries
+        from genflow.tracking.journal import entries
 
         run = f"start-{workers}-{number}"
         sets = ["train.steps=20", "train.log_every=20", f"cluster.workers={workers}"]
@@ -257,9 +258,9 @@ class Bench:
 
     def _start_of_serving(self) -> float:
         from benchmarks.serve import _until_it_answers
-        from genflow import env
+        from genflow.system import environment
 
-        port, begun = env.free_port(), time.perf_counter()
+        port, begun = environment.free_port(), time.perf_counter()
         command = [sys.executable, "-m", "genflow.cli", "serve", "start-1-0", "--port", str(port)]
         server = subprocess.Popen(
             command, env=self._environment, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -275,7 +276,7 @@ class Bench:
 
 def measured(asked: argparse.Namespace, folder: Path) -> Document:
     """The document."""
-    from genflow import env
+    from genflow.system import environment
 
     bench = Bench(asked, folder)
     bench.command("prepare", asked.data)
@@ -287,7 +288,8 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     workers = bench.rates({str(n): lambda sets, n=n: bench.trained(sets, n) for n in (1, 2, 4)})  # type: ignore[misc]
     return {
         "schema": "genflow.scaling/1",
-        "machine": f"{platform.system()} {platform.machine()}, {env.cores()} cores, load {os.getloadavg()[0]:.1f}",
+        "machine": f"{platform.system()} {platform.machine()}, {environment.cores()} cores, "
+        f"load {os.getloadavg()[0]:.1f}",
         "command": f"python -m benchmarks.scale --data {asked.data} --steps {asked.steps} --rounds {asked.rounds} "
         f"--largest {asked.largest}",
         "data": asked.data, "steps": asked.steps, "rounds": asked.rounds,

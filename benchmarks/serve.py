@@ -36,8 +36,8 @@ class Bare:
         import torch
 
         from genflow.commands import find_run
-        from genflow.engine import Engine
-        from genflow.store import Store
+        from genflow.sampling.engine import Engine
+        from genflow.storage.store import Store
 
         torch.set_num_threads(1)
         self._engine = Engine.load(find_run(Store(), run))
@@ -66,8 +66,8 @@ def plain(run: str, port: int, steps: int | None, filled: bool) -> None:
     from fastapi import FastAPI, Response
 
     from genflow.commands import find_run
-    from genflow.engine import Engine
-    from genflow.store import Store
+    from genflow.sampling.engine import Engine
+    from genflow.storage.store import Store
 
     torch.set_num_threads(1)
     engine, app, one_at_a_time = Engine.load(find_run(Store(), run)), FastAPI(), threading.Lock()
@@ -205,12 +205,12 @@ def main() -> None:
     if asked.plain:
         plain(asked.run, asked.plain, asked.steps, not asked.unfilled)
         return
-    from genflow import env
     from genflow.commands import find_run
-    from genflow.store import Store
+    from genflow.storage.store import Store
+    from genflow.system import environment
 
     name = find_run(Store(), asked.run).name
-    port, other = env.free_port(), env.free_port()
+    port, other = environment.free_port(), environment.free_port()
     command = [sys.executable, "-m", "genflow.cli", "serve", asked.run, "--name", f"bench-{port}", "--port", str(port)]
     own = [sys.executable, "-m", "benchmarks.serve", asked.run, "--plain", str(other)]
     own += ["--unfilled"] if asked.unfilled else []
@@ -238,7 +238,7 @@ def main() -> None:
         "p50_alone_over_bare_ms": ratio(lambda r: r["genflow"]["alone"]["p50_ms"] - r["bare"]["p50_ms"]),
         "p50_alone_over_plain_ms": ratio(lambda r: r["genflow"]["alone"]["p50_ms"] - r["plain"]["alone"]["p50_ms"]),
     }
-    results["machine"] = {"cores": env.cores(), "load": os.getloadavg()[0], "file": str(Path(__file__).name)}
+    results["machine"] = {"cores": environment.cores(), "load": os.getloadavg()[0], "file": str(Path(__file__).name)}
     print(json.dumps(results, indent=1))
 
 

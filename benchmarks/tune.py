@@ -35,10 +35,11 @@ PARTS = {
 
 def bare(store: Any, search: Any, settings: list[Document]) -> float:
     """Seconds of the trainings and measurements alone."""
-    from genflow import runs, training
+    from genflow import runs
     from genflow.data.stream import Stream
-    from genflow.engine import Engine
-    from genflow.session import Session
+    from genflow.sampling.engine import Engine
+    from genflow.training import loop
+    from genflow.training.session import Session
     from genflow.tuning import metrics, space
     from genflow.tuning.trial import Bench
 
@@ -54,7 +55,7 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
         def keep(step: int, average: Document, averages: Document = averages) -> None:
             averages.update(average)
 
-        training.fit(family, stream, Session(threads=recipe.train.threads or 1), recipe.train, keep, whole=stream)
+        loop.fit(family, stream, Session(threads=recipe.train.threads or 1), recipe.train, keep, whole=stream)
         family.load_state_dict(averages, strict=False)
         engine = Engine(family, recipe, recipe.train.steps)
         metrics.measure(engine, bench.data, ruler, task.metrics, task.samples, task.seed)
@@ -97,7 +98,7 @@ def searched(document: Document) -> tuple[Document, Document]:
 
 def thrown_away(data: str, folder: Path) -> Any:
     """A store with one dataset of GENFLOW_STORE."""
-    from genflow.store import Store
+    from genflow.storage.store import Store
 
     dataset = Store().find("datasets", data)
     shutil.copytree(dataset.path, folder / "store" / "datasets" / dataset.path.name)
@@ -107,11 +108,12 @@ def thrown_away(data: str, folder: Path) -> Any:
 
 def measured(asked: argparse.Namespace, folder: Path) -> Document:
     """The document."""
-    from genflow import env, tracking
     from genflow.data.shards import Dataset
-    from genflow.evaluation.features import judge
-    from genflow.recipe import assignments, compose
-    from genflow.store import Store
+    from genflow.evaluation.features.extractor import judge
+    from genflow.recipe.compose import assignments, compose
+    from genflow.storage.store import Store
+    from genflow.system import environment
+    from genflow.tracking import database
     from genflow.tuning.search import begin, plan
 
     store = thrown_away(asked.data, folder)
@@ -120,7 +122,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     recipe = compose(asked.family, {"data": {"name": asked.data}, "tune": tuned}, assignments(asked.set))
     search = plan(store, recipe)
     judge(store, Dataset.open(search.run.dataset), recipe.evaluate.features, lambda *_, **__: None)
-    tracking.prepare(store)  # MLflow's database, once a store
+    database.prepare(store)  # MLflow's database, once a store
     found, times = searched({"recipe": recipe.model_dump(mode="json"), "inputs": {}})
     settings = [row["params"] for row in found["trials"]]
     before = bare(store, search, settings)
@@ -143,7 +145,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
             "overhead_of_ray": times["trial"] - within / count,
         },
         "ratio": {"search_over_bare": times["whole"] / usual, "trial_over_bare": times["trial"] * count / usual},
-        "machine": {"cores": env.cores(), "load": os.getloadavg()[0]},
+        "machine": {"cores": environment.cores(), "load": os.getloadavg()[0]},
     }  # fmt: skip
 
 

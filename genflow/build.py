@@ -12,11 +12,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
-from genflow import env, families, nets
+from genflow import families, nets
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.base import Family
-from genflow.recipe import Recipe, explain
+from genflow.recipe.schema import Recipe, explain
+from genflow.specs import Facts
+from genflow.system import environment
 
 
 def schema(function: Callable[..., Any], kind: str | None = None) -> type[BaseModel]:
@@ -101,7 +102,7 @@ def family_of(recipe: Recipe, facts: Facts) -> Family:
     Raises:
         UsageError: the recipe is of another version, and has an option that there is no more.
     """
-    env.keep_memory()
+    environment.keep_memory()
     family = families.family_class(recipe.family["kind"])
     options = bind("family", family.__init__, recipe.family, recipe.family["kind"])  # an older run lacks newer options
     del options["kind"]

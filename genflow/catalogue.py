@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from genflow import families, terminal
-from genflow.code import home
 from genflow.exporting import forms
 from genflow.families.base import Family, has_encoder
-from genflow.recipe import read
-from genflow.store import write_atomically
+from genflow.recipe.files import read
+from genflow.storage.files import write_atomically
+from genflow.system.source_hash import home
 
 COLUMNS = ("family", "objective", "evaluations", "likelihood", "conditional", "encode", "teacher", "export")
 NONE = "—"

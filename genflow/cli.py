@@ -40,7 +40,7 @@ def _complete_family(incomplete: str) -> list[str]:
 
 
 def _complete(kind: str, incomplete: str) -> list[str]:
-    from genflow.store import Store
+    from genflow.storage.store import Store
 
     artifacts = Store().artifacts(kind)
     names = [a.name for a in artifacts] + [a.id for a in artifacts]

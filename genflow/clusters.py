@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genflow import cluster_file, env, terminal
-from genflow.code import home
-from genflow.dashboard import PORT, Dashboard
+from genflow import terminal
 from genflow.errors import ClusterError, SetupError, UsageError
+from genflow.launch import cluster_config
+from genflow.launch.ray_dashboard import PORT, Dashboard
+from genflow.system import environment
+from genflow.system.source_hash import home
 
 Document = dict[str, Any]
 
@@ -27,8 +29,8 @@ def validate(reference: str, *, json: bool) -> None:
         UsageError: something is wrong; each problem has been printed as a line.
     """
     path = _path(reference)
-    document = cluster_file.read(path)
-    found = cluster_file.problems(document, Path.cwd())
+    document = cluster_config.read(path)
+    found = cluster_config.problems(document, Path.cwd())
     if json:
         terminal.document({"schema": "genflow.cluster.validate/1", "file": str(path), "problems": found})
     else:
@@ -46,8 +48,8 @@ def up(reference: str, *, yes: bool) -> None:
     """
     path, document = _launchable(reference)
     if not os.environ.get("RAY_AUTH_TOKEN"):
-        env.ensure_token()
-    if found := cluster_file.problems(document, Path.cwd()):
+        environment.ensure_token()
+    if found := cluster_config.problems(document, Path.cwd()):
         raise UsageError(f"{path}: {found[0]}", f"genflow cluster validate {path}")
     _ask(f"bring up {_words(document)}? [y/N] ", f"{path} would be brought up", yes)
     _launch(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
@@ -62,7 +64,7 @@ def down(reference: str, *, yes: bool) -> None:
         ClusterError: the launcher failed.
     """
     path, document = _launchable(reference)
-    what = "Ray on its machines is stopped" if cluster_file.is_local(document) else "its machines and their disks go"
+    what = "Ray on its machines is stopped" if cluster_config.is_local(document) else "its machines and their disks go"
     _ask(f"{document['cluster_name']}: {what}. Sure? [y/N] ", what, yes)
     _launch(document, "down", str(path), "-y")
     print(f"down     {document['cluster_name']}")
@@ -71,7 +73,7 @@ def down(reference: str, *, yes: bool) -> None:
 def status(reference: str, address: str, *, json: bool) -> None:
     """`genflow cluster status`: nodes, resources and versions of a cluster by its address, or by its file."""
     named = address or ("" if reference else os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
-    with contextlib.nullcontext(named) if named else _tunnel(*_launchable(reference), env.free_port()) as where:
+    with contextlib.nullcontext(named) if named else _tunnel(*_launchable(reference), environment.free_port()) as where:
         dashboard = Dashboard.at(where)
         facts = {"address": dashboard.address, "authentication": dashboard.mode(), "ray": dashboard.ray_version()}
         facts, nodes = facts | {"python": dashboard.python_version()}, dashboard.nodes()
@@ -87,8 +89,8 @@ def status(reference: str, address: str, *, json: bool) -> None:
 def dashboard(reference: str, port: int) -> None:
     """`genflow cluster dashboard`: a tunnel to it, until Ctrl-C."""
     path, document = _launchable(reference)
-    port = port or env.free_port()
-    if not env.is_free(port):
+    port = port or environment.free_port()
+    if not environment.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow cluster dashboard --port 0 takes a free one")
     with _tunnel(path, document, port) as address:
         print(f"dashboard  {address}   (Ctrl-C ends the tunnel)", flush=True)
@@ -108,18 +110,18 @@ def _path(reference: str) -> Path:
 
 def _launchable(reference: str) -> tuple[Path, Document]:
     path = _path(reference)
-    document = cluster_file.read(path)
-    if cluster_file.is_manifest(document):
+    document = cluster_config.read(path)
+    if cluster_config.is_manifest(document):
         raise UsageError(f"{path} is Kubernetes' own to bring up", f"kubectl apply -f {path}")
     return path, document
 
 
 def _words(document: Document) -> str:
     """A cluster's file in a few words."""
-    if cluster_file.is_manifest(document):
+    if cluster_config.is_manifest(document):
         return f"{document['kind']} {document['metadata']['name']}"
     provider = document["provider"]
-    if cluster_file.is_local(document):
+    if cluster_config.is_local(document):
         workers = ", ".join(map(str, provider.get("worker_ips", [])))
         return f"{document['cluster_name']} on {provider.get('head_ip')}, with workers {workers}"
     kinds = [f"{name} up to {kind.get('max_workers', '?')}" for name, kind in document["available_node_types"].items()
@@ -144,7 +146,7 @@ def _ask(question: str, what: str, yes: bool) -> None:
 def _ray(document: Document) -> tuple[list[str], dict[str, str]]:
     """Ray's launcher as a command, and its environment."""
     variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    if cluster_file.is_local(document):  # Ray 2.60's second autoscaler never contacts the workers
+    if cluster_config.is_local(document):  # Ray 2.60's second autoscaler never contacts the workers
         variables.setdefault("RAY_UP_enable_autoscaler_v2", "0")
     return [sys.executable, "-m", "ray.scripts.scripts"], variables
 
@@ -170,7 +172,7 @@ def _tunnel(path: Path, document: Document, port: int) -> Iterator[str]:
     )  # fmt: skip
     try:
         ends = time.monotonic() + TUNNEL_S
-        while env.is_free(port):
+        while environment.is_free(port):
             if process.poll() is not None or time.monotonic() > ends:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGTERM)

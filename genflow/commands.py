@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genflow import env, terminal
-from genflow.code import home
-from genflow.errors import SetupError, UsageError
-from genflow.recipe import Recipe, assignments, compose, dump, merge, nearest, read
-from genflow.store import Artifact, Store
+from genflow import terminal
+from genflow.errors import SetupError, UsageError, nearest
+from genflow.recipe.compose import assignments, compose, merge
+from genflow.recipe.files import dump, read
+from genflow.recipe.schema import Recipe
+from genflow.storage.store import Artifact, Store
+from genflow.system import environment
+from genflow.system.source_hash import home
 
 Document = dict[str, Any]
 
@@ -58,7 +61,7 @@ def send(
         json: whether one document is printed, and nothing else.
         hear: told every event, besides the progress.
     """
-    from genflow import submit
+    from genflow.launch import local, remote
 
     verbose = bool(os.environ.get("GENFLOW_VERBOSE"))
     with terminal.Progress() as progress:
@@ -69,9 +72,9 @@ def send(
                 hear(event)
 
         if where.cluster:
-            done = submit.run_there(stage, document, store, told, address=where.address, verbose=verbose)
+            done = remote.run_there(stage, document, store, told, address=where.address, verbose=verbose)
         else:
-            done = submit.run_here(stage, document, store, told, verbose=verbose)
+            done = local.run_here(stage, document, store, told, verbose=verbose)
     if done.get("schema") == "genflow.job/1":
         if json:
             terminal.document(done)
@@ -116,8 +119,8 @@ def prepare(source: str, flags: Document, sets: list[str], where: Where, *, dry_
 
 def _source(text: str) -> str:
     """A source as the job finds it from anywhere; `stack:NAME` of a dataset in the store is that of its own source."""
-    from genflow.data.sources import BUILT_IN
-    from genflow.data.stacks import PREFIX
+    from genflow.data.sources.find import BUILT_IN
+    from genflow.data.sources.stacked import PREFIX
 
     if not text.startswith(PREFIX):
         return _path(text)
@@ -205,9 +208,9 @@ def reflow(
     run = find_run(store, reference)
     recipe = compose(None, assignments(sets), flagged(flags))
     if dry_run:
-        from genflow import teaching
+        from genflow.sampling import reflow
 
-        task = teaching.lesson(store, run.id, recipe)
+        task = reflow.lesson(store, run.id, recipe)
         state = "finished: nothing to do" if store.get("pairs", task.id) else "to do"
         show_plan({"reflow": recipe.reflow.model_dump(), "sample": task.options}, [("reflow", task.id, state)], json)
         return
@@ -269,7 +272,7 @@ def features(spec: str, store: Store) -> str:
         SetupError: "imagenet", and its package is not installed.
     """
     if spec == "imagenet":
-        from genflow.evaluation import imagenet  # torch, which no other command line waits for
+        from genflow.evaluation.features import imagenet  # torch, which no other command line waits for
 
         return str(imagenet.module(store))
     return spec if spec in ("classifier", "random") else _path(spec)
@@ -282,7 +285,7 @@ def _report_file(done: Document) -> str:
 
 def show_table(done: Document) -> None:
     """The comparison's table."""
-    from genflow.evaluation.table import columns, rows
+    from genflow.evaluation.report.table import columns, rows
 
     print(terminal.table(columns(), rows(done), left=2))
 
@@ -295,12 +298,12 @@ def find_run(store: Store, reference: str) -> Artifact:
         UsageError: there is none, or nothing was measured.
     """
     if reference.startswith("models:/"):
-        from genflow import registry
+        from genflow.tracking import model_registry
 
-        return store.find("runs", registry.run_of(store, reference))
+        return store.find("runs", model_registry.run_of(store, reference))
     if not reference.startswith("best:"):
         return store.find("runs", reference)
-    from genflow.evaluation.table import best_run
+    from genflow.evaluation.report.table import best_run
 
     return best_run(store, reference.removeprefix("best:"))
 
@@ -309,7 +312,7 @@ def run_pipeline(
     reference: str, sets: list[str], where: Where = HERE, *, dry_run: bool, json: bool,
 ) -> None:  # fmt: skip
     """`genflow run` and `genflow quickstart`."""
-    from genflow.pipeline import load
+    from genflow.pipeline.graph import load
 
     path = Path(reference)
     if not path.suffix:
@@ -355,9 +358,9 @@ def _show_pipeline(done: Document) -> None:
 
 def _plan_pipeline(pipeline: Any, json: bool) -> None:
     """What running the pipeline would do, as far as it can be known before anything runs."""
-    from genflow import plans
+    from genflow.pipeline import plan
 
-    rows = plans.foresee(pipeline, Store())
+    rows = plan.foresee(pipeline, Store())
     if json:
         terminal.document({"schema": "genflow.plan/1", "pipeline": pipeline.name, "stages": rows})
         return
@@ -382,24 +385,24 @@ def ui(port: int, open_browser: bool) -> None:
     import subprocess
     import webbrowser
 
-    from genflow import tracking
+    from genflow.tracking import database, sync
 
-    env.quiet()
+    environment.quiet()
     store = Store()
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        tracking.prepare(store)
-        tracking.sync(store)
-    port = port or env.free_port()
-    if not env.is_free(port):
+        database.prepare(store)
+        sync.sync(store)
+    port = port or environment.free_port()
+    if not environment.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow ui --port 0 takes a free one")
     address = f"http://127.0.0.1:{port}"
     print(f"MLflow         {address}/#/experiments   (Ctrl-C ends it)", flush=True)
     dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
-    running = not env.is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
+    running = not environment.is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
     print(f"Ray dashboard  {dashboard if running else 'no cluster is running on this machine'}", flush=True)
     if open_browser:
         webbrowser.open(address)
-    process = subprocess.Popen(tracking.ui_command(store, "127.0.0.1", port))
+    process = subprocess.Popen(database.ui_command(store, "127.0.0.1", port))
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -412,9 +415,9 @@ def ui(port: int, open_browser: bool) -> None:
 
 def list_jobs(address: str, *, json: bool) -> None:
     """`genflow jobs ls`."""
-    from genflow import submit
+    from genflow.launch import remote
 
-    jobs = submit.jobs_list(address)
+    jobs = remote.jobs_list(address)
     if json:
         terminal.document({"schema": "genflow.jobs/1", "jobs": jobs})
         return
@@ -424,18 +427,18 @@ def list_jobs(address: str, *, json: bool) -> None:
 
 def job_logs(job: str, address: str, follow: bool) -> None:
     """`genflow jobs logs`."""
-    from genflow import submit
+    from genflow.launch import remote
 
-    for text in submit.jobs_logs(address, job, follow=follow):
+    for text in remote.jobs_logs(address, job, follow=follow):
         print(text, end="", flush=True)
 
 
 def attach(job: str, address: str, *, json: bool) -> None:
     """`genflow jobs attach`."""
-    from genflow import submit
+    from genflow.launch import remote
 
     with terminal.Progress() as progress:
-        done = submit.attach(address, job, progress, verbose=bool(os.environ.get("GENFLOW_VERBOSE")))
+        done = remote.attach(address, job, progress, verbose=bool(os.environ.get("GENFLOW_VERBOSE")))
     if json:
         terminal.document(done)
         return
@@ -445,8 +448,8 @@ def attach(job: str, address: str, *, json: bool) -> None:
 
 def stop_job(job: str, address: str) -> None:
     """`genflow jobs stop`."""
-    from genflow import submit
+    from genflow.launch import remote
 
-    stopped = submit.jobs_stop(address, job)
+    stopped = remote.jobs_stop(address, job)
     again = "serves again" if job.startswith("serve-") else "goes on from its last checkpoint"
     print(f"stopped  {stopped['id']}; the same command again {again}")

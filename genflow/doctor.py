@@ -8,11 +8,12 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
-from genflow import env, terminal
-from genflow.code import home
+from genflow import terminal
 from genflow.errors import BY_CODE, GenflowError, SetupError
-from genflow.preflight import Check
-from genflow.store import Store
+from genflow.launch.preflight import Check
+from genflow.storage.store import Store
+from genflow.system import environment
+from genflow.system.source_hash import home
 
 NEEDED_BYTES = 2 * 10**9  # a small run's shards, checkpoints and MLflow store, with room to spare
 PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", "pillow": "11", "pydantic": "2.9"}
@@ -48,10 +49,10 @@ def _torch() -> Check:
         return Check("torch imports", False, str(error), "pip install -c constraints.txt torch")
     if torch.cuda.is_available():
         return Check("device", True, f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
-    from genflow.maths.precision import multiplies_bfloat16
+    from genflow.training.precision import multiplies_bfloat16
 
     fast = " with bf16" if multiplies_bfloat16(torch.device("cpu")) else ""
-    return Check("device", True, f"CPU × {env.cores()}{fast}")
+    return Check("device", True, f"CPU × {environment.cores()}{fast}")
 
 
 def _store() -> Check:
@@ -69,7 +70,7 @@ def _store() -> Check:
 
 def _token() -> Check:
     try:
-        return Check("Ray token", True, f"{env.ensure_token()} (only you can read it)")
+        return Check("Ray token", True, f"{environment.ensure_token()} (only you can read it)")
     except SetupError as error:
         return Check("Ray token", False, error.message, error.hint)
 
@@ -84,10 +85,10 @@ def _loopback() -> Check:
 
 def on_cluster(address: str) -> Iterator[Check]:
     """A cluster: what is checked before a job is sent there."""
-    from genflow import submit
+    from genflow.launch import remote
 
     try:
-        yield from submit.checks(address)
+        yield from remote.checks(address)
     except GenflowError as error:
         yield Check("address", False, error.message, error.hint, error.code)
 

@@ -9,12 +9,13 @@ import numpy as np
 from genflow import build, terminal
 from genflow.commands import find_run
 from genflow.data import preview
-from genflow.engine import Drawn, Engine, labels_for
 from genflow.errors import SetupError, UsageError
-from genflow.facts import Facts
 from genflow.families.base import has_encoder
-from genflow.recipe import assignments
-from genflow.store import Artifact, Store, write_atomically
+from genflow.recipe.compose import assignments
+from genflow.sampling.engine import Drawn, Engine, labels_for
+from genflow.specs import Facts
+from genflow.storage.files import write_atomically
+from genflow.storage.store import Artifact, Store
 
 FEW = 64  # samples, if nobody says how many
 
@@ -110,7 +111,7 @@ def _interpolate(
     between: tuple[Path, Path] | None,
 ) -> tuple[Drawn, dict[str, list[int]], dict[str, Any]]:  # fmt: skip
     """The pictures of --interpolate, each one's row and column, and what the document says of them."""
-    from genflow import interpolation as walks
+    from genflow.sampling import interpolation as walks
 
     facts, family = engine.facts, engine.family
     rows, columns = walks.layout(n, bool(between))

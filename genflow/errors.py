@@ -12,6 +12,8 @@
 An error says what is wrong, where and why in `message`, and the command that mends it in `hint`.
 """
 
+import difflib
+
 
 class GenflowError(Exception):
     """What a command prints as one line before it ends with `code`.
@@ -85,3 +87,11 @@ BY_CODE: dict[int, type[GenflowError]] = {
     kind.code: kind
     for kind in (GenflowError, UsageError, SetupError, ClusterError, ResourceError, DataError, GateError, Stopped)
 }
+
+
+def nearest(word: object, known: list[str]) -> str:
+    """` (did you mean X?)`, or the list if nothing is near and the list is short."""
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    if close:
+        return f" (did you mean {close[0]}?)"
+    return f" (known: {', '.join(sorted(known))})" if len(known) <= 40 else ""

@@ -15,11 +15,11 @@ from typing import Any
 
 from genflow import terminal
 from genflow.commands import find_run
-from genflow.engine import RECIPE, Engine
-from genflow.errors import SetupError, UsageError
+from genflow.errors import SetupError, UsageError, nearest
 from genflow.families.base import Family
-from genflow.recipe import nearest
-from genflow.store import Artifact, Store, write_atomically
+from genflow.sampling.engine import RECIPE, Engine
+from genflow.storage.files import write_atomically
+from genflow.storage.store import Artifact, Store
 
 
 def export(reference: str, to: str, out: Path | None, *, json: bool) -> None:
@@ -63,7 +63,7 @@ def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
         write_atomically(folder / name, (run.path / name).read_bytes())
     write_atomically(folder / "state.json", jsonlib.dumps({"step": engine.step, "run": run.id}))
     use = """from pathlib import Path
-from genflow.engine import Engine
+from genflow.sampling.engine import Engine
 
 engine = Engine.from_folder(Path("."))
 images = engine.draw(seeds=range(16)).images  # (16, H, W, C) uint8"""
@@ -139,7 +139,7 @@ def traced(family: Family, options: dict[str, Any]) -> Any:
     import torch
     from torch import Tensor, nn
 
-    from genflow.maths.seeds import SampleRng
+    from genflow.maths.rng import SampleRng
 
     class OnePass(nn.Module):
         def __init__(self) -> None:

@@ -7,12 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from genflow import endpoints, env, terminal
+from genflow import terminal
 from genflow.commands import Where, find_run, send
 from genflow.errors import SetupError, UsageError
-from genflow.recipe import dump
-from genflow.serving.entries import as_documents, entries
-from genflow.store import NODE, Store, write_atomically
+from genflow.recipe.files import dump
+from genflow.serving import endpoints
+from genflow.serving.model_list import as_documents, entries
+from genflow.storage.files import NODE, write_atomically
+from genflow.storage.store import Store
+from genflow.system import environment
 
 Document = dict[str, Any]
 
@@ -33,17 +36,17 @@ def serve(
     running = endpoints.get(store, endpoint)
     keys = [] if running else _keys(host, new_key)
     inputs: Document = {
-        "name": endpoint, "models": as_documents(models), "host": host, "port": port or env.free_port(),
+        "name": endpoint, "models": as_documents(models), "host": host, "port": port or environment.free_port(),
         "replicas": replicas[0], "most_replicas": replicas[1], "memory_mb": memory_mb, "keys": keys,
-        "threads": max(1, (env.cores() - 1) // max(replicas)), "per_minute": 600 if keys else 0,
+        "threads": max(1, (environment.cores() - 1) // max(replicas)), "per_minute": 600 if keys else 0,
     }  # fmt: skip
     if out:
         write_atomically(out, dump(configuration(inputs)))
         print(f"wrote    {out}\n")
-        print("It names runs by their folders, which every node must see, and code by `jobs.replicas:build`.")
+        print("It names runs by folders that every node must see, and code by `jobs.runtime.serve.deployment:build`.")
         terminal.next_commands(f"serve deploy {out}")
         return
-    if running is None and not where.cluster and not env.is_free(inputs["port"], host):
+    if running is None and not where.cluster and not environment.is_free(inputs["port"], host):
         raise SetupError(f"port {port} of {host} is taken", "genflow serve RUN --port 0 takes a free one")
     if running:
         terminal.note(f"{endpoint} is being served: giving it {', '.join(model.name for model in models)}")
@@ -65,7 +68,7 @@ def configuration(inputs: Document) -> Document:
             {
                 "name": inputs["name"],
                 "route_prefix": "/",
-                "import_path": "jobs.replicas:build",
+                "import_path": "jobs.runtime.serve.deployment:build",
                 "args": arguments,
             }
         ],
@@ -74,13 +77,13 @@ def configuration(inputs: Document) -> Document:
 
 def _keys(host: str, new_key: bool) -> list[str]:
     """The hashes of the keys that are let in: of GENFLOW_API_KEY, or of a new one, which is shown once."""
-    from genflow.serving import guard
+    from genflow.serving import middleware
 
     given = os.environ.get("GENFLOW_API_KEY", "")
     if given and len(given) < SHORTEST_KEY:
         raise UsageError(f"GENFLOW_API_KEY is shorter than {SHORTEST_KEY} characters", "genflow serve RUN --new-key")
     if new_key:
-        given, hash = guard.new_key()
+        given, hash = middleware.new_key()
         terminal.note(f"key      {given}\n         it is shown this once; what is kept is its hash")
         return [hash]
     if not given and not _is_loopback(host):
@@ -88,7 +91,7 @@ def _keys(host: str, new_key: bool) -> list[str]:
             f"--host {host} is seen by other machines, and nobody would be asked for a key",
             "add --new-key, or set GENFLOW_API_KEY",
         )
-    return [guard.hashed(given)] if given else []
+    return [middleware.hashed(given)] if given else []
 
 
 def _is_loopback(host: str) -> bool:
@@ -102,11 +105,11 @@ def _is_loopback(host: str) -> bool:
 
 def promote(reference: str, name: str, alias: str, *, json: bool) -> None:
     """`genflow promote`."""
-    from genflow import registry
+    from genflow.tracking import model_registry
 
     store = Store()
     run = find_run(store, reference)
-    promoted = registry.promote(store, run, name, alias)
+    promoted = model_registry.promote(store, run, name, alias)
     if json:
         terminal.document({"schema": "genflow.promote/1", "run": run.id, "model": promoted})
         return

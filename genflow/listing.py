@@ -8,8 +8,9 @@ from typing import Any
 from genflow import terminal
 from genflow.commands import find_run
 from genflow.errors import UsageError
-from genflow.recipe import read
-from genflow.store import Artifact, Store, write_atomically
+from genflow.recipe.files import read
+from genflow.storage.files import write_atomically
+from genflow.storage.store import Artifact, Store
 
 
 def _when(artifact: Artifact) -> str:

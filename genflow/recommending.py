@@ -6,21 +6,21 @@ from typing import Any
 
 from genflow import terminal
 from genflow.errors import UsageError
-from genflow.store import Store
+from genflow.storage.store import Store
 
 Document = dict[str, Any]
 
 
 def recommend(data: str, max_latency: str, min_quality: str, *, json: bool) -> None:
     """`genflow recommend`."""
-    from genflow.evaluation import deploy
+    from genflow.evaluation import selection
 
     most_ms = latency(max_latency) if max_latency else None
     store = Store()
-    choices = deploy.choices(store, data)
+    choices = selection.choices(store, data)
     most_fd = quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
-    chosen = deploy.choose(choices, most_ms, most_fd)
-    best = deploy.front(choices)
+    chosen = selection.choose(choices, most_ms, most_fd)
+    best = selection.front(choices)
     document = {
         "schema": "genflow.recommend/1",
         **chosen,
@@ -85,7 +85,7 @@ def commands(chosen: Document) -> list[str]:
 
 def told(chosen: Document, measured: int) -> str:
     """The choice in a sentence."""
-    from genflow.evaluation.table import number
+    from genflow.evaluation.report.table import number
 
     how = f" with {chosen['options']['sampler']}" if chosen["options"].get("sampler") else ""
     steps = f" in {chosen['options']['steps']} steps" if chosen["options"].get("steps") else ""
@@ -97,7 +97,7 @@ def told(chosen: Document, measured: int) -> str:
 
 
 def _row(point: Document, chosen: bool) -> tuple[str, ...]:
-    from genflow.evaluation.table import number
+    from genflow.evaluation.report.table import number
 
     fd = point["fd"]
     return (

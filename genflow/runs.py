@@ -12,21 +12,26 @@ from typing import Any
 
 import torch
 
-from genflow import build, code, families
+from genflow import build, families
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Dataset, Split
-from genflow.engine import Engine
 from genflow.errors import GenflowError, UsageError
-from genflow.facts import Facts
 from genflow.families.base import Family
-from genflow.maths.seeds import key
-from genflow.recipe import Recipe, digest, dump, parse, read
-from genflow.store import Artifact, Store, clear_disk_errors, write_atomically
+from genflow.maths.rng import key
+from genflow.recipe.files import dump, read
+from genflow.recipe.schema import Recipe, parse
+from genflow.sampling.engine import Engine
+from genflow.specs import Facts
+from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.store import Artifact, Store
+from genflow.system import source_hash
+from genflow.system.source_hash import digest
 
 # The rooms whose code decides what a run computes; a family's and a net's own file are added to them.
 ROOMS = (
-    "genflow/batch.py", "genflow/facts.py", "genflow/build.py", "genflow/training.py", "genflow/maths",
-    "genflow/data/stream.py", "genflow/gradients.py", "genflow/sharding.py", "genflow/optimizers.py",
+    "genflow/batch.py", "genflow/specs.py", "genflow/build.py", "genflow/training/loop.py", "genflow/maths",
+    "genflow/training/ema.py", "genflow/training/muon.py", "genflow/training/precision.py",
+    "genflow/data/stream.py", "genflow/training/all_reduce.py", "genflow/training/fsdp.py", "genflow/training/optim.py",
     "genflow/families/base.py", "genflow/families/gaussian.py", "genflow/nets/layers.py",
 )  # fmt: skip
 DIVERGED = "diverged.json"  # of a run that ended because something went wrong in it
@@ -106,7 +111,7 @@ def address(recipe: Recipe, facts: Facts) -> str:
         "data": facts.fingerprint,
         **({"pairs": recipe.data.pairs} if recipe.data.pairs else {}),
         **({"init": recipe.init} if recipe.init else {}),
-        "code": code.fingerprint(*rooms),
+        "code": source_hash.fingerprint(*rooms),
     }
     return digest(deciding)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from genflow import terminal
 from genflow.commands import Where, check_out, flagged, need_dataset, need_family, send, show_plan
-from genflow.recipe import assignments, compose, read
-from genflow.store import Store
+from genflow.recipe.compose import assignments, compose
+from genflow.recipe.files import read
+from genflow.storage.store import Store
 
 Document = dict[str, Any]
 SHOWN = 10  # trials in the table at the end

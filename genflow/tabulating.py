@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from genflow import commands, env, terminal
+from genflow import commands, terminal
 from genflow.commands import Document, Where
-from genflow.errors import UsageError
-from genflow.recipe import assignments, nearest
-from genflow.store import Store
+from genflow.errors import UsageError, nearest
+from genflow.recipe.compose import assignments
+from genflow.storage.store import Store
+from genflow.system import environment
 
 OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
 MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
@@ -27,8 +28,8 @@ def tables(
     *, out: Path | None = None, dry_run: bool, json: bool,
 ) -> None:  # fmt: skip
     """`genflow tables`."""
-    from genflow import pipeline
-    from genflow.tables import cells, plan
+    from genflow.pipeline import graph
+    from genflow.tables import formatting, plan
 
     commands.check_out(out)
     if out and out.suffix not in FORMS:
@@ -40,7 +41,7 @@ def tables(
     overrides = assignments(sets)
     if spec := overrides.get("evaluate", {}).get("features"):
         overrides["evaluate"]["features"] = commands.features(str(spec), store)
-    whole = pipeline.load(stages, plan.FILE, overrides)
+    whole = graph.load(stages, plan.FILE, overrides)
     left = Left.of(whole, store)
     if json and dry_run:
         terminal.document({"schema": "genflow.plan/1", "pipeline": whole.name, **left.document(), "stages": left.rows})
@@ -61,8 +62,8 @@ def tables(
         terminal.document(made)
     else:
         for table in made["tables"]:
-            print(cells.as_text(table) + "\n")
-        print("\n".join(cells.claim_line(claim) for claim in made["claims"]) + "\n")
+            print(formatting.as_text(table) + "\n")
+        print("\n".join(formatting.claim_line(claim) for claim in made["claims"]) + "\n")
         print("\n".join(made["verdict"]))
         print(f"\nreport   {Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
         if out:
@@ -88,7 +89,7 @@ def _dataset(store: Store, name: str) -> Any:
     try:
         return store.find("datasets", name).id
     except UsageError as error:
-        from genflow.data.densities import DENSITIES
+        from genflow.data.sources.densities import DENSITIES
 
         if name in ("digits", "fashion", *DENSITIES):
             return {"source": name, "val": 0.2}
@@ -118,9 +119,9 @@ class Left:
     @classmethod
     def of(cls, whole: Any, store: Store) -> "Left":
         """Of a pipeline, as far as it can be known before anything runs."""
-        from genflow import plans
+        from genflow.pipeline import plan
 
-        rows = plans.foresee(whole, store)
+        rows = plan.foresee(whole, store)
         to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] not in KNOWN]
         seen = _measured(store)
         seconds, training = {}, 0.0
@@ -142,7 +143,7 @@ class Left:
 
     def eta(self) -> float:
         """Seconds on this machine's cores."""
-        return sum(self.seconds.values()) / env.cores()
+        return sum(self.seconds.values()) / environment.cores()
 
     def words(self, study: Any, data: str) -> list[str]:
         """The plan in a few lines."""
@@ -152,7 +153,7 @@ class Left:
         to_do = [row for row in trainings if row["state"] not in KNOWN]
         hours = sum(self.seconds.values()) / 3600
         about = "" if not self.seconds else (
-            f"; about {terminal.duration(self.eta())} on {env.cores()} cores, {hours:.2f} CPU hours, "
+            f"; about {terminal.duration(self.eta())} on {environment.cores()} cores, {hours:.2f} CPU hours, "
             f"{self.training / 3600:.2f} of them training"
         )  # fmt: skip
         return [
@@ -173,7 +174,7 @@ class Left:
         if not self.seconds or now - self.told < 30:
             return
         self.told = now
-        pace = (now - self.began) / self.spent if self.spent else 1 / env.cores()
+        pace = (now - self.began) / self.spent if self.spent else 1 / environment.cores()
         left = pace * sum(self.seconds.values())
         done = len(self.rows) - len(self.seconds)
         terminal.note(f"         {done} of {len(self.rows)} stages; ETA {terminal.duration(left)}")

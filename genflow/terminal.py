@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from genflow.errors import GenflowError
-from genflow.events import Event
+from genflow.system.events import Event
 
 EVERY_SECONDS = 10.0  # between two progress lines off a terminal
 

@@ -4,13 +4,13 @@
 """
 
 from genflow.errors import UsageError
-from genflow.evaluation import report
-from genflow.evaluation.table import best
-from genflow.evaluation.verdict import verdict
-from genflow.recipe import parse
-from genflow.store import Artifact, Store
-from jobs.common import Document, Emit, execute
+from genflow.evaluation.report import page
+from genflow.evaluation.report.summary import verdict
+from genflow.evaluation.report.table import best
+from genflow.recipe.schema import parse
+from genflow.storage.store import Artifact, Store
 from jobs.evaluate import found, measured, pairs
+from jobs.runtime.entrypoint import Document, Emit, execute
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -29,16 +29,16 @@ def main(document: Document, emit: Emit) -> Document:
         mixed = ", ".join(f"{run.name} on {run.meta['dataset_name']}" for run in fingerprints.values())
         raise UsageError(f"runs of different datasets cannot be compared: {mixed}")
     rows = measured(store, document, emit)
-    if existing := store.get("reports", report.address(rows)):
+    if existing := store.get("reports", page.address(rows)):
         return result(existing, rows, cached=True)
-    return result(report.build(store, rows), rows, cached=False)
+    return result(page.build(store, rows), rows, cached=False)
 
 
 def find(document: Document) -> Document | None:
     """The result, if the runs are compared already; None if there is something to do."""
     store = Store()
     rows = found(store, pairs(store, document), parse(document["recipe"]))
-    existing = store.get("reports", report.address(rows)) if rows else None
+    existing = store.get("reports", page.address(rows)) if rows else None
     return result(existing, rows, cached=True) if existing and rows else None
 
 
@@ -51,7 +51,7 @@ def result(artifact: Artifact, rows: list[Document], *, cached: bool) -> Documen
         "runs": [row["run"] for row in rows],
         "cached": cached,
         "best": best(rows),
-        "verdict": verdict(report.named(rows)),
+        "verdict": verdict(page.named(rows)),
         "rows": rows,
     }
 

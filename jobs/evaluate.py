@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from genflow import env, tracking
-from genflow.evaluation import measure
+from genflow.evaluation import evaluate
+from genflow.evaluation.report.table import best
 from genflow.evaluation.samples import Carry, Reduced, Share
-from genflow.evaluation.table import best
-from genflow.recipe import Recipe, parse
-from genflow.store import Artifact, Store
-from jobs.cluster import ray_cluster
-from jobs.common import Document, Emit, execute, warn_of_gap
+from genflow.recipe.schema import Recipe, parse
+from genflow.storage.store import Artifact, Store
+from genflow.system import environment
+from genflow.tracking import sync
+from jobs.runtime.cluster import ray_cluster
+from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -38,12 +39,12 @@ def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
     """Every run's evaluation, made where it is missing and told to MLflow."""
     recipe = parse(document["recipe"])
     rows = [
-        measure.evaluate(store, run, data, recipe.evaluate, emit, recipe.sample, carry(store, run, data, recipe))
+        evaluate.evaluate(store, run, data, recipe.evaluate, emit, recipe.sample, carry(store, run, data, recipe))
         for run, data in pairs(store, document)
     ]
     for row in rows:
         if not row["cached"]:
-            warn_of_gap(emit, row["run"], tracking.replay(store, row["run"], deadline_s=20))
+            warn_of_gap(emit, row["run"], sync.replay(store, row["run"], deadline_s=20))
     return rows
 
 
@@ -58,7 +59,7 @@ def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Carry 
         import torch
 
         told = (store.url, run.id, data.id, recipe.evaluate.features, recipe.sample, torch.get_num_threads())
-        with ray_cluster(num_cpus=max(env.cores(), count)):
+        with ray_cluster(num_cpus=max(environment.cores(), count)):
             task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_share)
             left = iter(shares)
             ahead = [task.remote(*told, share) for share in islice(left, count)]
@@ -78,7 +79,7 @@ def _share(
 
     torch.set_num_threads(threads)
     store = Store(url)
-    return measure.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
+    return evaluate.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
 
 
 def find(document: Document) -> Document | None:
@@ -90,7 +91,7 @@ def find(document: Document) -> Document | None:
 
 def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Document] | None:
     """The runs' evaluations, if there is one of each."""
-    rows = [measure.find(store, run, data, recipe.evaluate, recipe.sample) for run, data in runs]
+    rows = [evaluate.find(store, run, data, recipe.evaluate, recipe.sample) for run, data in runs]
     return [row for row in rows if row] if all(rows) else None
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from genflow.errors import BY_CODE, GenflowError
-from genflow.pipeline import Pipeline, Stage, load
-from genflow.store import Store
-from jobs.common import Document, Emit, attempt, execute
+from genflow.pipeline.graph import Pipeline, Stage, load
+from genflow.storage.store import Store
+from jobs.runtime.entrypoint import Document, Emit, attempt, execute
 
 # Jobs that bring Ray tasks of their own must not hold a core while they wait for them.
 CORES = {"prepare": 0, "train": 1, "reflow": 0, "evaluate": 1, "compare": 1, "tables": 1}
@@ -28,7 +28,7 @@ def main(document: Document, emit: Emit) -> Document:
     _look(pipeline, made, failed, emit)
     cached = len(made) == len(pipeline.stages)
     if len(made) + len(failed) < len(pipeline.stages):
-        from jobs.cluster import ray_cluster
+        from jobs.runtime.cluster import ray_cluster
 
         with ray_cluster():
             _run(pipeline, made, failed, emit)
@@ -128,7 +128,7 @@ def _environment() -> dict[str, str]:
 
 def _stage_task(job: str, document: Document, environment: dict[str, str]) -> Document:
     """A stage in a Ray worker: its progress goes to standard output, its end comes back as a value."""
-    from genflow import events
+    from genflow.system import events
 
     os.environ.update(environment)
     outcome: Document = {}

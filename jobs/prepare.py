@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from genflow.data import preparing
-from genflow.data.preparing import Carry, prepare
+from genflow.data import prepare
+from genflow.data.prepare import Carry
 from genflow.errors import GenflowError
-from genflow.recipe import parse
-from genflow.store import Artifact, Store
-from jobs.cluster import ray_cluster
-from jobs.common import Document, Emit, execute, verbose
+from genflow.recipe.schema import parse
+from genflow.storage.store import Artifact, Store
+from jobs.runtime.cluster import ray_cluster
+from jobs.runtime.entrypoint import Document, Emit, execute, verbose
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -33,13 +33,13 @@ def main(document: Document, emit: Emit) -> Document:
         DataError: more than `max_bad` records cannot be read, or the source is broken.
     """
     started = time.monotonic()
-    artifact, cached = prepare(Store(), parse(document["recipe"]).data, ray_workers, emit)
+    artifact, cached = prepare.prepare(Store(), parse(document["recipe"]).data, ray_workers, emit)
     return {**result(artifact, cached), "seconds": round(time.monotonic() - started, 3)}
 
 
 def find(document: Document) -> Document | None:
     """The result, if the dataset is there already; None if there is something to do."""
-    artifact = preparing.find(Store(), parse(document["recipe"]).data)
+    artifact = prepare.find(Store(), parse(document["recipe"]).data)
     return result(artifact, cached=True) if artifact else None
 
 

@@ -14,9 +14,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genflow.errors import GenflowError
-from genflow.store import Store
-from jobs.cluster import ray_cluster
-from jobs.common import Document, Emit, execute
+from genflow.storage.store import Store
+from jobs.runtime.cluster import ray_cluster
+from jobs.runtime.entrypoint import Document, Emit, execute
 
 ANSWER_S = 90.0  # the longest that a node is waited for: a busy one takes its time to start a task
 NEEDED = ("torch", "pyarrow", "numpy", "scipy", "safetensors", "PIL", "pydantic", "yaml", "mlflow", "optuna")

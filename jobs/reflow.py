@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from genflow import env
-from genflow.recipe import parse
-from genflow.store import Artifact, Store, clear_disk_errors
-from genflow.teaching import Lesson, Teacher, lesson
-from jobs.cluster import ray_cluster
-from jobs.common import Document, Emit, execute
+from genflow.recipe.schema import parse
+from genflow.sampling.reflow import Lesson, Teacher, lesson
+from genflow.storage.files import clear_disk_errors
+from genflow.storage.store import Artifact, Store
+from genflow.system import environment
+from jobs.runtime.cluster import ray_cluster
+from jobs.runtime.entrypoint import Document, Emit, execute
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -36,7 +37,7 @@ def main(document: Document, emit: Emit) -> Document:
         if store.shared:
             store.shared.gather(folder)  # what an earlier attempt wrote, wherever it was
         recipe = parse(document["recipe"])
-        with ray_cluster(num_cpus=max(env.cores(), recipe.cluster.workers)):
+        with ray_cluster(num_cpus=max(environment.cores(), recipe.cluster.workers)):
             cpu_seconds = _write(task, folder, recipe.cluster.workers, recipe.cluster.gpus, emit)
         seconds = round(time.monotonic() - started, 1)
         meta = {"run": task.run.id, "dataset": task.dataset.id, "pairs": task.count, "seed": task.seed}

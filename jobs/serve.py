@@ -10,19 +10,20 @@ import time
 import urllib.error
 import urllib.request
 
-from genflow import endpoints, env
 from genflow.errors import ClusterError, DataError, GenflowError, SetupError
-from genflow.serving.entries import Entry, as_documents, signature
-from genflow.serving.shelf import try_out
-from genflow.store import Store
-from jobs import door
-from jobs.cluster import is_submitted, ray_cluster
-from jobs.common import Document, Emit, execute
-from jobs.proxy import BUSY
+from genflow.serving import endpoints
+from genflow.serving.engine_cache import try_out
+from genflow.serving.model_list import Entry, as_documents, signature
+from genflow.storage.store import Store
+from genflow.system import environment
+from jobs.runtime.cluster import is_submitted, ray_cluster
+from jobs.runtime.entrypoint import Document, Emit, execute
+from jobs.runtime.serve import haproxy
+from jobs.runtime.serve.retry_middleware import BUSY
 
 READY_S = 120.0
 SERVE = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.proxy:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.runtime.serve.retry_middleware:middlewares",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
 }
 
@@ -49,10 +50,10 @@ def main(document: Document, emit: Emit) -> Document:
     os.environ |= SERVE | {"RAY_worker_niceness": "0", "GENFLOW_SERVE_MOST": str(BUSY * replicas)}
     with contextlib.ExitStack() as stack:
         # a Ray of our own is this machine alone: HAProxy has the address, and what is behind it the loopback
-        if haproxy := "" if is_submitted() else door.available():
-            os.environ |= stack.enter_context(door.opened(haproxy, inputs["host"], BUSY * replicas))
-        stack.enter_context(ray_cluster(num_cpus=max(env.cores(), replicas), logs=False))
-        begin(inputs, "127.0.0.1" if haproxy else inputs["host"])
+        if proxy := "" if is_submitted() else haproxy.available():
+            os.environ |= stack.enter_context(haproxy.opened(proxy, inputs["host"], BUSY * replicas))
+        stack.enter_context(ray_cluster(num_cpus=max(environment.cores(), replicas), logs=False))
+        begin(inputs, "127.0.0.1" if proxy else inputs["host"])
         try:
             deploy(inputs, models)
             store = Store()
@@ -96,7 +97,7 @@ def deploy(inputs: Document, models: list[Entry]) -> None:
 
     from ray import serve
 
-    from jobs.replicas import application
+    from jobs.runtime.serve.deployment import application
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     document = {key: value for key, value in inputs.items() if key not in ("running", "host", "port")}
@@ -121,7 +122,7 @@ def deploy(inputs: Document, models: list[Entry]) -> None:
 def change(inputs: Document, models: list[Entry], emit: Emit) -> Document:
     """Give an application that runs other models; nothing restarts, and no request is lost."""
     running = inputs["running"]
-    env.loopback(int(running["gcs"].rpartition(":")[2]))
+    environment.loopback(int(running["gcs"].rpartition(":")[2]))
     import logging
 
     import ray

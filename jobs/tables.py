@@ -6,15 +6,16 @@
 import json
 from typing import Any
 
-from genflow import code, tracking
-from genflow.journal import Journal, journal_path
-from genflow.recipe import digest
-from genflow.store import Artifact, Store
-from genflow.tables import cells, page
+from genflow.storage.store import Artifact, Store
+from genflow.system import source_hash
+from genflow.system.source_hash import digest
 from genflow.tables import document as tables
-from jobs.common import Document, Emit, execute, warn_of_gap
+from genflow.tables import formatting, page
+from genflow.tracking import database, sync
+from genflow.tracking.journal import Journal, journal_path
+from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
-ROOMS = ("genflow/tables", "genflow/evaluation/charts.py")
+ROOMS = ("genflow/tables", "genflow/evaluation/report/charts.py")
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -39,7 +40,7 @@ def main(document: Document, emit: Emit) -> Document:
     with store.stage("reports", id, name=f"tables-{made['dataset_name']}") as staged:
         made = {**made, "report": id}
         (staged.path / "tables.json").write_text(json.dumps(made, indent=1))
-        (staged.path / "tables.md").write_text(cells.as_markdown(made), encoding="utf-8")
+        (staged.path / "tables.md").write_text(formatting.as_markdown(made), encoding="utf-8")
         (staged.path / "report.html").write_text(page.render(store, made, found), encoding="utf-8")
         parents = list(dict.fromkeys(row["run"] for seeds in found.values() for row in seeds.values()))
         meta = {"verdict": made["verdict"], "dataset": made["dataset"], "inputs": key(document)}
@@ -60,7 +61,7 @@ def key(document: Document) -> str:
     """What decides the tables: the study, its evaluations, what failed, and the code."""
     failed = {name: told["message"] for name, told in document["inputs"]["failed"].items()}
     study = {name: value for name, value in document["study"].items() if name != "command"}
-    return digest([study, document["inputs"]["evaluations"], failed, code.fingerprint(*ROOMS)])
+    return digest([study, document["inputs"]["evaluations"], failed, source_hash.fingerprint(*ROOMS)])
 
 
 def address(dataset: str, document: Document) -> str:
@@ -76,7 +77,7 @@ def result(artifact: Artifact, *, cached: bool) -> Document:
 
 def _journal(store: Store, artifact: Artifact, document: Document, emit: Emit) -> None:
     """Into MLflow, as a run of its own: the tables, the report, and every quantity as a metric."""
-    tracking.prepare(store)
+    database.prepare(store)
     path, dataset = journal_path(store.root, artifact.id), document["dataset_name"]
     with Journal(path, experiment=dataset, name=artifact.id) as journal:
         journal.tags({"kind": "tables", "dataset": document["dataset"]})
@@ -90,7 +91,7 @@ def _journal(store: Store, artifact: Artifact, document: Document, emit: Emit) -
         for name in ("report.html", "tables.md", "tables.json"):
             journal.artifact(artifact.file(name), "tables")
         journal.status("FINISHED")
-    warn_of_gap(emit, artifact.id, tracking.replay(store, artifact.id, deadline_s=30))
+    warn_of_gap(emit, artifact.id, sync.replay(store, artifact.id, deadline_s=30))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,21 @@ import platform
 from collections.abc import Iterator
 from typing import Any
 
-from genflow import __version__, capacity, env, tracking
-from genflow.checkpoint import Checkpoints
+from genflow import __version__
 from genflow.errors import GenflowError
-from genflow.evaluation.memory import peak
-from genflow.journal import Journal, Status, journal_path
-from genflow.recipe import flatten, parse
+from genflow.launch import capacity
+from genflow.recipe.schema import flatten, parse
 from genflow.runs import RunPlan, begin, divergence, keep_divergence, plan
-from genflow.store import Artifact, Store
-from genflow.training import NonFinite, Trouble
-from jobs.cluster import IN_A_JOB, ray_cluster
-from jobs.common import Document, Emit, execute, warn_of_gap
+from genflow.storage.store import Artifact, Store
+from genflow.system import environment
+from genflow.system.peak_memory import peak
+from genflow.tracking import database, sync
+from genflow.tracking.journal import Journal, Status, journal_path
+from genflow.tracking.sender import Sender
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.loop import NonFinite, Trouble
+from jobs.runtime.cluster import IN_A_JOB, ray_cluster
+from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
 SHOWN = ("family", "net", "dataset", "steps", "images", "seconds", "cpu_seconds", "parameters", "world")
 
@@ -46,7 +50,7 @@ def main(document: Document, emit: Emit) -> Document:
     if document.get("inputs", {}).get("fresh"):
         _forget(store, run)
     if finished := store.get("runs", run.id):
-        warn_of_gap(emit, run.id, tracking.catch_up(store, run.id))
+        warn_of_gap(emit, run.id, sync.catch_up(store, run.id))
         return result(finished, cached=True)
     with store.lock("runs", run.id, wait=False):
         begin(store, run)
@@ -86,14 +90,14 @@ def result(run: Artifact, *, cached: bool) -> Document:
 def _forget(store: Store, run: RunPlan) -> None:
     with store.lock("runs", run.id, wait=False):
         store.forget("runs", run.id)
-        tracking.forget(store, run.id)
+        sync.forget(store, run.id)
 
 
 @contextlib.contextmanager
 def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
     """Keep the run's journal, and send it to MLflow while the run goes on."""
     path, folder = journal_path(store.root, run.id), store.folder("runs", run.id)
-    tracking.prepare(store)
+    database.prepare(store)
     tags = {"family": run.recipe.family["kind"], "net": run.recipe.net["kind"], "dataset": run.dataset.id}
     tags |= {"data_fingerprint": run.facts.fingerprint[:16], "genflow": __version__}
     # Closed before a worker opens it: on NFS, what one node holds back another would write over.
@@ -102,7 +106,7 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
         journal.params(flatten(run.recipe.model_dump(mode="json")))
         journal.artifact(folder / "recipe.yaml")
         journal.status("RUNNING")
-    sender = tracking.Sender(store, run.id)
+    sender = Sender(store, run.id)
     status: Status = "FAILED"
     with Journal(path) as journal:  # open all the while: by this the sender knows that somebody is alive
         sender.start()
@@ -135,21 +139,22 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
         "alone": alone,
     }
     if alone:
-        from jobs import workers
+        from jobs.runtime.train import worker_group
 
-        workers.alone(settings)
+        worker_group.alone(settings)
         return
     needed = math.ceil(cluster.workers * cluster.cpus)
-    if not on_cluster and needed > env.cores():
-        emit("warning", message=f"{cluster.workers} workers share the {env.cores()} cores of this machine")
-    with ray_cluster(num_cpus=max(env.cores(), needed)):
-        from jobs import machines, workers
+    if not on_cluster and needed > environment.cores():
+        emit("warning", message=f"{cluster.workers} workers share the {environment.cores()} cores of this machine")
+    with ray_cluster(num_cpus=max(environment.cores(), needed)):
+        from jobs.runtime import resources
+        from jobs.runtime.train import worker_group
 
-        if (nodes := machines.total()) is not None:
+        if (nodes := resources.total()) is not None:
             capacity.require(nodes, cluster.workers, cluster.cpus, cluster.gpus)
-        if machines.are_busy(cluster):
+        if resources.are_busy(cluster):
             emit("note", message="the cluster is busy: waiting for a place")
-        workers.together(settings, cluster, spread=on_cluster)
+        worker_group.together(settings, cluster, spread=on_cluster)
 
 
 def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
@@ -171,7 +176,7 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
         "cpu_seconds": round(state["cpu_seconds"], 2),
         "parameters": state["parameters"],
         "world": run.recipe.cluster.workers,
-        "machine": f"{platform.system()} {platform.machine()}, {env.cores()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {environment.cores()} cores",
     }
 
 

@@ -12,23 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genflow import env, tracking
-from genflow.checkpoint import Checkpoints
 from genflow.data.shards import Dataset
-from genflow.engine import Engine
 from genflow.errors import GenflowError
 from genflow.evaluation import samples
-from genflow.evaluation.features import judge
-from genflow.evaluation.pictures import grid
-from genflow.recipe import parse
-from genflow.store import Artifact, Store, write_atomically
-from genflow.tuning import conclusion, extending, findings, population
-from genflow.tuning.chronicle import Chronicle
-from genflow.tuning.conclusion import OVER
-from genflow.tuning.search import Record, Search, begin, plan
+from genflow.evaluation.features.extractor import judge
+from genflow.evaluation.sample_grids import grid
+from genflow.recipe.schema import parse
+from genflow.sampling.engine import Engine
+from genflow.storage.files import write_atomically
+from genflow.storage.store import Artifact, Store
+from genflow.system import environment
+from genflow.tracking import database
+from genflow.tracking.sender import Sender
+from genflow.training.checkpoint import Checkpoints
+from genflow.tuning import analysis, pbt, results, warm_start
+from genflow.tuning.results import OVER
+from genflow.tuning.search import Search, begin, plan
+from genflow.tuning.tracking import Chronicle
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
-from jobs.cluster import ray_cluster
-from jobs.common import Document, Emit, execute, warn_of_gap
+from genflow.tuning.trial_log import Record
+from jobs.runtime.cluster import ray_cluster
+from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
 SHOWN = 8  # trials in the live table
 
@@ -56,7 +60,7 @@ def main(document: Document, emit: Emit) -> Document:
         if not search.objective:
             data = Dataset.open(search.run.dataset)
             judge(store, data, search.recipe.evaluate.features, emit)  # once, before the trials need it
-        whose, count = extending.inherit(store, search)
+        whose, count = warm_start.inherit(store, search)
         if count:
             emit("note", message=f"{search.id} goes on from the {count} trials of {whose}")
         with _tracked(store, search, emit) as chronicle:
@@ -81,8 +85,8 @@ def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emi
     left = 60 * tuned.minutes - spent if tuned.minutes else None
     if _is_over(search, record, left):
         return
-    with ray_cluster(num_cpus=max(env.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
-        from jobs import populations, proposers, schedulers, trials
+    with ray_cluster(num_cpus=max(environment.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
+        from jobs.runtime.tune import asha, pbt, searchers, trainable
 
         inside = all(domain.holds(search.own[key]) for key, domain in search.space.items())
         preset = search.own if inside else None
@@ -92,17 +96,17 @@ def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emi
             return max(0.01, 60 * tuned.minutes - show.seconds()) if tuned.minutes else None
 
         def carry_out(searcher: Any, scheduler: Any = None) -> None:
-            trials.carry_out(
+            trainable.carry_out(
                 task, searcher, scheduler, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus,
                 reduction=tuned.reduction, seconds=remaining(), target=tuned.target,
             )  # fmt: skip
 
         show(-1, False)
         if tuned.scheduler == "pbt":
-            populations.train(store, search, record, preset, carry_out)
+            pbt.train(store, search, record, preset, carry_out)
         else:
-            searcher = proposers.Recorded(record, proposers.proposer(search, preset), search.trials)
-            carry_out(searcher, schedulers.Halving(search, record) if tuned.scheduler == "asha" else None)
+            searcher = searchers.Recorded(record, searchers.proposer(search, preset), search.trials)
+            carry_out(searcher, asha.Halving(search, record) if tuned.scheduler == "asha" else None)
         record.spent(show.seconds())
 
 
@@ -112,9 +116,9 @@ def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[Chronicle | N
     if search.objective:
         yield None
         return
-    tracking.prepare(store)
+    database.prepare(store)
     chronicle, status = Chronicle(store, search), "FAILED"
-    sender = tracking.Sender(store, search.id)
+    sender = Sender(store, search.id)
     sender.start()
     try:
         yield chronicle
@@ -134,7 +138,7 @@ def _is_over(search: Search, record: Record, left: float | None) -> bool:
     over = [row for row in rows if row["status"] in OVER]
     if len(over) >= search.trials or (left is not None and left <= 0):
         return True
-    return conclusion.reached(search, rows)
+    return results.reached(search, rows)
 
 
 class Show:
@@ -165,7 +169,7 @@ class Show:
         if over:
             self.record.spent(self.seconds())
         metric = search.metrics[0]
-        top = findings.best(rows, metric)
+        top = analysis.best(rows, metric)
         if self.chronicle:
             self.chronicle.reported(number, self.record.reports(number) if number >= 0 else [])
             if top:
@@ -181,13 +185,13 @@ class Show:
         self.emit("progress", stage="tune", run=search.id, step=done, steps=search.trials, what=what,
                   eta=min(left) if left else None)  # fmt: skip
         self.emit("trials", search=search.id, trial=number, over=over, metrics=list(search.metrics),
-                  keys=list(search.space), rows=conclusion.ranked(rows, metric)[:SHOWN],
+                  keys=list(search.space), rows=results.ranked(rows, metric)[:SHOWN],
                   row=next((row for row in rows if row["trial"] == number), None))  # fmt: skip
 
 
 def _confirm(store: Store, search: Search, emit: Emit) -> None:
     """The best settings and the preset's, each trained with fresh seeds; found where they are trained already."""
-    points = conclusion.confirming(search, Record(Path(search.task(store).folder)).rows())
+    points = results.confirming(search, Record(Path(search.task(store).folder)).rows())
     task, cluster = search.task(store, confirm=True), search.recipe.cluster
     record = Record(Path(task.folder))
     if any(row["params"] != point for row, point in zip(record.rows(), points, strict=False)):  # of another best
@@ -200,12 +204,12 @@ def _confirm(store: Store, search: Search, emit: Emit) -> None:
         done = sum(row["status"] in OVER for row in record.rows())
         emit("progress", stage="confirm", run=search.id, step=done, steps=len(points), what="fresh seeds")
 
-    with ray_cluster(num_cpus=max(env.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
-        from jobs import proposers, trials
+    with ray_cluster(num_cpus=max(environment.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
+        from jobs.runtime.tune import searchers, trainable
 
-        searcher = proposers.Recorded(record, proposers.Points(points), len(points))
+        searcher = searchers.Recorded(record, searchers.Points(points), len(points))
         show(-1, False)
-        trials.carry_out(task, searcher, None, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus)
+        trainable.carry_out(task, searcher, None, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus)
 
 
 def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: Emit) -> Artifact:
@@ -216,18 +220,18 @@ def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: E
     """
     folder, metric = search.folder(store), search.metrics[0]
     record = Record(Path(search.task(store).folder))
-    rows = conclusion.closed(record.rows())
+    rows = results.closed(record.rows())
     if search.recipe.tune.scheduler == "pbt":
-        rows = [{**row, "schedule": population.schedule(record, row["trial"])} for row in rows]
-    top = findings.best(rows, metric)
+        rows = [{**row, "schedule": pbt.schedule(record, row["trial"])} for row in rows]
+    top = analysis.best(rows, metric)
     if top is None:
         why = next((row["why"] for row in rows if row.get("why")), "no trial was measured within the budget")
         raise GenflowError(f"no trial of {search.id} came to a result: {why}", "search over other values, or longer")
     confirmed = Record(Path(search.task(store, confirm=True).folder)).rows()
-    found = conclusion.document(search, rows, confirmed, record.seconds(), folder)
-    write_atomically(folder / "best.yaml", conclusion.best_yaml(search, found))
+    found = results.document(search, rows, confirmed, record.seconds(), folder)
+    write_atomically(folder / "best.yaml", results.best_yaml(search, found))
     write_atomically(folder / "search.json", json.dumps(found, indent=1))
-    write_atomically(folder / "trials.csv", conclusion.table(search, rows))
+    write_atomically(folder / "trials.csv", results.table(search, rows))
     if not search.objective:
         _picture(store, search, top, folder, emit)
     if chronicle:

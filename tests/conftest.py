@@ -11,10 +11,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: with two threads on a busy 
 # before Ray: it reads them once a process, whichever test is the first to import it
 os.environ.update(RAY_AUTH_MODE="token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset
-from genflow.recipe import Data
-from genflow.store import Store
+from genflow.recipe.schema import Data
+from genflow.storage.store import Store
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def prepared(store: Store) -> Callable[..., Dataset]:
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """One Ray with two CPUs for the whole session: starting it takes five seconds."""
-    from jobs.cluster import ray_cluster
+    from jobs.runtime.cluster import ray_cluster
 
     with ray_cluster(num_cpus=2):
         yield

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from small import recipe
 
-from genflow import build, runs, training
-from genflow.checkpoint import Checkpoints
+from genflow import build, runs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
-from genflow.journal import Journal, journal_path
-from genflow.maths.seeds import key
-from genflow.session import Session
-from genflow.store import Artifact, Store
+from genflow.maths.rng import key
+from genflow.storage.store import Artifact, Store
+from genflow.tracking.journal import Journal, journal_path
+from genflow.training import loop
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.session import Session
 
 
 def finished(
@@ -34,7 +35,7 @@ def finished(
             journal.metrics(numbers["step"], {f"train/{k}": v for k, v in numbers.items() if k != "step"})
 
         session = Session(save=Checkpoints(folder / "checkpoints").save, log=log)
-        fitted = training.fit(family, Stream(data.splits["train"], 16, 0, 0, 1, "cpu"), session, whole.train)
+        fitted = loop.fit(family, Stream(data.splits["train"], 16, 0, 0, 1, "cpu"), session, whole.train)
     meta = {
         **asdict(fitted), "steps": fitted.step, "family": kind, "net": whole.net["kind"], "dataset": data.artifact.id,
         "dataset_name": data.artifact.name, "fingerprint": data.facts.fingerprint,

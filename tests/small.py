@@ -7,9 +7,9 @@ from torch import Tensor
 
 from genflow import build, families
 from genflow.batch import Batch
-from genflow.facts import Facts
 from genflow.families.base import Family
-from genflow.recipe import Recipe, parse
+from genflow.recipe.schema import Recipe, parse
+from genflow.specs import Facts
 
 FACTS = {
     "grey": Facts((1, 8, 8), levels=17, class_names=tuple("0123456789")),

@@ -10,7 +10,7 @@ from small import FACTS, recipe
 
 from genflow import build, families, nets, runs
 from genflow.errors import UsageError
-from genflow.recipe import parse
+from genflow.recipe.schema import parse
 
 GREY = FACTS["grey"]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from genflow import capacity
 from genflow.errors import ResourceError
+from genflow.launch import capacity
 
 SMALL, LARGE = {"CPU": 2.0, "memory": 1e9}, {"CPU": 8.0, "GPU": 2.0}
 
@@ -33,7 +33,7 @@ def test_the_cure_is_a_number_that_fits() -> None:
 
 def test_what_an_autoscaler_may_add_counts() -> None:
     """cluster.yaml once grown: one head, and of each kind as many as its own limit and the cluster's allow."""
-    from jobs.machines import growth
+    from jobs.runtime.resources import growth
 
     kinds = {
         "head": {"resources": {"CPU": 0}, "max_workers": 0},
@@ -46,7 +46,7 @@ def test_what_an_autoscaler_may_add_counts() -> None:
 
 def test_an_interface_is_known_by_its_address() -> None:
     """gloo is told the interface that has the node's address."""
-    from jobs.workers import interface_of
+    from jobs.runtime.train.worker_group import interface_of
 
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.7") is None

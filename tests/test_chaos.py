@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from genflow import child
 from genflow.errors import GenflowError, ResourceError, SetupError, is_out_of_memory
-from genflow.store import clear_disk_errors
-from genflow.submit import failure
+from genflow.launch import child_process
+from genflow.launch.local import failure
+from genflow.storage.files import clear_disk_errors
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
@@ -72,7 +72,7 @@ def test_a_job_that_is_stopped_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> 
     import signal
     import subprocess
 
-    monkeypatch.setattr(child, "STOPPED_S", 0.3)
+    monkeypatch.setattr(child_process, "STOPPED_S", 0.3)
     script = "import sys, time; print('up', flush=True); time.sleep(2)"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -84,7 +84,7 @@ def test_a_job_that_is_stopped_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> 
         told.append(event)
         process.send_signal(signal.SIGCONT)
 
-    child.follow(process, tell, None)
+    child_process.follow(process, tell, None)
     words = f"the job (process {process.pid}) was stopped by a signal, and waits"
     assert [event["message"] for event in told] == [words]
     assert f"kill -CONT {process.pid}" in told[0]["hint"]
@@ -118,7 +118,7 @@ def test_which_worker_is_named() -> None:
     pytest.importorskip("ray.train")
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-    from jobs.workers import lost
+    from jobs.runtime.train.worker_group import lost
 
     other = RuntimeError("Connection closed by peer")
     assert lost({0: other, 1: WorkerHealthCheckTimeoutError("x")}) == "worker 1 hangs"

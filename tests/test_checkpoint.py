@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from genflow import checkpoint
-from genflow.checkpoint import Checkpoints
 from genflow.errors import DataError
-from genflow.maths.muon import Muon
+from genflow.training import checkpoint
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.muon import Muon
 
 
 def write(text: str = "weights"):  # type: ignore[no-untyped-def]

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from genflow import drawing
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.errors import UsageError
-from genflow.recipe import Data, compose
-from genflow.store import Store
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import Data
+from genflow.storage.store import Store
 from jobs import train
 
 OPTIONS = {"steps": None, "sampler": None, "guidance": None}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from small import FACTS, family, recipe, shaken
 
-from genflow import checkpoint
-from genflow.engine import Engine
 from genflow.errors import DataError, UsageError
-from genflow.recipe import dump
-from genflow.store import Artifact, Store
+from genflow.recipe.files import dump
+from genflow.sampling.engine import Engine
+from genflow.storage.store import Artifact, Store
+from genflow.training import checkpoint
 
 
 def engine(data: str = "grey", kind: str = "flow_matching", **sample: object) -> Engine:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genflow import env
+from genflow.system import environment
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def test_it_is_made_private(path: Path) -> None:
     """Whatever the umask; 256 bits; the folder too; made once."""
     before = os.umask(0)
     try:
-        assert env.ensure_token() == path
+        assert environment.ensure_token() == path
     finally:
         os.umask(before)
     assert (mode(path), mode(path.parent)) == (0o600, 0o700)
     assert len(bytes.fromhex(path.read_text())) == 32
     first = path.read_text()
-    env.ensure_token()
-    assert path.read_text() == first == env.token()
+    environment.ensure_token()
+    assert path.read_text() == first == environment.token()
 
 
 def test_one_that_others_may_read_is_mended(path: Path) -> None:
@@ -44,7 +44,7 @@ def test_one_that_others_may_read_is_mended(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("x")
     path.chmod(0o644)
-    env.ensure_token()
+    environment.ensure_token()
     assert mode(path) == 0o600
 
 
@@ -53,7 +53,7 @@ def test_a_local_ray_asks_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    env.loopback()
+    environment.loopback()
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert path.exists()
 
@@ -67,8 +67,8 @@ def test_large_tensors_get_the_memory_of_those_before() -> None:
     """
     script = """
         import resource, torch
-        from genflow import env
-        env.keep_memory()
+        from genflow.system import environment
+        environment.keep_memory()
         x = torch.ones(2**21)
         def draw():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

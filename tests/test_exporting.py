@@ -12,10 +12,10 @@ import torch
 from finished import finished
 
 from genflow import exporting, families
-from genflow.engine import Engine
 from genflow.errors import UsageError
-from genflow.maths.seeds import SampleRng
-from genflow.store import Store
+from genflow.maths.rng import SampleRng
+from genflow.sampling.engine import Engine
+from genflow.storage.store import Store
 
 SEEDS = range(6)
 NOBODY = [10] * 6

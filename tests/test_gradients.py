@@ -7,19 +7,19 @@ import torch
 from pair import two_workers
 from torch import nn
 
-from genflow import gradients
-from genflow.gradients import Gradients
+from genflow.training import all_reduce
+from genflow.training.all_reduce import Gradients
 
 WORKER = """
 from torch import nn
-from genflow import gradients
+from genflow.training import all_reduce
 
-gradients.LEAST = 300
+all_reduce.LEAST = 300
 torch.manual_seed(0)
 net = nn.Sequential(*[nn.Linear(8, 8) for _ in range(7)])
 torch.manual_seed(rank)
 x = [torch.randn(5, 8) for _ in range(3)]
-summed, found = gradients.Gradients(net, 2), []
+summed, found = all_reduce.Gradients(net, 2), []
 for step in range(3):
     (net[1:](x[step]).square().mean() / 2).backward()
     early = len(summed._under_way)
@@ -54,10 +54,10 @@ def test_buckets_are_summed_while_backward_goes_on(tmp_path: Path) -> None:
 
 def test_a_bucket_is_neither_a_crumb_nor_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters stay in their order; one that is larger than a bucket has one alone."""
-    monkeypatch.setattr(gradients, "LEAST", 100)
-    monkeypatch.setattr(gradients, "MOST", 200)
+    monkeypatch.setattr(all_reduce, "LEAST", 100)
+    monkeypatch.setattr(all_reduce, "MOST", 200)
     sizes = (10, 10, 10, 100, 30, 30)
-    made = gradients._buckets([nn.Parameter(torch.zeros(n)) for n in sizes])
+    made = all_reduce._buckets([nn.Parameter(torch.zeros(n)) for n in sizes])
     assert [[p.numel() for p in bucket] for bucket in made] == [[10, 10], [10], [100], [30], [30]]
 
 

@@ -10,13 +10,13 @@ from finished import finished
 from PIL import Image
 
 from genflow import drawing
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset, to_display
-from genflow.engine import Engine
 from genflow.errors import DataError, UsageError
-from genflow.interpolation import layout
-from genflow.recipe import Data
-from genflow.store import Store
+from genflow.recipe.schema import Data
+from genflow.sampling.engine import Engine
+from genflow.sampling.interpolation import layout
+from genflow.storage.store import Store
 
 NONE = {"steps": None, "sampler": None, "guidance": None}
 

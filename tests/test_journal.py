@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from genflow.errors import ResourceError
-from genflow.journal import Cursor, Journal, curves, entries, has_writer, journal_path, opening
+from genflow.tracking.journal import Cursor, Journal, curves, entries, has_writer, journal_path, opening
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_clear_error_and_tears_one_line(path):
 
 WRITER = """
 import sys
-from genflow.journal import Journal
+from genflow.tracking.journal import Journal
 journal = Journal(sys.argv[1])
 for step in range(int(sys.argv[2]), int(sys.argv[3])):
     journal.metrics(step, {"loss": step / 2, "filler": 0.123456789}, stream=sys.argv[4])

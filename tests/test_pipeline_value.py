@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from genflow.errors import UsageError
-from genflow.pipeline import Pipeline, load
-from genflow.recipe import home, read
+from genflow.pipeline.graph import Pipeline, load
+from genflow.recipe.files import read
+from genflow.system.source_hash import home
 
 DIGITS = {"job": "prepare", "data": {"source": "digits"}}
 FLOW = {"job": "train", "preset": "flow_matching", "data": "digits"}

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from benchmarks import presets
-from genflow.store import Store
-from genflow.tuning import findings
+from genflow.storage.store import Store
+from genflow.tuning import analysis
 
 
 def searched(confirmed: tuple[list[float], list[float]] | None) -> dict[str, Any]:
@@ -19,13 +19,13 @@ def searched(confirmed: tuple[list[float], list[float]] | None) -> dict[str, Any
     proof = None
     if confirmed:
         mine, theirs = ([{"status": "finished", "values": {"fd": fd}} for fd in side] for side in confirmed)
-        proof = findings.confirmation(mine, theirs, "fd")
+        proof = analysis.confirmation(mine, theirs, "fd")
     return {
         "search": "gan-fashion-0", "dataset": "fashion-1", "dataset_name": "fashion", "metrics": ["fd"], "samples": 500,
         "seconds": 12.0, "space": {"train.lr": "log:0.004:0.1"}, "tune": {"steps": 600},
         "importance": {"train.lr": 0.75},
         "counts": {"finished": 2, "stopped": 0, "diverged": 0, "failed": 0}, "best": rows[0], "preset": rows[1],
-        "ranked": rows, "confirmation": proof, "confirmed": findings.words(proof, "fd") if proof else "",
+        "ranked": rows, "confirmation": proof, "confirmed": analysis.words(proof, "fd") if proof else "",
     }  # fmt: skip
 
 

@@ -10,7 +10,10 @@ from small import FACTS, recipe, source
 
 from genflow import build, families, nets
 from genflow.errors import UsageError
-from genflow.recipe import SECTIONS, Recipe, assignments, compose, digest, dump, flatten, merge, parse, preset, read
+from genflow.recipe.compose import assignments, compose, merge, preset
+from genflow.recipe.files import dump, read
+from genflow.recipe.schema import SECTIONS, Recipe, flatten, parse
+from genflow.system.source_hash import digest
 
 GREY = FACTS["grey"]
 

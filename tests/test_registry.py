@@ -3,13 +3,13 @@
 import pytest
 from finished import finished
 
-from genflow import registry
 from genflow.commands import find_run
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
-from genflow.recipe import Data
-from genflow.store import Artifact, Store
+from genflow.recipe.schema import Data
+from genflow.storage.store import Artifact, Store
+from genflow.tracking import model_registry
 
 Runs = tuple[Store, list[Artifact]]
 
@@ -26,12 +26,12 @@ def test_an_alias_moves_from_run_to_run(runs: Runs) -> None:
     """`models:/NAME@ALIAS` is the run that was promoted last, and a version stays the run that it was."""
     store, (first, second) = runs
     for run in (first, second, first):
-        assert registry.promote(store, run, "pictures", "champion") == "models:/pictures@champion"
+        assert model_registry.promote(store, run, "pictures", "champion") == "models:/pictures@champion"
         assert find_run(store, "models:/pictures@champion").id == run.id
     assert find_run(store, "models:/pictures/1").id == first.id
     assert find_run(store, "models:/pictures/2").id == second.id
     assert find_run(store, "models:/pictures").id == second.id
-    assert find_run(store, registry.promote(store, second, "", "best")).id == second.id
+    assert find_run(store, model_registry.promote(store, second, "", "best")).id == second.id
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_mlflow_does_not_know_is_one_line(runs: Runs, reference: str, messa
 def test_impossible_names_are_refused_before_anything_is_sent(runs: Runs, name: str, alias: str) -> None:
     """MLflow keeps some for itself."""
     with pytest.raises(UsageError):
-        registry.promote(runs[0], runs[1][0], name, alias)
+        model_registry.promote(runs[0], runs[1][0], name, alias)
 
 
 def test_promoting_leaves_the_runs_end_alone(runs: Runs) -> None:
@@ -58,8 +58,8 @@ def test_promoting_leaves_the_runs_end_alone(runs: Runs) -> None:
     store, (_, run) = runs
     ends = []
     for name in ("one", "two"):
-        registry.promote(store, run, name, "champion")
-        with registry._client(store) as client:
+        model_registry.promote(store, run, name, "champion")
+        with model_registry._client(store) as client:
             version = client.get_model_version_by_alias(name, "champion")
             info = client.get_run(version.run_id).info
         ends.append((info.status, info.end_time))

@@ -12,11 +12,13 @@ import pytest
 from finished import finished
 from small import FACTS
 
-from genflow import build, pipeline
+from genflow import build
 from genflow.errors import UsageError
-from genflow.evaluation import classifier, measure
-from genflow.recipe import Evaluate, Recipe
-from genflow.store import Store
+from genflow.evaluation import evaluate
+from genflow.evaluation.features import classifier
+from genflow.pipeline import graph
+from genflow.recipe.schema import Evaluate, Recipe
+from genflow.storage.store import Store
 
 HOME = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("results", HOME / "benchmarks" / "results.py")
@@ -29,7 +31,7 @@ def test_every_stage_of_the_plan_fits_its_family() -> None:
     """Each run resolves, starting from the run that it names; each row's sampling is one that its run's family has."""
     facts = FACTS["grey"]
     resolved: dict[str, Recipe] = {}
-    for stage in pipeline.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages:
+    for stage in graph.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages:
         if stage.job == "train":
             recipe = stage.recipe.with_(data={})  # the pairs do not exist yet
             source = resolved.get(recipe.init)
@@ -41,7 +43,7 @@ def test_every_stage_of_the_plan_fits_its_family() -> None:
 
 def test_seeds_reach_training_pairs_and_measuring() -> None:
     """A seed's stages carry it, and need only stages of the same seed."""
-    stages = pipeline.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages
+    stages = graph.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages
     for stage in stages:
         seed = stage.name[-1]
         section = {"train": stage.recipe.train, "reflow": stage.recipe.reflow, "evaluate": stage.recipe.evaluate}
@@ -68,7 +70,7 @@ def found(store, prepared, monkeypatch):
     def measured(kind, seed):
         run = finished(store, data, kind, name=f"{kind}-{seed}")
         options = Evaluate(samples=60, steps=(), likelihood=4, bootstrap=3, seed=seed)
-        return measure.evaluate(store, run, data.artifact, options, lambda event, **fields: None)
+        return evaluate.evaluate(store, run, data.artifact, options, lambda event, **fields: None)
 
     return {"vae": {s: measured("vae", s) for s in (0, 1)}, "flow": {0: measured("flow_matching", 0)}, "gan": {}}
 

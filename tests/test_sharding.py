@@ -10,21 +10,23 @@ import torch
 from pair import two_workers
 from small import FACTS, NETS, family
 
-from genflow import checkpoint, runs, sharding
+from genflow import runs
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
-from genflow.recipe import compose
-from genflow.store import Store
+from genflow.recipe.compose import compose
+from genflow.storage.store import Store
+from genflow.training import checkpoint, fsdp
 
 WORKER = """
 import json
 from pathlib import Path
 from small import FACTS, batch, recipe
-from genflow import build, checkpoint, training
+from genflow import build
+from genflow.training import checkpoint, loop
 from genflow.batch import Batch
-from genflow.checkpoint import Checkpoints
+from genflow.training.checkpoint import Checkpoints
 from genflow.data.stream import share
-from genflow.session import Session
+from genflow.training.session import Session
 
 folder, cases = Path(folder), json.loads(rest[0])
 start, stop = share(6, rank, 2)
@@ -50,7 +52,7 @@ for kind, net, facts in cases:
                 rank=rank, world=2, sharded=sharded, load=checkpoints.newest, save=checkpoints.save,
                 log=log, should_stop=lambda: steps == 2 and 2 in seen, barrier=lambda _: dist.barrier(),
             )
-            training.fit(model, own, session, chosen.train, whole=lambda step: batch(FACTS[facts], step, rows=6))
+            loop.fit(model, own, session, chosen.train, whole=lambda step: batch(FACTS[facts], step, rows=6))
         if rank == 0:
             (folder / f"{kind}-{net}-{sharded}.json").write_text(json.dumps(seen))
 """
@@ -106,12 +108,12 @@ def test_who_cannot_share_is_told(store: Store, prepared: Callable[..., Dataset]
 def test_blocks_are_what_stands_in_lists() -> None:
     """So that no more than one of them is whole at a time."""
     net = family("ddpm", FACTS["grey"], "dit").net
-    assert len(sharding.blocks(net)) >= NETS["dit"]["depth"]
-    assert net not in sharding.blocks(net)
+    assert len(fsdp.blocks(net)) >= NETS["dit"]["depth"]
+    assert net not in fsdp.blocks(net)
 
 
 def test_what_is_not_cut_stays_as_it_is() -> None:
     """On one worker nothing changes."""
     x = torch.ones(3)
-    assert sharding.whole(x) is x
-    assert sharding.share_of(x, x) is x
+    assert fsdp.whole(x) is x
+    assert fsdp.share_of(x, x) is x

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from bucket import Server, machine
 
-from genflow import lease, shared
-from genflow.checkpoint import Checkpoints
 from genflow.errors import DataError, SetupError, UsageError
-from genflow.journal import Journal, curves, journal_path
-from genflow.store import Artifact, Store
+from genflow.storage import lock, mirror
+from genflow.storage.store import Artifact, Store
+from genflow.tracking.journal import Journal, curves, journal_path
+from genflow.training.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -188,22 +188,22 @@ def test_one_process_of_all_machines_makes_a_thing(machines: Any, monkeypatch: p
         refused = pytest.raises(UsageError, match=r"r-1 is being made by process \d+ on ")
         with refused, other.lock("runs", "r-1", wait=False):
             pass
-        assert lease.holder(other.shared.bucket, "runs-r-1")
+        assert lock.holder(other.shared.bucket, "runs-r-1")
     with other.lock("runs", "r-1", wait=False):
         pass
-    assert lease.holder(other.shared.bucket, "runs-r-1") is None
+    assert lock.holder(other.shared.bucket, "runs-r-1") is None
 
 
 def test_a_dead_machine_holds_nothing_for_long(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim of another machine that nobody renews ends by the server's clock; of this one, with its process."""
     store = machines("a")
     bucket = store.shared.bucket
-    gone = {"machine": lease.machine(), "pid": 2**22 + 1, "born": "1", "node": "here"}
+    gone = {"machine": lock.machine(), "pid": 2**22 + 1, "born": "1", "node": "here"}
     bucket.write("locks/runs-r-1~0.claim", json.dumps(gone).encode())
     with store.lock("runs", "r-1", wait=False):
         pass
     bucket.write("locks/runs-r-1~0.claim", json.dumps({**gone, "machine": "another"}).encode())
-    monkeypatch.setattr(lease, "LONGEST_S", 2.0)
+    monkeypatch.setattr(lock, "LONGEST_S", 2.0)
     started = time.monotonic()
     with store.lock("runs", "r-1", wait=False):
         pass
@@ -218,7 +218,7 @@ def test_of_many_at_one_moment_one_holds_it(machines: Any) -> None:
 
     def want() -> None:
         nonlocal inside, most, turns
-        with lease.lease(bucket, "x", wait=True):
+        with lock.lease(bucket, "x", wait=True):
             with guard:
                 inside += 1
                 most = max(most, inside)
@@ -286,7 +286,7 @@ def test_the_same_place_by_its_folder(machines: Any) -> None:
     make(store)
     assert Store(store.root).url == store.url
     assert Store(store.root).find("reports", "x").verify()
-    assert shared.of(store.root.parent) is None
+    assert mirror.of(store.root.parent) is None
 
 
 @pytest.mark.parametrize(

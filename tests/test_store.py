@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from genflow.errors import DataError, ResourceError, SetupError, UsageError
-from genflow.store import MANIFEST, NODE, Artifact, Store, clear_disk_errors, read_manifest, write_atomically
+from genflow.storage.files import NODE, clear_disk_errors, write_atomically
+from genflow.storage.manifest import read_manifest
+from genflow.storage.store import MANIFEST, Artifact, Store
 
 
 def make(store: Store, id: str = "digits-abc", *, name: str = "digits") -> Artifact:
@@ -92,7 +94,7 @@ def counted(call):
 for name in ("rename", "replace", "fsync", "mkdir"):
     setattr(os, name, counted(getattr(os, name)))
 from test_store import make
-from genflow.store import Store
+from genflow.storage.store import Store
 make(Store(sys.argv[3]))
 """
     tests, root = Path(__file__).parent, Path(__file__).parents[1]
@@ -223,7 +225,7 @@ def test_one_maker_at_a_time(store: Store) -> None:
         pass
     script = f"""
 import os
-from genflow.store import Store
+from genflow.storage.store import Store
 with Store({str(store.root)!r}).lock("runs", "r-1"):
     os.kill(os.getpid(), 9)
 """

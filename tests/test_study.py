@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from small import FACTS
 
-from genflow import build, pipeline
+from genflow import build
 from genflow.errors import UsageError
-from genflow.recipe import Recipe
-from genflow.study import Study
+from genflow.pipeline import graph
+from genflow.pipeline.study import Study
+from genflow.recipe.schema import Recipe
 from genflow.tables import plan
 
 RUNS = {"flow": {"preset": "flow_matching"}, "few": {"preset": "consistency", "init": "flow", "share": 0.4}}
@@ -21,8 +22,8 @@ def study(**more) -> Study:
     return Study(**{**base, "measured": {"samples": 50, "likelihood": 8}, **more})
 
 
-def stages(made: Study) -> dict[str, pipeline.Stage]:
-    return {stage.name: stage for stage in pipeline.load(made.pipeline("study"), "study").stages}
+def stages(made: Study) -> dict[str, graph.Stage]:
+    return {stage.name: stage for stage in graph.load(made.pipeline("study"), "study").stages}
 
 
 def test_a_budget_is_shared_and_reaches_every_training():
@@ -65,7 +66,7 @@ def test_a_file_with_an_unknown_key_is_refused(tmp_path: Path):
 
 def test_every_stage_of_the_tables_fits_its_family():
     """Each run resolves, on pictures and on points; each row's sampling is one that its run's family has."""
-    made = pipeline.load(plan.load().of("mine-1a", seeds=1).stages("tables"), "tables.yaml")
+    made = graph.load(plan.load().of("mine-1a", seeds=1).stages("tables"), "tables.yaml")
     resolved: dict[str, tuple[Recipe, str]] = {}
     for stage in made.stages:
         if stage.job == "train":
@@ -89,7 +90,7 @@ def test_the_teachers_cost_lies_within_the_budget():
 
 def test_the_last_stage_is_carried_out_even_if_something_failed():
     """It is told what was measured and what failed; any other stage waits for all that it needs."""
-    made = pipeline.load(plan.load().of("mine-1a", seeds=1).stages("tables"), "tables.yaml")
+    made = graph.load(plan.load().of("mine-1a", seeds=1).stages("tables"), "tables.yaml")
     last = made.stages[-1]
     assert last.takes_failures
     failed = {"gan-s0": {"stage": "gan-s0", "kind": "NonFinite", "message": "not finite"}}

@@ -7,15 +7,16 @@ import torch
 from finished import finished
 from small import FACTS, family
 
-from genflow import runs, teaching
+from genflow import runs
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
-from genflow.engine import Engine
 from genflow.errors import UsageError
 from genflow.evaluation import sweep
-from genflow.recipe import Evaluate, Recipe, parse
-from genflow.store import Artifact, Store
+from genflow.recipe.schema import Evaluate, Recipe, parse
+from genflow.sampling import reflow
+from genflow.sampling.engine import Engine
+from genflow.storage.store import Artifact, Store
 
 ASKED = parse({"reflow": {"pairs": 7}, "sample": {"sampler": "euler", "steps": 3}})
 
@@ -25,22 +26,22 @@ def data(prepared) -> Dataset:
     return prepared("digits", val=0.2)
 
 
-def task(store: Store, data: Dataset, kind: str = "flow_matching", recipe: Recipe = ASKED) -> teaching.Lesson:
-    return teaching.lesson(store, finished(store, data, kind, steps=2).id, recipe)
+def task(store: Store, data: Dataset, kind: str = "flow_matching", recipe: Recipe = ASKED) -> reflow.Lesson:
+    return reflow.lesson(store, finished(store, data, kind, steps=2).id, recipe)
 
 
-def written(store: Store, lesson: teaching.Lesson) -> Artifact:
+def written(store: Store, lesson: reflow.Lesson) -> Artifact:
     folder = store.folder("pairs", lesson.id)
     folder.mkdir(parents=True)
     for shard in lesson.shards:
-        teaching.Teacher(lesson).write(folder, *shard)
+        reflow.Teacher(lesson).write(folder, *shard)
     return store.seal("pairs", lesson.id, name=lesson.run.name, meta={"dataset": lesson.dataset.id})
 
 
 def test_a_pair_is_what_the_teacher_draws_from_its_noise(store: Store, data: Dataset) -> None:
     """Whatever the shards: noise and sample of number i are the same bits, and the engine's own from that noise."""
     lesson = task(store, data)
-    teacher = teaching.Teacher(lesson)
+    teacher = reflow.Teacher(lesson)
     seeds, labels, noise, x = teacher.pair(range(7))
     again = teacher.pair(range(5, 7))
     assert np.array_equal(seeds[5:], again[0])
@@ -67,7 +68,7 @@ def test_a_student_sees_the_noise_of_each_sample(store: Store, data: Dataset) ->
     lesson = task(store, data)
     pairs = Pairs.open(written(store, lesson), data.facts)
     batch = Stream(pairs, 4, seed=1)(0)
-    _, _, noise, x = teaching.Teacher(lesson).pair(range(7))
+    _, _, noise, x = reflow.Teacher(lesson).pair(range(7))
     rows = Stream(pairs, 4, seed=1).rows(0)
     torch.testing.assert_close(batch.noise, torch.from_numpy(noise[rows]))
     torch.testing.assert_close(batch.x, torch.from_numpy(x[rows]), rtol=0, atol=1e-5)

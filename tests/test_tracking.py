@@ -17,26 +17,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow import env, tracking
 from genflow.errors import SetupError, UsageError
-from genflow.journal import Cursor, Journal, journal_path
-from genflow.mlflow_door import without_password
-from genflow.store import Store
+from genflow.storage.store import Store
+from genflow.system import environment
+from genflow.tracking import database, sync
+from genflow.tracking.journal import Cursor, Journal, journal_path
+from genflow.tracking.mlflow_client import without_password
+from genflow.tracking.sender import Sender
 
 RUN = "fm-1a2b"
 FIRST_CONTACT = """
 import sqlite3, sys
-from genflow import tracking
-from genflow.store import Store
-uri = tracking.prepare(Store(sys.argv[1]))
-with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
-    print(database.execute("select count(*) from sqlite_master, alembic_version").fetchone()[0])
+from genflow.tracking import database
+from genflow.storage.store import Store
+uri = database.prepare(Store(sys.argv[1]))
+with sqlite3.connect(uri.removeprefix("sqlite:///")) as connection:
+    print(connection.execute("select count(*) from sqlite_master, alembic_version").fetchone()[0])
 """
 
 
 def python(code, *arguments):
     """A Python process that knows genflow, wherever it runs."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(sync.__file__).parents[2])}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -70,7 +72,7 @@ def journal_of(store, run=RUN, name="fm-digits"):
 def client_of(store):
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking.tracking_uri(store), tracking.tracking_uri(store))
+    return MlflowClient(database.tracking_uri(store), database.tracking_uri(store))
 
 
 def run_of(store, run=RUN):
@@ -125,16 +127,16 @@ def test_four_processes_make_first_contact_at_once(first_contact):
     assert len({seen for seen, _ in ends}) == 1
     assert int(ends[0][0]) > 50
     assert not list(store.root.glob("*.tmp*"))
-    assert tracking.prepare(store) == tracking.tracking_uri(store)
+    assert database.prepare(store) == database.tracking_uri(store)
 
 
 def test_the_tracking_uri_is_absolute(store, monkeypatch):
     """Jobs run in another folder."""
-    assert tracking.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
+    assert database.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
-    assert tracking.tracking_uri(store) == f"sqlite:///{Path.cwd()}/mine.db"
+    assert database.tracking_uri(store) == f"sqlite:///{Path.cwd()}/mine.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert tracking.prepare(store) == "http://mlflow:5000"
+    assert database.prepare(store) == "http://mlflow:5000"
 
 
 @pytest.mark.parametrize(
@@ -151,27 +153,27 @@ def test_the_tracking_uri_is_absolute(store, monkeypatch):
 def test_a_file_is_refused_where_there_are_several_nodes(uri, nodes, refused):
     """Only one of them would see it."""
     if not refused:
-        tracking.refuse_local_uri_on_cluster(uri, nodes)
+        database.refuse_local_uri_on_cluster(uri, nodes)
         return
     with pytest.raises(SetupError, match="2 nodes") as error:
-        tracking.refuse_local_uri_on_cluster(uri, nodes)
+        database.refuse_local_uri_on_cluster(uri, nodes)
     assert "MLFLOW_TRACKING_URI" in error.value.hint
 
 
 def test_importing_tracking_does_not_import_mlflow():
     """It takes two seconds, and every command imports this."""
-    code = "import sys, genflow.tracking; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, genflow.tracking.sync; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_pages_are_served_on_the_loopback_by_one_worker(store, monkeypatch):
     """And a server that runs elsewhere is not served again."""
-    command = " ".join(tracking.ui_command(store, port=5123))
+    command = " ".join(database.ui_command(store, port=5123))
     assert f"--backend-store-uri sqlite:///{store.root}/mlflow.db" in command
     assert "--host 127.0.0.1 --port 5123 --workers 1" in command
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     with pytest.raises(UsageError, match="http://mlflow:5000"):
-        tracking.ui_command(store)
+        database.ui_command(store)
 
 
 def test_a_password_is_written_nowhere():
@@ -185,7 +187,7 @@ def test_a_password_is_written_nowhere():
 def test_a_whole_run_arrives(store, capfd):
     """Run, experiment, params, tags, metrics with their times, pictures, files and status."""
     write_a_whole_run(store)
-    sent = tracking.replay(store, RUN)
+    sent = sync.replay(store, RUN)
     assert (sent.complete, sent.problem, sent.refused) == (True, "", [])
     assert capfd.readouterr().out == ""
     run, client = run_of(store), client_of(store)
@@ -207,10 +209,10 @@ def test_a_whole_run_arrives(store, capfd):
 def test_a_lost_cursor_doubles_nothing(store):
     """Everything is sent again, and MLflow holds what it held."""
     write_a_whole_run(store)
-    tracking.replay(store, RUN)
+    sync.replay(store, RUN)
     before = (rows(store), files_of(store), run_of(store).info)
     journal_path(store.root, RUN).with_suffix(".cursor.json").unlink()
-    sent = tracking.replay(store, RUN)
+    sent = sync.replay(store, RUN)
     assert sent.complete
     assert sent.entries > 1500
     after = (rows(store), files_of(store), run_of(store).info)
@@ -221,9 +223,9 @@ def test_a_lost_cursor_doubles_nothing(store):
 def test_a_lost_database_is_filled_again(store):
     """The journal is the truth; MLflow's database is a picture of it."""
     write_a_whole_run(store)
-    tracking.replay(store, RUN)
+    sync.replay(store, RUN)
     (store.root / "mlflow.db").unlink()  # this process still has it open, so another must find out
-    sender = tracking.Sender(store, RUN)
+    sender = Sender(store, RUN)
     sender.start()
     assert sender.finish(deadline_s=60), sender.sent
     assert len(rows(store)) == 3004
@@ -240,8 +242,8 @@ def test_a_searchs_trials_are_children_of_its_run(store):
     with Journal(journal_path(store.root, "search-1"), experiment="digits", name="search") as journal:
         journal.metrics(2, {"best/fd": 1.0}, stream="best")
         journal.status("FINISHED")
-    assert tracking.replay(store, "search-1.0001").complete  # before its parent was
-    assert tracking.replay_all(store, "search-1").complete
+    assert sync.replay(store, "search-1.0001").complete  # before its parent was
+    assert sync.replay_all(store, "search-1").complete
     parent = run_of(store, "search-1")
     query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     children = client_of(store).search_runs([parent.info.experiment_id], query)
@@ -254,7 +256,7 @@ def test_runs_of_one_dataset_share_an_experiment(store):
     """So that MLflow's own pages compare them."""
     for run in ("vae-1", "ddpm-2"):
         journal_of(store, run, name=run).close()
-        tracking.replay(store, run)
+        sync.replay(store, run)
     assert len({run_of(store, run).info.experiment_id for run in ("vae-1", "ddpm-2")}) == 1
 
 
@@ -269,7 +271,7 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(store):
         journal.artifact(store.root / "gone")
         journal.metrics(2, {"loss": 4.0})
         journal.status("FINISHED")
-    sent = tracking.replay(store, RUN)
+    sent = sync.replay(store, RUN)
     assert sent.complete
     assert len(sent.refused) == 4
     assert [(key, step) for key, step, *_ in rows(store)] == [("loss", 1), ("loss", 2), ("lr", 1)]
@@ -278,10 +280,10 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(store):
 def test_an_experiment_that_was_deleted_comes_back_for_a_new_run(store):
     """A run must not be lost because its dataset's older runs were thrown away."""
     journal_of(store, "old").close()
-    tracking.replay(store, "old")
+    sync.replay(store, "old")
     client_of(store).delete_experiment(run_of(store, "old").info.experiment_id)
     journal_of(store, "new").close()
-    assert tracking.replay(store, "new").complete
+    assert sync.replay(store, "new").complete
     assert run_of(store, "new").info.lifecycle_stage == "active"
 
 
@@ -299,9 +301,10 @@ def until(condition, seconds=120):
 
 WRITER = """
 import sys
-from genflow import env, tracking
-from genflow.journal import Journal, journal_path
-from genflow.store import Store
+from genflow.system import environment
+from genflow.tracking import sync
+from genflow.tracking.journal import Journal, journal_path
+from genflow.storage.store import Store
 store = Store(sys.argv[1])
 journal = Journal(journal_path(store.root, sys.argv[2]), experiment="digits")
 journal.status("RUNNING")
@@ -320,22 +323,22 @@ def writer(store, code=WRITER):
 def test_a_killed_run_is_marked_and_goes_on_as_the_same_run(store):
     """kill -9, the next command's sync, resuming from an older step: one run, one row a step."""
     process = writer(store)
-    assert tracking.sync(store).entries == 0, "a living writer has its own sender"
-    assert tracking.replay(store, RUN).complete
+    assert sync.sync(store).entries == 0, "a living writer has its own sender"
+    assert sync.replay(store, RUN).complete
     assert run_of(store).info.status == "RUNNING"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert tracking.sync(store).complete
+    assert sync.sync(store).complete
     assert run_of(store).info.status == "KILLED"
-    assert tracking.sync(store).entries == 0, "nothing is left to say"
+    assert sync.sync(store).entries == 0, "nothing is left to say"
     with journal_of(store) as journal:
         journal.status("RUNNING")
         for step in range(250, 400):
             journal.metrics(step, {"loss": step / 2})
-        assert tracking.replay(store, RUN).complete
+        assert sync.replay(store, RUN).complete
         assert run_of(store).info.status == "RUNNING"
         journal.status("FINISHED")
-    assert tracking.sync(store).complete
+    assert sync.sync(store).complete
     assert run_of(store).info.status == "FINISHED"
     assert rows(store) == [("loss", step, step / 2, 0) for step in range(400)]
 
@@ -343,7 +346,7 @@ def test_a_killed_run_is_marked_and_goes_on_as_the_same_run(store):
 def test_the_sender_carries_a_run_while_it_goes_on(store):
     """It sends before the end, and its end leaves nothing behind."""
     write_a_whole_run(store)
-    sender = tracking.Sender(store, RUN, every_s=0.2)
+    sender = Sender(store, RUN, every_s=0.2)
     sender.start()
     cursor = journal_path(store.root, RUN)
     until(lambda: Cursor.read(cursor).offset == cursor.stat().st_size)
@@ -356,7 +359,7 @@ def test_the_sender_carries_a_run_while_it_goes_on(store):
 
 def test_the_sender_outlives_a_killed_run(store):
     """A run that is killed with -9 is in MLflow, whole and marked, without another command."""
-    start = "sender = tracking.Sender(store, sys.argv[2]); sender.start()"
+    start = "from genflow.tracking.sender import Sender; sender = Sender(store, sys.argv[2]); sender.start()"
     process = writer(store, WRITER.replace('journal.status("RUNNING")', start))
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -378,29 +381,29 @@ def dead_server(request, monkeypatch):
 def test_an_outage_keeps_everything_for_later(store, dead_server, monkeypatch):
     """Sending gives up at its deadline and says so; afterwards each row is there exactly once."""
     write_a_whole_run(store)
-    sender = tracking.Sender(store, RUN, every_s=0.2)
+    sender = Sender(store, RUN, every_s=0.2)
     sender.start()
     assert not sender.finish(deadline_s=6)
     assert sender.sent.problem
-    sent = tracking.sync(store, deadline_s=1)
+    sent = sync.sync(store, deadline_s=1)
     assert (sent.complete, len(sent.problem.splitlines())) == (False, 1)
-    assert tracking.tracking_uri(store) in sent.problem
+    assert database.tracking_uri(store) in sent.problem
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.sync(store, deadline_s=60).complete
-    assert tracking.sync(store).entries == 0
+    assert sync.sync(store, deadline_s=60).complete
+    assert sync.sync(store).entries == 0
     assert len(rows(store)) == 3004
 
 
 def test_a_changed_uri_moves_nobodys_old_runs(store, monkeypatch):
     """What began in the store's database is not published on a server by the next command."""
     journal_of(store).close()
-    tracking.replay(store, RUN)
+    sync.replay(store, RUN)
     with journal_of(store) as journal:
         journal.metrics(1, {"loss": 1.0})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert tracking.sync(store).complete
+    assert sync.sync(store).complete
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.sync(store).entries == 1
+    assert sync.sync(store).entries == 1
 
 
 # --- The model
@@ -410,9 +413,10 @@ def a_checkpoint(store):
     """The folder of a run with a tiny untrained flow, as training leaves it."""
     import torch
 
-    from genflow import build, checkpoint
-    from genflow.facts import Facts
-    from genflow.recipe import parse
+    from genflow import build
+    from genflow.recipe.schema import parse
+    from genflow.specs import Facts
+    from genflow.training import checkpoint
 
     folder = store.folder("runs", RUN)
     facts = Facts(shape=(1, 8, 8), levels=17, class_names=("a", "b"))
@@ -431,15 +435,15 @@ def test_a_checkpoint_becomes_a_model_that_draws_the_same_pictures(store, monkey
     """Registered once under its run's name, without a pickle or a path of ours, and it samples as the engine does."""
     import mlflow
 
-    from genflow.engine import Engine
+    from genflow.sampling.engine import Engine
 
     folder, weights = a_checkpoint(store)
     with journal_of(store) as journal:
         journal.model(weights, "fm.digits", step=7)
         journal.status("FINISHED")
-    assert tracking.replay(store, RUN).refused == []
+    assert sync.replay(store, RUN).refused == []
     journal_path(store.root, RUN).with_suffix(".cursor.json").unlink()
-    assert tracking.replay(store, RUN).refused == []
+    assert sync.replay(store, RUN).refused == []
     client = client_of(store)
     (found,) = client.search_model_versions("name = 'fm.digits'")
     assert found.run_id == run_of(store).info.run_id
@@ -447,14 +451,14 @@ def test_a_checkpoint_becomes_a_model_that_draws_the_same_pictures(store, monkey
 
     model_file = next((store.root / "mlartifacts").rglob("MLmodel"))
     assert str(store.root) not in model_file.read_text()
-    assert str(Path(tracking.__file__).parent) not in model_file.read_text()
+    assert str(Path(sync.__file__).parents[1]) not in model_file.read_text()
     names = {path.name for path in model_file.parent.rglob("*")}
     assert {"weights.safetensors", "recipe.yaml", "engine.py", "requirements.txt"} <= names
     assert not [name for name in names if name.endswith((".pkl", ".pyc")) or name.startswith("optimizer.")]
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(store))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database.tracking_uri(store))
     table = mlflow.pyfunc.load_model("models:/fm.digits@champion").predict(
         [{"n": 2, "seed": 5, "steps": 3, "label": 1}, {"n": 1, "seed": 9}]
     )
@@ -470,11 +474,11 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
     """The pages' own server takes runs, pictures and models over HTTP, and gives them back."""
     import mlflow
 
-    env.quiet()
-    port = env.free_port()
+    environment.quiet()
+    port = environment.free_port()
     (store.root / "log").mkdir()
     with open(store.root / "log" / "server", "w") as log:
-        command = tracking.ui_command(store, port=port)
+        command = database.ui_command(store, port=port)
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
@@ -484,7 +488,7 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
             journal.model(weights, "fm.digits", step=7)
             journal.status("FINISHED")
         for _ in range(60):
-            sent = tracking.replay(store, RUN, deadline_s=60)
+            sent = sync.replay(store, RUN, deadline_s=60)
             if sent.complete:
                 break
             time.sleep(1)
@@ -506,7 +510,7 @@ def test_a_sender_that_was_killed(store):
     """Another one sends what is left, at the end of the run."""
     with Journal(journal_path(store.root, "killed-1"), experiment="digits", name="killed") as journal:
         journal.metrics(1, {"train/loss": 0.5})
-        sender = tracking.Sender(store, "killed-1", every_s=60)
+        sender = Sender(store, "killed-1", every_s=60)
         sender.start()
         sender._process.kill()
         sender._process.wait()
@@ -518,11 +522,11 @@ def test_a_sender_that_was_killed(store):
 
 def test_one_process_sends_one_run_after_another(store, monkeypatch):
     """What it imported for the first it does not import again; told of another place, it is another process."""
-    monkeypatch.setattr(tracking.Sender, "_idle", None)
+    monkeypatch.setattr(Sender, "_idle", None)
     processes = []
     for id in ("first-1", "second-1"):
         with Journal(journal_path(store.root, id), experiment="digits", name=id) as journal:
-            sender = tracking.Sender(store, id, every_s=60)
+            sender = Sender(store, id, every_s=60)
             sender.start()
             processes.append(sender._process)
             journal.metrics(1, {"train/loss": 0.5})
@@ -531,7 +535,7 @@ def test_one_process_sends_one_run_after_another(store, monkeypatch):
         assert logged(store, id) == [1]
     assert processes[0] is processes[1]
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
-    other = tracking.Sender(store, "third-1", every_s=60)
+    other = Sender(store, "third-1", every_s=60)
     other.start()
     assert other._process is not processes[0]
     assert processes[0].wait(20) == 0
@@ -543,9 +547,9 @@ def test_a_finished_run_whose_end_was_not_told(store):
     with Journal(journal_path(store.root, "late-1"), experiment="digits", name="late") as journal:
         journal.metrics(1, {"train/loss": 0.5})
         journal.status("FINISHED")
-    assert tracking.catch_up(store, "late-1", deadline_s=60).entries
+    assert sync.catch_up(store, "late-1", deadline_s=60).entries
     assert logged(store, "late-1") == [1]
-    assert tracking.catch_up(store, "late-1") == tracking.Sent(complete=True)
+    assert sync.catch_up(store, "late-1") == sync.Sent(complete=True)
 
 
 def logged(store, name):

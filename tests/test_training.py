@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from small import FACTS, batch, family, recipe
 from torch import Tensor
 
-from genflow import build, families, training
+from genflow import build, families
 from genflow.batch import Batch
-from genflow.checkpoint import Checkpoints
 from genflow.families.base import Family
-from genflow.optimizers import AdamW, optimizers_of
-from genflow.recipe import Train
-from genflow.session import Session
+from genflow.recipe.schema import Train
+from genflow.training import loop
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.optim import AdamW, optimizers_of
+from genflow.training.session import Session
 
 POINTS = FACTS["points"]
 QUICK = {"steps": 6, "batch": 8, "checkpoint_every": 2, "log_every": 1, "warmup": 2}
@@ -67,13 +68,13 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(kind: str, precision:
     """Weights, average and optimizer state, killed right after a checkpoint (4) and between two (3, 5)."""
     facts = FACTS["grey"]
     whole, settings = start(kind, facts, precision=precision)
-    training.fit(whole, batches(facts), session(tmp_path / "whole"), settings)
+    loop.fit(whole, batches(facts), session(tmp_path / "whole"), settings)
     for killed_at in (3, 4, 5):
         model, _ = start(kind, facts, precision=precision)
         with pytest.raises(KilledError):
-            training.fit(model, batches(facts, killed_at=killed_at), session(tmp_path / str(killed_at)), settings)
+            loop.fit(model, batches(facts, killed_at=killed_at), session(tmp_path / str(killed_at)), settings)
         fresh, _ = start(kind, facts, precision=precision)
-        fitted = training.fit(fresh, batches(facts), session(tmp_path / str(killed_at)), settings)
+        fitted = loop.fit(fresh, batches(facts), session(tmp_path / str(killed_at)), settings)
         assert (fitted.step, fitted.images, fitted.done) == (6, 48, True)
         assert bits(tmp_path / str(killed_at)) == bits(tmp_path / "whole")
         assert set(bits(tmp_path / "whole")) == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"}
@@ -82,25 +83,25 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(kind: str, precision:
 def test_a_stopped_run_saves_and_goes_on(tmp_path: Path) -> None:
     """Asked to stop after step 3, it keeps step 3 although 2 and 4 were due, and goes on to the same bits."""
     model, settings = start()
-    training.fit(model, batches(), session(tmp_path / "whole"), settings)
+    loop.fit(model, batches(), session(tmp_path / "whole"), settings)
     model, _ = start()
     steps: list[int] = []
     stopping = session(tmp_path / "run", lambda numbers: steps.append(numbers["step"]), should_stop=lambda: 3 in steps)
-    fitted = training.fit(model, batches(), stopping, settings)
+    fitted = loop.fit(model, batches(), stopping, settings)
     assert (fitted.step, fitted.done) == (3, False)
     assert Checkpoints(tmp_path / "run").newest().name == "step_00000003"  # type: ignore[union-attr]
     fresh, _ = start()
-    assert training.fit(fresh, batches(), session(tmp_path / "run"), settings).done
+    assert loop.fit(fresh, batches(), session(tmp_path / "run"), settings).done
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
 
 
 def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
     """Fitted again from its last checkpoint, no batch is asked for and nothing is saved."""
     model, settings = start()
-    training.fit(model, batches(), session(tmp_path), settings)
+    loop.fit(model, batches(), session(tmp_path), settings)
     before = bits(tmp_path)
     again, _ = start()
-    fitted = training.fit(again, batches(killed_at=6), session(tmp_path), settings)
+    fitted = loop.fit(again, batches(killed_at=6), session(tmp_path), settings)
     assert fitted.done
     assert bits(tmp_path) == before
     for name, value in again.state_dict().items():
@@ -119,8 +120,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_weights_move(bad: float, 
             return Batch(batch(POINTS, step).x * bad, batch(POINTS, step).label)
         return batch(POINTS, step)
 
-    with pytest.raises(training.NonFinite, match=r"loss of net is not finite at step 4") as ended:
-        training.fit(model, poisoned, session(tmp_path), settings)
+    with pytest.raises(loop.NonFinite, match=r"loss of net is not finite at step 4") as ended:
+        loop.fit(model, poisoned, session(tmp_path), settings)
     assert "train.lr" in ended.value.hint
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert Checkpoints(tmp_path).newest().name == "step_00000002"  # type: ignore[union-attr]
@@ -129,10 +130,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_weights_move(bad: float, 
 def test_a_corrupt_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     """It goes on from the one before, and replaces the corrupt one by the same bits."""
     model, settings = start()
-    training.fit(model, batches(), session(tmp_path / "whole"), settings)
+    loop.fit(model, batches(), session(tmp_path / "whole"), settings)
     model, _ = start()
     with pytest.raises(KilledError):
-        training.fit(model, batches(killed_at=5), session(tmp_path / "run"), settings)
+        loop.fit(model, batches(killed_at=5), session(tmp_path / "run"), settings)
     file = tmp_path / "run" / "step_00000004" / "weights.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -144,7 +145,7 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
         return batch(POINTS, step)
 
     fresh, _ = start()
-    training.fit(fresh, watched, session(tmp_path / "run"), settings)
+    loop.fit(fresh, watched, session(tmp_path / "run"), settings)
     assert asked == [2, 3, 4, 5]
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
 
@@ -154,7 +155,7 @@ def test_the_learning_rate_rises_and_falls(optimizer: str) -> None:
     """Linear over `warmup` steps, flat, linear to 0 over the last `decay` of the budget."""
     model, settings = start(steps=20, warmup=4, decay=0.5, lr=0.1, optimizer=optimizer)
     rates: list[float] = []
-    training.fit(model, batches(), Session(log=lambda numbers: rates.append(numbers["lr"])), settings)
+    loop.fit(model, batches(), Session(log=lambda numbers: rates.append(numbers["lr"])), settings)
     expected = [0.1 * min(1, (s + 1) / 4) * min(1, (1 - s / 20) / 0.5) for s in range(20)]
     assert rates == pytest.approx(expected)
 
@@ -177,8 +178,8 @@ def test_an_optimizer_is_made_without_the_compiler() -> None:
     """In a process of its own: torch would import it, which takes longer than a short training."""
     program = """
 import sys, torch
-from genflow.optimizers import optimizers_of
-from genflow.recipe import Train
+from genflow.training.optim import optimizers_of
+from genflow.recipe.schema import Train
 net = torch.nn.Linear(3, 2)
 for optimizer in optimizers_of(net, Train(steps=1)).values():
     optimizer.load_state_dict(optimizer.state_dict())
@@ -204,7 +205,7 @@ def test_gradients_are_scaled_down_to_the_clip() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AdamW, "step", watched)
-        training.fit(model, batches(), Session(log=lambda n: logged.append(n["gradient_norm"])), settings)
+        loop.fit(model, batches(), Session(log=lambda n: logged.append(n["gradient_norm"])), settings)
     assert min(logged) > 1e-3
     assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
 
@@ -212,10 +213,10 @@ def test_gradients_are_scaled_down_to_the_clip() -> None:
 def test_a_budget_of_minutes_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever ends first; the last checkpoint is the last step, and the learning rate has fallen by then."""
     seconds = itertools.count(step=0.125)  # a clock that moves on whenever somebody looks at it
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(seconds), process_time=lambda: 0))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(seconds), process_time=lambda: 0))
     model, settings = start(steps=10**6, minutes=1, checkpoint_every=10**6)
     rates: list[float] = []
-    fitted = training.fit(model, batches(), session(tmp_path, lambda n: rates.append(n["lr"] / settings.lr)), settings)
+    fitted = loop.fit(model, batches(), session(tmp_path, lambda n: rates.append(n["lr"] / settings.lr)), settings)
     assert fitted.done
     assert 10 < fitted.step < 60
     assert max(rates) == 1
@@ -226,14 +227,14 @@ def test_a_budget_of_minutes_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_clock_is_carried_over_attempts(tmp_path: Path) -> None:
     """Seconds and CPU seconds of earlier attempts count, for the report and for the budget of minutes."""
     model, settings = start()
-    first = training.fit(model, batches(), session(tmp_path), settings.model_copy(update={"steps": 2}))
+    first = loop.fit(model, batches(), session(tmp_path), settings.model_copy(update={"steps": 2}))
     fresh, _ = start()
-    second = training.fit(fresh, batches(), session(tmp_path), settings)
+    second = loop.fit(fresh, batches(), session(tmp_path), settings)
     assert second.seconds > first.seconds
     assert second.cpu_seconds > first.cpu_seconds
     spent = settings.model_copy(update={"steps": 100, "minutes": first.seconds / 60 / 2})
     again, _ = start()
-    third = training.fit(again, batches(killed_at=6), session(tmp_path), spent)
+    third = loop.fit(again, batches(killed_at=6), session(tmp_path), spent)
     assert (third.step, third.done) == (6, True)  # the budget was used up before it began
 
 
@@ -241,7 +242,7 @@ def test_what_is_logged(tmp_path: Path) -> None:
     """Every `log_every` steps: loss, the family's own numbers, gradient norm, rate, images, speed and position."""
     model, settings = start("vae", log_every=3)
     logged: list[dict[str, Any]] = []
-    training.fit(model, batches(), Session(log=logged.append), settings)
+    loop.fit(model, batches(), Session(log=logged.append), settings)
     assert [n["step"] for n in logged] == [3, 6]
     assert set(logged[0]) == {
         "step", "loss", "kl", "reconstruction", "gradient_norm", "lr", "images", "images_per_second", "seconds",
@@ -263,7 +264,7 @@ def test_the_average_is_used_and_given_back() -> None:
         raise KilledError
 
     with pytest.raises(KilledError):
-        training.on_average(model, average, use)
+        loop.on_average(model, average, use)
     assert model.training
     assert all(torch.equal(p, raw[name]) for name, p in model.state_dict().items())
 
@@ -289,7 +290,7 @@ def test_players_move_in_turn() -> None:
 
     model, logged = Two(), []
     _, settings = start(steps=1, precision="fp32")
-    training.fit(model, batches(), Session(log=logged.append), settings)
+    loop.fit(model, batches(), Session(log=logged.append), settings)
     assert model.seen == [("first", True, False), ("second", False, True)]
     assert {"loss/first", "loss/second", "gradient_norm/first", "gradient_norm/second"} <= set(logged[0])
     assert logged[0]["loss/first"] != logged[0]["loss/second"]  # the first had moved already
@@ -297,10 +298,11 @@ def test_players_move_in_turn() -> None:
 
 WORKER = """
 from small import FACTS, batch, recipe
-from genflow import build, training
+from genflow import build
+from genflow.training import loop
 from genflow.batch import Batch
 from genflow.data.stream import share
-from genflow.session import Session
+from genflow.training.session import Session
 
 facts = FACTS["points"]
 start, stop = share(7, rank, 2)
@@ -319,7 +321,7 @@ for budget in ({"steps": 6}, {"steps": 10**6, "minutes": 0.003}, {"steps": 10**6
         save=lambda step, write: losses.append(step),
         should_stop=lambda: len(budget) == 3 and len(losses) == 2,  # the second worker has none, and is never asked
     )
-    fitted = training.fit(model, own, session, chosen.train)
+    fitted = loop.fit(model, own, session, chosen.train)
     torch.save((fitted.step, losses, model.state_dict()), f"{folder}/{len(budget)}-{rank}.pt")
 """
 
@@ -331,7 +333,7 @@ def test_two_workers_follow_the_curve_of_one(tmp_path: Path) -> None:
     model, settings = start(batch=7, precision="fp32")
     alone: list[float] = []
     whole = Session(log=lambda numbers: alone.append(numbers["loss"]))
-    training.fit(model, lambda step: batch(POINTS, step, rows=7), whole, settings)
+    loop.fit(model, lambda step: batch(POINTS, step, rows=7), whole, settings)
     steps, minutes, stopped = ([torch.load(tmp_path / f"{n}-{rank}.pt") for rank in (0, 1)] for n in (1, 2, 3))
     assert steps[0][1] == pytest.approx([*alone, 6], rel=1e-3)
     assert (stopped[0][0], stopped[1][0], stopped[0][1][-1]) == (9, 9, 9)
@@ -349,7 +351,7 @@ def test_the_family_is_told_where_it_is() -> None:
     model.prepare = lambda position: told.append(("before", position))  # type: ignore[method-assign]
     model.after_step = lambda step: told.append(("after", step))  # type: ignore[method-assign]
     _, settings = start(steps=2)
-    training.fit(model, batches(), Session(), settings)
+    loop.fit(model, batches(), Session(), settings)
     assert told == [("before", 0.0), ("after", 1), ("before", 0.5), ("after", 2)]
 
 
@@ -377,14 +379,14 @@ def unwell(folder: Path, **train: Any) -> tuple[Unwell, list[dict[str, Any]], Ca
     model = Unwell({"net": well.net}, POINTS)
     model.looks, logged = [], []
     whole = lambda step: batch(POINTS, 100 + step)  # noqa: E731
-    run = lambda: training.fit(model, batches(), session(folder, logged.append), chosen.train, whole=whole)  # noqa: E731
+    run = lambda: loop.fit(model, batches(), session(folder, logged.append), chosen.train, whole=whole)  # noqa: E731
     return model, logged, run
 
 
 def test_trouble_ends_the_run_in_its_own_words(tmp_path: Path) -> None:
     """The family's words, the step, and a smaller rate to try; the last checkpoint stays."""
     _, _, run = unwell(tmp_path)
-    with pytest.raises(training.Trouble, match=r"it cannot see \(step 40\)") as ended:
+    with pytest.raises(loop.Trouble, match=r"it cannot see \(step 40\)") as ended:
         run()
     assert "train.lr" in ended.value.hint
     assert Checkpoints(tmp_path).newest().name == "step_00000025"  # type: ignore[union-attr]
@@ -403,7 +405,7 @@ def test_rollbacks_have_an_end(tmp_path: Path) -> None:
     """A run that does not heal ends with the family's words after three of them."""
     model, _, run = unwell(tmp_path, on_trouble="rollback")
     model.heals = False
-    with pytest.raises(training.Trouble, match="it cannot see"):
+    with pytest.raises(loop.Trouble, match="it cannot see"):
         run()
     assert len(model.looks) == 5
 
@@ -422,7 +424,7 @@ def test_what_follows_from_the_weights_is_fitted_once_at_the_end(tmp_path: Path)
 def test_a_budget_of_time_ends_a_run(limit: str, tmp_path: Path) -> None:
     """Of the wall's clock or of the processor's: the run ends long before its steps do."""
     model, train = start(steps=1_000_000, **{limit: 0.005})
-    fitted = training.fit(model, batches(), session(tmp_path), train)
+    fitted = loop.fit(model, batches(), session(tmp_path), train)
     assert fitted.done
     assert 0 < fitted.step < 1_000_000
 
@@ -432,7 +434,7 @@ def test_where_a_steps_time_goes() -> None:
     model, settings = start(log_every=2)
     seen: list[dict[str, float]] = []
     began = time.perf_counter()
-    training.fit(model, batches(), Session(watch=lambda numbers, parts: seen.append(parts)), settings)
+    loop.fit(model, batches(), Session(watch=lambda numbers, parts: seen.append(parts)), settings)
     assert len(seen) == 3
     assert set(seen[0]) == {"data", "loss", "backward", "gather", "optimizer", "average"}
     assert set(seen[1]) >= {"report", "checkpoint"}

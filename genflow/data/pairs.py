@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from genflow.data.shards import map_stream
-from genflow.facts import Facts
-from genflow.store import Artifact
+from genflow.specs import Facts
+from genflow.storage.store import Artifact
 
 if TYPE_CHECKING:
     import torch

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from genflow import code
-from genflow.data import pictures
-from genflow.data.densities import density
-from genflow.data.records import Form, Part, Source, Survey
-from genflow.data.writing import Shard
+from genflow.data import images
+from genflow.data.shard_writer import Shard
+from genflow.data.sources.base import Form, Part, Source, Survey
+from genflow.data.sources.densities import density
 from genflow.errors import DataError
-from genflow.facts import Facts
-from genflow.recipe import Data, digest
+from genflow.recipe.schema import Data
+from genflow.specs import Facts
+from genflow.system import source_hash
+from genflow.system.source_hash import digest
 
 SPLITS = ("train", "val", "test")
 SHARD_ROWS = 4096
@@ -33,7 +34,7 @@ HELD_OUT = 1  # what the permutation's generator is called, beside the seed
 def key(source: Source, data: Data) -> str:
     """What a dataset's id ends with: a hash of the options, the source's listing, and the code; nothing is decoded."""
     options = {"size": data.size, "channels": data.channels, "val": data.val, "seed": data.seed}
-    made_by = code.fingerprint("genflow/data", "jobs/prepare.py")
+    made_by = source_hash.fingerprint("genflow/data", "jobs/prepare.py")
     return digest({"options": options, "source": source.listing(), "code": made_by})
 
 
@@ -55,7 +56,7 @@ def settle(source: Source, data: Data, survey: Survey) -> Form:
     Raises:
         DataError: numbers whose range has no known meaning.
     """
-    if survey.low <= survey.high and not pictures.has_scale(survey.low, survey.high):
+    if survey.low <= survey.high and not images.has_scale(survey.low, survey.high):
         raise DataError(
             f"the pixels of {source.about['path']} run from {survey.low:g} to {survey.high:g}",
             "store them as bytes, or as fractions from 0 to 1 or from -1 to 1",

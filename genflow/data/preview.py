@@ -9,7 +9,7 @@ from PIL import Image
 
 from genflow.data.shards import Dataset, Split, to_display
 from genflow.errors import UsageError
-from genflow.facts import Facts
+from genflow.specs import Facts
 
 CELL = 64  # pixels that a small picture is enlarged to, at most
 GAP = 2

@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 
 from genflow.errors import DataError
-from genflow.facts import Facts
-from genflow.store import Artifact
+from genflow.specs import Facts
+from genflow.storage.store import Artifact
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ import torch
 from genflow.batch import Batch
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Split
-from genflow.maths.seeds import key
-from genflow.maths.shuffle import shuffled
+from genflow.maths.permutation import shuffled
+from genflow.maths.rng import key
 
 
 class Stream:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from genflow.data.shards import Dataset
-from genflow.engine import Engine
-from genflow.evaluation.features import Embed, Emit, Real
-from genflow.evaluation.memory import peak
-from genflow.maths.seeds import SampleRng, key
+from genflow.evaluation.features.extractor import Embed, Emit, Real
+from genflow.maths.rng import SampleRng, key
+from genflow.sampling.engine import Engine
+from genflow.system.peak_memory import peak
 
 WAYS = 128  # whose straightness is measured
 BATCH = 64

@@ -8,13 +8,13 @@ least of several noisy numbers is a little too good; their intervals say how noi
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from genflow.engine import Engine
-from genflow.errors import UsageError
+from genflow.errors import UsageError, nearest
 from genflow.evaluation import samples
-from genflow.evaluation.features import Emit
-from genflow.evaluation.quality import Ruler
+from genflow.evaluation.features.extractor import Emit
+from genflow.evaluation.metric_suite import Ruler
 from genflow.maths.samplers import SAMPLERS
-from genflow.recipe import Evaluate, nearest
+from genflow.recipe.schema import Evaluate
+from genflow.sampling.engine import Engine
 
 Point = dict[str, Any]
 FEW = (1, 2, 4)  # evaluations at which a run that learnt from another stands beside it

@@ -4,8 +4,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
-from genflow.errors import UsageError
-from genflow.recipe import nearest
+from genflow.errors import UsageError, nearest
 
 if TYPE_CHECKING:  # the command line completes kinds without torch
     from genflow.families.base import Family

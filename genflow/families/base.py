@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.facts import Facts, Ports
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
+from genflow.specs import Facts, Ports
 
 
 @dataclass(frozen=True)

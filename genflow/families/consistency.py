@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from genflow import families
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.facts import Facts, Ports
 from genflow.families.base import Family, Samples
 from genflow.families.gaussian import Gaussian
 from genflow.maths.guidance import Guided, forget
 from genflow.maths.paths import Time, along, over
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
+from genflow.specs import Facts, Ports
 
 RATIO = {"tune": (0.25, 0.05), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
 LEAST = {"tune": 0.05, "distill": 0.25}  # the teacher's step is right over a longer way than a line to the data

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian
-from genflow.maths import likelihood, times
+from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided, forget
 from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, reach, target
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
+from genflow.specs import Facts
 
 MIN_SNR = 5.0  # gamma, the paper's own
 
@@ -125,7 +125,7 @@ class Ddpm(Gaussian):
             k = (rng.uniform((rows,)) * self.T).long().to(self._alphas.device)
             return self._alphas[k], self._sigmas[k], k.float() * (1000 / self.T)
         # u = sigma/(alpha + sigma) has the logit log(sigma/alpha)
-        t = times.draw(
+        t = timesteps.draw(
             "logit_normal", rows, rng, mean=self.log_mean, std=self.log_std, uniform_share=self.uniform_share
         )
         log_r = t.double().logit().float()

@@ -18,13 +18,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.facts import Facts
 from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian
-from genflow.maths import times
+from genflow.maths import timesteps
 from genflow.maths.guidance import Guided, forget
 from genflow.maths.paths import StraightPath, over
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
+from genflow.specs import Facts
 
 
 class FlowMatching(Gaussian):
@@ -60,14 +60,14 @@ class FlowMatching(Gaussian):
         probes: Annotated[int, Field(ge=1, le=100)] = 2,
     ) -> None:
         super().__init__(nets["net"], facts, StraightPath(), "velocity")
-        self.density: times.Density = density
+        self.density: timesteps.Density = density
         self.logit_mean, self.logit_std, self.at_noise, self.forget = logit_mean, logit_std, at_noise, forget
         self.ode_steps, self.probes = ode_steps, probes
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise  # given noise makes this reflow
-        t = times.draw(self.density, len(x), rng, mean=self.logit_mean, std=self.logit_std).to(x.device)
+        t = timesteps.draw(self.density, len(x), rng, mean=self.logit_mean, std=self.logit_std).to(x.device)
         if self.at_noise:
             t = t.masked_fill((rng.uniform((len(x),)) < self.at_noise).to(x.device), 1.0)
         label = forget(batch.label, self.facts.classes, self.forget, rng)

@@ -28,10 +28,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.facts import Facts, Ports
 from genflow.families.base import LOOK_EVERY, Family, Samples
 from genflow.maths.guidance import forget
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
+from genflow.specs import Facts, Ports
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
 GAMMA, LEAST_GAMMA = 0.02, 0.2  # times the root of a sample's numbers, because a distance grows with that root

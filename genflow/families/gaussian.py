@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.base import Family, LogLikelihood, Samples
 from genflow.maths import likelihood
 from genflow.maths.guidance import Guided
 from genflow.maths.paths import Path, Prediction, Time, along, spaced_times, uniform_times, x0_from
+from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS, Denoise
-from genflow.maths.seeds import Rng
+from genflow.specs import Facts
 
 CODE_STEPS = 50  # midpoint steps from data to its code, and back
 WAY_STEPS = 50  # Euler steps along which a way's bends are measured

@@ -26,14 +26,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.facts import Facts, Ports
 from genflow.families.base import Family, Samples
 from genflow.families.gaussian import from_code, to_code
-from genflow.maths import times
+from genflow.maths import timesteps
 from genflow.maths.guidance import forget
 from genflow.maths.paths import StraightPath, Time, over, uniform_times
+from genflow.maths.rng import Rng
 from genflow.maths.samplers import Denoise
-from genflow.maths.seeds import Rng
+from genflow.specs import Facts, Ports
 
 # Half the secant's width, in t. In single precision it agrees with the exact derivative to a cosine of 0.995 on a
 # net whose clock has up to 50 rad; in bfloat16 only to 0.97. It never looks beyond t = 1 or r = t: nothing tells
@@ -105,7 +105,7 @@ class MeanFlow(Family):
 
     def times(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor]:
         """Times 0 <= r <= t <= 1, (rows,) each."""
-        a, b = (times.draw("logit_normal", rows, rng, uniform_share=0.3) for _ in range(2))
+        a, b = (timesteps.draw("logit_normal", rows, rng, uniform_share=0.3) for _ in range(2))
         draws = rng.uniform((rows, 3))
         begins, ends, alike = draws[:, 0], draws[:, 1], draws[:, 2]
         t, r = torch.maximum(a, b), torch.minimum(a, b)

@@ -24,11 +24,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.facts import Facts, Ports
 from genflow.families.base import Family, LogLikelihood, Samples
 from genflow.maths import likelihood
 from genflow.maths.guidance import forget
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
+from genflow.specs import Facts, Ports
 
 MARGIN = 1e-5  # of the way from black to white, at either end: small beside a bin, 4e-3 at 256 levels
 SPREAD = 3.0  # the logits of pictures spread about this much

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.facts import Facts, Ports
 from genflow.families.base import Family, Kind, LogLikelihood, Samples
-from genflow.maths import likelihood, mixture, times
+from genflow.maths import likelihood, mixture, timesteps
 from genflow.maths.guidance import forget
 from genflow.maths.paths import StraightPath, uniform_times
+from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS
-from genflow.maths.seeds import Rng
+from genflow.specs import Facts, Ports
 
 ROWS = 10_000  # of the training data, that the prior is fitted to; 20,000 change its distance by less than 0.1
 ROWS_WITHOUT = 2_500  # of them, for the prior without a label
@@ -238,7 +238,7 @@ class Vae(Family):
 
     def _flow_loss(self, z: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """The prior's flow matching on codes z (B, latent): E |v(z_t, t) - (eps - z)|^2."""
-        eps, t = rng.normal(z.shape), times.draw("uniform", len(z), rng).to(z.device)
+        eps, t = rng.normal(z.shape), timesteps.draw("uniform", len(z), rng).to(z.device)
         v = self._velocity(torch.lerp(z, eps, t[:, None]), t, label)
         return (v.float() - (eps - z)).square().mean()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genflow.maths.paths import Time, over
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
 
 
 class Guided:

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from genflow.facts import Facts
 from genflow.maths.paths import Path, Time, along
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
+from genflow.specs import Facts
 
 GROWTH = 4.0  # of the ODE's steps from data to noise: the last is e^4 times as long as the first
 START = 0.35  # of the variational bound, as sigma/alpha in bins of the grey levels; from 0.25 to 0.5 it is flat

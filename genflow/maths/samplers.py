@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from genflow.maths.paths import Path, Spacing, Time, along, over
-from genflow.maths.seeds import Rng
+from genflow.maths.rng import Rng
 
 Denoise = Callable[[Tensor, Time], Tensor]  # one time for all, or (adaptive solvers) a time a row
 

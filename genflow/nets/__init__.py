@@ -17,9 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from genflow.errors import UsageError
-from genflow.facts import Ports
-from genflow.recipe import nearest
+from genflow.errors import UsageError, nearest
+from genflow.specs import Ports
 
 NOT_NETS = ("layers",)
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.facts import Ports
 from genflow.nets.layers import Condition, folded, groups, need_divisor, need_one_picture, zero
+from genflow.specs import Ports
 
 
 class Block(nn.Module):

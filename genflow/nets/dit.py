@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.facts import Ports
 from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
+from genflow.specs import Ports
 
 
 class Layer(nn.Module):

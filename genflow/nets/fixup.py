@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.facts import Ports
 from genflow.nets.layers import Condition, folded, need_divisor, need_one_picture, zero
+from genflow.specs import Ports
 
 SMALLEST = 4  # pixels a side at which halving ends
 GAIN = math.sqrt(2)  # what a rectifier takes from the size of its input

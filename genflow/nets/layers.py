@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.facts import Ports
+from genflow.specs import Ports
 
 
 class Condition(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.facts import Ports
 from genflow.nets.layers import Condition, zero
+from genflow.specs import Ports
 
 POINT, HIGHEST = 3, 50  # the most numbers that a point has; rad for a distance of 1
 

@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.facts import Ports
 from genflow.maths import splines
 from genflow.nets.layers import Condition, zero
+from genflow.specs import Ports
 
 FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
 

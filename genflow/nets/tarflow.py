@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.facts import Ports
 from genflow.maths import splines
 from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
+from genflow.specs import Ports
 
 FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
 

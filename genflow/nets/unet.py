@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.facts import Ports
 from genflow.nets.layers import Condition, attend, folded, groups, need_divisor, need_pictures, zero
+from genflow.specs import Ports
 
 
 class Block(nn.Module):

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.facts import Ports
 from genflow.nets.layers import Condition, groups, need_pictures
+from genflow.specs import Ports
 
 
 class UNet2D(nn.Module):

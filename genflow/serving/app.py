@@ -12,10 +12,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from genflow import __version__
-from genflow.serving import manual
-from genflow.serving.guard import Guard, Limits
-from genflow.serving.replies import Refused, Reply, json_reply
-from genflow.serving.requests import DecodeRequest, EncodeRequest, ImagesRequest, SampleRequest, Task, WalkRequest
+from genflow.serving import docs_page
+from genflow.serving.middleware import Guard, Limits
+from genflow.serving.openapi import CODES, ERROR, PICTURES, REFUSALS
+from genflow.serving.responses import Refused, Reply, json_reply
+from genflow.serving.schemas import DecodeRequest, EncodeRequest, ImagesRequest, SampleRequest, Task, WalkRequest
 
 PAGE = Path(__file__).with_name("playground.html")
 Document = dict[str, Any]
@@ -35,51 +36,6 @@ class Backend(Protocol):
 
     async def health(self) -> Document:
         """What it is busy with; raises if it does not work."""
-
-
-ERROR = {
-    "description": "What is wrong, and in which field.",
-    "content": {
-        "application/json": {
-            "example": {
-                "error": {
-                    "code": "invalid", "field": "steps", "message": "steps: input should be less than or equal to 1000",
-                    "hint": "", "request": "1f0c2a7be4d05f63",
-                }
-            }
-        }
-    },
-}  # fmt: skip
-PICTURES: dict[int | str, Any] = {
-    200: {
-        "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` say what they are.",
-        "content": {
-            "image/png": {}, "image/webp": {}, "application/x-npy": {},
-            "application/json": {
-                "example": {
-                    "schema": "genflow.samples/1", "model": "digits", "run": "digits-1f2e3d4c5b", "step": 2000, "n": 1,
-                    "seed": 7, "steps": 10, "nfe": 10, "options": {"sampler": "ab2", "steps": 10, "guidance": 1.0},
-                    "seconds": 0.041, "waited": 0.002, "batch": 16, "labels": [3], "images": ["iVBORw0KGgo..."],
-                }
-            },
-        },
-    }
-}  # fmt: skip
-CODES: dict[int | str, Any] = {
-    200: {
-        "description": "The codes.",
-        "content": {
-            "application/x-npy": {},
-            "application/json": {
-                "example": {
-                    "schema": "genflow.codes/1", "model": "digits", "run": "digits-1f2e3d4c5b", "step": 2000, "n": 1,
-                    "seed": 0, "labels": [3], "shape": [1, 1, 8, 8], "codes": "k05VTVBZ...",
-                }
-            },
-        },
-    }
-}  # fmt: skip
-REFUSALS: dict[int | str, Any] = dict.fromkeys((400, 404, 413, 422, 503), ERROR)
 
 
 def create(
@@ -112,7 +68,7 @@ def create(
 
         @app.get("/docs", include_in_schema=False)
         async def docs(request: Request) -> HTMLResponse:
-            return HTMLResponse(manual.page(app.openapi(), str(request.base_url).rstrip("/")))
+            return HTMLResponse(docs_page.page(app.openapi(), str(request.base_url).rstrip("/")))
 
     @app.get("/healthz", tags=["about"], summary="Whether it works")
     async def healthz(request: Request) -> Response:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from genflow.engine import ROWS as FILLED
-from genflow.engine import Drawn
-from genflow.serving.replies import Refused
+from genflow.sampling.engine import ROWS as FILLED
+from genflow.sampling.engine import Drawn
+from genflow.serving.responses import Refused
 
 ROWS = 64  # of a batch
 

@@ -11,24 +11,17 @@ from typing import Any
 import numpy as np
 
 from genflow.data import preview
-from genflow.engine import Drawn, labels_for
 from genflow.errors import UsageError
-from genflow.facts import Facts
-from genflow.serving import reading, writing
+from genflow.sampling.engine import Drawn, labels_for
+from genflow.serving import decode_inputs, encode_outputs
 from genflow.serving.batcher import Batcher, Job
-from genflow.serving.entries import Entry, signature
-from genflow.serving.replies import Refused, Reply, json_reply
-from genflow.serving.requests import (
-    MOST_EVALUATIONS,
-    DecodeRequest,
-    EncodeRequest,
-    SampleRequest,
-    Task,
-    WalkRequest,
-)
-from genflow.serving.shelf import Model, model_of
-from genflow.serving.worker import Batch, Frame, Worker
-from genflow.serving.writing import Asked
+from genflow.serving.encode_outputs import Asked
+from genflow.serving.engine_process import Batch, Frame, Worker
+from genflow.serving.model_list import Entry, signature
+from genflow.serving.models import Model, model_of
+from genflow.serving.responses import Refused, Reply, json_reply
+from genflow.serving.schemas import MOST_EVALUATIONS, DecodeRequest, EncodeRequest, SampleRequest, Task, WalkRequest
+from genflow.specs import Facts
 
 HANGS_S = 60.0  # without one network evaluation: the thread hangs
 REQUESTS: dict[Task, Any] = {
@@ -68,8 +61,8 @@ class Service:
             job, options = await self._job(model, asked)
             served = await self.batcher.run(job)
             start = time.monotonic()
-            body = await asyncio.to_thread(writing.body, model, asked, options, served)
-            return writing.reply(model, asked, options, served, body, time.monotonic() - start)
+            body = await asyncio.to_thread(encode_outputs.body, model, asked, options, served)
+            return encode_outputs.reply(model, asked, options, served, body, time.monotonic() - start)
         except Refused as refused:
             return refused.reply()
 
@@ -156,7 +149,7 @@ class Service:
         seeds: Sequence[int]
         if isinstance(asked, EncodeRequest | DecodeRequest):
             options: dict[str, Any] = {}
-            records = await asyncio.to_thread(reading.given, model, asked)
+            records = await asyncio.to_thread(decode_inputs.given, model, asked)
             given, seeds = records, range(asked.seed, asked.seed + len(records))
         elif isinstance(asked, WalkRequest):
             options = model.options(asked.options())
@@ -195,8 +188,8 @@ class Service:
     ) -> Reply:
         try:
             served = await self.batcher.run(job)
-            body = await asyncio.to_thread(writing.body, model, asked, options, served)
-            return writing.reply(model, asked, options, served, body, 0.0)
+            body = await asyncio.to_thread(encode_outputs.body, model, asked, options, served)
+            return encode_outputs.reply(model, asked, options, served, body, 0.0)
         finally:
             frames.put_nowait(None)
 

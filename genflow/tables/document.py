@@ -6,8 +6,8 @@ from typing import Any
 from genflow import families
 from genflow.errors import GenflowError
 from genflow.runs import cpu_seconds
-from genflow.store import Store
-from genflow.tables import cells, words
+from genflow.storage.store import Store
+from genflow.tables import formatting, summary
 from genflow.tables.claims import Claim, verdicts
 from genflow.tables.plan import COLUMNS, TABLES
 from genflow.tables.quantities import Found, curve, quantities
@@ -76,7 +76,7 @@ def build(store: Store, study: Document, found: Found, failed: dict[str, Documen
         ],
         "command": study.get("command", "genflow tables"),
     }
-    return {**document, "verdict": words.verdict(document), "about": words.about(document, study)}
+    return {**document, "verdict": summary.verdict(document), "about": summary.about(document, study)}
 
 
 def _method(name: str, study: Document, found: Found, measured: dict[str, Any]) -> Document:
@@ -92,7 +92,7 @@ def _method(name: str, study: Document, found: Found, measured: dict[str, Any]) 
         "quantities": measured,
         "curve": curve(list(found.get(name, {}).values())),
     }
-    return {**method, "cells": cells.cells(method, study["tolerance"], study.get("target", 0.0))}
+    return {**method, "cells": formatting.cells(method, study["tolerance"], study.get("target", 0.0))}
 
 
 def _table(name: str, study: Document, methods: dict[str, Document]) -> Document:

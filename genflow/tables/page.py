@@ -7,15 +7,15 @@ from typing import Any
 
 from genflow import __version__
 from genflow.data.shards import FACTS
-from genflow.evaluation import charts, losses, reproduce
-from genflow.evaluation.charts import Point, Series
-from genflow.evaluation.html import picture, template
-from genflow.evaluation.recommend import front
-from genflow.evaluation.report import class_bars, shown_of
-from genflow.evaluation.table import number
-from genflow.facts import Facts
-from genflow.store import Store
-from genflow.tables import cells
+from genflow.evaluation.report import charts, loss_curves, reproduce
+from genflow.evaluation.report.charts import Point, Series
+from genflow.evaluation.report.html import picture, template
+from genflow.evaluation.report.page import class_bars, shown_of
+from genflow.evaluation.report.table import number
+from genflow.evaluation.steps_needed import front
+from genflow.specs import Facts
+from genflow.storage.store import Store
+from genflow.tables import formatting
 from genflow.tables.plan import COLUMNS
 from genflow.tables.quantities import Found
 
@@ -59,7 +59,7 @@ def render(store: Store, document: Document, found: Found) -> str:
         columns=COLUMNS,
         claims=_grouped(document["claims"]),
         told=Counter(claim["verdict"] for claim in document["claims"]),
-        measured=cells.measured,
+        measured=formatting.measured,
         keys={name: charts.key(i) for name, i in index.items()},
         real=picture(Path(shown[0][1]["path"]) / "real.png", budget),
         grids=[
@@ -80,9 +80,9 @@ def render(store: Store, document: Document, found: Found) -> str:
         against_steps=_chart(document, index, "nfe", "network evaluations a sample"),
         against_time=_chart(document, index, "ms_alone", "milliseconds of one sample alone", with_front=True),
         losses=[
-            (title, losses.chart(lost, title, index[name], recipe.train.batch), losses.warnings(lost))
+            (title, loss_curves.chart(lost, title, index[name], recipe.train.batch), loss_curves.warnings(lost))
             for title, (name, row), recipe in zip(run_names, runs.values(), recipes, strict=True)
-            for lost in [losses.losses(store, row["run"])]
+            for lost in [loss_curves.losses(store, row["run"])]
         ],
         differences=reproduce.differences(recipes),
         own=reproduce.own(recipes),

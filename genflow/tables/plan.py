@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from genflow.code import home
-from genflow.errors import UsageError
-from genflow.evaluation.recommend import TOLERANCE
-from genflow.recipe import nearest
-from genflow.study import Study
+from genflow.errors import UsageError, nearest
+from genflow.evaluation.steps_needed import TOLERANCE
+from genflow.pipeline.study import Study
+from genflow.system.source_hash import home
 from genflow.tables.claims import Claim
 
 Document = dict[str, Any]

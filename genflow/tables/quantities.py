@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from genflow.evaluation import recommend
+from genflow.evaluation import steps_needed
 from genflow.evaluation.interval import over_trainings, proportion
 
 Document = dict[str, Any]
@@ -60,7 +60,7 @@ def _of(name: str, run: str, study: Document, found: Found, failed: dict[str, Do
     told |= {f"fd@{point['nfe']}": point["fd"] for point in curve(own)}
     tolerance = study["tolerance"]
     told["steps"] = steps(own, tolerance)
-    needed = [recommend.enough(row["sweep"], tolerance) for row in own]
+    needed = [steps_needed.enough(row["sweep"], tolerance) for row in own]
     told |= {
         "nfe": plain(row["nfe"] for row in own),
         "ms": plain(row["speed"]["ms_batch_64"] for row in own),
@@ -124,7 +124,7 @@ def _exact(value: float) -> Quantity:
 
 def steps(rows: list[Document], tolerance: float) -> Quantity:
     """The evaluations that are enough: the median over seeds, and the widest that any seed's distances leave open."""
-    each = [recommend.needed(row["sweep"], tolerance) for row in rows]
+    each = [steps_needed.needed(row["sweep"], tolerance) for row in rows]
     tried, high = max(point["nfe"] for row in rows for point in row["sweep"]), max(interval.high for interval in each)
     open_end = tried > 1 and high >= tried  # nothing beyond it was tried
     return {

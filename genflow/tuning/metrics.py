@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from genflow.data.shards import Dataset
-from genflow.engine import Engine
-from genflow.errors import UsageError
-from genflow.evaluation import bits, samples
-from genflow.evaluation.features import Judge
-from genflow.evaluation.quality import Ruler
-from genflow.evaluation.table import QUALITY, SMALLER_IS_BETTER
-from genflow.recipe import Evaluate, nearest
+from genflow.errors import UsageError, nearest
+from genflow.evaluation import samples
+from genflow.evaluation.features.extractor import Judge
+from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.metrics import likelihood
+from genflow.evaluation.report.table import QUALITY, SMALLER_IS_BETTER
+from genflow.recipe.schema import Evaluate
+from genflow.sampling.engine import Engine
 
 METRICS = (*QUALITY, "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")
 HALVES = 2000  # reference rows from which on the search and its confirmation are measured against different halves
@@ -101,7 +102,7 @@ def measure(
     if "ms_alone" in wanted:
         found["ms_alone"] = samples.milliseconds_alone(engine, int(asked[0]))
     if "bits_per_dim" in wanted:
-        told = bits.likelihood(engine, data, judge.real, min(LIKELY, count), seed, _nobody)
+        told = likelihood.likelihood(engine, data, judge.real, min(LIKELY, count), seed, _nobody)
         found |= {"bits_per_dim": told["value"]} if told else {}
     if "straightness" in wanted:
         ways = samples.straightness(engine, asked, seed)

@@ -7,33 +7,34 @@ The record says, in the order in which it happened, which settings a trial got a
 again in that order, it brings it to the state in which it was: the next settings are those that would have come.
 """
 
-import json
 import math
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from genflow import code, runs, shared
-from genflow.engine import RECIPE
+from genflow import runs
 from genflow.errors import UsageError
-from genflow.evaluation import features, measure
-from genflow.recipe import Recipe, digest, dump
+from genflow.evaluation import evaluate
+from genflow.evaluation.features import extractor
+from genflow.recipe.files import dump
+from genflow.recipe.schema import Recipe
 from genflow.runs import RunPlan
-from genflow.store import Store, clear_disk_errors, sync_folder, write_atomically
-from genflow.tuning import heredity, metrics, space
-from genflow.tuning.rehearsal import contents, objective
+from genflow.sampling.engine import RECIPE
+from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.store import Store
+from genflow.system import source_hash
+from genflow.system.source_hash import digest
+from genflow.tuning import metrics, pbt_check, space
+from genflow.tuning.objective import contents, objective
 from genflow.tuning.space import Space
-from genflow.tuning.trial import REPORTS, Report, Task, read_reports, trial_folder
+from genflow.tuning.trial import Task
 
 Document = dict[str, Any]
-RECORD, KIN = "record.jsonl", "kin"
+KIN = "kin"
 TRIALS, CONFIRM = "trials", "confirm"
 ENDS = {"trials", "minutes", "target", "confirm"}  # of `tune`: when a search is over, and what comes after it
 WARM = 4  # times of the learning rate's rise, before which a trial is not compared to others
-WORST = 1e12  # what a searcher is told of a trial that has no value: worse than any
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def plan(store: Store, recipe: Recipe, objective_name: str = "") -> Search:
         raise UsageError(f"a grid needs a number of values of {open_[0]}, and {text} has no end of them",
                          f"-p {open_[0]}={text.replace('int:', 'uniform:')}:5, or choice:A,B")  # fmt: skip
     if tune.scheduler == "pbt":
-        heredity.check(tune, found, run.recipe, run.facts)
+        pbt_check.check(tune, found, run.recipe, run.facts)
     if objective_name:
         objective(objective_name)
     wanted = tune.metric if objective_name else metrics.known(tune.metric)
@@ -142,11 +143,11 @@ def of_a_trial(recipe: Recipe) -> Recipe:
 
 def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str, without: set[str]) -> str:
     """The content address, from what decides what is found; how many trials run at once is no part of it."""
-    judged = features.address(run.dataset, run.facts, recipe.evaluate.features)
+    judged = extractor.address(run.dataset, run.facts, recipe.evaluate.features)
     deciding = [
         runs.address(run.recipe, run.facts), {key: str(domain) for key, domain in found.items()},
         recipe.tune.model_dump(mode="json", exclude={"space"} | without), recipe.evaluate.seed, judged, objective_name,
-        contents(objective_name), code.fingerprint(*measure.ROOMS, "genflow/tuning"),
+        contents(objective_name), source_hash.fingerprint(*evaluate.ROOMS, "genflow/tuning"),
     ]  # fmt: skip
     return digest(deciding)
 
@@ -160,112 +161,3 @@ def begin(store: Store, search: Search) -> None:
         write_atomically(search.folder(store) / KIN, search.kin)
 
 
-class Listener(Protocol):
-    """Who wants to hear of trials."""
-
-    def begun(self, number: int, params: Document) -> None:
-        """A trial begins, or goes on."""
-
-    def ended(self, number: int, status: str, why: str = "") -> None:
-        """A trial is over."""
-
-
-class Record:
-    """The record of a search's trials; only ever appended to, by the driver alone.
-
-    Args:
-        folder: of the trials; the record lies in it.
-        listener: is told, too.
-    """
-
-    def __init__(self, folder: Path, listener: "Listener | None" = None) -> None:
-        self.folder, self.path, self.listener = folder, folder / RECORD, listener
-
-    def begun(self, number: int, params: Document) -> None:
-        """A trial got its settings."""
-        self._append({"trial": number, "params": params})
-        self.goes_on(number, params)
-
-    def goes_on(self, number: int, params: Document) -> None:
-        """A trial that got its settings before is carried on with; that is no news to the record."""
-        if self.listener:
-            self.listener.begun(number, params)
-
-    def ended(self, number: int, status: str, why: str = "") -> None:
-        """A trial is over: finished, stopped, diverged or failed."""
-        self._append({"trial": number, "status": status, **({"why": why} if why else {})})
-        if self.listener:
-            self.listener.ended(number, status, why)
-
-    def spent(self, seconds: float) -> None:
-        """How long the trials have taken, over all attempts."""
-        self._append({"seconds": round(seconds, 1)})
-
-    def entries(self) -> Iterator[Document]:
-        """What happened, in order; a torn line is passed over."""
-        _level(self.path)
-        try:
-            lines = self.path.read_text().splitlines()
-        except OSError:
-            return
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
-
-    def note(self, entry: Document) -> None:
-        """Something else that happened (see `population`)."""
-        self._append(entry)
-
-    def seconds(self) -> float:
-        """How long the trials took in earlier attempts."""
-        return max((entry["seconds"] for entry in self.entries() if "seconds" in entry), default=0.0)
-
-    def rows(self) -> list[Document]:
-        """Every trial: trial, params, status, why, and its last report."""
-        rows: dict[int, Document] = {}
-        for entry in self.entries():
-            if "trial" in entry:
-                rows.setdefault(entry["trial"], {"status": "running"}).update(entry)
-        return [row | last(self.reports(number)) for number, row in sorted(rows.items())]
-
-    def reports(self, number: int) -> list[Report]:
-        """A trial's reports, rung by rung."""
-        folder = trial_folder(self.folder, number)
-        _level(folder / REPORTS)
-        return read_reports(folder)
-
-    def _append(self, entry: Document) -> None:
-        with clear_disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab+") as out:
-                torn = out.tell() > 0 and self.path.read_bytes()[-1:] != b"\n"
-                out.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
-                out.flush()
-                os.fsync(out.fileno())
-            sync_folder(self.path.parent)
-        _level(self.path)
-
-
-def _level(path: Path) -> None:
-    """Have the same here and in the bucket, if the store is one."""
-    if mirror := shared.of(path):
-        mirror.level(path)
-
-
-def last(reports: list[Report]) -> Document:
-    """What is known of a trial from its reports: of the last one that has values, and the seconds of all."""
-    with_values = [report for report in reports if "values" in report]
-    found = dict(with_values[-1]) if with_values else {"values": {}, "share": 0.0}
-    for gone in ("status", "why"):
-        found.pop(gone, None)
-    return found
-
-
-def told(metric: str, report: Report) -> float:
-    """A report's value as a searcher is told it: finite, whatever happened."""
-    value = report.get("values", {}).get(metric)
-    if value is None or report.get("status") or abs(value) > WORST or value != value:
-        return WORST if metrics.mode(metric) == "min" else -WORST
-    return float(value)

@@ -20,9 +20,10 @@ from types import NoneType
 from typing import Any, get_args
 
 from genflow import build, families, nets
-from genflow.errors import UsageError
-from genflow.facts import Facts
-from genflow.recipe import SECTIONS, Recipe, merge, nearest, parse, scalar
+from genflow.errors import UsageError, nearest
+from genflow.recipe.compose import merge, scalar
+from genflow.recipe.schema import SECTIONS, Recipe, parse
+from genflow.specs import Facts
 
 FORMS = ("log", "uniform", "int", "choice")
 TUNED = ("train", "family", "net", "sample")  # what else is in a recipe decides where it runs, or how it is measured

@@ -18,20 +18,23 @@ from typing import Any, Protocol
 
 import torch
 
-from genflow import runs, training
-from genflow.checkpoint import Checkpoints
+from genflow import runs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
-from genflow.engine import RECIPE, Engine
 from genflow.errors import ResourceError, SetupError
-from genflow.evaluation.features import Judge, judge
-from genflow.evaluation.quality import Ruler
-from genflow.journal import Journal, journal_path
-from genflow.recipe import Recipe, Train, dump, parse
-from genflow.session import Session
-from genflow.store import Store, sync_folder, write_atomically
+from genflow.evaluation.features.extractor import Judge, judge
+from genflow.evaluation.metric_suite import Ruler
+from genflow.recipe.files import dump
+from genflow.recipe.schema import Recipe, Train, parse
+from genflow.sampling.engine import RECIPE, Engine
+from genflow.storage.files import sync_folder, write_atomically
+from genflow.storage.store import Store
+from genflow.tracking.journal import Journal, journal_path
+from genflow.training import loop
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.session import Session
 from genflow.tuning import metrics, space
-from genflow.tuning.rehearsal import Rehearsal, in_a_line
+from genflow.tuning.objective import Rehearsal, in_a_line
 
 REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
 SMOOTH = 20  # losses that the metric `loss` is the mean of
@@ -155,7 +158,7 @@ class Trial:
             made |= self._stages.advance(share)
             if bad := [name for name, value in made["values"].items() if not math.isfinite(value)]:
                 made |= {"status": "diverged", "why": f"{bad[0]} is not finite"}
-        except (training.NonFinite, training.Trouble) as error:
+        except (loop.NonFinite, loop.Trouble) as error:
             made |= {"status": "diverged", "why": error.message}
         except (ResourceError, SetupError):
             raise
@@ -236,7 +239,7 @@ class Training:
         family = runs.fresh(self.bench.store, self.recipe, self.bench.data.facts)
         every_step = train.model_copy(update={"log_every": 1})  # so that `used` is known; it changes no result
         try:
-            training.fit(family, stream, session, every_step, whole=stream)
+            loop.fit(family, stream, session, every_step, whole=stream)
         finally:
             if journal:
                 journal.close()

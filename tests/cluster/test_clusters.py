@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from genflow import clusters, env
+from genflow import clusters
 from genflow.errors import ClusterError, UsageError
+from genflow.system import environment
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = """
@@ -85,11 +86,11 @@ def test_a_manifest_is_kubernetes_own() -> None:
 
 def test_a_tunnel(launcher: Path) -> None:
     """Stands while it is used, on the port that was asked for, and is gone afterwards."""
-    port = env.free_port()
+    port = environment.free_port()
     with clusters._tunnel(Path("cluster.yaml"), {"provider": {"type": "aws"}}, port) as address:
         assert address == f"http://127.0.0.1:{port}"
-        assert not env.is_free(port)
-    assert env.is_free(port)
+        assert not environment.is_free(port)
+    assert environment.is_free(port)
     assert f"dashboard cluster.yaml --port {port}" in launcher.read_text()
 
 
@@ -97,14 +98,14 @@ def test_a_tunnel_that_does_not_come_to_stand() -> None:
     """Says why, in the launcher's last words."""
     with (
         pytest.raises(ClusterError, match=r"no tunnel to the head of onprem\.yaml: no route to host"),
-        clusters._tunnel(Path("onprem.yaml"), {"provider": {"type": "local"}}, env.free_port()),
+        clusters._tunnel(Path("onprem.yaml"), {"provider": {"type": "local"}}, environment.free_port()),
     ):
         raise AssertionError("it stands")
 
 
 def test_validate_prints_every_problem(tmp_path: Path, capsys: Any) -> None:
     """One line each on standard output, and code 2; none is a tick."""
-    env.ensure_token()
+    environment.ensure_token()
     clusters.validate("cluster.yaml", json=False)
     assert capsys.readouterr().out.startswith("✔ cluster.yaml: genflow on aws")
     file = tmp_path / "cluster.yaml"

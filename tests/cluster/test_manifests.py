@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 import yaml
 
-from genflow import cluster_file, hosting
+from genflow import hosting
+from genflow.launch import cluster_config
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED = ("cluster.yaml", "deploy/gcp.yaml", "deploy/onprem.yaml")
@@ -33,7 +34,7 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read(name: str) -> Document:
-    return cluster_file.read(ROOT / name)
+    return cluster_config.read(ROOT / name)
 
 
 def test_the_files_are_what_their_templates_say() -> None:
@@ -54,7 +55,7 @@ def test_rays_launcher_takes_it(name: str) -> None:
 @pytest.mark.parametrize("name", [*LAUNCHED, *MANIFESTS])
 def test_a_file_that_ships_has_no_problem(name: str) -> None:
     """`genflow cluster validate` finds nothing."""
-    assert cluster_file.problems(read(name), ROOT) == []
+    assert cluster_config.problems(read(name), ROOT) == []
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
@@ -144,7 +145,7 @@ def test_a_mistake_is_one_line(name: str, change: Callable[[Document], None], li
     """Each is found, and at most one thing that follows from it."""
     document = copy.deepcopy(read(name))
     change(document)
-    found = cluster_file.problems(document, ROOT)
+    found = cluster_config.problems(document, ROOT)
     assert [problem for problem in found if line in problem], found
     assert len(found) <= 2
     assert not [problem for problem in found if "\n" in problem]
@@ -153,10 +154,10 @@ def test_a_mistake_is_one_line(name: str, change: Callable[[Document], None], li
 def test_a_token_that_others_may_read(token: Path) -> None:
     """An open token file is a problem, and none at all is another."""
     token.chmod(0o644)
-    (problem,) = cluster_file.problems(read("cluster.yaml"), ROOT)
+    (problem,) = cluster_config.problems(read("cluster.yaml"), ROOT)
     assert "other users may read" in problem
     token.unlink()
-    (problem,) = cluster_file.problems(read("cluster.yaml"), ROOT)
+    (problem,) = cluster_config.problems(read("cluster.yaml"), ROOT)
     assert "genflow doctor makes it" in problem
 
 
@@ -202,7 +203,7 @@ def test_a_rayservice_takes_what_serve_writes(tmp_path: Path) -> None:
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(written))
     command = [sys.executable, "deploy/render.py", "--serve", tmp_path / "serve.yaml", "-o", tmp_path / "service.yaml"]
     subprocess.run(command, cwd=ROOT, check=True)
-    made = yaml.safe_load(cluster_file.read(tmp_path / "service.yaml")["spec"]["serveConfigV2"])
+    made = yaml.safe_load(cluster_config.read(tmp_path / "service.yaml")["spec"]["serveConfigV2"])
     assert made == written
     example = yaml.safe_load(read("deploy/kuberay/service.yaml")["spec"]["serveConfigV2"])
     assert example["applications"][0]["args"].keys() == written["applications"][0]["args"].keys()

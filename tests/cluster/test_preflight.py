@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from genflow import parcel, preflight
 from genflow.errors import ClusterError, ResourceError, SetupError, UsageError
-from genflow.preflight import Check
-from genflow.store import Store
+from genflow.launch import bundle, preflight
+from genflow.launch.preflight import Check
+from genflow.storage.store import Store
 
 WELL = {"name": "alpha", "address": "10.0.0.2", "requirements": "", "store": "", "MLflow": ""}
 NODE = {"id": "a", "name": "alpha", "address": "10.0.0.2", "head": True, "group": "", "resources": {"CPU": 2.0}}
@@ -145,7 +145,7 @@ def test_a_password_in_mlflows_address(store: Store, monkeypatch: pytest.MonkeyP
 
 def test_the_upload_names_its_largest_files() -> None:
     """What is sent is said with its size: a parcel is small."""
-    words = parcel.weigh()
+    words = bundle.weigh()
     assert words.count("kB)") + words.count("MB)") == 3
     assert words.partition(";")[0].endswith(" MB")
 

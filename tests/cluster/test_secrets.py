@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from genflow import checkpoint
 from genflow.errors import GenflowError
+from genflow.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 CANARIES = {

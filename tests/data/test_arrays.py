@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genflow.data.idx import FASHION_CLASSES, FASHION_START
 from genflow.data.shards import Dataset
+from genflow.data.sources.idx import FASHION_CLASSES, FASHION_START
 from genflow.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 6, 6)).astype(np.uint8)

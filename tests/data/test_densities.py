@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from genflow.data.densities import DENSITIES, density
 from genflow.data.shards import Dataset, from_x, to_x
+from genflow.data.sources.densities import DENSITIES, density
 
 NAMES = list(DENSITIES)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow.data.folders import Folder, natural
-from genflow.data.records import Bad, Form, Record
 from genflow.data.shards import Dataset
+from genflow.data.sources.base import Bad, Form, Record
+from genflow.data.sources.folder import Folder, natural
 from genflow.errors import DataError
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow.data import pictures
-from genflow.data.pictures import PIXELS, Unreadable, decode, fit_array, guarded, has_scale, reason, survey, to_levels
-from genflow.data.records import Form
+from genflow.data import images
+from genflow.data.images import PIXELS, Unreadable, decode, fit_array, guarded, has_scale, reason, survey, to_levels
+from genflow.data.sources.base import Form
 
 GREY, COLOUR = Form(8, 1), Form(8, 3)
 
@@ -92,7 +92,7 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     from PIL import ImageOps
 
     exif = Image.Exif()
-    exif[pictures.ORIENTATION] = orientation
+    exif[images.ORIENTATION] = orientation
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}.get(kind, {})
     file = encoded(Image.fromarray(ramp()), kind, exif=exif.tobytes(), **options)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue()))).convert("RGB"))
@@ -212,7 +212,7 @@ def test_open_regular_never_waits(tmp_path: Path) -> None:
         str(tmp_path / "none.png"): "No such file",
     }.items():
         with pytest.raises(Unreadable, match=text):
-            pictures.open_regular(path)
+            images.open_regular(path)
 
 
 @pytest.mark.parametrize(

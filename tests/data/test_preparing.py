@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow.data import plan, sources
-from genflow.data.preparing import find, here, prepare
-from genflow.data.records import Survey
+from genflow.data import plan
+from genflow.data.prepare import find, here, prepare
 from genflow.data.shards import Dataset
+from genflow.data.sources.base import Survey
+from genflow.data.sources.find import find as find_source
 from genflow.errors import DataError, UsageError
-from genflow.recipe import Data
-from genflow.store import Store
+from genflow.recipe.schema import Data
+from genflow.storage.store import Store
 
 
 def folder_of(path: Path, count: int = 300, classes: int = 3, side: int = 10) -> Path:
@@ -85,10 +86,10 @@ def test_order_of_results_does_not_matter(store: Store, prepared: Callable[..., 
 
 def test_shards_are_bounded(tmp_path: Path) -> None:
     """A shard has at most 4,096 rows and 64 MB, and slow sources are cut into enough for many workers."""
-    source = sources.find(Data(source="grid25", samples=50_000))
+    source = find_source(Data(source="grid25", samples=50_000))
     form = plan.settle(source, Data(), Survey())
     assert max(len(s.part) for s in plan.shards(source, Data(), form, tmp_path / "a")) <= 4096
-    folder = sources.find(Data(source=str(folder_of(tmp_path / "x"))))
+    folder = find_source(Data(source=str(folder_of(tmp_path / "x"))))
     large = Data(size=512)
     shards = plan.shards(folder, large, plan.settle(folder, large, Survey(colour=True)), tmp_path / "b")
     assert all(len(shard.part) * 3 * 512**2 <= plan.SHARD_BYTES for shard in shards)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from genflow.data.preview import GAP, PAPER, grid, preview, render, scatter, show
 from genflow.data.shards import Dataset
-from genflow.facts import Facts
+from genflow.specs import Facts
 
 
 def opened(png: bytes) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 
 from genflow.data.shards import Dataset, Split, from_x, schema, to_display, to_x, write_shard
 from genflow.errors import DataError
-from genflow.facts import Facts
+from genflow.specs import Facts
 
 
 def test_pyarrow_alone(prepared: Callable[..., Dataset]) -> None:

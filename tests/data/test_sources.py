@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from genflow.data import idx, sources
-from genflow.data.sources import clean, find
+from genflow.data.sources import find as sources
+from genflow.data.sources import idx
+from genflow.data.sources.find import clean, find
 from genflow.errors import SetupError, UsageError
-from genflow.recipe import Data
+from genflow.recipe.schema import Data
 
 
 @pytest.mark.parametrize(

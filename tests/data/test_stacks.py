@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from genflow import commands
-from genflow.data.digits import Digits
-from genflow.data.records import Form
-from genflow.data.sources import find
-from genflow.data.stacks import modes
+from genflow.data.sources.base import Form
+from genflow.data.sources.digits import Digits
+from genflow.data.sources.find import find
+from genflow.data.sources.stacked import modes
 from genflow.errors import DataError, UsageError
-from genflow.recipe import Data
+from genflow.recipe.schema import Data
 
 
 @pytest.fixture

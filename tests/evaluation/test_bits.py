@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from finished import finished
 
-from genflow.engine import Engine
-from genflow.evaluation import bits
-from genflow.evaluation.features import Real
+from genflow.evaluation.features.extractor import Real
+from genflow.evaluation.metrics import likelihood
+from genflow.sampling.engine import Engine
 
 
 def test_independent_pixels_cost_their_entropy():
     """A fair coin and a constant pixel cost one and no bits: half a bit each."""
     rng = np.random.default_rng(0)
     train, held_out = (np.stack([rng.integers(0, 2, 20_000), np.full(20_000, 3)], 1) for _ in range(2))
-    assert bits.independent(train, held_out, 4) == pytest.approx(0.5, abs=1e-3)
+    assert likelihood.independent(train, held_out, 4) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_level_that_was_never_seen_costs_much_but_not_everything():
     """One count in all is spread over the levels: log2 (K (n + 1))."""
-    assert bits.independent(np.zeros((7, 1), int), np.ones((1, 1), int), 4) == pytest.approx(math.log2(4 * 8))
+    assert likelihood.independent(np.zeros((7, 1), int), np.ones((1, 1), int), 4) == pytest.approx(math.log2(4 * 8))
 
 
 def test_the_number_is_the_mean_over_records_with_its_error(store, prepared):
@@ -28,8 +28,8 @@ def test_the_number_is_the_mean_over_records_with_its_error(store, prepared):
     data = prepared("digits", val=0.2)
     engine = Engine.load(finished(store, data, "vae", steps=5))
     real = Real.of(data)
-    found = bits.likelihood(engine, data, real, 70, 0, lambda count: None)
-    again = bits.likelihood(engine, data, real, 70, 0, lambda count: None)
+    found = likelihood.likelihood(engine, data, real, 70, 0, lambda count: None)
+    again = likelihood.likelihood(engine, data, real, 70, 0, lambda count: None)
     assert found == again
     assert found["kind"] == "lower-bound"
     assert found["method"] == "ELBO, mixture prior"
@@ -43,7 +43,7 @@ def test_points_are_measured_in_nats_beside_the_truth(store, prepared):
     """For a density of the plane the bar is the true density's own number, given the label that families are told."""
     data = prepared("ring8", samples=900, val=0.3)
     engine = Engine.load(finished(store, data, "flow_matching", steps=2))
-    found = bits.likelihood(engine, data, Real.of(data), 16, 0, lambda count: None)
+    found = likelihood.likelihood(engine, data, Real.of(data), 16, 0, lambda count: None)
     entropy = math.log(2 * math.pi * math.e * 0.02**2)  # of one mode: the label says which
     assert found["unit"] == "nats"
     assert found["bars"]["truth"] == pytest.approx(entropy, abs=0.2)

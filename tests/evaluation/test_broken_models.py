@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset
-from genflow.evaluation import classifier
-from genflow.evaluation.features import judge
+from genflow.evaluation.features import classifier
+from genflow.evaluation.features.extractor import judge
 from genflow.evaluation.interval import proportion
-from genflow.evaluation.memorization import memorization
-from genflow.evaluation.quality import Ruler
-from genflow.evaluation.relearn import classification
-from genflow.evaluation.verdict import _copies, _labels, _variety
-from genflow.recipe import Data, Evaluate
-from genflow.store import Store
+from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.metrics.classification import classification
+from genflow.evaluation.metrics.memorization import memorization
+from genflow.evaluation.report.summary import _copies, _labels, _variety
+from genflow.recipe.schema import Data, Evaluate
+from genflow.storage.store import Store
 
 N = 300
 

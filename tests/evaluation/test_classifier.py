@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from genflow.evaluation.classifier import Classifier, Task, accuracy, embed, train
+from genflow.evaluation.features.classifier import Classifier, Task, accuracy, embed, train
 
 
 def stripes(n: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:

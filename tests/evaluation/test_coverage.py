@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from genflow.evaluation import coverage
-from genflow.evaluation.coverage import radii2, variety
+from genflow.evaluation.metrics import prdc
+from genflow.evaluation.metrics.prdc import radii2, variety
 
 
 def cloud(centre: float, n: int = 100, seed: int = 0, dims: int = 2) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_chunks_change_nothing(monkeypatch):
     """Distances in chunks are the distances."""
     x, y = cloud(0, 60), cloud(0.5, 60, 5)
     whole = variety(x, y, repeats=3)
-    monkeypatch.setattr(coverage, "CHUNK", 7)
+    monkeypatch.setattr(prdc, "CHUNK", 7)
     assert variety(x, y, repeats=3) == whole
 
 

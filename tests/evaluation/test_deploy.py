@@ -3,7 +3,7 @@
 import pytest
 
 from genflow.errors import GateError, UsageError
-from genflow.evaluation.deploy import choose, front
+from genflow.evaluation.selection import choose, front
 from genflow.recommending import commands, latency, quality
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from genflow.errors import DataError, UsageError
-from genflow.evaluation import classifier
-from genflow.evaluation.features import Real, address, judge
+from genflow.evaluation.features import classifier
+from genflow.evaluation.features.extractor import Real, address, judge
 
 
 def quiet(event: str, **fields: object) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from genflow.evaluation.frechet import Gaussian, frechet
+from genflow.evaluation.metrics.frechet import Gaussian, frechet
 
 
 def exact(mean: np.ndarray, covariance: np.ndarray, n: int = 200, seed: int = 0) -> np.ndarray:

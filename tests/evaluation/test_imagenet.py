@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genflow.errors import SetupError
-from genflow.evaluation import imagenet
+from genflow.evaluation.features import imagenet
 
 
 def test_without_the_package_one_line_says_how_to_get_it(store, monkeypatch):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from genflow.evaluation import kernel
+from genflow.evaluation.metrics import kid
 
 
 def by_definition(x: np.ndarray, y: np.ndarray) -> float:
@@ -22,14 +22,14 @@ def test_it_is_its_definition():
     """Sums over matrices are sums over pairs of different rows."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((12, 3)), rng.standard_normal((9, 3)) + 0.5
-    assert kernel.kid(x, kernel.Reference.of(y)).value == pytest.approx(by_definition(x, y), rel=1e-10)
+    assert kid.kid(x, kid.Reference.of(y)).value == pytest.approx(by_definition(x, y), rel=1e-10)
 
 
 def test_it_is_zero_on_average_for_equal_distributions():
     """Unbiased: the mean over fresh pairs of sets is zero within its error, and some values are below it."""
     rng = np.random.default_rng(1)
     values = np.array([
-        kernel.kid(rng.standard_normal((40, 5)), kernel.Reference.of(rng.standard_normal((40, 5))), 2).value
+        kid.kid(rng.standard_normal((40, 5)), kid.Reference.of(rng.standard_normal((40, 5))), 2).value
         for _ in range(400)
     ])  # fmt: skip
     assert abs(values.mean()) < 3 * values.std() / 20
@@ -39,11 +39,11 @@ def test_it_is_zero_on_average_for_equal_distributions():
 def test_blocks_stay_unbiased(monkeypatch):
     """In blocks of ten the estimate has the mean that it has in one."""
     rng = np.random.default_rng(2)
-    reference = kernel.Reference.of(rng.standard_normal((200, 4)))
+    reference = kid.Reference.of(rng.standard_normal((200, 4)))
     sets = [rng.standard_normal((40, 4)) + 0.3 for _ in range(300)]
-    whole = np.array([kernel.kid(x, reference, 2).value for x in sets])
-    monkeypatch.setattr(kernel, "BLOCK", 10)
-    blocks = np.array([kernel.kid(x, reference, 2).value for x in sets])
+    whole = np.array([kid.kid(x, reference, 2).value for x in sets])
+    monkeypatch.setattr(kid, "BLOCK", 10)
+    blocks = np.array([kid.kid(x, reference, 2).value for x in sets])
     error = (whole - blocks).std() / len(sets) ** 0.5
     assert abs(whole.mean() - blocks.mean()) < 3 * error
     assert not np.allclose(whole, blocks)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genflow.evaluation.losses import warnings
+from genflow.evaluation.report.loss_curves import warnings
 
 
 def said(values) -> str:

@@ -7,11 +7,13 @@ import pytest
 from finished import finished
 
 from genflow.errors import UsageError
-from genflow.evaluation import classifier, measure, samples
-from genflow.evaluation.features import Real
-from genflow.evaluation.modes import count, modes
-from genflow.journal import curves, journal_path
-from genflow.recipe import Evaluate
+from genflow.evaluation import evaluate as evaluation
+from genflow.evaluation import samples
+from genflow.evaluation.features import classifier
+from genflow.evaluation.features.extractor import Real
+from genflow.evaluation.metrics.modes import count, modes
+from genflow.recipe.schema import Evaluate
+from genflow.tracking.journal import curves, journal_path
 
 SMALL = Evaluate(samples=120, sweep_samples=60, steps=(1, 2), likelihood=16, bootstrap=5)
 
@@ -32,7 +34,9 @@ def events():
 def evaluate(store, events):
     """Measure a run, keeping what it says on the way."""
     def run(artifact, data, options=SMALL):
-        return measure.evaluate(store, artifact, data.artifact, options, lambda event, **f: events.append((event, f)))
+        return evaluation.evaluate(
+            store, artifact, data.artifact, options, lambda event, **f: events.append((event, f))
+        )
 
     return run
 
@@ -66,7 +70,7 @@ def test_measured_again_it_is_found(store, prepared, evaluate):
     assert again == {**first, "cached": True}
     assert other["evaluation"] != first["evaluation"]
     assert other["metrics"]["fd"]["value"] != first["metrics"]["fd"]["value"]
-    assert measure.find(store, run, data.artifact, SMALL) == again
+    assert evaluation.find(store, run, data.artifact, SMALL) == again
 
 
 def test_numbers_are_a_function_of_run_data_and_seed(store, prepared, evaluate):
@@ -153,7 +157,7 @@ def test_a_run_is_measured_as_it_is_told_to_sample(store, prepared, evaluate):
     own = evaluate(run, data)
 
     def told(sample):
-        return measure.evaluate(store, run, data.artifact, SMALL, lambda event, **fields: None, sample)
+        return evaluation.evaluate(store, run, data.artifact, SMALL, lambda event, **fields: None, sample)
 
     other = told({"sampler": "midpoint", "steps": 3})
     assert (own["nfe"], other["nfe"]) == (2, 6)

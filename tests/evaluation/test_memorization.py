@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from genflow.evaluation.features import Real
-from genflow.evaluation.memorization import memorization, neighbours, small, standouts
-from genflow.evaluation.verdict import _copies
+from genflow.evaluation.features.extractor import Real
+from genflow.evaluation.metrics.memorization import memorization, neighbours, small, standouts
+from genflow.evaluation.report.summary import _copies
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from prdc import compute_prdc
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from genflow.evaluation import kernel
-from genflow.evaluation.coverage import variety
-from genflow.evaluation.frechet import Gaussian
+from genflow.evaluation.metrics import kid
+from genflow.evaluation.metrics.frechet import Gaussian
+from genflow.evaluation.metrics.prdc import variety
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_kid_is_torchmetrics(features):
     """The unbiased estimate with the cubic kernel, of whole sets."""
     real, drawn = features
     theirs = poly_mmd(torch.from_numpy(real), torch.from_numpy(drawn))
-    assert kernel.kid(drawn, kernel.Reference.of(real), 2).value == pytest.approx(float(theirs), rel=1e-9)
+    assert kid.kid(drawn, kid.Reference.of(real), 2).value == pytest.approx(float(theirs), rel=1e-9)
 
 
 @pytest.mark.parametrize("k", [3, 5])

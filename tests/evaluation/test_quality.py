@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from genflow.evaluation.features import judge
-from genflow.evaluation.quality import Ruler
-from genflow.recipe import Evaluate
+from genflow.evaluation.features.extractor import judge
+from genflow.evaluation.metric_suite import Ruler
+from genflow.recipe.schema import Evaluate
 
 
 @pytest.fixture

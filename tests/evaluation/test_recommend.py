@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from genflow.evaluation.recommend import needed, recommend, still_improves
+from genflow.evaluation.steps_needed import needed, recommend, still_improves
 
 
 def document(*points: tuple[int | None, int, float]) -> dict[str, Any]:

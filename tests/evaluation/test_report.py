@@ -9,10 +9,13 @@ from finished import finished
 
 from genflow import runs
 from genflow.errors import UsageError
-from genflow.evaluation import charts, classifier, measure, report, reproduce, table
-from genflow.evaluation.charts import Point, Series
-from genflow.evaluation.verdict import verdict
-from genflow.recipe import Evaluate, assignments, compose
+from genflow.evaluation import evaluate
+from genflow.evaluation.features import classifier
+from genflow.evaluation.report import charts, page, reproduce, table
+from genflow.evaluation.report.charts import Point, Series
+from genflow.evaluation.report.summary import verdict
+from genflow.recipe.compose import assignments, compose
+from genflow.recipe.schema import Evaluate
 
 OPTIONS = Evaluate(samples=60, sweep_samples=30, steps=(1, 4), likelihood=8, bootstrap=3)
 
@@ -24,7 +27,7 @@ def measured(store, prepared, monkeypatch):
     monkeypatch.setattr(classifier, "LEAST", 5)
     data = prepared("digits", val=0.2)
     made = [finished(store, data, "vae"), finished(store, data, "flow_matching", name="flow-b")]
-    return [measure.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None) for run in made]
+    return [evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None) for run in made]
 
 
 def row(name: str, fd: float, **changes):
@@ -43,37 +46,37 @@ def row(name: str, fd: float, **changes):
 
 def test_the_page_needs_nothing_outside_itself(store, measured):
     """No address, no storage, no request; pictures are inside; below ten megabytes; every run is named."""
-    artifact = report.build(store, measured)
-    page = artifact.file("report.html").read_text()
-    assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", page))
-    assert not re.search(r"\b(?:src|href)=\"(?!data:)", page)
-    assert not re.search(r"localStorage|fetch\(|XMLHttpRequest|@import|url\(", page)
-    assert len(page) < 10_000_000
+    artifact = page.build(store, measured)
+    text = artifact.file("report.html").read_text()
+    assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", text))
+    assert not re.search(r"\b(?:src|href)=\"(?!data:)", text)
+    assert not re.search(r"localStorage|fetch\(|XMLHttpRequest|@import|url\(", text)
+    assert len(text) < 10_000_000
     for document in measured:
-        assert page.count(document["name"]) > 5
-    assert page.count("<img ") == page.count('alt="') == 8
-    assert page.count("<svg class=\"chart\"") == page.count('role="img" aria-label="') == 6
-    assert measured[0]["features"]["name"] in page
-    assert "published" in page
+        assert text.count(document["name"]) > 5
+    assert text.count("<img ") == text.count('alt="') == 8
+    assert text.count("<svg class=\"chart\"") == text.count('role="img" aria-label="') == 6
+    assert measured[0]["features"]["name"] in text
+    assert "published" in text
 
 
 def test_the_report_is_the_same_for_the_same_evaluations(store, measured):
     """Its address does not depend on the order of runs."""
-    assert report.address(measured) == report.address(measured[::-1])
-    assert report.build(store, measured).id == report.address(measured)
+    assert page.address(measured) == page.address(measured[::-1])
+    assert page.build(store, measured).id == page.address(measured)
 
 
 def test_names_are_text(store, measured):
     """What people call things cannot become part of the page."""
     odd = [{**document, "name": "<script>alert(1)</script>"} for document in copy.deepcopy(measured)[:1]]
-    assert "<script>alert" not in report.render(store, odd)
+    assert "<script>alert" not in page.render(store, odd)
 
 
 def test_different_features_are_not_compared(store, measured):
     """Distances under different judges are different quantities."""
     other = {**measured[1], "features": {**measured[1]["features"], "name": "other@12345678"}}
     with pytest.raises(UsageError, match="features"):
-        report.build(store, [measured[0], other])
+        page.build(store, [measured[0], other])
 
 
 def test_the_commands_make_the_runs_again(store, measured):
@@ -156,7 +159,7 @@ def test_the_best_run_is_one_of_those_that_compare(store, prepared, measured):
     """Measured last on other data, that data's runs alone are looked at, however large their distance."""
     data = prepared("ring8", samples=400, val=0.3)
     run = finished(store, data, "vae", steps=1)
-    measure.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None)
+    evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None)
     assert table.best_run(store, "fd").id == run.id
 
 
@@ -188,4 +191,4 @@ def test_stacks_that_lack_modes_are_compared_with_real_ones(store, measured):
     said = " ".join(verdict([one, other]))
     assert said.count("714 of 1000 modes, where as many real ones show 905") == 1
     assert "890" not in said
-    assert "<td>905</td>" in report.render(store, [one, other])
+    assert "<td>905</td>" in page.render(store, [one, other])

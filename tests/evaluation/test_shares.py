@@ -7,9 +7,10 @@ import pytest
 from finished import finished
 from PIL import Image
 
-from genflow.evaluation import classifier, measure, samples
-from genflow.evaluation.shown import shown
-from genflow.recipe import Evaluate
+from genflow.evaluation import evaluate, samples
+from genflow.evaluation.features import classifier
+from genflow.evaluation.metrics.class_balance import shown
+from genflow.recipe.schema import Evaluate
 
 OPTIONS = Evaluate(samples=150, sweep_samples=32, steps=(), likelihood=0, bootstrap=3)
 TIMES = ("speed", "seconds", "sweep", "machine", "path", "cached")
@@ -32,16 +33,16 @@ def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
     """All but the first are handed out, as values; every figure but the times is the same to the bit."""
     data = prepared("digits", val=0.2)
     run = finished(store, data, "flow_matching", sample={"steps": 2})
-    here = measure.evaluate(store, run, data.artifact, OPTIONS, quiet)
+    here = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
     artifact = store.get("evaluations", here["evaluation"])
     (artifact.path / "manifest.json").unlink()  # as if it had never been
     handed: list[samples.Share] = []
 
     def carry(shares):
         handed.extend(shares)
-        return [measure.carried(store, run, data.artifact, "classifier", {}, share) for share in shares]
+        return [evaluate.carried(store, run, data.artifact, "classifier", {}, share) for share in shares]
 
-    there = measure.evaluate(store, run, data.artifact, OPTIONS, quiet, carry=carry)
+    there = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet, carry=carry)
     assert [len(share.seeds) for share in handed] == [32, 32, 32, 22]
     assert not there["cached"]
     assert {k: v for k, v in there.items() if k not in TIMES} == {k: v for k, v in here.items() if k not in TIMES}
@@ -50,7 +51,7 @@ def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
 def test_only_the_first_records_are_kept(store, prepared):
     """Features of all, pictures of as many as were asked for."""
     data = prepared("digits", val=0.2)
-    engine = measure.engine_of(finished(store, data, "vae"), {})
+    engine = evaluate.engine_of(finished(store, data, "vae"), {})
     found = samples.reduced(
         engine, lambda records: (records.reshape(len(records), -1), None), list(range(80)), np.zeros(80, np.int64), 40,
         lambda count: None,
@@ -74,7 +75,7 @@ def test_a_run_shows_its_way_and_what_lies_between_samples(store, prepared):
     found = {}
     for kind, options in (("flow_matching", {"steps": 4, "sampler": "euler"}), ("gan", {})):
         run = finished(store, data, kind, sample=options, name=kind)
-        made = measure.evaluate(store, run, data.artifact, OPTIONS, quiet)
+        made = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
         found[kind] = store.get("evaluations", made["evaluation"])
     cell = 8 * 8 + 2
     size = Image.open(io.BytesIO(found["flow_matching"].file("way.png").read_bytes())).size

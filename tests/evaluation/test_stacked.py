@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from genflow.data.shards import Dataset
-from genflow.evaluation import classifier, stacked
-from genflow.evaluation.features import Real
+from genflow.evaluation.features import classifier
+from genflow.evaluation.features.extractor import Real
+from genflow.evaluation.metrics import stacked_modes
 
 
 def quiet(event: str, **fields: object) -> None:
@@ -23,7 +24,7 @@ def stacks(prepared, monkeypatch) -> Dataset:
 def test_real_stacks_show_what_real_stacks_show(store, stacks):
     """Held-out rows in the place of samples: the ceiling, its divergence, and a reader that is right on them."""
     real = Real.of(stacks)
-    found = stacked.measure(store, stacks, real, stacks.splits["val"].take(real.reference[:400]), quiet)
+    found = stacked_modes.measure(store, stacks, real, stacks.splits["val"].take(real.reference[:400]), quiet)
     assert found["reader"]["accuracy"] > 0.9
     assert (found["captured"], found["kl"]["value"]) == (found["ceiling"], found["kl"]["floor"])
     assert found["of"] == 1000
@@ -34,7 +35,7 @@ def test_dropped_modes_are_missed(store, stacks):
     """Ten real stacks over and over: at most ten modes, a divergence near log 100, and the reader is found again."""
     real = Real.of(stacks)
     few = np.resize(real.reference[:10], 400)
-    found = stacked.measure(store, stacks, real, stacks.splits["val"].take(few), quiet)
+    found = stacked_modes.measure(store, stacks, real, stacks.splits["val"].take(few), quiet)
     assert found["captured"] <= 10
     assert found["interval"][1] <= 10
     assert found["kl"]["value"] == pytest.approx(np.log(100), abs=0.4)
@@ -43,7 +44,7 @@ def test_dropped_modes_are_missed(store, stacks):
 
 def test_the_divergence_is_that_of_shares():
     """Half of the samples in each of two of four equal modes: log 2."""
-    found = stacked.count(np.array([0, 3] * 50), np.full(4, 0.25))
+    found = stacked_modes.count(np.array([0, 3] * 50), np.full(4, 0.25))
     assert found["kl"]["value"] == pytest.approx(np.log(2))
     assert (found["captured"], found["interval"]) == (2, [2, 2])
 
@@ -55,6 +56,6 @@ def test_the_interval_of_the_count_holds_its_mean():
     expected = (1 - (1 - weights) ** 300).sum()
     held = []
     for _ in range(300):
-        low, high = stacked.count(rng.choice(200, 300, p=weights), weights)["interval"]
+        low, high = stacked_modes.count(rng.choice(200, 300, p=weights), weights)["interval"]
         held.append(low <= expected <= high)
     assert np.mean(held) > 0.95

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from genflow import build
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.consistency import Consistency
 from genflow.families.gaussian import Gaussian
 from genflow.maths.paths import StraightPath
+from genflow.maths.rng import BatchRng, SampleRng
 from genflow.maths.samplers import SAMPLERS
-from genflow.maths.seeds import BatchRng, SampleRng
-from genflow.recipe import parse
+from genflow.recipe.schema import parse
+from genflow.specs import Facts
 
 LINE = Facts((1, 1, 1), levels=None)
 GREY = FACTS["grey"]

@@ -9,17 +9,19 @@ import torch
 from safetensors.torch import load_file
 from small import FACTS, batch, family, recipe, shaken, source
 
-from genflow import build, checkpoint, families
+from genflow import build, families
 from genflow.batch import Batch
-from genflow.code import home
-from genflow.engine import Engine
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.base import Family, Kind, LogLikelihood, has_encoder
-from genflow.maths.seeds import BatchRng, SampleRng
-from genflow.recipe import dump, preset
-from genflow.session import Session
-from genflow.training import fit, on_average
+from genflow.maths.rng import BatchRng, SampleRng
+from genflow.recipe.compose import preset
+from genflow.recipe.files import dump
+from genflow.sampling.engine import Engine
+from genflow.specs import Facts
+from genflow.system.source_hash import home
+from genflow.training import checkpoint
+from genflow.training.loop import fit, on_average
+from genflow.training.session import Session
 
 KINDS = families.kinds()
 SEEDS = [11, 3, 7, 42, 5]

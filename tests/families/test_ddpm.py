@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.ddpm import Ddpm
 from genflow.maths.guidance import Guided
-from genflow.maths.seeds import BatchRng, SampleRng
+from genflow.maths.rng import BatchRng, SampleRng
+from genflow.specs import Facts
 
 POINTS = Facts((2, 1, 1), levels=None)
 

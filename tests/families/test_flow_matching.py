@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.base import Family, Samples
 from genflow.families.flow_matching import FlowMatching
-from genflow.maths.seeds import BatchRng, SampleRng
+from genflow.maths.rng import BatchRng, SampleRng
+from genflow.specs import Facts
 
 SCALED = Facts((2, 1, 1), levels=None, scale=3.0)
 NOBODY = torch.zeros(300, dtype=torch.long)

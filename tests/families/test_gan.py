@@ -10,16 +10,17 @@ import torch
 from small import FACTS, batch, family, recipe, shaken
 from torch import Tensor, nn
 
-from genflow import build, training
+from genflow import build
 from genflow.batch import Batch
-from genflow.checkpoint import Checkpoints
-from genflow.data import densities
+from genflow.data.sources import densities
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.base import LOOK_EVERY
 from genflow.families.gan import Gan, Watch
-from genflow.maths.seeds import BatchRng, SampleRng
-from genflow.session import Session
+from genflow.maths.rng import BatchRng, SampleRng
+from genflow.specs import Facts
+from genflow.training import loop
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.session import Session
 
 GREY, POINTS = FACTS["grey"], FACTS["points"]
 GAMES = ("relativistic", "non_saturating", "minimax")
@@ -201,7 +202,7 @@ def won(folder: Path, **train: Any) -> Callable[[], Any]:
     session = Session(load=checkpoints.newest, save=checkpoints.save, log=logged.append)
 
     def run() -> list[dict[str, Any]]:
-        training.fit(model, lambda step: batch(POINTS, step), session, chosen.train)
+        loop.fit(model, lambda step: batch(POINTS, step), session, chosen.train)
         return logged
 
     run.logged = logged  # type: ignore[attr-defined]
@@ -210,7 +211,7 @@ def won(folder: Path, **train: Any) -> Callable[[], Any]:
 
 def test_a_discriminator_that_wins_ends_the_run(tmp_path: Path) -> None:
     """In the minimax game, whose generator then learns nothing: with the words, the step and a cure."""
-    with pytest.raises(training.Trouble, match=r"the discriminator dominates: .* \(step \d+\)") as ended:
+    with pytest.raises(loop.Trouble, match=r"the discriminator dominates: .* \(step \d+\)") as ended:
         won(tmp_path)()
     assert "train.lr" in ended.value.hint
 
@@ -218,7 +219,7 @@ def test_a_discriminator_that_wins_ends_the_run(tmp_path: Path) -> None:
 def test_or_rolls_it_back(tmp_path: Path) -> None:
     """Three times, each at half the rate, if the recipe says so."""
     run = won(tmp_path, on_trouble="rollback", decay=0.0, warmup=0)
-    with pytest.raises(training.Trouble, match="the discriminator dominates"):
+    with pytest.raises(loop.Trouble, match="the discriminator dominates"):
         run()
     steps = {rate: [n["step"] for n in run.logged if n["lr"] == rate] for rate in (0.01, 0.005, 0.0025, 0.00125)}  # type: ignore[attr-defined]
     assert all(last - first >= 40 for first, *_, last in steps.values())  # each attempt has its whole patience
@@ -244,10 +245,10 @@ def on_the_grid(game: str, steps: int) -> tuple[int, int]:
     torch.manual_seed(0)
     model = build.family_of(chosen, facts)
     average: dict[str, Tensor] = {}
-    training.fit(model, data, Session(), chosen.train, lambda step, weights: average.update(weights))
+    loop.fit(model, data, Session(), chosen.train, lambda step, weights: average.update(weights))
     rng = SampleRng(range(2500), "sample")
     noise, label = rng.normal((2500, *model.noise_shape)), torch.zeros(2500, dtype=torch.long)
-    x = training.on_average(model, average, lambda: model.sample(noise, label, rng).x)
+    x = loop.on_average(model, average, lambda: model.sample(noise, label, rng).x)
     distance = np.linalg.norm(x.flatten(1).numpy()[:, None] * grid.scale - grid.modes, axis=2)
     nearest = distance.argmin(1)
     captured = np.unique(nearest[distance.min(1) <= 3 * grid.sigma])

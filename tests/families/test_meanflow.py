@@ -5,11 +5,11 @@ import torch
 from small import FACTS, batch, family, shaken
 from torch import Tensor, nn
 
-from genflow.facts import Facts
 from genflow.families import meanflow
 from genflow.families.meanflow import MeanFlow
 from genflow.maths.paths import over
-from genflow.maths.seeds import BatchRng, SampleRng
+from genflow.maths.rng import BatchRng, SampleRng
+from genflow.specs import Facts
 
 LINE = Facts((1, 1, 1), levels=None)
 S = 0.4  # the data's standard deviation

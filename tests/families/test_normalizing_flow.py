@@ -8,9 +8,9 @@ from small import FACTS, batch, family, shaken
 from torch import Tensor
 
 from genflow import build
-from genflow.facts import Facts
 from genflow.families.normalizing_flow import NormalizingFlow
-from genflow.maths.seeds import BatchRng, SampleRng
+from genflow.maths.rng import BatchRng, SampleRng
+from genflow.specs import Facts
 
 POINTS, GREY = FACTS["points"], FACTS["grey"]
 

@@ -13,7 +13,7 @@ import yaml
 from small import FACTS
 
 from genflow import build, families
-from genflow.recipe import parse
+from genflow.recipe.schema import parse
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
 BLOCKS = re.findall(r"^## \d\. .*?`([\w/.]+)`\n.*?```(?:python|yaml)\n(.*?)```", GUIDE, re.DOTALL | re.MULTILINE)

@@ -8,9 +8,9 @@ from small import FACTS, batch, family, shaken
 from torch import nn
 
 from genflow.errors import UsageError
-from genflow.facts import Facts
 from genflow.families.vae import Vae
-from genflow.maths.seeds import BatchRng, SampleRng
+from genflow.maths.rng import BatchRng, SampleRng
+from genflow.specs import Facts
 
 
 def vae(data: str = "grey", **options: object) -> Vae:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from genflow import tracking
+from genflow.tracking import database, sender
 from jobs import train
 
 recipe, caches = sys.argv[1:]
@@ -23,9 +23,9 @@ for name in ("one", "two"):
     nodes.add_node(num_cpus=1, env_vars={"GENFLOW_CACHE": f"{caches}/{name}"}, **little)
 os.environ["GENFLOW_CACHE"] = f"{caches}/driver"
 ray.init(address=nodes.address, log_to_driver=False)
-tracking.prepare = lambda store: ""
-tracking.Sender.start = lambda self: None
-tracking.Sender.finish = lambda self, deadline_s: True
+database.prepare = lambda store: ""
+sender.Sender.start = lambda self: None
+sender.Sender.finish = lambda self, deadline_s: True
 with open(recipe) as file:
     done = train.main(json.load(file), lambda event, **fields: None)
 print(json.dumps(done))

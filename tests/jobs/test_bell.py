@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from jobs import bell
+from jobs.runtime.train import stop_signal
 
 
 def test_the_workers_are_waited_for() -> None:
@@ -23,7 +23,7 @@ def test_the_workers_are_waited_for() -> None:
         done.append("saved")
 
     with pytest.raises(KeyboardInterrupt):
-        bell.fit(run, None, lambda _: asked.set())
+        stop_signal.fit(run, None, lambda _: asked.set())
     assert done == ["saved"]
 
 
@@ -32,4 +32,4 @@ def test_what_ends_the_run_is_raised() -> None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        bell.fit(run, None, lambda _: None)
+        stop_signal.fit(run, None, lambda _: None)

@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 
-from genflow import env, submit
-from genflow.checkpoint import Checkpoints
-from genflow.dashboard import Dashboard
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.errors import ClusterError, ResourceError, SetupError, Stopped, UsageError
-from genflow.recipe import Data, Recipe, compose
-from genflow.store import Store
+from genflow.launch import remote
+from genflow.launch.ray_dashboard import Dashboard
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import Data, Recipe
+from genflow.storage.store import Store
+from genflow.system import environment
+from genflow.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.ray
 TOKEN = "5ec4e7" * 10
@@ -58,7 +60,7 @@ def head() -> Iterator[Head]:
         token = Path(folder) / "token"
         token.touch(0o600)
         token.write_text(TOKEN)
-        port = env.free_port()
+        port = environment.free_port()
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
@@ -69,7 +71,7 @@ def head() -> Iterator[Head]:
         settings |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
         settings |= {"GENFLOW_STORE": "", "PYTHONPATH": ""}
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("raylets.py")), folder, str(port), str(env.free_port())],
+            [sys.executable, Path(__file__).with_name("raylets.py"), folder, str(port), str(environment.free_port())],
             env=settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert process.stdin is not None
@@ -108,7 +110,7 @@ def recipe(name: str, workers: int, **settings: Any) -> Recipe:
 
 def send(head: Head, recipe: Recipe, heard: Heard | None = None, **options: Any) -> dict[str, Any]:
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"run": run_id(head, recipe)}}
-    return submit.run_there("train", document, head.store, heard or Heard(), address=head.address, **options)
+    return remote.run_there("train", document, head.store, heard or Heard(), address=head.address, **options)
 
 
 def run_id(head: Head, recipe: Recipe) -> str:
@@ -127,12 +129,12 @@ def test_two_workers_on_two_nodes(head: Head) -> None:
     progress = [e for e in heard.events if e["event"] == "progress"]
     assert [e["step"] for e in progress] == [10, 20, 30, 40]
     assert send(head, recipe("spread", 2))["cached"]
-    jobs = submit.jobs_list(head.address)
+    jobs = remote.jobs_list(head.address)
     assert [(j["id"], j["stage"], j["status"]) for j in jobs[:2]] == [
         (f"{done['run']}-{n}", "train", "SUCCEEDED") for n in (2, 1)
     ]
-    log = "".join(submit.jobs_logs(head.address, f"{done['run']}-1"))
-    assert log == "".join(submit.jobs_logs(head.address, f"{done['run']}-1", follow=True))
+    log = "".join(remote.jobs_logs(head.address, f"{done['run']}-1"))
+    assert log == "".join(remote.jobs_logs(head.address, f"{done['run']}-1", follow=True))
     told = urllib.request.Request(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
     # the store, MLflow's database with it, and what both nodes' Rays wrote: logs, job information, the parcel unpacked
     rays = [head.store.root.parent / node for node in "ab"]
@@ -145,14 +147,14 @@ def test_two_workers_on_two_nodes(head: Head) -> None:
 def test_what_is_checked_first(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor's list, every node's own answers with it; they are asked once, and their asking is nobody's job."""
     monkeypatch.setenv("GENFLOW_STORE", str(head.store.root))
-    before = len(submit.jobs_list(head.address))
-    every = list(submit.checks(head.address))
+    before = len(remote.jobs_list(head.address))
+    every = list(remote.checks(head.address))
     assert [check.name for check in every if not check.ok] == []
     assert {check.name: check.found for check in every}["nodes: store"] == f"every one sees {head.store.root}"
     ran = len(Dashboard.at(head.address).ask("/api/jobs/"))
-    assert list(submit.checks(head.address)) == every
+    assert list(remote.checks(head.address)) == every
     assert len(Dashboard.at(head.address).ask("/api/jobs/")) == ran
-    assert len(submit.jobs_list(head.address)) == before
+    assert len(remote.jobs_list(head.address)) == before
 
 
 class Impatient(Heard):
@@ -203,14 +205,14 @@ def test_followed_and_stopped(head: Head) -> None:
     second = Follower(head, long)
     wait_for(lambda: any(e["event"] == "progress" for e in second.heard.events))
     assert f"{id}-1 is under way" in second.heard.notes()
-    assert submit.jobs_stop(head.address, id)["status"] == "STOPPED"
+    assert remote.jobs_stop(head.address, id)["status"] == "STOPPED"
     for follower in (first, second):
         follower.thread.join()
         assert type(follower.end) is Stopped
     assert not head.store.get("runs", id)
     assert checkpoints.newest()
     with pytest.raises(UsageError, match="is not running: STOPPED"):
-        submit.jobs_stop(head.address, id)
+        remote.jobs_stop(head.address, id)
 
 
 @pytest.mark.slow
@@ -222,7 +224,7 @@ def test_two_workers_save_when_they_are_stopped(head: Head) -> None:
     command = Follower(head, long)
     wait_for(lambda: any(e["event"] == "progress" for e in command.heard.events), seconds=300)
     assert not checkpoints.steps()
-    assert submit.jobs_stop(head.address, id)["status"] == "STOPPED"
+    assert remote.jobs_stop(head.address, id)["status"] == "STOPPED"
     command.thread.join()
     assert type(command.end) is Stopped
     saved = checkpoints.newest()
@@ -241,7 +243,7 @@ def test_killed_driver(head: Head) -> None:
     reached = int(checkpoints.steps()[-1].name[5:])
     assert "exit code" in command.heard.notes()
     wait_for(lambda: int(checkpoints.steps()[-1].name[5:]) > reached)
-    submit.jobs_stop(head.address, id)
+    remote.jobs_stop(head.address, id)
     command.thread.join()
     assert type(command.end) is Stopped
 
@@ -264,7 +266,7 @@ def test_a_pipeline(head: Head) -> None:
     train = {"job": "train", "preset": "flow_matching", "data": "ring", "net": {"width": 16}, "train": {"steps": 20}}
     stages = {"ring": {"job": "prepare", "data": {"source": "ring8", "samples": 500}}, "flow": train}
     document = {"pipeline": {"name": "tiny", "stages": stages}}
-    done = submit.run_there("pipeline", document, head.store, Heard(), address=head.address)
+    done = remote.run_there("pipeline", document, head.store, Heard(), address=head.address)
     assert [stage["job"] for stage in done["stages"]] == ["prepare", "train"]
     assert head.store.get("runs", done["stages"][1]["run"])
 
@@ -272,13 +274,13 @@ def test_a_pipeline(head: Head) -> None:
 def test_a_module_that_the_cluster_lacks(head: Head) -> None:
     """A job that dies of a missing module says which, and how to mend it, and is not started again."""
     with pytest.raises(SetupError, match=r"lacks jobs\.nothing") as error:
-        submit.run_there("nothing", {"recipe": {}}, head.store, Heard(), address=head.address)
+        remote.run_there("nothing", {"recipe": {}}, head.store, Heard(), address=head.address)
     assert "first on PATH" in error.value.hint
 
 
 def test_more_than_the_cluster_has(head: Head) -> None:
     """Three workers on two CPUs, or any GPU, are refused before anything is sent."""
-    before = len(submit.jobs_list(head.address))
+    before = len(remote.jobs_list(head.address))
     for cluster, line in (
         ({"workers": 3}, "3 workers need 1 CPU each, and the cluster's 2 nodes with 2 CPU, 0 GPU can hold 2"),
         ({"cpus": 2}, "a worker needs 2 CPU"),
@@ -286,14 +288,14 @@ def test_more_than_the_cluster_has(head: Head) -> None:
     ):
         with pytest.raises(ResourceError, match=line):
             send(head, recipe("greedy", 1).with_(cluster=cluster))
-    assert len(submit.jobs_list(head.address)) == before
+    assert len(remote.jobs_list(head.address)) == before
 
 
 def test_tokens(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong token and none are told apart, in one line each, without the token."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong" * 12)
     with pytest.raises(ClusterError, match="refuses the token of RAY_AUTH_TOKEN") as error:
-        submit.jobs_list(head.address)
+        remote.jobs_list(head.address)
     assert "wrong" not in error.value.message + error.value.hint
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
@@ -305,7 +307,7 @@ def test_tokens(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_such_job(head: Head) -> None:
     """A job that nobody submitted is a usage error, which lists those that exist."""
     with pytest.raises(UsageError, match="job 'nobody' does not exist; there are:"):
-        list(submit.jobs_logs(head.address, "nobody"))
+        list(remote.jobs_logs(head.address, "nobody"))
 
 
 def test_files_of_one_machine_are_refused(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from finished import finished
 
-from genflow import tracking
 from genflow.errors import UsageError
-from genflow.evaluation import classifier, measure, samples
-from genflow.mlflow_door import Sent
-from genflow.recipe import compose
+from genflow.evaluation import evaluate as evaluation
+from genflow.evaluation import samples
+from genflow.evaluation.features import classifier
+from genflow.recipe.compose import compose
+from genflow.tracking import sync
+from genflow.tracking.mlflow_client import Sent
 from jobs import compare, evaluate
 
 SMALL = {"evaluate": {"samples": 60, "sweep_samples": 30, "steps": [1], "likelihood": 8, "bootstrap": 3}}
@@ -31,7 +33,7 @@ def document(store, prepared, monkeypatch):
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
     monkeypatch.setattr(classifier, "MOST", 5)
     # sending to MLflow has tests of its own, and costs seconds
-    monkeypatch.setattr(tracking, "replay", lambda store, run, deadline_s: Sent(complete=True))
+    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: Sent(complete=True))
     data = prepared("ring8", samples=400, val=0.3)
     runs = [finished(store, data, "vae").id, finished(store, data, "flow_matching").id]
     return {"recipe": compose(None, SMALL).model_dump(mode="json"), "inputs": {"runs": runs}}
@@ -46,7 +48,7 @@ def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
     assert done["best"] in done["runs"]
     assert not done["cached"]
 
-    monkeypatch.setattr(measure, "_measure", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(evaluation, "_measure", lambda *args: pytest.fail("measured again"))
     again = evaluate.main(document, emit)
     assert again["cached"]
     assert again == evaluate.find(document)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.meters import NAMES, Meters
+from jobs.runtime.train.prometheus import NAMES, Meters
 
 ROOT = Path(__file__).parents[2]
 

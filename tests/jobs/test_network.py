@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from genflow.env import free_port
+from genflow.system.environment import free_port
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -14,7 +14,7 @@ sys.path.insert(0, "tests/jobs")
 import torch
 import torch.distributed as dist
 from test_ray_cluster import listening
-from jobs.workers import meet_at_one_address, name_interface
+from jobs.runtime.train.worker_group import meet_at_one_address, name_interface
 if sys.argv[1] == "ours":
     meet_at_one_address()
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[3], "GLOO_SOCKET_IFNAME": "lo"}

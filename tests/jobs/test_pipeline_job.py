@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from genflow.code import home
 from genflow.errors import GenflowError
-from genflow.pipeline import load
-from genflow.recipe import assignments, read
+from genflow.pipeline.graph import load
+from genflow.recipe.compose import assignments
+from genflow.recipe.files import read
+from genflow.system.source_hash import home
 from jobs import pipeline as job
 
 SMALL = {"steps": 3, "batch": 8, "checkpoint_every": 3}
@@ -173,20 +174,22 @@ def test_data_is_prepared_before_anything_holds_the_cores(store, monkeypatch):
 
 def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monkeypatch, events):
     """Its end is kept beside it: tables that take failures do not train it again; a pipeline of its own does."""
-    from genflow import plans, runs, training
+    from genflow import runs
+    from genflow.pipeline import plan
+    from genflow.training import loop
     from jobs import train as training_job
 
     data = prepared("ring8", samples=400)
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
 
     def diverge(*args):
-        raise training.NonFinite("the loss is not finite (step 7)", "lower the rate")
+        raise loop.NonFinite("the loss is not finite (step 7)", "lower the rate")
 
     monkeypatch.setattr(training_job, "_fit", diverge)
     stages = {"bad": {**train("vae"), "data": data.artifact.id}, "bad-m0": {"job": "evaluate", "runs": ["bad"]}}
     last = {"job": "tables", "needs": list(stages), "study": {"seeds": [0]}}
     alone, whole = load({"stages": stages}, "tiny"), load({"stages": {**stages, "tables": last}}, "tiny")
-    with pytest.raises(training.NonFinite):
+    with pytest.raises(loop.NonFinite):
         training_job.main(alone.stages[0].document({}), lambda event, **fields: None)
 
     made, failed = {}, {}
@@ -194,8 +197,8 @@ def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monk
     assert {name: told["kind"] for name, told in failed.items()} == {"bad": "NonFinite", "bad-m0": "NonFinite"}
     assert failed["bad"]["message"] == "the loss is not finite (step 7)"
     assert [event["status"] for event in events] == ["failed", "skipped"]
-    assert plans.foresee(whole, store)[0]["state"] == "diverged"
-    assert plans.foresee(alone, store)[0]["state"] == "to do"
+    assert plan.foresee(whole, store)[0]["state"] == "diverged"
+    assert plan.foresee(alone, store)[0]["state"] == "to do"
     made, failed = {}, {}
     job._look(alone, made, failed, lambda event, **fields: None)
     assert (made, failed) == ({}, {})

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from genflow.data.shards import Dataset
-from genflow.recipe import compose
-from genflow.store import Store
-from genflow.tuning import population
-from genflow.tuning.search import Record, Search, begin, plan
+from genflow.recipe.compose import compose
+from genflow.storage.store import Store
+from genflow.tuning import pbt
+from genflow.tuning.search import Search, begin, plan
 from genflow.tuning.trial import Bench, Trial
-from jobs import populations
+from genflow.tuning.trial_log import Record
+from jobs.runtime.tune import pbt as ray_pbt
 
 PRESET = {"train.lr": 0.5}
 
@@ -22,9 +23,9 @@ class Killed(BaseException):
     """kill -9."""
 
 
-def worker(bench: Bench, tick: Callable[[], None]) -> Callable[[populations.Generation], None]:
+def worker(bench: Bench, tick: Callable[[], None]) -> Callable[[ray_pbt.Generation], None]:
     """Carries out a rung in this process; `tick` is called wherever a kill makes a difference."""
-    def carry_out(generation: populations.Generation) -> None:
+    def carry_out(generation: ray_pbt.Generation) -> None:
         number = 0
         while (given := generation.suggest(str(number))) != "FINISHED":
             tick()
@@ -39,7 +40,7 @@ def worker(bench: Bench, tick: Callable[[], None]) -> Callable[[populations.Gene
 
 def told(record: Record) -> list[Any]:
     rows = record.rows()
-    return [(r["params"], r["values"], r["status"], population.schedule(record, r["trial"])) for r in rows]
+    return [(r["params"], r["values"], r["status"], pbt.schedule(record, r["trial"])) for r in rows]
 
 
 @pytest.fixture
@@ -61,14 +62,14 @@ def trained(store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, kill:
         if next(ticks) == kill:
             raise Killed
 
-    note, take = Record.note, population.take_over
+    note, take = Record.note, pbt.take_over
     with monkeypatch.context() as patch:
         patch.setattr(Record, "note", lambda *args: (tick(), note(*args), tick()))
-        patch.setattr(population, "take_over", lambda *args: (take(*args), tick()))
+        patch.setattr(pbt, "take_over", lambda *args: (take(*args), tick()))
         while True:
             record = Record(search.folder(store) / "trials")
             try:
-                populations.train(store, search, record, PRESET, worker(Bench(search.task(store)), tick))
+                ray_pbt.train(store, search, record, PRESET, worker(Bench(search.task(store)), tick))
                 return record
             except Killed:
                 continue
@@ -80,7 +81,7 @@ def test_a_population_killed_anywhere_ends_as_if_nothing_had_been(store, search,
     expected = told(whole)
     assert [len(whole.reports(number)) for number in range(4)] == [3, 3, 3, 3]
     assert {status for _, _, status, _ in expected} == {"finished"}
-    assert all(population.taken(whole, turn) for turn in (1, 2))
+    assert all(pbt.taken(whole, turn) for turn in (1, 2))
     moments = 3 * 4 * 3 + 2 * 5  # of each trial and rung three, of each turn five around its two lines and one copy
     for kill in range(moments):
         other = Store(tmp_path / f"killed-{kill}")

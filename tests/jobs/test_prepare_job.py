@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow import code, events
 from genflow.data.shards import Dataset
 from genflow.errors import DataError
-from genflow.store import Store
+from genflow.storage.store import Store
+from genflow.system import events, source_hash
 from jobs import prepare
 
 
@@ -77,7 +77,7 @@ def test_job_in_a_folder_of_traps(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"recipe": {"data": {"source": str(folder)}}}))
     environment = os.environ | {"GENFLOW_STORE": str(tmp_path / "store"), "PYTHONSAFEPATH": "1"}
-    environment |= {"PYTHONPATH": str(code.home())}
+    environment |= {"PYTHONPATH": str(source_hash.home())}
     documents = []
     for _ in range(2):
         done = subprocess.run(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import ray_cluster
+from jobs.runtime.cluster import ray_cluster
 
 LISTENING = "0A"
 

@@ -14,15 +14,17 @@ import torch
 from bucket import Server, machine
 from safetensors.torch import load_file
 
-from genflow import code, events, tracking
-from genflow.checkpoint import Checkpoints
-from genflow.data.preparing import here, prepare
-from genflow.engine import Engine
+from genflow.data.prepare import here, prepare
 from genflow.errors import SetupError
-from genflow.evaluation import measure
-from genflow.journal import curves, journal_path
-from genflow.recipe import Data, compose
-from genflow.store import Store
+from genflow.evaluation import evaluate
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import Data
+from genflow.sampling.engine import Engine
+from genflow.storage.store import Store
+from genflow.system import events, source_hash
+from genflow.tracking import sender, sync
+from genflow.tracking.journal import curves, journal_path
+from genflow.training.checkpoint import Checkpoints
 from jobs import reflow, train, tune
 
 TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth": 1}, "sample": {"steps": 2},
@@ -34,10 +36,10 @@ SETTINGS = {"steps": 300, "batch": 16, "log_every": 1, "checkpoint_every": 50, "
 @pytest.fixture(autouse=True)
 def no_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending to MLflow has tests of its own."""
-    monkeypatch.setattr(tracking, "prepare", lambda store: "")
-    monkeypatch.setattr(tracking, "catch_up", lambda store, run_id: tracking.Sent(complete=True))
-    monkeypatch.setattr(tracking.Sender, "start", lambda self: None)
-    monkeypatch.setattr(tracking.Sender, "finish", lambda self, deadline_s: True)
+    monkeypatch.setattr(sync, "prepare", lambda store: "")
+    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.Sent(complete=True))
+    monkeypatch.setattr(sender.Sender, "start", lambda self: None)
+    monkeypatch.setattr(sender.Sender, "finish", lambda self, deadline_s: True)
 
 
 def recipe(**train_: Any) -> Any:
@@ -69,7 +71,7 @@ def killed(document: dict[str, Any], folder: Path, after: int) -> None:
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(document))
     process = subprocess.Popen([sys.executable, "-m", "jobs.train", str(file)], text=True, stdout=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": str(code.home()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+                               env=os.environ | {"PYTHONPATH": str(source_hash.home()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
     assert process.stdout is not None
     seen = 0
     for line in process.stdout:
@@ -89,7 +91,7 @@ def test_three_machines_make_what_one_folder_makes(
     expected = run(document())
     alone = Engine.load(Store().find("runs", "tiny")).draw(range(8)).images
     data = Store().find("datasets", "digits")
-    judged = measure.evaluate(Store(), Store().find("runs", "tiny"), data, recipe().evaluate, lambda *_, **__: None)
+    judged = evaluate.evaluate(Store(), Store().find("runs", "tiny"), data, recipe().evaluate, lambda *_, **__: None)
 
     machine(monkeypatch, server, tmp_path / "a")
     digits(Store())
@@ -116,7 +118,7 @@ def test_three_machines_make_what_one_folder_makes(
     found = Store().find("runs", "latest")
     assert np.array_equal(Engine.load(found).draw(range(8)).images, alone)
     data = Store().find("datasets", "digits")
-    measured = measure.evaluate(Store(), found, data, recipe().evaluate, lambda *_, **__: None)
+    measured = evaluate.evaluate(Store(), found, data, recipe().evaluate, lambda *_, **__: None)
     assert measured["metrics"] == judged["metrics"]
     assert (tmp_path / "a").is_dir()
 
@@ -166,7 +168,7 @@ def test_a_node_that_does_not_reach_the_bucket_is_named(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the first step; that such an error is not tried again is a fact of `test_train_job`."""
-    worker = pytest.importorskip("jobs.worker")
+    worker = pytest.importorskip("jobs.runtime.train.worker")
     machine(monkeypatch, server, tmp_path / "a", "s3://bucket/unseen")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("GENFLOW_STORE_DEADLINE", "0")
@@ -217,7 +219,7 @@ def test_workers_on_machines_that_share_the_bucket_alone(
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": asked.model_dump(mode="json"), "inputs": {}}))
     script = Path(__file__).with_name("apart.py")
     ended = subprocess.run([sys.executable, str(script), str(tmp_path / "recipe.json"), str(tmp_path)], text=True,
-                           env=os.environ | {"PYTHONPATH": str(code.home())}, capture_output=True)  # fmt: skip
+                           env=os.environ | {"PYTHONPATH": str(source_hash.home())}, capture_output=True)  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     done = json.loads(ended.stdout.splitlines()[-1])
     assert done["steps"] == 60

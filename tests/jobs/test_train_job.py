@@ -16,13 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genflow import code, events, tracking
-from genflow.checkpoint import Checkpoints
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.errors import GenflowError, ResourceError, SetupError
-from genflow.journal import curves, journal_path
-from genflow.recipe import Cluster, Data, compose
-from genflow.store import Store
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import Cluster, Data
+from genflow.storage.store import Store
+from genflow.system import events, source_hash
+from genflow.tracking import sender, sync
+from genflow.tracking.journal import curves, journal_path
+from genflow.training.checkpoint import Checkpoints
 from jobs import train
 
 TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth": 1}, "sample": {"steps": 2}}
@@ -42,10 +44,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(autouse=True)
 def no_sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending to MLflow has tests of its own, and costs each run here three CPU seconds."""
-    monkeypatch.setattr(tracking, "prepare", lambda store: "")
-    monkeypatch.setattr(tracking, "catch_up", lambda store, run_id: tracking.Sent(complete=True))
-    monkeypatch.setattr(tracking.Sender, "start", lambda self: None)
-    monkeypatch.setattr(tracking.Sender, "finish", lambda self, deadline_s: True)
+    monkeypatch.setattr(sync, "prepare", lambda store: "")
+    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.Sent(complete=True))
+    monkeypatch.setattr(sender.Sender, "start", lambda self: None)
+    monkeypatch.setattr(sender.Sender, "finish", lambda self, deadline_s: True)
 
 
 def document(name: str, workers: int = 1, *, steps: int = STEPS, **settings: Any) -> dict[str, Any]:
@@ -131,12 +133,12 @@ def test_killed_worker(
 @pytest.mark.ray
 def test_error_of_a_worker_is_not_tried_again(ray_local: None, tiny: Store, tmp_path: Path) -> None:
     """What a person has to mend comes out of a worker as it is, at the first attempt."""
-    from jobs import workers
+    from jobs.runtime.train import worker_group
 
     recipe = document("lost", 2)["recipe"]
     settings = {"store": str(tmp_path), "recipe": recipe, "dataset": "x", "run": "lost", "alone": False}
     with pytest.raises(SetupError, match="does not see the store"):
-        workers.together(settings, Cluster(workers=2, retries=1000), spread=False)
+        worker_group.together(settings, Cluster(workers=2, retries=1000), spread=False)
 
 
 @pytest.mark.ray
@@ -170,7 +172,7 @@ def run_until_signal(document: dict[str, Any], store: Store, signum: signal.Sign
     """Run the job in a process, send it a signal after some steps; its exit code and the step it got to."""
     recipe = store.root.parent / "recipe.yaml"
     recipe.write_text(json.dumps(document))
-    environment = os.environ | {"PYTHONPATH": str(code.home()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    environment = os.environ | {"PYTHONPATH": str(source_hash.home()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.train", str(recipe)], env=environment, text=True, stdout=subprocess.PIPE
     )
@@ -197,7 +199,7 @@ def test_killed_driver_leaves_nothing(tiny: Store) -> None:
     recipe = tiny.root.parent / "two.yaml"
     recipe.write_text(json.dumps(document("orphans", 2, steps=2000, checkpoint_every=50)))
     process = subprocess.Popen([sys.executable, "-m", "jobs.train", str(recipe)], stdout=subprocess.DEVNULL,
-                               env=os.environ | {"PYTHONPATH": str(code.home())})
+                               env=os.environ | {"PYTHONPATH": str(source_hash.home())})
     runs = tiny.root / "runs"
     wait_for(lambda: list(runs.glob("orphans-*/checkpoints/step_*/manifest.json")))
     below = processes_below(process.pid)
@@ -247,7 +249,7 @@ def test_what_ended_the_workers() -> None:
     from ray.exceptions import OutOfMemoryError
     from ray.train import WorkerGroupError
 
-    from jobs.workers import explain
+    from jobs.runtime.train.worker_group import explain
 
     mine = ResourceError("disk full", "free some")
     outer = RuntimeError("outer")

@@ -3,10 +3,10 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from genflow.recipe import compose
+from genflow.recipe.compose import compose
 from genflow.tuning.trial import Task
-from jobs.proposers import HALT
-from jobs.trials import Carrier
+from jobs.runtime.tune.searchers import HALT
+from jobs.runtime.tune.trainable import Carrier
 
 
 def test_a_node_that_does_not_see_the_store_ends_the_search_in_a_line(tmp_path: Path) -> None:

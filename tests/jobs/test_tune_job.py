@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from genflow import tracking
-from genflow.code import home
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.errors import GenflowError, UsageError
-from genflow.recipe import Data, compose
-from genflow.store import Store
-from genflow.tuning.search import Record
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import Data
+from genflow.storage.store import Store
+from genflow.system.source_hash import home
+from genflow.tracking import sender, sync
+from genflow.tuning.trial_log import Record
 from jobs import tune
 
 pytestmark = pytest.mark.ray
@@ -40,9 +41,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(autouse=True)
 def no_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending to MLflow has tests of its own."""
-    monkeypatch.setattr(tracking, "prepare", lambda store: "")
-    monkeypatch.setattr(tracking.Sender, "start", lambda self: None)
-    monkeypatch.setattr(tracking.Sender, "finish", lambda self, deadline_s: True)
+    monkeypatch.setattr(sync, "prepare", lambda store: "")
+    monkeypatch.setattr(sender.Sender, "start", lambda self: None)
+    monkeypatch.setattr(sender.Sender, "finish", lambda self, deadline_s: True)
 
 
 def document(objective: str = "", *, space: dict[str, Any] = LR, **tuned: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import torch
 from small import family, shaken
 from torch import Tensor, nn
 
-from genflow.facts import Facts
 from genflow.maths.guidance import Guided
 from genflow.maths.paths import BETAS, DiscretePath, StraightPath, x0_from
+from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS, heun
-from genflow.maths.seeds import Rng
+from genflow.specs import Facts
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from genflow.maths.ema import Ema, gamma_of
+from genflow.training.ema import Ema, gamma_of
 
 
 class Marks(nn.Module):

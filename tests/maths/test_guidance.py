@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genflow.maths.guidance import Guided, forget
-from genflow.maths.seeds import BatchRng
+from genflow.maths.rng import BatchRng
 
 CLASSES = 3
 

@@ -10,11 +10,11 @@ from oracle import TWO, Mixture
 from scipy import stats
 from torch import Tensor, nn
 
-from genflow.facts import Facts
 from genflow.families.vae import Vae
 from genflow.maths import likelihood
 from genflow.maths.paths import DiscretePath, EdmPath, Path, StraightPath, Time, along, cosine_betas, linear_betas
-from genflow.maths.seeds import BatchRng
+from genflow.maths.rng import BatchRng
+from genflow.specs import Facts
 
 PICTURES = Facts((1, 2, 2), levels=17)
 POINTS = Facts((2, 1, 1), levels=None)

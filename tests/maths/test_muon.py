@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from genflow.maths.muon import Muon, orthogonalize
+from genflow.training.muon import Muon, orthogonalize
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

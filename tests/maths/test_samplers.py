@@ -20,8 +20,8 @@ from genflow.maths.paths import (
     spaced_times,
     uniform_times,
 )
+from genflow.maths.rng import BatchRng, Rng
 from genflow.maths.samplers import SAMPLERS, ddim, ddpm, euler, rk45
-from genflow.maths.seeds import BatchRng, Rng
 
 PATHS: dict[str, Path] = {
     "straight": StraightPath(),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from genflow.maths.seeds import BatchRng, SampleRng, key
+from genflow.maths.rng import BatchRng, SampleRng, key
 
 
 def test_keys_are_the_same_on_every_machine() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genflow.maths.shuffle import shuffled
+from genflow.maths.permutation import shuffled
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 1000, 4096, 65537])

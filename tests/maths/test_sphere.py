@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from genflow.maths.sphere import between
+from genflow.maths.slerp import between
 
 
 @pytest.mark.parametrize("s", [0.0, 0.25, 0.7, 1.0])

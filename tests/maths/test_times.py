@@ -5,14 +5,14 @@ import pytest
 import torch
 from scipy import stats
 
-from genflow.maths import times
-from genflow.maths.seeds import BatchRng
+from genflow.maths import timesteps
+from genflow.maths.rng import BatchRng
 
 ROWS = 20_000
 
 
-def draws(density: times.Density, **options: float) -> torch.Tensor:
-    return times.draw(density, ROWS, BatchRng(0, "test", 0, total=ROWS), **options)
+def draws(density: timesteps.Density, **options: float) -> torch.Tensor:
+    return timesteps.draw(density, ROWS, BatchRng(0, "test", 0, total=ROWS), **options)
 
 
 def test_times_lie_inside_the_clock() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from genflow import build, nets
 from genflow.errors import UsageError
-from genflow.facts import Ports
+from genflow.specs import Ports
 
 KINDS = nets.kinds(flow=True)
 CLASSES = 3

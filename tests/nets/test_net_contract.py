@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from genflow import build, nets
 from genflow.errors import UsageError
-from genflow.facts import Facts, Ports
-from genflow.recipe import parse
+from genflow.recipe.schema import parse
+from genflow.specs import Facts, Ports
 
 KINDS = nets.kinds(flow=False)  # flows keep a contract of their own: test_flow_contract.py
 SIZES = (7, 8, 9, 12, 28, 30, 33, 64)

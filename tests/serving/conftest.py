@@ -9,11 +9,11 @@ import uvicorn
 from served import client, listed, trained
 from starlette.testclient import TestClient
 
-from genflow import env
 from genflow.serving import app
-from genflow.serving.entries import Entry
+from genflow.serving.model_list import Entry
 from genflow.serving.service import Service
-from genflow.store import Store
+from genflow.storage.store import Store
+from genflow.system import environment
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def http(shelf_store: tuple[Store, list[Entry]]) -> Iterator[TestClient]:
 @pytest.fixture(scope="module")
 def server(shelf_store: tuple[Store, list[Entry]]) -> Iterator[str]:
     """The address of a server in a thread of this process."""
-    service, port = Service(shelf_store[1]), env.free_port()
+    service, port = Service(shelf_store[1]), environment.free_port()
     running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

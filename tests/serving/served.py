@@ -8,14 +8,14 @@ from typing import Any
 from finished import finished
 from starlette.testclient import TestClient
 
-from genflow.data.preparing import here, prepare
+from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset
-from genflow.recipe import Data
+from genflow.recipe.schema import Data
 from genflow.serving import app
-from genflow.serving.entries import Entry, entries
-from genflow.serving.guard import Limits
+from genflow.serving.middleware import Limits
+from genflow.serving.model_list import Entry, entries
 from genflow.serving.service import Service
-from genflow.store import Artifact, Store
+from genflow.storage.store import Artifact, Store
 
 
 def trained(root: Path) -> tuple[Store, list[Artifact]]:

@@ -12,9 +12,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from genflow.data import preview
-from genflow.engine import Engine, labels_for
-from genflow.serving.entries import Entry
-from genflow.store import Store
+from genflow.sampling.engine import Engine, labels_for
+from genflow.serving.model_list import Entry
+from genflow.storage.store import Store
 
 Shelved = tuple[Store, list[Entry]]
 

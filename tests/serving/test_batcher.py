@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genflow.engine import Drawn
+from genflow.sampling.engine import Drawn
 from genflow.serving.batcher import Batcher, Job
-from genflow.serving.replies import Refused
+from genflow.serving.responses import Refused
 
 
 class Slow:

@@ -8,10 +8,10 @@ from PIL import Image
 
 from genflow import drawing
 from genflow.client import Client
-from genflow.engine import Engine, labels_for
 from genflow.errors import SetupError, UsageError
-from genflow.serving.entries import Entry
-from genflow.store import Store
+from genflow.sampling.engine import Engine, labels_for
+from genflow.serving.model_list import Entry
+from genflow.storage.store import Store
 
 Shelved = tuple[Store, list[Entry]]
 

@@ -11,11 +11,11 @@ from badrequests import RAW, bodies
 from served import client
 from starlette.testclient import TestClient
 
-from genflow.serving import guard
-from genflow.serving.entries import Entry
-from genflow.serving.guard import Guard, Limits, Rate, hashed, new_key, strict
-from genflow.serving.replies import Refused
-from genflow.store import Store
+from genflow.serving import middleware
+from genflow.serving.middleware import Guard, Limits, Rate, hashed, new_key, strict
+from genflow.serving.model_list import Entry
+from genflow.serving.responses import Refused
+from genflow.storage.store import Store
 
 JSON = {"Content-Type": "application/json"}
 
@@ -137,7 +137,7 @@ def test_a_key_opens(shelf_store: tuple[Store, list[Entry]]) -> None:
 def test_who_asks_too_often_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute's requests at once, then one each second of 60 a minute; others are not concerned."""
     now = 0.0
-    monkeypatch.setattr(guard.time, "monotonic", lambda: now)
+    monkeypatch.setattr(middleware.time, "monotonic", lambda: now)
     rate = Rate(60)
     assert [rate.take("a") for _ in range(60)] == [0] * 60
     assert rate.take("a") == 2

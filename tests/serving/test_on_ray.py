@@ -19,9 +19,9 @@ import pytest
 
 from benchmarks.abuse import replicas, workers
 from genflow.data import preview
-from genflow.engine import Engine, labels_for
-from genflow.serving.entries import Entry
-from genflow.store import Store
+from genflow.sampling.engine import Engine, labels_for
+from genflow.serving.model_list import Entry
+from genflow.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs import proxy
-from jobs.proxy import Again, Door, hurried, is_whole_post, wire
+from jobs.runtime.serve import retry_middleware
+from jobs.runtime.serve.retry_middleware import Again, Door, hurried, is_whole_post, wire
 
 POST = b"POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -74,7 +74,7 @@ def test_a_shut_door_costs_nothing_behind_it(monkeypatch: pytest.MonkeyPatch) ->
 
     async def main() -> None:
         door = Door(most=1)
-        monkeypatch.setattr(proxy, "DOOR", door)
+        monkeypatch.setattr(retry_middleware, "DOOR", door)
         shut, open_ = Wire(), Wire()
         door.under_way = 1
         shut.protocol.data_received(POST)

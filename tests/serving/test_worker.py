@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genflow.engine import Engine
 from genflow.errors import DataError
-from genflow.serving import worker
-from genflow.serving.entries import Entry
-from genflow.serving.worker import Batch, Frame, Worker
-from genflow.store import Store
+from genflow.sampling.engine import Engine
+from genflow.serving import engine_process
+from genflow.serving.engine_process import Batch, Frame, Worker
+from genflow.serving.model_list import Entry
+from genflow.storage.store import Store
 
 Shelved = tuple[Store, list[Entry]]
 
@@ -117,7 +117,7 @@ def test_its_death_is_told(shelf_store: Shelved) -> None:
 def test_its_silence_is_seen(drawing: Worker, shelf_store: Shelved, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process does not pass for one that has nothing to do."""
     drawing.load(shelf_store[1][0])
-    monkeypatch.setattr(worker, "SILENT_S", 3.0)
+    monkeypatch.setattr(engine_process, "SILENT_S", 3.0)
     os.kill(drawing._process.pid, signal.SIGSTOP)
     try:
         time.sleep(4.5)
@@ -133,7 +133,7 @@ def test_its_silence_is_seen(drawing: Worker, shelf_store: Shelved, monkeypatch:
 def test_it_dies_with_its_replica(stopped: bool) -> None:
     """However that ends, and even if it is stopped itself."""
     code = (
-        "import time; from genflow.serving.worker import Worker; made = Worker(1); "
+        "import time; from genflow.serving.engine_process import Worker; made = Worker(1); "
         "print(made._process.pid, flush=True); time.sleep(1e6)"
     )
     replica = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

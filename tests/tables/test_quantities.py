@@ -5,7 +5,7 @@ import pytest
 from made_up import evaluation, metric, study
 from scipy import stats
 
-from genflow.tables import cells
+from genflow.tables import formatting
 from genflow.tables.quantities import quantities, spread, steps
 
 
@@ -14,7 +14,7 @@ def measured(found, failed=None, **more):
 
 
 def said(told):
-    return cells.cells({"quantities": told, "objective": "", "mathematics": ""}, 0.1)
+    return formatting.cells({"quantities": told, "objective": "", "mathematics": ""}, 0.1)
 
 
 def test_an_interval_over_seeds_is_students():
@@ -53,7 +53,7 @@ def test_steps_that_still_improve_have_no_upper_end():
     """The last one is the only one that is enough."""
     found = steps([evaluation(sweep={1: 9.0, 2: 4.0, 4: 1.0})], 0.1)
     assert (found["value"], found["high"]) == (4, None)
-    assert cells.spoken(found, cells.count) == "4 or more"
+    assert formatting.spoken(found, formatting.count) == "4 or more"
 
 
 def test_an_interval_that_reaches_the_most_that_were_tried_is_open():
@@ -122,7 +122,7 @@ def test_the_time_to_a_quality_is_that_of_the_shortest_training_that_has_it():
     told = measured(found, target=8)["gan"]["seconds_to"]
     assert (told["value"], told["low"], told["high"]) == (10, 5, 20)
     method = {"quantities": measured(found, target=8)["gan"], "objective": "", "mathematics": ""}
-    assert "within 8 × floor after 10.0 (5.00–20.0) CPU s of training" in cells.cells(method, 0.1, 8)["speed"]
+    assert "within 8 × floor after 10.0 (5.00–20.0) CPU s of training" in formatting.cells(method, 0.1, 8)["speed"]
     never = measured(found, target=2)["gan"]["seconds_to"]
     assert (never["value"], never["high"], never["tried"]) == (None, None, 20)
 

@@ -5,12 +5,13 @@ import json
 import pytest
 from finished import finished
 
-from genflow import tracking
 from genflow.errors import GenflowError
-from genflow.evaluation import classifier, measure
-from genflow.mlflow_door import Sent
-from genflow.recipe import Evaluate
-from genflow.tables import cells
+from genflow.evaluation import evaluate
+from genflow.evaluation.features import classifier
+from genflow.recipe.schema import Evaluate
+from genflow.tables import formatting
+from genflow.tracking import sync
+from genflow.tracking.mlflow_client import Sent
 from jobs import tables as job
 
 OPTIONS = {"samples": 60, "sweep_samples": 32, "likelihood": 4, "bootstrap": 3}
@@ -31,11 +32,11 @@ def document(store, prepared, monkeypatch):
         run = finished(store, data, kind, name=f"{name}-s0")
         steps = (1, 2) if name == "flow" else ()
         options = Evaluate(steps=steps, classification=name == "flow", **OPTIONS)
-        found = measure.evaluate(store, run, data.artifact, options, lambda event, **f: None)
+        found = evaluate.evaluate(store, run, data.artifact, options, lambda event, **f: None)
         evaluations[f"{name}-m0"] = found["evaluation"]
     ring = prepared("ring8", samples=400, val=0.3)
     run = finished(store, ring, "vae", name="vae-grid-s0")
-    found = measure.evaluate(store, run, ring.artifact, Evaluate(steps=(), **OPTIONS), lambda event, **f: None)
+    found = evaluate.evaluate(store, run, ring.artifact, Evaluate(steps=(), **OPTIONS), lambda event, **f: None)
     evaluations["vae-grid-m0"] = found["evaluation"]
     study = {
         "seeds": [0, 1], "budget": 0.01, "tolerance": 0.1, "claims": [CLAIM],
@@ -52,8 +53,8 @@ def document(store, prepared, monkeypatch):
 def test_tables_report_and_artifacts(document, store, monkeypatch):
     """Both tables, the claim's verdict, the failure; the page needs nothing outside itself; again it is cached."""
     sent = []
-    monkeypatch.setattr(tracking, "replay", lambda store, run, deadline_s: sent.append(run) or Sent(1, True, ""))
-    monkeypatch.setattr(tracking, "prepare", lambda store: "")
+    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: sent.append(run) or Sent(1, True, ""))
+    monkeypatch.setattr(sync, "prepare", lambda store: "")
     made = job.main(document, lambda event, **fields: None)
 
     assert [table["name"] for table in made["tables"]] == ["steps", "families"]
@@ -65,7 +66,7 @@ def test_tables_report_and_artifacts(document, store, monkeypatch):
     (row, _) = made["tables"][1]["rows"]
     assert "1 of 2 trainings diverged" in row["cells"]["stability"]
     for table in made["tables"]:
-        assert all(len(line) < 180 for line in cells.as_text(table).splitlines())
+        assert all(len(line) < 180 for line in formatting.as_text(table).splitlines())
 
     folder = store.get("reports", made["report"]).path
     page = (folder / "report.html").read_text()

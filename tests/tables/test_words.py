@@ -3,7 +3,7 @@
 import pytest
 from made_up import metric
 
-from genflow.tables.words import verdict
+from genflow.tables.summary import verdict
 
 
 def said(fd: float, floor: float = 0.5) -> str:

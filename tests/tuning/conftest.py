@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from genflow.data.shards import Dataset
-from genflow.engine import RECIPE
-from genflow.recipe import compose, dump
-from genflow.store import Store
+from genflow.recipe.compose import compose
+from genflow.recipe.files import dump
+from genflow.sampling.engine import RECIPE
+from genflow.storage.store import Store
 from genflow.tuning.trial import Task
 
 SMALL = {"data": {"name": "grid25"}, "net": {"kind": "mlp", "width": 16, "depth": 1}, "sample": {"steps": 2}}

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from genflow.checkpoint import Checkpoints
-from genflow.tuning import population
-from genflow.tuning.search import Record
+from genflow.training.checkpoint import Checkpoints
+from genflow.tuning import pbt
 from genflow.tuning.trial import CHECKPOINTS, Bench, Task, Trial
+from genflow.tuning.trial_log import Record
 
 FILES = ("weights", "ema", "optimizer")
 
@@ -29,7 +29,7 @@ def test_a_member_goes_on_from_anothers_weights_average_and_optimizer(store, tas
     Trial(Bench(task), 1, {"train.lr": 0.2}).report(0)
     Trial(Bench(task), 2, {"train.lr": 0.3}).report(0)
     for number in (1, 1, 2):  # one twice, as after a kill
-        population.take_over(store, Path(task.folder), number, 0)
+        pbt.take_over(store, Path(task.folder), number, 0)
     assert equal(held(task, 1), held(task, 0))
     ended = [Trial(Bench(task), i, {"train.lr": lr}).report(1) for i, lr in enumerate((0.03, 0.03, 0.01))]
     assert [report["step"] for report in ended] == [9, 9, 9]
@@ -44,12 +44,12 @@ def test_the_record_says_with_which_settings_each_rung_was_trained(tmp_path):
         record.begun(number, {"train.lr": lr})
         (tmp_path / f"{number:04d}").mkdir()
         (tmp_path / f"{number:04d}" / "reports.jsonl").write_text('{"share": 0.5}\n{"share": 1.0}\n')
-    assert population.taken(record, 1) is None
+    assert pbt.taken(record, 1) is None
     record.note({"turn": 1, "taken": {"1": {"from": 0, "params": {"train.lr": 0.12}}}})
-    assert not population.is_done(record, 1)
+    assert not pbt.is_done(record, 1)
     record.note({"turn": 1, "done": True})
-    assert population.is_done(record, 1)
-    assert [population.settings(record, 1, rung)["train.lr"] for rung in (0, 1)] == [0.9, 0.12]
-    stages = [(stage["share"], stage["trial"], stage["params"]["train.lr"]) for stage in population.schedule(record, 1)]
+    assert pbt.is_done(record, 1)
+    assert [pbt.settings(record, 1, rung)["train.lr"] for rung in (0, 1)] == [0.9, 0.12]
+    stages = [(stage["share"], stage["trial"], stage["params"]["train.lr"]) for stage in pbt.schedule(record, 1)]
     assert stages == [(0.5, 0, 0.1), (1.0, 1, 0.12)]
-    assert [stage["params"]["train.lr"] for stage in population.schedule(record, 0)] == [0.1, 0.1]
+    assert [stage["params"]["train.lr"] for stage in pbt.schedule(record, 0)] == [0.1, 0.1]

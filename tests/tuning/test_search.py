@@ -9,8 +9,8 @@ import pytest
 from genflow import build, families
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
-from genflow.recipe import compose
-from genflow.store import Store
+from genflow.recipe.compose import compose
+from genflow.storage.store import Store
 from genflow.tuning import space
 from genflow.tuning.search import plan
 

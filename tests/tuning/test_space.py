@@ -7,7 +7,8 @@ import pytest
 from genflow import build, families
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
-from genflow.recipe import Recipe, compose
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import Recipe
 from genflow.tuning import space
 from genflow.tuning.space import Domain
 

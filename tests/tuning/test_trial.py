@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genflow.checkpoint import Checkpoints
 from genflow.errors import ResourceError
-from genflow.recipe import compose
-from genflow.training import NonFinite
+from genflow.recipe.compose import compose
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.loop import NonFinite
 from genflow.tuning.trial import CHECKPOINTS, REPORTS, Bench, Trial, position, read_reports
 
 PARAMS = {"train.lr": 0.03}

@@ -1,0 +1,179 @@
+"""Carrying out the plan of a dataset: a shard is decoded and written as one, and the shards' counts add up to facts."""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genflow.data.shards import shard_name, write_shard
+from genflow.data.sources.base import Bad, Form, Part
+from genflow.errors import DataError
+from genflow.specs import Facts
+from genflow.storage.files import clear_disk_errors
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a shard turned out to hold.
+
+    Args:
+        split, number: which shard it is.
+        rows: records in it; with none there is no file.
+        sha256: of the file.
+        bad: the records left out.
+        histogram: (256,) how often each grey level occurs; empty for points.
+        moments: sum and sum of squares of a point's coordinates.
+        class_counts: (classes,) records a class.
+    """
+
+    split: str
+    number: int
+    rows: int
+    sha256: str
+    bad: list[Bad]
+    histogram: np.ndarray
+    moments: tuple[float, float]
+    class_counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard to write.
+
+    Args:
+        folder: the split's folder.
+        split, number, total: which shard of which split it is.
+        part: where its records come from.
+        form: what they are brought into.
+        facts: what is known of the dataset.
+    """
+
+    folder: str
+    split: str
+    number: int
+    total: int
+    part: Part
+    form: Form
+    facts: Facts
+
+    @property
+    def file(self) -> str:
+        """The shard's name."""
+        return shard_name(self.number, self.total)
+
+    def write(self) -> Written:
+        """Decode the records and write the file, whole or not at all."""
+        C, H, W = self.facts.shape
+        shape, dtype = ((2,), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
+        values = np.empty((len(self.part), *shape), dtype)
+        ids: list[str] = []
+        labels: list[int] = []
+        heights: list[float] = []
+        bad: list[Bad] = []
+        for record in self.part.records(self.form):
+            if isinstance(record, Bad):
+                bad.append(record)
+                continue
+            values[len(ids)] = record.value
+            ids.append(record.id)
+            labels.append(record.label)
+            heights.append(record.log_density)
+        values, label = values[: len(ids)], np.array(labels, np.int64)
+        sha256 = ""
+        if ids:
+            final = Path(self.folder) / self.file
+            attempt = final.with_name(f"{self.file}.tmp-{os.getpid()}")
+            with clear_disk_errors(final):
+                sha256 = write_shard(attempt, self.facts, values, ids, label, np.array(heights))
+                os.replace(attempt, final)
+        exact = values.astype(np.float64) if self.facts.is_points else np.zeros(0)
+        return Written(
+            self.split,
+            self.number,
+            len(ids),
+            sha256,
+            bad,
+            np.zeros(0, np.int64) if self.facts.is_points else _histogram(values),
+            (float(exact.sum()), float((exact**2).sum())),
+            np.bincount(label, minlength=self.facts.classes),
+        )
+
+
+def _histogram(values: np.ndarray) -> np.ndarray:
+    """How often each byte occurs, in pieces, because `bincount` widens what it counts to eight bytes."""
+    flat, piece = values.reshape(-1), 2**20
+    counts = (np.bincount(flat[start : start + piece], minlength=256) for start in range(0, flat.size, piece))
+    return sum(counts, np.zeros(256, np.int64))
+
+
+@dataclass
+class Outcome:
+    """What became of the shards, in order."""
+
+    facts: Facts
+    written: list[Written] = field(default_factory=list)
+
+    @property
+    def bad(self) -> list[Bad]:
+        """Every record that could not be read."""
+        return [bad for shard in self.written for bad in shard.bad]
+
+    def files(self, planned: Iterable[Shard]) -> dict[str, dict[str, int]]:
+        """The names of the shards that hold records, with how many, split by split."""
+        rows = {(shard.split, shard.number): shard.rows for shard in self.written}
+        names: dict[str, dict[str, int]] = {}
+        for shard in planned:
+            if held := rows[shard.split, shard.number]:
+                names.setdefault(shard.split, {})[shard.file] = held
+        return names
+
+    def complete(self, where: str) -> Facts:
+        """The dataset's facts.
+
+        Raises:
+            DataError: nothing to train on is left, or it has no contrast.
+        """
+        train = [shard for shard in self.written if shard.split == "train"]
+        count = sum(shard.rows for shard in train)
+        if not count:
+            raise DataError(f"none of the pictures in {where} that are to train on can be read")
+        if self.facts.is_points:
+            mean, sigma = _moments(train, 2 * count, self.facts.scale)
+        else:
+            mean, sigma = _bin_centres(sum(shard.histogram for shard in train), self.facts.levels or 256)
+        if not sigma:
+            raise DataError(f"all pixels of {where} have one value: there is nothing to learn")
+        splits: dict[str, int] = {}
+        for shard in self.written:
+            splits[shard.split] = splits.get(shard.split, 0) + shard.rows
+        classes = np.sum([shard.class_counts for shard in train], 0) if self.facts.classes else []
+        return replace(
+            self.facts,
+            splits={split: rows for split, rows in splits.items() if rows},
+            mean=mean,
+            sigma_data=sigma,
+            class_counts=tuple(int(rows) for rows in classes),
+            fingerprint=hashlib.sha256("".join(shard.sha256 for shard in self.written).encode()).hexdigest(),
+        )
+
+
+def _bin_centres(histogram: Any, levels: int) -> tuple[float, float]:
+    """Mean and standard deviation of x = (2k + 1)/K - 1, from exact counts."""
+    counts = [int(count) for count in histogram]
+    total = sum(counts)
+    first = sum(k * count for k, count in enumerate(counts))
+    second = sum(k * k * count for k, count in enumerate(counts))
+    variance = (total * second - first * first) / total**2
+    return (2 * first / total + 1) / levels - 1, 2 * math.sqrt(variance) / levels
+
+
+def _moments(train: list[Written], count: int, scale: float) -> tuple[float, float]:
+    """Mean and standard deviation of x = point / scale."""
+    mean = math.fsum(shard.moments[0] for shard in train) / count
+    square = math.fsum(shard.moments[1] for shard in train) / count
+    return mean / scale, math.sqrt(max(0.0, square - mean**2)) / scale

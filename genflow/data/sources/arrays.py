@@ -1,0 +1,205 @@
+"""Pictures that lie in arrays in files, with labels beside them; `idx.py` and `npz.py` say how they are found.
+
+Arrays are read as streams, a few hundred rows at a time, so a file may be larger than the memory.
+"""
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from genflow.data.images import Unreadable, fit_array, to_levels
+from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.errors import DataError
+from genflow.recipe.schema import Data
+
+CHUNK = 512  # rows in memory at a time
+READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, struct.error, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array in a file, read in rows.
+
+    Args:
+        path: the file.
+        member: the array's name in an `.npz`; "" in an idx file.
+        start: where the numbers begin, in bytes.
+        shape: (N, ...).
+        dtype: the numbers' type, as NumPy spells it.
+        planar: whether a row is (C, H, W) rather than (H, W) or (H, W, C).
+    """
+
+    path: str
+    member: str
+    start: int
+    shape: tuple[int, ...]
+    dtype: str
+    planar: bool = False
+
+    def open(self) -> IO[bytes]:
+        """The file, at its beginning, unpacked on the way."""
+        if self.member:
+            return zipfile.ZipFile(self.path).open(self.member)
+        return gzip.open(self.path) if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
+
+    def rows(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows `wanted`, which ascend, each with its number.
+
+        Raises:
+            DataError: the file is truncated or damaged.
+        """
+        item = np.dtype(self.dtype)
+        size = item.itemsize * math.prod(self.shape[1:])
+        try:
+            with self.open() as file:
+                for first in range(int(wanted[0]), int(wanted[-1]) + 1, CHUNK):
+                    last = min(first + CHUNK, int(wanted[-1]) + 1)
+                    here = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
+                    if not len(here):
+                        continue
+                    file.seek(self.start + first * size)
+                    data = file.read((last - first) * size)
+                    if len(data) < (last - first) * size:
+                        raise EOFError
+                    block = np.frombuffer(data, item).reshape(-1, *self.shape[1:])
+                    for row in here:
+                        picture = block[row - first]
+                        yield int(row), np.moveaxis(picture, 0, -1) if self.planar else picture
+                if wanted[-1] == self.shape[0] - 1:
+                    file.read(1)  # at the end, gzip and zip compare their checksums
+        except EOFError as error:
+            raise DataError(f"{self.path} is truncated: it ends before its {self.shape[0]} rows do") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{self.path} is damaged: {error}") from error
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one row."""
+        if len(self.shape) == 3:
+            return self.shape[1], self.shape[2], 1
+        _, a, b, c = self.shape
+        return (b, c, a) if self.planar else (a, b, c)
+
+
+@dataclass(frozen=True)
+class ArrayPart:
+    """Some rows of an array."""
+
+    array: Array
+    numbers: np.ndarray
+    labels: np.ndarray | None
+    prefix: str
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def survey(self) -> Survey:
+        low, high = math.inf, -math.inf
+        for _, picture in self.array.rows(self.numbers):
+            finite = picture[np.isfinite(picture)]
+            if finite.size:
+                low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+        return look(self.array, low, high)
+
+    def records(self, form: Form) -> Iterator[Record | Bad]:
+        labels = np.zeros(len(self.numbers), np.int64) if self.labels is None else self.labels
+        rows = self.array.rows(self.numbers)
+        for (row, picture), label in zip(rows, labels, strict=True):
+            id = f"{self.prefix}/{row}"
+            try:
+                yield Record(id, fit_array(to_levels(picture, form.low, form.high), form), int(label))
+            except Unreadable as error:
+                yield Bad(id, str(error))
+
+
+def look(array: Array, low: float = math.inf, high: float = -math.inf) -> Survey:
+    """What an array's shape says of its pictures."""
+    height, width, channels = array.picture_shape
+    return Survey(size=(width, height), colour=channels > 2, low=low, high=high)
+
+
+Found = dict[str, tuple[Array, np.ndarray | None]]
+
+
+@dataclass
+class Arrays(Source):
+    """Arrays of pictures in files, one array a split, and their labels.
+
+    Args:
+        path: what the person named, absolute.
+        files: the files it consists of.
+    """
+
+    path: str
+    files: list[str]
+    kind = ""
+
+    @abstractmethod
+    def read(self) -> Found:
+        """Each split's array and its labels, as they stand in the files."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"kind": self.kind, "path": self.path}
+
+    def listing(self) -> list[list[Any]]:
+        facts = [(Path(file).name, Path(file).stat()) for file in self.files]
+        return [[name, fact.st_size, fact.st_mtime_ns] for name, fact in facts]
+
+    def splits(self) -> dict[str, int]:
+        return {split: array.shape[0] for split, (array, _) in self._content[0].items()}
+
+    def class_names(self) -> tuple[str, ...]:
+        return self._content[1]
+
+    def survey(self, options: Data) -> Survey | None:
+        arrays = [array for array, _ in self._content[0].values()]
+        if any(array.dtype != "|u1" for array in arrays):
+            return None
+        return Survey.total(look(array) for array in arrays)
+
+    def part(self, split: str, rows: np.ndarray) -> ArrayPart:
+        array, labels = self._content[0][split]
+        return ArrayPart(array, rows, None if labels is None else labels[rows], split)
+
+    @cached_property
+    def _content(self) -> tuple[Found, tuple[str, ...]]:
+        """Each split's array and labels, 0..classes-1, and the classes' names."""
+        try:
+            found = self.read()
+        except READ_ERRORS as error:
+            raise DataError(f"{self.path} is damaged: {error}") from error
+        return number_labels(found, self.path)
+
+
+def number_labels(found: Found, where: str) -> tuple[Found, tuple[str, ...]]:
+    """Replace labels of any kind by numbers 0..classes-1, in the order of their names.
+
+    Raises:
+        DataError: labels that do not match the pictures, or that only some splits have.
+    """
+    given = {split: labels for split, (_, labels) in found.items() if labels is not None}
+    for split, labels in given.items():
+        if len(labels) != found[split][0].shape[0]:
+            raise DataError(f"{where}: {found[split][0].shape[0]} pictures but {len(labels)} labels in {split}")
+    if not given:
+        return found, ()
+    if missing := found.keys() - given.keys():
+        raise DataError(f"{where}: {', '.join(sorted(missing))} has no labels, but {', '.join(given)} has")
+    values = np.unique(np.concatenate(list(given.values())))
+    if extra := sorted(set(values.tolist()) - set(np.unique(given["train"]).tolist())):
+        raise DataError(f"{where}: the label {extra[0]!r} does not occur in train")
+    names = tuple(str(value) for value in values.tolist())
+    if len(names) < 2:
+        return {split: (array, None) for split, (array, _) in found.items()}, ()
+    return {split: (array, np.searchsorted(values, given[split])) for split, (array, _) in found.items()}, names

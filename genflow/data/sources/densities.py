@@ -1,0 +1,218 @@
+"""Densities in the plane whose logarithm is known: what a family learns can be compared with the truth.
+
+grid25        25 Gaussians of sigma 0.05 on the grid {-4, -2, 0, 2, 4}^2; the label is the mode
+grid25_unlabelled  the same without labels: nobody is told which mode to draw
+grid25_uneven      the same without labels, the n-th mode with weight proportional to 1/n: from 26 % to 1 %
+ring8         8 Gaussians of sigma 0.02 on a circle of radius 2; the label is the mode
+moons         two interlocking half circles of radius 1, blurred by sigma 0.1; the label is the half circle
+checkerboard  the 8 dark squares of a 4 x 4 board on [-4, 4]^2, uniform: log p = -log 32 on them; no labels
+
+Each half circle of `moons` *is* a mixture of 128 equal Gaussians on equal steps of its arc (a quarter of sigma
+apart, so that it looks seamless); its log-density is therefore exact, not the approximation of an integral.
+
+References:
+    Grid: Srivastava et al., "VEEGAN" (2017) https://arxiv.org/abs/1705.07761
+    Ring: Metz et al., "Unrolled generative adversarial networks" (2017) https://arxiv.org/abs/1611.02163
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.recipe.schema import Data
+
+BLOCK = 1024  # points that one generator draws
+ARC = 128  # Gaussians a half circle
+
+
+class Density(ABC):
+    """A probability density in the plane.
+
+    Attributes:
+        scale: x = point / scale has standard deviation 1 (the mean of both coordinates' variances is 1).
+        class_names: the labels' names; empty where points have none.
+        modes: (M, 2) the centres of separate modes, in the order of the labels; None where there are none.
+        sigma: each mode's standard deviation; 0 where there are none.
+        weights: (M,) the modes' shares; None where there are no modes.
+    """
+
+    scale: float
+    class_names: tuple[str, ...] = ()
+    modes: np.ndarray | None = None
+    sigma: float = 0.0
+    weights: np.ndarray | None = None
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw points (N, 2) float32 and their labels (N,)."""
+
+    @abstractmethod
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        """log p at points (N, 2), in nats, in the plane's own units: (N,) float64."""
+
+
+class Gaussians(Density):
+    """A mixture of round Gaussians.
+
+    Args:
+        means: (M, 2) their centres.
+        sigma: their common standard deviation.
+        labels: (M,) the label of each.
+        class_names: the labels' names.
+        separate: whether each Gaussian is a mode of its own.
+        weights: (M,) their shares; None: equal.
+    """
+
+    def __init__(
+        self, means: np.ndarray, sigma: float, labels: np.ndarray, class_names: tuple[str, ...], separate: bool = True,
+        weights: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.means, self.sigma, self.labels, self.class_names = means, sigma, labels, class_names
+        self.uneven = weights is not None
+        self.shares = np.full(len(means), 1 / len(means)) if weights is None else weights / weights.sum()
+        self.modes, self.weights = (means, self.shares) if separate else (None, None)
+        centre = self.shares @ means
+        self.scale = math.sqrt(float((self.shares @ (means - centre) ** 2).mean()) + sigma**2)
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.uneven:
+            which = rng.choice(len(self.means), count, p=self.shares)
+        else:
+            which = rng.integers(0, len(self.means), count)
+        points = self.means[which] + self.sigma * rng.standard_normal((count, 2))
+        return points.astype(np.float32), self.labels[which]
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        result = np.empty(len(points))
+        for start in range(0, len(points), BLOCK):
+            here = points[start : start + BLOCK].astype(np.float64)
+            distance2 = ((here[:, None] - self.means) ** 2).sum(-1)
+            exponent = -distance2 / (2 * self.sigma**2)
+            peak = exponent.max(1)
+            result[start : start + BLOCK] = peak + np.log(np.exp(exponent - peak[:, None]) @ self.shares)
+        return result - math.log(2 * math.pi * self.sigma**2)
+
+
+class Checkerboard(Density):
+    """Uniform on the 8 dark squares, of side 2, of a 4 x 4 board."""
+
+    scale = math.sqrt(8**2 / 12)
+    corners = np.array([(x, y) for x in range(-4, 4, 2) for y in range(-4, 4, 2) if (x + y) % 4 == 0])
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        which = rng.integers(0, len(self.corners), count)
+        # odd multiples of 2^-20: float32 holds them exactly, and none lies on an edge
+        inside = (2 * rng.integers(0, 2**20, (count, 2)) + 1) / 2**20
+        return (self.corners[which] + inside).astype(np.float32), np.zeros(count, np.int64)
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        squares = np.floor(points.astype(np.float64) / 2)
+        dark = (squares.sum(1) % 2 == 0) & (np.abs(squares + 0.5) < 2).all(1)
+        return np.where(dark, -math.log(32), -math.inf)
+
+
+GRID = np.array([(x, y) for y in range(-4, 5, 2) for x in range(-4, 5, 2)], float)
+
+
+def _grid25() -> Gaussians:
+    return Gaussians(GRID, 0.05, np.arange(25), tuple(f"({x:.0f}, {y:.0f})" for x, y in GRID))
+
+
+def _grid25_unlabelled() -> Gaussians:
+    return Gaussians(GRID, 0.05, np.zeros(25, np.int64), ())
+
+
+def _grid25_uneven() -> Gaussians:
+    order = 7 * np.arange(25) % 25  # neighbours in weight are no neighbours in the plane
+    return Gaussians(GRID[order], 0.05, np.zeros(25, np.int64), (), weights=1 / np.arange(1.0, 26.0))
+
+
+def _ring8() -> Gaussians:
+    angles = np.arange(8) * (math.pi / 4)
+    means = 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return Gaussians(means, 0.02, np.arange(8), tuple(f"{45 * n} degrees" for n in range(8)))
+
+
+def _moons() -> Gaussians:
+    angles = (np.arange(ARC) + 0.5) * (math.pi / ARC)
+    upper = np.stack([np.cos(angles) - 0.5, np.sin(angles) - 0.25], 1)
+    means = np.concatenate([upper, -upper])
+    return Gaussians(means, 0.1, np.arange(2 * ARC) // ARC, ("upper", "lower"), separate=False)
+
+
+DENSITIES = {
+    "grid25": _grid25, "grid25_unlabelled": _grid25_unlabelled, "grid25_uneven": _grid25_uneven,
+    "ring8": _ring8, "moons": _moons, "checkerboard": Checkerboard,
+}  # fmt: skip
+
+
+def density(name: str) -> Density:
+    """A density by its name, one of `DENSITIES`."""
+    return DENSITIES[name]()
+
+
+@dataclass
+class Plane(Source):
+    """Points drawn from a density.
+
+    Args:
+        samples: how many.
+        seed: the draws' seed.
+    """
+
+    samples: int
+    seed: int
+
+    @property
+    def levels(self) -> None:
+        return None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"kind": "density", "path": self.name}
+
+    def listing(self) -> list[list[Any]]:
+        return [[self.name, self.samples, self.seed]]
+
+    def splits(self) -> dict[str, int]:
+        return {"train": self.samples}
+
+    def class_names(self) -> tuple[str, ...]:
+        return density(self.name).class_names
+
+    def survey(self, options: Data) -> Survey:
+        return Survey()
+
+    def part(self, split: str, rows: np.ndarray) -> "PlanePart":
+        return PlanePart(self.name, self.seed, rows)
+
+
+@dataclass(frozen=True)
+class PlanePart:
+    """Some of the points: block b of 1,024 is drawn by the generator of (seed, b)."""
+
+    name: str
+    seed: int
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def survey(self) -> Survey:
+        return Survey()
+
+    def records(self, form: Form) -> Iterator[Record | Bad]:
+        truth = density(self.name)
+        for block in np.unique(self.rows // BLOCK):
+            rng = np.random.default_rng([self.seed, int(block)])
+            points, labels = truth.sample(rng, BLOCK)
+            rows = self.rows[self.rows // BLOCK == block]
+            heights = truth.log_density(points)
+            for row in rows:
+                here = row % BLOCK
+                yield Record(f"{self.name}/{row}", points[here], int(labels[here]), float(heights[here]))

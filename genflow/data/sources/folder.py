@@ -1,0 +1,235 @@
+"""A folder of pictures: flat, one folder a class, or `train`, `val` and `test` folders of either kind.
+
+- The order is natural (`2.png` before `10.png`) and does not depend on the file system.
+- Every file with a picture's suffix is a picture; any other file is one if its first bytes say so.
+- Hidden files and folders (`.name`) are passed over. Links are followed, wherever they lead, but a folder
+  that is reached by a link is entered once, and never if it contains the source: so there are no loops.
+- The class is the first folder below the split. Pictures beside class folders leave the data without labels.
+"""
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genflow.data import images
+from genflow.data.images import SUFFIXES, guarded
+from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.errors import DataError
+from genflow.recipe.schema import Data
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+ORDER = ("train", "val", "test")
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A key that sorts names as people count: digits as numbers, letters without regard to case."""
+    words = re.findall(r"[0-9]+|[^0-9]+", text)
+    key = [(0, int(word), "") if word[0] in "0123456789" else (1, 0, word.casefold()) for word in words]
+    return [*key, (2, 0, text)]
+
+
+def printable(path: str) -> str:
+    """A file's name as text that can always be written: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class FolderPart:
+    """Some pictures of a folder."""
+
+    root: str
+    names: list[str]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def survey(self) -> Survey:
+        return Survey.total(self._surveys())
+
+    def _surveys(self) -> Iterator[Survey]:
+        with guarded():
+            for name in self.names:
+                try:
+                    with images.open_regular(f"{self.root}/{name}") as file:
+                        yield images.survey(file)
+                except Exception:  # the reason is found when the picture is decoded
+                    yield Survey()
+
+    def records(self, form: Form) -> Iterator[Record | Bad]:
+        with guarded():
+            for name, label in zip(self.names, self.labels, strict=True):
+                file = None
+                try:
+                    with images.open_regular(f"{self.root}/{name}") as file:
+                        try:
+                            yield Record(printable(name), images.decode(file, form), label)
+                        except Exception as error:
+                            yield Bad(printable(name), images.reason(error, file))
+                except images.Unreadable as error:
+                    yield Bad(printable(name), str(error))
+
+
+@dataclass
+class Folder(Source):
+    """A folder of pictures.
+
+    Args:
+        root: the folder, absolute.
+    """
+
+    root: str
+    smallest_shard = 128
+    _classes: tuple[str, ...] = field(default=(), init=False)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"kind": "folder", "path": printable(self.root)}
+
+    def listing(self) -> list[list[Any]]:
+        return [[name, size, time] for name, size, time in self._files]
+
+    def splits(self) -> dict[str, int]:
+        return {split: len(names) for split, (names, _) in self._layout.items()}
+
+    def class_names(self) -> tuple[str, ...]:
+        self._layout  # noqa: B018  finds the classes
+        return tuple(printable(name) for name in self._classes)
+
+    def survey(self, options: Data) -> Survey | None:
+        return Survey() if options.size and options.channels != "auto" else None
+
+    def part(self, split: str, rows: np.ndarray) -> FolderPart:
+        names, labels = self._layout[split]
+        return FolderPart(self.root, [names[row] for row in rows], [labels[row] for row in rows])
+
+    def holds_pictures(self) -> bool:
+        """Whether there is any picture."""
+        return bool(self._found)
+
+    @cached_property
+    def _found(self) -> list[tuple[str, int, int]]:
+        """(relative path, bytes, mtime in nanoseconds) of every picture."""
+        skipped: Counter[str] = Counter()
+        found = list(_walk(self.root, skipped))
+        self.skipped = dict(skipped.most_common(20))
+        return found
+
+    @cached_property
+    def _files(self) -> list[tuple[str, int, int]]:
+        """What was found, in natural order."""
+        if not self._found:
+            others = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+            raise DataError(
+                f"no pictures in {printable(self.root)}" + (f" (skipped: {others})" if others else ""),
+                "name a folder of PNG, JPEG, WebP, BMP, TIFF or GIF files",
+            )
+        return sorted(self._found, key=lambda file: [natural(word) for word in file[0].split("/")])
+
+    @cached_property
+    def _layout(self) -> dict[str, tuple[list[str], list[int]]]:
+        """The names and labels of each split."""
+        names = [name for name, _, _ in self._files]
+        folders = {name.partition("/")[0] if "/" in name else "" for name in names}
+        own = "train" in folders and folders <= SPLITS.keys()
+        grouped: dict[str, list[tuple[str, str]]] = {}
+        for name in names:
+            split, _, rest = name.partition("/") if own else ("train", "", name)
+            grouped.setdefault(SPLITS[split], []).append((name, rest))
+        self._classes = self._find_classes(grouped)
+        number = {name: label for label, name in enumerate(self._classes)}
+        return {
+            split: (
+                [name for name, _ in grouped[split]],
+                [number.get(rest.partition("/")[0], 0) for _, rest in grouped[split]],
+            )
+            for split in ORDER
+            if split in grouped
+        }
+
+    def _find_classes(self, grouped: dict[str, list[tuple[str, str]]]) -> tuple[str, ...]:
+        """The class folders in natural order; none if there is one alone, or if pictures lie beside them."""
+        every = {
+            split: {rest.partition("/")[0] if "/" in rest else "" for _, rest in files}
+            for split, files in grouped.items()
+        }
+        classes = every["train"]
+        if "" in set().union(*every.values()) or len(classes) < 2:
+            if len(classes - {""}) > 1:
+                self.notes.append(
+                    f"pictures lie beside the {len(classes - {''})} folders of {printable(self.root)}: "
+                    "the data has no labels"
+                )
+            return ()
+        for split, found in every.items():
+            if extra := sorted(found - classes, key=natural):
+                raise DataError(
+                    f"{printable(self.root)}/{split} has the class {printable(extra[0])}, which train has not",
+                    "give every split the same class folders",
+                )
+        return tuple(sorted(classes, key=natural))
+
+
+def _walk(root: str, skipped: Counter[str]) -> Iterator[tuple[str, int, int]]:
+    """Every picture below a folder, as its relative path, size in bytes and time in nanoseconds."""
+    ancestors = {_identity(os.stat(folder)) for folder in (root, *map(str, Path(os.path.realpath(root)).parents))}
+    entered: set[tuple[int, int]] = set()
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        for entry in _scan(f"{root}/{folder}"):
+            name = f"{folder}{entry.name}"
+            if entry.name.startswith("."):
+                skipped["hidden"] += 1
+                continue
+            try:
+                facts = entry.stat()
+            except OSError:
+                skipped["broken link" if entry.is_symlink() else "unreadable"] += 1
+                continue
+            if stat.S_ISDIR(facts.st_mode):
+                if not entry.is_symlink():
+                    folders.append(f"{name}/")
+                elif _identity(facts) in ancestors | entered:
+                    skipped["link to a folder that was entered before"] += 1
+                else:
+                    folders.append(f"{name}/")
+                    entered.add(_identity(facts))
+            elif not stat.S_ISREG(facts.st_mode):
+                skipped["not a regular file"] += 1
+            elif _is_picture(f"{root}/{name}", skipped):
+                yield name, facts.st_size, facts.st_mtime_ns
+
+
+def _scan(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {printable(folder)}: {error.strerror}") from error
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_dev, facts.st_ino
+
+
+def _is_picture(path: str, skipped: Counter[str]) -> bool:
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in SUFFIXES:
+        return True
+    try:
+        with images.open_regular(path) as file:
+            if images.sniff(file.read(16)):
+                return True
+    except images.Unreadable:
+        pass
+    skipped[f"not a picture ({printable(suffix)})" if suffix else "not a picture"] += 1
+    return False

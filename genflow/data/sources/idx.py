@@ -1,0 +1,96 @@
+"""The idx format of MNIST and its successors: `train-images-idx3-ubyte`, gzipped or not, and what lies beside it.
+
+References:
+    The format: http://yann.lecun.com/exdb/mnist/ (Y. LeCun, C. Cortes, C. Burges).
+    Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): https://arxiv.org/abs/1708.07747
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genflow.data.sources.arrays import Array, Arrays, Found
+from genflow.errors import DataError
+
+IDX_FILE = re.compile(r"(?P<stem>.*?)[-_.]?(?P<what>images|labels)[-_.]idx[1-4][-_.]ubyte(\.gz)?", re.IGNORECASE)
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+FASHION_START = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9, 5, 5, 7, 9)  # its first training labels, by which it is known
+FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+@dataclass
+class Idx(Arrays):
+    """Idx files."""
+
+    kind = "idx"
+
+    def read(self) -> Found:
+        return read_idx(self.files)
+
+    def class_names(self) -> tuple[str, ...]:
+        labels = self._content[0]["train"][1]
+        is_fashion = labels is not None and tuple(labels[: len(FASHION_START)]) == FASHION_START
+        return FASHION_CLASSES if is_fashion else super().class_names()
+
+
+def idx_files(path: Path) -> list[str]:
+    """The idx files that a folder, or a file and its labels beside it, consist of; unpacked before gzipped."""
+    folder = path if path.is_dir() else path.parent
+    names = {entry.name for entry in folder.iterdir() if IDX_FILE.fullmatch(entry.name) and entry.is_file()}
+    names -= {f"{name}.gz" for name in names}
+    if path.is_file():
+        own = IDX_FILE.fullmatch(path.name)
+        names = {name for name in names if own and IDX_FILE.fullmatch(name)["stem"] == own["stem"]}  # type: ignore[index]
+        names = {path.name, *(name for name in names if "labels" in name.lower())}
+    return [str(folder / name) for name in sorted(names)]
+
+
+def read_idx(files: list[str]) -> Found:
+    """The splits in idx files: what is called t10k or test is the test split, the rest is to train on."""
+    pairs: dict[str, dict[str, str]] = {}
+    for file in files:
+        match = IDX_FILE.fullmatch(Path(file).name)
+        if match is None:
+            continue
+        stem = match["stem"].lower()
+        split = "test" if "t10k" in stem or "test" in stem else "train"
+        files_of_split = pairs.setdefault(split, {})
+        if other := files_of_split.get(match["what"].lower()):
+            raise DataError(f"{file} and {Path(other).name} both say that they are the {split} split",
+                            "name one of the files instead of the folder")
+        files_of_split[match["what"].lower()] = file
+    found: Found = {}
+    for split in sorted(pairs, reverse=True):  # train before test
+        if "images" not in pairs[split]:
+            raise DataError(f"{pairs[split]['labels']} has no images beside it")
+        labels = _idx_header(pairs[split]["labels"], (1,)) if "labels" in pairs[split] else None
+        array = _idx_header(pairs[split]["images"], (3, 4))
+        values = None
+        if labels:
+            values = np.array([int(value) for _, value in labels.rows(np.arange(labels.shape[0]))])
+        found["train" if len(pairs) == 1 else split] = array, values
+    return found
+
+
+def _idx_header(path: str, dims: tuple[int, ...]) -> Array:
+    """Read an idx file's magic number and shape."""
+    array = Array(path, "", 0, (0,), "|u1")
+    try:
+        with array.open() as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:2] != b"\0\0" or head[2] != 8 or head[3] not in dims:
+                kind = "images" if 3 in dims else "labels"
+                raise DataError(f"{path} is not an idx file of {kind}: its magic number is 0x{head.hex()}")
+            shape = struct.unpack(f">{head[3]}I", file.read(4 * head[3]))
+    except (EOFError, struct.error) as error:
+        raise DataError(f"{path} is truncated: it ends within its header") from error
+    if not all(shape):
+        raise DataError(f"{path} holds no data: its shape is {shape}")
+    return Array(path, "", 4 + 4 * head[3], shape, "|u1")

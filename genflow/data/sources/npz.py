@@ -1,0 +1,97 @@
+"""NumPy's `.npz`: pictures and labels by the names that people give them (`x_train`, `images`, `labels`, ...)."""
+
+import math
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+
+from genflow.data.sources.arrays import Array, Arrays, Found
+from genflow.errors import DataError
+
+PICTURES = ("x_train", "train_images", "train_x", "images", "x", "imgs", "data", "arr_0")
+LABELS = ("y_train", "train_labels", "train_y", "labels", "y", "label", "targets", "arr_1")
+OTHERS = {
+    "val": (("x_val", "val_images", "x_valid"), ("y_val", "val_labels", "y_valid")),
+    "test": (("x_test", "test_images", "test_x"), ("y_test", "test_labels", "test_y")),
+}
+
+
+@dataclass
+class Npz(Arrays):
+    """An `.npz` file."""
+
+    kind = "npz"
+
+    def read(self) -> Found:
+        return read_npz(self.path)
+
+
+def read_npz(path: str) -> Found:
+    """The splits in an `.npz`, by the arrays' usual names.
+
+    Raises:
+        DataError: no array holds pictures, or one holds Python objects, which are never unpickled.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = {name.removesuffix(".npy").lower(): name for name in archive.namelist() if name.endswith(".npy")}
+    found: Found = {}
+    for split, (images, labels) in {"train": (PICTURES, LABELS), **OTHERS}.items():
+        image = next((members[name] for name in images if name in members), None)
+        if image is None and split == "train" and len(members) == 1:
+            image = next(iter(members.values()))
+        if image is None:
+            continue
+        label = next((members[name] for name in labels if name in members), None)
+        found[split] = _npy_pictures(path, image), None if label is None else _npy_labels(path, label)
+    if "train" not in found:
+        have = ", ".join(members) or "none"
+        raise DataError(f"{path} has no array of pictures; its arrays: {have}", f"name one of them {PICTURES[0]}")
+    return found
+
+
+def _npy_header(path: str, member: str) -> Array:
+    """Read a `.npy` header inside an `.npz`."""
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        start, size = file.tell(), archive.getinfo(member).file_size
+    if dtype.hasobject:
+        raise DataError(f"{path}: {member} holds Python objects, which are not read", "save plain arrays")
+    if fortran and len(shape) > 1:
+        raise DataError(f"{path}: {member} is in Fortran order", "save it with np.ascontiguousarray")
+    if size < start + math.prod(shape) * dtype.itemsize:
+        raise DataError(f"{path}: {member} is truncated: it is smaller than its shape {shape}")
+    return Array(path, member, start, shape, dtype.str)
+
+
+def _npy_pictures(path: str, member: str) -> Array:
+    """An array of pictures: (N, H, W), (N, H, W, C) or (N, C, H, W), told apart by where 1 to 4 channels stand."""
+    array = _npy_header(path, member)
+    name = f"{path}: {member}"
+    if np.dtype(array.dtype).kind not in "buif":
+        raise DataError(f"{name} holds {np.dtype(array.dtype)}, not numbers")
+    if len(array.shape) not in (3, 4) or not all(array.shape):
+        raise DataError(f"{name} has the shape {array.shape}; pictures are (N, H, W), (N, H, W, C) or (N, C, H, W)")
+    if len(array.shape) == 4 and not 1 <= array.shape[3] <= 4:
+        if not 1 <= array.shape[1] <= 4:
+            raise DataError(f"{name} has shape {array.shape}: neither the second nor the last size is 1..4 channels")
+        return Array(path, member, array.start, array.shape, array.dtype, planar=True)
+    return array
+
+
+def _npy_labels(path: str, member: str) -> np.ndarray:
+    """Labels: (N,) or (N, 1) integers or words, or (N, classes) one-hot."""
+    _npy_header(path, member)
+    with np.load(path, allow_pickle=False) as archive:
+        labels = np.asarray(archive[member.removesuffix(".npy")])
+    if labels.ndim == 2:
+        labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(1)
+    if labels.ndim != 1:
+        raise DataError(f"{path}: {member} has the shape {labels.shape}; labels are (N,)")
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "buiUS":
+        raise DataError(f"{path}: {member} holds {labels.dtype}; labels are whole numbers or words")
+    return labels.astype(str) if labels.dtype.kind == "S" else labels

@@ -1,0 +1,281 @@
+"""Parquet and Arrow files whose rows hold pictures: encoded (bytes) or as arrays, with labels beside them.
+
+One file or a folder of them, such as what `datasets` saves and downloads. Files are read batch by batch. The
+columns are found by their types and usual names; class names are taken from the metadata of `datasets`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from genflow.data.images import guarded
+from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.data.sources.folder import ORDER, SPLITS, natural, printable
+from genflow.data.sources.parquet_cells import Cell, find_picture
+from genflow.errors import DataError
+from genflow.recipe.schema import Data
+
+SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
+LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "fine_label")
+BATCH = 256  # rows of a Parquet file in memory at a time
+READ_ERRORS = (OSError, pa.ArrowException, ValueError)
+
+
+def batches(path: str, columns: list[str], wanted: np.ndarray) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The batches of a file in which rows of `wanted` lie, each with the number of its first row.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        if path.endswith(".parquet"):
+            yield from _parquet_batches(path, columns, wanted)
+            return
+        start = 0
+        for batch in _arrow_batches(path):
+            if np.searchsorted(wanted, start) < np.searchsorted(wanted, start + batch.num_rows):
+                yield start, batch.select(columns)
+            start += batch.num_rows
+    except READ_ERRORS as error:
+        raise DataError(f"{printable(path)} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def _parquet_batches(path: str, columns: list[str], wanted: np.ndarray) -> Iterator[tuple[int, pa.RecordBatch]]:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if np.searchsorted(wanted, start) < np.searchsorted(wanted, start + count):
+                offset = start
+                for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):
+                    yield offset, batch
+                    offset += batch.num_rows
+            start += count
+
+
+def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(path) as source:
+        if source.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+        else:
+            source.seek(0)
+            yield from pa.ipc.open_stream(source)
+
+
+def header(path: str) -> tuple[pa.Schema, int]:
+    """A file's schema and the number of its rows."""
+    try:
+        if path.endswith(".parquet"):
+            with pq.ParquetFile(path) as file:
+                return file.schema_arrow, file.metadata.num_rows
+        with pa.memory_map(path) as source:
+            magic = source.read(6)
+            source.seek(0)
+            schema = (pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)).schema
+        return schema, sum(batch.num_rows for batch in _arrow_batches(path))
+    except READ_ERRORS as error:
+        kind = "Parquet" if path.endswith(".parquet") else "Arrow"
+        raise DataError(f"{printable(path)} is not a readable {kind} file: {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """Some rows of some files.
+
+    Args:
+        root: the folder of the files.
+        runs: file by file its name, and the rows wanted of it, ascending.
+        labels: one a row.
+        cell: how a picture lies in its column.
+    """
+
+    root: str
+    runs: list[tuple[str, np.ndarray]]
+    labels: np.ndarray
+    cell: Cell
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _cells(self) -> Iterator[tuple[str, pa.Array, int]]:
+        """Each row's id, the column that holds it, and its place in there."""
+        for name, rows in self.runs:
+            for start, batch in batches(f"{self.root}/{name}", [self.cell.column], rows):
+                column = batch.column(0)
+                here = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
+                for row in here:
+                    yield f"{printable(name)}#{row}", column, int(row) - start
+
+    def survey(self) -> Survey:
+        with guarded():
+            return Survey.total(self.cell.survey(column, place) for _, column, place in self._cells())
+
+    def records(self, form: Form) -> Iterator[Record | Bad]:
+        with guarded():
+            for (id, column, place), label in zip(self._cells(), self.labels, strict=True):
+                value = self.cell.decode(column, place, form)
+                yield Bad(id, value) if isinstance(value, str) else Record(id, value, int(label))
+
+
+@dataclass
+class Tables(Source):
+    """Parquet or Arrow files.
+
+    Args:
+        root: the folder they lie in, absolute.
+        files: their names in it, in order.
+    """
+
+    root: str
+    files: list[str]
+    smallest_shard = 128
+
+    @property
+    def levels(self) -> int:
+        return self._cell.levels
+
+    @property
+    def about(self) -> dict[str, Any]:
+        path = self.root if len(self.files) > 1 else f"{self.root}/{self.files[0]}"
+        return {"kind": "table", "path": printable(path)}
+
+    def listing(self) -> list[list[Any]]:
+        facts = [(name, (Path(self.root) / name).stat()) for name in self.files]
+        return [[name, fact.st_size, fact.st_mtime_ns] for name, fact in facts]
+
+    def splits(self) -> dict[str, int]:
+        return {split: sum(count for _, count in files) for split, files in self._layout.items()}
+
+    def class_names(self) -> tuple[str, ...]:
+        return self._labels[1]
+
+    def survey(self, options: Data) -> Survey | None:
+        if self._cell.encoded and options.size and options.channels != "auto":
+            return Survey()
+        return None
+
+    def part(self, split: str, rows: np.ndarray) -> TablePart:
+        runs, start = [], 0
+        for name, count in self._layout[split]:
+            here = rows[(rows >= start) & (rows < start + count)] - start
+            if len(here):
+                runs.append((name, here))
+            start += count
+        labels = self._labels[0].get(split)
+        return TablePart(self.root, runs, np.zeros(len(rows), np.int64) if labels is None else labels[rows], self._cell)
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        return header(f"{self.root}/{self.files[0]}")[0]
+
+    @cached_property
+    def _cell(self) -> Cell:
+        return find_picture(self._schema, printable(f"{self.root}/{self.files[0]}"))
+
+    @cached_property
+    def _layout(self) -> dict[str, list[tuple[str, int]]]:
+        """Each split's files and their numbers of rows; a file is of the split that its name begins with."""
+        grouped: dict[str, list[tuple[str, int]]] = {}
+        for name in self.files:
+            schema, count = header(f"{self.root}/{name}")
+            if self._cell.column not in schema.names:
+                raise DataError(
+                    f"{printable(name)} has no column {self._cell.column!r}, which {printable(self.files[0])} has",
+                    "name a folder of files of one kind",
+                )
+            grouped.setdefault(_split(name), []).append((name, count))
+        if "train" not in grouped:
+            grouped = {"train": [file for files in grouped.values() for file in files]}
+        filled = {split: grouped[split] for split in ORDER if sum(count for _, count in grouped.get(split, [])) > 0}
+        if "train" not in filled:
+            raise DataError(f"{printable(self.root)} has no rows to train on")
+        return filled
+
+    @cached_property
+    def _labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """Each split's labels, 0..classes-1, and the classes' names."""
+        column = next((name for name in LABELS if name in self._schema.names), None)
+        if column is None or not _can_be_label(self._schema.field(column).type):
+            return {}, ()
+        found = {split: self._read_labels(column, files) for split, files in self._layout.items()}
+        names = _declared_names(self._schema, column)
+        every = sorted({label for labels in found.values() for label in labels}, key=lambda v: natural(str(v)))
+        if names and all(isinstance(label, int) for label in every):
+            if every[0] == every[-1] == -1:  # how `datasets` says that there are none
+                return {}, ()
+            if wrong := [label for label in every if not 0 <= label < len(names)]:
+                raise DataError(f"{printable(self.root)}: the label {wrong[0]} is none of the {len(names)} classes")
+            return {split: np.array(labels, np.int64) for split, labels in found.items()}, names
+        if extra := [label for label in every if label not in set(found["train"])]:
+            raise DataError(f"{printable(self.root)}: the label {extra[0]!r} does not occur in train")
+        if len(every) < 2:
+            return {}, ()
+        number = {label: place for place, label in enumerate(every)}
+        coded = {split: np.array([number[label] for label in labels], np.int64) for split, labels in found.items()}
+        return coded, tuple(str(label) for label in every)
+
+    def _read_labels(self, column: str, files: list[tuple[str, int]]) -> list[Any]:
+        labels: list[Any] = []
+        for name, count in files:
+            for start, batch in batches(f"{self.root}/{name}", [column], np.arange(count)):
+                values = batch.column(0)
+                if values.null_count:
+                    row = start + int(np.flatnonzero(pc.is_null(values).to_numpy(zero_copy_only=False))[0])
+                    raise DataError(f"{printable(name)}#{row} has no {column}", "fill it in, or drop the column")
+                labels += values.to_pylist()
+        return labels
+
+
+def _split(name: str) -> str:
+    """The split that a file's folder or name begins with; `train` if it says nothing."""
+    for word in reversed(name.split("/")):
+        match = re.match(r"(train|validation|valid|val|test)(?![a-z0-9])", word, re.IGNORECASE)
+        if match:
+            return SPLITS[match[1].lower()]
+    return "train"
+
+
+def _can_be_label(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string,
+                                       pa.types.is_string_view, pa.types.is_boolean))  # fmt: skip
+
+
+def _declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """The names of a `ClassLabel` of the `datasets` library."""
+    try:
+        document = json.loads((schema.metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in document["info"]["features"][column]["names"])
+    except (KeyError, ValueError, TypeError):
+        return ()
+
+
+def table_files(folder: Path) -> list[str]:
+    """The Parquet or Arrow files below a folder, in natural order, without the caches that `datasets` leaves."""
+    found = [
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and file.is_file()
+        and not file.name.startswith("cache-")
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    kinds = {Path(name).suffix.lower() for name in found}
+    if len(kinds) > 1:
+        raise DataError(
+            f"{printable(str(folder))} holds files of several kinds: {', '.join(sorted(kinds))}",
+            "name one file, or a folder of one kind",
+        )
+    return sorted(found, key=lambda name: [natural(word) for word in name.split("/")])

@@ -1,0 +1,135 @@
+"""Stacks: three pictures of a labelled source as the three channels of one, so that k classes make k^3 modes.
+
+`stack:digits` has 1,000 modes, `stack:/pictures` as many as the cube of that folder's classes. Nobody is told which
+mode to draw: a stack has no label. Its mode is written in its id, `4.3.7/12`, for whoever learns to read it. Held-out
+stacks are made of held-out pictures.
+
+References:
+    Unrolled generative adversarial networks (Metz et al., 2017), section 3.3.1    https://arxiv.org/abs/1611.02163
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from genflow.data.sources.base import Bad, Form, Part, Record, Source, Survey
+from genflow.errors import DataError, UsageError
+from genflow.recipe.schema import Data
+
+PREFIX = "stack:"
+CHANNELS = 3
+BLOCK = 1024  # stacks that one generator draws
+HELD_OUT = 2  # what the permutation's generator is called, beside the seed
+
+
+@dataclass
+class Stack(Source):
+    """Stacks of a source's pictures, drawn at random.
+
+    Args:
+        base: where the pictures come from.
+        samples: stacks in all.
+        held: the share of them that is held out, and of the base's pictures where it has no split of its own.
+        seed: of the draws.
+    """
+
+    name: str = field(init=False)
+    base: Source
+    samples: int
+    held: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.base.levels is None:
+            raise UsageError(f"{self.base.name} holds points of the plane; a stack is made of pictures")
+        self.name = f"stacked-{self.base.name}"
+        self.skipped, self.notes = self.base.skipped, self.base.notes
+
+    @property
+    def levels(self) -> int | None:
+        return self.base.levels
+
+    @property
+    def about(self) -> dict[str, Any]:
+        path, classes = f"{PREFIX}{self.base.about['path']}", len(self.base.class_names())
+        return {"kind": "stack", "path": path, "classes": classes, "pictures": len(self._pools["train"][1])}
+
+    def listing(self) -> list[list[Any]]:
+        return [["stack", self.samples, self.seed], *self.base.listing()]
+
+    def splits(self) -> dict[str, int]:
+        held = int(self.samples * self.held)
+        return {"train": self.samples - held, **({"val": held} if held else {})}
+
+    def class_names(self) -> tuple[str, ...]:
+        if len(self.base.class_names()) < 2:
+            raise DataError(f"{self.base.about['path']} has no labels, so its stacks would have no modes")
+        return ()
+
+    def survey(self, options: Data) -> Survey | None:
+        found = self.base.survey(options)
+        return None if found is None else replace(found, colour=True)
+
+    def part(self, split: str, rows: np.ndarray) -> "StackPart":
+        """Some stacks: the i-th of block b of 1,024 is drawn by the generator of (seed, split, b)."""
+        origin, pool = self._pools[split]
+        chosen = np.empty((len(rows), CHANNELS), np.int64)
+        for block in np.unique(rows // BLOCK):
+            rng = np.random.default_rng([self.seed, int(split != "train"), int(block)])
+            drawn = rng.integers(0, len(pool), (BLOCK, CHANNELS))
+            here = rows // BLOCK == block
+            chosen[here] = pool[drawn[rows[here] % BLOCK]]
+        needed, place = np.unique(chosen, return_inverse=True)
+        return StackPart(self.base.part(origin, needed), place.reshape(chosen.shape), rows)
+
+    @cached_property
+    def _pools(self) -> dict[str, tuple[str, np.ndarray]]:
+        """The base's rows that each split is drawn from, as a split of the base's and their numbers, ascending."""
+        own = self.base.splits()
+        rows = np.arange(own["train"])
+        if other := next((name for name in ("test", "val") if own.get(name)), None):
+            return {"train": ("train", rows), "val": (other, np.arange(own[other]))}
+        order = np.random.default_rng([self.seed, HELD_OUT]).permutation(len(rows))
+        held = int(self.held * len(rows))
+        return {"train": ("train", np.sort(order[held:])), "val": ("train", np.sort(order[:held]))}
+
+
+@dataclass(frozen=True)
+class StackPart:
+    """Some stacks.
+
+    Args:
+        base: the pictures that they are made of.
+        place: (N, 3) which of these each channel is.
+        rows: (N,) the stacks' numbers.
+    """
+
+    base: Part
+    place: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def survey(self) -> Survey:
+        return replace(self.base.survey(), colour=True)
+
+    def records(self, form: Form) -> Iterator[Record | Bad]:
+        if form.channels != CHANNELS:
+            raise UsageError("a stack has three channels", "leave --channels out")
+        pictures = list(self.base.records(replace(form, channels=1)))
+        for row, places in zip(self.rows, self.place, strict=True):
+            chosen = [pictures[place] for place in places]
+            if bad := next((one for one in chosen if isinstance(one, Bad)), None):
+                yield Bad(f"{bad.id} in stack {row}", bad.reason)
+                continue
+            mode = ".".join(str(one.label) for one in chosen)
+            yield Record(f"{mode}/{row}", np.concatenate([one.value for one in chosen], 2))
+
+
+def modes(ids: list[str]) -> np.ndarray:
+    """The classes of each stack's channels, (N, 3), from the records' ids."""
+    return np.array([[int(label) for label in id.partition("/")[0].split(".")] for id in ids], np.int64)

@@ -1,0 +1,278 @@
+"""Measure one run: quality, variety, likelihood and speed, as one document and a grid to look at.
+
+    metrics     fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
+    likelihood  {value, low, high, unit, kind, method, stderr, nfe, n, bars}, or null; null beside guided samples
+    straightness  {value, low, high, n} of a family that walks an ODE: 0 for straight ways; else null
+    memorization  nearest, copies: metrics of the distance to training pictures; null for points
+    modes       of a density in the plane, or of stacks, that were found; else null
+    classes     the share of each class among samples, as the judge sees it, beside real data's; null without classes
+    sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, ms_alone,
+                own}], with each number of evaluations once: by the best of the samplers that were tried (see `sweep`)
+    speed       ms_batch_1, ms_batch_64, images_per_second, memory_mb while drawing, and how busy the machine was
+
+The samples are drawn from the same noise for every run. A metric's floor is the same metric of as many real
+training rows against the same reference: what a perfect model would get.
+See docs/decisions/0006-what-a-metric-carries.md.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from genflow import __version__, build
+from genflow.data.shards import FACTS, Dataset
+from genflow.evaluation import samples, sweep
+from genflow.evaluation.features.extractor import Embed, Emit, Judge, address, judge
+from genflow.evaluation.interval import Z, proportion
+from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.metrics import likelihood, stacked_modes
+from genflow.evaluation.metrics.class_balance import shown
+from genflow.evaluation.metrics.classification import classification
+from genflow.evaluation.metrics.memorization import WATCHED, memorization
+from genflow.evaluation.metrics.modes import modes
+from genflow.evaluation.sample_grids import pictures
+from genflow.evaluation.samples import Carry, Reduced, Share, reduced
+from genflow.recipe.schema import Evaluate
+from genflow.sampling.engine import Engine
+from genflow.specs import Facts
+from genflow.storage.store import Artifact, Store
+from genflow.system import environment, source_hash
+from genflow.system.source_hash import digest
+from genflow.tracking.journal import Journal, journal_path
+
+SCHEMA = "genflow.evaluate/1"
+FEW_ROWS = 100  # of the reference, below which somebody should be told
+TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # of a run's manifest
+_tools: dict[tuple[str, ...], tuple[Engine, Embed]] = {}  # of the evaluation that this worker draws shares of
+Tell = Callable[[int, str], None]
+PARTS = ("metrics", "evaluate.py", "interval.py", "metric_suite.py", "sample_grids.py", "samples.py", "sweep.py")
+ROOMS = ("genflow/sampling/engine.py", *(f"genflow/evaluation/{name}" for name in PARTS))
+
+
+def evaluation_id(
+    run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
+) -> str:
+    """The content address of an evaluation, from the run, the data, the options, the features and the code."""
+    facts = Facts.from_json(dataset.file(FACTS).read_text())
+    asked = options.model_dump(mode="json", exclude={"features"})
+    features = address(dataset, facts, options.features)
+    code = source_hash.fingerprint(*ROOMS)
+    deciding = [run.id, facts.fingerprint, asked, features, code, *([sample] if sample else [])]
+    return f"{run.name}-{digest(deciding)}"
+
+
+def find(
+    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The finished evaluation's document, if there is one."""
+    artifact = store.get("evaluations", evaluation_id(run, dataset, options, sample))
+    if artifact is None:
+        return None
+    return {**json.loads(artifact.file("metrics.json").read_text()), "path": str(artifact.path), "cached": True}
+
+
+def evaluate(
+    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit,
+    sample: dict[str, Any] | None = None, carry: Carry | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a run, or find it measured.
+
+    Args:
+        store: where the run is, and where the evaluation goes.
+        run: a finished run.
+        dataset: what it was trained on.
+        options: the recipe's `evaluate` section.
+        emit: told of progress.
+        sample: options of the family's sampling that override the run's own.
+        carry: draws shares elsewhere (see `samples.reduced`); it changes no figure but times.
+
+    Returns:
+        A `genflow.evaluate/1` document.
+
+    Raises:
+        UsageError: `options.features`, or an option of `sample`, cannot be used.
+        DataError: the dataset or the checkpoint is corrupt, or there is too little data.
+    """
+    id = evaluation_id(run, dataset, options, sample)
+    with store.lock("evaluations", id):
+        if found := find(store, run, dataset, options, sample):
+            return found
+        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, carry)
+        document = {"schema": SCHEMA, "evaluation": id, **document}
+        with store.stage("evaluations", id, name=run.name) as staged:
+            (staged.path / "metrics.json").write_text(json.dumps(document, indent=1))
+            for name, png in drawn.items():
+                (staged.path / name).write_bytes(png)
+            headline = {name: metric["value"] for name, metric in document["metrics"].items()}
+            meta = {"run": run.id, "dataset": dataset.id, "features": document["features"]["name"], "metrics": headline}
+            artifact = staged.commit(parents=[run.id, dataset.id], meta=meta)
+    _journal(store, run, dataset, document, artifact)
+    return {**document, "path": str(artifact.path), "cached": False}
+
+
+def engine_of(run: Artifact, sample: dict[str, Any]) -> Engine:
+    """A run's engine, with options of its sampling that override its own."""
+    engine = Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    engine.options = build.sample_options(engine.family, {**engine.options, **sample})
+    return engine
+
+
+def carried(
+    store: Store, run: Artifact, dataset: Artifact, features: str, sample: dict[str, Any], share: Share
+) -> Reduced:
+    """On a worker: a share of an evaluation's samples. The judge is there already."""
+    key = (str(store.root), run.id, dataset.id, features, json.dumps(sample, sort_keys=True))
+    if key not in _tools:
+        _tools.clear()
+        embed = judge(store, Dataset.open(dataset), features, lambda event, **fields: None).embed
+        _tools[key] = engine_of(run, sample), embed
+    engine, embed = _tools[key]
+    return samples.reduce(engine, embed, share, lambda count: None)
+
+
+def _measure(
+    store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any],
+    carry: Carry | None,
+) -> tuple[dict[str, Any], dict[str, bytes]]:  # fmt: skip
+    """The document without its name, and what the run draws as PNG by file name."""
+    started = time.monotonic()
+    data = Dataset.open(dataset)
+    engine = engine_of(run, sample)
+    ruler = Ruler(judge(store, data, options.features, emit), options)
+    by = ruler.judge
+    n = min(options.samples, len(by.floor))
+    if n < options.samples:
+        emit("note", message=f"{run.name}: measured on {n:,} samples, as many as real rows can stand beside them")
+    if len(by.reference) < FEW_ROWS:
+        emit("warning", message=f"{dataset.name} has only {len(by.reference)} held-out rows: its metrics are coarse",
+             hint="prepare it with a larger --val")  # fmt: skip
+    few = min(options.sweep_samples, n)
+    ways = sweep.ways(engine, options)
+    # guided samples are of no density that a family knows, so no likelihood stands beside them
+    likely = options.likelihood if engine.options.get("guidance", 1.0) == 1.0 else 0
+    total = n + few * len(ways) + min(likely, len(by.real.reference))
+    tell = _progress(emit, run.id, total)
+
+    # what looks at pictures looks at the first ones; only a classifier learns from all of them
+    keep = n if data.facts.is_points or options.classification or stacked_modes.is_stack(data) else WATCHED
+    drawn = reduced(
+        engine, by.embed, samples.seeds(options.seed, n), samples.labels(data, by.real, n), keep,
+        lambda k: tell(k, "drawing samples"), carry,
+    )  # fmt: skip
+    features, classes = drawn.features, drawn.classes
+    metrics = ruler.quality(features, drawn.labels)
+    if classes is not None:
+        metrics["agreement"] = proportion(classes == drawn.labels).metric(n, by.name, by.about["accuracy"])
+    if options.classification and (accuracy := classification(drawn.records, drawn.labels, data, by)):
+        metrics["classification"] = accuracy
+    alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
+    own = {name: engine.options.get(name) for name in ("steps", "sampler")}
+    own |= {"nfe": drawn.nfe, "ms_per_image": drawn.ms, "ms_alone": alone, "own": True}
+    points = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
+    points += sweep.measure(engine, ruler, drawn, few, ways, options.seed, tell, emit)
+    log_p = likelihood.likelihood(engine, data, by.real, likely, options.seed, lambda k: tell(k, "likelihood"))
+    tell(total, "measured")
+    document = {
+        **_identity(run, data, engine),
+        "reference": {"split": by.real.split, "rows": len(by.reference)},
+        "features": {**by.about, "artifact": by.artifact.id},
+        "samples": n,
+        "seed": options.seed,
+        "evaluate": options.model_dump(mode="json"),
+        "sample": sample,
+        "nfe": drawn.nfe,
+        "metrics": metrics,
+        "likelihood": log_p,
+        "straightness": _straightness(engine, drawn, options.seed),
+        "memorization": memorization(drawn.records, data, by.real),
+        "modes": _modes(store, data, by, drawn.records, emit),
+        "classes": _classes(data, by, classes),
+        "speed": {
+            "ms_batch_1": alone,
+            "ms_batch_64": drawn.ms,
+            "images_per_second": 1000 / drawn.ms,
+            "memory_mb": drawn.memory_mb,
+            "device": engine.device,
+            "threads": torch.get_num_threads(),
+            "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        },
+        "sweep": sweep.curve(points),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return document, pictures(engine, data, by, drawn.records, options.seed)
+
+
+def _modes(store: Store, data: Dataset, by: Judge, records: np.ndarray, emit: Emit) -> dict[str, Any] | None:
+    """What is known of the modes of the data, if it has any."""
+    if data.facts.is_points:
+        return modes(records.reshape(len(records), -1), data.artifact)
+    return stacked_modes.measure(store, data, by.real, records, emit) if stacked_modes.is_stack(data) else None
+
+
+def _classes(data: Dataset, by: Judge, classes: np.ndarray | None) -> dict[str, Any] | None:
+    """Which classes samples show, beside the floor's rows: these have the labels that samples are asked for."""
+    if classes is None or data.facts.classes < 2:
+        return None
+    real = by.embed(data.splits["train"].take(by.real.floor[: len(classes)]))[1]
+    return None if real is None else shown(classes, real, data.facts.class_names)
+
+
+def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
+    """Whose numbers these are, and on what machine they were measured."""
+    return {
+        "run": run.id,
+        "name": run.name,
+        "family": engine.recipe.family["kind"],
+        "title": engine.family.title,
+        "init": engine.recipe.init,
+        "step": engine.step,
+        "options": engine.options,
+        "training": {key: run.meta.get(key) for key in TRAINING},
+        "dataset": data.artifact.id,
+        "dataset_name": data.artifact.name,
+        "fingerprint": data.facts.fingerprint,
+        "machine": f"{platform.system()} {platform.machine()}, {environment.cores()} cores",
+        "cores": environment.cores(),
+        "versions": {"genflow": __version__, "python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def _straightness(engine: Engine, drawn: samples.Reduced, seed: int) -> dict[str, Any] | None:
+    """How far the ways from fresh noise to data bend: the mean over samples, with its 95 % interval."""
+    found = samples.straightness(engine, drawn.labels, seed)
+    if found is None:
+        return None
+    n = len(found)
+    value, error = float(found.mean()), float(found.std(ddof=1) / n**0.5)
+    return {"value": value, "low": value - Z * error, "high": value + Z * error, "n": n}
+
+
+def _progress(emit: Emit, run: str, total: int) -> Tell:
+    done = 0
+
+    def tell(count: int, what: str) -> None:
+        nonlocal done
+        done = min(done + count, total)
+        emit("progress", stage="evaluate", run=run, step=done, steps=total, what=what)
+
+    return tell
+
+
+def _journal(store: Store, run: Artifact, dataset: Artifact, document: dict[str, Any], artifact: Artifact) -> None:
+    """Into the run's journal, with the step as the number of evaluations, so that MLflow's chart is the curve."""
+    with Journal(journal_path(store.root, run.id), experiment=dataset.name, name=run.name) as journal:
+        for point in document["sweep"]:
+            journal.metrics(point["nfe"], {"eval/fd": point["fd"]["value"]}, stream=f"{artifact.id}/sweep")
+        values = {f"quality/{name}": metric["value"] for name, metric in document["metrics"].items()}
+        if document["likelihood"]:
+            values[f"quality/{document['likelihood']['unit'].replace('/', '_per_')}"] = document["likelihood"]["value"]
+        values["quality/ms_batch_64"] = document["speed"]["ms_batch_64"]
+        journal.metrics(document["nfe"], values, stream=artifact.id)
+        journal.artifact(artifact.file("metrics.json"), "evaluation")
+        journal.image(document["step"], "samples/evaluation", artifact.file("grid.png"))

@@ -1,0 +1,195 @@
+"""The judge's network: a small classifier, trained once per dataset, whose last hidden layer is a picture's features.
+
+It learns the labels; where there are none (or one only), by how many quarter turns a picture was rotated. Its
+64 features therefore tell apart what the data tells apart, at a price of seconds: no download, any picture size.
+
+    space-to-depth to at most 16 x 16 -> conv 32 -> conv 64, halved -> residual conv 64 -> conv 64, halved
+    -> linear 64, the features -> linear classes
+
+References:
+    Unsupervised Representation Learning by Predicting Image Rotations (Gidaris et al., 2018)
+    https://arxiv.org/abs/1803.07728
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genflow.maths.rng import key
+from genflow.training.muon import Muon
+from genflow.training.optim import AdamW, need_no_compiler
+from genflow.training.precision import multiplies_bfloat16
+
+WIDTH, FEATURES = 32, 64
+GRID = 16  # the largest side that convolutions run on
+BATCH, EPOCHS, LEAST, MOST = 128, 30, 300, 1000  # of training: rows a step, passes, and bounds on the steps
+RATE = 0.1  # of Muon; AdamW moves what is not a matrix at a tenth of it
+EMBED = 500  # pictures embedded together
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+class Classifier(nn.Module):
+    """The network.
+
+    Args:
+        shape: (C, H, W) of a picture.
+        classes: what it tells apart.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        C, H, W = shape
+        self.factor = -(-max(H, W) // GRID)
+        self.padding = (0, -W % self.factor, 0, -H % self.factor)
+        self.stem = _conv(C * self.factor**2, WIDTH)
+        self.halve = _conv(WIDTH, 2 * WIDTH, stride=2)
+        self.residual = _conv(2 * WIDTH, 2 * WIDTH)
+        self.shrink = _conv(2 * WIDTH, 2 * WIDTH, stride=2)
+        rows, columns = (math.ceil(math.ceil(side / self.factor) / 4) for side in (H, W))
+        self.hidden = nn.Linear(2 * WIDTH * rows * columns, FEATURES, bias=False)
+        self.norm = nn.BatchNorm1d(FEATURES)
+        self.head = nn.Linear(FEATURES, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pictures x (N, C, H, W) in [-1, 1] as features (N, 64), none below zero."""
+        x = F.pixel_unshuffle(F.pad(x, self.padding, value=-1.0), self.factor)
+        x = self.halve(self.stem(x))
+        x = self.shrink(x + self.residual(x)).flatten(1)
+        return F.relu(self.norm(self.hidden(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the classifier learns.
+
+    Args:
+        kind: "labels", or "turns" for quarter turns (half turns of pictures that are not square).
+        classes: answers.
+    """
+
+    kind: str
+    classes: int
+
+    @classmethod
+    def of(cls, classes: int, shape: tuple[int, int, int]) -> "Task":
+        """The data's labels if it has two or more; else turns."""
+        if classes >= 2:
+            return cls("labels", classes)
+        return cls("turns", 4 if shape[1] == shape[2] else 2)
+
+    def ask(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pictures and right answers for one step."""
+        if self.kind == "labels":
+            return x, labels
+        turns = torch.randint(self.classes, (len(x),), generator=generator)
+        turned = torch.stack([torch.rot90(p, int(t) * (4 // self.classes), (1, 2)) for p, t in zip(x, turns)])  # noqa: B905
+        return turned, turns
+
+
+def to_input(display: np.ndarray) -> Tensor:
+    """Pictures (N, H, W, C) uint8 0..255 as the network's input (N, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(display)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def enough(pictures: int) -> int:
+    """Steps of training on so many pictures: 30 passes, within bounds."""
+    return min(MOST, max(LEAST, EPOCHS * pictures // min(BATCH, pictures)))
+
+
+def train(
+    display: Callable[[np.ndarray], np.ndarray],
+    labels: np.ndarray,
+    task: Task,
+    shape: tuple[int, int, int],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
+) -> Classifier:
+    """Train the network: the same bits for the same arguments on the same machine with the same threads.
+
+    Args:
+        display: rows to pictures (B, H, W, C) uint8 0..255.
+        labels: (N,), one a row.
+        task: what to learn.
+        shape: (C, H, W).
+        seed: of the weights and the order.
+        steps: None: `enough`.
+        progress: told (step, steps).
+    """
+    n = len(labels)
+    batch = min(BATCH, n)
+    steps = steps or enough(n)
+    answers = torch.from_numpy(labels)
+    generator = torch.Generator().manual_seed(key(seed, "judge"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "judge weights"))
+        net = Classifier(shape, task.classes).train()
+    need_no_compiler()
+    optimizers = _optimizers(net)
+    fast = multiplies_bfloat16(torch.device("cpu"))
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(steps):
+        if len(order) < batch:
+            order = torch.randperm(n, generator=generator)
+        rows, order = order[:batch], order[batch:]
+        x, y = task.ask(to_input(display(rows.numpy())), answers[rows], generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            loss = F.cross_entropy(net(x).float(), y)
+        net.zero_grad(set_to_none=True)
+        loss.backward()
+        weight = min(1.0, (step + 1) / 50) * min(1.0, (steps - step) / (0.8 * steps))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = weight * group["base_lr"]
+            optimizer.step()
+        if step % 50 == 49:
+            progress(step + 1, steps)
+    return net.eval().requires_grad_(False)
+
+
+def _optimizers(net: Classifier) -> list[torch.optim.Optimizer]:
+    matrices = [p for name, p in net.named_parameters() if p.dim() > 1 and not name.startswith("head")]
+    rest = [p for name, p in net.named_parameters() if p.dim() == 1 or name.startswith("head")]
+    made: list[Any] = [Muon(matrices, lr=RATE, momentum=0.9), AdamW(rest, lr=0.1 * RATE, weight_decay=0.0)]
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return made
+
+
+@torch.no_grad()
+def embed(net: Classifier, display: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, 64) float64 and the classes that the network sees (N,), of pictures (N, H, W, C) uint8 0..255."""
+    features, classes = [], []
+    for start in range(0, len(display), EMBED):
+        found = net.features(to_input(display[start : start + EMBED]))
+        features.append(found.double().numpy())
+        classes.append(net.head(found).argmax(1).numpy())
+    return np.concatenate(features or [np.zeros((0, FEATURES))]), np.concatenate(classes or [np.zeros(0, np.int64)])
+
+
+@torch.no_grad()
+def accuracy(net: Classifier, display: np.ndarray, labels: np.ndarray, task: Task) -> float:
+    """The share of right answers on pictures (N, H, W, C) uint8 0..255."""
+    generator = torch.Generator().manual_seed(key("judge accuracy"))
+    right = 0
+    for start in range(0, len(display), EMBED):
+        x = to_input(display[start : start + EMBED])
+        x, y = task.ask(x, torch.from_numpy(labels[start : start + EMBED]), generator)
+        right += int((net(x).argmax(1) == y).sum())
+    return right / max(1, len(display))

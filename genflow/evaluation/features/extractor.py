@@ -1,0 +1,301 @@
+"""Features: what turns pictures into the vectors that distances are measured between, and the real data's own.
+
+    <dataset>-cnn@1a2b3c4d   the classifier of `classifier.py` on the data's labels, the default
+    rotation-cnn@1a2b3c4d    the same, on data without labels
+    random-cnn@1a2b3c4d      the same network with fixed random weights (`evaluate.features=random`): it knows no data
+    <file>@1a2b3c4d          any TorchScript module: (N, C, H, W) in [-1, 1] -> (N, D); or safetensors, the weights of
+                             a classifier of `classifier.py`, such as another dataset's judge
+    coordinates              points of the plane, as they are
+
+The name ends with a hash of the weights, so equal names mean equal features, and numbers under different names
+are not compared. The Fréchet distance is called `fd`; only on a module by path whose name says Inception and whose
+features are 2,048, as those of the published FID are, it is called FID. What is made for a dataset (the network, the
+features of its real rows) is an artifact.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_weights
+from safetensors.torch import save_file as save_weights
+
+from genflow.data.shards import Dataset, to_display
+from genflow.errors import DataError, UsageError
+from genflow.evaluation.features import classifier
+from genflow.maths.rng import key
+from genflow.specs import Facts
+from genflow.storage.store import Artifact, Store
+from genflow.system import source_hash
+from genflow.system.source_hash import digest
+
+MADE_HERE = ("classifier", "random")
+INCEPTION = 2048  # features of the network that FID is defined on
+ROWS, FEWEST = 10_000, 8  # real rows on either side: of the reference, and of the floor
+FAR = 1e6  # where a point that is not finite is put: far from everything
+WEIGHTS, VECTORS, DOCUMENT = "classifier.safetensors", "features.safetensors", "judge.json"
+Emit = Callable[..., None]
+Embed = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+
+
+@dataclass(frozen=True)
+class Real:
+    """Which real rows do what, in a fixed random order; none does two things.
+
+    A network's features of rows that it was trained on lie further apart than those of rows it has not seen. So
+    the rows that are measured, on either side, are kept from the judge.
+
+    Args:
+        split: the split that samples are measured against.
+        reference: its rows.
+        floor: rows of the training split, measured against the reference in place of samples.
+        taught: rows of the training split that the judge learns from.
+    """
+
+    split: str
+    reference: np.ndarray
+    floor: np.ndarray
+    taught: np.ndarray
+
+    @classmethod
+    def of(cls, data: Dataset) -> "Real":
+        """From the data's splits. Where nothing is held out, the reference is a third of the training split."""
+        split = data.reference
+        order = np.random.default_rng(0).permutation(len(data.splits["train"]))
+        if split == "train":
+            reference, order = np.split(order, [min(ROWS, len(order) // 3)])
+        else:
+            reference = np.random.default_rng(1).permutation(len(data.splits[split]))[:ROWS]
+        floor, taught = np.split(order, [min(ROWS, len(order) // 2)])
+        return cls(split, reference, floor, taught)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Features for one dataset.
+
+    Args:
+        artifact: where it lies.
+        real: which real rows it has seen.
+        reference: their features (M, D) float64.
+        floor: the features of the floor's rows (F, D) float64.
+        labels: the labels of the floor's rows (F,).
+        embed: records, as a split has them, to features (N, D) and, if it can tell, their classes (N,).
+        about: name, kind, accuracy.
+    """
+
+    artifact: Artifact
+    real: Real
+    reference: np.ndarray
+    floor: np.ndarray
+    labels: np.ndarray
+    embed: Embed
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The features' name, as every metric carries it."""
+        return str(self.about["name"])
+
+
+def address(dataset: Artifact, facts: Facts, spec: str) -> str:
+    """The judge's id, known before it is made.
+
+    Args:
+        dataset: the artifact.
+        facts: the dataset's.
+        spec: "classifier", "random", or the path of a module.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    what = "coordinates" if facts.is_points else spec
+    if what not in ("coordinates", *MADE_HERE):
+        what = _hash(_module_path(spec))
+    folder = "genflow/evaluation/features"
+    made_by = source_hash.fingerprint(f"{folder}/classifier.py", f"{folder}/extractor.py")
+    return f"{dataset.name}-{digest([facts.fingerprint, what, made_by])}"
+
+
+def judge(store: Store, data: Dataset, spec: str, emit: Emit) -> Judge:
+    """The judge of a dataset, made if it is not there yet.
+
+    Args:
+        store: where it is kept.
+        data: the dataset.
+        spec: "classifier", "random", or the path of a module.
+        emit: told of progress.
+
+    Raises:
+        UsageError: the module cannot be read, or does not answer with one vector a picture.
+        DataError: the data has too few rows to tell anything.
+    """
+    id, real = address(data.artifact, data.facts, spec), Real.of(data)
+    if min(len(real.reference), len(real.floor)) < FEWEST:
+        have = ", ".join(f"{rows} {name}" for name, rows in data.facts.splits.items())
+        raise DataError(
+            f"dataset {data.artifact.name} has too few rows to measure against ({have}; {FEWEST} on either side)",
+            "prepare it again with more pictures, or a larger --val",
+        )
+    artifact = store.get("features", id)
+    if artifact is None:
+        with store.lock("features", id):
+            artifact = store.get("features", id) or _make(store, id, data, real, spec, emit)
+    artifact.verify()
+    about = json.loads(artifact.file(DOCUMENT).read_text())
+    vectors = {name: v.astype(np.float64) for name, v in load_file(artifact.file(VECTORS)).items()}
+    embed = _embedder(artifact.path, data.facts, about, spec)
+    labels = data.splits["train"].labels[real.floor]
+    return Judge(artifact, real, vectors["reference"], vectors["floor"], labels, embed, about)
+
+
+def _make(store: Store, id: str, data: Dataset, real: Real, spec: str, emit: Emit) -> Artifact:
+    facts = data.facts
+    with store.stage("features", id, name=data.artifact.name) as staged:
+        if facts.is_points:
+            about: dict[str, Any] = {"name": "coordinates", "kind": "coordinates"}
+        elif spec == "classifier":
+            about = _train(staged.path, data, real, emit)
+        elif spec == "random":
+            save_weights(_random(facts).state_dict(), staged.path / WEIGHTS)
+            about = {"name": f"random-cnn@{_hash(staged.path / WEIGHTS)[:8]}", "kind": "random"}
+        else:
+            path = _module_path(spec)
+            kind = "weights" if path.suffix == ".safetensors" else "torchscript"
+            about = {"name": f"{path.stem}@{_hash(path)[:8]}", "kind": kind}
+        embed = _embedder(staged.path, facts, about, spec)
+        vectors = {
+            "reference": embed(data.splits[real.split].take(real.reference))[0],
+            "floor": embed(data.splits["train"].take(real.floor))[0],
+        }
+        dims = int(vectors["floor"].shape[1])
+        about |= {"dims": dims, "split": real.split, "distance": _distance(about, dims)}
+        save_file({name: v.astype(np.float32) for name, v in vectors.items()}, staged.path / VECTORS)
+        (staged.path / DOCUMENT).write_text(json.dumps(about, indent=1))
+        return staged.commit(parents=[data.artifact.id], meta=about)
+
+
+def _distance(about: dict[str, Any], dims: int) -> str:
+    """What the Fréchet distance on the features is called."""
+    is_inception = about["kind"] == "torchscript" and "inception" in about["name"].lower() and dims == INCEPTION
+    return "FID" if is_inception else "fd"
+
+
+def _random(facts: Facts) -> classifier.Classifier:
+    """The network with weights that are a function of nothing but its shape."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key("random features"))
+        return classifier.Classifier(facts.shape, 2)
+
+
+def _loaded(path: Path, facts: Facts) -> classifier.Classifier:
+    """The network with weights from a file.
+
+    Raises:
+        UsageError: they are no classifier's, or one's of other pictures.
+    """
+    try:
+        weights = load_weights(path)
+        net = classifier.Classifier(facts.shape, len(weights["head.bias"]))
+        net.load_state_dict(weights)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        shape = " × ".join(map(str, facts.shape))
+        raise UsageError(
+            f"{path} does not hold a genflow classifier for pictures of {shape} (C × H × W)",
+            "take classifier.safetensors of a judge of pictures of that shape, or save a TorchScript module",
+        ) from error
+    return net
+
+
+def _train(folder: Path, data: Dataset, real: Real, emit: Emit) -> dict[str, Any]:
+    facts, split = data.facts, data.splits["train"]
+    task = classifier.Task.of(facts.classes, facts.shape)
+
+    def display(rows: np.ndarray) -> np.ndarray:
+        return to_display(split.take(real.taught[rows]), facts)
+
+    def progress(step: int, steps: int) -> None:
+        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the features")
+
+    net = classifier.train(display, split.labels[real.taught], task, facts.shape, progress=progress)
+    save_weights(net.state_dict(), folder / WEIGHTS)
+    held_out = data.splits[real.split]
+    shown, labels = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
+    name = f"{data.artifact.name}-cnn" if task.kind == "labels" else "rotation-cnn"
+    return {
+        "name": f"{name}@{_hash(folder / WEIGHTS)[:8]}",
+        "kind": "classifier",
+        "task": task.kind,
+        "classes": task.classes,
+        "accuracy": classifier.accuracy(net, shown, labels, task),
+    }
+
+
+def _embedder(folder: Path, facts: Facts, about: dict[str, Any], spec: str) -> Embed:
+    match about["kind"]:
+        case "coordinates":
+            return lambda points: (_finite(points.reshape(len(points), -1).astype(np.float64)), None)
+        case "classifier" | "random" | "weights":
+            net = _loaded(_module_path(spec) if about["kind"] == "weights" else folder / WEIGHTS, facts)
+            net.eval().requires_grad_(False)
+            tells = about.get("task") == "labels"
+
+            def embed(records: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+                features, classes = classifier.embed(net, to_display(records, facts))
+                return features, classes if tells else None
+
+            return embed
+        case _:
+            return _scripted(_module_path(spec), facts)
+
+
+def _scripted(path: Path, facts: Facts) -> Embed:
+    try:
+        module = torch.jit.load(str(path), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is not a TorchScript module", "save one with torch.jit.script(module).save(path)"
+        ) from error
+
+    @torch.no_grad()
+    def embed(records: np.ndarray) -> tuple[np.ndarray, None]:
+        found = []
+        for start in range(0, len(records), classifier.EMBED):
+            x = classifier.to_input(to_display(records[start : start + classifier.EMBED], facts))
+            try:
+                answer = module(x)
+            except RuntimeError as error:
+                last = str(error).strip().splitlines()[-1]
+                raise UsageError(f"{path.name} fails on pictures of shape {tuple(x.shape)}: {last}") from error
+            if not isinstance(answer, torch.Tensor) or answer.dim() != 2 or len(answer) != len(x):
+                shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+                raise UsageError(f"{path.name} answers {tuple(x.shape)} with {shape}, not one vector a picture")
+            found.append(answer.double().numpy())
+        return np.concatenate(found), None
+
+    return embed
+
+
+def _finite(points: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(points, nan=FAR, posinf=FAR, neginf=-FAR)
+
+
+def _module_path(spec: str) -> Path:
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise UsageError(
+            f"evaluate.features: no file {spec}", "use classifier, random, or the path of a TorchScript module"
+        )
+    return path
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,108 @@
+"""Log-likelihood as bits a dimension, and the two bars that any model of grey levels must pass.
+
+    bits/dim = -mean(log P) / (D ln 2)
+
+    levels        log2 K: every grey level equally likely
+    independent   pixels drawn apart from each other, each from its own histogram over the training split
+
+Points of the plane have a density instead of levels: nats a point, which may be negative.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from genflow.data.shards import Dataset
+from genflow.evaluation.features.extractor import ROWS, Emit, Real
+from genflow.evaluation.interval import Z
+from genflow.maths.likelihood import bits_per_dim
+from genflow.maths.rng import SampleRng, key
+from genflow.sampling.engine import Engine
+
+BATCH = 32
+CELLS = 50_000_000  # of pixels times levels; beyond it the independent bar is left out
+
+
+def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int, tell: Emit) -> dict[str, Any] | None:
+    """What the family says of held-out records.
+
+    Args:
+        engine: the run's.
+        data: the dataset.
+        real: the first of its reference rows are used.
+        images: how many; 0: none.
+        seed: of the method's own draws.
+        tell: called with the number of records done.
+
+    Returns:
+        {value, low, high, unit, kind, method, stderr, method_stderr, nfe, n, split, bars}; None if the family has no
+        likelihood. Every record's number carries the method's own randomness, independently of the others', so
+        the spread over records holds both: `stderr` is the whole, `method_stderr` the method's part of it.
+    """
+    rows = real.reference[:images]
+    split = data.splits[real.split]
+    nats, own, kind, method, nfe = [], [], "", "", 0
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        rng = SampleRng([key(seed, "likelihood", int(row)) for row in part], "likelihood", engine.device)
+        label = torch.from_numpy(split.labels[part]).to(engine.device)
+        found = engine.family.log_likelihood(engine.to_x(split.take(part)), label, rng)
+        if found is None:
+            return None
+        nats.append(found.nats.double().cpu().numpy())
+        own.append(found.stderr.double().cpu().numpy())
+        kind, method, nfe = found.kind, found.method, found.nfe
+        tell(len(part))
+    if not nats:
+        return None
+    per_nat = 1.0 if data.facts.is_points else -bits_per_dim(1.0, data.facts.dims)
+    values, errors = -np.concatenate(nats) * per_nat, np.concatenate(own) * per_nat
+    value = float(values.mean())
+    stderr = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else float(errors[0])
+    return {
+        "value": value,
+        "low": value - Z * stderr,
+        "high": value + Z * stderr,
+        "unit": "nats" if data.facts.is_points else "bits/dim",
+        "kind": kind,
+        "method": method,
+        "stderr": stderr,
+        "method_stderr": float(np.sqrt(np.square(errors).sum()) / len(errors)),
+        "nfe": nfe,
+        "n": len(values),
+        "split": real.split,
+        "bars": bars(data, real),
+    }
+
+
+def bars(data: Dataset, real: Real) -> dict[str, float]:
+    """The bars: for pictures bits/dim by name; for points the true density's nats."""
+    facts, split = data.facts, data.splits[real.split]
+    if facts.levels is None:
+        truth = split.log_density
+        if truth is None:
+            return {}
+        told = 0.0  # the families are told the label: log p(x | y) = log p(x) - log p(y) where x shows its y
+        if facts.classes:
+            share = np.bincount(split.labels, minlength=facts.classes) / len(split)
+            told = float(np.log(share[split.labels[real.reference]]).mean())
+        return {"truth": told - float(truth[real.reference].mean())}
+    found = {"levels": math.log2(facts.levels)}
+    if facts.dims * facts.levels <= CELLS:
+        train = data.splits["train"].take(real.taught[:ROWS]).reshape(-1, facts.dims)
+        found["independent"] = independent(train, split.take(real.reference).reshape(-1, facts.dims), facts.levels)
+    return found
+
+
+def independent(train: np.ndarray, held_out: np.ndarray, levels: int) -> float:
+    """Bits a pixel of held_out (M, D), coded with each pixel's own histogram over train (N, D).
+
+    One count in all, spread over the levels, is added to each histogram, so that no level is impossible.
+    """
+    dims = train.shape[1]
+    offset = np.arange(dims) * levels
+    counts = np.bincount((train + offset).ravel(), minlength=dims * levels)
+    bits = -np.log2((counts + 1 / levels) / (len(train) + 1))
+    return float(bits[held_out + offset].mean())

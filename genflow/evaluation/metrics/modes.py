@@ -1,0 +1,59 @@
+"""Modes of a known density in the plane: how many were found, and how many points lie in one at all.
+
+    captured       modes with a point of high quality
+    high_quality   the share of such points
+    kl             KL(q || w) in nats, q_i the share of points nearest to mode i, w_i its true share
+
+A point is of high quality if it lies within three standard deviations of a mode; a mode is captured if it has
+such a point. A model that finds all modes but smears between them, and one that is sharp but forgets modes,
+both show. With N points of the truth itself E[kl] is about (M - 1) / (2 N) for M modes: its floor.
+
+References:
+    VEEGAN (Srivastava et al., 2017), for the protocol     https://arxiv.org/abs/1705.07761
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from genflow.data.sources import densities
+from genflow.evaluation.interval import Interval, half_sampled, halves, proportion
+from genflow.storage.store import Artifact
+
+
+def modes(points: np.ndarray, dataset: Artifact) -> dict[str, Any] | None:
+    """{captured, of, high_quality, kl} of points (N, 2) in the plane's own units; None where the truth has no modes."""
+    source = dataset.meta.get("source", {})
+    if source.get("kind") != "density" or source.get("path") not in densities.DENSITIES:
+        return None
+    truth = densities.density(source["path"])
+    if truth.modes is None or truth.weights is None:
+        return None
+    return count(points, truth.modes, truth.sigma, truth.weights)
+
+
+def count(points: np.ndarray, centres: np.ndarray, sigma: float, weights: np.ndarray) -> dict[str, Any]:
+    """The same of points (N, 2), for modes of a sigma around centres (M, 2) with weights (M,) that sum to 1."""
+    distance = np.linalg.norm(points[:, None].astype(np.float64) - centres, axis=2)
+    nearest = distance.argmin(1)
+    good = distance.min(1) <= 3 * sigma
+    share, n = proportion(good), len(points)
+    return {
+        "captured": len(np.unique(nearest[good])),
+        "of": len(centres),
+        "high_quality": {**vars(share), "n": n},
+        "kl": {**vars(_divergence(nearest, weights)), "n": n, "floor": (len(centres) - 1) / (2 * n)},
+    }
+
+
+def _divergence(nearest: np.ndarray, weights: np.ndarray) -> Interval:
+    """KL from the true weights (M,) to the shares of the modes that points lie nearest to (N,)."""
+    n = len(nearest)
+
+    def statistic(rows: np.ndarray) -> float:
+        share = np.bincount(nearest[rows], minlength=len(weights)) / len(rows)
+        here = share > 0
+        return float((share[here] * np.log(share[here] / weights[here])).sum())
+
+    return half_sampled(statistic(np.arange(n)), statistic, halves(np.zeros(n), 50), n, (0.0, math.inf))

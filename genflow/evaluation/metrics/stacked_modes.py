@@ -1,0 +1,141 @@
+"""Modes of stacks (data/stacks.py): a classifier of single pictures reads each channel, and k classes make k^3 modes.
+
+    captured   modes that some sample shows
+    kl         KL(q || w) in nats, q_i the share of samples that show mode i, w_i its true share
+    ceiling    modes that as many held-out real stacks show, to the same reader; kl's floor is theirs, too
+
+N samples of equally frequent modes show about M (1 - exp(-N / M)) of M: with 2,500 samples nobody shows all of 1,000.
+The variance of their number is sum_i exp(-l_i) (1 - exp(-l_i)) for l_i samples expected of mode i, at most
+sum_i l_i exp(-l_i): the expected number of modes that are shown exactly once, from which the interval is taken.
+
+References:
+    Unrolled generative adversarial networks (Metz et al., 2017)   https://arxiv.org/abs/1611.02163
+    VEEGAN (Srivastava et al., 2017), for the KL                   https://arxiv.org/abs/1705.07761
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from genflow.data.shards import Dataset, to_display
+from genflow.data.sources import stacked
+from genflow.evaluation.features import classifier
+from genflow.evaluation.features.extractor import Emit, Real
+from genflow.evaluation.interval import Z, half_sampled, halves
+from genflow.storage.store import Store
+from genflow.system import source_hash
+from genflow.system.source_hash import digest
+
+WEIGHTS = "reader.safetensors"
+ROOMS = ("genflow/evaluation/metrics/stacked_modes.py", "genflow/evaluation/features/classifier.py")
+
+
+def is_stack(data: Dataset) -> bool:
+    """Whether a dataset's modes are those of stacks."""
+    return bool(data.artifact.meta.get("source", {}).get("kind") == "stack")
+
+
+def measure(store: Store, data: Dataset, real: Real, records: np.ndarray, emit: Emit) -> dict[str, Any]:
+    """What samples show, beside what as many held-out real stacks show.
+
+    Args:
+        store: where the reader is kept.
+        data: stacks.
+        real: whose taught rows the reader learns from, and whose reference is the ceiling.
+        records: samples (N, H, W, 3); no more count than there are held-out stacks.
+        emit: told of the reader's training.
+
+    Returns:
+        {captured, of, interval, ceiling, kl, reader}: `kl` as modes.py has it, `reader` {accuracy, on}.
+    """
+    classes = int(data.artifact.meta["source"]["classes"])
+    read = reader(store, data, real, classes, emit)
+    held_out = data.splits[real.split]
+    rows = real.reference[: len(records)]
+    truth = stacked.modes([held_out.ids[row] for row in rows])
+    shown = read(held_out.take(rows))
+    train = stacked.modes(data.splits["train"].ids)
+    share = np.bincount(train.ravel(), minlength=classes) / train.size
+    weights = np.einsum("i,j,k->ijk", share, share, share).ravel()
+    found = count(numbers(read(records[: len(rows)]), classes), weights)
+    ceiling = count(numbers(shown, classes), weights)
+    found["kl"]["floor"] = ceiling["kl"]["value"]
+    reads = {"accuracy": float(np.mean(shown == truth)), "on": "held-out channels"}
+    return {**found, "ceiling": ceiling["captured"], "reader": reads}
+
+
+def numbers(channels: np.ndarray, classes: int) -> np.ndarray:
+    """The modes' numbers (N,) of channels' classes (N, 3)."""
+    return channels @ classes ** np.arange(stacked.CHANNELS)[::-1]
+
+
+def count(shown: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """{captured, of, interval, kl} of samples that show modes (N,) whose true shares are (M,)."""
+    n, modes = len(shown), len(weights)
+
+    def divergence(rows: np.ndarray) -> float:
+        share = np.bincount(shown[rows], minlength=modes) / len(rows)
+        here = share > 0
+        return float((share[here] * np.log(share[here] / weights[here])).sum())
+
+    times = np.bincount(shown, minlength=modes)
+    captured, reach = int((times > 0).sum()), Z * math.sqrt((times == 1).sum())
+    kl = half_sampled(divergence(np.arange(n)), divergence, halves(np.zeros(n), 50), n, (0.0, math.inf))
+    return {
+        "captured": captured,
+        "of": modes,
+        "interval": [max(0.0, captured - reach), min(float(modes), captured + reach)],
+        "kl": {**vars(kl), "n": n, "floor": None},
+    }
+
+
+def reader(store: Store, data: Dataset, real: Real, classes: int, emit: Emit) -> Any:
+    """What tells the class of each channel, records (N, H, W, 3) -> (N, 3); trained once, on training stacks."""
+    id = f"{data.artifact.name}-reader-{digest([data.facts.fingerprint, source_hash.fingerprint(*ROOMS)])}"
+    shape = (1, *data.facts.shape[1:])
+    artifact = store.get("features", id)
+    if artifact is None:
+        with store.lock("features", id):
+            artifact = store.get("features", id)
+            if artifact is None:
+                net = _train(data, real, classes, shape, emit)
+                with store.stage("features", id, name=data.artifact.name) as staged:
+                    save_file(net.state_dict(), staged.path / WEIGHTS)
+                    artifact = staged.commit(parents=[data.artifact.id], meta={"kind": "reader"})
+    artifact.verify()
+    net = classifier.Classifier(shape, classes)
+    net.load_state_dict(load_file(artifact.file(WEIGHTS)))
+    net.eval().requires_grad_(False)
+
+    def read(records: np.ndarray) -> np.ndarray:
+        found = classifier.embed(net, _channels(to_display(records, data.facts)))[1]
+        return found.reshape(-1, stacked.CHANNELS)
+
+    return read
+
+
+def _train(
+    data: Dataset, real: Real, classes: int, shape: tuple[int, int, int], emit: Emit
+) -> classifier.Classifier:
+    split, rows = data.splits["train"], real.taught[: classifier.MOST * classifier.BATCH]
+    ids = split.ids
+    labels = stacked.modes([ids[row] for row in rows]).ravel()
+
+    def display(asked: np.ndarray) -> np.ndarray:
+        stack, channel = np.divmod(asked, stacked.CHANNELS)
+        shown = to_display(split.take(rows[stack]), data.facts)
+        return np.take_along_axis(shown, channel[:, None, None, None], 3)
+
+    def progress(step: int, steps: int) -> None:
+        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the reader")
+
+    pictures = data.artifact.meta["source"].get("pictures", len(labels))  # an older genflow did not write it down
+    steps = classifier.enough(pictures)  # however many stacks they make
+    return classifier.train(display, labels, classifier.Task("labels", classes), shape, steps=steps, progress=progress)
+
+
+def _channels(shown: np.ndarray) -> np.ndarray:
+    """Stacks (N, H, W, 3) as single pictures (3 N, H, W, 1)."""
+    return np.ascontiguousarray(shown.transpose(0, 3, 1, 2)).reshape(-1, *shown.shape[1:3], 1)

@@ -1,0 +1,36 @@
+"""Pages that need nothing outside themselves: one style, one script, one way to put pictures in."""
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+from genflow.evaluation.report import table
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def template(path: Path, **tests: Callable[..., bool]) -> jinja2.Template:
+    """A template, which may include what lies beside it, and `style.css`; `tests` are its own, by name."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([path.parent, TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": table.number, "share": lambda value: f"{value:.2f}", "likely": table.likelihood}
+    environment.tests |= tests
+    return environment.get_template(path.name)
+
+
+def picture(path: Path, budget: int) -> str:
+    """A PNG file as a data URI: as it is, or as WebP at as high a quality as stays within `budget` bytes."""
+    data, kind = path.read_bytes(), "png"
+    for quality in (90, 75, 50, 25):
+        if len(data) <= budget:
+            break
+        file = io.BytesIO()
+        Image.open(path).save(file, "WEBP", quality=quality)
+        data, kind = file.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,86 @@
+"""A run's training losses: a chart, and in words what a curve that looks wrong may mean."""
+
+import math
+
+import numpy as np
+
+from genflow.evaluation.report import charts, table
+from genflow.evaluation.report.charts import Point, Series
+from genflow.storage.store import Store
+from genflow.tracking.journal import curves, journal_path
+
+CURVE_POINTS = 160  # of a loss curve
+FEWEST = 20  # points that a curve says something with
+FALLING, RISEN, SPIKE = 0.03, 0.10, 5.0
+Curve = list[tuple[int, float]]
+
+
+def losses(store: Store, run: str) -> dict[str, Curve]:
+    """The training losses of a run by name, (step, loss); none if its journal is gone."""
+    path = journal_path(store.root, run)
+    found = curves(path) if path.exists() else {}
+    return {name: pairs for name, pairs in found.items() if name.startswith("train/loss")}
+
+
+def chart(found: dict[str, Curve], name: str, index: int, batch: int) -> str:
+    """The losses of one run, in a chart of its own; empty if there are none.
+
+    Args:
+        found: from `losses`.
+        name: the run's.
+        index: of its first line's colour.
+        batch: the global batch, for the axis.
+    """
+    lines = []
+    for offset, (title, pairs) in enumerate(found.items()):
+        thin = thinned([(step * batch, value) for step, value in pairs if math.isfinite(value)])
+        points = [Point(x, value, value, value) for x, value in thin]
+        lines.append(Series(title, index + offset, points, marks=False))
+    if not any(line.points for line in lines):
+        return ""
+    ends = [f"{line.name} ends at {table.number(line.points[-1].y)}" for line in lines if line.points]
+    alt = f"Training loss of {name}; {', '.join(ends)}"
+    return charts.chart(lines, x_label="training images seen", y_label="loss", alt=alt, from_zero=False)
+
+
+def thinned(pairs: Curve) -> list[tuple[float, float]]:
+    """A curve of at most 160 points, each the mean of its neighbours: (x, y)."""
+    size = -(-len(pairs) // CURVE_POINTS) or 1
+    groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def warnings(found: dict[str, Curve]) -> list[str]:
+    """What looks wrong in a run's losses, in sentences; of two players' losses only what is not finite.
+
+    still falling   the last tenth lies below the tenth before it by more than 3 % of all that the loss fell, and by
+                    more than twice the standard error of their difference
+    rose again      the last tenth lies above the lowest tenth by more than 10 % of that fall, and clearly
+    spikes          in the second half a value lies further above the median than 5 times the 90th percentile does
+    """
+    said = []
+    for title, pairs in found.items():
+        name = "the loss" if len(found) == 1 else title.removeprefix("train/")
+        values = np.array([value for _, value in pairs])
+        if not np.isfinite(values).all():
+            said.append(f"{name} was not finite {int((~np.isfinite(values)).sum())} times")
+        elif len(found) == 1 and len(values) >= FEWEST:
+            said += _warnings(name, values)
+    return [f"{words[0].upper()}{words[1:]}." for words in said]
+
+
+def _warnings(name: str, values: np.ndarray) -> list[str]:
+    parts = np.array_split(values, 10)
+    means = np.array([part.mean() for part in parts])
+    errors = np.array([part.std(ddof=1) / math.sqrt(len(part)) for part in parts])
+    fell = means[0] - means.min()
+    lowest, said = int(means.argmin()), []
+    if means[-2] - means[-1] > max(FALLING * fell, 2 * math.hypot(errors[-1], errors[-2])):
+        said.append(f"{name} was still falling at the end: a longer training may do better")
+    if lowest < 9 and means[-1] - means[lowest] > max(RISEN * fell, 2 * math.hypot(errors[-1], errors[lowest])):
+        said.append(f"{name} rose again after {10 * (lowest + 1)} % of the training")
+    late = values[len(values) // 2 :]
+    middle, high = np.quantile(late, (0.5, 0.9))
+    if high > middle and late.max() - middle > SPIKE * (high - middle):
+        said.append(f"{name} has spikes in the second half, up to {table.number(float(late.max()))}")
+    return said

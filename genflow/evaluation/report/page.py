@@ -1,0 +1,175 @@
+"""The report: one HTML file that needs nothing outside itself, from the documents of evaluated runs."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genflow import __version__
+from genflow.errors import UsageError
+from genflow.evaluation.report import charts, loss_curves, reproduce, table
+from genflow.evaluation.report.charts import Point, Series
+from genflow.evaluation.report.html import picture, template
+from genflow.evaluation.report.summary import KINDS, tells_apart, verdict, was_busy
+from genflow.evaluation.sweep import beside_teachers
+from genflow.specs import Facts
+from genflow.storage.store import Artifact, Store
+from genflow.system import source_hash
+from genflow.system.source_hash import digest
+
+Row = dict[str, Any]
+TEMPLATE = Path(__file__).parent / "templates/report.html.j2"
+ROOMS = ("genflow/evaluation/report", "genflow/evaluation/sweep.py")
+PICTURES_BYTES = 6_000_000  # of all grids together
+
+
+def address(rows: Sequence[Row]) -> str:
+    """The content address of the report of these evaluations."""
+    made_from = [sorted(row["evaluation"] for row in rows), source_hash.fingerprint(*ROOMS)]
+    return f"{rows[0]['dataset_name']}-{digest(made_from)}"
+
+
+def build(store: Store, rows: Sequence[Row]) -> Artifact:
+    """Write the report.
+
+    Args:
+        store: where the runs, their journals and evaluations are, and where the report goes.
+        rows: `genflow.evaluate/1` documents of runs on one dataset.
+
+    Raises:
+        UsageError: the runs were not measured alike.
+    """
+    for what, values in (
+        ("datasets", {row["fingerprint"] for row in rows}),
+        ("features", {row["features"]["name"] for row in rows}),
+    ):
+        if len(values) > 1:
+            raise UsageError(f"runs measured on different {what} cannot be compared: {', '.join(sorted(values))}")
+    ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
+    with store.stage("reports", address(rows), name=rows[0]["dataset_name"]) as staged:
+        (staged.path / "report.html").write_text(render(store, ranked), encoding="utf-8")
+        compared = {"schema": "genflow.compare/1", "verdict": verdict(named(ranked)), "rows": ranked}
+        (staged.path / "compare.json").write_text(json.dumps(compared, indent=1))
+        runs = [row["run"] for row in ranked]
+        return staged.commit(parents=runs, meta={"runs": runs, "best": table.best(rows)})
+
+
+def named(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with the id for a name where two runs share one."""
+    names = [row["name"] for row in rows]
+    return [{**row, "name": row["run"] if names.count(row["name"]) > 1 else row["name"]} for row in rows]
+
+
+def render(store: Store, rows: Sequence[Row]) -> str:
+    """The page.
+
+    Args:
+        store: where the runs, their journals and evaluations are.
+        rows: best first.
+    """
+    shown = named(rows)
+    first = shown[0]
+    dataset = store.find("datasets", first["dataset"])
+    facts = Facts.from_json(dataset.file("facts.json").read_text())
+    runs = [store.find("runs", row["run"]) for row in shown]
+    budget = PICTURES_BYTES // (4 * len(shown) + 1)
+    lost_by_run = [loss_curves.losses(store, row["run"]) for row in shown]
+    recipes = [reproduce.recipe_of(run) for run in runs]
+    return template(TEMPLATE, busy=was_busy).render(
+        rows=shown,
+        first=first,
+        facts=facts,
+        distance=first["features"].get("distance", "fd"),
+        noun="point" if facts.is_points else "picture",
+        verdict=verdict(shown),
+        kinds=KINDS,
+        best=_best(shown),
+        keys=[charts.key(index) for index in range(len(shown))],
+        real=picture(Path(first["path"]) / "real.png", budget),
+        grids=[picture(Path(row["path"]) / "grid.png", budget) for row in shown],
+        charts=[_against_steps(shown), _against_time(shown)],
+        few=beside_teachers(shown),
+        ways=[shown_of(row, "way.png", budget) for row in shown],
+        between=[shown_of(row, "between.png", budget) for row in shown],
+        nearest=[shown_of(row, "nearest.png", budget) for row in shown],
+        bars=[class_bars(row, index) for index, row in enumerate(shown)],
+        losses=[
+            loss_curves.chart(lost, row["name"], index, recipes[index].train.batch)
+            for index, (row, lost) in enumerate(zip(shown, lost_by_run, strict=True))
+        ],
+        warnings=[loss_curves.warnings(lost) for lost in lost_by_run],
+        differences=reproduce.differences(recipes),
+        own=reproduce.own(recipes) if len(shown) > 1 else [],
+        seeds=sorted({recipe.train.seed for recipe in recipes}),
+        commands=reproduce.commands(store, shown),
+        version=__version__,
+    )
+
+
+def shown_of(row: Row, name: str, budget: int) -> str:
+    """A picture of an evaluation as a data URI; empty if it has none."""
+    file = Path(row["path"]) / name
+    return picture(file, budget) if file.is_file() else ""
+
+
+def class_bars(row: Row, index: int) -> str:
+    """The share of each class among a run's samples beside real data's; empty where there are no classes."""
+    found = row.get("classes")
+    if not found:
+        return ""
+    rarest = found["rarest"]
+    said = f"Classes that samples of {row['name']} show; the rarest, {rarest['class']}, has "
+    said += f"{table.number(rarest['value'])} of its real share"
+    return charts.bars(found["names"], found["shares"], found["real"], index, said)
+
+
+def _best(rows: list[Row]) -> dict[str, set[str]]:
+    """For each column the runs that cannot be told from its best."""
+    found: dict[str, set[str]] = {}
+    if len(rows) < 2:
+        return found
+    for name in table.QUALITY:
+        have = [row for row in rows if name in row["metrics"]]
+        if have:
+            choose = min if name in table.SMALLER_IS_BETTER else max
+            top = choose(have, key=lambda row: row["metrics"][name]["value"])["metrics"][name]
+            found[name] = {row["run"] for row in have if not tells_apart(row["metrics"][name], top)}
+    for name in ("ms_batch_1", "ms_batch_64"):
+        found[name] = {min(rows, key=lambda row: row["speed"][name])["run"]}
+    return found
+
+
+def _sweep(rows: list[Row], place: str, unit: str) -> list[Series]:
+    series = []
+    for index, row in enumerate(rows):
+        points = []
+        for at in row["sweep"]:
+            fd, x = at["fd"], at[place]
+            said = f"{row['name']}: fd {table.number(fd['value'])} ({table.number(fd['low'])} to "
+            said += f"{table.number(fd['high'])}) at {table.number(x) if isinstance(x, float) else x} {unit}"
+            said += f", {at['sampler']}" if at.get("sampler") else ""
+            points.append(Point(x, fd["value"], fd["low"], fd["high"], said, at["own"]))
+        series.append(Series(row["name"], index, points))
+    return series
+
+
+def _against_steps(rows: list[Row]) -> str:
+    series = _sweep(rows, "nfe", "evaluations")
+    most = max(point.x for line in series for point in line.points)
+    powers = [2.0**i for i in range(math.floor(math.log2(most)) + 1)]
+    return _fd_chart(rows, series, "network evaluations a sample", powers)
+
+
+def _against_time(rows: list[Row]) -> str:
+    return _fd_chart(rows, _sweep(rows, "ms_per_image", "ms"), "milliseconds a sample, in batches of 64", None)
+
+
+def _fd_chart(rows: list[Row], series: list[Series], x_label: str, x_ticks: list[float] | None) -> str:
+    said = ". ".join(". ".join(point.text for point in line.points) for line in series)
+    floor = rows[0]["sweep"][0]["fd"]["floor"]
+    line = floor if floor > 0 else None
+    alt = f"fd, lower is better, against {x_label}; real data has {table.number(floor)}. {said}."
+    return charts.chart(
+        series, x_label=x_label, y_label="fd ↓", alt=alt, log_x=True, x_ticks=x_ticks, floor=line
+    )

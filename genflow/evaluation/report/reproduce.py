@@ -1,0 +1,127 @@
+"""How to make a comparison again: the commands, and the keys in which its runs differ."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from genflow import build
+from genflow.data.shards import FACTS
+from genflow.errors import GenflowError
+from genflow.recipe.compose import compose
+from genflow.recipe.files import read
+from genflow.recipe.schema import Data, Evaluate, Recipe, flatten, parse
+from genflow.specs import Facts
+from genflow.storage.store import Artifact, Store
+
+NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # what changes no weight
+
+
+def commands(store: Store, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """`genflow prepare`, `train` for every run, and `compare`, with what differs from the presets.
+
+    Args:
+        store: where the dataset and the runs are.
+        rows: `genflow.evaluate/1` documents.
+    """
+    dataset = store.find("datasets", rows[0]["dataset"])
+    facts = Facts.from_json(dataset.file(FACTS).read_text())
+    runs = [store.find("runs", row["run"]) for row in rows]
+    lines = [_line("prepare", dataset.meta["options"]["source"], "--name", dataset.name, *_prepare(dataset))]
+    trained = _lineage(store, runs)
+    names = [run.name for run in trained]
+    called = {run.id: run.name if names.count(run.name) == 1 else run.id for run in trained}
+    lines += [
+        _line("train", run.meta["family"], "--data", dataset.name, *_train(store, run, facts, called))
+        for run in trained
+    ]
+    named = [called[run.id] for run in runs]
+    defaults = Evaluate().model_dump(mode="json")
+    sets = _sets({f"evaluate.{key}": value for key, value in rows[0]["evaluate"].items() if value != defaults[key]})
+    sets += _sets({f"sample.{key}": value for key, value in rows[0].get("sample", {}).items()})
+    return [*lines, _line("compare", *named, *sets)]
+
+
+def _prepare(dataset: Artifact) -> list[str]:
+    defaults = Data().model_dump(mode="json")
+    asked = {key: value for key, value in dataset.meta["options"].items() if key not in ("source", "name")}
+    return _sets({f"data.{key}": value for key, value in asked.items() if value != defaults.get(key)})
+
+
+def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
+    """The runs, each after the one it starts from, if that is still in the store."""
+    found: dict[str, Artifact] = {}
+
+    def add(run: Artifact) -> None:
+        source = run.meta.get("init")
+        if source and source not in found and (earlier := store.get("runs", source)):
+            add(earlier)
+        found.setdefault(run.id, run)
+
+    for run in runs:
+        add(run)
+    return list(found.values())
+
+
+def _train(store: Store, run: Artifact, facts: Facts, called: dict[str, str]) -> list[str]:
+    """The options with which the family's preset becomes the run's recipe; `called` are names by the runs' ids."""
+    recipe = recipe_of(run)
+    kind, net = recipe.family["kind"], recipe.net["kind"]
+    source = store.get("runs", recipe.init) if recipe.init else None
+    init = recipe_of(source) if source else None
+    try:
+        preset = build.resolve(compose(kind, {"family": {"kind": kind}}), facts, init)
+        other_net = preset.net["kind"] != net
+        if other_net:
+            preset = build.resolve(compose(kind, {"family": {"kind": kind}, "net": {"kind": net}}), facts, init)
+        base = flatten(preset.model_dump(mode="json"))
+        if other_net:
+            del base["net.kind"]
+    except GenflowError:  # a preset that is gone, or fits no longer: everything is said
+        base = {"family.kind": kind}
+    asked = {key: value for key, value in _deciding(recipe).items() if key not in base or base[key] != value}
+    asked.pop("init", None)
+    start = ["--init", called.get(recipe.init, recipe.init)] if recipe.init else []
+    name = ["--name", recipe.name] if recipe.name else []
+    return [*start, *name, *_sets(asked)]
+
+
+def recipe_of(run: Artifact) -> Recipe:
+    """A run's resolved recipe."""
+    path = run.file("recipe.yaml")
+    return parse(read(path), str(path))
+
+
+def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:
+    """The keys that two recipes or more have and in which they differ, with each one's value or a dash."""
+    flat = [_deciding(recipe) for recipe in recipes]
+    keys = dict.fromkeys(key for values in flat for key in values if sum(key in other for other in flat) > 1)
+    found = [(key, [_shown(values[key]) if key in values else "–" for values in flat]) for key in keys]
+    return [(key, values) for key, values in found if len(set(values)) > 1]
+
+
+def own(recipes: Sequence[Recipe]) -> list[list[str]]:
+    """For each recipe the keys that no other has, as `key=value`."""
+    flat = [_deciding(recipe) for recipe in recipes]
+    return [
+        [f"{key}={_shown(values[key])}" for key in values if sum(key in other for other in flat) == 1]
+        for values in flat
+    ]
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    values = flatten(recipe.model_dump(mode="json"))
+    pairs = {"data.pairs": recipe.data.pairs} if recipe.data.pairs else {}
+    return {key: value for key, value in values.items() if not key.startswith(NOT_OF_THE_RUN)} | pairs
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _sets(values: dict[str, Any]) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{key}={_shown(value)}")]
+
+
+def _line(*words: str) -> str:
+    return shlex.join(["genflow", *words])

@@ -1,0 +1,108 @@
+"""What a run draws, to look at, beside real data: grids, the way from noise to data, the way between two samples.
+
+    grid.png      of seeds that every run shares, a class a line
+    real.png      real rows, laid out alike
+    nearest.png   the samples that stand out most as near to one training picture, above those pictures
+    way.png       for each of some samples two lines, from noise on the left to the sample on the right: x_t (scaled to
+                  the size of a picture), and below it the guess at x_0; of families that walk, and none of points
+    between.png   from one sample to another, by way of the noises between theirs; none of points
+"""
+
+import numpy as np
+from torch import Tensor
+
+from genflow.data import preview
+from genflow.data.shards import Dataset, from_x
+from genflow.evaluation import samples
+from genflow.evaluation.features.extractor import Judge
+from genflow.evaluation.metrics.memorization import standouts
+from genflow.sampling.engine import Engine
+
+COLUMNS, CLASSES = 8, 10
+WALKS = 3  # samples whose way is shown, and pairs that are walked between
+
+
+def pictures(engine: Engine, data: Dataset, judge: Judge, records: np.ndarray, seed: int) -> dict[str, bytes]:
+    """The pictures as PNG by file name.
+
+    Args:
+        engine: the run's.
+        data: what it was trained on.
+        judge: which real rows are shown.
+        records: the samples that were measured, (N, H, W, C) or points; of pictures the first 200 are looked at.
+        seed: the evaluation's.
+    """
+    facts, split = data.facts, data.splits[judge.real.split]
+    if facts.is_points:
+        truth = split.take(judge.real.reference)
+        real = preview.render(truth[: len(records)], facts, limit=_limit(truth))
+        return {"grid.png": grid(engine, data, judge, records, seed), "real.png": real}
+    lines = min(facts.classes, CLASSES) or COLUMNS
+    alike = standouts(records, data, COLUMNS)
+    beside = alike.reshape(-1, 2, *alike.shape[1:]).swapaxes(0, 1).reshape(alike.shape)  # a line of either
+    found = {
+        "grid.png": grid(engine, data, judge, records, seed),
+        "real.png": preview.render(split.take(_real(data, judge, lines)), facts, COLUMNS),
+        "nearest.png": preview.render(beside, facts, len(alike) // 2),
+        "between.png": preview.render(between(engine, seed), facts, COLUMNS),
+    }
+    way = ways(engine, seed)
+    return found if way is None else {**found, "way.png": preview.render(way[0], facts, way[1])}
+
+
+def grid(engine: Engine, data: Dataset, judge: Judge, records: np.ndarray, seed: int) -> bytes:
+    """grid.png alone; the arguments are those of `pictures`."""
+    facts = data.facts
+    if facts.is_points:
+        return preview.render(records, facts, limit=_limit(data.splits[judge.real.split].take(judge.real.reference)))
+    count = (min(facts.classes, CLASSES) or COLUMNS) * COLUMNS
+    labels = np.arange(count) // COLUMNS if facts.classes else np.zeros(count, np.int64)
+    images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist()).images
+    return preview.render(images, facts, COLUMNS)
+
+
+def _limit(truth: np.ndarray) -> float:
+    return 1.1 * float(np.abs(truth).max())
+
+
+def _real(data: Dataset, judge: Judge, lines: int) -> np.ndarray:
+    rows, labels = judge.real.reference, data.splits[judge.real.split].labels
+    if not data.facts.classes:
+        return rows[np.resize(np.arange(len(rows)), lines * COLUMNS)]
+    of_class = [rows[labels[rows] == label] for label in range(lines)]
+    return np.concatenate([np.resize(own if len(own) else rows, COLUMNS) for own in of_class])
+
+
+def _labels(engine: Engine) -> list[int]:
+    """A class a walk, as far apart as they go; no label where there is none."""
+    classes = engine.facts.classes
+    return [index * classes // WALKS for index in range(WALKS)]
+
+
+def ways(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
+    """The first samples of the grid's seeds on their way, (2 WALKS columns, H, W, C), and the columns; None of a family
+    that does not walk."""
+    at: list[np.ndarray] = []
+    guessed: list[np.ndarray] = []
+
+    def watch(x: Tensor, guess: Tensor) -> None:
+        at.append(from_x(x[:WALKS], engine.facts))
+        guessed.append(from_x(guess[:WALKS], engine.facts))
+
+    drawn = engine.draw(samples.seeds(seed, WALKS, "way shown"), _labels(engine), watch=watch).images
+    if not at:
+        return None
+    chosen = np.unique(np.linspace(0, len(at) - 1, min(COLUMNS - 1, len(at))).round().astype(int))
+    lines = [[*(seen[i] for i in chosen), drawn] for seen in (at, guessed)]  # of (WALKS, H, W, C) each
+    stacked = np.stack([np.stack(line, 1) for line in lines], 1)  # (WALKS, 2, columns, H, W, C)
+    return stacked.reshape(-1, *stacked.shape[3:]), len(chosen) + 1
+
+
+def between(engine: Engine, seed: int) -> np.ndarray:
+    """Lines of 8 samples, (8 WALKS, H, W, C), each from one seed's sample to another's."""
+    ends = [samples.seeds(seed, WALKS, f"between {side}") for side in ("a", "b")]
+    shares = np.linspace(0, 1, COLUMNS).tolist()
+    toward = [(end, share) for end in ends[1] for share in shares]
+    seeds = [end for end in ends[0] for _ in shares]
+    labels = [label for label in _labels(engine) for _ in shares]
+    return engine.draw(seeds, labels, toward=toward).images

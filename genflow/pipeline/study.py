@@ -1,0 +1,150 @@
+"""A study: the same runs for several seeds, and what is measured of them, as one pipeline.
+
+    seeds: [0, 1, 2]
+    budget: 0.5                      # CPU minutes of a training with share 1; left out where runs have their own
+    data: {data: digits, grid: {source: grid25_unlabelled}}       # a dataset in the store, or how to prepare it
+    measured: {samples: 2000, steps: [1, 2, 4]}                   # the section `evaluate` of every row
+    runs:
+      flow: {preset: flow_matching, share: 1}
+      few: {preset: consistency, init: flow, share: 0.4}
+    rows:
+      flow_10: {title: "Flow matching", run: flow, sample: {steps: 10}}
+    trials:                                                       # every run of `of` again, otherwise
+      slow: {of: [flow], lr_times: 0.333, seeds: 1, measured: {steps: []}}
+      grid: {of: [flow], data: grid, share: 0.25}
+
+A run becomes a stage `<run>-s<seed>`, a row a stage `<row>-m<seed>`; a trial adds the run and the row `<run>-<trial>`.
+The tables (`genflow tables`) and the page of results (`make results`) are studies.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from genflow.errors import UsageError, nearest
+from genflow.recipe.compose import compose
+from genflow.recipe.files import read
+
+Document = dict[str, Any]
+NO_END = 1_000_000_000  # steps: the CPU time is the budget
+OTHERS = ("init", "pairs", "run")  # keys of a run that name another run
+OWN = ("share", "lr_times", "seeds")  # keys of a run that are the study's, not its stage's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is trained and measured.
+
+    Args:
+        seeds: one training of every run each.
+        data: datasets by stage name: an artifact's name, or the section of a prepare stage.
+        measured: the `evaluate` section of every row.
+        runs: train and reflow stages by name, without their data and seed. `share` is a run's share of the budget,
+            `lr_times` a factor on its preset's learning rate, `seeds` how many of the seeds it is made for.
+        rows: {title, run, sample, measured} by name.
+        budget: CPU minutes of a training with `share` 1; None: runs say their own.
+        trials: {of: [run], ...what differs} by name.
+    """
+
+    seeds: list[int]
+    data: dict[str, Any] = field(default_factory=dict)
+    measured: Document = field(default_factory=dict)
+    runs: dict[str, Document] = field(default_factory=dict)
+    rows: dict[str, Document] = field(default_factory=dict)
+    budget: float | None = None
+    trials: dict[str, Document] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The study of a file.
+
+        Raises:
+            UsageError: it cannot be read, or has a key that no study has.
+        """
+        document = read(path)
+        known = list(cls.__dataclass_fields__)
+        for key in document:
+            if key not in known:
+                raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")
+        return cls(**document)
+
+    def only(self, names: Iterable[str]) -> Self:
+        """These rows, and the runs that they need; no trials.
+
+        Raises:
+            UsageError: there is no such row.
+        """
+        names = list(names)
+        for name in names:
+            if name not in self.rows:
+                raise UsageError(f"no row {name}{nearest(name, list(self.rows))}")
+        rows = {name: row for name, row in self.rows.items() if name in names}
+        needed = [row["run"] for row in rows.values()]
+        for name in needed:  # grows while it is walked: what a run starts from is needed, too
+            needed += [self.runs[name][key] for key in OTHERS if key in self.runs[name]]
+        return replace(self, runs={n: r for n, r in self.runs.items() if n in needed}, rows=rows, trials={})
+
+    def whole(self) -> Self:
+        """With its trials as runs and rows."""
+        runs, rows = dict(self.runs), dict(self.rows)
+        for trial, described in self.trials.items():
+            own = {key: value for key, value in described.items() if key not in ("of", "measured")}
+            for run in described["of"]:
+                name = f"{run}-{trial}"
+                runs[name] = {**self.runs[run], **own}
+                row = {"title": name, "run": name, "measured": described.get("measured", {})}
+                rows[name] = {**row, "sample": self.rows[self.first_row(run)].get("sample", {})}
+        return replace(self, runs=runs, rows=rows, trials={})
+
+    def pipeline(self, name: str) -> Document:
+        """As a pipeline: a stage for every run and seed, and for every row and seed."""
+        study = self.whole()
+        stages: dict[str, Document] = {
+            key: {"job": "prepare", "data": section} for key, section in self.data.items() if isinstance(section, dict)
+        }
+        for seed in self.seeds:
+            for run in study.runs:
+                if seed in study.seeds_of(run):
+                    stages[f"{run}-s{seed}"] = study._made(run, seed)
+            for row in study.rows:
+                if seed in study.seeds_of(study.rows[row]["run"]):
+                    stages[f"{row}-m{seed}"] = study._measuring(row, seed)
+        return {"name": name, "stages": stages}
+
+    def first_row(self, run: str) -> str:
+        """The first row of a run: its likelihood is measured there, and its trials sample as that one does."""
+        return next(name for name, row in self.rows.items() if row["run"] == run)
+
+    def seeds_of(self, run: str) -> list[int]:
+        """The seeds that a run is made for."""
+        return self.seeds[: self.runs[run].get("seeds", len(self.seeds))]
+
+    def cpu_minutes(self, run: str) -> float | None:
+        """What a run's training may take; None if it says so itself."""
+        return None if self.budget is None else self.budget * self.runs[run].get("share", 1)
+
+    def _made(self, name: str, seed: int) -> Document:
+        run = self.runs[name]
+        stage = {key: value for key, value in run.items() if key not in OWN}
+        stage |= {key: f"{run[key]}-s{seed}" for key in OTHERS if key in run}
+        if run.get("job") == "reflow":
+            return {**stage, "reflow": {**run.get("reflow", {}), "seed": seed}}
+        train: Document = {"steps": NO_END, **run.get("train", {}), "seed": seed}
+        if (minutes := self.cpu_minutes(name)) is not None:
+            train["cpu_minutes"] = minutes
+        if factor := run.get("lr_times"):
+            train["lr"] = round(compose(run["preset"], {"train": run.get("train", {})}).train.lr * factor, 12)
+        data = run.get("data", "data")
+        data = data if isinstance(self.data.get(data), dict) else self.data.get(data, data)
+        return {"job": "train", "name": f"{name}-s{seed}", **stage, "data": data, "train": train}
+
+    def _measuring(self, name: str, seed: int) -> Document:
+        row = self.rows[name]
+        once = {} if self.first_row(row["run"]) == name else {"likelihood": 0}  # the run's, however it is sampled
+        return {
+            "job": "evaluate",
+            "runs": [f"{row['run']}-s{seed}"],
+            "sample": row.get("sample", {}),
+            "evaluate": {**self.measured, **row.get("measured", {}), "seed": seed, **once},
+        }

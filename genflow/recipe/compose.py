@@ -1,0 +1,97 @@
+"""Compose a recipe from its layers.
+
+    defaults  <  preset (pipelines/<family>.yaml)  <  -c file  <  --set key=value  <  a flag of the command
+"""
+
+import json
+from typing import Any
+
+from genflow.errors import UsageError, nearest
+from genflow.recipe.files import read
+from genflow.recipe.schema import PLAIN, Recipe, parse
+from genflow.system.source_hash import home
+
+
+def scalar(text: str) -> Any:
+    """A value typed on the command line: JSON if it is JSON, so that `1e-4` is a number; else a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    lowered = text.strip().lower()
+    return {"true": True, "false": False, "null": None, "none": None}.get(lowered, text)
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, section by section. Another `kind` starts its section anew."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            if "kind" in value and value["kind"] != old.get("kind", value["kind"]):
+                old = {}
+            merged[key] = {**old, **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def assignments(pairs: list[str]) -> dict[str, Any]:
+    """`["train.lr=1e-4"]` as `{"train": {"lr": 0.0001}}`.
+
+    Raises:
+        UsageError: a pair without `=`, or a key that has no section.
+    """
+    document: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageError(f"--set {pair!r} is not of the form key=value", "example: --set train.lr=1e-3")
+        section, dot, name = key.partition(".")
+        if not dot:
+            if section in Recipe.model_fields and section not in PLAIN:
+                raise UsageError(f"--set {key} names a section; name a key in it", f"example: --set {key}.KEY=VALUE")
+            document[key] = scalar(text)
+            continue
+        if section in Recipe.model_fields and section not in PLAIN:
+            document = merge(document, {section: {name: scalar(text)}})
+            continue
+        raise UsageError(f"unknown section {section!r} in --set {pair}{nearest(section, list(Recipe.model_fields))}")
+    return document
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A family's preset, or another recipe of `pipelines/` by name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    folder = home() / "pipelines"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise UsageError(f"there is no preset {name!r}{nearest(name, known)}")
+    return read(path)
+
+
+def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
+    """defaults < the family's preset < every layer in turn, as a recipe.
+
+    Args:
+        kind: a family; None: no preset.
+        layers: documents, or lists of documents; later ones win.
+        where: what to call it in an error.
+
+    Raises:
+        UsageError: from `preset` and `parse`.
+    """
+    document = preset(kind) if kind else {}
+    if "stages" in document:
+        raise UsageError(f"{kind} is a pipeline, not a family", f"genflow run {kind}")
+    for layer in layers:
+        for part in layer if isinstance(layer, list) else [layer]:
+            if "stages" in part:
+                raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
+            document = merge(document, part)
+    return parse(document, where)

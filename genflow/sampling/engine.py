@@ -1,0 +1,233 @@
+"""The engine: requests -> noise by seed -> family.sample -> pictures. Knows no HTTP, no Ray, no training.
+
+A sample is a function of its seed: its noise, and every draw on its way, come from a generator of its own. It is so
+to the bit: kernels choose their sums by the batch's size, so the net sees whole multiples of `ROWS` rows and no others.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genflow import build
+from genflow.data.shards import FACTS, from_x, to_x
+from genflow.errors import DataError, UsageError, nearest
+from genflow.families.base import Family, Watcher
+from genflow.maths.rng import SampleRng
+from genflow.maths.slerp import between
+from genflow.recipe.files import read as read_recipe
+from genflow.recipe.schema import Recipe, parse
+from genflow.specs import Facts
+from genflow.storage.store import Artifact
+from genflow.training import checkpoint
+
+RECIPE = "recipe.yaml"
+ROWS = 16  # measured: with 1 to 12 rows convolutions and products round otherwise than with 16, 32, 48 or 64
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples and what they cost.
+
+    Args:
+        images: (N, H, W, C) uint8 grey levels 0..K-1, or (N, 1, 1, 2) float32 points.
+        labels: (N,) the labels that were asked for.
+        nfe: network evaluations each sample took.
+        seconds: wall-clock seconds for all of them.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    nfe: int
+    seconds: float
+
+
+class Engine:
+    """A trained family, ready to sample.
+
+    Args:
+        family: with the weights to use, in eval mode.
+        recipe: resolved.
+        step: the training step the weights belong to.
+        device: where to run.
+        frozen: take the family over for good; False leaves one that is still being trained as it is.
+    """
+
+    def __init__(
+        self, family: Family, recipe: Recipe, step: int = 0, device: str = "cpu", *, frozen: bool = True
+    ) -> None:
+        self.family = family.to(device).eval().requires_grad_(False) if frozen else family
+        self.recipe, self.step, self.device = recipe, step, device
+        self.facts: Facts = family.facts
+        self.options: dict[str, Any] = dict(recipe.sample)
+
+    @classmethod
+    def load(cls, run: Artifact, *, average: bool = True, device: str = "cpu") -> "Engine":
+        """The engine of a finished run.
+
+        Raises:
+            DataError: its checkpoint is missing or corrupt.
+        """
+        folder = checkpoint.Checkpoints(run.path / "checkpoints").newest()
+        if folder is None:
+            raise DataError(f"run {run.id} has no readable checkpoint in {run.path}", "train it again")
+        return cls.from_folder(run.path, folder, average=average, device=device)
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, weights: Path | None = None, *, average: bool = True, device: str = "cpu"
+    ) -> "Engine":
+        """The engine of a folder with recipe.yaml and facts.json, and of weights there or elsewhere."""
+        facts = Facts.from_json(json.loads((folder / FACTS).read_text()))
+        recipe = parse(read_recipe(folder / RECIPE), str(folder / RECIPE))
+        family = build.family_of(recipe, facts)
+        state = checkpoint.load_weights(weights or folder, family, average=average)
+        return cls(family, recipe, int(state["step"]), device)
+
+    def draw(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | None = None,
+        *,
+        toward: Sequence[tuple[int, float]] | None = None,
+        batch: int = 64,
+        padded: bool = True,
+        watch: Watcher | None = None,
+        **options: Any,
+    ) -> Drawn:
+        """One sample for each seed.
+
+        Args:
+            seeds: any integers.
+            labels: one class a sample, `classes` for none; None: none for all.
+            toward: for each sample another seed and a share s: its noise is that far on the way round the sphere from
+                its own seed's noise to the other's. At 0 it is the seed's own sample.
+            batch: samples drawn together; it changes no sample.
+            padded: fill the last batch up to a multiple of `ROWS`; without, its samples may differ by rounding.
+            watch: called at every evaluation with x_t and the guess at x_0 (see `Family.show`); what it raises
+                ends the drawing.
+            options: of the family's `sample`; they override the recipe's.
+
+        Raises:
+            UsageError: an unknown option, or a label out of range.
+        """
+        checked = build.sample_options(self.family, {**self.options, **options})
+        wanted = self._labels(labels, len(seeds))
+        images, nfe, start = [], 0, time.perf_counter()
+        for rows, filled in _batches(len(seeds), batch, padded):
+            rng = SampleRng([seeds[row] for row in filled], "sample", self.device)
+            noise = rng.normal((len(filled), *self.family.noise_shape))
+            if toward is not None:
+                noise = self._between(noise, [toward[row] for row in filled])
+            with self.family.watched(watch):
+                samples = self.family.sample(noise, self._tensor(wanted[filled]), rng, **checked)
+            images.append(from_x(samples.x[: len(rows)], self.facts))
+            nfe = samples.nfe
+        return self._drawn(images, wanted, nfe, start)
+
+    def encode(
+        self, images: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
+    ) -> np.ndarray:
+        """The codes of real records: what `decode` turns back into them.
+
+        Args:
+            images: (N, H, W, C) grey levels 0..K-1, or (N, 1, 1, 2) points.
+            labels: (N,) as in `draw`.
+            seeds: (N,) of what a family draws on the way, such as the place within a grey level.
+            watch: as in `draw`.
+
+        Returns:
+            (N, ...) float32; of the shape of noise, or of the latent space.
+
+        Raises:
+            UsageError: the family has no encoder.
+        """
+        wanted, codes = self._labels(labels, len(images)), []
+        for rows, filled in _batches(len(images)):
+            rng = SampleRng([seeds[row] for row in filled], "code", self.device)
+            with self.family.watched(watch):
+                code = self.family.encode(self.to_x(images[filled]), self._tensor(wanted[filled]), rng)
+            codes.append(code[: len(rows)].float().cpu().numpy())
+        return np.concatenate(codes)
+
+    def decode(
+        self, codes: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
+    ) -> Drawn:
+        """The records of codes (N, ...) as `encode` gives them; the other arguments are those of `encode`."""
+        wanted, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
+        for rows, filled in _batches(len(codes)):
+            rng = SampleRng([seeds[row] for row in filled], "sample", self.device)
+            code = torch.from_numpy(codes[filled]).to(self.device)
+            with self.family.watched(watch):
+                x = self.family.decode(code, self._tensor(wanted[filled]), rng)
+            images.append(from_x(x[: len(rows)], self.facts))
+        return self._drawn(images, wanted, 0, start)
+
+    def _labels(self, labels: Sequence[int] | None, n: int) -> np.ndarray:
+        """The labels (N,) that the family is told.
+
+        Raises:
+            UsageError: one is out of range, or there are too few.
+        """
+        classes = self.facts.classes
+        wanted = np.full(n, classes) if labels is None else np.asarray(labels, np.int64)
+        if len(wanted) != n:
+            raise UsageError(f"{len(wanted)} labels for {n} seeds")
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() <= classes):
+            names = ", ".join(f"{i}={name}" for i, name in enumerate(self.facts.class_names))
+            wrong = int(wanted[(wanted < 0) | (wanted > classes)][0])
+            raise UsageError(f"label {wrong} is out of range", names or "this model has no classes")
+        return wanted
+
+    def _tensor(self, labels: np.ndarray) -> Tensor:
+        return torch.from_numpy(labels).to(self.device)
+
+    def _drawn(self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float) -> Drawn:
+        C, H, W = self.facts.shape
+        stacked = np.concatenate(images) if images else np.zeros((0, H, W, C), np.uint8)
+        return Drawn(stacked, labels, nfe, time.perf_counter() - start)
+
+    def _between(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
+        """The noises on the way to those of other seeds; the ends are the seeds' own, to the bit."""
+        others = SampleRng([seed for seed, _ in toward], "sample", self.device).normal(noise.shape)
+        share = torch.tensor([share for _, share in toward], dtype=torch.float64, device=noise.device)
+        s = share.reshape(-1, *[1] * (noise.ndim - 1))
+        return torch.where(s == 0, noise, torch.where(s == 1, others, between(noise, others, share)))
+
+    def to_x(self, images: np.ndarray) -> Tensor:
+        """Grey levels (B, H, W, C) as the family sees them, on the engine's device."""
+        return to_x(images, self.facts).to(self.device)
+
+
+def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
+    """The rows of each batch, and the same filled up to a multiple of `ROWS` with its last row."""
+    for first in range(0, n, batch):
+        rows = range(first, min(first + batch, n))
+        yield rows, [*rows, *[rows[-1]] * (-len(rows) % ROWS if padded else 0)]
+
+
+def labels_for(label: str, n: int, facts: Facts) -> list[int] | None:
+    """The labels of n samples: a class by name or number, `all` for each in turn, `none`.
+
+    Raises:
+        UsageError: there is no such class.
+    """
+    names = list(facts.class_names)
+    if label == "none" or (label == "all" and not names):
+        return None
+    if label == "all":
+        return [i % len(names) for i in range(n)]
+    if label in names:
+        return [names.index(label)] * n
+    if label.isdecimal() and len(label) < 10 and int(label) < len(names):
+        return [int(label)] * n
+    if not names:
+        raise UsageError(f"label {label}: this model has no classes", "leave the label out")
+    known = ", ".join(f"{i}={name}" for i, name in enumerate(names[:20]))
+    raise UsageError(f"label {label}: no such class{nearest(label, names)}", f"classes: {known}")

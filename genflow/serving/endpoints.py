@@ -1,0 +1,71 @@
+"""What is being served: a small file for each endpoint in the store, written when it answers, gone when it ends."""
+
+import json
+import os
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from genflow.storage.files import NODE, write_atomically
+from genflow.storage.lock import born
+from genflow.storage.store import Store
+
+Document = dict[str, Any]
+
+
+def _folder(store: Store) -> Path:
+    return store.root / "endpoints"
+
+
+def write(store: Store, inputs: Document, running: Document | None = None) -> None:
+    """Say that an endpoint answers; `running` is what was said of it before its models changed."""
+    document = {
+        "schema": "genflow.endpoint/1",
+        "name": inputs["name"],
+        "node": running["node"] if running else NODE,
+        "pid": running["pid"] if running else os.getpid(),
+        "born": running["born"] if running else born(os.getpid()),
+        "gcs": running["gcs"] if running else os.environ.get("RAY_ADDRESS", ""),
+        "inputs": {key: value for key, value in inputs.items() if key != "running"},
+    }
+    path = write_atomically(_folder(store) / f"{inputs['name']}.json", json.dumps(document, indent=1))
+    path.chmod(0o600)
+
+
+def remove(store: Store, name: str) -> None:
+    """Say that it is gone."""
+    (_folder(store) / f"{name}.json").unlink(missing_ok=True)
+
+
+def alive(store: Store) -> list[Document]:
+    """The endpoints whose process lives; what a dead one left behind is removed."""
+    found = []
+    for path in sorted(_folder(store).glob("*.json")):
+        try:
+            document = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if lives(document):
+            found.append(document)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def get(store: Store, name: str) -> Document | None:
+    """The endpoint of a name, if it lives."""
+    return next((document for document in alive(store) if document["name"] == name), None)
+
+
+def lives(document: Document) -> bool:
+    """Whether an endpoint's process lives; of another machine's, nothing is known but its file."""
+    return bool(document["node"] != NODE or document["born"] == born(document["pid"]))
+
+
+def is_well(address: str) -> bool:
+    """Whether an endpoint answers."""
+    try:
+        with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

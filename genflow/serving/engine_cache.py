@@ -1,0 +1,69 @@
+"""The engines in memory: loaded on first use, the least recently used leaves when the bound is reached."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from genflow.errors import DataError, GenflowError, UsageError
+from genflow.sampling.engine import Engine
+from genflow.serving.model_list import Entry
+from genflow.serving.models import Model
+from genflow.serving.responses import Refused
+from genflow.storage.store import Artifact
+
+
+def _load(run: Artifact) -> Engine:
+    import torch
+
+    return Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Shelf:
+    """The engines in memory.
+
+    Args:
+        most_bytes: bound on them; the one in use may be larger than it.
+        make: makes an engine of a run.
+    """
+
+    def __init__(self, most_bytes: int, make: Callable[[Artifact], Engine] = _load) -> None:
+        self.most_bytes, self._make = most_bytes, make
+        self._engines: OrderedDict[str, tuple[Engine, int]] = OrderedDict()
+
+    def engine(self, entry: Entry) -> Engine:
+        """The model's engine, loaded if it is not in memory."""
+        if entry.path not in self._engines:
+            model = Model(entry)
+            while self._engines and self.held() + model.bytes > self.most_bytes:
+                self._engines.popitem(last=False)
+            self._engines[entry.path] = self._make(model.run), model.bytes
+        self._engines.move_to_end(entry.path)
+        return self._engines[entry.path][0]
+
+    def held(self) -> int:
+        """Bytes that the engines in memory take, by their files."""
+        return sum(size for _, size in self._engines.values())
+
+    def loaded(self) -> list[str]:
+        """The folders of the runs in memory, the one used last at the end."""
+        return list(self._engines)
+
+
+def try_out(listed: Sequence[Entry]) -> None:
+    """Load every model and draw from it, before anything is replaced by it.
+
+    Raises:
+        DataError: one of them does not work; says which and why.
+    """
+    import numpy as np
+
+    for entry in listed:
+        try:
+            model = Model(entry)
+            drawn = Shelf(0).engine(entry).draw([0], **model.options({"steps": 1} if model.stepwise else {}))
+        except Refused as error:
+            raise DataError(f"model {entry.name} draws nothing: {error.message}") from error
+        except (GenflowError, OSError, ValueError, RuntimeError, KeyError) as error:
+            hint = error.hint if isinstance(error, GenflowError) else "genflow sample it to see more"
+            raise DataError(f"model {entry.name} does not work: {str(error).splitlines()[0]}", hint) from error
+        if not np.isfinite(drawn.images).all():
+            raise UsageError(f"model {entry.name} draws what are no numbers", "train it again")

@@ -1,0 +1,283 @@
+"""What stands before the HTTP app: sizes, time, keys, rates, strict JSON, request ids, and one line of log a request.
+
+A plain ASGI middleware. It reads a body within its bounds before anything else sees it, so the app behind it never
+meets one that is too large, too slow, no JSON, or JSON that Python reads and others do not (NaN, lone surrogates).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from genflow.serving.responses import Refused
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("genflow.serving")
+
+OPEN = ("/healthz", "/")  # without a key: a load balancer's question, and the page, which holds no secret
+DEEPEST = 20  # brackets within brackets
+PEOPLE = 10_000  # callers whose rate is remembered
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be.
+
+    Args:
+        body_bytes: of a request.
+        header_bytes: all of them.
+        target_bytes: path and query.
+        body_seconds: to send it.
+        per_minute: requests of one caller; 0: any number. A caller is a key, or an address where keys are not asked.
+        keys: SHA-256 of the keys that are let in, in hexadecimal; none: everybody is.
+        docs: whether /docs and /openapi.json are there.
+    """
+
+    body_bytes: int = 1 << 20
+    header_bytes: int = 16 << 10
+    target_bytes: int = 2 << 10
+    body_seconds: float = 10.0
+    per_minute: int = 0
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    docs: bool = True
+
+
+def new_key() -> tuple[str, str]:
+    """A new key of 256 random bits, and its hash. It is as good as random, so one round of SHA-256 hides it."""
+    key = f"gf_{secrets.token_urlsafe(32)}"
+    return key, hashed(key)
+
+
+def hashed(key: str) -> str:
+    """What is kept of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def strict(body: bytes) -> Any:
+    """The JSON document of a body.
+
+    Raises:
+        Refused: it is none, or one that not every reader reads alike.
+    """
+    depth = most = 0
+    inside = escaped = False
+    for byte in body:  # before the parser, which would go as deep as the stack
+        if inside:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                inside = False
+        elif byte == 0x22:
+            inside = True
+        elif byte in b"[{":
+            depth += 1
+            most = max(most, depth)
+        elif byte in b"]}":
+            depth -= 1
+    if most > DEEPEST:
+        raise Refused(400, f"the JSON is nested deeper than {DEEPEST}")
+
+    def constant(word: str) -> Any:
+        raise Refused(400, f"{word} is no JSON")
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        document = dict(items)
+        if len(document) < len(items):
+            raise Refused(400, "a key stands twice")
+        return document
+
+    try:
+        text = body.decode("utf-8")
+        document = json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Refused(400, "the JSON holds a lone surrogate, which is no character") from error
+    except UnicodeDecodeError as error:
+        raise Refused(400, "the body is not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is no JSON: {str(error)[:100]}") from error
+    return document
+
+
+class Rate:
+    """A token bucket a caller: `per_minute` requests, and as many at once."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, caller: str) -> int:
+        """0 if the caller may go on, else the seconds until it may."""
+        if not self.per_minute:
+            return 0
+        now = time.monotonic()
+        tokens, then = self._buckets.pop(caller, (float(self.per_minute), now))
+        tokens = min(self.per_minute, tokens + (now - then) * self.per_minute / 60)
+        allowed = tokens >= 1
+        self._buckets[caller] = (tokens - 1 if allowed else tokens, now)
+        while len(self._buckets) > PEOPLE:
+            self._buckets.popitem(last=False)
+        return 0 if allowed else max(1, round((1 - tokens) * 60 / self.per_minute + 0.5))
+
+
+class Guard:
+    """The middleware.
+
+    Args:
+        app: what it guards.
+        limits: what a request may be.
+        seen: told of every request that was answered: method, path, status, seconds.
+    """
+
+    def __init__(
+        self, app: App, limits: Limits, seen: Callable[[str, str, int, float], None] = lambda *_: None
+    ) -> None:
+        self.app, self.limits, self.seen = app, limits, seen
+        self._rate = Rate(limits.per_minute)
+        self._strangers = Rate(30 if limits.keys else 0)  # wrong keys of an address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        start, status = time.perf_counter(), 0
+        request = scope.setdefault("state", {})["request"] = _id(scope)
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", []), *_headers(request, scope["path"])]}
+            await send(message)
+
+        try:
+            try:
+                self._look(scope)
+                receive = await self._body(scope, receive)
+            except Refused as refused:
+                await answer(refused, request, counted)
+            else:
+                await self.app(scope, receive, counted)
+        finally:
+            seconds = time.perf_counter() - start
+            self.seen(scope["method"], scope["path"], status, seconds)
+            line = {
+                "request": request, "method": scope["method"], "path": scope["path"][:200], "status": status,
+                "ms": round(1000 * seconds, 1), "client": (scope.get("client") or ["?"])[0],
+            }  # fmt: skip
+            log.info(json.dumps(line))
+
+    def _look(self, scope: Scope) -> None:
+        """Everything that can be said before the body is read."""
+        limits = self.limits
+        if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) > limits.target_bytes:
+            raise Refused(414, f"the address is longer than {limits.target_bytes} bytes")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
+            raise Refused(431, f"the headers are larger than {limits.header_bytes} bytes")
+        client = str((scope.get("client") or ["?"])[0])
+        caller = client
+        if limits.keys and scope["path"] not in OPEN:
+            caller = self._key(scope, client)
+        if wait := 0 if scope["path"] in OPEN else self._rate.take(caller):
+            raise Refused(429, f"more than {limits.per_minute} requests a minute", retry_after=wait)
+
+    def _key(self, scope: Scope, client: str) -> str:
+        """The hash of the caller's key.
+
+        Raises:
+            Refused: there is none, or it is not known.
+        """
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-api-key", b"") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        hash = hashlib.sha256(given.strip()).hexdigest()
+        known = False
+        for key in self.limits.keys:  # all of them, so that the time tells nothing
+            known |= hmac.compare_digest(key, hash)
+        if known:
+            return hash
+        if wait := self._strangers.take(client):
+            raise Refused(429, "too many wrong keys", retry_after=wait)
+        raise Refused(401, "a key is needed" if not given else "this key is not known",
+                      hint="send it as `Authorization: Bearer KEY`")  # fmt: skip
+
+    async def _body(self, scope: Scope, receive: Receive) -> Receive:
+        """The body, read within its bounds, as something to receive again."""
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return receive
+        headers = dict(scope["headers"])
+        most = self.limits.body_bytes
+        with contextlib.suppress(ValueError):
+            if int(headers.get(b"content-length", b"0")) > most:
+                raise Refused(413, f"the body is larger than {most:,} bytes")
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise Refused(415, "the body must be JSON", hint="Content-Type: application/json")
+        chunks: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refused(400, "the client went away")
+                    size += len(message.get("body", b""))
+                    if size > most:
+                        raise Refused(413, f"the body is larger than {most:,} bytes")
+                    chunks.append(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise Refused(408, f"the body took longer than {self.limits.body_seconds:.0f} s") from error
+        body = b"".join(chunks)
+        if not isinstance(strict(body), dict):
+            raise Refused(400, "the body must be a JSON object")
+        given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return given.pop() if given else await receive()
+
+        return again
+
+
+async def answer(refused: Refused, request: str, send: Send) -> None:
+    """Send a refusal."""
+    reply = refused.reply(request)
+    headers = {"content-type": reply.media, "content-length": str(len(reply.body)), **reply.headers}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+def _id(scope: Scope) -> str:
+    """The id that a proxy gave the request, if it is one to put in logs; else a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if 8 <= len(given) <= 64 and given.replace(b"-", b"").isalnum() else secrets.token_hex(8)
+
+
+def _headers(request: str, path: str) -> list[tuple[bytes, bytes]]:
+    """What every answer carries: its id, and what a browser must not do with it."""
+    headers = [(b"x-genflow-request", request.encode()), (b"x-content-type-options", b"nosniff")]
+    if path == "/":
+        policy = (
+            b"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob: 'self'; "
+            b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        headers += [(b"content-security-policy", policy), (b"referrer-policy", b"no-referrer")]
+    return headers

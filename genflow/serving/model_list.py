@@ -1,0 +1,48 @@
+"""The models of a deployment, as they are written down. Without torch: the command needs no more."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from genflow.storage.store import Artifact, Store
+from genflow.system.source_hash import digest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to serve, as it is written in a deployment.
+
+    Args:
+        name: in addresses.
+        run: the run's id.
+        path: the run's folder, seen by every replica.
+        evaluation: the folder of its newest evaluation; empty: none.
+    """
+
+    name: str
+    run: str
+    path: str
+    evaluation: str = ""
+
+
+def entries(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[Entry]:
+    """The runs as models, each with its newest evaluation; two of one name are told apart by their ids."""
+    made: list[Entry] = []
+    for index, run in enumerate(runs):
+        name = names[index] if index < len(names) else run.name
+        if name in [entry.name for entry in made]:
+            name = run.id
+        measured = [e for e in store.artifacts("evaluations") if e.meta.get("run") == run.id]
+        made.append(Entry(name, run.id, str(run.path), str(measured[-1].path) if measured else ""))
+    return made
+
+
+def as_documents(listed: Sequence[Entry]) -> list[dict[str, str]]:
+    """Entries as a deployment's configuration holds them."""
+    return [asdict(entry) for entry in listed]
+
+
+def signature(listed: Sequence[Entry]) -> str:
+    """What distinguishes one deployed list from another."""
+    return digest(as_documents(listed))
+
+

@@ -1,0 +1,161 @@
+"""The models that are served: what is known of each from its files, and the engines that are in memory.
+
+A model that is asked for is loaded; the one that was not asked for longest goes when the bound would be passed.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from genflow import build, families
+from genflow.errors import DataError
+from genflow.evaluation.steps_needed import recommend
+from genflow.families.base import Family, has_encoder
+from genflow.recipe.files import read
+from genflow.recipe.schema import Recipe, parse
+from genflow.sampling.engine import RECIPE
+from genflow.serving.model_list import Entry
+from genflow.serving.responses import Refused
+from genflow.specs import Facts
+from genflow.storage.manifest import read_manifest
+from genflow.storage.store import MANIFEST, Artifact, Store
+from genflow.training import checkpoint
+
+LARGER_IN_MEMORY = 2.0  # an engine over its weights' file: the weights, and what it works on
+
+
+def located(path: str) -> Path:
+    """An artifact's folder on this machine: as it was written down, or brought from the bucket that is the store."""
+    folder = Path(path)
+    if path and not folder.is_dir() and (store := Store()).shared:
+        artifact = store.get(folder.parent.name, folder.name)
+        return artifact.path if artifact else folder
+    return folder
+
+
+class Model:
+    """What is known of a model without its weights.
+
+    Raises:
+        DataError: its folder lacks what a run has.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry, self.name = entry, entry.name
+        folder = located(entry.path)
+        manifest = read_manifest(folder)
+        newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
+        if manifest is None or newest is None:
+            raise DataError(f"model {entry.name}: {folder} holds no finished run", "genflow runs ls")
+        self.run = Artifact("runs", entry.run, folder, manifest)
+        self.step = int(json.loads((newest / "state.json").read_text())["step"])
+        self.bytes = int(LARGER_IN_MEMORY * (newest / "weights.safetensors").stat().st_size)
+        self.facts = Facts.from_json((folder / "facts.json").read_text())
+        self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))
+        self.family: type[Family] = families.family_class(self.recipe.family["kind"])
+        self.schema: type[BaseModel] = build.schema(self.family.sample)
+        metrics = located(entry.evaluation) / "metrics.json"
+        self.measured: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
+        self.recommended = recommend(self.measured)
+        chosen = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
+        self.defaults: dict[str, Any] = self.schema.model_validate(chosen).model_dump(mode="json")
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether there are steps to watch."""
+        return "steps" in self.schema.model_fields
+
+    @functools.cached_property
+    def code_shape(self) -> tuple[int, ...]:
+        """The shape of a code, without the batch."""
+        return build.family_of(self.recipe, self.facts).code_shape
+
+    def options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """A request's options, checked and complete.
+
+        Raises:
+            Refused: the family has no such option, or the value cannot work.
+        """
+        known = list(self.schema.model_fields)
+        try:
+            options = self.schema.model_validate({**self.defaults, **given}, strict=True).model_dump(mode="json")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            key = str(first["loc"][0]) if first["loc"] else None
+            if first["type"] == "extra_forbidden":
+                message = f"{self.family.title} has no option {key}"
+                raise Refused(422, message, key, f"options: {', '.join(known) or 'none'}") from error
+            raise Refused(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
+        if options.get("guidance", 1.0) != 1.0 and not self.facts.classes:
+            raise Refused(422, "guidance needs a model with classes", "guidance", "leave guidance at 1")
+        return options
+
+    def card(self) -> dict[str, Any]:
+        """What `GET /v1/models` says of it."""
+        facts, meta = self.facts, self.run.meta
+        properties = self.schema.model_json_schema().get("properties", {})
+        metrics = {
+            name: {key: value[key] for key in ("value", "low", "high", "n", "floor", "features") if key in value}
+            for name, value in (self.measured.get("metrics") or {}).items()
+        }
+        return {
+            "id": self.name,
+            "object": "model",
+            "owned_by": "genflow",
+            "created": int(self.run.manifest.get("created", 0)),
+            "family": {
+                "kind": self.recipe.family["kind"],
+                "title": self.family.title,
+                "objective": self.family.objective,
+                "steps": self.family.steps,
+                "likelihood": self.family.likelihood,
+            },
+            "checkpoint": {"run": self.run.id, "step": self.step},
+            "data": {
+                "name": meta.get("dataset_name"),
+                "shape": list(facts.shape),
+                "levels": facts.levels,
+                "points": facts.is_points,
+                "classes": list(facts.class_names),
+                "fingerprint": facts.fingerprint,
+            },
+            "abilities": {
+                "steps": self.stepwise,
+                "guidance": "guidance" in self.schema.model_fields and bool(facts.classes),
+                "encode": has_encoder(self.family),
+            },
+            "options": {
+                name: {key: value for key, value in field.items() if key != "title"} | {"default": self.defaults[name]}
+                for name, field in properties.items()
+            },
+            "recommended": self.recommended,
+            "metrics": metrics,
+            "speed": self.measured.get("speed"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "lineage": {
+                "run": self.run.id,
+                "parents": self.run.manifest.get("parents", []),
+                "evaluation": self.measured.get("evaluation"),
+                "init": self.recipe.init or None,
+                "genflow": self.run.manifest.get("genflow"),
+                "manifest": MANIFEST,
+            },
+            "training": {key: meta.get(key) for key in ("steps", "images", "seconds", "parameters")},
+        }
+
+
+def model_of(models: dict[str, Model], name: str) -> Model:
+    """The model of a name; without a name the first.
+
+    Raises:
+        Refused: there is none of that name.
+    """
+    found = models.get(name or next(iter(models)))
+    if found is None:
+        raise Refused(404, f"there is no model {name!r}", "model", f"models: {', '.join(models)}")
+    return found
+
+

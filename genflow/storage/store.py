@@ -1,0 +1,301 @@
+"""The artifact store: a folder of folders, each of which exists only once its manifest does.
+
+    .genflow/
+      datasets/<name>-<key>/      Arrow shards, facts.json
+      features/<name>-<key>/      the judge's network for one dataset
+      runs/<name>-<key>/          recipe.yaml, facts.json, checkpoints/step_00001000/, samples/
+      searches/<name>-<key>/      best.yaml, search.json, trials/0007/
+      evaluations/<name>-<key>/   metrics.json, sample grids
+      reports/<name>-<key>/       report.html
+      journals/<run id>.jsonl     what a run measured (see `journal`)
+
+Commit protocol: files are written into `X.tmp-<attempt>`, each is fsynced, the manifest (schema, versions,
+what it was made from, per file its size and SHA-256) is written last, and the folder is renamed and its
+parent fsynced. A reader therefore sees the old state or the new one. What has no valid manifest does not
+exist. No format that is used here protects its bytes (one flipped bit in an Arrow file is read as data), so
+the hashes are checked on read.
+
+A store may lie in a bucket, `s3://bucket/prefix`, laid out in the same way; `shared` mirrors it on each machine.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genflow.errors import SetupError, UsageError
+from genflow.storage import mirror
+from genflow.storage.files import NODE, clear_disk_errors, sweep, sync_folder, write_atomically
+from genflow.storage.lock import lease
+from genflow.storage.manifest import describe, read_manifest, verify
+from genflow.storage.mirror import MANIFEST
+
+KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
+MAKES = {
+    "datasets": "genflow prepare SOURCE --name NAME makes one",
+    "runs": "genflow train FAMILY --data NAME makes one",
+    "pairs": "genflow reflow RUN makes some",
+    "searches": "genflow tune FAMILY --data NAME makes one",
+    "evaluations": "genflow evaluate RUN makes one",
+    "reports": "genflow compare RUN... makes one",
+    "features": "genflow evaluate RUN makes one",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder of the store and its manifest.
+
+    Args:
+        kind, id: what it is.
+        folder: where it lies, or will, on the machine that found it.
+        manifest: what it holds.
+        url: of the store, if that is a bucket; then its files are brought here when they are asked for.
+    """
+
+    kind: str
+    id: str
+    folder: Path
+    manifest: dict[str, Any]
+    url: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Its folder, whole, on this machine."""
+        if not self.url:
+            return self.folder
+        here = mirror.at(self.url)
+        return here.bring(here.root / self.kind / self.id, self.manifest)
+
+    @property
+    def name(self) -> str:
+        """The name that people gave it."""
+        return str(self.manifest.get("name") or self.id.rpartition("-")[0])
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What its maker wrote down about it."""
+        return self.manifest.get("meta", {})
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files, on this machine."""
+        if not self.url or name not in self.manifest["files"]:
+            return self.path / name
+        here = mirror.at(self.url)
+        path = here.root / self.kind / self.id / name
+        here.fetch(path, self.manifest["files"][name])
+        return path
+
+    def verify(self) -> "Artifact":
+        """Check every file against the manifest.
+
+        Raises:
+            DataError: a file is missing, or differs from what was committed.
+        """
+        verify(self.path, self.manifest)
+        return self
+
+
+class Store:
+    """A folder of artifacts, or a bucket of them and this machine's mirror of it.
+
+    Args:
+        root: the folder, or `s3://bucket/prefix`; None: GENFLOW_STORE, or `.genflow` in the current folder.
+
+    Attributes:
+        root: the folder; of a bucket, the mirror.
+        shared: the mirror, of a bucket.
+        url: by which another process, or another machine, opens the same store.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        text = str(root or os.environ.get("GENFLOW_STORE") or ".genflow")
+        self.shared = mirror.at(text) if "://" in text else mirror.of(Path(text).expanduser().absolute())
+        if self.shared:
+            self.root, self.url = self.shared.root, self.shared.url
+            return
+        self.root = Path(text).expanduser().absolute()
+        self.url = str(self.root)
+        if self.root.exists() and not self.root.is_dir():
+            raise SetupError(f"the store {self.root} is a file, not a folder", "set GENFLOW_STORE to a folder")
+
+    def folder(self, kind: str, id: str) -> Path:
+        """Where the artifact lies, or will."""
+        return self.root / kind / id
+
+    def get(self, kind: str, id: str) -> Artifact | None:
+        """The artifact, if it is finished."""
+        path = self.folder(kind, id)
+        manifest = self.shared.manifest(path) if self.shared else read_manifest(path)
+        return self._artifact(kind, id, manifest) if manifest else None
+
+    def _artifact(self, kind: str, id: str, manifest: dict[str, Any]) -> Artifact:
+        return Artifact(kind, id, self.folder(kind, id), manifest, self.url if self.shared else "")
+
+    def names(self, kind: str) -> list[str]:
+        """The ids of a kind, finished or begun."""
+        if self.shared:
+            return self.shared.names(kind)
+        folder = self.root / kind
+        if not folder.is_dir():
+            return []
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and ".tmp-" not in p.name)  # an attempt was killed
+
+    def artifacts(self, kind: str) -> list[Artifact]:
+        """Every finished artifact of a kind, oldest first."""
+        names = self.names(kind)
+        folders = [self.folder(kind, name) for name in names]
+        manifests = self.shared.manifests(folders) if self.shared else map(read_manifest, folders)
+        found = [self._artifact(kind, name, m) for name, m in zip(names, manifests, strict=True) if m]
+        return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id))
+
+    def find(self, kind: str, reference: str) -> Artifact:
+        """An artifact by its id, a prefix of it, its name (the newest of that name), or `latest`.
+
+        Raises:
+            UsageError: none, or several, are meant; the message lists those that exist.
+        """
+        every = self.artifacts(kind)
+        noun = {"features": "judge", "pairs": "pairs", "searches": "search"}.get(kind, kind[:-1])
+        if not reference:
+            raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
+        if reference == "latest" and every:
+            return every[-1]
+        for match in (
+            [a for a in every if a.id == reference],
+            [a for a in every if a.name == reference][-1:],
+        ):
+            if match:
+                return match[-1]
+        close = [a for a in every if a.id.startswith(reference) or a.id.rpartition("-")[2].startswith(reference)]
+        if len(close) == 1:
+            return close[0]
+        if close:
+            raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
+        names = list(dict.fromkeys(a.name for a in reversed(every)))
+        known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.url} has none"
+        raise UsageError(f"no {noun} {reference!r}{known}", MAKES[kind])
+
+    @contextmanager
+    def stage(self, kind: str, id: str, *, name: str = "") -> Iterator["Staged"]:
+        """A folder to fill; `staged.commit(...)` makes it the artifact. Left without, it is removed."""
+        path = self.folder(kind, id)
+        attempt = path.with_name(f"{path.name}.tmp-{NODE}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        with clear_disk_errors(path):
+            sweep(path.parent)
+            attempt.mkdir(parents=True)
+            staged = Staged(self, kind, id, name, attempt)
+            try:
+                yield staged
+            finally:
+                shutil.rmtree(attempt, ignore_errors=True)
+
+    def seal(self, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
+             meta: dict[str, Any] | None = None, only: Callable[[str], bool] | None = None) -> Artifact:
+        """Finish a folder that grew in place (a run): write its manifest, last and atomically."""
+        path = self.folder(kind, id)
+        with clear_disk_errors(path):
+            if self.shared:
+                self.shared.gather(path)  # what other machines made of it
+            manifest = describe(path, kind, id, name=name, parents=parents, meta=meta, only=only)
+            if self.shared:
+                self.shared.send(path, path, manifest)
+            write_atomically(path / MANIFEST, json.dumps(manifest, indent=1))
+        return self._artifact(kind, id, manifest)
+
+    def remove(self, artifact: Artifact) -> None:
+        """Delete an artifact: the manifest first, so that it stops existing at once."""
+        self.forget(artifact.kind, artifact.id)
+
+    def forget(self, kind: str, id: str) -> None:
+        """Delete a folder of the store, finished or not."""
+        if self.shared:
+            self.shared.forget(self.folder(kind, id))
+        (self.folder(kind, id) / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.folder(kind, id), ignore_errors=True)
+
+    def share(self, *files: Path) -> None:
+        """Let other machines see files of a folder that is not finished yet; in a folder store they do."""
+        if self.shared:
+            for file in files:
+                self.shared.push(file)
+
+    def level(self, file: Path) -> Path:
+        """Let this machine and the others have the same of a file that is only appended to, such as a journal."""
+        if self.shared:
+            self.shared.level(file)
+        return file
+
+    def sees(self, file: Path) -> bool:
+        """Whether this machine sees a file that another one shared."""
+        return file.is_file() or bool(self.shared and self.shared.pull(file))
+
+    @contextmanager
+    def lock(self, kind: str, id: str, *, wait: bool = True) -> Iterator[None]:
+        """Hold the right to make this artifact. It ends with the process, however that ends.
+
+        Raises:
+            UsageError: another process holds it and `wait` is false; it is named.
+        """
+        folder = self.root / "locks"
+        with clear_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / f"{kind}-{id}.lock", "a+")  # noqa: SIM115  closed below, after unlocking
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                file.seek(0)
+                raise UsageError(f"{id} is being made by process {file.read().strip() or 'unknown'}",
+                                 "wait for it, or stop that process") from error
+            file.seek(0)
+            file.truncate()
+            file.write(f"{os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            if self.shared and kind in KINDS:  # the others are of this machine alone
+                with lease(self.shared.bucket, f"{kind}-{id}", wait=wait):
+                    yield
+            else:
+                yield
+
+
+@dataclass
+class Staged:
+    """A folder under construction."""
+
+    store: Store
+    kind: str
+    id: str
+    name: str
+    path: Path
+
+    def commit(self, *, parents: list[str] | None = None, meta: dict[str, Any] | None = None) -> Artifact:
+        """Make the folder the artifact, at once and for good. If another process was first, theirs stays."""
+        manifest = describe(self.path, self.kind, self.id, name=self.name, parents=parents, meta=meta)
+        final = self.store.folder(self.kind, self.id)
+        if bucket := self.store.shared:
+            if existing := self.store.get(self.kind, self.id):
+                return existing
+            bucket.send(self.path, final, manifest)
+            shutil.rmtree(final, ignore_errors=True)  # what it was before it was deleted elsewhere
+        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1))
+        try:
+            os.rename(self.path, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if existing := self.store.get(self.kind, self.id):
+                return existing
+            shutil.rmtree(final)  # a folder without a manifest does not exist
+            os.rename(self.path, final)
+        sync_folder(final.parent)
+        return self.store._artifact(self.kind, self.id, manifest)
+
+

@@ -1,0 +1,259 @@
+"""A run's journal: what it measured and made, one JSON document a line, in a file beside the run.
+
+The training thread writes here and nowhere else; `genflow.tracking.sync` sends what is written to MLflow, in a
+process of its own. So an outage of MLflow delays nothing (a line costs microseconds), loses nothing (the file
+stays) and doubles nothing (every line carries its time, and MLflow keeps one row a key, time, step and value).
+
+    {"t": 1764000000000, "journal": {"id": "5f0c...", "experiment": "digits", "name": "fm-digits"}}
+    {"t": 1764000000412, "step": 100, "stream": "train", "metrics": {"loss": 0.231, "grad_norm": "inf"}}
+    {"t": 1764000000933, "step": 100, "image": {"key": "samples/ema", "file": "runs/fm-1a2b/samples/100.png"}}
+
+`t` is milliseconds since 1970. The other entries are `params`, `tags`, `artifact`, `model` and `status`. JSON
+has no word for a number that is not finite: these are the strings "nan", "inf" and "-inf".
+
+A journal is only ever appended to. The torn last line of a writer that was killed is closed by a newline when
+the next one opens the file, and every reader passes over it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from genflow.errors import GenflowError
+from genflow.storage import mirror
+from genflow.storage.files import clear_disk_errors, write_atomically
+
+Entry = dict[str, Any]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+def journal_path(store_root: str | Path, run_id: str) -> Path:
+    """Where the journal of a run lies: `<store>/journals/<run id>.jsonl`."""
+    return Path(store_root) / "journals" / f"{run_id}.jsonl"
+
+
+class Journal:
+    """The writing end. It says nothing twice: a run that goes on from an older checkpoint may repeat itself.
+
+    It holds a shared lock on its file while it is open, by which `has_writer` knows that it is alive.
+
+    Args:
+        path: the file, from `journal_path`; made if it is not there.
+        experiment: the MLflow experiment, which is the dataset's name. Only the first writer's word counts.
+        name: the run's name in MLflow; empty: the run's id.
+        parent: the run id of the journal whose MLflow run this one is a child of; empty: of none.
+
+    Raises:
+        ResourceError: the disk is full.
+        SetupError: the file cannot be written, or the bucket that it is kept in does not answer.
+    """
+
+    def __init__(self, path: str | Path, *, experiment: str = "genflow", name: str = "", parent: str = "") -> None:
+        self.path = Path(path)
+        self._root = self.path.absolute().parent.parent
+        self._last: dict[str, int] = {}  # the last step of each metric of the stream "train"
+        self._said: set[tuple[Any, ...]] = set()  # everything else that must not be said twice
+        self._torn = False
+        with clear_disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.keep()
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":
+                os.write(self._file, b"\n")
+        for _, entry in entries(self.path):
+            self._remember(entry)
+        if ("journal",) not in self._said:
+            name = name or self.path.stem
+            of = {"parent": parent} if parent else {}
+            self._append({"journal": {"id": uuid.uuid4().hex, "experiment": experiment, "name": name, **of}})
+
+    def metrics(self, step: int, values: Mapping[str, Any], *, stream: str = "train") -> None:
+        """Write numbers, unless they are there already.
+
+        The stream "train" only goes forward: a metric at or before its last step is passed over. Any other
+        stream is a set of measurements in any order, in which each metric has one value a step. What is
+        measured anew under other conditions needs a stream of its own, such as the evaluation's id.
+
+        Args:
+            step: the training step; for a quality curve, the number of network evaluations.
+            values: numbers (or tensors of one number) by name, such as {"loss": 0.2}.
+            stream: what the steps belong to.
+        """
+        step = int(step)
+        fresh = {key: _jsonable(float(value)) for key, value in values.items() if self._is_new(stream, key, step)}
+        if fresh:
+            self._append({"step": step, "stream": stream, "metrics": fresh})
+
+    def image(self, step: int, key: str, file: str | Path) -> None:
+        """Show a picture under `key`, such as "samples/ema"; one picture a key and step."""
+        if ("image", key, step) not in self._said:
+            self._append({"step": int(step), "image": {"key": key, "file": self._place(file)}})
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Write down settings by flat name. MLflow never changes one: the first value of each stays."""
+        fresh = {key: value for key, value in values.items() if ("params", key) not in self._said}
+        if fresh:
+            self._append({"params": fresh})
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Label the run; a later value replaces an earlier one."""
+        self._append({"tags": {key: str(value) for key, value in values.items()}})
+
+    def artifact(self, file: str | Path, folder: str = "") -> None:
+        """Keep a file, or a folder's contents, with the run in MLflow, under `folder`."""
+        self._append({"artifact": {"file": self._place(file), "artifact_path": folder}})
+
+    def model(self, checkpoint: str | Path, name: str, *, step: int = 0) -> None:
+        """Register a checkpoint's folder as a new version of the model `name`, once."""
+        place = self._place(checkpoint)
+        if ("model", name, place) not in self._said:
+            self._append({"step": int(step), "model": {"checkpoint": place, "name": name}})
+
+    def status(self, status: Status) -> None:
+        """Say where the run stands. A journal that was left without a last word counts as KILLED."""
+        self._append({"status": status})
+
+    def keep(self) -> None:
+        """Have the same here and in the bucket, if the store is one."""
+        if bucket := mirror.of(self.path):
+            bucket.level(self.path)
+
+    def close(self) -> None:
+        """Give the file up; closing twice is no harm."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            with contextlib.suppress(GenflowError):  # it is kept here, and the sender says what it cannot send
+                self.keep()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, entry: Entry) -> None:
+        """One entry, one write: with O_APPEND no other writer can come between its bytes. Never an fsync."""
+        text = json.dumps({"t": time.time_ns() // 1_000_000, **entry}, default=str, separators=(",", ":"))
+        line = (b"\n" if self._torn else b"") + text.encode() + b"\n"
+        with clear_disk_errors(self.path):
+            self._torn = os.write(self._file, line) < len(line)
+            if self._torn:  # the disk took a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._remember(entry)
+
+    def _remember(self, entry: Entry) -> None:
+        step, stream = entry.get("step", 0), entry.get("stream")
+        if "metrics" in entry and stream == "train":
+            self._last.update({key: max(step, self._last.get(key, step)) for key in entry["metrics"]})
+        elif "metrics" in entry:
+            self._said.update((stream, key, step) for key in entry["metrics"])
+        elif "image" in entry:
+            self._said.add(("image", entry["image"]["key"], step))
+        elif "params" in entry:
+            self._said.update(("params", key) for key in entry["params"])
+        elif "model" in entry:
+            self._said.add(("model", entry["model"]["name"], entry["model"]["checkpoint"]))
+        elif "journal" in entry:
+            self._said.add(("journal",))
+
+    def _is_new(self, stream: str, key: str, step: int) -> bool:
+        if stream == "train":
+            return key not in self._last or step > self._last[key]
+        return (stream, key, step) not in self._said
+
+    def _place(self, file: str | Path) -> str:
+        """A path relative to the store where it lies inside, so that the store can be moved."""
+        path = Path(file).absolute()
+        return str(path.relative_to(self._root) if path.is_relative_to(self._root) else path)
+
+
+@dataclass
+class Cursor:
+    """How far a journal was sent, and where to: `<run id>.cursor.json` beside it.
+
+    Args:
+        uri: the tracking URI; empty: nothing was sent yet.
+        journal: the journal's own id.
+        experiment: MLflow's id of the experiment.
+        run: MLflow's id of the run.
+        offset: in bytes.
+        status: the last that MLflow was told.
+    """
+
+    uri: str = ""
+    journal: str = ""
+    experiment: str = ""
+    run: str = ""
+    offset: int = 0
+    status: str = "RUNNING"
+
+    @classmethod
+    def read(cls, journal: Path) -> "Cursor":
+        """The cursor of a journal; a new one if it is lost."""
+        try:
+            return cls(**json.loads(journal.with_suffix(".cursor.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def write(self, journal: Path) -> None:
+        """Save it, atomically."""
+        write_atomically(journal.with_suffix(".cursor.json"), json.dumps(vars(self)))
+
+
+def entries(path: str | Path, offset: int = 0) -> Iterator[tuple[int, Entry]]:
+    """Read a journal from a byte offset: each whole entry, after the offset at which the next one begins."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # being written at this moment, or torn
+            offset += len(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # torn, and closed by a later writer
+            if isinstance(entry, dict):
+                yield offset, entry
+
+
+def opening(path: str | Path) -> Entry:
+    """The entry that says whose journal it is; empty if there is none yet."""
+    return next((entry for _, entry in entries(path) if "journal" in entry), {})
+
+
+def curves(path: str | Path, stream: str = "train") -> dict[str, list[tuple[int, float]]]:
+    """The metrics of a stream: for each, its (step, value) pairs in the order of writing."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for _, entry in entries(path):
+        if "metrics" in entry and entry.get("stream") == stream:
+            for key, value in entry["metrics"].items():
+                found.setdefault(key, []).append((entry["step"], float(value)))
+    return found
+
+
+def has_writer(path: str | Path) -> bool:
+    """Whether a process has this journal open for writing."""
+    file = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _jsonable(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

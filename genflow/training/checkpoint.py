@@ -1,0 +1,184 @@
+"""Checkpoints: weights, their average, the optimizer and the clock, as safetensors and JSON, never pickle.
+
+    checkpoints/step_00001000/  weights.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
+
+A checkpoint exists once its folder does: it is written beside, fsynced, and renamed (see `store`). Of a store in a
+bucket, it exists once it is there: it is sent before training goes on.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from genflow.errors import DataError
+from genflow.storage import mirror
+from genflow.storage.files import clear_disk_errors, sync_folder, write_atomically
+from genflow.storage.manifest import describe, read_manifest, verify
+from genflow.storage.store import MANIFEST
+from genflow.training import fsdp
+from genflow.training.fsdp import share_of, whole
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.glob("step_*") if ".tmp-" not in p.name and (p / MANIFEST).is_file())
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose files are what was committed; a corrupt one is passed over."""
+        if (bucket := self._mirror()) and not (self.folder.parent / MANIFEST).is_file():  # else all of it was brought
+            return bucket.newest(self.folder, "step_")
+        for path in reversed(self.steps()):
+            manifest = read_manifest(path)
+            try:
+                if manifest:
+                    verify(path, manifest)
+                    return path
+            except DataError:
+                continue
+        return None
+
+    def _mirror(self) -> mirror.Shared | None:
+        return mirror.of(self.folder)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Commit what `write(folder)` puts into a folder, then let go of the oldest."""
+        path = self.folder / f"step_{step:08d}"
+        attempt = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        with clear_disk_errors(path):
+            attempt.mkdir(parents=True)
+            try:
+                write(attempt)
+                manifest = describe(attempt, "checkpoints", path.name)
+                write_atomically(attempt / MANIFEST, json.dumps(manifest))
+                if path.exists():  # of an earlier attempt; equal, because a run is a function of its recipe
+                    shutil.rmtree(path)
+                os.rename(attempt, path)
+                sync_folder(self.folder)
+            finally:
+                shutil.rmtree(attempt, ignore_errors=True)
+        if bucket := self._mirror():
+            bucket.send(path, path, manifest)
+            older = sorted(name for name in bucket.names(bucket.key(self.folder)) if name < path.name)
+            for name in older[: 1 - self.keep or None]:
+                bucket.forget(self.folder / name)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        for torn in self.folder.glob("step_*.tmp-*"):
+            shutil.rmtree(torn, ignore_errors=True)
+
+
+Tensors = dict[str, dict[str, Tensor]]  # by file
+
+
+def gather(
+    module: nn.Module, average: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimizer], *, keep: bool = True
+) -> Tensors:
+    """A run's tensors, on the CPU. Of a module that is cut every worker must ask for them.
+
+    Args:
+        module: its parameters and persistent buffers are saved.
+        average: the slow copy of the parameters, by name.
+        optimizers: by name; their tensors are saved as `name/parameter/slot`.
+        keep: whether this worker wants them.
+    """
+    found: Tensors = {"weights": module.state_dict(), "ema": average, "optimizer": {}}
+    for name, optimizer in optimizers.items():
+        for index, values in optimizer.state_dict()["state"].items():
+            for slot, value in values.items():
+                found["optimizer"][f"{name}/{index}/{slot}"] = torch.as_tensor(value)
+    made: Tensors = {file: {} for file in found}
+    for file, tensors in found.items():
+        for name, tensor in tensors.items():
+            full = whole(tensor.detach())  # one after the other, since all of them may fit nowhere but in memory
+            if keep:
+                made[file][name] = full.cpu().contiguous()
+    return made
+
+
+def write(folder: Path, tensors: Tensors, state: dict[str, Any]) -> None:
+    """Put a run's state into a folder.
+
+    Args:
+        folder: empty.
+        tensors: what `gather` found.
+        state: step, images, seconds: anything that JSON holds.
+    """
+    for file, own in tensors.items():
+        save_file(own, folder / f"{file}.safetensors")
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def read(
+    folder: Path, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], device: str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Take over what `write` saved; returns the average and the state. A module that is cut takes its share.
+
+    Raises:
+        DataError: the weights are another net's.
+    """
+    fsdp.load(module, _fitting(folder, module, device))
+    slots = load_file(folder / "optimizer.safetensors")
+    for name, optimizer in optimizers.items():
+        document = optimizer.state_dict()
+        document["state"] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for key, value in slots.items():
+            owner, index, slot = key.split("/")
+            if owner == name:
+                like = parameters[int(index)]
+                own = share_of(value, like) if value.shape == like.shape else value
+                document["state"].setdefault(int(index), {})[slot] = own
+        optimizer.load_state_dict(document)
+    return load_file(folder / "ema.safetensors", device=device), json.loads((folder / "state.json").read_text())
+
+
+def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> dict[str, Any]:
+    """Load only what sampling needs, the average or the raw weights; returns the state.
+
+    Raises:
+        DataError: the weights are another net's.
+    """
+    module.load_state_dict(_fitting(folder, module))
+    if average and (folder / "ema.safetensors").exists():  # an export's one file of weights is the average
+        module.load_state_dict(load_file(folder / "ema.safetensors"), strict=False)
+    return json.loads((folder / "state.json").read_text())
+
+
+def _fitting(folder: Path, module: nn.Module, device: str = "cpu") -> dict[str, Tensor]:
+    """A checkpoint's weights, if they are of this net.
+
+    Raises:
+        DataError: they are another's, such as one that an older genflow built from the same recipe.
+    """
+    weights = load_file(folder / "weights.safetensors", device=device)
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if other := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
+        name = other[0]
+        raise DataError(
+            f"{folder}: {len(other)} tensors are not those of the net that this genflow builds from the recipe: {name} "
+            f"is {found.get(name, 'missing')}, not {own.get(name, 'a part of it')}",
+            "train it again, or use the genflow that made it",
+        )
+    return weights

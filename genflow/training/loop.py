@@ -1,0 +1,344 @@
+"""The one training loop, for every family and any number of players, workers and devices.
+
+It knows no family, no Ray and no MLflow. Every draw is a function of (seed, purpose, step, row), the batch of a
+step is a function of the step, and a checkpoint holds the rest; so a run that is killed anywhere goes on to the
+same bits, and the number of workers changes only the order of sums.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from genflow.batch import Batch
+from genflow.data.stream import share
+from genflow.errors import GenflowError
+from genflow.families.base import LOOK_EVERY, Family
+from genflow.maths.rng import BatchRng
+from genflow.recipe.schema import Train
+from genflow.training import checkpoint
+from genflow.training.all_reduce import Gradients
+from genflow.training.ema import Ema
+from genflow.training.fsdp import ShardedGradients, shard
+from genflow.training.optim import optimizers_of
+from genflow.training.precision import multiplies_bfloat16
+from genflow.training.session import Session
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a run ended.
+
+    Args:
+        step: steps made.
+        images: images seen.
+        seconds: wall-clock seconds of training, over all attempts.
+        cpu_seconds: CPU seconds of this worker, over all attempts.
+        done: whether the budget is used up; False if somebody asked it to stop.
+    """
+
+    step: int
+    images: int
+    seconds: float
+    cpu_seconds: float
+    done: bool
+
+
+LARGEST_ROLLBACKS = 3
+
+
+class NonFinite(GenflowError):  # noqa: N818  the loss's state, as numpy and torch call it
+    """The loss or its gradient is not a number; the weights have not moved."""
+
+
+class Trouble(GenflowError):  # noqa: N818  the family's own word for it
+    """The family says that its training has gone wrong."""
+
+
+def fit(
+    family: Family,
+    batches: Callable[[int], Batch],
+    session: Session,
+    train: Train,
+    on_checkpoint: Callable[[int, dict[str, Tensor]], None] = lambda step, average: None,
+    whole: Callable[[int], Batch] | None = None,
+) -> Fitted:
+    """Train a family until its budget of steps or minutes is used up.
+
+    Args:
+        family: with fresh weights, the same on every worker; its weights are moved.
+        batches: the batch of a step, this worker's share of it.
+        session: where this runs.
+        train: the recipe's section.
+        on_checkpoint: called on rank 0 at every checkpoint with the step and the averaged weights.
+        whole: the whole batch of a step, for the family's `finish`; None: `batches` are whole.
+
+    Raises:
+        NonFinite: the loss or gradient is not finite; raised before the optimizer moves.
+        Trouble: the family says in words what has gone wrong. Both end the run at once, or after three rollbacks if
+            the recipe asks for them.
+    """
+    # Set the stage.
+    if session.threads:
+        torch.set_num_threads(session.threads)
+    device = torch.device(session.device)
+    family.to(device).train()
+    sharded = session.sharded and session.world > 1
+    if sharded:
+        for player in family.players:
+            shard(getattr(family, player), device, session.world)
+    optimizers = {player: optimizers_of(getattr(family, player), train) for player in family.players}
+    kind = ShardedGradients if sharded else Gradients
+    gradients = {player: kind(getattr(family, player), session.world) for player in family.players}
+    named = {f"{player}.{name}": o for player, own in optimizers.items() for name, o in own.items()}
+    ema = Ema(family, train.ema)
+    start, stop = share(train.batch, session.rank, session.world)
+    amp = _precision(train.precision, device)
+    if train.compile:
+        for player in family.players:
+            getattr(family, player).compile()
+    clock = _Clock(train)
+    parameters = sum(p.numel() for p in family.parameters())
+    parts = _Parts()
+
+    # Go on where an earlier attempt ended.
+    step, saved, rollbacks = 0, -1, 0
+
+    def load() -> bool:
+        nonlocal step, saved, rollbacks
+        if folder := session.load():
+            average, state = checkpoint.read(folder, family, named, session.device)
+            ema.load(average)
+            step = saved = state["step"]
+            rollbacks = state.get("rollbacks", 0)
+            clock.resume(state)
+        return bool(folder)
+
+    def save(*, again: bool = False) -> None:
+        nonlocal saved
+        if saved != step or again:
+            state: dict[str, Any] = {"step": step, "images": step * train.batch, **clock.state()}
+            state |= {"parameters": parameters, "rollbacks": rollbacks}
+            tensors: checkpoint.Tensors = {}
+            if session.rank == 0 or sharded:
+                tensors = checkpoint.gather(family, ema.state(), named, keep=session.rank == 0)
+            if session.rank == 0:
+                session.save(step, lambda folder: checkpoint.write(folder, tensors, state))
+                on_checkpoint(step, tensors["ema"])
+            session.barrier({"step": step})
+            saved = step
+
+    def roll_back(why: GenflowError) -> None:
+        """To the newest checkpoint, at half the rate; the draws of a step are a function of it, but not its end."""
+        nonlocal rollbacks
+        before = rollbacks
+        if train.on_trouble == "stop" or before >= LARGEST_ROLLBACKS or not load():
+            raise why
+        rollbacks = before + 1
+        family.begin_again()
+
+    load()
+    stopped = False
+    clock.start()
+    clock.agree(session.world, device)
+    parts.mark("")
+    while not (done := clock.position(step) >= 1):
+        batch = batches(step)
+        parts.mark("data")
+        lr = _schedule(train, step, clock.position(step)) * 0.5**rollbacks
+        family.prepare(clock.position(step))
+        log: dict[str, Tensor] = {}
+        wrong: GenflowError | None = None
+
+        # Every player moves in turn.
+        for player in family.players:
+            module: nn.Module = getattr(family, player)
+            others = [getattr(family, name) for name in family.players if name != player]
+            _require_grad(others, False)
+            rng = BatchRng(train.seed, f"loss/{player}", step, start=start, total=train.batch, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                loss, numbers = family.loss(player, batch, rng)
+            parts.mark("loss")
+            (loss * ((stop - start) / train.batch * gradients[player].factor)).backward()
+            _require_grad(others, True)
+            parts.mark("backward")
+            norm = gradients[player].take(train.clip)
+            parts.mark("gather")
+            if not math.isfinite(norm):
+                wrong = NonFinite(
+                    f"the loss of {player} is not finite at step {step + 1} (loss {float(loss.detach()):.3g}, "
+                    f"gradient norm {norm:.3g}); the weights were not moved",
+                    f"try --set train.lr={train.lr / 3:.2g}, or --set train.precision=fp32",
+                )
+                break
+            for optimizer in optimizers[player].values():
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * lr
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            parts.mark("optimizer")
+            suffix = "" if len(family.players) == 1 else f"/{player}"
+            log |= {f"loss{suffix}": loss.detach(), **{k: v.detach() for k, v in numbers.items()}}
+            log[f"gradient_norm{suffix}"] = torch.tensor(norm)
+
+        if wrong is None and (step + 1) % LOOK_EVERY == 0:
+            words = family.trouble(_numbers(log, session, (stop - start) / train.batch))
+            if words:
+                wrong = Trouble(f"{words} (step {step + 1})", f"try --set train.lr={train.lr / 3:.2g}")
+        if wrong is not None:
+            module.zero_grad(set_to_none=True)
+            roll_back(wrong)
+            continue
+
+        step += 1
+        ema.update(step)
+        family.after_step(step)
+        clock.agree(session.world, device)
+        parts.mark("average")
+        asked = False
+        if step % train.log_every == 0:
+            asked = _report(log, step, lr * train.lr, clock, session, (stop - start) / train.batch, train, parts.take())
+            parts.mark("report")
+        if step % train.checkpoint_every == 0:
+            save()
+            parts.mark("checkpoint")
+        # One worker may stop at any step; several only together, at a report, which tells them of each other.
+        if stopped := asked or (session.world == 1 and session.should_stop()):
+            break
+    if done and not stopped and (session.rank == 0 or sharded):
+        on_average(family, ema.state(), lambda: family.finish(whole or batches))
+    save(again=done and not stopped)
+    return Fitted(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
+
+
+class _Parts:
+    """Where a step's time goes: wall-clock seconds of this worker.
+
+    On a GPU kernels run behind, and a part is how long the process waited in it; the sum is the step's time still.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._steps = 0
+        self._at = time.perf_counter()
+
+    def mark(self, part: str) -> None:
+        """What happened since the last mark was this part; without a name, nobody's."""
+        now = time.perf_counter()
+        if part:
+            self._seconds[part] = self._seconds.get(part, 0.0) + now - self._at
+        self._steps += part == "average"
+        self._at = now
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each part, mean over the steps since it was asked for last."""
+        taken = {part: seconds / max(1, self._steps) for part, seconds in self._seconds.items()}
+        self._seconds, self._steps = {}, 0
+        return taken
+
+
+class _Clock:
+    """How much of the budget is used, over all attempts of a run."""
+
+    def __init__(self, train: Train) -> None:
+        self._train = train
+        self._wall_before = self._cpu_before = 0.0
+        self._wall = self._cpu = 0.0
+        self._agreed: float | None = None
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self._wall_before, self._cpu_before = state["seconds"], state["cpu_seconds"]
+
+    def start(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        return self._wall_before + time.perf_counter() - self._wall
+
+    def cpu_seconds(self) -> float:
+        return self._cpu_before + time.process_time() - self._cpu
+
+    def state(self) -> dict[str, float]:
+        return {"seconds": self.seconds(), "cpu_seconds": self.cpu_seconds()}
+
+    def position(self, step: int) -> float:
+        """The share of the budget that is used: the larger of steps and, if there is a limit, minutes."""
+        share = step / self._train.steps
+        return max(share, self._agreed if self._agreed is not None else self._used())
+
+    def _used(self) -> float:
+        """The share of minutes and of CPU minutes that is used, where the recipe limits them."""
+        limits = ((self.seconds, self._train.minutes), (self.cpu_seconds, self._train.cpu_minutes))
+        return max((now() / (60 * limit) for now, limit in limits if limit is not None), default=0.0)
+
+    def agree(self, world: int, device: torch.device) -> None:
+        """Let all workers agree on the time, so that they end at one step and share one learning rate."""
+        if world > 1 and (self._train.minutes is not None or self._train.cpu_minutes is not None):
+            used = torch.tensor([self._used()], device=device)
+            dist.broadcast(used, 0)
+            self._agreed = float(used)
+
+
+def _schedule(train: Train, step: int, position: float) -> float:
+    """The learning rate as a share of train.lr: a linear rise over `warmup` steps, a linear fall over the last
+    `decay` of the budget."""
+    rise = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
+    fall = min(1.0, (1 - position) / train.decay) if train.decay else 1.0
+    return max(0.0, rise * fall)
+
+
+def _require_grad(modules: Iterable[nn.Module], value: bool) -> None:
+    for module in modules:
+        module.requires_grad_(value)
+
+
+def _precision(wanted: str, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16: where the chip multiplies it in hardware, unless the recipe says."""
+    if wanted != "auto":
+        return wanted == "bf16"
+    return multiplies_bfloat16(device)
+
+
+def _report(
+    log: dict[str, Tensor], step: int, lr: float, clock: _Clock, session: Session, weight: float, train: Train,
+    parts: dict[str, float],
+) -> bool:  # fmt: skip
+    """Log a step's numbers; whether any of several workers was asked to stop."""
+    if session.world > 1:
+        log = {**log, "stop": torch.tensor(float(session.should_stop()))}
+    numbers = _numbers(log, session, weight)
+    asked = numbers.pop("stop", 0.0) > 0
+    if session.rank == 0:
+        seconds = clock.seconds()
+        numbers |= {"lr": lr, "images": step * train.batch, "images_per_second": step * train.batch / seconds}
+        numbers |= {"seconds": seconds, "position": clock.position(step)}
+        session.log({"step": step, **numbers})
+        session.watch({"step": step, **numbers}, parts)
+    return asked
+
+
+def _numbers(log: dict[str, Tensor], session: Session, weight: float) -> dict[str, float]:
+    """A step's numbers, averaged over the workers."""
+    values = torch.stack([v.float().cpu() for v in log.values()])
+    if session.world > 1:
+        values = values.to(session.device) * weight
+        dist.all_reduce(values)
+        values = values.cpu()
+    return dict(zip(log, values.tolist(), strict=True))
+
+
+def on_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any]) -> Any:
+    """Call `use` while the family holds its averaged weights, then give the raw ones back."""
+    raw = {name: p.detach().clone() for name, p in family.named_parameters() if name in average}
+    family.load_state_dict(average, strict=False)
+    family.eval()
+    try:
+        return use()
+    finally:
+        family.load_state_dict(raw, strict=False)
+        family.train()

@@ -1,0 +1,61 @@
+"""The optimizers of a player: Muon for what is a matrix, AdamW for the rest; made and used without torch's compiler.
+
+torch 2.13 imports that in every optimizer, to tell it what it must not compile: 2.4 s of CPU, in every worker. genflow
+compiles nets, and no optimizer.
+"""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from genflow.recipe.schema import Train
+from genflow.training.fsdp import is_cut
+from genflow.training.muon import Muon
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, as it was written: its `step` is wrapped in what imports the compiler, and so are methods of its base.
+
+    Args:
+        params: weights.
+        options: of torch's.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], **options: Any) -> None:
+        need_no_compiler()
+        super().__init__(params, **options)
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+def need_no_compiler() -> None:
+    """Give torch's marks of what is not to be compiled as if they had been asked for: the methods themselves."""
+    for method in vars(torch.optim.Optimizer).values():
+        if original := getattr(method, "__wrapped__", None):
+            original.__dict__.setdefault("__dynamo_disable", original)
+
+
+def optimizers_of(module: nn.Module, train: Train) -> dict[str, torch.optim.Optimizer]:
+    """Muon for matrices and convolutions with AdamW at a tenth of its rate for the rest, or AdamW for all."""
+    need_no_compiler()
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    params = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in params if p.dim() >= 2 and id(p) not in embeddings and 1 < p.shape[0] < p.numel()]
+    if train.optimizer == "adamw":
+        matrices = []
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in params if id(p) not in chosen]
+    made: dict[str, torch.optim.Optimizer] = {}
+    if matrices:
+        made["muon"] = Muon(matrices, lr=train.lr, weight_decay=train.weight_decay)
+    if rest:
+        lr = train.lr if train.optimizer == "adamw" else 0.1 * train.lr
+        betas, fused = (train.beta1, train.beta2), not any(is_cut(p) for p in rest)
+        made["adamw"] = AdamW(rest, lr=lr, betas=betas, weight_decay=train.weight_decay, fused=fused)
+    for optimizer in made.values():
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return made

@@ -1,0 +1,131 @@
+"""What a search comes to, as documents: its trials in order, whom to confirm, what was found, the best as a recipe."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from genflow.recipe.files import dump
+from genflow.tuning import analysis, metrics, space
+from genflow.tuning.search import Search
+
+Document = dict[str, Any]
+OVER = ("finished", "stopped", "diverged", "failed")
+BIASED = "the best of many trials owes some of its score to luck: only the difference on fresh seeds counts"
+CHANGING = "; both were trained with fixed settings, the population's last ones and not its schedule"
+
+
+def closed(rows: list[Document]) -> list[Document]:
+    """The trials of a search that is over: the budget, or the target, ended those that were running."""
+    return [{**row, "status": "stopped"} if row["status"] == "running" else row for row in rows]
+
+
+def ranked(rows: list[Document], metric: str) -> list[Document]:
+    """The trials, the furthest measured first, then the best."""
+    sign = 1 if metrics.mode(metric) == "min" else -1
+
+    def rank(row: Document) -> tuple[Any, ...]:
+        good = metric in row["values"] and row["status"] not in ("diverged", "failed")
+        return not good, -row["share"], sign * row["values"].get(metric, 0.0) if good else 0.0, row["trial"]
+
+    return sorted(rows, key=rank)
+
+
+def reached(search: Search, rows: list[Document]) -> bool:
+    """Whether a trial that was measured in full has reached the target."""
+    target, metric = search.recipe.tune.target, search.metrics[0]
+    values = [row["values"][metric] for row in rows if row["status"] == "finished" and metric in row["values"]]
+    return target is not None and any(v == target or metrics.is_better(metric, v, target) for v in values)
+
+
+def confirming(search: Search, rows: list[Document]) -> list[Document]:
+    """The settings to train again: the best's and the preset's in turn, with seeds that the search has not used."""
+    top = analysis.best(rows, search.metrics[0])
+    if top is None or search.objective or not differs(search, top):
+        return []
+    used = {row["params"].get("train.seed") for row in rows} | {search.recipe.train.seed}
+    fresh = [seed for seed in range(1000, 1000 + len(used) + search.recipe.tune.confirm) if seed not in used]
+    seeds = fresh[: search.recipe.tune.confirm]
+    own: Document = {}
+    return [{**params, "train.seed": seed} for seed in seeds for params in (top["params"], own)]
+
+
+def differs(search: Search, row: Document) -> bool:
+    """Whether a trial's settings are not the preset's own."""
+    return any(search.own[key] != value for key, value in row["params"].items())
+
+
+def document(search: Search, rows: list[Document], confirmed: list[Document], seconds: float, folder: Path) -> Document:
+    """The `genflow.tune/1` document.
+
+    Args:
+        search: which.
+        rows: its trials.
+        confirmed: those of the confirmation, the best's and the preset's in turn.
+        seconds: that the trials took.
+        folder: of the search.
+    """
+    metric, best_file = search.metrics[0], folder / "best.yaml"
+    top = analysis.best(rows, metric)
+    assert top is not None
+    changing = search.recipe.tune.scheduler == "pbt"  # settings at the end do not explain what came of others before
+    pairs = zip(confirmed[::2], confirmed[1::2], strict=False) if confirming(search, rows) else []
+    mine, theirs = [list(side) for side in zip(*pairs, strict=True)] or [[], []]
+    confirmation = analysis.confirmation(mine, theirs, metric)
+    return {
+        "schema": "genflow.tune/1", "search": search.id, "name": search.name,
+        "family": search.run.recipe.family["kind"], "dataset": search.run.dataset.id,
+        "dataset_name": search.run.dataset.name, "metrics": list(search.metrics),
+        "space": {key: str(domain) for key, domain in search.space.items()},
+        "tune": search.recipe.tune.model_dump(mode="json", exclude={"space"}),
+        "samples": search.recipe.tune.samples, "seconds": seconds,
+        "counts": {status: sum(row["status"] == status for row in rows) for status in OVER},
+        "best": {**top, "is_preset": not differs(search, top)},
+        "preset": next((row for row in rows if not differs(search, row)), None),
+        "confirmation": confirmation, "confirmed": analysis.words(confirmation, metric) if confirmation else "",
+        "note": BIASED + (CHANGING if changing else ""),
+        "importance": {} if changing else analysis.importance(rows, search.space, metric),
+        "front": analysis.front(rows, search.metrics) if len(search.metrics) > 1 else [],
+        "target_reached": reached(search, rows) if search.recipe.tune.target is not None else None,
+        "trials": rows, "ranked": ranked(rows, metric), "best_file": str(best_file),
+        "command": f"genflow train -c {best_file}",
+    }  # fmt: skip
+
+
+def best_yaml(search: Search, found: Document) -> str:
+    """The best settings as a recipe, with the budget of the recipe itself rather than that of a trial."""
+    top = found["best"]
+    document = space.applied(search.recipe, top["params"]).model_dump(mode="json")
+    document["data"] = {"name": search.run.dataset.name, **({"pairs": p} if (p := search.recipe.data.pairs) else {})}
+    kept = {key: document[key] for key in ("init", "data", "net", "family", "train", "sample") if document[key]}
+    lines = [found["command"], f"trial {top['trial']} of {search.id}: {measured(search, top)}"]
+    lines += [found["confirmed"]] if found["confirmed"] else []
+    if "schedule" in top:
+        lines += ["the population's last settings, from the beginning; the measured weights were trained with"]
+        lines += [f"  {said(stage['params'])} up to {stage['share']:.0%} of the budget" for stage in top["schedule"]]
+    return "".join(f"# {line}\n" for line in lines) + dump(kept)
+
+
+def said(params: Document) -> str:
+    """Settings in words."""
+    return ", ".join(f"{key}={x:.4g}" if isinstance(x, float) else f"{key}={x}" for key, x in params.items())
+
+
+def measured(search: Search, row: Document) -> str:
+    """A trial's values in words."""
+    values = ", ".join(f"{name} {row['values'][name]:.4g}" for name in search.metrics)
+    steps = f" after {row['step']:,} steps" if "step" in row else ""
+    return values + (f" on {row['samples']:,} samples" if "samples" in row else "") + steps
+
+
+def table(search: Search, rows: list[Document]) -> str:
+    """The trials as CSV."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["trial", "status", "share", "samples", *search.metrics, *search.space, "seconds", "why"])
+    for row in rows:
+        values = [row["values"].get(name, "") for name in search.metrics]
+        params = [row["params"].get(key, "") for key in search.space]
+        more = [row.get("seconds", ""), row.get("why", "")]
+        writer.writerow([row["trial"], row["status"], row["share"], row.get("samples", ""), *values, *params, *more])
+    return out.getvalue()

@@ -1,0 +1,127 @@
+"""The trials of a search, appended to one file that survives a kill."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from genflow.storage import mirror
+from genflow.storage.files import clear_disk_errors, sync_folder
+from genflow.tuning import metrics
+from genflow.tuning.search import Document
+from genflow.tuning.trial import REPORTS, Report, read_reports, trial_folder
+
+RECORD = "record.jsonl"
+WORST = 1e12  # what a searcher is told of a trial that has no value: worse than any
+
+
+class Listener(Protocol):
+    """Who wants to hear of trials."""
+
+    def begun(self, number: int, params: Document) -> None:
+        """A trial begins, or goes on."""
+
+    def ended(self, number: int, status: str, why: str = "") -> None:
+        """A trial is over."""
+
+
+class Record:
+    """The record of a search's trials; only ever appended to, by the driver alone.
+
+    Args:
+        folder: of the trials; the record lies in it.
+        listener: is told, too.
+    """
+
+    def __init__(self, folder: Path, listener: "Listener | None" = None) -> None:
+        self.folder, self.path, self.listener = folder, folder / RECORD, listener
+
+    def begun(self, number: int, params: Document) -> None:
+        """A trial got its settings."""
+        self._append({"trial": number, "params": params})
+        self.goes_on(number, params)
+
+    def goes_on(self, number: int, params: Document) -> None:
+        """A trial that got its settings before is carried on with; that is no news to the record."""
+        if self.listener:
+            self.listener.begun(number, params)
+
+    def ended(self, number: int, status: str, why: str = "") -> None:
+        """A trial is over: finished, stopped, diverged or failed."""
+        self._append({"trial": number, "status": status, **({"why": why} if why else {})})
+        if self.listener:
+            self.listener.ended(number, status, why)
+
+    def spent(self, seconds: float) -> None:
+        """How long the trials have taken, over all attempts."""
+        self._append({"seconds": round(seconds, 1)})
+
+    def entries(self) -> Iterator[Document]:
+        """What happened, in order; a torn line is passed over."""
+        _level(self.path)
+        try:
+            lines = self.path.read_text().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    def note(self, entry: Document) -> None:
+        """Something else that happened (see `population`)."""
+        self._append(entry)
+
+    def seconds(self) -> float:
+        """How long the trials took in earlier attempts."""
+        return max((entry["seconds"] for entry in self.entries() if "seconds" in entry), default=0.0)
+
+    def rows(self) -> list[Document]:
+        """Every trial: trial, params, status, why, and its last report."""
+        rows: dict[int, Document] = {}
+        for entry in self.entries():
+            if "trial" in entry:
+                rows.setdefault(entry["trial"], {"status": "running"}).update(entry)
+        return [row | last(self.reports(number)) for number, row in sorted(rows.items())]
+
+    def reports(self, number: int) -> list[Report]:
+        """A trial's reports, rung by rung."""
+        folder = trial_folder(self.folder, number)
+        _level(folder / REPORTS)
+        return read_reports(folder)
+
+    def _append(self, entry: Document) -> None:
+        with clear_disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab+") as out:
+                torn = out.tell() > 0 and self.path.read_bytes()[-1:] != b"\n"
+                out.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
+                out.flush()
+                os.fsync(out.fileno())
+            sync_folder(self.path.parent)
+        _level(self.path)
+
+
+def _level(path: Path) -> None:
+    """Have the same here and in the bucket, if the store is one."""
+    if bucket := mirror.of(path):
+        bucket.level(path)
+
+
+def last(reports: list[Report]) -> Document:
+    """What is known of a trial from its reports: of the last one that has values, and the seconds of all."""
+    with_values = [report for report in reports if "values" in report]
+    found = dict(with_values[-1]) if with_values else {"values": {}, "share": 0.0}
+    for gone in ("status", "why"):
+        found.pop(gone, None)
+    return found
+
+
+def told(metric: str, report: Report) -> float:
+    """A report's value as a searcher is told it: finite, whatever happened."""
+    value = report.get("values", {}).get(metric)
+    if value is None or report.get("status") or abs(value) > WORST or value != value:
+        return WORST if metrics.mode(metric) == "min" else -WORST
+    return float(value)

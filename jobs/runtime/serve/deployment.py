@@ -1,0 +1,219 @@
+"""The Ray Serve application: replicas that answer and draw.
+
+    proxy  ->  Sampler: genflow.serving.app and .service, one queue  ->  genflow.serving.engine_process, which draws
+
+The proxy is HAProxy (`jobs.runtime.serve.haproxy`) on a Ray of our own, else Ray's with
+`jobs.runtime.serve.retry_middleware`. A sample is a function of its seed, so a request whose replica dies is sent to
+another one, unless the first byte of its answer was sent. Models change in place (Serve's `user_config`): a replica
+loads the new ones beside the old ones, and nothing restarts.
+"""
+
+import ipaddress
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.serve import metrics
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from genflow.serving import app as http_app
+from genflow.serving.middleware import Guard, Limits
+from genflow.serving.model_list import Entry
+from genflow.serving.responses import Reply
+from genflow.serving.schemas import Task
+from genflow.system import environment, source_hash
+from genflow.system.source_hash import digest
+from jobs.runtime.serve.retry_middleware import BUSY
+
+if TYPE_CHECKING:  # with torch: only where something is drawn
+    from genflow.serving.service import Service
+
+Document = dict[str, Any]
+
+SAMPLER = "Sampler"
+ROOMS = ("genflow", "jobs/runtime/serve/deployment.py")
+BOUNDS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+KINDS = ("samples", "stream", "walks", "encode", "decode", "/", "/healthz", "/v1/models", "/v1/images/generations")
+
+
+class Sampler:
+    """A replica.
+
+    Args:
+        options: of `Service`.
+        limits: of requests.
+        threads: that draw, in all replicas.
+    """
+
+    def __init__(self, options: Document, limits: Limits, threads: float) -> None:
+        _keep_to_the_loopback()
+        self._options, self._limits, self._threads = options, limits, threads
+        self._service: Service | None = None
+        tags, paths = ("model",), ("path", "status")
+        self._requests = metrics.Counter("genflow_requests", description="Requests answered.", tag_keys=paths)  # type: ignore[arg-type]
+        self._seconds = metrics.Histogram(
+            "genflow_request_seconds", description="Seconds of a request.", boundaries=BOUNDS_S, tag_keys=("path",)
+        )
+        self._samples = metrics.Counter("genflow_samples", description="Samples drawn.", tag_keys=tags)
+        self._evaluations = metrics.Counter("genflow_evaluations", description="Network evaluations.", tag_keys=tags)
+        self._stage = metrics.Histogram(
+            "genflow_stage_seconds", description="Seconds of a request by stage: queue, draw, write.",
+            boundaries=BOUNDS_S, tag_keys=("model", "stage"),  # type: ignore[arg-type]
+        )  # fmt: skip
+        self._rows = metrics.Histogram(
+            "genflow_batch_rows", description="Samples of a batch.", boundaries=[1, 2, 4, 8, 16, 32, 48, 64],
+            tag_keys=tags,
+        )  # fmt: skip
+        self._waiting = metrics.Gauge("genflow_waiting", description="Requests in the queue.")
+        self._backlog = metrics.Gauge("genflow_backlog_seconds", description="Seconds until the queue is drawn.")
+
+    def __serve_build_asgi_app__(self) -> Guard:
+        """The HTTP app that Ray sends this replica's requests to."""
+        _write_log_lines()
+        return http_app.create(self, self._limits, self._seen)
+
+    def _seen(self, method: str, path: str, status: int, took: float) -> None:
+        kind = path.rpartition("/")[2] if path.startswith("/v1/models/") else path
+        kind = kind if kind in KINDS else "other"
+        self._requests.inc(tags={"path": kind, "status": str(status)})
+        self._seconds.observe(took, tags={"path": kind})
+
+    async def reconfigure(self, config: Document) -> None:
+        """Serve these models from now on; the first time, load and try them."""
+        from genflow.serving.service import Service
+
+        entries = [Entry(**entry) for entry in config["models"]]
+        if self._service is None:
+            service = Service(entries, **self._options, lost=_end)
+            # What draws has begun, and is not held up by what answers; but where every core draws, who asks must be
+            # answered still. The proxy, which refuses who is too many, stands back for nobody.
+            environment.stand_back(10)
+            if self._threads >= environment.cores():
+                service.worker.stand_back(15)
+            await service.warm()
+            self._service = service
+            return
+        try:
+            await self._service.change(entries)
+        except Exception:  # the old ones stay; the job that deploys sees that the version did not change
+            logging.getLogger("ray.serve").exception("the new models cannot be served, and the old ones stay")
+
+    @property
+    def service(self) -> "Service":
+        """The models and their queue."""
+        assert self._service is not None
+        return self._service
+
+    async def answer(self, task: Task, name: str, request: Document) -> Reply:
+        """See `Service.answer`."""
+        reply = await self.service.answer(task, name, request)
+        if facts := reply.facts:
+            tags = {"model": facts["model"]}
+            self._samples.inc(facts["n"], tags=tags)
+            self._evaluations.inc(max(1, facts["n"] * facts["nfe"]), tags=tags)
+            for stage in ("queue", "draw", "write"):
+                self._stage.observe(max(facts[stage], 0.0), tags={**tags, "stage": stage})
+            self._rows.observe(facts["rows"], tags=tags)
+        self._waiting.set(self.service.batcher.waiting)
+        self._backlog.set(self.service.batcher.backlog())
+        return reply
+
+    async def stream(self, name: str, request: Document) -> AsyncIterator[bytes]:
+        """See `Service.stream`."""
+        async for event in self.service.stream(name, request):
+            yield event
+
+    async def cards(self) -> list[Document]:
+        """See `Service.cards`."""
+        return await self.service.cards()
+
+    async def health(self) -> Document:
+        """See `Service.health`."""
+        return await self.service.health()
+
+    def check_health(self) -> None:
+        """Serve asks this every second, and starts another replica where three askings got no answer."""
+        try:
+            if self._service is not None:
+                self._service.check()
+        except RuntimeError as error:  # it will not come to itself, so nobody has to ask twice
+            logging.getLogger("ray.serve").error("this replica ends, and another begins: %s", error)
+            _end()
+
+
+def _keep_to_the_loopback() -> None:
+    """Where the node is on the loopback, have the replica's gRPC port there, too; Ray 2.60 opens it to everybody.
+
+    It is opened after the replica's own beginning, and reached by the node's address.
+    """
+    import ray
+    from ray.serve._private import replica
+
+    address = ray.util.get_node_ip_address()
+    if ipaddress.ip_address(address).is_loopback:
+        add = replica.add_port_to_grpc_server
+        replica.add_port_to_grpc_server = lambda server, at: add(server, at.replace("[::]", address))
+
+
+def _end() -> None:
+    """End the replica, whose requests then go to another, and Serve starts one in its place."""
+    os._exit(1)
+
+
+def application(inputs: Document) -> serve.Application:
+    """The application of a deployment's inputs.
+
+    Args:
+        inputs: `name` of the application, `models` (see `Entry`), and optionally `replicas`, `most_replicas`,
+            `threads`, `gpus`, `memory_mb`, `deadline_s`, `keys`, `per_minute`, `docs`.
+    """
+    deadline_s = float(inputs.get("deadline_s", 60))
+    replicas, most = int(inputs.get("replicas", 1)), int(inputs.get("most_replicas", 0))
+    options = {"most_bytes": int(inputs.get("memory_mb", 2048)) << 20, "deadline_s": deadline_s}
+    limits = Limits(
+        keys=tuple(inputs.get("keys", ())), per_minute=int(inputs.get("per_minute", 0)), docs=inputs.get("docs", True)
+    )
+    # Ray would restart every replica at each deployment; of the same code with the same options none has to
+    version = digest([source_hash.fingerprint(*ROOMS), {key: inputs[key] for key in inputs if key != "models"}])
+    scale: Document = {"num_replicas": replicas}
+    if most > replicas:
+        scaling = AutoscalingConfig(
+            min_replicas=replicas, max_replicas=most, target_ongoing_requests=16, upscale_delay_s=5,
+            downscale_delay_s=60,
+        )  # fmt: skip
+        scale = {"autoscaling_config": scaling}
+    replica: Any = serve.deployment(serve.ingress()(Sampler))
+    sampler = replica.options(
+        name=SAMPLER,
+        user_config={"models": inputs["models"]},
+        ray_actor_options={"num_cpus": inputs.get("threads", 1), "num_gpus": inputs.get("gpus", 0)},
+        max_ongoing_requests=BUSY,  # its own queue is shorter, and knows how long it will take
+        max_queued_requests=BUSY,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+        health_check_period_s=1,
+        health_check_timeout_s=2,  # three times that, the period and a start are less than 15 s
+        graceful_shutdown_timeout_s=deadline_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        version=version,
+        _internal=True,
+        **scale,
+    )
+    return sampler.bind(options, limits, inputs.get("threads", 1) * max(replicas, most))
+
+
+def _write_log_lines() -> None:
+    """Request lines go where Serve keeps a replica's log, as they are."""
+    log = logging.getLogger("genflow.serving")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers = logging.getLogger("ray.serve").handlers
+
+
+def build(args: Document) -> serve.Application:
+    """Build the application that a Serve configuration file names, with `inputs` as its arguments.
+
+    The file says `import_path: jobs.runtime.serve.deployment:build`.
+    """
+    return application(args)

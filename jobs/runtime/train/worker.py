@@ -1,0 +1,183 @@
+"""What every worker of a training run does, inside Ray Train: open the data, build the family, fit it."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from genflow import runs
+from genflow.data.preview import render
+from genflow.data.shards import Dataset
+from genflow.data.stream import Stream
+from genflow.errors import SetupError
+from genflow.families.base import Family
+from genflow.recipe.schema import Recipe, parse
+from genflow.sampling.engine import RECIPE, Engine
+from genflow.storage.files import write_atomically
+from genflow.storage.store import Artifact, Store
+from genflow.system import events
+from genflow.tracking.journal import Journal, journal_path
+from genflow.training import loop
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.session import Session
+from jobs.runtime.train.prometheus import Meters
+from jobs.runtime.train.stop_signal import Ear
+
+GRID_COLUMNS, GRID_ROWS = 10, 6
+
+
+def work(settings: dict[str, Any]) -> None:
+    """Train this worker's share of a run.
+
+    Args:
+        settings: plain values, because a worker may be another machine: `store`, `recipe`, `dataset` (its id),
+            `run` (its id), and whether this is the `alone` worker in the job's own process; if not, the `bell`.
+
+    Raises:
+        SetupError: the store is not what the job's own process sees.
+        KeyboardInterrupt: a signal asked the only worker to end; its state is saved.
+    """
+    store, recipe = _store(settings["store"]), parse(settings["recipe"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    folder = store.folder("runs", settings["run"])
+    data = Dataset.open(_dataset(store, settings["dataset"], folder))
+    family, rows = runs.fresh(store, recipe, data.facts), runs.rows(store, recipe, data)
+    device = _device(recipe, settings["alone"])
+    whole = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
+    batches = Stream(rows, recipe.train.batch, recipe.train.seed, rank, world, device)
+    journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
+    checkpoints = Checkpoints(folder / "checkpoints")
+
+    def log(numbers: dict[str, Any]) -> None:
+        assert journal is not None
+        _say(numbers, journal, recipe, settings["run"])
+
+    watch = _nothing if settings["alone"] or rank else Meters(settings["run"], recipe.family["kind"])
+
+    def show(step: int, average: dict[str, torch.Tensor]) -> None:
+        file = folder / "samples" / f"step_{step:08d}.png"
+        drawn = runs.fresh(store, recipe, data.facts).to(device) if session.sharded else family  # else all must draw
+        loop.on_average(drawn, average, lambda: _draw(drawn, recipe, file, device))
+        assert journal is not None
+        store.share(file)
+        journal.image(step, "samples/ema", file)
+
+    def save(step: int, write: Callable[[Path], None]) -> None:
+        assert journal is not None
+        journal.keep()  # before the checkpoint: who goes on from it measures nothing before it again
+        checkpoints.save(step, write)
+
+    with Stop(settings["alone"]) as stop:
+        asked = stop if settings["alone"] else Ear(settings["bell"]) if rank == 0 else bool
+        session = Session(
+            rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
+            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, save=save, log=log, watch=watch,
+            should_stop=asked, barrier=_nothing if settings["alone"] else ray.train.report,
+        )  # fmt: skip
+        try:
+            fitted = loop.fit(family, batches, session, recipe.train, show, whole)
+        finally:
+            if journal:
+                journal.close()
+    if rank == 0 and not fitted.done and not settings["alone"]:
+        events.emit("note", message=f"saved at step {fitted.step}")
+    if stop.signum and not fitted.done:
+        events.emit("note", message=f"saved at step {fitted.step}")
+        raise KeyboardInterrupt(signal.Signals(stop.signum).name)
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _store(url: str) -> Store:
+    """The store, or why this node does not reach it."""
+    try:
+        return Store(url)
+    except SetupError as error:
+        raise SetupError(f"the node {os.uname().nodename} does not reach the store {url}: {error.message}",
+                         "give every node the AWS variables, or a role that may read and write there") from error
+
+
+def _dataset(store: Store, id: str, run: Path) -> Artifact:
+    """The dataset, if this node sees the store that the job's own process wrote to."""
+    dataset = store.get("datasets", id)
+    if dataset is None or not store.sees(run / RECIPE):
+        raise SetupError(
+            f"the node {os.uname().nodename} does not see the store {store.url} that the job writes to",
+            "set GENFLOW_STORE to a folder that every node can see, or to s3://BUCKET/PREFIX",
+        )
+    return dataset
+
+
+def _device(recipe: Recipe, alone: bool) -> str:
+    """The GPUs that Ray gave this worker; the machine's own for one worker alone; else the CPU.
+
+    A Ray worker that asked for no GPU sees all of them, and must take none.
+    """
+    if recipe.cluster.gpus or (alone and torch.cuda.is_available()):
+        return str(ray.train.torch.get_device())
+    return "cpu"
+
+
+def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) -> None:
+    """A step's numbers: into the journal, and to whoever waits."""
+    step, position = numbers["step"], numbers["position"]
+    journal.metrics(step, {f"train/{name}": x for name, x in numbers.items() if name not in ("step", "position")})
+    left = numbers["seconds"] * (1 - position) / position if position > 0 else None
+    events.emit(
+        "progress", stage="train", run=run, family=recipe.family["kind"], step=step, position=position,
+        steps=None if recipe.train.minutes or recipe.train.cpu_minutes else recipe.train.steps,
+        loss=next(x for name, x in numbers.items() if name.startswith("loss")),
+        images_per_second=numbers["images_per_second"], eta=left,
+    )  # fmt: skip
+
+
+def _draw(family: Family, recipe: Recipe, file: Path, device: str) -> None:
+    """Samples of fixed seeds, one class a column where there are classes."""
+    engine = Engine(family, recipe, device=device, frozen=False)
+    classes = family.facts.classes
+    count = GRID_COLUMNS * GRID_ROWS
+    labels = [i % GRID_COLUMNS % classes for i in range(count)] if classes else None
+    write_atomically(file, render(engine.draw(range(count), labels).images, family.facts, GRID_COLUMNS))
+
+
+class Stop:
+    """Whether a signal asked this process to end, while in the block. The second signal ends it at once.
+
+    Args:
+        alone: whether this worker hears signals. Several hear a bell instead, and agree on a step.
+    """
+
+    def __init__(self, alone: bool) -> None:
+        self.signum = 0
+        self._signals = (signal.SIGINT, signal.SIGTERM) if alone and _is_main_thread() else ()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        self._before = {signum: signal.signal(signum, self._ask) for signum in self._signals}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _ask(self, signum: int, frame: object) -> None:
+        if self.signum:
+            raise KeyboardInterrupt(signal.Signals(signum).name)
+        self.signum = signum
+
+    def __call__(self) -> bool:
+        return bool(self.signum)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,191 @@
+"""A population on Ray: its members train to a rung, Ray Tune's own algorithm says who goes on from whom, and so on.
+
+Tune would keep all members alive, paused, with their weights in checkpoints of its own, which end with its driver. So
+each rung is carried out by itself, and `PopulationBasedTraining` is asked between two of them.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.search import Searcher
+
+from genflow.maths import rng
+from genflow.storage.store import Store
+from genflow.tuning import metrics, pbt
+from genflow.tuning.search import Search
+from genflow.tuning.space import Space
+from genflow.tuning.trial_log import Record, told
+from jobs.runtime.tune.searchers import HALT, drawn, ending, plain, ray_domain
+
+Document = dict[str, Any]
+
+
+def train(
+    store: Store, search: Search, record: Record, preset: Document | None, carry_out: Callable[["Generation"], None]
+) -> None:  # fmt: skip
+    """Train a population, or go on with it.
+
+    Args:
+        store: where its weights are.
+        search: whose.
+        record: of it.
+        preset: the preset's own settings, which the first member begins with; None: they are not in the space.
+        carry_out: carries out the members of a rung that have not been measured at it.
+    """
+    first = [preset] if preset and search.recipe.tune.searcher != "grid" else []
+    first = [whole(params, search.space) for params in (first + drawn(search))[: search.trials]]
+    for rung in range(len(search.shares)):
+        if rung and not pbt.is_done(record, rung):
+            turn(store, search, record, rung)
+        generation = Generation(record, rung, len(search.shares), first)
+        if generation.left:
+            carry_out(generation)
+            if generation.left:  # out of time, or the target is reached
+                return
+
+
+def turn(store: Store, search: Search, record: Record, rung: int) -> None:
+    """Between two rungs: decide who goes on from whom, write it down, and copy the weights."""
+    found = pbt.taken(record, rung)
+    if found is None:
+        found = decided(search, record, rung)
+        record.note({"turn": rung, "taken": found})
+    for number, source in found.items():
+        pbt.take_over(store, record.folder, int(number), source["from"])
+    record.note({"turn": rung, "done": True})
+
+
+class Member:
+    """What `PopulationBasedTraining` sees of a trial that waits for the others."""
+
+    status, experiment_tag = "PAUSED", ""
+
+    def __init__(self, number: int, params: Document) -> None:
+        self.number, self.config = number, params
+        self.trial_id, self.checkpoint = str(number), SimpleNamespace(number=number)
+        self.temporary_state = SimpleNamespace(saving_to=None)
+        self.evaluated_params: Document = {}
+        self.manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
+        self.run_metadata = SimpleNamespace(checkpoint_manager=self.manager)
+
+    def is_finished(self) -> bool:
+        return False
+
+    def set_config(self, config: Document) -> None:
+        self.config = config
+
+    def set_experiment_tag(self, tag: str) -> None:
+        """It has none."""
+
+    @property
+    def source(self) -> int:
+        """Whose weights it goes on from."""
+        found = getattr(self.manager, "_latest_checkpoint_result", None)
+        return found.checkpoint.number if found else self.number
+
+
+def decided(search: Search, record: Record, rung: int) -> Document:
+    """Who goes on from whom after the rung before, {member: {from, params}}; a function of the seed and the reports.
+
+    The worst quarter takes over a member of the best quarter, drawn at random; each setting of it is drawn anew with
+    probability 1/4, else multiplied by 0.8 or 1.2 (of a choice: a neighbour), and brought back into the space.
+    """
+    metric = search.metrics[0]
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would tell each change
+    scheduler = PopulationBasedTraining(
+        time_attr="turn", metric=metric, mode=metrics.mode(metric), perturbation_interval=1, synch=True,
+        log_config=False,
+        hyperparam_mutations={k: list(d.values) if d.values else ray_domain(d) for k, d in search.space.items()},
+        custom_explore_fn=lambda params: whole(params, search.space),
+    )  # fmt: skip
+    rows = [row for row in record.rows() if row["status"] == "running"]
+    members = [Member(row["trial"], pbt.settings(record, row["trial"], rung - 1)) for row in rows]
+    controller: Any = SimpleNamespace(
+        get_trials=lambda: members, get_live_trials=lambda: members, search_alg=None,
+    )  # fmt: skip
+    before = random.getstate(), np.random.get_state()
+    try:  # it draws from the global generators
+        random.seed(rng.key(search.recipe.tune.seed, "population", rung))
+        np.random.seed(random.getrandbits(32))
+        for member in members:
+            scheduler.on_trial_add(controller, member)  # type: ignore[arg-type]
+        for member in members:
+            value = told(metric, record.reports(member.number)[rung - 1])
+            scheduler.on_trial_result(controller, member, {"turn": 1, metric: value})  # type: ignore[arg-type]
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+    changed = [member for member in members if member.source != member.number]
+    return {str(member.number): {"from": member.source, "params": member.config} for member in changed}
+
+
+def whole(params: Document, space: Space) -> Document:
+    """Settings with every value in the space, and of its type."""
+    found = {}
+    for key, domain in space.items():
+        value = plain(params[key])
+        if not domain.values:
+            value = min(max(value, domain.low), domain.high)
+            value = round(value) if domain.whole else float(value)
+        found[key] = value
+    return found
+
+
+class Generation(Searcher):
+    """The members of a rung that have not been measured at it.
+
+    Args:
+        record: of the search.
+        rung: which.
+        rungs: in all.
+        first: every member's first settings.
+    """
+
+    def __init__(self, record: Record, rung: int, rungs: int, first: list[Document]) -> None:
+        super().__init__()
+        self.record, self.rung, self.last, self.first = record, rung, rung == rungs - 1, first
+        self.begun = {entry["trial"] for entry in record.entries() if "params" in entry}
+        for row in record.rows():  # measured, and killed before it was said
+            reports = record.reports(row["trial"])
+            if row["status"] == "running" and reports and (reports[-1].get("status") or len(reports) == rungs):
+                record.ended(row["trial"], **ending(reports, error=False))
+        self.waiting = [number for number in range(len(first)) if self._waits(number)]
+        self.numbers: dict[str, int] = {}  # by Tune's own id
+
+    @property
+    def left(self) -> int:
+        """Members that have not been measured, and are not over."""
+        return sum(self._waits(number) for number in range(len(self.first)))
+
+    def _waits(self, number: int) -> bool:
+        over = any(entry.get("trial") == number and "status" in entry for entry in self.record.entries())
+        return not over and len(self.record.reports(number)) <= self.rung
+
+    def suggest(self, trial_id: str) -> Any:
+        if not self.waiting:
+            return Searcher.FINISHED
+        number = self.waiting.pop(0)
+        tell = self.record.goes_on if number in self.begun else self.record.begun
+        tell(number, self.first[number])
+        self.numbers[trial_id] = number
+        return {"trial": number, "params": pbt.settings(self.record, number, self.rung), "rung": self.rung}
+
+    def on_trial_complete(self, trial_id: str, result: Document | None = None, error: bool = False) -> None:
+        number, reports = self.numbers[trial_id], self.record.reports(self.numbers[trial_id])
+        if result and HALT in result:
+            return
+        if error or (len(reports) > self.rung and (self.last or reports[-1].get("status"))):
+            self.record.ended(number, **ending(reports, error))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the record is the state. Tune wants a file."""
+        Path(checkpoint_path).write_text("")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""

@@ -1,0 +1,178 @@
+"""The trials of a search on Ray Tune: what carries one out, and what watches over all of them.
+
+What a trial is, and what it leaves, is `genflow.tuning.trial`; here is only where it runs. Tune's own snapshots are not
+used: the search's record is written at every event.
+"""
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from genflow.errors import BY_CODE, ResourceError, SetupError
+from genflow.storage.store import Store
+from genflow.tuning import metrics
+from genflow.tuning.trial import Bench, Task, Trial
+from jobs.runtime import resources
+from jobs.runtime.tune.asha import result_of
+from jobs.runtime.tune.pbt import Generation
+from jobs.runtime.tune.searchers import HALT, Recorded
+
+Document = dict[str, Any]
+
+
+@functools.lru_cache(maxsize=2)
+def bench(task: Task) -> Bench:
+    """The shards and features of a search, opened once in a process that carries out many of its trials."""
+    return Bench(task)
+
+
+class Carrier(tune.Trainable):
+    """A trial as Ray Tune carries one out: a step is a rung. The process is used again for the next trial."""
+
+    def setup(self, config: Document) -> None:
+        given: Document = {key: tuple(v) if isinstance(v, list) else v for key, v in config["task"].items()}
+        task = Task(**given)
+        self.reduction, self.rung = config["reduction"], config.get("rung", 0)
+        self.rungs = config["rung"] + 1 if "rung" in config else len(task.shares)  # of a population, one at a time
+        self.task, self.names = task, task.metrics
+        self.number, self.params = config["trial"], config["params"]
+        self.trial: Trial | None = None
+
+    def reset_config(self, new_config: Document) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> Document:
+        try:
+            self.trial = self.trial or Trial(bench(self.task), self.number, self.params)
+            report = self.trial.report(self.rung)
+        except (ResourceError, SetupError) as error:  # it would end every trial
+            nothing = result_of(self.names, {"status": "failed"}, self.rung, self.reduction)  # Tune wants its numbers
+            return {**nothing, HALT: (error.code, error.message, error.hint), "done": True}
+        result = result_of(self.names, report, self.rung, self.reduction)
+        self.rung += 1
+        over = bool(report.get("status")) or self.rung >= self.rungs
+        return {**result, "done": over}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the trial's folder holds it."""
+
+    def load_checkpoint(self, checkpoint_dir: Any) -> None:
+        """Nothing."""
+
+
+class Watch(tune.Callback):
+    """Tells of every report and every end, and of what somebody waits for.
+
+    Args:
+        told: called with a trial's number after each report, and with whether it is over.
+    """
+
+    def __init__(self, told: Callable[[int, bool], None]) -> None:
+        self.told = told
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Document, **info: Any) -> None:
+        self.told(trial.config["trial"], False)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.told(trial.config["trial"], True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.told(trial.config["trial"], True)
+
+
+class Reached(tune.Stopper):
+    """Ends the search once a trial, measured in full, has reached the target.
+
+    Args:
+        metric: the first.
+        target: its value.
+        last: the rung at which a trial is measured in full.
+    """
+
+    def __init__(self, metric: str, target: float | None, last: int) -> None:
+        self.metric, self.target, self.last, self.reached = metric, target, last, False
+        self.halt: tuple[int, str, str] | None = None
+
+    def __call__(self, trial_id: str, result: Document) -> bool:
+        self.halt = self.halt or result.get(HALT)
+        if self.target is not None and result.get("rung") == self.last:
+            value = result[self.metric]
+            self.reached |= value == self.target or metrics.is_better(self.metric, value, self.target)
+        return False
+
+    def stop_all(self) -> bool:
+        return self.reached or self.halt is not None
+
+
+def carry_out(
+    task: Task, searcher: Recorded | Generation, scheduler: TrialScheduler | None,
+    watch: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
+    seconds: float | None = None, target: float | None = None,
+) -> None:  # fmt: skip
+    """Carry out the trials that are left, on the Ray that this process is connected to.
+
+    Args:
+        task: what they have in common.
+        searcher: who says which.
+        scheduler: who stops them; None: nobody.
+        watch: told of each report and each end.
+        workers: trials at once.
+        cpus: of each.
+        gpus: of each; a fraction shares one.
+        reduction: between two rungs.
+        seconds: after which no trial goes on; None: no limit.
+        target: of the first metric, at which to stop.
+
+    Raises:
+        GenflowError: what would end every trial: a full disk, a store out of reach.
+    """
+    name = f"{Path(task.folder).parent.name}-{time.time_ns():x}"  # the record goes on, not this name
+    store = Store(task.store)
+    stop = Reached(task.metrics[0], target, reduction ** (len(task.shares) - 1))
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    tuner = tune.Tuner(
+        tune.with_resources(Carrier, {"CPU": cpus, **({"GPU": gpus} if gpus else {})}),
+        param_space={"task": asdict(task), "reduction": reduction},
+        tune_config=tune.TuneConfig(
+            num_samples=searcher.left, search_alg=searcher, scheduler=scheduler or FIFOScheduler(), reuse_actors=True,
+            max_concurrent_trials=workers, time_budget_s=seconds, trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=name, **resources.storage(store), verbose=0, stop=stop, callbacks=[Watch(watch)],
+            failure_config=tune.FailureConfig(max_failures=2),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )  # fmt: skip
+    try:
+        _wait(tuner)
+    finally:
+        resources.clear(store, name)
+    if stop.halt:
+        code, *words = stop.halt
+        raise BY_CODE[code](*words)
+
+
+def _wait(tuner: tune.Tuner) -> None:
+    """Fit, beside the main thread: in it, Tune would turn Ctrl-C into something of its own."""
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(tuner.fit())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
