@@ -13,7 +13,7 @@ import pytest
 import typer
 from PIL import Image
 
-from genflow import catalogue, cli
+from genflow.cli import app, families
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +32,7 @@ EVERY = [(document.name, args) for document in DOCUMENTS for args in commands(do
 @pytest.mark.parametrize(("document", "args"), EVERY, ids=lambda v: " ".join(v) if isinstance(v, list) else v)
 def test_a_documented_command_parses(document, args):
     """Its verb and every flag exist."""
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(app.app)
     name = args.pop(0)
     command = group.commands[name]
     if hasattr(command, "commands"):
@@ -84,7 +84,7 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
             continue
         args = [arg.replace("~", str(tmp_path)) if arg.startswith("~") else arg for arg in args]
         done = subprocess.run(
-            [sys.executable, "-c", "from genflow.cli import main; main()", *args, *small.get(args[0], [])],
+            [sys.executable, "-c", "from genflow.cli.app import main; main()", *args, *small.get(args[0], [])],
             cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         assert done.returncode == 0, f"genflow {' '.join(args)}: {done.stderr}"
@@ -99,12 +99,12 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
 def test_the_table_of_families_is_the_codes_own():
     """README's table is what `genflow families` says; `make docs` renews it."""
     text = (ROOT / "README.md").read_text()
-    assert catalogue.rewritten(text) == text
+    assert families.rewritten(text) == text
 
 
 def test_a_family_says_what_it_can(capsys):
     """As JSON: what each family is, from its class and its signature."""
-    catalogue.show(json=True)
+    families.show(json=True)
     found = {family["kind"]: family for family in json.loads(capsys.readouterr().out)["families"]}
     assert found["consistency"]["teacher"] == "required"
     assert found["gan"]["likelihood"] is None

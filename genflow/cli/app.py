@@ -1,6 +1,6 @@
 """The command line: one command a verb. Everything heavy is imported inside a command, so that help is instant.
 
-Results go to standard output, progress and errors to standard error; see `terminal` and `errors` for the
+Results go to standard output, progress and errors to standard error; see `console` and `errors` for the
 contract on JSON and exit codes.
 """
 
@@ -34,7 +34,7 @@ app.add_typer(cluster_app, name="cluster")
 
 
 def _complete_family(incomplete: str) -> list[str]:
-    from genflow.commands import families
+    from genflow.cli.dispatch import families
 
     return [name for name in families() if name.startswith(incomplete)]
 
@@ -81,16 +81,16 @@ DataRef = Annotated[
 
 def main() -> None:
     """The `genflow` program."""
-    from genflow import terminal
+    from genflow.cli import console
 
     verbose = _take_verbose()
     command = typer.main.get_command(app)
     try:
         code = command.main(args=sys.argv[1:], prog_name="genflow", standalone_mode=False)
     except GenflowError as error:
-        code = terminal.fail(error, verbose)
+        code = console.fail(error, verbose)
     except (KeyboardInterrupt, EOFError):
-        terminal.note("interrupted")
+        console.note("interrupted")
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,13 +103,13 @@ def main() -> None:
             f"{type(error).__name__}: {first[0] if first else 'no message'}", "run it again with -v for the traceback"
         )
         wrapped.__cause__ = error
-        code = terminal.fail(wrapped, verbose)
+        code = console.fail(wrapped, verbose)
     sys.exit(code or 0)
 
 
 def _misused(error: Any, verbose: bool) -> int:
     """A wrong flag or argument, in one line; a command without any shows its help."""
-    from genflow import terminal
+    from genflow.cli import console
 
     context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -117,7 +117,7 @@ def _misused(error: Any, verbose: bool) -> int:
         return 2
     path = context.command_path if context else "genflow"
     text = str(error.format_message()).rstrip(".")
-    return terminal.fail(UsageError(text[:1].lower() + text[1:], f"{path} --help"), verbose)
+    return console.fail(UsageError(text[:1].lower() + text[1:], f"{path} --help"), verbose)
 
 
 def _take_verbose() -> bool:
@@ -139,9 +139,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def quickstart(json: Json = False, dry_run: DryRun = False) -> None:
     """Prepare digits, train a VAE, a DDPM and flow matching, compare them, and write report.html."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
-    commands.run_pipeline("quickstart", [], dry_run=dry_run, json=json)
+    dispatch.run_pipeline("quickstart", [], dry_run=dry_run, json=json)
 
 
 @app.command()
@@ -159,10 +159,10 @@ def prepare(
     json: Json = False,
 ) -> None:
     """Turn pictures into a dataset of Arrow shards."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
     flags: dict[str, Any] = {"name": name, "size": size, "channels": channels, "val": val, "max_bad": max_bad}
-    commands.prepare(source, flags, sets, commands.Where(cluster, address), dry_run=dry_run, json=json)
+    dispatch.prepare(source, flags, sets, dispatch.Where(cluster, address), dry_run=dry_run, json=json)
 
 
 @app.command()
@@ -185,12 +185,12 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a family on a dataset. The same command again goes on where it was broken off."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
     flags: dict[str, Any] = {"name": name, "data.name": data, "train.steps": steps, "train.minutes": minutes}
     flags |= {"cluster.workers": workers, "init": init}
-    where = commands.Where(cluster, address)
-    commands.train(family, config, sets, flags, where, fresh=not resume, dry_run=dry_run, json=json)
+    where = dispatch.Where(cluster, address)
+    dispatch.train(family, config, sets, flags, where, fresh=not resume, dry_run=dry_run, json=json)
 
 
 @app.command()
@@ -221,12 +221,12 @@ def tune(
 
     --set tune.KEY=VALUE: a trial's steps, searcher, scheduler, target; --set cluster.workers: how many at once.
     """
-    from genflow import commands, searching
+    from genflow.cli import dispatch, tune
 
     flags: dict[str, Any] = {"data.name": data, "init": init, "tune.metric": metric or None}
     flags |= {"tune.trials": trials, "tune.minutes": budget}
-    where = commands.Where(cluster, address)
-    searching.tune(
+    where = dispatch.Where(cluster, address)
+    tune.tune(
         family, config, param, sets, flags, where, objective=objective, out=out, dry_run=dry_run, json=json
     )
 
@@ -247,12 +247,12 @@ def reflow(
     json: Json = False,
 ) -> None:
     """Let a trained run write pairs of noise and samples, from which a straighter one learns."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
     flags: dict[str, Any] = {"reflow.pairs": pairs, "reflow.seed": seed, "cluster.workers": workers}
     flags |= {"sample.sampler": sampler, "sample.steps": steps, "sample.guidance": guidance}
-    where = commands.Where(cluster, address)
-    commands.reflow(run, sets, flags, where, dry_run=dry_run, json=json)
+    where = dispatch.Where(cluster, address)
+    dispatch.reflow(run, sets, flags, where, dry_run=dry_run, json=json)
 
 
 @app.command()
@@ -266,10 +266,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure runs: distances with intervals and floors, likelihood, speed, quality against steps."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
     flags = {"evaluate.samples": samples, "evaluate.features": features or None}
-    commands.evaluate("evaluate", runs, sets, flags, commands.Where(cluster, address), json=json)
+    dispatch.evaluate("evaluate", runs, sets, flags, dispatch.Where(cluster, address), json=json)
 
 
 @app.command()
@@ -283,10 +283,10 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare runs by measurement: a table here, and one self-contained HTML file."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
     flags = {"evaluate.samples": samples}
-    commands.evaluate("compare", runs, sets, flags, commands.Where(cluster, address), json=json, out=out)
+    dispatch.evaluate("compare", runs, sets, flags, dispatch.Where(cluster, address), json=json, out=out)
 
 
 @app.command()
@@ -304,12 +304,12 @@ def tables(
     json: Json = False,
 ) -> None:
     """Measure the two tables that the field quotes from memory: every family, a few seeds, one budget, your data."""
-    from genflow import commands, tabulating
+    from genflow.cli import dispatch, tables
 
     if budget is not None and budget <= 0:
         raise UsageError(f"--budget is CPU minutes above 0, not {budget:g}", "genflow tables --data NAME --budget 1")
-    where = commands.Where(cluster, address)
-    tabulating.tables(data, seeds, budget, sets, where, out=out, dry_run=dry_run, json=json)
+    where = dispatch.Where(cluster, address)
+    tables.tables(data, seeds, budget, sets, where, out=out, dry_run=dry_run, json=json)
 
 
 @app.command()
@@ -322,9 +322,9 @@ def recommend(
     json: Json = False,
 ) -> None:
     """Say which run, sampler and steps to deploy, from everything that was measured, with the serve command."""
-    from genflow import recommending
+    from genflow.cli import recommend
 
-    recommending.recommend(data, max_latency, min_quality, json=json)
+    recommend.recommend(data, max_latency, min_quality, json=json)
 
 
 @app.command()
@@ -357,14 +357,14 @@ def sample(
     json: Json = False,
 ) -> None:
     """Draw samples from a run, or with --endpoint from a served model."""
-    from genflow import drawing
+    from genflow.cli import sample
 
     if not run and not endpoint:
         raise UsageError("name a run to draw from", "genflow runs ls, or --endpoint http://127.0.0.1:8000")
     run = f"{endpoint.rstrip('/')}/v1/models/{run}" if endpoint else run
     options = {"steps": steps, "sampler": sampler or None, "guidance": guidance}
     walk: Any = {"interpolate": interpolate, "between": between}
-    drawing.sample(run, n, seed, options, label, out, sets, **walk, guide=guide, json=json)
+    sample.sample(run, n, seed, options, label, out, sets, **walk, guide=guide, json=json)
 
 
 @app.command()
@@ -375,9 +375,9 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a run for other tools."""
-    from genflow import exporting
+    from genflow.cli import export
 
-    exporting.export(run, to, out, json=json)
+    export.export(run, to, out, json=json)
 
 
 @app.command()
@@ -396,10 +396,10 @@ def serve(
     json: Json = False,
 ) -> None:
     """Serve models on Ray Serve, with a playground, until Ctrl-C. Of a name that is served: change its models."""
-    from genflow import commands, hosting
+    from genflow.cli import dispatch, serve
 
-    where = commands.Where(cluster, address)
-    hosting.serve(runs, name, host, port, (replicas, most), memory, new_key, config_out, where, json=json)
+    where = dispatch.Where(cluster, address)
+    serve.serve(runs, name, host, port, (replicas, most), memory, new_key, config_out, where, json=json)
 
 
 @app.command()
@@ -412,9 +412,9 @@ def run(
     json: Json = False,
 ) -> None:
     """Run a pipeline: only what is missing, side by side."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
-    commands.run_pipeline(pipeline, sets, commands.Where(cluster, address), dry_run=dry_run, json=json)
+    dispatch.run_pipeline(pipeline, sets, dispatch.Where(cluster, address), dry_run=dry_run, json=json)
 
 
 @app.command()
@@ -423,9 +423,9 @@ def ui(
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
 ) -> None:
     """Open MLflow on the loopback, and say where the Ray dashboard is."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
-    commands.ui(port, open_browser)
+    dispatch.ui(port, open_browser)
 
 
 @app.command()
@@ -434,15 +434,15 @@ def families(
     into: Annotated[Path | None, typer.Option(help="Renew the table in this Markdown file.", hidden=True)] = None,
 ) -> None:
     """List the families: objective, evaluations, likelihood, codes."""
-    from genflow import catalogue
+    from genflow.cli import families
 
-    catalogue.show(json=json, into=into)
+    families.show(json=json, into=into)
 
 
 @app.command()
 def doctor(cluster: OnCluster = False, address: Address = "", json: Json = False) -> None:
     """Check this machine (and a cluster), with the cure for what is wrong."""
-    from genflow import doctor as checks
+    from genflow.cli import doctor as checks
 
     checks.run(cluster=cluster, address=address, json=json)
 
@@ -455,41 +455,41 @@ def promote(
     json: Json = False,
 ) -> None:
     """Give a run's model an alias in MLflow, by which it can be served: models:/NAME@ALIAS."""
-    from genflow import hosting
+    from genflow.cli import serve
 
-    hosting.promote(run, name, alias, json=json)
+    serve.promote(run, name, alias, json=json)
 
 
 @runs_app.command("ls")
 def runs_ls(json: Json = False) -> None:
     """List the runs."""
-    from genflow import listing
+    from genflow.cli import runs
 
-    listing.list_runs(json=json)
+    runs.list_runs(json=json)
 
 
 @runs_app.command("show")
 def runs_show(run: RunRef, json: Json = False) -> None:
     """Show a run: what it is, where it lies, what was measured."""
-    from genflow import listing
+    from genflow.cli import runs
 
-    listing.show_run(run, json=json)
+    runs.show_run(run, json=json)
 
 
 @runs_app.command("rm")
 def runs_rm(run: RunRef, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Delete a run."""
-    from genflow import listing
+    from genflow.cli import runs
 
-    listing.remove("runs", run, yes)
+    runs.remove("runs", run, yes)
 
 
 @data_app.command("ls")
 def data_ls(json: Json = False) -> None:
     """List the datasets."""
-    from genflow import listing
+    from genflow.cli import runs
 
-    listing.list_data(json=json)
+    runs.list_data(json=json)
 
 
 @data_app.command("show")
@@ -499,9 +499,9 @@ def data_show(
     json: Json = False,
 ) -> None:
     """Print a dataset's facts and write a preview."""
-    from genflow import listing
+    from genflow.cli import runs
 
-    listing.show_data(dataset, out, json=json)
+    runs.show_data(dataset, out, json=json)
 
 
 @data_app.command("rm")
@@ -510,17 +510,17 @@ def data_rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a dataset."""
-    from genflow import listing
+    from genflow.cli import runs
 
-    listing.remove("datasets", dataset, yes)
+    runs.remove("datasets", dataset, yes)
 
 
 @jobs_app.command("ls")
 def jobs_ls(address: Address = "", json: Json = False) -> None:
     """List a cluster's genflow jobs."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
-    commands.list_jobs(address, json=json)
+    dispatch.list_jobs(address, json=json)
 
 
 @jobs_app.command("logs")
@@ -530,9 +530,9 @@ def jobs_logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job ends.")] = False,
 ) -> None:
     """Print a job's log."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
-    commands.job_logs(job, address, follow)
+    dispatch.job_logs(job, address, follow)
 
 
 @jobs_app.command("attach")
@@ -542,33 +542,33 @@ def jobs_attach(
     json: Json = False,
 ) -> None:
     """Follow a job again."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
-    commands.attach(job, address, json=json)
+    dispatch.attach(job, address, json=json)
 
 
 @jobs_app.command("stop")
 def jobs_stop(job: Annotated[str, typer.Argument(help="The job's id.")], address: Address = "") -> None:
     """Stop a job; its run can go on later."""
-    from genflow import commands
+    from genflow.cli import dispatch
 
-    commands.stop_job(job, address)
+    dispatch.stop_job(job, address)
 
 
 @endpoints_app.command("ls")
 def endpoints_ls(json: Json = False) -> None:
     """List what is being served, and whether it answers."""
-    from genflow import hosting
+    from genflow.cli import serve
 
-    hosting.list_endpoints(json=json)
+    serve.list_endpoints(json=json)
 
 
 @endpoints_app.command("down")
 def endpoints_down(name: Annotated[str, typer.Argument(help="The endpoint's name.")]) -> None:
     """End an endpoint; what is under way is answered first."""
-    from genflow import hosting
+    from genflow.cli import serve
 
-    hosting.take_down(name)
+    serve.take_down(name)
 
 
 ClusterFile = Annotated[str, typer.Argument(metavar="[FILE]", help="The cluster's file; cluster.yaml if left out.")]
@@ -578,25 +578,25 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 @cluster_app.command("validate")
 def cluster_validate(file: ClusterFile = "", json: Json = False) -> None:
     """Check a cluster's file, or a manifest of KubeRay's, without asking any machine."""
-    from genflow import clusters
+    from genflow.cli import cluster
 
-    clusters.validate(file, json=json)
+    cluster.validate(file, json=json)
 
 
 @cluster_app.command("up")
 def cluster_up(file: ClusterFile = "", yes: Yes = False) -> None:
     """Bring a cluster up by Ray's launcher, with token authentication."""
-    from genflow import clusters
+    from genflow.cli import cluster
 
-    clusters.up(file, yes=yes)
+    cluster.up(file, yes=yes)
 
 
 @cluster_app.command("status")
 def cluster_status(file: ClusterFile = "", address: Address = "", json: Json = False) -> None:
     """Show a cluster's nodes, their resources, and the versions there."""
-    from genflow import clusters
+    from genflow.cli import cluster
 
-    clusters.status(file, address, json=json)
+    cluster.status(file, address, json=json)
 
 
 @cluster_app.command("dashboard")
@@ -605,18 +605,14 @@ def cluster_dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")] = 8265,
 ) -> None:
     """Open a tunnel to a cluster's dashboard, until Ctrl-C."""
-    from genflow import clusters
+    from genflow.cli import cluster
 
-    clusters.dashboard(file, port)
+    cluster.dashboard(file, port)
 
 
 @cluster_app.command("down")
 def cluster_down(file: ClusterFile = "", yes: Yes = False) -> None:
     """Take a cluster down."""
-    from genflow import clusters
+    from genflow.cli import cluster
 
-    clusters.down(file, yes=yes)
-
-
-if __name__ == "__main__":
-    main()
+    cluster.down(file, yes=yes)

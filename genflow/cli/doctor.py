@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
-from genflow import terminal
+from genflow.cli import console
 from genflow.errors import BY_CODE, GenflowError, SetupError
 from genflow.launch.preflight import Check
 from genflow.storage.store import Store
@@ -105,7 +105,7 @@ def run(*, cluster: bool, address: str, json: bool) -> None:
     checks = [check for look in looks for check in look()]
     bad = [check for check in checks if not check.ok]
     if json:
-        terminal.document({"schema": "genflow.doctor/1", "ok": not bad, "checks": [asdict(c) for c in checks]})
+        console.document({"schema": "genflow.doctor/1", "ok": not bad, "checks": [asdict(c) for c in checks]})
     else:
         for check in checks:
             print(f"{'✔' if check.ok else '✘'} {check.name:<20} {check.found}")

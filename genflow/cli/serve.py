@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from genflow import terminal
-from genflow.commands import Where, find_run, send
+from genflow.cli import console
+from genflow.cli.dispatch import Where, find_run, send
 from genflow.errors import SetupError, UsageError
 from genflow.recipe.files import dump
 from genflow.serving import endpoints
@@ -44,16 +44,16 @@ def serve(
         write_atomically(out, dump(configuration(inputs)))
         print(f"wrote    {out}\n")
         print("It names runs by folders that every node must see, and code by `jobs.runtime.serve.deployment:build`.")
-        terminal.next_commands(f"serve deploy {out}")
+        console.next_commands(f"serve deploy {out}")
         return
     if running is None and not where.cluster and not environment.is_free(inputs["port"], host):
         raise SetupError(f"port {port} of {host} is taken", "genflow serve RUN --port 0 takes a free one")
     if running:
-        terminal.note(f"{endpoint} is being served: giving it {', '.join(model.name for model in models)}")
+        console.note(f"{endpoint} is being served: giving it {', '.join(model.name for model in models)}")
         inputs["running"] = running
     done = send("serve", {"inputs": inputs}, store, where, json=json)
     if json:
-        terminal.document(done)
+        console.document(done)
     else:
         print(f"endpoint {done['name']}  {done['address']}  {done['state']}")
 
@@ -84,7 +84,7 @@ def _keys(host: str, new_key: bool) -> list[str]:
         raise UsageError(f"GENFLOW_API_KEY is shorter than {SHORTEST_KEY} characters", "genflow serve RUN --new-key")
     if new_key:
         given, hash = middleware.new_key()
-        terminal.note(f"key      {given}\n         it is shown this once; what is kept is its hash")
+        console.note(f"key      {given}\n         it is shown this once; what is kept is its hash")
         return [hash]
     if not given and not _is_loopback(host):
         raise UsageError(
@@ -111,10 +111,10 @@ def promote(reference: str, name: str, alias: str, *, json: bool) -> None:
     run = find_run(store, reference)
     promoted = model_registry.promote(store, run, name, alias)
     if json:
-        terminal.document({"schema": "genflow.promote/1", "run": run.id, "model": promoted})
+        console.document({"schema": "genflow.promote/1", "run": run.id, "model": promoted})
         return
     print(f"promoted {run.id}  {promoted}")
-    terminal.next_commands(f"genflow serve {promoted}{f' --name {name}' if name else ''}")
+    console.next_commands(f"genflow serve {promoted}{f' --name {name}' if name else ''}")
 
 
 def list_endpoints(*, json: bool) -> None:
@@ -127,14 +127,14 @@ def list_endpoints(*, json: bool) -> None:
         models = [model["name"] for model in inputs["models"]]
         rows.append({"name": endpoint["name"], "address": address, "models": models, "status": status})
     if json:
-        terminal.document({"schema": "genflow.endpoints/1", "endpoints": rows})
+        console.document({"schema": "genflow.endpoints/1", "endpoints": rows})
         return
     if not rows:
         print("nothing is being served")
-        terminal.next_commands("genflow serve RUN")
+        console.next_commands("genflow serve RUN")
         return
     table = [(row["name"], row["address"], ", ".join(row["models"]), row["status"]) for row in rows]
-    print(terminal.table(("endpoint", "address", "models", "status"), table, left=4))
+    print(console.table(("endpoint", "address", "models", "status"), table, left=4))
 
 
 def take_down(name: str) -> None:

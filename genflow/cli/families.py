@@ -4,8 +4,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from genflow import families, terminal
-from genflow.exporting import forms
+from genflow import families
+from genflow.cli import console
+from genflow.cli.export import forms
 from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
 from genflow.storage.files import write_atomically
@@ -85,7 +86,7 @@ def show(*, json: bool, into: Path | None = None) -> None:
         return
     found = [describe(kind) for kind in families.kinds()]
     if json:
-        terminal.document({"schema": "genflow.families/1", "families": found})
+        console.document({"schema": "genflow.families/1", "families": found})
         return
-    print(terminal.table(COLUMNS, [row(family) for family in found], left=len(COLUMNS)))
-    terminal.next_commands("genflow train flow_matching --data NAME", "genflow train FAMILY --data NAME --dry-run")
+    print(console.table(COLUMNS, [row(family) for family in found], left=len(COLUMNS)))
+    console.next_commands("genflow train flow_matching --data NAME", "genflow train FAMILY --data NAME --dry-run")

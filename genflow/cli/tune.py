@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from genflow import terminal
-from genflow.commands import Where, check_out, flagged, need_dataset, need_family, send, show_plan
+from genflow.cli import console
+from genflow.cli.dispatch import Where, check_out, flagged, need_dataset, need_family, send, show_plan
 from genflow.recipe.compose import assignments, compose
 from genflow.recipe.files import read
 from genflow.storage.store import Store
@@ -39,7 +39,7 @@ def tune(
         shutil.copyfile(done["best_file"], out)
         done |= {"best_file": str(out.absolute()), "command": f"genflow train -c {out}"}
     if json:
-        terminal.document(done)
+        console.document(done)
         return
     show(done)
 
@@ -59,7 +59,7 @@ def show(done: Document) -> None:
     """What a search found."""
     counts = ", ".join(f"{count} {status}" for status, count in done["counts"].items() if count)
     print(f"search   {done['name']}  ({done['search']}){'  cached' if done['cached'] else ''}")
-    print(f"         {counts}; {terminal.duration(done['seconds'])} · {done['path']}\n")
+    print(f"         {counts}; {console.duration(done['seconds'])} · {done['path']}\n")
     print(trials_table(done["metrics"], list(done["space"]), done["ranked"][:SHOWN], len(done["trials"])))
     if done["importance"]:
         parts = ", ".join(f"{key} {100 * share:.0f} %" for key, share in done["importance"].items())
@@ -73,17 +73,17 @@ def show(done: Document) -> None:
     elif done["confirmed"]:
         print(f"         {done['confirmed']}\n         ({done['note']})")
     print(f"         {done['best_file']}")
-    terminal.next_commands(done["command"])
+    console.next_commands(done["command"])
 
 
 def settings(params: Document) -> str:
     """A trial's settings in words."""
-    return ", ".join(f"{key}={terminal.setting(value)}" for key, value in params.items()) or "the preset"
+    return ", ".join(f"{key}={console.setting(value)}" for key, value in params.items()) or "the preset"
 
 
 def trials_table(names: list[str], keys: list[str], rows: list[Document], total: int) -> str:
     """Trials as a table."""
-    text = terminal.table(*terminal.trials(names, keys, rows), left=2)
+    text = console.table(*console.trials(names, keys, rows), left=2)
     return text + (f"\n… and {total - len(rows)} more, in trials.csv" if total > len(rows) else "")
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from genflow import drawing
+from genflow.cli import sample as command
 from genflow.data.prepare import here, prepare
 from genflow.errors import UsageError
 from genflow.recipe.compose import compose
@@ -39,7 +39,7 @@ def sample(store, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def draw(out: str, label: str = "all", **options) -> Path:
-        drawing.sample("small", 12, 5, {**OPTIONS, **options}, label, Path(out), [], json=True)
+        command.sample("small", 12, 5, {**OPTIONS, **options}, label, Path(out), [], json=True)
         return Path(out)
 
     return draw

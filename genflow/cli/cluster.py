@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genflow import terminal
+from genflow.cli import console
 from genflow.errors import ClusterError, SetupError, UsageError
 from genflow.launch import cluster_config
 from genflow.launch.ray_dashboard import PORT, Dashboard
@@ -32,7 +32,7 @@ def validate(reference: str, *, json: bool) -> None:
     document = cluster_config.read(path)
     found = cluster_config.problems(document, Path.cwd())
     if json:
-        terminal.document({"schema": "genflow.cluster.validate/1", "file": str(path), "problems": found})
+        console.document({"schema": "genflow.cluster.validate/1", "file": str(path), "problems": found})
     else:
         print("\n".join(f"✘ {path}: {problem}" for problem in found) or f"✔ {path}: {_words(document)}")
     if found:
@@ -53,7 +53,7 @@ def up(reference: str, *, yes: bool) -> None:
         raise UsageError(f"{path}: {found[0]}", f"genflow cluster validate {path}")
     _ask(f"bring up {_words(document)}? [y/N] ", f"{path} would be brought up", yes)
     _launch(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
-    terminal.next_commands(f"genflow cluster dashboard {path}", f"genflow doctor --cluster --address 127.0.0.1:{PORT}")
+    console.next_commands(f"genflow cluster dashboard {path}", f"genflow doctor --cluster --address 127.0.0.1:{PORT}")
 
 
 def down(reference: str, *, yes: bool) -> None:
@@ -78,12 +78,12 @@ def status(reference: str, address: str, *, json: bool) -> None:
         facts = {"address": dashboard.address, "authentication": dashboard.mode(), "ray": dashboard.ray_version()}
         facts, nodes = facts | {"python": dashboard.python_version()}, dashboard.nodes()
     if json:
-        terminal.document({"schema": "genflow.cluster.status/1", **facts, "nodes": nodes})
+        console.document({"schema": "genflow.cluster.status/1", **facts, "nodes": nodes})
         return
     print(f"cluster  Ray {facts['ray']} · Python {facts['python']} · authentication {facts['authentication']}")
     kind = ["head" if node["head"] else node["group"] or "worker" for node in nodes]
     rows = [(n["name"], n["address"], k, *_resources(n["resources"])) for n, k in zip(nodes, kind, strict=True)]
-    print(terminal.table(("node", "address", "group", "CPU", "GPU", "memory"), rows, left=3))
+    print(console.table(("node", "address", "group", "CPU", "GPU", "memory"), rows, left=3))
 
 
 def dashboard(reference: str, port: int) -> None:

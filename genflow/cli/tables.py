@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from genflow import commands, terminal
-from genflow.commands import Document, Where
+from genflow.cli import console, dispatch
+from genflow.cli.dispatch import Document, Where
 from genflow.errors import UsageError, nearest
 from genflow.recipe.compose import assignments
 from genflow.storage.store import Store
@@ -31,7 +31,7 @@ def tables(
     from genflow.pipeline import graph
     from genflow.tables import formatting, plan
 
-    commands.check_out(out)
+    dispatch.check_out(out)
     if out and out.suffix not in FORMS:
         raise UsageError(f"--out {out}: tables are written as {', '.join(FORMS)}", f"--out {out.with_suffix('.html')}")
     store = Store()
@@ -40,26 +40,26 @@ def tables(
     stages["stages"]["tables"]["study"]["command"] = _command(data, seeds, budget, sets)
     overrides = assignments(sets)
     if spec := overrides.get("evaluate", {}).get("features"):
-        overrides["evaluate"]["features"] = commands.features(str(spec), store)
+        overrides["evaluate"]["features"] = dispatch.features(str(spec), store)
     whole = graph.load(stages, plan.FILE, overrides)
     left = Left.of(whole, store)
     if json and dry_run:
-        terminal.document({"schema": "genflow.plan/1", "pipeline": whole.name, **left.document(), "stages": left.rows})
+        console.document({"schema": "genflow.plan/1", "pipeline": whole.name, **left.document(), "stages": left.rows})
         return
-    print_ = print if dry_run else terminal.note
+    print_ = print if dry_run else console.note
     for line in left.words(study, data):
         print_(line)
     if dry_run:
         rows = [(row["stage"], row["job"], row["artifact"], row["state"]) for row in left.rows]
-        print(terminal.table(("stage", "job", "artifact", "state"), rows, left=4))
+        print(console.table(("stage", "job", "artifact", "state"), rows, left=4))
         return
     document = {"pipeline": stages, "overrides": overrides}
-    done = commands.send("pipeline", document, store, where, json=json, hear=left.hear)
+    done = dispatch.send("pipeline", document, store, where, json=json, hear=left.hear)
     made: Document = next(stage for stage in done["stages"] if stage["job"] == "tables")
     if out:
         shutil.copyfile(Path(made["path"]) / FORMS[out.suffix], out)
     if json:
-        terminal.document(made)
+        console.document(made)
     else:
         for table in made["tables"]:
             print(formatting.as_text(table) + "\n")
@@ -68,7 +68,7 @@ def tables(
         print(f"\nreport   {Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
         if out:
             print(f"         {out}")
-        terminal.next_commands("genflow recommend --max-latency 50ms", "genflow ui")
+        console.next_commands("genflow recommend --max-latency 50ms", "genflow ui")
     if any(failure["kind"] not in DIVERGED for failure in made["failed"]):
         raise SystemExit(1)
 
@@ -153,12 +153,12 @@ class Left:
         to_do = [row for row in trainings if row["state"] not in KNOWN]
         hours = sum(self.seconds.values()) / 3600
         about = "" if not self.seconds else (
-            f"; about {terminal.duration(self.eta())} on {environment.cores()} cores, {hours:.2f} CPU hours, "
+            f"; about {console.duration(self.eta())} on {environment.cores()} cores, {hours:.2f} CPU hours, "
             f"{self.training / 3600:.2f} of them training"
         )  # fmt: skip
         return [
             f"tables   {data}: {families} families × {seeds} seed{'s' * (seeds > 1)}, "
-            f"{terminal.duration(60 * study.budget)} of CPU each; again at other learning rates, for less time, "
+            f"{console.duration(60 * study.budget)} of CPU each; again at other learning rates, for less time, "
             "and on data whose modes are known",
             f"         {len(to_do)} of {len(trainings)} trainings and {len(self.seconds)} of {len(self.rows)} stages "
             f"are to do{about}",
@@ -177,7 +177,7 @@ class Left:
         pace = (now - self.began) / self.spent if self.spent else 1 / environment.cores()
         left = pace * sum(self.seconds.values())
         done = len(self.rows) - len(self.seconds)
-        terminal.note(f"         {done} of {len(self.rows)} stages; ETA {terminal.duration(left)}")
+        console.note(f"         {done} of {len(self.rows)} stages; ETA {console.duration(left)}")
 
 
 def _measured(store: Store) -> dict[bool, float]:

@@ -9,7 +9,7 @@ import pytest
 from finished import finished
 from PIL import Image
 
-from genflow import drawing
+from genflow.cli import sample
 from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset, to_display
 from genflow.errors import DataError, UsageError
@@ -40,7 +40,7 @@ def walk(store, monkeypatch, tmp_path, capsys):
 
     def run(kind: str, out: str, n: int | None = 16, seed: int = 0, label: str = "all", **options) -> dict:
         between = options.pop("between", None)
-        drawing.sample(kind, n, seed, {**NONE, **options}, label, Path(out), [],
+        sample.sample(kind, n, seed, {**NONE, **options}, label, Path(out), [],
                        interpolate=True, between=between, json=True)  # fmt: skip
         return json.loads(capsys.readouterr().out)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from genflow import build, terminal
-from genflow.commands import find_run
+from genflow import build
+from genflow.cli import console
+from genflow.cli.dispatch import find_run
 from genflow.data import preview
 from genflow.errors import SetupError, UsageError
 from genflow.families.base import has_encoder
@@ -67,7 +68,7 @@ def sample(
         "seconds": round(drawn.seconds, 4), **about,
     }  # fmt: skip
     if json:
-        terminal.document(document)
+        console.document(document)
         return
     print(f"samples  {out}  {n} of {run.id}")
     if about:
@@ -100,7 +101,7 @@ def _from_endpoint(
     told = {key: answer.headers.get(f"x-genflow-{key}", "") for key in ("checkpoint", "steps", "nfe", "seconds")}
     if json:
         document = {"schema": "genflow.sample/1", "endpoint": host, "model": model, "n": n, "seed": seed, **told}
-        terminal.document({**document, "path": str(out.absolute())})
+        console.document({**document, "path": str(out.absolute())})
         return
     print(f"samples  {out}  {n} of {model} at {host}")
     print(f"         {told['checkpoint']}, {told['nfe']} evaluations each · seeds {seed}..{seed + n - 1}")

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from genflow import terminal
-from genflow.commands import find_run
+from genflow.cli import console
+from genflow.cli.dispatch import find_run
 from genflow.errors import UsageError
 from genflow.recipe.files import read
 from genflow.storage.files import write_atomically
@@ -25,19 +25,19 @@ def list_runs(*, json: bool) -> None:
     broken = [name for name in store.names("runs") if name not in ids]
     if json:
         runs = [{"run": run.id, "name": run.name, "created": run.manifest["created"], **run.meta} for run in finished]
-        terminal.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": broken})
+        console.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": broken})
         return
     rows = [
         (run.id, run.meta.get("family", ""), run.meta.get("dataset_name", ""), f"{run.meta.get('steps', 0):,}",
-         terminal.duration(run.meta.get("seconds")), _when(run))
+         console.duration(run.meta.get("seconds")), _when(run))
         for run in finished
     ]  # fmt: skip
     rows += [(name, "", "", "", "", "unfinished: train it again to go on") for name in broken]
     if not rows:
         print(f"no runs in {store.url}")
-        terminal.next_commands("genflow quickstart", "genflow train flow_matching --data NAME")
+        console.next_commands("genflow quickstart", "genflow train flow_matching --data NAME")
         return
-    print(terminal.table(("run", "family", "data", "steps", "time", "made"), rows, left=3))
+    print(console.table(("run", "family", "data", "steps", "time", "made"), rows, left=3))
 
 
 def show_run(reference: str, *, json: bool) -> None:
@@ -50,7 +50,7 @@ def show_run(reference: str, *, json: bool) -> None:
         "recipe": read(run.path / "recipe.yaml"), "evaluations": [e.id for e in measured],
     }  # fmt: skip
     if json:
-        terminal.document(document)
+        console.document(document)
         return
     width = max(len(key) for key in run.meta)
     print(f"{'run'.ljust(width)}  {run.id}\n{'path'.ljust(width)}  {run.path}")
@@ -58,7 +58,7 @@ def show_run(reference: str, *, json: bool) -> None:
         print(f"{key.ljust(width)}  {value}")
     for evaluation in measured:
         print(f"{'measured'.ljust(width)}  {evaluation.id}")
-    terminal.next_commands(f"genflow sample {run.id}", f"genflow evaluate {run.id}")
+    console.next_commands(f"genflow sample {run.id}", f"genflow evaluate {run.id}")
 
 
 def list_data(*, json: bool) -> None:
@@ -67,18 +67,18 @@ def list_data(*, json: bool) -> None:
     datasets = store.artifacts("datasets")
     if json:
         rows: list[Any] = [{"dataset": d.id, "name": d.name, **d.meta.get("facts", {})} for d in datasets]
-        terminal.document({"schema": "genflow.datasets/1", "datasets": rows})
+        console.document({"schema": "genflow.datasets/1", "datasets": rows})
         return
     if not datasets:
         print(f"no datasets in {store.url}")
-        terminal.next_commands("genflow prepare digits", "genflow prepare ~/my_pictures --size 32")
+        console.next_commands("genflow prepare digits", "genflow prepare ~/my_pictures --size 32")
         return
     rows = []
     for dataset in datasets:
         facts = dataset.meta.get("facts", {})
         shape = "×".join(str(n) for n in facts.get("shape", ()))
         rows.append((dataset.id, dataset.name, f"{sum(facts.get('splits', {}).values()):,}", shape, _when(dataset)))
-    print(terminal.table(("dataset", "name", "rows", "C×H×W", "made"), rows, left=2))
+    print(console.table(("dataset", "name", "rows", "C×H×W", "made"), rows, left=2))
 
 
 def show_data(reference: str, out: Path | None, *, json: bool) -> None:
@@ -91,7 +91,7 @@ def show_data(reference: str, out: Path | None, *, json: bool) -> None:
     file = write_atomically(out or Path(f"{dataset.artifact.name}-preview.png"), preview.preview(dataset))
     document["preview"] = str(file.absolute())
     if json:
-        terminal.document(document)
+        console.document(document)
         return
     facts = dataset.facts
     splits = ", ".join(f"{rows:,} {name}" for name, rows in facts.splits.items())
@@ -111,7 +111,7 @@ def show_data(reference: str, out: Path | None, *, json: bool) -> None:
         lines["classes"] = ", ".join(pairs[:20]) + (" …" if len(pairs) > 20 else "")
     for key, value in lines.items():
         print(f"{key:<12} {value}")
-    terminal.next_commands(f"genflow train flow_matching --data {dataset.artifact.name}")
+    console.next_commands(f"genflow train flow_matching --data {dataset.artifact.name}")
 
 
 def remove(kind: str, reference: str, yes: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genflow import terminal
+from genflow.cli import console
 from genflow.errors import SetupError, UsageError, nearest
 from genflow.recipe.compose import assignments, compose, merge
 from genflow.recipe.files import dump, read
@@ -64,7 +64,7 @@ def send(
     from genflow.launch import local, remote
 
     verbose = bool(os.environ.get("GENFLOW_VERBOSE"))
-    with terminal.Progress() as progress:
+    with console.Progress() as progress:
 
         def told(event: Document) -> None:
             progress(event)
@@ -77,7 +77,7 @@ def send(
             done = local.run_here(stage, document, store, told, verbose=verbose)
     if done.get("schema") == "genflow.job/1":
         if json:
-            terminal.document(done)
+            console.document(done)
         raise SystemExit(0)
     return done
 
@@ -104,7 +104,7 @@ def prepare(source: str, flags: Document, sets: list[str], where: Where, *, dry_
         return
     done = send("prepare", {"recipe": recipe.model_dump(mode="json")}, Store(), where, json=json)
     if json:
-        terminal.document(done)
+        console.document(done)
         return
     facts = done["facts"]
     splits = ", ".join(f"{rows:,} {name}" for name, rows in facts["splits"].items())
@@ -114,7 +114,7 @@ def prepare(source: str, flags: Document, sets: list[str], where: Where, *, dry_
     if done.get("bad"):
         print(f"         {done['bad']} unreadable, listed in {done['path']}/bad.csv")
     name = done["name"]
-    terminal.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")
+    console.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")
 
 
 def _source(text: str) -> str:
@@ -168,16 +168,16 @@ def train(
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": inputs}
     done = send("train", document, store, where, json=json)
     if json:
-        terminal.document(done)
+        console.document(done)
         return
     print(f"run      {done['name']}  ({done['run']}){'  cached' if done['cached'] else ''}")
     rate = f"{done['images'] / max(done['seconds'], 1e-9):,.0f} img/s"
-    took = f"{done['steps']:,} steps, {done['images']:,} images, {terminal.duration(done['seconds'])} ({rate})"
+    took = f"{done['steps']:,} steps, {done['images']:,} images, {console.duration(done['seconds'])} ({rate})"
     print(f"         {took} · {done['path']}")
     if grids := sorted(Path(done["path"]).glob("samples/*.png")):
         print(f"         samples: {grids[-1]}")
     name = done["run"]
-    terminal.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
+    console.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
 
 
 def need_family(family: str) -> None:
@@ -217,13 +217,13 @@ def reflow(
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"run": run.id}}
     done = send("reflow", document, store, where, json=json)
     if json:
-        terminal.document(done)
+        console.document(done)
         return
     print(f"pairs    {done['pairs']}{'  cached' if done['cached'] else ''}")
-    print(f"         {done['count']:,} pairs of {run.name}, {terminal.duration(done['seconds'])} · {done['path']}")
+    print(f"         {done['count']:,} pairs of {run.name}, {console.duration(done['seconds'])} · {done['path']}")
     straight = "--set family.density=u_shaped --set family.at_noise=0.15"
     pairs = f"--data {run.meta['dataset_name']} --set data.pairs={done['pairs']}"
-    terminal.next_commands(f"genflow train flow_matching --init {run.id} {pairs} {straight} --name {run.name}-reflow")
+    console.next_commands(f"genflow train flow_matching --init {run.id} {pairs} {straight} --name {run.name}-reflow")
 
 
 def families() -> list[str]:
@@ -254,13 +254,13 @@ def evaluate(
         shutil.copyfile(Path(done["path"]) / "report.html", out)
         done["path"] = str(out.absolute())
     if json:
-        terminal.document(done)
+        console.document(done)
         return
     show_table(done)
     if job == "compare":
         print(f"\nreport   {_report_file(done)}")
     best = done.get("best") or ids[0]
-    terminal.next_commands(
+    console.next_commands(
         f"genflow sample {best}", "genflow ui", *([f"genflow compare {' '.join(ids)}"] if job == "evaluate" else [])
     )
 
@@ -287,7 +287,7 @@ def show_table(done: Document) -> None:
     """The comparison's table."""
     from genflow.evaluation.report.table import columns, rows
 
-    print(terminal.table(columns(), rows(done), left=2))
+    print(console.table(columns(), rows(done), left=2))
 
 
 def find_run(store: Store, reference: str) -> Artifact:
@@ -334,7 +334,7 @@ def run_pipeline(
         return
     done = send("pipeline", {"pipeline": document, "overrides": overrides}, Store(), where, json=json)
     if json:
-        terminal.document(done)
+        console.document(done)
         return
     _show_pipeline(done)
 
@@ -353,7 +353,7 @@ def _show_pipeline(done: Document) -> None:
     runs = [stage["run"] for stage in done["stages"] if stage["job"] == "train"]
     if runs:
         best = next((report["best"] for report in reports if report.get("best")), runs[-1])
-        terminal.next_commands(f"genflow sample {best}", "genflow ui", "genflow prepare ~/my_pictures --size 32")
+        console.next_commands(f"genflow sample {best}", "genflow ui", "genflow prepare ~/my_pictures --size 32")
 
 
 def _plan_pipeline(pipeline: Any, json: bool) -> None:
@@ -362,10 +362,10 @@ def _plan_pipeline(pipeline: Any, json: bool) -> None:
 
     rows = plan.foresee(pipeline, Store())
     if json:
-        terminal.document({"schema": "genflow.plan/1", "pipeline": pipeline.name, "stages": rows})
+        console.document({"schema": "genflow.plan/1", "pipeline": pipeline.name, "stages": rows})
         return
     table = [(row["stage"], row["job"], ", ".join(row["needs"]), row["artifact"], row["state"]) for row in rows]
-    print(terminal.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
+    print(console.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
 
 
 def show_plan(recipe: Recipe | Document, stages: list[tuple[str, str, str]], json: bool) -> None:
@@ -373,7 +373,7 @@ def show_plan(recipe: Recipe | Document, stages: list[tuple[str, str, str]], jso
     document = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     if json:
         rows = [{"job": job, "artifact": artifact, "state": state} for job, artifact, state in stages]
-        terminal.document({"schema": "genflow.plan/1", "recipe": document, "stages": rows})
+        console.document({"schema": "genflow.plan/1", "recipe": document, "stages": rows})
         return
     print(dump(document).rstrip())
     for job, artifact, state in stages:
@@ -419,10 +419,10 @@ def list_jobs(address: str, *, json: bool) -> None:
 
     jobs = remote.jobs_list(address)
     if json:
-        terminal.document({"schema": "genflow.jobs/1", "jobs": jobs})
+        console.document({"schema": "genflow.jobs/1", "jobs": jobs})
         return
     rows = [(job["id"], job.get("stage") or "", job["status"], job.get("started") or "") for job in jobs]
-    print(terminal.table(("job", "stage", "status", "started"), rows, left=4) if rows else "no jobs")
+    print(console.table(("job", "stage", "status", "started"), rows, left=4) if rows else "no jobs")
 
 
 def job_logs(job: str, address: str, follow: bool) -> None:
@@ -437,10 +437,10 @@ def attach(job: str, address: str, *, json: bool) -> None:
     """`genflow jobs attach`."""
     from genflow.launch import remote
 
-    with terminal.Progress() as progress:
+    with console.Progress() as progress:
         done = remote.attach(address, job, progress, verbose=bool(os.environ.get("GENFLOW_VERBOSE")))
     if json:
-        terminal.document(done)
+        console.document(done)
         return
     made = done.get("run") or done.get("dataset") or done.get("report") or done.get("status", "")
     print(f"job      {job}  {made}")

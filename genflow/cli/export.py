@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from genflow import terminal
-from genflow.commands import find_run
+from genflow.cli import console
+from genflow.cli.dispatch import find_run
 from genflow.errors import SetupError, UsageError, nearest
 from genflow.families.base import Family
 from genflow.sampling.engine import RECIPE, Engine
@@ -38,7 +38,7 @@ def export(reference: str, to: str, out: Path | None, *, json: bool) -> None:
     except OSError as error:
         raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
     if json:
-        terminal.document({"schema": "genflow.export/1", "run": run.id, "path": str(folder.absolute()), "to": to})
+        console.document({"schema": "genflow.export/1", "run": run.id, "path": str(folder.absolute()), "to": to})
         return
     weights = sum(p.numel() for p in engine.family.parameters())
     print(f"export   {folder}  {weights:,} weights of {run.id}, for {to}")

@@ -4,7 +4,7 @@ import re
 import shlex
 from typing import Any
 
-from genflow import terminal
+from genflow.cli import console
 from genflow.errors import UsageError
 from genflow.storage.store import Store
 
@@ -31,15 +31,15 @@ def recommend(data: str, max_latency: str, min_quality: str, *, json: bool) -> N
         "max_fd": most_fd,
     }
     if json:
-        terminal.document(document)
+        console.document(document)
         return
     rows = [_row(point, point is chosen) for point in best]
     if not any(point is chosen for point in best):
         rows.insert(0, _row(chosen, True))
     head = ("", "run", "family", "sampler", "steps", "nfe", "fd (95 %)", "× floor", "ms alone", "ms in 64")
-    print(terminal.table(head, rows, left=4))
+    print(console.table(head, rows, left=4))
     print(f"\n{told(chosen, len(choices))}")
-    terminal.next_commands(*document["commands"])
+    console.next_commands(*document["commands"])
 
 
 def latency(text: str) -> float:
