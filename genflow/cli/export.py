@@ -1,178 +1,23 @@
-"""What `genflow export` does: a folder that other programs read.
+"""What `genflow export` does."""
 
-    safetensors    the averaged weights, the recipe, the facts and a card; `Engine.from_folder` draws from it
-    diffusers      a folder that `diffusers.DiffusionPipeline.from_pretrained` loads and its stock pipelines sample:
-                   runs of a Gaussian path whose net is `unet2d`, without a label
-    torch_export   one program file, noise and label in, samples out, that PyTorch alone runs: one-pass samplers
-"""
-
-import json as jsonlib
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from genflow.cli import console
 from genflow.cli.dispatch import find_run
-from genflow.errors import SetupError, UsageError, nearest
-from genflow.families.base import Family
-from genflow.sampling.engine import RECIPE, Engine
-from genflow.storage.files import write_atomically
-from genflow.storage.store import Artifact, Store
+from genflow.sampling.engine import Engine
+from genflow.sampling.export import check_form, write
+from genflow.storage.store import Store
 
 
 def export(reference: str, to: str, out: Path | None, *, json: bool) -> None:
     """`genflow export`."""
-    if to not in FORMS:
-        raise UsageError(f"cannot export to {to!r}{nearest(to, list(FORMS))}", f"use --to {', '.join(FORMS)}")
+    check_form(to)
     run = find_run(Store(), reference)
     engine = Engine.load(run)
     folder = out or Path(f"{run.name}-export")
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "choose another --out")
-    try:
-        FORMS[to](run, engine, folder)
-        if grids := sorted(run.path.glob("samples/*.png")):
-            shutil.copyfile(grids[-1], folder / "samples.png")
-    except OSError as error:
-        raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
+    write(run, engine, to, folder)
     if json:
         console.document({"schema": "genflow.export/1", "run": run.id, "path": str(folder.absolute()), "to": to})
         return
     weights = sum(p.numel() for p in engine.family.parameters())
     print(f"export   {folder}  {weights:,} weights of {run.id}, for {to}")
-
-
-def forms(family: type[Family]) -> list[str]:
-    """What a family's runs can be exported to, as far as the family alone decides it."""
-    can = {
-        "diffusers": family.stock_scheduler is not Family.stock_scheduler,
-        "torch_export": family.steps.startswith("1"),
-    }
-    return [form for form in FORMS if can.get(form, True)]
-
-
-def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
-    from safetensors.torch import save
-
-    state = {k: v.detach().cpu().contiguous() for k, v in engine.family.state_dict().items()}
-    metadata = {"format": "pt", "genflow.run": run.id, "genflow.step": str(engine.step)}
-    write_atomically(folder / "weights.safetensors", save(state, metadata))
-    for name in (RECIPE, "facts.json"):
-        write_atomically(folder / name, (run.path / name).read_bytes())
-    write_atomically(folder / "state.json", jsonlib.dumps({"step": engine.step, "run": run.id}))
-    use = """from pathlib import Path
-from genflow.sampling.engine import Engine
-
-engine = Engine.from_folder(Path("."))
-images = engine.draw(seeds=range(16)).images  # (16, H, W, C) uint8"""
-    rest = """`weights.safetensors` holds the averaged weights; `recipe.yaml` the whole configuration; `facts.json` the
-data's facts."""
-    write_atomically(folder / "README.md", _card(run.id, engine, "genflow", use, rest))
-
-
-def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
-    """The net for "no label", the scheduler that walks its path, and the stock pipeline of both."""
-    scheduler = engine.family.stock_scheduler()
-    net: Any = getattr(engine.family, "net", None)
-    if scheduler is None or not hasattr(net, "unconditional"):
-        why = "its net" if scheduler else "its noise"
-        raise UsageError(
-            f"run {run.id} cannot go to diffusers: no stock pipeline knows {why}",
-            "ddpm (linear or cosine, T=1000) and flow_matching can, trained with --set net.kind=unet2d",
-        )
-    import diffusers
-
-    kind, options = scheduler
-    clips = kind == "DDIMScheduler" and bool(engine.options.get("clip"))
-    options = {**options, "clip_sample": clips} if kind == "DDIMScheduler" else options
-    stock: Any = diffusers.DDIMPipeline if kind == "DDIMScheduler" else diffusers.DDPMPipeline
-    pipeline = stock(net.unconditional(), getattr(diffusers, kind)(**options))
-    with tempfile.TemporaryDirectory() as scratch:
-        pipeline.save_pretrained(scratch, safe_serialization=True)
-        for file in sorted(Path(scratch).rglob("*")):
-            if file.is_file():
-                write_atomically(folder / file.relative_to(scratch), file.read_bytes())
-    more = ", use_clipped_model_output=True" if clips else ""  # as the run does: the noise follows the clipped guess
-    use = f"""from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained(".")
-images = pipeline(batch_size=16, num_inference_steps={engine.options["steps"]}{more}).images"""
-    rest = 'It draws what the run draws for "no label": a stock pipeline has no labels.'
-    write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", use, rest))
-
-
-def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
-    """The sampler as one program, for any number of rows."""
-    import torch
-
-    one = {**engine.options, **({"steps": 1} if "steps" in engine.options else {})}
-    if "torch_export" not in forms(type(engine.family)):
-        raise UsageError(
-            f"run {run.id} cannot go to torch_export: {type(engine.family).title} samples in many steps",
-            "vae, gan and consistency sample in one; --to safetensors takes every run",
-        )
-    try:
-        program = traced(engine.family, one)
-    except Exception as error:  # whatever tracing stumbles over
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"run {run.id} cannot be traced by torch.export: {first}", "use --to safetensors") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        torch.export.save(program, Path(scratch) / "sample.pt2")
-        write_atomically(folder / "sample.pt2", (Path(scratch) / "sample.pt2").read_bytes())
-    write_atomically(folder / "facts.json", (run.path / "facts.json").read_bytes())
-    use = f"""import torch
-
-sample = torch.export.load("sample.pt2").module()
-noise = torch.randn(16, {", ".join(map(str, engine.family.noise_shape))})
-x = sample(noise, torch.full((16,), {engine.facts.classes}))  # (16, C, H, W) in [-1, 1]; the last label is "none\""""
-    write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs PyTorch and nothing else."))
-
-
-def traced(family: Family, options: dict[str, Any]) -> Any:
-    """A `torch.export` program: noise (B, ...) and label (B,) in, x (B, C, H, W) out, for any B.
-
-    A sampler that draws on its way cannot be traced, nor one whose steps depend on the data.
-    """
-    import torch
-    from torch import Tensor, nn
-
-    from genflow.maths.rng import SampleRng
-
-    class OnePass(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.family = family
-
-        def forward(self, noise: Tensor, label: Tensor) -> Tensor:
-            return self.family.sample(noise, label, SampleRng([], "none"), **options).x
-
-    rows = torch.export.Dim("rows", min=1)
-    like = torch.zeros(2, *family.noise_shape), torch.zeros(2, dtype=torch.long)
-    return torch.export.export(OnePass(), like, dynamic_shapes=({0: rows}, {0: rows}), strict=False)
-
-
-FORMS: dict[str, Callable[[Artifact, Engine, Path], None]] = {
-    "safetensors": _safetensors, "diffusers": _diffusers, "torch_export": _torch_export,
-}  # fmt: skip
-
-
-def _card(run: str, engine: Engine, library: str, use: str, rest: str) -> str:
-    facts = engine.facts
-    return f"""---
-library_name: {library}
-pipeline_tag: unconditional-image-generation
----
-# {run}
-
-{type(engine.family).title}, net {engine.recipe.net["kind"]}, {engine.step:,} steps, on data of shape {facts.shape}
-(fingerprint {facts.fingerprint[:16]}), {facts.classes or "no"} classes.
-
-```python
-{use}
-```
-
-{rest}
-"""

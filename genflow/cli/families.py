@@ -6,9 +6,9 @@ from typing import Any
 
 from genflow import families
 from genflow.cli import console
-from genflow.cli.export import forms
 from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
+from genflow.sampling.export import forms
 from genflow.storage.files import write_atomically
 from genflow.system.source_hash import home
 

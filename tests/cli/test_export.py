@@ -16,6 +16,7 @@ from genflow.cli import export
 from genflow.errors import UsageError
 from genflow.maths.rng import SampleRng
 from genflow.sampling.engine import Engine
+from genflow.sampling.export import forms, traced
 from genflow.storage.store import Store
 
 SEEDS = range(6)
@@ -126,7 +127,7 @@ def test_a_program_runs_without_genflow(exported, capsys, tmp_path: Path, kind: 
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), ours.numpy(), atol=1e-5)
 
 
-ONE_PASS = [kind for kind in families.kinds() if "torch_export" in export.forms(families.family_class(kind))]
+ONE_PASS = [kind for kind in families.kinds() if "torch_export" in forms(families.family_class(kind))]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_whatever_samples_in_one_pass_can_be_traced(kind: str, data: str):
     """For any number of rows, whatever the family and its net."""
     model = small.family(kind, small.FACTS[data]).requires_grad_(False)
     steps = {"steps": 1} if "steps" in inspect.signature(model.sample).parameters else {}
-    program = export.traced(model, steps).module()
+    program = traced(model, steps).module()
     noise = SampleRng(list(SEEDS), "sample").normal((6, *model.noise_shape))
     label = torch.full((6,), model.facts.classes)
     ours = model.sample(noise, label, SampleRng(list(SEEDS), "sample"), **steps).x
