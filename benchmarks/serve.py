@@ -98,10 +98,12 @@ def _diffusers(run: str, engine: Any, steps: int | None) -> Callable[[int], byte
     import torch
     from diffusers import DiffusionPipeline
 
-    from genflow.cli import export
+    from genflow.cli.dispatch import find_run
+    from genflow.sampling import export
+    from genflow.storage.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
-        export.export(run, "diffusers", Path(folder), json=True)
+        export.write(find_run(Store(), run), engine, "diffusers", Path(folder))
         pipeline: Any = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
 

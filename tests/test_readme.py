@@ -104,7 +104,7 @@ def test_the_table_of_families_is_the_codes_own():
 
 def test_a_family_says_what_it_can(capsys):
     """As JSON: what each family is, from its class and its signature."""
-    families.show(json=True)
+    families.families(json=True)
     found = {family["kind"]: family for family in json.loads(capsys.readouterr().out)["families"]}
     assert found["consistency"]["teacher"] == "required"
     assert found["gan"]["likelihood"] is None

@@ -1,99 +1,140 @@
-"""What `genflow sample` does."""
+"""`genflow sample`."""
 
-import json as jsonlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
+import typer
 
-from genflow import build
 from genflow.cli import console
-from genflow.cli.dispatch import find_run
-from genflow.data import preview
+from genflow.cli.dispatch import Document, find_run
+from genflow.cli.options import AsJson, RunRef, Sets, complete_run
 from genflow.errors import SetupError, UsageError
-from genflow.families.base import has_encoder
-from genflow.recipe.compose import assignments
-from genflow.sampling.engine import Drawn, Engine, labels_for
-from genflow.specs import Facts
-from genflow.storage.files import write_atomically
-from genflow.storage.store import Artifact, Store
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.sampling.engine import Drawn, Engine
+    from genflow.sampling.interpolation import Ends
+    from genflow.storage.store import Artifact, Store
 
 FEW = 64  # samples, if nobody says how many
 
 
 def sample(
-    reference: str, n: int | None, seed: int, flags: dict[str, Any], label: str, out: Path, sets: list[str], *,
-    interpolate: bool = False, between: tuple[Path, Path] | None = None, json: bool,
-    guide: str = "",
-) -> None:  # fmt: skip
-    """`genflow sample`: draw, and write a grid, a folder, an array or a table by the ending of `out`."""
-    kind = "folder" if not out.suffix or str(out).endswith("/") else out.suffix
-    if kind not in ("folder", ".png", ".npy", ".parquet"):
-        raise UsageError(f"cannot write samples as {out.suffix}", "use grid.png, a folder/, samples.npy or .parquet")
-    options = {key: value for key, value in flags.items() if value is not None}
-    given = assignments(sets)
-    unknown = sorted(set(given) - {"sample", "weights"})
-    if unknown:
-        raise UsageError(f"--set {unknown[0]} does not belong to sampling", "use --set sample.KEY=VALUE")
-    options |= given.get("sample", {})
-    weights = given.get("weights", "ema")
-    if weights not in ("ema", "raw"):
-        raise UsageError(f"weights are ema or raw, not {weights!r}", "use --set weights=raw")
-    if reference.startswith(("http://", "https://")):
+    run: RunRef = "",
+    n: Annotated[int | None, typer.Option("-n", min=1, max=1_000_000, help="How many; 64 if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    sampler: Annotated[str, typer.Option(help="ddim, euler, midpoint, heun, ab2 ...")] = "",
+    label: Annotated[str, typer.Option(help="A class by name or number; `all` for each in turn; `none`.")] = "all",
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="grid.png, folder/, x.npy, x.parquet.")] = Path("grid.png"),
+    sets: Sets = [],
+    guide: Annotated[
+        str, typer.Option(help="A weaker run that guidance leads away from.", autocompletion=complete_run)
+    ] = "",
+    interpolate: Annotated[
+        bool,
+        typer.Option(
+            "--interpolate",
+            help="Walk from one picture to another, 8 pictures a row: -n 64 is 8 rows, -n 5 one shorter row. A family "
+            "with an encoder walks between held-out pictures, which are shown at both ends; any other between seeds.",
+        ),
+    ] = False,
+    between: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Interpolate between two pictures of your own: one row of -n pictures, or 8."),
+    ] = None,
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="Ask a served model; RUN is its name there.")] = "",
+    json: AsJson = False,
+) -> None:
+    """Draw samples from a run, or with --endpoint from a served model."""
+    if not run and not endpoint:
+        raise UsageError("name a run to draw from", "genflow runs ls, or --endpoint http://127.0.0.1:8000")
+    from genflow.data import preview
+    from genflow.sampling import files
+    from genflow.sampling.engine import Engine, labels_for
+    from genflow.storage.store import Store
+
+    files.form_of(out)
+    options, weights = _settings({"steps": steps, "sampler": sampler or None, "guidance": guidance}, sets)
+    run = f"{endpoint.rstrip('/')}/v1/models/{run}" if endpoint else run
+    if run.startswith(("http://", "https://")):
         if interpolate or between or guide or weights != "ema":
             raise UsageError("a served model is asked for samples alone", "leave out --interpolate, --guide, weights")
-        _from_endpoint(reference, FEW if n is None else n, seed, options, label, out, kind, json=json)
+        _from_endpoint(run, FEW if n is None else n, seed, options, label, out, json)
         return
     store = Store()
-    run = find_run(store, reference)
-    engine = Engine.load(run, average=weights == "ema")
+    found = find_run(store, run)
+    engine = Engine.load(found, average=weights == "ema")
     if guide and (interpolate or between):
         raise UsageError("--guide has no say in --interpolate", "leave it out")
     if guide:
         engine.family.guided_by(Engine.load(find_run(store, guide)).family)
-    about: dict[str, Any] = {}
+    about: Document = {}
     if interpolate or between:
-        drawn, index, about = _interpolate(store, run, engine, n, seed, options, label, between)
+        drawn, index, about = _interpolate(store, found, engine, n, seed, options, label, between)
         columns: int | None = about["interpolate"]["columns"]
     else:
         n = FEW if n is None else n
         drawn = engine.draw(range(seed, seed + n), labels_for(label, n, engine.facts), **options)
         index = {"seed": list(range(seed, seed + n))}
         columns = preview.columns(engine.facts)
-    _write(out, kind, drawn.images, drawn.labels, index, engine.facts, columns)
-    n = len(drawn.images)
+    files.write(out, drawn.images, drawn.labels, index, engine.facts, columns)
     document = {
-        "schema": "genflow.sample/1", "run": run.id, "path": str(out.absolute()), "n": n, "seed": seed,
-        "step": engine.step, "options": {**engine.options, **options}, "nfe": drawn.nfe,
+        "schema": "genflow.sample/1", "run": found.id, "path": str(out.absolute()), "n": len(drawn.images),
+        "seed": seed, "step": engine.step, "options": {**engine.options, **options}, "nfe": drawn.nfe,
         "seconds": round(drawn.seconds, 4), **about,
     }  # fmt: skip
     if json:
         console.document(document)
         return
-    print(f"samples  {out}  {n} of {run.id}")
-    if about:
-        walks = about["interpolate"]
+    _show(document, out)
+
+
+def _settings(options: dict[str, Any], sets: list[str]) -> tuple[dict[str, Any], str]:
+    """The sampler's options that were given, and which weights to draw with.
+
+    Raises:
+        UsageError: a key does not belong to sampling, or there are no such weights.
+    """
+    from genflow.recipe.compose import assignments
+
+    options = {key: value for key, value in options.items() if value is not None}
+    given = assignments(sets)
+    unknown = sorted(set(given) - {"sample", "weights"})
+    if unknown:
+        raise UsageError(f"--set {unknown[0]} does not belong to sampling", "use --set sample.KEY=VALUE")
+    weights = given.get("weights", "ema")
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"weights are ema or raw, not {weights!r}", "use --set weights=raw")
+    return options | given.get("sample", {}), weights
+
+
+def _show(document: Document, out: Path) -> None:
+    n, seed, nfe = document["n"], document["seed"], document["nfe"]
+    print(f"samples  {out}  {n} of {document['run']}")
+    if walks := document.get("interpolate"):
         print(f"         {walks['rows']} rows of {walks['columns']}, between {walks['between']}")
         return
-    each = 1000 * drawn.seconds / max(n, 1)
-    evaluations = f"{drawn.nfe} evaluation{'s' if drawn.nfe != 1 else ''}"
+    each = 1000 * document["seconds"] / max(n, 1)
+    evaluations = f"{nfe} evaluation{'s' if nfe != 1 else ''}"
     print(f"         {evaluations} and {each:.1f} ms each · seeds {seed}..{seed + n - 1}")
 
 
 def _from_endpoint(
-    address: str, n: int, seed: int, options: dict[str, Any], label: str, out: Path, kind: str, *, json: bool
+    address: str, n: int, seed: int, options: dict[str, Any], label: str, out: Path, json: bool
 ) -> None:  # fmt: skip
     """Samples of a served model, `http://host:port` (its first model) or `http://host:port/v1/models/NAME`."""
     from urllib.parse import unquote
 
     from genflow.client import Client
+    from genflow.storage.files import write_atomically
 
-    if kind not in (".png", ".npy"):
+    if out.suffix not in (".png", ".npy"):
         raise UsageError(f"samples of a served model are written as .png or .npy, not {out}", "choose another --out")
     host, _, name = address.partition("/v1/models/")
     client = Client(host)
     model = unquote(name).strip("/") or client.models()[0]["id"]
-    answer = client.draw(model, n=n, seed=seed, label=label, format=kind[1:], **options)
+    answer = client.draw(model, n=n, seed=seed, label=label, format=out.suffix[1:], **options)
     try:
         write_atomically(out, answer.body)
     except OSError as error:
@@ -108,11 +149,14 @@ def _from_endpoint(
 
 
 def _interpolate(
-    store: Store, run: Artifact, engine: Engine, n: int | None, seed: int, options: dict[str, Any], label: str,
+    store: "Store", run: "Artifact", engine: "Engine", n: int | None, seed: int, options: dict[str, Any], label: str,
     between: tuple[Path, Path] | None,
-) -> tuple[Drawn, dict[str, list[int]], dict[str, Any]]:  # fmt: skip
+) -> tuple["Drawn", dict[str, list[int]], Document]:  # fmt: skip
     """The pictures of --interpolate, each one's row and column, and what the document says of them."""
+    from genflow import build
+    from genflow.families.base import has_encoder
     from genflow.sampling import interpolation as walks
+    from genflow.sampling.engine import labels_for
 
     facts, family = engine.facts, engine.family
     rows, columns = walks.layout(n, bool(between))
@@ -124,7 +168,7 @@ def _interpolate(
             f"{next(iter(options))} has no say in --interpolate: {family.title} decodes codes in one way",
             "leave it out",
         )
-    ends: walks.Ends | None = None
+    ends: Ends | None = None
     if between:
         labels = None if label == "all" else labels_for(label, rows, facts)
         ends = walks.from_files(between, labels, facts)
@@ -138,54 +182,3 @@ def _interpolate(
     index = {"row": [i // columns for i in range(rows * columns)], "column": list(range(columns)) * rows}
     about = {"rows": rows, "columns": columns, "between": "pictures" if ends else "seeds"}
     return drawn, index, {"interpolate": {**about, "ends": ends.names if ends else None}}
-
-
-def _write(
-    out: Path, kind: str, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts,
-    columns: int | None,
-) -> None:  # fmt: skip
-    """Write the pictures; `index` has the numbers that tell them apart, by name."""
-    try:
-        if kind == ".png":
-            write_atomically(out, preview.render(images, facts, columns))
-        elif kind == ".npy":
-            write_atomically(out, preview.npy(images, facts))
-        elif kind == ".parquet":
-            _write_parquet(out, images, labels, index, facts)
-        else:
-            _write_folder(out, images, labels, index, facts)
-    except OSError as error:
-        raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another --out") from error
-
-
-def _write_folder(
-    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts
-) -> None:  # fmt: skip
-    for i, png in enumerate(preview.pngs(images, facts)):
-        name = facts.class_names[labels[i]] if labels[i] < facts.classes else ""
-        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-        numbers = "_".join(f"{what}_{values[i]:06d}" for what, values in index.items())
-        write_atomically(out / f"{numbers}{'_' + safe if safe else ''}.png", png)
-
-
-def _write_parquet(
-    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts
-) -> None:  # fmt: skip
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pngs = preview.pngs(images, facts)
-    features: dict[str, Any] = {"image": {"_type": "Image"}}
-    features |= {what: {"dtype": "int64", "_type": "Value"} for what in index}
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    columns: dict[str, Any] = {
-        "image": pa.array([{"bytes": png, "path": None} for png in pngs], picture),
-        **{what: pa.array(values, pa.int64()) for what, values in index.items()},
-    }
-    if facts.classes:
-        features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}
-        columns["label"] = pa.array([int(v) if v < facts.classes else None for v in labels], pa.int64())
-    table = pa.table(columns).replace_schema_metadata({"huggingface": jsonlib.dumps({"info": {"features": features}})})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_atomically(out, sink.getvalue().to_pybytes())

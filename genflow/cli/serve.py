@@ -1,61 +1,75 @@
-"""What `genflow serve` and `genflow endpoints` do."""
+"""`genflow serve`."""
 
-import ipaddress
 import os
-import signal
-import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Where, find_run, send
+from genflow.cli.dispatch import Document, find_run, send
+from genflow.cli.options import Address, AsJson, OnCluster, complete_run
 from genflow.errors import SetupError, UsageError
-from genflow.recipe.files import dump
-from genflow.serving import endpoints
-from genflow.serving.model_list import as_documents, entries
-from genflow.storage.files import NODE, write_atomically
-from genflow.storage.store import Store
-from genflow.system import environment
-
-Document = dict[str, Any]
 
 SHORTEST_KEY = 24  # characters
 
 
 def serve(
-    references: list[str], name: str, host: str, port: int, replicas: tuple[int, int], memory_mb: int, new_key: bool,
-    out: Path | None, where: Where, *, json: bool,
-) -> None:  # fmt: skip
-    """`genflow serve`: the models, the address and the key are settled here; `jobs/serve.py` does the rest."""
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Models.", autocompletion=complete_run)],
+    name: Annotated[str, typer.Option(help="What to call the endpoint; by default as its first model.")] = "",
+    host: Annotated[str, typer.Option(help="Where to listen; any but the loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, max=1000, help="Processes that draw.")] = 1,
+    most: Annotated[int, typer.Option("--max-replicas", min=0, help="Grow to so many under load.")] = 0,
+    memory: Annotated[int, typer.Option(min=1, help="MB of models that a replica keeps loaded.")] = 2048,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Make an API key, show it once, and ask for it.")] = False,
+    config_out: Annotated[Path | None, typer.Option(help="Write serve.yaml for `serve deploy`, and stop.")] = None,
+    cluster: OnCluster = False,
+    address: Address = "",
+    json: AsJson = False,
+) -> None:
+    """Serve models on Ray Serve, with a playground, until Ctrl-C. Of a name that is served: change its models."""
+    from genflow.serving import endpoints
+    from genflow.serving.model_list import as_documents, entries
+    from genflow.storage.store import Store
+    from genflow.system import environment
+
     store = Store()
-    runs = [find_run(store, reference) for reference in references]
+    found = [find_run(store, reference) for reference in runs]
     if name and not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"--name {name}: letters, digits, - and _ alone")
-    models = entries(store, runs, [name] if name and len(runs) == 1 else [])
+    models = entries(store, found, [name] if name and len(found) == 1 else [])
     endpoint = name or models[0].name
     running = endpoints.get(store, endpoint)
     keys = [] if running else _keys(host, new_key)
     inputs: Document = {
         "name": endpoint, "models": as_documents(models), "host": host, "port": port or environment.free_port(),
-        "replicas": replicas[0], "most_replicas": replicas[1], "memory_mb": memory_mb, "keys": keys,
-        "threads": max(1, (environment.cores() - 1) // max(replicas)), "per_minute": 600 if keys else 0,
+        "replicas": replicas, "most_replicas": most, "memory_mb": memory, "keys": keys,
+        "threads": max(1, (environment.cores() - 1) // max(replicas, most)), "per_minute": 600 if keys else 0,
     }  # fmt: skip
-    if out:
-        write_atomically(out, dump(configuration(inputs)))
-        print(f"wrote    {out}\n")
-        print("It names runs by folders that every node must see, and code by `jobs.runtime.serve.deployment:build`.")
-        console.next_commands(f"serve deploy {out}")
+    if config_out:
+        _write_configuration(config_out, inputs)
         return
-    if running is None and not where.cluster and not environment.is_free(inputs["port"], host):
+    if running is None and not cluster and not environment.is_free(inputs["port"], host):
         raise SetupError(f"port {port} of {host} is taken", "genflow serve RUN --port 0 takes a free one")
     if running:
         console.note(f"{endpoint} is being served: giving it {', '.join(model.name for model in models)}")
         inputs["running"] = running
-    done = send("serve", {"inputs": inputs}, store, where, json=json)
+    done = send("serve", {"inputs": inputs}, store, cluster, address, json=json)
     if json:
         console.document(done)
     else:
         print(f"endpoint {done['name']}  {done['address']}  {done['state']}")
+
+
+def _write_configuration(out: Path, inputs: Document) -> None:
+    from genflow.recipe.files import dump
+    from genflow.storage.files import write_atomically
+
+    write_atomically(out, dump(configuration(inputs)))
+    print(f"wrote    {out}\n")
+    print("It names runs by folders that every node must see, and code by `jobs.runtime.serve.deployment:build`.")
+    console.next_commands(f"serve deploy {out}")
 
 
 def configuration(inputs: Document) -> Document:
@@ -95,62 +109,11 @@ def _keys(host: str, new_key: bool) -> list[str]:
 
 
 def _is_loopback(host: str) -> bool:
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         if host == "localhost":
             return True
         raise UsageError(f"--host {host} is no address", "127.0.0.1, or an address of this machine") from None
-
-
-def promote(reference: str, name: str, alias: str, *, json: bool) -> None:
-    """`genflow promote`."""
-    from genflow.tracking import model_registry
-
-    store = Store()
-    run = find_run(store, reference)
-    promoted = model_registry.promote(store, run, name, alias)
-    if json:
-        console.document({"schema": "genflow.promote/1", "run": run.id, "model": promoted})
-        return
-    print(f"promoted {run.id}  {promoted}")
-    console.next_commands(f"genflow serve {promoted}{f' --name {name}' if name else ''}")
-
-
-def list_endpoints(*, json: bool) -> None:
-    """`genflow endpoints ls`."""
-    rows = []
-    for endpoint in endpoints.alive(Store()):
-        inputs = endpoint["inputs"]
-        address = f"http://{inputs['host']}:{inputs['port']}"
-        status = "well" if endpoints.is_well(address) else "does not answer"
-        models = [model["name"] for model in inputs["models"]]
-        rows.append({"name": endpoint["name"], "address": address, "models": models, "status": status})
-    if json:
-        console.document({"schema": "genflow.endpoints/1", "endpoints": rows})
-        return
-    if not rows:
-        print("nothing is being served")
-        console.next_commands("genflow serve RUN")
-        return
-    table = [(row["name"], row["address"], ", ".join(row["models"]), row["status"]) for row in rows]
-    print(console.table(("endpoint", "address", "models", "status"), table, left=4))
-
-
-def take_down(name: str) -> None:
-    """`genflow endpoints down`: what is under way is answered first."""
-    store = Store()
-    found = endpoints.get(store, name)
-    if found is None:
-        known = ", ".join(endpoint["name"] for endpoint in endpoints.alive(store)) or "none"
-        raise UsageError(f"no endpoint {name!r} is being served; there are: {known}", "genflow endpoints ls")
-    if found["node"] != NODE:
-        raise UsageError(f"{name} is served by {found['node']}", "genflow jobs ls, then genflow jobs stop JOB")
-    os.kill(found["pid"], signal.SIGTERM)
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        if endpoints.get(store, name) is None and not endpoints.lives(found):
-            print(f"ended    {name}")
-            return
-        time.sleep(0.2)
-    raise SetupError(f"{name} is still answering requests", f"wait, or kill process {found['pid']}")

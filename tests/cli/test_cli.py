@@ -145,7 +145,7 @@ def test_help_is_success(genflow, args):
 
 def test_help_imports_nothing_heavy():
     """`genflow --help` pays for Typer and nothing else."""
-    heavy = ("torch", "ray", "mlflow", "numpy", "pydantic", "yaml", "pyarrow")
+    heavy = ("torch", "ray", "mlflow", "numpy", "pydantic", "yaml", "pyarrow", "genflow.recipe", "genflow.storage")
     program = f"""
 import sys
 sys.argv[1:] = ["--help"]

@@ -18,8 +18,6 @@ from genflow.sampling.engine import Engine
 from genflow.sampling.interpolation import layout
 from genflow.storage.store import Store
 
-NONE = {"steps": None, "sampler": None, "guidance": None}
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
@@ -39,9 +37,7 @@ def walk(store, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(kind: str, out: str, n: int | None = 16, seed: int = 0, label: str = "all", **options) -> dict:
-        between = options.pop("between", None)
-        sample.sample(kind, n, seed, {**NONE, **options}, label, Path(out), [],
-                       interpolate=True, between=between, json=True)  # fmt: skip
+        sample.sample(kind, n=n, seed=seed, label=label, out=Path(out), interpolate=True, json=True, **options)
         return json.loads(capsys.readouterr().out)
 
     return run

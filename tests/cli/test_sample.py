@@ -16,8 +16,6 @@ from genflow.recipe.schema import Data
 from genflow.storage.store import Store
 from jobs import train
 
-OPTIONS = {"steps": None, "sampler": None, "guidance": None}
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
@@ -39,7 +37,7 @@ def sample(store, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def draw(out: str, label: str = "all", **options) -> Path:
-        command.sample("small", 12, 5, {**OPTIONS, **options}, label, Path(out), [], json=True)
+        command.sample("small", n=12, seed=5, label=label, out=Path(out), json=True, **options)
         return Path(out)
 
     return draw

@@ -1,0 +1,81 @@
+"""What this machine needs for training and serving, one check a line; `preflight` has those of a cluster."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Iterator
+
+from genflow.errors import GenflowError, SetupError
+from genflow.launch.preflight import Check
+from genflow.storage.store import Store
+from genflow.system import environment
+from genflow.system.source_hash import home
+
+NEEDED_BYTES = 2 * 10**9  # a small run's shards, checkpoints and MLflow store, with room to spare
+PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", "pillow": "11", "pydantic": "2.9"}
+
+
+def checks() -> Iterator[Check]:
+    """Python, the packages, the device, the store, Ray's token, the loopback, and the files that genflow ships."""
+    version = platform.python_version()
+    yield Check("python", version >= "3.11", version, "genflow needs Python 3.11 or newer")
+    for package, least in PACKAGES.items():
+        yield _package(package, least)
+    yield _torch()
+    yield _store()
+    yield _token()
+    yield _loopback()
+    missing = [name for name in ("jobs", "pipelines") if not (home() / name).is_dir()]
+    yield Check("jobs and pipelines", not missing, str(home()), "install genflow again: its wheel carries them")
+
+
+def _package(package: str, least: str) -> Check:
+    try:
+        have = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(package, False, "not installed", f"pip install -c constraints.txt '{package}>={least}'")
+    numbers = [tuple(int(p) for p in v.split("+")[0].split(".")[:3] if p.isdigit()) for v in (have, least)]
+    return Check(package, numbers[0] >= numbers[1], have, f"pip install -c constraints.txt '{package}>={least}'")
+
+
+def _torch() -> Check:
+    try:
+        import torch
+    except ImportError as error:
+        return Check("torch imports", False, str(error), "pip install -c constraints.txt torch")
+    if torch.cuda.is_available():
+        return Check("device", True, f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
+    from genflow.training.precision import multiplies_bfloat16
+
+    fast = " with bf16" if multiplies_bfloat16(torch.device("cpu")) else ""
+    return Check("device", True, f"CPU × {environment.cores()}{fast}")
+
+
+def _store() -> Check:
+    cure = "set GENFLOW_STORE to a folder you may write, with some space"
+    try:
+        root = Store().root
+        nearest = next(p for p in (root, *root.parents) if p.exists())
+        free = shutil.disk_usage(nearest).free
+        writable = os.access(nearest, os.W_OK)
+        found = f"{root}, {free / 1e9:.0f} GB free" + ("" if writable else ", not writable")
+        return Check("store", writable and free > NEEDED_BYTES, found, cure)
+    except (GenflowError, OSError) as error:
+        return Check("store", False, str(error), cure)
+
+
+def _token() -> Check:
+    try:
+        return Check("Ray token", True, f"{environment.ensure_token()} (only you can read it)")
+    except SetupError as error:
+        return Check("Ray token", False, error.message, error.hint)
+
+
+def _loopback() -> Check:
+    try:
+        with socket.create_server(("127.0.0.1", 0)):
+            return Check("loopback", True, "127.0.0.1")
+    except OSError as error:
+        return Check("loopback", False, str(error), "Ray and MLflow need the loopback interface: ip link set lo up")
