@@ -9,7 +9,7 @@ from genflow.exporting import forms
 from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
 from genflow.storage.files import write_atomically
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 
 COLUMNS = ("family", "objective", "evaluations", "likelihood", "conditional", "encode", "teacher", "export")
 NONE = "—"
@@ -20,7 +20,7 @@ def describe(kind: str) -> dict[str, Any]:
     """One family as a JSON document."""
     family = families.family_class(kind)
     options = inspect.signature(family.sample).parameters
-    preset = home() / "pipelines" / f"{kind}.yaml"
+    preset = resources_dir() / "pipelines" / f"{kind}.yaml"
     return {
         "kind": kind,
         "title": family.title,

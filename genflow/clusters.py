@@ -15,7 +15,7 @@ from genflow.errors import ClusterError, SetupError, UsageError
 from genflow.launch import cluster_config
 from genflow.launch.ray_dashboard import PORT, Dashboard
 from genflow.system import environment
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 
 Document = dict[str, Any]
 
@@ -105,7 +105,7 @@ def _path(reference: str) -> Path:
     if reference:
         return Path(reference).expanduser()
     here = Path("cluster.yaml")
-    return here if here.exists() else home() / here
+    return here if here.exists() else resources_dir() / here
 
 
 def _launchable(reference: str) -> tuple[Path, Document]:

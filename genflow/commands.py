@@ -14,7 +14,7 @@ from genflow.recipe.files import dump, read
 from genflow.recipe.schema import Recipe
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 
 Document = dict[str, Any]
 
@@ -210,7 +210,7 @@ def reflow(
     if dry_run:
         from genflow.sampling import reflow
 
-        task = reflow.lesson(store, run.id, recipe)
+        task = reflow.plan(store, run.id, recipe)
         state = "finished: nothing to do" if store.get("pairs", task.id) else "to do"
         show_plan({"reflow": recipe.reflow.model_dump(), "sample": task.options}, [("reflow", task.id, state)], json)
         return
@@ -246,7 +246,7 @@ def evaluate(
         raise UsageError(f"runs of different datasets cannot be compared: {pairs}")
     recipe = compose(None, assignments(sets), flagged(flags))
     spec = features(recipe.evaluate.features, store)
-    recipe = recipe.with_(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
+    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
     ids = list(dict.fromkeys(run.id for run in runs))
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
     done = send(job, document, store, where, json=json)
@@ -316,11 +316,11 @@ def run_pipeline(
 
     path = Path(reference)
     if not path.suffix:
-        path = home() / "pipelines" / f"{reference}.yaml"
-    elif not path.exists() and (home() / path).exists():
-        path = home() / path
+        path = resources_dir() / "pipelines" / f"{reference}.yaml"
+    elif not path.exists() and (resources_dir() / path).exists():
+        path = resources_dir() / path
     if not path.exists():
-        known = sorted(p.stem for p in (home() / "pipelines").glob("*.yaml") if "stages" in read(p))
+        known = sorted(p.stem for p in (resources_dir() / "pipelines").glob("*.yaml") if "stages" in read(p))
         raise UsageError(f"no pipeline {reference!r}{nearest(reference, known)}", f"pipelines: {', '.join(known)}")
     document = {"name": path.stem, **read(path)}
     if "claims" in document:
@@ -387,7 +387,7 @@ def ui(port: int, open_browser: bool) -> None:
 
     from genflow.tracking import database, sync
 
-    environment.quiet()
+    environment.set_defaults()
     store = Store()
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         database.prepare(store)

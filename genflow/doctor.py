@@ -13,7 +13,7 @@ from genflow.errors import BY_CODE, GenflowError, SetupError
 from genflow.launch.preflight import Check
 from genflow.storage.store import Store
 from genflow.system import environment
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 
 NEEDED_BYTES = 2 * 10**9  # a small run's shards, checkpoints and MLflow store, with room to spare
 PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", "pillow": "11", "pydantic": "2.9"}
@@ -29,8 +29,9 @@ def local() -> Iterator[Check]:
     yield _store()
     yield _token()
     yield _loopback()
-    missing = [name for name in ("jobs", "pipelines") if not (home() / name).is_dir()]
-    yield Check("jobs and pipelines", not missing, str(home()), "install genflow again: its wheel carries them")
+    missing = [name for name in ("jobs", "pipelines") if not (resources_dir() / name).is_dir()]
+    cure = "install genflow again: its wheel carries them"
+    yield Check("jobs and pipelines", not missing, str(resources_dir()), cure)
 
 
 def _package(package: str, least: str) -> Check:

@@ -13,7 +13,7 @@ from genflow.errors import SetupError, UsageError
 from genflow.families.base import has_encoder
 from genflow.recipe.compose import assignments
 from genflow.sampling.engine import Drawn, Engine, labels_for
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Artifact, Store
 
@@ -140,7 +140,7 @@ def _interpolate(
 
 
 def _write(
-    out: Path, kind: str, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts,
+    out: Path, kind: str, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec,
     columns: int | None,
 ) -> None:  # fmt: skip
     """Write the pictures; `index` has the numbers that tell them apart, by name."""
@@ -158,7 +158,7 @@ def _write(
 
 
 def _write_folder(
-    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec
 ) -> None:  # fmt: skip
     for i, png in enumerate(preview.pngs(images, facts)):
         name = facts.class_names[labels[i]] if labels[i] < facts.classes else ""
@@ -168,7 +168,7 @@ def _write_folder(
 
 
 def _write_parquet(
-    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec
 ) -> None:  # fmt: skip
     import pyarrow as pa
     import pyarrow.parquet as pq

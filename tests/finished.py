@@ -41,4 +41,4 @@ def finished(
         "dataset_name": data.artifact.name, "fingerprint": data.facts.fingerprint,
         "parameters": sum(p.numel() for p in family.parameters()), "world": 1,
     }  # fmt: skip
-    return store.seal("runs", run.id, name=run.name, parents=[data.artifact.id], meta=meta)
+    return store.finalize("runs", run.id, name=run.name, parents=[data.artifact.id], meta=meta)

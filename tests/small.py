@@ -9,12 +9,12 @@ from genflow import build, families
 from genflow.batch import Batch
 from genflow.families.base import Family
 from genflow.recipe.schema import Recipe, parse
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 FACTS = {
-    "grey": Facts((1, 8, 8), levels=17, class_names=tuple("0123456789")),
-    "colour": Facts((3, 8, 8), levels=256),
-    "points": Facts((2, 1, 1), levels=None, scale=1.5),
+    "grey": DataSpec((1, 8, 8), levels=17, class_names=tuple("0123456789")),
+    "colour": DataSpec((3, 8, 8), levels=256),
+    "points": DataSpec((2, 1, 1), levels=None, scale=1.5),
 }
 NETS: dict[str, dict[str, Any]] = {  # a net that is not named here is built with its own defaults
     "mlp": {"width": 32, "depth": 2, "waves": 0},  # with waves and weights at random it is too rough for any solver
@@ -28,7 +28,7 @@ NETS: dict[str, dict[str, Any]] = {  # a net that is not named here is built wit
 }
 
 
-def recipe(kind: str, facts: Facts, net: str = "auto", **sections: Any) -> Recipe:
+def recipe(kind: str, facts: DataSpec, net: str = "auto", **sections: Any) -> Recipe:
     """A resolved recipe with a small net: `recipe("ddpm", FACTS["grey"], train={"steps": 4})`."""
     if net == "auto":
         net = families.family_class(kind).default_net_for(facts)
@@ -37,13 +37,13 @@ def recipe(kind: str, facts: Facts, net: str = "auto", **sections: Any) -> Recip
     return build.resolve(parse(document), facts, source(kind, facts, net))
 
 
-def source(kind: str, facts: Facts, net: str = "auto") -> Recipe | None:
+def source(kind: str, facts: DataSpec, net: str = "auto") -> Recipe | None:
     """The resolved recipe of a run that a family can start from, if it must start from one."""
     needs = families.family_class(kind).teacher == "required"
     return recipe("flow_matching", facts, net) if needs else None
 
 
-def family(kind: str, facts: Facts, net: str = "auto", *, seed: int = 0, **sections: Any) -> Family:
+def family(kind: str, facts: DataSpec, net: str = "auto", *, seed: int = 0, **sections: Any) -> Family:
     """A family with a small net and weights that are a function of the seed, in eval mode."""
     torch.manual_seed(seed)
     return build.family_of(recipe(kind, facts, net, **sections), facts).eval()
@@ -58,7 +58,7 @@ def shaken(module: Any, size: float = 0.05) -> Any:
     return module
 
 
-def batch(facts: Facts, step: int = 0, rows: int = 8) -> Batch:
+def batch(facts: DataSpec, step: int = 0, rows: int = 8) -> Batch:
     """A batch that is a function of the step: grey levels at bin centres, or points."""
     generator = torch.Generator().manual_seed(step)
     label = torch.randint(facts.classes + 1, (rows,), generator=generator)

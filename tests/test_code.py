@@ -42,7 +42,7 @@ def test_a_wheel_has_the_same_hash(copy: Path) -> None:
     (copy / "genflow/_home").mkdir()
     shutil.move(copy / "jobs", copy / "genflow/_home/jobs")
     source_hash.fingerprint.cache_clear()
-    assert source_hash.home() == copy / "genflow/_home"
+    assert source_hash.resources_dir() == copy / "genflow/_home"
     assert source_hash.fingerprint(*rooms) == before
 
 

@@ -149,7 +149,7 @@ def run(store: Store) -> Artifact:
     average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
     checkpoints.save(5, lambda into: checkpoint.write(into, checkpoint.gather(model, average, {}), {"step": 5}))
-    return store.seal("runs", "r-1")
+    return store.finalize("runs", "r-1")
 
 
 def test_a_finished_run_is_loaded(run: Artifact) -> None:

@@ -8,7 +8,7 @@ import pytest
 from genflow.errors import UsageError
 from genflow.pipeline.graph import Pipeline, load
 from genflow.recipe.files import read
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 
 DIGITS = {"job": "prepare", "data": {"source": "digits"}}
 FLOW = {"job": "train", "preset": "flow_matching", "data": "digits"}
@@ -95,10 +95,10 @@ def test_the_files_name_is_the_pipelines_name() -> None:
     assert load({"stages": {"digits": DIGITS}}, "pipelines/nightly.yaml").name == "nightly"
 
 
-@pytest.mark.parametrize("file", sorted(p.name for p in (home() / "pipelines").glob("*.yaml")))
+@pytest.mark.parametrize("file", sorted(p.name for p in (resources_dir() / "pipelines").glob("*.yaml")))
 def test_every_pipeline_of_the_house_is_one(file: str) -> None:
     """Each file under pipelines/ with stages loads, and is named as its file."""
-    document = read(Path(home() / "pipelines" / file))
+    document = read(Path(resources_dir() / "pipelines" / file))
     if "stages" not in document:
         return
     made = load(document, file)

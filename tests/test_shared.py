@@ -151,7 +151,7 @@ def test_a_run_is_sealed_from_what_several_machines_made(machines: Any) -> None:
     folder = driver.folder("runs", "r-1")
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text("{}")
-    sealed = driver.seal("runs", "r-1", name="r", only=lambda name: ".tmp-" not in name)
+    sealed = driver.finalize("runs", "r-1", name="r", only=lambda name: ".tmp-" not in name)
     assert {"recipe.yaml", "checkpoints/step_00000001/state.json"} <= set(sealed.manifest["files"])
     assert machines("third").find("runs", "r").verify().path.is_dir()
 
@@ -175,7 +175,7 @@ def test_a_journal_goes_on_on_another_machine(machines: Any) -> None:
     with Journal(journal(again)) as third:
         third.metrics(3, {"loss": 3.0})
     last = machines("b")
-    last.level(journal(last))
+    last.sync(journal(last))
     assert curves(journal(last)) == {"loss": [(1, 1.0), (2, 2.5), (3, 3.0)]}
     first.close()
 

@@ -205,7 +205,7 @@ def test_a_folder_that_grew_in_place_is_sealed(store: Store) -> None:
     (folder / "checkpoints" / "weights").write_text("w")
     (folder / "checkpoints.tmp-1").write_text("torn")
     assert store.get("runs", "r-1") is None
-    sealed = store.seal("runs", "r-1", meta={"steps": 3}, only=lambda name: ".tmp-" not in name)
+    sealed = store.finalize("runs", "r-1", meta={"steps": 3}, only=lambda name: ".tmp-" not in name)
     assert list(sealed.manifest["files"]) == ["checkpoints/weights"]
     assert store.get("runs", "r-1").verify().meta == {"steps": 3}  # type: ignore[union-attr]
     store.remove(sealed)

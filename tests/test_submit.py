@@ -45,7 +45,7 @@ def test_a_wheel_sends_the_same_parcel(tmp_path: Path) -> None:
     site, ignore = tmp_path / "site", shutil.ignore_patterns("__pycache__")
     shutil.copytree(source_hash.PACKAGE, site / "genflow", ignore=ignore)
     for room in ("jobs", "pipelines"):
-        shutil.copytree(source_hash.home() / room, site / "genflow/_home" / room, ignore=ignore)
+        shutil.copytree(source_hash.resources_dir() / room, site / "genflow/_home" / room, ignore=ignore)
     program = (
         "import json, sys; from pathlib import Path; from genflow.launch import bundle; d = json.loads(sys.argv[1]);"
         "bundle.lay_out(d, Path(sys.argv[2])); print(bundle.identity(d))"

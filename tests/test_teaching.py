@@ -26,16 +26,16 @@ def data(prepared) -> Dataset:
     return prepared("digits", val=0.2)
 
 
-def task(store: Store, data: Dataset, kind: str = "flow_matching", recipe: Recipe = ASKED) -> reflow.Lesson:
-    return reflow.lesson(store, finished(store, data, kind, steps=2).id, recipe)
+def task(store: Store, data: Dataset, kind: str = "flow_matching", recipe: Recipe = ASKED) -> reflow.ReflowPlan:
+    return reflow.plan(store, finished(store, data, kind, steps=2).id, recipe)
 
 
-def written(store: Store, lesson: reflow.Lesson) -> Artifact:
+def written(store: Store, lesson: reflow.ReflowPlan) -> Artifact:
     folder = store.folder("pairs", lesson.id)
     folder.mkdir(parents=True)
     for shard in lesson.shards:
         reflow.Teacher(lesson).write(folder, *shard)
-    return store.seal("pairs", lesson.id, name=lesson.run.name, meta={"dataset": lesson.dataset.id})
+    return store.finalize("pairs", lesson.id, name=lesson.run.name, meta={"dataset": lesson.dataset.id})
 
 
 def test_a_pair_is_what_the_teacher_draws_from_its_noise(store: Store, data: Dataset) -> None:

@@ -415,11 +415,11 @@ def a_checkpoint(store):
 
     from genflow import build
     from genflow.recipe.schema import parse
-    from genflow.specs import Facts
+    from genflow.specs import DataSpec
     from genflow.training import checkpoint
 
     folder = store.folder("runs", RUN)
-    facts = Facts(shape=(1, 8, 8), levels=17, class_names=("a", "b"))
+    facts = DataSpec(shape=(1, 8, 8), levels=17, class_names=("a", "b"))
     document = {"family": {"kind": "flow_matching"}, "net": {"kind": "mlp"}, "sample": {"steps": 2}}
     torch.manual_seed(0)
     family = build.family_of(parse(document), facts)
@@ -474,7 +474,7 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
     """The pages' own server takes runs, pictures and models over HTTP, and gives them back."""
     import mlflow
 
-    environment.quiet()
+    environment.set_defaults()
     port = environment.free_port()
     (store.root / "log").mkdir()
     with open(store.root / "log" / "server", "w") as log:

@@ -363,7 +363,7 @@ class Unwell(families.family_class("flow_matching")):  # type: ignore[misc]
         self.register_buffer("mean", torch.zeros(()))
         self.heals = True
 
-    def trouble(self, numbers: dict[str, float]) -> str:
+    def diagnose(self, numbers: dict[str, float]) -> str:
         self.looks.append(numbers["loss"])
         return "it cannot see" if len(self.looks) == 2 or (len(self.looks) > 2 and not self.heals) else ""
 
@@ -386,7 +386,7 @@ def unwell(folder: Path, **train: Any) -> tuple[Unwell, list[dict[str, Any]], Ca
 def test_trouble_ends_the_run_in_its_own_words(tmp_path: Path) -> None:
     """The family's words, the step, and a smaller rate to try; the last checkpoint stays."""
     _, _, run = unwell(tmp_path)
-    with pytest.raises(loop.Trouble, match=r"it cannot see \(step 40\)") as ended:
+    with pytest.raises(loop.TrainingDiverged, match=r"it cannot see \(step 40\)") as ended:
         run()
     assert "train.lr" in ended.value.hint
     assert Checkpoints(tmp_path).newest().name == "step_00000025"  # type: ignore[union-attr]
@@ -405,7 +405,7 @@ def test_rollbacks_have_an_end(tmp_path: Path) -> None:
     """A run that does not heal ends with the family's words after three of them."""
     model, _, run = unwell(tmp_path, on_trouble="rollback")
     model.heals = False
-    with pytest.raises(loop.Trouble, match="it cannot see"):
+    with pytest.raises(loop.TrainingDiverged, match="it cannot see"):
         run()
     assert len(model.looks) == 5
 

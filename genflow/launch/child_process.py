@@ -13,7 +13,7 @@ from typing import Any
 
 from genflow.storage.store import Store
 from genflow.system import events
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 
 STOPPED_S = 20.0  # a job that was stopped for so long is spoken of
 
@@ -69,7 +69,7 @@ def _watch(process: "subprocess.Popen[str]", on_event: Callable[[events.Event], 
 
 def environment(store: Store, verbose: bool) -> dict[str, str]:
     """What a child sees: this process's variables, the store, and genflow before all else on its path."""
-    paths = [str(home()), str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(resources_dir()), str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "GENFLOW_STORE": store.url,

@@ -17,7 +17,7 @@ from pathlib import Path
 from genflow.errors import SetupError
 
 
-def quiet() -> None:
+def set_defaults() -> None:
     """What every genflow process wants: no telemetry, no banners, no pickle."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -96,7 +96,7 @@ def loopback(port: int | None = None) -> int:
     Returns:
         The GCS port.
     """
-    quiet()
+    set_defaults()
     if not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token()
     port = port or free_port()
@@ -132,7 +132,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stand_back(by: int) -> None:
+def lower_priority(by: int) -> None:
     """Let this process's threads wait for those that compute, where both want one core.
 
     They neither interrupt a thread that runs, nor have as much of a core as it has. What starts later inherits that.
@@ -151,7 +151,7 @@ def die_with_parent(by: int = signal.SIGTERM) -> None:
 
 
 @functools.cache
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Let glibc keep the memory of a network's tensors for the next ones; elsewhere nothing.
 
     It would give the end of its heap back to the kernel after each of them, to be zeroed page by page the next time: a

@@ -6,7 +6,7 @@ import torch
 
 from genflow.errors import DataError, UsageError
 from genflow.evaluation.features import classifier
-from genflow.evaluation.features.extractor import Real, address, judge
+from genflow.evaluation.features.extractor import DataSplits, address, load_features
 
 
 def quiet(event: str, **fields: object) -> None:
@@ -24,7 +24,7 @@ def test_no_row_does_two_things(prepared):
     """What the judge learns from, what stands in for samples and the reference are apart, with and without val."""
     for val in (0.2, 0.0):
         data = prepared("digits", val=val, name=f"digits{val}")
-        real = Real.of(data)
+        real = DataSplits.of(data)
         train = [real.floor, real.taught] + ([real.reference] if real.split == "train" else [])
         together = np.concatenate(train)
         assert len(together) == len(set(together.tolist())) == len(data.splits["train"])
@@ -34,8 +34,8 @@ def test_no_row_does_two_things(prepared):
 def test_a_judge_is_made_once(prepared, store, fast):
     """The second asking finds the artifact, with the same name, features and answers."""
     data = prepared("digits", val=0.2)
-    first = judge(store, data, "classifier", quiet)
-    again = judge(store, data, "classifier", lambda event, **fields: pytest.fail("it was trained again"))
+    first = load_features(store, data, "classifier", quiet)
+    again = load_features(store, data, "classifier", lambda event, **fields: pytest.fail("it was trained again"))
     some = data.splits["val"].take(first.real.reference[:9])
     assert first.name == again.name
     assert first.name.startswith("digits-cnn@")
@@ -48,14 +48,14 @@ def test_data_without_labels_is_judged_by_turns(store, tmp_path, prepared, fast)
     """The features say so in their name, and tell no classes."""
     np.savez(tmp_path / "plain.npz", np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8))
     data = prepared(tmp_path / "plain.npz")
-    found = judge(store, data, "classifier", quiet)
+    found = load_features(store, data, "classifier", quiet)
     assert found.name.startswith("rotation-cnn@")
     assert found.embed(data.splits["train"].take(np.arange(3)))[1] is None
 
 
 def test_points_are_their_own_features(store, prepared):
     """Coordinates as they are; a point that is not finite lies far from everything."""
-    found = judge(store, prepared("ring8", samples=300), "classifier", quiet)
+    found = load_features(store, prepared("ring8", samples=300), "classifier", quiet)
     features, classes = found.embed(np.array([[[[1.0, 2.0]]], [[[np.nan, np.inf]]]], np.float32))
     assert found.name == "coordinates"
     assert classes is None
@@ -72,7 +72,7 @@ def test_a_torchscript_module_can_be_the_judge(store, prepared, tmp_path):
 
     path = tmp_path / "corners.pt"
     torch.jit.script(Corners()).save(str(path))
-    found = judge(store, prepared("digits", val=0.2), str(path), quiet)
+    found = load_features(store, prepared("digits", val=0.2), str(path), quiet)
     assert found.name.startswith("corners@")
     assert found.reference.shape[1] == 2
     assert found.reference[:, 0].min() == -1
@@ -81,8 +81,8 @@ def test_a_torchscript_module_can_be_the_judge(store, prepared, tmp_path):
 
 def test_random_features_know_no_data(store, prepared):
     """The same weights for any data of that shape: the name is a function of the shape alone."""
-    first = judge(store, prepared("digits", val=0.2), "random", quiet)
-    other = judge(store, prepared("digits", val=0.4), "random", quiet)
+    first = load_features(store, prepared("digits", val=0.2), "random", quiet)
+    other = load_features(store, prepared("digits", val=0.4), "random", quiet)
     assert first.name == other.name
     assert first.name.startswith("random-cnn@")
     assert first.reference.std() > 0
@@ -91,14 +91,14 @@ def test_random_features_know_no_data(store, prepared):
 
 def test_another_datasets_judge_by_its_weights(store, prepared):
     """Its safetensors by path: the same features as there, and a name of its own; other files are refused."""
-    made = judge(store, prepared("digits", val=0.2), "random", quiet)
+    made = load_features(store, prepared("digits", val=0.2), "random", quiet)
     path = made.artifact.path / "classifier.safetensors"
     data = prepared("digits", val=0.4)
-    again = judge(store, data, str(path), quiet)
+    again = load_features(store, data, str(path), quiet)
     records = data.splits["val"].take(np.arange(5))
     np.testing.assert_array_equal(again.embed(records)[0], made.embed(records)[0])
     with pytest.raises(UsageError, match="does not hold a genflow classifier"):
-        judge(store, data, str(made.artifact.path / "features.safetensors"), quiet)
+        load_features(store, data, str(made.artifact.path / "features.safetensors"), quiet)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_only_an_inception_by_path_is_called_fid(store, prepared, tmp_path, name
             return x.flatten(1)[:, :1].repeat(1, self.dims)
 
     torch.jit.script(Wide(dims)).save(str(tmp_path / name))
-    found = judge(store, prepared("digits", val=0.9), str(tmp_path / name), quiet)
+    found = load_features(store, prepared("digits", val=0.9), str(tmp_path / name), quiet)
     assert found.about["distance"] == called
 
 
@@ -134,10 +134,10 @@ def test_a_module_that_cannot_be_used_is_one_line(store, prepared, tmp_path, kin
     elif kind == "scalar":
         torch.jit.script(Total()).save(str(path))
     with pytest.raises(UsageError, match=r"wrong\.pt"):
-        judge(store, prepared("digits", val=0.2), str(path), quiet)
+        load_features(store, prepared("digits", val=0.2), str(path), quiet)
 
 
 def test_too_little_data_is_said(store, prepared):
     """Twenty rows are too few to stand on three sides."""
     with pytest.raises(DataError, match="too few rows"):
-        judge(store, prepared("ring8", samples=20, val=0.1), "classifier", quiet)
+        load_features(store, prepared("ring8", samples=20, val=0.1), "classifier", quiet)

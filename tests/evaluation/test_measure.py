@@ -10,7 +10,7 @@ from genflow.errors import UsageError
 from genflow.evaluation import evaluate as evaluation
 from genflow.evaluation import samples
 from genflow.evaluation.features import classifier
-from genflow.evaluation.features.extractor import Real
+from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.metrics.modes import count, modes
 from genflow.recipe.schema import Evaluate
 from genflow.tracking.journal import curves, journal_path
@@ -108,7 +108,7 @@ def test_what_a_sampler_refuses_is_left_out(store, prepared, evaluate, events):
 def test_all_runs_share_noise_and_labels(prepared):
     """The seeds do not depend on how many are drawn; the labels are those of the floor's rows."""
     data = prepared("digits", val=0.2)
-    real = Real.of(data)
+    real = DataSplits.of(data)
     assert samples.seeds(3, 5) == samples.seeds(3, 9)[:5]
     assert (samples.labels(data, real, 40) == data.splits["train"].labels[real.floor[:40]]).all()
 

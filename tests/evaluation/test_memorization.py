@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genflow.evaluation.features.extractor import Real
+from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.metrics.memorization import memorization, neighbours, small, standouts
 from genflow.evaluation.report.summary import _copies
 
@@ -15,7 +15,7 @@ def digits(prepared):
 
 def test_the_share_of_copies_is_found(digits) -> None:
     """A quarter of the samples are training rows: copies is a quarter more than held-out rows have."""
-    real = Real.of(digits)
+    real = DataSplits.of(digits)
     held_out = digits.splits["val"].take(real.reference[:200])
     mixed = np.concatenate([held_out[:150], digits.splits["train"].take(np.arange(50))])
     found = memorization(mixed, digits, real)
@@ -28,7 +28,7 @@ def test_the_share_of_copies_is_found(digits) -> None:
 
 def test_held_out_rows_meet_their_floor(digits) -> None:
     """The rows that the floor is made of score exactly the floor, and nothing is said of them."""
-    real = Real.of(digits)
+    real = DataSplits.of(digits)
     found = memorization(digits.splits["val"].take(real.reference), digits, real)
     assert {name: m["value"] for name, m in found.items()} == {name: m["floor"] for name, m in found.items()}
     assert _copies([{"name": "honest", "memorization": found}]) == ""
@@ -36,7 +36,7 @@ def test_held_out_rows_meet_their_floor(digits) -> None:
 
 def test_blur_is_no_copy(digits) -> None:
     """Means of eight neighbours are nearer to training rows than held-out pictures are, and yet no copies."""
-    real, train = Real.of(digits), digits.splits["train"].take(np.arange(len(digits.splits["train"])))
+    real, train = DataSplits.of(digits), digits.splits["train"].take(np.arange(len(digits.splits["train"])))
     x = train.reshape(len(train), -1).astype(np.float32)
     near = np.square(x[:60, None] - x).sum(2).argsort(1)[:, 1:9]
     found = memorization(train[near].mean(1).round().astype(np.uint8), digits, real)
@@ -69,7 +69,7 @@ def test_a_copy_stands_out_beside_its_original(digits) -> None:
 def test_points_and_data_without_held_out_rows(prepared) -> None:
     """Points have no such number; where nothing is held out there is no floor."""
     points = prepared("ring8", samples=400)
-    assert memorization(np.zeros((9, 1, 1, 2), np.float32), points, Real.of(points)) is None
+    assert memorization(np.zeros((9, 1, 1, 2), np.float32), points, DataSplits.of(points)) is None
     digits = prepared("digits", val=0)
-    found = memorization(digits.splits["train"].take(np.arange(20)), digits, Real.of(digits))
+    found = memorization(digits.splits["train"].take(np.arange(20)), digits, DataSplits.of(digits))
     assert (found["copies"]["value"], found["copies"]["floor"]) == (1, None)

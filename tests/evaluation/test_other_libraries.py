@@ -9,7 +9,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from genflow.evaluation.metrics import kid
 from genflow.evaluation.metrics.frechet import Gaussian
-from genflow.evaluation.metrics.prdc import variety
+from genflow.evaluation.metrics.prdc import prdc
 
 
 @pytest.fixture
@@ -42,5 +42,5 @@ def test_neighbours_are_prdcs(features, k, capsys):
     """Precision, recall, density and coverage as Naeem et al. published them."""
     real, drawn = features
     theirs = compute_prdc(real, drawn, nearest_k=k)
-    ours = variety(drawn, real, k=k, repeats=2)
+    ours = prdc(drawn, real, k=k, repeats=2)
     assert {name: getattr(ours, name).value for name in theirs} == pytest.approx(theirs)

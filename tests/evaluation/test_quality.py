@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from genflow.evaluation.features.extractor import judge
-from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.features.extractor import load_features
+from genflow.evaluation.metric_suite import MetricSuite
 from genflow.recipe.schema import Evaluate
 
 
@@ -14,13 +14,14 @@ from genflow.recipe.schema import Evaluate
 def ruler(store, prepared):
     """A ruler for points whose labels are modes."""
     data = prepared("ring8", samples=2000, val=0.2)
-    return Ruler(judge(store, data, "classifier", lambda event, **fields: None), Evaluate(bootstrap=3))
+    return MetricSuite(load_features(store, data, "classifier", lambda event, **fields: None), Evaluate(bootstrap=3))
 
 
 def test_floors_have_the_labels_that_samples_are_asked_for(ruler):
     """The first set is the rows that gave the labels; the next ones have as many of each, and no row twice."""
     labels = ruler.judge.labels[:150]
-    tagged = Ruler(dataclasses.replace(ruler.judge, floor=np.arange(len(ruler.judge.labels))[:, None]), Evaluate())
+    floor = np.arange(len(ruler.judge.labels))[:, None]
+    tagged = MetricSuite(dataclasses.replace(ruler.judge, floor=floor), Evaluate())
     sets = [rows[:, 0] for rows in tagged._real(labels)]
     assert len(sets) == 3
     assert sets[0].tolist() == list(range(150))

@@ -97,7 +97,7 @@ def test_a_run_that_starts_from_another_is_made_after_it(store, measured):
     run = runs.plan(store, recipe)
     runs.begin(store, run)
     meta = {"family": "consistency", "init": first.id}
-    store.seal("runs", run.id, name=run.name, parents=[first.id], meta=meta)
+    store.finalize("runs", run.id, name=run.name, parents=[first.id], meta=meta)
     lines = reproduce.commands(store, [{**measured[1], "run": run.id}])
     assert [line.split()[1:3] for line in lines[1:3]] == [["train", "flow_matching"], ["train", "consistency"]]
     assert lines[2].endswith(f"--init {first.name}")

@@ -5,7 +5,7 @@ import pytest
 
 from genflow.data.shards import Dataset
 from genflow.evaluation.features import classifier
-from genflow.evaluation.features.extractor import Real
+from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.metrics import stacked_modes
 
 
@@ -23,7 +23,7 @@ def stacks(prepared, monkeypatch) -> Dataset:
 
 def test_real_stacks_show_what_real_stacks_show(store, stacks):
     """Held-out rows in the place of samples: the ceiling, its divergence, and a reader that is right on them."""
-    real = Real.of(stacks)
+    real = DataSplits.of(stacks)
     found = stacked_modes.measure(store, stacks, real, stacks.splits["val"].take(real.reference[:400]), quiet)
     assert found["reader"]["accuracy"] > 0.9
     assert (found["captured"], found["kl"]["value"]) == (found["ceiling"], found["kl"]["floor"])
@@ -33,7 +33,7 @@ def test_real_stacks_show_what_real_stacks_show(store, stacks):
 
 def test_dropped_modes_are_missed(store, stacks):
     """Ten real stacks over and over: at most ten modes, a divergence near log 100, and the reader is found again."""
-    real = Real.of(stacks)
+    real = DataSplits.of(stacks)
     few = np.resize(real.reference[:10], 400)
     found = stacked_modes.measure(store, stacks, real, stacks.splits["val"].take(few), quiet)
     assert found["captured"] <= 10

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runtime.train.prometheus import NAMES, Meters
+from jobs.runtime.train.prometheus import NAMES, TrainingGauges
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ def test_ray_exports_them(ray_local: None) -> None:
     @ray.remote(num_cpus=0)
     class Worker:
         def __init__(self) -> None:
-            self.meters = Meters("gan-1", "gan")
+            self.meters = TrainingGauges("gan-1", "gan")
 
         def step(self, step: int) -> None:
             numbers = {"loss/generator": 2.0, "loss/critic": 3.0, "gradient_norm/critic": 0.5}

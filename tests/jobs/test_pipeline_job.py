@@ -10,7 +10,7 @@ from genflow.errors import GenflowError
 from genflow.pipeline.graph import load
 from genflow.recipe.compose import assignments
 from genflow.recipe.files import read
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 from jobs import pipeline as job
 
 SMALL = {"steps": 3, "batch": 8, "checkpoint_every": 3}
@@ -87,7 +87,7 @@ def test_a_teacher_its_pairs_and_a_student(run, store):
 @pytest.mark.slow
 def test_the_pipeline_of_rectified_flow(run, store):
     """The one that is shipped, whole, on digits: teacher and student at each price, each with its best sampler."""
-    pipeline = {"name": "rectified_flow", **read(home() / "pipelines" / "rectified_flow.yaml")}
+    pipeline = {"name": "rectified_flow", **read(resources_dir() / "pipelines" / "rectified_flow.yaml")}
     tiny = ["data.source=digits", "train.steps=60", "reflow.pairs=2000", "evaluate.samples=99", "evaluate.likelihood=0"]
     done = run({"pipeline": pipeline, "overrides": assignments(tiny)})
     report = next(stage for stage in done["stages"] if stage["stage"] == "report")

@@ -12,8 +12,8 @@ from genflow.recipe.compose import compose
 from genflow.storage.store import Store
 from genflow.tuning import pbt
 from genflow.tuning.search import Search, begin, plan
-from genflow.tuning.trial import Bench, Trial
-from genflow.tuning.trial_log import Record
+from genflow.tuning.trial import Trial, TrialContext
+from genflow.tuning.trial_log import TrialLog
 from jobs.runtime.tune import pbt as ray_pbt
 
 PRESET = {"train.lr": 0.5}
@@ -23,7 +23,7 @@ class Killed(BaseException):
     """kill -9."""
 
 
-def worker(bench: Bench, tick: Callable[[], None]) -> Callable[[ray_pbt.Generation], None]:
+def worker(bench: TrialContext, tick: Callable[[], None]) -> Callable[[ray_pbt.Generation], None]:
     """Carries out a rung in this process; `tick` is called wherever a kill makes a difference."""
     def carry_out(generation: ray_pbt.Generation) -> None:
         number = 0
@@ -38,7 +38,7 @@ def worker(bench: Bench, tick: Callable[[], None]) -> Callable[[ray_pbt.Generati
     return carry_out
 
 
-def told(record: Record) -> list[Any]:
+def told(record: TrialLog) -> list[Any]:
     rows = record.rows()
     return [(r["params"], r["values"], r["status"], pbt.schedule(record, r["trial"])) for r in rows]
 
@@ -53,7 +53,7 @@ def search(store: Store, prepared: Callable[..., Dataset]) -> Search:
     return plan(store, compose("flow_matching", small, {"tune": tuned}), bowl)
 
 
-def trained(store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, kill: int = -1) -> Record:
+def trained(store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, kill: int = -1) -> TrialLog:
     """The record of the search's population, killed at the given tick and gone on with."""
     begin(store, search)
     ticks = itertools.count()
@@ -62,14 +62,14 @@ def trained(store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, kill:
         if next(ticks) == kill:
             raise Killed
 
-    note, take = Record.note, pbt.take_over
+    note, take = TrialLog.note, pbt.take_over
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "note", lambda *args: (tick(), note(*args), tick()))
+        patch.setattr(TrialLog, "note", lambda *args: (tick(), note(*args), tick()))
         patch.setattr(pbt, "take_over", lambda *args: (take(*args), tick()))
         while True:
-            record = Record(search.folder(store) / "trials")
+            record = TrialLog(search.folder(store) / "trials")
             try:
-                ray_pbt.train(store, search, record, PRESET, worker(Bench(search.task(store)), tick))
+                ray_pbt.train(store, search, record, PRESET, worker(TrialContext(search.task(store)), tick))
                 return record
             except Killed:
                 continue

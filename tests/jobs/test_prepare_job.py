@@ -77,7 +77,7 @@ def test_job_in_a_folder_of_traps(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"recipe": {"data": {"source": str(folder)}}}))
     environment = os.environ | {"GENFLOW_STORE": str(tmp_path / "store"), "PYTHONSAFEPATH": "1"}
-    environment |= {"PYTHONPATH": str(source_hash.home())}
+    environment |= {"PYTHONPATH": str(source_hash.resources_dir())}
     documents = []
     for _ in range(2):
         done = subprocess.run(

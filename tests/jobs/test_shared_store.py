@@ -71,7 +71,7 @@ def killed(document: dict[str, Any], folder: Path, after: int) -> None:
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(document))
     process = subprocess.Popen([sys.executable, "-m", "jobs.train", str(file)], text=True, stdout=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": str(source_hash.home()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+                               env=os.environ | {"PYTHONPATH": str(source_hash.resources_dir()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
     assert process.stdout is not None
     seen = 0
     for line in process.stdout:
@@ -218,8 +218,9 @@ def test_workers_on_machines_that_share_the_bucket_alone(
                                             "cluster": {"workers": 2}})  # fmt: skip
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": asked.model_dump(mode="json"), "inputs": {}}))
     script = Path(__file__).with_name("apart.py")
+    path = {"PYTHONPATH": str(source_hash.resources_dir())}
     ended = subprocess.run([sys.executable, str(script), str(tmp_path / "recipe.json"), str(tmp_path)], text=True,
-                           env=os.environ | {"PYTHONPATH": str(source_hash.home())}, capture_output=True)  # fmt: skip
+                           env=os.environ | path, capture_output=True)  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     done = json.loads(ended.stdout.splitlines()[-1])
     assert done["steps"] == 60
@@ -229,5 +230,5 @@ def test_workers_on_machines_that_share_the_bucket_alone(
     run_ = Store().find("runs", "apart").verify()
     assert len(list(run_.path.glob("checkpoints/step_*/weights.safetensors"))) == 2
     path = journal_path(Store().root, run_.id)
-    Store().level(path)
+    Store().sync(path)
     assert [step for step, _ in curves(path)["train/loss"]] == list(range(1, 61))

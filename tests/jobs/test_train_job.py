@@ -172,7 +172,7 @@ def run_until_signal(document: dict[str, Any], store: Store, signum: signal.Sign
     """Run the job in a process, send it a signal after some steps; its exit code and the step it got to."""
     recipe = store.root.parent / "recipe.yaml"
     recipe.write_text(json.dumps(document))
-    environment = os.environ | {"PYTHONPATH": str(source_hash.home()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    environment = os.environ | {"PYTHONPATH": str(source_hash.resources_dir()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.train", str(recipe)], env=environment, text=True, stdout=subprocess.PIPE
     )
@@ -199,7 +199,7 @@ def test_killed_driver_leaves_nothing(tiny: Store) -> None:
     recipe = tiny.root.parent / "two.yaml"
     recipe.write_text(json.dumps(document("orphans", 2, steps=2000, checkpoint_every=50)))
     process = subprocess.Popen([sys.executable, "-m", "jobs.train", str(recipe)], stdout=subprocess.DEVNULL,
-                               env=os.environ | {"PYTHONPATH": str(source_hash.home())})
+                               env=os.environ | {"PYTHONPATH": str(source_hash.resources_dir())})
     runs = tiny.root / "runs"
     wait_for(lambda: list(runs.glob("orphans-*/checkpoints/step_*/manifest.json")))
     below = processes_below(process.pid)

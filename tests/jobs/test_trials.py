@@ -6,7 +6,7 @@ from pathlib import Path
 from genflow.recipe.compose import compose
 from genflow.tuning.trial import Task
 from jobs.runtime.tune.searchers import HALT
-from jobs.runtime.tune.trainable import Carrier
+from jobs.runtime.tune.trainable import TuneTrainable
 
 
 def test_a_node_that_does_not_see_the_store_ends_the_search_in_a_line(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_a_node_that_does_not_see_the_store_ends_the_search_in_a_line(tmp_path: 
         store=str(tmp_path), folder=str(tmp_path / "searches/mine-1/trials"), metrics=("fd",), shares=(1.0,),
         recipe=compose("flow_matching", {}).model_dump_json(), dataset="digits-1", samples=16,
     )  # fmt: skip
-    carrier = Carrier.__new__(Carrier)
+    carrier = TuneTrainable.__new__(TuneTrainable)
     carrier.setup({"task": asdict(task), "reduction": 3, "trial": 0, "params": {}})
     result = carrier.step()
     assert result["done"]

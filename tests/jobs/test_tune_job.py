@@ -19,9 +19,9 @@ from genflow.errors import GenflowError, UsageError
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import Data
 from genflow.storage.store import Store
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 from genflow.tracking import sender, sync
-from genflow.tuning.trial_log import Record
+from genflow.tuning.trial_log import TrialLog
 from jobs import tune
 
 pytestmark = pytest.mark.ray
@@ -164,7 +164,7 @@ def test_a_population_goes_on_from_its_best(ray_local, store):
     folder = Path(found["path"]) / "trials"
     lines = [[json.loads(line) for line in (folder / f"000{i}/reports.jsonl").open()] for i in range(4)]
     assert [[report["step"] for report in member] for member in lines] == [[3, 6, 9]] * 4
-    turns = {entry["turn"]: entry["taken"] for entry in Record(folder).entries() if "taken" in entry}
+    turns = {entry["turn"]: entry["taken"] for entry in TrialLog(folder).entries() if "taken" in entry}
     assert {turn: len(taken) for turn, taken in turns.items()} == {1: 1, 2: 1}
     for turn, taken in turns.items():
         (worst, got), = taken.items()
@@ -195,7 +195,7 @@ def job(store: Store, tmp_path: Path) -> Callable[..., subprocess.Popen]:
     def start(described: dict[str, Any], **variables: str) -> subprocess.Popen:
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(described))
-        env = {**os.environ, "PYTHONPATH": str(home()), "GENFLOW_STORE": str(store.root), **variables}
+        env = {**os.environ, "PYTHONPATH": str(resources_dir()), "GENFLOW_STORE": str(store.root), **variables}
         return subprocess.Popen([sys.executable, "-m", "jobs.tune", str(file)], env=env, stdout=subprocess.DEVNULL,
                                 stderr=subprocess.DEVNULL)  # fmt: skip
 

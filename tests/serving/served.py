@@ -13,7 +13,7 @@ from genflow.data.shards import Dataset
 from genflow.recipe.schema import Data
 from genflow.serving import app
 from genflow.serving.middleware import Limits
-from genflow.serving.model_list import Entry, entries
+from genflow.serving.model_list import ServedModel, entries
 from genflow.serving.service import Service
 from genflow.storage.store import Artifact, Store
 
@@ -32,7 +32,7 @@ def trained(root: Path) -> tuple[Store, list[Artifact]]:
 
 
 @contextmanager
-def client(listed: list[Entry], limits: Limits | None = None, **options: Any) -> Iterator[TestClient]:
+def client(listed: list[ServedModel], limits: Limits | None = None, **options: Any) -> Iterator[TestClient]:
     """An HTTP client of a service in this process."""
     service = Service(listed, **options)
     with TestClient(app.create(service, limits)) as made:
@@ -41,6 +41,6 @@ def client(listed: list[Entry], limits: Limits | None = None, **options: Any) ->
     service.close()
 
 
-def listed(store: Store, runs: list[Artifact]) -> list[Entry]:
+def listed(store: Store, runs: list[Artifact]) -> list[ServedModel]:
     """The runs as models."""
     return entries(store, runs)

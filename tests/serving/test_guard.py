@@ -12,9 +12,9 @@ from served import client
 from starlette.testclient import TestClient
 
 from genflow.serving import middleware
-from genflow.serving.middleware import Guard, Limits, Rate, hashed, new_key, strict
-from genflow.serving.model_list import Entry
-from genflow.serving.responses import Refused
+from genflow.serving.middleware import Limits, Rate, RequestLimitsMiddleware, hashed, new_key, strict
+from genflow.serving.model_list import ServedModel
+from genflow.serving.responses import RequestError
 from genflow.storage.store import Store
 
 JSON = {"Content-Type": "application/json"}
@@ -88,7 +88,7 @@ class Fed:
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "headers": headers or [(b"content-type", b"application/json")], "client": ("1.2.3.4", 5),
         }  # fmt: skip
-        asyncio.run(Guard(app, self.limits)(scope, receive, send))
+        asyncio.run(RequestLimitsMiddleware(app, self.limits)(scope, receive, send))
         return int(self.sent[0]["status"])
 
 
@@ -117,7 +117,7 @@ def test_large_headers_and_long_addresses_are_refused() -> None:
     assert Fed(iter([]), target_bytes=100).run(path="/" + "a" * 101) == 414
 
 
-def test_a_key_opens(shelf_store: tuple[Store, list[Entry]]) -> None:
+def test_a_key_opens(shelf_store: tuple[Store, list[ServedModel]]) -> None:
     """Without it 401, but for the page and the health; its hash is all that is kept."""
     key, hash = new_key()
     assert key not in hash
@@ -148,6 +148,6 @@ def test_who_asks_too_often_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_refusal_is_one_line_of_text() -> None:
     """Whatever it quotes."""
-    error = json.loads(Refused(422, "a\nb\ud800" + "x" * 999, "n").reply("id").body)["error"]
+    error = json.loads(RequestError(422, "a\nb\ud800" + "x" * 999, "n").reply("id").body)["error"]
     assert "\n" not in error["message"]
     assert len(error["message"]) <= 400

@@ -20,12 +20,12 @@ import pytest
 from benchmarks.abuse import replicas, workers
 from genflow.data import preview
 from genflow.sampling.engine import Engine, labels_for
-from genflow.serving.model_list import Entry
+from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
-Shelved = tuple[Store, list[Entry]]
+Shelved = tuple[Store, list[ServedModel]]
 
 
 def command(store: Store, *args: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.runtime.serve import retry_middleware
-from jobs.runtime.serve.retry_middleware import Again, Door, hurried, is_whole_post, wire
+from jobs.runtime.serve.retry_middleware import AdmissionControl, RetryMiddleware, hurried, is_whole_post, wire
 
 POST = b"POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -33,7 +33,7 @@ def test_only_a_whole_request_is_refused_on_the_wire(data: bytes, whole: bool) -
 
 def test_the_refusal_is_an_answer_like_any_other() -> None:
     """With a status, a time to come back, an id, and a body of the length that it says."""
-    head, _, body = wire(Door(0).refusal(), "1f0c2a7be4d05f63").partition(b"\r\n\r\n")
+    head, _, body = wire(AdmissionControl(0).refusal(), "1f0c2a7be4d05f63").partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
     assert lines[0] == "HTTP/1.1 503 Service Unavailable"
@@ -73,7 +73,7 @@ def test_a_shut_door_costs_nothing_behind_it(monkeypatch: pytest.MonkeyPatch) ->
     """Refused without a look by uvicorn; let in again when it opens; parts of requests go their usual way."""
 
     async def main() -> None:
-        door = Door(most=1)
+        door = AdmissionControl(most=1)
         monkeypatch.setattr(retry_middleware, "DOOR", door)
         shut, open_ = Wire(), Wire()
         door.under_way = 1
@@ -103,7 +103,7 @@ def test_the_door_counts_and_opens_again() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
 
-        again = Again(app, door=Door(most=1))
+        again = RetryMiddleware(app, door=AdmissionControl(most=1))
 
         async def ask() -> None:
             async def receive() -> Any:

@@ -14,21 +14,21 @@ import pytest
 from genflow.errors import DataError
 from genflow.sampling.engine import Engine
 from genflow.serving import engine_process
-from genflow.serving.engine_process import Batch, Frame, Worker
-from genflow.serving.model_list import Entry
+from genflow.serving.engine_process import Batch, EngineProcess, Frame
+from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[Entry]]
+Shelved = tuple[Store, list[ServedModel]]
 
 
 @pytest.fixture(scope="module")
-def drawing() -> Iterator[Worker]:
-    made = Worker(2**30)
+def drawing() -> Iterator[EngineProcess]:
+    made = EngineProcess(2**30)
     yield made
     made.close()
 
 
-def batch(entry: Entry, **more: object) -> Batch:
+def batch(entry: ServedModel, **more: object) -> Batch:
     options = {"steps": 4} if entry.name == "flow" else {}
     return Batch(entry, "samples", options, [3, 4], [1, 2], **more)  # type: ignore[arg-type]
 
@@ -46,7 +46,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_it_draws_what_the_engine_draws(drawing: Worker, shelf_store: Shelved) -> None:
+def test_it_draws_what_the_engine_draws(drawing: EngineProcess, shelf_store: Shelved) -> None:
     """And says so at every evaluation; frames are sent to those alone who watch."""
     store, (flow, *_) = shelf_store
     beats: list[int] = []
@@ -60,7 +60,7 @@ def test_it_draws_what_the_engine_draws(drawing: Worker, shelf_store: Shelved) -
     assert drawing.loaded == [flow.path]
 
 
-def test_what_is_given_up_leaves_nothing_behind(drawing: Worker, shelf_store: Shelved) -> None:
+def test_what_is_given_up_leaves_nothing_behind(drawing: EngineProcess, shelf_store: Shelved) -> None:
     """The error of who asked comes back, the next answer is that to the next question."""
     flow = shelf_store[1][0]
     long = Batch(flow, "samples", {"steps": 1000}, [0], [0])
@@ -80,16 +80,16 @@ def test_what_is_given_up_leaves_nothing_behind(drawing: Worker, shelf_store: Sh
     assert drawn.images.shape[0] == 2
 
 
-def test_an_error_comes_back_as_it_is(drawing: Worker, shelf_store: Shelved, tmp_path: Path) -> None:
+def test_an_error_comes_back_as_it_is(drawing: EngineProcess, shelf_store: Shelved, tmp_path: Path) -> None:
     """And the process goes on."""
     with pytest.raises(DataError, match="holds no finished run"):
-        drawing.load(Entry("none", "none-1", str(tmp_path)))
+        drawing.load(ServedModel("none", "none-1", str(tmp_path)))
     assert drawing.draw(batch(shelf_store[1][1]), lambda: None).images.shape[0] == 2
 
 
 def test_the_bound_holds(shelf_store: Shelved) -> None:
     """With room for one model there is one in memory: the one that was asked for last."""
-    small = Worker(1)
+    small = EngineProcess(1)
     try:
         for entry in shelf_store[1]:
             small.load(entry)
@@ -101,7 +101,7 @@ def test_the_bound_holds(shelf_store: Shelved) -> None:
 def test_its_death_is_told(shelf_store: Shelved) -> None:
     """To the one who waits for it, and to the replica."""
     told: list[str] = []
-    dies = Worker(2**30, lambda: told.append("lost"))
+    dies = EngineProcess(2**30, lambda: told.append("lost"))
     dies.load(shelf_store[1][0])
 
     def kill() -> None:
@@ -114,7 +114,7 @@ def test_its_death_is_told(shelf_store: Shelved) -> None:
     dies.close()
 
 
-def test_its_silence_is_seen(drawing: Worker, shelf_store: Shelved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_silence_is_seen(drawing: EngineProcess, shelf_store: Shelved, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process does not pass for one that has nothing to do."""
     drawing.load(shelf_store[1][0])
     monkeypatch.setattr(engine_process, "SILENT_S", 3.0)

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from genflow.training.checkpoint import Checkpoints
 from genflow.tuning import pbt
-from genflow.tuning.trial import CHECKPOINTS, Bench, Task, Trial
-from genflow.tuning.trial_log import Record
+from genflow.tuning.trial import CHECKPOINTS, Task, Trial, TrialContext
+from genflow.tuning.trial_log import TrialLog
 
 FILES = ("weights", "ema", "optimizer")
 
@@ -25,13 +25,13 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_a_member_goes_on_from_anothers_weights_average_and_optimizer(store, task):
     """To the bits of the other's own way, if the settings stay; and elsewhere with others."""
-    Trial(Bench(task), 0, {"train.lr": 0.03}).report(0)
-    Trial(Bench(task), 1, {"train.lr": 0.2}).report(0)
-    Trial(Bench(task), 2, {"train.lr": 0.3}).report(0)
+    Trial(TrialContext(task), 0, {"train.lr": 0.03}).report(0)
+    Trial(TrialContext(task), 1, {"train.lr": 0.2}).report(0)
+    Trial(TrialContext(task), 2, {"train.lr": 0.3}).report(0)
     for number in (1, 1, 2):  # one twice, as after a kill
         pbt.take_over(store, Path(task.folder), number, 0)
     assert equal(held(task, 1), held(task, 0))
-    ended = [Trial(Bench(task), i, {"train.lr": lr}).report(1) for i, lr in enumerate((0.03, 0.03, 0.01))]
+    ended = [Trial(TrialContext(task), i, {"train.lr": lr}).report(1) for i, lr in enumerate((0.03, 0.03, 0.01))]
     assert [report["step"] for report in ended] == [9, 9, 9]
     assert equal(held(task, 1), held(task, 0))
     assert not equal(held(task, 2), held(task, 0))
@@ -39,7 +39,7 @@ def test_a_member_goes_on_from_anothers_weights_average_and_optimizer(store, tas
 
 def test_the_record_says_with_which_settings_each_rung_was_trained(tmp_path):
     """Member 1 goes on from member 0 at the first turn; its schedule begins in member 0."""
-    record = Record(tmp_path)
+    record = TrialLog(tmp_path)
     for number, lr in enumerate((0.1, 0.9)):
         record.begun(number, {"train.lr": lr})
         (tmp_path / f"{number:04d}").mkdir()
