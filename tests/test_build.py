@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 import torch
 from pydantic import Field
-from small import FACTS, recipe
+from support.small import FACTS, recipe
 
 from genflow import build, families, nets, runs
 from genflow.errors import UsageError

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import ROOT
 
 from genflow.errors import GenflowError, ResourceError, SetupError, is_out_of_memory
 from genflow.launch import child_process
 from genflow.launch.local import failure
 from genflow.storage.files import clear_disk_errors
 
-ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
 assert spec is not None
 assert spec.loader is not None
@@ -128,7 +128,7 @@ def test_which_worker_is_named() -> None:
 
 def test_what_a_killed_attempt_was_writing_goes(prepared: Any, store: Any) -> None:
     """The next attempt begins with it gone: a picture, and a checkpoint's folder. `make chaos` found the first."""
-    from small import recipe
+    from support.small import recipe
 
     from genflow import runs
 

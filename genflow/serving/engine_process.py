@@ -106,7 +106,7 @@ class EngineProcess:
         if silent > SILENT_S:
             raise RuntimeError(f"the process that draws has been silent for {silent:.0f} s")
 
-    def stand_back(self, by: int) -> None:
+    def lower_priority(self, by: int) -> None:
         """Let it wait for those that answer, where both want one core. Called before it has drawn."""
         os.setpriority(os.PRIO_PROCESS, self._process.pid, by)
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Mixture
-from small import FACTS, batch, family, recipe, shaken
+from support.oracle import Mixture
+from support.small import FACTS, batch, family, recipe, shaken
 from torch import Tensor, nn
 
 from genflow import build

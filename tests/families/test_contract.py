@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import FACTS, batch, family, recipe, shaken, source
+from support.small import FACTS, batch, family, recipe, shaken, source
 
 from genflow import build, families
 from genflow.batch import Batch

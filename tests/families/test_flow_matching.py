@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from oracle import TWO, Mixture
-from small import FACTS, family, shaken
+from support.oracle import TWO, Mixture
+from support.small import FACTS, family, shaken
 from torch import Tensor, nn
 
 from genflow.batch import Batch

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import FACTS, batch, family, recipe, shaken
+from support.small import FACTS, batch, family, recipe, shaken
 from torch import Tensor, nn
 
 from genflow import build

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import FACTS, batch, family, shaken
+from support.small import FACTS, batch, family, shaken
 from torch import Tensor, nn
 
 from genflow.families import meanflow

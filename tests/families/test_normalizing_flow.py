@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import FACTS, batch, family, shaken
+from support.small import FACTS, batch, family, shaken
 from torch import Tensor
 
 from genflow import build

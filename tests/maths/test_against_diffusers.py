@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small import family, shaken
+from support.small import family, shaken
 from torch import Tensor, nn
 
 from genflow.maths.guidance import Guided

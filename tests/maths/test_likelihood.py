@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import TWO, Mixture
 from scipy import stats
+from support.oracle import TWO, Mixture
 from torch import Tensor, nn
 
 from genflow.families.vae import Vae

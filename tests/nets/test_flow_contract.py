@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import NETS, shaken
+from support.small import NETS, shaken
 from torch import Tensor, nn
 
 from genflow import build, nets

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small import NETS, recipe, shaken
+from support.small import NETS, recipe, shaken
 from torch import Tensor, nn
 
 from genflow import build, nets

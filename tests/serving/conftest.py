@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import uvicorn
-from served import client, listed, trained
 from starlette.testclient import TestClient
+from support.served import client, listed, trained
 
 from genflow.serving import app
 from genflow.serving.model_list import ServedModel

@@ -91,7 +91,7 @@ class Sampler:
             # answered still. The proxy, which refuses who is too many, stands back for nobody.
             environment.lower_priority(10)
             if self._threads >= environment.cores():
-                service.worker.stand_back(15)
+                service.worker.lower_priority(15)
             await service.warm()
             self._service = service
             return
