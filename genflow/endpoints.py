@@ -2,12 +2,12 @@
 
 import json
 import os
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from genflow.lease import born
 from genflow.store import NODE, Store, write_atomically
+from genflow.system import http
 
 Document = dict[str, Any]
 
@@ -64,7 +64,6 @@ def lives(document: Document) -> bool:
 def is_well(address: str) -> bool:
     """Whether an endpoint answers."""
     try:
-        with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
+        return http.request(f"{address}/healthz", timeout=5).status == 200
+    except http.RequestFailed:
         return False

@@ -15,7 +15,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         "genflow", "genflow.errors", "genflow.events", "genflow.facts", "genflow.batch", "genflow.recipe",
         "genflow.env", "genflow.beside", "genflow.sharding", "genflow.session", "genflow.code", "genflow.capacity",
-        "genflow.maths",
+        "genflow.maths", "genflow.system",
     ),
     1: (
         "genflow.nets", "genflow.data", "genflow.store", "genflow.journal", "genflow.shared", "genflow.lease",

@@ -1,0 +1,1 @@
+"""What genflow needs of the operating system and the network; the standard library only."""
