@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
+from packaging.version import InvalidVersion, Version
+
 from genflow import terminal
 from genflow.errors import BY_CODE, GenflowError, SetupError
 from genflow.launch.preflight import Check
@@ -22,7 +24,7 @@ PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", 
 def local() -> Iterator[Check]:
     """This machine."""
     version = platform.python_version()
-    yield Check("python", version >= "3.11", version, "genflow needs Python 3.11 or newer")
+    yield Check("python", _is_at_least(version, "3.11"), version, "genflow needs Python 3.11 or newer")
     for package, least in PACKAGES.items():
         yield _package(package, least)
     yield _torch()
@@ -39,8 +41,15 @@ def _package(package: str, least: str) -> Check:
         have = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return Check(package, False, "not installed", f"pip install -c constraints.txt '{package}>={least}'")
-    numbers = [tuple(int(p) for p in v.split("+")[0].split(".")[:3] if p.isdigit()) for v in (have, least)]
-    return Check(package, numbers[0] >= numbers[1], have, f"pip install -c constraints.txt '{package}>={least}'")
+    return Check(package, _is_at_least(have, least), have, f"pip install -c constraints.txt '{package}>={least}'")
+
+
+def _is_at_least(have: str, least: str) -> bool:
+    """Whether a version is not older than another by PEP 440; False for text that is no version."""
+    try:
+        return Version(have.removesuffix("+")) >= Version(least)  # a Python built from a checkout ends in "+"
+    except InvalidVersion:
+        return False
 
 
 def _torch() -> Check:
