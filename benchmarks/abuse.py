@@ -146,8 +146,8 @@ def post(path: str, body: bytes) -> bytes:
 
 async def fuzz(server: Server, count: int, seed: int, connections: int = 24) -> Document:
     """Malformed requests: `count` of them, a twentieth of which is no HTTP."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests/serving"))
-    from badrequests import bodies
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from support.badrequests import bodies
 
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")

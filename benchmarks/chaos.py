@@ -36,7 +36,7 @@ from genflow.maths.rng import key
 from genflow.recipe.files import dump
 from genflow.recipe.schema import Data
 from genflow.storage.store import Store
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 from genflow.tracking import database, sync
 from genflow.training.checkpoint import Checkpoints
 
@@ -97,7 +97,7 @@ def recipe_file(file: Path, family: str, workers: int, name: str, steps: int = S
 def command(store: Store, recipe: Path, family: str) -> "subprocess.Popen[str]":
     """`genflow train`, as a person types it."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    environment |= {"GENFLOW_STORE": str(store.root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(home())}
+    environment |= {"GENFLOW_STORE": str(store.root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(resources_dir())}
     with open(recipe.with_suffix(".json"), "w") as result, open(recipe.with_suffix(".log"), "a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "genflow.cli", "train", family, "-c", str(recipe), "--json"],

@@ -34,7 +34,7 @@ def genflow(*words: str) -> Document:
         SystemExit: it failed; its line is on the standard error.
     """
     command = [sys.executable, "-m", "genflow.cli", *words, "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source_hash.home())}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source_hash.resources_dir())}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)

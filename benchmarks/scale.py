@@ -58,7 +58,7 @@ def trained(data: str, sets: list[str], nodes: int) -> Document:
     plan = _plan(data, sets)
     document = {"recipe": plan.recipe.model_dump(mode="json")}
     if nodes:
-        environment.quiet()
+        environment.set_defaults()
         environment.loopback()
         import ray
         from ray.cluster_utils import Cluster
@@ -109,10 +109,10 @@ def make(shards: int, images: int) -> Document:
     import numpy as np
 
     from genflow.data.shards import shard_name, write_index, write_shard
-    from genflow.specs import Facts
+    from genflow.specs import DataSpec
     from genflow.storage.store import Store
 
-    facts = Facts(
+    facts = DataSpec(
         shape=(1, 8, 8), levels=256, class_names=("a", "b"), splits={"train": images}, fingerprint=f"{shards}-{images}"
     )
     pixels = np.random.default_rng(0).integers(0, 256, (images // shards, 8, 8, 1), np.uint8)

@@ -41,9 +41,9 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
     from genflow.training import loop
     from genflow.training.session import Session
     from genflow.tuning import metrics, space
-    from genflow.tuning.trial import Bench
+    from genflow.tuning.trial import TrialContext
 
-    bench = Bench(search.task(store))
+    bench = TrialContext(search.task(store))
     ruler, task = bench.ruler, bench.task  # opened once, as in a worker
     start = time.perf_counter()
     for params in settings:
@@ -64,9 +64,9 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
 
 def staged(store: Any, search: Any, settings: list[Document]) -> float:
     """Seconds of the same as trials in this process, with all that a trial leaves."""
-    from genflow.tuning.trial import Bench, Trial
+    from genflow.tuning.trial import Trial, TrialContext
 
-    bench = Bench(search.task(store))
+    bench = TrialContext(search.task(store))
     bench.ruler  # noqa: B018  opened once, as in a worker
     start = time.perf_counter()
     for number, params in enumerate(settings):
@@ -109,7 +109,7 @@ def thrown_away(data: str, folder: Path) -> Any:
 def measured(asked: argparse.Namespace, folder: Path) -> Document:
     """The document."""
     from genflow.data.shards import Dataset
-    from genflow.evaluation.features.extractor import judge
+    from genflow.evaluation.features.extractor import load_features
     from genflow.recipe.compose import assignments, compose
     from genflow.storage.store import Store
     from genflow.system import environment
@@ -121,7 +121,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     tuned |= {"samples": asked.samples, "space": {"train.lr": "log:0.005:0.05"}}
     recipe = compose(asked.family, {"data": {"name": asked.data}, "tune": tuned}, assignments(asked.set))
     search = plan(store, recipe)
-    judge(store, Dataset.open(search.run.dataset), recipe.evaluate.features, lambda *_, **__: None)
+    load_features(store, Dataset.open(search.run.dataset), recipe.evaluate.features, lambda *_, **__: None)
     database.prepare(store)  # MLflow's database, once a store
     found, times = searched({"recipe": recipe.model_dump(mode="json"), "inputs": {}})
     settings = [row["params"] for row in found["trials"]]

@@ -16,7 +16,7 @@ from genflow import families, nets
 from genflow.errors import UsageError
 from genflow.families.base import Family
 from genflow.recipe.schema import Recipe, explain
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.system import environment
 
 
@@ -49,7 +49,7 @@ def bind(section: str, function: Callable[..., Any], values: dict[str, Any], kin
         raise UsageError(line, f"keys of {section}: {', '.join(known)}") from error
 
 
-def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None, trained_on: Facts | None = None) -> Recipe:
+def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained_on: DataSpec | None = None) -> Recipe:
     """The recipe, whole: every default of the family, its nets and its sampler written out.
 
     Args:
@@ -89,20 +89,20 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None, trained_on
     workers, batch = recipe.cluster.workers, recipe.train.batch
     if batch < workers:
         raise UsageError(f"train.batch={batch} cannot be shared by {workers} workers", f"use train.batch={workers}")
-    resolved = recipe.with_(family=options, net=net, sample=sample)
+    resolved = recipe.replace(family=options, net=net, sample=sample)
     made = family_of(resolved, facts)  # refuses sizes and options that cannot work
     if init:
-        made.begin_from(family_of(init, trained_on or facts))
+        made.init_from(family_of(init, trained_on or facts))
     return resolved
 
 
-def family_of(recipe: Recipe, facts: Facts) -> Family:
+def family_of(recipe: Recipe, facts: DataSpec) -> Family:
     """The family of a resolved recipe, with fresh weights.
 
     Raises:
         UsageError: the recipe is of another version, and has an option that there is no more.
     """
-    environment.keep_memory()
+    environment.tune_malloc()
     family = families.family_class(recipe.family["kind"])
     options = bind("family", family.__init__, recipe.family, recipe.family["kind"])  # an older run lacks newer options
     del options["kind"]
@@ -125,7 +125,7 @@ def sample_options(family: Family, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sample_options(
-    family: type[Family], facts: Facts, values: dict[str, Any], *, guided: bool = False
+    family: type[Family], facts: DataSpec, values: dict[str, Any], *, guided: bool = False
 ) -> dict[str, Any]:
     options = bind("sample", family.sample, values)
     if options.get("guidance", 1.0) != 1.0 and not facts.classes and not guided:

@@ -21,7 +21,7 @@ from genflow.maths.rng import key
 from genflow.recipe.files import dump, read
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import Engine
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.files import clear_disk_errors, write_atomically
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
@@ -55,7 +55,7 @@ class RunPlan:
     name: str
     recipe: Recipe
     dataset: Artifact
-    facts: Facts
+    facts: DataSpec
     init: Artifact | None = None
 
 
@@ -69,15 +69,16 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     Raises:
         UsageError: one of them does not exist, or the recipe does not fit them.
     """
-    recipe = recipe.with_(tune={})  # a run is not its search
+    recipe = recipe.replace(tune={})  # a run is not its search
     dataset = store.find("datasets", recipe.data.name)
-    facts = Facts.from_json(dataset.file("facts.json").read_text())
+    facts = DataSpec.from_json(dataset.file("facts.json").read_text())
     init = store.find("runs", recipe.init) if recipe.init else None
     if recipe.data.pairs:
-        recipe = recipe.with_(data={**recipe.data.model_dump(mode="json"), "pairs": _pairs(store, recipe, dataset).id})
+        pairs = _pairs(store, recipe, dataset).id
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs})
     if init:
-        recipe = recipe.with_(init=init.id)
-        theirs, on = parse(read(init.path / "recipe.yaml")), Facts.from_json(init.file("facts.json").read_text())
+        recipe = recipe.replace(init=init.id)
+        theirs, on = parse(read(init.path / "recipe.yaml")), DataSpec.from_json(init.file("facts.json").read_text())
         recipe = build.resolve(recipe, facts, theirs, on)
     else:
         recipe = build.resolve(recipe, facts)
@@ -98,7 +99,7 @@ def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
     return pairs
 
 
-def address(recipe: Recipe, facts: Facts) -> str:
+def address(recipe: Recipe, facts: DataSpec) -> str:
     """The content address of a run, from what decides its result."""
     document = recipe.model_dump(mode="json")
     train = {key: value for key, value in document["train"].items() if key not in NOT_OF_THE_RESULT}
@@ -116,12 +117,12 @@ def address(recipe: Recipe, facts: Facts) -> str:
     return digest(deciding)
 
 
-def fresh(store: Store, recipe: Recipe, facts: Facts) -> Family:
+def fresh(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
     """The family as a run begins with it: weights by seed, or those of the run that it starts from."""
     torch.manual_seed(key(recipe.train.seed, "weights"))
     family = build.family_of(recipe, facts)
     if recipe.init:
-        family.begin_from(Engine.load(store.find("runs", recipe.init)).family)
+        family.init_from(Engine.load(store.find("runs", recipe.init)).family)
     return family
 
 
@@ -132,7 +133,7 @@ def rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
     return data.splits["train"]
 
 
-def _files(recipe: Recipe, facts: Facts) -> set[str]:
+def _files(recipe: Recipe, facts: DataSpec) -> set[str]:
     """The files of the run's family, of the family it speaks for (a consistency model's source), and of their nets."""
     options = {key: value for key, value in recipe.family.items() if key != "kind"}
     source = options.get("source")
@@ -160,20 +161,20 @@ def begin(store: Store, run: RunPlan) -> None:
                 torn.unlink(missing_ok=True)
         write_atomically(folder / "recipe.yaml", dump(run.recipe))
         write_atomically(folder / "facts.json", run.dataset.file("facts.json").read_bytes())
-    store.share(folder / "recipe.yaml", folder / "facts.json")
+    store.upload(folder / "recipe.yaml", folder / "facts.json")
 
 
 def keep_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
     """Remember that a run diverged: a study counts it, and does not train it again."""
     told = {"message": error.message, "hint": error.hint, "code": error.code, "kind": type(error).__name__}
-    store.share(write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(told)))
+    store.upload(write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(told)))
 
 
 def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
     """{message, hint, code, kind} of a run that diverged and was not finished since."""
     with contextlib.suppress(OSError, ValueError):
         file = store.folder("runs", run.id) / DIVERGED
-        if not store.sees(file):
+        if not store.available(file):
             return None
         told: dict[str, Any] = json.loads(file.read_text())
         return None if store.get("runs", run.id) else told

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataSpec:
     """The facts of a prepared dataset.
 
     Pictures are stored as grey levels k in 0..K-1 and trained on as bin centres x = (2k + 1)/K - 1 in
@@ -55,7 +55,7 @@ class Facts:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, document: dict[str, Any] | str) -> "Facts":
+    def from_json(cls, document: dict[str, Any] | str) -> "DataSpec":
         """Read what `to_json` wrote; fields of a later version are left aside."""
         values = json.loads(document) if isinstance(document, str) else dict(document)
         known = {f.name for f in fields(cls)}
@@ -67,7 +67,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Ports:
+class NetSpec:
     """What a family asks of a net.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 from genflow.evaluation import evaluate
 from genflow.evaluation.report.table import best
-from genflow.evaluation.samples import Carry, Reduced, Share
+from genflow.evaluation.samples import Executor, Reduced, Share
 from genflow.recipe.schema import Recipe, parse
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
@@ -48,7 +48,7 @@ def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
     return rows
 
 
-def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Carry | None:
+def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Executor | None:
     """Who draws a run's shares: Ray tasks, as many at once as the recipe has workers; None: nobody else."""
     count, gpus = recipe.cluster.workers, recipe.cluster.gpus
     if count == 1:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from genflow.data import prepare
-from genflow.data.prepare import Carry
+from genflow.data.prepare import Executor
 from genflow.errors import GenflowError
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
@@ -60,7 +60,7 @@ def result(artifact: Artifact, cached: bool) -> Document:
 
 
 @contextmanager
-def ray_workers() -> Iterator[Carry]:
+def ray_workers() -> Iterator[Executor]:
     """Ray's workers, for `prepare`."""
     with ray_cluster(logs=False):  # what libtiff thinks of a damaged file is nobody's concern
         yield distribute

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genflow.recipe.schema import parse
-from genflow.sampling.reflow import Lesson, Teacher, lesson
+from genflow.sampling.reflow import ReflowPlan, Teacher, plan
 from genflow.storage.files import clear_disk_errors
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
@@ -27,7 +27,7 @@ def main(document: Document, emit: Emit) -> Document:
         DataError: its checkpoint is corrupt.
     """
     store, started = Store(), time.monotonic()
-    task = lesson(store, document["inputs"]["run"], parse(document["recipe"]))
+    task = plan(store, document["inputs"]["run"], parse(document["recipe"]))
     with store.lock("pairs", task.id, wait=True):
         if done := store.get("pairs", task.id):
             return result(done, cached=True)
@@ -41,7 +41,7 @@ def main(document: Document, emit: Emit) -> Document:
             cpu_seconds = _write(task, folder, recipe.cluster.workers, recipe.cluster.gpus, emit)
         seconds = round(time.monotonic() - started, 1)
         meta = {"run": task.run.id, "dataset": task.dataset.id, "pairs": task.count, "seed": task.seed}
-        artifact = store.seal(
+        artifact = store.finalize(
             "pairs", task.id, name=task.run.name, parents=[task.run.id, task.dataset.id],
             meta={**meta, "options": task.options, "seconds": seconds, "cpu_seconds": cpu_seconds},
             only=lambda name: ".tmp-" not in name,
@@ -52,7 +52,7 @@ def main(document: Document, emit: Emit) -> Document:
 def find(document: Document) -> Document | None:
     """The result, if the pairs are written; None if there is something to do."""
     store = Store()
-    done = store.get("pairs", lesson(store, document["inputs"]["run"], parse(document["recipe"])).id)
+    done = store.get("pairs", plan(store, document["inputs"]["run"], parse(document["recipe"])).id)
     return result(done, cached=True) if done else None
 
 
@@ -63,7 +63,7 @@ def result(pairs: Artifact, *, cached: bool) -> Document:
     return {"schema": "genflow.reflow/1", **made, "cached": cached, **shown}
 
 
-def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) -> float:
+def _write(task: ReflowPlan, folder: Path, workers: int, gpus: float, emit: Emit) -> float:
     """Every shard that is missing, by as many teachers as there is work and room for.
 
     Returns:
@@ -91,7 +91,7 @@ def _write(task: Lesson, folder: Path, workers: int, gpus: float, emit: Emit) ->
 class _Holder:
     """A Ray actor that holds a teacher."""
 
-    def __init__(self, task: Lesson, store: str) -> None:
+    def __init__(self, task: ReflowPlan, store: str) -> None:
         import torch
 
         torch.set_num_threads(1)

@@ -4,18 +4,15 @@
 """
 
 import contextlib
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 
 from genflow.errors import ClusterError, DataError, GenflowError, SetupError
 from genflow.serving import endpoints
 from genflow.serving.engine_cache import try_out
-from genflow.serving.model_list import Entry, as_documents, signature
+from genflow.serving.model_list import ServedModel, as_documents, signature
 from genflow.storage.store import Store
-from genflow.system import environment
+from genflow.system import environment, http
 from jobs.runtime.cluster import is_submitted, ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute
 from jobs.runtime.serve import haproxy
@@ -41,7 +38,7 @@ def main(document: Document, emit: Emit) -> Document:
         SetupError: Serve does not start.
     """
     inputs = document["inputs"]
-    models = [Entry(**entry) for entry in inputs["models"]]
+    models = [ServedModel(**entry) for entry in inputs["models"]]
     try_out(models)
     if inputs.get("running"):
         return change(inputs, models, emit)
@@ -91,7 +88,7 @@ def begin(inputs: Document, host: str) -> None:
         raise SetupError(f"Ray Serve does not start: {str(error).splitlines()[0]}", hint) from error
 
 
-def deploy(inputs: Document, models: list[Entry]) -> None:
+def deploy(inputs: Document, models: list[ServedModel]) -> None:
     """Bring the application to these models, and wait until every request is answered by them."""
     import logging
 
@@ -119,7 +116,7 @@ def deploy(inputs: Document, models: list[Entry]) -> None:
                     "the old models stay")  # fmt: skip
 
 
-def change(inputs: Document, models: list[Entry], emit: Emit) -> Document:
+def change(inputs: Document, models: list[ServedModel], emit: Emit) -> Document:
     """Give an application that runs other models; nothing restarts, and no request is lost."""
     running = inputs["running"]
     environment.loopback(int(running["gcs"].rpartition(":")[2]))
@@ -132,7 +129,7 @@ def change(inputs: Document, models: list[Entry], emit: Emit) -> Document:
     try:
         deploy(inputs, models)
     except GenflowError:  # else a replica that starts later would meet what could not be served
-        deploy(inputs, [Entry(**entry) for entry in running["inputs"]["models"]])
+        deploy(inputs, [ServedModel(**entry) for entry in running["inputs"]["models"]])
         raise
     else:
         endpoints.write(Store(), inputs, running)
@@ -170,11 +167,9 @@ def metrics() -> str:
 def ask(url: str) -> tuple[int, Document]:
     """GET a JSON document: the status and the document; 0 where nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, {}
-    except (OSError, ValueError):
+        answer = http.request(url, timeout=5)
+        return answer.status, answer.json() if answer.ok else {}
+    except (http.RequestFailed, ValueError):
         return 0, {}
 
 
@@ -193,13 +188,13 @@ def _wait(inputs: Document, emit: Emit) -> None:
             emit("note", message="it answers again")
 
 
-def _welcome(inputs: Document, models: list[Entry]) -> str:
+def _welcome(inputs: Document, models: list[ServedModel]) -> str:
     names = ", ".join(model.name for model in models)
     where = address(inputs)
     return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics()}"
 
 
-def _result(inputs: Document, models: list[Entry], state: str) -> Document:
+def _result(inputs: Document, models: list[ServedModel], state: str) -> Document:
     return {
         "schema": "genflow.serve/1", "name": inputs["name"], "address": address(inputs), "state": state,
         "models": [{"name": model.name, "run": model.run} for model in models],

@@ -23,7 +23,7 @@ from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, Status, journal_path
 from genflow.tracking.sender import Sender
 from genflow.training.checkpoint import Checkpoints
-from genflow.training.loop import NonFinite, Trouble
+from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
@@ -57,12 +57,12 @@ def main(document: Document, emit: Emit) -> Document:
         try:
             with _tracked(store, run, emit), peak() as memory:
                 _fit(store, run, emit)
-        except (NonFinite, Trouble) as error:
+        except (NonFinite, TrainingDiverged) as error:
             keep_divergence(store, run, error)
             raise
         meta = {**_describe(store, run), "memory_mb": memory.mb if run.recipe.cluster.workers == 1 else None}
         parents = [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
-        artifact = store.seal(
+        artifact = store.finalize(
             "runs", run.id, name=run.name, parents=parents, meta=meta, only=lambda name: ".tmp-" not in name
         )
     return result(artifact, cached=False)

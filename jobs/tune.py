@@ -15,7 +15,7 @@ from typing import Any
 from genflow.data.shards import Dataset
 from genflow.errors import GenflowError
 from genflow.evaluation import samples
-from genflow.evaluation.features.extractor import judge
+from genflow.evaluation.features.extractor import load_features
 from genflow.evaluation.sample_grids import grid
 from genflow.recipe.schema import parse
 from genflow.sampling.engine import Engine
@@ -28,9 +28,9 @@ from genflow.training.checkpoint import Checkpoints
 from genflow.tuning import analysis, pbt, results, warm_start
 from genflow.tuning.results import OVER
 from genflow.tuning.search import Search, begin, plan
-from genflow.tuning.tracking import Chronicle
+from genflow.tuning.tracking import SearchTracker
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
-from genflow.tuning.trial_log import Record
+from genflow.tuning.trial_log import TrialLog
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
@@ -59,7 +59,7 @@ def main(document: Document, emit: Emit) -> Document:
         begin(store, search)
         if not search.objective:
             data = Dataset.open(search.run.dataset)
-            judge(store, data, search.recipe.evaluate.features, emit)  # once, before the trials need it
+            load_features(store, data, search.recipe.evaluate.features, emit)  # once, before the trials need it
         whose, count = warm_start.inherit(store, search)
         if count:
             emit("note", message=f"{search.id} goes on from the {count} trials of {whose}")
@@ -75,10 +75,10 @@ def result(artifact: Artifact, *, cached: bool) -> Document:
     return {**json.loads(artifact.file("search.json").read_text()), "path": str(artifact.path), "cached": cached}
 
 
-def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emit) -> None:
+def _search(store: Store, search: Search, chronicle: SearchTracker | None, emit: Emit) -> None:
     """The trials themselves."""
     task, tuned, cluster = search.task(store), search.recipe.tune, search.recipe.cluster
-    record = Record(Path(task.folder), chronicle)
+    record = TrialLog(Path(task.folder), chronicle)
     if chronicle:
         chronicle.inherited(record)
     spent = record.seconds()
@@ -105,19 +105,19 @@ def _search(store: Store, search: Search, chronicle: Chronicle | None, emit: Emi
         if tuned.scheduler == "pbt":
             pbt.train(store, search, record, preset, carry_out)
         else:
-            searcher = searchers.Recorded(record, searchers.proposer(search, preset), search.trials)
+            searcher = searchers.ResumableSearcher(record, searchers.proposer(search, preset), search.trials)
             carry_out(searcher, asha.Halving(search, record) if tuned.scheduler == "asha" else None)
         record.spent(show.seconds())
 
 
 @contextlib.contextmanager
-def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[Chronicle | None]:
+def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[SearchTracker | None]:
     """Keep the search's journals, and send them to MLflow while it goes on; a rehearsal keeps none."""
     if search.objective:
         yield None
         return
     database.prepare(store)
-    chronicle, status = Chronicle(store, search), "FAILED"
+    chronicle, status = SearchTracker(store, search), "FAILED"
     sender = Sender(store, search.id)
     sender.start()
     try:
@@ -132,7 +132,7 @@ def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[Chronicle | N
         warn_of_gap(emit, search.id, sender.sent)
 
 
-def _is_over(search: Search, record: Record, left: float | None) -> bool:
+def _is_over(search: Search, record: TrialLog, left: float | None) -> bool:
     """Whether no trial is to be begun or gone on with."""
     rows = record.rows()
     over = [row for row in rows if row["status"] in OVER]
@@ -153,7 +153,7 @@ class Show:
     """
 
     def __init__(
-        self, search: Search, record: Record, chronicle: Chronicle | None, emit: Emit, spent: float
+        self, search: Search, record: TrialLog, chronicle: SearchTracker | None, emit: Emit, spent: float
     ) -> None:
         self.search, self.record, self.chronicle, self.emit, self.spent = search, record, chronicle, emit, spent
         self.start = time.monotonic()
@@ -191,9 +191,9 @@ class Show:
 
 def _confirm(store: Store, search: Search, emit: Emit) -> None:
     """The best settings and the preset's, each trained with fresh seeds; found where they are trained already."""
-    points = results.confirming(search, Record(Path(search.task(store).folder)).rows())
+    points = results.confirming(search, TrialLog(Path(search.task(store).folder)).rows())
     task, cluster = search.task(store, confirm=True), search.recipe.cluster
-    record = Record(Path(task.folder))
+    record = TrialLog(Path(task.folder))
     if any(row["params"] != point for row, point in zip(record.rows(), points, strict=False)):  # of another best
         shutil.rmtree(record.folder)
         begin(store, search)
@@ -207,19 +207,19 @@ def _confirm(store: Store, search: Search, emit: Emit) -> None:
     with ray_cluster(num_cpus=max(environment.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
         from jobs.runtime.tune import searchers, trainable
 
-        searcher = searchers.Recorded(record, searchers.Points(points), len(points))
+        searcher = searchers.ResumableSearcher(record, searchers.Points(points), len(points))
         show(-1, False)
         trainable.carry_out(task, searcher, None, show, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus)
 
 
-def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: Emit) -> Artifact:
+def _conclude(store: Store, search: Search, chronicle: SearchTracker | None, emit: Emit) -> Artifact:
     """What was found, as an artifact.
 
     Raises:
         GenflowError: no trial came to a result; the first reason is named.
     """
     folder, metric = search.folder(store), search.metrics[0]
-    record = Record(Path(search.task(store).folder))
+    record = TrialLog(Path(search.task(store).folder))
     rows = results.closed(record.rows())
     if search.recipe.tune.scheduler == "pbt":
         rows = [{**row, "schedule": pbt.schedule(record, row["trial"])} for row in rows]
@@ -227,7 +227,7 @@ def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: E
     if top is None:
         why = next((row["why"] for row in rows if row.get("why")), "no trial was measured within the budget")
         raise GenflowError(f"no trial of {search.id} came to a result: {why}", "search over other values, or longer")
-    confirmed = Record(Path(search.task(store, confirm=True).folder)).rows()
+    confirmed = TrialLog(Path(search.task(store, confirm=True).folder)).rows()
     found = results.document(search, rows, confirmed, record.seconds(), folder)
     write_atomically(folder / "best.yaml", results.best_yaml(search, found))
     write_atomically(folder / "search.json", json.dumps(found, indent=1))
@@ -238,7 +238,7 @@ def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: E
         chronicle.found(found, folder)
     _thin(search, store, top)
     meta = {"family": found["family"], "dataset": found["dataset"], "metric": metric, "value": top["values"][metric]}
-    return store.seal("searches", search.id, name=search.name, parents=[search.run.dataset.id], meta=meta,
+    return store.finalize("searches", search.id, name=search.name, parents=[search.run.dataset.id], meta=meta,
                       only=lambda name: ".tmp-" not in name)  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Em
     if weights is None:  # of a shorter search, which kept another's: its best diverged when it went on
         return
     engine = Engine.from_folder(lies, weights)
-    by = judge(store, data, search.recipe.evaluate.features, emit)
+    by = load_features(store, data, search.recipe.evaluate.features, emit)
     count = min(search.recipe.tune.samples, len(by.floor)) if data.facts.is_points else 1
     drawn = samples.draw(engine, samples.seeds(seed, count), samples.labels(data, by.real, count), lambda k: None)
     (folder / "grid.png").write_bytes(grid(engine, data, by, drawn.records, seed))

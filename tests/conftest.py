@@ -46,7 +46,7 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
     """An S3 server with a bucket (see bucket.py)."""
-    from bucket import Server
+    from support.bucket import Server
 
     server = Server()
     server.create("bucket")

@@ -1,51 +1,41 @@
-"""The floors: imports run downwards, Ray lives in jobs/, MLflow behind its door, and --help costs nothing."""
+"""The layers of the code: imports run downwards, Ray and MLflow are imported in one place each, and --help is cheap."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).parents[1]
-
-# A room's name is a module or a package; the longest that fits decides.
-FLOORS: dict[int, tuple[str, ...]] = {
-    0: (
-        "genflow", "genflow.errors", "genflow.events", "genflow.facts", "genflow.batch", "genflow.recipe",
-        "genflow.env", "genflow.beside", "genflow.sharding", "genflow.session", "genflow.code", "genflow.capacity",
-        "genflow.maths",
-    ),
-    1: (
-        "genflow.nets", "genflow.data", "genflow.store", "genflow.journal", "genflow.shared", "genflow.lease",
-        "genflow.remote",
-    ),
-    2: ("genflow.families",),
-    3: (
-        "genflow.training", "genflow.engine", "genflow.checkpoint", "genflow.build", "genflow.runs", "genflow.pipeline",
-        "genflow.plans", "genflow.study", "genflow.tables", "genflow.teaching", "genflow.evaluation", "genflow.tuning",
-        "genflow.tracking", "genflow.mlflow_door", "genflow.registry", "genflow.pyfunc_model",
-        "genflow.serving", "genflow.endpoints", "genflow.gradients", "genflow.optimizers",
-    ),
-    4: ("jobs",),
-    5: (
-        "genflow.cli", "genflow.commands", "genflow.drawing", "genflow.exporting", "genflow.listing",
-        "genflow.catalogue", "genflow.terminal", "genflow.doctor", "genflow.submit", "genflow.child", "genflow.parcel",
-        "genflow.dashboard", "genflow.jobs_api", "genflow.interpolation", "genflow.hosting", "genflow.client",
-        "genflow.searching", "genflow.tabulating", "genflow.recommending", "genflow.clusters", "genflow.cluster_file",
-        "genflow.preflight",
-    ),
-}  # fmt: skip
-ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-STRANGERS = {"genflow.nets", "genflow.data", "genflow.store"}  # on one floor, and strangers to each other, but:
-KNOWN = {("genflow.data", "genflow.store")}  # a dataset is an artifact
-RAY = ("jobs", "genflow.jobs_api")  # the second: Ray's own client, inside a function
-MLFLOW = ("genflow.mlflow_door", "genflow.pyfunc_model")  # MLflow itself executes the second
+# Each floor imports only from the floors below it. A new module joins a package; a new package gets a floor here.
+FLOORS = (
+    ("errors", "specs", "batch"),
+    ("system", "maths"),
+    ("storage", "recipe", "client"),
+    ("nets", "families"),
+    ("data",),
+    ("training", "build"),
+    ("sampling",),
+    ("runs", "tracking"),
+    ("evaluation", "launch"),
+    ("pipeline", "serving", "tuning"),
+    ("tables",),
+    ("cli",),
+)
+FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+RAY = ("jobs", "genflow.launch.ray_jobs")  # in the second inside functions alone
+MLFLOW = ("genflow.tracking.mlflow_client", "genflow.tracking.pyfunc_model")  # MLflow itself executes the second
+ROOT_FILES = 8  # modules at the root of genflow/, at most
+STAGES = {"prepare", "train", "reflow", "tune", "evaluate", "compare", "tables", "serve", "pipeline", "probe"}
+SHIMS = {"replicas", "proxy"}  # import paths that Serve files written by genflow 0.1 name
 
 
+@cache
 def modules() -> dict[str, Path]:
-    """Every module of the two packages, by name."""
+    """Every module of genflow/ and jobs/, by name."""
     found = {}
     for package in ("genflow", "jobs"):
         for file in sorted((ROOT / package).rglob("*.py")):
@@ -54,17 +44,19 @@ def modules() -> dict[str, Path]:
     return found
 
 
-MODULES = modules()
+def package_of(module: str) -> str:
+    """`storage` of `genflow.storage.store`, `jobs` of `jobs.train`, empty for `genflow` itself."""
+    first, _, rest = module.partition(".")
+    return rest.partition(".")[0] if first == "genflow" else first
 
 
-def room(module: str) -> str:
-    """The room that a module stands in."""
-    parts = module.split(".")
-    return next(name for i in range(len(parts), 0, -1) if (name := ".".join(parts[:i])) in ROOMS)
+@cache
+def imports(module: str) -> tuple[tuple[str, bool], ...]:
+    """The modules that a module imports, and whether it does so at load time rather than inside a function."""
+    return tuple(_imports(modules()[module]))
 
 
-def imports(file: Path) -> Iterator[tuple[str, bool]]:
-    """Every module that a file imports, and whether it does so as it is loaded rather than inside a function."""
+def _imports(file: Path) -> Iterator[tuple[str, bool]]:
     tree = ast.parse(file.read_text())
     inside = {
         id(node)
@@ -79,58 +71,81 @@ def imports(file: Path) -> Iterator[tuple[str, bool]]:
             assert node.level == 0, f"{file}: a relative import"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield (whole if whole in MODULES else str(node.module)), id(node) not in inside
+                yield (whole if whole in modules() else str(node.module)), id(node) not in inside
 
 
-def test_every_module_has_its_floor() -> None:
-    """A new file in genflow/ belongs to a room of the house, or the house gets a new room."""
-    assert [module for module in MODULES if module.startswith("genflow.") and room(module) == "genflow"] == []
-    assert [name for name in ROOMS if name not in MODULES and not (ROOT / name.replace(".", "/")).is_dir()] == []
+def own_imports(module: str) -> set[str]:
+    """The modules of genflow/ and jobs/ that a module imports."""
+    return {name for name, _ in imports(module) if name.partition(".")[0] in ("genflow", "jobs")}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_run_downwards(module: str) -> None:
-    """Inside functions too; rooms of one floor may know each other, but for those that are named strangers."""
-    here = room(module)
-    for name, _ in imports(MODULES[module]):
-        if name.split(".")[0] not in ("genflow", "jobs"):
-            continue
-        there = room(name)
-        assert ROOMS[there] <= ROOMS[here], f"{module} (floor {ROOMS[here]}) imports {name} (floor {ROOMS[there]})"
-        if here != there and {here, there} <= STRANGERS:
-            assert (here, there) in KNOWN, f"{module} imports {name}: {here} and {there} do not know each other"
-        if here.startswith("genflow"):
-            assert there != "jobs", f"{module} imports {name}: genflow/ names jobs by strings"
+def test_the_root_of_each_folder_is_small() -> None:
+    """At most 8 modules at the root of genflow/, and only programs that a command starts at the root of jobs/."""
+    assert len(list((ROOT / "genflow").glob("*.py"))) <= ROOT_FILES
+    assert {file.stem for file in (ROOT / "jobs").glob("*.py")} == {"__init__"} | STAGES | SHIMS
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_ray_and_mlflow_have_one_door_each(module: str) -> None:
-    """Ray in jobs/, and inside functions of jobs_api; MLflow inside functions of its door, and in what it executes."""
-    here = room(module)
-    for name, at_load in imports(MODULES[module]):
-        stranger = name.split(".")[0]
-        if stranger == "ray":
-            assert here in RAY, f"{module} imports {name}"
-            assert here == "jobs" or not at_load, f"{module} imports {name} as it is loaded"
-        if stranger == "mlflow":
-            assert here in MLFLOW, f"{module} imports {name}"
-            assert here == "genflow.pyfunc_model" or not at_load, f"{module} imports {name} as it is loaded"
+def test_every_package_has_a_floor() -> None:
+    """A new package in genflow/ gets a floor, and every floor names packages that exist."""
+    packages = {package_of(module) for module in modules() if module.startswith("genflow.")}
+    assert packages == set(FLOOR)
 
 
-def test_families_know_no_net() -> None:
-    """A net is handed in: `build` introduces them."""
-    for module, file in MODULES.items():
-        if room(module) == "genflow.families":
-            assert not [name for name, _ in imports(file) if name.startswith("genflow.nets")]
+def test_imports_run_downwards() -> None:
+    """A package imports only from lower floors, inside functions too; genflow/ never imports jobs/."""
+    wrong = []
+    for module in modules():
+        here = package_of(module)
+        for name in own_imports(module):
+            there = package_of(name)
+            if here in ("", "jobs") or here == there or not there:
+                continue
+            if there == "jobs" or FLOOR[there] >= FLOOR[here]:
+                wrong.append(f"{module} imports {name}")
+    assert wrong == []
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """There is no circle of imports between files, inside functions too."""
+    graph = {module: own_imports(module) & modules().keys() for module in modules()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module):], module])
+        if module not in done:
+            for name in sorted(graph[module] - {module}):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_jobs_do_not_import_the_command_line() -> None:
+    """A job runs without Typer: it is told what to do by a document."""
+    jobs = [module for module in modules() if module.startswith("jobs")]
+    assert [m for m in jobs if any(name.startswith("genflow.cli") for name in own_imports(m))] == []
+
+
+@pytest.mark.parametrize(("library", "places"), [("ray", RAY), ("mlflow", MLFLOW)])
+def test_a_large_library_is_imported_in_one_place(library: str, places: tuple[str, ...]) -> None:
+    """Ray in jobs/ and inside functions of launch/ray_jobs; MLflow inside functions of its client, and in its model."""
+    for module in modules():
+        for name, at_load in imports(module):
+            if name.partition(".")[0] != library:
+                continue
+            assert module.startswith(places), f"{module} imports {name}"
+            lazy = module.startswith("genflow") and module != "genflow.tracking.pyfunc_model"
+            assert not (lazy and at_load), f"{module} imports {name} as it is loaded"
 
 
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("genflow.cli", {"torch", "ray", "mlflow", "pydantic", "numpy", "pyarrow", "PIL", "genflow.recipe"}),
-        ("genflow.env", {"torch", "ray", "mlflow", "pydantic", "numpy", "yaml", "typer"}),
-        ("genflow.training", {"ray", "mlflow", "typer"}),
-        ("genflow.engine", {"ray", "mlflow", "typer"}),
+        ("genflow.cli.app", {"torch", "ray", "mlflow", "pydantic", "numpy", "pyarrow", "PIL", "genflow.recipe"}),
+        ("genflow.system.environment", {"torch", "ray", "mlflow", "pydantic", "numpy", "yaml", "typer"}),
+        ("genflow.training.loop", {"ray", "mlflow", "typer"}),
+        ("genflow.sampling.engine", {"ray", "mlflow", "typer"}),
     ],
 )
 def test_what_loading_a_module_costs(module: str, absent: set[str]) -> None:

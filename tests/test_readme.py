@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from support import ROOT
 
 from genflow.cli import app, families
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from finished import finished
-from small import FACTS
+from support import ROOT
+from support.finished import finished
+from support.small import FACTS
 
 from genflow import build
 from genflow.errors import UsageError
@@ -20,7 +20,7 @@ from genflow.pipeline import graph
 from genflow.recipe.schema import Evaluate, Recipe
 from genflow.storage.store import Store
 
-HOME = Path(__file__).parents[1]
+HOME = ROOT
 spec = importlib.util.spec_from_file_location("results", HOME / "benchmarks" / "results.py")
 results = importlib.util.module_from_spec(spec)
 sys.modules["results"] = results  # dataclasses look their module up
@@ -33,7 +33,7 @@ def test_every_stage_of_the_plan_fits_its_family() -> None:
     resolved: dict[str, Recipe] = {}
     for stage in graph.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages:
         if stage.job == "train":
-            recipe = stage.recipe.with_(data={})  # the pairs do not exist yet
+            recipe = stage.recipe.replace(data={})  # the pairs do not exist yet
             source = resolved.get(recipe.init)
             resolved[stage.name] = build.resolve(recipe, facts, source, facts if source else None)
         elif stage.job in ("reflow", "evaluate"):

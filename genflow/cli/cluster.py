@@ -110,12 +110,12 @@ def down(file: File = "", yes: Yes = False) -> None:
 
 def _path(reference: str) -> Path:
     """The file that is meant: FILE, or cluster.yaml here, or the one that genflow ships."""
-    from genflow.system.source_hash import home
+    from genflow.system.source_hash import resources_dir
 
     if reference:
         return Path(reference).expanduser()
     here = Path("cluster.yaml")
-    return here if here.exists() else home() / here
+    return here if here.exists() else resources_dir() / here
 
 
 def _launchable(reference: str) -> tuple[Path, Document]:

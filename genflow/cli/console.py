@@ -69,14 +69,24 @@ def date(seconds: float) -> str:
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A plain table: the first `left` columns to the left, numbers to the right."""
     cells = [[str(cell) for cell in row] for row in [headers, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    widths = [max(width(row[i]) for row in cells) for i in range(len(headers))]
 
     def line(row: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        spaces = [" " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)]
+        padded = [cell + pad if i < left else pad + cell for i, (cell, pad) in enumerate(zip(row, spaces, strict=True))]
         return "  ".join(padded).rstrip()
 
     first, *rest = (line(row) for row in cells)
-    return "\n".join([first, "  ".join("─" * width for width in widths), *rest])
+    return "\n".join([first, "  ".join("─" * w for w in widths), *rest])
+
+
+def width(text: str) -> int:
+    """The columns that text takes on a terminal: a Chinese character takes two, a combining accent none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def setting(value: Any) -> str:

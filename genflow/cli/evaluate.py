@@ -69,7 +69,7 @@ def _measure(
         raise UsageError(f"runs of different datasets cannot be compared: {pairs}")
     recipe = compose_recipe(None, [], sets, flags)
     spec = resolve_features(recipe.evaluate.features, store)
-    recipe = recipe.with_(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
+    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
     ids = list(dict.fromkeys(run.id for run in runs))
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
     return ids, send(job, document, store, cluster, address, json=json)

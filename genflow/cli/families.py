@@ -47,10 +47,10 @@ def _describe(kind: str, family: "type[Family]") -> Document:
     from genflow.families.base import has_encoder
     from genflow.recipe.files import read
     from genflow.sampling.export import forms
-    from genflow.system.source_hash import home
+    from genflow.system.source_hash import resources_dir
 
     options = inspect.signature(family.sample).parameters
-    preset = home() / "pipelines" / f"{kind}.yaml"
+    preset = resources_dir() / "pipelines" / f"{kind}.yaml"
     return {
         "kind": kind,
         "title": family.title,

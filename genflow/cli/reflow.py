@@ -32,9 +32,9 @@ def reflow(
     flags |= {"sample.sampler": sampler, "sample.steps": steps, "sample.guidance": guidance}
     recipe = compose_recipe(None, [], sets, flags)
     if dry_run:
-        from genflow.sampling.reflow import lesson
+        from genflow.sampling.reflow import plan
 
-        task = lesson(store, teacher.id, recipe)
+        task = plan(store, teacher.id, recipe)
         state = "finished: nothing to do" if store.get("pairs", task.id) else "to do"
         show_plan({"reflow": recipe.reflow.model_dump(), "sample": task.options}, [("reflow", task.id, state)], json)
         return

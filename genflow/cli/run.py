@@ -57,15 +57,15 @@ def _read(reference: str) -> tuple[Document, Path]:
         UsageError: there is no such file, or it is no pipeline.
     """
     from genflow.recipe.files import read
-    from genflow.system.source_hash import home
+    from genflow.system.source_hash import resources_dir
 
     path = Path(reference)
     if not path.suffix:
-        path = home() / "pipelines" / f"{reference}.yaml"
-    elif not path.exists() and (home() / path).exists():
-        path = home() / path
+        path = resources_dir() / "pipelines" / f"{reference}.yaml"
+    elif not path.exists() and (resources_dir() / path).exists():
+        path = resources_dir() / path
     if not path.exists():
-        known = sorted(p.stem for p in (home() / "pipelines").glob("*.yaml") if "stages" in read(p))
+        known = sorted(p.stem for p in (resources_dir() / "pipelines").glob("*.yaml") if "stages" in read(p))
         raise UsageError(f"no pipeline {reference!r}{nearest(reference, known)}", f"pipelines: {', '.join(known)}")
     document = {"name": path.stem, **read(path)}
     if "claims" in document:

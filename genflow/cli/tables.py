@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
 OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
 MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
 KNOWN = ("cached", "diverged")  # states of stages that are not carried out again
-DIVERGED = ("NonFinite", "Trouble")
+DIVERGED = ("NonFinite", "TrainingDiverged", "Trouble")  # the last: what the second was called before
 FORMS = {".html": "report.html", ".md": "tables.md", ".json": "tables.json"}  # of the tables, by the suffix of --out
 
 

@@ -20,7 +20,7 @@ def ui(
     from genflow.system import environment
     from genflow.tracking import database, sync
 
-    environment.quiet()
+    environment.set_defaults()
     store = Store()
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         database.prepare(store)

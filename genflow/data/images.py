@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from genflow.data.sources.base import Form, Survey
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = frozenset((
@@ -156,7 +156,7 @@ def decode(file: BinaryIO, form: Form) -> np.ndarray:
         return fit(picture, form, turn)
 
 
-def as_record(file: BinaryIO, facts: Facts) -> np.ndarray:
+def as_record(file: BinaryIO, facts: DataSpec) -> np.ndarray:
     """A picture of anybody's as a model's data has them: (H, W, C) uint8 of grey levels 0..K-1.
 
     Raises:

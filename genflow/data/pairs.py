@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from genflow.data.shards import map_stream
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Artifact
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def write_pairs(
-    path: Path, facts: Facts, seeds: np.ndarray, labels: np.ndarray, noise: np.ndarray, x: np.ndarray
+    path: Path, facts: DataSpec, seeds: np.ndarray, labels: np.ndarray, noise: np.ndarray, x: np.ndarray
 ) -> None:
     """Write one shard.
 
@@ -64,10 +64,10 @@ class Pairs:
     """
 
     tables: tuple[pa.Table, ...]
-    facts: Facts
+    facts: DataSpec
 
     @classmethod
-    def open(cls, artifact: Artifact, facts: Facts) -> "Pairs":
+    def open(cls, artifact: Artifact, facts: DataSpec) -> "Pairs":
         """Verify and memory-map pairs.
 
         Raises:

@@ -19,7 +19,7 @@ from genflow.data.sources.base import Form, Part, Source, Survey
 from genflow.data.sources.densities import density
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
@@ -67,12 +67,12 @@ def settle(source: Source, data: Data, survey: Survey) -> Form:
     return Form(side, channels, source.levels or 256, survey.low, survey.high)
 
 
-def begin(source: Source, form: Form) -> Facts:
+def begin(source: Source, form: Form) -> DataSpec:
     """The facts that are known before a record is read."""
     if source.levels is None:
         scale = density(source.name).scale
-        return Facts((2, 1, 1), None, source.class_names(), scale=scale)
-    return Facts(form.shape, form.levels, source.class_names())
+        return DataSpec((2, 1, 1), None, source.class_names(), scale=scale)
+    return DataSpec(form.shape, form.levels, source.class_names())
 
 
 def assign(source: Source, data: Data) -> dict[str, tuple[str, np.ndarray]]:

@@ -1,6 +1,6 @@
 """Preparing a dataset, from what a person named to a committed artifact, whoever does the work.
 
-The work is a list of tasks without order; `Carry` is the one narrow door to whoever carries them out. In a job
+The work is a list of tasks without order; `Executor` is the one narrow door to whoever carries them out. In a job
 that is Ray (`jobs/prepare.py`); `here` does them one after the other in this process.
 """
 
@@ -26,17 +26,17 @@ from genflow.storage.store import Artifact, Store
 BAD = "bad.csv"  # the records that could not be read: path and reason
 
 Emit = Callable[..., None]
-Carry = Callable[[str, list[Any]], Iterator[tuple[int, Any]]]
+Executor = Callable[[str, list[Any]], Iterator[tuple[int, Any]]]
 """`carry(method, tasks)` calls that method of every task; results come as they are done, with their numbers."""
 
 
-def here() -> AbstractContextManager[Carry]:
-    """Carry out tasks in this process."""
+def here() -> AbstractContextManager[Executor]:
+    """Executor out tasks in this process."""
     return nullcontext(lambda method, tasks: ((n, getattr(task, method)()) for n, task in enumerate(tasks)))
 
 
 def prepare(
-    store: Store, data: Data, workers: Callable[[], AbstractContextManager[Carry]], emit: Emit
+    store: Store, data: Data, workers: Callable[[], AbstractContextManager[Executor]], emit: Emit
 ) -> tuple[Artifact, bool]:
     """The dataset that `data` describes, and whether it was there already.
 
@@ -83,7 +83,7 @@ def find(store: Store, data: Data) -> Artifact | None:
     return artifact if artifact and artifact.meta["bad"] <= data.max_bad else None
 
 
-def _make(store: Store, id: str, name: str, source: Source, data: Data, carry: Carry, emit: Emit) -> Artifact:
+def _make(store: Store, id: str, name: str, source: Source, data: Data, carry: Executor, emit: Emit) -> Artifact:
     """Decode, write and commit."""
     progress = Progress(emit, name)
     for killed in store.folder("datasets", id).parent.glob(f"{id}.tmp-*"):  # nobody else can be at it: the lock

@@ -9,7 +9,7 @@ from PIL import Image
 
 from genflow.data.shards import Dataset, Split, to_display
 from genflow.errors import UsageError
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 CELL = 64  # pixels that a small picture is enlarged to, at most
 GAP = 2
@@ -17,7 +17,7 @@ PAPER = 216  # the grey level between pictures: neither black nor white, so that
 INK = np.array((31, 58, 147))
 
 
-def render(records: np.ndarray, facts: Facts, columns: int | None = None, limit: float | None = None) -> bytes:
+def render(records: np.ndarray, facts: DataSpec, columns: int | None = None, limit: float | None = None) -> bytes:
     """Records, as `from_x` gives them, as PNG bytes: a grid of pictures, or points of the plane.
 
     Args:
@@ -31,7 +31,7 @@ def render(records: np.ndarray, facts: Facts, columns: int | None = None, limit:
     return grid(to_display(records, facts), columns)
 
 
-def columns(facts: Facts) -> int | None:
+def columns(facts: DataSpec) -> int | None:
     """How many samples a line holds: one of each class in turn, if they are few enough; else nobody says."""
     return facts.classes if 1 < facts.classes <= 20 else None
 
@@ -78,7 +78,7 @@ def scatter(points: np.ndarray, limit: float | None = None, side: int = 512) -> 
     return _png(np.rint(colours).astype(np.uint8).repeat(2, 0).repeat(2, 1))
 
 
-def pngs(records: np.ndarray, facts: Facts) -> list[bytes]:
+def pngs(records: np.ndarray, facts: DataSpec) -> list[bytes]:
     """Each record as a PNG file of its own size.
 
     Raises:
@@ -89,7 +89,7 @@ def pngs(records: np.ndarray, facts: Facts) -> list[bytes]:
     return [_png(image) for image in to_display(records, facts)]
 
 
-def npy(records: np.ndarray, facts: Facts) -> bytes:
+def npy(records: np.ndarray, facts: DataSpec) -> bytes:
     """The records as a NumPy file: (N, C, H, W) uint8 0..255, or (N, 2, 1, 1) float32 points."""
     shown = records if facts.is_points else to_display(records, facts)
     file = io.BytesIO()
@@ -114,7 +114,7 @@ def preview(dataset: Dataset) -> bytes:
     return render(split.take(rows), facts)
 
 
-def _lines_of_classes(split: Split, facts: Facts) -> tuple[np.ndarray, int]:
+def _lines_of_classes(split: Split, facts: DataSpec) -> tuple[np.ndarray, int]:
     """The first pictures of each class, class by class, with blanks where a class has too few; and their number."""
     shown = min(facts.classes, 16)
     columns = 10

@@ -13,7 +13,7 @@ import numpy as np
 from genflow.data.shards import shard_name, write_shard
 from genflow.data.sources.base import Bad, Form, Part
 from genflow.errors import DataError
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.files import clear_disk_errors
 
 
@@ -59,7 +59,7 @@ class Shard:
     total: int
     part: Part
     form: Form
-    facts: Facts
+    facts: DataSpec
 
     @property
     def file(self) -> str:
@@ -115,7 +115,7 @@ def _histogram(values: np.ndarray) -> np.ndarray:
 class Outcome:
     """What became of the shards, in order."""
 
-    facts: Facts
+    facts: DataSpec
     written: list[Written] = field(default_factory=list)
 
     @property
@@ -132,7 +132,7 @@ class Outcome:
                 names.setdefault(shard.split, {})[shard.file] = held
         return names
 
-    def complete(self, where: str) -> Facts:
+    def complete(self, where: str) -> DataSpec:
         """The dataset's facts.
 
         Raises:

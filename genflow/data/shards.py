@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from genflow.errors import DataError
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Artifact
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ FACTS = "facts.json"
 OPEN = 512  # shards of a split that stay mapped; each holds a file open
 
 
-def schema(facts: Facts) -> pa.Schema:
+def schema(facts: DataSpec) -> pa.Schema:
     """The shards' schema, with what `datasets` and genflow need to read them in its metadata."""
     C, H, W = facts.shape
     features: dict[str, Any]
@@ -71,7 +71,7 @@ def _list_feature(dtype: str, length: int) -> dict[str, Any]:
 
 def write_shard(
     path: Path,
-    facts: Facts,
+    facts: DataSpec,
     values: np.ndarray,
     ids: Sequence[str],
     labels: np.ndarray | None = None,
@@ -109,7 +109,7 @@ def shard_name(number: int, total: int) -> str:
     return f"data-{number:05d}-of-{total:05d}.arrow"
 
 
-def write_index(folder: Path, facts: Facts, shards: dict[str, dict[str, int]]) -> None:
+def write_index(folder: Path, facts: DataSpec, shards: dict[str, dict[str, int]]) -> None:
     """Write what makes the folder a dataset: facts.json, and the files that `datasets.load_from_disk` reads.
 
     Args:
@@ -173,7 +173,7 @@ class Split:
 
     name: str
     tables: Sequence[pa.Table]
-    facts: Facts
+    facts: DataSpec
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -263,7 +263,7 @@ class Dataset:
     """A prepared dataset: its facts and its splits."""
 
     artifact: Artifact
-    facts: Facts
+    facts: DataSpec
     splits: dict[str, Split]
 
     @classmethod
@@ -275,7 +275,7 @@ class Dataset:
         """
         if verify:
             artifact.verify()
-        facts = Facts.from_json(artifact.file(FACTS).read_text())
+        facts = DataSpec.from_json(artifact.file(FACTS).read_text())
         splits = {}
         for split in facts.splits:
             state = json.loads((artifact.path / split / "state.json").read_text())
@@ -303,7 +303,7 @@ def map_stream(path: Path) -> pa.Table:
         raise DataError(f"{path} is not a readable Arrow stream: {error}", "prepare the dataset again") from error
 
 
-def to_x(values: "np.ndarray | Tensor", facts: Facts) -> "Tensor":
+def to_x(values: "np.ndarray | Tensor", facts: DataSpec) -> "Tensor":
     """Records (B, H, W, C) as what is trained on: x (B, C, H, W) float32.
 
     x = (2k + 1)/K - 1 for grey levels k in 0..K-1 (bin centres); x = point / scale for points.
@@ -319,7 +319,7 @@ def to_x(values: "np.ndarray | Tensor", facts: Facts) -> "Tensor":
     return x.mul_(2 / facts.levels).add_(1 / facts.levels - 1).contiguous()
 
 
-def from_x(x: "Tensor", facts: Facts) -> np.ndarray:
+def from_x(x: "Tensor", facts: DataSpec) -> np.ndarray:
     """The nearest records to x: (B, H, W, C) uint8 grey levels, or float32 points."""
     x = x.detach().float().cpu().permute(0, 2, 3, 1)
     if facts.levels is None:
@@ -328,7 +328,7 @@ def from_x(x: "Tensor", facts: Facts) -> np.ndarray:
     return levels.byte().numpy()
 
 
-def to_display(images: np.ndarray, facts: Facts) -> np.ndarray:
+def to_display(images: np.ndarray, facts: DataSpec) -> np.ndarray:
     """Grey levels 0..K-1 as 0..255, for files and screens: (N, H, W, C) uint8."""
     levels = facts.levels or 256
     if levels == 256:

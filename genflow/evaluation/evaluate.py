@@ -28,19 +28,19 @@ import torch
 from genflow import __version__, build
 from genflow.data.shards import FACTS, Dataset
 from genflow.evaluation import samples, sweep
-from genflow.evaluation.features.extractor import Embed, Emit, Judge, address, judge
+from genflow.evaluation.features.extractor import Embed, Emit, FeatureReference, address, load_features
 from genflow.evaluation.interval import Z, proportion
-from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics import likelihood, stacked_modes
 from genflow.evaluation.metrics.class_balance import shown
 from genflow.evaluation.metrics.classification import classification
 from genflow.evaluation.metrics.memorization import WATCHED, memorization
 from genflow.evaluation.metrics.modes import modes
 from genflow.evaluation.sample_grids import pictures
-from genflow.evaluation.samples import Carry, Reduced, Share, reduced
+from genflow.evaluation.samples import Executor, Reduced, Share, reduced
 from genflow.recipe.schema import Evaluate
 from genflow.sampling.engine import Engine
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment, source_hash
 from genflow.system.source_hash import digest
@@ -59,7 +59,7 @@ def evaluation_id(
     run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
 ) -> str:
     """The content address of an evaluation, from the run, the data, the options, the features and the code."""
-    facts = Facts.from_json(dataset.file(FACTS).read_text())
+    facts = DataSpec.from_json(dataset.file(FACTS).read_text())
     asked = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
     code = source_hash.fingerprint(*ROOMS)
@@ -79,7 +79,7 @@ def find(
 
 def evaluate(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit,
-    sample: dict[str, Any] | None = None, carry: Carry | None = None,
+    sample: dict[str, Any] | None = None, carry: Executor | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a run, or find it measured.
 
@@ -130,7 +130,7 @@ def carried(
     key = (str(store.root), run.id, dataset.id, features, json.dumps(sample, sort_keys=True))
     if key not in _tools:
         _tools.clear()
-        embed = judge(store, Dataset.open(dataset), features, lambda event, **fields: None).embed
+        embed = load_features(store, Dataset.open(dataset), features, lambda event, **fields: None).embed
         _tools[key] = engine_of(run, sample), embed
     engine, embed = _tools[key]
     return samples.reduce(engine, embed, share, lambda count: None)
@@ -138,13 +138,13 @@ def carried(
 
 def _measure(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any],
-    carry: Carry | None,
+    carry: Executor | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:  # fmt: skip
     """The document without its name, and what the run draws as PNG by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
     engine = engine_of(run, sample)
-    ruler = Ruler(judge(store, data, options.features, emit), options)
+    ruler = MetricSuite(load_features(store, data, options.features, emit), options)
     by = ruler.judge
     n = min(options.samples, len(by.floor))
     if n < options.samples:
@@ -208,14 +208,14 @@ def _measure(
     return document, pictures(engine, data, by, drawn.records, options.seed)
 
 
-def _modes(store: Store, data: Dataset, by: Judge, records: np.ndarray, emit: Emit) -> dict[str, Any] | None:
+def _modes(store: Store, data: Dataset, by: FeatureReference, records: np.ndarray, emit: Emit) -> dict[str, Any] | None:
     """What is known of the modes of the data, if it has any."""
     if data.facts.is_points:
         return modes(records.reshape(len(records), -1), data.artifact)
     return stacked_modes.measure(store, data, by.real, records, emit) if stacked_modes.is_stack(data) else None
 
 
-def _classes(data: Dataset, by: Judge, classes: np.ndarray | None) -> dict[str, Any] | None:
+def _classes(data: Dataset, by: FeatureReference, classes: np.ndarray | None) -> dict[str, Any] | None:
     """Which classes samples show, beside the floor's rows: these have the labels that samples are asked for."""
     if classes is None or data.facts.classes < 2:
         return None

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from genflow.evaluation.features.extractor import Judge
+from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.interval import Interval
 from genflow.evaluation.metrics import frechet, kid
-from genflow.evaluation.metrics.prdc import variety
+from genflow.evaluation.metrics.prdc import prdc
 from genflow.recipe.schema import Evaluate
 
 FLOOR_DRAWS = 3  # sets of real rows that a floor is the mean of, where there are so many
 
 
-class Ruler:
+class MetricSuite:
     """Measures features against a judge's reference.
 
     A floor is the same metric of as many real training rows, which share none with the reference and were kept
@@ -26,7 +26,7 @@ class Ruler:
         options: the recipe's `evaluate` section.
     """
 
-    def __init__(self, judge: Judge, options: Evaluate) -> None:
+    def __init__(self, judge: FeatureReference, options: Evaluate) -> None:
         self.judge, self.options = judge, options
 
     @cached_property
@@ -55,7 +55,7 @@ class Ruler:
     def _measure(self, rows: np.ndarray, labels: np.ndarray, repeats: int) -> dict[str, tuple[Interval, int]]:
         """Each metric's interval, and the number of points on either side."""
         seed, n = self.options.seed, len(rows)
-        spread = variety(rows, self.judge.reference, repeats=repeats, seed=seed, strata=labels)
+        spread = prdc(rows, self.judge.reference, repeats=repeats, seed=seed, strata=labels)
         return {
             "fd": (frechet.frechet(rows, self._gaussian, repeats, seed, labels), n),
             "kid": (kid.kid(rows, self._kernel, repeats, seed, labels), n),

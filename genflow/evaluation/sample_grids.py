@@ -14,7 +14,7 @@ from torch import Tensor
 from genflow.data import preview
 from genflow.data.shards import Dataset, from_x
 from genflow.evaluation import samples
-from genflow.evaluation.features.extractor import Judge
+from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.metrics.memorization import standouts
 from genflow.sampling.engine import Engine
 
@@ -22,7 +22,9 @@ COLUMNS, CLASSES = 8, 10
 WALKS = 3  # samples whose way is shown, and pairs that are walked between
 
 
-def pictures(engine: Engine, data: Dataset, judge: Judge, records: np.ndarray, seed: int) -> dict[str, bytes]:
+def pictures(
+    engine: Engine, data: Dataset, judge: FeatureReference, records: np.ndarray, seed: int
+) -> dict[str, bytes]:
     """The pictures as PNG by file name.
 
     Args:
@@ -50,7 +52,7 @@ def pictures(engine: Engine, data: Dataset, judge: Judge, records: np.ndarray, s
     return found if way is None else {**found, "way.png": preview.render(way[0], facts, way[1])}
 
 
-def grid(engine: Engine, data: Dataset, judge: Judge, records: np.ndarray, seed: int) -> bytes:
+def grid(engine: Engine, data: Dataset, judge: FeatureReference, records: np.ndarray, seed: int) -> bytes:
     """grid.png alone; the arguments are those of `pictures`."""
     facts = data.facts
     if facts.is_points:
@@ -65,7 +67,7 @@ def _limit(truth: np.ndarray) -> float:
     return 1.1 * float(np.abs(truth).max())
 
 
-def _real(data: Dataset, judge: Judge, lines: int) -> np.ndarray:
+def _real(data: Dataset, judge: FeatureReference, lines: int) -> np.ndarray:
     rows, labels = judge.real.reference, data.splits[judge.real.split].labels
     if not data.facts.classes:
         return rows[np.resize(np.arange(len(rows)), lines * COLUMNS)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from genflow.data.shards import Dataset
-from genflow.evaluation.features.extractor import Embed, Emit, Real
+from genflow.evaluation.features.extractor import DataSplits, Embed, Emit
 from genflow.maths.rng import SampleRng, key
 from genflow.sampling.engine import Engine
 from genflow.system.peak_memory import peak
@@ -81,7 +81,7 @@ class Reduced:
     memory_mb: float
 
 
-Carry = Callable[[Sequence[Share]], Iterable[Reduced]]
+Executor = Callable[[Sequence[Share]], Iterable[Reduced]]
 """Draws shares elsewhere and gives them back in their order."""
 
 
@@ -90,7 +90,7 @@ def seeds(seed: int, count: int, purpose: str = "evaluate") -> list[int]:
     return [key(purpose, seed, index) for index in range(count)]
 
 
-def labels(data: Dataset, real: Real, count: int) -> np.ndarray:
+def labels(data: Dataset, real: DataSplits, count: int) -> np.ndarray:
     """The labels of the floor's rows: samples and the real rows that stand beside them have one class balance."""
     return data.splits["train"].labels[real.floor[:count]]
 
@@ -122,7 +122,7 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, *
 
 def reduced(
     engine: Engine, embed: Embed, seeds: Sequence[int], labels: np.ndarray, keep: int, tell: Emit,
-    carry: Carry | None = None,
+    carry: Executor | None = None,
 ) -> Reduced:  # fmt: skip
     """Draw one sample for each seed and keep its features; the first share always here, where it is timed.
 

@@ -11,7 +11,7 @@ from typing import Any
 from genflow.errors import UsageError, nearest
 from genflow.evaluation import samples
 from genflow.evaluation.features.extractor import Emit
-from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.metric_suite import MetricSuite
 from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Evaluate
 from genflow.sampling.engine import Engine
@@ -44,7 +44,7 @@ def ways(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
 
 
 def measure(
-    engine: Engine, ruler: Ruler, drawn: samples.Reduced, few: int, ways: Sequence[dict[str, Any]], seed: int,
+    engine: Engine, ruler: MetricSuite, drawn: samples.Reduced, few: int, ways: Sequence[dict[str, Any]], seed: int,
     tell: Callable[[int, str], None], emit: Emit,
 ) -> list[Point]:  # fmt: skip
     """The first `few` samples again, each way; what the sampler refuses is left out."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.maths.rng import Rng
-from genflow.specs import Facts, Ports
+from genflow.specs import DataSpec, NetSpec
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Family(nn.Module, ABC):
     shardable: ClassVar[bool] = True
     default_net: ClassVar[str] = "unet"
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: DataSpec) -> None:
         super().__init__()
         self.facts = facts
         self.noise_shape: tuple[int, ...] = facts.shape
@@ -108,12 +108,12 @@ class Family(nn.Module, ABC):
             self._watcher(x, guess)
 
     @classmethod
-    def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
+    def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
         """The nets this family needs, by name. Default: one that sees x and t and answers in x's shape."""
-        return {"net": Ports(facts.shape, facts.shape, time=True)}
+        return {"net": NetSpec(facts.shape, facts.shape, time=True)}
 
     @classmethod
-    def default_net_for(cls, facts: Facts) -> str:
+    def default_net_for(cls, facts: DataSpec) -> str:
         """The kind of net that suits the data: the MLP for points, for pictures `default_net`."""
         return "mlp" if facts.is_points else cls.default_net
 
@@ -165,7 +165,7 @@ class Family(nn.Module, ABC):
         """Options of this family that follow from those of the run it starts from (`kind` is among them)."""
         return {}
 
-    def begin_from(self, source: "Family") -> None:
+    def init_from(self, source: "Family") -> None:
         """Take over a trained family's weights; called with the source's averaged weights, before training.
 
         By default every parameter is found there under its own name; those of a second time may be new.
@@ -189,15 +189,15 @@ class Family(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Called after every step, with the number of steps made."""
 
-    def trouble(self, numbers: dict[str, float]) -> str:
+    def diagnose(self, numbers: dict[str, float]) -> str:
         """What goes wrong, in words, seen from a step's logged numbers; empty if nothing does.
 
         Called every `LOOK_EVERY` steps. What it remembers is kept in persistent buffers.
         """
         return ""
 
-    def begin_again(self) -> None:
-        """Called after a rollback: what `trouble` counts starts anew, or it would be found at the next look."""
+    def reset_diagnosis(self) -> None:
+        """Called after a rollback: what `diagnose` counts starts anew, or it would be found at the next look."""
 
     def finish(self, data: Callable[[int], Batch]) -> None:
         """Called once after training, holding the averaged weights: fit what follows from them, into buffers.

@@ -38,7 +38,7 @@ from genflow.families.gaussian import Gaussian
 from genflow.maths.guidance import Guided, forget
 from genflow.maths.paths import Time, along, over
 from genflow.maths.rng import Rng
-from genflow.specs import Facts, Ports
+from genflow.specs import DataSpec, NetSpec
 
 RATIO = {"tune": (0.25, 0.05), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
 LEAST = {"tune": 0.05, "distill": 0.25}  # the teacher's step is right over a longer way than a line to the data
@@ -69,7 +69,7 @@ class Consistency(Family):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        facts: Facts,
+        facts: DataSpec,
         *,
         source: dict[str, Any] = {},  # noqa: B006  never written to
         mode: Literal["tune", "distill"] = "tune",
@@ -101,7 +101,7 @@ class Consistency(Family):
         self.farthest = min(end, LARGEST_RATIO / (1 + LARGEST_RATIO)) if view.predict == "eps" else end
 
     @classmethod
-    def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
+    def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
         own, own_options = _source(options.get("source", {}))
         return own.ports(facts, **own_options)
 
@@ -111,14 +111,14 @@ class Consistency(Family):
         _source(source)
         return {"source": source}
 
-    def begin_from(self, source: Family) -> None:
+    def init_from(self, source: Family) -> None:
         view = source._view[0] if isinstance(source, Consistency) else source
         if type(view) is not type(self._view[0]):
             raise UsageError(
                 f"{self.title} cannot start from this run of {view.title}: family.source says {self._view[0].title}",
                 "leave family.source out: it follows from init",
             )
-        super().begin_from(source)
+        super().init_from(source)
         if self.mode == "distill":
             if isinstance(source, Consistency):
                 raise UsageError(

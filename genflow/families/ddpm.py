@@ -38,7 +38,7 @@ from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided, forget
 from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, reach, target
 from genflow.maths.rng import Rng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 MIN_SNR = 5.0  # gamma, the paper's own
 
@@ -73,7 +73,7 @@ class Ddpm(Gaussian):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        facts: Facts,
+        facts: DataSpec,
         *,
         schedule: Literal["linear", "cosine", "edm"] = "cosine",
         predict: Literal["eps", "x", "v"] = "v",

@@ -24,7 +24,7 @@ from genflow.maths import timesteps
 from genflow.maths.guidance import Guided, forget
 from genflow.maths.paths import StraightPath, over
 from genflow.maths.rng import Rng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 
 class FlowMatching(Gaussian):
@@ -49,7 +49,7 @@ class FlowMatching(Gaussian):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        facts: Facts,
+        facts: DataSpec,
         *,
         density: Literal["uniform", "logit_normal", "u_shaped"] = "logit_normal",
         logit_mean: Annotated[float, Field(ge=-5, le=5)] = 0.0,

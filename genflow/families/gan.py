@@ -31,7 +31,7 @@ from genflow.batch import Batch
 from genflow.families.base import LOOK_EVERY, Family, Samples
 from genflow.maths.guidance import forget
 from genflow.maths.rng import Rng
-from genflow.specs import Facts, Ports
+from genflow.specs import DataSpec, NetSpec
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
 GAMMA, LEAST_GAMMA = 0.02, 0.2  # times the root of a sample's numbers, because a distance grows with that root
@@ -65,7 +65,7 @@ class Gan(Family):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        facts: Facts,
+        facts: DataSpec,
         *,
         latent: Annotated[int, Field(ge=1, le=4096)] = 64,
         game: Game = "relativistic",
@@ -86,10 +86,10 @@ class Gan(Family):
         self.watch = Watch(patience)
 
     @classmethod
-    def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
+    def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
         latent = int(options["latent"])  # type: ignore[call-overload]
-        score = Ports(facts.shape, (1,), offset=options["game"] != "relativistic")
-        return {"discriminator": score, "generator": Ports((latent,), facts.shape)}
+        score = NetSpec(facts.shape, (1,), offset=options["game"] != "relativistic")
+        return {"discriminator": score, "generator": NetSpec((latent,), facts.shape)}
 
     def prepare(self, position: float) -> None:
         share = 0.5 * (1 + math.cos(math.pi * min(1.0, position)))
@@ -154,10 +154,10 @@ class Gan(Family):
         x = self.generator(temperature * noise, None, label).float()
         return Samples(x if self.facts.is_points else x.clamp(-1, 1), 1)
 
-    def trouble(self, numbers: dict[str, float]) -> str:
+    def diagnose(self, numbers: dict[str, float]) -> str:
         return self.watch(numbers)
 
-    def begin_again(self) -> None:
+    def reset_diagnosis(self) -> None:
         self.watch.dominated.zero_()
         self.watch.bursts.zero_()
 

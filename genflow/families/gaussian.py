@@ -19,7 +19,7 @@ from genflow.maths.guidance import Guided
 from genflow.maths.paths import Path, Prediction, Time, along, spaced_times, uniform_times, x0_from
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS, Denoise
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 CODE_STEPS = 50  # midpoint steps from data to its code, and back
 WAY_STEPS = 50  # Euler steps along which a way's bends are measured
@@ -38,7 +38,7 @@ class Gaussian(Family):
 
     learns_pairs = True
 
-    def __init__(self, net: nn.Module, facts: Facts, path: Path, predict: Prediction) -> None:
+    def __init__(self, net: nn.Module, facts: DataSpec, path: Path, predict: Prediction) -> None:
         super().__init__(facts)
         self.net = net
         self.path, self.predict = path, predict

@@ -33,7 +33,7 @@ from genflow.maths.guidance import forget
 from genflow.maths.paths import StraightPath, Time, over, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import Denoise
-from genflow.specs import Facts, Ports
+from genflow.specs import DataSpec, NetSpec
 
 # Half the secant's width, in t. In single precision it agrees with the exact derivative to a cosine of 0.995 on a
 # net whose clock has up to 50 rad; in bfloat16 only to 0.97. It never looks beyond t = 1 or r = t: nothing tells
@@ -64,7 +64,7 @@ class MeanFlow(Family):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        facts: Facts,
+        facts: DataSpec,
         *,
         instant: Annotated[float, Field(ge=0, le=1)] = 0.75,
         whole: Annotated[float, Field(ge=0, le=1)] = 0.25,
@@ -80,8 +80,8 @@ class MeanFlow(Family):
         self.derivative, self.power, self.forget = derivative, power, forget
 
     @classmethod
-    def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
-        return {"net": Ports(facts.shape, facts.shape, time=True, second_time=True)}
+    def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
+        return {"net": NetSpec(facts.shape, facts.shape, time=True, second_time=True)}
 
     def average(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
         """u(x_t, r, t), (B, C, H, W), in single precision; t and r (B,)."""

@@ -28,7 +28,7 @@ from genflow.families.base import Family, LogLikelihood, Samples
 from genflow.maths import likelihood
 from genflow.maths.guidance import forget
 from genflow.maths.rng import Rng
-from genflow.specs import Facts, Ports
+from genflow.specs import DataSpec, NetSpec
 
 MARGIN = 1e-5  # of the way from black to white, at either end: small beside a bin, 4e-3 at 256 levels
 SPREAD = 3.0  # the logits of pictures spread about this much
@@ -55,7 +55,7 @@ class NormalizingFlow(Family):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        facts: Facts,
+        facts: DataSpec,
         *,
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         draws: Annotated[int, Field(ge=1, le=10_000)] = 4,
@@ -66,11 +66,11 @@ class NormalizingFlow(Family):
         self.temperature = 1.0 if facts.is_points else COOL
 
     @classmethod
-    def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
-        return {"net": Ports(facts.shape, facts.shape, flow=True)}
+    def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
+        return {"net": NetSpec(facts.shape, facts.shape, flow=True)}
 
     @classmethod
-    def default_net_for(cls, facts: Facts) -> str:
+    def default_net_for(cls, facts: DataSpec) -> str:
         return "spline" if facts.is_points else cls.default_net
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,7 +35,7 @@ from genflow.maths.guidance import forget
 from genflow.maths.paths import StraightPath, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS
-from genflow.specs import Facts, Ports
+from genflow.specs import DataSpec, NetSpec
 
 ROWS = 10_000  # of the training data, that the prior is fitted to; 20,000 change its distance by less than 0.1
 ROWS_WITHOUT = 2_500  # of them, for the prior without a label
@@ -73,7 +73,7 @@ class Vae(Family):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        facts: Facts,
+        facts: DataSpec,
         *,
         latent: Annotated[int, Field(ge=1, le=4096)] = 32,
         beta: Annotated[float, Field(gt=0, le=100)] = 1.0,
@@ -113,12 +113,12 @@ class Vae(Family):
         self._progress = 1.0
 
     @classmethod
-    def ports(cls, facts: Facts, **options: object) -> dict[str, Ports]:
+    def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
         latent, (C, H, W) = _numbers(int(options["latent"]), facts), facts.shape  # type: ignore[call-overload]
         answers = (2 * C if options["scale"] == "pixel" else C, H, W)
-        found = {"encoder": Ports(facts.shape, (2, latent)), "decoder": Ports((latent,), answers)}
+        found = {"encoder": NetSpec(facts.shape, (2, latent)), "decoder": NetSpec((latent,), answers)}
         if options["prior"] == "flow":
-            found["prior"] = Ports((latent,), (latent,), time=True, net="mlp")
+            found["prior"] = NetSpec((latent,), (latent,), time=True, net="mlp")
         return found
 
     def prepare(self, position: float) -> None:
@@ -271,5 +271,5 @@ class Vae(Family):
         return likelihood.discretized(log_cdf, x, mean, log_scale, self.facts.levels).flatten(1).sum(1)
 
 
-def _numbers(latent: int, facts: Facts) -> int:
+def _numbers(latent: int, facts: DataSpec) -> int:
     return min(latent, 2 * math.prod(facts.shape))

@@ -44,7 +44,7 @@ def weigh() -> str:
     if whole > MOST_BYTES:
         raise ResourceError(
             f"the parcel has {_size(whole)}, and Ray takes 100 MB; the largest files: {shown}",
-            f"move data out of {source_hash.PACKAGE} and {source_hash.home() / 'jobs'}",
+            f"move data out of {source_hash.PACKAGE} and {source_hash.resources_dir() / 'jobs'}",
         )
     return f"{_size(whole)}; the largest files: {shown}"
 

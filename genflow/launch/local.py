@@ -36,7 +36,7 @@ def run_here(
     Raises:
         GenflowError: the job's error, of its own kind; or that it died.
     """
-    environment.quiet()
+    environment.set_defaults()
     log = store.root / "logs" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
         recipe = Path(folder) / "recipe.yaml"

@@ -7,11 +7,13 @@ import shutil
 import socket
 from collections.abc import Iterator
 
+from packaging.version import InvalidVersion, Version
+
 from genflow.errors import GenflowError, SetupError
 from genflow.launch.preflight import Check
 from genflow.storage.store import Store
 from genflow.system import environment
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 
 NEEDED_BYTES = 2 * 10**9  # a small run's shards, checkpoints and MLflow store, with room to spare
 PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", "pillow": "11", "pydantic": "2.9"}
@@ -20,15 +22,16 @@ PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", 
 def checks() -> Iterator[Check]:
     """Python, the packages, the device, the store, Ray's token, the loopback, and the files that genflow ships."""
     version = platform.python_version()
-    yield Check("python", version >= "3.11", version, "genflow needs Python 3.11 or newer")
+    yield Check("python", _is_at_least(version, "3.11"), version, "genflow needs Python 3.11 or newer")
     for package, least in PACKAGES.items():
         yield _package(package, least)
     yield _torch()
     yield _store()
     yield _token()
     yield _loopback()
-    missing = [name for name in ("jobs", "pipelines") if not (home() / name).is_dir()]
-    yield Check("jobs and pipelines", not missing, str(home()), "install genflow again: its wheel carries them")
+    missing = [name for name in ("jobs", "pipelines") if not (resources_dir() / name).is_dir()]
+    cure = "install genflow again: its wheel carries them"
+    yield Check("jobs and pipelines", not missing, str(resources_dir()), cure)
 
 
 def _package(package: str, least: str) -> Check:
@@ -36,8 +39,15 @@ def _package(package: str, least: str) -> Check:
         have = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return Check(package, False, "not installed", f"pip install -c constraints.txt '{package}>={least}'")
-    numbers = [tuple(int(p) for p in v.split("+")[0].split(".")[:3] if p.isdigit()) for v in (have, least)]
-    return Check(package, numbers[0] >= numbers[1], have, f"pip install -c constraints.txt '{package}>={least}'")
+    return Check(package, _is_at_least(have, least), have, f"pip install -c constraints.txt '{package}>={least}'")
+
+
+def _is_at_least(have: str, least: str) -> bool:
+    """Whether a version is not older than another by PEP 440; False for text that is no version."""
+    try:
+        return Version(have.removesuffix("+")) >= Version(least)  # a Python built from a checkout ends in "+"
+    except InvalidVersion:
+        return False
 
 
 def _torch() -> Check:

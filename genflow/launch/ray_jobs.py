@@ -176,7 +176,7 @@ class Jobs:
 
     def _client(self) -> Any:
         """Ray's own client. It obeys RAY_API_SERVER_ADDRESS before its argument."""
-        environment.quiet()
+        environment.set_defaults()
         before = os.environ.get("RAY_API_SERVER_ADDRESS")
         os.environ["RAY_API_SERVER_ADDRESS"] = self.dashboard.address
         try:

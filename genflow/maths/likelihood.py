@@ -20,7 +20,7 @@ from torch import Tensor
 
 from genflow.maths.paths import Path, Time, along
 from genflow.maths.rng import Rng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 GROWTH = 4.0  # of the ODE's steps from data to noise: the last is e^4 times as long as the first
 START = 0.35  # of the variational bound, as sigma/alpha in bins of the grey levels; from 0.25 to 0.5 it is flat
@@ -31,14 +31,14 @@ def bits_per_dim(nats: float, dims: int) -> float:
     return -nats / (dims * math.log(2))
 
 
-def dequantize(x: Tensor, facts: Facts, rng: Rng) -> Tensor:
+def dequantize(x: Tensor, facts: DataSpec, rng: Rng) -> Tensor:
     """Spread each grey level over its bin of width 2/K; points stay as they are."""
     if facts.levels is None:
         return x
     return x + (rng.uniform(x.shape) - 0.5) * (2 / facts.levels)
 
 
-def discrete_nats(log_density: Tensor, facts: Facts) -> Tensor:
+def discrete_nats(log_density: Tensor, facts: DataSpec) -> Tensor:
     """log p(x) of dequantized data as a bound on log P of its levels; for points, of the raw coordinates."""
     if facts.levels is None:
         return log_density - facts.dims * math.log(facts.scale)
@@ -91,7 +91,7 @@ def discretized(log_cdf: Callable[[Tensor], Tensor], x: Tensor, mean: Tensor, lo
 
 
 def variational_bound(
-    denoise: Callable[[Tensor, Time], Tensor], path: Path, x: Tensor, facts: Facts, rng: Rng, strata: int = 40
+    denoise: Callable[[Tensor, Time], Tensor], path: Path, x: Tensor, facts: DataSpec, rng: Rng, strata: int = 40
 ) -> tuple[Tensor, Tensor]:
     """A lower bound on log P(x) of a denoiser on any Gaussian path, with as many noise levels as there are numbers.
 
@@ -147,7 +147,7 @@ def variational_bound(
     return decoders.mean(0) - prior - stacked.sum(0), spread.sqrt()
 
 
-def _decoder(x: Tensor, off: Tensor, first: Tensor, facts: Facts) -> Tensor:
+def _decoder(x: Tensor, off: Tensor, first: Tensor, facts: DataSpec) -> Tensor:
     """log of a Gaussian of standard deviation `first` about x - off: its mass in x's bins for pictures, (B,)."""
     if facts.levels is not None:
         return discretized(torch.special.log_ndtr, x, x - off, first.log(), facts.levels).flatten(1).sum(1)

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from genflow.errors import UsageError, nearest
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 NOT_NETS = ("layers",)
 
@@ -44,7 +44,7 @@ def builder(kind: str) -> Callable[..., nn.Module]:
     build = importlib.import_module(f"{__name__}.{kind}").build
 
     @functools.wraps(build)
-    def checked(ports: Ports, classes: int, **options: Any) -> nn.Module:
+    def checked(ports: NetSpec, classes: int, **options: Any) -> nn.Module:
         if ports.flow != _is_flow(kind):
             need = "an invertible net is needed" if ports.flow else "no invertible net is needed"
             raise UsageError(f"net {kind} does not fit: {need}", f"use net.kind={' or '.join(kinds(flow=ports.flow))}")

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, folded, groups, need_divisor, need_one_picture, zero
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 
 class Block(nn.Module):
@@ -35,7 +35,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """A picture to a vector."""
 
-    def __init__(self, ports: Ports, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
+    def __init__(self, ports: NetSpec, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
         super().__init__()
         self.fold = fold
         self.condition = Condition(width, classes, ports.time, ports.second_time)
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A vector to a picture."""
 
-    def __init__(self, ports: Ports, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
+    def __init__(self, ports: NetSpec, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
         super().__init__()
         self.fold, self.side, self.small = fold, side, math.ceil(side / 2)
         self.condition = Condition(width, classes, ports.time, ports.second_time)
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
 
 
 def build(
-    ports: Ports,
+    ports: NetSpec,
     classes: int,
     *,
     width: Annotated[int, Field(ge=1, le=4096)] = 32,

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 
 class Layer(nn.Module):
@@ -48,7 +48,7 @@ class Layer(nn.Module):
 class DiT(nn.Module):
     """The network; see `build`."""
 
-    def __init__(self, ports: Ports, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
+    def __init__(self, ports: NetSpec, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.patch = patch
         self.grid = (ports.inputs[1] // patch, ports.inputs[2] // patch)
@@ -74,7 +74,7 @@ class DiT(nn.Module):
 
 
 def build(
-    ports: Ports,
+    ports: NetSpec,
     classes: int,
     *,
     patch: Annotated[int, Field(ge=0)] = 0,

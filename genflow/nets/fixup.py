@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, folded, need_divisor, need_one_picture, zero
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 SMALLEST = 4  # pixels a side at which halving ends
 GAIN = math.sqrt(2)  # what a rectifier takes from the size of its input
@@ -37,7 +37,7 @@ def kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.L
     return layer
 
 
-def told(width: int, classes: int, ports: Ports) -> Condition:
+def told(width: int, classes: int, ports: NetSpec) -> Condition:
     """Time and class as a vector of size 1, beside which nothing else drowns them."""
     condition = Condition(width, classes, ports.time, ports.second_time)
     if condition.label is not None:
@@ -86,7 +86,7 @@ def _resize(before: int, after: int) -> nn.Module:
 class Encoder(nn.Module):
     """A picture to a vector; the class modulates the blocks, and weighs the last features."""
 
-    def __init__(self, ports: Ports, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
+    def __init__(self, ports: NetSpec, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
         super().__init__()
         self.fold, self.outputs = fold, ports.outputs
         self.condition = told(width, classes, ports)
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A vector to a picture; the vector and the class modulate every block, and a last convolution sees every pixel."""
 
-    def __init__(self, ports: Ports, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
+    def __init__(self, ports: NetSpec, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
         super().__init__()
         self.fold, self.sides = fold, sides
         widths = [width * min(2**level, 4) for level in range(len(sides))]
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
 
 
 def build(
-    ports: Ports,
+    ports: NetSpec,
     classes: int,
     *,
     width: Annotated[int, Field(ge=1, le=4096)] = 32,

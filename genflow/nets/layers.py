@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 
 class Condition(nn.Module):
@@ -77,7 +77,7 @@ def zero(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     return module
 
 
-def need_pictures(kind: str, ports: Ports) -> int:
+def need_pictures(kind: str, ports: NetSpec) -> int:
     """The side of the pictures that go in and come out.
 
     Raises:
@@ -91,7 +91,7 @@ def need_pictures(kind: str, ports: Ports) -> int:
     return ports.inputs[1]
 
 
-def need_one_picture(kind: str, ports: Ports) -> tuple[int, bool]:
+def need_one_picture(kind: str, ports: NetSpec) -> tuple[int, bool]:
     """The side of the one picture among the ports, and whether it is what goes in; the other end is a vector.
 
     Raises:

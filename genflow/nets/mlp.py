@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, zero
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 POINT, HIGHEST = 3, 50  # the most numbers that a point has; rad for a distance of 1
 
@@ -37,7 +37,7 @@ class MLP(nn.Module):
 
     omega: Tensor
 
-    def __init__(self, ports: Ports, classes: int, width: int, depth: int, waves: int) -> None:
+    def __init__(self, ports: NetSpec, classes: int, width: int, depth: int, waves: int) -> None:
         super().__init__()
         self.outputs = ports.outputs
         self.condition = Condition(width, classes, ports.time, ports.second_time)
@@ -65,7 +65,7 @@ class MLP(nn.Module):
 
 
 def build(
-    ports: Ports,
+    ports: NetSpec,
     classes: int,
     *,
     width: Annotated[int, Field(ge=1, le=8192)] = 128,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from genflow.errors import UsageError
 from genflow.maths import splines
 from genflow.nets.layers import Condition, zero
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
 
@@ -108,7 +108,7 @@ class SplineFlow(nn.Module):
 
 
 def build(
-    ports: Ports,
+    ports: NetSpec,
     classes: int,
     *,
     width: Annotated[int, Field(ge=1, le=8192)] = 128,

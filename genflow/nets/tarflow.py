@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from genflow.maths import splines
 from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
 
@@ -114,7 +114,7 @@ class TarFlow(nn.Module):
     """The network; see `build`."""
 
     def __init__(
-        self, ports: Ports, classes: int, patch: int, width: int, depth: int, heads: int, bins: int, blocks: int
+        self, ports: NetSpec, classes: int, patch: int, width: int, depth: int, heads: int, bins: int, blocks: int
     ) -> None:
         super().__init__()
         C, H, W = ports.inputs
@@ -148,7 +148,7 @@ class TarFlow(nn.Module):
 
 
 def build(
-    ports: Ports,
+    ports: NetSpec,
     classes: int,
     *,
     patch: Annotated[int, Field(ge=0)] = 0,

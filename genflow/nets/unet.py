@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, attend, folded, groups, need_divisor, need_pictures, zero
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 
 class Block(nn.Module):
@@ -62,7 +62,7 @@ class UNet(nn.Module):
     """The network; see `build`."""
 
     def __init__(
-        self, ports: Ports, classes: int, patch: int, widths: list[int], blocks: int, attention: bool, dropout: float
+        self, ports: NetSpec, classes: int, patch: int, widths: list[int], blocks: int, attention: bool, dropout: float
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -113,7 +113,7 @@ class UNet(nn.Module):
 
 
 def build(
-    ports: Ports,
+    ports: NetSpec,
     classes: int,
     *,
     width: Annotated[int, Field(ge=1, le=2048)] = 32,

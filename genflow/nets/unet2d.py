@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from genflow.errors import UsageError
 from genflow.nets.layers import Condition, groups, need_pictures
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 
 class UNet2D(nn.Module):
     """The network; see `build`."""
 
-    def __init__(self, model: nn.Module, options: dict[str, Any], ports: Ports, classes: int) -> None:
+    def __init__(self, model: nn.Module, options: dict[str, Any], ports: NetSpec, classes: int) -> None:
         super().__init__()
         self.model, self._options = model, options
         self.condition = Condition(4 * options["block_out_channels"][0], classes, False, ports.second_time)
@@ -46,7 +46,7 @@ class UNet2D(nn.Module):
 
 
 def build(
-    ports: Ports,
+    ports: NetSpec,
     classes: int,
     *,
     width: Annotated[int, Field(ge=1, le=1024)] = 32,

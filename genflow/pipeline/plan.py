@@ -63,7 +63,7 @@ def _foresee(stage: Stage, made: dict[str, Any], store: Store) -> tuple[str, dic
         from genflow.recipe.schema import parse
         from genflow.sampling import reflow
 
-        task = reflow.lesson(store, document["inputs"]["run"], parse(document["recipe"]))
+        task = reflow.plan(store, document["inputs"]["run"], parse(document["recipe"]))
         return task.id, {"pairs": task.id} if store.get("pairs", task.id) else None
     if stage.job == "evaluate" and len(stage.runs) == 1:
         from genflow.evaluation import evaluate

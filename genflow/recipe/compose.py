@@ -9,7 +9,7 @@ from typing import Any
 from genflow.errors import UsageError, nearest
 from genflow.recipe.files import read
 from genflow.recipe.schema import PLAIN, Recipe, parse
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 
 
 def scalar(text: str) -> Any:
@@ -67,7 +67,7 @@ def preset(name: str) -> dict[str, Any]:
     Raises:
         UsageError: there is none of that name.
     """
-    folder = home() / "pipelines"
+    folder = resources_dir() / "pipelines"
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.yaml"))

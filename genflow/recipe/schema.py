@@ -147,7 +147,7 @@ class Recipe(Section):
             raise ValueError("use letters, digits, '.', '_' and '-', at most 80")
         return value
 
-    def with_(self, **sections: Any) -> "Recipe":
+    def replace(self, **sections: Any) -> "Recipe":
         """A copy with whole sections replaced."""
         return parse({**self.model_dump(mode="json"), **sections})
 

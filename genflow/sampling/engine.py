@@ -23,7 +23,7 @@ from genflow.maths.rng import SampleRng
 from genflow.maths.slerp import between
 from genflow.recipe.files import read as read_recipe
 from genflow.recipe.schema import Recipe, parse
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Artifact
 from genflow.training import checkpoint
 
@@ -64,7 +64,7 @@ class Engine:
     ) -> None:
         self.family = family.to(device).eval().requires_grad_(False) if frozen else family
         self.recipe, self.step, self.device = recipe, step, device
-        self.facts: Facts = family.facts
+        self.facts: DataSpec = family.facts
         self.options: dict[str, Any] = dict(recipe.sample)
 
     @classmethod
@@ -84,7 +84,7 @@ class Engine:
         cls, folder: Path, weights: Path | None = None, *, average: bool = True, device: str = "cpu"
     ) -> "Engine":
         """The engine of a folder with recipe.yaml and facts.json, and of weights there or elsewhere."""
-        facts = Facts.from_json(json.loads((folder / FACTS).read_text()))
+        facts = DataSpec.from_json(json.loads((folder / FACTS).read_text()))
         recipe = parse(read_recipe(folder / RECIPE), str(folder / RECIPE))
         family = build.family_of(recipe, facts)
         state = checkpoint.load_weights(weights or folder, family, average=average)
@@ -212,7 +212,7 @@ def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[ran
         yield rows, [*rows, *[rows[-1]] * (-len(rows) % ROWS if padded else 0)]
 
 
-def labels_for(label: str, n: int, facts: Facts) -> list[int] | None:
+def labels_for(label: str, n: int, facts: DataSpec) -> list[int] | None:
     """The labels of n samples: a class by name or number, `all` for each in turn, `none`.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 
 from genflow.data import preview
 from genflow.errors import SetupError, UsageError
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.files import write_atomically
 
 
@@ -25,7 +25,7 @@ def form_of(out: Path) -> str:
 
 
 def write(
-    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts,
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec,
     columns: int | None,
 ) -> None:  # fmt: skip
     """Write samples in the form that `out` has by its ending.
@@ -57,7 +57,7 @@ def write(
 
 
 def _write_folder(
-    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec
 ) -> None:  # fmt: skip
     for i, png in enumerate(preview.pngs(images, facts)):
         name = facts.class_names[labels[i]] if labels[i] < facts.classes else ""
@@ -66,7 +66,7 @@ def _write_folder(
         write_atomically(out / f"{numbers}{'_' + safe if safe else ''}.png", png)
 
 
-def _parquet(images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: Facts) -> bytes:
+def _parquet(images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec) -> bytes:
     """A Parquet file of PNG pictures, with the features by which Hugging Face's `datasets` reads them."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -18,7 +18,7 @@ from genflow.errors import DataError, UsageError
 from genflow.maths.rng import key
 from genflow.maths.slerp import between
 from genflow.sampling.engine import Drawn, Engine
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Store
 
 COLUMNS = 8
@@ -54,7 +54,7 @@ def layout(n: int | None, own: bool) -> tuple[int, int]:
     return max(1, n // COLUMNS), min(n, COLUMNS)
 
 
-def held_out(store: Store, dataset: str, rows: int, seed: int, labels: Sequence[int] | None, facts: Facts) -> Ends:
+def held_out(store: Store, dataset: str, rows: int, seed: int, labels: Sequence[int] | None, facts: DataSpec) -> Ends:
     """Pairs of pictures that training did not see; the pair of a row is a function of its seed, seed + row.
 
     Args:
@@ -90,7 +90,7 @@ def held_out(store: Store, dataset: str, rows: int, seed: int, labels: Sequence[
     return Ends(np.stack([split.take(pair) for pair in chosen]), kept, names)
 
 
-def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: Facts) -> Ends:
+def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataSpec) -> Ends:
     """Two pictures of a person's own, in the dataset's size, colours and grey levels, as one row.
 
     Raises:

@@ -39,7 +39,7 @@ ROOMS = (
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ReflowPlan:
     """Pairs that may not exist yet.
 
     Args:
@@ -66,7 +66,7 @@ class Lesson:
         return [(shard_name(n, total), *between) for n, between in enumerate(ends)]
 
 
-def lesson(store: Store, reference: str, recipe: Recipe) -> Lesson:
+def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
     """Name the pairs of a teacher.
 
     Args:
@@ -91,7 +91,7 @@ def lesson(store: Store, reference: str, recipe: Recipe) -> Lesson:
                          "--set sample.sampler=midpoint, or another that draws nothing")  # fmt: skip
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, source_hash.fingerprint(*ROOMS)]
     id = f"{run.name}-{digest(deciding)}"
-    return Lesson(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options)
+    return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options)
 
 
 class Teacher:
@@ -102,7 +102,7 @@ class Teacher:
         device: where it runs.
     """
 
-    def __init__(self, task: Lesson, device: str = "cpu") -> None:
+    def __init__(self, task: ReflowPlan, device: str = "cpu") -> None:
         self.task, self.engine = task, Engine.load(task.run, device=device)
         self._labels = Dataset.open(task.dataset, verify=False).splits["train"].labels
 

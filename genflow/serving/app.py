@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 
 from genflow import __version__
 from genflow.serving import docs_page
-from genflow.serving.middleware import Guard, Limits
+from genflow.serving.middleware import Limits, RequestLimitsMiddleware
 from genflow.serving.openapi import CODES, ERROR, PICTURES, REFUSALS
-from genflow.serving.responses import Refused, Reply, json_reply
+from genflow.serving.responses import Reply, RequestError, json_reply
 from genflow.serving.schemas import DecodeRequest, EncodeRequest, ImagesRequest, SampleRequest, Task, WalkRequest
 
 PAGE = Path(__file__).with_name("playground.html")
@@ -40,7 +40,7 @@ class Backend(Protocol):
 
 def create(
     backend: Backend, limits: Limits | None = None, seen: Callable[[str, str, int, float], None] = lambda *_: None
-) -> Guard:
+) -> RequestLimitsMiddleware:
     """The whole app, as something that speaks ASGI.
 
     Args:
@@ -76,7 +76,7 @@ def create(
         try:
             return _respond(json_reply({"status": "ok", **await backend.health()}), request)
         except Exception as error:
-            raise Refused(503, f"no replica answers: {type(error).__name__}", retry_after=2) from error
+            raise RequestError(503, f"no replica answers: {type(error).__name__}", retry_after=2) from error
 
     @app.get("/v1/models", tags=["about"], summary="The models: family, data, recipe, metrics, lineage, options")
     async def models(request: Request) -> Response:
@@ -87,7 +87,8 @@ def create(
         cards = await backend.cards()
         found = [card for card in cards if card["id"] == name]
         if not found:
-            raise Refused(404, f"there is no model {name!r}", "model", f"models: {', '.join(c['id'] for c in cards)}")
+            known = ", ".join(card["id"] for card in cards)
+            raise RequestError(404, f"there is no model {name!r}", "model", f"models: {known}")
         return _respond(json_reply(found[0]), request)
 
     @app.post("/v1/models/{name}/samples", tags=["samples"], summary="Draw samples", response_class=Response,
@@ -136,7 +137,7 @@ def create(
             card = next((card for card in cards if card["id"] == (asked.model or cards[0]["id"])), None)
             size = f"{card['data']['shape'][2]}x{card['data']['shape'][1]}" if card else asked.size
             if asked.size != size:
-                raise Refused(422, f"this model draws {size}", "size", f"size={size}, or auto")
+                raise RequestError(422, f"this model draws {size}", "size", f"size={size}, or auto")
         wanted: Document = {"n": asked.n, "seed": asked.seed, "label": asked.prompt or "all", "format": "json"}
         wanted |= {key: value for key in ("steps", "guidance") if (value := getattr(asked, key)) is not None}
         reply = await backend.answer("samples", asked.model or "", wanted)
@@ -150,7 +151,7 @@ def create(
         }  # fmt: skip
         return _respond(json_reply(document), request)
 
-    return Guard(app, limits, seen)
+    return RequestLimitsMiddleware(app, limits, seen)
 
 
 def _plain(asked: BaseModel) -> Document:
@@ -171,7 +172,7 @@ def _errors(app: FastAPI) -> None:
     """Every error in one shape."""
 
     async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
+        assert isinstance(error, RequestError)
         return _respond(error.reply(), request)
 
     async def wrong(request: Request, error: Exception) -> Response:
@@ -181,18 +182,19 @@ def _errors(app: FastAPI) -> None:
         key = where[0] if where else None
         message = first["msg"].removeprefix("Value error, ")
         message = f"{key}: {message[:1].lower()}{message[1:]}" if key else message
-        return _respond(Refused(422, message, key).reply(), request)
+        return _respond(RequestError(422, message, key).reply(), request)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         words = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this address"}
-        reply = Refused(error.status_code, words.get(error.status_code, str(error.detail)), hint="see /docs").reply()
+        message = words.get(error.status_code, str(error.detail))
+        reply = RequestError(error.status_code, message, hint="see /docs").reply()
         return _respond(Reply(reply.body, reply.media, reply.status, dict(error.headers or {})), request)
 
     async def unforeseen(request: Request, error: Exception) -> Response:
-        return _respond(Refused(500, "something went wrong here, and the log says what").reply(), request)
+        return _respond(RequestError(500, "something went wrong here, and the log says what").reply(), request)
 
-    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RequestError, refused)
     app.add_exception_handler(RequestValidationError, wrong)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unforeseen)

@@ -20,7 +20,7 @@ import numpy as np
 
 from genflow.sampling.engine import ROWS as FILLED
 from genflow.sampling.engine import Drawn
-from genflow.serving.responses import Refused
+from genflow.serving.responses import RequestError
 
 ROWS = 64  # of a batch
 
@@ -159,17 +159,18 @@ class Batcher:
         soon = max(1, math.ceil(backlog))
         if len(self._queue) >= self.most_jobs or (self._queue and backlog > patience):
             message = f"{len(self._queue)} requests wait already, for about {backlog:.0f} s"
-            raise Refused(503, message, hint="try again", retry_after=soon)
+            raise RequestError(503, message, hint="try again", retry_after=soon)
         if backlog + own > job.deadline - time.monotonic():
             if backlog < own:
                 message = f"this would take about {own:.0f} s, longer than a request may"
-                raise Refused(422, message, "n", "ask for fewer samples, or fewer steps")
-            raise Refused(503, f"the queue is {backlog:.0f} s long", hint="try again", retry_after=soon)
+                raise RequestError(422, message, "n", "ask for fewer samples, or fewer steps")
+            raise RequestError(503, f"the queue is {backlog:.0f} s long", hint="try again", retry_after=soon)
 
     def _expire(self, job: Job) -> None:
         if not job.done.done():
             soon = max(1, math.ceil(self.backlog()))
-            job.done.set_exception(Refused(503, "not drawn before the deadline", hint="try again", retry_after=soon))
+            late = RequestError(503, "not drawn before the deadline", hint="try again", retry_after=soon)
+            job.done.set_exception(late)
 
     def _give(self) -> None:
         """Give the thread the next batch, and a second one as soon as it can be full: then it waits for nobody."""

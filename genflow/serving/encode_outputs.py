@@ -13,7 +13,7 @@ from genflow.serving.batcher import Served
 from genflow.serving.models import Model
 from genflow.serving.responses import Reply
 from genflow.serving.schemas import DecodeRequest, EncodeRequest, SampleRequest, WalkRequest
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 MEDIA = {"png": "image/png", "webp": "image/webp", "json": "application/json", "npy": "application/x-npy"}
 Asked = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
@@ -79,7 +79,7 @@ def reply(
     return Reply(written, MEDIA[asked.format], headers=headers, facts=facts)
 
 
-def _sheet(asked: Asked, served: Served, facts: Facts) -> bytes:
+def _sheet(asked: Asked, served: Served, facts: DataSpec) -> bytes:
     """The grid: of samples as `genflow sample` writes it, of a walk in one line."""
     if isinstance(asked, WalkRequest) and not facts.is_points:
         return preview.render(served.images, facts, min(asked.n, 16))

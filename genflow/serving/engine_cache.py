@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 from genflow.errors import DataError, GenflowError, UsageError
 from genflow.sampling.engine import Engine
-from genflow.serving.model_list import Entry
+from genflow.serving.model_list import ServedModel
 from genflow.serving.models import Model
-from genflow.serving.responses import Refused
+from genflow.serving.responses import RequestError
 from genflow.storage.store import Artifact
 
 
@@ -17,7 +17,7 @@ def _load(run: Artifact) -> Engine:
     return Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Shelf:
+class EngineCache:
     """The engines in memory.
 
     Args:
@@ -29,7 +29,7 @@ class Shelf:
         self.most_bytes, self._make = most_bytes, make
         self._engines: OrderedDict[str, tuple[Engine, int]] = OrderedDict()
 
-    def engine(self, entry: Entry) -> Engine:
+    def engine(self, entry: ServedModel) -> Engine:
         """The model's engine, loaded if it is not in memory."""
         if entry.path not in self._engines:
             model = Model(entry)
@@ -48,7 +48,7 @@ class Shelf:
         return list(self._engines)
 
 
-def try_out(listed: Sequence[Entry]) -> None:
+def try_out(listed: Sequence[ServedModel]) -> None:
     """Load every model and draw from it, before anything is replaced by it.
 
     Raises:
@@ -59,8 +59,8 @@ def try_out(listed: Sequence[Entry]) -> None:
     for entry in listed:
         try:
             model = Model(entry)
-            drawn = Shelf(0).engine(entry).draw([0], **model.options({"steps": 1} if model.stepwise else {}))
-        except Refused as error:
+            drawn = EngineCache(0).engine(entry).draw([0], **model.options({"steps": 1} if model.stepwise else {}))
+        except RequestError as error:
             raise DataError(f"model {entry.name} draws nothing: {error.message}") from error
         except (GenflowError, OSError, ValueError, RuntimeError, KeyError) as error:
             hint = error.hint if isinstance(error, GenflowError) else "genflow sample it to see more"

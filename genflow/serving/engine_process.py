@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from genflow.serving.model_list import Entry
+from genflow.serving.model_list import ServedModel
 from genflow.serving.schemas import FRAMES, Task
 from genflow.system import environment, subprocesses
 
@@ -47,7 +47,7 @@ class Batch:
         watched: whether frames are sent.
     """
 
-    entry: Entry
+    entry: ServedModel
     task: Task
     options: dict[str, Any]
     seeds: Sequence[int]
@@ -59,7 +59,7 @@ class Batch:
 Frame = tuple[int, np.ndarray, np.ndarray]  # number of the evaluation, records on their way, the guess of their ends
 
 
-class Worker:
+class EngineProcess:
     """The replica's side. One thread at a time may call it.
 
     Args:
@@ -74,7 +74,7 @@ class Worker:
             file.write(BEAT.pack(time.monotonic() + 60))  # for it to begin in
             file.flush()
             self._heart, beat = mmap.mmap(file.fileno(), BEAT.size), file.fileno()
-            self._process, self._socket = subprocesses.begin(
+            self._process, self._socket = subprocesses.spawn(
                 "genflow.serving.engine_process", str(beat), str(most_bytes), passed=[beat]
             )
 
@@ -88,7 +88,7 @@ class Worker:
         """
         return self._call("draw", batch, alive, watch)
 
-    def load(self, entry: Entry) -> None:
+    def load(self, entry: ServedModel) -> None:
         """Have a model in memory, if there is room for it beside those that were loaded or used after it.
 
         Raises:
@@ -106,7 +106,7 @@ class Worker:
         if silent > SILENT_S:
             raise RuntimeError(f"the process that draws has been silent for {silent:.0f} s")
 
-    def stand_back(self, by: int) -> None:
+    def lower_priority(self, by: int) -> None:
         """Let it wait for those that answer, where both want one core. Called before it has drawn."""
         os.setpriority(os.PRIO_PROCESS, self._process.pid, by)
 
@@ -162,9 +162,9 @@ def main(arguments: Sequence[str]) -> None:
     end, beat, most_bytes = map(int, arguments)
     heart = mmap.mmap(beat, BEAT.size)
     threading.Thread(target=_beat, args=(heart,), name="heart", daemon=True).start()
-    from genflow.serving.engine_cache import Shelf
+    from genflow.serving.engine_cache import EngineCache
 
-    shelf, replica = Shelf(most_bytes), Connection(end)
+    shelf, replica = EngineCache(most_bytes), Connection(end)
     while True:
         try:
             what, given = replica.recv()

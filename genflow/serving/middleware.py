@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from genflow.serving.responses import Refused
+from genflow.serving.responses import RequestError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -90,15 +90,15 @@ def strict(body: bytes) -> Any:
         elif byte in b"]}":
             depth -= 1
     if most > DEEPEST:
-        raise Refused(400, f"the JSON is nested deeper than {DEEPEST}")
+        raise RequestError(400, f"the JSON is nested deeper than {DEEPEST}")
 
     def constant(word: str) -> Any:
-        raise Refused(400, f"{word} is no JSON")
+        raise RequestError(400, f"{word} is no JSON")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         document = dict(items)
         if len(document) < len(items):
-            raise Refused(400, "a key stands twice")
+            raise RequestError(400, "a key stands twice")
         return document
 
     try:
@@ -106,11 +106,11 @@ def strict(body: bytes) -> Any:
         document = json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Refused(400, "the JSON holds a lone surrogate, which is no character") from error
+        raise RequestError(400, "the JSON holds a lone surrogate, which is no character") from error
     except UnicodeDecodeError as error:
-        raise Refused(400, "the body is not UTF-8") from error
+        raise RequestError(400, "the body is not UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON: {str(error)[:100]}") from error
+        raise RequestError(400, f"the body is no JSON: {str(error)[:100]}") from error
     return document
 
 
@@ -135,7 +135,7 @@ class Rate:
         return 0 if allowed else max(1, round((1 - tokens) * 60 / self.per_minute + 0.5))
 
 
-class Guard:
+class RequestLimitsMiddleware:
     """The middleware.
 
     Args:
@@ -172,7 +172,7 @@ class Guard:
             try:
                 self._look(scope)
                 receive = await self._body(scope, receive)
-            except Refused as refused:
+            except RequestError as refused:
                 await answer(refused, request, counted)
             else:
                 await self.app(scope, receive, counted)
@@ -189,15 +189,15 @@ class Guard:
         """Everything that can be said before the body is read."""
         limits = self.limits
         if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) > limits.target_bytes:
-            raise Refused(414, f"the address is longer than {limits.target_bytes} bytes")
+            raise RequestError(414, f"the address is longer than {limits.target_bytes} bytes")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
-            raise Refused(431, f"the headers are larger than {limits.header_bytes} bytes")
+            raise RequestError(431, f"the headers are larger than {limits.header_bytes} bytes")
         client = str((scope.get("client") or ["?"])[0])
         caller = client
         if limits.keys and scope["path"] not in OPEN:
             caller = self._key(scope, client)
         if wait := 0 if scope["path"] in OPEN else self._rate.take(caller):
-            raise Refused(429, f"more than {limits.per_minute} requests a minute", retry_after=wait)
+            raise RequestError(429, f"more than {limits.per_minute} requests a minute", retry_after=wait)
 
     def _key(self, scope: Scope, client: str) -> str:
         """The hash of the caller's key.
@@ -214,8 +214,8 @@ class Guard:
         if known:
             return hash
         if wait := self._strangers.take(client):
-            raise Refused(429, "too many wrong keys", retry_after=wait)
-        raise Refused(401, "a key is needed" if not given else "this key is not known",
+            raise RequestError(429, "too many wrong keys", retry_after=wait)
+        raise RequestError(401, "a key is needed" if not given else "this key is not known",
                       hint="send it as `Authorization: Bearer KEY`")  # fmt: skip
 
     async def _body(self, scope: Scope, receive: Receive) -> Receive:
@@ -226,10 +226,10 @@ class Guard:
         most = self.limits.body_bytes
         with contextlib.suppress(ValueError):
             if int(headers.get(b"content-length", b"0")) > most:
-                raise Refused(413, f"the body is larger than {most:,} bytes")
+                raise RequestError(413, f"the body is larger than {most:,} bytes")
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
-            raise Refused(415, "the body must be JSON", hint="Content-Type: application/json")
+            raise RequestError(415, "the body must be JSON", hint="Content-Type: application/json")
         chunks: list[bytes] = []
         size, more = 0, True
         try:
@@ -237,17 +237,17 @@ class Guard:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refused(400, "the client went away")
+                        raise RequestError(400, "the client went away")
                     size += len(message.get("body", b""))
                     if size > most:
-                        raise Refused(413, f"the body is larger than {most:,} bytes")
+                        raise RequestError(413, f"the body is larger than {most:,} bytes")
                     chunks.append(message.get("body", b""))
                     more = message.get("more_body", False)
         except TimeoutError as error:
-            raise Refused(408, f"the body took longer than {self.limits.body_seconds:.0f} s") from error
+            raise RequestError(408, f"the body took longer than {self.limits.body_seconds:.0f} s") from error
         body = b"".join(chunks)
         if not isinstance(strict(body), dict):
-            raise Refused(400, "the body must be a JSON object")
+            raise RequestError(400, "the body must be a JSON object")
         given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -256,7 +256,7 @@ class Guard:
         return again
 
 
-async def answer(refused: Refused, request: str, send: Send) -> None:
+async def answer(refused: RequestError, request: str, send: Send) -> None:
     """Send a refusal."""
     reply = refused.reply(request)
     headers = {"content-type": reply.media, "content-length": str(len(reply.body)), **reply.headers}

@@ -8,7 +8,7 @@ from genflow.system.source_hash import digest
 
 
 @dataclass(frozen=True)
-class Entry:
+class ServedModel:
     """A model to serve, as it is written in a deployment.
 
     Args:
@@ -24,24 +24,24 @@ class Entry:
     evaluation: str = ""
 
 
-def entries(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[Entry]:
+def entries(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[ServedModel]:
     """The runs as models, each with its newest evaluation; two of one name are told apart by their ids."""
-    made: list[Entry] = []
+    made: list[ServedModel] = []
     for index, run in enumerate(runs):
         name = names[index] if index < len(names) else run.name
         if name in [entry.name for entry in made]:
             name = run.id
         measured = [e for e in store.artifacts("evaluations") if e.meta.get("run") == run.id]
-        made.append(Entry(name, run.id, str(run.path), str(measured[-1].path) if measured else ""))
+        made.append(ServedModel(name, run.id, str(run.path), str(measured[-1].path) if measured else ""))
     return made
 
 
-def as_documents(listed: Sequence[Entry]) -> list[dict[str, str]]:
+def as_documents(listed: Sequence[ServedModel]) -> list[dict[str, str]]:
     """Entries as a deployment's configuration holds them."""
     return [asdict(entry) for entry in listed]
 
 
-def signature(listed: Sequence[Entry]) -> str:
+def signature(listed: Sequence[ServedModel]) -> str:
     """What distinguishes one deployed list from another."""
     return digest(as_documents(listed))
 

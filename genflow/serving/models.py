@@ -17,9 +17,9 @@ from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import RECIPE
-from genflow.serving.model_list import Entry
-from genflow.serving.responses import Refused
-from genflow.specs import Facts
+from genflow.serving.model_list import ServedModel
+from genflow.serving.responses import RequestError
+from genflow.specs import DataSpec
 from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
 from genflow.training import checkpoint
@@ -43,7 +43,7 @@ class Model:
         DataError: its folder lacks what a run has.
     """
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: ServedModel) -> None:
         self.entry, self.name = entry, entry.name
         folder = located(entry.path)
         manifest = read_manifest(folder)
@@ -53,7 +53,7 @@ class Model:
         self.run = Artifact("runs", entry.run, folder, manifest)
         self.step = int(json.loads((newest / "state.json").read_text())["step"])
         self.bytes = int(LARGER_IN_MEMORY * (newest / "weights.safetensors").stat().st_size)
-        self.facts = Facts.from_json((folder / "facts.json").read_text())
+        self.facts = DataSpec.from_json((folder / "facts.json").read_text())
         self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
@@ -87,10 +87,10 @@ class Model:
             key = str(first["loc"][0]) if first["loc"] else None
             if first["type"] == "extra_forbidden":
                 message = f"{self.family.title} has no option {key}"
-                raise Refused(422, message, key, f"options: {', '.join(known) or 'none'}") from error
-            raise Refused(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
+                raise RequestError(422, message, key, f"options: {', '.join(known) or 'none'}") from error
+            raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
         if options.get("guidance", 1.0) != 1.0 and not self.facts.classes:
-            raise Refused(422, "guidance needs a model with classes", "guidance", "leave guidance at 1")
+            raise RequestError(422, "guidance needs a model with classes", "guidance", "leave guidance at 1")
         return options
 
     def card(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def model_of(models: dict[str, Model], name: str) -> Model:
     """
     found = models.get(name or next(iter(models)))
     if found is None:
-        raise Refused(404, f"there is no model {name!r}", "model", f"models: {', '.join(models)}")
+        raise RequestError(404, f"there is no model {name!r}", "model", f"models: {', '.join(models)}")
     return found
 
 

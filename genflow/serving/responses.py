@@ -33,7 +33,7 @@ class Reply:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Refused(Exception):  # noqa: N818  an answer, not an error of the program
+class RequestError(Exception):
     """A request that is answered with an error.
 
     Args:

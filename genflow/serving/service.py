@@ -16,12 +16,12 @@ from genflow.sampling.engine import Drawn, labels_for
 from genflow.serving import decode_inputs, encode_outputs
 from genflow.serving.batcher import Batcher, Job
 from genflow.serving.encode_outputs import Asked
-from genflow.serving.engine_process import Batch, Frame, Worker
-from genflow.serving.model_list import Entry, signature
+from genflow.serving.engine_process import Batch, EngineProcess, Frame
+from genflow.serving.model_list import ServedModel, signature
 from genflow.serving.models import Model, model_of
-from genflow.serving.responses import Refused, Reply, json_reply
+from genflow.serving.responses import Reply, RequestError, json_reply
 from genflow.serving.schemas import MOST_EVALUATIONS, DecodeRequest, EncodeRequest, SampleRequest, Task, WalkRequest
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 HANGS_S = 60.0  # without one network evaluation: the thread hangs
 REQUESTS: dict[Task, Any] = {
@@ -42,13 +42,13 @@ class Service:
     """
 
     def __init__(
-        self, entries: Sequence[Entry], *, most_bytes: int = 2**31, deadline_s: float = 60.0, rows: int = 64,
+        self, entries: Sequence[ServedModel], *, most_bytes: int = 2**31, deadline_s: float = 60.0, rows: int = 64,
         most_jobs: int = 128, lost: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.models = {entry.name: Model(entry) for entry in entries}
         self.version = signature(entries)
         self.most_bytes, self.deadline_s = most_bytes, deadline_s
-        self.worker = Worker(most_bytes, lost)
+        self.worker = EngineProcess(most_bytes, lost)
         self.batcher = Batcher(self._draw, rows=rows, most_jobs=most_jobs)
 
     # --- What may be asked
@@ -63,7 +63,7 @@ class Service:
             start = time.monotonic()
             body = await asyncio.to_thread(encode_outputs.body, model, asked, options, served)
             return encode_outputs.reply(model, asked, options, served, body, time.monotonic() - start)
-        except Refused as refused:
+        except RequestError as refused:
             return refused.reply()
 
     async def stream(self, name: str, request: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -75,7 +75,7 @@ class Service:
             model = model_of(self.models, name)
             asked = SampleRequest.model_validate({**request, "format": "json"})
             if asked.n > self.batcher.rows:
-                raise Refused(422, f"at most {self.batcher.rows} samples can be watched", "n")
+                raise RequestError(422, f"at most {self.batcher.rows} samples can be watched", "n")
             job, options = await self._job(model, asked)
 
             def put(frame: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class Service:
                 yield _event("step", frame)
             reply = await task
             yield _event("done", json.loads(reply.body))
-        except Refused as refused:
+        except RequestError as refused:
             yield _event("error", json.loads(refused.reply().body))
         finally:
             if task:
@@ -123,7 +123,7 @@ class Service:
         if self.batcher.busy and silent > HANGS_S:
             raise RuntimeError(f"the network that draws has been silent for {silent:.0f} s")
 
-    async def change(self, entries: Sequence[Entry]) -> None:
+    async def change(self, entries: Sequence[ServedModel]) -> None:
         """Serve other models from now on: what cannot be loaded is refused, and the old ones stay."""
         if signature(entries) == self.version:
             return
@@ -160,18 +160,18 @@ class Service:
         n = len(seeds)
         if n * options.get("steps", 1) > MOST_EVALUATIONS:
             message = f"{n} samples of {options['steps']} steps are more than {MOST_EVALUATIONS:,} steps in all"
-            raise Refused(422, message, "n" if n > options["steps"] else "steps")
+            raise RequestError(422, message, "n" if n > options["steps"] else "steps")
         if asked.layout == "single" and n != 1:
-            raise Refused(422, "layout=single is for one sample", "layout", "n=1, or layout=grid")
+            raise RequestError(422, "layout=single is for one sample", "layout", "n=1, or layout=grid")
         if facts.is_points and asked.layout == "single":
-            raise Refused(422, "points of the plane are no pictures", "layout", "layout=grid, or format=npy")
+            raise RequestError(422, "points of the plane are no pictures", "layout", "layout=grid, or format=npy")
         word = "none" if asked.label is None else str(asked.label)
         if word == "all" and not isinstance(asked, SampleRequest):
-            raise Refused(422, "this stays within one class", "label", "name one, or leave the label out")
+            raise RequestError(422, "this stays within one class", "label", "name one, or leave the label out")
         try:
             labels = labels_for(word, n, facts) or [facts.classes] * n
         except UsageError as error:
-            raise Refused(422, error.message, "label", error.hint) from error
+            raise RequestError(422, error.message, "label", error.hint) from error
         key = (model.entry, task, json.dumps(options, sort_keys=True))
         return Job(key, seeds, labels, given, time.monotonic() + self.deadline_s), options
 
@@ -202,7 +202,7 @@ class Service:
 class _Watch:
     """Sends what the samples look like on the way. Called in the thread that waits for the drawing."""
 
-    def __init__(self, facts: Facts, put: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, facts: DataSpec, put: Callable[[dict[str, Any]], None]) -> None:
         self._facts, self._put = facts, put
 
     def __call__(self, told: Frame) -> None:

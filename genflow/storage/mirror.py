@@ -34,7 +34,7 @@ AT_ONCE = 8  # transfers
 Manifest = dict[str, Any]
 
 
-def at(url: str) -> "Shared":
+def at(url: str) -> "BucketMirror":
     """The mirror of the store at `s3://bucket/prefix`."""
     bucket, server = Bucket(url), endpoint()
     cache = Path(os.environ.get("GENFLOW_CACHE") or Path.home() / ".cache" / "genflow").expanduser().absolute()
@@ -43,7 +43,7 @@ def at(url: str) -> "Shared":
 
 
 @functools.lru_cache(maxsize=8)
-def _at(url: str, server: str, root: Path) -> "Shared":
+def _at(url: str, server: str, root: Path) -> "BucketMirror":
     bucket = Bucket(url)
     bucket.check()
     if not (root / MARKER).is_file():
@@ -52,10 +52,10 @@ def _at(url: str, server: str, root: Path) -> "Shared":
         except OSError as error:
             raise SetupError(f"cannot write the cache {root}: {error.strerror}",
                              "set GENFLOW_CACHE to a folder you may write") from error
-    return Shared(bucket, root)
+    return BucketMirror(bucket, root)
 
 
-def of(path: Path) -> "Shared | None":
+def of(path: Path) -> "BucketMirror | None":
     """The mirror that a path lies in; None for a folder that is nobody's mirror."""
     root = next((folder for folder in (path, *path.parents) if (folder / MARKER).is_file()), None)
     if root is None:
@@ -67,7 +67,7 @@ def of(path: Path) -> "Shared | None":
     return _at(document["url"], document["endpoint"], root)
 
 
-class Shared:
+class BucketMirror:
     """A bucket and the folder that mirrors it.
 
     Args:
@@ -240,7 +240,7 @@ class Shared:
                     return path
         return None
 
-    def level(self, path: Path) -> int:
+    def sync(self, path: Path) -> int:
         """Bring both copies of a file that is only appended to up to the longer one; its size in bytes.
 
         This end keeps its inode, because a process may have it open.
@@ -266,11 +266,11 @@ class Shared:
             self._level[key] = (self.bucket.known(key), len(ours))
             return len(ours)
 
-    def level_all(self, folder: Path) -> None:
+    def sync_all(self, folder: Path) -> None:
         """Level every file that the bucket has in a folder."""
         for name, known in self.bucket.list(self.key(folder)).items():
             if known and not _has(folder / name, known[0]):
-                self.level(folder / name)
+                self.sync(folder / name)
 
     @contextlib.contextmanager
     def _alone(self, path: Path) -> Iterator[None]:

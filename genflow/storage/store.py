@@ -197,7 +197,7 @@ class Store:
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
 
-    def seal(self, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
+    def finalize(self, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
              meta: dict[str, Any] | None = None, only: Callable[[str], bool] | None = None) -> Artifact:
         """Finish a folder that grew in place (a run): write its manifest, last and atomically."""
         path = self.folder(kind, id)
@@ -221,19 +221,19 @@ class Store:
         (self.folder(kind, id) / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.folder(kind, id), ignore_errors=True)
 
-    def share(self, *files: Path) -> None:
+    def upload(self, *files: Path) -> None:
         """Let other machines see files of a folder that is not finished yet; in a folder store they do."""
         if self.shared:
             for file in files:
                 self.shared.push(file)
 
-    def level(self, file: Path) -> Path:
+    def sync(self, file: Path) -> Path:
         """Let this machine and the others have the same of a file that is only appended to, such as a journal."""
         if self.shared:
-            self.shared.level(file)
+            self.shared.sync(file)
         return file
 
-    def sees(self, file: Path) -> bool:
+    def available(self, file: Path) -> bool:
         """Whether this machine sees a file that another one shared."""
         return file.is_file() or bool(self.shared and self.shared.pull(file))
 

@@ -16,8 +16,11 @@ from pathlib import Path
 
 from genflow.errors import SetupError
 
+LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
+"""This machine in NO_PROXY; not every reader of the variable understands a network."""
 
-def quiet() -> None:
+
+def set_defaults() -> None:
     """What every genflow process wants: no telemetry, no banners, no pickle."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,6 +43,21 @@ def quiet() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
+    keep_loopback_direct()
+
+
+def keep_loopback_direct() -> None:
+    """Name this machine in NO_PROXY, for the libraries that send requests of their own: Ray's client, MLflow's.
+
+    `requests` sends a request for 127.0.0.1, and the token in it, to HTTP_PROXY unless NO_PROXY names that address.
+    """
+    if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        return
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    named = [part.strip() for part in given.split(",") if part.strip()]
+    if "*" not in named:
+        named += [host for host in LOOPBACK if host not in named]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(named)
 
 
 def token_path() -> Path:
@@ -96,7 +114,7 @@ def loopback(port: int | None = None) -> int:
     Returns:
         The GCS port.
     """
-    quiet()
+    set_defaults()
     if not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token()
     port = port or free_port()
@@ -132,7 +150,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stand_back(by: int) -> None:
+def lower_priority(by: int) -> None:
     """Let this process's threads wait for those that compute, where both want one core.
 
     They neither interrupt a thread that runs, nor have as much of a core as it has. What starts later inherits that.
@@ -151,7 +169,7 @@ def die_with_parent(by: int = signal.SIGTERM) -> None:
 
 
 @functools.cache
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Let glibc keep the memory of a network's tensors for the next ones; elsewhere nothing.
 
     It would give the end of its heap back to the kernel after each of them, to be zeroed page by page the next time: a

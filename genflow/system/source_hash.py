@@ -9,7 +9,7 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def home() -> Path:
+def resources_dir() -> Path:
     """The folder that holds `jobs/` and `pipelines/`: the checkout or parcel, or `genflow/_home` in a wheel."""
     inside = PACKAGE / "_home"
     return inside if inside.is_dir() else PACKAGE.parent
@@ -38,7 +38,7 @@ def sources(room: str) -> list[tuple[str, Path]]:
     Raises:
         FileNotFoundError: there is no such room.
     """
-    root = PACKAGE.parent if room.partition("/")[0] == PACKAGE.name else home()
+    root = PACKAGE.parent if room.partition("/")[0] == PACKAGE.name else resources_dir()
     start = root / room
     if not start.exists():
         raise FileNotFoundError(f"no source at {start}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def begin(
+def spawn(
     module: str, *arguments: str, passed: Sequence[int] = (), **options: Any
 ) -> tuple["subprocess.Popen[bytes]", Connection]:
     """Run `python -m module SOCKET ARGUMENTS`, where SOCKET is the number of the file descriptor of its end.

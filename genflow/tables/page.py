@@ -13,7 +13,7 @@ from genflow.evaluation.report.html import picture, template
 from genflow.evaluation.report.page import class_bars, shown_of
 from genflow.evaluation.report.table import number
 from genflow.evaluation.steps_needed import front
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Store
 from genflow.tables import formatting
 from genflow.tables.plan import COLUMNS
@@ -43,7 +43,7 @@ def render(store: Store, document: Document, found: Found) -> str:
     """
     seed = {name: min(found[name]) for name in document["methods"] if found.get(name)}
     shown = [(name, found[name][at]) for name, at in seed.items()]
-    facts = Facts.from_json(store.find("datasets", document["dataset"]).file(FACTS).read_text())
+    facts = DataSpec.from_json(store.find("datasets", document["dataset"]).file(FACTS).read_text())
     budget = PICTURES_BYTES // (7 * len(shown) + 4)
     index = {name: i for i, name in enumerate(document["methods"])}
     # once each, by its first row

@@ -6,7 +6,7 @@ from typing import Any
 from genflow.errors import UsageError, nearest
 from genflow.evaluation.steps_needed import TOLERANCE
 from genflow.pipeline.study import Study
-from genflow.system.source_hash import home
+from genflow.system.source_hash import resources_dir
 from genflow.tables.claims import Claim
 
 Document = dict[str, Any]
@@ -83,4 +83,4 @@ class Plan(Study):
 
 def load() -> Plan:
     """The plan that comes with genflow."""
-    return Plan.load(home() / FILE)
+    return Plan.load(resources_dir() / FILE)

@@ -59,7 +59,7 @@ def refuse_local_uri_on_cluster(uri: str, nodes: int) -> None:
 
 
 def ui_command(store: Store, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
-    """The command that serves MLflow's pages. `env.quiet()` turns its job runner and its telemetry off.
+    """The command that serves MLflow's pages. `environment.set_defaults()` turns its job runner and its telemetry off.
 
     Raises:
         UsageError: MLflow is a server already.

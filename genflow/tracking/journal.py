@@ -127,7 +127,7 @@ class Journal:
     def keep(self) -> None:
         """Have the same here and in the bucket, if the store is one."""
         if bucket := mirror.of(self.path):
-            bucket.level(self.path)
+            bucket.sync(self.path)
 
     def close(self) -> None:
         """Give the file up; closing twice is no harm."""

@@ -40,15 +40,15 @@ REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESO
 Row = tuple[str, float, int, int]  # key, value, milliseconds, step
 
 
-class Outage(Exception):  # noqa: N818  said of MLflow, not of us
+class MlflowUnavailable(Exception):  # noqa: N818  said of MLflow, not of us
     """MLflow cannot take anything now."""
 
 
-class Missing(Outage):
+class Missing(MlflowUnavailable):
     """MLflow does not know what is asked for."""
 
 
-class Refusal(Exception):  # noqa: N818
+class MlflowRejected(Exception):  # noqa: N818
     """MLflow will never take this one thing."""
 
 
@@ -78,7 +78,7 @@ def create_database(file: Path, artifacts: str) -> None:
     sync_and_hash(file)
 
 
-class Pass:
+class JournalReplay:
     """One pass over one journal, by whoever holds its lock.
 
     Args:
@@ -105,7 +105,7 @@ class Pass:
             Outage: not everything arrived; the next pass goes on where this one stopped.
         """
         writing = has_writer(self.path)  # asked first, so that all it wrote is read below
-        kept = self.store.level(self.path).stat().st_size  # what came later waits until it is kept, too
+        kept = self.store.sync(self.path).stat().st_size  # what came later waits until it is kept, too
         first = opening(self.path)
         if not first:
             return
@@ -123,7 +123,7 @@ class Pass:
             self._flush()
             try:
                 self._send(entry)
-            except (Outage, OSError):
+            except (MlflowUnavailable, OSError):
                 raise
             except Exception as error:  # a refusal, or an entry of another version
                 self.sent.refused.append(line(error)[:300])
@@ -145,7 +145,7 @@ class Pass:
 
         left = self.ends - time.monotonic()
         if left <= 0:
-            raise Outage(f"MLflow at {self.place} is slow")
+            raise MlflowUnavailable(f"MLflow at {self.place} is slow")
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, min(CALL_SECONDS, int(left))))
         try:
             return function(*args, **options)
@@ -154,10 +154,10 @@ class Pass:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise Missing(text) from error
             if error.error_code in REFUSALS:
-                raise Refusal(text) from error
+                raise MlflowRejected(text) from error
             if "Max retries exceeded" in text:  # the reason stands last in urllib3's nested message
                 text = text.rpartition(": ")[2].strip("\"')")
-            raise Outage(f"MLflow at {self.place}: {text[:300]}") from error
+            raise MlflowUnavailable(f"MLflow at {self.place}: {text[:300]}") from error
 
     # --- Where it goes: one experiment a dataset, one run a journal
 
@@ -200,10 +200,10 @@ class Pass:
         if experiment is None:
             try:
                 return str(self._call(self.client.create_experiment, name, artifact_location=self.artifacts))
-            except Refusal as error:
+            except MlflowRejected as error:
                 experiment = self._call(self.client.get_experiment_by_name, name)
                 if experiment is None:
-                    raise Outage(line(error)) from error
+                    raise MlflowUnavailable(line(error)) from error
                 # else another run was first
         if experiment.lifecycle_stage == "deleted":
             self._call(self.client.restore_experiment, experiment.experiment_id)
@@ -222,7 +222,7 @@ class Pass:
 
         try:
             self._call(self.client.log_batch, self.cursor.run, metrics=[Metric(*row) for row in rows])
-        except Refusal as error:
+        except MlflowRejected as error:
             if len(rows) == 1:
                 self.sent.refused.append(line(error)[:300])
                 return
@@ -269,7 +269,7 @@ class Pass:
             picture = Image.open(path)
             picture.load()
         except OSError as error:
-            raise Refusal(f"{path} is no picture") from error
+            raise MlflowRejected(f"{path} is no picture") from error
         where = {"key": image["key"], "step": step, "timestamp": t, "synchronous": True}
         self._call(self.client.log_image, self.cursor.run, picture, **where)
 
@@ -283,12 +283,12 @@ class Pass:
     def _file(self, name: str) -> Path:
         path = self.root / name
         if not path.exists() and not self._brought(path):
-            raise Refusal(f"{path} is gone")
+            raise MlflowRejected(f"{path} is gone")
         return path
 
     def _brought(self, path: Path) -> bool:
         """Whether a bucket has it: a file, or what lies in a folder."""
-        if self.store.shared and not self.store.sees(path):
+        if self.store.shared and not self.store.available(path):
             self.store.shared.gather(path)
         return path.exists()
 
@@ -299,7 +299,7 @@ class Pass:
         mark = {"genflow.checkpoint": f"{self.cursor.journal}/{checkpoint.name}"}
         try:
             self._call(self.client.create_registered_model, name)
-        except Refusal:  # it is there, or its name is impossible, which the next call says
+        except MlflowRejected:  # it is there, or its name is impossible, which the next call says
             versions = self._call(self.client.search_model_versions, f"name = '{name}'")
             if any(mark.items() <= version.tags.items() for version in versions):
                 return
@@ -313,7 +313,7 @@ class Pass:
             self._call(package, Path(folder), run_id=self.cursor.run, model_id=model.model_id)
             self._call(self.client.log_model_artifacts, model.model_id, f"{folder}/model")
         self._call(self.client.finalize_logged_model, model.model_id, "READY")
-        with suppress(Refusal):  # it was said before
+        with suppress(MlflowRejected):  # it was said before
             self._call(self.client.log_outputs, self.cursor.run, [LoggedModelOutput(model.model_id, step)])
         origin = {"run_id": self.cursor.run, "model_id": model.model_id, "tags": mark}
         # by its place: "models:/ID" would be looked up at MLflow's global URI, which is the current folder
@@ -370,7 +370,7 @@ def without_password(uri: str) -> str:
 
 def _load() -> None:
     """Import MLflow with its messages kept off both outputs, which belong to the command."""
-    environment.quiet()
+    environment.set_defaults()
     os.environ.update(
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",

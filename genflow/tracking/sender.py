@@ -46,7 +46,7 @@ class Sender:
         else:
             if idle:
                 idle[2].close()
-            self._process, self._socket = subprocesses.begin(
+            self._process, self._socket = subprocesses.spawn(
                 "genflow.tracking.sender", *self._arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is meant for the run
             )  # fmt: skip

@@ -23,7 +23,7 @@ from genflow.storage.lock import holder
 from genflow.storage.store import Store
 from genflow.tracking.database import _artifacts, _database, prepare, tracking_uri
 from genflow.tracking.journal import Cursor, entries, has_writer, journal_path, opening
-from genflow.tracking.mlflow_client import Outage, Pass, Sent, line, without_password
+from genflow.tracking.mlflow_client import JournalReplay, MlflowUnavailable, Sent, line, without_password
 
 BUSY = "another process is sending it"
 
@@ -47,8 +47,8 @@ def replay(store: Store, run_id: str, *, deadline_s: float = 30.0) -> Sent:
         try:
             uri = prepare(store)
             artifacts = _artifacts(store) if _database(uri) else None  # MLflow's own is the current folder
-            Pass(path, store, uri, artifacts, ends, sent).run()
-        except (Outage, GenflowError, OSError) as error:
+            JournalReplay(path, store, uri, artifacts, ends, sent).run()
+        except (MlflowUnavailable, GenflowError, OSError) as error:
             sent.problem = line(error)
     sent.complete = not sent.problem
     return sent
@@ -99,7 +99,7 @@ def sync(store: Store, *, deadline_s: float = 10.0) -> Sent:
     """
     total, ends, uri = Sent(complete=True), time.monotonic() + deadline_s, without_password(tracking_uri(store))
     if store.shared:
-        store.shared.level_all(store.root / "journals")
+        store.shared.sync_all(store.root / "journals")
     for path in sorted((store.root / "journals").glob("*.jsonl")):
         if not _is_behind(path, uri) or _is_written_elsewhere(store, path.stem):
             continue

@@ -58,7 +58,7 @@ class Checkpoints:
                 continue
         return None
 
-    def _mirror(self) -> mirror.Shared | None:
+    def _mirror(self) -> mirror.BucketMirror | None:
         return mirror.of(self.folder)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:

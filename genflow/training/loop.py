@@ -31,7 +31,7 @@ from genflow.training.session import Session
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """How a run ended.
 
     Args:
@@ -56,7 +56,7 @@ class NonFinite(GenflowError):  # noqa: N818  the loss's state, as numpy and tor
     """The loss or its gradient is not a number; the weights have not moved."""
 
 
-class Trouble(GenflowError):  # noqa: N818  the family's own word for it
+class TrainingDiverged(GenflowError):  # noqa: N818  the family's own word for it
     """The family says that its training has gone wrong."""
 
 
@@ -67,7 +67,7 @@ def fit(
     train: Train,
     on_checkpoint: Callable[[int, dict[str, Tensor]], None] = lambda step, average: None,
     whole: Callable[[int], Batch] | None = None,
-) -> Fitted:
+) -> FitResult:
     """Train a family until its budget of steps or minutes is used up.
 
     Args:
@@ -140,7 +140,7 @@ def fit(
         if train.on_trouble == "stop" or before >= LARGEST_ROLLBACKS or not load():
             raise why
         rollbacks = before + 1
-        family.begin_again()
+        family.reset_diagnosis()
 
     load()
     stopped = False
@@ -187,9 +187,9 @@ def fit(
             log[f"gradient_norm{suffix}"] = torch.tensor(norm)
 
         if wrong is None and (step + 1) % LOOK_EVERY == 0:
-            words = family.trouble(_numbers(log, session, (stop - start) / train.batch))
+            words = family.diagnose(_numbers(log, session, (stop - start) / train.batch))
             if words:
-                wrong = Trouble(f"{words} (step {step + 1})", f"try --set train.lr={train.lr / 3:.2g}")
+                wrong = TrainingDiverged(f"{words} (step {step + 1})", f"try --set train.lr={train.lr / 3:.2g}")
         if wrong is not None:
             module.zero_grad(set_to_none=True)
             roll_back(wrong)
@@ -213,7 +213,7 @@ def fit(
     if done and not stopped and (session.rank == 0 or sharded):
         on_average(family, ema.state(), lambda: family.finish(whole or batches))
     save(again=done and not stopped)
-    return Fitted(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
+    return FitResult(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
 
 
 class _Parts:

@@ -15,8 +15,8 @@ import numpy as np
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError, nearest
 from genflow.evaluation import samples
-from genflow.evaluation.features.extractor import Judge
-from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.features.extractor import FeatureReference
+from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics import likelihood
 from genflow.evaluation.report.table import QUALITY, SMALLER_IS_BETTER
 from genflow.recipe.schema import Evaluate
@@ -58,7 +58,7 @@ def samples_at(share: float, samples: int) -> int:
     return samples if share >= 1 else max(min(samples, FEWEST), round(samples * share))
 
 
-def held_out(judge: Judge, part: int) -> Judge:
+def held_out(judge: FeatureReference, part: int) -> FeatureReference:
     """The judge with the half of its reference that a search (0) or its confirmation (1) is measured against.
 
     Where there are too few rows for two halves, both are measured against all of them.
@@ -69,13 +69,13 @@ def held_out(judge: Judge, part: int) -> Judge:
     return replace(judge, real=real, reference=judge.reference[part::2])
 
 
-def are_halves(judge: Judge) -> bool:
+def are_halves(judge: FeatureReference) -> bool:
     """Whether search and confirmation have rows of their own."""
     return len(judge.reference) >= HALVES
 
 
 def measure(
-    engine: Engine, data: Dataset, ruler: Ruler, wanted: Sequence[str], count: int, seed: int
+    engine: Engine, data: Dataset, ruler: MetricSuite, wanted: Sequence[str], count: int, seed: int
 ) -> dict[str, float]:
     """What is wanted of an engine.
 
@@ -112,7 +112,7 @@ def measure(
     return {name: float(found[name]) for name in wanted if name != "loss"}
 
 
-def _quality(drawn: samples.Sample, ruler: Ruler, wanted: Sequence[str]) -> dict[str, float]:
+def _quality(drawn: samples.Sample, ruler: MetricSuite, wanted: Sequence[str]) -> dict[str, float]:
     if not np.isfinite(np.asarray(drawn.records, np.float64)).all():
         return dict.fromkeys(QUALITY, float("nan"))
     features, classes = ruler.judge.embed(drawn.records)
@@ -125,9 +125,9 @@ def _quality(drawn: samples.Sample, ruler: Ruler, wanted: Sequence[str]) -> dict
     return found
 
 
-def ruler_of(judge: Judge, part: int, seed: int) -> Ruler:
+def ruler_of(judge: FeatureReference, part: int, seed: int) -> MetricSuite:
     """What measures a trial; its intervals are not asked for, so they are made from two halves only."""
-    return Ruler(held_out(judge, part), Evaluate(bootstrap=2, seed=seed))
+    return MetricSuite(held_out(judge, part), Evaluate(bootstrap=2, seed=seed))
 
 
 def _nobody(*_: Any) -> None:

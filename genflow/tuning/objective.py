@@ -11,7 +11,7 @@ from genflow.errors import GenflowError, UsageError
 Document = dict[str, Any]
 
 
-class Rehearsal:
+class ObjectiveTrial:
     """A trial that asks a function of the settings and of the share of the budget, and gets a number or several.
 
     Args:

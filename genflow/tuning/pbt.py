@@ -17,22 +17,22 @@ from typing import Any
 from genflow.storage.store import MANIFEST, Store
 from genflow.training.checkpoint import Checkpoints
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
-from genflow.tuning.trial_log import Record
+from genflow.tuning.trial_log import TrialLog
 
 Document = dict[str, Any]
 
 
-def taken(record: Record, turn: int) -> Document | None:
+def taken(record: TrialLog, turn: int) -> Document | None:
     """Who goes on from whom at a turn, {member: {from, params}}; None: it is not decided."""
     return next((entry["taken"] for entry in record.entries() if entry.get("turn") == turn and "taken" in entry), None)
 
 
-def is_done(record: Record, turn: int) -> bool:
+def is_done(record: TrialLog, turn: int) -> bool:
     """Whether the weights of a turn are copied."""
     return any(entry.get("turn") == turn and "done" in entry for entry in record.entries())
 
 
-def settings(record: Record, number: int, rung: int) -> Document:
+def settings(record: TrialLog, number: int, rung: int) -> Document:
     """A member's settings on its way to a rung."""
     found: Document = next(e["params"] for e in record.entries() if e.get("trial") == number and "params" in e)
     for turn in range(1, rung + 1):
@@ -62,7 +62,7 @@ def take_over(store: Store, trials: Path, number: int, source: int) -> None:
     Checkpoints(folder, keep=1).save(step, write)
 
 
-def schedule(record: Record, number: int) -> list[Document]:
+def schedule(record: TrialLog, number: int) -> list[Document]:
     """The settings under which a member's weights were trained, rung by rung, along the line of those it took over.
 
     Returns:

@@ -5,14 +5,14 @@ import torch
 from genflow import build
 from genflow.errors import UsageError
 from genflow.recipe.schema import Recipe, Tune
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.tuning import space
 from genflow.tuning.space import Space
 
 FIXED = ("steps", "minutes", "cpu_minutes", "batch", "optimizer", "seed")  # of `train`: a checkpoint goes with them
 
 
-def check(tune: Tune, found: Space, run: Recipe, facts: Facts) -> None:
+def check(tune: Tune, found: Space, run: Recipe, facts: DataSpec) -> None:
     """That a search can be a population: it has two members and two rungs, and weights fit whatever the settings.
 
     Args:
@@ -41,6 +41,6 @@ def check(tune: Tune, found: Space, run: Recipe, facts: Facts) -> None:
             raise UsageError(why, "--set tune.scheduler=asha")
 
 
-def _shapes(recipe: Recipe, facts: Facts) -> dict[str, torch.Size]:
+def _shapes(recipe: Recipe, facts: DataSpec) -> dict[str, torch.Size]:
     """The shape of everything that a checkpoint of a recipe holds."""
     return {name: tensor.shape for name, tensor in build.family_of(recipe, facts).state_dict().items()}

@@ -31,7 +31,7 @@ from genflow.tuning.space import Space
 from genflow.tuning.trial import Task
 
 Document = dict[str, Any]
-KIN = "kin"
+RESUME_KEY = "kin"
 TRIALS, CONFIRM = "trials", "confirm"
 ENDS = {"trials", "minutes", "target", "confirm"}  # of `tune`: when a search is over, and what comes after it
 WARM = 4  # times of the learning rate's rise, before which a trial is not compared to others
@@ -49,7 +49,7 @@ class Search:
         space: by key.
         metrics: by name; the first decides.
         objective: `module:function` that is asked instead of training; empty: none.
-        kin: the address without what says when it is over: of searches that share it, trials are the same.
+        resume_key: the address without what says when it is over: of searches that share it, trials are the same.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Search:
     space: Space
     metrics: tuple[str, ...]
     objective: str = ""
-    kin: str = ""
+    resume_key: str = ""
 
     @cached_property
     def own(self) -> Document:
@@ -129,8 +129,8 @@ def plan(store: Store, recipe: Recipe, objective_name: str = "") -> Search:
         objective(objective_name)
     wanted = tune.metric if objective_name else metrics.known(tune.metric)
     name = recipe.name or f"{run.recipe.family['kind']}-{run.dataset.name}"
-    kin, id = (f"{name}-{_address(run, found, recipe, objective_name, without)}" for without in (ENDS, set()))
-    return Search(id, name, recipe, run, found, wanted, objective_name, kin)
+    resume_key, id = (f"{name}-{_address(run, found, recipe, objective_name, without)}" for without in (ENDS, set()))
+    return Search(id, name, recipe, run, found, wanted, objective_name, resume_key)
 
 
 def of_a_trial(recipe: Recipe) -> Recipe:
@@ -138,7 +138,7 @@ def of_a_trial(recipe: Recipe) -> Recipe:
     if recipe.tune.steps is None:
         return recipe
     budget = {"steps": recipe.tune.steps, "minutes": None, "cpu_minutes": None}
-    return recipe.with_(train={**recipe.train.model_dump(mode="json"), **budget})
+    return recipe.replace(train={**recipe.train.model_dump(mode="json"), **budget})
 
 
 def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str, without: set[str]) -> str:
@@ -156,8 +156,8 @@ def begin(store: Store, search: Search) -> None:
     """Make its folder, with what the trials of any node look for."""
     for task in (search.task(store), search.task(store, confirm=True)):
         with clear_disk_errors(Path(task.folder)):
-            store.share(write_atomically(Path(task.folder) / RECIPE, dump(search.short)))
+            store.upload(write_atomically(Path(task.folder) / RECIPE, dump(search.short)))
     with clear_disk_errors(search.folder(store)):
-        write_atomically(search.folder(store) / KIN, search.kin)
+        write_atomically(search.folder(store) / RESUME_KEY, search.resume_key)
 
 

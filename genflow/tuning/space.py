@@ -23,7 +23,7 @@ from genflow import build, families, nets
 from genflow.errors import UsageError, nearest
 from genflow.recipe.compose import merge, scalar
 from genflow.recipe.schema import SECTIONS, Recipe, parse
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 FORMS = ("log", "uniform", "int", "choice")
 TUNED = ("train", "family", "net", "sample")  # what else is in a recipe decides where it runs, or how it is measured
@@ -72,7 +72,7 @@ class Domain:
 Space = dict[str, Domain]
 
 
-def space_of(recipe: Recipe, resolved: Recipe, facts: Facts) -> Space:
+def space_of(recipe: Recipe, resolved: Recipe, facts: DataSpec) -> Space:
     """The space that a recipe's `tune.space` describes; without one, the learning rate around the recipe's own.
 
     Args:
@@ -122,7 +122,7 @@ def applied(recipe: Recipe, params: Document) -> Recipe:
     return parse(document, "trial")
 
 
-def own(resolved: Recipe, space: Space, facts: Facts) -> Document:
+def own(resolved: Recipe, space: Space, facts: DataSpec) -> Document:
     """The resolved recipe's own values of the space's keys.
 
     What it leaves to the family (null) is what that family makes of it for this data, if it keeps that by its name.
@@ -242,7 +242,7 @@ def _leaves(annotation: Any) -> set[Any]:
     return set().union(*(_leaves(part) for part in inner))
 
 
-def _check(key: str, value: Any, recipe: Recipe, facts: Facts) -> None:
+def _check(key: str, value: Any, recipe: Recipe, facts: DataSpec) -> None:
     """One value of one key, laid over the recipe and resolved.
 
     Raises:

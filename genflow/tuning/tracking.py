@@ -13,13 +13,13 @@ from genflow.storage.store import Store
 from genflow.tracking.journal import Journal, Status, journal_path
 from genflow.tuning.search import Search
 from genflow.tuning.trial import Report
-from genflow.tuning.trial_log import Record
+from genflow.tuning.trial_log import TrialLog
 
 Document = dict[str, Any]
 STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 
 
-class Chronicle:
+class SearchTracker:
     """The driver's end of the journals of a search.
 
     Args:
@@ -47,7 +47,7 @@ class Chronicle:
         self.children[number].params(params)
         self.children[number].status("RUNNING")
 
-    def inherited(self, record: Record) -> None:
+    def inherited(self, record: TrialLog) -> None:
         """Trials of a kin that was shorter: this search's children, too, without their training curves."""
         for row in record.rows():
             if not journal_path(self.store.root, f"{self.search.id}.{row['trial']:04d}").exists():

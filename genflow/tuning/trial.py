@@ -22,8 +22,8 @@ from genflow import runs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.errors import ResourceError, SetupError
-from genflow.evaluation.features.extractor import Judge, judge
-from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.features.extractor import FeatureReference, load_features
+from genflow.evaluation.metric_suite import MetricSuite
 from genflow.recipe.files import dump
 from genflow.recipe.schema import Recipe, Train, parse
 from genflow.sampling.engine import RECIPE, Engine
@@ -34,7 +34,7 @@ from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.session import Session
 from genflow.tuning import metrics, space
-from genflow.tuning.objective import Rehearsal, in_a_line
+from genflow.tuning.objective import ObjectiveTrial, in_a_line
 
 REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
 SMOOTH = 20  # losses that the metric `loss` is the mean of
@@ -80,7 +80,7 @@ class Stages(Protocol):
         """Train up to a share of the budget, and measure."""
 
 
-class Bench:
+class TrialContext:
     """What trials share that follow each other in one process: the mapped shards, and the judge's features.
 
     Args:
@@ -92,7 +92,7 @@ class Bench:
         self.store = Store(task.store)
         self.trials = self.store.folder("searches", Path(task.folder).parent.name) / Path(task.folder).name
         self.recipe = parse(json.loads(task.recipe))
-        if not self.store.sees(self.trials / RECIPE):
+        if not self.store.available(self.trials / RECIPE):
             raise SetupError(
                 f"the node {os.uname().nodename} does not see the store {task.store}",
                 "set GENFLOW_STORE to a folder that every node can see, or to s3://BUCKET/PREFIX",
@@ -104,12 +104,12 @@ class Bench:
         return Dataset.open(self.store.find("datasets", self.task.dataset))
 
     @cached_property
-    def judge(self) -> Judge:
+    def judge(self) -> FeatureReference:
         """The features; they were made before the first trial began."""
-        return judge(self.store, self.data, self.recipe.evaluate.features, lambda *_, **__: None)
+        return load_features(self.store, self.data, self.recipe.evaluate.features, lambda *_, **__: None)
 
     @cached_property
-    def ruler(self) -> Ruler:
+    def ruler(self) -> MetricSuite:
         """Over the part of the held-out rows that is this search's."""
         return metrics.ruler_of(self.judge, self.task.part, self.task.seed)
 
@@ -120,7 +120,7 @@ class Bench:
     def stages(self, number: int, params: Document) -> Stages:
         """A trial's work."""
         if self.task.objective:
-            return Rehearsal(self.task.objective, params, self.task.metrics)
+            return ObjectiveTrial(self.task.objective, params, self.task.metrics)
         return Training(self, self.folder(number), space.applied(self.recipe, params), number)
 
 
@@ -133,7 +133,7 @@ class Trial:
         params: the settings.
     """
 
-    def __init__(self, bench: Bench, number: int, params: Document) -> None:
+    def __init__(self, bench: TrialContext, number: int, params: Document) -> None:
         self.bench, self.number, self.params = bench, number, params
         self.folder = bench.folder(number)
         self._stages: Stages | None = None
@@ -145,7 +145,7 @@ class Trial:
             ResourceError: the disk is full, which is no fault of the settings.
             SetupError: the store is out of reach.
         """
-        self.bench.store.level(self.folder / REPORTS)
+        self.bench.store.sync(self.folder / REPORTS)
         there = read_reports(self.folder)
         if rung < len(there):
             return there[rung]
@@ -158,14 +158,14 @@ class Trial:
             made |= self._stages.advance(share)
             if bad := [name for name, value in made["values"].items() if not math.isfinite(value)]:
                 made |= {"status": "diverged", "why": f"{bad[0]} is not finite"}
-        except (loop.NonFinite, loop.Trouble) as error:
+        except (loop.NonFinite, loop.TrainingDiverged) as error:
             made |= {"status": "diverged", "why": error.message}
         except (ResourceError, SetupError):
             raise
         except Exception as error:
             made |= {"status": "failed", "why": in_a_line(error)}
         _append(self.folder / REPORTS, {**made, "params": self.params})
-        self.bench.store.level(self.folder / REPORTS)
+        self.bench.store.sync(self.folder / REPORTS)
         return made
 
 
@@ -179,7 +179,7 @@ class Training:
         number: the trial's.
     """
 
-    def __init__(self, bench: Bench, folder: Path, recipe: Recipe, number: int) -> None:
+    def __init__(self, bench: TrialContext, folder: Path, recipe: Recipe, number: int) -> None:
         self.bench, self.folder = bench, folder
         self.run = runs.plan(bench.store, recipe)
         self.recipe = self.run.recipe
@@ -187,7 +187,7 @@ class Training:
         self.journal = f"{bench.task.journals}.{number:04d}" if bench.task.journals else ""
         write_atomically(folder / RECIPE, dump(self.recipe))
         write_atomically(folder / "facts.json", self.run.dataset.file("facts.json").read_bytes())
-        bench.store.share(folder / RECIPE, folder / "facts.json")
+        bench.store.upload(folder / RECIPE, folder / "facts.json")
 
     def advance(self, share: float) -> Report:
         """Train up to a share of the budget, and measure."""

@@ -26,7 +26,7 @@ class Listener(Protocol):
         """A trial is over."""
 
 
-class Record:
+class TrialLog:
     """The record of a search's trials; only ever appended to, by the driver alone.
 
     Args:
@@ -107,7 +107,7 @@ class Record:
 def _level(path: Path) -> None:
     """Have the same here and in the bucket, if the store is one."""
     if bucket := mirror.of(path):
-        bucket.level(path)
+        bucket.sync(path)
 
 
 def last(reports: list[Report]) -> Document:

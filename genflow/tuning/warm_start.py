@@ -1,8 +1,8 @@
-"""A search that is asked to go on for longer begins with the trials of one of its kind that was shorter.
+"""Start a longer search with the trials of a shorter one.
 
-How many trials there may be, for how long, up to which target and with how many seeds they are confirmed is no part of
-what a trial is. So two searches that differ in nothing else are kin, and where the record of the one ends the other may
-go on, as if it had been broken off there (see docs/decisions/0011-how-a-search-goes-on.md).
+The number of trials, the minutes, the target and the number of confirming seeds do not change what a trial is. Two
+searches that differ in nothing else share a resume key, and the longer one continues the trial log of the shorter one
+(see docs/decisions/0011-how-a-search-goes-on.md).
 """
 
 import shutil
@@ -11,12 +11,12 @@ from pathlib import Path
 from genflow.errors import UsageError
 from genflow.storage.files import clear_disk_errors, write_atomically
 from genflow.storage.store import Store
-from genflow.tuning.search import CONFIRM, KIN, TRIALS, Search
-from genflow.tuning.trial_log import RECORD, Record
+from genflow.tuning.search import CONFIRM, RESUME_KEY, TRIALS, Search
+from genflow.tuning.trial_log import RECORD, TrialLog
 
 
 def inherit(store: Store, search: Search) -> tuple[str, int]:
-    """Give a search that has not begun the trials of its kin, of which the one with most comes first.
+    """Give a search that has not begun the trials of the longest search that shares its resume key.
 
     Returns:
         Whose they were, and how many; of nobody: ("", 0). A store in a bucket hands nothing on.
@@ -24,8 +24,8 @@ def inherit(store: Store, search: Search) -> tuple[str, int]:
     own = search.folder(store)
     if store.shared or search.recipe.tune.scheduler == "pbt" or (own / TRIALS / RECORD).exists():
         return "", 0
-    kin = {folder: len(Record(folder / TRIALS).rows()) for folder in _kin(store, search)}
-    for folder, count in sorted(kin.items(), key=lambda pair: (-pair[1], pair[0])):
+    shorter = {folder: len(TrialLog(folder / TRIALS).rows()) for folder in _shorter(store, search)}
+    for folder, count in sorted(shorter.items(), key=lambda pair: (-pair[1], pair[0])):
         if 0 < count <= search.trials:
             try:
                 with store.lock("searches", folder.name, wait=False), clear_disk_errors(own):
@@ -36,9 +36,9 @@ def inherit(store: Store, search: Search) -> tuple[str, int]:
     return "", 0
 
 
-def _kin(store: Store, search: Search) -> list[Path]:
+def _shorter(store: Store, search: Search) -> list[Path]:
     own = search.folder(store)
-    folders = [file.parent for file in own.parent.glob(f"*/{KIN}") if file.read_text() == search.kin]
+    folders = [file.parent for file in own.parent.glob(f"*/{RESUME_KEY}") if file.read_text() == search.resume_key]
     return [folder for folder in folders if folder != own]
 
 

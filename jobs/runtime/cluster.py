@@ -55,7 +55,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
             ray.init(logging_level=level, runtime_env={"env_vars": pinned})
         else:
             # Ray puts the current folder on its workers' path, where a stray numpy.py would be found first
-            with contextlib.chdir(source_hash.home()):
+            with contextlib.chdir(source_hash.resources_dir()):
                 ray.init(
                     address="local",
                     num_cpus=num_cpus or environment.cores(),

@@ -20,7 +20,7 @@ Document = dict[str, Any]
 
 def execute(main: Callable[[Document, Emit], Document]) -> None:
     """Run a job named on the command line: `python -m jobs.<stage> recipe.yaml`."""
-    environment.quiet()
+    environment.set_defaults()
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
     document = read(Path(sys.argv[1]))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from genflow.data.preview import GAP, PAPER, grid, preview, render, scatter, show
 from genflow.data.shards import Dataset
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 
 def opened(png: bytes) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_scatter_has_y_upwards() -> None:
 def test_render_stretches_grey_levels() -> None:
     """Level K - 1 is white."""
     records = np.full((1, 8, 8, 1), 16, np.uint8)
-    assert opened(render(records, Facts((1, 8, 8), 17)))[GAP + 1, GAP + 1] == 255
+    assert opened(render(records, DataSpec((1, 8, 8), 17)))[GAP + 1, GAP + 1] == 255
 
 
 def test_preview_has_a_line_a_class(prepared: Callable[..., Dataset]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from genflow.data.shards import Dataset, Split, from_x, schema, to_display, to_x, write_shard
 from genflow.errors import DataError
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 
 def test_pyarrow_alone(prepared: Callable[..., Dataset]) -> None:
@@ -61,7 +61,7 @@ def _mapped(file: str) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_x_and_back(levels: int) -> None:
     """Every grey level goes to its bin's centre, within (-1, 1), and comes back."""
-    facts = Facts((1, 1, 1), levels)
+    facts = DataSpec((1, 1, 1), levels)
     records = np.arange(levels, dtype=np.uint8).reshape(-1, 1, 1, 1)
     x = to_x(records, facts)
     assert np.allclose(x.ravel(), (2 * np.arange(levels) + 1) / levels - 1, atol=1e-6)
@@ -72,14 +72,14 @@ def test_x_and_back(levels: int) -> None:
 def test_layout() -> None:
     """Records are (B, H, W, C), x is (B, C, H, W)."""
     records = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3)).astype(np.uint8)
-    facts = Facts((3, 3, 4), 256)
+    facts = DataSpec((3, 3, 4), 256)
     assert to_x(records, facts).shape == (2, 3, 3, 4)
     assert np.array_equal(from_x(to_x(records, facts), facts), records)
 
 
 def test_take_over_shards(tmp_path: Path) -> None:
     """Rows are taken from any shards in the order asked for."""
-    facts = Facts((1, 2, 2), 256)
+    facts = DataSpec((1, 2, 2), 256)
     values = np.random.default_rng(0).integers(0, 256, (10, 2, 2, 1)).astype(np.uint8)
     tables = []
     for start, stop in ((0, 4), (4, 5), (5, 10)):
@@ -96,7 +96,7 @@ def test_take_over_shards(tmp_path: Path) -> None:
 def test_wrong_shape_is_refused(tmp_path: Path) -> None:
     """Records that do not fit the facts never reach a file."""
     with pytest.raises(ValueError, match="do not fit"):
-        write_shard(tmp_path / "a.arrow", Facts((1, 2, 2), 256), np.zeros((3, 3, 3, 1), np.uint8), ["a", "b", "c"])
+        write_shard(tmp_path / "a.arrow", DataSpec((1, 2, 2), 256), np.zeros((3, 3, 3, 1), np.uint8), ["a", "b", "c"])
 
 
 def test_corrupt_shard(prepared: Callable[..., Dataset]) -> None:
@@ -112,7 +112,7 @@ def test_corrupt_shard(prepared: Callable[..., Dataset]) -> None:
 
 def test_facts_survive() -> None:
     """Facts written as JSON come back equal; unknown fields of a later version are left aside."""
-    facts = Facts((3, 8, 8), 256, ("a", "b"), {"train": 5}, 0.1, 0.4, class_counts=(2, 3), fingerprint="f")
+    facts = DataSpec((3, 8, 8), 256, ("a", "b"), {"train": 5}, 0.1, 0.4, class_counts=(2, 3), fingerprint="f")
     document = json.loads(json.dumps(facts.to_json()))
-    assert Facts.from_json({**document, "later": 1}) == facts
+    assert DataSpec.from_json({**document, "later": 1}) == facts
     assert schema(replace(facts, class_names=())).names == ["image", "id"]

@@ -8,9 +8,9 @@ import torch
 
 from genflow.data.shards import Split, map_stream, write_shard
 from genflow.data.stream import Stream, share
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
-FACTS = Facts((1, 2, 2), levels=17, class_names=("a", "b", "c"))
+FACTS = DataSpec((1, 2, 2), levels=17, class_names=("a", "b", "c"))
 ROWS = 37
 
 

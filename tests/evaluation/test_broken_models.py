@@ -6,9 +6,9 @@ import pytest
 from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset
 from genflow.evaluation.features import classifier
-from genflow.evaluation.features.extractor import judge
+from genflow.evaluation.features.extractor import load_features
 from genflow.evaluation.interval import proportion
-from genflow.evaluation.metric_suite import Ruler
+from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics.classification import classification
 from genflow.evaluation.metrics.memorization import memorization
 from genflow.evaluation.report.summary import _copies, _labels, _variety
@@ -31,8 +31,8 @@ def measured(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("broken"))
     artifact, _ = prepare(store, Data(source="digits", val=0.3), here, quiet)
     data = Dataset.open(artifact)
-    by = judge(store, data, "classifier", quiet)
-    ruler = Ruler(by, Evaluate(samples=N, bootstrap=5))
+    by = load_features(store, data, "classifier", quiet)
+    ruler = MetricSuite(by, Evaluate(samples=N, bootstrap=5))
 
     def measure(records: np.ndarray, labels: np.ndarray) -> dict:
         features, classes = by.embed(records)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Mixture
-from small import FACTS, batch, family, recipe, shaken
+from support.oracle import Mixture
+from support.small import FACTS, batch, family, recipe, shaken
 from torch import Tensor, nn
 
 from genflow import build
@@ -17,9 +17,9 @@ from genflow.maths.paths import StraightPath
 from genflow.maths.rng import BatchRng, SampleRng
 from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import parse
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
-LINE = Facts((1, 1, 1), levels=None)
+LINE = DataSpec((1, 1, 1), levels=None)
 GREY = FACTS["grey"]
 SOURCES: list[dict[str, Any]] = [
     {"kind": "flow_matching"},
@@ -110,7 +110,7 @@ def test_the_teacher_is_no_part_of_the_run() -> None:
     chosen = recipe("consistency", GREY, family={"mode": "distill", "guidance": 2.0})
     model = build.family_of(chosen, GREY)
     before = set(model.state_dict())
-    model.begin_from(source)
+    model.init_from(source)
     assert set(model.state_dict()) == before == set(source.state_dict())
     assert len(list(model.parameters())) == len(list(source.parameters()))
     value, _ = model.loss("net", batch(GREY), BatchRng(0, "loss/net", 0, total=8))
@@ -137,11 +137,11 @@ def test_what_it_cannot_start_from_is_refused() -> None:
     with pytest.raises(UsageError, match="was trained on data of 3×8×8, and this is 1×8×8"):
         build.resolve(document, GREY, flow, FACTS["colour"])
     with pytest.raises(UsageError, match=r"this run of DDPM: family.source says Flow matching"):
-        family("consistency", GREY).begin_from(family("ddpm", GREY))
+        family("consistency", GREY).init_from(family("ddpm", GREY))
     tuned = recipe("consistency", GREY)
     assert build.resolve(document, GREY, tuned).family["source"] == flow.family  # tuning goes on from a tuned run
     with pytest.raises(UsageError, match="no ODE to distill"):
-        build.resolve(document.with_(family={"kind": "consistency", "mode": "distill"}), GREY, tuned)
+        build.resolve(document.replace(family={"kind": "consistency", "mode": "distill"}), GREY, tuned)
 
 
 def test_a_source_of_any_prediction_is_taken_over() -> None:
@@ -153,7 +153,7 @@ def test_a_source_of_any_prediction_is_taken_over() -> None:
         trained = shaken(build.family_of(theirs, GREY))
         model = build.family_of(chosen, GREY)
         assert isinstance(model, Consistency)
-        model.begin_from(trained)
+        model.init_from(trained)
         assert chosen.family["source"] == theirs.family
         noise, label = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
         rng = SampleRng([1, 2], "sample")

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import FACTS, batch, family, recipe, shaken, source
+from support.small import FACTS, batch, family, recipe, shaken, source
 
 from genflow import build, families
 from genflow.batch import Batch
@@ -17,8 +17,8 @@ from genflow.maths.rng import BatchRng, SampleRng
 from genflow.recipe.compose import preset
 from genflow.recipe.files import dump
 from genflow.sampling.engine import Engine
-from genflow.specs import Facts
-from genflow.system.source_hash import home
+from genflow.specs import DataSpec
+from genflow.system.source_hash import resources_dir
 from genflow.training import checkpoint
 from genflow.training.loop import fit, on_average
 from genflow.training.session import Session
@@ -64,7 +64,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=FACTS)
-def facts(request: pytest.FixtureRequest) -> Facts:
+def facts(request: pytest.FixtureRequest) -> DataSpec:
     return FACTS[request.param]
 
 
@@ -76,7 +76,7 @@ def test_every_option_is_documented(kind: str) -> None:
         assert f"{option}:" in (own.__doc__ or ""), f"{kind}.{option}"
 
 
-def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: Facts) -> None:
+def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: DataSpec) -> None:
     """The loss is a finite scalar, and no parameter is left without a gradient (gates at zero are opened first).
 
     A net that is told neither time nor class has modulation weights that see nothing: they alone may rest.
@@ -161,7 +161,7 @@ def test_guidance_needs_labels(kind: str) -> None:
         model.log_likelihood(batch(FACTS["grey"]).x, batch(FACTS["grey"]).label, SampleRng(range(8), "l"), guidance=2.0)
 
 
-def test_a_likelihood_carries_its_kind(kind: str, facts: Facts) -> None:
+def test_a_likelihood_carries_its_kind(kind: str, facts: DataSpec) -> None:
     """Finite nats of each sample with their standard error, the same for the same seeds; or None."""
     model, data = shaken(family(kind, facts)), batch(facts, rows=3)
 
@@ -209,12 +209,12 @@ def test_the_recipe_is_the_signature(kind: str) -> None:
     assert set(whole.sample) == set(build.schema(own.sample).model_fields)
     assert build.resolve(whole, facts, source(kind, facts)) == whole
     for section in ("family", "net", "sample"):
-        changed = whole.with_(**{section: {**getattr(whole, section), "nonsense": 1}})
+        changed = whole.replace(**{section: {**getattr(whole, section), "nonsense": 1}})
         with pytest.raises(UsageError, match="unknown key nonsense"):
             build.resolve(changed, facts, source(kind, facts))
 
 
-def test_a_family_can_be_printed(kind: str, facts: Facts) -> None:
+def test_a_family_can_be_printed(kind: str, facts: DataSpec) -> None:
     """repr names the class and its nets."""
     model = family(kind, facts)
     assert type(model).__name__ in repr(model)
@@ -223,7 +223,7 @@ def test_a_family_can_be_printed(kind: str, facts: Facts) -> None:
 
 def test_it_learns_two_blobs_of_points(kind: str) -> None:
     """A few hundred steps of a tiny net, by the preset's optimizer: the samples' mean and spread are the data's."""
-    facts = Facts((2, 1, 1), levels=None)
+    facts = DataSpec((2, 1, 1), levels=None)
     centres = torch.tensor([[0.9, 0.3], [-0.7, -0.5]])
 
     def blobs(step: int, rows: int = 64) -> Batch:
@@ -233,7 +233,7 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
         return Batch(x[:, :, None, None], torch.zeros(rows, dtype=torch.long))
 
     torch.manual_seed(0)
-    has_preset = (home() / "pipelines" / f"{kind}.yaml").is_file()
+    has_preset = (resources_dir() / "pipelines" / f"{kind}.yaml").is_file()
     own = preset(kind)["train"] if has_preset else {}
     usual = own if "optimizer" in own else {"lr": 0.02}  # with an optimizer of its own goes its rate
     chosen = recipe(kind, facts, train={**usual, "steps": 200, "batch": 64, "log_every": 200})
@@ -244,7 +244,7 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
         teacher = build.family_of(began, facts)
         fit(teacher, blobs, Session(), chosen.train, lambda step, weights: average.update(weights))
         teacher.load_state_dict(average, strict=False)
-        model.begin_from(teacher)
+        model.init_from(teacher)
     fit(model, blobs, Session(), chosen.train, lambda step, weights: average.update(weights))
     drawn = on_average(model, average, lambda: draw(model, list(range(600)), **chosen.sample)).flatten(1)
     real = blobs(10_000, 4000).x.flatten(1)
@@ -254,7 +254,7 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
     assert float(near) == pytest.approx(0.3, abs=0.15)
 
 
-def test_a_code_leads_back_to_its_picture(kind: str, facts: Facts) -> None:
+def test_a_code_leads_back_to_its_picture(kind: str, facts: DataSpec) -> None:
     """Where a family encodes, decode(encode(x)) is x: to the solver's precision, or for a VAE its own mean."""
     own = families.family_class(kind)
     if not has_encoder(own):
@@ -273,13 +273,13 @@ def test_a_code_leads_back_to_its_picture(kind: str, facts: Facts) -> None:
 
 
 def test_a_run_can_start_from_another(kind: str) -> None:
-    """begin_from takes over every weight that has a counterpart, and refuses a net of another shape in one line."""
+    """init_from takes over every weight that has a counterpart, and refuses a net of another shape in one line."""
     facts = FACTS["grey"]
     trained, fresh = shaken(family(kind, facts)), family(kind, facts, seed=1)
-    fresh.begin_from(trained)
+    fresh.init_from(trained)
     assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), trained.parameters(), strict=True))
     with pytest.raises(UsageError, match="cannot start from"):
-        family(kind, facts).begin_from(family("ddpm", facts, "dit" if kind != "dit" else "unet"))
+        family(kind, facts).init_from(family("ddpm", facts, "dit" if kind != "dit" else "unet"))
 
 
 def test_the_class_says_what_it_is(kind: str) -> None:

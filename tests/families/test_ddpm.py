@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from oracle import TWO, Mixture
-from small import FACTS, family, shaken
+from support.oracle import TWO, Mixture
+from support.small import FACTS, family, shaken
 from torch import Tensor, nn
 
 from genflow.batch import Batch
@@ -13,9 +13,9 @@ from genflow.errors import UsageError
 from genflow.families.ddpm import Ddpm
 from genflow.maths.guidance import Guided
 from genflow.maths.rng import BatchRng, SampleRng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
-POINTS = Facts((2, 1, 1), levels=None)
+POINTS = DataSpec((2, 1, 1), levels=None)
 
 
 class Perfect(nn.Module):
@@ -81,7 +81,7 @@ class Linear(nn.Module):
         return self.share * x
 
 
-def gaussian(rows: int, facts: Facts) -> Batch:
+def gaussian(rows: int, facts: DataSpec) -> Batch:
     """Pictures of independent numbers with the facts' mean 0 and standard deviation."""
     noise = torch.randn(rows, *facts.shape, generator=torch.Generator().manual_seed(0))
     return Batch(facts.sigma_data * noise, torch.zeros(rows, dtype=torch.long))
@@ -90,7 +90,7 @@ def gaussian(rows: int, facts: Facts) -> Batch:
 @pytest.mark.parametrize("sigma_data", [0.2, 0.7])
 def test_edm_sees_and_answers_at_unit_variance(sigma_data: float) -> None:
     """c_in and the effective target have unit variance at every noise level, which is ln r ~ N(-1.2, 1.2^2)."""
-    facts, rows = Facts((1, 4, 4), levels=256, sigma_data=sigma_data), 3000
+    facts, rows = DataSpec((1, 4, 4), levels=256, sigma_data=sigma_data), 3000
     net = Linear()
     model = Ddpm({"net": net}, facts, schedule="edm")
     loss, _ = model.loss("net", gaussian(rows, facts), BatchRng(0, "loss", 0, total=rows))
@@ -105,7 +105,7 @@ def test_edm_sees_and_answers_at_unit_variance(sigma_data: float) -> None:
 def test_edm_reads_the_answer_as_table_1_says(r: float) -> None:
     """D = c_skip z + c_out F(c_in z), with F = -(the net's answer), z = x_t / alpha."""
     s = 0.6
-    model = Ddpm({"net": Linear(0.3)}, Facts((1, 4, 4), levels=256, sigma_data=s), schedule="edm")
+    model = Ddpm({"net": Linear(0.3)}, DataSpec((1, 4, 4), levels=256, sigma_data=s), schedule="edm")
     z = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t = model.path.time(r / (1 + r))
     denoise = model.denoiser(Guided(model.net, torch.zeros(5, dtype=torch.long), 0))
@@ -125,7 +125,7 @@ def test_edm_refuses_another_target() -> None:
 )
 def test_min_snr_weighs_the_datas_error_alike_for_every_target(schedule: str, predict: str) -> None:
     """The loss is E min(SNR, 5) ||x - guess||^2 with the guess that the answer means, for each target."""
-    facts, rows = Facts((1, 4, 4), levels=256, sigma_data=0.5), 400
+    facts, rows = DataSpec((1, 4, 4), levels=256, sigma_data=0.5), 400
     model = Ddpm({"net": Linear(0.2)}, facts, schedule=schedule, predict=predict, weight="min_snr")  # type: ignore[arg-type]
     batch = gaussian(rows, facts)
     loss, _ = model.loss("net", batch, BatchRng(0, "loss", 0, total=rows))
@@ -141,7 +141,7 @@ def test_min_snr_weighs_the_datas_error_alike_for_every_target(schedule: str, pr
 def test_both_likelihoods_are_those_of_the_data(schedule: str) -> None:
     """Data N(0, s^2), the net that knows it (v = 0 at unit variance): bound and ODE give its entropy."""
     s = 1.0 if schedule == "cosine" else 0.5
-    facts = Facts((2, 1, 1), levels=None, sigma_data=s)
+    facts = DataSpec((2, 1, 1), levels=None, sigma_data=s)
     x = gaussian(300, facts)
     truth = torch.distributions.Normal(0, s).log_prob(x.x).flatten(1).sum(1)
     for bound, kind, tolerance in (("variational", "lower-bound", 0.3), ("ode", "ode-estimate", 0.01)):

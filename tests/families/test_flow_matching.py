@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from oracle import TWO, Mixture
-from small import FACTS, family, shaken
+from support.oracle import TWO, Mixture
+from support.small import FACTS, family, shaken
 from torch import Tensor, nn
 
 from genflow.batch import Batch
@@ -13,9 +13,9 @@ from genflow.errors import UsageError
 from genflow.families.base import Family, Samples
 from genflow.families.flow_matching import FlowMatching
 from genflow.maths.rng import BatchRng, SampleRng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
-SCALED = Facts((2, 1, 1), levels=None, scale=3.0)
+SCALED = DataSpec((2, 1, 1), levels=None, scale=3.0)
 NOBODY = torch.zeros(300, dtype=torch.long)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import FACTS, batch, family, recipe, shaken
+from support.small import FACTS, batch, family, recipe, shaken
 from torch import Tensor, nn
 
 from genflow import build
@@ -17,7 +17,7 @@ from genflow.errors import UsageError
 from genflow.families.base import LOOK_EVERY
 from genflow.families.gan import Gan, Watch
 from genflow.maths.rng import BatchRng, SampleRng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.session import Session
@@ -26,7 +26,7 @@ GREY, POINTS = FACTS["grey"], FACTS["points"]
 GAMES = ("relativistic", "non_saturating", "minimax")
 
 
-def gan(facts: Facts = GREY, **options: object) -> Gan:
+def gan(facts: DataSpec = GREY, **options: object) -> Gan:
     return shaken(family("gan", facts, family={"latent": 4, **options}))
 
 
@@ -211,7 +211,7 @@ def won(folder: Path, **train: Any) -> Callable[[], Any]:
 
 def test_a_discriminator_that_wins_ends_the_run(tmp_path: Path) -> None:
     """In the minimax game, whose generator then learns nothing: with the words, the step and a cure."""
-    with pytest.raises(loop.Trouble, match=r"the discriminator dominates: .* \(step \d+\)") as ended:
+    with pytest.raises(loop.TrainingDiverged, match=r"the discriminator dominates: .* \(step \d+\)") as ended:
         won(tmp_path)()
     assert "train.lr" in ended.value.hint
 
@@ -219,7 +219,7 @@ def test_a_discriminator_that_wins_ends_the_run(tmp_path: Path) -> None:
 def test_or_rolls_it_back(tmp_path: Path) -> None:
     """Three times, each at half the rate, if the recipe says so."""
     run = won(tmp_path, on_trouble="rollback", decay=0.0, warmup=0)
-    with pytest.raises(loop.Trouble, match="the discriminator dominates"):
+    with pytest.raises(loop.TrainingDiverged, match="the discriminator dominates"):
         run()
     steps = {rate: [n["step"] for n in run.logged if n["lr"] == rate] for rate in (0.01, 0.005, 0.0025, 0.00125)}  # type: ignore[attr-defined]
     assert all(last - first >= 40 for first, *_, last in steps.values())  # each attempt has its whole patience
@@ -232,7 +232,7 @@ def on_the_grid(game: str, steps: int) -> tuple[int, int]:
     """
     grid = densities.density("grid25")
     assert grid.modes is not None
-    facts = Facts((2, 1, 1), levels=None, class_names=grid.class_names, scale=grid.scale)
+    facts = DataSpec((2, 1, 1), levels=None, class_names=grid.class_names, scale=grid.scale)
 
     def data(step: int) -> Batch:
         points, labels = grid.sample(np.random.default_rng([0, step]), 128)
@@ -241,7 +241,7 @@ def on_the_grid(game: str, steps: int) -> tuple[int, int]:
     chosen = recipe(
         "gan", facts, family={"game": game, "forget": 1, "patience": 0},
         train={"steps": steps, "batch": 128, "lr": 0.002, "optimizer": "adamw", "beta1": 0.0},
-    ).with_(net={"kind": "mlp", "width": 64, "depth": 2, "waves": 6})  # fmt: skip
+    ).replace(net={"kind": "mlp", "width": 64, "depth": 2, "waves": 6})  # fmt: skip
     torch.manual_seed(0)
     model = build.family_of(chosen, facts)
     average: dict[str, Tensor] = {}

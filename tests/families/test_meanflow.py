@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from small import FACTS, batch, family, shaken
+from support.small import FACTS, batch, family, shaken
 from torch import Tensor, nn
 
 from genflow.families import meanflow
 from genflow.families.meanflow import MeanFlow
 from genflow.maths.paths import over
 from genflow.maths.rng import BatchRng, SampleRng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
-LINE = Facts((1, 1, 1), levels=None)
+LINE = DataSpec((1, 1, 1), levels=None)
 S = 0.4  # the data's standard deviation
 ROWS = 64
 NOBODY = torch.zeros(ROWS, dtype=torch.long)
@@ -96,7 +96,7 @@ def test_a_warm_start_is_the_flow_itself() -> None:
     """Begun from flow matching, u(x, r, t) is its velocity for every r: n steps are Euler's n steps."""
     facts = FACTS["grey"]
     flow, model = shaken(family("flow_matching", facts)), family("meanflow", facts, seed=3)
-    model.begin_from(flow)
+    model.init_from(flow)
     noise, label, rng = batch(facts).x[:2], torch.tensor([0, 10]), SampleRng([1, 2], "sample")
     for steps in (1, 3):
         euler = flow.sample(noise, label, rng, sampler="euler", steps=steps).x  # type: ignore[call-arg]

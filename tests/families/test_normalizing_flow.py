@@ -4,18 +4,18 @@ import math
 
 import pytest
 import torch
-from small import FACTS, batch, family, shaken
+from support.small import FACTS, batch, family, shaken
 from torch import Tensor
 
 from genflow import build
 from genflow.families.normalizing_flow import NormalizingFlow
 from genflow.maths.rng import BatchRng, SampleRng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 POINTS, GREY = FACTS["points"], FACTS["grey"]
 
 
-def flow(facts: Facts, size: float = 0.1, net: str = "auto", **options: object) -> NormalizingFlow:
+def flow(facts: DataSpec, size: float = 0.1, net: str = "auto", **options: object) -> NormalizingFlow:
     return shaken(family("normalizing_flow", facts, net, family=options), size)
 
 
@@ -26,7 +26,7 @@ def grid(reach: float, cells: int) -> tuple[Tensor, float]:
     return torch.cartesian_prod(line, line)[:, :, None, None], step**2
 
 
-def nobody(x: Tensor, facts: Facts) -> Tensor:
+def nobody(x: Tensor, facts: DataSpec) -> Tensor:
     return torch.full((len(x),), facts.classes)
 
 
@@ -73,7 +73,7 @@ def test_an_affine_flow_has_a_gaussian_density() -> None:
 @torch.no_grad()
 def test_the_density_of_the_box_integrates_to_one() -> None:
     """Two pixels; the midpoint rule in w, x = tanh w, because much of the mass lies close to black and white."""
-    facts = Facts((1, 1, 2), levels=5)
+    facts = DataSpec((1, 1, 2), levels=5)
     model = flow(facts, net="spline")
     w, area = grid(6.5, 300)
     w = w.reshape(-1, 1, 1, 2).double()
@@ -96,7 +96,7 @@ def test_the_loss_is_bits_a_dimension(net: str) -> None:
 @torch.no_grad()
 def test_the_log_density_counts_the_logits() -> None:
     """With an identity net the density of one pixel is that of a logit-normal variable, in closed form."""
-    facts = Facts((1, 1, 2), levels=256)
+    facts = DataSpec((1, 1, 2), levels=256)
     model = family("normalizing_flow", facts, "spline")
     x = torch.tensor([[-0.999, 0.3], [0.0, 0.9999]])
     p = 1e-5 + (1 - 2e-5) * (x + 1) / 2

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from small import FACTS, batch, family, shaken
+from support.small import FACTS, batch, family, shaken
 from torch import nn
 
 from genflow.errors import UsageError
 from genflow.families.vae import Vae
 from genflow.maths.rng import BatchRng, SampleRng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 
 def vae(data: str = "grey", **options: object) -> Vae:
@@ -155,7 +155,7 @@ def test_a_prior_that_is_too_large_is_refused() -> None:
 
 # The bound, beside a model whose likelihood is known: x = W z + sigma eps.
 
-LINEAR = Facts((5, 1, 1), levels=None)
+LINEAR = DataSpec((5, 1, 1), levels=None)
 W = torch.tensor([[1.0, 0.3], [0.5, -1.0], [0.2, 0.8], [-0.7, 0.1], [0.0, 0.6]])
 SIGMA = 0.5
 

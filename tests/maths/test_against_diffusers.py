@@ -8,20 +8,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from small import family, shaken
+from support.small import family, shaken
 from torch import Tensor, nn
 
 from genflow.maths.guidance import Guided
 from genflow.maths.paths import BETAS, DiscretePath, StraightPath, x0_from
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS, heun
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 diffusers = pytest.importorskip("diffusers")
 
 SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 PREDICTION = {"eps": "epsilon", "x": "sample", "v": "v_prediction"}
-FACTS = Facts((1, 4, 4), levels=256)
+FACTS = DataSpec((1, 4, 4), levels=256)
 LABEL = torch.zeros(3, dtype=torch.long)
 
 
@@ -188,7 +188,7 @@ def test_edms_heun_agrees(steps: int, karras: bool) -> None:
 
 def test_edm_agrees() -> None:
     """EDMEulerScheduler: its preconditioning and its Karras steps, on our net told the same noise levels."""
-    facts = Facts((1, 4, 4), levels=256, sigma_data=0.6)
+    facts = DataSpec((1, 4, 4), levels=256, sigma_data=0.6)
     model = shaken(family("ddpm", facts, "mlp", family={"schedule": "edm"}))
     theirs = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.6, rho=7.0)
     theirs.set_timesteps(18)

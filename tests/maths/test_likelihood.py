@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import TWO, Mixture
 from scipy import stats
+from support.oracle import TWO, Mixture
 from torch import Tensor, nn
 
 from genflow.families.vae import Vae
 from genflow.maths import likelihood
 from genflow.maths.paths import DiscretePath, EdmPath, Path, StraightPath, Time, along, cosine_betas, linear_betas
 from genflow.maths.rng import BatchRng
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
-PICTURES = Facts((1, 2, 2), levels=17)
-POINTS = Facts((2, 1, 1), levels=None)
+PICTURES = DataSpec((1, 2, 2), levels=17)
+POINTS = DataSpec((2, 1, 1), levels=None)
 
 
 def rng(rows: int, step: int = 0) -> BatchRng:
@@ -48,7 +48,7 @@ def test_dequantized_levels_stay_in_their_bins() -> None:
 
 def test_points_are_measured_in_their_own_coordinates() -> None:
     """log p(point) = log p(point / scale) - D log scale."""
-    scaled = Facts((2, 1, 1), levels=None, scale=4.0)
+    scaled = DataSpec((2, 1, 1), levels=None, scale=4.0)
     assert float(likelihood.discrete_nats(torch.tensor([-1.0]), scaled)) == pytest.approx(-1 - 2 * math.log(4))
 
 
@@ -144,7 +144,7 @@ def test_the_bound_of_levels_is_below_their_probability(levels: int) -> None:
 
     E[x | x_t] of the values is their mean, weighed by N(x_t; alpha x, sigma^2).
     """
-    path, facts, rows = PATHS["cosine"], Facts((1, 2, 2), levels=levels), 300
+    path, facts, rows = PATHS["cosine"], DataSpec((1, 2, 2), levels=levels), 300
     values = (2 * torch.arange(levels, dtype=torch.float64) + 1) / levels - 1
 
     def denoise(x: Tensor, t: Time) -> Tensor:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from oracle import TWO, Mixture
+from support.oracle import TWO, Mixture
 
 from genflow.families.gaussian import Gaussian
 from genflow.maths.paths import (

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small import NETS, shaken
+from support.small import NETS, shaken
 from torch import Tensor, nn
 
 from genflow import build, nets
 from genflow.errors import UsageError
-from genflow.specs import Ports
+from genflow.specs import NetSpec
 
 KINDS = nets.kinds(flow=True)
 CLASSES = 3
@@ -17,7 +17,7 @@ SHAPES = [(2, 1, 1), (1, 8, 8), (3, 8, 8), (1, 9, 9)]
 def fits(kind: str, shape: tuple[int, ...]) -> bool:
     """Whether the net is made for this; it says so in one line."""
     try:
-        nets.builder(kind)(Ports(shape, shape, flow=True), CLASSES, **NETS[kind])
+        nets.builder(kind)(NetSpec(shape, shape, flow=True), CLASSES, **NETS[kind])
     except UsageError as refused:
         return "net.kind=" not in refused.hint  # a refusal without a cure becomes a case that fails
     return True
@@ -28,7 +28,7 @@ CASES = [(kind, shape) for kind in KINDS for shape in SHAPES if fits(kind, shape
 
 def made(kind: str, shape: tuple[int, ...], classes: int = CLASSES, **options: object) -> nn.Module:
     torch.manual_seed(0)
-    return shaken(nets.builder(kind)(Ports(shape, shape, flow=True), classes, **{**NETS[kind], **options}))
+    return shaken(nets.builder(kind)(NetSpec(shape, shape, flow=True), classes, **{**NETS[kind], **options}))
 
 
 def asked(shape: tuple[int, ...], rows: int = 4) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def test_it_is_made_for_something_and_its_options_are_documented(kind: str) -> N
 def test_ordinary_ports_are_refused(kind: str) -> None:
     """A family that asks for an ordinary net is told so in one line, with the nets that fit."""
     with pytest.raises(UsageError, match="no invertible net is needed") as refused:
-        nets.builder(kind)(Ports((1, 8, 8), (1, 8, 8), time=True), CLASSES)
+        nets.builder(kind)(NetSpec((1, 8, 8), (1, 8, 8), time=True), CLASSES)
     assert "net.kind=conv or dit" in refused.value.hint
 
 
@@ -80,7 +80,7 @@ def test_the_log_determinant_is_the_jacobians(kind: str, shape: tuple[int, ...])
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_it_begins_as_the_identity(kind: str, shape: tuple[int, ...]) -> None:
     """Fresh weights move nothing, so the density to begin with is N(0, I)."""
-    net = nets.builder(kind)(Ports(shape, shape, flow=True), CLASSES, **NETS[kind])
+    net = nets.builder(kind)(NetSpec(shape, shape, flow=True), CLASSES, **NETS[kind])
     x, label = asked(shape)
     z, log_det = net(x, None, label)
     torch.testing.assert_close(z, x, rtol=1e-4, atol=1e-4)

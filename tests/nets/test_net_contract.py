@@ -5,28 +5,28 @@ import math
 
 import pytest
 import torch
-from small import NETS, recipe, shaken
+from support.small import NETS, recipe, shaken
 from torch import Tensor, nn
 
 from genflow import build, nets
 from genflow.errors import UsageError
 from genflow.recipe.schema import parse
-from genflow.specs import Facts, Ports
+from genflow.specs import DataSpec, NetSpec
 
 KINDS = nets.kinds(flow=False)  # flows keep a contract of their own: test_flow_contract.py
 SIZES = (7, 8, 9, 12, 28, 30, 33, 64)
 CLASSES = 3
 
 
-def picture(size: int) -> dict[str, Ports]:
+def picture(size: int) -> dict[str, NetSpec]:
     """What families ask of a net for pictures of a size, by the ends' names."""
     shape = (1, size, size)
     return {
-        "picture to picture": Ports(shape, shape, time=True),
-        "picture to vector": Ports(shape, (2, 5)),
-        "vector to picture": Ports((5,), (3, size, size)),
-        "point to point": Ports((2, 1, 1), (2, 1, 1), time=True),
-        "invertible": Ports(shape, shape, flow=True),
+        "picture to picture": NetSpec(shape, shape, time=True),
+        "picture to vector": NetSpec(shape, (2, 5)),
+        "vector to picture": NetSpec((5,), (3, size, size)),
+        "point to point": NetSpec((2, 1, 1), (2, 1, 1), time=True),
+        "invertible": NetSpec(shape, shape, flow=True),
     }
 
 
@@ -42,12 +42,12 @@ def fits(kind: str, ends: str) -> bool:
 CASES = [(kind, ends) for kind in KINDS for ends in picture(8) if fits(kind, ends)]
 
 
-def made(kind: str, ports: Ports, classes: int = CLASSES, **options: object) -> nn.Module:
+def made(kind: str, ports: NetSpec, classes: int = CLASSES, **options: object) -> nn.Module:
     torch.manual_seed(0)
     return shaken(nets.builder(kind)(ports, classes, **{**NETS.get(kind, {}), **options}))
 
 
-def asked(ports: Ports, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def asked(ports: NetSpec, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, *ports.inputs, generator=generator)
     return x, torch.linspace(5, 990, rows), torch.arange(rows) % (CLASSES + 1)
@@ -161,7 +161,7 @@ def test_any_width_works_or_is_refused(kind: str, ends: str, width: int) -> None
 def test_impossible_options_are_refused_before_anything(net: dict[str, object], message: str) -> None:
     """A recipe that cannot work is refused when it is resolved, in one line."""
     with pytest.raises(UsageError, match=message) as refused:
-        build.resolve(parse({"family": {"kind": "ddpm"}, "net": net}), Facts((1, 8, 8), 17))
+        build.resolve(parse({"family": {"kind": "ddpm"}, "net": net}), DataSpec((1, 8, 8), 17))
     assert "\n" not in refused.value.message
 
 
@@ -170,13 +170,13 @@ def test_the_hint_for_heads_is_right() -> None:
     with pytest.raises(UsageError) as refused:
         nets.builder("dit")(picture(8)["picture to picture"], 0, width=100, heads=3)
     assert refused.value.hint == "use net.heads=2"
-    assert recipe("ddpm", Facts((1, 8, 8), 17), "dit", train={"steps": 1}).net["heads"] == 2
+    assert recipe("ddpm", DataSpec((1, 8, 8), 17), "dit", train={"steps": 1}).net["heads"] == 2
 
 
 def test_the_fast_unet_folds_large_pictures() -> None:
     """From 8 pixels on they are folded two by two, and the bottom of the default U-Net has at most 8 x 8 of them."""
     for size in (4, 8, 28, 33, 64):
-        net = nets.builder("unet")(Ports((1, size, size), (1, size, size), time=True), 0, width=8, blocks=1)
+        net = nets.builder("unet")(NetSpec((1, size, size), (1, size, size), time=True), 0, width=8, blocks=1)
         fold = net.patch
         assert fold == (1 if size < 8 or size % 2 else 2)
         halvings = sum(isinstance(m, nn.Conv2d) and m.stride == (2, 2) for m in net.down)

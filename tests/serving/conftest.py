@@ -6,30 +6,30 @@ from collections.abc import Iterator
 
 import pytest
 import uvicorn
-from served import client, listed, trained
 from starlette.testclient import TestClient
+from support.served import client, listed, trained
 
 from genflow.serving import app
-from genflow.serving.model_list import Entry
+from genflow.serving.model_list import ServedModel
 from genflow.serving.service import Service
 from genflow.storage.store import Store
 from genflow.system import environment
 
 
 @pytest.fixture(scope="session")
-def shelf_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Entry]]:
+def shelf_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[ServedModel]]:
     store, runs = trained(tmp_path_factory.mktemp("serving") / "store")
     return store, listed(store, runs)
 
 
 @pytest.fixture(scope="module")
-def http(shelf_store: tuple[Store, list[Entry]]) -> Iterator[TestClient]:
+def http(shelf_store: tuple[Store, list[ServedModel]]) -> Iterator[TestClient]:
     with client(shelf_store[1]) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def server(shelf_store: tuple[Store, list[Entry]]) -> Iterator[str]:
+def server(shelf_store: tuple[Store, list[ServedModel]]) -> Iterator[str]:
     """The address of a server in a thread of this process."""
     service, port = Service(shelf_store[1]), environment.free_port()
     running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))

@@ -13,10 +13,10 @@ from starlette.testclient import TestClient
 
 from genflow.data import preview
 from genflow.sampling.engine import Engine, labels_for
-from genflow.serving.model_list import Entry
+from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[Entry]]
+Shelved = tuple[Store, list[ServedModel]]
 
 
 def engine(shelf_store: Shelved, name: str) -> Engine:

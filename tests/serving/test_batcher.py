@@ -11,7 +11,7 @@ import pytest
 
 from genflow.sampling.engine import Drawn
 from genflow.serving.batcher import Batcher, Job
-from genflow.serving.responses import Refused
+from genflow.serving.responses import RequestError
 
 
 class Slow:
@@ -92,7 +92,7 @@ def test_a_full_queue_says_so_at_once() -> None:
         draw = Slow()
         batcher = Batcher(draw, most_jobs=3)
         served = await together(batcher, draw, [job([i], f"k{i}") for i in range(5)])
-        assert [isinstance(each, Refused) for each in served] == [False, False, False, True, True]
+        assert [isinstance(each, RequestError) for each in served] == [False, False, False, True, True]
         assert served[-1].status == 503
         assert served[-1].retry_after >= 1
         batcher.close()
@@ -110,7 +110,7 @@ def test_a_deadline_is_kept() -> None:
         busy = asyncio.create_task(batcher.run(job([-1], "first")))
         await asyncio.sleep(0.02)
         start = time.monotonic()
-        with pytest.raises(Refused, match="not drawn before the deadline") as refused:
+        with pytest.raises(RequestError, match="not drawn before the deadline") as refused:
             await batcher.run(job([1], seconds=0.1))
         assert time.monotonic() - start < 1
         assert refused.value.status == 503
@@ -129,7 +129,7 @@ def test_what_can_never_be_done_in_time_is_refused_as_such() -> None:
     async def main() -> None:
         batcher = Batcher(Slow(seconds=0.16))
         await batcher.run(job([0]))
-        with pytest.raises(Refused, match="longer than a request may") as refused:
+        with pytest.raises(RequestError, match="longer than a request may") as refused:
             await batcher.run(job(range(1000), seconds=2.0))
         assert (refused.value.status, refused.value.field) == (422, "n")
         batcher.close()

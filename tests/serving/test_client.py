@@ -10,10 +10,10 @@ from genflow.cli import sample
 from genflow.client import Client
 from genflow.errors import SetupError, UsageError
 from genflow.sampling.engine import Engine, labels_for
-from genflow.serving.model_list import Entry
+from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[Entry]]
+Shelved = tuple[Store, list[ServedModel]]
 
 
 def test_samples_are_the_engines(server: str, shelf_store: Shelved) -> None:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import browser
 import pytest
+from support import browser
 
 PROGRAM = browser.found()
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="no Chromium on PATH: the playground is not clicked through")

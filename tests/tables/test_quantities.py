@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from made_up import evaluation, metric, study
 from scipy import stats
+from support.made_up import evaluation, metric, study
 
 from genflow.tables import formatting
 from genflow.tables.quantities import quantities, spread, steps

@@ -12,7 +12,7 @@ from genflow.errors import ResourceError
 from genflow.recipe.compose import compose
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.loop import NonFinite
-from genflow.tuning.trial import CHECKPOINTS, REPORTS, Bench, Trial, position, read_reports
+from genflow.tuning.trial import CHECKPOINTS, REPORTS, Trial, TrialContext, position, read_reports
 
 PARAMS = {"train.lr": 0.03}
 
@@ -37,10 +37,10 @@ def weights(trial: Trial) -> dict[str, torch.Tensor]:
 
 def test_stages_train_to_the_bits_of_one_go(task, tmp_path):
     """Paused at a rung, measured, and carried on with by another process: the weights of an uninterrupted run."""
-    first = Trial(Bench(task), 0, PARAMS)
+    first = Trial(TrialContext(task), 0, PARAMS)
     assert first.report(0)["step"] == 3
-    assert Trial(Bench(task), 0, PARAMS).report(1)["step"] == 9
-    whole = Trial(Bench(replace(task, shares=(1.0,), folder=task.folder)), 1, PARAMS)
+    assert Trial(TrialContext(task), 0, PARAMS).report(1)["step"] == 9
+    whole = Trial(TrialContext(replace(task, shares=(1.0,), folder=task.folder)), 1, PARAMS)
     whole.report(0)
     a, b = weights(first), weights(whole)
     assert all(torch.equal(a[name], b[name]) for name in b)
@@ -48,8 +48,8 @@ def test_stages_train_to_the_bits_of_one_go(task, tmp_path):
 
 def test_a_report_is_read_where_it_is_there(task):
     """A second asking trains and measures nothing."""
-    made = Trial(Bench(task), 0, PARAMS).report(0)
-    again = Trial(Bench(task), 0, PARAMS)
+    made = Trial(TrialContext(task), 0, PARAMS).report(0)
+    again = Trial(TrialContext(task), 0, PARAMS)
     found = again.report(0)
     assert found["values"] == made["values"]
     assert again._stages is None
@@ -57,10 +57,10 @@ def test_a_report_is_read_where_it_is_there(task):
 
 def test_a_stage_that_was_trained_and_not_measured_is_only_measured(task):
     """Killed between the checkpoint and the report: not one step more is trained."""
-    trial = Trial(Bench(task), 0, PARAMS)
+    trial = Trial(TrialContext(task), 0, PARAMS)
     made = trial.report(0)
     (trial.folder / REPORTS).unlink()
-    again = Trial(Bench(task), 0, PARAMS)
+    again = Trial(TrialContext(task), 0, PARAMS)
     found = again.report(0)
     assert found["step"] == 3
     assert found["values"] == made["values"]
@@ -68,7 +68,7 @@ def test_a_stage_that_was_trained_and_not_measured_is_only_measured(task):
 
 def test_a_torn_report_is_none(task):
     """The next writer begins a line of its own."""
-    trial = Trial(Bench(task), 0, PARAMS)
+    trial = Trial(TrialContext(task), 0, PARAMS)
     trial.report(0)
     with (trial.folder / REPORTS).open("a") as file:
         file.write('{"share": 1')
@@ -80,18 +80,18 @@ def test_a_torn_report_is_none(task):
 def test_what_goes_wrong_with_the_settings_is_a_report(task):
     """A loss that is no number diverged, and so did a metric; settings that make no recipe failed."""
     for number, answer in enumerate([NonFinite("the loss is not finite"), {"values": {"fd": float("nan")}}]):
-        wild = Trial(Bench(task), 2 + number, PARAMS)
+        wild = Trial(TrialContext(task), 2 + number, PARAMS)
         wild._stages = Answering(answer)
         assert wild.report(0)["status"] == "diverged"
         assert "is not finite" in read_reports(wild.folder)[0]["why"]
-    wrong = Trial(Bench(task), 1, {"net.width": -1}).report(0)
+    wrong = Trial(TrialContext(task), 1, {"net.width": -1}).report(0)
     assert wrong["status"] == "failed"
     assert "net.width" in wrong["why"]
 
 
 def test_a_full_disk_is_no_fault_of_the_settings(task):
     """It ends the search, rather than each trial after the other."""
-    trial = Trial(Bench(task), 0, PARAMS)
+    trial = Trial(TrialContext(task), 0, PARAMS)
     trial._stages = Answering(ResourceError("disk full"))
     with pytest.raises(ResourceError):
         trial.report(0)

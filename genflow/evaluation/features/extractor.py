@@ -31,7 +31,7 @@ from genflow.data.shards import Dataset, to_display
 from genflow.errors import DataError, UsageError
 from genflow.evaluation.features import classifier
 from genflow.maths.rng import key
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -46,7 +46,7 @@ Embed = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
-class Real:
+class DataSplits:
     """Which real rows do what, in a fixed random order; none does two things.
 
     A network's features of rows that it was trained on lie further apart than those of rows it has not seen. So
@@ -65,7 +65,7 @@ class Real:
     taught: np.ndarray
 
     @classmethod
-    def of(cls, data: Dataset) -> "Real":
+    def of(cls, data: Dataset) -> "DataSplits":
         """From the data's splits. Where nothing is held out, the reference is a third of the training split."""
         split = data.reference
         order = np.random.default_rng(0).permutation(len(data.splits["train"]))
@@ -78,7 +78,7 @@ class Real:
 
 
 @dataclass(frozen=True)
-class Judge:
+class FeatureReference:
     """Features for one dataset.
 
     Args:
@@ -92,7 +92,7 @@ class Judge:
     """
 
     artifact: Artifact
-    real: Real
+    real: DataSplits
     reference: np.ndarray
     floor: np.ndarray
     labels: np.ndarray
@@ -105,7 +105,7 @@ class Judge:
         return str(self.about["name"])
 
 
-def address(dataset: Artifact, facts: Facts, spec: str) -> str:
+def address(dataset: Artifact, facts: DataSpec, spec: str) -> str:
     """The judge's id, known before it is made.
 
     Args:
@@ -124,7 +124,7 @@ def address(dataset: Artifact, facts: Facts, spec: str) -> str:
     return f"{dataset.name}-{digest([facts.fingerprint, what, made_by])}"
 
 
-def judge(store: Store, data: Dataset, spec: str, emit: Emit) -> Judge:
+def load_features(store: Store, data: Dataset, spec: str, emit: Emit) -> FeatureReference:
     """The judge of a dataset, made if it is not there yet.
 
     Args:
@@ -137,7 +137,7 @@ def judge(store: Store, data: Dataset, spec: str, emit: Emit) -> Judge:
         UsageError: the module cannot be read, or does not answer with one vector a picture.
         DataError: the data has too few rows to tell anything.
     """
-    id, real = address(data.artifact, data.facts, spec), Real.of(data)
+    id, real = address(data.artifact, data.facts, spec), DataSplits.of(data)
     if min(len(real.reference), len(real.floor)) < FEWEST:
         have = ", ".join(f"{rows} {name}" for name, rows in data.facts.splits.items())
         raise DataError(
@@ -153,10 +153,10 @@ def judge(store: Store, data: Dataset, spec: str, emit: Emit) -> Judge:
     vectors = {name: v.astype(np.float64) for name, v in load_file(artifact.file(VECTORS)).items()}
     embed = _embedder(artifact.path, data.facts, about, spec)
     labels = data.splits["train"].labels[real.floor]
-    return Judge(artifact, real, vectors["reference"], vectors["floor"], labels, embed, about)
+    return FeatureReference(artifact, real, vectors["reference"], vectors["floor"], labels, embed, about)
 
 
-def _make(store: Store, id: str, data: Dataset, real: Real, spec: str, emit: Emit) -> Artifact:
+def _make(store: Store, id: str, data: Dataset, real: DataSplits, spec: str, emit: Emit) -> Artifact:
     facts = data.facts
     with store.stage("features", id, name=data.artifact.name) as staged:
         if facts.is_points:
@@ -188,14 +188,14 @@ def _distance(about: dict[str, Any], dims: int) -> str:
     return "FID" if is_inception else "fd"
 
 
-def _random(facts: Facts) -> classifier.Classifier:
+def _random(facts: DataSpec) -> classifier.Classifier:
     """The network with weights that are a function of nothing but its shape."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key("random features"))
         return classifier.Classifier(facts.shape, 2)
 
 
-def _loaded(path: Path, facts: Facts) -> classifier.Classifier:
+def _loaded(path: Path, facts: DataSpec) -> classifier.Classifier:
     """The network with weights from a file.
 
     Raises:
@@ -214,7 +214,7 @@ def _loaded(path: Path, facts: Facts) -> classifier.Classifier:
     return net
 
 
-def _train(folder: Path, data: Dataset, real: Real, emit: Emit) -> dict[str, Any]:
+def _train(folder: Path, data: Dataset, real: DataSplits, emit: Emit) -> dict[str, Any]:
     facts, split = data.facts, data.splits["train"]
     task = classifier.Task.of(facts.classes, facts.shape)
 
@@ -238,7 +238,7 @@ def _train(folder: Path, data: Dataset, real: Real, emit: Emit) -> dict[str, Any
     }
 
 
-def _embedder(folder: Path, facts: Facts, about: dict[str, Any], spec: str) -> Embed:
+def _embedder(folder: Path, facts: DataSpec, about: dict[str, Any], spec: str) -> Embed:
     match about["kind"]:
         case "coordinates":
             return lambda points: (_finite(points.reshape(len(points), -1).astype(np.float64)), None)
@@ -256,7 +256,7 @@ def _embedder(folder: Path, facts: Facts, about: dict[str, Any], spec: str) -> E
             return _scripted(_module_path(spec), facts)
 
 
-def _scripted(path: Path, facts: Facts) -> Embed:
+def _scripted(path: Path, facts: DataSpec) -> Embed:
     try:
         module = torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:

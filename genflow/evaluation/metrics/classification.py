@@ -15,14 +15,16 @@ import numpy as np
 
 from genflow.data.shards import Dataset, to_display
 from genflow.evaluation.features import classifier
-from genflow.evaluation.features.extractor import Judge
+from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.interval import proportion
 
 STEPS = 100  # of the classifier's training: 25 passes over 500 samples; real rows have as many, so it is fair
 _floors: dict[tuple[str, str, int], float] = {}  # the same for every run of a dataset that a process measures
 
 
-def classification(records: np.ndarray, labels: np.ndarray, data: Dataset, judge: Judge) -> dict[str, Any] | None:
+def classification(
+    records: np.ndarray, labels: np.ndarray, data: Dataset, judge: FeatureReference
+) -> dict[str, Any] | None:
     """The accuracy as a metric, with Wilson's interval over real pictures; None without classes, or for points.
 
     Args:

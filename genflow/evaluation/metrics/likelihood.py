@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from genflow.data.shards import Dataset
-from genflow.evaluation.features.extractor import ROWS, Emit, Real
+from genflow.evaluation.features.extractor import ROWS, DataSplits, Emit
 from genflow.evaluation.interval import Z
 from genflow.maths.likelihood import bits_per_dim
 from genflow.maths.rng import SampleRng, key
@@ -25,7 +25,9 @@ BATCH = 32
 CELLS = 50_000_000  # of pixels times levels; beyond it the independent bar is left out
 
 
-def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int, tell: Emit) -> dict[str, Any] | None:
+def likelihood(
+    engine: Engine, data: Dataset, real: DataSplits, images: int, seed: int, tell: Emit
+) -> dict[str, Any] | None:
     """What the family says of held-out records.
 
     Args:
@@ -77,7 +79,7 @@ def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int
     }
 
 
-def bars(data: Dataset, real: Real) -> dict[str, float]:
+def bars(data: Dataset, real: DataSplits) -> dict[str, float]:
     """The bars: for pictures bits/dim by name; for points the true density's nats."""
     facts, split = data.facts, data.splits[real.split]
     if facts.levels is None:

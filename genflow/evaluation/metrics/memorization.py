@@ -19,9 +19,9 @@ import numpy as np
 import torch.nn.functional as F
 
 from genflow.data.shards import Dataset, Split, to_x
-from genflow.evaluation.features.extractor import Real
+from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.interval import Interval, mean, proportion
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 
 SHOWN = 200  # samples of which the standouts are looked for
 WATCHED = 1000  # samples, and held-out rows, that are looked at; every training row is
@@ -29,7 +29,7 @@ SIDE, NEIGHBOURS, COPY = 16, 5, 0.5  # with 50 neighbours, held-out digits had 1
 ROWS = 2048  # training rows at a time
 
 
-def memorization(records: np.ndarray, data: Dataset, real: Real) -> dict[str, dict[str, Any]] | None:
+def memorization(records: np.ndarray, data: Dataset, real: DataSplits) -> dict[str, dict[str, Any]] | None:
     """`nearest` and `copies` as metrics; their floor is None where nothing is held out. None for points.
 
     Args:
@@ -87,7 +87,7 @@ def neighbours(x: np.ndarray, train: Split) -> tuple[np.ndarray, np.ndarray, np.
     return distances[:, 0], distances[:, 1:].mean(1), row
 
 
-def small(records: np.ndarray, facts: Facts) -> np.ndarray:
+def small(records: np.ndarray, facts: DataSpec) -> np.ndarray:
     """Records (N, H, W, C) in [-1, 1], averaged down to at most 16 pixels a side, (N, D) float32."""
     x = to_x(records, facts)
     by = -(-max(facts.shape[1:]) // SIDE)

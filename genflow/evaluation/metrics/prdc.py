@@ -45,7 +45,7 @@ def radii2(x: np.ndarray, k: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Variety:
+class Prdc:
     """The four metrics and the number of points on either side."""
 
     precision: Interval
@@ -55,14 +55,14 @@ class Variety:
     n: int
 
 
-def variety(
+def prdc(
     features: np.ndarray,
     reference: np.ndarray,
     k: int = 5,
     repeats: int = 50,
     seed: int = 0,
     strata: np.ndarray | None = None,
-) -> Variety:
+) -> Prdc:
     """The four metrics of features against a reference, on the first n rows of either, n the shorter length.
 
     Args:
@@ -89,7 +89,7 @@ def variety(
         return float(inside[half].any(0).mean())
 
     everything = np.arange(n)
-    return Variety(
+    return Prdc(
         precision=proportion(per_sample > 0),
         recall=half_sampled(recall(everything), recall, rows, n, UNIT),
         density=mean(per_sample / k),

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from genflow.data.shards import Dataset, to_display
 from genflow.data.sources import stacked
 from genflow.evaluation.features import classifier
-from genflow.evaluation.features.extractor import Emit, Real
+from genflow.evaluation.features.extractor import DataSplits, Emit
 from genflow.evaluation.interval import Z, half_sampled, halves
 from genflow.storage.store import Store
 from genflow.system import source_hash
@@ -37,7 +37,7 @@ def is_stack(data: Dataset) -> bool:
     return bool(data.artifact.meta.get("source", {}).get("kind") == "stack")
 
 
-def measure(store: Store, data: Dataset, real: Real, records: np.ndarray, emit: Emit) -> dict[str, Any]:
+def measure(store: Store, data: Dataset, real: DataSplits, records: np.ndarray, emit: Emit) -> dict[str, Any]:
     """What samples show, beside what as many held-out real stacks show.
 
     Args:
@@ -91,7 +91,7 @@ def count(shown: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     }
 
 
-def reader(store: Store, data: Dataset, real: Real, classes: int, emit: Emit) -> Any:
+def reader(store: Store, data: Dataset, real: DataSplits, classes: int, emit: Emit) -> Any:
     """What tells the class of each channel, records (N, H, W, 3) -> (N, 3); trained once, on training stacks."""
     id = f"{data.artifact.name}-reader-{digest([data.facts.fingerprint, source_hash.fingerprint(*ROOMS)])}"
     shape = (1, *data.facts.shape[1:])
@@ -117,7 +117,7 @@ def reader(store: Store, data: Dataset, real: Real, classes: int, emit: Emit) ->
 
 
 def _train(
-    data: Dataset, real: Real, classes: int, shape: tuple[int, int, int], emit: Emit
+    data: Dataset, real: DataSplits, classes: int, shape: tuple[int, int, int], emit: Emit
 ) -> classifier.Classifier:
     split, rows = data.splits["train"], real.taught[: classifier.MOST * classifier.BATCH]
     ids = split.ids

@@ -13,7 +13,7 @@ from genflow.evaluation.report.charts import Point, Series
 from genflow.evaluation.report.html import picture, template
 from genflow.evaluation.report.summary import KINDS, tells_apart, verdict, was_busy
 from genflow.evaluation.sweep import beside_teachers
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -71,7 +71,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
     shown = named(rows)
     first = shown[0]
     dataset = store.find("datasets", first["dataset"])
-    facts = Facts.from_json(dataset.file("facts.json").read_text())
+    facts = DataSpec.from_json(dataset.file("facts.json").read_text())
     runs = [store.find("runs", row["run"]) for row in shown]
     budget = PICTURES_BYTES // (4 * len(shown) + 1)
     lost_by_run = [loss_curves.losses(store, row["run"]) for row in shown]

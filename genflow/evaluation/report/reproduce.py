@@ -11,7 +11,7 @@ from genflow.errors import GenflowError
 from genflow.recipe.compose import compose
 from genflow.recipe.files import read
 from genflow.recipe.schema import Data, Evaluate, Recipe, flatten, parse
-from genflow.specs import Facts
+from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 
 NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # what changes no weight
@@ -25,7 +25,7 @@ def commands(store: Store, rows: Sequence[dict[str, Any]]) -> list[str]:
         rows: `genflow.evaluate/1` documents.
     """
     dataset = store.find("datasets", rows[0]["dataset"])
-    facts = Facts.from_json(dataset.file(FACTS).read_text())
+    facts = DataSpec.from_json(dataset.file(FACTS).read_text())
     runs = [store.find("runs", row["run"]) for row in rows]
     lines = [_line("prepare", dataset.meta["options"]["source"], "--name", dataset.name, *_prepare(dataset))]
     trained = _lineage(store, runs)
@@ -63,7 +63,7 @@ def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
     return list(found.values())
 
 
-def _train(store: Store, run: Artifact, facts: Facts, called: dict[str, str]) -> list[str]:
+def _train(store: Store, run: Artifact, facts: DataSpec, called: dict[str, str]) -> list[str]:
     """The options with which the family's preset becomes the run's recipe; `called` are names by the runs' ids."""
     recipe = recipe_of(run)
     kind, net = recipe.family["kind"], recipe.net["kind"]

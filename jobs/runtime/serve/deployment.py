@@ -19,8 +19,8 @@ from ray.serve import metrics
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from genflow.serving import app as http_app
-from genflow.serving.middleware import Guard, Limits
-from genflow.serving.model_list import Entry
+from genflow.serving.middleware import Limits, RequestLimitsMiddleware
+from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import Reply
 from genflow.serving.schemas import Task
 from genflow.system import environment, source_hash
@@ -69,7 +69,7 @@ class Sampler:
         self._waiting = metrics.Gauge("genflow_waiting", description="Requests in the queue.")
         self._backlog = metrics.Gauge("genflow_backlog_seconds", description="Seconds until the queue is drawn.")
 
-    def __serve_build_asgi_app__(self) -> Guard:
+    def __serve_build_asgi_app__(self) -> RequestLimitsMiddleware:
         """The HTTP app that Ray sends this replica's requests to."""
         _write_log_lines()
         return http_app.create(self, self._limits, self._seen)
@@ -84,14 +84,14 @@ class Sampler:
         """Serve these models from now on; the first time, load and try them."""
         from genflow.serving.service import Service
 
-        entries = [Entry(**entry) for entry in config["models"]]
+        entries = [ServedModel(**entry) for entry in config["models"]]
         if self._service is None:
             service = Service(entries, **self._options, lost=_end)
             # What draws has begun, and is not held up by what answers; but where every core draws, who asks must be
             # answered still. The proxy, which refuses who is too many, stands back for nobody.
-            environment.stand_back(10)
+            environment.lower_priority(10)
             if self._threads >= environment.cores():
-                service.worker.stand_back(15)
+                service.worker.lower_priority(15)
             await service.warm()
             self._service = service
             return
@@ -166,7 +166,7 @@ def application(inputs: Document) -> serve.Application:
     """The application of a deployment's inputs.
 
     Args:
-        inputs: `name` of the application, `models` (see `Entry`), and optionally `replicas`, `most_replicas`,
+        inputs: `name` of the application, `models` (see `ServedModel`), and optionally `replicas`, `most_replicas`,
             `threads`, `gpus`, `memory_mb`, `deadline_s`, `keys`, `per_minute`, `docs`.
     """
     deadline_s = float(inputs.get("deadline_s", 60))

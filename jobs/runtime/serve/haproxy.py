@@ -46,22 +46,23 @@ def opened(binary: str, host: str, most: int) -> Iterator[dict[str, str]]:
         host: the address that it listens on; the replicas themselves listen on the loopback.
         most: requests under way; what is more is refused.
     """
-    from genflow.serving.responses import Refused
+    from genflow.serving.responses import RequestError
     from genflow.system import environment, source_hash
     from jobs.runtime.serve.retry_middleware import wire
 
     with tempfile.TemporaryDirectory(prefix="genflow-", dir="/tmp") as name:  # private; sockets want short paths
         folder = Path(name)
-        busy = Refused(503, "there are too many requests", hint="try again", retry_after=1)
+        busy = RequestError(503, "there are too many requests", hint="try again", retry_after=1)
         said = {
-            400: Refused(400, "this is no HTTP request"), 408: Refused(408, f"the request took over {REQUEST_S} s"),
-            500: Refused(503, "no replica answers", retry_after=1), 503: busy,
+            400: RequestError(400, "this is no HTTP request"),
+            408: RequestError(408, f"the request took over {REQUEST_S} s"),
+            500: RequestError(503, "no replica answers", retry_after=1), 503: busy,
         }  # fmt: skip
         for status, refused in (said | {502: said[500], 504: said[500]}).items():
             (folder / f"{status}.http").write_bytes(wire(refused))
         script = folder / "haproxy"
         given = ", ".join(repr(value) for value in (binary, str(folder), host, most))
-        path = str(source_hash.home())
+        path = str(source_hash.resources_dir())
         start = (
             f"import sys; sys.path.insert(0, {path!r}); from jobs.runtime.serve import haproxy; haproxy.become({given})"
         )

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from genflow.serving.middleware import answer
-from genflow.serving.responses import Refused
+from genflow.serving.responses import RequestError
 
 BUSY = 160  # requests in a replica: two batches of single samples, and a few that draw nothing
 MOST = int(os.environ.get("GENFLOW_SERVE_MOST", "400"))  # requests under way; what is more is refused at the door
@@ -21,7 +21,7 @@ FULL_S = 0.1  # for which a queue that was full, of seconds, is taken to be full
 HEADERS_S = 5.0  # in which a client must have sent a request's headers
 
 
-class Door:
+class AdmissionControl:
     """How many requests are under way, and whether another one is let in."""
 
     def __init__(self, most: int = MOST) -> None:
@@ -31,22 +31,22 @@ class Door:
         """Whether a request is refused here, at a fraction of what it costs behind here to say the same."""
         return self.under_way >= self.most or (method == "POST" and time.monotonic() < self.full_until)
 
-    def refusal(self) -> Refused:
+    def refusal(self) -> RequestError:
         """What is said then."""
-        return Refused(503, f"{self.under_way} requests are under way", hint="try again", retry_after=1)
+        return RequestError(503, f"{self.under_way} requests are under way", hint="try again", retry_after=1)
 
 
-DOOR = Door()  # of this process
+DOOR = AdmissionControl()  # of this process
 
 
-class Again:
+class RetryMiddleware:
     """A middleware in Ray's proxy: a request that a replica took to its grave is sent to another.
 
     Ray gives such a request no answer, or a bare 500; the app's own answers carry `x-genflow-request`. Requests change
     nothing, so all of them may be sent twice.
     """
 
-    def __init__(self, app: Any, tries: int = TRIES, door: Door = DOOR) -> None:
+    def __init__(self, app: Any, tries: int = TRIES, door: AdmissionControl = DOOR) -> None:
         self.app, self.tries, self.door = app, tries, door
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -115,7 +115,7 @@ def middlewares() -> list[Any]:
     from starlette.middleware import Middleware
 
     hurry()
-    return [Middleware(Again)]
+    return [Middleware(RetryMiddleware)]
 
 
 def hurry() -> None:
@@ -188,7 +188,7 @@ def is_whole_post(data: bytes) -> bool:
     return length is not None and int(length[1]) == len(body)
 
 
-def wire(refused: Refused, request: str = "") -> bytes:
+def wire(refused: RequestError, request: str = "") -> bytes:
     """A refusal as HTTP/1.1 has it, with the request's id if it has one; the connection stays open."""
     reply = refused.reply(request)
     headers = {"content-type": reply.media, "content-length": str(len(reply.body)), **reply.headers}

@@ -15,7 +15,7 @@ NAMES = {
 }
 
 
-class Meters:
+class TrainingGauges:
     """The gauges of one run, set by its first worker.
 
     Args:

@@ -16,7 +16,7 @@ SAVE_S = 45.0  # the longest that workers are waited for once it rang; a job is 
 
 
 @ray.remote(num_cpus=0)
-class Bell:
+class StopFlag:
     """Rings once."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Bell:
         return self._rung
 
 
-class Ear:
+class StopPoller:
     """Whether a bell has rung, asked beside the training thread.
 
     Args:

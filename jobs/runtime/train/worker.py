@@ -27,8 +27,8 @@ from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.session import Session
-from jobs.runtime.train.prometheus import Meters
-from jobs.runtime.train.stop_signal import Ear
+from jobs.runtime.train.prometheus import TrainingGauges
+from jobs.runtime.train.stop_signal import StopPoller
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
 
@@ -60,14 +60,14 @@ def work(settings: dict[str, Any]) -> None:
         assert journal is not None
         _say(numbers, journal, recipe, settings["run"])
 
-    watch = _nothing if settings["alone"] or rank else Meters(settings["run"], recipe.family["kind"])
+    watch = _nothing if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
 
     def show(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
         drawn = runs.fresh(store, recipe, data.facts).to(device) if session.sharded else family  # else all must draw
         loop.on_average(drawn, average, lambda: _draw(drawn, recipe, file, device))
         assert journal is not None
-        store.share(file)
+        store.upload(file)
         journal.image(step, "samples/ema", file)
 
     def save(step: int, write: Callable[[Path], None]) -> None:
@@ -76,7 +76,7 @@ def work(settings: dict[str, Any]) -> None:
         checkpoints.save(step, write)
 
     with Stop(settings["alone"]) as stop:
-        asked = stop if settings["alone"] else Ear(settings["bell"]) if rank == 0 else bool
+        asked = stop if settings["alone"] else StopPoller(settings["bell"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
             sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, save=save, log=log, watch=watch,
@@ -110,7 +110,7 @@ def _store(url: str) -> Store:
 def _dataset(store: Store, id: str, run: Path) -> Artifact:
     """The dataset, if this node sees the store that the job's own process wrote to."""
     dataset = store.get("datasets", id)
-    if dataset is None or not store.sees(run / RECIPE):
+    if dataset is None or not store.available(run / RECIPE):
         raise SetupError(
             f"the node {os.uname().nodename} does not see the store {store.url} that the job writes to",
             "set GENFLOW_STORE to a folder that every node can see, or to s3://BUCKET/PREFIX",

@@ -26,7 +26,7 @@ from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 from genflow.system import events
 from jobs.runtime import resources
-from jobs.runtime.train.stop_signal import Bell, fit
+from jobs.runtime.train.stop_signal import StopFlag, fit
 from jobs.runtime.train.worker import work
 
 LAST_WORDS_S = 1.0  # what workers print passes through their node's log monitor
@@ -65,7 +65,7 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
     store = Store(settings["store"])
     # mypy reads the signatures of Ray Train's first version
     failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
-    bell = Bell.remote()  # type: ignore[attr-defined]
+    bell = StopFlag.remote()  # type: ignore[attr-defined]
     trainer = Trainer(
         work,
         train_loop_config={**settings, "bell": bell},
@@ -81,7 +81,7 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
             **resources.storage(store),
             failure_config=failures,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[GiveUp()],  # type: ignore[list-item]
+            callbacks=[StopOnUserError()],  # type: ignore[list-item]
         ),
     )
     try:
@@ -102,7 +102,7 @@ class Trainer(TorchTrainer):
         return [each for each in made if not isinstance(each, DatasetsCallback)]
 
 
-class GiveUp(UserCallback):
+class StopOnUserError(UserCallback):
     """What a person has to mend is not tried again. Raised in the controller, it ends the run.
 
     Anything else is said in a line, and all workers go on from the newest checkpoint.

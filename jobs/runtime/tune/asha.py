@@ -8,7 +8,7 @@ from ray.tune.schedulers import ASHAScheduler
 from genflow.tuning import metrics
 from genflow.tuning.search import Search
 from genflow.tuning.trial import Report
-from genflow.tuning.trial_log import Record, told
+from genflow.tuning.trial_log import TrialLog, told
 
 Document = dict[str, Any]
 
@@ -21,7 +21,7 @@ class Halving(ASHAScheduler):
         record: of the search.
     """
 
-    def __init__(self, search: Search, record: Record) -> None:
+    def __init__(self, search: Search, record: TrialLog) -> None:
         tuned, metric = search.recipe.tune, search.metrics[0]
         longest = tuned.reduction ** (len(search.shares) - 1)
         super().__init__(

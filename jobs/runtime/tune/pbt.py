@@ -20,14 +20,14 @@ from genflow.storage.store import Store
 from genflow.tuning import metrics, pbt
 from genflow.tuning.search import Search
 from genflow.tuning.space import Space
-from genflow.tuning.trial_log import Record, told
+from genflow.tuning.trial_log import TrialLog, told
 from jobs.runtime.tune.searchers import HALT, drawn, ending, plain, ray_domain
 
 Document = dict[str, Any]
 
 
 def train(
-    store: Store, search: Search, record: Record, preset: Document | None, carry_out: Callable[["Generation"], None]
+    store: Store, search: Search, record: TrialLog, preset: Document | None, carry_out: Callable[["Generation"], None]
 ) -> None:  # fmt: skip
     """Train a population, or go on with it.
 
@@ -50,7 +50,7 @@ def train(
                 return
 
 
-def turn(store: Store, search: Search, record: Record, rung: int) -> None:
+def turn(store: Store, search: Search, record: TrialLog, rung: int) -> None:
     """Between two rungs: decide who goes on from whom, write it down, and copy the weights."""
     found = pbt.taken(record, rung)
     if found is None:
@@ -90,7 +90,7 @@ class Member:
         return found.checkpoint.number if found else self.number
 
 
-def decided(search: Search, record: Record, rung: int) -> Document:
+def decided(search: Search, record: TrialLog, rung: int) -> Document:
     """Who goes on from whom after the rung before, {member: {from, params}}; a function of the seed and the reports.
 
     The worst quarter takes over a member of the best quarter, drawn at random; each setting of it is drawn anew with
@@ -147,7 +147,7 @@ class Generation(Searcher):
         first: every member's first settings.
     """
 
-    def __init__(self, record: Record, rung: int, rungs: int, first: list[Document]) -> None:
+    def __init__(self, record: TrialLog, rung: int, rungs: int, first: list[Document]) -> None:
         super().__init__()
         self.record, self.rung, self.last, self.first = record, rung, rung == rungs - 1, first
         self.begun = {entry["trial"] for entry in record.entries() if "params" in entry}

@@ -19,7 +19,7 @@ from genflow.tuning.analysis import distribution
 from genflow.tuning.search import Search
 from genflow.tuning.space import Domain
 from genflow.tuning.trial import Report
-from genflow.tuning.trial_log import Record, told
+from genflow.tuning.trial_log import TrialLog, told
 
 Document = dict[str, Any]
 HALT = "halt"  # in a result: what ends the whole search, as an error's code, message and hint
@@ -127,7 +127,7 @@ def ray_domain(domain: Domain) -> Any:
     return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)
 
 
-class Recorded(Searcher):
+class ResumableSearcher(Searcher):
     """A proposer behind a search's record: what was proposed is proposed again, what has ended is over.
 
     Args:
@@ -136,7 +136,7 @@ class Recorded(Searcher):
         total: trials in all.
     """
 
-    def __init__(self, record: Record, inner: Proposer, total: int) -> None:
+    def __init__(self, record: TrialLog, inner: Proposer, total: int) -> None:
         super().__init__()
         self.record, self.inner, self.total = record, inner, total
         self.params: dict[int, Document] = {}
@@ -197,7 +197,7 @@ def ending(reports: list[Report], error: bool) -> Document:
     return {"status": status, "why": reports[-1].get("why", "")}
 
 
-def end_of(record: Record, number: int, entry: Document) -> Report:
+def end_of(record: TrialLog, number: int, entry: Document) -> Report:
     """The last report of a trial that is over, with how it ended."""
     reports = record.reports(number)
     status = {"status": entry["status"]} if entry["status"] in ("diverged", "failed") else {}

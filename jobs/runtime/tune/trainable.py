@@ -19,22 +19,22 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from genflow.errors import BY_CODE, ResourceError, SetupError
 from genflow.storage.store import Store
 from genflow.tuning import metrics
-from genflow.tuning.trial import Bench, Task, Trial
+from genflow.tuning.trial import Task, Trial, TrialContext
 from jobs.runtime import resources
 from jobs.runtime.tune.asha import result_of
 from jobs.runtime.tune.pbt import Generation
-from jobs.runtime.tune.searchers import HALT, Recorded
+from jobs.runtime.tune.searchers import HALT, ResumableSearcher
 
 Document = dict[str, Any]
 
 
 @functools.lru_cache(maxsize=2)
-def bench(task: Task) -> Bench:
+def bench(task: Task) -> TrialContext:
     """The shards and features of a search, opened once in a process that carries out many of its trials."""
-    return Bench(task)
+    return TrialContext(task)
 
 
-class Carrier(tune.Trainable):
+class TuneTrainable(tune.Trainable):
     """A trial as Ray Tune carries one out: a step is a rung. The process is used again for the next trial."""
 
     def setup(self, config: Document) -> None:
@@ -114,7 +114,7 @@ class Reached(tune.Stopper):
 
 
 def carry_out(
-    task: Task, searcher: Recorded | Generation, scheduler: TrialScheduler | None,
+    task: Task, searcher: ResumableSearcher | Generation, scheduler: TrialScheduler | None,
     watch: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
     seconds: float | None = None, target: float | None = None,
 ) -> None:  # fmt: skip
@@ -140,7 +140,7 @@ def carry_out(
     stop = Reached(task.metrics[0], target, reduction ** (len(task.shares) - 1))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
-        tune.with_resources(Carrier, {"CPU": cpus, **({"GPU": gpus} if gpus else {})}),
+        tune.with_resources(TuneTrainable, {"CPU": cpus, **({"GPU": gpus} if gpus else {})}),
         param_space={"task": asdict(task), "reduction": reduction},
         tune_config=tune.TuneConfig(
             num_samples=searcher.left, search_alg=searcher, scheduler=scheduler or FIFOScheduler(), reuse_actors=True,

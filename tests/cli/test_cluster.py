@@ -1,0 +1,116 @@
+"""`genflow cluster`: what it asks of Ray's launcher, and what it says when that fails."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT
+
+from genflow.cli import cluster
+from genflow.errors import ClusterError, UsageError
+from genflow.system import environment
+
+LAUNCHER = """
+import os, socket, sys, time
+with open("asked", "a") as asked:
+    print(os.environ.get("RAY_UP_enable_autoscaler_v2"), *sys.argv[1:], file=asked)
+if sys.argv[1] == "dashboard" and "onprem" not in sys.argv[2]:
+    server = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+    time.sleep(60)
+print("no route to host")
+sys.exit(int("onprem" in sys.argv[2]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a key, the shipped files, and a launcher that writes down what it is asked; it fails on-prem."""
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/id_ed25519").touch()
+    for name in ("cluster.yaml", "onprem.yaml"):
+        file = ROOT / name if name == "cluster.yaml" else ROOT / "deploy" / name
+        (tmp_path / name).write_text(file.read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_UP_enable_autoscaler_v2", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    own = cluster._ray
+    monkeypatch.setattr(cluster, "_ray", lambda document: ([sys.executable, "-c", LAUNCHER], own(document)[1]))
+    return tmp_path / "asked"
+
+
+def test_up_makes_the_token_and_asks_the_launcher(launcher: Path, tmp_path: Path, capfd: Any) -> None:
+    """In a cloud with Ray's own autoscaler; what the launcher says goes to standard error."""
+    cluster.up("", yes=True)
+    assert launcher.read_text() == "None up cluster.yaml -y --no-config-cache --disable-usage-stats\n"
+    assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o077 == 0
+    said = capfd.readouterr()
+    assert "no route" in said.err
+    assert "genflow cluster dashboard cluster.yaml" in said.out
+
+
+def test_a_launcher_that_fails(launcher: Path) -> None:
+    """Code 4. On machines that are there already, the first autoscaler starts the workers."""
+    with pytest.raises(ClusterError, match="`ray up` ended with code 1"):
+        cluster.up("onprem.yaml", yes=True)
+    assert launcher.read_text().startswith("0 up onprem.yaml")
+
+
+@pytest.mark.parametrize("command", [cluster.up, cluster.down])
+def test_nobody_said_yes(command: Any, launcher: Path) -> None:
+    """Off a terminal nothing is asked, and nothing is done."""
+    with pytest.raises(UsageError) as error:
+        command("cluster.yaml", yes=False)
+    assert error.value.hint == "say --yes"
+    assert not launcher.exists()
+
+
+def test_a_file_that_is_wrong_is_not_launched(launcher: Path, tmp_path: Path) -> None:
+    """Its first problem ends the command, before a machine is asked for."""
+    file = tmp_path / "cluster.yaml"
+    file.write_text(file.read_text().replace("RAY_AUTH_MODE=token ", ""))
+    with pytest.raises(UsageError, match="whoever reaches it owns it"):
+        cluster.up("cluster.yaml", yes=True)
+    assert not launcher.exists()
+
+
+def test_a_manifest_is_kubernetes_own() -> None:
+    """It is not the launcher's to bring up."""
+    with pytest.raises(UsageError) as error:
+        cluster.up(str(ROOT / "deploy/kuberay/cluster.yaml"), yes=True)
+    assert error.value.hint.startswith("kubectl apply -f ")
+
+
+def test_a_tunnel(launcher: Path) -> None:
+    """Stands while it is used, on the port that was asked for, and is gone afterwards."""
+    port = environment.free_port()
+    with cluster._tunnel(Path("cluster.yaml"), {"provider": {"type": "aws"}}, port) as address:
+        assert address == f"http://127.0.0.1:{port}"
+        assert not environment.is_free(port)
+    assert environment.is_free(port)
+    assert f"dashboard cluster.yaml --port {port}" in launcher.read_text()
+
+
+def test_a_tunnel_that_does_not_come_to_stand() -> None:
+    """Says why, in the launcher's last words."""
+    with (
+        pytest.raises(ClusterError, match=r"no tunnel to the head of onprem\.yaml: no route to host"),
+        cluster._tunnel(Path("onprem.yaml"), {"provider": {"type": "local"}}, environment.free_port()),
+    ):
+        raise AssertionError("it stands")
+
+
+def test_validate_prints_every_problem(tmp_path: Path, capsys: Any) -> None:
+    """One line each on standard output, and code 2; none is a tick."""
+    environment.ensure_token()
+    cluster.validate("cluster.yaml", json=False)
+    assert capsys.readouterr().out.startswith("✔ cluster.yaml: genflow on aws")
+    file = tmp_path / "cluster.yaml"
+    file.write_text(file.read_text().replace("RAY_AUTH_MODE=token ", "").replace("127.0.0.1", "0.0.0.0"))
+    with pytest.raises(UsageError, match="has 3 problems"):
+        cluster.validate("cluster.yaml", json=False)
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["✘"] * 3
+    assert "RAY_ADDRESS" not in os.environ

@@ -1,0 +1,75 @@
+"""Whether a model repeats its training pictures: known copies, known strangers, known distances."""
+
+import numpy as np
+import pytest
+
+from genflow.evaluation.features.extractor import DataSplits
+from genflow.evaluation.metrics.memorization import memorization, neighbours, small, standouts
+from genflow.evaluation.report.summary import _copies
+
+
+@pytest.fixture
+def digits(prepared):
+    return prepared("digits", val=0.3)
+
+
+def test_the_share_of_copies_is_found(digits) -> None:
+    """A quarter of the samples are training rows: copies is a quarter more than held-out rows have."""
+    real = DataSplits.of(digits)
+    held_out = digits.splits["val"].take(real.reference[:200])
+    mixed = np.concatenate([held_out[:150], digits.splits["train"].take(np.arange(50))])
+    found = memorization(mixed, digits, real)
+    honest = memorization(held_out[:150], digits, real)
+    assert found["copies"]["value"] == pytest.approx(0.25 + 0.75 * honest["copies"]["value"])
+    assert found["copies"]["low"] > found["copies"]["floor"]
+    assert found["nearest"]["value"] == pytest.approx(0.75 * honest["nearest"]["value"], rel=1e-3)
+    assert found["copies"]["n"] == 200
+
+
+def test_held_out_rows_meet_their_floor(digits) -> None:
+    """The rows that the floor is made of score exactly the floor, and nothing is said of them."""
+    real = DataSplits.of(digits)
+    found = memorization(digits.splits["val"].take(real.reference), digits, real)
+    assert {name: m["value"] for name, m in found.items()} == {name: m["floor"] for name, m in found.items()}
+    assert _copies([{"name": "honest", "memorization": found}]) == ""
+
+
+def test_blur_is_no_copy(digits) -> None:
+    """Means of eight neighbours are nearer to training rows than held-out pictures are, and yet no copies."""
+    real, train = DataSplits.of(digits), digits.splits["train"].take(np.arange(len(digits.splits["train"])))
+    x = train.reshape(len(train), -1).astype(np.float32)
+    near = np.square(x[:60, None] - x).sum(2).argsort(1)[:, 1:9]
+    found = memorization(train[near].mean(1).round().astype(np.uint8), digits, real)
+    assert found["nearest"]["value"] < 0.9 * found["nearest"]["floor"]
+    assert found["copies"]["value"] <= 0.02
+
+
+def test_distances_are_those_of_all_rows_at_once(digits) -> None:
+    """Training rows come in blocks; the nearest and the next five are the same as by sorting every distance."""
+    train = digits.splits["train"]
+    x = small(digits.splits["val"].take(np.arange(7)), digits.facts)
+    every = small(train.take(np.arange(len(train))), digits.facts)
+    distances = np.sort(np.sqrt(np.square(x[:, None] - every).mean(2)), axis=1)
+    nearest, others, rows = neighbours(x, train)
+    np.testing.assert_array_equal(rows, np.square(x[:, None] - every).sum(2).argmin(1))
+    np.testing.assert_allclose(nearest, distances[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(others, distances[:, 1:6].mean(1), rtol=1e-4)
+
+
+def test_a_copy_stands_out_beside_its_original(digits) -> None:
+    """Of twenty held-out rows and one copy, the copy comes first, followed by the very row."""
+    train = digits.splits["train"]
+    mixed = np.concatenate([digits.splits["val"].take(np.arange(20)), train.take(np.array([77]))])
+    shown = standouts(mixed, digits, 3)
+    assert shown.shape == (6, *mixed.shape[1:])
+    np.testing.assert_array_equal(shown[0], shown[1])
+    np.testing.assert_array_equal(shown[0], train.take(np.array([77]))[0])
+
+
+def test_points_and_data_without_held_out_rows(prepared) -> None:
+    """Points have no such number; where nothing is held out there is no floor."""
+    points = prepared("ring8", samples=400)
+    assert memorization(np.zeros((9, 1, 1, 2), np.float32), points, DataSplits.of(points)) is None
+    digits = prepared("digits", val=0)
+    found = memorization(digits.splits["train"].take(np.arange(20)), digits, DataSplits.of(digits))
+    assert (found["copies"]["value"], found["copies"]["floor"]) == (1, None)

@@ -1,0 +1,77 @@
+"""Precision, recall, density and coverage on sets whose answers are known."""
+
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from genflow.evaluation.metrics import prdc as module
+from genflow.evaluation.metrics.prdc import prdc, radii2
+
+
+def cloud(centre: float, n: int = 100, seed: int = 0, dims: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, dims)) + centre
+
+
+def test_real_data_against_itself_is_complete():
+    """Every point lies in its own ball."""
+    x = cloud(0)
+    found = prdc(x, x, repeats=2)
+    assert found.precision.value == found.recall.value == found.coverage.value == 1
+    assert found.density.value > 1  # its own ball counts beside its neighbours'
+
+
+def test_samples_far_away_are_neither_plausible_nor_varied():
+    """All four metrics are zero."""
+    found = prdc(cloud(100), cloud(0), repeats=2)
+    assert found.precision.value == found.recall.value == found.density.value == found.coverage.value == 0
+
+
+def test_a_dropped_mode_shows_in_recall_and_not_in_precision():
+    """Samples of one of two equal modes are plausible, and half of the data is missing."""
+    both = np.concatenate([cloud(0, 50), cloud(100, 50, seed=1)])
+    np.random.default_rng(2).shuffle(both)
+    found = prdc(cloud(0, seed=3), both, repeats=2)
+    assert found.precision.value > 0.9
+    assert found.recall.value == pytest.approx(0.5, abs=0.06)
+    assert found.coverage.value == pytest.approx(0.5, abs=0.06)
+
+
+def test_samples_that_crowd_at_the_centre_are_dense_and_lack_recall():
+    """A model that shrinks its distribution gains density above 1 and loses recall: quality bought with variety."""
+    real, x = cloud(0, 300, dims=8), cloud(0, 300, seed=4, dims=8)
+    shrunk, honest = prdc(0.6 * x, real, repeats=2), prdc(x, real, repeats=2)
+    assert shrunk.density.value > 1.3 > honest.density.value
+    assert shrunk.recall.value < 0.6 < honest.recall.value
+
+
+def test_chunks_change_nothing(monkeypatch):
+    """Distances in chunks are the distances."""
+    x, y = cloud(0, 60), cloud(0.5, 60, 5)
+    whole = prdc(x, y, repeats=3)
+    monkeypatch.setattr(module, "CHUNK", 7)
+    assert prdc(x, y, repeats=3) == whole
+
+
+def test_the_radius_reaches_to_the_kth_other_point():
+    """On a line of integers the third neighbour of an end is three away, and of an inner point two."""
+    x = np.arange(8.0)[:, None]
+    assert radii2(x, 3).tolist() == [9, 4, 4, 4, 4, 4, 4, 9]
+
+
+def test_both_sides_have_as_many_points():
+    """Recall and coverage depend on the number, so the longer side is cut, and the metrics say the number."""
+    assert prdc(cloud(0, 80), cloud(0, 30), repeats=2).n == 30
+
+
+def test_the_metrics_agree_with_a_tree_of_neighbours():
+    """The same four numbers from scikit-learn's neighbour search, pair by pair."""
+    rng = np.random.default_rng(7)
+    real, drawn = rng.standard_normal((150, 4)), 1.3 * rng.standard_normal((150, 4)) + 0.4
+    reach = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 5]
+    own = NearestNeighbors(n_neighbors=6).fit(drawn).kneighbors(drawn)[0][:, 5]
+    apart = np.linalg.norm(drawn[:, None] - real, axis=2)
+    found = prdc(drawn, real, k=5, repeats=2)
+    assert found.precision.value == pytest.approx((apart <= reach).any(1).mean())
+    assert found.recall.value == pytest.approx((apart <= own[:, None]).any(0).mean())
+    assert found.density.value == pytest.approx((apart <= reach).sum(1).mean() / 5)
+    assert found.coverage.value == pytest.approx((apart <= reach).any(0).mean())

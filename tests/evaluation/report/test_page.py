@@ -1,0 +1,194 @@
+"""The report: one file, whole, about every run; and its sentences say no more than the numbers."""
+
+import copy
+import re
+import shlex
+
+import pytest
+from support.finished import finished
+
+from genflow import runs
+from genflow.errors import UsageError
+from genflow.evaluation import evaluate
+from genflow.evaluation.features import classifier
+from genflow.evaluation.report import charts, page, reproduce, table
+from genflow.evaluation.report.charts import Point, Series
+from genflow.evaluation.report.summary import verdict
+from genflow.recipe.compose import assignments, compose
+from genflow.recipe.schema import Evaluate
+
+OPTIONS = Evaluate(samples=60, sweep_samples=30, steps=(1, 4), likelihood=8, bootstrap=3)
+
+
+@pytest.fixture
+def measured(store, prepared, monkeypatch):
+    """Documents of a VAE and of flow matching on digits, each trained for a moment."""
+    monkeypatch.setattr(classifier, "MOST", 5)
+    monkeypatch.setattr(classifier, "LEAST", 5)
+    data = prepared("digits", val=0.2)
+    made = [finished(store, data, "vae"), finished(store, data, "flow_matching", name="flow-b")]
+    return [evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None) for run in made]
+
+
+def row(name: str, fd: float, **changes):
+    """A document as `measure` writes it, with an interval of 10 % around fd."""
+    def metric(value, floor):
+        return {"value": value, "low": 0.9 * value, "high": 1.1 * value, "n": 500, "features": "f", "floor": floor}
+
+    found = {
+        "name": name, "run": f"{name}-1", "title": name.upper(), "nfe": 1, "modes": None, "likelihood": None,
+        "metrics": {"fd": metric(fd, 1.0), **{k: metric(0.8, 0.8) for k in ("recall", "coverage", "agreement")}},
+        "speed": {"ms_batch_64": 2.0, "ms_batch_1": 3.0},
+        "sweep": [{"steps": None, "nfe": 1, "own": True, "fd": metric(fd, 1.0)}],
+    }  # fmt: skip
+    return {**found, **changes}
+
+
+def test_the_page_needs_nothing_outside_itself(store, measured):
+    """No address, no storage, no request; pictures are inside; below ten megabytes; every run is named."""
+    artifact = page.build(store, measured)
+    text = artifact.file("report.html").read_text()
+    assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", text))
+    assert not re.search(r"\b(?:src|href)=\"(?!data:)", text)
+    assert not re.search(r"localStorage|fetch\(|XMLHttpRequest|@import|url\(", text)
+    assert len(text) < 10_000_000
+    for document in measured:
+        assert text.count(document["name"]) > 5
+    assert text.count("<img ") == text.count('alt="') == 8
+    assert text.count("<svg class=\"chart\"") == text.count('role="img" aria-label="') == 6
+    assert measured[0]["features"]["name"] in text
+    assert "published" in text
+
+
+def test_the_report_is_the_same_for_the_same_evaluations(store, measured):
+    """Its address does not depend on the order of runs."""
+    assert page.address(measured) == page.address(measured[::-1])
+    assert page.build(store, measured).id == page.address(measured)
+
+
+def test_names_are_text(store, measured):
+    """What people call things cannot become part of the page."""
+    odd = [{**document, "name": "<script>alert(1)</script>"} for document in copy.deepcopy(measured)[:1]]
+    assert "<script>alert" not in page.render(store, odd)
+
+
+def test_different_features_are_not_compared(store, measured):
+    """Distances under different judges are different quantities."""
+    other = {**measured[1], "features": {**measured[1]["features"], "name": "other@12345678"}}
+    with pytest.raises(UsageError, match="features"):
+        page.build(store, [measured[0], other])
+
+
+def test_the_commands_make_the_runs_again(store, measured):
+    """What `train` is told makes the run's own recipe out of the family's preset."""
+    lines = [shlex.split(line) for line in reproduce.commands(store, measured)]
+    assert [line[1] for line in lines] == ["prepare", "train", "train", "compare"]
+    for document, line in zip(measured, lines[1:3], strict=True):
+        sets = [line[i + 1] for i, word in enumerate(line) if word == "--set"]
+        named = {"name": line[line.index("--name") + 1]} if "--name" in line else {}
+        recipe = compose(line[2], {"data": {"name": line[line.index("--data") + 1]}}, assignments(sets), named)
+        assert runs.plan(store, recipe).id == document["run"]
+
+
+def test_a_run_that_starts_from_another_is_made_after_it(store, measured):
+    """The source's command comes first and is named by --init; what follows from it is not said again."""
+    first = store.find("runs", measured[1]["run"])
+    recipe = compose("consistency", {"init": first.id, "data": {"name": measured[1]["dataset"]}})
+    run = runs.plan(store, recipe)
+    runs.begin(store, run)
+    meta = {"family": "consistency", "init": first.id}
+    store.finalize("runs", run.id, name=run.name, parents=[first.id], meta=meta)
+    lines = reproduce.commands(store, [{**measured[1], "run": run.id}])
+    assert [line.split()[1:3] for line in lines[1:3]] == [["train", "flow_matching"], ["train", "consistency"]]
+    assert lines[2].endswith(f"--init {first.name}")
+
+
+def test_differences_are_the_changed_keys_alone(store, measured):
+    """A key of one run alone is listed for that run; a key that is equal is not listed."""
+    recipes = [reproduce.recipe_of(store.find("runs", document["run"])) for document in measured]
+    keys = dict(reproduce.differences(recipes))
+    assert keys["family.kind"] == ["vae", "flow_matching"]
+    assert "train.lr" not in keys
+    assert any(setting.startswith("family.beta=") for setting in reproduce.own(recipes)[0])
+
+
+def test_clear_differences_are_said_and_others_are_not():
+    """Far apart, there is a best run; within the errors, there is none."""
+    assert verdict([row("a", 5.0), row("b", 2.0)])[0].startswith("b has the best samples")
+    assert "cannot be told apart" in verdict([row("a", 2.1), row("b", 2.0)])[0]
+    assert "cannot be told from real ones" in verdict([row("a", 1.02)])[0]
+
+
+def test_a_broken_model_is_called_by_its_name():
+    """Lost variety, ignored labels, and a likelihood below the simplest bar each have a sentence."""
+    bad = row("a", 9.0)
+    for name in ("recall", "agreement"):
+        bad["metrics"][name] |= {"value": 0.1, "low": 0.05, "high": 0.2}
+    bars = {"levels": 4.0, "independent": 2.5}
+    bad["likelihood"] = {"value": 3.0, "low": 2.9, "high": 3.1, "unit": "bits/dim", "kind": "lower-bound", "bars": bars}
+    said = " ".join(verdict([bad, row("b", 2.0)]))
+    assert "missing from a (recall 0.10" in said
+    assert "asked for: a 10 %; real ones 80 %" in said
+    assert "worse than pixels drawn apart" in said
+
+
+def test_a_likelihood_beyond_the_truth_is_an_error_of_the_estimate():
+    """No model can give data more nats than the density that drew it, on average."""
+    found = {"value": -4.0, "low": -4.1, "high": -3.9, "unit": "nats", "kind": "ode-estimate", "bars": {"truth": -2.9}}
+    assert "below the truth (-2.90)" in verdict([row("a", 2.0, likelihood=found)])[-1]
+
+
+def test_the_table_has_a_cell_a_column(measured):
+    """Rows for the terminal, best first, as wide as the head."""
+    lines = table.rows({"rows": measured})
+    assert {len(line) for line in lines} == {len(table.columns())}
+    ranked = sorted(measured, key=lambda document: document["metrics"]["fd"]["value"])
+    assert [line[0] for line in lines] == [document["name"] for document in ranked]
+
+
+def test_the_best_run_is_found_by_metric(store, measured):
+    """best:fd is the smallest, best:recall the largest; an unknown metric is one line with the nearest."""
+    smallest = min(measured, key=lambda document: document["metrics"]["fd"]["value"])
+    assert table.best_run(store, "fd").id == smallest["run"]
+    assert table.best_run(store, "ms").id == min(measured, key=lambda d: d["speed"]["ms_batch_64"])["run"]
+    with pytest.raises(UsageError, match="did you mean recall"):
+        table.best_run(store, "recal")
+
+
+def test_the_best_run_is_one_of_those_that_compare(store, prepared, measured):
+    """Measured last on other data, that data's runs alone are looked at, however large their distance."""
+    data = prepared("ring8", samples=400, val=0.3)
+    run = finished(store, data, "vae", steps=1)
+    evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None)
+    assert table.best_run(store, "fd").id == run.id
+
+
+def test_marks_stand_where_their_numbers_are():
+    """On a logarithmic axis equal ratios are equal lengths, and the floor is a line across."""
+    points = [Point(x, 2.0, 2.0, 2.0) for x in (1, 10, 100)]
+    drawn = charts.chart([Series("a", 0, points)], x_label="x", y_label="y", alt="words", log_x=True, floor=1.0)
+    places = [float(x) for x in re.findall(r'<circle [^>]*cx="([\d.]+)"', drawn)]
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1])
+    assert 'aria-label="words"' in drawn
+    assert drawn.count('class="floor"') == 1
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [5.0, 5.0], [-2.0, 3.0], [1e-9, 1e9]])
+def test_any_numbers_can_be_drawn(values):
+    """Equal, negative and far apart."""
+    points = [Point(i + 1, v, v, v) for i, v in enumerate(values)]
+    drawn = charts.chart([Series("a", 1, points)], x_label="x", y_label="y", alt="a", from_zero=min(values) >= 0)
+    assert "nan" not in drawn
+    assert "inf" not in drawn
+
+
+def test_stacks_that_lack_modes_are_compared_with_real_ones(store, measured):
+    """Not with all thousand modes, which as many real ones do not show either; the page holds for them, too."""
+    kl = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 2500, "floor": 0.27}
+    modes = {"captured": 714, "of": 1000, "interval": [683.0, 745.0], "ceiling": 905, "kl": kl}
+    one, other = ({**copy.deepcopy(document), "modes": modes} for document in measured)
+    other["modes"] = {**modes, "captured": 890, "interval": [870.0, 910.0]}
+    said = " ".join(verdict([one, other]))
+    assert said.count("714 of 1000 modes, where as many real ones show 905") == 1
+    assert "890" not in said
+    assert "<td>905</td>" in page.render(store, [one, other])

@@ -1,0 +1,174 @@
+"""A run measured, whole: what the document carries, and what it is a function of."""
+
+import json
+
+import numpy as np
+import pytest
+from support.finished import finished
+
+from genflow.errors import UsageError
+from genflow.evaluation import evaluate as evaluation
+from genflow.evaluation import samples
+from genflow.evaluation.features import classifier
+from genflow.evaluation.features.extractor import DataSplits
+from genflow.evaluation.metrics.modes import count, modes
+from genflow.recipe.schema import Evaluate
+from genflow.tracking.journal import curves, journal_path
+
+SMALL = Evaluate(samples=120, sweep_samples=60, steps=(1, 2), likelihood=16, bootstrap=5)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """Judges of a few steps."""
+    monkeypatch.setattr(classifier, "MOST", 20)
+    monkeypatch.setattr(classifier, "LEAST", 20)
+
+
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def evaluate(store, events):
+    """Measure a run, keeping what it says on the way."""
+    def run(artifact, data, options=SMALL):
+        return evaluation.evaluate(
+            store, artifact, data.artifact, options, lambda event, **f: events.append((event, f))
+        )
+
+    return run
+
+
+def test_every_metric_carries_what_it_needs(store, prepared, evaluate, events):
+    """N, features, an interval around the value, and the floor; the sweep has the run's own steps among the others."""
+    data = prepared("digits", val=0.2)
+    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    found = evaluate(run, data)
+
+    for metric in found["metrics"].values():
+        assert set(metric) == {"value", "low", "high", "n", "features", "floor"}
+        assert metric["low"] <= metric["value"] <= metric["high"]
+        assert metric["features"] == found["features"]["name"]
+    assert set(found["metrics"]) == {"fd", "kid", "precision", "recall", "density", "coverage", "agreement"}
+    assert found["metrics"]["fd"]["n"] == 120
+    assert found["metrics"]["fd"]["value"] > found["metrics"]["fd"]["floor"] > 0  # twenty steps teach nothing
+    curve = [(point["steps"], point["nfe"], point["own"], point["fd"]["n"]) for point in found["sweep"]]
+    assert curve == [(1, 1, False, 60), (2, 2, True, 60)]
+    assert found["likelihood"]["kind"] == "ode-estimate"
+    steps = [fields for event, fields in events if event == "progress" and fields["stage"] == "evaluate"]
+    assert steps[-1]["step"] == steps[-1]["steps"]
+
+
+def test_measured_again_it_is_found(store, prepared, evaluate):
+    """The second time it is the same document, marked as cached; other options are another evaluation."""
+    data = prepared("ring8", samples=600, val=0.3)
+    run = finished(store, data, "vae")
+    first, again = evaluate(run, data), evaluate(run, data)
+    other = evaluate(run, data, SMALL.model_copy(update={"seed": 1}))
+    assert again == {**first, "cached": True}
+    assert other["evaluation"] != first["evaluation"]
+    assert other["metrics"]["fd"]["value"] != first["metrics"]["fd"]["value"]
+    assert evaluation.find(store, run, data.artifact, SMALL) == again
+
+
+def test_numbers_are_a_function_of_run_data_and_seed(store, prepared, evaluate):
+    """Deleted and measured again, every metric has the same value; only times differ."""
+    data = prepared("digits", val=0.2)
+    run = finished(store, data, "vae")
+    first = evaluate(run, data)
+    store.remove(store.get("evaluations", first["evaluation"]))
+    again = evaluate(run, data)
+    assert not again["cached"]
+    assert again["metrics"] == first["metrics"]
+    assert again["likelihood"] == first["likelihood"]
+
+
+def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, evaluate):
+    """So that MLflow's own chart is quality against steps; a grid and a headline stand beside it."""
+    data = prepared("ring8", samples=600, val=0.3)
+    run = finished(store, data, "flow_matching", sample={"sampler": "midpoint", "steps": 2})
+    found = evaluate(run, data)
+    path = journal_path(store.root, run.id)
+    assert [step for step, _ in curves(path, f"{found['evaluation']}/sweep")["eval/fd"]] == [2, 4]
+    assert curves(path, found["evaluation"])["quality/fd"] == [(4, found["metrics"]["fd"]["value"])]
+    assert any('"samples/evaluation"' in line for line in path.read_text().splitlines())
+
+
+def test_what_a_sampler_refuses_is_left_out(store, prepared, evaluate, events):
+    """A number of steps beyond the family's range is a note, not a failure."""
+    data = prepared("ring8", samples=600, val=0.3)
+    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    found = evaluate(run, data, SMALL.model_copy(update={"steps": (1, 5000)}))
+    assert [point["steps"] for point in found["sweep"]] == [1, 2]
+    assert any(event == "note" and "5000" in fields["message"] for event, fields in events)
+
+
+def test_all_runs_share_noise_and_labels(prepared):
+    """The seeds do not depend on how many are drawn; the labels are those of the floor's rows."""
+    data = prepared("digits", val=0.2)
+    real = DataSplits.of(data)
+    assert samples.seeds(3, 5) == samples.seeds(3, 9)[:5]
+    assert (samples.labels(data, real, 40) == data.splits["train"].labels[real.floor[:40]]).all()
+
+
+def test_modes_of_the_ring_are_counted(prepared):
+    """Points on three of eight modes: three captured; points between modes are of low quality."""
+    data = prepared("ring8", samples=600)
+    points = np.array([[2.0, 0.0], [0.0, 2.01], [-2.0, 0.03], [0.0, 0.0]], np.float32)
+    found = modes(points, data.artifact)
+    assert (found["captured"], found["of"]) == (3, 8)
+    assert found["high_quality"]["value"] == 0.75
+    assert modes(points, prepared("moons", samples=100).artifact) is None
+
+
+def test_the_divergence_of_modes_has_its_closed_form():
+    """Half of the points on each of two modes that weigh 3/4 and 1/4: 1/2 log(2/3) + 1/2 log 2; none if the truth."""
+    centres, weights = np.array([[0.0, 0.0], [4.0, 0.0]]), np.array([0.75, 0.25])
+    half, true = (np.repeat(centres, [n, 100 - n], axis=0) for n in (50, 75))
+    assert count(half, centres, 0.1, weights)["kl"]["value"] == pytest.approx(0.5 * np.log(2 / 3) + 0.5 * np.log(2))
+    assert count(true, centres, 0.1, weights)["kl"]["value"] == pytest.approx(0, abs=1e-12)
+    dropped = count(np.zeros((100, 2)), centres, 0.1, weights)
+    assert (dropped["captured"], dropped["kl"]["value"]) == (1, pytest.approx(-np.log(0.75)))
+
+
+def test_draws_of_the_truth_have_the_divergences_floor():
+    """The mean over draws of N points of the truth is (M - 1) / (2 N)."""
+    rng, centres, weights = np.random.default_rng(0), np.arange(10.0).reshape(5, 2) * 4, np.full(5, 0.2)
+    found = [count(centres[rng.integers(0, 5, 400)], centres, 0.1, weights)["kl"] for _ in range(200)]
+    assert np.mean([kl["value"] for kl in found]) == pytest.approx(found[0]["floor"], rel=0.2)
+
+
+def test_the_artifact_lists_its_parents(store, prepared, evaluate):
+    """An evaluation names its run and dataset, and its grids verify."""
+    data = prepared("ring8", samples=600, val=0.3)
+    run = finished(store, data, "vae")
+    artifact = store.get("evaluations", evaluate(run, data)["evaluation"]).verify()
+    assert artifact.manifest["parents"] == [run.id, data.artifact.id]
+    assert {"metrics.json", "grid.png", "real.png"} <= set(artifact.manifest["files"])
+    assert json.loads(artifact.file("metrics.json").read_text())["schema"] == "genflow.evaluate/1"
+
+
+def test_a_run_is_measured_as_it_is_told_to_sample(store, prepared, evaluate):
+    """`sample` overrides the run's own options, has an evaluation of its own, and is refused before anything starts."""
+    data = prepared("ring8", samples=600, val=0.3)
+    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    own = evaluate(run, data)
+
+    def told(sample):
+        return evaluation.evaluate(store, run, data.artifact, SMALL, lambda event, **fields: None, sample)
+
+    other = told({"sampler": "midpoint", "steps": 3})
+    assert (own["nfe"], other["nfe"]) == (2, 6)
+    assert other["evaluation"] != own["evaluation"]
+    assert told({"sampler": "midpoint", "steps": 3})["cached"]
+    with pytest.raises(UsageError, match="stepz"):
+        told({"stepz": 3})
+
+
+def test_no_likelihood_stands_beside_guided_samples(store, prepared, evaluate):
+    """What is guided has no density: the unguided model's would be another model's number."""
+    data = prepared("digits", val=0.2)
+    run = finished(store, data, "flow_matching", sample={"steps": 1, "guidance": 2.0})
+    assert evaluate(run, data, SMALL.model_copy(update={"steps": ()}))["likelihood"] is None

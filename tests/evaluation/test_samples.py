@@ -1,0 +1,84 @@
+"""Samples in shares: the same figures however many workers drew them; and what a run shows of itself."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.finished import finished
+
+from genflow.evaluation import evaluate, samples
+from genflow.evaluation.features import classifier
+from genflow.evaluation.metrics.class_balance import shown
+from genflow.recipe.schema import Evaluate
+
+OPTIONS = Evaluate(samples=150, sweep_samples=32, steps=(), likelihood=0, bootstrap=3)
+TIMES = ("speed", "seconds", "sweep", "machine", "path", "cached")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Judges of a few steps, and shares of 32 samples."""
+    monkeypatch.setattr(classifier, "MOST", 20)
+    monkeypatch.setattr(classifier, "LEAST", 20)
+    monkeypatch.setattr(samples, "BATCH", 16)
+    monkeypatch.setattr(samples, "SHARE", 32)
+
+
+def quiet(event: str, **fields: object) -> None:
+    pass
+
+
+def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
+    """All but the first are handed out, as values; every figure but the times is the same to the bit."""
+    data = prepared("digits", val=0.2)
+    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    here = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
+    artifact = store.get("evaluations", here["evaluation"])
+    (artifact.path / "manifest.json").unlink()  # as if it had never been
+    handed: list[samples.Share] = []
+
+    def carry(shares):
+        handed.extend(shares)
+        return [evaluate.carried(store, run, data.artifact, "classifier", {}, share) for share in shares]
+
+    there = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet, carry=carry)
+    assert [len(share.seeds) for share in handed] == [32, 32, 32, 22]
+    assert not there["cached"]
+    assert {k: v for k, v in there.items() if k not in TIMES} == {k: v for k, v in here.items() if k not in TIMES}
+
+
+def test_only_the_first_records_are_kept(store, prepared):
+    """Features of all, pictures of as many as were asked for."""
+    data = prepared("digits", val=0.2)
+    engine = evaluate.engine_of(finished(store, data, "vae"), {})
+    found = samples.reduced(
+        engine, lambda records: (records.reshape(len(records), -1), None), list(range(80)), np.zeros(80, np.int64), 40,
+        lambda count: None,
+    )  # fmt: skip
+    assert (len(found.records), found.features.shape, found.classes) == (40, (80, 64), None)
+    assert np.array_equal(found.features[:40], found.records.reshape(40, -1))
+
+
+def test_classes_stand_beside_real_datas():
+    """One class in ten where a quarter is real: its part is 0.4, and Wilson's interval holds it."""
+    found = shown(np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [75, 25]), ("a", "b"))
+    assert found["rarest"]["class"] == "b"
+    assert found["rarest"]["value"] == pytest.approx(0.4)
+    assert found["rarest"]["low"] < 0.4 < found["rarest"]["high"]
+    assert found["real"] == [0.75, 0.25]
+
+
+def test_a_run_shows_its_way_and_what_lies_between_samples(store, prepared):
+    """A family that walks has a way, of as many columns as evaluations and the sample; a GAN has none."""
+    data = prepared("digits", val=0.2)
+    found = {}
+    for kind, options in (("flow_matching", {"steps": 4, "sampler": "euler"}), ("gan", {})):
+        run = finished(store, data, kind, sample=options, name=kind)
+        made = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
+        found[kind] = store.get("evaluations", made["evaluation"])
+    cell = 8 * 8 + 2
+    size = Image.open(io.BytesIO(found["flow_matching"].file("way.png").read_bytes())).size
+    assert size == (5 * cell + 2, 6 * cell + 2)
+    assert Image.open(found["gan"].file("between.png")).size == (8 * cell + 2, 3 * cell + 2)
+    assert not (found["gan"].path / "way.png").exists()

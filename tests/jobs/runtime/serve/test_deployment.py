@@ -1,0 +1,257 @@
+"""Ray Serve for real, started by the command: kills, other models, and the end, while requests come in."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT
+
+from benchmarks.abuse import replicas, workers
+from genflow.data import preview
+from genflow.sampling.engine import Engine, labels_for
+from genflow.serving.model_list import ServedModel
+from genflow.storage.store import Store
+
+pytestmark = pytest.mark.ray
+Shelved = tuple[Store, list[ServedModel]]
+
+
+def command(store: Store, *args: str) -> list[str]:
+    return [sys.executable, "-c", "from genflow.cli.app import main; main()", *args]
+
+
+def environment(store: Store) -> dict[str, str]:
+    return {**os.environ, "GENFLOW_STORE": str(store.root), "PYTHONPATH": str(ROOT)}
+
+
+def genflow(store: Store, *args: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(store, *args), env=environment(store), capture_output=True, text=True, timeout=240)
+
+
+class Endpoint:
+    """What the command serves, and its processes."""
+
+    def __init__(self, process: "subprocess.Popen[str]", address: str, metrics: str) -> None:
+        self.process, self.address, self.metrics = process, address, metrics
+
+    def ask(self, path: str, body: Any = None, timeout: float = 90) -> tuple[int, bytes, dict[str, str]]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, answer.read(), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), dict(error.headers)
+
+    def replicas(self) -> list[int]:
+        """The process ids of the replicas."""
+        return replicas("tested")
+
+    def workers(self) -> list[int]:
+        """The process ids of those that draw for them."""
+        return workers("tested")
+
+
+@pytest.fixture(scope="module")
+def endpoint(shelf_store: Shelved, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    store, _ = shelf_store
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            command(store, "serve", "flow", "vae", "--name", "tested", "--port", "0", "--replicas", "2"),
+            env=environment(store), stdout=file, stderr=file, text=True,
+        )  # fmt: skip
+    end = time.monotonic() + 240
+    while not (said := re.search(r"playground (\S+)/ .* metrics (\S+)", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
+    yield Endpoint(process, said[1], said[2])
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=120)
+
+
+class Load:
+    """Requests, one after another from several threads, and what came of them."""
+
+    def __init__(self, endpoint: Endpoint, threads: int = 3) -> None:
+        self.endpoint, self.answers, self._stop = endpoint, [], threading.Event()  # type: ignore[var-annotated]
+        self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(threads)]
+
+    def _run(self, seed: int) -> None:
+        while not self._stop.is_set():
+            try:
+                status, body, _ = self.endpoint.ask("/v1/models/flow/samples", {"n": 2, "seed": seed})
+            except OSError as error:
+                status, body = 0, repr(error).encode()
+            self.answers.append((seed, status, body))
+            time.sleep(0.05)
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=120)
+
+    def all_well(self) -> bool:
+        """Every request was answered, and always with the seed's own samples."""
+        wrong = [(status, body[:200]) for _, status, body in self.answers if status != 200]
+        assert not wrong, wrong[:3]
+        return len({(seed, body) for seed, _, body in self.answers}) == len(self._threads)
+
+
+def test_the_bytes_are_those_of_the_engine(endpoint: Endpoint, shelf_store: Shelved) -> None:
+    """Through proxy, front and replica; the same as from `genflow sample`."""
+    store, listed = shelf_store
+    engine = Engine.load(store.find("runs", listed[0].run))
+    drawn = engine.draw(range(5, 12), labels_for("all", 7, engine.facts))
+    status, body, headers = endpoint.ask("/v1/models/flow/samples", {"n": 7, "seed": 5})
+    assert status == 200
+    assert body == preview.render(drawn.images, engine.facts, preview.columns(engine.facts))
+    assert headers["x-genflow-request"] == headers["x-request-id"]
+
+
+def test_events_arrive_one_by_one(endpoint: Endpoint) -> None:
+    """A frame an evaluation, then the samples."""
+    status, body, headers = endpoint.ask("/v1/models/flow/samples/stream", {"n": 1, "steps": 3})
+    assert status == 200
+    assert headers["content-type"].startswith("text/event-stream")
+    assert re.findall(r"^event: (\w+)", body.decode(), re.MULTILINE) == ["step", "step", "step", "done"]
+
+
+def test_errors_keep_their_shape(endpoint: Endpoint) -> None:
+    """Through Ray's proxy, too."""
+    status, body, _ = endpoint.ask("/v1/models/flow/samples", {"steps": 0})
+    assert (status, json.loads(body)["error"]["field"]) == (422, "steps")
+
+
+def test_only_this_machine_hears_it(endpoint: Endpoint) -> None:
+    """The port is open on the loopback alone."""
+    port = int(endpoint.address.rpartition(":")[2])
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    mine = {fields[1] for fields in lines if fields[3] == "0A" and fields[1].endswith(f":{port:04X}")}
+    assert mine == {f"0100007F:{port:04X}"}
+
+
+def test_who_sends_headers_slowly_is_left(endpoint: Endpoint) -> None:
+    """The connection is ended within seconds; one that has sent them is not."""
+    host, port = endpoint.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as slow:
+        start = time.monotonic()
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        assert slow.recv(1000).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 408 Request Time-out")
+        assert 2 < time.monotonic() - start < 20
+
+
+def test_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
+    """A request that would draw for long is broken off when its connection is."""
+    host, port = endpoint.address.removeprefix("http://").split(":")
+    asked = {"n": 1024, "steps": 19, "sampler": "midpoint"}
+    start = time.monotonic()
+    assert endpoint.ask("/v1/models/flow/samples", asked)[0] == 200
+    whole = time.monotonic() - start
+    body = json.dumps(asked).encode()
+    head = "POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    for _ in range(12):  # two replicas draw: they would be busy for six times as long
+        with socket.create_connection((host, int(port)), timeout=30) as gone:
+            gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            time.sleep(0.1)
+    start = time.monotonic()
+    assert endpoint.ask("/v1/models/flow/samples", {})[0] == 200
+    assert time.monotonic() - start < 3 * whole
+
+
+def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
+    """Neither one that answers nor one that draws; the request is sent again, and gives the same bytes."""
+    with Load(endpoint) as load:
+        for find in (endpoint.replicas, endpoint.workers):
+            end = time.monotonic() + 60
+            while len(endpoint.workers()) < 2 and time.monotonic() < end:
+                time.sleep(0.2)
+            time.sleep(1.0)
+            os.kill(find()[0], signal.SIGKILL)
+        time.sleep(4.0)
+    assert load.all_well()
+    assert len(load.answers) > 10
+
+
+def test_models_change_while_requests_come_in(endpoint: Endpoint, shelf_store: Shelved) -> None:
+    """Others are served, and nothing restarts; of models that do not work nothing comes."""
+    store, listed = shelf_store
+    before = set(endpoint.replicas())
+    broken = store.folder("runs", "broken-1")
+    with Load(endpoint) as load:
+        done = genflow(store, "serve", "flow", "ring", "--name", "tested")
+        assert done.returncode == 0, done.stderr
+        _copy_broken(Path(listed[0].path), broken)
+        refused = genflow(store, "serve", "broken", "--name", "tested")
+    assert load.all_well()
+    assert refused.returncode == 6, refused.stderr
+    assert "does not work" in refused.stderr
+    assert json.loads(endpoint.ask("/healthz")[1])["models"] == ["flow", "ring"]
+    assert endpoint.ask("/v1/models/ring/samples", {})[0] == 200
+    assert endpoint.ask("/v1/models/vae/samples", {})[0] == 404
+    assert set(endpoint.replicas()) & before
+
+
+def _copy_broken(run: Path, to: Path) -> None:
+    """A run whose weights are torn."""
+    import shutil
+
+    shutil.copytree(run, to)
+    manifest = json.loads((to / "manifest.json").read_text())
+    (to / "manifest.json").write_text(json.dumps({**manifest, "id": to.name, "name": "broken"}))
+    for file in to.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:1000])
+
+
+def test_it_can_be_watched(endpoint: Endpoint) -> None:
+    """Ray exports what the dashboard file shows."""
+    panels = json.loads((ROOT / "deploy/grafana-serving.json").read_text())["panels"]
+    shown = {name for panel in panels for t in panel["targets"] for name in re.findall(r"ray_genflow_\w+", t["expr"])}
+    end = time.monotonic() + 60
+    while lacking := {name for name in shown if name not in _read(endpoint.metrics)}:
+        assert time.monotonic() < end, lacking
+        time.sleep(1)
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_it_is_listed_and_taken_down(endpoint: Endpoint, shelf_store: Shelved) -> None:
+    """What is under way is answered; then nobody listens, and no process is left."""
+    store, _ = shelf_store
+    listed = json.loads(genflow(store, "endpoints", "ls", "--json").stdout)["endpoints"]
+    assert [(row["name"], row["models"], row["status"]) for row in listed] == [("tested", ["flow", "ring"], "well")]
+    answers: list[int] = []
+    asked = {"n": 64, "steps": 100}
+    under_way = threading.Thread(target=lambda: answers.append(endpoint.ask("/v1/models/flow/samples", asked)[0]))
+    under_way.start()
+    time.sleep(0.3)
+    done = genflow(store, "endpoints", "down", "tested")
+    under_way.join()
+    assert done.returncode == 0, done.stderr
+    assert answers == [200]
+    assert endpoint.process.wait(timeout=60) == 0
+    assert endpoint.replicas() == endpoint.workers() == []
+    with pytest.raises(urllib.error.URLError):
+        endpoint.ask("/healthz", timeout=5)

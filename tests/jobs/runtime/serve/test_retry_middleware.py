@@ -1,0 +1,126 @@
+"""What stands in Ray's proxy: who is one too many is refused as he comes off the wire."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from jobs.runtime.serve import retry_middleware
+from jobs.runtime.serve.retry_middleware import AdmissionControl, RetryMiddleware, hurried, is_whole_post, wire
+
+POST = b"POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    ("data", "whole"),
+    [
+        (POST, True),
+        (POST.replace(b"Content-Length: 2", b"content-length:2"), True),
+        (POST[:-1], False),
+        (POST + POST, False),
+        (POST.replace(b"POST", b"GET"), False),
+        (POST.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked"), False),
+        (POST.replace(b"Host: x", b"Expect: 100-continue"), False),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Le", False),
+        (b"", False),
+    ],
+)
+def test_only_a_whole_request_is_refused_on_the_wire(data: bytes, whole: bool) -> None:
+    """What is not would leave its rest to be read as another request."""
+    assert is_whole_post(data) is whole
+
+
+def test_the_refusal_is_an_answer_like_any_other() -> None:
+    """With a status, a time to come back, an id, and a body of the length that it says."""
+    head, _, body = wire(AdmissionControl(0).refusal(), "1f0c2a7be4d05f63").partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    assert lines[0] == "HTTP/1.1 503 Service Unavailable"
+    assert int(headers["content-length"]) == len(body)
+    assert int(headers["retry-after"]) >= 1
+    assert json.loads(body)["error"]["request"] == headers["x-genflow-request"]
+
+
+class Wire:
+    """A transport that remembers, and the rest of uvicorn's protocol that it is given to."""
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+        self.passed: list[bytes] = []
+        wire = self
+
+        class Protocol:
+            cycle: Any = None
+            transport = self
+
+            def connection_made(self, transport: Any) -> None:
+                pass
+
+            def data_received(self, data: bytes) -> None:
+                wire.passed.append(data)
+
+        self.protocol = hurried(Protocol)()
+
+    def write(self, data: bytes) -> None:
+        self.said.append(data)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_shut_door_costs_nothing_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused without a look by uvicorn; let in again when it opens; parts of requests go their usual way."""
+
+    async def main() -> None:
+        door = AdmissionControl(most=1)
+        monkeypatch.setattr(retry_middleware, "DOOR", door)
+        shut, open_ = Wire(), Wire()
+        door.under_way = 1
+        shut.protocol.data_received(POST)
+        assert len(shut.said) == 1
+        assert shut.passed == []
+        shut.protocol.data_received(POST[:20])
+        assert shut.passed == [POST[:20]]
+        door.under_way = 0
+        open_.protocol.data_received(POST)
+        assert (open_.said, open_.passed) == ([], [POST])
+        shut.protocol._stop()
+        open_.protocol._stop()
+
+    asyncio.run(main())
+
+
+def test_the_door_counts_and_opens_again() -> None:
+    """One at a time here: the second is refused while the first is under way, the third is not."""
+
+    async def main() -> list[int]:
+        gate, statuses = asyncio.Event(), []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await gate.wait()
+            headers = [(b"x-genflow-request", b"1")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+
+        again = RetryMiddleware(app, door=AdmissionControl(most=1))
+
+        async def ask() -> None:
+            async def receive() -> Any:
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            async def send(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+
+            await again({"type": "http", "method": "POST"}, receive, send)
+
+        first = asyncio.create_task(ask())
+        await asyncio.sleep(0)
+        await ask()
+        gate.set()
+        await first
+        await ask()
+        return statuses
+
+    assert asyncio.run(main()) == [503, 200, 200]

@@ -1,0 +1,45 @@
+"""Where workers meet: on one address, and on no other."""
+
+import os
+import subprocess
+import sys
+
+from support import ROOT
+
+from genflow.system.environment import free_port
+
+PROGRAM = """
+import os, sys
+sys.path.insert(0, "tests")
+import torch
+import torch.distributed as dist
+from support.processes import listening
+from jobs.runtime.train.worker_group import meet_at_one_address, name_interface
+if sys.argv[1] == "ours":
+    meet_at_one_address()
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[3], "GLOO_SOCKET_IFNAME": "lo"}
+dist.init_process_group("gloo", init_method="env://", rank=int(sys.argv[2]), world_size=2)
+number = torch.ones(())
+dist.all_reduce(number)
+assert number == 2
+print(*sorted(listening({os.getpid()})))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def addresses(whose: str) -> set[str]:
+    environment, port = {**os.environ, "PYTHONPATH": str(ROOT)}, str(free_port())
+    commands = [[sys.executable, "-c", PROGRAM, whose, rank, port] for rank in "01"]
+    workers = [subprocess.Popen(c, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for c in commands]
+    try:
+        return {address for worker in workers for address in worker.communicate(timeout=240)[0].split()}
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def test_torchs_store_is_on_the_loopback() -> None:
+    """Two workers meet there; torch's own way listens on every interface, which is what this test would see."""
+    assert addresses("ours") == {"0100007F"}
+    assert "0" * 32 in addresses("torch's")

@@ -1,0 +1,100 @@
+"""The jobs that measure and compare: what they return, what they find again, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+from support.finished import finished
+
+from genflow.errors import UsageError
+from genflow.evaluation import evaluate as evaluation
+from genflow.evaluation import samples
+from genflow.evaluation.features import classifier
+from genflow.recipe.compose import compose
+from genflow.tracking import sync
+from genflow.tracking.mlflow_client import Sent
+from jobs import compare, evaluate
+
+SMALL = {"evaluate": {"samples": 60, "sweep_samples": 30, "steps": [1], "likelihood": 8, "bootstrap": 3}}
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def emit(said):
+    return lambda event, **fields: said.append((event, fields))
+
+
+@pytest.fixture
+def document(store, prepared, monkeypatch):
+    """A job's document for two runs on points of the plane."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    monkeypatch.setattr(classifier, "MOST", 5)
+    # sending to MLflow has tests of its own, and costs seconds
+    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: Sent(complete=True))
+    data = prepared("ring8", samples=400, val=0.3)
+    runs = [finished(store, data, "vae").id, finished(store, data, "flow_matching").id]
+    return {"recipe": compose(None, SMALL).model_dump(mode="json"), "inputs": {"runs": runs}}
+
+
+def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
+    """One row a run; asked again, all are found and nothing is drawn."""
+    assert evaluate.find(document) is None
+    done = evaluate.main(document, emit)
+    assert done["schema"] == "genflow.evaluate/1"
+    assert done["runs"] == [row["run"] for row in done["rows"]] == document["inputs"]["runs"]
+    assert done["best"] in done["runs"]
+    assert not done["cached"]
+
+    monkeypatch.setattr(evaluation, "_measure", lambda *args: pytest.fail("measured again"))
+    again = evaluate.main(document, emit)
+    assert again["cached"]
+    assert again == evaluate.find(document)
+    assert evaluate.main({**document, "inputs": {"run": done["runs"][1]}}, emit)["rows"] == again["rows"][1:]
+
+
+def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, said):
+    """After one run was evaluated, comparing measures the other one; asked again, the report is found."""
+    evaluate.main({**document, "inputs": {"runs": document["inputs"]["runs"][:1]}}, emit)
+    said.clear()
+    done = compare.main(document, emit)
+    assert {fields["run"] for event, fields in said if event == "progress"} == {document["inputs"]["runs"][1]}
+    assert done["schema"] == "genflow.compare/1"
+    assert (Path(done["path"]) / "report.html").stat().st_size > 10_000
+    assert (Path(done["path"]) / "compare.json").exists()
+    assert not done["cached"]
+    again = compare.find(document)
+    assert again["cached"]
+    assert (again["report"], again["best"]) == (done["report"], done["best"])
+
+
+def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, said):
+    """Their distances have nothing to do with each other; it is said before anything is measured."""
+    other = finished(store, prepared("moons", samples=400, val=0.3), "vae")
+    runs = [document["inputs"]["runs"][0], other.id]
+    with pytest.raises(UsageError, match="different data"):
+        compare.main({**document, "inputs": {"runs": runs}}, emit)
+    assert not said
+
+
+def test_a_run_that_is_not_there_is_one_line(document, emit):
+    """The message names what there is."""
+    with pytest.raises(UsageError, match="no run 'nowhere'; there are: "):
+        evaluate.main({**document, "inputs": {"runs": ["nowhere"]}}, emit)
+
+
+@pytest.mark.ray
+def test_the_number_of_workers_changes_no_figure(document, emit, store, monkeypatch, ray_local):
+    """One worker and three: the same metrics, memorization and modes to the bit, of samples in four shares."""
+    monkeypatch.setattr(samples, "SHARE", 16)
+    document["inputs"]["runs"] = document["inputs"]["runs"][1:]
+    (one,) = evaluate.main(document, emit)["rows"]
+    (store.get("evaluations", one["evaluation"]).path / "manifest.json").unlink()  # as if it had never been
+    document["recipe"]["cluster"]["workers"] = 3
+    (three,) = evaluate.main(document, emit)["rows"]
+    assert not three["cached"]
+    assert three["evaluation"] == one["evaluation"]
+    for key in ("metrics", "modes", "classes", "likelihood", "nfe"):
+        assert three[key] == one[key], key

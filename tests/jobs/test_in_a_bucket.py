@@ -1,0 +1,235 @@
+"""A run on a store in a bucket: killed, gone on with on another machine, measured and drawn from on a third."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import TESTS
+from support.bucket import Server, machine
+
+from genflow.data.prepare import here, prepare
+from genflow.errors import SetupError
+from genflow.evaluation import evaluate
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import Data
+from genflow.sampling.engine import Engine
+from genflow.storage.store import Store
+from genflow.system import events, source_hash
+from genflow.tracking import sender, sync
+from genflow.tracking.journal import curves, journal_path
+from genflow.training.checkpoint import Checkpoints
+from jobs import reflow, train, tune
+
+TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth": 1}, "sample": {"steps": 2},
+        "evaluate": {"features": "random", "samples": 32, "steps": (1, 2), "sweep_samples": 16, "likelihood": 0,
+                     "bootstrap": 3}}  # fmt: skip
+SETTINGS = {"steps": 300, "batch": 16, "log_every": 1, "checkpoint_every": 50, "warmup": 0}
+
+
+@pytest.fixture(autouse=True)
+def no_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sending to MLflow has tests of its own."""
+    monkeypatch.setattr(sync, "prepare", lambda store: "")
+    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.Sent(complete=True))
+    monkeypatch.setattr(sender.Sender, "start", lambda self: None)
+    monkeypatch.setattr(sender.Sender, "finish", lambda self, deadline_s: True)
+
+
+def recipe(**train_: Any) -> Any:
+    return compose("flow_matching", TINY, {"name": "tiny", "train": {**SETTINGS, **train_}})
+
+
+def document(**train_: Any) -> dict[str, Any]:
+    return {"recipe": recipe(**train_).model_dump(mode="json"), "inputs": {}}
+
+
+def run(document: dict[str, Any]) -> dict[str, Any]:
+    return train.main(document, lambda event, **fields: None)
+
+
+def state(path: str | Path) -> dict[str, torch.Tensor]:
+    """All that the last checkpoint holds."""
+    newest = Checkpoints(Path(path) / "checkpoints").newest()
+    assert newest is not None
+    files = ("weights", "ema", "optimizer")
+    return {f"{f}/{k}": v for f in files for k, v in load_file(newest / f"{f}.safetensors").items()}
+
+
+def digits(store: Store) -> None:
+    prepare(store, Data(source="digits"), here, lambda event, **fields: None)
+
+
+def killed(document: dict[str, Any], folder: Path, after: int) -> None:
+    """Run the job in a process that dies by -9 some steps after its first word."""
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(document))
+    process = subprocess.Popen([sys.executable, "-m", "jobs.train", str(file)], text=True, stdout=subprocess.PIPE,
+                               env=os.environ | {"PYTHONPATH": str(source_hash.resources_dir()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        event = events.parse(line)
+        seen += bool(event and event["event"] == "progress")
+        if seen == after:
+            process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_three_machines_make_what_one_folder_makes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared and begun on one, killed, finished on a second, measured and drawn on a third: the same bits."""
+    monkeypatch.setenv("GENFLOW_STORE", str(tmp_path / "folder"))
+    digits(Store())
+    expected = run(document())
+    alone = Engine.load(Store().find("runs", "tiny")).draw(range(8)).images
+    data = Store().find("datasets", "digits")
+    judged = evaluate.evaluate(Store(), Store().find("runs", "tiny"), data, recipe().evaluate, lambda *_, **__: None)
+
+    machine(monkeypatch, server, tmp_path / "a")
+    digits(Store())
+    killed(document(), tmp_path, after=170)
+    begun = Store()
+    assert begun.get("runs", expected["run"]) is None
+    assert begun.shared is not None
+    saved = begun.shared.names(f"runs/{expected['run']}/checkpoints")
+    assert saved
+    assert saved[-1] < "step_00000300"
+
+    machine(monkeypatch, server, tmp_path / "b")
+    events_: list[Any] = []
+    done = train.main(document(), lambda event, **fields: events_.append(fields))
+    assert (done["run"], done["cached"]) == (expected["run"], False)
+    ours, theirs = state(done["path"]), state(expected["path"])
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    steps = [step for step, _ in curves(journal_path(Store().root, done["run"]))["train/loss"]]
+    assert steps == list(range(1, 301))
+
+    machine(monkeypatch, server, tmp_path / "c")
+    assert run(document())["cached"]
+    found = Store().find("runs", "latest")
+    assert np.array_equal(Engine.load(found).draw(range(8)).images, alone)
+    data = Store().find("datasets", "digits")
+    measured = evaluate.evaluate(Store(), found, data, recipe().evaluate, lambda *_, **__: None)
+    assert measured["metrics"] == judged["metrics"]
+    assert (tmp_path / "a").is_dir()
+
+
+def test_a_run_through_a_bad_connection(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fifth request fails, and the run ends as it would."""
+    machine(monkeypatch, server, tmp_path / "a", "s3://bucket/bad")
+    server.share, server.failed = 0.2, 0
+    try:
+        digits(Store())
+        done = run(document(steps=60, checkpoint_every=10))
+    finally:
+        server.share = 0.0
+    assert done["steps"] == 60
+    assert server.failed
+    machine(monkeypatch, server, tmp_path / "b", "s3://bucket/bad")
+    assert Store().find("runs", "tiny").verify()
+
+
+def test_a_bucket_that_goes_away_in_mid_run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that says so, at the next checkpoint; the same command goes on when it is back."""
+    machine(monkeypatch, server, tmp_path / "a", "s3://bucket/away")
+    monkeypatch.setenv("GENFLOW_STORE_DEADLINE", "1")
+    digits(Store())
+    monkeypatch.setattr("genflow.data.stream.Stream.__call__", going(server))
+    with pytest.raises(SetupError, match="did not answer for 1 s"):
+        run(document(steps=60, checkpoint_every=20))
+    server.share = 0.0
+    assert run(document(steps=60, checkpoint_every=20))["steps"] == 60
+
+
+def going(server: Server) -> Any:
+    """The batches, and the server gone at step 30."""
+    from genflow.data.stream import Stream
+
+    batches = Stream.__call__
+
+    def batch(self: Any, step: int) -> Any:
+        if step == 30 and not hasattr(server, "went"):
+            server.share, server.went = 1.0, True
+        return batches(self, step)
+
+    return batch
+
+
+def test_a_node_that_does_not_reach_the_bucket_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step; that such an error is not tried again is a fact of `test_train_job`."""
+    worker = pytest.importorskip("jobs.runtime.train.worker")
+    machine(monkeypatch, server, tmp_path / "a", "s3://bucket/unseen")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GENFLOW_STORE_DEADLINE", "0")
+    seen = rf"the node {os.uname().nodename} does not reach the store s3://bucket/unseen: .*did not answer for 0 s"
+    with pytest.raises(SetupError, match=seen) as caught:
+        worker.work({"store": "s3://bucket/unseen", "recipe": document()["recipe"]})
+    assert "AWS variables" in caught.value.hint
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_is_found_on_another_machine(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its grid, its record and its best settings; the pairs of a run, too."""
+    asked = compose("flow_matching", TINY, {
+        "train": SETTINGS, "tune": {"trials": 2, "steps": 20, "confirm": 1, "samples": 32, "space": {
+            "train.lr": "log:0.001:0.1"}}})  # fmt: skip
+    document = {"recipe": asked.model_dump(mode="json"), "inputs": {}}
+    url = "s3://bucket/searched"
+    machine(monkeypatch, server, tmp_path / "a", url)
+    digits(Store())
+    made = tune.main(document, lambda *_, **__: None)
+    run({"recipe": recipe(steps=20).model_dump(mode="json"), "inputs": {}})
+    pairs = compose("flow_matching", TINY, {"reflow": {"pairs": 40}}).model_dump(mode="json")
+    drawn = reflow.main({"recipe": pairs, "inputs": {"run": "tiny"}}, lambda *_, **__: None)
+
+    machine(monkeypatch, server, tmp_path / "b", url)
+    found = tune.main(document, lambda *_, **__: None)
+    assert found["cached"]
+    assert found["best"] == made["best"]
+    there = Store().find("searches", found["search"]).verify().path
+    assert (there / "best.yaml").read_text() == (Path(made["path"]) / "best.yaml").read_text()
+    again = reflow.main({"recipe": pairs, "inputs": {"run": "tiny"}}, lambda *_, **__: None)
+    assert (again["cached"], again["pairs"]) == (True, drawn["pairs"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_on_machines_that_share_the_bucket_alone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each brings the shards, the first saves into the bucket, and the driver seals what it never wrote."""
+    machine(monkeypatch, server, tmp_path / "first", "s3://bucket/apart")
+    digits(Store())
+    asked = compose("flow_matching", TINY, {"name": "apart", "train": {**SETTINGS, "steps": 60, "checkpoint_every": 20},
+                                            "cluster": {"workers": 2}})  # fmt: skip
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": asked.model_dump(mode="json"), "inputs": {}}))
+    script = TESTS / "support/apart.py"
+    path = {"PYTHONPATH": str(source_hash.resources_dir())}
+    ended = subprocess.run([sys.executable, str(script), str(tmp_path / "recipe.json"), str(tmp_path)], text=True,
+                           env=os.environ | path, capture_output=True)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    done = json.loads(ended.stdout.splitlines()[-1])
+    assert done["steps"] == 60
+    brought = [name for name in ("one", "two", "driver") if list((tmp_path / name).glob("*/datasets/*/train/*.arrow"))]
+    assert {"one", "two"} <= set(brought)
+    machine(monkeypatch, server, tmp_path / "last", "s3://bucket/apart")
+    run_ = Store().find("runs", "apart").verify()
+    assert len(list(run_.path.glob("checkpoints/step_*/weights.safetensors"))) == 2
+    path = journal_path(Store().root, run_.id)
+    Store().sync(path)
+    assert [step for step, _ in curves(path)["train/loss"]] == list(range(1, 61))

@@ -1,0 +1,205 @@
+"""Pipelines carried out: side by side, only what is missing, and a failure leaves the rest."""
+
+import functools
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from genflow.errors import GenflowError
+from genflow.pipeline.graph import load
+from genflow.recipe.compose import assignments
+from genflow.recipe.files import read
+from genflow.system.source_hash import resources_dir
+from jobs import pipeline as job
+
+SMALL = {"steps": 3, "batch": 8, "checkpoint_every": 3}
+
+
+def document(**stages):
+    points = {"job": "prepare", "data": {"source": "ring8", "samples": 400}}
+    return {"pipeline": {"name": "tiny", "stages": {"points": points, **stages}}}
+
+
+def train(kind: str, **more):
+    net = {"kind": "mlp", "width": 8}
+    return {"job": "train", "preset": kind, "data": "points", "net": net, "train": SMALL, **more}
+
+
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def run(store, monkeypatch, ray_local, events):
+    """Run a pipeline in a store of its own, collecting its events."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    return lambda doc: job.main(doc, lambda event, **fields: events.append({"event": event, **fields}))
+
+
+@pytest.mark.ray
+def test_a_pipeline_makes_what_is_missing_and_then_nothing(run, events):
+    """Run again, every stage is cached; with one stage changed, only that one is made."""
+    first = run(document(vae=train("vae"), flow=train("flow_matching")))
+    events.clear()
+    again = run(document(vae=train("vae"), flow=train("flow_matching")))
+    statuses = [e["status"] for e in events if e["event"] == "stage"]
+    changed = run(document(vae=train("vae"), flow=train("flow_matching", family={"density": "uniform"})))
+
+    assert not first["cached"]
+    assert again["cached"]
+    assert statuses == ["cached"] * 3
+    assert [stage["cached"] for stage in changed["stages"]] == [True, True, False]
+
+
+@pytest.mark.ray
+def test_a_failing_stage_leaves_the_others(run, store, events):
+    """What does not need the failed stage is made; what needs it is skipped; the error names the stage."""
+    broken = {"job": "evaluate", "runs": ["nowhere"]}
+    with pytest.raises(GenflowError, match="stage broken"):
+        run(document(broken=broken, flow=train("flow_matching")))
+
+    assert [a.name for a in store.artifacts("runs")] == ["flow_matching-ring8"]
+    statuses = {e["name"]: e["status"] for e in events if e["event"] == "stage"}
+    assert statuses["broken"] == "failed"
+
+
+@pytest.mark.ray
+def test_a_teacher_its_pairs_and_a_student(run, store):
+    """Reflow as a pipeline: actors write the pairs, the student learns from them, and both stand in the report."""
+    stages = {
+        "teacher": train("flow_matching", name="teacher"),
+        "pairs": {"job": "reflow", "run": "teacher", "reflow": {"pairs": 1500}, "sample": {"steps": 2}},
+        "student": train("flow_matching", name="student", pairs="pairs", init="teacher"),
+    }
+    done = run(document(**stages))
+    made = {stage["stage"]: stage for stage in done["stages"]}
+    student = store.get("runs", made["student"]["run"])
+
+    assert made["pairs"]["count"] == 1500
+    assert len(list(store.folder("pairs", made["pairs"]["pairs"]).glob("*.arrow"))) == 2
+    assert student.manifest["parents"] == [made["points"]["dataset"], made["teacher"]["run"], made["pairs"]["pairs"]]
+    assert run(document(**stages))["cached"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_pipeline_of_rectified_flow(run, store):
+    """The one that is shipped, whole, on digits: teacher and student at each price, each with its best sampler."""
+    pipeline = {"name": "rectified_flow", **read(resources_dir() / "pipelines" / "rectified_flow.yaml")}
+    tiny = ["data.source=digits", "train.steps=60", "reflow.pairs=2000", "evaluate.samples=99", "evaluate.likelihood=0"]
+    done = run({"pipeline": pipeline, "overrides": assignments(tiny)})
+    report = next(stage for stage in done["stages"] if stage["stage"] == "report")
+    assert len(report["rows"]) == 2
+    for row in report["rows"]:
+        assert {1, 2, 4, 8, 16} <= {point["nfe"] for point in row["sweep"]}
+        assert len({point["sampler"] for point in row["sweep"]}) > 1
+
+
+class Inline:
+    """The four words of Ray that a pipeline says, carried out in this process: what is tried is the pipeline's own
+    bookkeeping, and Ray's part is tried above."""
+
+    def remote(self, **options):
+        return lambda function: SimpleNamespace(remote=lambda *args: functools.partial(function, *args))
+
+    def wait(self, tasks):
+        return tasks[:1], tasks[1:]
+
+    def get(self, task):
+        return task()
+
+
+def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
+    """The last stage is told what was measured and which training ended how; the pipeline does not fail."""
+    told = []
+
+    def stage_task(name, document, environment):
+        if name == "tables":
+            told.append(document)
+            return {"document": {"report": "tables-1a", "cached": False}}
+        if name == "train" and document["recipe"]["name"] == "bad":
+            return {"error": {"message": "not finite", "hint": "", "code": 1, "kind": "NonFinite"}}
+        return {"document": {"rows": [{"evaluation": "good-2b"}]} if name == "evaluate" else {"run": "good-1a"}}
+
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    monkeypatch.setitem(sys.modules, "ray", Inline())
+    monkeypatch.setattr(job, "_stage_task", stage_task)
+    stages = {
+        "good": {**train("vae"), "name": "good", "data": "mine"},
+        "bad": {**train("gan"), "name": "bad", "data": "mine"},
+        "good-m0": {"job": "evaluate", "runs": ["good"]},
+        "bad-m0": {"job": "evaluate", "runs": ["bad"]},
+    }
+    last = {"job": "tables", "needs": list(stages), "study": {"seeds": [0]}}
+    made = {}
+    whole = load({"name": "tiny", "stages": {**stages, "tables": last}}, "tiny")
+    failed = {}
+    job._run(whole, made, failed, lambda event, **fields: None)
+    job._complain(whole, made, failed)
+
+    assert told[0]["inputs"]["evaluations"] == {"good-m0": "good-2b"}
+    failed = told[0]["inputs"]["failed"]
+    assert {name: (f["stage"], f["kind"]) for name, f in failed.items()} == {
+        "bad": ("bad", "NonFinite"), "bad-m0": ("bad", "NonFinite"),
+    }  # fmt: skip
+    assert made["tables"]["report"] == "tables-1a"
+
+    made, failed, whole = {}, {}, load({"name": "tiny", "stages": stages}, "tiny")
+    job._run(whole, made, failed, lambda event, **fields: None)
+    with pytest.raises(GenflowError, match="stage bad: not finite"):
+        job._complain(whole, made, failed)
+    assert set(made) == {"good", "good-m0"}
+
+
+def test_data_is_prepared_before_anything_holds_the_cores(store, monkeypatch):
+    """Ray Data's tasks would wait behind a queue of trainings until it gives up; so these wait instead."""
+    order = []
+
+    def stage_task(name, document, environment):
+        order.append(name)
+        return {"document": {"run": "a-1a", "dataset": "points-1a"}}
+
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    monkeypatch.setitem(sys.modules, "ray", Inline())
+    monkeypatch.setattr(job, "_stage_task", stage_task)
+    mine = {f"mine{i}": {**train("vae"), "data": "mine"} for i in range(2)}
+    stages = {**mine, **document(theirs=train("gan"))["pipeline"]["stages"]}
+    made = {}
+    job._run(load({"stages": stages}, "tiny"), made, {}, lambda event, **fields: None)
+    assert order == ["prepare", "train", "train", "train"]
+    assert len(made) == 4
+
+
+def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monkeypatch, events):
+    """Its end is kept beside it: tables that take failures do not train it again; a pipeline of its own does."""
+    from genflow import runs
+    from genflow.pipeline import plan
+    from genflow.training import loop
+    from jobs import train as training_job
+
+    data = prepared("ring8", samples=400)
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+
+    def diverge(*args):
+        raise loop.NonFinite("the loss is not finite (step 7)", "lower the rate")
+
+    monkeypatch.setattr(training_job, "_fit", diverge)
+    stages = {"bad": {**train("vae"), "data": data.artifact.id}, "bad-m0": {"job": "evaluate", "runs": ["bad"]}}
+    last = {"job": "tables", "needs": list(stages), "study": {"seeds": [0]}}
+    alone, whole = load({"stages": stages}, "tiny"), load({"stages": {**stages, "tables": last}}, "tiny")
+    with pytest.raises(loop.NonFinite):
+        training_job.main(alone.stages[0].document({}), lambda event, **fields: None)
+
+    made, failed = {}, {}
+    job._look(whole, made, failed, lambda event, **fields: events.append(fields))
+    assert {name: told["kind"] for name, told in failed.items()} == {"bad": "NonFinite", "bad-m0": "NonFinite"}
+    assert failed["bad"]["message"] == "the loss is not finite (step 7)"
+    assert [event["status"] for event in events] == ["failed", "skipped"]
+    assert plan.foresee(whole, store)[0]["state"] == "diverged"
+    assert plan.foresee(alone, store)[0]["state"] == "to do"
+    made, failed = {}, {}
+    job._look(alone, made, failed, lambda event, **fields: None)
+    assert (made, failed) == ({}, {})
+    assert runs.divergence(store, runs.plan(store, alone.stages[0].recipe))["code"] == 1

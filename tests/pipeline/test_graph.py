@@ -1,0 +1,106 @@
+"""A pipeline is a value: stages, what they need, and the order that follows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genflow.errors import UsageError
+from genflow.pipeline.graph import Pipeline, load
+from genflow.recipe.files import read
+from genflow.system.source_hash import resources_dir
+
+DIGITS = {"job": "prepare", "data": {"source": "digits"}}
+FLOW = {"job": "train", "preset": "flow_matching", "data": "digits"}
+
+
+def pipeline(overrides: dict[str, Any] | None = None, **stages: Any) -> Pipeline:
+    return load({"name": "test", "stages": stages}, "test.yaml", overrides)
+
+
+def names(made: Pipeline) -> list[str]:
+    return [stage.name for stage in made.stages]
+
+
+def test_stages_come_after_what_they_need() -> None:
+    """Whatever their order in the file; otherwise as they stand there."""
+    report = {"job": "compare", "runs": ["flow", "vae"]}
+    vae = {"job": "train", "preset": "vae", "data": "digits"}
+    made = pipeline(report=report, vae=vae, flow=FLOW, digits=DIGITS)
+    assert names(made) == ["digits", "vae", "flow", "report"]
+    assert [stage.needs for stage in made.stages] == [(), ("digits",), ("digits",), ("flow", "vae")]
+
+
+def test_names_of_nobody_are_references_to_the_store() -> None:
+    """A dataset or run that no stage makes is taken from the store, and needs nothing."""
+    made = pipeline(flow={**FLOW, "data": "faces"}, report={"job": "evaluate", "runs": ["latest"]})
+    assert [stage.needs for stage in made.stages] == [(), ()]
+    assert made.stages[0].document({})["recipe"]["data"]["name"] == "faces"
+    assert made.stages[1].document({})["inputs"] == {"runs": ["latest"]}
+
+
+def test_documents_name_what_was_made() -> None:
+    """Once a stage is done, those that need it are told its artifact's id."""
+    compare = {"job": "compare", "runs": ["flow", "old"], "evaluate": {"samples": 64}}
+    made = pipeline(digits=DIGITS, flow=FLOW, report=compare)
+    digits, flow, report = made.stages
+    done = {"digits": {"dataset": "digits-1a"}, "flow": {"run": "flow-2b"}}
+    assert digits.document({})["recipe"]["data"]["source"] == "digits"
+    assert flow.document(done)["recipe"]["data"]["name"] == "digits-1a"
+    assert flow.document(done)["recipe"]["family"]["kind"] == "flow_matching"
+    assert report.document(done)["inputs"] == {"runs": ["flow-2b", "old"]}
+    assert report.document(done)["recipe"]["evaluate"]["samples"] == 64
+
+
+def test_a_stage_lies_over_its_preset_and_set_over_both() -> None:
+    """defaults < preset < the stage < --set, which reaches only the stages that have the section."""
+    made = pipeline({"train": {"steps": 9}}, digits=DIGITS, flow={**FLOW, "train": {"steps": 5, "batch": 3}})
+    flow = made.stages[1].recipe
+    assert (flow.train.steps, flow.train.batch, flow.train.lr) == (9, 3, 0.02)
+    assert made.stages[0].recipe.data.source == "digits"
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"stages": {}, "stage": {}}, r"unknown key stage \(did you mean stages\?\)"),
+        ({"name": "a/b", "stages": {"d": DIGITS}}, "name 'a/b': use letters"),
+        ({"name": "x"}, "a pipeline needs `stages`"),
+        ({"stages": []}, "a pipeline needs `stages`"),
+        ({"stages": {"d": 3}}, "stage d: job is one of prepare, train, reflow, evaluate, compare, tables, not 3"),
+        ({"stages": {"d": {"job": "prepar"}}}, "stage d: job is one of .* not 'prepar'"),
+        ({"stages": {"d": {**DIGITS, "dat": 1}}}, r"stage d: unknown key dat \(did you mean data\?\)"),
+        ({"stages": {"d": {"job": "prepare", "data": {"sauce": 1}}}}, "stage d: unknown key data.sauce"),
+        ({"stages": {"d": {"job": "prepare", "data": 3}}}, "stage d: data is a section of keys, not 3"),
+        ({"stages": {"f": {**FLOW, "data": 3}}}, "stage f: data names a stage or a dataset, not 3"),
+        ({"stages": {"f": {**FLOW, "preset": "flow_match"}}}, r"\(did you mean flow_matching\?\)"),
+        ({"stages": {"f": {**FLOW, "preset": 5}}}, "there is no preset 5"),
+        ({"stages": {"f": {**FLOW, "preset": "quickstart"}}}, "quickstart is a pipeline"),
+        ({"stages": {"f": {**FLOW, "train": {"steps": 0}}}}, "stage f: train.steps: input should be greater than 0"),
+        ({"stages": {"r": {"job": "compare", "runs": "flow"}}}, "stage r: runs is a list of stages or runs"),
+        ({"stages": {"r": {"job": "compare", "runs": []}}}, "stage r: runs is a list of stages or runs"),
+        ({"stages": {"r": {"job": "compare", "runs": ["r"]}}}, "stages need each other in a circle: r"),
+        ({"stages": {"a": {"job": "compare", "runs": ["b"]}, "b": {"job": "compare", "runs": ["a"]}}}, "circle: a, b"),
+    ],
+)
+def test_mistakes_name_the_file_the_stage_and_the_key(document: dict[str, Any], message: str) -> None:
+    """In one line, before anything runs."""
+    with pytest.raises(UsageError, match=message) as refused:
+        load(document, "test.yaml")
+    assert "\n" not in refused.value.message
+
+
+def test_the_files_name_is_the_pipelines_name() -> None:
+    """Where it gives none."""
+    assert load({"stages": {"digits": DIGITS}}, "pipelines/nightly.yaml").name == "nightly"
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (resources_dir() / "pipelines").glob("*.yaml")))
+def test_every_pipeline_of_the_house_is_one(file: str) -> None:
+    """Each file under pipelines/ with stages loads, and is named as its file."""
+    document = read(Path(resources_dir() / "pipelines" / file))
+    if "stages" not in document:
+        return
+    made = load(document, file)
+    assert set(names(made)) == set(document["stages"])
+    assert made.name == Path(file).stem

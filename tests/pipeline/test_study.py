@@ -1,0 +1,99 @@
+"""A study: seeds times runs times rows, as one pipeline."""
+
+from pathlib import Path
+
+import pytest
+from support.small import FACTS
+
+from genflow import build
+from genflow.errors import UsageError
+from genflow.pipeline import graph
+from genflow.pipeline.study import Study
+from genflow.recipe.schema import Recipe
+from genflow.tables import plan
+
+RUNS = {"flow": {"preset": "flow_matching"}, "few": {"preset": "consistency", "init": "flow", "share": 0.4}}
+ROWS = {"flow_4": {"title": "a", "run": "flow", "sample": {"steps": 4}}, "few": {"title": "b", "run": "few"},
+        "flow_8": {"title": "c", "run": "flow", "sample": {"steps": 8}}}  # fmt: skip
+
+
+def study(**more) -> Study:
+    base = {"seeds": [0, 1], "budget": 0.5, "data": {"data": "digits-1a"}, "runs": RUNS, "rows": ROWS}
+    return Study(**{**base, "measured": {"samples": 50, "likelihood": 8}, **more})
+
+
+def stages(made: Study) -> dict[str, graph.Stage]:
+    return {stage.name: stage for stage in graph.load(made.pipeline("study"), "study").stages}
+
+
+def test_a_budget_is_shared_and_reaches_every_training():
+    """Half a minute of CPU time for a share of 1, a fifth for 0.4; no other end."""
+    found = stages(study())
+    assert (found["flow-s1"].recipe.train.cpu_minutes, found["few-s1"].recipe.train.cpu_minutes) == (0.5, 0.2)
+    assert found["flow-s1"].recipe.train.seed == 1
+    assert found["few-s1"].needs == ("flow-s1",)
+    assert found["flow-s0"].recipe.data.name == "digits-1a"
+
+
+def test_a_likelihood_is_measured_once_a_run():
+    """In the first row of the run, however many rows draw from it."""
+    found = stages(study())
+    counts = {name: found[f"{name}-m0"].recipe.evaluate.likelihood for name in ROWS}
+    assert counts == {"flow_4": 8, "few": 8, "flow_8": 0}
+
+
+def test_a_trial_trains_again_and_samples_as_the_first_row():
+    """A third of the preset's rate, for one seed; on other data for every seed, which a stage prepares."""
+    trials = {"slow": {"of": ["flow"], "lr_times": 0.5, "seeds": 1, "measured": {"steps": []}},
+              "grid": {"of": ["flow"], "data": "grid", "share": 0.1}}  # fmt: skip
+    found = stages(study(trials=trials, data={"data": "digits-1a", "grid": {"source": "grid25"}}))
+    assert found["flow-slow-s0"].recipe.train.lr == found["flow-s0"].recipe.train.lr / 2
+    assert "flow-slow-s1" not in found
+    assert found["flow-slow-m0"].recipe.sample == {"steps": 4}
+    assert found["flow-slow-m0"].recipe.evaluate.steps == ()
+    assert found["flow-grid-s1"].needs == ("grid",)
+    assert found["flow-grid-s1"].recipe.train.cpu_minutes == pytest.approx(0.05)
+    assert found["grid"].recipe.data.source == "grid25"
+
+
+def test_a_file_with_an_unknown_key_is_refused(tmp_path: Path):
+    """With the nearest right one."""
+    file = tmp_path / "plan.yaml"
+    file.write_text("seeds: [0]\nrunz: {}\n")
+    with pytest.raises(UsageError, match="did you mean runs"):
+        Study.load(file)
+
+
+def test_every_stage_of_the_tables_fits_its_family():
+    """Each run resolves, on pictures and on points; each row's sampling is one that its run's family has."""
+    made = graph.load(plan.load().of("mine-1a", seeds=1).stages("tables"), "tables.yaml")
+    resolved: dict[str, tuple[Recipe, str]] = {}
+    for stage in made.stages:
+        if stage.job == "train":
+            points = stage.name.split("-")[1] in ("grid", "uneven")
+            source = resolved.get(stage.recipe.init, (None, ""))[0]
+            facts = FACTS["points" if points else "grey"]
+            recipe = build.resolve(stage.recipe, facts, source, facts if source else None)
+            resolved[stage.name] = recipe, "points" if points else "grey"
+        elif stage.job == "evaluate":
+            run, kind = resolved[stage.runs[0]]
+            build.sample_options(build.family_of(run, FACTS[kind]), {**run.sample, **stage.recipe.sample})
+
+
+def test_the_teachers_cost_lies_within_the_budget():
+    """The teacher's share and that of the run which learns from it are one together."""
+    made = plan.load()
+    for run in made.runs.values():
+        if "init" in run:
+            assert run["share"] + made.runs[run["init"]]["share"] == pytest.approx(1)
+
+
+def test_the_last_stage_is_carried_out_even_if_something_failed():
+    """It is told what was measured and what failed; any other stage waits for all that it needs."""
+    made = graph.load(plan.load().of("mine-1a", seeds=1).stages("tables"), "tables.yaml")
+    last = made.stages[-1]
+    assert last.takes_failures
+    failed = {"gan-s0": {"stage": "gan-s0", "kind": "NonFinite", "message": "not finite"}}
+    document = last.document({"vae-m0": {"rows": [{"evaluation": "vae-1"}]}, "vae-s0": {"run": "vae-1a"}}, failed)
+    assert document["inputs"] == {"evaluations": {"vae-m0": "vae-1"}, "failed": failed}
+    assert not made.stages[0].takes_failures

@@ -1,0 +1,189 @@
+"""The recipe: precedence, numbers as people write them, and every mistake one line before anything starts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_origin
+
+import pytest
+from pydantic import BaseModel
+from support import ROOT
+from support.small import FACTS, recipe, source
+
+from genflow import build, families, nets
+from genflow.errors import UsageError
+from genflow.recipe.compose import assignments, compose, merge, preset
+from genflow.recipe.files import dump, read
+from genflow.recipe.schema import SECTIONS, Recipe, flatten, parse
+from genflow.system.source_hash import digest
+
+GREY = FACTS["grey"]
+
+
+def yaml(tmp_path: Path, text: str) -> dict[str, Any]:
+    (tmp_path / "recipe.yaml").write_text(text)
+    return read(tmp_path / "recipe.yaml")
+
+
+def test_later_layers_win() -> None:
+    """defaults < preset < file < --set < flag."""
+    own = preset("ddpm")
+    file = {"train": {"lr": 0.3, "batch": 7}, "family": {"schedule": "linear"}}
+    made = compose("ddpm", file, assignments(["train.lr=1e-4", "sample.steps=9"]), {"train": {"batch": 5}})
+    assert made.train.seed == 0  # a default
+    assert made.train.steps == own["train"]["steps"]  # the preset
+    assert made.family == {**own["family"], "schedule": "linear"}  # the file, over the preset
+    assert made.train.lr == 1e-4  # --set
+    assert made.train.batch == 5  # a flag
+
+
+def test_another_kind_starts_its_section_anew() -> None:
+    """Options of the U-Net do not follow a change to the MLP."""
+    below = {"net": {"kind": "unet", "multipliers": [1, 2]}, "train": {"lr": 1}}
+    assert merge(below, {"net": {"kind": "mlp"}}) == {"net": {"kind": "mlp"}, "train": {"lr": 1}}
+    assert merge(below, {"net": {"kind": "unet", "width": 8}})["net"] == {**below["net"], "width": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "lr"),
+    [("1e-4", 1e-4), ("1E-4", 1e-4), ("1.e-4", 1e-4), (".1e-3", 1e-4), ("+1e-4", 1e-4), ("0.0001", 1e-4), ("2e0", 2)],
+)
+def test_a_number_is_a_number(text: str, lr: float, tmp_path: Path) -> None:
+    """In a file (where YAML 1.1 reads 1e-4 as a word) and after --set."""
+    assert parse(yaml(tmp_path, f"train: {{lr: {text}}}")).train.lr == pytest.approx(lr)
+    assert parse(assignments([f"train.lr={text}"])).train.lr == pytest.approx(lr)
+
+
+@pytest.mark.parametrize("text", ["true", "True", "null", "None", "[1, 2]", '{"a": 1}', "word", "12", "1e-4"])
+def test_values_of_set_are_read_as_json_or_words(text: str) -> None:
+    """Whatever cannot be JSON is a word; Python's spellings of true and none are understood."""
+    known = {"true": True, "True": True, "null": None, "None": None, "[1, 2]": [1, 2], '{"a": 1}': {"a": 1},
+             "word": "word", "12": 12, "1e-4": 1e-4}  # fmt: skip
+    assert assignments([f"net.x={text}"]) == {"net": {"x": known[text]}}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"trian": {}}, "unknown key trian (did you mean train?)"),
+        ({"train": {"stepz": 1}}, "unknown key train.stepz (did you mean train.steps?)"),
+        ({"lr": 1}, "unknown key lr (did you mean train.lr?)"),
+        ({5: 1}, "5: keys should be strings, not 5"),
+        ({"train": 3}, "train is a section of keys, not 3"),
+        ({"net": ["mlp"]}, "net is a section of keys, not ['mlp']"),
+        ({"name": "a/b"}, "name: use letters, digits, '.', '_' and '-', at most 80, not 'a/b'"),
+        ({"evaluate": {"steps": [1, 0]}}, "evaluate.steps: input should be greater than 0, not 0"),
+        ({"data": {"channels": 4}}, "data.channels: input should be 'auto', 1 or 3, not 4"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_cure(document: dict[Any, Any], message: str) -> None:
+    """Where, which key, what is allowed, what was given."""
+    with pytest.raises(UsageError) as refused:
+        parse(document, "my.yaml")
+    assert refused.value.message == f"my.yaml: {message}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: {lr: 1, lr: 2}", "a: [", "- 1", "just words", "? [1, 2]\n: 3", "train: *nowhere", "\tname: x",
+        "name: 2026-13-45", "train: {lr: !!int x}", "[" * 3000, "\x00", "a: 1\n---\nb: 2",
+        "name: !!python/object/apply:os.getcwd []",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_recipe_is_one_line(text: str, tmp_path: Path) -> None:
+    """Duplicate keys, broken YAML, impossible dates, bottomless nesting, foreign tags: the file is named."""
+    with pytest.raises(UsageError) as refused:
+        yaml(tmp_path, text)
+    assert "recipe.yaml" in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """No such file, a folder, bytes that are no text; an empty file is an empty recipe."""
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
+    for path in (tmp_path / "nowhere.yaml", tmp_path, tmp_path / "bytes.yaml"):
+        with pytest.raises(UsageError, match="cannot read recipe"):
+            read(path)
+    assert yaml(tmp_path, "") == {}
+
+
+def test_presets_and_pipelines_are_told_apart() -> None:
+    """A preset that is a pipeline, and one that does not exist."""
+    with pytest.raises(UsageError, match="is a pipeline"):
+        compose("quickstart")
+    with pytest.raises(UsageError, match=r"no preset 'dppm' \(did you mean ddpm\?\)"):
+        compose("dppm")
+
+
+@pytest.mark.parametrize("kind", families.kinds())
+def test_every_family_has_a_preset_that_resolves(kind: str) -> None:
+    """pipelines/<family>.yaml fits the family's own signature; its first line is the command."""
+    made = build.resolve(compose(kind), GREY, source(kind, GREY))
+    assert made.family["kind"] == kind
+    text = (ROOT / "pipelines" / f"{kind}.yaml").read_text()
+    assert text.startswith(f"# genflow train {kind} --data ")
+
+
+@pytest.mark.parametrize("kind", families.kinds())
+@pytest.mark.parametrize("name", ["plain", "1e-4", "007", "yes", "null", "2026-01-01", "1_000", "0x1F", "1.5"])
+def test_a_dumped_recipe_is_read_back(kind: str, name: str, tmp_path: Path) -> None:
+    """Whole and resolved, also where a name looks like a number, a date or a truth."""
+    whole = recipe(kind, GREY, name=name, train={"lr": 1e-4, "minutes": 3}, data={"source": "1e5", "name": name})
+    (tmp_path / "recipe.yaml").write_text(dump(whole))
+    assert parse(read(tmp_path / "recipe.yaml")) == whole
+
+
+def test_digests_are_of_values() -> None:
+    """The order of keys does not matter; any value does."""
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 1.5})
+    assert flatten({"train": {"lr": 1}, "name": "x"}) == {"train.lr": 1, "name": "x"}
+
+
+def leaves(kind: str) -> Iterator[tuple[str, str, Any]]:
+    """Every key of a recipe with its field: the typed sections, and those whose schema is a signature."""
+    own = families.family_class(kind)
+    schemas: dict[str, type[BaseModel]] = {**SECTIONS, "sample": build.schema(own.sample)}
+    schemas["family"] = build.schema(own.__init__)
+    schemas |= {f"net:{net}": build.schema(nets.builder(net)) for net in nets.kinds()}
+    for section, schema in schemas.items():
+        yield from ((section, key, field) for key, field in schema.model_fields.items())
+
+
+def wrong(field: Any) -> Iterator[Any]:
+    """Values of a wrong type, and values just out of range."""
+    yield {"a": "mapping"}
+    if field.annotation is not str:
+        yield "banana"
+    if get_origin(field.annotation) is not tuple:
+        yield [[1]]
+    yield float("nan")
+    for bound in field.metadata:
+        for name, step in (("ge", -1), ("gt", 0), ("le", 1), ("lt", 0)):
+            if hasattr(bound, name):
+                yield getattr(bound, name) + step
+    yield from ([-1], [0.5]) if get_origin(field.annotation) is tuple else ()
+
+
+MUTATIONS = [(kind, *leaf) for kind in families.kinds() for leaf in leaves(kind)]
+
+
+@pytest.mark.parametrize(("kind", "section", "key", "field"), MUTATIONS, ids=[".".join(m[:3]) for m in MUTATIONS])
+def test_every_key_refuses_what_it_is_not(kind: str, section: str, key: str, field: Any) -> None:
+    """Misspelt, of a wrong type or out of range: one line that names the key, before anything starts."""
+    section, _, net = section.partition(":")
+    base = {"kind": kind} if section == "family" else {"kind": net} if net else {}
+    changes = [{f"{key}x": 1}, *({key: value} for value in wrong(field))]
+    for change in changes:
+        document = {"family": {"kind": kind}, section: {**base, **change}}
+        with pytest.raises(UsageError) as refused:
+            build.resolve(parse(document), GREY, source(kind, GREY))
+        assert f"{section}.{key}" in refused.value.message or f"{key}x" in refused.value.message, change
+        assert "\n" not in refused.value.message
+
+
+def test_the_empty_recipe_is_the_defaults() -> None:
+    """And a frozen value."""
+    assert parse({}) == Recipe()
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().train.lr = 1  # type: ignore[misc]

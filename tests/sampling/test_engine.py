@@ -1,0 +1,170 @@
+"""The engine: a sample is a function of its seed, and a wrong request is one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.small import FACTS, family, recipe, shaken
+
+from genflow.errors import DataError, UsageError
+from genflow.recipe.files import dump
+from genflow.sampling.engine import Engine
+from genflow.storage.store import Artifact, Store
+from genflow.training import checkpoint
+
+
+def engine(data: str = "grey", kind: str = "flow_matching", **sample: object) -> Engine:
+    chosen = recipe(kind, FACTS[data], "mlp", sample={"steps": 4, **sample} if kind != "vae" else sample)
+    return Engine(shaken(family(kind, FACTS[data], "mlp")), chosen, step=7)
+
+
+@pytest.fixture(scope="module")
+def grey() -> Engine:
+    return engine()
+
+
+def test_pictures_are_grey_levels(grey: Engine) -> None:
+    """(N, H, W, C) bytes 0..K-1, with the labels that were asked for and what they cost."""
+    drawn = grey.draw(range(5), labels=[0, 9, 10, 3, 3])
+    assert drawn.images.shape == (5, 8, 8, 1)
+    assert drawn.images.dtype == np.uint8
+    assert drawn.images.max() <= 16
+    assert drawn.labels.tolist() == [0, 9, 10, 3, 3]
+    assert drawn.nfe == 4
+    assert drawn.seconds > 0
+
+
+def test_points_are_in_their_own_coordinates() -> None:
+    """(N, 1, 1, 2) floats, scaled back."""
+    one = engine("points")
+    drawn = one.draw(range(4))
+    rng_free = one.draw(range(4), steps=4).images
+    assert drawn.images.shape == (4, 1, 1, 2)
+    assert drawn.images.dtype == np.float32
+    assert np.array_equal(drawn.images, rng_free)
+    x = one.to_x(drawn.images)
+    np.testing.assert_allclose(x.numpy().transpose(0, 2, 3, 1) * 1.5, drawn.images, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_the_batch_changes_no_picture(grey: Engine, batch: int) -> None:
+    """Seeds drawn in any batches, order and company: the same picture to the bit, because short batches are filled."""
+    whole = grey.draw(range(40), labels=[i % 10 for i in range(40)]).images
+    parts = grey.draw(range(10), labels=list(range(10)), batch=batch).images
+    turned = grey.draw(range(9, -1, -1), labels=list(range(9, -1, -1)), batch=batch).images[::-1]
+    assert np.array_equal(parts, whole[:10])
+    assert np.array_equal(turned, whole[:10])
+    assert len({picture.tobytes() for picture in whole}) == 40
+
+
+def test_a_walk_goes_from_seed_to_seed(grey: Engine) -> None:
+    """At share 0 it is the seed's own sample, at 1 the other's, to the bit."""
+    walk = grey.draw([1] * 3, toward=[(2, 0.0), (2, 0.5), (2, 1.0)]).images
+    assert np.array_equal(walk[[0, 2]], grey.draw([1, 2]).images)
+    assert not np.array_equal(walk[1], walk[0])
+
+
+def test_every_evaluation_can_be_watched(grey: Engine) -> None:
+    """x_t, and the guess at x_0 that the last one ends in; what the watcher raises ends the drawing."""
+    told: list[tuple[torch.Tensor, torch.Tensor]] = []
+    drawn = grey.draw([3], steps=5, sampler="euler", watch=lambda x, guess: told.append((x, guess)))
+    assert len(told) == drawn.nfe == 5
+    levels = ((told[-1][1][0] + 1) * 8.5 - 0.5).round().clamp(0, 16).permute(1, 2, 0)
+    assert np.array_equal(levels.numpy(), drawn.images[0])
+
+    def stop(x: torch.Tensor, guess: torch.Tensor) -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        grey.draw([3], watch=stop)
+    assert np.array_equal(grey.draw([3], steps=5, sampler="euler").images, drawn.images)
+
+
+def test_any_integer_is_a_seed(grey: Engine) -> None:
+    """Negative and huge ones too; no seeds, no pictures."""
+    drawn = grey.draw([-1, 2**70, 0, 0])
+    assert np.array_equal(drawn.images[2], drawn.images[3])
+    assert not np.array_equal(drawn.images[0], drawn.images[1])
+    assert grey.draw([]).images.shape == (0, 8, 8, 1)
+
+
+def test_options_override_the_recipes(grey: Engine) -> None:
+    """For one request; the engine's own stay as they were."""
+    assert grey.draw([1], steps=9, sampler="euler").nfe == 9
+    assert grey.draw([1], guidance=2.0, steps=3).nfe == 6
+    assert grey.draw([1]).nfe == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([11], {}, "label 11 is out of range"),
+        ([-1], {}, "label -1 is out of range"),
+        ([1, 2], {}, "2 labels for 1 seeds"),
+        (None, {"stepz": 3}, r"unknown key stepz \(did you mean steps\?\)"),
+        (None, {"steps": 0}, "sample.steps: input should be greater than or equal to 1, not 0"),
+        (None, {"sampler": "magic"}, "sample.sampler: input should be 'ddpm'"),
+        (None, {"guidance": float("nan")}, "sample.guidance: input should be a finite number"),
+    ],
+)
+def test_wrong_requests_are_one_line(grey: Engine, labels: list[int] | None, options: dict, message: str) -> None:
+    """Which field, what is allowed, what was given."""
+    with pytest.raises(UsageError, match=message) as refused:
+        grey.draw([0], labels, **options)
+    assert "\n" not in refused.value.message
+
+
+def test_a_model_without_classes_refuses_what_needs_them() -> None:
+    """A label, and guidance."""
+    one = engine("colour")
+    with pytest.raises(UsageError, match="label 1 is out of range") as refused:
+        one.draw([0], [1])
+    assert refused.value.hint == "this model has no classes"
+    with pytest.raises(UsageError, match="guidance needs data with labels"):
+        one.draw([0], guidance=2.0)
+    assert one.draw([0], [0]).images.shape == (1, 8, 8, 3)
+
+
+def test_it_only_looks() -> None:
+    """Nothing learns in an engine; around a family in training it leaves the family as it is."""
+    made = engine()
+    assert not made.family.training
+    assert not any(p.requires_grad for p in made.family.parameters())
+    model = family("flow_matching", FACTS["grey"], "mlp").train()
+    watching = Engine(model, made.recipe, frozen=False)
+    watching.draw([0])
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.fixture
+def run(store: Store) -> Artifact:
+    """A finished run's folder, with an averaged checkpoint of zeros."""
+    model, folder = family("flow_matching", FACTS["grey"], "mlp"), store.folder("runs", "r-1")
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(dump(recipe("flow_matching", FACTS["grey"], "mlp", sample={"steps": 2})))
+    (folder / "facts.json").write_text(json.dumps(FACTS["grey"].to_json()))
+    average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    checkpoints.save(5, lambda into: checkpoint.write(into, checkpoint.gather(model, average, {}), {"step": 5}))
+    return store.finalize("runs", "r-1")
+
+
+def test_a_finished_run_is_loaded(run: Artifact) -> None:
+    """Its averaged weights, or the raw ones; its step and its sampling options."""
+    made = Engine.load(run)
+    assert (made.step, made.options["steps"], made.facts) == (5, 2, FACTS["grey"])
+    assert not any(p.any() for p in made.family.parameters())
+    assert any(p.any() for p in Engine.load(run, average=False).family.parameters())
+
+
+@pytest.mark.parametrize("harm", ["remove", "flip"])
+def test_a_run_whose_checkpoint_is_gone_says_so(run: Artifact, harm: str) -> None:
+    """One line with the run and the cure."""
+    file = next(Path(run.path / "checkpoints").rglob("ema.safetensors"))
+    file.unlink() if harm == "remove" else file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="run r-1 has no readable checkpoint") as refused:
+        Engine.load(run)
+    assert refused.value.hint == "train it again"

@@ -1,0 +1,150 @@
+"""`genflow export`: every form is loaded by somebody else's program, which draws the run's own samples."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import small
+from support.finished import finished
+
+from genflow import families
+from genflow.cli import export
+from genflow.errors import UsageError
+from genflow.maths.rng import SampleRng
+from genflow.sampling.engine import Engine
+from genflow.sampling.export import forms, traced
+from genflow.storage.store import Store
+
+SEEDS = range(6)
+NOBODY = [10] * 6
+
+
+@pytest.fixture
+def exported(store: Store, prepared, monkeypatch, tmp_path):  # type: ignore[no-untyped-def]
+    """Train a few steps, export, and return the engine and the folder."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+
+    def make(kind: str, to: str, net: str = "", **sections):  # type: ignore[no-untyped-def]
+        run = finished(store, prepared("digits", val=0.2), kind, name=f"{kind}-{to}-{net}", net=net, **sections)
+        export.export(run.id, to, tmp_path / "out", json=True)
+        return Engine.load(run), tmp_path / "out"
+
+    return make
+
+
+def give_noise(pipeline: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a pipeline of diffusers begin with the engine's own noise; torch's generators cannot draw it."""
+    noise = SampleRng(list(SEEDS), "sample").normal((len(SEEDS), 1, 8, 8))
+    monkeypatch.setattr(sys.modules[type(pipeline).__module__], "randn_tensor", lambda shape, **_: noise)
+
+
+def test_safetensors_draw_the_runs_own_samples(exported, capsys):
+    """The folder alone gives the same pixels; a folder that holds something is left alone."""
+    engine, folder = exported("flow_matching", "safetensors")
+    np.testing.assert_array_equal(Engine.from_folder(folder).draw(SEEDS).images, engine.draw(SEEDS).images)
+    with pytest.raises(UsageError, match="not empty"):
+        export.export("latest", "safetensors", folder, json=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "clip"), [({}, False), ({}, True), ({"schedule": "linear", "predict": "eps"}, True)]
+)
+def test_a_stock_pipeline_draws_the_runs_own_samples(exported, capsys, monkeypatch, family, clip):
+    """DDIMPipeline, loaded from the folder: the same numbers from the same noise, without a label."""
+    diffusers = pytest.importorskip("diffusers")
+    engine, folder = exported("ddpm", "diffusers", "unet2d", family=family, sample={"clip": clip})
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder))
+    assert type(pipeline).__name__ == "DDIMPipeline"
+    pipeline.set_progress_bar_config(disable=True)
+    give_noise(pipeline, monkeypatch)
+    theirs = pipeline(
+        batch_size=6, num_inference_steps=10, output_type="np", use_clipped_model_output=clip
+    ).images
+    ours = engine.draw(SEEDS, NOBODY, steps=10, sampler="ddim").images  # grey levels 0..16
+    assert (np.floor(theirs * 17).clip(0, 16) == ours).mean() > 0.995  # but for a rounding at a level's edge
+
+
+def test_a_flow_goes_to_eulers_scheduler(exported, capsys, monkeypatch):
+    """DDPMPipeline with FlowMatchEulerDiscreteScheduler, on the scheduler's own times."""
+    diffusers = pytest.importorskip("diffusers")
+    from genflow.maths.guidance import Guided
+    from genflow.maths.samplers import euler
+
+    engine, folder = exported("flow_matching", "diffusers", "unet2d")
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder))
+    pipeline.set_progress_bar_config(disable=True)
+    give_noise(pipeline, monkeypatch)
+    theirs = pipeline(batch_size=6, num_inference_steps=10, output_type="np").images
+    family, rng = engine.family, SampleRng(list(SEEDS), "sample")
+    net = Guided(family.net, torch.tensor(NOBODY), 10)
+    with torch.no_grad():
+        times = pipeline.scheduler.sigmas.tolist()
+        x = euler(family.denoiser(net), family.path, rng.normal((6, 1, 8, 8)), times, rng)
+    ours = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(theirs, ours, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "net", "sections", "message"),
+    [
+        ("ddpm", "diffusers", "", {}, "no stock pipeline knows its net"),
+        ("ddpm", "diffusers", "unet2d", {"family": {"schedule": "edm"}}, "no stock pipeline knows its noise"),
+        ("vae", "diffusers", "", {}, "no stock pipeline knows its noise"),
+        ("flow_matching", "torch_export", "", {}, "samples in many steps"),
+        ("flow_matching", "pickle", "", {}, "cannot export to 'pickle'"),
+    ],
+)
+def test_what_cannot_go_is_refused_in_one_line(exported, kind, to, net, sections, message):
+    """And the cure says what can."""
+    with pytest.raises(UsageError, match=message) as refused:
+        exported(kind, to, net, **sections)
+    assert "\n" not in refused.value.message
+    assert refused.value.hint
+
+
+READ = """
+import sys, numpy as np, torch
+sample = torch.export.load(sys.argv[1]).module()
+x = sample(torch.from_numpy(np.load(sys.argv[2])), torch.tensor([0, 3, 10, 10, 9, 1]))
+np.save(sys.argv[3], x.detach().numpy())
+assert not any(name.split(".")[0] == "genflow" for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("kind", ["vae", "gan"])
+def test_a_program_runs_without_genflow(exported, capsys, tmp_path: Path, kind: str):
+    """torch.export's program, in a process with genflow off its path, and for another number of rows."""
+    engine, folder = exported(kind, "torch_export")
+    noise = SampleRng(list(SEEDS), "sample").normal((6, *engine.family.noise_shape))
+    np.save(tmp_path / "noise.npy", noise.numpy())
+    words = [sys.executable, "-I", "-c", READ, folder / "sample.pt2", tmp_path / "noise.npy", tmp_path / "x.npy"]
+    subprocess.run(words, check=True, cwd=tmp_path)
+    ours = engine.family.sample(noise, torch.tensor([0, 3, 10, 10, 9, 1]), SampleRng(list(SEEDS), "sample")).x
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), ours.numpy(), atol=1e-5)
+
+
+ONE_PASS = [kind for kind in families.kinds() if "torch_export" in forms(families.family_class(kind))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        # TarFlow unrolls its 64 patches: half a minute
+        pytest.param(kind, data, marks=[pytest.mark.slow] if (kind, data) == ("normalizing_flow", "grey") else [])
+        for kind in ONE_PASS
+        for data in ("grey", "points")
+    ],
+)
+def test_whatever_samples_in_one_pass_can_be_traced(kind: str, data: str):
+    """For any number of rows, whatever the family and its net."""
+    model = small.family(kind, small.FACTS[data]).requires_grad_(False)
+    steps = {"steps": 1} if "steps" in inspect.signature(model.sample).parameters else {}
+    program = traced(model, steps).module()
+    noise = SampleRng(list(SEEDS), "sample").normal((6, *model.noise_shape))
+    label = torch.full((6,), model.facts.classes)
+    ours = model.sample(noise, label, SampleRng(list(SEEDS), "sample"), **steps).x
+    torch.testing.assert_close(program(noise, label), ours, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,268 @@
+"""The store: an artifact exists whole or not at all, and every changed byte is found."""
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from genflow.errors import DataError, ResourceError, SetupError, UsageError
+from genflow.storage.files import NODE, clear_disk_errors, write_atomically
+from genflow.storage.manifest import read_manifest
+from genflow.storage.store import MANIFEST, Artifact, Store
+
+
+def make(store: Store, id: str = "digits-abc", *, name: str = "digits") -> Artifact:
+    with store.stage("datasets", id, name=name) as staged:
+        (staged.path / "train").mkdir()
+        (staged.path / "train" / "data.arrow").write_text("x" * 100)
+        (staged.path / "facts.json").write_text("{}")
+        return staged.commit(parents=["p"], meta={"rows": 3})
+
+
+def test_what_is_committed_is_found_with_all_that_was_said_of_it(store: Store) -> None:
+    """Name, parents, meta, and per file its size and SHA-256."""
+    made = make(store)
+    found = store.get("datasets", "digits-abc")
+    assert found is not None
+    assert (found.name, found.meta, found.manifest["parents"]) == ("digits", {"rows": 3}, ["p"])
+    assert found.path == made.path == store.root / "datasets" / "digits-abc"
+    assert found.manifest["files"]["train/data.arrow"]["size"] == 100
+    assert found.verify() is found
+    assert found.manifest["schema"] == "genflow.datasets/1"
+
+
+def test_without_its_manifest_it_does_not_exist(store: Store) -> None:
+    """Nor with a torn one; and it can be made again over what lies there."""
+    for damage in ("", '{"files": ', "[]", "{}"):
+        made = make(store)
+        (made.path / MANIFEST).write_text(damage) if damage else (made.path / MANIFEST).unlink()
+        assert store.get("datasets", made.id) is None
+        assert store.artifacts("datasets") == []
+    assert make(store).verify()
+
+
+def test_a_folder_that_was_left_uncommitted_is_gone(store: Store) -> None:
+    """Whether the work failed or simply did not commit."""
+    with store.stage("datasets", "a-1") as staged:
+        (staged.path / "half").write_text("written")
+    with pytest.raises(ZeroDivisionError), store.stage("datasets", "a-1"):
+        _ = 1 / 0
+    assert list((store.root / "datasets").iterdir()) == []
+
+
+def test_attempts_of_killed_processes_are_ignored(store: Store) -> None:
+    """Even one that was killed between its manifest and its renaming."""
+    made = make(store)
+    made.path.rename(made.path.with_name("digits-abc.tmp-123-ff"))
+    assert store.artifacts("datasets") == []
+    assert make(store).verify()
+    assert [a.id for a in store.artifacts("datasets")] == ["digits-abc"]
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_maker(store: Store) -> None:
+    """Its folder goes; one of a living process, and one of another machine, stay."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder = store.folder("reports", "x").parent
+    names = [f"x.tmp-{NODE}-{gone.pid}-1", f"x.tmp-{NODE}-{os.getpid()}-1", f"x.tmp-elsewhere-{gone.pid}-1"]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    with store.stage("reports", "y") as staged:
+        staged.commit()
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names[1:], "y"])
+
+
+def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new(store: Store) -> None:
+    """Killed before every rename and fsync in turn: a reader sees nothing, or a whole artifact."""
+    script = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+left = int(sys.argv[2])
+def counted(call):
+    def run(*args):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), 9)
+        return call(*args)
+    return run
+for name in ("rename", "replace", "fsync", "mkdir"):
+    setattr(os, name, counted(getattr(os, name)))
+from test_store import make
+from genflow.storage.store import Store
+make(Store(sys.argv[3]))
+"""
+    tests, root = Path(__file__).parent, ROOT
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    seen = []
+    for calls in (3, 5, 7, 8, 9, 10, 11, 40):
+        command = [sys.executable, "-c", script, str(tests), str(calls), str(store.root)]
+        subprocess.run(command, env=environment, check=False, stderr=subprocess.DEVNULL)
+        found = store.artifacts("datasets")
+        assert all(artifact.verify() for artifact in found)
+        seen.append(len(found))
+    assert seen[0] == 0
+    assert seen[-1] == 1
+
+
+def test_every_changed_byte_is_found(store: Store) -> None:
+    """In a file it is named; in the manifest's list of files it is found too, or the artifact stops existing."""
+    made = make(store)
+    content = {file: file.read_bytes() for file in made.path.rglob("*") if file.is_file()}
+    for file, whole in content.items():
+        for at in range(0, len(whole), 3):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            if file.name != MANIFEST:
+                with pytest.raises(DataError, match=f"{file.name} is corrupt"):
+                    made.verify()
+            elif found := store.get("datasets", made.id):
+                with contextlib.suppress(DataError):
+                    assert found.verify().manifest["files"] == made.manifest["files"]
+        file.write_bytes(whole)
+    file = made.path / "facts.json"
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=f"{file} is corrupt") as refused:
+        made.verify()
+    assert f"rm -r {made.path}" in refused.value.hint
+    file.unlink()
+    with pytest.raises(DataError, match=f"{file} is missing"):
+        made.verify()
+
+
+def _write_many(root: Path, text: str, barrier: "multiprocessing.synchronize.Barrier") -> None:
+    store = Store(root)
+    for round in range(30):
+        with store.stage("datasets", f"a-{round}") as staged:
+            for part in range(3):
+                (staged.path / f"{part}.txt").write_text(text * 50)
+            barrier.wait()
+            staged.commit()
+
+
+def test_of_two_writers_one_wins_whole(store: Store) -> None:
+    """Two processes commit the same artifact at the same moment, thirty times: each is one writer's, whole."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    writers = [context.Process(target=_write_many, args=(store.root, text, barrier)) for text in "xy"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
+    found = store.artifacts("datasets")
+    assert len(found) == 30
+    for artifact in found:
+        artifact.verify()
+        assert len({file.read_text() for file in artifact.path.glob("*.txt")}) == 1
+    assert not list((store.root / "datasets").glob("*.tmp-*"))
+
+
+def test_the_second_of_two_writers_gets_the_first_ones(store: Store) -> None:
+    """What exists stays as it is."""
+    with store.stage("datasets", "a-1") as late:
+        (late.path / "facts.json").write_text("late")
+        first = make(store, "a-1")
+        assert late.commit().manifest == first.manifest
+    assert first.verify()
+
+
+def test_names_people_use(store: Store) -> None:
+    """The id, a prefix of it, its key, the name (the newest of that name), and `latest`."""
+    for id, name in (("digits-aa1", "digits"), ("digits-ab2", "digits"), ("moons-c3", "moons")):
+        make(store, id, name=name)
+    expected = {
+        "digits-aa1": "digits-aa1", "digits-aa": "digits-aa1", "ab2": "digits-ab2", "c": "moons-c3",
+        "moo": "moons-c3", "digits": "digits-ab2", "latest": "moons-c3",
+    }  # fmt: skip
+    assert {said: store.find("datasets", said).id for said in expected} == expected
+    for said, message in (
+        ("digits-a", r"'digits-a' is ambiguous: digits-aa1, digits-ab2"),
+        ("mooons", r"no dataset 'mooons'; there are: moons, digits"),
+        ("", "no dataset was named"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            store.find("datasets", said)
+    with pytest.raises(UsageError, match="has none"):
+        store.find("runs", "latest")
+
+
+def test_a_name_that_is_another_ones_prefix_means_itself(store: Store) -> None:
+    """`digits` is the dataset of that name, although `digits_small-..` begins alike."""
+    make(store, "digits-1", name="digits")
+    make(store, "digits_small-2", name="digits_small")
+    assert store.find("datasets", "digits").id == "digits-1"
+
+
+def test_a_folder_that_grew_in_place_is_sealed(store: Store) -> None:
+    """A run: its manifest is written last, and names the files that belong to it."""
+    folder = store.folder("runs", "r-1")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "weights").write_text("w")
+    (folder / "checkpoints.tmp-1").write_text("torn")
+    assert store.get("runs", "r-1") is None
+    sealed = store.finalize("runs", "r-1", meta={"steps": 3}, only=lambda name: ".tmp-" not in name)
+    assert list(sealed.manifest["files"]) == ["checkpoints/weights"]
+    assert store.get("runs", "r-1").verify().meta == {"steps": 3}  # type: ignore[union-attr]
+    store.remove(sealed)
+    assert not folder.exists()
+
+
+def test_one_maker_at_a_time(store: Store) -> None:
+    """The second is told who holds the lock; it ends with its holder, however that ends."""
+    with (
+        store.lock("runs", "r-1"),
+        pytest.raises(UsageError, match=rf"r-1 is being made by process {os.getpid()} on") as refused,
+        store.lock("runs", "r-1", wait=False),
+    ):
+        pass
+    assert refused.value.hint
+    with store.lock("runs", "r-1", wait=False), store.lock("runs", "r-2", wait=False):
+        pass
+    script = f"""
+import os
+from genflow.storage.store import Store
+with Store({str(store.root)!r}).lock("runs", "r-1"):
+    os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    with store.lock("runs", "r-1", wait=False):
+        pass
+
+
+def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
+    """Old content or new; nothing is left beside."""
+    file = tmp_path / "deep" / "state.json"
+    write_atomically(file, "old")
+    write_atomically(file, b"new")
+    assert file.read_text() == "new"
+    assert [p.name for p in file.parent.iterdir()] == ["state.json"]
+
+
+def test_the_disk_speaks_in_one_line(tmp_path: Path) -> None:
+    """Full: exit 5. Forbidden, or a file where a folder should be: exit 3. Anything else as it is."""
+    for number, kind in ((28, ResourceError), (122, ResourceError), (13, SetupError), (30, SetupError), (2, OSError)):
+        with pytest.raises(kind), clear_disk_errors(tmp_path):
+            raise OSError(number, os.strerror(number))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="is a file, not a folder"):
+        Store(tmp_path / "file")
+    with pytest.raises(UsageError, match="is no folder, and no s3:"):
+        Store("gs://bucket/prefix")
+
+
+def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """GENFLOW_STORE, or .genflow in the current folder; absolute either way, and reading makes nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GENFLOW_STORE", raising=False)
+    assert Store().root == tmp_path / ".genflow"
+    monkeypatch.setenv("GENFLOW_STORE", "elsewhere")
+    assert Store().root == tmp_path / "elsewhere"
+    assert Store().artifacts("runs") == []
+    assert list(tmp_path.iterdir()) == []
+    assert read_manifest(tmp_path) is None

@@ -1,0 +1,6 @@
+"""Helpers that several test files share. `tests/` is on the path, so a test imports them as `support.small`."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent

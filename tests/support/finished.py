@@ -1,0 +1,44 @@
+"""A finished run of a small net, trained in this process without Ray, that tests of evaluation share."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from genflow import build, runs
+from genflow.data.shards import Dataset
+from genflow.data.stream import Stream
+from genflow.maths.rng import key
+from genflow.storage.store import Artifact, Store
+from genflow.tracking.journal import Journal, journal_path
+from genflow.training import loop
+from genflow.training.checkpoint import Checkpoints
+from genflow.training.session import Session
+from support.small import recipe
+
+
+def finished(
+    store: Store, data: Dataset, kind: str, name: str = "", steps: int = 20, net: str = "", **sections: Any
+) -> Artifact:
+    """Train `kind` on the data for a few steps and seal the run."""
+    train = {"steps": steps, "batch": 16, "log_every": 5, "checkpoint_every": steps}
+    whole = recipe(kind, data.facts, net or ("mlp" if kind != "vae" else "auto"), train=train, name=name,
+                   data={"name": data.artifact.name}, **sections)  # fmt: skip
+    run = runs.plan(store, whole)
+    runs.begin(store, run)
+    torch.manual_seed(key(0, "weights"))
+    family = build.family_of(whole, data.facts)
+    folder = store.folder("runs", run.id)
+    with Journal(journal_path(store.root, run.id), experiment=data.artifact.name, name=run.name) as journal:
+
+        def log(numbers: dict[str, Any]) -> None:
+            journal.metrics(numbers["step"], {f"train/{k}": v for k, v in numbers.items() if k != "step"})
+
+        session = Session(save=Checkpoints(folder / "checkpoints").save, log=log)
+        fitted = loop.fit(family, Stream(data.splits["train"], 16, 0, 0, 1, "cpu"), session, whole.train)
+    meta = {
+        **asdict(fitted), "steps": fitted.step, "family": kind, "net": whole.net["kind"], "dataset": data.artifact.id,
+        "dataset_name": data.artifact.name, "fingerprint": data.facts.fingerprint,
+        "parameters": sum(p.numel() for p in family.parameters()), "world": 1,
+    }  # fmt: skip
+    return store.finalize("runs", run.id, name=run.name, parents=[data.artifact.id], meta=meta)

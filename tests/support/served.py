@@ -1,0 +1,46 @@
+"""Small models in a service of this process, that the tests of serving share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from genflow.data.prepare import here, prepare
+from genflow.data.shards import Dataset
+from genflow.recipe.schema import Data
+from genflow.serving import app
+from genflow.serving.middleware import Limits
+from genflow.serving.model_list import ServedModel, entries
+from genflow.serving.service import Service
+from genflow.storage.store import Artifact, Store
+from support.finished import finished
+
+
+def trained(root: Path) -> tuple[Store, list[Artifact]]:
+    """A store with two runs on digits, `flow` and `vae`, and one on points, `ring`."""
+    store = Store(root)
+    quiet = lambda event, **fields: None  # noqa: E731
+    digits = Dataset.open(prepare(store, Data(source="digits"), here, quiet)[0])
+    ring = Dataset.open(prepare(store, Data(source="ring8", samples=500), here, quiet)[0])
+    return store, [
+        finished(store, digits, "flow_matching", "flow", steps=30, sample={"steps": 4}),
+        finished(store, digits, "vae", "vae", steps=5),
+        finished(store, ring, "flow_matching", "ring", steps=5, sample={"steps": 3}),
+    ]
+
+
+@contextmanager
+def client(listed: list[ServedModel], limits: Limits | None = None, **options: Any) -> Iterator[TestClient]:
+    """An HTTP client of a service in this process."""
+    service = Service(listed, **options)
+    with TestClient(app.create(service, limits)) as made:
+        made.service = service  # type: ignore[attr-defined]
+        yield made
+    service.close()
+
+
+def listed(store: Store, runs: list[Artifact]) -> list[ServedModel]:
+    """The runs as models."""
+    return entries(store, runs)

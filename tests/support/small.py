@@ -1,0 +1,70 @@
+"""Small data and small models that several tests share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genflow import build, families
+from genflow.batch import Batch
+from genflow.families.base import Family
+from genflow.recipe.schema import Recipe, parse
+from genflow.specs import DataSpec
+
+FACTS = {
+    "grey": DataSpec((1, 8, 8), levels=17, class_names=tuple("0123456789")),
+    "colour": DataSpec((3, 8, 8), levels=256),
+    "points": DataSpec((2, 1, 1), levels=None, scale=1.5),
+}
+NETS: dict[str, dict[str, Any]] = {  # a net that is not named here is built with its own defaults
+    "mlp": {"width": 32, "depth": 2, "waves": 0},  # with waves and weights at random it is too rough for any solver
+    "conv": {"width": 16, "blocks": 1},
+    "unet": {"width": 16, "blocks": 1},
+    "fixup": {"width": 8, "blocks": 1},
+    "dit": {"width": 32, "depth": 2, "heads": 2},
+    "unet2d": {"width": 8},
+    "tarflow": {"width": 32, "blocks": 2, "depth": 1, "heads": 2, "bins": 4},
+    "spline": {"width": 32, "layers": 4, "bins": 8},
+}
+
+
+def recipe(kind: str, facts: DataSpec, net: str = "auto", **sections: Any) -> Recipe:
+    """A resolved recipe with a small net: `recipe("ddpm", FACTS["grey"], train={"steps": 4})`."""
+    if net == "auto":
+        net = families.family_class(kind).default_net_for(facts)
+    own = sections.pop("family", {})
+    document = {"family": {"kind": kind, **own}, "net": {"kind": net, **NETS.get(net, {})}, **sections}
+    return build.resolve(parse(document), facts, source(kind, facts, net))
+
+
+def source(kind: str, facts: DataSpec, net: str = "auto") -> Recipe | None:
+    """The resolved recipe of a run that a family can start from, if it must start from one."""
+    needs = families.family_class(kind).teacher == "required"
+    return recipe("flow_matching", facts, net) if needs else None
+
+
+def family(kind: str, facts: DataSpec, net: str = "auto", *, seed: int = 0, **sections: Any) -> Family:
+    """A family with a small net and weights that are a function of the seed, in eval mode."""
+    torch.manual_seed(seed)
+    return build.family_of(recipe(kind, facts, net, **sections), facts).eval()
+
+
+@torch.no_grad()
+def shaken(module: Any, size: float = 0.05) -> Any:
+    """The module, every weight moved a little: gates that start at zero are open."""
+    generator = torch.Generator().manual_seed(1)
+    for p in module.parameters():
+        p.add_(size * torch.randn(p.shape, generator=generator))
+    return module
+
+
+def batch(facts: DataSpec, step: int = 0, rows: int = 8) -> Batch:
+    """A batch that is a function of the step: grey levels at bin centres, or points."""
+    generator = torch.Generator().manual_seed(step)
+    label = torch.randint(facts.classes + 1, (rows,), generator=generator)
+    if facts.levels is None:
+        x: Tensor = torch.randn(rows, *facts.shape, generator=generator) / 2
+    else:
+        k = torch.randint(facts.levels, (rows, *facts.shape), generator=generator)
+        x = (2 * k + 1) / facts.levels - 1
+    return Batch(x, label)

@@ -1,0 +1,66 @@
+"""MLflow's aliases lead to runs, in a real MLflow."""
+
+import pytest
+from support.finished import finished
+
+from genflow.cli.dispatch import find_run
+from genflow.data.prepare import here, prepare
+from genflow.data.shards import Dataset
+from genflow.errors import UsageError
+from genflow.recipe.schema import Data
+from genflow.storage.store import Artifact, Store
+from genflow.tracking import model_registry
+
+Runs = tuple[Store, list[Artifact]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Artifact]]:
+    """A store with two runs, of which MLflow's registry knows nothing yet."""
+    store = Store(tmp_path_factory.mktemp("registry"))
+    data = Dataset.open(prepare(store, Data(source="digits"), here, lambda event, **fields: None)[0])
+    return store, [finished(store, data, "vae", name=f"vae-{i}", steps=2 + i) for i in range(2)]
+
+
+def test_an_alias_moves_from_run_to_run(runs: Runs) -> None:
+    """`models:/NAME@ALIAS` is the run that was promoted last, and a version stays the run that it was."""
+    store, (first, second) = runs
+    for run in (first, second, first):
+        assert model_registry.promote(store, run, "pictures", "champion") == "models:/pictures@champion"
+        assert find_run(store, "models:/pictures@champion").id == run.id
+    assert find_run(store, "models:/pictures/1").id == first.id
+    assert find_run(store, "models:/pictures/2").id == second.id
+    assert find_run(store, "models:/pictures").id == second.id
+    assert find_run(store, model_registry.promote(store, second, "", "best")).id == second.id
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [("models:/nobody@champion", "nobody"), ("models:/a/b/c", "names no model"), ("models:/nobody", "no model nobody")],
+)
+def test_what_mlflow_does_not_know_is_one_line(runs: Runs, reference: str, message: str) -> None:
+    """With a cure."""
+    with pytest.raises(UsageError, match=message) as refused:
+        find_run(runs[0], reference)
+    assert "\n" not in refused.value.message
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(("name", "alias"), [("a/b", "champion"), ("a", "latest"), ("a", "v1"), ("a", "")])
+def test_impossible_names_are_refused_before_anything_is_sent(runs: Runs, name: str, alias: str) -> None:
+    """MLflow keeps some for itself."""
+    with pytest.raises(UsageError):
+        model_registry.promote(runs[0], runs[1][0], name, alias)
+
+
+def test_promoting_leaves_the_runs_end_alone(runs: Runs) -> None:
+    """A second model of a run is no news of when and how it ended."""
+    store, (_, run) = runs
+    ends = []
+    for name in ("one", "two"):
+        model_registry.promote(store, run, name, "champion")
+        with model_registry._client(store) as client:
+            version = client.get_model_version_by_alias(name, "champion")
+            info = client.get_run(version.run_id).info
+        ends.append((info.status, info.end_time))
+    assert ends[0] == ends[1]
