@@ -88,7 +88,7 @@ def resolve(recipe: Recipe, facts: Facts, init: Recipe | None = None, trained_on
     workers, batch = recipe.cluster.workers, recipe.train.batch
     if batch < workers:
         raise UsageError(f"train.batch={batch} cannot be shared by {workers} workers", f"use train.batch={workers}")
-    resolved = recipe.with_(family=options, net=net, sample=sample)
+    resolved = recipe.replace(family=options, net=net, sample=sample)
     made = family_of(resolved, facts)  # refuses sizes and options that cannot work
     if init:
         made.begin_from(family_of(init, trained_on or facts))

@@ -243,7 +243,7 @@ def evaluate(
         raise UsageError(f"runs of different datasets cannot be compared: {pairs}")
     recipe = compose(None, assignments(sets), flagged(flags))
     spec = features(recipe.evaluate.features, store)
-    recipe = recipe.with_(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
+    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
     ids = list(dict.fromkeys(run.id for run in runs))
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
     done = send(job, document, store, where, json=json)

@@ -72,11 +72,11 @@ class Stage:
             return {"study": self.study, "inputs": {"evaluations": evaluations, "failed": failed}}
         recipe = self.recipe
         if self.job == "train" and recipe.data.name in made:
-            recipe = recipe.with_(data={**recipe.data.model_dump(), "name": made[recipe.data.name]["dataset"]})
+            recipe = recipe.replace(data={**recipe.data.model_dump(), "name": made[recipe.data.name]["dataset"]})
         if recipe.data.pairs in made:
-            recipe = recipe.with_(data={**recipe.data.model_dump(), "pairs": made[recipe.data.pairs]["pairs"]})
+            recipe = recipe.replace(data={**recipe.data.model_dump(), "pairs": made[recipe.data.pairs]["pairs"]})
         if recipe.init in made:
-            recipe = recipe.with_(init=made[recipe.init]["run"])
+            recipe = recipe.replace(init=made[recipe.init]["run"])
         runs = [made[run]["run"] if run in made else run for run in self.runs]
         inputs = {"run": runs[0]} if self.job == "reflow" else {"runs": runs} if runs else {}
         return {"recipe": recipe.model_dump(mode="json"), "inputs": inputs}

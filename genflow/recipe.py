@@ -155,9 +155,14 @@ class Recipe(Section):
             raise ValueError("use letters, digits, '.', '_' and '-', at most 80")
         return value
 
-    def with_(self, **sections: Any) -> "Recipe":
-        """A copy with whole sections replaced."""
-        return parse({**self.model_dump(mode="json"), **sections})
+    def replace(self, **sections: Any) -> "Recipe":
+        """A copy with whole sections replaced. Only these are validated: the others were when the recipe was parsed.
+
+        Raises:
+            UsageError: from `parse`.
+        """
+        given = parse(sections)
+        return self.model_copy(update={name: getattr(given, name) for name in sections})
 
 
 PLAIN = ("name", "init")  # keys that are no section

@@ -64,14 +64,15 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     Raises:
         UsageError: one of them does not exist, or the recipe does not fit them.
     """
-    recipe = recipe.with_(tune={})  # a run is not its search
+    recipe = recipe.replace(tune={})  # a run is not its search
     dataset = store.find("datasets", recipe.data.name)
     facts = Facts.from_json(dataset.file("facts.json").read_text())
     init = store.find("runs", recipe.init) if recipe.init else None
     if recipe.data.pairs:
-        recipe = recipe.with_(data={**recipe.data.model_dump(mode="json"), "pairs": _pairs(store, recipe, dataset).id})
+        pairs = _pairs(store, recipe, dataset).id
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs})
     if init:
-        recipe = recipe.with_(init=init.id)
+        recipe = recipe.replace(init=init.id)
         theirs, on = parse(read(init.path / "recipe.yaml")), Facts.from_json(init.file("facts.json").read_text())
         recipe = build.resolve(recipe, facts, theirs, on)
     else:

@@ -129,7 +129,7 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     alone = cluster.workers == 1 and not (on_cluster and (IN_A_JOB in os.environ or cluster.gpus))
     settings = {
         "store": store.url,
-        "recipe": run.recipe.model_dump(mode="json"),
+        "recipe": run.recipe if alone else run.recipe.model_dump(mode="json"),
         "dataset": run.dataset.id,
         "run": run.id,
         "alone": alone,

@@ -70,9 +70,9 @@ def test_the_net_follows_from_the_data() -> None:
         plain = parse({"family": {"kind": kind}})
         for facts in (FACTS["points"], GREY):
             assert build.resolve(plain, facts).net["kind"] == families.family_class(kind).default_net_for(facts)
-        assert build.resolve(plain.with_(net={"kind": "auto"}), GREY) == build.resolve(plain, GREY)
+        assert build.resolve(plain.replace(net={"kind": "auto"}), GREY) == build.resolve(plain, GREY)
         own = build.resolve(plain, GREY).net["kind"]
-        assert build.resolve(plain.with_(net={"kind": own, "width": 8}), GREY).net["width"] == 8
+        assert build.resolve(plain.replace(net={"kind": own, "width": 8}), GREY).net["width"] == 8
 
 
 def test_a_resolved_recipe_is_the_whole_family() -> None:
@@ -120,6 +120,6 @@ def test_a_runs_address_knows_every_file_that_it_is_made_of() -> None:
 def test_a_run_from_before_an_option_came_has_its_default() -> None:
     """A recipe of an older version lacks what came later, and is read as if it said the default."""
     whole = recipe("vae", GREY)
-    older = whole.with_(family={key: value for key, value in whole.family.items() if key != "prior"})
+    older = whole.replace(family={key: value for key, value in whole.family.items() if key != "prior"})
     theirs, ours = build.family_of(older, GREY), build.family_of(whole, GREY)
     assert [p.shape for p in theirs.parameters()] == [p.shape for p in ours.parameters()]

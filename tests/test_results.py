@@ -31,7 +31,7 @@ def test_every_stage_of_the_plan_fits_its_family() -> None:
     resolved: dict[str, Recipe] = {}
     for stage in pipeline.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages:
         if stage.job == "train":
-            recipe = stage.recipe.with_(data={})  # the pairs do not exist yet
+            recipe = stage.recipe.replace(data={})  # the pairs do not exist yet
             source = resolved.get(recipe.init)
             resolved[stage.name] = build.resolve(recipe, facts, source, facts if source else None)
         elif stage.job in ("reflow", "evaluate"):

@@ -137,7 +137,7 @@ def of_a_trial(recipe: Recipe) -> Recipe:
     if recipe.tune.steps is None:
         return recipe
     budget = {"steps": recipe.tune.steps, "minutes": None, "cpu_minutes": None}
-    return recipe.with_(train={**recipe.train.model_dump(mode="json"), **budget})
+    return recipe.replace(train={**recipe.train.model_dump(mode="json"), **budget})
 
 
 def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str, without: set[str]) -> str:

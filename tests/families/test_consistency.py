@@ -141,7 +141,7 @@ def test_what_it_cannot_start_from_is_refused() -> None:
     tuned = recipe("consistency", GREY)
     assert build.resolve(document, GREY, tuned).family["source"] == flow.family  # tuning goes on from a tuned run
     with pytest.raises(UsageError, match="no ODE to distill"):
-        build.resolve(document.with_(family={"kind": "consistency", "mode": "distill"}), GREY, tuned)
+        build.resolve(document.replace(family={"kind": "consistency", "mode": "distill"}), GREY, tuned)
 
 
 def test_a_source_of_any_prediction_is_taken_over() -> None:

@@ -207,7 +207,7 @@ def test_the_recipe_is_the_signature(kind: str) -> None:
     assert set(whole.sample) == set(build.schema(own.sample).model_fields)
     assert build.resolve(whole, facts, source(kind, facts)) == whole
     for section in ("family", "net", "sample"):
-        changed = whole.with_(**{section: {**getattr(whole, section), "nonsense": 1}})
+        changed = whole.replace(**{section: {**getattr(whole, section), "nonsense": 1}})
         with pytest.raises(UsageError, match="unknown key nonsense"):
             build.resolve(changed, facts, source(kind, facts))
 

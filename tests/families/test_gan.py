@@ -240,7 +240,7 @@ def on_the_grid(game: str, steps: int) -> tuple[int, int]:
     chosen = recipe(
         "gan", facts, family={"game": game, "forget": 1, "patience": 0},
         train={"steps": steps, "batch": 128, "lr": 0.002, "optimizer": "adamw", "beta1": 0.0},
-    ).with_(net={"kind": "mlp", "width": 64, "depth": 2, "waves": 6})  # fmt: skip
+    ).replace(net={"kind": "mlp", "width": 64, "depth": 2, "waves": 6})  # fmt: skip
     torch.manual_seed(0)
     model = build.family_of(chosen, facts)
     average: dict[str, Tensor] = {}

@@ -285,7 +285,7 @@ def test_more_than_the_cluster_has(head: Head) -> None:
         ({"gpus": 1}, "a worker needs 1 CPU and 1 GPU"),
     ):
         with pytest.raises(ResourceError, match=line):
-            send(head, recipe("greedy", 1).with_(cluster=cluster))
+            send(head, recipe("greedy", 1).replace(cluster=cluster))
     assert len(submit.jobs_list(head.address)) == before
 
 
