@@ -23,7 +23,7 @@ from genflow.serving import app as http_app
 from genflow.serving.entries import Entry
 from genflow.serving.guard import Guard, Limits
 from genflow.serving.replies import Reply
-from genflow.serving.requests import Task
+from genflow.serving.requests import Asked, SampleRequest, Task
 from jobs.proxy import BUSY
 
 if TYPE_CHECKING:  # with torch: only where something is drawn
@@ -105,9 +105,9 @@ class Sampler:
         assert self._service is not None
         return self._service
 
-    async def answer(self, task: Task, name: str, request: Document) -> Reply:
+    async def answer(self, task: Task, name: str, asked: Asked) -> Reply:
         """See `Service.answer`."""
-        reply = await self.service.answer(task, name, request)
+        reply = await self.service.answer(task, name, asked)
         if facts := reply.facts:
             tags = {"model": facts["model"]}
             self._samples.inc(facts["n"], tags=tags)
@@ -119,9 +119,9 @@ class Sampler:
         self._backlog.set(self.service.batcher.backlog())
         return reply
 
-    async def stream(self, name: str, request: Document) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, asked: SampleRequest) -> AsyncIterator[bytes]:
         """See `Service.stream`."""
-        async for event in self.service.stream(name, request):
+        async for event in self.service.stream(name, asked):
             yield event
 
     async def cards(self) -> list[Document]:

@@ -12,11 +12,10 @@ from genflow.data import preview
 from genflow.facts import Facts
 from genflow.serving.batcher import Served
 from genflow.serving.replies import Reply
-from genflow.serving.requests import DecodeRequest, EncodeRequest, SampleRequest, WalkRequest
+from genflow.serving.requests import Asked, EncodeRequest, WalkRequest
 from genflow.serving.shelf import Model
 
 MEDIA = {"png": "image/png", "webp": "image/webp", "json": "application/json", "npy": "application/x-npy"}
-Asked = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
 
 
 def body(model: Model, asked: Asked, options: dict[str, Any], served: Served) -> bytes:
