@@ -35,6 +35,7 @@ from genflow.checkpoint import Checkpoints
 from genflow.code import home
 from genflow.data.preparing import here, prepare
 from genflow.families import family_class, kinds
+from genflow.json_lines import append_for_good
 from genflow.maths.seeds import key
 from genflow.recipe import Data, dump
 from genflow.store import Store
@@ -289,8 +290,7 @@ def main() -> None:
                 outcomes.append(outcome)
                 show(outcome, folder)
                 if given.json:
-                    with open(given.json, "a") as file:
-                        file.write(json.dumps(vars(outcome)) + "\n")
+                    append_for_good(given.json, vars(outcome))
     killed, wrong = sum(len(o.killed) for o in outcomes), [o for o in outcomes if o.violations]
     print(f"\nN = {killed} kills in {len(outcomes)} runs; violations: {len(wrong)}")
     if not wrong:

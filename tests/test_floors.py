@@ -19,7 +19,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     1: (
         "genflow.nets", "genflow.data", "genflow.store", "genflow.journal", "genflow.shared", "genflow.lease",
-        "genflow.remote",
+        "genflow.remote", "genflow.json_lines",
     ),
     2: ("genflow.families",),
     3: (

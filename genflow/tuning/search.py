@@ -7,10 +7,7 @@ The record says, in the order in which it happened, which settings a trial got a
 again in that order, it brings it to the state in which it was: the next settings are those that would have come.
 """
 
-import json
 import math
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +17,10 @@ from genflow import code, runs, shared
 from genflow.engine import RECIPE
 from genflow.errors import UsageError
 from genflow.evaluation import features, measure
+from genflow.json_lines import append_for_good, read_lines
 from genflow.recipe import Recipe, digest, dump
 from genflow.runs import RunPlan
-from genflow.store import Store, clear_disk_errors, sync_folder, write_atomically
+from genflow.store import Store, clear_disk_errors, write_atomically
 from genflow.tuning import heredity, metrics, space
 from genflow.tuning.rehearsal import contents, objective
 from genflow.tuning.space import Space
@@ -201,18 +199,10 @@ class Record:
         """How long the trials have taken, over all attempts."""
         self._append({"seconds": round(seconds, 1)})
 
-    def entries(self) -> Iterator[Document]:
+    def entries(self) -> list[Document]:
         """What happened, in order; a torn line is passed over."""
         _level(self.path)
-        try:
-            lines = self.path.read_text().splitlines()
-        except OSError:
-            return
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+        return read_lines(self.path)
 
     def note(self, entry: Document) -> None:
         """Something else that happened (see `population`)."""
@@ -239,12 +229,7 @@ class Record:
     def _append(self, entry: Document) -> None:
         with clear_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab+") as out:
-                torn = out.tell() > 0 and self.path.read_bytes()[-1:] != b"\n"
-                out.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
-                out.flush()
-                os.fsync(out.fileno())
-            sync_folder(self.path.parent)
+            append_for_good(self.path, entry)
         _level(self.path)
 
 

@@ -27,9 +27,10 @@ from genflow.errors import ResourceError, SetupError
 from genflow.evaluation.features import Judge, judge
 from genflow.evaluation.quality import Ruler
 from genflow.journal import Journal, journal_path
+from genflow.json_lines import append_for_good, read_lines
 from genflow.recipe import Recipe, Train, dump, parse
 from genflow.session import Session
-from genflow.store import Store, sync_folder, write_atomically
+from genflow.store import Store, write_atomically
 from genflow.tuning import metrics, space
 from genflow.tuning.rehearsal import Rehearsal, in_a_line
 
@@ -161,7 +162,7 @@ class Trial:
             raise
         except Exception as error:
             made |= {"status": "failed", "why": in_a_line(error)}
-        _append(self.folder / REPORTS, {**made, "params": self.params})
+        append_for_good(self.folder / REPORTS, {**made, "params": self.params})
         self.bench.store.level(self.folder / REPORTS)
         return made
 
@@ -261,24 +262,4 @@ def trial_folder(trials: Path, number: int) -> Path:
 
 def read_reports(folder: Path) -> list[Report]:
     """A trial's reports, rung by rung; a torn last line is none."""
-    try:
-        lines = (folder / REPORTS).read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
-def _append(file: Path, entry: Document) -> None:
-    """One line, on the disk for good, after whatever a killed writer left."""
-    with open(file, "ab+") as out:
-        torn = out.tell() > 0 and file.read_bytes()[-1:] != b"\n"
-        out.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
-    sync_folder(file.parent)
+    return read_lines(folder / REPORTS)
