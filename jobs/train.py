@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import json
 import math
 import os
 import platform
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from genflow import __version__, capacity, env, tracking
-from genflow.checkpoint import Checkpoints
+from genflow.checkpoint import Checkpoints, read_state
 from genflow.errors import GenflowError
 from genflow.evaluation.memory import peak
 from genflow.journal import Journal, Status, journal_path
@@ -157,7 +156,7 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
     weights = Checkpoints(store.folder("runs", run.id) / "checkpoints").newest()
     if weights is None:
         raise GenflowError(f"the run {run.id} ended without a checkpoint", "run the same command again")
-    state = json.loads((weights / "state.json").read_text())
+    state = read_state(weights)
     return {
         "family": run.recipe.family["kind"],
         "net": run.recipe.net["kind"],

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from genflow import runs, training
-from genflow.checkpoint import Checkpoints
+from genflow.checkpoint import Checkpoints, read_state
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.engine import RECIPE, Engine
@@ -193,7 +193,7 @@ class Training:
         losses = [] if position(saved.newest(), self.recipe.train) >= share else self._train(saved, share)
         weights = saved.newest()
         assert weights is not None
-        state = json.loads((weights / "state.json").read_text())
+        state = read_state(weights)
         engine = Engine.from_folder(self.folder, weights, device=self.device)
         if share < 1:  # what follows from the weights is fitted at the end of training alone
             engine.family.finish(self._stream())
@@ -248,7 +248,7 @@ def position(weights: Path | None, train: Train) -> float:
     """The share of the budget that a checkpoint has used."""
     if weights is None:
         return 0.0
-    state = json.loads((weights / "state.json").read_text())
+    state = read_state(weights)
     used = [state["step"] / train.steps]
     for limit, seconds in ((train.minutes, state["seconds"]), (train.cpu_minutes, state["cpu_seconds"])):
         used += [seconds / (60 * limit)] if limit is not None else []
