@@ -25,6 +25,7 @@ from genflow.store import Artifact, Store, write_atomically
 from genflow.tuning import conclusion, extending, findings, population
 from genflow.tuning.chronicle import Chronicle
 from genflow.tuning.conclusion import OVER
+from genflow.tuning.reports import Row
 from genflow.tuning.search import Record, Search, begin, plan
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
 from jobs.cluster import ray_cluster
@@ -238,7 +239,7 @@ def _conclude(store: Store, search: Search, chronicle: Chronicle | None, emit: E
                       only=lambda name: ".tmp-" not in name)  # fmt: skip
 
 
-def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Emit) -> None:
+def _picture(store: Store, search: Search, top: Row, folder: Path, emit: Emit) -> None:
     """The best trial's grid, of the seeds that `evaluate` draws for every run."""
     data, seed = Dataset.open(search.run.dataset), search.recipe.evaluate.seed
     lies = trial_folder(Path(search.task(store).folder), top["trial"])
@@ -252,7 +253,7 @@ def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Em
     (folder / "grid.png").write_bytes(grid(engine, data, by, drawn.records, seed))
 
 
-def _thin(search: Search, store: Store, top: Document) -> None:
+def _thin(search: Search, store: Store, top: Row) -> None:
     """Let the weights go, but the best's: a trial's settings and reports make them again."""
     for task in (search.task(store), search.task(store, confirm=True)):
         for lies in Path(task.folder).glob("[0-9]*"):

@@ -11,8 +11,8 @@ from typing import Any
 
 from genflow.journal import Journal, Status, journal_path
 from genflow.store import Store
+from genflow.tuning.reports import Report
 from genflow.tuning.search import Record, Search
-from genflow.tuning.trial import Report
 
 Document = dict[str, Any]
 STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from genflow import code, runs, shared
 from genflow.engine import RECIPE
@@ -23,8 +23,9 @@ from genflow.runs import RunPlan
 from genflow.store import Store, clear_disk_errors, write_atomically
 from genflow.tuning import heredity, metrics, space
 from genflow.tuning.rehearsal import contents, objective
+from genflow.tuning.reports import Report, Row
 from genflow.tuning.space import Space
-from genflow.tuning.trial import REPORTS, Report, Task, read_reports, trial_folder
+from genflow.tuning.trial import REPORTS, Task, read_reports, trial_folder
 
 Document = dict[str, Any]
 RECORD, KIN = "record.jsonl", "kin"
@@ -212,13 +213,13 @@ class Record:
         """How long the trials took in earlier attempts."""
         return max((entry["seconds"] for entry in self.entries() if "seconds" in entry), default=0.0)
 
-    def rows(self) -> list[Document]:
-        """Every trial: trial, params, status, why, and its last report."""
+    def rows(self) -> list[Row]:
+        """Every trial, by number."""
         rows: dict[int, Document] = {}
         for entry in self.entries():
             if "trial" in entry:
                 rows.setdefault(entry["trial"], {"status": "running"}).update(entry)
-        return [row | last(self.reports(number)) for number, row in sorted(rows.items())]
+        return [cast(Row, row | last(self.reports(number))) for number, row in sorted(rows.items())]
 
     def reports(self, number: int) -> list[Report]:
         """A trial's reports, rung by rung."""
@@ -242,7 +243,7 @@ def _level(path: Path) -> None:
 def last(reports: list[Report]) -> Document:
     """What is known of a trial from its reports: of the last one that has values, and the seconds of all."""
     with_values = [report for report in reports if "values" in report]
-    found = dict(with_values[-1]) if with_values else {"values": {}, "share": 0.0}
+    found: Document = {**with_values[-1]} if with_values else {"values": {}, "share": 0.0}
     for gone in ("status", "why"):
         found.pop(gone, None)
     return found

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -33,11 +33,11 @@ from genflow.session import Session
 from genflow.store import Store, write_atomically
 from genflow.tuning import metrics, space
 from genflow.tuning.rehearsal import Rehearsal, in_a_line
+from genflow.tuning.reports import Measured, Report
 
 REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
 SMOOTH = 20  # losses that the metric `loss` is the mean of
 Document = dict[str, Any]
-Report = dict[str, Any]  # share, step, samples, seconds, values {metric: number}; or status and why
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Task:
 class Stages(Protocol):
     """Something that can be brought to a share of its budget and measured there."""
 
-    def advance(self, share: float) -> Report:
+    def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
 
 
@@ -153,8 +153,9 @@ class Trial:
         try:
             if self._stages is None:
                 self._stages = self.bench.stages(self.number, self.params)
-            made |= self._stages.advance(share)
-            if bad := [name for name, value in made["values"].items() if not math.isfinite(value)]:
+            measured = self._stages.advance(share)
+            made |= measured
+            if bad := [name for name, value in measured["values"].items() if not math.isfinite(value)]:
                 made |= {"status": "diverged", "why": f"{bad[0]} is not finite"}
         except (training.NonFinite, training.Trouble) as error:
             made |= {"status": "diverged", "why": error.message}
@@ -187,7 +188,7 @@ class Training:
         write_atomically(folder / "facts.json", self.run.dataset.file("facts.json").read_bytes())
         bench.store.share(folder / RECIPE, folder / "facts.json")
 
-    def advance(self, share: float) -> Report:
+    def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
         saved = Checkpoints(self.folder / CHECKPOINTS, keep=1)
         losses = [] if position(saved.newest(), self.recipe.train) >= share else self._train(saved, share)
@@ -202,8 +203,11 @@ class Training:
         values = metrics.measure(engine, self.bench.data, self.bench.ruler, task.metrics, count, task.seed)
         if "loss" in task.metrics:
             values["loss"] = sum(losses) / len(losses) if losses else float("nan")
-        kept = {key: state[key] for key in ("step", "images", "seconds", "cpu_seconds", "parameters")}
-        return {**kept, "samples": min(count, len(self.bench.judge.floor)), "values": values}
+        return {
+            "step": state["step"], "images": state["images"], "seconds": state["seconds"],
+            "cpu_seconds": state["cpu_seconds"], "parameters": state["parameters"],
+            "samples": min(count, len(self.bench.judge.floor)), "values": values,
+        }  # fmt: skip
 
     def _stream(self) -> Stream:
         rows = runs.rows(self.bench.store, self.recipe, self.bench.data)
@@ -262,4 +266,4 @@ def trial_folder(trials: Path, number: int) -> Path:
 
 def read_reports(folder: Path) -> list[Report]:
     """A trial's reports, rung by rung; a torn last line is none."""
-    return read_lines(folder / REPORTS)
+    return cast(list[Report], read_lines(folder / REPORTS))
