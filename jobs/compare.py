@@ -5,6 +5,7 @@
 
 from genflow.errors import UsageError
 from genflow.evaluation import report
+from genflow.evaluation.results import Evaluation
 from genflow.evaluation.table import best
 from genflow.evaluation.verdict import verdict
 from genflow.recipe import parse
@@ -42,7 +43,7 @@ def find(document: Document) -> Document | None:
     return result(existing, rows, cached=True) if existing and rows else None
 
 
-def result(artifact: Artifact, rows: list[Document], *, cached: bool) -> Document:
+def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Document:
     """The document that the command prints."""
     return {
         "schema": "genflow.compare/1",

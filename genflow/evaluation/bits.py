@@ -9,7 +9,6 @@ Points of the plane have a density instead of levels: nats a point, which may be
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from genflow.data.shards import Dataset
 from genflow.engine import Engine
 from genflow.evaluation.features import ROWS, Emit, Real
 from genflow.evaluation.interval import Z
+from genflow.evaluation.results import Likelihood
 from genflow.maths.likelihood import bits_per_dim
 from genflow.maths.seeds import SampleRng, key
 
@@ -25,7 +25,7 @@ BATCH = 32
 CELLS = 50_000_000  # of pixels times levels; beyond it the independent bar is left out
 
 
-def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int, tell: Emit) -> dict[str, Any] | None:
+def likelihood(engine: Engine, data: Dataset, real: Real, images: int, seed: int, tell: Emit) -> Likelihood | None:
     """What the family says of held-out records.
 
     Args:

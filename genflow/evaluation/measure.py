@@ -36,6 +36,7 @@ from genflow.evaluation.modes import modes
 from genflow.evaluation.pictures import pictures
 from genflow.evaluation.quality import Ruler
 from genflow.evaluation.relearn import classification
+from genflow.evaluation.results import Evaluation, Identity, SweepPoint
 from genflow.evaluation.samples import Carry, Reduced, Share, reduced
 from genflow.evaluation.shown import shown
 from genflow.facts import Facts
@@ -66,18 +67,19 @@ def evaluation_id(
 
 def find(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
-) -> dict[str, Any] | None:
+) -> Evaluation | None:
     """The finished evaluation's document, if there is one."""
     artifact = store.get("evaluations", evaluation_id(run, dataset, options, sample))
     if artifact is None:
         return None
-    return {**json.loads(artifact.file("metrics.json").read_text()), "path": str(artifact.path), "cached": True}
+    document: Evaluation = json.loads(artifact.file("metrics.json").read_text())
+    return {**document, "path": str(artifact.path), "cached": True}
 
 
 def evaluate(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit,
     sample: dict[str, Any] | None = None, carry: Carry | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Evaluation:  # fmt: skip
     """Measure a run, or find it measured.
 
     Args:
@@ -100,8 +102,7 @@ def evaluate(
     with store.lock("evaluations", id):
         if found := find(store, run, dataset, options, sample):
             return found
-        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, carry)
-        document = {"schema": SCHEMA, "evaluation": id, **document}
+        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, carry, id)
         with store.stage("evaluations", id, name=run.name) as staged:
             (staged.path / "metrics.json").write_text(json.dumps(document, indent=1))
             for name, png in drawn.items():
@@ -135,9 +136,9 @@ def carried(
 
 def _measure(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any],
-    carry: Carry | None,
-) -> tuple[dict[str, Any], dict[str, bytes]]:  # fmt: skip
-    """The document without its name, and what the run draws as PNG by file name."""
+    carry: Carry | None, id: str,
+) -> tuple[Evaluation, dict[str, bytes]]:  # fmt: skip
+    """The document, and what the run draws as PNG by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
     engine = engine_of(run, sample)
@@ -169,13 +170,18 @@ def _measure(
     if options.classification and (accuracy := classification(drawn.records, drawn.labels, data, by)):
         metrics["classification"] = accuracy
     alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
-    own = {name: engine.options.get(name) for name in ("steps", "sampler")}
-    own |= {"nfe": drawn.nfe, "ms_per_image": drawn.ms, "ms_alone": alone, "own": True}
-    points = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
+    own: SweepPoint = {
+        "steps": engine.options.get("steps"), "sampler": engine.options.get("sampler"), "nfe": drawn.nfe,
+        "ms_per_image": drawn.ms, "ms_alone": alone, "own": True,
+        "fd": ruler.distance(features[:few], drawn.labels[:few]),
+    }  # fmt: skip
+    points = [own]
     points += sweep.measure(engine, ruler, drawn, few, ways, options.seed, tell, emit)
     log_p = bits.likelihood(engine, data, by.real, likely, options.seed, lambda k: tell(k, "likelihood"))
     tell(total, "measured")
-    document = {
+    document: Evaluation = {
+        "schema": SCHEMA,
+        "evaluation": id,
         **_identity(run, data, engine),
         "reference": {"split": by.real.split, "rows": len(by.reference)},
         "features": {**by.about, "artifact": by.artifact.id},
@@ -220,7 +226,7 @@ def _classes(data: Dataset, by: Judge, classes: np.ndarray | None) -> dict[str, 
     return None if real is None else shown(classes, real, data.facts.class_names)
 
 
-def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
+def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
     """Whose numbers these are, and on what machine they were measured."""
     return {
         "run": run.id,
@@ -261,7 +267,7 @@ def _progress(emit: Emit, run: str, total: int) -> Tell:
     return tell
 
 
-def _journal(store: Store, run: Artifact, dataset: Artifact, document: dict[str, Any], artifact: Artifact) -> None:
+def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluation, artifact: Artifact) -> None:
     """Into the run's journal, with the step as the number of evaluations, so that MLflow's chart is the curve."""
     with Journal(journal_path(store.root, run.id), experiment=dataset.name, name=run.name) as journal:
         for point in document["sweep"]:

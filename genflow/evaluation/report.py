@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from genflow.facts import Facts
 from genflow.recipe import digest
 from genflow.store import Artifact, Store
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]  # an Evaluation, or one whose run was renamed
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 ROOMS = tuple(
     f"genflow/evaluation/{name}"
