@@ -1,4 +1,4 @@
-"""What an evaluation comes to, as metrics.json holds it (schema genflow.evaluate/1; see `measure`)."""
+"""The types of an evaluation's document, metrics.json (schema genflow.evaluate/1; see `measure`)."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -100,7 +100,7 @@ class Speed(TypedDict):
 
 
 class Identity(TypedDict):
-    """Whose numbers an evaluation holds, and on what machine they were measured."""
+    """The run, its dataset, and the machine on which it was measured."""
 
     run: str
     name: str
@@ -119,7 +119,7 @@ class Identity(TypedDict):
 
 
 class Evaluation(Identity):
-    """One run, measured. `path` and `cached` are of an answer, and not in the file."""
+    """The document of one measured run. `path` and `cached` are added when it is returned; the file lacks them."""
 
     schema: str
     evaluation: str

@@ -1,7 +1,7 @@
 """Files of one JSON document a line that are only appended to: a run's journal, a search's record, a trial's reports.
 
-A writer that is killed may leave a torn last line. The next line begins on a line of its own, and readers pass over
-what is no JSON, so a crash costs one line.
+A writer that is killed may leave a torn last line. The next entry begins on a new line, and readers skip lines that are
+not JSON, so a crash costs one line.
 """
 
 import errno
@@ -20,7 +20,7 @@ def append_line(descriptor: int, entry: dict[str, Any], *, default: Callable[[An
     Args:
         descriptor: of a file that is open for reading and appending.
         entry: a JSON document.
-        default: makes a JSON value of what is none; None: that is an error.
+        default: converts a value that JSON does not have; None: such a value is an error.
 
     Raises:
         OSError: the disk is full, and took a part of the line or nothing.

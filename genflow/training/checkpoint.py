@@ -30,7 +30,7 @@ STATE = "state.json"
 
 
 class State(TypedDict):
-    """What state.json holds; all but `step` is of training, and an export lacks it.
+    """The content of state.json. An export has only `step` and `run`.
 
     Args:
         step: training steps.
@@ -154,7 +154,7 @@ def write(folder: Path, tensors: Tensors, state: State) -> None:
 
 
 def read_state(folder: Path) -> State:
-    """What `write` saved of the training so far, without the tensors."""
+    """The state that `write` saved, without the tensors."""
     state: State = json.loads((folder / STATE).read_text())
     return state
 

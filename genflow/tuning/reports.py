@@ -1,4 +1,4 @@
-"""What trials come to, as JSON holds it: a stage's measurements, a line of reports.jsonl, a row of the results."""
+"""The types of a trial's results: a stage's measurements, a line of reports.jsonl, a row of a search's results."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -6,7 +6,7 @@ Document = dict[str, Any]
 
 
 class Measured(TypedDict):
-    """What a stage came to.
+    """The measurements of one stage.
 
     Args:
         values: by metric.
