@@ -19,7 +19,7 @@ from genflow import cli
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Dataset
 from genflow.evaluation.features import classifier
-from genflow.recipe import compose
+from genflow.recipe.compose import compose
 from genflow.sampling.engine import Engine
 from genflow.serving.engine_cache import EngineCache, try_out
 from genflow.serving.model_list import entries
