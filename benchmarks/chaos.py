@@ -35,7 +35,7 @@ from genflow.families import family_class, kinds
 from genflow.maths.rng import key
 from genflow.recipe.files import dump
 from genflow.recipe.schema import Data
-from genflow.storage.json_lines import append_for_good
+from genflow.storage.json_lines import append_durably
 from genflow.storage.store import Store
 from genflow.system.source_hash import resources_dir
 from genflow.tracking import database, sync
@@ -292,7 +292,7 @@ def main() -> None:
                 outcomes.append(outcome)
                 show(outcome, folder)
                 if given.json:
-                    append_for_good(given.json, vars(outcome))
+                    append_durably(given.json, vars(outcome))
     killed, wrong = sum(len(o.killed) for o in outcomes), [o for o in outcomes if o.violations]
     print(f"\nN = {killed} kills in {len(outcomes)} runs; violations: {len(wrong)}")
     if not wrong:

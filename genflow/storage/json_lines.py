@@ -7,39 +7,50 @@ not JSON, so a crash costs one line.
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from genflow.storage.files import sync_folder
 
 
-def append_line(descriptor: int, entry: dict[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
-    """Append an entry with one write, so that with O_APPEND no other writer can come between its bytes. No fsync.
+def end_torn_line(descriptor: int) -> None:
+    """Write a newline where the last writer was killed in the middle of a line. Call it once, when the file is opened.
+
+    A check before every append would race with other writers: the end of a line that is still being written looks torn.
 
     Args:
         descriptor: of a file that is open for reading and appending.
+    """
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        os.write(descriptor, b"\n")
+
+
+def append_line(descriptor: int, entry: Mapping[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
+    """Append an entry with one write, so that with O_APPEND the lines of several writers never mix. No fsync.
+
+    Args:
+        descriptor: of a file that is open for appending.
         entry: a JSON document.
         default: converts a value that JSON does not have; None: such a value is an error.
 
     Raises:
-        OSError: the disk is full, and took a part of the line or nothing.
+        OSError: the disk is full; a part of the line may be written.
     """
     line = json.dumps(entry, default=default, separators=(",", ":")).encode() + b"\n"
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        line = b"\n" + line
     if os.write(descriptor, line) < len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def append_for_good(path: Path, entry: dict[str, Any]) -> None:
-    """Append an entry to a file, which is made if it is not there, and put both on the disk for good.
+def append_durably(path: Path, entry: Mapping[str, Any]) -> None:
+    """Append an entry to a file of one writer, which is created if it is missing, and fsync it and its folder.
 
     Raises:
         OSError: from `append_line`, or the file cannot be written.
     """
     with open(path, "ab+", buffering=0) as file:
+        end_torn_line(file.fileno())
         append_line(file.fileno(), entry)
         os.fsync(file.fileno())
     sync_folder(path.parent)

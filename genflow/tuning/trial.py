@@ -28,7 +28,7 @@ from genflow.recipe.files import dump
 from genflow.recipe.schema import Recipe, Train, parse
 from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.files import write_atomically
-from genflow.storage.json_lines import append_for_good, read_lines
+from genflow.storage.json_lines import append_durably, read_lines
 from genflow.storage.store import Store
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
@@ -166,7 +166,7 @@ class Trial:
             raise
         except Exception as error:
             made |= {"status": "failed", "why": in_a_line(error)}
-        append_for_good(self.folder / REPORTS, {**made, "params": self.params})
+        append_durably(self.folder / REPORTS, {**made, "params": self.params})
         self.bench.store.sync(self.folder / REPORTS)
         return made
 

@@ -5,7 +5,7 @@ from typing import Protocol, cast
 
 from genflow.storage import mirror
 from genflow.storage.files import clear_disk_errors
-from genflow.storage.json_lines import append_for_good, read_lines
+from genflow.storage.json_lines import append_durably, read_lines
 from genflow.tuning import metrics
 from genflow.tuning.reports import Report, Row
 from genflow.tuning.search import Document
@@ -86,7 +86,7 @@ class TrialLog:
     def _append(self, entry: Document) -> None:
         with clear_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            append_for_good(self.path, entry)
+            append_durably(self.path, entry)
         _level(self.path)
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from genflow.storage import json_lines
-from genflow.storage.json_lines import append_for_good, append_line, read_lines
+from genflow.storage.json_lines import append_durably, append_line, end_torn_line, read_lines
 
 
 def test_a_torn_line_is_passed_over_and_closed_by_the_next(tmp_path: Path) -> None:
     """The entry after it is on a line of its own."""
     file = tmp_path / "record.jsonl"
     assert read_lines(file) == []
-    append_for_good(file, {"a": 1})
+    append_durably(file, {"a": 1})
     with open(file, "ab") as out:
         out.write(b'{"a": 2')
-    append_for_good(file, {"a": "é\n"})
+    append_durably(file, {"a": "é\n"})
     assert read_lines(file) == [{"a": 1}, {"a": "é\n"}]
 
 
@@ -28,6 +28,7 @@ def test_a_line_that_is_written_in_part_is_a_full_disk(tmp_path: Path, monkeypat
             patch.setattr(json_lines.os, "write", lambda descriptor, line: write(descriptor, line[:5]))
             with pytest.raises(OSError, match="No space left"):
                 append_line(out.fileno(), {"a": 1})
+        end_torn_line(out.fileno())
         append_line(out.fileno(), {"a": 2})
     assert read_lines(file) == [{"a": 2}]
 

@@ -99,7 +99,8 @@ from genflow.storage.store import Store
 make(Store(sys.argv[3]))
 """
     tests, root = Path(__file__).parent, ROOT
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(TESTS), os.environ.get('PYTHONPATH', '')])}
+    path = os.pathsep.join([str(root), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
     seen = []
     for calls in (3, 5, 7, 8, 9, 10, 11, 40):
         command = [sys.executable, "-c", script, str(tests), str(calls), str(store.root)]
