@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from genflow import cli
+from genflow.cli import app
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Dataset
 from genflow.evaluation.features import classifier
@@ -67,7 +67,7 @@ def genflow(
     def run(*arguments: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["genflow", *arguments, "--json"])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            app.main()
         out = capsys.readouterr()
         assert not end.value.code, out.err
         document: dict[str, Any] = json.loads(out.out)
