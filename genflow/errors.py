@@ -83,6 +83,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or "can't allocate memory" in str(error)
 
 
+# The classes of errors that end a diverged training, as event and store name them; genflow 0.1 wrote the last.
+DIVERGED = ("NonFinite", "TrainingDiverged", "Trouble")
 BY_CODE: dict[int, type[GenflowError]] = {
     kind.code: kind
     for kind in (GenflowError, UsageError, SetupError, ClusterError, ResourceError, DataError, GateError, Stopped)

@@ -10,7 +10,7 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import Document, check_out, resolve_features, send
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets, complete_data
-from genflow.errors import UsageError, nearest
+from genflow.errors import DIVERGED, UsageError, nearest
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
 OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
 MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
 KNOWN = ("cached", "diverged")  # states of stages that are not carried out again
-DIVERGED = ("NonFinite", "TrainingDiverged", "Trouble")  # the last: what the second was called before
 FORMS = {".html": "report.html", ".md": "tables.md", ".json": "tables.json"}  # of the tables, by the suffix of --out
 
 

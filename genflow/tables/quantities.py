@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from genflow.errors import DIVERGED
 from genflow.evaluation import steps_needed
 from genflow.evaluation.interval import over_trainings, proportion
 
@@ -158,7 +159,7 @@ def diverged(run: str, study: Document, found: Found, failed: dict[str, Document
     rows = [name for name, row in study["rows"].items() if row["run"] == run]
     measured = [f"{run}-s{seed}" for seed in study["seeds"] if any(seed in found.get(row, {}) for row in rows)]
     measured += [f"{trial}-s{seed}" for trial in trials for seed in found.get(trial, {})]
-    ended = [stage in failed and failed[stage]["kind"] in ("NonFinite", "Trouble") for stage in stages]
+    ended = [stage in failed and failed[stage]["kind"] in DIVERGED for stage in stages]
     tried = [bad for stage, bad in zip(stages, ended, strict=True) if bad or stage in measured]
     if not tried:
         return {}

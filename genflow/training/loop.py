@@ -80,7 +80,7 @@ def fit(
 
     Raises:
         NonFinite: the loss or gradient is not finite; raised before the optimizer moves.
-        Trouble: the family says in words what has gone wrong. Both end the run at once, or after three rollbacks if
+        TrainingDiverged: the family says in words what has gone wrong. Both end the run at once, or after three rollbacks if
             the recipe asks for them.
     """
     # Set the stage.

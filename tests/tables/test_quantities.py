@@ -72,7 +72,7 @@ def test_a_diverged_training_is_counted_and_others_are_not():
     failed = {
         "gan-s2": {"stage": "gan-s2", "kind": "NonFinite", "message": "not finite"},
         "gan-m2": {"stage": "gan-s2", "kind": "NonFinite", "message": "not finite"},
-        "gan-fast-s0": {"stage": "gan-fast-s0", "kind": "Trouble", "message": "dominated"},
+        "gan-fast-s0": {"stage": "gan-fast-s0", "kind": "TrainingDiverged", "message": "dominated"},
         "gan-fast-m0": {"stage": "gan-fast-s0", "kind": "Trouble", "message": "dominated"},
     }
     told = measured(found, failed)["gan"]
