@@ -13,6 +13,10 @@ which at first is the *mean* of what y_u may have come from. It is tuned until n
 The next time r = u - max(ratio u, least), and 0 where it would be below `least`: without that floor the chain
 has many tiny links near the data, and their noise stays in every sample.
 
+A small c makes d a distance, and the expected distance is least at the median, not at the mean. In many dimensions
+the two are close, on points they are not: a tuned run on points whose smaller mode holds 30 % of the data drew 17 to
+22 % of its samples from it with c = 0.01, and 29 to 31 % with c = 1 (1,500 steps, four seeds, two evaluations).
+
 Sampling: f(noise), and for each further step noise is added anew and f asked again.
 
 References:
@@ -42,6 +46,7 @@ from genflow.specs import DataSpec, NetSpec
 
 RATIO = {"tune": (0.25, 0.05), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
 LEAST = {"tune": 0.05, "distill": 0.25}  # the teacher's step is right over a longer way than a line to the data
+LEAST_HUBER = 1.0  # for points, per square root of a dimension: nearly the squared distance
 LARGEST_RATIO = 80.0  # of noise to data, EDM's sigma_max: beyond, what eps says of the data is rounding
 
 
@@ -56,7 +61,7 @@ class Consistency(Family):
         least: the shortest step of the chain, in u; 0: what suits the mode.
         ratio: the step as a share of u at the end of training; 0: what suits the mode.
         first: share of rows that look at pure noise, where a single step begins.
-        huber: c of the metric, per square root of a dimension.
+        huber: c of the metric, per square root of a dimension; for points at least 1.
         guidance: of the teacher, if it is distilled; 1 is none.
         forget: share of labels dropped while training, so that samples without a label work.
     """
@@ -91,7 +96,8 @@ class Consistency(Family):
         # In tuples, so that neither is a submodule: the first shares this net, the second is no part of the run.
         self._view: tuple[Gaussian, ...] = (view,)
         self._teacher: tuple[Gaussian, ...] = ()
-        self.mode, self.first, self.huber = mode, first, huber
+        self.mode, self.first = mode, first
+        self.huber = max(huber, LEAST_HUBER) if facts.is_points else huber
         self.guidance, self.forget = guidance, forget
         self.least = least or LEAST[mode]
         self.ratios = (max(RATIO[mode][0], ratio), ratio) if ratio else RATIO[mode]

@@ -80,8 +80,8 @@ def fit(
 
     Raises:
         NonFinite: the loss or gradient is not finite; raised before the optimizer moves.
-        TrainingDiverged: the family says in words what has gone wrong. Both end the run at once, or after three rollbacks if
-            the recipe asks for them.
+        TrainingDiverged: the family says in words what has gone wrong. Both errors end the run at once, or after
+            three rollbacks if the recipe asks for them.
     """
     # Set the stage.
     if session.threads:

@@ -69,6 +69,13 @@ def test_a_perfect_net_of_any_source_agrees_with_itself(source: dict[str, Any]) 
         torch.testing.assert_close(drawn.x, torch.full((4, 1, 1, 1), 0.5).to(drawn.x), rtol=0, atol=2e-2)
 
 
+def test_points_are_drawn_to_their_mean() -> None:
+    """Where three rows in ten are 1 and the others 0, and every link ends at the data, 0.3 costs less than 0."""
+    x = (torch.arange(1000) % 10 < 3).float()[:, None, None, None]
+    mean, median = (perfect(Mixture([1.0], [[at]], 1e-4), SOURCES[0], least=0.5) for at in (0.3, 0.0))
+    assert loss(mean, x) < loss(median, x)
+
+
 def test_the_teacher_walks_its_ode() -> None:
     """Its midpoint step is the solver's own; from u to the chain's next time quantiles stay quantiles."""
     mixture = Mixture([0.6, 0.4], [[0.8], [-0.6]], 0.5)

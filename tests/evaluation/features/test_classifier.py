@@ -17,6 +17,7 @@ def stripes(n: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
     return noisy.astype(np.uint8)[..., None], labels
 
 
+@pytest.mark.usefixtures("number_format")
 def test_it_learns_what_is_there():
     """A hundred steps tell horizontal from vertical stripes on pictures it has not seen."""
     x, y = stripes(200, 0)
