@@ -28,7 +28,7 @@ WRITTEN = {
 
 
 def variables() -> dict[str, str]:
-    """The templates' variables: versions from constraints.txt and pyproject.toml, the store's path, the image's name."""
+    """The templates' variables: versions from constraints.txt and pyproject.toml, the store's path, the image."""
     ray = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
     project = (ROOT / "pyproject.toml").read_text()
     version, python = re.search(r'^version = "(.+)"', project, re.M), re.search(r'requires-python = ">=(.+)"', project)
