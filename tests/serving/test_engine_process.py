@@ -133,7 +133,7 @@ def test_its_silence_is_seen(drawing: EngineProcess, shelf_store: Shelved, monke
 def test_it_dies_with_its_replica(stopped: bool) -> None:
     """However that ends, and even if it is stopped itself."""
     code = (
-        "import time; from genflow.serving.engine_process import Worker; made = Worker(1); "
+        "import time; from genflow.serving.engine_process import EngineProcess; made = EngineProcess(1); "
         "print(made._process.pid, flush=True); time.sleep(1e6)"
     )
     replica = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
