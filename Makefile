@@ -34,30 +34,30 @@ lint: $(VENV)/.installed-test
 docs: $(VENV)/.installed
 	$(BIN)/genflow families --into README.md
 
-# cluster.yaml and what lies in deploy/, from deploy/templates
+# cluster.yaml and the files of deploy/, from deploy/templates
 deploy: $(VENV)/.installed
 	$(BIN)/python deploy/render.py
 
-# deploy/onprem.yaml on three hosts made of namespaces, one of which dies: as root, five minutes
+# deploy/onprem.yaml on three hosts made of namespaces, one of which dies; needs root, takes five minutes
 trial: $(VENV)/.installed
 	PYTHON=$(BIN)/python bash deploy/trial/run.sh
 
-# every family, three seeds, on Fashion-MNIST: hours on two cores; broken off, it goes on
+# every family, three seeds, on Fashion-MNIST: hours on two cores; run it again to resume
 results: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 
-# each family's preset against what `genflow tune` finds on Fashion-MNIST (an hour on two cores)
+# each family's preset against the result of `genflow tune` on Fashion-MNIST (an hour on two cores)
 presets: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.presets --out docs/results/tuning.md
 
-# the two tables on digits and on Fashion-MNIST (hours on two cores) into docs/results; broken off, it goes on
+# the two tables on digits and on Fashion-MNIST, into docs/results (hours on two cores); run it again to resume
 tables: $(VENV)/.installed
 	for form in html md; do \
 	  $(BIN)/genflow tables --data digits --out docs/results/tables-digits.$$form && \
 	  $(BIN)/genflow tables --data fashion --budget 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
 	done
 
-# kill -9 of anything at any moment, every family: N and violations, each with what repeats it; KILLS, SEED, FAMILY
+# kill -9 of random processes at random moments, for every family; prints violations and how to repeat them; KILLS, SEED, FAMILY
 chaos: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),3) --seed $(or $(SEED),0) $(addprefix --family ,$(FAMILY))
 

@@ -1,12 +1,12 @@
-"""What a served model does with callers that mean no good, too many callers, and replicas that die or hang.
+"""Test a served model with malformed requests, with overload, and with replicas that die or hang.
 
     python -m benchmarks.abuse RUN --fuzz 100000 --seed 0
     python -m benchmarks.abuse RUN --only overload
 
-Starts `genflow serve RUN --replicas 2` and asks it over raw sockets, as any client could: malformed requests from the
-fuzzer of the tests, and HTTP that is none; an open loop at ten times the capacity that was measured just before; a
-replica that is killed, and one that is stopped (SIGSTOP), under load. Prints one JSON document; exit code 1 if one of
-`violations` is not empty.
+Starts `genflow serve RUN --replicas 2` and sends requests over raw sockets, as any client can: malformed requests from
+the fuzzer of the tests, and bytes that are not HTTP; an open loop at ten times the capacity that was measured just
+before; and, under load, a replica that is killed and one that is stopped (SIGSTOP). Prints one JSON document; the exit
+code is 1 if one of the lists `violations` is not empty.
 """
 
 import argparse
@@ -51,9 +51,9 @@ def replicas(application: str) -> list[int]:
 
 
 def workers(application: str) -> list[int]:
-    """Process ids of those that draw for them."""
+    """Process ids of the processes that draw for an application's replicas."""
     ours = set(replicas(application))
-    return [pid for pid in _named(f"{sys.executable}\0-m\0genflow.serving.worker") if _parent(pid) in ours]
+    return [pid for pid in _named(f"{sys.executable}\0-m\0genflow.serving.engine_process") if _parent(pid) in ours]
 
 
 def _named(beginning: str) -> list[int]:
@@ -92,16 +92,16 @@ class Server:
         _until_it_answers(self.port, self.process)
 
     def pids(self) -> list[int]:
-        """Process ids of the replicas and of those that draw for them."""
+        """Process ids of the replicas and of the processes that draw for them."""
         return replicas(self.name) + workers(self.name)
 
     def memory_mb(self) -> int:
-        """Resident, of all of them."""
+        """Resident memory of all of these processes."""
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids())
         return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
     def tracebacks(self) -> int:
-        """Lines of the replicas' logs that begin one."""
+        """The number of tracebacks in the replicas' logs."""
         session = re.search(r"(/\S+/session_\S+?)/", self._environment())
         logs = Path(session[1], "logs/serve").glob(f"*{self.name}*") if session else []
         return sum(path.read_text(errors="replace").count("Traceback (most recent") for path in logs)
@@ -118,13 +118,13 @@ class Server:
         return ""
 
     def end(self) -> None:
-        """Stop it; a shell's background job would not hear SIGINT."""
+        """Stop the server with SIGTERM, because a background job of a shell ignores SIGINT."""
         self.process.terminate()
         self.process.wait(timeout=120)
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of one answer."""
+    """Read one answer: status, headers and body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     lines = head.split("\r\n")
     headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:] if line)}
@@ -139,13 +139,13 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
 
 
 def post(path: str, body: bytes) -> bytes:
-    """A request, from its bytes."""
+    """The bytes of a POST request."""
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode("utf-8", "surrogateescape") + body
 
 
 async def fuzz(server: Server, count: int, seed: int, connections: int = 24) -> Document:
-    """Malformed requests: `count` of them, a twentieth of which is no HTTP."""
+    """Send `count` malformed requests; a twentieth of them is not HTTP."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from support.badrequests import bodies
 
@@ -162,7 +162,7 @@ async def fuzz(server: Server, count: int, seed: int, connections: int = 24) -> 
         for path, body in made:
             raw = chance.random() < 0.05
             sent = chance.choice(NOT_HTTP) if raw else post(path.replace("/flow/", f"/{server.name}/"), body)
-            for attempt in range(2):  # a connection that was kept may have been closed meanwhile
+            for attempt in range(2):  # the server may have closed a persistent connection in the meantime
                 fresh = connection is None or raw
                 try:
                     if fresh or connection is None:
@@ -208,9 +208,9 @@ async def fuzz(server: Server, count: int, seed: int, connections: int = 24) -> 
 
 
 async def closed_loop(server: Server, clients: int, seconds: float) -> list[tuple[float, int, float]]:
-    """(when, status, seconds) of requests by clients that wait for their answers."""
+    """(start, status, seconds) of requests from clients that wait for each answer."""
     seen: list[tuple[float, int, float]] = []
-    said: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
     end = time.monotonic() + seconds
 
     async def client(number: int) -> None:
@@ -225,7 +225,7 @@ async def closed_loop(server: Server, clients: int, seconds: float) -> list[tupl
                 connection[1].write(post(f"/v1/models/{server.name}/samples", json.dumps({"seed": seed}).encode()))
                 status, headers, text = await asyncio.wait_for(answer(connection[0]), 90)
                 if status != 200:
-                    said[f"{status} {text[:200]!r}"] += 1
+                    errors[f"{status} {text[:200]!r}"] += 1
                 if headers.get("connection", "") == "close":
                     connection[1].close()
                     connection = None
@@ -236,13 +236,13 @@ async def closed_loop(server: Server, clients: int, seconds: float) -> list[tupl
                 await asyncio.sleep(0.1)
 
     await asyncio.gather(*[client(i) for i in range(clients)])
-    for words, count in said.most_common(5):
-        print(f"{count} x {words}", file=sys.stderr)
+    for text, count in errors.most_common(5):
+        print(f"{count} x {text}", file=sys.stderr)
     return seen
 
 
 async def overload(server: Server, seconds: float) -> Document:
-    """Ten times the capacity, from callers that do not wait for each other."""
+    """Offer ten times the capacity, from clients that do not wait for each other."""
     warm = await closed_loop(server, 64, 5.0)
     calm = [took for _, status, took in await closed_loop(server, 64, seconds) if status == 200]
     capacity = len(calm) / seconds
@@ -297,7 +297,7 @@ def _spread(values: list[float]) -> Document:
 
 
 async def deaths(server: Server) -> Document:
-    """A replica killed and stopped, and the process that draws for one: under load, one after another."""
+    """Under load, one after another: kill and stop a replica, kill and stop the process that draws for one."""
     found: Document = {"violations": []}
     kinds = (("killed replica", replicas, signal.SIGKILL), ("hung replica", replicas, signal.SIGSTOP),
              ("killed worker", workers, signal.SIGKILL), ("hung worker", workers, signal.SIGSTOP))  # fmt: skip
@@ -319,8 +319,8 @@ async def deaths(server: Server) -> Document:
         longest = max(took for start, _, took in seen if start + took > struck)
         found[what] = {"requests": len(seen), "lost": len(lost), "longest_s": round(longest, 1), "replaced_s": replaced}
         if lost or replaced is None:
-            told = f"{what}: {len(lost)} requests lost {Counter(lost)}, replaced after {replaced} s"
-            found["violations"].append(told)
+            violation = f"{what}: {len(lost)} requests lost {Counter(lost)}, replaced after {replaced} s"
+            found["violations"].append(violation)
     return found
 
 
@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--fuzz", type=int, default=10_000, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of the overload")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of the overload")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--only", choices=("fuzz", "overload", "deaths"))
     asked = parser.parse_args()

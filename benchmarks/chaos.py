@@ -1,17 +1,17 @@
-"""Kill -9 anything, at any moment, any number of times: the same command ends at the same bits.
+"""Kill -9 any process at any moment, any number of times: the same command must end with the same bits.
 
-    make chaos                                                   every family, alone and with two workers
+    make chaos                                                   every family, with one worker and with two
     python benchmarks/chaos.py --kills 30 --family gan --workers 1 --seed 7
 
-Each family is trained twice with the command that a person types. The first run nobody disturbs. The second loses a
-process at a random moment, again and again: the command itself, the job, a worker, Ray's controller or daemons, the
-sender to MLflow; what does not go on by itself is started again by the same command. A violation is:
+Each family is trained twice with `genflow train`. The first run is undisturbed. The second repeatedly loses a process
+at a random moment: the command itself, the job, a worker, Ray's controller or daemons, the sender to MLflow. If the run
+does not recover by itself, the same command is started again. A violation is:
 
-- weights, average or optimizer that differ in one bit from the undisturbed run's;
-- a metric in MLflow that is lacking, twice, or (but for those that tell time) of another value;
-- a command that does not come to its end, leaves a process, or leaves something half-written in the store.
+- weights, average or optimizer state that differ in one bit from the undisturbed run's;
+- a metric in MLflow that is missing, duplicated, or (except for times) of another value;
+- a command that does not end, that leaves a process, or that leaves a half-written file in the store.
 
-The seed decides the moments and the victims; the machine's own timing decides which instruction that meets.
+The seed determines the moments and the processes; the instruction that is interrupted depends on the machine's timing.
 """
 
 import argparse
@@ -42,23 +42,23 @@ from genflow.tracking import database, sync
 from genflow.training.checkpoint import Checkpoints
 
 DATA = "ring8"
-STEPS, EVERY = 240, 6  # a checkpoint so often that most of the time one is being written
+STEPS, EVERY = 240, 6  # checkpoints so often that most of the time one is being written
 TIMES = {"train/seconds", "train/images_per_second", "train/position"}
-PATIENCE_S, GONE_S = 400.0, 120.0  # a sender whose run is dead may take a minute for what is left
-ATTEMPTS = 8  # of the same command after the last kill
+PATIENCE_S, GONE_S = 400.0, 120.0  # the sender of a dead run may need a minute for the rest
+ATTEMPTS = 8  # starts of the same command after the last kill
 
 
 @dataclass
 class Outcome:
-    """What a family's chaos came to.
+    """The result of one family.
 
     Args:
-        family: whose.
-        workers: how many.
-        seed: by which it is repeated.
-        killed: what was killed, each with the second at which.
+        family: its kind.
+        workers: the number of workers.
+        seed: repeats the same kills.
+        killed: the killed processes, each with its second.
         attempts: how often the command was started.
-        violations: what must not be.
+        violations: differences from the undisturbed run, and other failures.
     """
 
     family: str
@@ -69,11 +69,11 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
 
 
-# --- A place to train in
+# --- Training
 
 
 def template(folder: Path, steps: int = STEPS) -> Store:
-    """A store with data, MLflow's database, and a run that those families start from that need one."""
+    """A store with data, MLflow's database, and an initial run for the families that require one."""
     store = Store(folder / "template")
     prepare(store, Data(source=DATA, samples=2000), here, lambda event, **fields: None)
     database.prepare(store)
@@ -96,7 +96,7 @@ def recipe_file(file: Path, family: str, workers: int, name: str, steps: int = S
 
 
 def command(store: Store, recipe: Path, family: str) -> "subprocess.Popen[str]":
-    """`genflow train`, as a person types it."""
+    """Start `genflow train` as a user does."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment |= {"GENFLOW_STORE": str(store.root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(resources_dir())}
     with open(recipe.with_suffix(".json"), "w") as result, open(recipe.with_suffix(".log"), "a") as log:
@@ -110,7 +110,7 @@ def command(store: Store, recipe: Path, family: str) -> "subprocess.Popen[str]":
 
 
 def tree(pid: int) -> dict[int, str]:
-    """The living processes that a process started, and itself, with their command lines."""
+    """A process and its living descendants, with their command lines."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -129,7 +129,7 @@ def tree(pid: int) -> dict[int, str]:
 
 
 def called(words: str) -> str:
-    """What a process is, in a word."""
+    """A short name for a process."""
     for mark, name in (
         ("genflow.cli", "command"), ("genflow.tracking.sender", "sender"), ("jobs.train", "job"),
         ("RayTrainWorker", "worker"),
@@ -141,7 +141,11 @@ def called(words: str) -> str:
 
 
 def strike(process: "subprocess.Popen[str]", after: float, draw: random.Random) -> str:
-    """Wait, then kill one process of a command, each kind as likely as the other; what it was, or empty if it ended."""
+    """Wait, then kill one process of a command, each kind with the same probability.
+
+    Returns:
+        The killed process, or an empty text if the command ended before.
+    """
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(after)
         return ""
@@ -157,7 +161,7 @@ def strike(process: "subprocess.Popen[str]", after: float, draw: random.Random) 
 
 
 def disturb(store: Store, recipe: Path, took: float, kills: int, outcome: Outcome, draw: random.Random) -> None:
-    """Run the command until it has ended well, and kill something of it the given number of times before."""
+    """Run the command until it succeeds, after killing one of its processes the given number of times."""
     left, calm = kills, 0
     while calm < ATTEMPTS:
         outcome.attempts += 1
@@ -178,19 +182,19 @@ def disturb(store: Store, recipe: Path, took: float, kills: int, outcome: Outcom
         try:
             code = process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
-            outcome.violations.append(f"no end after {PATIENCE_S:g} s ({', '.join(outcome.killed[-1:])})")
+            outcome.violations.append(f"not ended after {PATIENCE_S:g} s ({', '.join(outcome.killed[-1:])})")
             for pid in tree(process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             code = process.wait()
         await_end(below, outcome)
-        if code == 0:  # perhaps before every kill: it was faster than the undisturbed one
+        if code == 0:  # perhaps before all kills, if it was faster than the undisturbed run
             return
-    outcome.violations.append(f"{ATTEMPTS} undisturbed attempts, and no end")
+    outcome.violations.append(f"not finished after {ATTEMPTS} undisturbed attempts")
 
 
 def await_end(below: dict[int, str], outcome: Outcome) -> None:
-    """What a dead command leaves has to end by itself."""
+    """Wait until the processes of a dead command have ended by themselves."""
     ends = time.monotonic() + GONE_S
     while left := [words for pid, words in below.items() if lives(pid, words)]:
         if time.monotonic() > ends:
@@ -220,7 +224,7 @@ def final(store: Store, run: str) -> dict[str, bytes]:
 
 
 def metrics(store: Store, run: str) -> tuple[dict[tuple[str, int], float], list[str]]:
-    """What MLflow has of a run by key and step, and what it has twice."""
+    """MLflow's metrics of a run by key and step, and those that it has twice."""
     with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database:
         rows = database.execute(
             "select key, step, value from metrics where run_uuid in "
@@ -231,7 +235,7 @@ def metrics(store: Store, run: str) -> tuple[dict[tuple[str, int], float], list[
 
 
 def compare(calm: Store, store: Store, run: str, outcome: Outcome) -> None:
-    """Note every difference."""
+    """Add every difference to the violations."""
     if store.get("runs", run) is None:
         outcome.violations.append("the run is not finished")
         return
@@ -239,10 +243,10 @@ def compare(calm: Store, store: Store, run: str, outcome: Outcome) -> None:
     differing = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     if differing:
         outcome.violations.append(f"{len(differing)} of {len(theirs)} tensors differ: {', '.join(differing[:3])}")
-    for each in (calm, store):  # what MLflow was too slow to take from the command itself, as after an outage
+    for each in (calm, store):  # send what MLflow was too slow to accept during the command, as after an outage
         sent = sync.sync(each, deadline_s=PATIENCE_S)
         if sent.problem:
-            outcome.violations.append(f"MLflow does not take the rest: {sent.problem}")
+            outcome.violations.append(f"MLflow does not accept the rest: {sent.problem}")
     (logged, twice), (expected, _) = metrics(store, run), metrics(calm, run)
     if twice:
         outcome.violations.append(f"{len(twice)} metrics are twice in MLflow: {', '.join(twice[:3])}")
@@ -255,7 +259,7 @@ def compare(calm: Store, store: Store, run: str, outcome: Outcome) -> None:
 
 
 def chaos(made: Store, family: str, workers: int, kills: int, seed: int, steps: int = STEPS) -> Outcome:
-    """One family, undisturbed and disturbed."""
+    """Train one family undisturbed and with kills, and compare."""
     outcome = Outcome(family, workers, seed)
     folder = made.root.parent / f"{family}-{workers}-{seed}"
     calm, store = (Store(shutil.copytree(made.root, folder / name)) for name in ("calm", "chaos"))
@@ -275,12 +279,12 @@ def chaos(made: Store, family: str, workers: int, kills: int, seed: int, steps: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", action="append", help="one of them; again for more; none: all")
+    parser.add_argument("--family", action="append", help="repeatable; default: every family")
     parser.add_argument("--workers", default="1,2", help="numbers of workers")
-    parser.add_argument("--kills", type=int, default=3, help="of each family at each number of workers")
+    parser.add_argument("--kills", type=int, default=3, help="kills of each family with each number of workers")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=1, help="with seeds that follow each other")
-    parser.add_argument("--json", type=Path, help="a file for the outcomes, one a line")
+    parser.add_argument("--rounds", type=int, default=1, help="repeat with the next seeds")
+    parser.add_argument("--json", type=Path, help="a file for the outcomes, one per line")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="genflow-chaos-"))
     made = template(folder)
@@ -301,14 +305,14 @@ def main() -> None:
 
 
 def show(outcome: Outcome, folder: Path) -> None:
-    """One run, in a line; its violations, each with what repeats it."""
+    """Print one run in a line, and its violations, each with the command that repeats it."""
     sign = "✘" if outcome.violations else "✔"
     about = f"workers {outcome.workers}  seed {outcome.seed}  attempts {outcome.attempts}"
     print(f"{sign} {outcome.family:<17} {about}  killed: {', '.join(outcome.killed)}", flush=True)
     again = (f"python benchmarks/chaos.py --family {outcome.family} --workers {outcome.workers} "
              f"--kills {max(1, len(outcome.killed))} --seed {outcome.seed}")  # fmt: skip
     for violation in outcome.violations:
-        print(f"    {violation}\n    again: {again}; what it left: {folder}", flush=True)
+        print(f"    {violation}\n    repeat: {again}; its files: {folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Are the presets the best that the money buys? `genflow tune` of each family, and a page of what was found.
+"""Compare the presets with the best settings that `genflow tune` finds for each family, and write a page.
 
     make presets                       python -m benchmarks.presets --out docs/results/tuning.md
     python -m benchmarks.presets --data digits --family gan --trials 6
 
-Every search is a function of its recipe, so what is found already is not searched again, and broken off it goes on.
-A preset changes where the confirmation on fresh seeds upholds the difference, and by hand: that is for a person to say.
+A finished search is found by its recipe and does not run again; after an interruption, the same command resumes. A
+preset is changed by hand, and only if the confirmation on fresh seeds upholds the difference.
 """
 
 import argparse
@@ -24,14 +24,14 @@ STEPS = {
     "flow_matching": 600, "ddpm": 600, "vae": 1000, "gan": 1000, "normalizing_flow": 600, "consistency": 400,
     "meanflow": 400,
 }  # fmt: skip
-TEACHER, TEACHER_STEPS = "teacher", 1200  # of consistency
+TEACHER, TEACHER_STEPS = "teacher", 1200  # the initial run of consistency
 
 
 def genflow(*words: str) -> Document:
-    """What a command says with --json.
+    """Run a command with --json; return its document.
 
     Raises:
-        SystemExit: it failed; its line is on the standard error.
+        SystemExit: the command failed; its error is on standard error.
     """
     command = [sys.executable, "-m", "genflow.cli", *words, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source_hash.resources_dir())}
@@ -52,7 +52,7 @@ def words(family: str, asked: argparse.Namespace) -> list[str]:
 
 
 def command(asked: argparse.Namespace) -> str:
-    """What makes the page."""
+    """The command that makes the page."""
     given = ["--data", asked.data, *(word for family in asked.family or () for word in ("--family", family))]
     given += ["--trials", str(asked.trials), *(["--confirm", str(asked.confirm)] if asked.confirm else [])]
     return " ".join(["python -m benchmarks.presets", *given])
@@ -63,12 +63,12 @@ def page(found: dict[str, Document], asked: argparse.Namespace, store: Store) ->
     first = next(iter(found.values()))
     lines = [
         f"<!-- Written by `{command(asked)}`. -->", "# The presets, tuned", "",
-        f"`genflow tune` of each family's own space on {asked.data} ({first['dataset']}), made by `{command(asked)}` "
-        f"on {environment.cores()} cores. Trials are measured by {first['metrics'][0]} of {first['samples']} samples "
-        "against "
-        "one half of the held-out rows, and the better third goes on after a third of its steps. The best settings and "
-        "the preset's are then trained again, in pairs, with fresh seeds, against the other half: only that difference "
-        "counts, because the best of many noisy numbers owes some of its score to luck.", "",
+        f"`genflow tune` of each family over its preset's space on {asked.data} ({first['dataset']}), made by "
+        f"`{command(asked)}` on {environment.cores()} cores. Trials are measured by {first['metrics'][0]} of "
+        f"{first['samples']} samples against one half of the held-out rows. After a third of the steps only the better "
+        "third of the trials continues. The best settings and the preset's are then trained again, in pairs, with "
+        "fresh seeds, and measured against the other half. Only that difference counts, because the best of many noisy "
+        "numbers is partly luck.", "",
         "| | steps | trials | tuned, fresh seeds | preset, fresh seeds | difference (95 %) | |",
         "|---|---:|---:|---|---|---|---|",
         *(_line(family, document) for family, document in found.items()), "",
@@ -119,10 +119,10 @@ def _value(value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion")
-    parser.add_argument("--family", action="append", choices=list(STEPS), help="repeatable; left out: each")
+    parser.add_argument("--family", action="append", choices=list(STEPS), help="repeatable; default: every family")
     parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument("--confirm", type=int, help="fresh seeds of the confirmation; left out: as many as ever")
-    parser.add_argument("--out", type=Path, help="write the page here; left out: print it")
+    parser.add_argument("--confirm", type=int, help="fresh seeds of the confirmation; default: the recipe's")
+    parser.add_argument("--out", type=Path, help="write the page here; without it, print the page")
     asked = parser.parse_args()
     families = asked.family or list(STEPS)
     genflow("prepare", asked.data)

@@ -1,8 +1,8 @@
-"""What stands before Serve's replicas, and what it costs: an empty app through Ray's proxy, and through HAProxy.
+"""Measure the cost of the proxy before Serve's replicas: an empty app through Ray's proxy, and through HAProxy.
 
     python -m benchmarks.proxies [--requests 500]
 
-One client that waits for each answer; a Ray of its own for each way. Prints the median milliseconds of both.
+One client waits for each answer; each proxy has its own Ray. Prints the median milliseconds of both.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 
 
 def measure(requests: int) -> float:
-    """Median milliseconds of a request, through whatever the environment says."""
+    """The median milliseconds of a request, through the proxy that the environment variables select."""
     import http.client
 
     from genflow.system import environment

@@ -1,9 +1,9 @@
-"""The quality table, made by a command: train every family within its budget, a few seeds each, measure, write a page.
+"""Make the quality table: train every family within its budget for a few seeds, measure it, and write a page.
 
     python benchmarks/results.py [--set train.steps=10 ...] [--seeds 0,1] [--only ROW ...] [--out docs/results.md]
 
-`results.yaml` says what is trained and measured. It becomes one pipeline, so two runs go on at a time on two cores,
-broken off it goes on, and run again it only writes the page. No number is written by hand.
+`results.yaml` says what is trained and measured. It becomes one pipeline, so two cores train two runs at a time. After
+an interruption, the same command resumes; after the end, it only writes the page. No number is written by hand.
 """
 
 import argparse
@@ -39,20 +39,27 @@ class Plan(Study):
     """A study whose rows have goals.
 
     Args:
-        goal_floor: the floor of the judge on which the goals of fd are stated.
+        goal_floor: the floor of the features for which the goals of fd are stated.
     """
 
     goal_floor: float
 
 
-def carry_out(plan: Plan, overrides: Document, store: Store) -> tuple[Found, list[str]]:
-    """Make what is missing. What fails leaves the rest; it is told, and is missing on the page."""
+def execute(plan: Plan, overrides: Document, store: Store) -> tuple[Found, list[str]]:
+    """Run the missing stages; a stage that fails does not stop the others.
+
+    Returns:
+        The measurements by row and seed, without those of failed stages; and the failed stages' messages.
+
+    Raises:
+        GenflowError: the pipeline failed outside of a stage.
+    """
     found: Found = {name: {} for name in plan.rows}
     problems: list[str] = []
     document = {"pipeline": plan.pipeline("results"), "overrides": overrides}
     with console.Progress() as progress:
 
-        def hear(event: Document) -> None:
+        def on_event(event: Document) -> None:
             progress(event)
             if event["event"] != "stage":
                 return
@@ -63,21 +70,21 @@ def carry_out(plan: Plan, overrides: Document, store: Store) -> tuple[Found, lis
                 problems.append(f"{event['name']}: {event['message']}")
 
         try:
-            local.run_here("pipeline", document, store, hear)
+            local.run_here("pipeline", document, store, on_event)
         except GenflowError as error:
-            if not problems:  # it is no stage that failed
+            if not problems:  # the error is not that of a stage
                 raise
             print(f"error: {error.message}", file=sys.stderr)
     return found, problems
 
 
 def without_goals(plan: Plan) -> Plan:
-    """The plan without the goals, which are set for the plan's own data, budgets and N alone."""
+    """The plan without the goals, which hold only for the plan's own data, budgets and N."""
     return replace(plan, rows={name: {**row, "goal": {}} for name, row in plan.rows.items()})
 
 
 def write(plan: Plan, found: Found, problems: list[str], command: str, store: Store, out: Path) -> None:
-    """The page, the grids of the first seed beside it, and the numbers as JSON."""
+    """Write the page, and in a folder next to it the grids of the first seed and the numbers as JSON."""
     folder = out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     for name, seeds in found.items():
@@ -106,21 +113,24 @@ def page(plan: Plan, found: Found, problems: list[str], command: str, store: Sto
     about = f"""<!-- Written by `{command}`. Edit benchmarks/results.yaml and run it again. -->
 # Results
 
-Class-conditional {first['dataset_name']}, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)} a run, made by
+Class-conditional {first['dataset_name']}, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)} per run, made by
 `{command}` on {first['machine']} with torch {first['versions']['torch']}, two runs at a time, one thread each.
 {first['samples']:,} samples against {first['reference']['rows']:,} real rows of the {first['reference']['split']}
-split; features {first['features']['name']}{accuracy}; as many real rows score {number(float(floor))}, the floor.
+split. Features: {first['features']['name']}{accuracy}.
+The floor is {number(float(floor))}, the fd of as many real rows.
 
 """
-    held_out = f"; held-out rows have {100 * copies:.1f} %" if copies is not None else ""
+    held_out = f" For held-out rows it is {100 * copies:.1f} %." if copies is not None else ""
     notes = f"""
-fd, with its ratio to the floor, is the mean over seeds; in brackets its 95 % interval over seeds (Student's t; of one
-seed: over samples). P / R are precision and recall. CPU s has plus signs between the run that it starts from, the pairs
-that it learns from, and its own training. Copies is the share of samples that stand out as near copies of one training
-row (`genflow/evaluation/metrics/memorization.py`){held_out}.
-In bits/dim ≤ is a bound and ≈ the estimate of an ODE solver: numbers of different kinds are no
-ranking. "To reach" is the goal, a distance as its ratio to a floor of {plan.goal_floor}; it is left out where
-`--set` changed the plan.
+- **CPU s**: CPU seconds of the initial run + of making the pairs + of the run's own training.
+- **fd**: the mean over seeds, with its 95 % interval over seeds (Student's t; for one seed, over samples).
+- **× floor**: the ratio of fd to the floor.
+- **P / R**: precision and recall.
+- **copies**: the share of samples that are near copies of one training row
+  (`genflow/evaluation/metrics/memorization.py`).{held_out}
+- **bits/dim**: ≤ marks a bound, ≈ the estimate of an ODE solver. Numbers of different kinds cannot be ranked.
+- **to reach**: the goal; for a distance, its ratio to a floor of {plan.goal_floor}.
+  It is left out if `--set` changed the plan.
 
 """
     seeds = ["", *(f"seed {seed}" for seed in plan.seeds)]
@@ -133,7 +143,8 @@ ranking. "To reach" is the goal, a distance as its ratio to a floor of {plan.goa
              if found[name]]  # fmt: skip
     return (
         about + _table(lines) + notes + "## fd, seed by seed\n\n" + _table(each) + failed
-        + f"\n## Samples\n\nOf the first seed, from the same noise.\n\n**Real**\n\n![Real]({folder}/real.png)\n\n"
+        + "\n## Samples\n\nFrom the first seed; all grids start from the same noise.\n\n"
+        + f"**Real**\n\n![Real]({folder}/real.png)\n\n"
         + "\n".join(grids)
     )  # fmt: skip
 
@@ -151,11 +162,11 @@ def _line(row: Document, seeds: dict[int, Document], store: Store, goal_floor: f
     precision, recall = (_mean(m["metrics"][key]["value"] for m in found) for key in ("precision", "recall"))
     copies = [m["memorization"]["copies"]["value"] for m in found if m["memorization"]]
     bits = [m["likelihood"] for m in found if m["likelihood"]]
-    told = NONE
+    text = NONE
     if bits:
         averaged = {key: _mean(b[key] for b in bits) for key in ("value", "stderr")}
-        told = likelihood({**bits[0], **averaged})
-        told += f" ({bits[0].get('method') or bits[0]['kind']})"
+        text = likelihood({**bits[0], **averaged})
+        text += f" ({bits[0].get('method') or bits[0]['kind']})"
     reached = {"fd": ratio, "recall": recall} | ({"bits": _mean(b["value"] for b in bits)} if bits else {})
     return [
         row["title"],
@@ -165,13 +176,13 @@ def _line(row: Document, seeds: dict[int, Document], store: Store, goal_floor: f
         f"{ratio:.1f}",
         f"{precision:.2f} / {recall:.2f}",
         f"{100 * _mean(copies):.1f} %" if copies else NONE,
-        told,
+        text,
         _goal(goals, reached),
     ]
 
 
 def _cpu(found: list[Document], store: Store) -> str:
-    """CPU seconds: of the run that it starts from, of the pairs that it learns from, and its own, with plus signs."""
+    """CPU seconds of the initial run + of making the pairs + of the run's own training, as text."""
     parts = [cpu_seconds(store, store.find("runs", row["run"])) for row in found]
     return " + ".join(f"{_mean(column):,.0f}" for column in zip(*parts, strict=True))
 
@@ -197,11 +208,11 @@ def _table(lines: list[list[str]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The command; 1 if something failed."""
+    """Run the command; return 1 if a stage failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--set", action="append", default=[], dest="sets", help="key=value, laid over every stage")
-    parser.add_argument("--seeds", help="such as 0,1,2")
-    parser.add_argument("--only", action="append", help="a row; again for more")
+    parser.add_argument("--set", action="append", default=[], dest="sets", help="key=value, for every stage")
+    parser.add_argument("--seeds", help="for example 0,1,2")
+    parser.add_argument("--only", action="append", help="a row of the plan; repeatable")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--dry-run", action="store_true", help="print the pipeline's stages")
     asked = parser.parse_args(arguments)
@@ -219,7 +230,7 @@ def main(arguments: list[str]) -> int:
             print("\n".join(f"{stage.name:<24} {stage.job:<9} {', '.join(stage.needs)}" for stage in stages))
             return 0
         store = Store()
-        found, problems = carry_out(plan, overrides, store)
+        found, problems = execute(plan, overrides, store)
         command = " ".join(["python benchmarks/results.py", *arguments]) if arguments else "make results"
         write(plan, found, problems, command, store, asked.out)
     except GenflowError as error:

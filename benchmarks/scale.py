@@ -1,10 +1,10 @@
-"""What scale costs: Ray Train over the bare loop; workers and nodes; shards and images; the start of each command.
+"""Measure the cost of scale: Ray Train against the bare loop; workers and nodes; shards and images; commands.
 
     python -m benchmarks.scale [--data digits] [--steps 400] [--rounds 3] [--largest 10000000] [--out docs/scaling.md]
 
-Every figure comes from a process of its own, in a store that is thrown away. Ways that are compared take turns, so that
-whatever else the machine does meets all of them; ratios are of medians over the rounds.
-A training's rate is that of its steady state: between the first and the last line of its log, past the first quarter.
+Every figure comes from its own process, in a temporary store. Configurations that are compared take turns, so that
+other load on the machine affects all of them; ratios are ratios of medians over the rounds. The rate of a training is
+that of its steady state: from the end of the first quarter of its log to the last line.
 """
 
 import argparse
@@ -25,11 +25,11 @@ Document = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 
 
-# --- In processes of their own; each answers with one JSON document
+# --- Parts, each run in its own process; each prints one JSON document
 
 
 def bare(data: str, sets: list[str]) -> Document:
-    """The loop alone: no Ray, no journal, no checkpoint."""
+    """The training loop alone: no Ray, no journal, no checkpoint."""
     from genflow import runs
     from genflow.data.shards import Dataset
     from genflow.data.stream import Stream
@@ -48,7 +48,7 @@ def bare(data: str, sets: list[str]) -> Document:
 
 
 def trained(data: str, sets: list[str], nodes: int) -> Document:
-    """As `genflow train` does: in this process if alone, else by Ray Train's workers, as a job on a cluster does."""
+    """Train as `genflow train` does: one worker in this process, or Ray Train's workers as in a job on a cluster."""
     from genflow.storage.store import Store
     from genflow.system import environment
     from genflow.tracking.journal import curves, journal_path
@@ -67,14 +67,14 @@ def trained(data: str, sets: list[str], nodes: int) -> Document:
         for _ in range(nodes - 1):
             cluster.add_node(num_cpus=4 // nodes)
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-        os.environ |= {"GENFLOW_CLUSTER": "1", IN_A_JOB: "{}"}  # so that workers are spread, and one is no part of this
+        os.environ |= {"GENFLOW_CLUSTER": "1", IN_A_JOB: "{}"}  # spread workers; run even one as a process
     train.main(document, lambda *_, **__: None)
     seen = [(step, seconds) for step, seconds in curves(journal_path(Store().root, plan.id))["train/seconds"]]
     return {"images_per_second": _steady(seen, plan.recipe.train.batch)}
 
 
 def read(shards: int, images: int) -> Document:
-    """A dataset of so many shards and images of 8x8: made, opened, and read in batches of 32 at random."""
+    """Open a made dataset of 8x8 images and read it in random batches of 32."""
     import numpy as np
 
     from genflow.data.shards import Dataset
@@ -105,7 +105,7 @@ def read(shards: int, images: int) -> Document:
 
 
 def make(shards: int, images: int) -> Document:
-    """Write the dataset that `read` opens; the same noise in every shard, as `prepare` writes what it has decoded."""
+    """Write the dataset that `read` opens, in the format of `prepare`, with the same noise in every shard."""
     import numpy as np
 
     from genflow.data.shards import shard_name, write_index, write_shard
@@ -142,21 +142,21 @@ def _steady(seen: list[tuple[int, float]], batch: int) -> float:
 
 
 def _memory_mb() -> tuple[float, float]:
-    """What this process holds: memory of its own, and pages of files, which the kernel takes back when it wants."""
+    """This process's anonymous memory, and its file pages, which the kernel can reclaim, in MB."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     own, mapped = (int(status[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
     return own, mapped
 
 
-# --- The whole
+# --- The benchmark
 
 
 class Bench:
-    """What is measured, in a store that is thrown away.
+    """The measurements, in a temporary store.
 
     Args:
         asked: the command's arguments.
-        folder: of the store.
+        folder: the store's folder.
     """
 
     def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
@@ -166,35 +166,35 @@ class Bench:
         }  # fmt: skip
         self._number = 0
 
-    def own(self, part: str, *arguments: str) -> Document:
-        """A part in a process of its own."""
+    def part(self, part: str, *arguments: str) -> Document:
+        """Run a part in its own process."""
         print(f"{part} {' '.join(arguments)}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "benchmarks.scale", "--part", part, "--arguments", json.dumps(arguments)]
         done = subprocess.run(command, env=self._environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         found: Document = json.loads(done.stdout.splitlines()[-1])
         return found
 
-    def rates(self, ways: dict[str, Callable[[list[str]], Document]]) -> dict[str, list[float]]:
-        """Images a second of ways that take turns."""
-        found: dict[str, list[float]] = {name: [] for name in ways}
+    def rates(self, configurations: dict[str, Callable[[list[str]], Document]]) -> dict[str, list[float]]:
+        """Images a second of configurations that take turns."""
+        found: dict[str, list[float]] = {name: [] for name in configurations}
         for _ in range(self.asked.rounds):
-            for name, run in ways.items():
-                self._number += 1  # a seed of its own, else a run would be found finished
+            for name, run in configurations.items():
+                self._number += 1  # a new seed; otherwise the run would already be finished
                 sets = [f"train.steps={self.asked.steps}", f"train.seed={self._number}", "train.log_every=10"]
                 found[name].append(run(sets)["images_per_second"])
         return found
 
     def trained(self, sets: list[str], workers: int = 1, nodes: int = 0) -> Document:
-        """`genflow train`, with so many workers, on so many nodes."""
+        """`genflow train` with a number of workers on a number of nodes."""
         sets = [*sets, f"cluster.workers={workers}", f"name=w{workers}-{self._number}"]
-        return self.own("trained", self.asked.data, json.dumps(sets), str(nodes))
+        return self.part("trained", self.asked.data, json.dumps(sets), str(nodes))
 
     def bare(self, sets: list[str]) -> Document:
-        """The loop alone."""
-        return self.own("bare", self.asked.data, json.dumps(sets))
+        """The training loop alone."""
+        return self.part("bare", self.asked.data, json.dumps(sets))
 
     def command(self, *arguments: str) -> float:
-        """Seconds of a command, the median of the rounds."""
+        """The seconds that a command takes: the median of the rounds."""
         took = []
         for _ in range(self.asked.rounds):
             start = time.perf_counter()
@@ -204,19 +204,19 @@ class Bench:
         return statistics.median(took)
 
     def reading(self) -> list[Document]:
-        """Shards at a number of images, and images at a number of shards."""
+        """Different numbers of shards with the same images, and of images with the same number of shards."""
         largest = self.asked.largest
         sizes = [(shards, largest // 10) for shards in (10, 100, 1000, 10_000, 100_000) if shards <= largest // 10]
         sizes += [(100, images) for images in (10**4, 10**5, 10**6, 10**7) if images <= largest]
         rows = []
         for shards, images in dict.fromkeys(sizes):
-            self.own("make", str(shards), str(images))
-            rows.append({"shards": shards, "images": images, **self.own("read", str(shards), str(images))})
+            self.part("make", str(shards), str(images))
+            rows.append({"shards": shards, "images": images, **self.part("read", str(shards), str(images))})
             shutil.rmtree(next((self.folder / "datasets").glob(f"made-{shards}-{images}-*")))
         return rows
 
     def starting(self) -> Document:
-        """Seconds of commands; of a training of 20 steps, and of serving, where they go."""
+        """The seconds that commands take; for a training of 20 steps and for serving, each part."""
         found: Document = {
             "genflow --help": {"in all": self.command("--help")},
             "genflow runs ls": {"in all": self.command("runs", "ls")},
@@ -232,7 +232,7 @@ class Bench:
         return found
 
     def _start_of_training(self, workers: int, number: int) -> dict[str, float]:
-        """Seconds by part, from what the run's journal says when."""
+        """The seconds of each part, from the times in the run's journal."""
         from genflow.tracking.journal import entries
 
         run = f"start-{workers}-{number}"
@@ -275,16 +275,16 @@ class Bench:
 
 
 def measured(asked: argparse.Namespace, folder: Path) -> Document:
-    """The document."""
+    """Measure; return the document."""
     from genflow.system import environment
 
     bench = Bench(asked, folder)
     bench.command("prepare", asked.data)
-    if asked.only:  # the others are those that lie there
+    if asked.only:  # keep the other measurements of --out
         found: Document = json.loads(asked.out.with_suffix(".json").read_text())
         again = f"python -m benchmarks.scale --largest {asked.largest} --rounds {asked.rounds} --only {asked.only}"
-        told = {**found.get("again", {}), asked.only: again}
-        return {**found, asked.only: getattr(bench, asked.only)(), "again": told}
+        commands = {**found.get("again", {}), asked.only: again}
+        return {**found, asked.only: getattr(bench, asked.only)(), "again": commands}
     workers = bench.rates({str(n): lambda sets, n=n: bench.trained(sets, n) for n in (1, 2, 4)})  # type: ignore[misc]
     return {
         "schema": "genflow.scaling/1",
@@ -311,23 +311,24 @@ def page(document: Document) -> str:
     """The document as Markdown."""
     lines = [
         "# Scaling", "",
-        f"Written by `{document['command']}`; nothing here was typed by hand. "
-        f"{document['machine']}; {document['data']}, {document['steps']} steps a run, {document['rounds']} rounds.",
+        f"Written by `{document['command']}`; no number is typed by hand. "
+        f"{document['machine']}; {document['data']}, {document['steps']} steps per run, {document['rounds']} rounds.",
         *(f"`{part}` was measured later, by `{by}`." for part, by in document.get("again", {}).items()), "",
-        "## Ray Train beside the bare loop", "",
-        "One worker, images a second in the steady state: the median over the rounds (smallest, largest). On a "
-        "cluster it is a process of Ray Train's, with its controller beside it.", "",
-        *_rates(document["overhead"], "bare", "way"), "",
+        "## Ray Train against the bare loop", "",
+        "One worker, images per second in the steady state: the median over the rounds (smallest, largest). On a "
+        "cluster the worker is a process of Ray Train, in addition to Ray Train's controller.", "",
+        *_rates(document["overhead"], "bare", "configuration"), "",
         "## Workers", "",
-        "One global batch, cut for the workers. More workers than cores share them.", "",
+        "One global batch, divided among the workers. If there are more workers than cores, they share the cores.", "",
         *_rates(document["workers"], "1", "workers"), "",
         "## Nodes", "",
-        "Two workers on one node, and spread over two: raylets of one machine, so the wire is the loopback.", "",
+        "Two workers on one node, and on two. The nodes are raylets of one machine, so the network is loopback.", "",
         *_rates(document["nodes"], "1", "nodes"), "",
         "## Shards and images", "",
-        "Pictures of 8x8, 32 at a time at random, 500 times. Memory: what the process grew by, of its own, and in "
-        "pages of the shards, which the workers of a machine share and the kernel takes back. Checking reads all.", "",
-        "| shards | images | MB | first batch, s | a batch, ms | memory, MB | mapped, MB | checking, s |",
+        "500 random batches of 32 pictures of 8x8. Memory is the growth of the process's own memory; mapped is the "
+        "growth in pages of the shards, which the workers of a machine share and the kernel can reclaim. Verifying "
+        "reads all files.", "",
+        "| shards | images | MB | first batch, s | a batch, ms | memory, MB | mapped, MB | verifying, s |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
         *(
             f"| {row['shards']:,} | {row['images']:,} | {row['bytes'] / 1e6:,.0f} | {row['first_batch_s']:.2f} "
@@ -335,7 +336,7 @@ def page(document: Document) -> str:
             for row in document["reading"]
         ), "",
         "## Starting", "",
-        "| command | | seconds |", "|---|---|---:|",
+        "| command | part | seconds |", "|---|---|---:|",
         *(
             f"| {name} | {part} | {seconds:.2f} |"
             for name, parts in document["starting"].items()
@@ -361,17 +362,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--largest", type=int, default=10**7, help="images")
     parser.add_argument("--only", choices=("reading", "starting"), help="measure this again; keep the rest of --out")
-    parser.add_argument("--out", type=Path, help="write the page here, and the document beside it as .json")
+    parser.add_argument("--out", type=Path, help="write the page here, and the document next to it as .json")
     parser.add_argument("--part", choices=("bare", "trained", "make", "read"), help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.only and not asked.out:
-        parser.error("--only keeps the rest of --out: name it")
+        parser.error("--only needs --out, whose other measurements it keeps")
     if asked.part:
         given = [json.loads(word) if word.startswith("[") or word.isdigit() else word for word in asked.arguments]
         print(json.dumps(globals()[asked.part](*given)))
         return
-    with tempfile.TemporaryDirectory(prefix="gf-", dir="/tmp") as folder:  # Ray's sockets want short paths
+    with tempfile.TemporaryDirectory(prefix="gf-", dir="/tmp") as folder:  # Ray's sockets need short paths
         document = measured(asked, Path(folder))
     print(json.dumps(document, indent=1))
     if asked.out:

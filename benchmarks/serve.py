@@ -1,13 +1,13 @@
-"""What serving costs, as ratios of one run on one machine: the bare engine, a plain FastAPI loop, and `genflow serve`.
+"""Measure the cost of serving one run on one machine: the bare engine, a plain FastAPI loop, and `genflow serve`.
 
     python -m benchmarks.serve RUN --seconds 10 --rounds 5 --clients 128
 
-The three take turns, round by round, since a machine is not as fast now as it was a minute ago; a ratio is the median
-of the rounds, with the smallest and the largest. All three draw single samples with the same settings. The plain loop
-is what one writes first: an endpoint that draws one request after another; a few clients saturate it. For a run whose
-net is `unet2d` it is diffusers' own pipeline on the same weights, as `genflow export --to diffusers` wrote it. Else it
-is the engine; it fills batches to 16 rows as genflow does, so that its samples are the same to the byte, and
-`--unfilled` lets it draw one row, as most do, with other bytes.
+The three take turns in each round, because the speed of a machine changes over time. A ratio is the median of the
+rounds, with the smallest and the largest. All three draw single samples with the same settings. The plain loop is the
+simplest server: an endpoint that draws one request after another. A few clients saturate it. For a run whose net is
+`unet2d` the loop uses diffusers' own pipeline on the same weights, as `genflow export --to diffusers` writes it.
+Otherwise it uses the engine, which fills batches to 16 rows as genflow does, so that its samples have the same bytes.
+With `--unfilled` it draws one row, as most servers do, and the bytes differ.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Bare:
         self._engine.draw(range(64), **self._options)
 
     def measure(self, seconds: float) -> Document:
-        """Samples a second of batches, and the median milliseconds of a sample alone."""
+        """Samples per second in batches, and the median milliseconds of a single sample."""
         count, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
             self._engine.draw(range(64), **self._options)
@@ -58,7 +58,7 @@ class Bare:
 
 
 def plain(run: str, port: int, steps: int | None, filled: bool) -> None:
-    """A FastAPI app that draws one request after another. Runs until it is ended."""
+    """Run a FastAPI app that draws one request after another, until the process is ended."""
     import threading
 
     import torch
@@ -94,7 +94,7 @@ def _engine(engine: Any, steps: int | None, filled: bool) -> Callable[[int], byt
 
 
 def _diffusers(run: str, engine: Any, steps: int | None) -> Callable[[int], bytes]:
-    """The stock pipeline of the run's export, one sample at a time."""
+    """diffusers' pipeline of the exported run, one sample at a time."""
     import torch
     from diffusers import DiffusionPipeline
 
@@ -119,7 +119,7 @@ def _diffusers(run: str, engine: Any, steps: int | None) -> Callable[[int], byte
 
 
 async def load(port: int, name: str, clients: int, seconds: float, steps: int | None) -> Document:
-    """Clients that each wait for their answer before they ask again, over connections that stay open."""
+    """Load the server with clients that wait for each answer before the next request, over persistent connections."""
     took: list[float] = []
     ends: list[float] = []
     failed = 0
@@ -152,7 +152,7 @@ async def load(port: int, name: str, clients: int, seconds: float, steps: int | 
 
     begun = time.perf_counter()
     await asyncio.gather(*[client(i) for i in range(clients)])
-    # answers come in bursts, a batch at a time: a straight line through their count, without the first and the last
+    # answers come in bursts, one batch at a time: fit a line to their count, without both ends
     steady = sorted(at for at in ends if begun + 0.2 * seconds < at < end)
     rate = statistics.linear_regression(steady, range(len(steady))).slope if len(steady) > 2 else 0.0
     p50, p95 = (1000 * statistics.quantiles(took, n=20)[i] for i in (9, 18))
@@ -163,12 +163,12 @@ async def load(port: int, name: str, clients: int, seconds: float, steps: int | 
 def served(
     command: list[str], port: int, name: str, clients: int, asked: argparse.Namespace
 ) -> Iterator[Callable[[], Document]]:
-    """A server that answers while in the block; called, it is loaded by one client and by many."""
+    """Start a server for the block; the yielded function measures it with one client and with many."""
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             _until_it_answers(port, server)
-            asyncio.run(load(port, name, 4, 3.0, asked.steps))  # it warms up
+            asyncio.run(load(port, name, 4, 3.0, asked.steps))  # warm-up
 
             def measure() -> Document:
                 alone, many = (asyncio.run(load(port, name, n, asked.seconds, asked.steps)) for n in (1, clients))
@@ -191,7 +191,7 @@ def _until_it_answers(port: int, server: "subprocess.Popen[bytes]") -> None:
             time.sleep(0.3)
         else:
             return
-    raise SystemExit("the server does not start")
+    raise SystemExit("the server did not start")
 
 
 def main() -> None:

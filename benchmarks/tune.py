@@ -1,17 +1,16 @@
-"""What a search costs beside the trainings that it is made of: the overhead of a trial, and where it goes.
+"""Measure what a search costs in addition to its trainings: the overhead of a trial, and its parts.
 
     python -m benchmarks.tune --data digits --trials 12 --steps 40 --out docs/results/trial-cost.md
 
-The same trainings, measured on the same held-out rows, three times: bare (the loop and the measurement in this process,
-nothing kept), as trials in this process (recipe, checkpoint, report), and as `genflow tune` (random, one at a time, all
-to their end, MLflow as always) with a Ray of its own. The dataset of GENFLOW_STORE is used in a store that is thrown
-away; its features for the judge and MLflow's database are made before anything is timed. A page, and with --json a
-document:
+The same trainings, measured on the same held-out rows, run three times: bare (the loop and the measurement in this
+process, nothing stored), as trials in this process (recipe, checkpoint, report), and as `genflow tune` (random, one at
+a time, no early stop, MLflow as usual) with its own Ray. A dataset of GENFLOW_STORE is copied to a temporary store; the
+features of real data and MLflow's database are made before the timing. The output is a page, or with --json a document:
 
-    seconds   of each way in all, bare twice, before and after, because a machine may have other things to do
-    parts     of the search's: until Ray is up, the first worker, N trials, the conclusion
-    trial     seconds of one: bare, in this process, in the search (the median gap between two ends), and the overhead
-    ratio     search over bare: all of it, and of the trials alone
+    seconds   of each configuration; bare is measured before and after, because the load of the machine may change
+    parts     of the search: until Ray is up, the first worker, N trials, the end
+    trial     seconds of one trial: bare, in this process, in the search (the median gap between two ends); the overhead
+    ratio     search over bare: of everything, and of the trials alone
 """
 
 import argparse
@@ -28,13 +27,13 @@ from typing import Any
 
 Document = dict[str, Any]
 PARTS = {
-    "ray_start": "until Ray is up", "first_worker": "until its first worker is at work", "trials": "the trials",
-    "conclusion": "Ray's end, the picture, the rest of MLflow",
+    "ray_start": "until Ray is up", "first_worker": "until the first worker runs", "trials": "the trials",
+    "conclusion": "stopping Ray, the chart, the rest of MLflow",
 }  # fmt: skip
 
 
 def bare(store: Any, search: Any, settings: list[Document]) -> float:
-    """Seconds of the trainings and measurements alone."""
+    """The seconds of the trainings and measurements alone."""
     from genflow import runs
     from genflow.data.stream import Stream
     from genflow.sampling.engine import Engine
@@ -63,7 +62,7 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
 
 
 def staged(store: Any, search: Any, settings: list[Document]) -> float:
-    """Seconds of the same as trials in this process, with all that a trial leaves."""
+    """The seconds of the same trials in this process, with all files that a trial writes."""
     from genflow.tuning.trial import Trial, TrialContext
 
     bench = TrialContext(search.task(store))
@@ -76,7 +75,7 @@ def staged(store: Any, search: Any, settings: list[Document]) -> float:
 
 
 def searched(document: Document) -> tuple[Document, Document]:
-    """A search, and when it was how far."""
+    """Run a search; return its document and its times."""
     from jobs import tune
 
     start, ups, ends = time.perf_counter(), [], []
@@ -96,8 +95,8 @@ def searched(document: Document) -> tuple[Document, Document]:
     return found, {"whole": whole, "parts": parts, "trial": usual}
 
 
-def thrown_away(data: str, folder: Path) -> Any:
-    """A store with one dataset of GENFLOW_STORE."""
+def temporary_store(data: str, folder: Path) -> Any:
+    """A new store with a copy of one dataset of GENFLOW_STORE."""
     from genflow.storage.store import Store
 
     dataset = Store().find("datasets", data)
@@ -107,7 +106,7 @@ def thrown_away(data: str, folder: Path) -> Any:
 
 
 def measured(asked: argparse.Namespace, folder: Path) -> Document:
-    """The document."""
+    """Measure; return the document."""
     from genflow.data.shards import Dataset
     from genflow.evaluation.features.extractor import load_features
     from genflow.recipe.compose import assignments, compose
@@ -116,13 +115,13 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     from genflow.tracking import database
     from genflow.tuning.search import begin, plan
 
-    store = thrown_away(asked.data, folder)
+    store = temporary_store(asked.data, folder)
     tuned = {"trials": asked.trials, "searcher": "random", "scheduler": "none", "steps": asked.steps, "confirm": 0}
     tuned |= {"samples": asked.samples, "space": {"train.lr": "log:0.005:0.05"}}
     recipe = compose(asked.family, {"data": {"name": asked.data}, "tune": tuned}, assignments(asked.set))
     search = plan(store, recipe)
     load_features(store, Dataset.open(search.run.dataset), recipe.evaluate.features, lambda *_, **__: None)
-    database.prepare(store)  # MLflow's database, once a store
+    database.prepare(store)  # MLflow's database, once per store
     found, times = searched({"recipe": recipe.model_dump(mode="json"), "inputs": {}})
     settings = [row["params"] for row in found["trials"]]
     before = bare(store, search, settings)
@@ -159,10 +158,10 @@ def page(found: Document, asked: argparse.Namespace) -> str:
         f"<!-- Written by `python -m benchmarks.tune {given}`. -->", "# What a trial costs", "",
         f"{found['trials']} trials of {found['family']} on {asked.data}, {found['steps']} steps and {found['samples']} "
         f"samples each, one at a time on {machine['cores']} cores (load {machine['load']:.1f}).", "",
-        "| a trial | seconds | over the bare one |", "|---|---:|---:|",
-        f"| bare: trained and measured, nothing kept | {trial['bare']:.3f} | |",
+        "| a trial | seconds | more than the bare one |", "|---|---:|---:|",
+        f"| bare: trained and measured, nothing stored | {trial['bare']:.3f} | |",
         f"| with its recipe, checkpoint and report | {trial['in_process']:.3f} | {kept:+.3f} |",
-        f"| in `genflow tune`, MLflow beside it | {trial['search']:.3f} | {trial['overhead']:+.3f} |", "",
+        f"| in `genflow tune`, with MLflow | {trial['search']:.3f} | {trial['overhead']:+.3f} |", "",
         "| the search | seconds | |", "|---|---:|---:|",
         *(f"| {title} | {parts[key]:.1f} | {100 * found['shares'][key]:.0f} % |" for key, title in PARTS.items()),
         f"| in all | {whole:.1f} | {ratio:.2f} times the bare trials |", "",
@@ -177,8 +176,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe")
-    parser.add_argument("--json", action="store_true", help="the document instead of the page")
-    parser.add_argument("--out", type=Path, help="write the page here; left out: print it")
+    parser.add_argument("--json", action="store_true", help="print the document instead of the page")
+    parser.add_argument("--out", type=Path, help="write the page here; without it, print the page")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="genflow-tune-") as folder, contextlib.redirect_stdout(sys.stderr):
         document = measured(asked, Path(folder))

@@ -1,8 +1,8 @@
-"""Write cluster.yaml and what lies in deploy/ from one place: deploy/templates, and the versions that are tested.
+"""Write cluster.yaml and the files of deploy/ from deploy/templates and the tested versions.
 
     python deploy/render.py                             # make deploy
-    python deploy/render.py --check                     # are they what the templates say?
-    python deploy/render.py --serve serve.yaml -o service.yaml    # a RayService of `genflow serve --config-out`
+    python deploy/render.py --check                     # exit code 1 if a file differs from its template
+    python deploy/render.py --serve serve.yaml -o service.yaml    # a RayService from `genflow serve --config-out`
 """
 
 import argparse
@@ -14,7 +14,7 @@ import jinja2
 
 DEPLOY = Path(__file__).resolve().parent
 ROOT = DEPLOY.parent
-SERVE = DEPLOY / "templates/serve.yaml"  # as `genflow serve --config-out` writes it; its key opens nothing
+SERVE = DEPLOY / "templates/serve.yaml"  # as `genflow serve --config-out` writes it; its key is a placeholder
 WRITTEN = {
     "cluster.yaml": "aws.yaml",
     "deploy/gcp.yaml": "gcp.yaml",
@@ -27,8 +27,8 @@ WRITTEN = {
 }
 
 
-def facts() -> dict[str, str]:
-    """What the files have in common: versions from constraints.txt and pyproject.toml, and the names of things."""
+def variables() -> dict[str, str]:
+    """The templates' variables: versions from constraints.txt and pyproject.toml, the store's path, the image."""
     ray = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
     project = (ROOT / "pyproject.toml").read_text()
     version, python = re.search(r'^version = "(.+)"', project, re.M), re.search(r'requires-python = ">=(.+)"', project)
@@ -40,24 +40,24 @@ def facts() -> dict[str, str]:
 
 
 def render(template: str, serve: str = "") -> str:
-    """One file's text.
+    """The text of one file.
 
     Args:
         template: its name in deploy/templates.
-        serve: Ray Serve's configuration, for a RayService.
+        serve: Ray Serve's configuration, for a RayService; empty: that of deploy/templates/serve.yaml.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(DEPLOY / "templates"), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    return environment.get_template(template).render(facts(), serve=serve or SERVE.read_text())
+    return environment.get_template(template).render(variables(), serve=serve or SERVE.read_text())
 
 
 def main() -> int:
-    """The program."""
+    """Write the files; with --check, return 1 if a file differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if a file differs")
-    parser.add_argument("--serve", type=Path, help="serve.yaml")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file differs")
+    parser.add_argument("--serve", type=Path, help="the output of `genflow serve --config-out`")
     parser.add_argument("-o", "--out", type=Path, default=Path("service.yaml"))
     given = parser.parse_args()
     if given.serve:

@@ -1,5 +1,5 @@
-# One host: its own network, processes, name, /tmp, /run, /dev/shm and home; the rest of this machine as it is.
-# Run by inside.sh, in new namespaces, as their first process: it adopts whatever Ray leaves behind.
+# One host: its own network, processes, name, /tmp, /run, /dev/shm and home; everything else is that of this machine.
+# inside.sh runs it in new namespaces as their first process, so it adopts every process that Ray leaves behind.
 set -euo pipefail
 name=$1
 hostname "$name"

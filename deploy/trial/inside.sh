@@ -1,4 +1,4 @@
-# The trial, in namespaces of its own. Run by run.sh.
+# The trial, in its own namespaces. Run by run.sh.
 set -euo pipefail
 checkout=$PWD
 venv=$(dirname "$(dirname "$PYTHON")")
@@ -6,14 +6,14 @@ export LD_LIBRARY_PATH=$TRIAL/tools/usr/lib/$(uname -m)-linux-gnu PATH=$TRIAL/to
 SSHD=$TRIAL/tools/usr/sbin/sshd; [ -x "$SSHD" ] || SSHD=/usr/sbin/sshd
 export SSHD
 
-# A laptop (this shell) and three hosts on one bridge; one folder that all of them see.
+# A laptop (this shell) and three hosts on one bridge, with one folder that all of them see.
 mount --make-rprivate /
 mount -t tmpfs tmpfs /tmp && chmod 1777 /tmp
 mount -t tmpfs tmpfs /srv && mkdir /srv/genflow "$TRIAL/store" && mount --bind "$TRIAL/store" /srv/genflow
 mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns
 ip link set lo up
 ip link add trial0 type bridge && ip addr add 10.77.0.254/24 dev trial0 && ip link set trial0 up
-sed 's#^root:.*#root:x:0:0:root:/home/trial:/bin/bash#' /etc/passwd >"$TRIAL/passwd"  # ssh asks it where ~ is, not HOME
+sed 's#^root:.*#root:x:0:0:root:/home/trial:/bin/bash#' /etc/passwd >"$TRIAL/passwd"  # ssh finds ~ in this file, not in HOME
 grep -q ^sshd: "$TRIAL/passwd" || echo "sshd:x:65534:65534::/run/sshd:/usr/sbin/nologin" >>"$TRIAL/passwd"
 mount --bind "$TRIAL/passwd" /etc/passwd
 ssh-keygen -q -t ed25519 -N "" -f "$TRIAL/host_key"
@@ -29,10 +29,10 @@ for name in head alpha beta; do
     number=$((number + 1))
     mkdir -p "$TRIAL/$name/.ssh" "$TRIAL/$name/venv"
     cp "$HOME/.ssh/id_ed25519.pub" "$TRIAL/$name/.ssh/authorized_keys"
-    # a login shell's, with rsync
+    # for login shells, with rsync
     echo "export PATH=$PATH LD_LIBRARY_PATH=$LD_LIBRARY_PATH RAY_worker_niceness=0" >"$TRIAL/$name/.bash_profile"
     touch "$TRIAL/$name/.bashrc"
-    ln -s "$venv"/{bin,lib,pyvenv.cfg} "$TRIAL/$name/venv/"  # as if setup_commands had made it
+    ln -s "$venv"/{bin,lib,pyvenv.cfg} "$TRIAL/$name/venv/"  # in place of setup_commands
     cp "$checkout/constraints.txt" "$TRIAL/$name/venv/"
     ip netns add "$name"
     ip link add "$name" type veth peer name eth0 netns "$name"
@@ -40,7 +40,7 @@ for name in head alpha beta; do
     ip netns exec "$name" ip link set lo up
     ip netns exec "$name" ip addr add "10.77.0.$number/24" dev eth0
     ip netns exec "$name" ip link set eth0 up
-    ip netns exec "$name" ip route add default via 10.77.0.254  # by its way out Ray finds a host's own address
+    ip netns exec "$name" ip route add default via 10.77.0.254  # Ray takes the host's own address from its default route
     ip netns exec "$name" unshare --mount --pid --uts --ipc --fork --kill-child --mount-proc \
         bash "$checkout/deploy/trial/host.sh" "$name" </dev/null &
     first[$name]=$!
@@ -52,7 +52,7 @@ until_true() {  # SECONDS WHAT COMMAND...
     local end=$((SECONDS + $1)) what=$2
     shift 2
     until "$@"; do
-        [ $SECONDS -lt $end ] || { echo "error: $what: not within the time" >&2; tail -n 5 "$TRIAL"/*.log >&2; exit 1; }
+        [ $SECONDS -lt $end ] || { echo "error: $what: not reached in time" >&2; tail -n 5 "$TRIAL"/*.log >&2; exit 1; }
         sleep 0.5
     done
 }
@@ -72,21 +72,21 @@ genflow doctor || true
 genflow cluster validate "$TRIAL/onprem.yaml"
 say "genflow cluster up"
 up() { genflow cluster up "$TRIAL/onprem.yaml" --yes >"$TRIAL/up.log" 2>&1; }
-up || up || { tail -n 40 "$TRIAL/up.log"; exit 1; }  # Ray gives a head 30 s to start, which a busy machine may exceed
+up || up || { tail -n 40 "$TRIAL/up.log"; exit 1; }  # Ray waits 30 s for a head to start, which is too short on a busy machine
 say "genflow cluster dashboard"
 genflow cluster dashboard "$TRIAL/onprem.yaml" &
 tunnel=$!
 until_true 120 "the tunnel" bash -c 'exec 3<>/dev/tcp/127.0.0.1/8265' 2>/dev/null
 until_true 300 "three nodes" has_nodes 3
 genflow cluster status --address 127.0.0.1:8265
-say "what listens on the head, and who may reach it from the laptop"
+say "ports on the head; the dashboard must not be reachable from the laptop"
 ip netns exec head ss -Hltn | awk '{print $4}' | sort | uniq | tr '\n' ' '; echo
 (exec 3<>/dev/tcp/10.77.0.1/8265) 2>/dev/null && { echo "error: the dashboard is open to the network" >&2; exit 1; }
 genflow doctor --cluster
 
 say "genflow prepare digits --cluster"
 genflow prepare digits --cluster
-say "a host that does not see the store is named before anything is sent"
+say "the command names a host that does not see the store before it uploads anything"
 rm -rf /srv/genflow/probes
 nsenter -t "${first[beta]}" -m umount /srv/genflow
 code=0

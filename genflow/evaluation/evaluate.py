@@ -12,7 +12,7 @@
 
 The samples are drawn from the same noise for every run. A metric's floor is the same metric of as many real
 training rows against the same reference: what a perfect model would get.
-See docs/decisions/0006-what-a-metric-carries.md.
+See docs/decisions/0006-metrics-with-intervals-and-floors.md.
 """
 
 import json

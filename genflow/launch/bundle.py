@@ -3,7 +3,7 @@
     genflow/  jobs/  pipelines/  recipe.yaml
 
 It is the same from a checkout and from a wheel, byte by byte, and it stays in the store as the record of what was
-sent. Third-party packages are the cluster's own: docs/decisions/0003-the-parcel.md.
+sent. Third-party packages are the cluster's own: docs/decisions/0003-how-code-reaches-the-cluster.md.
 """
 
 import os

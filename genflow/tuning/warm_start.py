@@ -2,7 +2,7 @@
 
 The number of trials, the minutes, the target and the number of confirming seeds do not change what a trial is. Two
 searches that differ in nothing else share a resume key, and the longer one continues the trial log of the shorter one
-(see docs/decisions/0011-how-a-search-goes-on.md).
+(see docs/decisions/0011-how-a-search-resumes.md).
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """Who says what a search tries next: by Ray Tune's own generators and searchers, behind the search's record.
 
 The record is told to a fresh searcher in the order in which it happened; so a search that was killed goes on with the
-settings that would have come (see docs/decisions/0011-how-a-search-goes-on.md).
+settings that would have come (see docs/decisions/0011-how-a-search-resumes.md).
 """
 
 import itertools
