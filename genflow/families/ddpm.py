@@ -35,8 +35,8 @@ from genflow.errors import UsageError
 from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian
 from genflow.maths import likelihood, timesteps
-from genflow.maths.guidance import Guided, forget
-from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, reach, target
+from genflow.maths.guidance import Guided, drop_labels
+from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, target, x0_sensitivity
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec
 
@@ -105,7 +105,7 @@ class Ddpm(Gaussian):
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         alphas, sigmas, net_time = self._levels(len(x), rng)
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         alpha, sigma = over(alphas.to(x.device), x), over(sigmas.to(x.device), x)
         seen = alpha * x + sigma * eps
         if self.edm:
@@ -116,7 +116,7 @@ class Ddpm(Gaussian):
         error = (answer.float() - target(self.predict, x / unit, eps, alpha, sigma)).square()
         if self.weight == "min_snr":
             snr = (alpha / (unit * sigma)).square()
-            error = error * unit**2 * reach(self.predict, alpha, sigma).square() * snr.clamp(max=MIN_SNR)
+            error = error * unit**2 * x0_sensitivity(self.predict, alpha, sigma).square() * snr.clamp(max=MIN_SNR)
         return error.mean(), {}
 
     def _levels(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,7 +130,7 @@ class Ddpm(Gaussian):
         )
         log_r = t.double().logit().float()
         alpha = (1 + (2 * log_r).exp()).rsqrt()
-        return alpha, alpha * log_r.exp(), EdmPath.told(log_r)
+        return alpha, alpha * log_r.exp(), EdmPath.net_time_of_log_ratio(log_r)
 
     def _balanced(self, alpha: Any, sigma: Any) -> tuple[Any, Any, Any]:
         """x_t / scale = a (x/unit) + b eps with a^2 + b^2 = 1, and the scale; of numbers, or of tensors."""

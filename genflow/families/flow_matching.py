@@ -21,7 +21,7 @@ from genflow.batch import Batch
 from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian
 from genflow.maths import timesteps
-from genflow.maths.guidance import Guided, forget
+from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import StraightPath, over
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec
@@ -70,7 +70,7 @@ class FlowMatching(Gaussian):
         t = timesteps.draw(self.density, len(x), rng, mean=self.logit_mean, std=self.logit_std).to(x.device)
         if self.at_noise:
             t = t.masked_fill((rng.uniform((len(x),)) < self.at_noise).to(x.device), 1.0)
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         u = self.net(torch.lerp(x, eps, over(t, x)), 1000 * t, label)
         return (u.float() - (eps - x)).square().mean(), {}
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.families.base import LOOK_EVERY, Family, Samples
-from genflow.maths.guidance import forget
+from genflow.maths.guidance import drop_labels
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
 
@@ -98,7 +98,7 @@ class Gan(Family):
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         # bfloat16 has three digits: enough for a pixel, and too few for a point beside another
         with torch.autocast(batch.x.device.type, enabled=False) if self.facts.is_points else nullcontext():
-            label = forget(batch.label, self.facts.classes, self.forget, rng)
+            label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
             z = rng.normal((len(batch), *self.noise_shape))
             play = self._discriminate if player == "discriminator" else self._generate
             return play(batch.x, z, label, rng)

@@ -117,7 +117,7 @@ class Gaussian(Family):
             counted.append(Guided(weak.net, label, self.facts.classes))
             denoise = self._led(denoise, weak.path, weak.denoiser(counted[-1]), guidance, interval, clip)
         start = noise * (self.path.sigma(times[0]) / self.path.sigma(1.0))
-        x = chosen.walk(denoise, self.path, start, times, rng, **options)
+        x = chosen.run(denoise, self.path, start, times, rng, **options)
         return Samples(x, sum(each.nfe for each in counted))
 
     def guided_by(self, weak: Family) -> None:
@@ -216,9 +216,9 @@ class Gaussian(Family):
 def to_code(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
     """The noise at the other end of x's ODE, by the midpoint method."""
     times = [NEAR_DATA + (1 - NEAR_DATA) * (1 - t) for t in uniform_times(CODE_STEPS)]
-    return SAMPLERS["midpoint"].walk(denoise, path, x, times, None)
+    return SAMPLERS["midpoint"].run(denoise, path, x, times, None)
 
 
 def from_code(denoise: Denoise, path: Path, code: Tensor) -> Tensor:
     """The data at the end of the noise's ODE, as finely as `to_code` went there."""
-    return SAMPLERS["midpoint"].walk(denoise, path, code, uniform_times(CODE_STEPS), None)
+    return SAMPLERS["midpoint"].run(denoise, path, code, uniform_times(CODE_STEPS), None)

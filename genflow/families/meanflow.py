@@ -29,7 +29,7 @@ from genflow.batch import Batch
 from genflow.families.base import Family, Samples
 from genflow.families.gaussian import from_code, to_code
 from genflow.maths import timesteps
-from genflow.maths.guidance import forget
+from genflow.maths.guidance import drop_labels
 from genflow.maths.paths import StraightPath, Time, over, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import Denoise
@@ -91,7 +91,7 @@ class MeanFlow(Family):
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         t, r = (each.to(x.device) for each in self.times(len(x), rng))
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         y = torch.lerp(x, eps, over(t, x))
         u = self.average(y, t, r, label)
         slope = self.slope(y, t, r, label)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from genflow.batch import Batch
 from genflow.families.base import Family, LogLikelihood, Samples
 from genflow.maths import likelihood
-from genflow.maths.guidance import forget
+from genflow.maths.guidance import drop_labels
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
 
@@ -75,7 +75,7 @@ class NormalizingFlow(Family):
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = likelihood.dequantize(batch.x, self.facts, rng)
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         nats = self._nats(x, label).mean()
         word = "nats" if self.facts.is_points else "bits_per_dim"
         return -nats / self.facts.dims, {word: -nats / (1 if word == "nats" else self.facts.dims * math.log(2))}

@@ -31,7 +31,7 @@ from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Family, Kind, LogLikelihood, Samples
 from genflow.maths import likelihood, mixture, timesteps
-from genflow.maths.guidance import forget
+from genflow.maths.guidance import drop_labels
 from genflow.maths.paths import StraightPath, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS
@@ -127,7 +127,7 @@ class Vae(Family):
             self.mixture.clear()  # the weights move, and the codes with them
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         mean, log_variance = self._posterior(batch.x, label)
         z = mean + (0.5 * log_variance).exp() * rng.normal(mean.shape)
         if player == "prior":
@@ -153,7 +153,7 @@ class Vae(Family):
             z = torch.where(self.mixture.fitted, self.mixture.draw(z, choice, label), z)  # no branch: it is exported
         elif self.prior is not None:
             way, grid = StraightPath(), uniform_times(FLOW_STEPS)
-            z = SAMPLERS["ab2"].walk(lambda y, t: y - t * self._velocity(y, t, label), way, z, grid, rng)
+            z = SAMPLERS["ab2"].run(lambda y, t: y - t * self._velocity(y, t, label), way, z, grid, rng)
         x, log_scale = self._decoded(z, label)
         if draw:
             u = rng.uniform(x.shape).clamp(1e-5, 1 - 1e-5)
@@ -185,7 +185,7 @@ class Vae(Family):
             else:
                 log_prior = likelihood.standard_normal(z)
             draws.append(nats + log_prior - likelihood.standard_normal(eps) + 0.5 * log_variance.sum(1))
-        nats, stderr = likelihood.averaged(torch.stack(draws), weighed=self.bound == "iwae")
+        nats, stderr = likelihood.bound_from_draws(torch.stack(draws), iwae=self.bound == "iwae")
         method = "ELBO" if self.bound == "elbo" else f"IWAE, k = {k}"
         if fitted is not None:
             method += ", mixture prior"
@@ -233,7 +233,7 @@ class Vae(Family):
                     m, v = mean.new_zeros(1, self.latent), mean.new_ones(1, self.latent)
                 found = mixture.fit(m, v, self.components, torch.Generator().manual_seed(one))
                 share = 1.0 if known else len(rows) / len(x)
-                self.mixture.place(one if known else classes, first, share, *found)
+                self.mixture.set_components(one if known else classes, first, share, *found)
                 first += self.components
 
     def _flow_loss(self, z: Tensor, label: Tensor, rng: Rng) -> Tensor:

@@ -31,7 +31,7 @@ class Guided:
 
     def __init__(self, net: Callable[..., Tensor], label: Tensor, classes: int, weight: float = 1.0) -> None:
         self._net, self._label, self._weight = net, label, weight
-        self._nobody = torch.full_like(label, classes)
+        self._no_label = torch.full_like(label, classes)
         self.nfe = 0
 
     def __call__(self, x: Tensor, net_time: Time, inside: bool | Tensor = True) -> Tensor:
@@ -52,14 +52,17 @@ class Guided:
             return self._net(x, t, self._label).float()
         self.nfe += 2
         strong, without = self._net(
-            torch.cat([x, x]), torch.cat([t, t]), torch.cat([self._label, self._nobody])
+            torch.cat([x, x]), torch.cat([t, t]), torch.cat([self._label, self._no_label])
         ).float().chunk(2)
         guided = torch.lerp(without, strong, self._weight)
         return torch.where(over(inside, x).bool(), guided, strong) if isinstance(inside, Tensor) else guided
 
 
-def forget(label: Tensor, classes: int, share: float, rng: Rng) -> Tensor:
+def drop_labels(label: Tensor, classes: int, share: float, rng: Rng) -> Tensor:
     """Labels (B,), a share of them replaced by "no label", so that the net learns both."""
     if not classes or not share:
         return label
     return label.masked_fill(rng.uniform(label.shape) < share, classes)
+
+
+forget = drop_labels  # the name that families/consistency.py imports

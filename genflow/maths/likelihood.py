@@ -22,8 +22,8 @@ from genflow.maths.paths import Path, Time, along
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec
 
-GROWTH = 4.0  # of the ODE's steps from data to noise: the last is e^4 times as long as the first
-START = 0.35  # of the variational bound, as sigma/alpha in bins of the grey levels; from 0.25 to 0.5 it is flat
+STEP_GROWTH = 4.0  # of the ODE's steps from data to noise: the last is e^4 times as long as the first
+FIRST_LEVEL = 0.35  # of the variational bound, as sigma/alpha in bins of the grey levels; from 0.25 to 0.5 it is flat
 
 
 def bits_per_dim(nats: float, dims: int) -> float:
@@ -50,19 +50,19 @@ def standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
-def averaged(draws: Tensor, *, weighed: bool) -> tuple[Tensor, Tensor]:
+def bound_from_draws(log_weights: Tensor, *, iwae: bool) -> tuple[Tensor, Tensor]:
     """A bound from k draws of log w, (k, B): their mean (ELBO), or the log of the mean of w (IWAE); and its error.
 
     The standard error is the jackknife's, which leaves out each draw in turn. For a mean it is the usual
     std / sqrt(k); for IWAE it tells when one draw outweighs the others. 0 for k = 1, where nothing tells.
     """
-    k = len(draws)
+    k = len(log_weights)
     if k == 1:
-        return draws[0], torch.zeros_like(draws[0])
-    if not weighed:
-        return draws.mean(0), draws.std(0) / math.sqrt(k)
-    total = draws.logsumexp(0)
-    share = (draws - total).exp().clamp(max=1 - 1e-12)
+        return log_weights[0], torch.zeros_like(log_weights[0])
+    if not iwae:
+        return log_weights.mean(0), log_weights.std(0) / math.sqrt(k)
+    total = log_weights.logsumexp(0)
+    share = (log_weights - total).exp().clamp(max=1 - 1e-12)
     without = total + torch.log1p(-share) - math.log(k - 1)  # each draw left out
     return total - math.log(k), without.std(0, correction=0) * math.sqrt(k - 1)
 
@@ -130,7 +130,7 @@ def variational_bound(
         x_t = along(path.alpha, t, x) * x + along(path.sigma, t, x) * rng.normal(x.shape)
         return x.double() - denoise(x_t, t).double()
 
-    lowest = max(ratio(path.cleanest), 0.0 if facts.levels is None else START * 2 / facts.levels)
+    lowest = max(ratio(path.cleanest), 0.0 if facts.levels is None else FIRST_LEVEL * 2 / facts.levels)
     first, last = torch.tensor(lowest, dtype=torch.float64, device=x.device), min(80.0, ratio(1.0))
     cuts = torch.linspace(math.log1p(1 / last), math.log1p(1 / lowest), strata + 1, dtype=torch.float64).tolist()
     terms = []
@@ -189,17 +189,17 @@ def ode_log_density(
     if math.prod(x.shape[1:]) > 8:
         signs = [(rng.uniform(x.shape) < 0.5).to(x.dtype) * 2 - 1 for _ in range(probes)]
     half = steps // 2
-    fine, coarse = _walk(velocity, x, steps, signs), _walk(velocity, x, half, signs)  # (probes or 1, B)
+    fine, coarse = _integrate(velocity, x, steps, signs), _integrate(velocity, x, half, signs)  # (probes or 1, B)
     left = (fine - coarse) / ((steps / half) ** 2 - 1)
     values = fine + left
     spread = values.std(0) / len(values) ** 0.5 if len(values) > 1 else torch.zeros_like(values[0])
     return values.mean(0), torch.hypot(spread, left.mean(0)), 2 * (steps + half)
 
 
-def _walk(velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: int, signs: Sequence[Tensor]) -> Tensor:
+def _integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: int, signs: Sequence[Tensor]) -> Tensor:
     """log N(y_1; 0, I) + the integral of the divergence, for each probe: (probes or 1, B)."""
     z = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    grid = (torch.expm1(GROWTH * z) / math.expm1(GROWTH)).tolist()
+    grid = (torch.expm1(STEP_GROWTH * z) / math.expm1(STEP_GROWTH)).tolist()
     total, y = torch.zeros(max(1, len(signs)), len(x), dtype=torch.float64, device=x.device), x
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         with torch.no_grad():

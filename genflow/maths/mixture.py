@@ -23,8 +23,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-FLOOR = 1e-6  # of a variance
-ENOUGH = 1e-3  # nats a point: a smaller rise ends the fit
+MIN_VARIANCE = 1e-6  # of a variance
+TOLERANCE = 1e-3  # nats a point: a smaller rise ends the fit
 
 
 class Mixture(nn.Module):
@@ -53,7 +53,7 @@ class Mixture(nn.Module):
         self.log_weight.fill_(-math.inf)
         self.fitted.fill_(False)
 
-    def place(self, label: int, first: int, share: float, weight: Tensor, mean: Tensor, root: Tensor) -> None:
+    def set_components(self, label: int, first: int, share: float, weight: Tensor, mean: Tensor, root: Tensor) -> None:
         """Put what `fit` found at components `first`..., as `share` of the label's mixture."""
         own = slice(first, first + len(weight))
         self.log_weight[label, own] = (share * weight).log().float()
@@ -103,21 +103,21 @@ def fit(
     moment = (m[:, :, None] * m[:, None] + torch.diag_embed(variance.double())).flatten(1)  # (N, d d)
     K = max(1, min(components, count // (2 * d)))
     r = torch.zeros(count, K, dtype=torch.float64, device=m.device)
-    r[torch.arange(count), torch.cdist(m, m[_spread(m, K, generator)]).argmin(1)] = 1
+    r[torch.arange(count), torch.cdist(m, m[_initial_rows(m, K, generator)]).argmin(1)] = 1
     before = -math.inf
     for _ in range(iterations):
         n = r.sum(0) + 1e-10  # (K,)
         mu = (r.T @ m) / n[:, None]
         S = (r.T @ moment).unflatten(1, (d, d)) - n[:, None, None] * mu[:, :, None] * mu[:, None]
         S = (S + d * S.sum(0) / n.sum()) / (n[:, None, None] + d)
-        root = torch.linalg.cholesky(S + FLOOR * torch.eye(d, dtype=m.dtype, device=m.device))
+        root = torch.linalg.cholesky(S + MIN_VARIANCE * torch.eye(d, dtype=m.dtype, device=m.device))
         precision = torch.cholesky_inverse(root)
         pull = (precision @ mu[:, :, None]).squeeze(2)  # (K, d)
         scale = n.log() - root.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * (pull * mu).sum(1)
         joint = scale - 0.5 * moment @ precision.flatten(1).T + m @ pull.T  # (N, K), but for a constant
         total = joint.logsumexp(1)
         r = (joint - total[:, None]).exp()
-        if (now := float(total.mean())) - before < ENOUGH:
+        if (now := float(total.mean())) - before < TOLERANCE:
             break
         before = now
     return n / n.sum(), mu + centre, root
@@ -130,7 +130,7 @@ def _log_normal(z: Tensor, mean: Tensor, root: Tensor) -> Tensor:
     return (-0.5 * y.square().sum(1) - log_det[:, None] - 0.5 * z.shape[1] * math.log(2 * math.pi)).T
 
 
-def _spread(points: Tensor, count: int, generator: torch.Generator) -> list[int]:
+def _initial_rows(points: Tensor, count: int, generator: torch.Generator) -> list[int]:
     """Rows that lie far from each other: each is drawn in proportion to the squared distance to those before it."""
     def draw(weight: Tensor) -> int:
         u = torch.rand((), generator=generator, dtype=torch.float64)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["eps", "x", "v", "velocity"]
-RATIOS = 0.002, 80.0  # EDM's range of sigma / alpha
+EDM_SIGMAS = 0.002, 80.0  # EDM's range of sigma / alpha
 
 
 class Path(ABC):
@@ -136,19 +136,19 @@ class EdmPath(Path):
         return t / math.hypot(1 - t, t)
 
     def net_time(self, t: float) -> float:
-        return float(self.told(torch.tensor(t, dtype=torch.float64).logit()))
+        return float(self.net_time_of_log_ratio(torch.tensor(t, dtype=torch.float64).logit()))
 
     def time(self, u: float) -> float:
         return u
 
     @property
     def cleanest(self) -> float:
-        return RATIOS[0] / (1 + RATIOS[0])
+        return EDM_SIGMAS[0] / (1 + EDM_SIGMAS[0])
 
     @staticmethod
-    def told(log_ratio: Tensor) -> Tensor:
+    def net_time_of_log_ratio(log_ratio: Tensor) -> Tensor:
         """The net's time for log(sigma/alpha)."""
-        low, high = math.log(RATIOS[0]), math.log(RATIOS[1])
+        low, high = math.log(EDM_SIGMAS[0]), math.log(EDM_SIGMAS[1])
         return 1000 * ((log_ratio - low) / (high - low)).clamp(0, 1)
 
 
@@ -192,7 +192,7 @@ def target(kind: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor | float, sig
     return alpha * eps - sigma * x0 if kind == "v" else eps - x0
 
 
-def reach(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+def x0_sensitivity(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
     """|d x_0 / d prediction|: an error of the prediction, times this, is the error of x_0 that it means."""
     if kind == "x":
         return torch.ones_like(sigma)
@@ -240,7 +240,7 @@ def spaced_times(path: Path, steps: int, spacing: Spacing = "uniform", rho: floa
     def ratio(t: float) -> float:
         return path.sigma(t) / path.alpha(t) if path.alpha(t) else math.inf
 
-    low, high = max(RATIOS[0], ratio(path.cleanest)), min(RATIOS[1], ratio(1.0))
+    low, high = max(EDM_SIGMAS[0], ratio(path.cleanest)), min(EDM_SIGMAS[1], ratio(1.0))
     share = np.linspace(0, 1, steps)
     if spacing == "karras":
         ratios = (high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho

@@ -32,14 +32,14 @@ def shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = _mix(np.uint64(seed) + np.arange(1, ROUNDS + 1, dtype=np.uint64) * GOLDEN)
     out = np.asarray(positions).astype(np.uint64)
-    astray = np.ones(out.shape, bool)
-    while astray.any():
-        x = out[astray]
+    outside = np.ones(out.shape, bool)
+    while outside.any():
+        x = out[outside]
         left, right = x >> half, x & mask
         for key in keys:
             left, right = right, left ^ (_mix(right + key) & mask)
-        out[astray] = (left << half) | right
-        astray = out >= np.uint64(n)
+        out[outside] = (left << half) | right
+        outside = out >= np.uint64(n)
     return out.astype(np.int64)
 
 

@@ -56,7 +56,7 @@ def ddpm(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: R
     return ddim(denoise, path, x, times, rng, eta=1.0)
 
 
-class _Straight:
+class _StraightOde:
     """A model's ODE in the straight path's variables."""
 
     def __init__(self, denoise: Denoise, path: Path) -> None:
@@ -78,7 +78,7 @@ class _Straight:
 
 def euler(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
     """Euler's method, order 1. One evaluation a step."""
-    ode, u = _Straight(denoise, path), [path.flow_time(t) for t in times]
+    ode, u = _StraightOde(denoise, path), [path.flow_time(t) for t in times]
     y = x / ode.scale(times[0])
     for a, b in zip(u[:-1], u[1:], strict=True):
         y = y + (b - a) * ode.velocity(y, a)
@@ -87,7 +87,7 @@ def euler(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: 
 
 def midpoint(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
     """The midpoint method, order 2. Two evaluations a step, none of them at t = 0."""
-    ode, u = _Straight(denoise, path), [path.flow_time(t) for t in times]
+    ode, u = _StraightOde(denoise, path), [path.flow_time(t) for t in times]
     y = x / ode.scale(times[0])
     for a, b in zip(u[:-1], u[1:], strict=True):
         halfway = y + (b - a) / 2 * ode.velocity(y, a)
@@ -97,7 +97,7 @@ def midpoint(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rn
 
 def heun(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
     """Heun's method (Karras et al., 2022, algorithm 1), order 2. Two evaluations a step, one in the last."""
-    ode, u = _Straight(denoise, path), [path.flow_time(t) for t in times]
+    ode, u = _StraightOde(denoise, path), [path.flow_time(t) for t in times]
     y = x / ode.scale(times[0])
     for a, b in zip(u[:-1], u[1:], strict=True):
         slope = ode.velocity(y, a)
@@ -108,7 +108,7 @@ def heun(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: R
 
 def ab2(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
     """Adams-Bashforth's two-step method, order 2. One evaluation a step: the last slope is remembered."""
-    ode, u = _Straight(denoise, path), [path.flow_time(t) for t in times]
+    ode, u = _StraightOde(denoise, path), [path.flow_time(t) for t in times]
     y = x / ode.scale(times[0])
     before: Tensor | None = None
     width = 0.0
@@ -191,7 +191,7 @@ def rk45(
     of its error, over tolerance (1 + |y|), is at most 1. Of `times` it takes the ends and the first step; it stops at
     the path's `cleanest` time, where velocities still have a value, and goes the rest by Euler's method.
     """
-    ode = _Straight(denoise, path)
+    ode = _StraightOde(denoise, path)
     end, last = path.flow_time(times[-1]), max(path.flow_time(times[-1]), path.flow_time(path.cleanest))
     y = x / ode.scale(times[0])
     u = torch.full((len(x),), path.flow_time(times[0]), dtype=torch.float64, device=x.device)
@@ -220,7 +220,7 @@ class Sampler:
     """A sampler, and what it promises.
 
     Args:
-        walk: the function.
+        run: the function.
         order: its order of convergence as an ODE solver; 0 for a stochastic one.
         stochastic: whether it draws noise on the way.
         evaluations: denoiser evaluations as a function of steps; None for an adaptive one, whose number of steps is
@@ -228,7 +228,7 @@ class Sampler:
         spacing: the steps it is meant for.
     """
 
-    walk: Callable[..., Tensor]
+    run: Callable[..., Tensor]
     order: int
     stochastic: bool
     evaluations: Callable[[int], int] | None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def between(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+def slerp(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     """The codes (B, ...) at shares s (B,) of the ways from a (B, ...) to b: a at s = 0, b at s = 1."""
     first, last, s = a.flatten(1).double(), b.flatten(1).double(), s.double()[:, None].to(a.device)
     lengths = [end.norm(dim=1, keepdim=True).clamp(min=1e-12) for end in (first, last)]

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BOUND = 4.0
-NARROWEST = 1e-3  # a bin's least share of the whole
-FLATTEST = 1e-3  # the least slope at a knot
-STEEPEST = 8.0  # the largest |s|
+MIN_BIN_SHARE = 1e-3  # a bin's least share of the whole
+MIN_SLOPE = 1e-3  # the least slope at a knot
+MAX_LOG_SCALE = 8.0  # the largest |s|
 
 
-def parameters(bins: int) -> int:
+def parameter_count(bins: int) -> int:
     """Parameters a number: mu, s, and with K bins K widths, K heights and K - 1 slopes."""
     return 2 + (3 * bins - 1 if bins else 0)
 
@@ -34,14 +34,14 @@ def transform(x: Tensor, params: Tensor, bins: int, *, inverse: bool = False) ->
 
     Args:
         x: (...).
-        params: (..., parameters(bins)), any numbers.
+        params: (..., parameter_count(bins)), any numbers.
         bins: K; 0: the affine map alone.
         inverse: from z to x.
 
     Returns:
         z or x (...), and log |dz/dx| or log |dx/dz| (...).
     """
-    mu, s = params[..., 0], STEEPEST * torch.tanh(params[..., 1] / STEEPEST)
+    mu, s = params[..., 0], MAX_LOG_SCALE * torch.tanh(params[..., 1] / MAX_LOG_SCALE)
     if inverse:
         y, slope = _spline(x, params[..., 2:], bins, inverse=True) if bins else (x, torch.zeros_like(x))
         return y * s.exp() + mu, slope + s
@@ -55,7 +55,7 @@ def transform(x: Tensor, params: Tensor, bins: int, *, inverse: bool = False) ->
 def _knots(free: Tensor) -> tuple[Tensor, Tensor]:
     """Bins' sizes (..., K), positive and 2 BOUND in all, and the knots between them (..., K + 1)."""
     bins = free.shape[-1]
-    sizes = 2 * BOUND * (NARROWEST + (1 - NARROWEST * bins) * free.softmax(-1))
+    sizes = 2 * BOUND * (MIN_BIN_SHARE + (1 - MIN_BIN_SHARE * bins) * free.softmax(-1))
     inner = sizes[..., :-1].cumsum(-1) - BOUND
     edge = torch.full_like(inner[..., :1], BOUND) if bins > 1 else torch.full_like(free, BOUND)
     knots = torch.cat([-edge, inner, edge], -1)
@@ -65,8 +65,8 @@ def _knots(free: Tensor) -> tuple[Tensor, Tensor]:
 def _spline(x: Tensor, params: Tensor, bins: int, *, inverse: bool) -> tuple[Tensor, Tensor]:
     widths, xs = _knots(params[..., :bins])
     heights, ys = _knots(params[..., bins : 2 * bins])
-    one = math.log(math.expm1(1 - FLATTEST))  # where softplus makes a slope of 1
-    slopes = F.pad(F.softplus(params[..., 2 * bins :] + one) + FLATTEST, (1, 1), value=1.0)
+    one = math.log(math.expm1(1 - MIN_SLOPE))  # where softplus makes a slope of 1
+    slopes = F.pad(F.softplus(params[..., 2 * bins :] + one) + MIN_SLOPE, (1, 1), value=1.0)
     inside = x.abs() < BOUND
     at = torch.where(inside, x, 0.0)
     k = (at[..., None] >= (ys if inverse else xs)[..., 1:-1]).sum(-1, keepdim=True)

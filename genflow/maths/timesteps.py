@@ -16,7 +16,7 @@ from torch import Tensor
 from genflow.maths.rng import Rng
 
 Density = Literal["uniform", "logit_normal", "u_shaped"]
-STEEP = 4.0  # a of the U-shaped density, p(t) ~ exp(a t) + exp(a (1 - t))
+U_SHAPE_RATE = 4.0  # a of the U-shaped density, p(t) ~ exp(a t) + exp(a (1 - t))
 
 
 def draw(
@@ -36,7 +36,7 @@ def draw(
     """
     t = rng.uniform((rows,))
     if density == "u_shaped":  # the inverse of F(t) = 1/2 + sinh(a (t - 1/2)) / (2 sinh(a/2))
-        t = 0.5 + torch.asinh((2 * t - 1) * math.sinh(STEEP / 2)) / STEEP
+        t = 0.5 + torch.asinh((2 * t - 1) * math.sinh(U_SHAPE_RATE / 2)) / U_SHAPE_RATE
     if density == "logit_normal":
         peaked = torch.sigmoid(mean + std * rng.normal((rows,)))
         t = torch.where(rng.uniform((rows,)) < uniform_share, t, peaked)

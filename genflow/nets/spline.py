@@ -50,7 +50,7 @@ class Coupling(nn.Module):
         self.ups = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.downs = nn.ModuleList(zero(nn.Linear(width, width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = zero(nn.Linear(width, len(moves) * splines.parameters(bins)))
+        self.leave = zero(nn.Linear(width, len(moves) * splines.parameter_count(bins)))
 
     def forward(
         self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
@@ -61,7 +61,7 @@ class Coupling(nn.Module):
             h = h + down(F.silu(up(F.silu(h))))
         with torch.autocast(h.device.type, enabled=False):  # the parameters in single precision or better
             h = self.leave(CALM * self.norm(h.to(self.norm.weight.dtype)))
-        params = h.unflatten(1, (-1, splines.parameters(self.bins)))
+        params = h.unflatten(1, (-1, splines.parameter_count(self.bins)))
         if guidance != 1:
             with_label, without = params.chunk(2)
             params = torch.lerp(without, with_label, guidance).repeat(2, 1, 1)

@@ -66,7 +66,7 @@ class Block(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(N, width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = zero(nn.Linear(width, D * splines.parameters(bins)))
+        self.leave = zero(nn.Linear(width, D * splines.parameter_count(bins)))
 
     def forward(
         self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
@@ -87,7 +87,7 @@ class Block(nn.Module):
         """The parameters of every number's map (B, N, D, P), in single precision or better even under autocast."""
         with torch.autocast(h.device.type, enabled=False):
             h = CALM * self.norm(h.to(self.norm.weight.dtype))
-            return self.leave(h).unflatten(2, (-1, splines.parameters(self.bins)))
+            return self.leave(h).unflatten(2, (-1, splines.parameter_count(self.bins)))
 
     def _inverse(self, z: Tensor, label: Tensor | None, guidance: float) -> tuple[Tensor, Tensor]:
         """z -> x, patch by patch; each layer keeps the keys and values of the patches so far."""

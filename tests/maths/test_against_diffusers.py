@@ -181,7 +181,7 @@ def test_edms_heun_agrees(steps: int, karras: bool) -> None:
             x = theirs.step(answer, t, x).prev_sample
         begin = start() * ratios[0] * path.alpha(times[0])
         net = Guided(model.net, LABEL, 0)
-        ours = SAMPLERS["edm_heun"].walk(model.denoiser(net), path, begin, times, OneGenerator(1))
+        ours = SAMPLERS["edm_heun"].run(model.denoiser(net), path, begin, times, OneGenerator(1))
     close(ours, x)
     assert net.nfe == 2 * steps - 1 == len(theirs.timesteps)
 

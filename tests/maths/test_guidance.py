@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from genflow.maths.guidance import Guided, forget
+from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.rng import BatchRng
 
 CLASSES = 3
@@ -30,12 +30,12 @@ def test_a_share_of_labels_is_forgotten() -> None:
     """About that share becomes "no label", the others stay; without classes nothing changes."""
     rng = BatchRng(0, "forget", 0, total=10_000)
     label = torch.arange(10_000) % CLASSES
-    after = forget(label, CLASSES, 0.1, rng)
+    after = drop_labels(label, CLASSES, 0.1, rng)
     changed = after != label
     assert float(changed.float().mean()) == pytest.approx(0.1, abs=0.01)
     assert (after[changed] == CLASSES).all()
     none = torch.zeros(4, dtype=torch.long)
-    assert forget(none, 0, 0.1, BatchRng(0, "forget", 0, total=4)) is none
+    assert drop_labels(none, 0, 0.1, BatchRng(0, "forget", 0, total=4)) is none
 
 
 def test_outside_its_interval_guidance_costs_nothing() -> None:

@@ -13,10 +13,10 @@ from genflow.maths.paths import (
     cosine_betas,
     linear_betas,
     over,
-    reach,
     target,
     uniform_times,
     x0_from,
+    x0_sensitivity,
 )
 
 PATHS: dict[str, Path] = {
@@ -83,11 +83,11 @@ def test_every_prediction_means_the_same_data(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["eps", "x", "v", "velocity"])
 def test_an_error_reaches_the_data(path: Path, kind: str) -> None:
-    """reach = |d x_0 / d prediction|, by a difference."""
+    """x0_sensitivity = |d x_0 / d prediction|, by a difference."""
     t, x = 0.4, torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alpha, sigma = torch.tensor(path.alpha(t)), torch.tensor(path.sigma(t))
     one, other = (x0_from(x + step, kind, x, alpha, sigma) for step in (0.0, 1.0))  # type: ignore[arg-type]
-    torch.testing.assert_close((other - one).abs(), reach(kind, alpha, sigma).double().expand_as(x))  # type: ignore[arg-type]
+    torch.testing.assert_close((other - one).abs(), x0_sensitivity(kind, alpha, sigma).double().expand_as(x))  # type: ignore[arg-type]
 
 
 def test_edm_tells_the_log_of_its_sigma() -> None:

@@ -96,7 +96,7 @@ def test_the_declared_order_is_the_measured_slope(sampler: str, name: str, end: 
     errors = []
     for steps in counts:
         times = [end + (begin - end) * t for t in uniform_times(steps)]
-        got = SAMPLERS[sampler].walk(mixture.denoiser(path), path, x, times, Forbidden())
+        got = SAMPLERS[sampler].run(mixture.denoiser(path), path, x, times, Forbidden())
         errors.append(float((got - exact).norm()))
     slope = math.log(errors[0] / errors[-1]) / math.log(counts[-1] / counts[0])
     assert slope == pytest.approx(SAMPLERS[sampler].order, abs=0.2)
@@ -109,7 +109,7 @@ def test_samples_have_the_mixtures_weights_means_and_width(sampler: str, path: P
     steps = 250 if SAMPLERS[sampler].stochastic else 60
     rng = BatchRng(1, "sample", 0, total=rows)
     times = spaced_times(path, steps, SAMPLERS[sampler].spacing)
-    x = SAMPLERS[sampler].walk(TWO.denoiser(path), path, path.sigma(times[0]) * noise(rows, seed=2), times, rng)
+    x = SAMPLERS[sampler].run(TWO.denoiser(path), path, path.sigma(times[0]) * noise(rows, seed=2), times, rng)
     which = torch.cdist(x, TWO.means).argmin(1)
     for k in range(2):
         own = x[which == k]
@@ -132,7 +132,7 @@ def test_evaluations_are_the_calls(sampler: str, steps: int, path: Path) -> None
     rng = BatchRng(0, "sample", 0, total=4)
     for spacing in ("uniform", "karras", "logsnr"):
         asked.clear()
-        x = chosen.walk(denoise, path, noise(4), spaced_times(path, steps, spacing), rng)
+        x = chosen.run(denoise, path, noise(4), spaced_times(path, steps, spacing), rng)
         if chosen.evaluations and (spacing == chosen.spacing or sampler != "edm_heun"):
             assert len(asked) == chosen.evaluations(steps)
         assert min(asked) > 0
@@ -145,9 +145,9 @@ def test_only_the_stochastic_draw() -> None:
     for sampler in SAMPLERS.values():
         if sampler.stochastic:
             with pytest.raises(AssertionError, match="drew noise"):
-                sampler.walk(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
+                sampler.run(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
         else:
-            sampler.walk(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
+            sampler.run(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8])

@@ -10,7 +10,7 @@ def case(bins: int, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers inside and outside the spline's range, each with its own parameters."""
     generator = torch.Generator().manual_seed(0)
     x = torch.linspace(-7, 7, 500, dtype=torch.float64)
-    return x, scale * torch.randn(500, splines.parameters(bins), generator=generator, dtype=torch.float64)
+    return x, scale * torch.randn(500, splines.parameter_count(bins), generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("bins", [0, 1, 2, 16])
