@@ -44,10 +44,11 @@ def builder(kind: str) -> Callable[..., nn.Module]:
     build = importlib.import_module(f"{__name__}.{kind}").build
 
     @functools.wraps(build)
-    def checked(ports: NetSpec, classes: int, **options: Any) -> nn.Module:
+    def checked_build(ports: NetSpec, classes: int, **options: Any) -> nn.Module:
         if ports.flow != _is_flow(kind):
-            need = "an invertible net is needed" if ports.flow else "no invertible net is needed"
-            raise UsageError(f"net {kind} does not fit: {need}", f"use net.kind={' or '.join(kinds(flow=ports.flow))}")
+            requirement = "an invertible net is needed" if ports.flow else "no invertible net is needed"
+            hint = f"use net.kind={' or '.join(kinds(flow=ports.flow))}"
+            raise UsageError(f"net {kind} does not fit: {requirement}", hint)
         return build(ports, classes, **options)
 
-    return checked
+    return checked_build

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, folded, groups, need_divisor, need_one_picture, zero
+from genflow.nets.layers import Condition, default_fold, groups, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
 
 
@@ -22,9 +22,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups(channels), channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulate = zero(nn.Linear(condition, 2 * channels))
+        self.modulate = zero_init(nn.Linear(condition, 2 * channels))
         self.norm2 = nn.GroupNorm(groups(channels), channels)
-        self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         scale, shift = self.modulate(c)[:, :, None, None].chunk(2, 1)
@@ -108,7 +108,7 @@ def build(
     Raises:
         UsageError: not exactly one of the ports is a picture, or fold does not divide the size.
     """
-    size, goes_in = need_one_picture("conv", ports)
-    fold = need_divisor(size, fold or folded(size), "fold")
-    kind = Encoder if goes_in else Decoder
+    size, is_encoder = need_one_picture("conv", ports)
+    fold = need_divisor(size, fold or default_fold(size), "fold")
+    kind = Encoder if is_encoder else Decoder
     return kind(ports, classes, fold, size // fold, width, blocks)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
+from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero_init
 from genflow.specs import NetSpec
 
 
@@ -31,7 +31,7 @@ class Layer(nn.Module):
         self.out = nn.Linear(width, width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
-        self.modulate = zero(nn.Linear(width, 6 * width))
+        self.modulate = zero_init(nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(c)[:, None].chunk(6, -1)
@@ -57,8 +57,8 @@ class DiT(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = zero(nn.Linear(width, 2 * width))
-        self.leave = zero(nn.Linear(width, ports.outputs[0] * patch**2))
+        self.modulate = zero_init(nn.Linear(width, 2 * width))
+        self.leave = zero_init(nn.Linear(width, ports.outputs[0] * patch**2))
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None

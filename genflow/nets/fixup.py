@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, folded, need_divisor, need_one_picture, zero
+from genflow.nets.layers import Condition, default_fold, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
 
-SMALLEST = 4  # pixels a side at which halving ends
-GAIN = math.sqrt(2)  # what a rectifier takes from the size of its input
+MIN_SIDE = 4  # pixels a side at which halving ends
+RELU_GAIN = math.sqrt(2)  # what a rectifier takes from the size of its input
 
 
 def kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
@@ -37,7 +37,7 @@ def kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.L
     return layer
 
 
-def told(width: int, classes: int, ports: NetSpec) -> Condition:
+def unit_condition(width: int, classes: int, ports: NetSpec) -> Condition:
     """Time and class as a vector of size 1, beside which nothing else drowns them."""
     condition = Condition(width, classes, ports.time, ports.second_time)
     if condition.label is not None:
@@ -45,7 +45,7 @@ def told(width: int, classes: int, ports: NetSpec) -> Condition:
     return condition
 
 
-def rectify(h: Tensor) -> Tensor:
+def leaky_relu(h: Tensor) -> Tensor:
     """The leaky rectifier of slope 0.2."""
     return F.leaky_relu(h, 0.2)
 
@@ -55,13 +55,13 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, condition: int, blocks: int) -> None:
         super().__init__()
-        self.conv1 = kaiming(nn.Conv2d(channels, channels, 3, padding=1), GAIN / math.sqrt(blocks))
-        self.modulate = zero(nn.Linear(condition, 2 * channels))
-        self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv1 = kaiming(nn.Conv2d(channels, channels, 3, padding=1), RELU_GAIN / math.sqrt(blocks))
+        self.modulate = zero_init(nn.Linear(condition, 2 * channels))
+        self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         scale, shift = self.modulate(c)[:, :, None, None].chunk(2, 1)
-        return h + self.conv2(rectify(self.conv1(rectify(h)) * (1 + scale) + shift))
+        return h + self.conv2(leaky_relu(self.conv1(leaky_relu(h)) * (1 + scale) + shift))
 
 
 class Level(nn.Module):
@@ -79,7 +79,7 @@ class Level(nn.Module):
         return h
 
 
-def _resize(before: int, after: int) -> nn.Module:
+def _match_channels(before: int, after: int) -> nn.Module:
     return kaiming(nn.Conv2d(before, after, 1)) if before != after else nn.Identity()
 
 
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
     def __init__(self, ports: NetSpec, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
         super().__init__()
         self.fold, self.outputs = fold, ports.outputs
-        self.condition = told(width, classes, ports)
+        self.condition = unit_condition(width, classes, ports)
         widths = [width * min(2**level, 4) for level in range(len(sides))]
         channels = [ports.inputs[0] * fold**2, *widths]
         enters = [
@@ -100,9 +100,9 @@ class Encoder(nn.Module):
             Level(enter, channels, width, blocks, blocks * len(sides))
             for enter, channels in zip(enters, widths, strict=True)
         )
-        self.features = kaiming(nn.Linear(widths[-1] * sides[-1] ** 2, widths[-1]), GAIN)
+        self.features = kaiming(nn.Linear(widths[-1] * sides[-1] ** 2, widths[-1]), RELU_GAIN)
         self.modulate = kaiming(nn.Linear(width, widths[-1]))
-        self.leave = kaiming(nn.Linear(widths[-1], math.prod(ports.outputs), bias=ports.offset), GAIN)
+        self.leave = kaiming(nn.Linear(widths[-1], math.prod(ports.outputs), bias=ports.offset), RELU_GAIN)
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         h = F.pixel_unshuffle(x, self.fold)
         for level in self.levels:
             h = level(h, c)
-        h = rectify(self.features(rectify(h).flatten(1)))
+        h = leaky_relu(self.features(leaky_relu(h).flatten(1)))
         return self.leave(h * (1 + self.modulate(c))).unflatten(1, self.outputs)
 
 
@@ -123,28 +123,28 @@ class Decoder(nn.Module):
         self.fold, self.sides = fold, sides
         widths = [width * min(2**level, 4) for level in range(len(sides))]
         code, top = math.prod(ports.inputs), widths[-1]
-        self.condition = told(top, classes, ports)
+        self.condition = unit_condition(top, classes, ports)
         self.style = kaiming(nn.Linear(code, top))
-        self.enter = kaiming(nn.Linear(top, top * sides[-1] ** 2), GAIN)
+        self.enter = kaiming(nn.Linear(top, top * sides[-1] ** 2), RELU_GAIN)
         self.levels = nn.ModuleList(
-            Level(_resize(before, after), after, top, blocks, blocks * len(sides))
+            Level(_match_channels(before, after), after, top, blocks, blocks * len(sides))
             for before, after in pairwise([top, *widths[::-1]])
         )
         fine = max(1, width // fold**2) if fold > 1 else width
-        self.unfold = kaiming(nn.Conv2d(width, fine * fold**2, 3, padding=1), GAIN)
-        self.leave = kaiming(nn.Conv2d(fine, ports.outputs[0], 3, padding=1), GAIN)
+        self.unfold = kaiming(nn.Conv2d(width, fine * fold**2, 3, padding=1), RELU_GAIN)
+        self.leave = kaiming(nn.Conv2d(fine, ports.outputs[0], 3, padding=1), RELU_GAIN)
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
-        c = rectify(self.style(x.flatten(1)) + self.condition(t, label, x, r))
+        c = leaky_relu(self.style(x.flatten(1)) + self.condition(t, label, x, r))
         h = self.enter(c).unflatten(1, (-1, self.sides[-1], self.sides[-1]))
         for level, side in zip(self.levels, reversed(self.sides), strict=True):
             if h.shape[-1] != side:
                 h = F.interpolate(h, size=(side, side), mode="nearest")
             h = level(h, c)
-        h = F.pixel_shuffle(self.unfold(rectify(h)), self.fold)
-        return self.leave(rectify(h))
+        h = F.pixel_shuffle(self.unfold(leaky_relu(h)), self.fold)
+        return self.leave(leaky_relu(h))
 
 
 def build(
@@ -167,10 +167,10 @@ def build(
     Raises:
         UsageError: not exactly one of the ports is a picture, or fold does not divide the size.
     """
-    size, goes_in = need_one_picture("fixup", ports)
-    fold = need_divisor(size, fold or folded(size), "fold")
+    size, is_encoder = need_one_picture("fixup", ports)
+    fold = need_divisor(size, fold or default_fold(size), "fold")
     sides = [size // fold]
-    while sides[-1] > SMALLEST:
+    while sides[-1] > MIN_SIDE:
         sides.append(math.ceil(sides[-1] / 2))
-    kind = Encoder if goes_in else Decoder
+    kind = Encoder if is_encoder else Decoder
     return kind(ports, classes, fold, sides, width, blocks)

@@ -34,7 +34,9 @@ class Condition(nn.Module):
             self.time = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
         self.second: nn.Module | None = None
         if second_time:
-            self.second = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), zero(nn.Linear(width, width)))
+            self.second = nn.Sequential(
+                nn.Linear(2 * frequencies, width), nn.SiLU(), zero_init(nn.Linear(width, width))
+            )
         self.label = nn.Embedding(classes + 1, width) if classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.3)
@@ -43,14 +45,14 @@ class Condition(nn.Module):
     def forward(self, t: Tensor | None, label: Tensor | None, like: Tensor, r: Tensor | None = None) -> Tensor:
         out = like.new_zeros(like.shape[0], self.width)  # not len(): torch.export would fix it
         if self.time is not None and t is not None:
-            out = out + self.time(self._waves(t))
+            out = out + self.time(self._fourier(t))
         if self.second is not None and t is not None and r is not None:
-            out = out + self.second(self._waves(t - r))
+            out = out + self.second(self._fourier(t - r))
         if self.label is not None and label is not None:
             out = out + self.label(label)
         return out
 
-    def _waves(self, t: Tensor) -> Tensor:
+    def _fourier(self, t: Tensor) -> Tensor:
         phase = t[:, None].float() / 1000 * self.omega[None]
         return torch.cat([phase.cos(), phase.sin()], 1)
 
@@ -69,7 +71,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-def zero(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+def zero_init(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     """A layer that starts as nothing, so that its block starts as the identity."""
     nn.init.zeros_(module.weight)
     if module.bias is not None:
@@ -141,9 +143,9 @@ def need_divisor(size: int, divisor: int, key: str) -> int:
     return divisor
 
 
-def folded(size: int, whole: int = 16) -> int:
-    """Pixels to fold into channels along each side: 1 below `whole` pixels, 2 up to 64, 4 above, and a divisor."""
-    fold = 1 if size < whole else 2 if size <= 64 else 4
+def default_fold(size: int, unfolded_below: int = 16) -> int:
+    """Pixels to fold into channels along each side: 1 below `unfolded_below`, 2 up to 64, 4 above, and a divisor."""
+    fold = 1 if size < unfolded_below else 2 if size <= 64 else 4
     while size % fold:
         fold //= 2
     return fold

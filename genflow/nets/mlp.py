@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, zero
+from genflow.nets.layers import Condition, zero_init
 from genflow.specs import NetSpec
 
-POINT, HIGHEST = 3, 50  # the most numbers that a point has; rad for a distance of 1
+MAX_FOURIER_INPUTS, MAX_FREQUENCY = 3, 50  # the most numbers that a point has; rad for a distance of 1
 
 
 class Block(nn.Module):
@@ -22,7 +22,7 @@ class Block(nn.Module):
     def __init__(self, width: int, condition: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = zero(nn.Linear(condition, 2 * width))
+        self.modulate = zero_init(nn.Linear(condition, 2 * width))
         self.up = nn.Linear(width, width)
         self.act = nn.SiLU()
         self.down = nn.Linear(width, width)
@@ -43,8 +43,8 @@ class MLP(nn.Module):
         self.condition = Condition(width, classes, ports.time, ports.second_time)
         self.act = nn.SiLU()
         inputs = math.prod(ports.inputs)
-        self.register_buffer("omega", torch.logspace(0, math.log10(HIGHEST), waves), persistent=False)
-        self.waves = waves if inputs <= POINT else 0
+        self.register_buffer("omega", torch.logspace(0, math.log10(MAX_FREQUENCY), waves), persistent=False)
+        self.waves = waves if inputs <= MAX_FOURIER_INPUTS else 0
         self.enter = nn.Linear(inputs * (1 + 2 * self.waves), width)
         self.blocks = nn.ModuleList(Block(width, width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

@@ -18,12 +18,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.maths import splines
-from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
+from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero_init
 from genflow.specs import NetSpec
 
 FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
 
-CALM = 0.3  # a step of Muon moves `leave` by lr whatever the gradient, and its answers by lr sqrt(width) CALM
+# A Muon step changes the weights of `leave` by lr whatever the gradient, and so its outputs by
+# lr sqrt(width) OUTPUT_SCALE.
+OUTPUT_SCALE = 0.3
 
 Cache = list[Tensor]  # keys and values (B, heads, patches so far, D); empty at the start
 
@@ -36,9 +38,9 @@ class Layer(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = zero(nn.Linear(width, width))
+        self.out = zero_init(nn.Linear(width, width))
         self.up = nn.Linear(width, 4 * width)
-        self.down = zero(nn.Linear(4 * width, width))
+        self.down = zero_init(nn.Linear(4 * width, width))
 
     def forward(self, h: Tensor, cache: Cache | None = None) -> Tensor:
         h = h + self.attention(self.norm1(h), cache)
@@ -66,7 +68,7 @@ class Block(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(N, width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = zero(nn.Linear(width, D * splines.parameter_count(bins)))
+        self.leave = zero_init(nn.Linear(width, D * splines.parameter_count(bins)))
 
     def forward(
         self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
@@ -86,7 +88,7 @@ class Block(nn.Module):
     def params(self, h: Tensor) -> Tensor:
         """The parameters of every number's map (B, N, D, P), in single precision or better even under autocast."""
         with torch.autocast(h.device.type, enabled=False):
-            h = CALM * self.norm(h.to(self.norm.weight.dtype))
+            h = OUTPUT_SCALE * self.norm(h.to(self.norm.weight.dtype))
             return self.leave(h).unflatten(2, (-1, splines.parameter_count(self.bins)))
 
     def _inverse(self, z: Tensor, label: Tensor | None, guidance: float) -> tuple[Tensor, Tensor]:
@@ -140,9 +142,9 @@ class TarFlow(nn.Module):
         log_det = x.new_zeros(x.shape[:1])
         order = list(enumerate(self.blocks))
         for i, block in reversed(order) if inverse else order:
-            there = tokens.flip(1) if i % 2 else tokens
-            done, change = block(there, label, inverse=inverse, guidance=guidance)
-            tokens = done.flip(1) if i % 2 else done
+            sequence = tokens.flip(1) if i % 2 else tokens
+            mapped, change = block(sequence, label, inverse=inverse, guidance=guidance)
+            tokens = mapped.flip(1) if i % 2 else mapped
             log_det = log_det + change
         return F.pixel_shuffle(tokens.mT.unflatten(2, self.grid), self.patch), log_det
 

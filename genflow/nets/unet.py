@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, attend, folded, groups, need_divisor, need_pictures, zero
+from genflow.nets.layers import Condition, attend, default_fold, groups, need_divisor, need_pictures, zero_init
 from genflow.specs import NetSpec
 
 
@@ -27,10 +27,10 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups(inputs), inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.modulate = zero(nn.Linear(condition, 2 * outputs))
+        self.modulate = zero_init(nn.Linear(condition, 2 * outputs))
         self.norm2 = nn.GroupNorm(groups(outputs), outputs)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self.heads = next(n for n in range(max(1, channels // head), 0, -1) if channels % n == 0)
         self.norm = nn.GroupNorm(groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero(nn.Conv2d(channels, channels, 1))
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -91,7 +91,7 @@ class UNet(nn.Module):
             if level:
                 self.up.append(nn.Conv2d(channels, channels, 3, padding=1))
         self.norm = nn.GroupNorm(groups(channels), channels)
-        self.leave = zero(nn.Conv2d(channels, outputs, 3, padding=1))
+        self.leave = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
@@ -139,7 +139,7 @@ def build(
         UsageError: the ports are no pictures, or the patch does not divide the size.
     """
     size = need_pictures("unet", ports)
-    patch = need_divisor(size, patch or folded(size, 8), "patch")
+    patch = need_divisor(size, patch or default_fold(size, 8), "patch")
     if not multipliers:
         levels, side = 1, size // patch
         while side > 8 or (levels == 1 and side > 4):

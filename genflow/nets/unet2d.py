@@ -1,6 +1,6 @@
 """diffusers' own `UNet2DModel`, so that a run can be exported to a folder that its stock pipelines load.
 
-It is told the class, and a second time, as a vector beside its time embedding. A stock pipeline tells it neither:
+It is told the class, and a second time, as a vector next to its time embedding. A stock pipeline tells it neither:
 `unconditional` gives the `UNet2DModel` for "no label", with that vector folded into the embedding's last bias.
 
 diffusers is an optional dependency: `pip install 'genflow-ray[diffusers]'`.
@@ -29,8 +29,8 @@ class UNet2D(nn.Module):
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
         time = x.new_zeros(x.shape[0]) if t is None else t
-        beside = self.condition(t, label, x, r)  # (B, 4 width)
-        return self.model(x, time, class_labels=beside).sample
+        class_embedding = self.condition(t, label, x, r)  # (B, 4 width)
+        return self.model(x, time, class_labels=class_embedding).sample
 
     def unconditional(self) -> nn.Module:
         """A `UNet2DModel` that answers as this net does for "no label"."""
