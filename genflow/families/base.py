@@ -26,7 +26,7 @@ class Samples:
     nfe: int
 
 
-LOOK_EVERY = 20  # steps between two looks for trouble; fixed, because a rollback changes the result
+DIAGNOSE_EVERY = 20  # steps between two looks for trouble; fixed, because a rollback changes the result
 
 Watcher = Callable[[Tensor, Tensor], None]  # told x_t (B, C, H, W) and the guess at x_0
 
@@ -192,7 +192,7 @@ class Family(nn.Module, ABC):
     def diagnose(self, numbers: dict[str, float]) -> str:
         """What goes wrong, in words, seen from a step's logged numbers; empty if nothing does.
 
-        Called every `LOOK_EVERY` steps. What it remembers is kept in persistent buffers.
+        Called every `DIAGNOSE_EVERY` steps. What it remembers is kept in persistent buffers.
         """
         return ""
 

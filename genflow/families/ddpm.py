@@ -109,7 +109,7 @@ class Ddpm(Gaussian):
         alpha, sigma = over(alphas.to(x.device), x), over(sigmas.to(x.device), x)
         seen = alpha * x + sigma * eps
         if self.edm:
-            alpha, sigma, scale = self._balanced(alpha, sigma)
+            alpha, sigma, scale = self._unit_variance(alpha, sigma)
             seen = seen / scale
         unit = self.unit
         answer = self.net(seen, net_time.to(x.device), label)
@@ -132,17 +132,17 @@ class Ddpm(Gaussian):
         alpha = (1 + (2 * log_r).exp()).rsqrt()
         return alpha, alpha * log_r.exp(), EdmPath.net_time_of_log_ratio(log_r)
 
-    def _balanced(self, alpha: Any, sigma: Any) -> tuple[Any, Any, Any]:
+    def _unit_variance(self, alpha: Any, sigma: Any) -> tuple[Any, Any, Any]:
         """x_t / scale = a (x/unit) + b eps with a^2 + b^2 = 1, and the scale; of numbers, or of tensors."""
         signal = alpha * self.unit
         scale = (signal * signal + sigma * sigma) ** 0.5
         return signal / scale, sigma / scale, scale
 
-    def guess(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
+    def predict_x0(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
         if not self.edm:
-            return super().guess(net, x, net_time, alpha, sigma)
-        a, b, scale = self._balanced(alpha, sigma)
-        return self.unit * super().guess(net, x / scale, net_time, a, b)
+            return super().predict_x0(net, x, net_time, alpha, sigma)
+        a, b, scale = self._unit_variance(alpha, sigma)
+        return self.unit * super().predict_x0(net, x / scale, net_time, a, b)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:

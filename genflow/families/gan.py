@@ -28,14 +28,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.families.base import LOOK_EVERY, Family, Samples
+from genflow.families.base import DIAGNOSE_EVERY, Family, Samples
 from genflow.maths.guidance import drop_labels
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
-GAMMA, LEAST_GAMMA = 0.02, 0.2  # times the root of a sample's numbers, because a distance grows with that root
-DIFFERENCE = 0.05  # how far apart two points are, in standard deviations a number, whose difference is a slope
+GAMMA, MIN_GAMMA = 0.02, 0.2  # times the root of a sample's numbers, because a distance grows with that root
+DIFFERENCE_STEP = 0.05  # how far apart two points are, in standard deviations a number, whose difference is a slope
 
 
 class Gan(Family):
@@ -80,10 +80,10 @@ class Gan(Family):
         self.noise_shape = (latent,)
         self.game, self.penalty, self.forget, self.gamma_fall = game, penalty, forget, gamma_fall
         if gamma is None:
-            gamma = max(LEAST_GAMMA, GAMMA * math.sqrt(facts.dims)) if game == "relativistic" else 0.0
+            gamma = max(MIN_GAMMA, GAMMA * math.sqrt(facts.dims)) if game == "relativistic" else 0.0
         self.gamma = gamma
         self._gamma_now = gamma
-        self.watch = Watch(patience)
+        self.watch = TrainingMonitor(patience)
 
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
@@ -100,10 +100,10 @@ class Gan(Family):
         with torch.autocast(batch.x.device.type, enabled=False) if self.facts.is_points else nullcontext():
             label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
             z = rng.normal((len(batch), *self.noise_shape))
-            play = self._discriminate if player == "discriminator" else self._generate
-            return play(batch.x, z, label, rng)
+            player_loss = self._discriminator_loss if player == "discriminator" else self._generator_loss
+            return player_loss(batch.x, z, label, rng)
 
-    def _discriminate(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+    def _discriminator_loss(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             fake = self.generator(z, None, label).float()
         both, labels = torch.cat([x, fake]), torch.cat([label, label])
@@ -113,33 +113,33 @@ class Gan(Family):
             (slope,) = torch.autograd.grad(scores.sum(), both, create_graph=True)
             squared = slope.float().flatten(1).square().sum(1)  # |grad D|^2 of each row
         elif self.gamma:
-            away = DIFFERENCE * torch.cat([rng.normal(x.shape), rng.normal(x.shape)])
+            away = DIFFERENCE_STEP * torch.cat([rng.normal(x.shape), rng.normal(x.shape)])
             scores, moved = self._score(torch.cat([both, both + away]), torch.cat([labels, labels])).chunk(2)
-            squared = ((moved - scores) / DIFFERENCE).square()  # its mean over directions is |grad D|^2
+            squared = ((moved - scores) / DIFFERENCE_STEP).square()  # its mean over directions is |grad D|^2
         else:
             scores = self._score(both, labels)
             squared = torch.zeros_like(scores)
-        real, invented = scores.chunk(2)
+        real, fake = scores.chunk(2)
         if self.game == "relativistic":
-            game = F.softplus(invented - real)
+            game = F.softplus(fake - real)
         else:
-            game = F.softplus(-real) + F.softplus(invented)
+            game = F.softplus(-real) + F.softplus(fake)
         r1, r2 = squared.chunk(2)
         penalty = r1 + r2
         loss = (game + self._gamma_now / 2 * penalty).mean()
-        gap = real - invented
+        gap = real - fake
         numbers = {"gap": gap.mean(), "told_apart": (gap > 0).float().mean(), "penalty": penalty.mean()}
         return loss, {name: number.detach() for name, number in numbers.items()}
 
-    def _generate(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        invented = self._score(self.generator(z, None, label).float(), label)
+    def _generator_loss(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        fake = self._score(self.generator(z, None, label).float(), label)
         if self.game == "minimax":
-            return -F.softplus(invented).mean(), {}
+            return -F.softplus(fake).mean(), {}
         if self.game == "non_saturating":
-            return F.softplus(-invented).mean(), {}
+            return F.softplus(-fake).mean(), {}
         with torch.no_grad():
             real = self._score(x, label)
-        return F.softplus(real - invented).mean(), {}
+        return F.softplus(real - fake).mean(), {}
 
     def _score(self, x: Tensor, label: Tensor) -> Tensor:
         """D(x) in single precision, (B,)."""
@@ -162,10 +162,10 @@ class Gan(Family):
         self.watch.bursts.zero_()
 
 
-class Watch(nn.Module):
+class TrainingMonitor(nn.Module):
     """Looks at a run's numbers and names what goes wrong; what it remembers is in persistent buffers.
 
-    Divergence: a watched number is not finite, or has been `BURST` times its usual size for `LOOKS` looks.
+    Divergence: a watched number is not finite, or has been `BURST_RATIO` times its usual size for `BURST_LOOKS` looks.
     Dominance: nearly every real row is told from the fake beside it, by a gap that grows or is beyond all doubt.
 
     Args:
@@ -179,8 +179,8 @@ class Watch(nn.Module):
         "gradient_norm/discriminator": "the discriminator's gradient",
         "gradient_norm/generator": "the generator's gradient",
     }
-    BURST, LOOKS = 100.0, 3
-    APART, GROWTH, BEYOND_DOUBT = 0.98, 1.05, 20.0  # a share of rows; a ratio of means; nats
+    BURST_RATIO, BURST_LOOKS = 100.0, 3
+    SEPARATED_SHARE, GAP_GROWTH, LARGE_GAP = 0.98, 1.05, 20.0  # a share of rows; a ratio of means; nats
 
     usual: Tensor
     bursts: Tensor
@@ -201,29 +201,29 @@ class Watch(nn.Module):
 
     def _divergence(self, numbers: dict[str, float]) -> str:
         sizes = torch.tensor([abs(numbers[name]) for name in self.WATCHED], device=self.usual.device)
-        burst = ~(sizes <= self.BURST * self.usual)  # what is not a number bursts, too
+        burst = ~(sizes <= self.BURST_RATIO * self.usual)  # what is not a number bursts, too
         self.bursts.copy_((self.bursts + 1) * burst)
         for (name, words), times, usual in zip(
             self.WATCHED.items(), self.bursts.tolist(), self.usual.tolist(), strict=True
         ):
             if not math.isfinite(numbers[name]):
                 return f"the game diverges: {words} is not finite"
-            if times >= self.LOOKS:
+            if times >= self.BURST_LOOKS:
                 ratio = abs(numbers[name]) / usual
                 return f"the game diverges: {words} is {numbers[name]:.3g}, {ratio:,.0f} times its usual size"
         self.usual.copy_(torch.where(burst, self.usual, (0.9 * self.usual + 0.1 * sizes).clamp(min=1)))
         return ""
 
-    def _dominance(self, gap: float, apart: float) -> str:
+    def _dominance(self, gap: float, separated: float) -> str:
         seen = torch.where(self.gaps.isnan(), gap, self.gaps)
         self.gaps.copy_(seen.lerp(torch.full_like(seen, gap), seen.new_tensor([0.3, 0.05])))
         fast, slow = self.gaps.tolist()
-        beaten = apart >= self.APART and (fast > self.GROWTH * slow or fast > self.BEYOND_DOUBT)
-        self.dominated.copy_((self.dominated + 1) * beaten)
-        steps = int(self.dominated) * LOOK_EVERY
+        dominant = separated >= self.SEPARATED_SHARE and (fast > self.GAP_GROWTH * slow or fast > self.LARGE_GAP)
+        self.dominated.copy_((self.dominated + 1) * dominant)
+        steps = int(self.dominated) * DIAGNOSE_EVERY
         if not self.patience or steps < self.patience:
             return ""
         return (
-            f"the discriminator dominates: for {steps:,} steps it has told {100 * apart:.0f} % of real rows from "
+            f"the discriminator dominates: for {steps:,} steps it has told {100 * separated:.0f} % of real rows from "
             f"generated ones, by a gap of {fast:.1f} nats, and the generator learns nothing from it"
         )

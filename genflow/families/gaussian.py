@@ -22,7 +22,7 @@ from genflow.maths.samplers import SAMPLERS, Denoise
 from genflow.specs import DataSpec
 
 CODE_STEPS = 50  # midpoint steps from data to its code, and back
-WAY_STEPS = 50  # Euler steps along which a way's bends are measured
+STRAIGHTNESS_STEPS = 50  # Euler steps along which a way's bends are measured
 NEAR_DATA = 1e-3  # where the way to the code begins: at t = 0 itself the ODE has no value
 
 
@@ -43,7 +43,7 @@ class Gaussian(Family):
         self.net = net
         self.path, self.predict = path, predict
 
-    def guess(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
+    def predict_x0(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
         """x_0 as the net's answer means it, net(x, net_time) -> answer; what the net sees and says is known here."""
         return x0_from(net(x, net_time), self.predict, x, alpha, sigma)
 
@@ -64,7 +64,7 @@ class Gaussian(Family):
             if isinstance(net_time, Tensor):
                 net_time = net_time.flatten()
             alpha, sigma = along(self.path.alpha, t, x), along(self.path.sigma, t, x)
-            x0 = self.guess(lambda y, s: net(y, s, within), x, net_time, alpha, sigma)
+            x0 = self.predict_x0(lambda y, s: net(y, s, within), x, net_time, alpha, sigma)
             x0 = x0.clamp(-1, 1) if clip and not self.facts.is_points else x0
             self.show(x / (alpha + sigma), x0)
             return x0
@@ -115,7 +115,7 @@ class Gaussian(Family):
         for weak in self.weaker if guidance != 1 else ():
             assert isinstance(weak, Gaussian)
             counted.append(Guided(weak.net, label, self.facts.classes))
-            denoise = self._led(denoise, weak.path, weak.denoiser(counted[-1]), guidance, interval, clip)
+            denoise = self._autoguided(denoise, weak.path, weak.denoiser(counted[-1]), guidance, interval, clip)
         start = noise * (self.path.sigma(times[0]) / self.path.sigma(1.0))
         x = chosen.run(denoise, self.path, start, times, rng, **options)
         return Samples(x, sum(each.nfe for each in counted))
@@ -137,7 +137,7 @@ class Gaussian(Family):
             )
         self.weaker = (weak,)
 
-    def _led(
+    def _autoguided(
         self, denoise: Denoise, theirs: Path, other: Denoise, weight: float, interval: tuple[float, float], clip: bool
     ) -> Denoise:
         """denoise, led away in the interval from the other, which lives on a path of its own."""
@@ -194,31 +194,31 @@ class Gaussian(Family):
         """
         velocity = self.velocity(Guided(self.net, label, self.facts.classes))
         y, velocities = noise, []
-        grid = uniform_times(WAY_STEPS)
+        grid = uniform_times(STRAIGHTNESS_STEPS)
         for a, b in zip(grid[:-1], grid[1:], strict=True):
             velocities.append(velocity(y, a))
             y = y + (b - a) * velocities[-1]
-        way = noise - y
-        bends = torch.stack([(v - way).square().flatten(1).sum(1) for v in velocities]).mean(0)
-        return bends / way.square().flatten(1).sum(1)
+        displacement = noise - y
+        bends = torch.stack([(v - displacement).square().flatten(1).sum(1) for v in velocities]).mean(0)
+        return bends / displacement.square().flatten(1).sum(1)
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """The noise at the other end of x's ODE (DDIM inversion, on whatever path), by the midpoint method."""
-        return to_code(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, x)
+        return ode_encode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, x)
 
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """The data at the end of the noise's ODE, as finely as `encode` went there."""
-        return from_code(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
+        return ode_decode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
 
 
-def to_code(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
+def ode_encode(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
     """The noise at the other end of x's ODE, by the midpoint method."""
     times = [NEAR_DATA + (1 - NEAR_DATA) * (1 - t) for t in uniform_times(CODE_STEPS)]
     return SAMPLERS["midpoint"].run(denoise, path, x, times, None)
 
 
-def from_code(denoise: Denoise, path: Path, code: Tensor) -> Tensor:
-    """The data at the end of the noise's ODE, as finely as `to_code` went there."""
+def ode_decode(denoise: Denoise, path: Path, code: Tensor) -> Tensor:
+    """The data at the end of the noise's ODE, as finely as `ode_encode` went there."""
     return SAMPLERS["midpoint"].run(denoise, path, code, uniform_times(CODE_STEPS), None)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.families.base import Family, Samples
-from genflow.families.gaussian import from_code, to_code
+from genflow.families.gaussian import ode_decode, ode_encode
 from genflow.maths import timesteps
 from genflow.maths.guidance import drop_labels
 from genflow.maths.paths import StraightPath, Time, over, uniform_times
@@ -38,8 +38,8 @@ from genflow.specs import DataSpec, NetSpec
 # Half the secant's width, in t. In single precision it agrees with the exact derivative to a cosine of 0.995 on a
 # net whose clock has up to 50 rad; in bfloat16 only to 0.97. It never looks beyond t = 1 or r = t: nothing tells
 # the net what to say there, and a derivative that asks it grows without bounds (mean square 27 after 460 steps).
-HALF = 0.02
-LEAST_ERROR = 1e-3  # of the weight, a mean square: an error that is next to nothing has no endless weight
+HALF_WIDTH = 0.02
+ERROR_FLOOR = 1e-3  # of the weight, a mean square: an error that is next to nothing has no endless weight
 
 
 class MeanFlow(Family):
@@ -94,11 +94,11 @@ class MeanFlow(Family):
         label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         y = torch.lerp(x, eps, over(t, x))
         u = self.average(y, t, r, label)
-        slope = self.slope(y, t, r, label)
+        slope = self.total_derivative(y, t, r, label)
         usable = slope.flatten(1).isfinite().all(1)  # a row whose derivative overflows says nothing about u
         slope = torch.where(over(usable, x) > 0, slope, 0.0)
         error = (u + over(t - r, x) * slope - (eps - x)).square().flatten(1).mean(1)
-        weight = (error.detach() + LEAST_ERROR) ** -self.power
+        weight = (error.detach() + ERROR_FLOOR) ** -self.power
         rows = usable.to(error.dtype)
         square = (over(t - r, x) * slope).square().flatten(1).mean(1)
         return (rows * weight * error).mean(), {"error": error.detach().mean(), "correction": square.mean()}
@@ -114,7 +114,7 @@ class MeanFlow(Family):
         return torch.where(same, a, t), torch.where(same, a, r)
 
     @torch.no_grad()
-    def slope(self, y: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+    def total_derivative(self, y: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
         """du/dt along the net's own way, (B, ...); zero where r = t, where it is not needed."""
         out = torch.zeros_like(y)
         rows = (t > r).nonzero().flatten()
@@ -129,7 +129,7 @@ class MeanFlow(Family):
                 ones = torch.ones_like(t)
                 du = torch.func.jvp(lambda a, b: self.average(a, b, r, label), (plain, t), (way, ones))[1]
             else:
-                up, down = (t + HALF).clamp(max=1), torch.maximum(t - HALF, r)
+                up, down = (t + HALF_WIDTH).clamp(max=1), torch.maximum(t - HALF_WIDTH, r)
                 ahead = self.average(y + over(up - t, y) * v, up, r, label)
                 back = self.average(y + over(down - t, y) * v, down, r, label)
                 du = (ahead - back) / over(up - down, y)
@@ -150,11 +150,11 @@ class MeanFlow(Family):
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
         """The noise at the other end of x's ODE, whose velocity is u(x_t, t, t), by the midpoint method."""
-        return to_code(self._denoiser(label), self.path, x)
+        return ode_encode(self._denoiser(label), self.path, x)
 
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        return from_code(self._denoiser(label), self.path, code)
+        return ode_decode(self._denoiser(label), self.path, code)
 
     def _denoiser(self, label: Tensor) -> Denoise:
         def denoise(y: Tensor, t: Time) -> Tensor:

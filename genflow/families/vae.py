@@ -37,9 +37,9 @@ from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS
 from genflow.specs import DataSpec, NetSpec
 
-ROWS = 10_000  # of the training data, that the prior is fitted to; 20,000 change its distance by less than 0.1
-ROWS_WITHOUT = 2_500  # of them, for the prior without a label
-LARGEST = 2**28  # numbers in the mixture's covariances
+PRIOR_ROWS = 10_000  # of the training data, that the prior is fitted to; 20,000 change its distance by less than 0.1
+PRIOR_ROWS_UNLABELLED = 2_500  # of them, for the prior without a label
+MAX_COVARIANCE_ENTRIES = 2**28  # numbers in the mixture's covariances
 FLOW_STEPS = 20  # from noise to a code, and back
 
 
@@ -89,10 +89,10 @@ class Vae(Family):
         super().__init__(facts)
         self.model = nn.ModuleDict({name: nets[name] for name in ("encoder", "decoder")})
         self.model.register_parameter("log_scale", nn.Parameter(torch.full((facts.shape[0], 1, 1), -2.0)))
-        latent = _numbers(latent, facts)
+        latent = _latent_size(latent, facts)
         self.noise_shape = (latent,)
         self.latent, self.beta, self.warmup, self.forget = latent, beta, warmup, forget
-        self.gaussian, self.own_scale = decoder == "gaussian" or facts.is_points, scale == "pixel"
+        self.gaussian, self.pixel_scale = decoder == "gaussian" or facts.is_points, scale == "pixel"
         self.bound, self.posterior_samples, self.components = bound, posterior_samples, components
         self.mixture: mixture.Mixture | None = None
         self.prior = nets.get("prior")
@@ -103,7 +103,7 @@ class Vae(Family):
         if prior == "mixture":
             # A mixture for each label and one for none; each of the latter's parts is a class, too.
             total = components * max(1, 2 * facts.classes)
-            if total * latent**2 > LARGEST:
+            if total * latent**2 > MAX_COVARIANCE_ENTRIES:
                 raise UsageError(
                     f"{total} components of {latent} x {latent} numbers are too many for the prior",
                     "use family.prior=normal, or fewer family.components",
@@ -114,9 +114,9 @@ class Vae(Family):
 
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
-        latent, (C, H, W) = _numbers(int(options["latent"]), facts), facts.shape  # type: ignore[call-overload]
-        answers = (2 * C if options["scale"] == "pixel" else C, H, W)
-        found = {"encoder": NetSpec(facts.shape, (2, latent)), "decoder": NetSpec((latent,), answers)}
+        latent, (C, H, W) = _latent_size(int(options["latent"]), facts), facts.shape  # type: ignore[call-overload]
+        outputs = (2 * C if options["scale"] == "pixel" else C, H, W)
+        found = {"encoder": NetSpec(facts.shape, (2, latent)), "decoder": NetSpec((latent,), outputs)}
         if options["prior"] == "flow":
             found["prior"] = NetSpec((latent,), (latent,), time=True, net="mlp")
         return found
@@ -152,9 +152,9 @@ class Vae(Family):
             choice = torch.special.ndtr(noise[:, self.latent].double()).clamp(max=1 - 1e-9)
             z = torch.where(self.mixture.fitted, self.mixture.draw(z, choice, label), z)  # no branch: it is exported
         elif self.prior is not None:
-            way, grid = StraightPath(), uniform_times(FLOW_STEPS)
-            z = SAMPLERS["ab2"].run(lambda y, t: y - t * self._velocity(y, t, label), way, z, grid, rng)
-        x, log_scale = self._decoded(z, label)
+            path, grid = StraightPath(), uniform_times(FLOW_STEPS)
+            z = SAMPLERS["ab2"].run(lambda y, t: y - t * self._velocity(y, t, label), path, z, grid, rng)
+        x, log_scale = self._output_distribution(z, label)
         if draw:
             u = rng.uniform(x.shape).clamp(1e-5, 1 - 1e-5)
             x = x + log_scale.exp() * (torch.special.ndtri(u) if self.gaussian else torch.logit(u))
@@ -204,7 +204,7 @@ class Vae(Family):
 
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        x = self._decoded(code, label)[0]
+        x = self._output_distribution(code, label)[0]
         return x if self.facts.is_points else x.clamp(-1, 1)
 
     @torch.no_grad()
@@ -212,14 +212,14 @@ class Vae(Family):
         """Fit the prior: class by class, once with labels and once without."""
         if self.mixture is None:
             return
-        want, seen, parts = min(ROWS, self.facts.splits.get("train", ROWS_WITHOUT)), 0, list[Batch]()
+        want, seen, parts = min(PRIOR_ROWS, self.facts.splits.get("train", PRIOR_ROWS_UNLABELLED)), 0, list[Batch]()
         while seen < want:
             parts.append(data(len(parts)))
             seen += len(parts[-1])
         classes, first = self.facts.classes, 0
         self.mixture.clear()
         for known in [True, False] if classes else [True]:
-            x = torch.cat([part.x for part in parts])[: want if known else ROWS_WITHOUT]
+            x = torch.cat([part.x for part in parts])[: want if known else PRIOR_ROWS_UNLABELLED]
             label = torch.cat([part.label for part in parts])[: len(x)]
             codes = [
                 self._posterior(some, of if known else torch.full_like(of, classes))
@@ -252,18 +252,18 @@ class Vae(Family):
         mean, log_variance = self.model["encoder"](x, None, label).float().unbind(1)
         return mean, log_variance.clamp(-12, 6)
 
-    def _decoded(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def _output_distribution(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """The location (B, C, H, W) of P(x | z), and the log of its scale."""
         answer = self.model["decoder"](z, None, label).float()
         log_scale = self.model.get_parameter("log_scale")
-        if self.own_scale:
+        if self.pixel_scale:
             answer, own = answer.chunk(2, 1)
             log_scale = log_scale + own
         return answer, log_scale.clamp(-7, 3)
 
     def _log_p(self, x: Tensor, z: Tensor, label: Tensor) -> Tensor:
         """log P(x | z), in nats (B,)."""
-        mean, log_scale = self._decoded(z, label)
+        mean, log_scale = self._output_distribution(z, label)
         if self.facts.levels is None:
             density = -0.5 * ((x - mean) / log_scale.exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)
             return likelihood.discrete_nats(density.flatten(1).sum(1), self.facts)
@@ -271,5 +271,5 @@ class Vae(Family):
         return likelihood.discretized(log_cdf, x, mean, log_scale, self.facts.levels).flatten(1).sum(1)
 
 
-def _numbers(latent: int, facts: DataSpec) -> int:
+def _latent_size(latent: int, facts: DataSpec) -> int:
     return min(latent, 2 * math.prod(facts.shape))

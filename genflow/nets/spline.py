@@ -25,8 +25,8 @@ from genflow.specs import NetSpec
 FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
 
 # A Muon step changes the weights of `leave` by lr whatever the gradient, and so its outputs by
-# lr sqrt(width) OUTPUT_SCALE. Narrow modes need steps well below their own width. On ring8 (sigma 0.014, 10 CPU seconds) the log-likelihood reaches
-# -4.82 nats with 0.1 and -3.1 with 1; the true value is -4.98.
+# lr sqrt(width) OUTPUT_SCALE. Narrow modes need steps well below their own width. On ring8 (sigma 0.014, 10 CPU
+# seconds) the log-likelihood reaches -4.82 nats with 0.1 and -3.1 with 1; the true value is -4.98.
 OUTPUT_SCALE = 0.1
 
 

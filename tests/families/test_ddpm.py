@@ -132,7 +132,7 @@ def test_min_snr_weighs_the_datas_error_alike_for_every_target(schedule: str, pr
     rng = BatchRng(0, "loss", 0, total=rows)
     eps = rng.normal(batch.x.shape)
     alpha, sigma, net_time = (v[:, None, None, None] for v in model._levels(rows, rng))
-    guess = model.guess(lambda y, t: 0.2 * y, alpha * batch.x + sigma * eps, net_time, alpha, sigma)
+    guess = model.predict_x0(lambda y, t: 0.2 * y, alpha * batch.x + sigma * eps, net_time, alpha, sigma)
     expected = ((alpha / sigma).square().clamp(max=5) * (batch.x - guess).square()).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 

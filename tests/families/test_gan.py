@@ -14,8 +14,8 @@ from genflow import build
 from genflow.batch import Batch
 from genflow.data.sources import densities
 from genflow.errors import UsageError
-from genflow.families.base import LOOK_EVERY
-from genflow.families.gan import Gan, Watch
+from genflow.families.base import DIAGNOSE_EVERY
+from genflow.families.gan import Gan, TrainingMonitor
 from genflow.maths.rng import BatchRng, SampleRng
 from genflow.specs import DataSpec
 from genflow.training import loop
@@ -146,7 +146,7 @@ HEALTHY = {
 }  # fmt: skip
 
 
-def looks(watch: Watch, count: int, of: Callable[[int], dict[str, float]]) -> tuple[int, str]:
+def looks(watch: TrainingMonitor, count: int, of: Callable[[int], dict[str, float]]) -> tuple[int, str]:
     """The first look that finds trouble, and its words; (count, "") if none does."""
     return next(((i, words) for i in range(count) if (words := watch({**HEALTHY, **of(i)}))), (count, ""))
 
@@ -154,35 +154,35 @@ def looks(watch: Watch, count: int, of: Callable[[int], dict[str, float]]) -> tu
 def test_a_healthy_game_is_left_alone() -> None:
     """Numbers that vary by a factor of five, single bursts, and a discriminator that is ahead but does not grow."""
     noisy = lambda i: {name: value * 5 ** ((i * 37 % 20) / 10 - 1) for name, value in HEALTHY.items()}  # noqa: E731
-    assert looks(Watch(1000), 500, noisy) == (500, "")
-    assert looks(Watch(1000), 500, lambda i: {"penalty": 1e6} if i % 50 == 9 else {}) == (500, "")
-    assert looks(Watch(1000), 500, lambda i: {"told_apart": 1.0, "gap": 5.0}) == (500, "")
+    assert looks(TrainingMonitor(1000), 500, noisy) == (500, "")
+    assert looks(TrainingMonitor(1000), 500, lambda i: {"penalty": 1e6} if i % 50 == 9 else {}) == (500, "")
+    assert looks(TrainingMonitor(1000), 500, lambda i: {"told_apart": 1.0, "gap": 5.0}) == (500, "")
 
 
-@pytest.mark.parametrize("name", list(Watch.WATCHED))
+@pytest.mark.parametrize("name", list(TrainingMonitor.WATCHED))
 def test_what_explodes_is_named(name: str) -> None:
     """A number that stays a hundred times its usual size for three looks; one that is no number, at once."""
-    found, words = looks(Watch(1000), 60, lambda i: {name: 1000.0} if i >= 50 else {})
+    found, words = looks(TrainingMonitor(1000), 60, lambda i: {name: 1000.0} if i >= 50 else {})
     assert found == 52
-    assert words.startswith(f"the game diverges: {Watch.WATCHED[name]} is 1e+03")
-    found, words = looks(Watch(1000), 60, lambda i: {name: float("nan")} if i >= 50 else {})
-    assert (found, words) == (50, f"the game diverges: {Watch.WATCHED[name]} is not finite")
+    assert words.startswith(f"the game diverges: {TrainingMonitor.WATCHED[name]} is 1e+03")
+    found, words = looks(TrainingMonitor(1000), 60, lambda i: {name: float("nan")} if i >= 50 else {})
+    assert (found, words) == (50, f"the game diverges: {TrainingMonitor.WATCHED[name]} is not finite")
 
 
 @pytest.mark.parametrize("gap", [lambda i: 1.0 + 0.1 * i, lambda i: 30.0], ids=["growing", "beyond doubt"])
 def test_dominance_is_named_after_its_patience(gap: Callable[[int], float]) -> None:
     """Real rows are told apart by a gap that grows, or is beyond doubt, for `patience` steps; 0 bears anything."""
     dominated = lambda i: {"told_apart": 1.0, "gap": gap(i)}  # noqa: E731
-    found, words = looks(Watch(600), 100, dominated)
-    assert 600 / LOOK_EVERY <= found + 1 <= 600 / LOOK_EVERY + 5
+    found, words = looks(TrainingMonitor(600), 100, dominated)
+    assert 600 / DIAGNOSE_EVERY <= found + 1 <= 600 / DIAGNOSE_EVERY + 5
     assert words.startswith("the discriminator dominates: for 600 steps it has told 100 % of real rows")
-    assert looks(Watch(0), 100, dominated) == (100, "")
+    assert looks(TrainingMonitor(0), 100, dominated) == (100, "")
 
 
 def test_what_the_watch_remembers_is_in_the_checkpoint() -> None:
     """A resumed run finds trouble at the same look."""
     dominated = lambda i: {"told_apart": 1.0, "gap": 1.0 + 0.1 * i}  # noqa: E731
-    whole, first, second = Watch(600), Watch(600), Watch(600)
+    whole, first, second = TrainingMonitor(600), TrainingMonitor(600), TrainingMonitor(600)
     assert looks(first, 20, dominated) == (20, "")
     second.load_state_dict(first.state_dict())
     found, _ = looks(second, 100, lambda i: dominated(20 + i))

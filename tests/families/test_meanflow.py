@@ -45,7 +45,7 @@ def test_the_identity_of_the_mean_flow(derivative: str) -> None:
     t = t.clamp(min=0.1)
     r = torch.minimum(r, t)
     y = rng.normal((ROWS, 1, 1, 1))
-    left = model.average(y, t, r, NOBODY) + over(t - r, y) * model.slope(y, t, r, NOBODY)
+    left = model.average(y, t, r, NOBODY) + over(t - r, y) * model.total_derivative(y, t, r, NOBODY)
     torch.testing.assert_close(left, model.average(y, t, t, NOBODY), rtol=0, atol=1e-2)
 
 
@@ -69,7 +69,7 @@ def test_codes_are_the_flows_own_noise() -> None:
 @pytest.mark.parametrize(("net", "data"), [("unet", "grey"), ("unet", "colour"), ("dit", "grey"), ("mlp", "points")])
 def test_the_secant_becomes_the_derivative(net: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Narrow and away from the ends, it agrees with forward differentiation, on every net and memory layout."""
-    monkeypatch.setattr(meanflow, "HALF", 0.003)
+    monkeypatch.setattr(meanflow, "HALF_WIDTH", 0.003)
     facts = FACTS[data]
     model, rng = shaken(family("meanflow", facts, net)), BatchRng(0, "", 0, total=8)
     assert isinstance(model, MeanFlow)
@@ -78,7 +78,7 @@ def test_the_secant_becomes_the_derivative(net: str, data: str, monkeypatch: pyt
     y = rng.normal((8, *facts.shape)).to(memory_format=torch.channels_last)
     slopes = []
     for model.derivative in ("jvp", "secant"):
-        slopes.append(model.slope(y, t, r, batch(facts).label).flatten())
+        slopes.append(model.total_derivative(y, t, r, batch(facts).label).flatten())
     assert float(torch.cosine_similarity(*slopes, dim=0)) > 0.999
     assert float(slopes[0].norm() / slopes[1].norm()) == pytest.approx(1, abs=0.02)
 
@@ -107,15 +107,15 @@ def test_a_derivative_that_overflows_says_nothing(monkeypatch: pytest.MonkeyPatc
     """Such a row is left out of the loss; the others count, and the loss and its gradient stay finite."""
     facts = FACTS["grey"]
     model = shaken(family("meanflow", facts, family={"instant": 0.0}))
-    slope = MeanFlow.slope
+    original = MeanFlow.total_derivative
 
     def broken(self: MeanFlow, y: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
-        out = slope(self, y, t, r, label)
+        out = original(self, y, t, r, label)
         out[0], out[1] = torch.inf, torch.nan
         return out
 
     whole, _ = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0, total=8))
-    monkeypatch.setattr(MeanFlow, "slope", broken)
+    monkeypatch.setattr(MeanFlow, "total_derivative", broken)
     value, numbers = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0, total=8))
     value.backward()
     assert 0 < float(value.detach()) < float(whole.detach())

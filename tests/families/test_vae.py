@@ -255,7 +255,7 @@ def test_the_levels_probabilities_are_a_whole(options: dict[str, object]) -> Non
         same = all_nats.logsumexp(0) - model._log_p(base[:1], z, label[:1])
         own = model._log_p(base[:1], z, label[:1]) - all_nats[8]  # level 8 is the pixel's own: x = 0
     assert float(own.abs()) < 1e-3
-    mean, log_scale = model._decoded(z, label[:1])
+    mean, log_scale = model._output_distribution(z, label[:1])
     from genflow.maths.likelihood import discretized
 
     log_cdf = torch.special.log_ndtr if options.get("decoder") == "gaussian" else torch.nn.functional.logsigmoid
@@ -280,7 +280,7 @@ def test_the_flow_learns_the_codes_alone() -> None:
     noise = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     samples = model.sample(noise, torch.tensor([1, 2]), SampleRng([1, 2], "sample"))
     assert samples.nfe == 21
-    plain = model._decoded(noise, torch.tensor([1, 2]))[0].clamp(-1, 1)
+    plain = model._output_distribution(noise, torch.tensor([1, 2]))[0].clamp(-1, 1)
     assert not torch.equal(samples.x, plain)
 
 
