@@ -1,4 +1,4 @@
-"""One number's invertible map, as flows need it: an affine map, then a monotonic rational-quadratic spline.
+"""Invertible maps of one number for normalizing flows: an affine map, then a monotonic rational-quadratic spline.
 
     y = (x - mu) exp(-s),    z = spline(y)
 
@@ -19,24 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BOUND = 4.0
-MIN_BIN_SHARE = 1e-3  # a bin's least share of the whole
-MIN_SLOPE = 1e-3  # the least slope at a knot
+MIN_BIN_SHARE = 1e-3  # the smallest size of a bin, as a share of the whole range
+MIN_SLOPE = 1e-3  # the smallest slope at a knot
 MAX_LOG_SCALE = 8.0  # the largest |s|
 
 
 def parameter_count(bins: int) -> int:
-    """Parameters a number: mu, s, and with K bins K widths, K heights and K - 1 slopes."""
+    """Parameters per number: mu and s; with K > 0 bins also K widths, K heights and K - 1 slopes."""
     return 2 + (3 * bins - 1 if bins else 0)
 
 
 def transform(x: Tensor, params: Tensor, bins: int, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """The map of each number, or its inverse, with the log of its own derivative. All zeros are the identity.
+    """Apply the map, or its inverse, to each number; all parameters 0 give the identity.
 
     Args:
-        x: (...).
-        params: (..., parameter_count(bins)), any numbers.
-        bins: K; 0: the affine map alone.
-        inverse: from z to x.
+        x: (...); z if `inverse`.
+        params: (..., parameter_count(bins)), unconstrained.
+        bins: K; 0: only the affine map.
+        inverse: map from z to x.
 
     Returns:
         z or x (...), and log |dz/dx| or log |dx/dz| (...).
@@ -53,7 +53,7 @@ def transform(x: Tensor, params: Tensor, bins: int, *, inverse: bool = False) ->
 
 
 def _knots(free: Tensor) -> tuple[Tensor, Tensor]:
-    """Bins' sizes (..., K), positive and 2 BOUND in all, and the knots between them (..., K + 1)."""
+    """The sizes of the bins (..., K), positive with sum 2 BOUND, and their knots (..., K + 1)."""
     bins = free.shape[-1]
     sizes = 2 * BOUND * (MIN_BIN_SHARE + (1 - MIN_BIN_SHARE * bins) * free.softmax(-1))
     inner = sizes[..., :-1].cumsum(-1) - BOUND
@@ -65,7 +65,7 @@ def _knots(free: Tensor) -> tuple[Tensor, Tensor]:
 def _spline(x: Tensor, params: Tensor, bins: int, *, inverse: bool) -> tuple[Tensor, Tensor]:
     widths, xs = _knots(params[..., :bins])
     heights, ys = _knots(params[..., bins : 2 * bins])
-    one = math.log(math.expm1(1 - MIN_SLOPE))  # where softplus makes a slope of 1
+    one = math.log(math.expm1(1 - MIN_SLOPE))  # softplus(one) + MIN_SLOPE = 1
     slopes = F.pad(F.softplus(params[..., 2 * bins :] + one) + MIN_SLOPE, (1, 1), value=1.0)
     inside = x.abs() < BOUND
     at = torch.where(inside, x, 0.0)
@@ -77,7 +77,7 @@ def _spline(x: Tensor, params: Tensor, bins: int, *, inverse: bool) -> tuple[Ten
     w, x_k, h, y_k = pick(widths), pick(xs), pick(heights), pick(ys)
     d, d_next, r = pick(slopes), pick(slopes[..., 1:]), h / w
     bend = d_next + d - 2 * r
-    if inverse:  # the root of a xi^2 + b xi + c = 0 that lies in [0, 1], equations 6 to 8
+    if inverse:  # the root of a xi^2 + b xi + c = 0 in [0, 1], equations 6 to 8
         up = at - y_k
         a, b, c = h * (r - d) + up * bend, h * d - up * bend, -r * up
         xi = 2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())
