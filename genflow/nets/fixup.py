@@ -1,15 +1,16 @@
-"""Residual nets without norm layers, for players of a game: a picture to a vector, and a vector to a picture.
+"""Residual nets without normalization layers, for the players of a GAN: an encoder and a decoder of pictures.
 
     h <- h + conv(lrelu((1 + scale) conv(lrelu(h)) + shift))        scale, shift from the class (and the code)
 
-Each branch ends in zeros and its first convolution is scaled by 1/sqrt(blocks), so that the net starts as its skips
-and the size of h does not grow with depth. Without norms a row sees no statistics, and the second derivatives that
-gradient penalties take are those of piecewise linear functions: cheap, and harmless in bfloat16.
+The last convolution of each branch is initialized to 0, and the first is scaled by 1/sqrt(blocks). So the net starts
+as its skip connections, and the size of h does not grow with depth. Without normalization no row depends on batch
+statistics. The second derivatives in gradient penalties are those of piecewise linear functions, which are cheap and
+safe in bfloat16.
 
 References:
     Fixup Initialization: Residual Learning Without Normalization (Zhang, Dauphin, Ma, 2019), with m = 2
     https://arxiv.org/abs/1901.09321
-    The GAN is dead; long live the GAN! (Huang et al., 2025), for such nets in a game   https://arxiv.org/abs/2501.05441
+    The GAN is dead; long live the GAN! (Huang et al., 2025), for such nets in a GAN   https://arxiv.org/abs/2501.05441
     cGANs with Projection Discriminator (Miyato, Koyama, 2018), for the class at the end of the encoder
     https://arxiv.org/abs/1802.05637
 """
@@ -25,12 +26,12 @@ from torch import Tensor, nn
 from genflow.nets.layers import Condition, default_fold, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
 
-MIN_SIDE = 4  # pixels a side at which halving ends
-RELU_GAIN = math.sqrt(2)  # what a rectifier takes from the size of its input
+MIN_SIDE = 4  # pixels per side at which downsampling ends
+RELU_GAIN = math.sqrt(2)  # compensates for the loss of scale in a rectifier
 
 
 def kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
-    """A layer whose answer has `gain` times the size of its input, and no offset."""
+    """Initialize a layer so that its output has `gain` times the scale of its input; the bias is 0."""
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -38,7 +39,7 @@ def kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.L
 
 
 def unit_condition(width: int, classes: int, ports: NetSpec) -> Condition:
-    """Time and class as a vector of size 1, beside which nothing else drowns them."""
+    """An embedding of time and class with entries of unit variance, so that other inputs do not outweigh it."""
     condition = Condition(width, classes, ports.time, ports.second_time)
     if condition.label is not None:
         nn.init.normal_(condition.label.weight)
@@ -46,12 +47,12 @@ def unit_condition(width: int, classes: int, ports: NetSpec) -> Condition:
 
 
 def leaky_relu(h: Tensor) -> Tensor:
-    """The leaky rectifier of slope 0.2."""
+    """The leaky ReLU with slope 0.2."""
     return F.leaky_relu(h, 0.2)
 
 
 class Block(nn.Module):
-    """Two convolutions, modulated between them; residual."""
+    """A residual block: two convolutions with modulation between them."""
 
     def __init__(self, channels: int, condition: int, blocks: int) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one size."""
+    """The blocks at one resolution."""
 
     def __init__(self, enter: nn.Module, channels: int, condition: int, blocks: int, total: int) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ def _match_channels(before: int, after: int) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """A picture to a vector; the class modulates the blocks, and weighs the last features."""
+    """Map a picture (B, C, H, W) to a vector (B, *outputs); the class modulates the blocks and the last features."""
 
     def __init__(self, ports: NetSpec, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
         super().__init__()
@@ -116,7 +117,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A vector to a picture; the vector and the class modulate every block, and a last convolution sees every pixel."""
+    """Map a vector (B, *inputs) to a picture (B, C, H, W); vector and class modulate every block.
+
+    The last convolution works at full resolution.
+    """
 
     def __init__(self, ports: NetSpec, classes: int, fold: int, sides: list[int], width: int, blocks: int) -> None:
         super().__init__()
@@ -155,17 +159,17 @@ def build(
     blocks: Annotated[int, Field(ge=1, le=256)] = 1,
     fold: Annotated[int, Field(ge=0)] = 0,
 ) -> nn.Module:
-    """An encoder if a picture goes in and a vector comes out, a decoder if it is the other way round.
+    """Build an encoder if the input is a picture and the output a vector, and a decoder in the opposite case.
 
     Args:
-        ports: what goes in and comes out.
-        classes: the number of classes; 0 for none.
-        width: channels at the finest scale; they double at each halving, up to fourfold.
-        blocks: residual blocks a scale.
-        fold: pixels folded into channels, along each side; 0: 1 below 16 pixels, 2 up to 64, 4 above.
+        ports: input and output shapes.
+        classes: the number of classes; 0: unconditional.
+        width: channels at the finest scale; they double at each coarser scale, up to 4 width.
+        blocks: residual blocks per scale.
+        fold: side of the pixel squares that are folded into channels; 0: 1 below 16 pixels, 2 up to 64, 4 above.
 
     Raises:
-        UsageError: not exactly one of the ports is a picture, or fold does not divide the size.
+        UsageError: not exactly one of input and output is a picture, or fold does not divide its side.
     """
     size, is_encoder = need_one_picture("fixup", ports)
     fold = need_divisor(size, fold or default_fold(size), "fold")

@@ -1,8 +1,8 @@
-"""The fast U-Net: the picture enters as patches folded into channels, so the convolutions see few pixels.
+"""A fast U-Net: squares of pixels are folded into channels, so the convolutions work at a lower resolution.
 
-    28x28 -> (fold 2) 14x14 x 32 -> 7x7 x 64, attention at the bottom only -> back, with skips
+    28x28 -> (fold 2) 14x14 x 32 -> 7x7 x 64, attention only at the lowest resolution -> back, with skip connections
 
-Folding two by two cuts the multiplications fourfold.
+Folding squares of 2 x 2 pixels reduces the number of multiplications by a factor of four.
 
 References:
     U-Net (Ronneberger et al., 2015), as used by DDPM (Ho et al., 2020) and ADM (Dhariwal, Nichol, 2021)
@@ -21,7 +21,7 @@ from genflow.specs import NetSpec
 
 
 class Block(nn.Module):
-    """norm, SiLU, conv; modulation by time and class; norm, SiLU, conv; residual."""
+    """A residual block: norm, SiLU, conv, norm, modulation by time and class, SiLU, conv."""
 
     def __init__(self, inputs: int, outputs: int, condition: int, dropout: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every pixel attends to every pixel; queries and keys are normalised (QK-norm)."""
+    """Residual self-attention over all pixels of x (B, C, H, W), with normalized queries and keys (QK-norm)."""
 
     def __init__(self, channels: int, head: int = 32) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """The network; see `build`."""
+    """The U-Net; see `build`."""
 
     def __init__(
         self, ports: NetSpec, classes: int, patch: int, widths: list[int], blocks: int, attention: bool, dropout: float
@@ -107,7 +107,7 @@ class UNet(nn.Module):
         for layer in self.up:
             if isinstance(layer, Block):
                 h = layer(torch.cat([h, skips.pop()], 1), c)
-            else:  # the next skip tells the size, so that odd sizes work
+            else:  # the size comes from the next skip connection, so odd sizes work
                 h = layer(F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
         return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), self.patch)
 
@@ -123,20 +123,20 @@ def build(
     attention: bool = True,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
-    """A U-Net for pictures.
+    """Build a U-Net for pictures.
 
     Args:
-        ports: what goes in and comes out; both are pictures of one size.
-        classes: the number of classes; 0 for none.
-        width: channels at the top.
-        multipliers: channels of each level, as multiples of width; empty: levels down to 8 pixels or fewer.
-        blocks: residual blocks a level.
-        patch: pixels folded into channels, along each side; 0: 1 below 8 pixels, 2 up to 64, 4 above.
-        attention: whether the bottom has attention.
-        dropout: in every block.
+        ports: input and output shapes; both are pictures of the same size.
+        classes: the number of classes; 0: unconditional.
+        width: channels at the highest resolution.
+        multipliers: channels of each level as multiples of width; empty: levels down to at most 8 pixels a side.
+        blocks: residual blocks per level.
+        patch: side of the pixel squares that are folded into channels; 0: 1 below 8 pixels, 2 up to 64, 4 above.
+        attention: whether the lowest resolution has attention.
+        dropout: dropout rate in every block.
 
     Raises:
-        UsageError: the ports are no pictures, or the patch does not divide the size.
+        UsageError: input or output is not a picture, or patch does not divide its side.
     """
     size = need_pictures("unet", ports)
     patch = need_divisor(size, patch or default_fold(size, 8), "patch")
