@@ -1,4 +1,4 @@
-"""GAN: a generator and a discriminator that play a game; with penalties on the discriminator's slope it converges.
+"""GAN: a generator and a discriminator; gradient penalties on the discriminator make their game converge.
 
     relativistic     L_D = softplus(-(D(x) - D(G z)))                 L_G = softplus(-(D(G z) - D(x)))
     non_saturating   L_D = softplus(-D(x)) + softplus(D(G z))         L_G = softplus(-D(G z))
@@ -6,8 +6,8 @@
 
     plus, for the discriminator, R1 and R2 at every step:   gamma/2 (|grad D(x)|^2 + |grad D(G z)|^2)
 
-Both players are told the same label. A row's fake is paired with the row's real one, so the loss is a mean over rows;
-there is no minibatch statistic, and none is needed against mode collapse (the pairing sees to it).
+Both players receive the same label. Each real row is paired with one fake row, so the loss is a mean over rows. There
+are no minibatch statistics; the pairing prevents mode collapse without them.
 
 References:
     The GAN is dead; long live the GAN! (Huang, Gokaslan, Kuleshov, Tompkin, 2025), equations 2, 3 and 6
@@ -34,25 +34,26 @@ from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
-GAMMA, MIN_GAMMA = 0.02, 0.2  # times the root of a sample's numbers, because a distance grows with that root
-DIFFERENCE_STEP = 0.05  # how far apart two points are, in standard deviations a number, whose difference is a slope
+GAMMA, MIN_GAMMA = 0.02, 0.2  # default gamma is GAMMA sqrt(D), as distances grow with sqrt(D)
+DIFFERENCE_STEP = 0.05  # standard deviation, per number, of the step of penalty=difference
 
 
 class Gan(Family):
-    """Two nets in a game.
+    """A generator and a discriminator.
 
     Args:
         nets: {"discriminator": x -> a score (B, 1), "generator": z -> x}.
         facts: of the data.
-        latent: numbers in z.
-        game: relativistic, non_saturating or minimax; the formulas are above.
-        gamma: weight of the penalties R1 and R2 at the start; null: in the relativistic game 0.02 sqrt(D) for
-            D numbers a sample, at least 0.2; in the other two 0, as they were first played.
-        gamma_fall: gamma falls to gamma / gamma_fall along half a cosine over training.
-        penalty: exact (second derivatives), or difference (a slope along one random direction a row: rougher).
-        forget: share of labels dropped while training, for both players, so that samples without a label work; 1:
-            nobody is ever told a label.
-        patience: steps for which the discriminator may dominate before the run is in trouble; 0: any number.
+        latent: the numbers in z.
+        game: the losses: relativistic, non_saturating or minimax; their formulas are at the top of the module.
+        gamma: weight of the penalties R1 and R2 at the start; null: 0.02 sqrt(D) with a minimum of 0.2 in the
+            relativistic game, for D numbers per sample, and 0 in the other two, as in their original papers.
+        gamma_fall: gamma decreases to gamma / gamma_fall along half a cosine during training.
+        penalty: exact (second derivatives), or difference (a finite difference along one random direction per row,
+            which is less accurate).
+        forget: share of labels dropped during training, for both players, so that samples without a label work; 1:
+            labels are never used.
+        patience: steps for which the discriminator may dominate before the run counts as diverged; 0: no limit.
     """
 
     title = "GAN"
@@ -96,7 +97,7 @@ class Gan(Family):
         self._gamma_now = self.gamma * (share + (1 - share) / self.gamma_fall)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        # bfloat16 has three digits: enough for a pixel, and too few for a point beside another
+        # bfloat16 has three digits: enough for pixels, but too few to separate neighbouring points.
         with torch.autocast(batch.x.device.type, enabled=False) if self.facts.is_points else nullcontext():
             label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
             z = rng.normal((len(batch), *self.noise_shape))
@@ -142,7 +143,7 @@ class Gan(Family):
         return F.softplus(real - fake).mean(), {}
 
     def _score(self, x: Tensor, label: Tensor) -> Tensor:
-        """D(x) in single precision, (B,)."""
+        """D(x) for x (B, C, H, W), in single precision, (B,)."""
         return self.discriminator(x, None, label).float().flatten()
 
     @torch.no_grad()
@@ -163,13 +164,14 @@ class Gan(Family):
 
 
 class TrainingMonitor(nn.Module):
-    """Looks at a run's numbers and names what goes wrong; what it remembers is in persistent buffers.
+    """Diagnose training problems of a GAN from its logged numbers; the state is in persistent buffers.
 
-    Divergence: a watched number is not finite, or has been `BURST_RATIO` times its usual size for `BURST_LOOKS` looks.
-    Dominance: nearly every real row is told from the fake beside it, by a gap that grows or is beyond all doubt.
+    Divergence: a watched number is not finite, or it exceeds `BURST_RATIO` times its usual size in `BURST_LOOKS`
+    consecutive calls.
+    Dominance: the score of nearly every real row is above that of its fake row, and the gap grows or is very large.
 
     Args:
-        patience: steps for which the discriminator may dominate; 0: any number.
+        patience: steps for which the discriminator may dominate; 0: no limit.
     """
 
     WATCHED: ClassVar[dict[str, str]] = {
@@ -180,7 +182,7 @@ class TrainingMonitor(nn.Module):
         "gradient_norm/generator": "the generator's gradient",
     }
     BURST_RATIO, BURST_LOOKS = 100.0, 3
-    SEPARATED_SHARE, GAP_GROWTH, LARGE_GAP = 0.98, 1.05, 20.0  # a share of rows; a ratio of means; nats
+    SEPARATED_SHARE, GAP_GROWTH, LARGE_GAP = 0.98, 1.05, 20.0  # a share of rows; fast over slow mean; nats
 
     usual: Tensor
     bursts: Tensor
@@ -190,18 +192,22 @@ class TrainingMonitor(nn.Module):
     def __init__(self, patience: int) -> None:
         super().__init__()
         self.patience = patience
-        self.register_buffer("usual", torch.ones(len(self.WATCHED)))  # a size below 1 is no burst
+        self.register_buffer("usual", torch.ones(len(self.WATCHED)))  # at least 1: small values are no bursts
         self.register_buffer("bursts", torch.zeros(len(self.WATCHED)))
-        self.register_buffer("gaps", torch.full((2,), math.nan))  # a fast and a slow mean of D(x) - D(G z)
+        self.register_buffer("gaps", torch.full((2,), math.nan))  # a fast and a slow moving average of D(x) - D(G z)
         self.register_buffer("dominated", torch.zeros(()))
 
     def forward(self, numbers: dict[str, float]) -> str:
-        """What is wrong, in words; empty if nothing is."""
+        """Describe the problem, or return "" if there is none.
+
+        Args:
+            numbers: logged numbers by name: those in `WATCHED`, "gap" and "told_apart".
+        """
         return self._divergence(numbers) or self._dominance(numbers["gap"], numbers["told_apart"])
 
     def _divergence(self, numbers: dict[str, float]) -> str:
         sizes = torch.tensor([abs(numbers[name]) for name in self.WATCHED], device=self.usual.device)
-        burst = ~(sizes <= self.BURST_RATIO * self.usual)  # what is not a number bursts, too
+        burst = ~(sizes <= self.BURST_RATIO * self.usual)  # NaN counts as a burst, too
         self.bursts.copy_((self.bursts + 1) * burst)
         for (name, words), times, usual in zip(
             self.WATCHED.items(), self.bursts.tolist(), self.usual.tolist(), strict=True
@@ -224,6 +230,6 @@ class TrainingMonitor(nn.Module):
         if not self.patience or steps < self.patience:
             return ""
         return (
-            f"the discriminator dominates: for {steps:,} steps it has told {100 * separated:.0f} % of real rows from "
-            f"generated ones, by a gap of {fast:.1f} nats, and the generator learns nothing from it"
+            f"the discriminator dominates: for {steps:,} steps it has separated {100 * separated:.0f} % of real rows "
+            f"from generated ones, with a gap of {fast:.1f} nats, so the generator learns nothing"
         )

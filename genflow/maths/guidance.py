@@ -68,6 +68,3 @@ def drop_labels(label: Tensor, classes: int, share: float, rng: Rng) -> Tensor:
     if not classes or not share:
         return label
     return label.masked_fill(rng.uniform(label.shape) < share, classes)
-
-
-forget = drop_labels  # the name that families/consistency.py imports
