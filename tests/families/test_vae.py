@@ -220,15 +220,15 @@ def test_the_bounds_converge_to_the_likelihood(prior: bool) -> None:
 
 @pytest.mark.parametrize("bound", ["elbo", "iwae"])
 def test_the_standard_error_is_the_spread_of_another_try(bound: str) -> None:
-    """Over 200 tries with other seeds the values scatter as one try says they would."""
+    """The standard error of one estimate is the spread of 200 estimates with other seeds."""
     model = linear(bound=bound, posterior_samples=50)
     x = torch.full((200, 5, 1, 1), 0.4)
     found = model.log_likelihood(x, torch.zeros(200, dtype=torch.long), SampleRng(range(200), "likelihood"))
     assert float(found.stderr.mean()) == pytest.approx(float(found.nats.std()), rel=0.2)
 
 
-def test_a_gaussians_scale_comes_to_rest_at_the_error() -> None:
-    """sigma-VAE's optimal sigma: the loss is stationary in it where it is the root of the mean squared error."""
+def test_the_optimal_gaussian_scale_is_the_rms_error() -> None:
+    """The loss is stationary where the scale is the root mean squared error, the optimal sigma of sigma-VAE."""
     model = vae("points", decoder="gaussian")
     log_scale, errors = model.model.get_parameter("log_scale"), []
     model.model["decoder"].register_forward_hook(lambda module, args, out: errors.append(out))
@@ -267,8 +267,8 @@ def test_the_probabilities_of_the_levels_sum_to_one(options: dict[str, object]) 
 # The flow prior.
 
 
-def test_the_flow_learns_the_codes_alone() -> None:
-    """Its loss moves no weight of the model, and the model's loss none of the flow; the codes are drawn by it."""
+def test_the_flow_and_the_model_are_trained_separately() -> None:
+    """Each loss has gradients only for its player, and samples use the flow."""
     model = vae(prior="flow")
     assert model.players == ("model", "prior")
     assert model.prior is not None
@@ -284,8 +284,8 @@ def test_the_flow_learns_the_codes_alone() -> None:
     assert not torch.equal(samples.x, plain)
 
 
-def test_a_flow_that_stands_still_is_the_normal_prior() -> None:
-    """With v = 0 codes are the noise, and the bound is that of N(0, I), called an estimate."""
+def test_a_flow_with_zero_velocity_is_the_normal_prior() -> None:
+    """With v = 0 codes are the noise; the bound is that of N(0, I), and its kind is an ODE estimate."""
     model, normal = vae(prior="flow", posterior_samples=200), vae(prior="normal", posterior_samples=200)
     assert model.prior is not None
     normal.load_state_dict(model.state_dict(), strict=False)
