@@ -1,4 +1,4 @@
-"""The one value that data gives and families take."""
+"""The batch: the value that the data pipeline produces and families consume."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """What data gives and a family takes.
+    """A batch of training data.
 
     Args:
-        x: (B, C, H, W), pictures at bin centres (2k + 1)/K - 1.
-        label: (B,) int64; `classes` itself means "no label".
-        noise: (B, C, H, W), the noise this x was drawn from (reflow); None: draw anew.
+        x: (B, C, H, W) float32; pictures at bin centres (2k + 1)/K - 1, points divided by their scale.
+        label: (B,) int64; the number of classes itself means "no label".
+        noise: (B, C, H, W), the noise from which a teacher sampled x (reflow); None: the loss draws noise.
     """
 
     x: Tensor

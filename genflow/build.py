@@ -1,8 +1,8 @@
-"""The one place where names become objects: recipe -> nets -> family.
+"""Turn names into objects: recipe -> nets -> family. No other module does this.
 
-The sections `net`, `family` and `sample` have no schema of their own: it is the signature of the net's
-`build`, of the family's `__init__` and of its `sample`. `resolve` binds a recipe to them, fills in every
-default, and refuses what does not fit, before anything starts.
+The sections `net`, `family` and `sample` have no separate schema. Their schema is the signature of the net's `build`,
+of the family's `__init__` and of its `sample`. `resolve` checks a recipe against these signatures, fills in every
+default, and rejects what does not fit before a run starts.
 """
 
 import functools
@@ -23,7 +23,12 @@ from genflow.system import environment
 
 @functools.cache  # pydantic takes 0.1 to 0.3 ms to make one, and every draw asks for one
 def schema(function: Callable[..., Any], kind: str | None = None) -> type[BaseModel]:
-    """A function's keyword-only arguments as a model that refuses everything else."""
+    """The keyword-only arguments of a function as a pydantic model, which rejects all other keys.
+
+    Args:
+        function: its annotations give types and ranges, its defaults the defaults.
+        kind: adds a field `kind` with this constant value; None: no such field.
+    """
     signature = inspect.signature(function, eval_str=True)
     fields: dict[str, Any] = {
         name: (p.annotation, p.default)
@@ -37,10 +42,16 @@ def schema(function: Callable[..., Any], kind: str | None = None) -> type[BaseMo
 
 
 def bind(section: str, function: Callable[..., Any], values: dict[str, Any], kind: str | None = None) -> dict[str, Any]:
-    """The section's values with every default filled in.
+    """Check the values of a recipe section against a signature, and fill in every default.
+
+    Args:
+        section: the name of the section, for messages.
+        function: the function whose keyword-only arguments are the schema.
+        values: the section.
+        kind: the value of the field `kind`, if the section has one.
 
     Raises:
-        UsageError: an unknown key, a wrong type or a value out of range.
+        UsageError: a key is unknown, a type is wrong or a value is out of range.
     """
     model = schema(function, kind)
     try:
@@ -52,16 +63,16 @@ def bind(section: str, function: Callable[..., Any], values: dict[str, Any], kin
 
 
 def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained_on: DataSpec | None = None) -> Recipe:
-    """The recipe, whole: every default of the family, its nets and its sampler written out.
+    """Resolve a recipe: fill in every default of the family, its nets and its sampler, and check the result.
 
     Args:
-        recipe: with sections that may lack keys.
+        recipe: its sections may lack keys.
         facts: of the data.
-        init: the resolved recipe of the run that it starts from; its net is taken over, and what follows from it.
-        trained_on: the facts of that run's data; None: the same.
+        init: the resolved recipe of the run to start from; its net, and options that depend on it, become defaults.
+        trained_on: the facts of that run's data; None: equal to `facts`.
 
     Raises:
-        UsageError: a key, a value or a combination that cannot work, in one line.
+        UsageError: a key, a value or a combination cannot work; the message is one line.
     """
     kind = str(recipe.family.get("kind", ""))
     if not kind:
@@ -70,7 +81,7 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     if family.teacher == "required" and init is None:
         data = recipe.data.name or "NAME"
         raise UsageError(
-            f"{family.title} starts from a trained run, and none was named",
+            f"{family.title} starts from a trained run, and the recipe names none",
             f"genflow train flow_matching --data {data}, then add --init flow_matching-{data}",
         )
     if trained_on and trained_on.shape != facts.shape:
@@ -92,36 +103,37 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     if batch < workers:
         raise UsageError(f"train.batch={batch} cannot be shared by {workers} workers", f"use train.batch={workers}")
     resolved = recipe.replace(family=options, net=net, sample=sample)
-    made = family_of(resolved, facts)  # refuses sizes and options that cannot work
+    made = family_of(resolved, facts)  # raises for sizes and options that cannot work
     if init:
         made.init_from(family_of(init, trained_on or facts))
     return resolved
 
 
 def family_of(recipe: Recipe, facts: DataSpec) -> Family:
-    """The family of a resolved recipe, with fresh weights.
+    """Build the family of a resolved recipe, with newly initialized weights.
 
     Raises:
-        UsageError: the recipe is of another version, and has an option that there is no more.
+        UsageError: an option is unknown (the recipe may be of another version), or options and data do not fit.
     """
     environment.tune_malloc()
     family = families.family_class(recipe.family["kind"])
-    options = bind("family", family.__init__, recipe.family, recipe.family["kind"])  # an older run lacks newer options
+    # A run of an older version lacks newer options; `bind` fills them in.
+    options = bind("family", family.__init__, recipe.family, recipe.family["kind"])
     del options["kind"]
     net_options = {key: value for key, value in recipe.net.items() if key != "kind"}
     made: dict[str, nn.Module] = {}
     for name, ports in family.ports(facts, **options).items():
         kind = ports.net or recipe.net["kind"]
-        own = net_options if kind == recipe.net["kind"] else {}  # another kind of net has its own defaults
+        own = net_options if kind == recipe.net["kind"] else {}  # a required kind of net uses its defaults
         made[name] = nets.builder(kind)(ports, facts.classes, **own)
     return family(made, facts, **options)  # type: ignore[call-arg, arg-type]
 
 
 def sample_options(family: Family, values: dict[str, Any]) -> dict[str, Any]:
-    """Sampling options for a family, checked and complete.
+    """Check sampling options of a family, and fill in every default.
 
     Raises:
-        UsageError: an option that the family's sampling does not have, or a value that cannot work.
+        UsageError: an option is unknown, or a value cannot work.
     """
     return _sample_options(type(family), family.facts, values, guided=bool(family.weaker))
 

@@ -1,26 +1,29 @@
-"""Everything that can go wrong and that a person can mend, each with its exit code.
+"""Errors that a user can fix, each with an exit code.
 
     GenflowError                 1   the run failed
     ├── UsageError               2   a command, flag, recipe or reference is wrong
     ├── SetupError               3   the environment lacks something
-    ├── ClusterError             4   the cluster is unreachable, or refuses
+    ├── ClusterError             4   the cluster is unreachable, or rejects a request
     ├── ResourceError            5   not enough machines, memory or disk
     ├── DataError                6   the data is invalid
-    ├── GateError                7   a quality gate was missed
-    └── Stopped                  8   somebody stopped it
+    ├── GateError                7   a result did not pass a quality gate
+    └── Stopped                  8   the command was stopped by a user
 
-An error says what is wrong, where and why in `message`, and the command that mends it in `hint`.
+The `message` of an error says what is wrong, where and why. Its `hint` gives the command or value that fixes it.
 """
 
 import difflib
 
 
 class GenflowError(Exception):
-    """What a command prints as one line before it ends with `code`.
+    """An error that a command prints as one line before it exits with `code`.
 
     Args:
         message: what is wrong, where, and why, without a full stop.
-        hint: the command, or the value, that mends it.
+        hint: the command or the value that fixes it; "" if there is none.
+
+    Attributes:
+        code: the exit code.
     """
 
     code = 1
@@ -31,7 +34,7 @@ class GenflowError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        """Survive pickling on the way out of a Ray worker."""
+        """Keep both arguments when the error is pickled by a Ray worker."""
         return type(self), (self.message, self.hint)
 
 
@@ -48,7 +51,7 @@ class SetupError(GenflowError):
 
 
 class ClusterError(GenflowError):
-    """The cluster is unreachable, or refuses."""
+    """The cluster is unreachable, or rejects a request."""
 
     code = 4
 
@@ -66,19 +69,19 @@ class DataError(GenflowError):
 
 
 class GateError(GenflowError):
-    """A quality gate was missed."""
+    """A result did not pass a quality gate."""
 
     code = 7
 
 
-class Stopped(GenflowError):  # noqa: N818  stopping is no error of anyone's
-    """Somebody stopped it; running the same command again goes on."""
+class Stopped(GenflowError):  # noqa: N818  a stop is not an error
+    """The command was stopped by a user; the same command resumes it."""
 
     code = 8
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is Python's, torch's on a CPU or a GPU, or Ray's word for it."""
+    """Whether an error means "out of memory": from Python, from torch on a CPU or GPU, or from Ray."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in str(error)
 
@@ -92,7 +95,10 @@ BY_CODE: dict[int, type[GenflowError]] = {
 
 
 def nearest(word: object, known: list[str]) -> str:
-    """` (did you mean X?)`, or the list if nothing is near and the list is short."""
+    """A suffix for messages about an unknown word: " (did you mean X?)" for a similar known word.
+
+    Without a similar word it lists the known words if there are at most 40, and is empty otherwise.
+    """
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     if close:
         return f" (did you mean {close[0]}?)"

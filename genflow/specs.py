@@ -1,4 +1,4 @@
-"""What is known of a dataset, and what a family asks of a net, as values."""
+"""Specifications as values: the properties of a dataset, and the requirements of a family on a net."""
 
 import json
 import math
@@ -8,21 +8,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The facts of a prepared dataset.
+    """The properties of a prepared dataset.
 
-    Pictures are stored as grey levels k in 0..K-1 and trained on as bin centres x = (2k + 1)/K - 1 in
-    (-1, 1). Points of the plane (the 2-D densities) have no levels; they are trained on as x = point / scale.
+    Pictures are stored as grey levels k in 0..K-1; training uses the bin centres x = (2k + 1)/K - 1 in (-1, 1).
+    Points of the plane (the 2-D densities) have no levels; training uses x = point / scale.
 
     Args:
-        shape: (C, H, W); a point of the plane is (2, 1, 1).
-        levels: K, the number of grey levels that the data uses; None for points.
-        class_names: the labels' names in order; empty where the data has none.
-        splits: rows a split, such as {"train": 1438, "val": 359}.
+        shape: (C, H, W); (2, 1, 1) for points of the plane.
+        levels: K, the number of grey levels in the data; None for points.
+        class_names: the names of the labels in order; empty if the data has no labels.
+        splits: rows per split, such as {"train": 1438, "val": 359}.
         mean: mean of x over the training split.
         sigma_data: standard deviation of x over the training split (EDM's sigma_data).
-        scale: x = point / scale; 1 for pictures.
-        class_counts: rows a class in the training split.
-        fingerprint: SHA-256 over the shards' bytes: equal data, equal fingerprint.
+        scale: the divisor in x = point / scale; 1 for pictures.
+        class_counts: rows per class in the training split.
+        fingerprint: SHA-256 of the bytes of the shards; equal data has equal fingerprints.
     """
 
     shape: tuple[int, int, int]
@@ -37,26 +37,26 @@ class DataSpec:
 
     @property
     def classes(self) -> int:
-        """The number of classes; 0 where the data has no labels."""
+        """The number of classes; 0 if the data has no labels."""
         return len(self.class_names)
 
     @property
     def dims(self) -> int:
-        """D, the numbers in one sample."""
+        """D, the numbers in one sample: C H W."""
         return math.prod(self.shape)
 
     @property
     def is_points(self) -> bool:
-        """Whether this is a density in the plane rather than pictures."""
+        """Whether the data is points of the plane and not pictures."""
         return self.levels is None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document that `from_json` reads back."""
+        """A JSON object that `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any] | str) -> "DataSpec":
-        """Read what `to_json` wrote; fields of a later version are left aside."""
+        """Read the result of `to_json`, as an object or as text; unknown fields of a later version are ignored."""
         values = json.loads(document) if isinstance(document, str) else dict(document)
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in values.items() if key in known}
@@ -68,16 +68,16 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class NetSpec:
-    """What a family asks of a net.
+    """The requirements of a family on one net, also called a port.
 
     Args:
-        inputs: the shape that goes in.
-        outputs: the shape that comes out.
-        time: whether it is told the time.
-        second_time: whether it is told where a step ends, too: net(x, t, label, r) with r (B,) on the scale of t.
+        inputs: shape of the input, without the batch dimension.
+        outputs: shape of the output, without the batch dimension.
+        time: whether the net has a time input t (B,), on the scale of 0..1000.
+        second_time: whether it also has an input r (B,) for the end of a step, on the same scale: net(x, t, label, r).
         flow: whether it is invertible: net(x, None, label) -> (z, log|det dz/dx|), and back with `inverse=True`.
-        offset: whether the answer has a free constant; False where only differences of answers count.
-        net: the kind of net it takes, where that is not the recipe's to choose; "": it is.
+        offset: whether the last layer has a bias; False if only differences of outputs count.
+        net: the required kind of net; "": the recipe chooses it.
     """
 
     inputs: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Names become objects in one place, and the signatures are the only schema."""
+"""Recipes become objects in one module, and signatures are the only schema of their sections."""
 
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ def function(
 
 
 def test_a_signature_is_a_schema() -> None:
-    """Defaults are filled in; what a person types as text becomes what the annotation says."""
+    """Defaults are filled in, and text is converted to the annotated type."""
     assert build.bind("sample", function, {}) == {"steps": 3, "mode": "a", "wide": True}
     assert build.bind("sample", function, {"steps": "7", "mode": "b"})["steps"] == 7
     assert build.bind("net", function, {"kind": "x"}, "x")["kind"] == "x"
@@ -39,8 +39,8 @@ def test_a_signature_is_a_schema() -> None:
         ({"wide": "banana"}, "sample.wide: input should be a valid boolean"),
     ],
 )
-def test_what_does_not_fit_a_signature_is_refused(values: dict[str, object], message: str) -> None:
-    """One line, with the section's keys as a hint."""
+def test_values_that_do_not_fit_a_signature_are_rejected(values: dict[str, object], message: str) -> None:
+    """The message is one line, and the hint lists the keys of the section."""
     with pytest.raises(UsageError, match=message) as refused:
         build.bind("sample", function, values)
     assert refused.value.hint == "keys of sample: steps, mode, wide"
@@ -56,14 +56,14 @@ def test_what_does_not_fit_a_signature_is_refused(values: dict[str, object], mes
         ({"family": {"kind": "vae"}, "net": {"kind": "unet"}}, "net unet turns pictures into pictures"),
     ],
 )
-def test_recipes_that_cannot_work_are_refused(document: dict, message: str) -> None:
-    """Before anything starts, whichever part is wrong."""
+def test_recipes_that_cannot_work_are_rejected(document: dict, message: str) -> None:
+    """`resolve` rejects a recipe with any wrong part."""
     with pytest.raises(UsageError, match=message):
         build.resolve(parse(document), GREY)
 
 
 def test_the_net_follows_from_the_data() -> None:
-    """The family's own default for points and for pictures; a word overrides."""
+    """A family has a default net for points and one for pictures, and the recipe can override it."""
     for kind in families.kinds():
         if families.family_class(kind).teacher == "required":
             continue  # the net is the source's
@@ -75,8 +75,8 @@ def test_the_net_follows_from_the_data() -> None:
         assert build.resolve(plain.replace(net={"kind": own, "width": 8}), GREY).net["width"] == 8
 
 
-def test_a_resolved_recipe_is_the_whole_family() -> None:
-    """The same seed and recipe give the same weights; options reach family and net."""
+def test_a_resolved_recipe_determines_the_family() -> None:
+    """Equal seeds and recipes give equal weights, and options reach the family and its net."""
     chosen = recipe("ddpm", GREY, "mlp", family={"T": 50, "predict": "x"})
     made = []
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_a_resolved_recipe_is_the_whole_family() -> None:
 
 
 def test_folders_are_registries() -> None:
-    """Helpers are no kinds; every kind gives one class, or one builder."""
+    """Helper modules are not kinds, and every kind gives one class or one builder."""
     assert "base" not in families.kinds()
     assert "layers" not in nets.kinds()
     assert {"ddpm", "flow_matching", "vae"} <= set(families.kinds())
@@ -96,8 +96,8 @@ def test_folders_are_registries() -> None:
     assert all(callable(nets.builder(kind)) for kind in nets.kinds())
 
 
-def test_a_runs_address_is_what_decides_its_result() -> None:
-    """Weights' settings and the data change it; how often it reports, how many workers and its name do not."""
+def test_the_address_of_a_run_follows_from_what_decides_its_result() -> None:
+    """Training options and data change the address; name, workers, evaluation and reporting do not."""
     base = recipe("ddpm", GREY, "mlp")
     address = runs.address(base, GREY)
     same = (
@@ -110,15 +110,15 @@ def test_a_runs_address_is_what_decides_its_result() -> None:
     assert address != runs.address(base, replace(GREY, fingerprint="other"))
 
 
-def test_a_runs_address_knows_every_file_that_it_is_made_of() -> None:
-    """A VAE's flow prior is another net; a consistency model answers by its source's family."""
+def test_the_address_of_a_run_includes_all_its_source_files() -> None:
+    """The files include the net of a VAE's flow prior, and the source family of a consistency model."""
     prior = runs._files(recipe("vae", GREY, family={"prior": "flow"}), GREY)
     assert {"genflow/nets/mlp.py", "genflow/nets/conv.py", "genflow/families/vae.py"} == prior
     assert "genflow/families/flow_matching.py" in runs._files(recipe("consistency", GREY), GREY)
 
 
-def test_a_run_from_before_an_option_came_has_its_default() -> None:
-    """A recipe of an older version lacks what came later, and is read as if it said the default."""
+def test_an_older_run_has_the_default_of_a_newer_option() -> None:
+    """A recipe that lacks a newer option is read with its default."""
     whole = recipe("vae", GREY)
     older = whole.replace(family={key: value for key, value in whole.family.items() if key != "prior"})
     theirs, ours = build.family_of(older, GREY), build.family_of(whole, GREY)

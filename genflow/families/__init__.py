@@ -1,4 +1,4 @@
-"""The families. The folder is the registry: a module here with one `Family` of its own is a kind of family."""
+"""The families. The folder is the registry: a module in it that defines one `Family` is a kind of family."""
 
 import importlib
 import pkgutil
@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 
 from genflow.errors import UsageError, nearest
 
-if TYPE_CHECKING:  # the command line completes kinds without torch
+if TYPE_CHECKING:  # the command line completes kinds without importing torch
     from genflow.families.base import Family
 
-NOT_KINDS = ("base", "gaussian")  # what families are made of
+NOT_KINDS = ("base", "gaussian")  # base classes
 
 
 def kinds() -> list[str]:
-    """The kinds of family there are."""
+    """The kinds of family in the registry, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_KINDS)
 
 
 def family_class(kind: str) -> "type[Family]":
-    """The family of a kind.
+    """The class of a kind of family.
 
     Raises:
-        UsageError: there is no such kind.
+        UsageError: the kind does not exist.
     """
     if kind not in kinds():
         raise UsageError(f"unknown family {kind!r}{nearest(kind, kinds())}", f"families: {', '.join(kinds())}")

@@ -1,7 +1,7 @@
-"""The one interface: a family is one way of turning noise into data.
+"""The interface of a family: one way of turning noise into data.
 
-The loop that trains it, the engine that samples it and the judge that measures it know no family by name.
-One clock for all: t = 0 is data, t = 1 is noise.
+The training loop, the sampling engine and the evaluation use families only through this interface.
+All families have the same direction of time: t = 0 is data, t = 1 is noise.
 """
 
 import contextlib
@@ -20,29 +20,29 @@ from genflow.specs import DataSpec, NetSpec
 
 @dataclass(frozen=True)
 class Samples:
-    """What sampling gives: x (B, C, H, W), and how many times the network was evaluated on each sample."""
+    """The result of sampling: x (B, C, H, W), and the number of network evaluations per sample (nfe)."""
 
     x: Tensor
     nfe: int
 
 
-LOOK_EVERY = 20  # steps between two looks for trouble; fixed, because a rollback changes the result
+DIAGNOSE_EVERY = 20  # training steps between calls of `diagnose`; fixed, because a rollback changes the result
 
-Watcher = Callable[[Tensor, Tensor], None]  # told x_t (B, C, H, W) and the guess at x_0
+Watcher = Callable[[Tensor, Tensor], None]  # called with x_t and the estimate of x_0, both (B, C, H, W)
 
 Kind = Literal["exact-dequantized", "lower-bound", "ode-estimate"]
 
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """log p of each sample, in nats, of the *discrete* grey levels (of the density, for points).
+    """log p of each sample in nats: of its *discrete* grey levels for pictures, of the density for points.
 
     Args:
         nats: (B,) log-probability.
-        kind: what the number is: exact for dequantized data, a lower bound, or the estimate of an ODE solver.
-        stderr: (B,) standard error of each entry from the method's own randomness; zeros if it has none.
-        nfe: network evaluations it cost each sample.
-        method: how it was found, in a few words, such as "ELBO", "IWAE, k = 64" or "midpoint, 20 steps, 2 probes".
+        kind: exact for dequantized data, a lower bound, or the estimate of an ODE solver.
+        stderr: (B,) standard error of each entry due to random draws and solver error; zeros for an exact value.
+        nfe: network evaluations per sample.
+        method: a short description, such as "ELBO", "IWAE, k = 64" or "midpoint, 20 steps, 2 probes".
     """
 
     nats: Tensor
@@ -53,30 +53,32 @@ class LogLikelihood:
 
 
 class Family(nn.Module, ABC):
-    """One way of turning noise into data. Knows no optimizer, no Ray and no MLflow.
+    """One way of turning noise into data. It does not depend on an optimizer, Ray or MLflow.
 
-    The keyword-only arguments of a subclass's `__init__` are the recipe's `family:` section; those of its
-    `sample` are the recipe's `sample:` section and the fields of a request. There is no second schema.
+    The keyword-only arguments of a subclass's `__init__` are the recipe's `family:` section. Those of its `sample` are
+    the recipe's `sample:` section and the fields of a request. There is no second schema.
 
     A subclass's `__init__` is `(self, nets, facts, *, ...)` and calls `super().__init__(facts)`; `nets` maps
     the names in `ports(facts, **options)` to modules of `genflow.nets`, called as
     `net(x, t=None, label=None, r=None)`.
 
     Attributes:
-        players: submodules that move, in their order within a step; a GAN has two.
-        title: the family's name as people write it.
-        objective: what it minimizes, in a few words, for tables.
-        steps: how many network evaluations a sample takes, in words: "1", "any", "1 to 4".
+        players: submodules that are trained, in their order within a step; a GAN has two.
+        title: the family's name in text.
+        objective: a short description of the training objective, for tables.
+        steps: network evaluations per sample, in words: "1", "any", "1 to 4".
         likelihood: the kind of its likelihood; None if it has none.
-        learns_pairs: whether its loss uses the noise that came with a sample (`Batch.noise`): reflow.
-        teacher: whether it starts from a trained run (the recipe's `init`): it need not, or it must.
-        shardable: whether workers may hold shares of its nets (`cluster.strategy=fsdp`): the loss calls a net itself,
-            as often on every worker, and takes no second derivatives.
-        facts: what is known of the data.
-        noise_shape: the shape of what sampling starts from, without the batch.
+        learns_pairs: whether its loss uses the noise that belongs to a sample (`Batch.noise`), as reflow needs.
+        teacher: whether a trained run to start from (the recipe's `init`) is optional or required.
+        shardable: whether its nets can be sharded over workers (`cluster.strategy=fsdp`). This requires a loss that
+            calls the nets directly, equally often on every worker, without second derivatives.
+        default_net: the kind of net for pictures, if the recipe names none.
+        facts: the properties of the data.
+        noise_shape: the shape of the noise that sampling starts from, without the batch dimension.
+        weaker: the weaker run for autoguidance, or ().
     """
 
-    players: tuple[str, ...] = ("net",)  # of the class, or of one with certain options
+    players: tuple[str, ...] = ("net",)  # an instance may have others, depending on its options
     title: ClassVar[str] = ""
     objective: ClassVar[str] = ""
     steps: ClassVar[str] = "any"
@@ -90,12 +92,12 @@ class Family(nn.Module, ABC):
         super().__init__()
         self.facts = facts
         self.noise_shape: tuple[int, ...] = facts.shape
-        self.weaker: tuple[Family, ...] = ()  # what guidance leads away from; in a tuple: it is no part of this run
+        self.weaker: tuple[Family, ...] = ()  # in a tuple, so that it is not a submodule
         self._watcher: Watcher | None = None
 
     @contextlib.contextmanager
     def watched(self, watcher: Watcher | None) -> Iterator[None]:
-        """While in the block, `watcher` is told of every evaluation; what it raises ends the sampling."""
+        """Call `watcher` at every evaluation inside the `with` block; an exception from it ends the sampling."""
         self._watcher = watcher
         try:
             yield
@@ -103,110 +105,122 @@ class Family(nn.Module, ABC):
             self._watcher = None
 
     def show(self, x: Tensor, guess: Tensor) -> None:
-        """Called by a family that samples in steps: x_t (B, C, H, W) at the size of noise, and its guess at x_0."""
+        """Pass x_t / (alpha + sigma) and the estimate of x_0, both (B, C, H, W), to the watcher, at every step."""
         if self._watcher:
             self._watcher(x, guess)
 
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
-        """The nets this family needs, by name. Default: one that sees x and t and answers in x's shape."""
+        """The nets that this family needs, by name. Default: one with inputs x and t, and an output of x's shape."""
         return {"net": NetSpec(facts.shape, facts.shape, time=True)}
 
     @classmethod
     def default_net_for(cls, facts: DataSpec) -> str:
-        """The kind of net that suits the data: the MLP for points, for pictures `default_net`."""
+        """The default kind of net for the data: the MLP for points, `default_net` for pictures."""
         return "mlp" if facts.is_points else cls.default_net
 
     @abstractmethod
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        """The player's loss, a scalar, and numbers worth logging."""
+        """The loss of a player, a scalar, and scalars to log.
+
+        Args:
+            player: one of `players`.
+            batch: the rows of this worker; the loss is a mean over them.
+            rng: source of all random draws.
+        """
 
     @abstractmethod
     def sample(self, noise: Tensor, label: Tensor, rng: Rng) -> Samples:
-        """Turn noise (B, *noise_shape) into data (B, C, H, W). Subclasses add keyword-only options."""
+        """Turn noise (B, *noise_shape) and labels (B,) into data (B, C, H, W). Subclasses add keyword-only options."""
 
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood | None:
-        """log p(x | label) of pictures at bin centres; None for a family that has no likelihood."""
+        """log p(x | label) of pictures x (B, C, H, W) at bin centres; None if the family has no likelihood."""
         return None
 
     def straightness(self, noise: Tensor, label: Tensor) -> Tensor | None:
-        """How far each sample's way bends, (B,): 0 for a straight line; None for a family without such a way."""
+        """The curvature of each sample's trajectory, (B,): 0 for a straight line; None if the family has no ODE."""
         return None
 
     @property
     def code_shape(self) -> tuple[int, ...]:
-        """The shape of a code, without the batch."""
+        """The shape of a code, without the batch dimension."""
         return self.noise_shape
 
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """The code (B, *code_shape) that `decode` turns back into x (B, C, H, W). Without one, raise."""
-        raise UsageError(f"{self.title} has no encoder: it cannot say which noise a picture comes from")
+        """The code (B, *code_shape) that `decode` turns back into x (B, C, H, W).
+
+        Raises:
+            UsageError: the family has no encoder.
+        """
+        raise UsageError(f"{self.title} has no encoder: it cannot compute the noise that gives a picture")
 
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """x (B, C, H, W) of a code; by default the code is the noise that sampling starts from."""
+        """x (B, C, H, W) of a code (B, *code_shape); by default the code is the noise that sampling starts from."""
         return self.sample(code, label, rng).x
 
     def guided_by(self, weak: "Family") -> None:
-        """Let guidance lead away from a weaker run (autoguidance).
+        """Guide samples away from those of a weaker run (autoguidance).
 
         Raises:
-            UsageError: this family, or that one, cannot.
+            UsageError: this family or the weaker run does not support autoguidance.
         """
-        raise UsageError(f"{self.title} knows no guidance", "leave --guide out")
+        raise UsageError(f"{self.title} cannot be guided by another run", "omit --guide")
 
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
-        """The scheduler of diffusers that walks this family's path, and its options; None if there is none."""
+        """The diffusers scheduler for this family's path, and its options; None if there is none."""
         return None
 
-    # What the loop calls besides the loss.
+    # Called by the training loop in addition to `loss`.
 
     @classmethod
     def inherit(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of this family that follow from those of the run it starts from (`kind` is among them)."""
+        """Options of this family that follow from `options`, the family section of the run that it starts from."""
         return {}
 
     def init_from(self, source: "Family") -> None:
-        """Take over a trained family's weights; called with the source's averaged weights, before training.
+        """Copy the weights of a trained family. Called before training; `source` holds its averaged weights.
 
-        By default every parameter is found there under its own name; those of a second time may be new.
+        By default every parameter is copied from the parameter with the same name. Only parameters of a second time
+        input may be missing in the source.
 
         Raises:
-            UsageError: a weight has no counterpart.
+            UsageError: a parameter is missing in the source or has another shape.
         """
         theirs = dict(source.named_parameters())
         own = dict(self.named_parameters())
         fits = {name: theirs[name] for name, p in own.items() if name in theirs and theirs[name].shape == p.shape}
         if lacking := [name for name in own if name not in fits and ".second." not in name]:
             raise UsageError(
-                f"{self.title} cannot start from this run of {source.title}: no weight {lacking[0]} of that shape",
-                "train the run of `init` with the same net, or leave the section `net` out",
+                f"{self.title} cannot start from this run of {source.title}: it lacks {lacking[0]} of this shape",
+                "train the run of `init` with the same net, or omit the section `net`",
             )
         self.load_state_dict(fits, strict=False)
 
     def prepare(self, position: float) -> None:
-        """Called before every step with the share of the budget that is used, 0 to 1 (KL warm-up, annealing)."""
+        """Called before every step with the used share of the training budget, 0 to 1 (for KL warm-up, annealing)."""
 
     def after_step(self, step: int) -> None:
-        """Called after every step, with the number of steps made."""
+        """Called after every step with the number of completed steps."""
 
     def diagnose(self, numbers: dict[str, float]) -> str:
-        """What goes wrong, in words, seen from a step's logged numbers; empty if nothing does.
+        """Describe a training problem that the logged numbers of a step show; "" if there is none.
 
-        Called every `LOOK_EVERY` steps. What it remembers is kept in persistent buffers.
+        Called every `DIAGNOSE_EVERY` steps. State between calls must be in persistent buffers.
         """
         return ""
 
     def reset_diagnosis(self) -> None:
-        """Called after a rollback: what `diagnose` counts starts anew, or it would be found at the next look."""
+        """Called after a rollback: reset what `diagnose` counts, so that it does not report the old problem again."""
 
     def finish(self, data: Callable[[int], Batch]) -> None:
-        """Called once after training, holding the averaged weights: fit what follows from them, into buffers.
+        """Called once after training with the averaged weights loaded: fit buffers that follow from them.
 
         Args:
-            data: the i-th batch of the training data, i = 0, 1, ...; what is computed must not depend on more.
+            data: data(i) is the i-th batch of the training data, i = 0, 1, .... The result may depend only on these
+                batches and the weights.
         """
 
 
 def has_encoder(family: type[Family]) -> bool:
-    """Whether a family can say which code a picture comes from."""
+    """Whether a family can encode pictures."""
     return family.encode is not Family.encode

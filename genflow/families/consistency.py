@@ -39,7 +39,7 @@ from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Family, Samples
 from genflow.families.gaussian import Gaussian
-from genflow.maths.guidance import Guided, forget
+from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import Time, along, over
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
@@ -146,7 +146,7 @@ class Consistency(Family):
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         u, far = rng.uniform((len(x),)), rng.uniform((len(x),)) < self.first
         u = (torch.where(far, 1.0, u) * self.farthest).clamp(min=self.nearest)
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         r = self.next(u)
         y = torch.lerp(x, eps, over(u, x))
         guess = self.answer(Guided(self.net, label, self.facts.classes), y, u)

@@ -1,19 +1,19 @@
-"""Diffusion: learn to take the noise off, at T levels (DDPM) or at every level (EDM); samplers are another matter.
+"""Diffusion: train a denoiser at T noise levels (DDPM) or at all noise levels (EDM); the sampler is chosen separately.
 
     x_t = alpha_t x + sigma_t eps                            DDPM: alpha^2 = alpha_bar_k, sigma^2 = 1 - alpha_bar_k
     loss = E_t w_t ||net(x_t, t) - target||^2                target: eps, x, or v = alpha eps - sigma x
 
-`schedule: edm` is EDM's preconditioning. Its net sees and answers at unit variance, whatever the noise and the data's
-standard deviation s (`facts.sigma_data`): with x_t / alpha at the noise level r = sigma/alpha,
+`schedule: edm` uses EDM's preconditioning. The inputs and targets of the net then have unit variance at every noise
+level, for data of any standard deviation s (`facts.sigma_data`). With x_t / alpha at the noise level r = sigma/alpha,
 
     D(x_t) = c_skip x_t/alpha + c_out F(c_in x_t/alpha, c_noise)          c_skip = s^2/(s^2 + r^2), c_noise ~ log r
     ln r ~ N(log_mean, log_std^2),  weight 1/c_out^2                      c_out = s r/sqrt(s^2 + r^2) = s r c_in
 
-which makes F, up to its sign, the v of data of unit variance; so `predict` is v.
+So F is, up to its sign, the v of data with unit variance, and `predict` must be v.
 
-`weight: min_snr` bounds the weight of ||x - x_net||^2 at min(SNR, 5), whatever the net predicts.
+`weight: min_snr` limits the weight of ||x - x_net||^2 to min(SNR, 5), for every kind of prediction.
 
-Log-likelihood: the variational bound, or the density along the ODE, which is no bound and usually higher.
+The log-likelihood is the variational bound, or the density along the ODE, which is not a bound and usually higher.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020)                       https://arxiv.org/abs/2006.11239
@@ -35,12 +35,12 @@ from genflow.errors import UsageError
 from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian
 from genflow.maths import likelihood, timesteps
-from genflow.maths.guidance import Guided, forget
-from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, reach, target
+from genflow.maths.guidance import Guided, drop_labels
+from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, target, x0_sensitivity
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec
 
-MIN_SNR = 5.0  # gamma, the paper's own
+MIN_SNR = 5.0  # gamma, as in the paper
 
 
 class Ddpm(Gaussian):
@@ -49,19 +49,22 @@ class Ddpm(Gaussian):
     Args:
         nets: {"net": predicts `predict` from (x_t (B, C, H, W), the time on the scale of 0..1000 (B,), label (B,))}.
         facts: of the data.
-        schedule: how the noise grows; edm: any noise level, and EDM's preconditioning.
-        predict: what the net predicts; with edm, v of data of unit variance.
-        weight: uniform, or min_snr; with edm, uniform is EDM's own weight.
-        T: the number of noise levels; edm has no levels.
-        log_mean: of ln(sigma/alpha) while training with edm.
-        log_std: its standard deviation.
-        uniform_share: share of edm's noise levels that are even in sigma/(alpha + sigma) instead; the normal seldom
-            looks at the least noise, on which likelihoods and narrow densities hang.
-        forget: share of labels dropped while training, so that guidance works.
-        bound: the likelihood: the variational bound, or the estimate of an ODE solver.
-        bound_levels: noise levels a sample at which the variational bound is evaluated.
-        ode_steps: midpoint steps of the ODE's estimate; four times as many for points.
-        probes: trace probes of the ODE's estimate.
+        schedule: the noise schedule; edm: continuous noise levels and EDM's preconditioning.
+        predict: what the net predicts; with edm, v of data with unit variance.
+        weight: uniform, or min_snr; with edm, uniform is EDM's weight.
+        T: the number of noise levels; ignored with edm.
+        log_mean: mean of ln(sigma/alpha) during training with edm.
+        log_std: standard deviation of ln(sigma/alpha) during training with edm.
+        uniform_share: share of edm's noise levels that are uniform in sigma/(alpha + sigma) instead. The normal
+            distribution rarely gives low noise, which matters for likelihoods and narrow densities.
+        forget: share of labels dropped during training, so that guidance works.
+        bound: the kind of likelihood: the variational bound, or the estimate of an ODE solver.
+        bound_levels: noise levels per sample at which the variational bound is evaluated.
+        ode_steps: midpoint steps of the ODE estimate; four times as many for points.
+        probes: trace probes of the ODE estimate.
+
+    Raises:
+        UsageError: schedule is edm and predict is not v.
     """
 
     title = "DDPM"
@@ -89,13 +92,13 @@ class Ddpm(Gaussian):
         probes: Annotated[int, Field(ge=1, le=100)] = 2,
     ) -> None:
         if schedule == "edm" and predict != "v":
-            raise UsageError(f"family.schedule=edm has a target of its own, not {predict}", "use family.predict=v")
+            raise UsageError(f"family.schedule=edm needs family.predict=v, not {predict}", "use family.predict=v")
         path = EdmPath() if schedule == "edm" else DiscretePath(BETAS[schedule](T))
         super().__init__(nets["net"], facts, path, predict)
         self.schedule = schedule
         self.edm, self.weight, self.T, self.forget = schedule == "edm", weight, T, forget
         self.log_mean, self.log_std, self.uniform_share = log_mean, log_std, uniform_share
-        self.unit = max(facts.sigma_data, 1e-3) if self.edm else 1.0  # what data is divided by to have unit variance
+        self.unit = max(facts.sigma_data, 1e-3) if self.edm else 1.0  # data / unit has unit variance
         self.bound, self.bound_levels, self.ode_steps, self.probes = bound, bound_levels, ode_steps, probes
         alpha_bar = torch.from_numpy(path.alpha_bar) if isinstance(path, DiscretePath) else torch.empty(0)
         self.register_buffer("_alphas", alpha_bar.sqrt().float(), persistent=False)
@@ -105,48 +108,48 @@ class Ddpm(Gaussian):
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         alphas, sigmas, net_time = self._levels(len(x), rng)
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         alpha, sigma = over(alphas.to(x.device), x), over(sigmas.to(x.device), x)
         seen = alpha * x + sigma * eps
         if self.edm:
-            alpha, sigma, scale = self._balanced(alpha, sigma)
+            alpha, sigma, scale = self._unit_variance(alpha, sigma)
             seen = seen / scale
         unit = self.unit
         answer = self.net(seen, net_time.to(x.device), label)
         error = (answer.float() - target(self.predict, x / unit, eps, alpha, sigma)).square()
         if self.weight == "min_snr":
             snr = (alpha / (unit * sigma)).square()
-            error = error * unit**2 * reach(self.predict, alpha, sigma).square() * snr.clamp(max=MIN_SNR)
+            error = error * unit**2 * x0_sensitivity(self.predict, alpha, sigma).square() * snr.clamp(max=MIN_SNR)
         return error.mean(), {}
 
     def _levels(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, sigma and the net's time (B,) of the noise levels to train on."""
+        """Draw training noise levels: alpha, sigma and the net's time input, each (rows,)."""
         if not self.edm:
             k = (rng.uniform((rows,)) * self.T).long().to(self._alphas.device)
             return self._alphas[k], self._sigmas[k], k.float() * (1000 / self.T)
-        # u = sigma/(alpha + sigma) has the logit log(sigma/alpha)
+        # The logit of u = sigma/(alpha + sigma) is log(sigma/alpha).
         t = timesteps.draw(
             "logit_normal", rows, rng, mean=self.log_mean, std=self.log_std, uniform_share=self.uniform_share
         )
         log_r = t.double().logit().float()
         alpha = (1 + (2 * log_r).exp()).rsqrt()
-        return alpha, alpha * log_r.exp(), EdmPath.told(log_r)
+        return alpha, alpha * log_r.exp(), EdmPath.net_time_of_log_ratio(log_r)
 
-    def _balanced(self, alpha: Any, sigma: Any) -> tuple[Any, Any, Any]:
-        """x_t / scale = a (x/unit) + b eps with a^2 + b^2 = 1, and the scale; of numbers, or of tensors."""
+    def _unit_variance(self, alpha: Any, sigma: Any) -> tuple[Any, Any, Any]:
+        """a, b and scale with x_t / scale = a (x/unit) + b eps and a^2 + b^2 = 1; for floats or tensors."""
         signal = alpha * self.unit
         scale = (signal * signal + sigma * sigma) ** 0.5
         return signal / scale, sigma / scale, scale
 
-    def guess(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
+    def predict_x0(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
         if not self.edm:
-            return super().guess(net, x, net_time, alpha, sigma)
-        a, b, scale = self._balanced(alpha, sigma)
-        return self.unit * super().guess(net, x / scale, net_time, a, b)
+            return super().predict_x0(net, x, net_time, alpha, sigma)
+        a, b, scale = self._unit_variance(alpha, sigma)
+        return self.unit * super().predict_x0(net, x / scale, net_time, a, b)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
-        """The variational bound (maths/likelihood.py), or the ODE's estimate."""
+        """The variational bound (maths/likelihood.py), or the ODE estimate."""
         if self.bound == "ode":
             return self.ode_likelihood(x, label, rng, self.ode_steps, self.probes)
         net = Guided(self.net, label, self.facts.classes)

@@ -1,8 +1,8 @@
-"""Flow matching: learn the velocity that carries data to noise along straight lines.
+"""Flow matching: learn the velocity that transports data to noise along straight lines.
 
     x_t = (1 - t) x + t eps,   eps ~ N(0, I)          t = 0 is data, t = 1 is noise
     u_t = d x_t / dt = eps - x
-    loss = E ||u_net(x_t, t) - u_t||^2                sampling walks it from t = 1 back to t = 0
+    loss = E ||u_net(x_t, t) - u_t||^2                sampling integrates u_net from t = 1 back to t = 0
 
 References:
     Flow Matching for Generative Modeling (Lipman et al., 2023)     https://arxiv.org/abs/2210.02747
@@ -21,23 +21,23 @@ from genflow.batch import Batch
 from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian
 from genflow.maths import timesteps
-from genflow.maths.guidance import Guided, forget
+from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import StraightPath, over
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec
 
 
 class FlowMatching(Gaussian):
-    """A velocity net on the straight path.
+    """A net that predicts the velocity on the straight path.
 
     Args:
         nets: {"net": predicts u from (x_t (B, C, H, W), 1000 t (B,), label (B,))}.
         facts: of the data.
-        density: where on the clock to look while training.
-        logit_mean: centre of the logit-normal density; above 0 looks at noise more.
-        logit_std: width of the logit-normal density.
-        at_noise: share of rows that look at t = 1 exactly, where a single step begins.
-        forget: share of labels dropped while training, so that guidance works.
+        density: the distribution of training times (maths/timesteps.py).
+        logit_mean: mean of the logit-normal density; above 0 means more noise.
+        logit_std: standard deviation of the logit-normal density.
+        at_noise: share of rows with t = 1 exactly, where sampling in a single step starts.
+        forget: share of labels dropped during training, so that guidance works.
         ode_steps: midpoint steps of the likelihood; four times as many for points.
         probes: trace probes of the likelihood.
     """
@@ -66,11 +66,11 @@ class FlowMatching(Gaussian):
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.x
-        eps = rng.normal(x.shape) if batch.noise is None else batch.noise  # given noise makes this reflow
+        eps = rng.normal(x.shape) if batch.noise is None else batch.noise  # with given noise this is reflow
         t = timesteps.draw(self.density, len(x), rng, mean=self.logit_mean, std=self.logit_std).to(x.device)
         if self.at_noise:
             t = t.masked_fill((rng.uniform((len(x),)) < self.at_noise).to(x.device), 1.0)
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         u = self.net(torch.lerp(x, eps, over(t, x)), 1000 * t, label)
         return (u.float() - (eps - x)).square().mean(), {}
 
@@ -78,7 +78,7 @@ class FlowMatching(Gaussian):
         return self.ode_likelihood(x, label, rng, self.ode_steps, self.probes)
 
     def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:
-        return lambda y, u: net(y, 1000 * u)  # the net's own answer, which has a value at u = 0, too
+        return lambda y, u: net(y, 1000 * u)  # the net's output, which is defined at u = 0, too
 
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
         return "FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 1000, "shift": 1.0}

@@ -1,4 +1,4 @@
-"""GAN: a generator and a discriminator that play a game; with penalties on the discriminator's slope it converges.
+"""GAN: a generator and a discriminator; gradient penalties on the discriminator make their game converge.
 
     relativistic     L_D = softplus(-(D(x) - D(G z)))                 L_G = softplus(-(D(G z) - D(x)))
     non_saturating   L_D = softplus(-D(x)) + softplus(D(G z))         L_G = softplus(-D(G z))
@@ -6,8 +6,8 @@
 
     plus, for the discriminator, R1 and R2 at every step:   gamma/2 (|grad D(x)|^2 + |grad D(G z)|^2)
 
-Both players are told the same label. A row's fake is paired with the row's real one, so the loss is a mean over rows;
-there is no minibatch statistic, and none is needed against mode collapse (the pairing sees to it).
+Both players receive the same label. Each real row is paired with one fake row, so the loss is a mean over rows. There
+are no minibatch statistics; the pairing prevents mode collapse without them.
 
 References:
     The GAN is dead; long live the GAN! (Huang, Gokaslan, Kuleshov, Tompkin, 2025), equations 2, 3 and 6
@@ -28,31 +28,32 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.families.base import LOOK_EVERY, Family, Samples
-from genflow.maths.guidance import forget
+from genflow.families.base import DIAGNOSE_EVERY, Family, Samples
+from genflow.maths.guidance import drop_labels
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
-GAMMA, LEAST_GAMMA = 0.02, 0.2  # times the root of a sample's numbers, because a distance grows with that root
-DIFFERENCE = 0.05  # how far apart two points are, in standard deviations a number, whose difference is a slope
+GAMMA, MIN_GAMMA = 0.02, 0.2  # default gamma is GAMMA sqrt(D), as distances grow with sqrt(D)
+DIFFERENCE_STEP = 0.05  # standard deviation, per number, of the step of penalty=difference
 
 
 class Gan(Family):
-    """Two nets in a game.
+    """A generator and a discriminator.
 
     Args:
         nets: {"discriminator": x -> a score (B, 1), "generator": z -> x}.
         facts: of the data.
-        latent: numbers in z.
-        game: relativistic, non_saturating or minimax; the formulas are above.
-        gamma: weight of the penalties R1 and R2 at the start; null: in the relativistic game 0.02 sqrt(D) for
-            D numbers a sample, at least 0.2; in the other two 0, as they were first played.
-        gamma_fall: gamma falls to gamma / gamma_fall along half a cosine over training.
-        penalty: exact (second derivatives), or difference (a slope along one random direction a row: rougher).
-        forget: share of labels dropped while training, for both players, so that samples without a label work; 1:
-            nobody is ever told a label.
-        patience: steps for which the discriminator may dominate before the run is in trouble; 0: any number.
+        latent: the numbers in z.
+        game: the losses: relativistic, non_saturating or minimax; their formulas are at the top of the module.
+        gamma: weight of the penalties R1 and R2 at the start; null: 0.02 sqrt(D) with a minimum of 0.2 in the
+            relativistic game, for D numbers per sample, and 0 in the other two, as in their original papers.
+        gamma_fall: gamma decreases to gamma / gamma_fall along half a cosine during training.
+        penalty: exact (second derivatives), or difference (a finite difference along one random direction per row,
+            which is less accurate).
+        forget: share of labels dropped during training, for both players, so that samples without a label work; 1:
+            labels are never used.
+        patience: steps for which the discriminator may dominate before the run counts as diverged; 0: no limit.
     """
 
     title = "GAN"
@@ -80,10 +81,10 @@ class Gan(Family):
         self.noise_shape = (latent,)
         self.game, self.penalty, self.forget, self.gamma_fall = game, penalty, forget, gamma_fall
         if gamma is None:
-            gamma = max(LEAST_GAMMA, GAMMA * math.sqrt(facts.dims)) if game == "relativistic" else 0.0
+            gamma = max(MIN_GAMMA, GAMMA * math.sqrt(facts.dims)) if game == "relativistic" else 0.0
         self.gamma = gamma
         self._gamma_now = gamma
-        self.watch = Watch(patience)
+        self.watch = TrainingMonitor(patience)
 
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
@@ -96,14 +97,14 @@ class Gan(Family):
         self._gamma_now = self.gamma * (share + (1 - share) / self.gamma_fall)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        # bfloat16 has three digits: enough for a pixel, and too few for a point beside another
+        # bfloat16 has three digits: enough for pixels, but too few to separate neighbouring points.
         with torch.autocast(batch.x.device.type, enabled=False) if self.facts.is_points else nullcontext():
-            label = forget(batch.label, self.facts.classes, self.forget, rng)
+            label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
             z = rng.normal((len(batch), *self.noise_shape))
-            play = self._discriminate if player == "discriminator" else self._generate
-            return play(batch.x, z, label, rng)
+            player_loss = self._discriminator_loss if player == "discriminator" else self._generator_loss
+            return player_loss(batch.x, z, label, rng)
 
-    def _discriminate(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+    def _discriminator_loss(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             fake = self.generator(z, None, label).float()
         both, labels = torch.cat([x, fake]), torch.cat([label, label])
@@ -113,36 +114,36 @@ class Gan(Family):
             (slope,) = torch.autograd.grad(scores.sum(), both, create_graph=True)
             squared = slope.float().flatten(1).square().sum(1)  # |grad D|^2 of each row
         elif self.gamma:
-            away = DIFFERENCE * torch.cat([rng.normal(x.shape), rng.normal(x.shape)])
+            away = DIFFERENCE_STEP * torch.cat([rng.normal(x.shape), rng.normal(x.shape)])
             scores, moved = self._score(torch.cat([both, both + away]), torch.cat([labels, labels])).chunk(2)
-            squared = ((moved - scores) / DIFFERENCE).square()  # its mean over directions is |grad D|^2
+            squared = ((moved - scores) / DIFFERENCE_STEP).square()  # its mean over directions is |grad D|^2
         else:
             scores = self._score(both, labels)
             squared = torch.zeros_like(scores)
-        real, invented = scores.chunk(2)
+        real, fake = scores.chunk(2)
         if self.game == "relativistic":
-            game = F.softplus(invented - real)
+            game = F.softplus(fake - real)
         else:
-            game = F.softplus(-real) + F.softplus(invented)
+            game = F.softplus(-real) + F.softplus(fake)
         r1, r2 = squared.chunk(2)
         penalty = r1 + r2
         loss = (game + self._gamma_now / 2 * penalty).mean()
-        gap = real - invented
+        gap = real - fake
         numbers = {"gap": gap.mean(), "told_apart": (gap > 0).float().mean(), "penalty": penalty.mean()}
         return loss, {name: number.detach() for name, number in numbers.items()}
 
-    def _generate(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        invented = self._score(self.generator(z, None, label).float(), label)
+    def _generator_loss(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        fake = self._score(self.generator(z, None, label).float(), label)
         if self.game == "minimax":
-            return -F.softplus(invented).mean(), {}
+            return -F.softplus(fake).mean(), {}
         if self.game == "non_saturating":
-            return F.softplus(-invented).mean(), {}
+            return F.softplus(-fake).mean(), {}
         with torch.no_grad():
             real = self._score(x, label)
-        return F.softplus(real - invented).mean(), {}
+        return F.softplus(real - fake).mean(), {}
 
     def _score(self, x: Tensor, label: Tensor) -> Tensor:
-        """D(x) in single precision, (B,)."""
+        """D(x) for x (B, C, H, W), in single precision, (B,)."""
         return self.discriminator(x, None, label).float().flatten()
 
     @torch.no_grad()
@@ -162,14 +163,15 @@ class Gan(Family):
         self.watch.bursts.zero_()
 
 
-class Watch(nn.Module):
-    """Looks at a run's numbers and names what goes wrong; what it remembers is in persistent buffers.
+class TrainingMonitor(nn.Module):
+    """Diagnose training problems of a GAN from its logged numbers; the state is in persistent buffers.
 
-    Divergence: a watched number is not finite, or has been `BURST` times its usual size for `LOOKS` looks.
-    Dominance: nearly every real row is told from the fake beside it, by a gap that grows or is beyond all doubt.
+    Divergence: a watched number is not finite, or it exceeds `BURST_RATIO` times its usual size in `BURST_LOOKS`
+    consecutive calls.
+    Dominance: the score of nearly every real row is above that of its fake row, and the gap grows or is very large.
 
     Args:
-        patience: steps for which the discriminator may dominate; 0: any number.
+        patience: steps for which the discriminator may dominate; 0: no limit.
     """
 
     WATCHED: ClassVar[dict[str, str]] = {
@@ -179,8 +181,8 @@ class Watch(nn.Module):
         "gradient_norm/discriminator": "the discriminator's gradient",
         "gradient_norm/generator": "the generator's gradient",
     }
-    BURST, LOOKS = 100.0, 3
-    APART, GROWTH, BEYOND_DOUBT = 0.98, 1.05, 20.0  # a share of rows; a ratio of means; nats
+    BURST_RATIO, BURST_LOOKS = 100.0, 3
+    SEPARATED_SHARE, GAP_GROWTH, LARGE_GAP = 0.98, 1.05, 20.0  # a share of rows; fast over slow mean; nats
 
     usual: Tensor
     bursts: Tensor
@@ -190,40 +192,44 @@ class Watch(nn.Module):
     def __init__(self, patience: int) -> None:
         super().__init__()
         self.patience = patience
-        self.register_buffer("usual", torch.ones(len(self.WATCHED)))  # a size below 1 is no burst
+        self.register_buffer("usual", torch.ones(len(self.WATCHED)))  # at least 1: small values are no bursts
         self.register_buffer("bursts", torch.zeros(len(self.WATCHED)))
-        self.register_buffer("gaps", torch.full((2,), math.nan))  # a fast and a slow mean of D(x) - D(G z)
+        self.register_buffer("gaps", torch.full((2,), math.nan))  # a fast and a slow moving average of D(x) - D(G z)
         self.register_buffer("dominated", torch.zeros(()))
 
     def forward(self, numbers: dict[str, float]) -> str:
-        """What is wrong, in words; empty if nothing is."""
+        """Describe the problem, or return "" if there is none.
+
+        Args:
+            numbers: logged numbers by name: those in `WATCHED`, "gap" and "told_apart".
+        """
         return self._divergence(numbers) or self._dominance(numbers["gap"], numbers["told_apart"])
 
     def _divergence(self, numbers: dict[str, float]) -> str:
         sizes = torch.tensor([abs(numbers[name]) for name in self.WATCHED], device=self.usual.device)
-        burst = ~(sizes <= self.BURST * self.usual)  # what is not a number bursts, too
+        burst = ~(sizes <= self.BURST_RATIO * self.usual)  # NaN counts as a burst, too
         self.bursts.copy_((self.bursts + 1) * burst)
         for (name, words), times, usual in zip(
             self.WATCHED.items(), self.bursts.tolist(), self.usual.tolist(), strict=True
         ):
             if not math.isfinite(numbers[name]):
                 return f"the game diverges: {words} is not finite"
-            if times >= self.LOOKS:
+            if times >= self.BURST_LOOKS:
                 ratio = abs(numbers[name]) / usual
                 return f"the game diverges: {words} is {numbers[name]:.3g}, {ratio:,.0f} times its usual size"
         self.usual.copy_(torch.where(burst, self.usual, (0.9 * self.usual + 0.1 * sizes).clamp(min=1)))
         return ""
 
-    def _dominance(self, gap: float, apart: float) -> str:
+    def _dominance(self, gap: float, separated: float) -> str:
         seen = torch.where(self.gaps.isnan(), gap, self.gaps)
         self.gaps.copy_(seen.lerp(torch.full_like(seen, gap), seen.new_tensor([0.3, 0.05])))
         fast, slow = self.gaps.tolist()
-        beaten = apart >= self.APART and (fast > self.GROWTH * slow or fast > self.BEYOND_DOUBT)
-        self.dominated.copy_((self.dominated + 1) * beaten)
-        steps = int(self.dominated) * LOOK_EVERY
+        dominant = separated >= self.SEPARATED_SHARE and (fast > self.GAP_GROWTH * slow or fast > self.LARGE_GAP)
+        self.dominated.copy_((self.dominated + 1) * dominant)
+        steps = int(self.dominated) * DIAGNOSE_EVERY
         if not self.patience or steps < self.patience:
             return ""
         return (
-            f"the discriminator dominates: for {steps:,} steps it has told {100 * apart:.0f} % of real rows from "
-            f"generated ones, by a gap of {fast:.1f} nats, and the generator learns nothing from it"
+            f"the discriminator dominates: for {steps:,} steps it has separated {100 * separated:.0f} % of real rows "
+            f"from generated ones, with a gap of {fast:.1f} nats, so the generator learns nothing"
         )

@@ -1,8 +1,9 @@
-"""What every family on a Gaussian path shares: samplers, inversion and guidance know the path, not the loss.
+"""The parts that all families on a Gaussian path share: samplers, inversion, guidance and the ODE likelihood.
 
-    x_t = alpha_t x + sigma_t eps        the net's prediction, whatever it is, means one x_0 (see maths/paths.py)
+    x_t = alpha_t x + sigma_t eps        any prediction of the net can be converted to x_0 (maths/paths.py)
 
-So every sampler works on every checkpoint, and a code of x is the noise at the other end of its ODE.
+These parts depend on the path and not on the loss. So every sampler works on every checkpoint. The code of x is the
+noise at the other end of its ODE trajectory.
 """
 
 from collections.abc import Callable
@@ -21,18 +22,18 @@ from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS, Denoise
 from genflow.specs import DataSpec
 
-CODE_STEPS = 50  # midpoint steps from data to its code, and back
-WAY_STEPS = 50  # Euler steps along which a way's bends are measured
-NEAR_DATA = 1e-3  # where the way to the code begins: at t = 0 itself the ODE has no value
+CODE_STEPS = 50  # midpoint steps of encoding, and of decoding
+STRAIGHTNESS_STEPS = 50  # Euler steps for `straightness`
+NEAR_DATA = 1e-3  # the time at which encoding starts, because the ODE is undefined at t = 0
 
 
 class Gaussian(Family):
-    """A net on a Gaussian path. A subclass gives the loss.
+    """A net on a Gaussian path. A subclass defines the loss.
 
     Args:
         net: predicts `predict` from (x_t (B, C, H, W), path.net_time(t) (B,), label (B,)).
         facts: of the data.
-        path: alpha and sigma.
+        path: the path, which gives alpha and sigma.
         predict: what the net predicts.
     """
 
@@ -43,17 +44,25 @@ class Gaussian(Family):
         self.net = net
         self.path, self.predict = path, predict
 
-    def guess(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
-        """x_0 as the net's answer means it, net(x, net_time) -> answer; what the net sees and says is known here."""
+    def predict_x0(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
+        """Convert the net's output to x_0; a subclass overrides it if it scales inputs or outputs.
+
+        Args:
+            net: net(x, net_time) -> prediction, (B, C, H, W).
+            x: x_t (B, C, H, W).
+            net_time: the net's time input, for all rows or per row (B,).
+            alpha: of the path at that time, broadcast to x.
+            sigma: of the path at that time, broadcast to x.
+        """
         return x0_from(net(x, net_time), self.predict, x, alpha, sigma)
 
     def denoiser(self, net: Guided, *, clip: bool = False, interval: tuple[float, float] = (0.0, 1.0)) -> Denoise:
-        """denoise(x_t, t) -> x_0 of a net with its label bound.
+        """The function denoise(x_t, t) -> x_0 that samplers need.
 
         Args:
-            net: counted and guided.
-            clip: keep pictures in [-1, 1].
-            interval: where guidance applies, as the noise's share sigma/(alpha + sigma).
+            net: the net with its label and guidance.
+            clip: clamp x_0 of pictures to [-1, 1].
+            interval: where guidance applies, as a range of sigma/(alpha + sigma).
         """
         low, high = interval
 
@@ -64,7 +73,7 @@ class Gaussian(Family):
             if isinstance(net_time, Tensor):
                 net_time = net_time.flatten()
             alpha, sigma = along(self.path.alpha, t, x), along(self.path.sigma, t, x)
-            x0 = self.guess(lambda y, s: net(y, s, within), x, net_time, alpha, sigma)
+            x0 = self.predict_x0(lambda y, s: net(y, s, within), x, net_time, alpha, sigma)
             x0 = x0.clamp(-1, 1) if clip and not self.facts.is_points else x0
             self.show(x / (alpha + sigma), x0)
             return x0
@@ -90,21 +99,22 @@ class Gaussian(Family):
         guidance_high: Annotated[float, Field(ge=0, le=1)] = 1.0,
         clip: bool = False,
     ) -> Samples:
-        """Walk from noise to data.
+        """Integrate from noise to data.
 
         Args:
             noise: (B, C, H, W).
             label: (B,).
-            rng: for stochastic samplers.
+            rng: source of noise for stochastic samplers.
             sampler: one of `maths.samplers.SAMPLERS`.
-            steps: some samplers evaluate the net twice a step; Samples.nfe tells. For rk45, the first step only.
-            spacing: where the steps are; auto: what the sampler is meant for.
-            eta: noise of ddim.
-            tolerance: of rk45.
-            guidance: the scale w; 1 is none.
-            guidance_low: the least share of noise, sigma/(alpha + sigma), at which guidance applies.
-            guidance_high: the largest; outside, a step costs one evaluation. EDM's sigma is u/(1 - u).
-            clip: keep the guessed data in [-1, 1].
+            steps: the number of steps; some samplers evaluate the net twice per step (see Samples.nfe). For rk45 it
+                gives only the size of the first step.
+            spacing: the time grid; auto: the one for which the sampler is designed.
+            eta: amount of noise in ddim; 0 is deterministic.
+            tolerance: error tolerance of rk45.
+            guidance: the guidance scale w; 1 is no guidance.
+            guidance_low: the smallest u = sigma/(alpha + sigma) at which guidance applies; EDM's sigma is u/(1 - u).
+            guidance_high: the largest u at which guidance applies. Outside the interval a step takes one evaluation.
+            clip: clamp the estimate of x_0 to [-1, 1] in every step; for pictures only.
         """
         net = Guided(self.net, label, self.facts.classes, 1.0 if self.weaker else guidance)
         chosen = SAMPLERS[sampler]
@@ -115,32 +125,32 @@ class Gaussian(Family):
         for weak in self.weaker if guidance != 1 else ():
             assert isinstance(weak, Gaussian)
             counted.append(Guided(weak.net, label, self.facts.classes))
-            denoise = self._led(denoise, weak.path, weak.denoiser(counted[-1]), guidance, interval, clip)
+            denoise = self._autoguided(denoise, weak.path, weak.denoiser(counted[-1]), guidance, interval, clip)
         start = noise * (self.path.sigma(times[0]) / self.path.sigma(1.0))
-        x = chosen.walk(denoise, self.path, start, times, rng, **options)
+        x = chosen.run(denoise, self.path, start, times, rng, **options)
         return Samples(x, sum(each.nfe for each in counted))
 
     def guided_by(self, weak: Family) -> None:
-        """Let guidance lead away from a weaker run, instead of from what the net says without a label.
+        """Guide away from the prediction of a weaker run instead of the prediction without a label (autoguidance).
 
-            x_0 = weak_0 + w (x_0 - weak_0)      (autoguidance, Karras et al., 2024)   https://arxiv.org/abs/2406.02507
+            x_0 = weak_0 + w (x_0 - weak_0)      (Karras et al., 2024)   https://arxiv.org/abs/2406.02507
 
-        Both say what they think the data is, so the weaker run may be of any family on a Gaussian path.
+        Guidance combines estimates of x_0, so the weaker run can be of any family on a Gaussian path.
 
         Raises:
-            UsageError: the weaker run is on no Gaussian path, or on other data.
+            UsageError: the weaker run is not on a Gaussian path, or was trained on data of another shape.
         """
         if not isinstance(weak, Gaussian) or weak.facts.shape != self.facts.shape:
             raise UsageError(
                 f"{type(weak).title} on {weak.facts.shape} cannot guide {self.title} on {self.facts.shape}",
-                "take a shorter run, or one with a smaller net, on the same data",
+                "use a shorter run, or one with a smaller net, on the same data",
             )
         self.weaker = (weak,)
 
-    def _led(
+    def _autoguided(
         self, denoise: Denoise, theirs: Path, other: Denoise, weight: float, interval: tuple[float, float], clip: bool
     ) -> Denoise:
-        """denoise, led away in the interval from the other, which lives on a path of its own."""
+        """`denoise` with autoguidance inside the interval, away from `other`, whose path is `theirs`."""
         path = self.path
 
         def led(x: Tensor, t: Time) -> Tensor:
@@ -152,7 +162,7 @@ class Gaussian(Family):
             def at(s: float) -> float:
                 return theirs.time(path.flow_time(s))
 
-            def scale(s: float) -> float:  # x_t / (alpha + sigma) is the same on both paths
+            def scale(s: float) -> float:  # x_t / (alpha + sigma) is equal on both paths
                 return (theirs.alpha(at(s)) + theirs.sigma(at(s))) / (path.alpha(s) + path.sigma(s))
 
             then = torch.tensor([at(s) for s in t.tolist()], device=x.device) if isinstance(t, Tensor) else at(t)
@@ -163,7 +173,10 @@ class Gaussian(Family):
         return led
 
     def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:
-        """dy/du of the straight path's variables (see maths/paths.py), with a value at u = 0 of a net that has one."""
+        """velocity(y, u) = dy/du in the straight path's variables (maths/paths.py), for y (B, C, H, W) at u > 0.
+
+        A subclass whose net predicts the velocity overrides it; the result is then defined at u = 0, too.
+        """
         denoise = self.denoiser(net)
 
         def velocity(y: Tensor, u: float) -> Tensor:
@@ -173,8 +186,10 @@ class Gaussian(Family):
         return velocity
 
     def ode_likelihood(self, x: Tensor, label: Tensor, rng: Rng, steps: int, probes: int) -> LogLikelihood:
-        """The density that the ODE gives dequantized data. Four times as many steps for points: their densities are
-        narrow, and cheap."""
+        """The log-likelihood of dequantized data along the ODE (maths/likelihood.py).
+
+        Points use four times as many steps, because their densities are narrow and cheap to compute.
+        """
         net, steps = Guided(self.net, label, self.facts.classes), 4 * steps if self.facts.is_points else steps
         dequantized = likelihood.dequantize(x, self.facts, rng)
         log_p, stderr, nfe = likelihood.ode_log_density(
@@ -186,39 +201,39 @@ class Gaussian(Family):
 
     @torch.no_grad()
     def straightness(self, noise: Tensor, label: Tensor) -> Tensor:
-        """The variance of the velocity along each sample's way, as a share of the way's length squared, (B,).
+        """The variance of the velocity along each sample's trajectory, relative to its squared displacement, (B,).
 
             S = mean_u ||v(y_u, u) - (y_1 - y_0)||^2 / ||y_1 - y_0||^2      along the ODE on the straight path
 
-        0 for a straight way, which one Euler step walks exactly (Liu et al., 2022, equation 5, per sample).
+        It is 0 for a straight trajectory, on which one Euler step is exact (Liu et al., 2022, equation 5, per sample).
         """
         velocity = self.velocity(Guided(self.net, label, self.facts.classes))
         y, velocities = noise, []
-        grid = uniform_times(WAY_STEPS)
+        grid = uniform_times(STRAIGHTNESS_STEPS)
         for a, b in zip(grid[:-1], grid[1:], strict=True):
             velocities.append(velocity(y, a))
             y = y + (b - a) * velocities[-1]
-        way = noise - y
-        bends = torch.stack([(v - way).square().flatten(1).sum(1) for v in velocities]).mean(0)
-        return bends / way.square().flatten(1).sum(1)
+        displacement = noise - y
+        bends = torch.stack([(v - displacement).square().flatten(1).sum(1) for v in velocities]).mean(0)
+        return bends / displacement.square().flatten(1).sum(1)
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """The noise at the other end of x's ODE (DDIM inversion, on whatever path), by the midpoint method."""
-        return to_code(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, x)
+        """The noise at the other end of x's ODE trajectory (DDIM inversion, on any path), by the midpoint method."""
+        return ode_encode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, x)
 
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """The data at the end of the noise's ODE, as finely as `encode` went there."""
-        return from_code(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
+        """The data at the end of the code's ODE trajectory, with as many steps as `encode`."""
+        return ode_decode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
 
 
-def to_code(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
-    """The noise at the other end of x's ODE, by the midpoint method."""
+def ode_encode(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
+    """The noise at the other end of x's ODE trajectory, by the midpoint method; x is (B, C, H, W)."""
     times = [NEAR_DATA + (1 - NEAR_DATA) * (1 - t) for t in uniform_times(CODE_STEPS)]
-    return SAMPLERS["midpoint"].walk(denoise, path, x, times, None)
+    return SAMPLERS["midpoint"].run(denoise, path, x, times, None)
 
 
-def from_code(denoise: Denoise, path: Path, code: Tensor) -> Tensor:
-    """The data at the end of the noise's ODE, as finely as `to_code` went there."""
-    return SAMPLERS["midpoint"].walk(denoise, path, code, uniform_times(CODE_STEPS), None)
+def ode_decode(denoise: Denoise, path: Path, code: Tensor) -> Tensor:
+    """The data at the end of the code's ODE trajectory, with as many steps as `ode_encode`; code is (B, C, H, W)."""
+    return SAMPLERS["midpoint"].run(denoise, path, code, uniform_times(CODE_STEPS), None)

@@ -1,18 +1,19 @@
-"""MeanFlow: learn the average velocity over a whole step, so that one step is exact where one step is learned.
+"""MeanFlow: learn the average velocity over a whole step, so that sampling in one step is exact.
 
     x_t = (1 - t) x + t eps,   v = eps - x                    t = 0 is data, t = 1 is noise
     u(x_t, r, t) = 1/(t - r) integral of the velocity from r to t,   r <= t;   u(x_t, t, t) is the velocity itself
     x_r = x_t - (t - r) u(x_t, r, t)                          a step of any length, one evaluation
 
-Differentiating (t - r) u along the way gives the identity v = u + (t - r) du/dt, whose right side is trained to
-be the velocity that one knows:
+Differentiating (t - r) u along the trajectory gives the identity v = u + (t - r) du/dt. Its right side is trained to
+equal the known velocity:
 
     V    = u_net(x_t, r, t) + (t - r) stop_gradient(du/dt)
     du/dt = d/dh u_net(x_t + h v_net, r, t + h) at h = 0,     v_net = u_net(x_t, t, t)
     loss = E w ||V - (eps - x)||^2,                           w = stop_gradient(||V - (eps - x)||^2 + 0.001)^-power
 
-This is the improved form: the target is data, and the way is followed with the net's own velocity, not with the
-noisy one of a single pair. The derivative is a secant (two evaluations) or exact, by forward differentiation.
+This is the improved form of the loss: the target is data, and the derivative follows the velocity of the net instead
+of the noisy velocity of a single pair (x, eps). The derivative is a central difference (two evaluations), or exact by
+forward-mode differentiation.
 
 References:
     Mean Flows for One-step Generative Modeling (Geng et al., 2025)        https://arxiv.org/abs/2505.13447
@@ -27,33 +28,34 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.families.base import Family, Samples
-from genflow.families.gaussian import from_code, to_code
+from genflow.families.gaussian import ode_decode, ode_encode
 from genflow.maths import timesteps
-from genflow.maths.guidance import forget
+from genflow.maths.guidance import drop_labels
 from genflow.maths.paths import StraightPath, Time, over, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import Denoise
 from genflow.specs import DataSpec, NetSpec
 
-# Half the secant's width, in t. In single precision it agrees with the exact derivative to a cosine of 0.995 on a
-# net whose clock has up to 50 rad; in bfloat16 only to 0.97. It never looks beyond t = 1 or r = t: nothing tells
-# the net what to say there, and a derivative that asks it grows without bounds (mean square 27 after 460 steps).
-HALF = 0.02
-LEAST_ERROR = 1e-3  # of the weight, a mean square: an error that is next to nothing has no endless weight
+# Half the width of the secant, in t. With time frequencies of up to 50 rad its cosine similarity with the exact
+# derivative is 0.995 in single precision, and only 0.97 in bfloat16. The secant stays within r <= t <= 1. The net is
+# not trained outside, and a derivative that uses values from there grows without bounds (mean square 27 after 460
+# steps).
+HALF_WIDTH = 0.02
+ERROR_FLOOR = 1e-3  # added to the mean squared error in the weight, so that very small errors have a finite weight
 
 
 class MeanFlow(Family):
-    """A net of two times on the straight path.
+    """A net with two time inputs on the straight path.
 
     Args:
         nets: {"net": predicts u from (x_t (B, C, H, W), 1000 t (B,), label (B,), 1000 r (B,))}.
         facts: of the data.
-        instant: share of rows with r = t, where this is flow matching.
-        whole: share of the other rows with r = 0: steps that end at the data.
-        first: share of the other rows with t = 1: steps that begin at noise.
-        derivative: of u along the way: a secant of two evaluations, or exact, by forward differentiation.
-        power: of the weight; 0: none, which is least squares; 1: nearly the logarithm of the error.
-        forget: share of labels dropped while training, so that samples without a label work.
+        instant: share of rows with r = t, for which the loss is that of flow matching.
+        whole: share of the other rows with r = 0, for steps that end at the data.
+        first: share of the other rows with t = 1, for steps that start at noise.
+        derivative: how du/dt is computed: a secant of two evaluations, or exact (jvp) by forward-mode differentiation.
+        power: exponent of the weight; 0: no weight, which is least squares; 1: nearly the logarithm of the error.
+        forget: share of labels dropped during training, so that samples without a label work.
     """
 
     title = "MeanFlow"
@@ -91,20 +93,20 @@ class MeanFlow(Family):
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         t, r = (each.to(x.device) for each in self.times(len(x), rng))
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         y = torch.lerp(x, eps, over(t, x))
         u = self.average(y, t, r, label)
-        slope = self.slope(y, t, r, label)
-        usable = slope.flatten(1).isfinite().all(1)  # a row whose derivative overflows says nothing about u
+        slope = self.total_derivative(y, t, r, label)
+        usable = slope.flatten(1).isfinite().all(1)  # rows whose derivative overflows are left out
         slope = torch.where(over(usable, x) > 0, slope, 0.0)
         error = (u + over(t - r, x) * slope - (eps - x)).square().flatten(1).mean(1)
-        weight = (error.detach() + LEAST_ERROR) ** -self.power
+        weight = (error.detach() + ERROR_FLOOR) ** -self.power
         rows = usable.to(error.dtype)
         square = (over(t - r, x) * slope).square().flatten(1).mean(1)
         return (rows * weight * error).mean(), {"error": error.detach().mean(), "correction": square.mean()}
 
     def times(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Times 0 <= r <= t <= 1, (rows,) each."""
+        """Draw training times t and r with 0 <= r <= t <= 1, (rows,) each."""
         a, b = (timesteps.draw("logit_normal", rows, rng, uniform_share=0.3) for _ in range(2))
         draws = rng.uniform((rows, 3))
         begins, ends, alike = draws[:, 0], draws[:, 1], draws[:, 2]
@@ -114,8 +116,8 @@ class MeanFlow(Family):
         return torch.where(same, a, t), torch.where(same, a, r)
 
     @torch.no_grad()
-    def slope(self, y: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
-        """du/dt along the net's own way, (B, ...); zero where r = t, where it is not needed."""
+    def total_derivative(self, y: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+        """du/dt along the net's velocity, (B, C, H, W), for y = x_t; 0 for rows with r = t, where it is not needed."""
         out = torch.zeros_like(y)
         rows = (t > r).nonzero().flatten()
         if not len(rows):
@@ -124,12 +126,12 @@ class MeanFlow(Family):
         v = self.average(y, t, t, label)
         with torch.autocast(y.device.type, enabled=False):
             if self.derivative == "jvp":
-                # group_norm's derivative knows no channels-last layout, and a picture of one channel may claim it
+                # The derivative of group_norm does not support channels-last, which one-channel pictures may have.
                 plain, way = (each.clone(memory_format=torch.contiguous_format) for each in (y, v))
                 ones = torch.ones_like(t)
                 du = torch.func.jvp(lambda a, b: self.average(a, b, r, label), (plain, t), (way, ones))[1]
             else:
-                up, down = (t + HALF).clamp(max=1), torch.maximum(t - HALF, r)
+                up, down = (t + HALF_WIDTH).clamp(max=1), torch.maximum(t - HALF_WIDTH, r)
                 ahead = self.average(y + over(up - t, y) * v, up, r, label)
                 back = self.average(y + over(down - t, y) * v, down, r, label)
                 du = (ahead - back) / over(up - down, y)
@@ -149,12 +151,12 @@ class MeanFlow(Family):
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """The noise at the other end of x's ODE, whose velocity is u(x_t, t, t), by the midpoint method."""
-        return to_code(self._denoiser(label), self.path, x)
+        """The noise at the other end of x's ODE trajectory with velocity u(x_t, t, t), by the midpoint method."""
+        return ode_encode(self._denoiser(label), self.path, x)
 
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        return from_code(self._denoiser(label), self.path, code)
+        return ode_decode(self._denoiser(label), self.path, code)
 
     def _denoiser(self, label: Tensor) -> Denoise:
         def denoise(y: Tensor, t: Time) -> Tensor:

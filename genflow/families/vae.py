@@ -1,13 +1,13 @@
-"""VAE: an encoder to a Gaussian posterior, a decoder with a probability for every grey level, a prior fitted after.
+"""VAE: a Gaussian encoder, a decoder that gives every grey level a probability, and a prior fitted after training.
 
     -ELBO  = KL(q(z | x) || N(0, I)) - E_q log P(x | z)
     IWAE_k = E log 1/k sum_i w_i,   w_i = P(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q        ELBO = IWAE_1 <= IWAE_k
     P(x | z): for each pixel the mass of a logistic or a Gaussian in x's bin (points: a Gaussian), its scale learned
 
-Where a Gaussian's scale comes to rest it is the root of the mean squared error: sigma-VAE's optimal sigma.
+The learned scale of a Gaussian converges to the root mean squared error, the optimal sigma of sigma-VAE.
 
-Samples are drawn from the prior that was fitted to the codes of the data after training, and the bound is of the
-same prior, because a likelihood belongs to the model that samples. Training knows N(0, I) alone.
+Training uses the prior N(0, I). After training a prior is fitted to the codes of the data, and samples are drawn from
+it. The reported bound uses the fitted prior, because a likelihood must belong to the model that samples.
 
 References:
     Auto-Encoding Variational Bayes (Kingma, Welling, 2014)            https://arxiv.org/abs/1312.6114
@@ -31,35 +31,39 @@ from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Family, Kind, LogLikelihood, Samples
 from genflow.maths import likelihood, mixture, timesteps
-from genflow.maths.guidance import forget
+from genflow.maths.guidance import drop_labels
 from genflow.maths.paths import StraightPath, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS
 from genflow.specs import DataSpec, NetSpec
 
-ROWS = 10_000  # of the training data, that the prior is fitted to; 20,000 change its distance by less than 0.1
-ROWS_WITHOUT = 2_500  # of them, for the prior without a label
-LARGEST = 2**28  # numbers in the mixture's covariances
-FLOW_STEPS = 20  # from noise to a code, and back
+# Training rows to which the prior is fitted; 20,000 rows change the Frechet distance by less than 0.1.
+PRIOR_ROWS = 10_000
+PRIOR_ROWS_UNLABELLED = 2_500  # the first of these rows, for the prior without a label
+MAX_COVARIANCE_ENTRIES = 2**28  # the largest number of entries in the mixture's covariances
+FLOW_STEPS = 20  # steps of the flow prior from noise to a code, and back
 
 
 class Vae(Family):
-    """An autoencoder with a prior.
+    """A variational autoencoder.
 
     Args:
         nets: {"encoder": x -> mean and log-variance of z (B, 2, latent), "decoder": z -> mean of x, and its scale}.
         facts: of the data.
-        latent: numbers in z; of points and very small pictures no more than twice the numbers in a sample.
-        beta: weight of the KL term while training; with any, the bound that is reported is a bound.
-        warmup: share of training in which the KL term's weight rises from 0.
-        forget: share of labels dropped while training, so that samples without a label work.
-        decoder: the density whose mass in a bin is the probability of its grey level.
-        scale: of that density: one number a channel, or one a pixel that the decoder tells.
-        prior: what z is sampled from: N(0, I); a mixture of Gaussians a label, fitted after training; or a small
-            flow (an MLP, by flow matching), trained beside on the codes.
-        components: Gaussians a label.
-        bound: the likelihood's: elbo averages the draws of z, iwae weighs them.
+        latent: the numbers in z; limited to twice the numbers in a sample, which matters for points and tiny pictures.
+        beta: weight of the KL term during training; the reported likelihood is a bound for every beta.
+        warmup: share of training in which the weight of the KL term rises from 0.
+        forget: share of labels dropped during training, so that samples without a label work.
+        decoder: the density whose mass in a bin is the probability of the grey level.
+        scale: the scale of that density: one learned number per channel (shared), or one per pixel from the decoder.
+        prior: the distribution from which z is sampled: N(0, I); a mixture of Gaussians per label, fitted after
+            training; or a small flow (an MLP trained by flow matching on the codes, at the same time as the model).
+        components: Gaussians per label.
+        bound: the reported likelihood: elbo averages the log-weights of the draws of z, iwae averages the weights.
         posterior_samples: draws of z for the bound, its k.
+
+    Raises:
+        UsageError: bound is iwae with a flow prior, or the mixture has too many numbers.
     """
 
     title = "VAE"
@@ -89,10 +93,10 @@ class Vae(Family):
         super().__init__(facts)
         self.model = nn.ModuleDict({name: nets[name] for name in ("encoder", "decoder")})
         self.model.register_parameter("log_scale", nn.Parameter(torch.full((facts.shape[0], 1, 1), -2.0)))
-        latent = _numbers(latent, facts)
+        latent = _latent_size(latent, facts)
         self.noise_shape = (latent,)
         self.latent, self.beta, self.warmup, self.forget = latent, beta, warmup, forget
-        self.gaussian, self.own_scale = decoder == "gaussian" or facts.is_points, scale == "pixel"
+        self.gaussian, self.pixel_scale = decoder == "gaussian" or facts.is_points, scale == "pixel"
         self.bound, self.posterior_samples, self.components = bound, posterior_samples, components
         self.mixture: mixture.Mixture | None = None
         self.prior = nets.get("prior")
@@ -101,22 +105,22 @@ class Vae(Family):
             if bound == "iwae":
                 raise UsageError("family.bound=iwae needs a prior whose density is exact", "use family.prior=mixture")
         if prior == "mixture":
-            # A mixture for each label and one for none; each of the latter's parts is a class, too.
+            # One mixture per label, and one for "no label", which has separate components for every class.
             total = components * max(1, 2 * facts.classes)
-            if total * latent**2 > LARGEST:
+            if total * latent**2 > MAX_COVARIANCE_ENTRIES:
                 raise UsageError(
                     f"{total} components of {latent} x {latent} numbers are too many for the prior",
                     "use family.prior=normal, or fewer family.components",
                 )
             self.mixture = mixture.Mixture(facts.classes + 1, total, latent)
-            self.noise_shape = (latent + 1,)  # the last number chooses the component
+            self.noise_shape = (latent + 1,)  # the last number selects the component
         self._progress = 1.0
 
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
-        latent, (C, H, W) = _numbers(int(options["latent"]), facts), facts.shape  # type: ignore[call-overload]
-        answers = (2 * C if options["scale"] == "pixel" else C, H, W)
-        found = {"encoder": NetSpec(facts.shape, (2, latent)), "decoder": NetSpec((latent,), answers)}
+        latent, (C, H, W) = _latent_size(int(options["latent"]), facts), facts.shape  # type: ignore[call-overload]
+        outputs = (2 * C if options["scale"] == "pixel" else C, H, W)
+        found = {"encoder": NetSpec(facts.shape, (2, latent)), "decoder": NetSpec((latent,), outputs)}
         if options["prior"] == "flow":
             found["prior"] = NetSpec((latent,), (latent,), time=True, net="mlp")
         return found
@@ -124,10 +128,10 @@ class Vae(Family):
     def prepare(self, position: float) -> None:
         self._progress = min(1.0, position / self.warmup) if self.warmup else 1.0
         if self.mixture is not None:
-            self.mixture.clear()  # the weights move, and the codes with them
+            self.mixture.clear()  # the codes change with the weights
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        label = forget(batch.label, self.facts.classes, self.forget, rng)
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         mean, log_variance = self._posterior(batch.x, label)
         z = mean + (0.5 * log_variance).exp() * rng.normal(mean.shape)
         if player == "prior":
@@ -150,11 +154,11 @@ class Vae(Family):
         z = temperature * noise[:, : self.latent]
         if self.mixture is not None:
             choice = torch.special.ndtr(noise[:, self.latent].double()).clamp(max=1 - 1e-9)
-            z = torch.where(self.mixture.fitted, self.mixture.draw(z, choice, label), z)  # no branch: it is exported
+            z = torch.where(self.mixture.fitted, self.mixture.draw(z, choice, label), z)  # no branch, for torch.export
         elif self.prior is not None:
-            way, grid = StraightPath(), uniform_times(FLOW_STEPS)
-            z = SAMPLERS["ab2"].walk(lambda y, t: y - t * self._velocity(y, t, label), way, z, grid, rng)
-        x, log_scale = self._decoded(z, label)
+            path, grid = StraightPath(), uniform_times(FLOW_STEPS)
+            z = SAMPLERS["ab2"].run(lambda y, t: y - t * self._velocity(y, t, label), path, z, grid, rng)
+        x, log_scale = self._output_distribution(z, label)
         if draw:
             u = rng.uniform(x.shape).clamp(1e-5, 1 - 1e-5)
             x = x + log_scale.exp() * (torch.special.ndtri(u) if self.gaussian else torch.logit(u))
@@ -163,7 +167,7 @@ class Vae(Family):
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
-        """The bound from k draws of z, under the prior that is sampled from."""
+        """The bound from k draws of z, under the prior from which samples are drawn."""
         k, kind, nfe = self.posterior_samples, "lower-bound", 1 + self.posterior_samples
         mean, log_variance = (part.double() for part in self._posterior(x, label))
         fitted = self.mixture if self.mixture is not None and self.mixture.fitted else None
@@ -180,16 +184,16 @@ class Vae(Family):
                 log_prior, _, cost = likelihood.ode_log_density(velocity, z.float(), rng, steps=FLOW_STEPS)
                 nfe += cost
             elif self.bound == "elbo":
-                draws.append(nats - kl)  # N(0, I) needs no draws for this term
+                draws.append(nats - kl)  # for N(0, I) the KL term has a closed form
                 continue
             else:
                 log_prior = likelihood.standard_normal(z)
             draws.append(nats + log_prior - likelihood.standard_normal(eps) + 0.5 * log_variance.sum(1))
-        nats, stderr = likelihood.averaged(torch.stack(draws), weighed=self.bound == "iwae")
+        nats, stderr = likelihood.bound_from_draws(torch.stack(draws), iwae=self.bound == "iwae")
         method = "ELBO" if self.bound == "elbo" else f"IWAE, k = {k}"
         if fitted is not None:
             method += ", mixture prior"
-        elif self.prior is not None:  # the prior's density is an estimate, and the bound with it
+        elif self.prior is not None:  # the prior's density is an estimate, so the bound is one, too
             method, kind = f"ELBO, flow prior by midpoint, {FLOW_STEPS} steps", "ode-estimate"
         return LogLikelihood(nats, cast(Kind, kind), stderr, nfe, method)
 
@@ -199,27 +203,27 @@ class Vae(Family):
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """The posterior's mean (B, latent)."""
+        """The mean of the posterior q(z | x), (B, latent)."""
         return self._posterior(x, label)[0]
 
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        x = self._decoded(code, label)[0]
+        x = self._output_distribution(code, label)[0]
         return x if self.facts.is_points else x.clamp(-1, 1)
 
     @torch.no_grad()
     def finish(self, data: Callable[[int], Batch]) -> None:
-        """Fit the prior: class by class, once with labels and once without."""
+        """Fit the mixture prior for each class: once to codes encoded with labels, and once to codes without."""
         if self.mixture is None:
             return
-        want, seen, parts = min(ROWS, self.facts.splits.get("train", ROWS_WITHOUT)), 0, list[Batch]()
+        want, seen, parts = min(PRIOR_ROWS, self.facts.splits.get("train", PRIOR_ROWS_UNLABELLED)), 0, list[Batch]()
         while seen < want:
             parts.append(data(len(parts)))
             seen += len(parts[-1])
         classes, first = self.facts.classes, 0
         self.mixture.clear()
         for known in [True, False] if classes else [True]:
-            x = torch.cat([part.x for part in parts])[: want if known else ROWS_WITHOUT]
+            x = torch.cat([part.x for part in parts])[: want if known else PRIOR_ROWS_UNLABELLED]
             label = torch.cat([part.label for part in parts])[: len(x)]
             codes = [
                 self._posterior(some, of if known else torch.full_like(of, classes))
@@ -229,21 +233,21 @@ class Vae(Family):
             for one in range(max(1, classes)):
                 rows = (label == one).nonzero()[:, 0]
                 m, v = mean[rows], log_variance[rows].exp()
-                if not len(rows):  # a class that is too rare to be among them has N(0, I)
+                if not len(rows):  # a class that does not occur among the rows gets N(0, I)
                     m, v = mean.new_zeros(1, self.latent), mean.new_ones(1, self.latent)
                 found = mixture.fit(m, v, self.components, torch.Generator().manual_seed(one))
                 share = 1.0 if known else len(rows) / len(x)
-                self.mixture.place(one if known else classes, first, share, *found)
+                self.mixture.set_components(one if known else classes, first, share, *found)
                 first += self.components
 
     def _flow_loss(self, z: Tensor, label: Tensor, rng: Rng) -> Tensor:
-        """The prior's flow matching on codes z (B, latent): E |v(z_t, t) - (eps - z)|^2."""
+        """The flow matching loss of the flow prior on codes z (B, latent): E |v(z_t, t) - (eps - z)|^2."""
         eps, t = rng.normal(z.shape), timesteps.draw("uniform", len(z), rng).to(z.device)
         v = self._velocity(torch.lerp(z, eps, t[:, None]), t, label)
         return (v.float() - (eps - z)).square().mean()
 
     def _velocity(self, y: Tensor, t: float | Tensor, label: Tensor) -> Tensor:
-        """v(y, t) of the prior's flow, (B, latent)."""
+        """The velocity v(y, t) of the flow prior, (B, latent), for y (B, latent)."""
         assert self.prior is not None
         time = torch.as_tensor(1000 * t, dtype=torch.float32, device=y.device).expand(len(y))
         return self.prior(y, time, label)
@@ -252,18 +256,18 @@ class Vae(Family):
         mean, log_variance = self.model["encoder"](x, None, label).float().unbind(1)
         return mean, log_variance.clamp(-12, 6)
 
-    def _decoded(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """The location (B, C, H, W) of P(x | z), and the log of its scale."""
+    def _output_distribution(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The location (B, C, H, W) of P(x | z), and the log of its scale, broadcast to it."""
         answer = self.model["decoder"](z, None, label).float()
         log_scale = self.model.get_parameter("log_scale")
-        if self.own_scale:
+        if self.pixel_scale:
             answer, own = answer.chunk(2, 1)
             log_scale = log_scale + own
         return answer, log_scale.clamp(-7, 3)
 
     def _log_p(self, x: Tensor, z: Tensor, label: Tensor) -> Tensor:
-        """log P(x | z), in nats (B,)."""
-        mean, log_scale = self._decoded(z, label)
+        """log P(x | z) in nats, (B,)."""
+        mean, log_scale = self._output_distribution(z, label)
         if self.facts.levels is None:
             density = -0.5 * ((x - mean) / log_scale.exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)
             return likelihood.discrete_nats(density.flatten(1).sum(1), self.facts)
@@ -271,5 +275,5 @@ class Vae(Family):
         return likelihood.discretized(log_cdf, x, mean, log_scale, self.facts.levels).flatten(1).sum(1)
 
 
-def _numbers(latent: int, facts: DataSpec) -> int:
+def _latent_size(latent: int, facts: DataSpec) -> int:
     return min(latent, 2 * math.prod(facts.shape))

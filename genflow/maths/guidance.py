@@ -1,8 +1,9 @@
-"""Classifier-free guidance, as a wrapper around a net.
+"""Classifier-free guidance as a wrapper around a net.
 
-    prediction = p(x, t, nobody) + w (p(x, t, label) - p(x, t, nobody))         w = 1 is no guidance
+    prediction = p(x, t, no label) + w (p(x, t, label) - p(x, t, no label))         w = 1 is no guidance
 
-Autoguidance puts a weaker run in the place of p(., nobody), so that labels are not needed (families/gaussian.py).
+Autoguidance replaces p(x, t, no label) by the prediction of a weaker run, so it works without labels
+(families/gaussian.py).
 
 References:
     Classifier-Free Diffusion Guidance (Ho, Salimans, 2022)                            https://arxiv.org/abs/2207.12598
@@ -20,46 +21,50 @@ from genflow.maths.rng import Rng
 
 
 class Guided:
-    """A net with its label bound and its evaluations counted.
+    """A net with a fixed label and guidance weight, which counts its evaluations.
 
     Args:
         net: called as net(x, t, label); t (B,) on the scale of 0..1000.
         label: (B,).
-        classes: the label that means "no label".
-        weight: w, the guidance_scale; 1 leaves the prediction as it is.
+        classes: the number of classes, which is also the label that means "no label".
+        weight: w, the guidance scale; 1 leaves the prediction unchanged.
+
+    Attributes:
+        nfe: network evaluations per sample so far; a guided prediction counts as two.
     """
 
     def __init__(self, net: Callable[..., Tensor], label: Tensor, classes: int, weight: float = 1.0) -> None:
         self._net, self._label, self._weight = net, label, weight
-        self._nobody = torch.full_like(label, classes)
+        self._no_label = torch.full_like(label, classes)
         self.nfe = 0
 
     def __call__(self, x: Tensor, net_time: Time, inside: bool | Tensor = True) -> Tensor:
-        """The prediction for x (B, ...) at one time, or at a time a row (B,), in single precision.
+        """The prediction for x (B, ...) at one time or at one time per row (B,), in single precision.
 
         Args:
             x: (B, ...).
             net_time: on the scale of 0..1000.
-            inside: whether guidance applies, for all or row by row (B,); outside, one evaluation is enough.
+            inside: whether guidance applies, for all rows or per row (B,). Where it applies to no row, one evaluation
+                is enough.
         """
         t = net_time if isinstance(net_time, Tensor) else torch.full((x.shape[0],), net_time, device=x.device)
         return self.at(x, t.float(), inside)
 
     def at(self, x: Tensor, t: Tensor, inside: bool | Tensor = True) -> Tensor:
-        """The prediction for x (B, ...) at times t (B,) on the scale of 0..1000."""
+        """The prediction for x (B, ...) at times t (B,) on the scale of 0..1000; see `__call__`."""
         if self._weight == 1 or not (bool(inside.any()) if isinstance(inside, Tensor) else inside):
             self.nfe += 1
             return self._net(x, t, self._label).float()
         self.nfe += 2
         strong, without = self._net(
-            torch.cat([x, x]), torch.cat([t, t]), torch.cat([self._label, self._nobody])
+            torch.cat([x, x]), torch.cat([t, t]), torch.cat([self._label, self._no_label])
         ).float().chunk(2)
         guided = torch.lerp(without, strong, self._weight)
         return torch.where(over(inside, x).bool(), guided, strong) if isinstance(inside, Tensor) else guided
 
 
-def forget(label: Tensor, classes: int, share: float, rng: Rng) -> Tensor:
-    """Labels (B,), a share of them replaced by "no label", so that the net learns both."""
+def drop_labels(label: Tensor, classes: int, share: float, rng: Rng) -> Tensor:
+    """Replace a share of the labels (B,) by "no label", so that the net learns predictions with and without a label."""
     if not classes or not share:
         return label
     return label.masked_fill(rng.uniform(label.shape) < share, classes)

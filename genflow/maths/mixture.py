@@ -1,15 +1,16 @@
-"""A Gaussian mixture for each label, fitted to what an encoder makes of the data.
+"""A Gaussian mixture for each label, fitted to the codes that an encoder gives the data.
 
     p(z | label) = sum_k w_k N(z; mu_k, S_k)
 
-It is fitted to the aggregated posterior, q(z) = 1/N sum_i N(z; m_i, diag v_i), by expectation maximization in which
-the spread v_i of every point is taken into account instead of drawing from it:
+The mixture is fitted to the aggregated posterior, q(z) = 1/N sum_i N(z; m_i, diag v_i), by expectation maximization.
+The variance v_i of every code enters the updates directly, so no codes are drawn:
 
     r_ik  ~ w_k N(m_i; mu_k, S_k) exp(-tr(S_k^-1 diag v_i) / 2)
     S_k   = (sum_i r_ik [T_i - mu_k mu_k'] + d W) / (n_k + d),    T_i = m_i m_i' + diag v_i,   n_k = sum_i r_ik
 
-Each step raises (but for the prior on S_k) a lower bound of E_q log p(z): the term of the evidence lower bound that
-a prior changes. W, the components' mean covariance, steadies the small ones: S_k keeps its full rank with one point.
+Apart from the prior on S_k, each step raises a lower bound of E_q log p(z), the term of the evidence lower bound that
+depends on the prior. W is the components' mean covariance. It regularizes small components: S_k keeps full rank even
+with a single point.
 
 References:
     ELBO surgery (Hoffman, Johnson, 2016), for the aggregated posterior as the best prior
@@ -23,17 +24,23 @@ import math
 import torch
 from torch import Tensor, nn
 
-FLOOR = 1e-6  # of a variance
-ENOUGH = 1e-3  # nats a point: a smaller rise ends the fit
+MIN_VARIANCE = 1e-6  # added to every variance
+TOLERANCE = 1e-3  # nats per point; the fit ends when an iteration gains less
 
 
 class Mixture(nn.Module):
-    """Components in persistent buffers of fixed shape, and for each label the weight of each.
+    """Gaussian components, and one weight per label and component; all are persistent buffers of fixed shape.
 
     Args:
-        labels: L; every label has a mixture of its own.
-        components: M, of all labels together.
-        dims: d.
+        labels: L; every label has its own mixture.
+        components: M, the number of components of all labels together.
+        dims: d, the numbers in z.
+
+    Attributes:
+        log_weight: (L, M) log w_k; -inf where a component does not belong to the label.
+        mean: (M, d).
+        root: (M, d, d), the lower Cholesky factors of the covariances.
+        fitted: (), bool: whether there is a fit.
     """
 
     log_weight: Tensor
@@ -49,23 +56,23 @@ class Mixture(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def clear(self) -> None:
-        """Forget the fit."""
+        """Discard the fit."""
         self.log_weight.fill_(-math.inf)
         self.fitted.fill_(False)
 
-    def place(self, label: int, first: int, share: float, weight: Tensor, mean: Tensor, root: Tensor) -> None:
-        """Put what `fit` found at components `first`..., as `share` of the label's mixture."""
+    def set_components(self, label: int, first: int, share: float, weight: Tensor, mean: Tensor, root: Tensor) -> None:
+        """Store the result of `fit` as components `first`, `first` + 1, ..., with weight `share` for the label."""
         own = slice(first, first + len(weight))
         self.log_weight[label, own] = (share * weight).log().float()
         self.mean[own], self.root[own] = mean.float(), root.float()
         self.fitted.fill_(True)
 
     def draw(self, eps: Tensor, choice: Tensor, label: Tensor) -> Tensor:
-        """z (B, d) = mu_k + root_k eps, the component k chosen by the noise itself.
+        """Draw z = mu_k + root_k eps, (B, d); the component k is a function of `choice`.
 
         Args:
             eps: (B, d), standard normal.
-            choice: (B,), uniform in [0, 1): k is where the weights' running sum passes it.
+            choice: (B,), uniform in [0, 1); k is the first component at which the cumulative weight exceeds it.
             label: (B,).
         """
         total = self.log_weight[label].double().exp().cumsum(1)
@@ -73,7 +80,7 @@ class Mixture(nn.Module):
         return self.mean[k] + (self.root[k] @ eps[:, :, None]).squeeze(2)
 
     def log_density(self, z: Tensor, label: Tensor) -> Tensor:
-        """log p(z | label) in nats, (B,) float64."""
+        """log p(z | label) of z (B, d) in nats, (B,) float64."""
         out = z.new_empty(len(z), dtype=torch.float64)
         for one in label.unique():
             rows, own = label == one, self.log_weight[one] > -math.inf
@@ -85,17 +92,17 @@ class Mixture(nn.Module):
 def fit(
     mean: Tensor, variance: Tensor, components: int, generator: torch.Generator, iterations: int = 30
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The mixture of at most `components` Gaussians for points N(mean_i, diag variance_i).
+    """Fit a mixture of at most `components` Gaussians to points N(mean_i, diag variance_i).
 
     Args:
         mean: (N, d), N >= 1.
-        variance: (N, d); 0 for points without a spread.
-        components: fewer are fitted where there are fewer than 2 d points for each.
-        generator: chooses the points that the fit starts from.
-        iterations: at most.
+        variance: (N, d); 0 for exact points.
+        components: the largest K; fewer are fitted if there are fewer than 2 d points per component.
+        generator: chooses the points from which the fit starts.
+        iterations: the largest number of iterations.
 
     Returns:
-        weights (K,), means (K, d) and lower roots of the covariances (K, d, d), float64.
+        Weights (K,), means (K, d) and lower Cholesky factors of the covariances (K, d, d), all float64.
     """
     centre = mean.double().mean(0)
     m = mean.double() - centre
@@ -103,35 +110,35 @@ def fit(
     moment = (m[:, :, None] * m[:, None] + torch.diag_embed(variance.double())).flatten(1)  # (N, d d)
     K = max(1, min(components, count // (2 * d)))
     r = torch.zeros(count, K, dtype=torch.float64, device=m.device)
-    r[torch.arange(count), torch.cdist(m, m[_spread(m, K, generator)]).argmin(1)] = 1
+    r[torch.arange(count), torch.cdist(m, m[_initial_rows(m, K, generator)]).argmin(1)] = 1
     before = -math.inf
     for _ in range(iterations):
         n = r.sum(0) + 1e-10  # (K,)
         mu = (r.T @ m) / n[:, None]
         S = (r.T @ moment).unflatten(1, (d, d)) - n[:, None, None] * mu[:, :, None] * mu[:, None]
         S = (S + d * S.sum(0) / n.sum()) / (n[:, None, None] + d)
-        root = torch.linalg.cholesky(S + FLOOR * torch.eye(d, dtype=m.dtype, device=m.device))
+        root = torch.linalg.cholesky(S + MIN_VARIANCE * torch.eye(d, dtype=m.dtype, device=m.device))
         precision = torch.cholesky_inverse(root)
         pull = (precision @ mu[:, :, None]).squeeze(2)  # (K, d)
         scale = n.log() - root.diagonal(dim1=1, dim2=2).log().sum(1) - 0.5 * (pull * mu).sum(1)
-        joint = scale - 0.5 * moment @ precision.flatten(1).T + m @ pull.T  # (N, K), but for a constant
+        joint = scale - 0.5 * moment @ precision.flatten(1).T + m @ pull.T  # (N, K), up to a constant
         total = joint.logsumexp(1)
         r = (joint - total[:, None]).exp()
-        if (now := float(total.mean())) - before < ENOUGH:
+        if (now := float(total.mean())) - before < TOLERANCE:
             break
         before = now
     return n / n.sum(), mu + centre, root
 
 
 def _log_normal(z: Tensor, mean: Tensor, root: Tensor) -> Tensor:
-    """log N(z_i; mean_k, root_k root_k'), (N, K)."""
+    """log N(z_i; mean_k, root_k root_k') for every point and component, (N, K)."""
     y = torch.linalg.solve_triangular(root, (z - mean[:, None]).mT, upper=False)  # (K, d, N)
     log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
     return (-0.5 * y.square().sum(1) - log_det[:, None] - 0.5 * z.shape[1] * math.log(2 * math.pi)).T
 
 
-def _spread(points: Tensor, count: int, generator: torch.Generator) -> list[int]:
-    """Rows that lie far from each other: each is drawn in proportion to the squared distance to those before it."""
+def _initial_rows(points: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """Choose rows by k-means++: each is drawn in proportion to its squared distance from the rows chosen before."""
     def draw(weight: Tensor) -> int:
         u = torch.rand((), generator=generator, dtype=torch.float64)
         total = weight.cpu().cumsum(0)

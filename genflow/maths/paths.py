@@ -1,14 +1,14 @@
-"""Gaussian paths: every way from data to noise that diffusion and flow models take.
+"""Gaussian paths between data and noise, as diffusion and flow models use them.
 
     x_t = alpha_t x_0 + sigma_t eps,   eps ~ N(0, I)          t = 0 is data, t = 1 is noise
 
-What a net predicts (x, eps, v or the velocity u) is one fact in four spellings; `x0_from` reads each of them.
+A net predicts x, eps, v or the velocity u. Given x_t, each of the four determines the others; `x0_from` converts them.
 
 Dividing by alpha + sigma turns every path into the straight one,
 
     y = x_t / (alpha + sigma) = (1 - u) x_0 + u eps,   u = sigma / (alpha + sigma),
 
-so an ODE solver written once, in (y, u), serves every path: Euler in these variables *is* DDIM.
+so an ODE solver that is written once, in (y, u), works on every path. Euler's method in these variables is DDIM.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020)               https://arxiv.org/abs/2006.11239
@@ -28,27 +28,27 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["eps", "x", "v", "velocity"]
-RATIOS = 0.002, 80.0  # EDM's range of sigma / alpha
+EDM_SIGMAS = 0.002, 80.0  # the range of sigma/alpha in EDM (Karras et al., 2022, table 1)
 
 
 class Path(ABC):
-    """A Gaussian path. Times are floats in [0, 1]; the scalars are computed in double precision."""
+    """A Gaussian path. Times are floats in [0, 1]; alpha and sigma are computed in double precision."""
 
     @abstractmethod
     def alpha(self, t: float) -> float:
-        """How much of the data is left at time t."""
+        """The coefficient of the data at time t."""
 
     @abstractmethod
     def sigma(self, t: float) -> float:
-        """How much noise there is at time t."""
+        """The coefficient of the noise at time t."""
 
     @abstractmethod
     def net_time(self, t: float) -> float:
-        """What the net is told at time t, on the scale of 0..1000."""
+        """The net's time input at time t, on the scale of 0..1000."""
 
     @abstractmethod
     def time(self, u: float) -> float:
-        """The time at which sigma / (alpha + sigma) = u."""
+        """The time t at which sigma / (alpha + sigma) = u; the inverse of `flow_time`."""
 
     def flow_time(self, t: float) -> float:
         """u = sigma / (alpha + sigma): the time on the straight path with the same noise-to-signal ratio."""
@@ -56,7 +56,7 @@ class Path(ABC):
 
     @property
     def cleanest(self) -> float:
-        """The smallest time that a net of this path was taught."""
+        """The smallest time at which a net on this path is trained."""
         return 1e-3
 
 
@@ -77,24 +77,24 @@ class StraightPath(Path):
 
 
 class DiscretePath(Path):
-    """DDPM's path through T noise levels: the level k = 0..T-1 lies at t = (k + 1)/T, the data at t = 0.
+    """DDPM's path through T noise levels: level k = 0..T-1 is at t = (k + 1)/T, and the data at t = 0.
 
-    Between levels log alpha_bar is interpolated linearly, so that samplers may stop anywhere. A uniform grid
-    of times is what diffusers calls "trailing" spacing.
+    Between levels log alpha_bar is interpolated linearly, so samplers can use any time. A uniform grid of times is
+    called "trailing" spacing in diffusers.
 
     Args:
-        betas: (T,) the variances added level by level.
+        betas: (T,) the variance added at each level (Ho et al., 2020, equation 2).
     """
 
     def __init__(self, betas: np.ndarray) -> None:
         self.T = len(betas)
         self._cleanest = 1 / self.T
         alpha_bar = np.cumprod(1 - np.asarray(betas, np.float64))
-        self.alpha_bar = alpha_bar  # (T,), alpha_bar[k] belongs to t = (k + 1)/T
+        self.alpha_bar = alpha_bar  # (T,); alpha_bar[k] is the value at t = (k + 1)/T
         self._log = np.concatenate([[0.0], np.log(alpha_bar)])
         nodes = np.sqrt(np.exp(self._log))
         noise = np.sqrt(-np.expm1(self._log))
-        self._u = noise / (nodes + noise)  # rises with t
+        self._u = noise / (nodes + noise)  # increases with t
         self._t = np.arange(self.T + 1) / self.T
 
     def _log_alpha_bar(self, t: float) -> float:
@@ -116,17 +116,17 @@ class DiscretePath(Path):
     def time(self, u: float) -> float:
         if u >= self._u[-1]:
             return 1.0
-        # exact inverse of the interpolation: log alpha_bar = -log(1 + r^2), r = u/(1 - u)
+        # The exact inverse of the interpolation: log alpha_bar = -log(1 + r^2), r = u/(1 - u)
         log_alpha_bar = -math.log1p((u / (1 - u)) ** 2)
         return float(np.interp(-log_alpha_bar, -self._log, self._t))
 
 
 class EdmPath(Path):
-    """EDM's path, scaled to keep the variance: sigma/alpha is EDM's sigma, and t the straight path's time of it.
+    """EDM's path, scaled to preserve variance: sigma/alpha is EDM's sigma, and t is the straight path's time for it.
 
         alpha = (1 - t)/n, sigma = t/n,   n = sqrt((1 - t)^2 + t^2)
 
-    The net is told log(sigma/alpha), which is EDM's c_noise, as its place between 0.002 and 80.
+    The net's time input is log(sigma/alpha), EDM's c_noise up to a factor, mapped from the range 0.002..80 to 0..1000.
     """
 
     def alpha(self, t: float) -> float:
@@ -136,29 +136,29 @@ class EdmPath(Path):
         return t / math.hypot(1 - t, t)
 
     def net_time(self, t: float) -> float:
-        return float(self.told(torch.tensor(t, dtype=torch.float64).logit()))
+        return float(self.net_time_of_log_ratio(torch.tensor(t, dtype=torch.float64).logit()))
 
     def time(self, u: float) -> float:
         return u
 
     @property
     def cleanest(self) -> float:
-        return RATIOS[0] / (1 + RATIOS[0])
+        return EDM_SIGMAS[0] / (1 + EDM_SIGMAS[0])
 
     @staticmethod
-    def told(log_ratio: Tensor) -> Tensor:
-        """The net's time for log(sigma/alpha)."""
-        low, high = math.log(RATIOS[0]), math.log(RATIOS[1])
+    def net_time_of_log_ratio(log_ratio: Tensor) -> Tensor:
+        """The net's time input, 0..1000, for log(sigma/alpha) of any shape."""
+        low, high = math.log(EDM_SIGMAS[0]), math.log(EDM_SIGMAS[1])
         return 1000 * ((log_ratio - low) / (high - low)).clamp(0, 1)
 
 
 def linear_betas(T: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
-    """DDPM's schedule: betas rise linearly (Ho et al., 2020, section 4)."""
+    """DDPM's schedule, (T,): betas increase linearly (Ho et al., 2020, section 4)."""
     return np.linspace(first, last, T, dtype=np.float64)
 
 
 def cosine_betas(T: int = 1000, s: float = 0.008, largest: float = 0.999) -> np.ndarray:
-    """The cosine schedule (Nichol, Dhariwal, 2021, equation 17): alpha_bar = cos^2, betas clipped at 0.999."""
+    """The cosine schedule, (T,): alpha_bar = cos^2, betas clipped at 0.999 (Nichol, Dhariwal, 2021, equation 17)."""
     level = np.arange(T + 1, dtype=np.float64) / T
     f = np.cos((level + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], largest)
@@ -168,7 +168,7 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 def x0_from(prediction: Tensor, kind: Prediction, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """The data that a prediction means, given x_t.
+    """Convert a prediction to x_0, given x_t; all tensors are (B, ...) or broadcast to it.
 
         eps:       x_0 = (x_t - sigma eps) / alpha
         v:         v = alpha eps - sigma x_0        x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
@@ -184,7 +184,7 @@ def x0_from(prediction: Tensor, kind: Prediction, x: Tensor, alpha: Tensor | flo
 
 
 def target(kind: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """What a net that predicts `kind` should answer for x_t = alpha x_0 + sigma eps."""
+    """The regression target of a net that predicts `kind`, for x_t = alpha x_0 + sigma eps; inverse of `x0_from`."""
     if kind == "x":
         return x0
     if kind == "eps":
@@ -192,8 +192,8 @@ def target(kind: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor | float, sig
     return alpha * eps - sigma * x0 if kind == "v" else eps - x0
 
 
-def reach(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """|d x_0 / d prediction|: an error of the prediction, times this, is the error of x_0 that it means."""
+def x0_sensitivity(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """|d x_0 / d prediction|: the factor between an error of the prediction and the resulting error of x_0."""
     if kind == "x":
         return torch.ones_like(sigma)
     if kind == "eps":
@@ -202,7 +202,7 @@ def reach(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def over(values: Tensor, x: Tensor) -> Tensor:
-    """(B,) reshaped to (B, 1, ..., 1), to stand beside x (B, ...)."""
+    """Reshape values (B,) to (B, 1, ..., 1), so that they broadcast over x (B, ...)."""
     return values.reshape(-1, *(1,) * (x.dim() - 1)).to(x.dtype)
 
 
@@ -210,14 +210,14 @@ Time = float | Tensor
 
 
 def along(function: Callable[[float], float], t: Time, x: Tensor) -> Time:
-    """function(t) for one time, or for a time a row (B,), then shaped to stand beside x (B, ...)."""
+    """function(t) for one time, or for one time per row (B,); the latter result broadcasts over x (B, ...)."""
     if not isinstance(t, Tensor):
         return function(t)
     return over(torch.tensor([function(each) for each in t.tolist()], device=x.device), x)
 
 
 def uniform_times(steps: int) -> list[float]:
-    """steps + 1 times from 1 to 0, evenly."""
+    """steps + 1 evenly spaced times from 1 to 0."""
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
 
 
@@ -225,14 +225,14 @@ Spacing = Literal["uniform", "karras", "logsnr"]
 
 
 def spaced_times(path: Path, steps: int, spacing: Spacing = "uniform", rho: float = 7.0) -> list[float]:
-    """steps + 1 falling times, the last one 0: where a sampler stops on its way.
+    """The time grid of a sampler: steps + 1 decreasing times, the last one 0.
 
-        uniform   t even, from 1
-        karras    (sigma/alpha)^(1/rho) even, from at most 80 to at least 0.002, then 0   (Karras et al., 2022, eq. 5)
-        logsnr    log(sigma/alpha) even between the same ends, then 0
+        uniform   even in t, from 1
+        karras    even in (sigma/alpha)^(1/rho), from at most 80 to at least 0.002, then 0  (Karras et al., 2022, eq. 5)
+        logsnr    even in log(sigma/alpha) between the same ends, then 0
 
-    The ends give way to what the path's net was taught. A walk that begins below t = 1 begins with noise of that
-    sigma.
+    The ends are limited to the range in which the path's net is trained. A grid that starts below t = 1 needs initial
+    noise of that sigma.
     """
     if spacing == "uniform":
         return uniform_times(steps)
@@ -240,7 +240,7 @@ def spaced_times(path: Path, steps: int, spacing: Spacing = "uniform", rho: floa
     def ratio(t: float) -> float:
         return path.sigma(t) / path.alpha(t) if path.alpha(t) else math.inf
 
-    low, high = max(RATIOS[0], ratio(path.cleanest)), min(RATIOS[1], ratio(1.0))
+    low, high = max(EDM_SIGMAS[0], ratio(path.cleanest)), min(EDM_SIGMAS[1], ratio(1.0))
     share = np.linspace(0, 1, steps)
     if spacing == "karras":
         ratios = (high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho

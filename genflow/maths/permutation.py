@@ -1,10 +1,11 @@
-"""A permutation that is computed where it is asked for, rather than stored.
+"""A pseudorandom permutation that is computed on demand instead of stored.
 
-A balanced Feistel network permutes the numbers of 2k bits, whatever its round function is:
+A balanced Feistel network permutes the numbers of 2k bits for any round function F_i:
 
     (L, R) <- (R, L xor F_i(R)),    i = 1 .. ROUNDS
 
-and a number that leaves 0 .. n-1 is sent through again until it is back ("cycle walking"), 4 times at most on average.
+A result outside 0 .. n-1 is permuted again until it is inside ("cycle walking"). On average this takes at most 4
+passes.
 
 References:
     How to construct pseudorandom permutations from pseudorandom functions (Luby and Rackoff, 1988)
@@ -18,11 +19,11 @@ ROUNDS = 6
 
 
 def shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """What stands at `positions` of the permutation of 0..n-1 that belongs to a seed.
+    """The elements at `positions` of a permutation of 0..n-1, which is a function of the seed.
 
     Args:
-        positions: any shape, integers in 0..n-1.
-        n: how many there are, below 2^62.
+        positions: integers in 0..n-1, any shape.
+        n: the number of elements, below 2^62.
         seed: below 2^64.
 
     Returns:
@@ -32,14 +33,14 @@ def shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = _mix(np.uint64(seed) + np.arange(1, ROUNDS + 1, dtype=np.uint64) * GOLDEN)
     out = np.asarray(positions).astype(np.uint64)
-    astray = np.ones(out.shape, bool)
-    while astray.any():
-        x = out[astray]
+    outside = np.ones(out.shape, bool)
+    while outside.any():
+        x = out[outside]
         left, right = x >> half, x & mask
         for key in keys:
             left, right = right, left ^ (_mix(right + key) & mask)
-        out[astray] = (left << half) | right
-        astray = out >= np.uint64(n)
+        out[outside] = (left << half) | right
+        outside = out >= np.uint64(n)
     return out.astype(np.int64)
 
 
@@ -47,7 +48,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """64 bits, each of which depends on all bits of x."""
+    """Mix 64-bit numbers, so that each bit of the result depends on all bits of x."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

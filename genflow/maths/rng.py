@@ -1,13 +1,13 @@
 """Randomness is computed, never stored: every draw is a function of (seed, purpose, step, sample).
 
-Two kinds of draw share one face, `Rng`:
+There are two implementations of `Rng`:
 
-- while training, the rows of one *global* batch, cut for this worker: `BatchRng`. Workers draw the whole
-  batch and keep their rows, so the number of workers changes no number;
-- while sampling, one generator a sample: `SampleRng`. A sample does not depend on its company.
+- `BatchRng`, for training: the rows of one *global* batch that belong to this worker. Each worker draws the whole
+  batch and keeps its rows, so results do not depend on the number of workers.
+- `SampleRng`, for sampling: one generator per sample, so a sample does not depend on the other samples in its batch.
 
 References:
-    EDM's StackedRandomGenerator (Karras et al., 2022), for one generator a sample.
+    EDM's StackedRandomGenerator (Karras et al., 2022), for one generator per sample.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 def key(*parts: object) -> int:
-    """A 63-bit seed from any words and numbers: the same for the same parts, on every machine."""
+    """A 63-bit seed derived from words and numbers; equal parts give the same seed on every machine."""
     return _digest(parts, 8) >> 1
 
 
@@ -31,7 +31,7 @@ def _digest(parts: Sequence[object], size: int) -> int:
 
 
 class Rng(ABC):
-    """Draws for a batch of B samples. Each call gives fresh draws; the n-th call is the same in every run."""
+    """Draws for a batch of B samples. Each call gives new draws; the n-th call gives the same draws in every run."""
 
     @abstractmethod
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -47,11 +47,11 @@ class BatchRng(Rng):
 
     Args:
         seed: the run's seed.
-        purpose: what the draws are for, such as "loss/net".
+        purpose: a name for what the draws are used for, such as "loss/net".
         step: the training step.
-        start: the first row that this worker owns.
+        start: the first row of this worker.
         total: rows in the global batch.
-        device: where the draws go; they are made on the CPU, so that every device sees the same.
+        device: the device of the returned tensors. Draws are made on the CPU, so they are equal on all devices.
     """
 
     def __init__(
@@ -71,14 +71,18 @@ class BatchRng(Rng):
 
 
 class SampleRng(Rng):
-    """One generator for each sample: Philox, keyed by 128 bits of seed and purpose.
+    """One generator per sample: Philox with a 128-bit key derived from seed and purpose.
 
-    torch's own CPU generator takes 32 bits of a seed: of 50,000 samples two would be one with a chance of a quarter.
+    torch's own CPU generator uses 32 bits of a seed. Among 50,000 samples two would then be identical with a
+    probability of one quarter.
 
     Args:
-        seeds: one seed a sample.
-        purpose: what the draws are for, such as "sample".
-        device: where the draws go.
+        seeds: one seed per sample.
+        purpose: a name for what the draws are used for, such as "sample".
+        device: the device of the returned tensors.
+
+    Raises:
+        ValueError: from a draw whose first dimension is not the number of seeds.
     """
 
     def __init__(self, seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu") -> None:
@@ -93,7 +97,7 @@ class SampleRng(Rng):
 
     def _stack(self, shape: Sequence[int], draw: Callable[..., np.ndarray]) -> Tensor:
         if shape[0] != len(self._generators):
-            raise ValueError(f"draws for {shape[0]} samples asked of {len(self._generators)} generators")
+            raise ValueError(f"draws for {shape[0]} samples requested from {len(self._generators)} generators")
         draws = np.empty((shape[0], math.prod(shape[1:])), np.float32)
         for row, generator in zip(draws, self._generators, strict=True):
             draw(generator, dtype=np.float32, out=row)

@@ -1,10 +1,10 @@
-"""Samplers: pure functions that walk from noise to data along any Gaussian path.
+"""Samplers: pure functions that integrate from noise to data along any Gaussian path.
 
     sampler(denoise, path, x, times, rng, **options) -> x at times[-1]
 
-`denoise(x_t, t) -> E[x_0 | x_t]` is all they know of a model, so every sampler works on every checkpoint of
-a Gaussian path, whatever its net predicts. Times fall from at most 1 to 0 (`paths.spaced_times`). Most ODE solvers
-work on the straight path (see `paths`):
+A sampler uses a model only through `denoise(x_t, t) -> E[x_0 | x_t]`. So every sampler works on every checkpoint of a
+Gaussian path, whatever its net predicts. x is (B, C, H, W). Times decrease from at most 1 to 0 (`paths.spaced_times`).
+Most ODE solvers work on the straight path (see `paths`):
 
     dy/du = (y - x_0) / u,   y = x_t / (alpha + sigma),   u = sigma / (alpha + sigma)
 
@@ -31,11 +31,11 @@ from torch import Tensor
 from genflow.maths.paths import Path, Spacing, Time, along, over
 from genflow.maths.rng import Rng
 
-Denoise = Callable[[Tensor, Time], Tensor]  # one time for all, or (adaptive solvers) a time a row
+Denoise = Callable[[Tensor, Time], Tensor]  # one time for all rows, or one per row (adaptive solvers)
 
 
 def ddim(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng, *, eta: float = 0.0) -> Tensor:
-    """DDIM (Song et al., 2021, equation 12); eta = 0 draws nothing, eta = 1 is DDPM's ancestral sampling.
+    """DDIM (Song et al., 2021, equation 12); eta = 0 is deterministic, eta = 1 is DDPM's ancestral sampling.
 
         x_s = alpha_s x_0 + sqrt(sigma_s^2 - up^2) eps + up z
         up  = eta sigma_s sqrt(1 - (sigma_s alpha_t / (alpha_s sigma_t))^2)
@@ -52,12 +52,12 @@ def ddim(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: R
 
 
 def ddpm(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
-    """DDPM's ancestral sampling (Ho et al., 2020, algorithm 2, posterior variance), with any number of steps."""
+    """DDPM's ancestral sampling, any number of steps (Ho et al., 2020, algorithm 2, with the posterior variance)."""
     return ddim(denoise, path, x, times, rng, eta=1.0)
 
 
-class _Straight:
-    """A model's ODE in the straight path's variables."""
+class _StraightOde:
+    """The probability flow ODE of a model, in the straight path's variables (y, u)."""
 
     def __init__(self, denoise: Denoise, path: Path) -> None:
         self._denoise, self._path = denoise, path
@@ -66,19 +66,19 @@ class _Straight:
         return self._path.alpha(t) + self._path.sigma(t)
 
     def velocity(self, y: Tensor, u: float) -> Tensor:
-        """dy/du at u > 0."""
+        """dy/du at u > 0, for y (B, ...)."""
         t = self._path.time(u)
         return (y - self._denoise(y * self.scale(t), t)) / u
 
     def velocities(self, y: Tensor, u: Tensor) -> Tensor:
-        """dy/du at a time of its own for each row, u (B,) > 0."""
+        """dy/du for y (B, ...) at one time per row, u (B,) > 0."""
         t = torch.tensor([self._path.time(each) for each in u.tolist()], dtype=u.dtype, device=u.device)
         return (y - self._denoise(y * along(self.scale, t, y), t)) / over(u, y)
 
 
 def euler(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
-    """Euler's method, order 1. One evaluation a step."""
-    ode, u = _Straight(denoise, path), [path.flow_time(t) for t in times]
+    """Euler's method, order 1. One evaluation per step."""
+    ode, u = _StraightOde(denoise, path), [path.flow_time(t) for t in times]
     y = x / ode.scale(times[0])
     for a, b in zip(u[:-1], u[1:], strict=True):
         y = y + (b - a) * ode.velocity(y, a)
@@ -86,8 +86,8 @@ def euler(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: 
 
 
 def midpoint(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
-    """The midpoint method, order 2. Two evaluations a step, none of them at t = 0."""
-    ode, u = _Straight(denoise, path), [path.flow_time(t) for t in times]
+    """The midpoint method, order 2. Two evaluations per step, none of them at t = 0."""
+    ode, u = _StraightOde(denoise, path), [path.flow_time(t) for t in times]
     y = x / ode.scale(times[0])
     for a, b in zip(u[:-1], u[1:], strict=True):
         halfway = y + (b - a) / 2 * ode.velocity(y, a)
@@ -96,8 +96,8 @@ def midpoint(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rn
 
 
 def heun(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
-    """Heun's method (Karras et al., 2022, algorithm 1), order 2. Two evaluations a step, one in the last."""
-    ode, u = _Straight(denoise, path), [path.flow_time(t) for t in times]
+    """Heun's method (Karras et al., 2022, algorithm 1), order 2. Two evaluations per step, one in the last."""
+    ode, u = _StraightOde(denoise, path), [path.flow_time(t) for t in times]
     y = x / ode.scale(times[0])
     for a, b in zip(u[:-1], u[1:], strict=True):
         slope = ode.velocity(y, a)
@@ -107,8 +107,11 @@ def heun(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: R
 
 
 def ab2(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
-    """Adams-Bashforth's two-step method, order 2. One evaluation a step: the last slope is remembered."""
-    ode, u = _Straight(denoise, path), [path.flow_time(t) for t in times]
+    """The two-step Adams-Bashforth method, order 2. One evaluation per step; the previous slope is reused.
+
+    The first step is Euler's. The coefficients are those of a variable step size.
+    """
+    ode, u = _StraightOde(denoise, path), [path.flow_time(t) for t in times]
     y = x / ode.scale(times[0])
     before: Tensor | None = None
     width = 0.0
@@ -127,8 +130,8 @@ def ab2(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rn
 def edm_heun(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
     """EDM's sampler (Karras et al., 2022, algorithm 1): Heun's method in (x/alpha, sigma/alpha), order 2.
 
-    Two evaluations a step, one in the last. It is meant for `spaced_times(..., "karras")`. Where a walk begins with no
-    signal at all, x/alpha is infinite, and the first step is DDIM's.
+    Two evaluations per step, one in the last. It is designed for `spaced_times(..., "karras")`. If alpha is 0 at the
+    first time, x/alpha is infinite, and the first step is a DDIM step.
     """
     alphas = [path.alpha(t) for t in times]
     s = [path.sigma(t) / alpha if alpha else math.inf for t, alpha in zip(times, alphas, strict=True)]
@@ -146,12 +149,12 @@ def edm_heun(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rn
 
 
 def dpmpp_2m(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng) -> Tensor:
-    """DPM-Solver++ 2M (Lu et al., 2022, algorithm 2), order 2. One evaluation a step: the last x_0 is remembered.
+    """DPM-Solver++ 2M (Lu et al., 2022, algorithm 2), order 2. One evaluation per step; the previous x_0 is reused.
 
         x_s = (sigma_s/sigma_t) x_t - alpha_s (e^-h - 1) D,   D = (1 + 1/2r) x_0 - 1/2r x_0',   h = lambda_s - lambda_t
 
-    with x_0' and h' = r h from the step before. The first step has none before it, and the last one none to lean on
-    (h is infinite at sigma = 0): both are of order 1, which is DDIM.
+    with x_0' and h' = r h from the previous step. The first step has no previous step, and in the last one h is
+    infinite (sigma = 0). Both are of order 1, which is DDIM.
     """
     before: Tensor | None = None
     width = math.inf
@@ -167,8 +170,8 @@ def dpmpp_2m(denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rn
     return x
 
 
-# Dormand and Prince's tableau: rows a_ij with the nodes c_i; the last row is the solution of order 5, so its slope
-# is the next step's first one; E is the difference to the solution of order 4.
+# Dormand and Prince's tableau: rows a_ij with the nodes c_i. The last row is the solution of order 5, so its slope is
+# also the first slope of the next step. E is the difference from the solution of order 4.
 _C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _A: tuple[tuple[float, ...], ...] = (
     (),
@@ -185,13 +188,14 @@ _E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 4
 def rk45(
     denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng, *, tolerance: float = 1e-5
 ) -> Tensor:
-    """Dormand and Prince's adaptive Runge-Kutta method, order 5: a reference.
+    """Dormand and Prince's adaptive Runge-Kutta method, order 5, as a reference solution (Dormand, Prince, 1980).
 
-    Every row has its own steps, so that no row depends on its company: a step is accepted where the root mean square
-    of its error, over tolerance (1 + |y|), is at most 1. Of `times` it takes the ends and the first step; it stops at
-    the path's `cleanest` time, where velocities still have a value, and goes the rest by Euler's method.
+    Every row has its own step sizes, so no row depends on the other rows of the batch. A step is accepted if the root
+    mean square of its error, divided by tolerance (1 + |y|), is at most 1. Only the first, the second and the last of
+    `times` are used: they give the ends and the first step size. The adaptive steps stop at the path's `cleanest`
+    time, because velocities are undefined at t = 0; one Euler step covers the rest.
     """
-    ode = _Straight(denoise, path)
+    ode = _StraightOde(denoise, path)
     end, last = path.flow_time(times[-1]), max(path.flow_time(times[-1]), path.flow_time(path.cleanest))
     y = x / ode.scale(times[0])
     u = torch.full((len(x),), path.flow_time(times[0]), dtype=torch.float64, device=x.device)
@@ -205,7 +209,7 @@ def rk45(
         error = over(h, y) * sum(e * k for e, k in zip(_E, slopes, strict=True))
         size = tolerance * (1 + torch.maximum(y.abs(), ahead.abs()))
         wrong = (error / size).flatten(1).square().mean(1).sqrt().double()
-        accepted = moving & ((wrong <= 1) | (h <= 1e-5))  # below that, rounding is all there is to see
+        accepted = moving & ((wrong <= 1) | (h <= 1e-5))  # below 1e-5 the error is dominated by rounding
         keep = over(accepted, y).bool()
         y, slope = torch.where(keep, ahead, y), torch.where(keep, slopes[-1], slope)
         u = torch.where(accepted, u - h, u)
@@ -217,18 +221,17 @@ def rk45(
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler, and what it promises.
+    """A sampler with its declared properties.
 
     Args:
-        walk: the function.
+        run: the function, sampler(denoise, path, x, times, rng, **options).
         order: its order of convergence as an ODE solver; 0 for a stochastic one.
-        stochastic: whether it draws noise on the way.
-        evaluations: denoiser evaluations as a function of steps; None for an adaptive one, whose number of steps is
-            its own affair.
-        spacing: the steps it is meant for.
+        stochastic: whether it draws noise.
+        evaluations: denoiser evaluations as a function of steps; None for an adaptive one, which chooses its steps.
+        spacing: the time grid for which it is designed.
     """
 
-    walk: Callable[..., Tensor]
+    run: Callable[..., Tensor]
     order: int
     stochastic: bool
     evaluations: Callable[[int], int] | None

@@ -1,4 +1,4 @@
-"""One number's invertible map, as flows need it: an affine map, then a monotonic rational-quadratic spline.
+"""Invertible maps of one number for normalizing flows: an affine map, then a monotonic rational-quadratic spline.
 
     y = (x - mu) exp(-s),    z = spline(y)
 
@@ -19,29 +19,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BOUND = 4.0
-NARROWEST = 1e-3  # a bin's least share of the whole
-FLATTEST = 1e-3  # the least slope at a knot
-STEEPEST = 8.0  # the largest |s|
+MIN_BIN_SHARE = 1e-3  # the smallest size of a bin, as a share of the whole range
+MIN_SLOPE = 1e-3  # the smallest slope at a knot
+MAX_LOG_SCALE = 8.0  # the largest |s|
 
 
-def parameters(bins: int) -> int:
-    """Parameters a number: mu, s, and with K bins K widths, K heights and K - 1 slopes."""
+def parameter_count(bins: int) -> int:
+    """Parameters per number: mu and s; with K > 0 bins also K widths, K heights and K - 1 slopes."""
     return 2 + (3 * bins - 1 if bins else 0)
 
 
 def transform(x: Tensor, params: Tensor, bins: int, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """The map of each number, or its inverse, with the log of its own derivative. All zeros are the identity.
+    """Apply the map, or its inverse, to each number; all parameters 0 give the identity.
 
     Args:
-        x: (...).
-        params: (..., parameters(bins)), any numbers.
-        bins: K; 0: the affine map alone.
-        inverse: from z to x.
+        x: (...); z if `inverse`.
+        params: (..., parameter_count(bins)), unconstrained.
+        bins: K; 0: only the affine map.
+        inverse: map from z to x.
 
     Returns:
         z or x (...), and log |dz/dx| or log |dx/dz| (...).
     """
-    mu, s = params[..., 0], STEEPEST * torch.tanh(params[..., 1] / STEEPEST)
+    mu, s = params[..., 0], MAX_LOG_SCALE * torch.tanh(params[..., 1] / MAX_LOG_SCALE)
     if inverse:
         y, slope = _spline(x, params[..., 2:], bins, inverse=True) if bins else (x, torch.zeros_like(x))
         return y * s.exp() + mu, slope + s
@@ -53,9 +53,9 @@ def transform(x: Tensor, params: Tensor, bins: int, *, inverse: bool = False) ->
 
 
 def _knots(free: Tensor) -> tuple[Tensor, Tensor]:
-    """Bins' sizes (..., K), positive and 2 BOUND in all, and the knots between them (..., K + 1)."""
+    """The sizes of the bins (..., K), positive with sum 2 BOUND, and their knots (..., K + 1)."""
     bins = free.shape[-1]
-    sizes = 2 * BOUND * (NARROWEST + (1 - NARROWEST * bins) * free.softmax(-1))
+    sizes = 2 * BOUND * (MIN_BIN_SHARE + (1 - MIN_BIN_SHARE * bins) * free.softmax(-1))
     inner = sizes[..., :-1].cumsum(-1) - BOUND
     edge = torch.full_like(inner[..., :1], BOUND) if bins > 1 else torch.full_like(free, BOUND)
     knots = torch.cat([-edge, inner, edge], -1)
@@ -65,8 +65,8 @@ def _knots(free: Tensor) -> tuple[Tensor, Tensor]:
 def _spline(x: Tensor, params: Tensor, bins: int, *, inverse: bool) -> tuple[Tensor, Tensor]:
     widths, xs = _knots(params[..., :bins])
     heights, ys = _knots(params[..., bins : 2 * bins])
-    one = math.log(math.expm1(1 - FLATTEST))  # where softplus makes a slope of 1
-    slopes = F.pad(F.softplus(params[..., 2 * bins :] + one) + FLATTEST, (1, 1), value=1.0)
+    one = math.log(math.expm1(1 - MIN_SLOPE))  # softplus(one) + MIN_SLOPE = 1
+    slopes = F.pad(F.softplus(params[..., 2 * bins :] + one) + MIN_SLOPE, (1, 1), value=1.0)
     inside = x.abs() < BOUND
     at = torch.where(inside, x, 0.0)
     k = (at[..., None] >= (ys if inverse else xs)[..., 1:-1]).sum(-1, keepdim=True)
@@ -77,7 +77,7 @@ def _spline(x: Tensor, params: Tensor, bins: int, *, inverse: bool) -> tuple[Ten
     w, x_k, h, y_k = pick(widths), pick(xs), pick(heights), pick(ys)
     d, d_next, r = pick(slopes), pick(slopes[..., 1:]), h / w
     bend = d_next + d - 2 * r
-    if inverse:  # the root of a xi^2 + b xi + c = 0 that lies in [0, 1], equations 6 to 8
+    if inverse:  # the root of a xi^2 + b xi + c = 0 in [0, 1], equations 6 to 8
         up = at - y_k
         a, b, c = h * (r - d) + up * bend, h * d - up * bend, -r * up
         xi = 2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())

@@ -1,4 +1,4 @@
-"""Where on the clock to look while training: densities of t on (0, 1).
+"""Distributions on (0, 1) from which training times t are drawn.
 
 References:
     Scaling Rectified Flow Transformers, SD3 (Esser et al., 2024), for the logit-normal density
@@ -16,27 +16,27 @@ from torch import Tensor
 from genflow.maths.rng import Rng
 
 Density = Literal["uniform", "logit_normal", "u_shaped"]
-STEEP = 4.0  # a of the U-shaped density, p(t) ~ exp(a t) + exp(a (1 - t))
+U_SHAPE_RATE = 4.0  # a of the U-shaped density, p(t) ~ exp(a t) + exp(a (1 - t))
 
 
 def draw(
     density: Density, rows: int, rng: Rng, *, mean: float = 0.0, std: float = 1.0, uniform_share: float = 0.1
 ) -> Tensor:
-    """(rows,) times in (0, 1).
+    """Draw training times (rows,) in (0, 1).
 
     Args:
-        density: uniform; the logit of a normal, which looks at the middle where the task is hardest; or U-shaped,
-            which looks at both ends, where the ways of a rectified flow are not straight yet.
+        density: uniform; logit-normal, with most times in the middle, where the task is hardest; or U-shaped, with most
+            times at both ends, where the trajectories of a rectified flow are not straight yet.
         rows: B.
-        rng: where draws come from.
-        mean: of the normal; above 0 looks at noise more.
-        std: of the normal.
-        uniform_share: share of a logit-normal's draws that are uniform instead: the ends matter for
-            likelihood and for few steps, and the logit-normal never goes there.
+        rng: source of the draws.
+        mean: of the normal distribution of logit t; above 0 means more noise.
+        std: standard deviation of that normal distribution.
+        uniform_share: share of the logit-normal's draws that are uniform instead. The ends matter for the likelihood
+            and for sampling with few steps, and the logit-normal almost never draws them.
     """
     t = rng.uniform((rows,))
     if density == "u_shaped":  # the inverse of F(t) = 1/2 + sinh(a (t - 1/2)) / (2 sinh(a/2))
-        t = 0.5 + torch.asinh((2 * t - 1) * math.sinh(STEEP / 2)) / STEEP
+        t = 0.5 + torch.asinh((2 * t - 1) * math.sinh(U_SHAPE_RATE / 2)) / U_SHAPE_RATE
     if density == "logit_normal":
         peaked = torch.sigmoid(mean + std * rng.normal((rows,)))
         t = torch.where(rng.uniform((rows,)) < uniform_share, t, peaked)

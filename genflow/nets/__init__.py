@@ -1,12 +1,13 @@
-"""The nets, one a file; the folder is the registry.
+"""Networks, one per file; the folder is the registry.
 
-A module here offers `build(ports, classes, **options) -> nn.Module`: the keyword-only arguments are the recipe's
-`net:` section. It raises `UsageError` for ports, sizes or options that cannot work, before anything starts.
-Every net is called as `net(x, t, label, r)`: x (B, *inputs), t (B,) on the scale of 0..1000 or None, label (B,),
-r (B,) a second time on the same scale or None.
+A module in this folder defines `build(ports, classes, **options) -> nn.Module`. Its keyword-only arguments are the
+`net:` section of the recipe. It raises `UsageError` for ports, sizes or options that cannot work.
 
-A module with `FLOW = True` offers invertible nets, for ports with `flow=True`: they answer (z, log|det|), or with
-`inverse=True` x and the log-determinant of that way. Either sort refuses the other's ports.
+Every net is called as `net(x, t, label, r)`: x (B, *inputs); t (B,), the time on the scale of 0..1000, or None; label
+(B,) int64; r (B,), a second time on the same scale, or None.
+
+A module with `FLOW = True` builds invertible nets, for ports with `flow=True`. An invertible net returns (z, log|det|);
+with `inverse=True` it returns x and the log-determinant of the inverse. `builder` rejects ports of the other sort.
 """
 
 import functools
@@ -24,7 +25,11 @@ NOT_NETS = ("layers",)
 
 
 def kinds(*, flow: bool | None = None) -> list[str]:
-    """The kinds of net there are: all, the invertible ones, or the others."""
+    """The kinds of net in the registry, sorted.
+
+    Args:
+        flow: True: only invertible nets; False: only the others; None: all.
+    """
     found = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_NETS)
     return [kind for kind in found if flow is None or _is_flow(kind) == flow]
 
@@ -34,20 +39,21 @@ def _is_flow(kind: str) -> bool:
 
 
 def builder(kind: str) -> Callable[..., nn.Module]:
-    """The `build` function of a kind of net; it refuses ports of the other sort.
+    """The `build` function of a kind of net, which also checks that net and ports are both invertible or both not.
 
     Raises:
-        UsageError: there is no such kind.
+        UsageError: the kind does not exist. The returned function raises it for ports that the net does not fit.
     """
     if kind not in kinds():
         raise UsageError(f"unknown net {kind!r}{nearest(kind, kinds())}", f"nets: {', '.join(kinds())}")
     build = importlib.import_module(f"{__name__}.{kind}").build
 
     @functools.wraps(build)
-    def checked(ports: NetSpec, classes: int, **options: Any) -> nn.Module:
+    def checked_build(ports: NetSpec, classes: int, **options: Any) -> nn.Module:
         if ports.flow != _is_flow(kind):
-            need = "an invertible net is needed" if ports.flow else "no invertible net is needed"
-            raise UsageError(f"net {kind} does not fit: {need}", f"use net.kind={' or '.join(kinds(flow=ports.flow))}")
+            requirement = "an invertible net is needed" if ports.flow else "no invertible net is needed"
+            hint = f"use net.kind={' or '.join(kinds(flow=ports.flow))}"
+            raise UsageError(f"net {kind} does not fit: {requirement}", hint)
         return build(ports, classes, **options)
 
-    return checked
+    return checked_build

@@ -1,7 +1,7 @@
-"""Convolutional encoder and decoder: a picture to a vector, and a vector to a picture.
+"""Convolutional encoder (picture to vector) and decoder (vector to picture).
 
-    encoder  (C, H, W) -> fold -> residual blocks, halving twice -> vector
-    decoder  vector -> small map -> residual blocks, doubling twice -> unfold -> (C', H, W)
+    encoder  (C, H, W) -> fold -> residual blocks, downsample by 2, residual blocks -> vector
+    decoder  vector -> small map -> residual blocks, upsample by 2, residual blocks -> unfold -> (C', H, W)
 """
 
 import math
@@ -11,20 +11,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, folded, groups, need_divisor, need_one_picture, zero
+from genflow.nets.layers import Condition, default_fold, groups, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
 
 
 class Block(nn.Module):
-    """norm, SiLU, conv, modulation by class, norm, SiLU, conv; residual."""
+    """A residual block: norm, SiLU, conv, norm, modulation by time and class, SiLU, conv."""
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups(channels), channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulate = zero(nn.Linear(condition, 2 * channels))
+        self.modulate = zero_init(nn.Linear(condition, 2 * channels))
         self.norm2 = nn.GroupNorm(groups(channels), channels)
-        self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         scale, shift = self.modulate(c)[:, :, None, None].chunk(2, 1)
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A picture to a vector."""
+    """Map a picture (B, C, H, W) to a vector (B, *outputs); see `build`."""
 
     def __init__(self, ports: NetSpec, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A vector to a picture."""
+    """Map a vector (B, *inputs) to a picture (B, C, H, W); see `build`."""
 
     def __init__(self, ports: NetSpec, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -96,19 +96,19 @@ def build(
     blocks: Annotated[int, Field(ge=1, le=256)] = 2,
     fold: Annotated[int, Field(ge=0)] = 0,
 ) -> nn.Module:
-    """An encoder if a picture goes in and a vector comes out, a decoder if it is the other way round.
+    """Build an encoder if the input is a picture and the output a vector, and a decoder in the opposite case.
 
     Args:
-        ports: what goes in and comes out.
-        classes: the number of classes; 0 for none.
-        width: channels at the finer of the two scales.
-        blocks: residual blocks a scale.
-        fold: pixels folded into channels, along each side; 0: 1 below 16 pixels, 2 up to 64, 4 above.
+        ports: input and output shapes.
+        classes: the number of classes; 0: unconditional.
+        width: channels at the finer of the two scales; the coarser one has twice as many.
+        blocks: residual blocks per scale.
+        fold: side of the pixel squares that are folded into channels; 0: 1 below 16 pixels, 2 up to 64, 4 above.
 
     Raises:
-        UsageError: not exactly one of the ports is a picture, or fold does not divide the size.
+        UsageError: not exactly one of input and output is a picture, or fold does not divide its side.
     """
-    size, goes_in = need_one_picture("conv", ports)
-    fold = need_divisor(size, fold or folded(size), "fold")
-    kind = Encoder if goes_in else Decoder
+    size, is_encoder = need_one_picture("conv", ports)
+    fold = need_divisor(size, fold or default_fold(size), "fold")
+    kind = Encoder if is_encoder else Decoder
     return kind(ports, classes, fold, size // fold, width, blocks)

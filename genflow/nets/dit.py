@@ -1,4 +1,4 @@
-"""DiT: a transformer over patches, each layer modulated by time and class (adaLN-zero), with QK-norm.
+"""DiT: a transformer over patches with QK-norm; every layer is modulated by time and class (adaLN-zero).
 
     h <- h + gate_a attention((1 + scale_a) norm(h) + shift_a)
     h <- h + gate_m mlp((1 + scale_m) norm(h) + shift_m)          gates start at 0
@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
+from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero_init
 from genflow.specs import NetSpec
 
 
 class Layer(nn.Module):
-    """Attention and MLP, modulated."""
+    """Attention and MLP, both modulated by time and class: h (B, N, width), c (B, width) -> (B, N, width)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Layer(nn.Module):
         self.out = nn.Linear(width, width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
-        self.modulate = zero(nn.Linear(width, 6 * width))
+        self.modulate = zero_init(nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(c)[:, None].chunk(6, -1)
@@ -46,7 +46,7 @@ class Layer(nn.Module):
 
 
 class DiT(nn.Module):
-    """The network; see `build`."""
+    """The DiT network; see `build`."""
 
     def __init__(self, ports: NetSpec, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class DiT(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = zero(nn.Linear(width, 2 * width))
-        self.leave = zero(nn.Linear(width, ports.outputs[0] * patch**2))
+        self.modulate = zero_init(nn.Linear(width, 2 * width))
+        self.leave = zero_init(nn.Linear(width, ports.outputs[0] * patch**2))
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
@@ -82,18 +82,19 @@ def build(
     depth: Annotated[int, Field(ge=1, le=256)] = 6,
     heads: Annotated[int, Field(ge=1, le=256)] = 4,
 ) -> nn.Module:
-    """A diffusion transformer for pictures.
+    """Build a diffusion transformer for pictures.
 
     Args:
-        ports: what goes in and comes out; both are pictures of one size.
-        classes: the number of classes; 0 for none.
-        patch: side of a patch; 0: the smallest divisor of the size that leaves at most 8 x 8 patches.
-        width: of the tokens.
+        ports: input and output shapes; both are pictures of the same size.
+        classes: the number of classes; 0: unconditional.
+        patch: side of a patch in pixels; 0: the smallest divisor of the side, at least 2, that gives at most 8 x 8
+            patches.
+        width: channels of a token.
         depth: the number of layers.
-        heads: attention heads; they divide width.
+        heads: attention heads; must divide width.
 
     Raises:
-        UsageError: the ports are no pictures, or patch or heads do not divide.
+        UsageError: input or output is not a picture, patch does not divide its side, or heads does not divide width.
     """
     size = need_pictures("dit", ports)
     return DiT(ports, classes, need_patch(size, patch), width, depth, need_heads(width, heads))

@@ -1,4 +1,4 @@
-"""Layers that several nets are made of: embeddings of time and class, attention."""
+"""Layers shared by several nets, such as embeddings of time and class, attention, and checks of options."""
 
 import math
 
@@ -11,17 +11,18 @@ from genflow.specs import NetSpec
 
 
 class Condition(nn.Module):
-    """Times and class as one vector, (B,) and (B,) -> (B, width).
+    """Embed times and class as one vector: t (B,), r (B,), label (B,) -> (B, width).
 
-    The time's frequencies end at 50 rad over the whole clock: with the usual 1000 rad a derivative of the net
-    along t is noise.
+    The time embedding has frequencies up to 50 rad over the range 0..1000. With the usual 1000 rad the derivative of
+    the net with respect to t is too noisy to use.
 
     Args:
-        width: of the vector.
-        classes: labels 0..classes-1; `classes` itself means "no label".
-        time: whether the net is told the time.
-        second_time: whether it is told a second time, as the distance to the first; its part starts at zero, so a
-            net that was trained without starts as it was.
+        width: size of the vector.
+        classes: labels are 0..classes-1; `classes` itself means "no label".
+        time: whether the net has a time input t.
+        second_time: whether the net has a second time input r, embedded as t - r. Its layer starts at zero, so a net
+            that was trained without it gives the same outputs at first.
+        frequencies: the number of frequencies of the time embedding.
     """
 
     omega: Tensor
@@ -34,32 +35,36 @@ class Condition(nn.Module):
             self.time = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
         self.second: nn.Module | None = None
         if second_time:
-            self.second = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), zero(nn.Linear(width, width)))
+            self.second = nn.Sequential(
+                nn.Linear(2 * frequencies, width), nn.SiLU(), zero_init(nn.Linear(width, width))
+            )
         self.label = nn.Embedding(classes + 1, width) if classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.3)
         self.width = width
 
     def forward(self, t: Tensor | None, label: Tensor | None, like: Tensor, r: Tensor | None = None) -> Tensor:
-        out = like.new_zeros(like.shape[0], self.width)  # not len(): torch.export would fix it
+        out = like.new_zeros(like.shape[0], self.width)  # not len(): torch.export would make it a constant
         if self.time is not None and t is not None:
-            out = out + self.time(self._waves(t))
+            out = out + self.time(self._fourier(t))
         if self.second is not None and t is not None and r is not None:
-            out = out + self.second(self._waves(t - r))
+            out = out + self.second(self._fourier(t - r))
         if self.label is not None and label is not None:
             out = out + self.label(label)
         return out
 
-    def _waves(self, t: Tensor) -> Tensor:
+    def _fourier(self, t: Tensor) -> Tensor:
         phase = t[:, None].float() / 1000 * self.omega[None]
         return torch.cat([phase.cos(), phase.sin()], 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Attention of (B, heads, N, D): softmax(q k' / sqrt(D)) v; causal: to places up to its own alone.
+    """Attention softmax(q k' / sqrt(D)) v, for q, k, v (B, heads, N, D).
 
-    Two products and a softmax on the CPU, where the backward pass of the fused kernel is ten times slower in
-    bfloat16; the fused kernel on CUDA.
+    With `causal` a position attends only to itself and to earlier positions.
+
+    CUDA uses the fused kernel. The CPU uses two matrix products and a softmax, because the backward pass of the fused
+    kernel is ten times slower there in bfloat16.
     """
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
@@ -69,8 +74,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-def zero(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """A layer that starts as nothing, so that its block starts as the identity."""
+def zero_init(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """Initialize a layer to zero, so that its residual block starts as the identity."""
     nn.init.zeros_(module.weight)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -78,48 +83,49 @@ def zero(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 
 
 def need_pictures(kind: str, ports: NetSpec) -> int:
-    """The side of the pictures that go in and come out.
+    """Check that input and output are pictures, and return their side in pixels.
 
     Raises:
-        UsageError: the ports are no pictures.
+        UsageError: input or output is not a picture of at least 4 pixels a side.
     """
     if len(ports.inputs) != 3 or len(ports.outputs) != 3 or ports.inputs[1] < 4:
         raise UsageError(
-            f"net {kind} turns pictures into pictures; here {ports.inputs} goes in and {ports.outputs} out",
+            f"net {kind} turns pictures into pictures; here the input is {ports.inputs} and the output {ports.outputs}",
             "use net.kind=mlp",
         )
     return ports.inputs[1]
 
 
 def need_one_picture(kind: str, ports: NetSpec) -> tuple[int, bool]:
-    """The side of the one picture among the ports, and whether it is what goes in; the other end is a vector.
+    """Check that exactly one of input and output is a picture; return its side in pixels, and whether it is the input.
 
     Raises:
-        UsageError: not exactly one of the ports is a picture.
+        UsageError: neither or both are pictures.
     """
     pictures = [p for p in (ports.inputs, ports.outputs) if len(p) == 3 and p[1] >= 4]
     if len(pictures) != 1:
         raise UsageError(
-            f"net {kind} turns a picture into a vector or back; here {ports.inputs} goes in and {ports.outputs} out",
+            f"net {kind} turns a picture into a vector or back; "
+            f"here the input is {ports.inputs} and the output {ports.outputs}",
             "use net.kind=unet, dit or mlp",
         )
     return pictures[0][1], pictures[0] == ports.inputs
 
 
 def need_patch(size: int, patch: int) -> int:
-    """`patch`, if it divides the picture's side; 0: the smallest divisor that leaves at most 8 x 8 patches.
+    """Check that `patch` divides the side; for 0 return the smallest divisor that gives at most 8 x 8 patches.
 
     Raises:
-        UsageError: it does not divide.
+        UsageError: `patch` does not divide `size`.
     """
     return need_divisor(size, patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8), "patch")
 
 
 def need_heads(width: int, heads: int) -> int:
-    """`heads`, if they divide the tokens' width.
+    """Check that the number of attention heads divides the width, and return it.
 
     Raises:
-        UsageError: they do not.
+        UsageError: `heads` does not divide `width`; the hint proposes a number that does.
     """
     if width % heads:
         fits = next(h for h in range(min(heads, width), 0, -1) if width % h == 0)
@@ -128,10 +134,10 @@ def need_heads(width: int, heads: int) -> int:
 
 
 def need_divisor(size: int, divisor: int, key: str) -> int:
-    """`divisor`, if it divides the picture's side.
+    """Check that `divisor` divides the side of the picture, and return it.
 
     Raises:
-        UsageError: it does not; the message names the recipe's key.
+        UsageError: it does not; the message names the recipe key `net.<key>`.
     """
     if size % divisor:
         raise UsageError(
@@ -141,14 +147,17 @@ def need_divisor(size: int, divisor: int, key: str) -> int:
     return divisor
 
 
-def folded(size: int, whole: int = 16) -> int:
-    """Pixels to fold into channels along each side: 1 below `whole` pixels, 2 up to 64, 4 above, and a divisor."""
-    fold = 1 if size < whole else 2 if size <= 64 else 4
+def default_fold(size: int, unfolded_below: int = 16) -> int:
+    """The default side of folded pixel squares: 1 below `unfolded_below` pixels, 2 up to 64, 4 above.
+
+    It is halved until it divides `size`.
+    """
+    fold = 1 if size < unfolded_below else 2 if size <= 64 else 4
     while size % fold:
         fold //= 2
     return fold
 
 
 def groups(channels: int) -> int:
-    """The number of groups for a group norm: at most 8, and a divisor."""
+    """The number of groups of a group norm: the largest of 1, 2, 4, 8 that divides the channels."""
     return math.gcd(channels, 8)

@@ -1,6 +1,6 @@
-"""A residual MLP: for points of the plane, for digits, and as encoder or decoder of vectors.
+"""A residual MLP for any shapes: points of the plane, small pictures, and vectors.
 
-    h <- h + W2 SiLU((1 + scale) norm(W1 h) + shift),   (scale, shift) from time and class
+    h <- h + W2 SiLU(W1 ((1 + scale) norm(h) + shift)),   (scale, shift) from time and class
 """
 
 import math
@@ -10,19 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, zero
+from genflow.nets.layers import Condition, zero_init
 from genflow.specs import NetSpec
 
-POINT, HIGHEST = 3, 50  # the most numbers that a point has; rad for a distance of 1
+MAX_FOURIER_INPUTS, MAX_FREQUENCY = 3, 50  # inputs with more numbers get no Fourier features; rad per unit
 
 
 class Block(nn.Module):
-    """One residual layer, modulated by time and class."""
+    """One residual layer, modulated by time and class: h (B, width), c (B, condition) -> (B, width)."""
 
     def __init__(self, width: int, condition: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = zero(nn.Linear(condition, 2 * width))
+        self.modulate = zero_init(nn.Linear(condition, 2 * width))
         self.up = nn.Linear(width, width)
         self.act = nn.SiLU()
         self.down = nn.Linear(width, width)
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class MLP(nn.Module):
-    """Any shape in, any shape out."""
+    """The MLP network, x (B, *inputs) -> (B, *outputs); see `build`."""
 
     omega: Tensor
 
@@ -43,8 +43,8 @@ class MLP(nn.Module):
         self.condition = Condition(width, classes, ports.time, ports.second_time)
         self.act = nn.SiLU()
         inputs = math.prod(ports.inputs)
-        self.register_buffer("omega", torch.logspace(0, math.log10(HIGHEST), waves), persistent=False)
-        self.waves = waves if inputs <= POINT else 0
+        self.register_buffer("omega", torch.logspace(0, math.log10(MAX_FREQUENCY), waves), persistent=False)
+        self.waves = waves if inputs <= MAX_FOURIER_INPUTS else 0
         self.enter = nn.Linear(inputs * (1 + 2 * self.waves), width)
         self.blocks = nn.ModuleList(Block(width, width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -72,14 +72,14 @@ def build(
     depth: Annotated[int, Field(ge=1, le=256)] = 4,
     waves: Annotated[int, Field(ge=0, le=64)] = 8,
 ) -> nn.Module:
-    """A residual MLP.
+    """Build a residual MLP.
 
     Args:
-        ports: what goes in and comes out.
-        classes: the number of classes; 0 for none.
-        width: of the hidden layers.
+        ports: input and output shapes.
+        classes: the number of classes; 0: unconditional.
+        width: units of the hidden layers.
         depth: the number of residual layers.
-        waves: frequencies in which each coordinate of a point is shown, too, from 1 to 50 rad (Fourier features,
-            https://arxiv.org/abs/2006.10739); inputs of more than three numbers are left as they are.
+        waves: frequencies, from 1 to 50 rad, of additional Fourier features of each coordinate (Tancik et al., 2020,
+            https://arxiv.org/abs/2006.10739); inputs of more than three numbers get none.
     """
     return MLP(ports, classes, width, depth, waves)

@@ -1,8 +1,8 @@
-"""A coupling flow with rational-quadratic splines, for vectors: points of the plane, small pictures.
+"""A coupling flow with rational-quadratic splines, for vectors such as points of the plane and small pictures.
 
     layer:  z_b = T(x_b; f(x_a, label)),   z_a = x_a        f: a residual MLP;  T: maths/splines.py
 
-A fixed shuffle splits the numbers anew in every second layer, and the layer between moves the other half.
+Every second layer splits the numbers by a new fixed permutation. The layer after it swaps the roles of the two halves.
 
 References:
     Neural Spline Flows (Durkan et al., 2019)                      https://arxiv.org/abs/1906.04032
@@ -19,22 +19,27 @@ from torch import Tensor, nn
 
 from genflow.errors import UsageError
 from genflow.maths import splines
-from genflow.nets.layers import Condition, zero
+from genflow.nets.layers import Condition, zero_init
 from genflow.specs import NetSpec
 
-FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
+FLOW = True  # read by `genflow.nets`: the net is invertible and returns (z, log|det|)
 
-# A step of Muon moves `leave` by lr whatever the gradient, and its answers by lr sqrt(width) CALM; narrow modes want
-# steps well below their own width (ring8, sigma 0.014, 10 CPU-s: nats -4.82 of the true -4.98 with 0.1, -3.1 with 1).
-CALM = 0.1
+# A Muon step changes the weights of `leave` by lr whatever the gradient, and so its outputs by
+# lr sqrt(width) OUTPUT_SCALE. Narrow modes need steps well below their own width. On ring8 (sigma 0.014, 10 CPU
+# seconds) the negative log-likelihood reaches -4.82 nats with 0.1 and -3.1 with 1; the true value is -4.98.
+OUTPUT_SCALE = 0.1
 
 
 class Coupling(nn.Module):
-    """One half stays and says how each number of the other half moves.
+    """A coupling layer: one half is unchanged and determines the map of each number in the other half.
 
     Args:
-        stays: indices of the half that stays.
-        moves: indices of the half that moves.
+        stays: indices of the unchanged half.
+        moves: indices of the half that is mapped.
+        classes: the number of classes; 0: unconditional.
+        width: units of the hidden layers.
+        depth: the number of residual layers.
+        bins: of the splines; 0: only affine maps.
     """
 
     stays: Tensor
@@ -48,20 +53,20 @@ class Coupling(nn.Module):
         self.condition = Condition(width, classes, time=False)
         self.enter = nn.Linear(max(1, len(stays)), width)
         self.ups = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.downs = nn.ModuleList(zero(nn.Linear(width, width)) for _ in range(depth))
+        self.downs = nn.ModuleList(zero_init(nn.Linear(width, width)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = zero(nn.Linear(width, len(moves) * splines.parameters(bins)))
+        self.leave = zero_init(nn.Linear(width, len(moves) * splines.parameter_count(bins)))
 
     def forward(
         self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """x (B, D) -> z (B, D) and log |det dz/dx| (B,), or back."""
+        """x (B, D) -> z (B, D) and log |det dz/dx| (B,); with `inverse` from z to x."""
         h = self.enter(x[:, self.stays]) + self.condition(None, label, x)
         for up, down in zip(self.ups, self.downs, strict=True):
             h = h + down(F.silu(up(F.silu(h))))
-        with torch.autocast(h.device.type, enabled=False):  # the parameters in single precision or better
-            h = self.leave(CALM * self.norm(h.to(self.norm.weight.dtype)))
-        params = h.unflatten(1, (-1, splines.parameters(self.bins)))
+        with torch.autocast(h.device.type, enabled=False):  # parameters in single precision or better
+            h = self.leave(OUTPUT_SCALE * self.norm(h.to(self.norm.weight.dtype)))
+        params = h.unflatten(1, (-1, splines.parameter_count(self.bins)))
         if guidance != 1:
             with_label, without = params.chunk(2)
             params = torch.lerp(without, with_label, guidance).repeat(2, 1, 1)
@@ -70,7 +75,7 @@ class Coupling(nn.Module):
 
 
 class SplineFlow(nn.Module):
-    """The network; see `build`."""
+    """The coupling flow; see `build`."""
 
     def __init__(self, dims: int, classes: int, layers: int, width: int, depth: int, bins: int) -> None:
         super().__init__()
@@ -95,9 +100,10 @@ class SplineFlow(nn.Module):
         inverse: bool = False,
         guidance: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """x -> z and log |det dz/dx| (B,), or with `inverse` z -> x and log |det dx/dz|.
+        """x (B, *inputs) -> z and log |det dz/dx| (B,); with `inverse` z -> x and log |det dx/dz| (B,).
 
-        With guidance other than 1 the batch's second half repeats the first without its labels; only for the inverse.
+        Guidance other than 1 applies only to the inverse. The second half of the batch must then repeat the first
+        half with the label for "no label". The parameters of the map are interpolated between the two halves.
         """
         flat, log_det = x.flatten(1), x.new_zeros(x.shape[:1])
         couplings = list(self.couplings)
@@ -116,20 +122,21 @@ def build(
     depth: Annotated[int, Field(ge=1, le=64)] = 1,
     bins: Annotated[int, Field(ge=0, le=128)] = 16,
 ) -> nn.Module:
-    """A coupling flow with splines.
+    """Build a coupling flow with splines.
 
     Args:
-        ports: what goes in and comes out, of one shape.
-        classes: the number of classes; 0 for none.
-        width: of the hidden layers that say how numbers move.
-        layers: coupling layers; each moves one half of the numbers.
-        depth: residual layers in each.
-        bins: of the splines; 0: affine maps alone (Real NVP).
+        ports: input and output shapes, which are equal.
+        classes: the number of classes; 0: unconditional.
+        width: units of the hidden layers.
+        layers: coupling layers; each maps one half of the numbers.
+        depth: residual layers per coupling layer.
+        bins: bins of the splines; 0: only affine maps (Real NVP).
 
     Raises:
-        UsageError: there is but one number, which leaves nothing to couple.
+        UsageError: the input is a single number, which cannot be split.
     """
     dims = math.prod(ports.inputs)
     if dims < 2:
-        raise UsageError(f"net spline couples numbers with each other; {ports.inputs} is one", "use net.kind=tarflow")
+        message = f"net spline needs at least two numbers per sample; the shape {ports.inputs} has one"
+        raise UsageError(message, "use net.kind=tarflow")
     return SplineFlow(dims, classes, layers, width, depth, bins)

@@ -1,10 +1,10 @@
-"""TarFlow: a stack of autoregressive flows over patches, each a causal transformer, in alternating directions.
+"""TarFlow: a stack of autoregressive flows over patches; each is a causal transformer, in alternating directions.
 
     block:  z_i = T(x_i; f(x_1, ..., x_{i-1}, label)),    i = 1..N patches
 
-T moves each number of a patch by itself: affine, and where there are bins a rational-quadratic spline behind it
-(maths/splines.py). So the Jacobian is triangular, density takes one parallel pass a block, and the inverse goes
-patch by patch, with keys and values of earlier patches kept.
+T maps each number of a patch separately: an affine map and, if bins > 0, a rational-quadratic spline after it
+(maths/splines.py). So the Jacobian is triangular, and the density takes one parallel pass per block. The inverse is
+computed patch by patch, with cached keys and values of the earlier patches.
 
 References:
     Normalizing Flows are Capable Generative Models (Zhai et al., 2024)   https://arxiv.org/abs/2412.06329
@@ -18,34 +18,36 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.maths import splines
-from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero
+from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero_init
 from genflow.specs import NetSpec
 
-FLOW = True  # for `genflow.nets`: invertible, and answers (z, log|det|)
+FLOW = True  # read by `genflow.nets`: the net is invertible and returns (z, log|det|)
 
-CALM = 0.3  # a step of Muon moves `leave` by lr whatever the gradient, and its answers by lr sqrt(width) CALM
+# A Muon step changes the weights of `leave` by lr whatever the gradient, and so its outputs by
+# lr sqrt(width) OUTPUT_SCALE.
+OUTPUT_SCALE = 0.3
 
-Cache = list[Tensor]  # keys and values (B, heads, patches so far, D); empty at the start
+Cache = list[Tensor]  # keys and values, (B, heads, patches so far, D) each; empty at first
 
 
 class Layer(nn.Module):
-    """Causal attention and MLP."""
+    """Causal attention and MLP: h (B, N, width) -> (B, N, width)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = zero(nn.Linear(width, width))
+        self.out = zero_init(nn.Linear(width, width))
         self.up = nn.Linear(width, 4 * width)
-        self.down = zero(nn.Linear(4 * width, width))
+        self.down = zero_init(nn.Linear(4 * width, width))
 
     def forward(self, h: Tensor, cache: Cache | None = None) -> Tensor:
         h = h + self.attention(self.norm1(h), cache)
-        return h + self.down(F.relu(self.up(self.norm2(h))).square())  # GELU took an eighth of a step on a CPU
+        return h + self.down(F.relu(self.up(self.norm2(h))).square())  # GELU would take 1/8 of a CPU step
 
     def attention(self, h: Tensor, cache: Cache | None) -> Tensor:
-        """Of every patch to itself and those before it: all at once, or the newest one with a cache."""
+        """Attention of patches to themselves and earlier ones: of all patches, or with a cache of the newest one."""
         B, N, D = h.shape
         q, k, v = self.qkv(h).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).contiguous()
         if cache is not None:
@@ -55,23 +57,23 @@ class Layer(nn.Module):
 
 
 class Block(nn.Module):
-    """One autoregressive flow over a sequence of N patches with D numbers each."""
+    """One autoregressive flow over a sequence of N patches of D numbers each."""
 
     def __init__(self, N: int, D: int, classes: int, width: int, depth: int, heads: int, bins: int) -> None:
         super().__init__()
         self.bins = bins
         self.condition = Condition(width, classes, time=False)
         self.enter = nn.Linear(D, width)
-        self.start = nn.Parameter(torch.zeros(width))  # stands before the first patch
+        self.start = nn.Parameter(torch.zeros(width))  # the input in the position before the first patch
         self.position = nn.Parameter(0.02 * torch.randn(N, width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = zero(nn.Linear(width, D * splines.parameters(bins)))
+        self.leave = zero_init(nn.Linear(width, D * splines.parameter_count(bins)))
 
     def forward(
         self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """x (B, N, D) -> z (B, N, D) and log |det dz/dx| (B,), or back."""
+        """x (B, N, D) -> z (B, N, D) and log |det dz/dx| (B,); with `inverse` from z to x."""
         return self._inverse(x, label, guidance) if inverse else self._forward(x, label)
 
     def _forward(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -84,13 +86,13 @@ class Block(nn.Module):
         return z, slopes.flatten(1).sum(1)
 
     def params(self, h: Tensor) -> Tensor:
-        """The parameters of every number's map (B, N, D, P), in single precision or better even under autocast."""
+        """The parameters of each number's map (B, N, D, P), in single precision or better even under autocast."""
         with torch.autocast(h.device.type, enabled=False):
-            h = CALM * self.norm(h.to(self.norm.weight.dtype))
-            return self.leave(h).unflatten(2, (-1, splines.parameters(self.bins)))
+            h = OUTPUT_SCALE * self.norm(h.to(self.norm.weight.dtype))
+            return self.leave(h).unflatten(2, (-1, splines.parameter_count(self.bins)))
 
     def _inverse(self, z: Tensor, label: Tensor | None, guidance: float) -> tuple[Tensor, Tensor]:
-        """z -> x, patch by patch; each layer keeps the keys and values of the patches so far."""
+        """z -> x, patch by patch; each layer caches the keys and values of the earlier patches."""
         c = self.condition(None, label, z)
         caches: list[Cache] = [[] for _ in self.layers]
         h = self.start.expand(z.shape[0], -1)
@@ -111,7 +113,7 @@ class Block(nn.Module):
 
 
 class TarFlow(nn.Module):
-    """The network; see `build`."""
+    """The TarFlow network; see `build`."""
 
     def __init__(
         self, ports: NetSpec, classes: int, patch: int, width: int, depth: int, heads: int, bins: int, blocks: int
@@ -132,17 +134,18 @@ class TarFlow(nn.Module):
         inverse: bool = False,
         guidance: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """x -> z and log |det dz/dx| (B,), or with `inverse` z -> x and log |det dx/dz|.
+        """x (B, *inputs) -> z and log |det dz/dx| (B,); with `inverse` z -> x and log |det dx/dz| (B,).
 
-        With guidance other than 1 the batch's second half repeats the first without its labels; only for the inverse.
+        Guidance other than 1 applies only to the inverse. The second half of the batch must then repeat the first
+        half with the label for "no label". The parameters of the map are interpolated between the two halves.
         """
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # (B, N, C patch^2)
         log_det = x.new_zeros(x.shape[:1])
         order = list(enumerate(self.blocks))
         for i, block in reversed(order) if inverse else order:
-            there = tokens.flip(1) if i % 2 else tokens
-            done, change = block(there, label, inverse=inverse, guidance=guidance)
-            tokens = done.flip(1) if i % 2 else done
+            sequence = tokens.flip(1) if i % 2 else tokens
+            mapped, change = block(sequence, label, inverse=inverse, guidance=guidance)
+            tokens = mapped.flip(1) if i % 2 else mapped
             log_det = log_det + change
         return F.pixel_shuffle(tokens.mT.unflatten(2, self.grid), self.patch), log_det
 
@@ -158,20 +161,21 @@ def build(
     heads: Annotated[int, Field(ge=1, le=256)] = 4,
     bins: Annotated[int, Field(ge=0, le=128)] = 8,
 ) -> nn.Module:
-    """A transformer autoregressive flow for pictures.
+    """Build a transformer autoregressive flow for pictures.
 
     Args:
-        ports: what goes in and comes out; both are pictures of one size.
-        classes: the number of classes; 0 for none.
-        patch: side of a patch; 0: the smallest divisor of the size that leaves at most 8 x 8 patches.
-        width: of the tokens.
-        blocks: autoregressive flows, every second one from the last patch to the first.
-        depth: layers a block.
-        heads: attention heads; they divide width.
-        bins: of the splines; 0: affine maps alone, as in the paper.
+        ports: input and output shapes; both are pictures of the same size.
+        classes: the number of classes; 0: unconditional.
+        patch: side of a patch in pixels; 0: the smallest divisor of the side, at least 2, that gives at most 8 x 8
+            patches.
+        width: channels of a token.
+        blocks: autoregressive flows; every second one runs from the last patch to the first.
+        depth: layers per block.
+        heads: attention heads; must divide width.
+        bins: bins of the splines; 0: only affine maps, as in the paper.
 
     Raises:
-        UsageError: the ports are no pictures, or patch or heads do not divide.
+        UsageError: input or output is not a picture, patch does not divide its side, or heads does not divide width.
     """
     size = need_pictures("tarflow", ports)
     patch, heads = need_patch(size, patch), need_heads(width, heads)

@@ -1,8 +1,8 @@
-"""The fast U-Net: the picture enters as patches folded into channels, so the convolutions see few pixels.
+"""A fast U-Net: squares of pixels are folded into channels, so the convolutions work at a lower resolution.
 
-    28x28 -> (fold 2) 14x14 x 32 -> 7x7 x 64, attention at the bottom only -> back, with skips
+    28x28 -> (fold 2) 14x14 x 32 -> 7x7 x 64, attention only at the lowest resolution -> back, with skip connections
 
-Folding two by two cuts the multiplications fourfold.
+Folding squares of 2 x 2 pixels reduces the number of multiplications by a factor of four.
 
 References:
     U-Net (Ronneberger et al., 2015), as used by DDPM (Ho et al., 2020) and ADM (Dhariwal, Nichol, 2021)
@@ -16,21 +16,21 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, attend, folded, groups, need_divisor, need_pictures, zero
+from genflow.nets.layers import Condition, attend, default_fold, groups, need_divisor, need_pictures, zero_init
 from genflow.specs import NetSpec
 
 
 class Block(nn.Module):
-    """norm, SiLU, conv; modulation by time and class; norm, SiLU, conv; residual."""
+    """A residual block: norm, SiLU, conv, norm, modulation by time and class, SiLU, conv."""
 
     def __init__(self, inputs: int, outputs: int, condition: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups(inputs), inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.modulate = zero(nn.Linear(condition, 2 * outputs))
+        self.modulate = zero_init(nn.Linear(condition, 2 * outputs))
         self.norm2 = nn.GroupNorm(groups(outputs), outputs)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -41,14 +41,14 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every pixel attends to every pixel; queries and keys are normalised (QK-norm)."""
+    """Residual self-attention over all pixels of x (B, C, H, W), with normalized queries and keys (QK-norm)."""
 
     def __init__(self, channels: int, head: int = 32) -> None:
         super().__init__()
         self.heads = next(n for n in range(max(1, channels // head), 0, -1) if channels % n == 0)
         self.norm = nn.GroupNorm(groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero(nn.Conv2d(channels, channels, 1))
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """The network; see `build`."""
+    """The U-Net; see `build`."""
 
     def __init__(
         self, ports: NetSpec, classes: int, patch: int, widths: list[int], blocks: int, attention: bool, dropout: float
@@ -91,7 +91,7 @@ class UNet(nn.Module):
             if level:
                 self.up.append(nn.Conv2d(channels, channels, 3, padding=1))
         self.norm = nn.GroupNorm(groups(channels), channels)
-        self.leave = zero(nn.Conv2d(channels, outputs, 3, padding=1))
+        self.leave = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
@@ -107,7 +107,7 @@ class UNet(nn.Module):
         for layer in self.up:
             if isinstance(layer, Block):
                 h = layer(torch.cat([h, skips.pop()], 1), c)
-            else:  # the next skip tells the size, so that odd sizes work
+            else:  # the size comes from the next skip connection, so odd sizes work
                 h = layer(F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
         return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), self.patch)
 
@@ -123,23 +123,23 @@ def build(
     attention: bool = True,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
-    """A U-Net for pictures.
+    """Build a U-Net for pictures.
 
     Args:
-        ports: what goes in and comes out; both are pictures of one size.
-        classes: the number of classes; 0 for none.
-        width: channels at the top.
-        multipliers: channels of each level, as multiples of width; empty: levels down to 8 pixels or fewer.
-        blocks: residual blocks a level.
-        patch: pixels folded into channels, along each side; 0: 1 below 8 pixels, 2 up to 64, 4 above.
-        attention: whether the bottom has attention.
-        dropout: in every block.
+        ports: input and output shapes; both are pictures of the same size.
+        classes: the number of classes; 0: unconditional.
+        width: channels at the highest resolution.
+        multipliers: channels of each level as multiples of width; empty: levels down to at most 8 pixels a side.
+        blocks: residual blocks per level.
+        patch: side of the pixel squares that are folded into channels; 0: 1 below 8 pixels, 2 up to 64, 4 above.
+        attention: whether the lowest resolution has attention.
+        dropout: dropout rate in every block.
 
     Raises:
-        UsageError: the ports are no pictures, or the patch does not divide the size.
+        UsageError: input or output is not a picture, or patch does not divide its side.
     """
     size = need_pictures("unet", ports)
-    patch = need_divisor(size, patch or folded(size, 8), "patch")
+    patch = need_divisor(size, patch or default_fold(size, 8), "patch")
     if not multipliers:
         levels, side = 1, size // patch
         while side > 8 or (levels == 1 and side > 4):

@@ -1,7 +1,8 @@
-"""diffusers' own `UNet2DModel`, so that a run can be exported to a folder that its stock pipelines load.
+"""diffusers' `UNet2DModel`, so that a run can be exported to a folder that stock diffusers pipelines can load.
 
-It is told the class, and a second time, as a vector beside its time embedding. A stock pipeline tells it neither:
-`unconditional` gives the `UNet2DModel` for "no label", with that vector folded into the embedding's last bias.
+The embedding of the class, and of a second time, is added to the time embedding. A stock pipeline passes neither:
+`unconditional` returns the `UNet2DModel` for "no label", with that embedding added to the last bias of the time
+embedding.
 
 diffusers is an optional dependency: `pip install 'genflow-ray[diffusers]'`.
 """
@@ -17,7 +18,7 @@ from genflow.specs import NetSpec
 
 
 class UNet2D(nn.Module):
-    """The network; see `build`."""
+    """A `UNet2DModel` with an embedding of class and second time; see `build`."""
 
     def __init__(self, model: nn.Module, options: dict[str, Any], ports: NetSpec, classes: int) -> None:
         super().__init__()
@@ -29,11 +30,11 @@ class UNet2D(nn.Module):
         self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
         time = x.new_zeros(x.shape[0]) if t is None else t
-        beside = self.condition(t, label, x, r)  # (B, 4 width)
-        return self.model(x, time, class_labels=beside).sample
+        class_embedding = self.condition(t, label, x, r)  # (B, 4 width)
+        return self.model(x, time, class_labels=class_embedding).sample
 
     def unconditional(self) -> nn.Module:
-        """A `UNet2DModel` that answers as this net does for "no label"."""
+        """A `UNet2DModel` that gives the same outputs as this net for "no label", in eval mode."""
         import torch
         from diffusers import UNet2DModel
 
@@ -55,20 +56,23 @@ def build(
     attention: bool = True,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
-    """diffusers' U-Net for pictures. It folds no pixels, and is about four times as dear as `unet` from 16 pixels on.
+    """Build diffusers' U-Net for pictures.
+
+    It does not fold pixels. From 16 pixels on it costs about four times as much as `unet`.
 
     Args:
-        ports: what goes in and comes out; both are pictures of one size.
-        classes: the number of classes; 0 for none.
-        width: channels at the top; even.
-        multipliers: channels of each level, as multiples of width; empty: levels down to 8 pixels or fewer, as long as
-            the side can be halved.
-        blocks: residual blocks a level.
-        attention: whether the bottom has attention.
-        dropout: in every block.
+        ports: input and output shapes; both are pictures of the same size.
+        classes: the number of classes; 0: unconditional.
+        width: channels at the highest resolution; even.
+        multipliers: channels of each level as multiples of width; empty: levels down to at most 8 pixels a side, as
+            long as the side is even.
+        blocks: residual blocks per level.
+        attention: whether the lowest resolution has attention.
+        dropout: dropout rate in every block.
 
     Raises:
-        UsageError: diffusers is not installed, the ports are no pictures, or the side cannot be halved so often.
+        UsageError: diffusers is not installed, width is odd, input or output is not a picture, or its side cannot be
+            halved once per level.
     """
     size = need_pictures("unet2d", ports)
     if width % 2:

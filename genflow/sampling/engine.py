@@ -20,7 +20,7 @@ from genflow.data.shards import FACTS, from_x, to_x
 from genflow.errors import DataError, UsageError, nearest
 from genflow.families.base import Family, Watcher
 from genflow.maths.rng import SampleRng
-from genflow.maths.slerp import between
+from genflow.maths.slerp import slerp
 from genflow.recipe.files import read as read_recipe
 from genflow.recipe.schema import Recipe, parse
 from genflow.specs import DataSpec
@@ -198,7 +198,7 @@ class Engine:
         others = SampleRng([seed for seed, _ in toward], "sample", self.device).normal(noise.shape)
         share = torch.tensor([share for _, share in toward], dtype=torch.float64, device=noise.device)
         s = share.reshape(-1, *[1] * (noise.ndim - 1))
-        return torch.where(s == 0, noise, torch.where(s == 1, others, between(noise, others, share)))
+        return torch.where(s == 0, noise, torch.where(s == 1, others, slerp(noise, others, share)))
 
     def to_x(self, images: np.ndarray) -> Tensor:
         """Grey levels (B, H, W, C) as the family sees them, on the engine's device."""

@@ -16,7 +16,7 @@ from genflow.data import images
 from genflow.data.shards import Dataset
 from genflow.errors import DataError, UsageError
 from genflow.maths.rng import key
-from genflow.maths.slerp import between
+from genflow.maths.slerp import slerp
 from genflow.sampling.engine import Drawn, Engine
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
@@ -117,7 +117,7 @@ def walk_pictures(engine: Engine, ends: Ends, columns: int, seed: int) -> Drawn:
     a, b = (torch.from_numpy(engine.encode(ends.images[:, i], labels, own)) for i, own in enumerate(seeds))
     inner = columns - 2
     shares = torch.linspace(0, 1, inner, dtype=torch.float64) if inner > 1 else torch.tensor([0.5])
-    code = between(a.repeat_interleave(inner, 0), b.repeat_interleave(inner, 0), shares.repeat(rows))
+    code = slerp(a.repeat_interleave(inner, 0), b.repeat_interleave(inner, 0), shares.repeat(rows))
     every = np.repeat(ends.labels, inner).tolist()
     drawn = engine.decode(code.numpy(), every, [seed + row for row in range(rows) for _ in range(inner)])
     shaped = drawn.images.reshape(rows, inner, *drawn.images.shape[1:])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from genflow.batch import Batch
 from genflow.data.stream import share
 from genflow.errors import GenflowError
-from genflow.families.base import LOOK_EVERY, Family
+from genflow.families.base import DIAGNOSE_EVERY, Family
 from genflow.maths.rng import BatchRng
 from genflow.recipe.schema import Train
 from genflow.training import checkpoint
@@ -188,7 +188,7 @@ def fit(
             log |= {f"loss{suffix}": loss.detach(), **{k: v.detach() for k, v in numbers.items()}}
             log[f"gradient_norm{suffix}"] = torch.tensor(norm)
 
-        if wrong is None and (step + 1) % LOOK_EVERY == 0:
+        if wrong is None and (step + 1) % DIAGNOSE_EVERY == 0:
             words = family.diagnose(_numbers(log, session, (stop - start) / train.batch))
             if words:
                 wrong = TrainingDiverged(f"{words} (step {step + 1})", f"try --set train.lr={train.lr / 3:.2g}")

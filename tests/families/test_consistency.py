@@ -88,7 +88,7 @@ def test_the_teacher_walks_its_ode() -> None:
     denoise = mixture.denoiser(StraightPath())
     for row in range(3):
         a, b, at = float(u[row]), float(r[row]), y[row : row + 1]
-        step = SAMPLERS["midpoint"].walk(denoise, StraightPath(), at, [a, b], BatchRng(0, "", 0, total=1))
+        step = SAMPLERS["midpoint"].run(denoise, StraightPath(), at, [a, b], BatchRng(0, "", 0, total=1))
         torch.testing.assert_close(got[row : row + 1], step, rtol=0, atol=1e-6)
         truth = mixture.quantile(mixture.cdf(at.flatten(1), a), b).reshape_as(step)
         torch.testing.assert_close(got[row : row + 1], truth, rtol=0, atol=0.06)

@@ -1,4 +1,4 @@
-"""What every family promises, tried on every family that the folder holds."""
+"""The contract of families, checked for every family in the registry."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ SEEDS = [11, 3, 7, 42, 5]
 
 
 def variants() -> list[tuple[str, str, dict[str, Any]]]:
-    """Every family on every data, with each way of sampling that its signature names."""
+    """Every family with all data and with each sampling option that its signature names."""
     found = []
     for kind in KINDS:
         options = build.schema(families.family_class(kind).sample).model_fields
@@ -48,7 +48,7 @@ def name(value: object) -> str:
 
 
 def options(model: Family, way: dict[str, Any]) -> dict[str, Any]:
-    """The way's options, complete, with few steps where there are steps."""
+    """The complete sampling options; the number of steps, if it is an option, is small."""
     known = build.schema(type(model).sample).model_fields
     return build.sample_options(model, {**({"steps": 4} if "steps" in known else {}), **way})
 
@@ -70,7 +70,7 @@ def facts(request: pytest.FixtureRequest) -> DataSpec:
 
 
 def test_every_option_is_documented(kind: str) -> None:
-    """A family has a title, and its docstring says what each key of the recipe's section means."""
+    """A family has a title, and its docstring explains each key of the recipe's section."""
     own = families.family_class(kind)
     assert own.title
     for option in build.schema(own.__init__).model_fields:
@@ -78,9 +78,9 @@ def test_every_option_is_documented(kind: str) -> None:
 
 
 def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: DataSpec) -> None:
-    """The loss is a finite scalar, and no parameter is left without a gradient (gates at zero are opened first).
+    """The loss is a finite scalar, and it has a gradient for every parameter; gates at zero are opened first.
 
-    A net that is told neither time nor class has modulation weights that see nothing: they alone may rest.
+    Only modulation weights may have none, in a net without inputs for time and class.
     """
     model = shaken(family(kind, facts)).train()
     told = facts.classes or any(port.time for port in model.ports(facts, **recipe(kind, facts).family).values())
@@ -97,7 +97,7 @@ def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: Dat
 
 
 def test_a_loss_is_a_function_of_its_rows(kind: str) -> None:
-    """Two workers' shares, weighted by their rows, are the loss of the whole batch."""
+    """The losses of two workers, weighted by their numbers of rows, give the loss of the whole batch."""
     facts = FACTS["grey"]
     model, whole = family(kind, facts), batch(facts)
     for player in model.players:
@@ -111,7 +111,7 @@ def test_a_loss_is_a_function_of_its_rows(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "data", "way"), variants(), ids=name)
 def test_a_sample_is_a_function_of_its_seed(kind: str, data: str, way: dict[str, Any]) -> None:
-    """It has the data's shape, is finite, comes out twice to the bit, and alone or in any company alike."""
+    """It has the data's shape, is finite, reproducible to the bit, and independent of the rest of the batch."""
     model = shaken(family(kind, FACTS[data]))
     chosen = options(model, way)
     x = draw(model, SEEDS, **chosen)
@@ -126,7 +126,7 @@ def test_a_sample_is_a_function_of_its_seed(kind: str, data: str, way: dict[str,
 
 
 def test_sampling_counts_its_evaluations(kind: str) -> None:
-    """Samples.nfe is the number of times a network was called on each sample; guidance doubles it."""
+    """Samples.nfe is the number of network calls per sample, with and without guidance."""
     model = family(kind, FACTS["grey"])
     calls: list[int] = []
     names = [n for n, m in model.named_modules() if type(m).__module__.startswith("genflow.nets.")]
@@ -145,7 +145,7 @@ def test_sampling_counts_its_evaluations(kind: str) -> None:
 
 
 def test_guidance_needs_labels(kind: str) -> None:
-    """With labels it changes samples; without, it is refused; a likelihood knows no guidance."""
+    """Guidance changes samples of labelled data, is rejected without labels, and is no option of a likelihood."""
     known = build.schema(families.family_class(kind).sample).model_fields
     if "guidance" not in known:
         with pytest.raises(UsageError, match="guidance"):
@@ -163,7 +163,7 @@ def test_guidance_needs_labels(kind: str) -> None:
 
 
 def test_a_likelihood_carries_its_kind(kind: str, facts: DataSpec) -> None:
-    """Finite nats of each sample with their standard error, the same for the same seeds; or None."""
+    """A likelihood is finite, has a standard error, and is the same for the same seeds; or it is None."""
     model, data = shaken(family(kind, facts)), batch(facts, rows=3)
 
     def measure() -> LogLikelihood | None:
@@ -182,7 +182,7 @@ def test_a_likelihood_carries_its_kind(kind: str, facts: DataSpec) -> None:
 
 
 def test_a_checkpoint_restores_samples_to_the_bit(kind: str, tmp_path: Path) -> None:
-    """Train, save, build anew from the folder alone: the engine draws what the averaged weights draw."""
+    """An engine built from the folder alone gives the samples of the averaged weights."""
     facts = FACTS["grey"]
     chosen = recipe(kind, facts, train={"steps": 3, "batch": 8})
     model = build.family_of(chosen, facts)
@@ -203,7 +203,7 @@ def test_a_checkpoint_restores_samples_to_the_bit(kind: str, tmp_path: Path) -> 
 
 
 def test_the_recipe_is_the_signature(kind: str) -> None:
-    """resolve writes out every option of family, net and sample, and refuses any other."""
+    """`resolve` fills in every option of family, net and sample, and rejects all others."""
     facts = FACTS["grey"]
     whole, own = recipe(kind, facts), families.family_class(kind)
     assert set(whole.family) == {"kind", *build.schema(own.__init__).model_fields}
@@ -261,7 +261,7 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
 
 
 def test_a_code_leads_back_to_its_picture(kind: str, facts: DataSpec) -> None:
-    """Where a family encodes, decode(encode(x)) is x: to the solver's precision, or for a VAE its own mean."""
+    """decode(encode(x)) is x to the precision of the solver; a VAE gives a finite mean; other families raise."""
     own = families.family_class(kind)
     if not has_encoder(own):
         with pytest.raises(UsageError, match="no encoder"):
@@ -279,7 +279,7 @@ def test_a_code_leads_back_to_its_picture(kind: str, facts: DataSpec) -> None:
 
 
 def test_a_run_can_start_from_another(kind: str) -> None:
-    """init_from takes over every weight that has a counterpart, and refuses a net of another shape in one line."""
+    """`init_from` copies every weight, and rejects a source whose net has other shapes."""
     facts = FACTS["grey"]
     trained, fresh = shaken(family(kind, facts)), family(kind, facts, seed=1)
     fresh.init_from(trained)
@@ -289,7 +289,7 @@ def test_a_run_can_start_from_another(kind: str) -> None:
 
 
 def test_the_class_says_what_it_is(kind: str) -> None:
-    """Objective and steps are in words; the kind of likelihood is that of what it computes."""
+    """A family describes its objective and steps, and declares the kind of likelihood that it computes."""
     own, facts = families.family_class(kind), FACTS["grey"]
     assert own.objective
     assert own.steps

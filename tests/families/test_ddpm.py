@@ -1,4 +1,4 @@
-"""DDPM's own facts, with the perfect net of a mixture."""
+"""DDPM: facts of its loss, preconditioning and likelihoods, with the best net for a mixture."""
 
 import math
 
@@ -19,14 +19,14 @@ POINTS = DataSpec((2, 1, 1), levels=None)
 
 
 class Perfect(nn.Module):
-    """The best net for a mixture; it remembers the times that it was told."""
+    """The best net for a mixture; it records its time inputs."""
 
     def __init__(self, mixture: Mixture, T: int) -> None:
         super().__init__()
-        self.mixture, self.T, self.told = mixture, T, torch.empty(0)
+        self.mixture, self.T, self.times = mixture, T, torch.empty(0)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        self.told = t
+        self.times = t
         answer = torch.empty_like(x)
         for time in t.unique():
             at = (float(time) * self.T / 1000 + 1) / self.T
@@ -38,13 +38,13 @@ class Perfect(nn.Module):
 def perfect(**options: object) -> Ddpm:
     net = Perfect(TWO, int(options.get("T", 1000)))  # type: ignore[call-overload]
     model = Ddpm({"net": net}, POINTS, **options)  # type: ignore[arg-type]
-    object.__setattr__(net, "family", model)  # not a submodule of its own submodule
+    object.__setattr__(net, "family", model)  # without registering it as a submodule
     return model
 
 
 @pytest.mark.parametrize("predict", ["eps", "x", "v"])
 def test_every_target_samples_the_same_data(predict: str) -> None:
-    """A perfect net that predicts eps, x or v gives the same samples from the same noise."""
+    """Perfect nets that predict eps, x or v give the same samples from the same noise."""
     rng = SampleRng(range(8), "sample")
     noise, label = rng.normal((8, 2, 1, 1)), torch.zeros(8, dtype=torch.long)
     drawn = perfect(schedule="linear", predict=predict).sample(noise, label, rng, sampler="ddim", steps=20).x
@@ -54,56 +54,56 @@ def test_every_target_samples_the_same_data(predict: str) -> None:
 
 
 @pytest.mark.parametrize("T", [10, 100, 1000])
-def test_training_looks_at_every_level_alike(T: int) -> None:
-    """Levels are uniform in 0..T-1, and the net is told 1000 k / T."""
+def test_training_levels_are_uniform(T: int) -> None:
+    """Levels k are uniform in 0..T-1, and the net's time input is 1000 k / T."""
     model = perfect(T=T)
     rows = 2000
     batch = Batch(TWO.draw(rows).float().reshape(rows, 2, 1, 1), torch.zeros(rows, dtype=torch.long))
     loss, _ = model.loss("net", batch, BatchRng(0, "loss", 0, total=rows))
-    k = model.net.told * T / 1000
+    k = model.net.times * T / 1000
     torch.testing.assert_close(k, k.round())
     assert k.min() >= 0
     assert k.max() <= T - 1
     assert float(k.mean()) == pytest.approx((T - 1) / 2, rel=0.05)
-    assert float(loss) < 1  # the variance that is left; answering 0 would cost about 1
+    assert float(loss) < 1  # the remaining variance; an output of 0 would have a loss of about 1
 
 
 class Linear(nn.Module):
-    """Answers a share of what it sees, and remembers what it saw and was told."""
+    """Return a multiple of the input, and record the inputs."""
 
     def __init__(self, share: float = 0.0) -> None:
         super().__init__()
         self.share = share
-        self.seen = self.told = torch.empty(0)
+        self.seen = self.times = torch.empty(0)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        self.seen, self.told = x, t
+        self.seen, self.times = x, t
         return self.share * x
 
 
 def gaussian(rows: int, facts: DataSpec) -> Batch:
-    """Pictures of independent numbers with the facts' mean 0 and standard deviation."""
+    """Pictures of independent normal numbers with mean 0 and standard deviation `sigma_data`."""
     noise = torch.randn(rows, *facts.shape, generator=torch.Generator().manual_seed(0))
     return Batch(facts.sigma_data * noise, torch.zeros(rows, dtype=torch.long))
 
 
 @pytest.mark.parametrize("sigma_data", [0.2, 0.7])
-def test_edm_sees_and_answers_at_unit_variance(sigma_data: float) -> None:
-    """c_in and the effective target have unit variance at every noise level, which is ln r ~ N(-1.2, 1.2^2)."""
+def test_edm_has_inputs_and_targets_of_unit_variance(sigma_data: float) -> None:
+    """Inputs and targets have unit variance, and noise levels follow ln r ~ N(-1.2, 1.2^2)."""
     facts, rows = DataSpec((1, 4, 4), levels=256, sigma_data=sigma_data), 3000
     net = Linear()
     model = Ddpm({"net": net}, facts, schedule="edm")
     loss, _ = model.loss("net", gaussian(rows, facts), BatchRng(0, "loss", 0, total=rows))
-    assert float(loss.detach()) == pytest.approx(1, abs=0.02)  # the target's square, since the answer is 0
+    assert float(loss.detach()) == pytest.approx(1, abs=0.02)  # the target's square, as the output is 0
     assert float(net.seen.std()) == pytest.approx(1, abs=0.02)
-    log_r = net.told / 1000 * math.log(80 / 0.002) + math.log(0.002)
+    log_r = net.times / 1000 * math.log(80 / 0.002) + math.log(0.002)
     assert float(log_r.mean()) == pytest.approx(-1.2, abs=0.08)
     assert float(log_r.std()) == pytest.approx(1.2, abs=0.08)
 
 
 @pytest.mark.parametrize("r", [0.002, 0.5, 80.0])
-def test_edm_reads_the_answer_as_table_1_says(r: float) -> None:
-    """D = c_skip z + c_out F(c_in z), with F = -(the net's answer), z = x_t / alpha."""
+def test_edm_has_the_preconditioning_of_table_1(r: float) -> None:
+    """D = c_skip z + c_out F(c_in z), where F is minus the net's output and z = x_t / alpha."""
     s = 0.6
     model = Ddpm({"net": Linear(0.3)}, DataSpec((1, 4, 4), levels=256, sigma_data=s), schedule="edm")
     z = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -114,17 +114,17 @@ def test_edm_reads_the_answer_as_table_1_says(r: float) -> None:
     torch.testing.assert_close(denoise(z * model.path.alpha(t), t).double(), expected.double(), rtol=1e-5, atol=1e-6)
 
 
-def test_edm_refuses_another_target() -> None:
-    """In one line, before anything starts."""
-    with pytest.raises(UsageError, match="target of its own"):
+def test_edm_rejects_other_predictions() -> None:
+    """`schedule: edm` with a prediction other than v is rejected when the family is built."""
+    with pytest.raises(UsageError, match=r"needs family\.predict=v, not eps"):
         family("ddpm", FACTS["grey"], "mlp", family={"schedule": "edm", "predict": "eps"})
 
 
 @pytest.mark.parametrize(
     ("schedule", "predict"), [("cosine", "eps"), ("cosine", "x"), ("linear", "v"), ("edm", "v")]
 )
-def test_min_snr_weighs_the_datas_error_alike_for_every_target(schedule: str, predict: str) -> None:
-    """The loss is E min(SNR, 5) ||x - guess||^2 with the guess that the answer means, for each target."""
+def test_min_snr_gives_the_same_weight_for_every_target(schedule: str, predict: str) -> None:
+    """The loss is E min(SNR, 5) ||x - x0||^2 for every kind of prediction, with x0 converted from it."""
     facts, rows = DataSpec((1, 4, 4), levels=256, sigma_data=0.5), 400
     model = Ddpm({"net": Linear(0.2)}, facts, schedule=schedule, predict=predict, weight="min_snr")  # type: ignore[arg-type]
     batch = gaussian(rows, facts)
@@ -132,14 +132,14 @@ def test_min_snr_weighs_the_datas_error_alike_for_every_target(schedule: str, pr
     rng = BatchRng(0, "loss", 0, total=rows)
     eps = rng.normal(batch.x.shape)
     alpha, sigma, net_time = (v[:, None, None, None] for v in model._levels(rows, rng))
-    guess = model.guess(lambda y, t: 0.2 * y, alpha * batch.x + sigma * eps, net_time, alpha, sigma)
-    expected = ((alpha / sigma).square().clamp(max=5) * (batch.x - guess).square()).mean()
+    x0 = model.predict_x0(lambda y, t: 0.2 * y, alpha * batch.x + sigma * eps, net_time, alpha, sigma)
+    expected = ((alpha / sigma).square().clamp(max=5) * (batch.x - x0).square()).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm"])
 def test_both_likelihoods_are_those_of_the_data(schedule: str) -> None:
-    """Data N(0, s^2), the net that knows it (v = 0 at unit variance): bound and ODE give its entropy."""
+    """For data N(0, s^2) and its perfect net (v = 0 at unit variance), bound and ODE give the log-density."""
     s = 1.0 if schedule == "cosine" else 0.5
     facts = DataSpec((2, 1, 1), levels=None, sigma_data=s)
     x = gaussian(300, facts)
@@ -152,7 +152,7 @@ def test_both_likelihoods_are_those_of_the_data(schedule: str) -> None:
 
 
 def test_noise_that_comes_with_the_data_is_used() -> None:
-    """A batch of pairs (noise, image) is trained on those pairs."""
+    """The loss of a batch of pairs (noise, picture) uses the noise of the pairs."""
     model = perfect(predict="x")
     x, label = torch.zeros(4, 2, 1, 1), torch.zeros(4, dtype=torch.long)
     given = Batch(x, label, noise=torch.full_like(x, 3.0))
@@ -161,7 +161,7 @@ def test_noise_that_comes_with_the_data_is_used() -> None:
 
 
 def test_pictures_are_clipped_and_points_are_not() -> None:
-    """The guessed data stays in [-1, 1] for pictures, unless asked otherwise."""
+    """With `clip` the samples of pictures are in [-1, 1]; points are not clipped."""
     wild = shaken(family("ddpm", FACTS["grey"], "mlp"), 0.5)
     rng = SampleRng(range(4), "sample")
     noise, label = rng.normal((4, 1, 8, 8)), torch.zeros(4, dtype=torch.long)

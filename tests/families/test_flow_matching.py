@@ -1,4 +1,4 @@
-"""Flow matching's own facts, with the perfect velocity of a mixture."""
+"""Flow matching: facts of its loss, likelihood and guidance, with the perfect velocity of a mixture."""
 
 import math
 
@@ -16,19 +16,19 @@ from genflow.maths.rng import BatchRng, SampleRng
 from genflow.specs import DataSpec
 
 SCALED = DataSpec((2, 1, 1), levels=None, scale=3.0)
-NOBODY = torch.zeros(300, dtype=torch.long)
+NO_LABEL = torch.zeros(300, dtype=torch.long)
 
 
 class Perfect(nn.Module):
-    """The best net for a mixture, row by row."""
+    """The best net for a mixture; it records its times."""
 
     def __init__(self, mixture: Mixture) -> None:
         super().__init__()
-        self.mixture, self.told = mixture, torch.empty(0)
+        self.mixture, self.times = mixture, torch.empty(0)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        self.told = t / 1000
-        u = self.told.double()[:, None, None, None]
+        self.times = t / 1000
+        u = self.times.double()[:, None, None, None]
         flat, m, s = x.double().flatten(1), self.mixture.means, self.mixture.std
         a, b = (1 - u).flatten(1), u.flatten(1)
         v = (a * s) ** 2 + b**2
@@ -43,9 +43,9 @@ def perfect(**options: object) -> FlowMatching:
 
 
 def test_the_log_likelihood_is_the_true_density_of_the_points() -> None:
-    """In the points' own coordinates: log p(x) - D log scale."""
+    """In the raw coordinates of the points it is log p(x) - D log scale."""
     x = TWO.draw(300).float().reshape(300, 2, 1, 1)
-    found = perfect().log_likelihood(x, NOBODY, SampleRng(range(300), "likelihood"))
+    found = perfect().log_likelihood(x, NO_LABEL, SampleRng(range(300), "likelihood"))
     truth = TWO.log_density(x) - 2 * math.log(3.0)
     torch.testing.assert_close(found.nats, truth, rtol=0, atol=0.01, check_dtype=False)
     assert found.kind == "ode-estimate"
@@ -54,17 +54,17 @@ def test_the_log_likelihood_is_the_true_density_of_the_points() -> None:
 
 @pytest.mark.parametrize("sampler", ["euler", "ab2", "ddpm"])
 def test_a_perfect_velocity_draws_the_mixture(sampler: str) -> None:
-    """Any sampler, the stochastic ones too, on the straight path."""
+    """Deterministic and stochastic samplers give samples of the mixture on the straight path."""
     rng = SampleRng(range(300), "sample")
-    x = perfect().sample(rng.normal((300, 2, 1, 1)), NOBODY, rng, sampler=sampler, steps=100).x.flatten(1)
+    x = perfect().sample(rng.normal((300, 2, 1, 1)), NO_LABEL, rng, sampler=sampler, steps=100).x.flatten(1)
     share = (torch.cdist(x.double(), TWO.means).argmin(1) == 0).float().mean()
     assert float(share) == pytest.approx(0.7, abs=0.08)
     assert float(TWO.log_density(x).mean()) == pytest.approx(float(TWO.log_density(TWO.draw(3000)).mean()), abs=0.2)
 
 
-def test_the_perfect_velocitys_loss_is_the_least() -> None:
-    """Any other velocity pays its squared distance on top."""
-    batch = Batch(TWO.draw(300).float().reshape(300, 2, 1, 1), NOBODY)
+def test_the_perfect_velocity_has_the_smallest_loss() -> None:
+    """The loss of another velocity is larger by its squared distance."""
+    batch = Batch(TWO.draw(300).float().reshape(300, 2, 1, 1), NO_LABEL)
     best = perfect()
     loss, _ = best.loss("net", batch, BatchRng(0, "loss", 0, total=300))
     worse = perfect()
@@ -75,30 +75,30 @@ def test_the_perfect_velocitys_loss_is_the_least() -> None:
 
 @pytest.mark.parametrize("density", ["uniform", "logit_normal"])
 def test_training_times_follow_their_density(density: str) -> None:
-    """The share of times below 0.1 and above 0.9; a tenth of the logit-normal's are uniform."""
+    """The share of times outside 0.1..0.9 is right; a tenth of the logit-normal's times are uniform."""
     rows = 5000
     model = perfect(density=density)
     x = torch.zeros(rows, 2, 1, 1)
     model.loss("net", Batch(x, torch.zeros(rows, dtype=torch.long)), BatchRng(0, "loss", 0, total=rows))
-    outside = ((model.net.told < 0.1) | (model.net.told > 0.9)).float().mean()
+    outside = ((model.net.times < 0.1) | (model.net.times > 0.9)).float().mean()
     peaked = 0.1 * 0.2 + 0.9 * 2 * float(torch.special.ndtr(torch.tensor(-math.log(9.0))))  # |logit t| > log 9
     expected = 0.2 if density == "uniform" else peaked
     assert float(outside) == pytest.approx(expected, abs=0.02)
 
 
 def test_noise_that_comes_with_the_data_is_used() -> None:
-    """Pairs (noise, image) make this reflow: x_t lies on the line between them."""
+    """For pairs (noise, picture) x_t is on the line between them, as reflow requires."""
     seen: list[Tensor] = []
     model = perfect()
     model.net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x = torch.zeros(4, 2, 1, 1)
-    model.loss("net", Batch(x, NOBODY[:4], noise=torch.full_like(x, 3.0)), BatchRng(0, "loss", 0, total=4))
-    torch.testing.assert_close(seen[0], 3 * model.net.told[:, None, None, None].expand_as(x))
+    model.loss("net", Batch(x, NO_LABEL[:4], noise=torch.full_like(x, 3.0)), BatchRng(0, "loss", 0, total=4))
+    torch.testing.assert_close(seen[0], 3 * model.net.times[:, None, None, None].expand_as(x))
 
 
 @pytest.mark.parametrize(("low", "high", "nfe"), [(0.0, 1.0, 20), (0.25, 0.75, 15), (0.0, 0.5, 15), (1.0, 1.0, 11)])
-def test_guidance_keeps_to_its_interval(low: float, high: float, nfe: int) -> None:
-    """Ten steps of Euler from t = 1 to 0.1: each step inside the interval takes a second evaluation."""
+def test_guidance_applies_only_in_its_interval(low: float, high: float, nfe: int) -> None:
+    """Each of ten Euler steps takes a second evaluation if it is inside the interval."""
     model = family("flow_matching", FACTS["grey"], "mlp")
     rng = SampleRng([1, 2], "sample")
     noise = rng.normal((2, 1, 8, 8))
@@ -109,9 +109,11 @@ def test_guidance_keeps_to_its_interval(low: float, high: float, nfe: int) -> No
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm"])
 @pytest.mark.parametrize("sampler", ["euler", "rk45"])
-def test_autoguidance_leads_away_from_a_weaker_run(schedule: str, sampler: str) -> None:
-    """A diffusion run guides a flow on data without labels: weight 1 changes nothing, and a run that guides itself
-    changes nothing at any weight; another run does, and both are counted."""
+def test_autoguidance_uses_a_weaker_run(schedule: str, sampler: str) -> None:
+    """A diffusion run changes the samples of a flow, and evaluations of both are counted.
+
+    Weight 1 changes nothing, and neither does a run that guides itself.
+    """
     model = family("flow_matching", FACTS["colour"], "mlp")
     own = len(list(model.parameters()))
     other = shaken(family("ddpm", FACTS["colour"], "mlp", family={"schedule": schedule}))
@@ -130,14 +132,14 @@ def test_autoguidance_leads_away_from_a_weaker_run(schedule: str, sampler: str) 
     led = draw(other, 2.0)
     assert not torch.allclose(led.x, plain.x, atol=1e-2)
     assert sampler == "rk45" or led.nfe == 2 * plain.nfe
-    assert len(list(model.parameters())) == own  # the guide is no part of the run
+    assert len(list(model.parameters())) == own  # the guide is not a submodule
 
 
-def test_a_guide_of_another_kind_is_refused() -> None:
-    """On no Gaussian path, or on other data: in one line."""
+def test_a_guide_that_does_not_fit_is_rejected() -> None:
+    """A guide must be on a Gaussian path and on data of the same shape; a VAE cannot be guided."""
     model = family("flow_matching", FACTS["grey"], "mlp")
     for weak in (family("vae", FACTS["grey"]), family("ddpm", FACTS["colour"], "mlp")):
         with pytest.raises(UsageError, match="cannot guide"):
             model.guided_by(weak)
-    with pytest.raises(UsageError, match="no guidance"):
+    with pytest.raises(UsageError, match="cannot be guided by another run"):
         family("vae", FACTS["grey"]).guided_by(model)

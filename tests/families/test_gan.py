@@ -1,4 +1,4 @@
-"""The GAN's own facts."""
+"""GAN: facts of its losses, penalties, diagnosis and mode coverage."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +14,8 @@ from genflow import build
 from genflow.batch import Batch
 from genflow.data.sources import densities
 from genflow.errors import UsageError
-from genflow.families.base import LOOK_EVERY
-from genflow.families.gan import Gan, Watch
+from genflow.families.base import DIAGNOSE_EVERY
+from genflow.families.gan import Gan, TrainingMonitor
 from genflow.maths.rng import BatchRng, SampleRng
 from genflow.specs import DataSpec
 from genflow.training import loop
@@ -35,7 +35,7 @@ def rng(player: str = "discriminator") -> BatchRng:
 
 
 class Slope(nn.Module):
-    """A score that is linear in x, so that its slope is known: D(x) = w x, |grad D|^2 = |w|^2."""
+    """A score that is linear in x, with a known gradient: D(x) = w x, |grad D|^2 = |w|^2."""
 
     def __init__(self, w: Tensor) -> None:
         super().__init__()
@@ -46,17 +46,17 @@ class Slope(nn.Module):
 
 
 def scores(model: Gan, data: Batch, player: str) -> tuple[Tensor, Tensor]:
-    """D(x) and D(G z) of the draws that the player's loss makes."""
+    """D(x) and D(G z) for the random draws of the player's loss."""
     draws = rng(player)
     label = data.label.masked_fill(draws.uniform((8,)) < model.forget, model.facts.classes)
     fake = model.generator(draws.normal((8, 4)), None, label)
-    both = (model.discriminator(x, None, label).flatten().double() for x in (data.x, fake))  # double: for 1 - sigmoid
+    both = (model.discriminator(x, None, label).flatten().double() for x in (data.x, fake))  # double, for 1 - sigmoid
     return next(both), next(both)
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_the_losses_are_the_games(game: str) -> None:
-    """Both players' losses without penalties, from the scores by the textbook's formulas."""
+def test_the_losses_follow_their_formulas(game: str) -> None:
+    """Without penalties both losses equal the textbook formulas of the scores."""
     model, data = gan(game=game, gamma=0), batch(GREY)
     real, fake = scores(model, data, "discriminator")
     against = {
@@ -76,8 +76,8 @@ def test_the_losses_are_the_games(game: str) -> None:
     torch.testing.assert_close(model.loss("generator", data, rng("generator"))[0], own[game].mean().float())
 
 
-def test_the_penalties_are_squared_slopes() -> None:
-    """A linear score has one slope everywhere: R1 + R2 is gamma |w|^2, of gradient 2 gamma w."""
+def test_the_penalties_are_squared_gradients() -> None:
+    """For a linear score R1 + R2 adds gamma |w|^2 to the loss, with gradient 2 gamma w."""
     data, gamma = batch(GREY), 0.3
     model, free = gan(gamma=gamma), gan(gamma=0)
     w = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 8
@@ -90,7 +90,7 @@ def test_the_penalties_are_squared_slopes() -> None:
 
 
 def test_a_difference_estimates_the_same_penalty() -> None:
-    """Its mean over many directions is the exact one, for a linear score to sampling error alone."""
+    """For a linear score the mean over many directions is the exact penalty, up to sampling error."""
     w = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 8
     model = gan(gamma=1.0, penalty="difference")
     model.discriminator = Slope(w)
@@ -101,7 +101,7 @@ def test_a_difference_estimates_the_same_penalty() -> None:
 
 
 def test_gamma_falls_along_half_a_cosine() -> None:
-    """From gamma to gamma / gamma_fall."""
+    """gamma decreases from gamma to gamma / gamma_fall."""
     model = gan(gamma=1.0, gamma_fall=5.0)
     seen = []
     for position in (0.0, 0.5, 1.0):
@@ -110,30 +110,30 @@ def test_gamma_falls_along_half_a_cosine() -> None:
     assert seen == pytest.approx([1.0, 0.6, 0.2])
 
 
-def test_only_the_relativistic_game_has_penalties_unless_asked() -> None:
-    """The other two are played as they first were; a given gamma holds in any."""
+def test_only_the_relativistic_game_has_penalties_by_default() -> None:
+    """The other two games have gamma = 0 by default; a given gamma is used in every game."""
     assert [gan(game=game).gamma > 0 for game in GAMES] == [True, False, False]
     assert gan(game="minimax", gamma=2.0).gamma == 2.0
 
 
-def test_a_score_has_no_offset_where_only_differences_count() -> None:
-    """An offset would get no gradient from pairs."""
+def test_the_relativistic_score_has_no_bias() -> None:
+    """The last bias exists only in games whose loss depends on it."""
     assert not [n for n, _ in gan().discriminator.named_parameters() if n == "leave.bias"]
     assert [n for n, _ in gan(game="minimax").discriminator.named_parameters() if n == "leave.bias"]
 
 
-def test_nobody_is_told_a_label_at_forget_1() -> None:
-    """Samples and losses are the same whatever the label."""
+def test_labels_have_no_effect_at_forget_1() -> None:
+    """With forget = 1 samples and losses are the same for every label."""
     model, noise = gan(forget=1), SampleRng(range(3), "sample").normal((3, 4))
-    told = [model.sample(noise, torch.full((3,), label), SampleRng(range(3), "s")).x for label in (0, 7)]
-    assert torch.equal(*told)
+    drawn = [model.sample(noise, torch.full((3,), label), SampleRng(range(3), "s")).x for label in (0, 7)]
+    assert torch.equal(*drawn)
     data = batch(GREY)
     losses = [model.loss("generator", Batch(data.x, data.label * k), rng("generator"))[0] for k in (0, 1)]
     assert torch.equal(*losses)
 
 
-def test_it_has_no_likelihood_and_no_code_and_says_so() -> None:
-    """None, and one line."""
+def test_it_has_no_likelihood_and_no_encoder() -> None:
+    """The likelihood is None, and `encode` raises an error in one line."""
     model, data = gan(), batch(GREY)
     assert model.log_likelihood(data.x, data.label, rng()) is None
     with pytest.raises(UsageError, match="GAN has no encoder"):
@@ -146,51 +146,51 @@ HEALTHY = {
 }  # fmt: skip
 
 
-def looks(watch: Watch, count: int, of: Callable[[int], dict[str, float]]) -> tuple[int, str]:
-    """The first look that finds trouble, and its words; (count, "") if none does."""
-    return next(((i, words) for i in range(count) if (words := watch({**HEALTHY, **of(i)}))), (count, ""))
+def first_problem(monitor: TrainingMonitor, count: int, of: Callable[[int], dict[str, float]]) -> tuple[int, str]:
+    """The first call that reports a problem, and its text; (count, "") if none does."""
+    return next(((i, words) for i in range(count) if (words := monitor({**HEALTHY, **of(i)}))), (count, ""))
 
 
-def test_a_healthy_game_is_left_alone() -> None:
-    """Numbers that vary by a factor of five, single bursts, and a discriminator that is ahead but does not grow."""
+def test_a_healthy_run_has_no_problem() -> None:
+    """Variation by a factor of five, single bursts, and a lead of the discriminator that does not grow are healthy."""
     noisy = lambda i: {name: value * 5 ** ((i * 37 % 20) / 10 - 1) for name, value in HEALTHY.items()}  # noqa: E731
-    assert looks(Watch(1000), 500, noisy) == (500, "")
-    assert looks(Watch(1000), 500, lambda i: {"penalty": 1e6} if i % 50 == 9 else {}) == (500, "")
-    assert looks(Watch(1000), 500, lambda i: {"told_apart": 1.0, "gap": 5.0}) == (500, "")
+    assert first_problem(TrainingMonitor(1000), 500, noisy) == (500, "")
+    assert first_problem(TrainingMonitor(1000), 500, lambda i: {"penalty": 1e6} if i % 50 == 9 else {}) == (500, "")
+    assert first_problem(TrainingMonitor(1000), 500, lambda i: {"told_apart": 1.0, "gap": 5.0}) == (500, "")
 
 
-@pytest.mark.parametrize("name", list(Watch.WATCHED))
-def test_what_explodes_is_named(name: str) -> None:
-    """A number that stays a hundred times its usual size for three looks; one that is no number, at once."""
-    found, words = looks(Watch(1000), 60, lambda i: {name: 1000.0} if i >= 50 else {})
+@pytest.mark.parametrize("name", list(TrainingMonitor.WATCHED))
+def test_a_diverging_number_is_named(name: str) -> None:
+    """A number of 100 times its usual size is reported at the third call; NaN is reported at once."""
+    found, words = first_problem(TrainingMonitor(1000), 60, lambda i: {name: 1000.0} if i >= 50 else {})
     assert found == 52
-    assert words.startswith(f"the game diverges: {Watch.WATCHED[name]} is 1e+03")
-    found, words = looks(Watch(1000), 60, lambda i: {name: float("nan")} if i >= 50 else {})
-    assert (found, words) == (50, f"the game diverges: {Watch.WATCHED[name]} is not finite")
+    assert words.startswith(f"the game diverges: {TrainingMonitor.WATCHED[name]} is 1e+03")
+    found, words = first_problem(TrainingMonitor(1000), 60, lambda i: {name: float("nan")} if i >= 50 else {})
+    assert (found, words) == (50, f"the game diverges: {TrainingMonitor.WATCHED[name]} is not finite")
 
 
-@pytest.mark.parametrize("gap", [lambda i: 1.0 + 0.1 * i, lambda i: 30.0], ids=["growing", "beyond doubt"])
-def test_dominance_is_named_after_its_patience(gap: Callable[[int], float]) -> None:
-    """Real rows are told apart by a gap that grows, or is beyond doubt, for `patience` steps; 0 bears anything."""
+@pytest.mark.parametrize("gap", [lambda i: 1.0 + 0.1 * i, lambda i: 30.0], ids=["growing", "large"])
+def test_dominance_is_reported_after_patience_steps(gap: Callable[[int], float]) -> None:
+    """A gap that grows or is very large for `patience` steps is reported; with 0 it never is."""
     dominated = lambda i: {"told_apart": 1.0, "gap": gap(i)}  # noqa: E731
-    found, words = looks(Watch(600), 100, dominated)
-    assert 600 / LOOK_EVERY <= found + 1 <= 600 / LOOK_EVERY + 5
-    assert words.startswith("the discriminator dominates: for 600 steps it has told 100 % of real rows")
-    assert looks(Watch(0), 100, dominated) == (100, "")
+    found, words = first_problem(TrainingMonitor(600), 100, dominated)
+    assert 600 / DIAGNOSE_EVERY <= found + 1 <= 600 / DIAGNOSE_EVERY + 5
+    assert words.startswith("the discriminator dominates: for 600 steps it has separated 100 % of real rows")
+    assert first_problem(TrainingMonitor(0), 100, dominated) == (100, "")
 
 
-def test_what_the_watch_remembers_is_in_the_checkpoint() -> None:
-    """A resumed run finds trouble at the same look."""
+def test_the_state_of_the_monitor_is_in_the_checkpoint() -> None:
+    """A resumed run reports a problem at the same call."""
     dominated = lambda i: {"told_apart": 1.0, "gap": 1.0 + 0.1 * i}  # noqa: E731
-    whole, first, second = Watch(600), Watch(600), Watch(600)
-    assert looks(first, 20, dominated) == (20, "")
+    whole, first, second = TrainingMonitor(600), TrainingMonitor(600), TrainingMonitor(600)
+    assert first_problem(first, 20, dominated) == (20, "")
     second.load_state_dict(first.state_dict())
-    found, _ = looks(second, 100, lambda i: dominated(20 + i))
-    assert found + 20 == looks(whole, 100, dominated)[0]
+    found, _ = first_problem(second, 100, lambda i: dominated(20 + i))
+    assert found + 20 == first_problem(whole, 100, dominated)[0]
 
 
-def won(folder: Path, **train: Any) -> Callable[[], Any]:
-    """A run that the discriminator wins: the generator's answers are far away, and it cannot move."""
+def lost_by_the_generator(folder: Path, **train: Any) -> Callable[[], Any]:
+    """A run in which the discriminator dominates: the generator's samples are far from the data."""
     settings = {"steps": 400, "batch": 8, "lr": 0.01, "optimizer": "adamw", "checkpoint_every": 30, "log_every": 5}
     chosen = recipe("gan", POINTS, family={"game": "minimax", "patience": 60}, train={**settings, **train})
     torch.manual_seed(0)
@@ -209,26 +209,26 @@ def won(folder: Path, **train: Any) -> Callable[[], Any]:
     return run
 
 
-def test_a_discriminator_that_wins_ends_the_run(tmp_path: Path) -> None:
-    """In the minimax game, whose generator then learns nothing: with the words, the step and a cure."""
+def test_a_dominating_discriminator_stops_the_run(tmp_path: Path) -> None:
+    """In the minimax game the error names the problem and the step, and its hint proposes a setting."""
     with pytest.raises(loop.TrainingDiverged, match=r"the discriminator dominates: .* \(step \d+\)") as ended:
-        won(tmp_path)()
+        lost_by_the_generator(tmp_path)()
     assert "train.lr" in ended.value.hint
 
 
-def test_or_rolls_it_back(tmp_path: Path) -> None:
-    """Three times, each at half the rate, if the recipe says so."""
-    run = won(tmp_path, on_trouble="rollback", decay=0.0, warmup=0)
+def test_a_dominating_discriminator_can_cause_a_rollback(tmp_path: Path) -> None:
+    """With on_trouble=rollback the run is repeated three times, each at half the learning rate."""
+    run = lost_by_the_generator(tmp_path, on_trouble="rollback", decay=0.0, warmup=0)
     with pytest.raises(loop.TrainingDiverged, match="the discriminator dominates"):
         run()
     steps = {rate: [n["step"] for n in run.logged if n["lr"] == rate] for rate in (0.01, 0.005, 0.0025, 0.00125)}  # type: ignore[attr-defined]
-    assert all(last - first >= 40 for first, *_, last in steps.values())  # each attempt has its whole patience
+    assert all(last - first >= 40 for first, *_, last in steps.values())  # each attempt has its full patience
 
 
 def on_the_grid(game: str, steps: int) -> tuple[int, int]:
-    """(modes captured, modes that are nearest to at least ten) of 2,500 samples, after a game without labels on grid25.
+    """Train without labels on grid25; return the captured modes, and the modes nearest to at least 10 of 2,500 samples.
 
-    The nets see each coordinate in waves too, so that the discriminator can tell a mode from its surroundings.
+    The nets have Fourier features, so that the discriminator can separate a mode from its surroundings.
     """
     grid = densities.density("grid25")
     assert grid.modes is not None
@@ -255,8 +255,8 @@ def on_the_grid(game: str, steps: int) -> tuple[int, int]:
     return len(captured), int((np.bincount(nearest, minlength=25) >= 10).sum())
 
 
-def test_the_plain_game_collapses_where_the_penalized_pairs_do_not() -> None:
-    """400 steps without labels on 25 modes: minimax keeps a few of them, the default game spreads over all."""
+def test_the_minimax_game_collapses_and_the_default_does_not() -> None:
+    """After 400 steps without labels minimax covers a few of 25 modes, and the default game covers most."""
     captured, near = on_the_grid("minimax", 400)
     assert captured <= 8  # measured: 4, near 9, or 16 on another machine; another seed 0, near 5
     assert near <= 18

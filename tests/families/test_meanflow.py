@@ -1,4 +1,4 @@
-"""MeanFlow's own facts, with the perfect average velocity of a Gaussian, whose flow scales every point alike."""
+"""MeanFlow, with the perfect average velocity of a Gaussian, whose flow scales all points equally."""
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from genflow.specs import DataSpec
 LINE = DataSpec((1, 1, 1), levels=None)
 S = 0.4  # the data's standard deviation
 ROWS = 64
-NOBODY = torch.zeros(ROWS, dtype=torch.long)
+NO_LABEL = torch.zeros(ROWS, dtype=torch.long)
 
 
 def width(t: Tensor) -> Tensor:
-    """Standard deviation of x_t: the flow carries x_t to x_r = x_t width(r)/width(t)."""
+    """The standard deviation of x_t; the flow maps x_t to x_r = x_t width(r)/width(t)."""
     return (((1 - t) * S) ** 2 + t**2).sqrt()
 
 
@@ -39,37 +39,37 @@ def perfect(**options: object) -> MeanFlow:
 
 @pytest.mark.parametrize("derivative", ["secant", "jvp"])
 def test_the_identity_of_the_mean_flow(derivative: str) -> None:
-    """u + (t - r) du/dt is the velocity, for every step, also one that begins at t = 1, where the secant looks back."""
+    """u + (t - r) du/dt is the velocity for every step, also at t = 1, where the secant is one-sided."""
     model, rng = perfect(derivative=derivative), BatchRng(0, "", 0, total=ROWS)
     t, r = model.times(ROWS, rng)
     t = t.clamp(min=0.1)
     r = torch.minimum(r, t)
     y = rng.normal((ROWS, 1, 1, 1))
-    left = model.average(y, t, r, NOBODY) + over(t - r, y) * model.slope(y, t, r, NOBODY)
-    torch.testing.assert_close(left, model.average(y, t, t, NOBODY), rtol=0, atol=1e-2)
+    left = model.average(y, t, r, NO_LABEL) + over(t - r, y) * model.total_derivative(y, t, r, NO_LABEL)
+    torch.testing.assert_close(left, model.average(y, t, t, NO_LABEL), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 7])
 def test_a_step_of_any_length_is_exact(steps: int) -> None:
-    """Noise becomes S times noise, which is the flow of this Gaussian, in however many steps."""
+    """Any number of steps maps noise to S times noise, which is the exact flow of this Gaussian."""
     rng = SampleRng(range(ROWS), "sample")
     noise = rng.normal((ROWS, 1, 1, 1))
-    drawn = perfect().sample(noise, NOBODY, rng, steps=steps)
+    drawn = perfect().sample(noise, NO_LABEL, rng, steps=steps)
     assert drawn.nfe == steps
     torch.testing.assert_close(drawn.x, S * noise, rtol=0, atol=1e-5)
 
 
-def test_codes_are_the_flows_own_noise() -> None:
-    """encode walks u(x_t, t, t): x of this Gaussian comes from the noise x/S."""
+def test_codes_are_the_noise_of_the_flow() -> None:
+    """`encode` integrates u(x_t, t, t); for this Gaussian the code of x is x/S."""
     x = torch.randn(ROWS, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * S
-    code = perfect().encode(x, NOBODY, SampleRng(range(ROWS), "code"))
+    code = perfect().encode(x, NO_LABEL, SampleRng(range(ROWS), "code"))
     torch.testing.assert_close(code, x / S, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize(("net", "data"), [("unet", "grey"), ("unet", "colour"), ("dit", "grey"), ("mlp", "points")])
-def test_the_secant_becomes_the_derivative(net: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Narrow and away from the ends, it agrees with forward differentiation, on every net and memory layout."""
-    monkeypatch.setattr(meanflow, "HALF", 0.003)
+def test_the_secant_approximates_the_derivative(net: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow secant agrees with forward-mode differentiation, for every net and memory layout."""
+    monkeypatch.setattr(meanflow, "HALF_WIDTH", 0.003)
     facts = FACTS[data]
     model, rng = shaken(family("meanflow", facts, net)), BatchRng(0, "", 0, total=8)
     assert isinstance(model, MeanFlow)
@@ -78,13 +78,13 @@ def test_the_secant_becomes_the_derivative(net: str, data: str, monkeypatch: pyt
     y = rng.normal((8, *facts.shape)).to(memory_format=torch.channels_last)
     slopes = []
     for model.derivative in ("jvp", "secant"):
-        slopes.append(model.slope(y, t, r, batch(facts).label).flatten())
+        slopes.append(model.total_derivative(y, t, r, batch(facts).label).flatten())
     assert float(torch.cosine_similarity(*slopes, dim=0)) > 0.999
     assert float(slopes[0].norm() / slopes[1].norm()) == pytest.approx(1, abs=0.02)
 
 
-def test_times_are_ordered_and_shared_out_as_asked() -> None:
-    """0 <= r <= t <= 1; the shares of r = t, r = 0 and t = 1 are the options'."""
+def test_times_are_ordered_and_have_the_given_shares() -> None:
+    """0 <= r <= t <= 1, and the shares of r = t, r = 0 and t = 1 follow from the options."""
     t, r = perfect(instant=0.3, whole=0.4, first=0.2).times(20_000, BatchRng(0, "", 0, total=20_000))
     assert bool(((r >= 0) & (r <= t) & (t <= 1)).all())
     assert float((r == t).float().mean()) == pytest.approx(0.3, abs=0.02)
@@ -92,8 +92,8 @@ def test_times_are_ordered_and_shared_out_as_asked() -> None:
     assert float((t == 1).float().mean()) == pytest.approx(0.7 * 0.2, abs=0.02)
 
 
-def test_a_warm_start_is_the_flow_itself() -> None:
-    """Begun from flow matching, u(x, r, t) is its velocity for every r: n steps are Euler's n steps."""
+def test_a_run_started_from_flow_matching_is_that_flow() -> None:
+    """At first u(x, r, t) is the velocity of the source for every r, so n steps equal n Euler steps."""
     facts = FACTS["grey"]
     flow, model = shaken(family("flow_matching", facts)), family("meanflow", facts, seed=3)
     model.init_from(flow)
@@ -103,19 +103,19 @@ def test_a_warm_start_is_the_flow_itself() -> None:
         torch.testing.assert_close(model.sample(noise, label, rng, steps=steps).x, euler, rtol=0, atol=1e-5)  # type: ignore[call-arg]
 
 
-def test_a_derivative_that_overflows_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a row is left out of the loss; the others count, and the loss and its gradient stay finite."""
+def test_rows_whose_derivative_overflows_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss excludes these rows, and the loss and its gradient stay finite."""
     facts = FACTS["grey"]
     model = shaken(family("meanflow", facts, family={"instant": 0.0}))
-    slope = MeanFlow.slope
+    original = MeanFlow.total_derivative
 
     def broken(self: MeanFlow, y: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
-        out = slope(self, y, t, r, label)
+        out = original(self, y, t, r, label)
         out[0], out[1] = torch.inf, torch.nan
         return out
 
     whole, _ = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0, total=8))
-    monkeypatch.setattr(MeanFlow, "slope", broken)
+    monkeypatch.setattr(MeanFlow, "total_derivative", broken)
     value, numbers = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0, total=8))
     value.backward()
     assert 0 < float(value.detach()) < float(whole.detach())

@@ -1,4 +1,4 @@
-"""The normalizing flow's own facts: its density is a density, and the one that it samples from."""
+"""The normalizing flow: its density integrates to 1, and samples come from it."""
 
 import math
 
@@ -20,22 +20,22 @@ def flow(facts: DataSpec, size: float = 0.1, net: str = "auto", **options: objec
 
 
 def grid(reach: float, cells: int) -> tuple[Tensor, float]:
-    """Midpoints of square cells of the plane (cells^2, 2, 1, 1), and a cell's area."""
+    """The midpoints of square cells of the plane (cells^2, 2, 1, 1), and the area of a cell."""
     step = 2 * reach / cells
     line = (torch.arange(cells) + 0.5) * step - reach
     return torch.cartesian_prod(line, line)[:, :, None, None], step**2
 
 
-def nobody(x: Tensor, facts: DataSpec) -> Tensor:
+def no_label(x: Tensor, facts: DataSpec) -> Tensor:
     return torch.full((len(x),), facts.classes)
 
 
 @torch.no_grad()
 def test_the_density_of_the_plane_integrates_to_one() -> None:
-    """By the midpoint rule on 250 x 250 cells, within 0.1 percent; and it is far from N(0, I)."""
+    """The midpoint rule on 250 x 250 cells gives 1 within 0.1 %, for a density far from N(0, I)."""
     model = flow(POINTS, 0.05)
     x, area = grid(7, 250)
-    log_p = model.log_density(x, nobody(x, POINTS))
+    log_p = model.log_density(x, no_label(x, POINTS))
     assert float(log_p.double().exp().sum() * area) == pytest.approx(1, abs=1e-3)
     plain = -0.5 * x.square().flatten(1).sum(1) - math.log(2 * math.pi)
     assert float(((log_p - plain).abs() * log_p.exp()).sum() * area) > 0.1
@@ -46,9 +46,9 @@ def test_samples_come_from_the_density() -> None:
     """The share of 20,000 samples in each cell of a coarse grid is the density's integral over it."""
     model = flow(POINTS)
     noise = torch.randn(20_000, 2, 1, 1, generator=torch.Generator().manual_seed(0))
-    drawn = model.sample(noise, nobody(noise, POINTS), SampleRng([], "sample")).x.flatten(1)
+    drawn = model.sample(noise, no_label(noise, POINTS), SampleRng([], "sample")).x.flatten(1)
     x, area = grid(4, 200)
-    mass = model.log_density(x, nobody(x, POINTS)).exp().reshape(8, 25, 8, 25).sum((1, 3)) * area
+    mass = model.log_density(x, no_label(x, POINTS)).exp().reshape(8, 25, 8, 25).sum((1, 3)) * area
     cell = (drawn + 4).floor().long()
     inside = ((cell >= 0) & (cell < 8)).all(1)
     count = torch.bincount(cell[inside] @ torch.tensor([8, 1]), minlength=64).reshape(8, 8)
@@ -58,33 +58,33 @@ def test_samples_come_from_the_density() -> None:
 
 @torch.no_grad()
 def test_an_affine_flow_has_a_gaussian_density() -> None:
-    """With mu and s constant, z = (x - mu) exp(-s): the density is the normal one, and in the points' own units."""
+    """With constant mu and s, z = (x - mu) exp(-s): the density is normal, and nats are in raw coordinates."""
     model = family("normalizing_flow", POINTS)
-    for coupling in model.net.couplings[:2]:  # these two move one number each
+    for coupling in model.net.couplings[:2]:  # each of the two maps one number
         coupling.leave.bias[:2] = torch.tensor([0.4, -0.7])
     x = batch(POINTS, rows=50).x
     truth = torch.distributions.Normal(0.4, math.exp(8 * math.tanh(-0.7 / 8))).log_prob(x.flatten(1)).sum(1)
-    torch.testing.assert_close(model.log_density(x, nobody(x, POINTS)), truth, rtol=1e-3, atol=5e-3)
-    told = model.log_likelihood(x, nobody(x, POINTS), SampleRng(range(50), "l"))
-    torch.testing.assert_close(told.nats, (truth - 2 * math.log(1.5)).double(), rtol=1e-3, atol=5e-3)
-    assert float(told.stderr.max()) == 0
+    torch.testing.assert_close(model.log_density(x, no_label(x, POINTS)), truth, rtol=1e-3, atol=5e-3)
+    found = model.log_likelihood(x, no_label(x, POINTS), SampleRng(range(50), "l"))
+    torch.testing.assert_close(found.nats, (truth - 2 * math.log(1.5)).double(), rtol=1e-3, atol=5e-3)
+    assert float(found.stderr.max()) == 0
 
 
 @torch.no_grad()
 def test_the_density_of_the_box_integrates_to_one() -> None:
-    """Two pixels; the midpoint rule in w, x = tanh w, because much of the mass lies close to black and white."""
+    """The density of two pixels integrates to 1 in w, x = tanh w; much of the mass is close to black and white."""
     facts = DataSpec((1, 1, 2), levels=5)
     model = flow(facts, net="spline")
     w, area = grid(6.5, 300)
     w = w.reshape(-1, 1, 1, 2).double()
-    log_p = model.log_density(w.tanh().float(), nobody(w, facts)).double()
+    log_p = model.log_density(w.tanh().float(), no_label(w, facts)).double()
     mass = (log_p.exp() / w.cosh().square().flatten(1).prod(1)).sum() * area
-    assert float(mass) == pytest.approx(1, abs=5e-3)  # the margins lie outside
+    assert float(mass) == pytest.approx(1, abs=5e-3)  # the margins are outside the box
 
 
 @pytest.mark.parametrize("net", ["spline", "tarflow"])
-def test_the_loss_is_bits_a_dimension(net: str) -> None:
-    """-log p of the dequantized batch, in nats a number; the log says it in bits."""
+def test_the_loss_is_in_nats_and_logged_as_bits_per_dimension(net: str) -> None:
+    """The loss is -log p of the dequantized batch in nats per number; the logged value is in bits."""
     model, data = flow(GREY, 0.05, net, forget=0.0), batch(GREY)
     loss, numbers = model.loss("net", data, BatchRng(0, "loss", 0, total=8))
     x = data.x + (BatchRng(0, "loss", 0, total=8).uniform(data.x.shape) - 0.5) * (2 / 17)
@@ -94,25 +94,25 @@ def test_the_loss_is_bits_a_dimension(net: str) -> None:
 
 
 @torch.no_grad()
-def test_the_log_density_counts_the_logits() -> None:
-    """With an identity net the density of one pixel is that of a logit-normal variable, in closed form."""
+def test_the_log_density_includes_the_logit_map() -> None:
+    """With an identity net each pixel has the density of a logit-normal variable."""
     facts = DataSpec((1, 1, 2), levels=256)
     model = family("normalizing_flow", facts, "spline")
     x = torch.tensor([[-0.999, 0.3], [0.0, 0.9999]])
     p = 1e-5 + (1 - 2e-5) * (x + 1) / 2
     y = (p / (1 - p)).log() / 3
     truth = -0.5 * (y.square() + math.log(2 * math.pi)) + ((1 - 2e-5) / 2 / 3 / (p * (1 - p))).log()
-    found = model.log_density(x[:, None, None], nobody(x, facts))
+    found = model.log_density(x[:, None, None], no_label(x, facts))
     torch.testing.assert_close(found, truth.sum(1), rtol=1e-3, atol=1e-2)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("level", [0, 16])
 def test_the_outermost_levels_have_a_finite_likelihood(level: int) -> None:
-    """At the very edge of the box, where the logit is largest."""
+    """At the edge of the box, where the logit is largest, densities are finite and codes decode to x."""
     model = flow(GREY, 0.05)
-    edge = torch.full((2, 1, 8, 8), 2 * level / 16 - 1.0)  # -1 and 1, as rounding of x + u may have it
-    label = nobody(edge, GREY)
+    edge = torch.full((2, 1, 8, 8), 2 * level / 16 - 1.0)  # -1 or 1, which rounding of x + u can give
+    label = no_label(edge, GREY)
     assert model.log_density(edge, label).isfinite().all()
     back = model.decode(model.encode(edge, label, SampleRng([1, 2], "e")), label, SampleRng([1, 2], "e"))
     torch.testing.assert_close(back, edge, rtol=0, atol=1e-3)
@@ -120,7 +120,7 @@ def test_the_outermost_levels_have_a_finite_likelihood(level: int) -> None:
 
 @torch.no_grad()
 def test_more_draws_have_a_standard_error() -> None:
-    """The mean over draws of u, and its spread; one draw has none."""
+    """16 draws of u have a standard error that matches their spread; one draw has none."""
     data = batch(GREY, rows=4)
     found = [
         flow(GREY, 0.05, draws=draws).log_likelihood(data.x, data.label, SampleRng(range(4), "l")) for draws in (1, 16)
@@ -132,26 +132,26 @@ def test_more_draws_have_a_standard_error() -> None:
 
 
 def test_temperature_scales_the_noise() -> None:
-    """Half the temperature is half the noise."""
+    """Half the temperature gives the same samples as half the noise."""
     model, seeds = flow(GREY, 0.05), range(3)
     noise, label = SampleRng(seeds, "sample").normal((3, 1, 8, 8)), torch.zeros(3, dtype=torch.long)
     cold = model.sample(noise, label, SampleRng(seeds, "s"), temperature=0.5).x
     torch.testing.assert_close(cold, model.sample(noise / 2, label, SampleRng(seeds, "s"), temperature=1.0).x)
 
 
-def test_points_come_from_the_density_itself_and_pictures_a_little_cooler() -> None:
-    """Without a word the temperature is 1 for points and 0.8 for pictures; a code is decoded as it is."""
+def test_the_default_temperature_is_lower_for_pictures() -> None:
+    """The default temperature is 1 for points and 0.8 for pictures; codes are decoded at 1."""
     for facts, temperature in ((POINTS, 1.0), (GREY, 0.8)):
         model, none = flow(facts, 0.05), SampleRng([], "s")
         noise = torch.randn(3, *facts.shape, generator=torch.Generator().manual_seed(0))
-        label = nobody(noise, facts)
-        told = model.sample(noise, label, none, temperature=temperature).x
-        assert torch.equal(model.sample(noise, label, none).x, told)
+        label = no_label(noise, facts)
+        expected = model.sample(noise, label, none, temperature=temperature).x
+        assert torch.equal(model.sample(noise, label, none).x, expected)
         assert torch.equal(model.decode(noise, label, none), model.sample(noise, label, none, temperature=1.0).x)
 
 
 def test_the_net_follows_from_the_data() -> None:
-    """Splines for points, the transformer for pictures; ordinary nets are refused."""
+    """The net is a spline flow for points and TarFlow for pictures; ordinary nets are rejected."""
     assert NormalizingFlow.default_net_for(POINTS) == "spline"
     assert NormalizingFlow.default_net_for(GREY) == "tarflow"
     with pytest.raises(build.UsageError, match="an invertible net is needed"):

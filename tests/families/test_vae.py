@@ -1,4 +1,4 @@
-"""The VAE's own facts."""
+"""The VAE: facts of its loss, its fitted prior, its bound and its flow prior."""
 
 import math
 
@@ -22,8 +22,8 @@ def rng(purpose: str = "loss") -> BatchRng:
 
 
 @pytest.mark.parametrize("data", FACTS)
-def test_the_loss_is_the_elbo_a_number(data: str) -> None:
-    """KL minus log P(x | z), over D; both logged in nats of a whole sample."""
+def test_the_loss_is_the_negative_elbo_per_number(data: str) -> None:
+    """The loss is (KL - log P(x | z)) / D; both terms are logged in nats per sample."""
     model = vae(data)
     loss, numbers = model.loss("model", batch(FACTS[data]), rng())
     whole = numbers["kl"] + numbers["reconstruction"]
@@ -31,7 +31,7 @@ def test_the_loss_is_the_elbo_a_number(data: str) -> None:
 
 
 def test_the_kl_is_the_closed_form() -> None:
-    """Against torch.distributions."""
+    """The KL term equals that of torch.distributions."""
     model, data = vae(), batch(FACTS["grey"])
     _, numbers = model.loss("model", data, rng())
     label = data.label.masked_fill(rng().uniform((8,)) < 0.1, 10)
@@ -53,8 +53,8 @@ def test_the_kl_term_warms_up(warmup: float, step: int, share: float) -> None:
 
 
 @pytest.mark.parametrize("data", ["grey", "points"])
-def test_a_draw_spreads_as_the_decoder_says(data: str) -> None:
-    """draw=True adds the decoder's noise: a logistic of spread s pi / sqrt(3) for pictures, a normal for points."""
+def test_draw_adds_the_noise_of_the_decoder(data: str) -> None:
+    """draw=True adds logistic noise of standard deviation s pi / sqrt(3) for pictures, and normal noise for points."""
     model = vae(data)
     with torch.no_grad():
         model.model.get_parameter("log_scale").fill_(-4.0)
@@ -69,7 +69,7 @@ def test_a_draw_spreads_as_the_decoder_says(data: str) -> None:
 
 
 def test_temperature_scales_the_latent() -> None:
-    """Half the temperature is half the noise."""
+    """Half the temperature gives the same samples as half the noise."""
     model = vae()
     noise = SampleRng(range(3), "sample").normal((3, *model.noise_shape))
     label, none = torch.zeros(3, dtype=torch.long), SampleRng(range(3), "sample")
@@ -89,7 +89,7 @@ def finished(**options: object) -> Vae:
 
 @torch.no_grad()
 def drawn_codes(model: Vae, label: int, count: int = 1500) -> torch.Tensor:
-    """The codes that sampling decodes."""
+    """The codes z that sampling passes to the decoder."""
     seen: list[torch.Tensor] = []
     hook = model.model["decoder"].register_forward_hook(lambda module, args, out: seen.append(args[0]))
     rng = SampleRng(range(count), "sample")
@@ -99,7 +99,7 @@ def drawn_codes(model: Vae, label: int, count: int = 1500) -> torch.Tensor:
 
 
 def test_samples_have_the_codes_of_the_data() -> None:
-    """With one Gaussian a class: the codes that are decoded have the mean and covariance of that class's codes."""
+    """With one Gaussian per class, sampled codes have the mean and covariance of the data's codes of that class."""
     model, stack = finished(), ([], [])
     for i in range(10):
         data = batch(FACTS["grey"], i, rows=256)
@@ -115,7 +115,7 @@ def test_samples_have_the_codes_of_the_data() -> None:
 
 
 def test_before_it_is_fitted_z_is_normal() -> None:
-    """The noise itself is decoded; and as soon as training goes on, again."""
+    """Before the fit, and again when training continues, the codes are the noise itself."""
     fresh, model = vae(), finished()
     assert abs(float(drawn_codes(fresh, 3).std()) - 1) < 0.05
     before = drawn_codes(model, 3)
@@ -125,7 +125,7 @@ def test_before_it_is_fitted_z_is_normal() -> None:
 
 
 def test_the_fit_follows_from_weights_and_data() -> None:
-    """Twice the same, to the bit; and it travels with the weights."""
+    """The fit is reproducible to the bit and part of the state dictionary."""
     a, b = finished().state_dict(), finished().state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert "mixture.fitted" in a
@@ -135,7 +135,7 @@ def test_the_fit_follows_from_weights_and_data() -> None:
 
 
 def test_without_a_label_every_class_has_its_share() -> None:
-    """The weights of the mixture for no label are the classes' shares of the data."""
+    """The weights of the mixture for "no label" are the shares of the classes in the data."""
     prior = finished().mixture
     assert prior is not None
     own = prior.log_weight[10].exp()
@@ -146,14 +146,14 @@ def test_without_a_label_every_class_has_its_share() -> None:
     assert (prior.log_weight.exp().sum(1)[:10] - 1).abs().max() < 1e-5
 
 
-def test_a_prior_that_is_too_large_is_refused() -> None:
-    """One line that says which option to change, before anything starts."""
+def test_a_prior_that_is_too_large_is_rejected() -> None:
+    """The hint names the option to change."""
     with pytest.raises(UsageError, match="too many for the prior") as refused:
         family("vae", FACTS["grey"], family={"latent": 128, "components": 1000})
     assert "family.prior=normal" in str(refused.value.hint)
 
 
-# The bound, beside a model whose likelihood is known: x = W z + sigma eps.
+# The bound of a model whose likelihood is known: x = W z + sigma eps.
 
 LINEAR = DataSpec((5, 1, 1), levels=None)
 W = torch.tensor([[1.0, 0.3], [0.5, -1.0], [0.2, 0.8], [-0.7, 0.1], [0.0, 0.6]])
@@ -161,7 +161,7 @@ SIGMA = 0.5
 
 
 class Linear(nn.Module):
-    """The decoder W z, or an encoder with the posterior's mean and its variances without their correlation."""
+    """The decoder W z, or an encoder with the mean and variances of the posterior but without its correlation."""
 
     def __init__(self, decodes: bool) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ def linear(prior: bool = False, **options: object) -> Vae:
 
 
 def truth(model: Vae, x: torch.Tensor) -> torch.Tensor:
-    """log p(x): every Gaussian of the prior, seen through W, with the decoder's noise."""
+    """log p(x): each Gaussian of the prior, mapped by W, plus the noise of the decoder."""
     means, roots, log_weight = torch.zeros(1, 2), torch.eye(2)[None], torch.zeros(1)
     if model.mixture is not None and model.mixture.fitted:
         means, roots, log_weight = model.mixture.mean, model.mixture.root, model.mixture.log_weight[0]
@@ -199,7 +199,7 @@ def truth(model: Vae, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("prior", [False, True])
-def test_the_bounds_close_in_on_the_likelihood(prior: bool) -> None:
+def test_the_bounds_converge_to_the_likelihood(prior: bool) -> None:
     """ELBO < IWAE_4 < IWAE_32 < log p on average, and IWAE_1000 is log p; under N(0, I) and under a mixture."""
     x = torch.randn(100, 5, 1, 1, generator=torch.Generator().manual_seed(3))
     label, found = torch.zeros(100, dtype=torch.long), {}
@@ -220,15 +220,15 @@ def test_the_bounds_close_in_on_the_likelihood(prior: bool) -> None:
 
 @pytest.mark.parametrize("bound", ["elbo", "iwae"])
 def test_the_standard_error_is_the_spread_of_another_try(bound: str) -> None:
-    """Over 200 tries with other seeds the values scatter as one try says they would."""
+    """The standard error of one estimate is the spread of 200 estimates with other seeds."""
     model = linear(bound=bound, posterior_samples=50)
     x = torch.full((200, 5, 1, 1), 0.4)
     found = model.log_likelihood(x, torch.zeros(200, dtype=torch.long), SampleRng(range(200), "likelihood"))
     assert float(found.stderr.mean()) == pytest.approx(float(found.nats.std()), rel=0.2)
 
 
-def test_a_gaussians_scale_comes_to_rest_at_the_error() -> None:
-    """sigma-VAE's optimal sigma: the loss is stationary in it where it is the root of the mean squared error."""
+def test_the_optimal_gaussian_scale_is_the_rms_error() -> None:
+    """The loss is stationary where the scale is the root mean squared error, the optimal sigma of sigma-VAE."""
     model = vae("points", decoder="gaussian")
     log_scale, errors = model.model.get_parameter("log_scale"), []
     model.model["decoder"].register_forward_hook(lambda module, args, out: errors.append(out))
@@ -243,8 +243,8 @@ def test_a_gaussians_scale_comes_to_rest_at_the_error() -> None:
 
 
 @pytest.mark.parametrize("options", [{"decoder": "gaussian"}, {"scale": "pixel"}, {"prior": "normal"}])
-def test_the_levels_probabilities_are_a_whole(options: dict[str, object]) -> None:
-    """Whatever the decoder, the probabilities of a pixel's levels add up to 1."""
+def test_the_probabilities_of_the_levels_sum_to_one(options: dict[str, object]) -> None:
+    """For every decoder the probabilities of a pixel's levels sum to 1."""
     model, z = vae(**options), torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(17, dtype=torch.long)
     base = torch.zeros(17, 1, 8, 8)
@@ -255,7 +255,7 @@ def test_the_levels_probabilities_are_a_whole(options: dict[str, object]) -> Non
         same = all_nats.logsumexp(0) - model._log_p(base[:1], z, label[:1])
         own = model._log_p(base[:1], z, label[:1]) - all_nats[8]  # level 8 is the pixel's own: x = 0
     assert float(own.abs()) < 1e-3
-    mean, log_scale = model._decoded(z, label[:1])
+    mean, log_scale = model._output_distribution(z, label[:1])
     from genflow.maths.likelihood import discretized
 
     log_cdf = torch.special.log_ndtr if options.get("decoder") == "gaussian" else torch.nn.functional.logsigmoid
@@ -264,11 +264,11 @@ def test_the_levels_probabilities_are_a_whole(options: dict[str, object]) -> Non
     assert float((same + alone).detach()) == pytest.approx(0, abs=1e-3)
 
 
-# The flow as prior.
+# The flow prior.
 
 
-def test_the_flow_learns_the_codes_alone() -> None:
-    """Its loss moves no weight of the model, and the model's loss none of the flow; the codes are drawn by it."""
+def test_the_flow_and_the_model_are_trained_separately() -> None:
+    """Each loss has gradients only for its player, and samples use the flow."""
     model = vae(prior="flow")
     assert model.players == ("model", "prior")
     assert model.prior is not None
@@ -280,12 +280,12 @@ def test_the_flow_learns_the_codes_alone() -> None:
     noise = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     samples = model.sample(noise, torch.tensor([1, 2]), SampleRng([1, 2], "sample"))
     assert samples.nfe == 21
-    plain = model._decoded(noise, torch.tensor([1, 2]))[0].clamp(-1, 1)
+    plain = model._output_distribution(noise, torch.tensor([1, 2]))[0].clamp(-1, 1)
     assert not torch.equal(samples.x, plain)
 
 
-def test_a_flow_that_stands_still_is_the_normal_prior() -> None:
-    """With v = 0 codes are the noise, and the bound is that of N(0, I), called an estimate."""
+def test_a_flow_with_zero_velocity_is_the_normal_prior() -> None:
+    """With v = 0 codes are the noise; the bound is that of N(0, I), and its kind is an ODE estimate."""
     model, normal = vae(prior="flow", posterior_samples=200), vae(prior="normal", posterior_samples=200)
     assert model.prior is not None
     normal.load_state_dict(model.state_dict(), strict=False)

@@ -1,6 +1,6 @@
-"""Schedules and samplers number by number against diffusers, on the same network and the same noise.
+"""Schedules and samplers agree numerically with diffusers, for the same network and the same noise.
 
-Our uniform times are what diffusers calls "trailing" spacing; the level k lies at t = (k + 1)/T.
+Uniform times are "trailing" spacing in diffusers; level k is at t = (k + 1)/T.
 """
 
 import math
@@ -26,7 +26,7 @@ LABEL = torch.zeros(3, dtype=torch.long)
 
 
 class OneGenerator(Rng):
-    """Draws from one generator, as diffusers does."""
+    """An Rng that draws from one generator, as diffusers does."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -42,7 +42,7 @@ def start() -> Tensor:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    """Both compute in single precision; theirs holds its schedule in it too."""
+    """Compare with a tolerance for single precision, in which diffusers also stores its schedule."""
     scale = float(theirs.abs().max())
     torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=5e-4)
 
@@ -60,7 +60,7 @@ def denoiser(schedule: str, predict: str) -> nn.Module:
 
 @pytest.mark.parametrize("schedule", SCHEDULE)
 def test_noise_schedules_agree(schedule: str) -> None:
-    """betas and alphas_cumprod, level by level."""
+    """betas and alphas_cumprod are equal at every level."""
     theirs = scheduler("DDPMScheduler", schedule, "eps")
     ours = BETAS[schedule](1000)
     np.testing.assert_allclose(ours, theirs.betas.numpy(), rtol=2e-5)
@@ -74,7 +74,7 @@ def test_noise_schedules_agree(schedule: str) -> None:
     [("linear", "eps", 1000), ("cosine", "v", 1000), ("linear", "x", 100), ("linear", "v", 20), ("cosine", "x", 10)],
 )
 def test_ancestral_sampling_agrees(schedule: str, predict: str, steps: int) -> None:
-    """DDPMScheduler with fixed_small variance, all 1000 levels and fewer."""
+    """`ddpm` equals DDPMScheduler with fixed_small variance, for 1000 levels and fewer."""
     model = denoiser(schedule, predict)
     ours = model.sample(start(), LABEL, OneGenerator(1), sampler="ddpm", steps=steps, clip=False).x
     theirs = scheduler("DDPMScheduler", schedule, predict, variance_type="fixed_small")
@@ -90,7 +90,7 @@ def test_ancestral_sampling_agrees(schedule: str, predict: str, steps: int) -> N
 @pytest.mark.parametrize("predict", PREDICTION)
 @pytest.mark.parametrize("schedule", SCHEDULE)
 def test_ddim_agrees(schedule: str, predict: str, eta: float) -> None:
-    """DDIMScheduler with trailing spacing, with the same noise on the way."""
+    """`ddim` equals DDIMScheduler with trailing spacing and the same noise."""
     model = denoiser(schedule, predict)
     ours = model.sample(start(), LABEL, OneGenerator(1), sampler="ddim", steps=20, eta=eta, clip=False).x
     theirs = scheduler("DDIMScheduler", schedule, predict)
@@ -106,7 +106,7 @@ def test_ddim_agrees(schedule: str, predict: str, eta: float) -> None:
 
 @pytest.mark.parametrize("steps", [1, 10, 50])
 def test_eulers_method_on_the_straight_path_agrees(steps: int) -> None:
-    """FlowMatchEulerDiscreteScheduler: the same direction of time, the same network time 1000 t."""
+    """`euler` equals FlowMatchEulerDiscreteScheduler: same direction of time, same network time 1000 t."""
     model = shaken(family("flow_matching", FACTS, "mlp"))
     ours = model.sample(start(), LABEL, OneGenerator(1), sampler="euler", steps=steps).x
     theirs = diffusers.FlowMatchEulerDiscreteScheduler()
@@ -119,7 +119,7 @@ def test_eulers_method_on_the_straight_path_agrees(steps: int) -> None:
 
 
 def test_heuns_method_on_the_straight_path_agrees() -> None:
-    """FlowMatchHeunDiscreteScheduler, on its own grid of times (which ends at 1/1000 before 0)."""
+    """`heun` equals FlowMatchHeunDiscreteScheduler on its time grid, whose last time before 0 is 1/1000."""
     model = shaken(family("flow_matching", FACTS, "mlp"))
     theirs = diffusers.FlowMatchHeunDiscreteScheduler()
     theirs.set_timesteps(10)
@@ -141,7 +141,7 @@ def test_heuns_method_on_the_straight_path_agrees() -> None:
     [("linear", "eps", 20), ("cosine", "v", 20), ("linear", "x", 8), ("cosine", "v", 1)],
 )
 def test_dpm_solver_agrees(schedule: str, predict: str, steps: int) -> None:
-    """DPMSolverMultistepScheduler, dpmsolver++ of order 2 with a final step to sigma = 0."""
+    """`dpmpp_2m` equals DPMSolverMultistepScheduler (dpmsolver++ of order 2, final step to sigma = 0)."""
     model = denoiser(schedule, predict)
     ours = model.sample(start(), LABEL, OneGenerator(1), sampler="dpmpp_2m", steps=steps, clip=False).x
     options = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
@@ -160,7 +160,7 @@ def test_dpm_solver_agrees(schedule: str, predict: str, steps: int) -> None:
 @pytest.mark.parametrize("karras", [False, True])
 @pytest.mark.parametrize("steps", [5, 25])
 def test_edms_heun_agrees(steps: int, karras: bool) -> None:
-    """HeunDiscreteScheduler in sigma/alpha, on its own steps: uniform levels, and Karras's between them."""
+    """`edm_heun` equals HeunDiscreteScheduler in sigma/alpha, with uniform levels and with Karras's spacing."""
     model = denoiser("linear", "eps")
     theirs = diffusers.HeunDiscreteScheduler(
         num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
@@ -181,13 +181,13 @@ def test_edms_heun_agrees(steps: int, karras: bool) -> None:
             x = theirs.step(answer, t, x).prev_sample
         begin = start() * ratios[0] * path.alpha(times[0])
         net = Guided(model.net, LABEL, 0)
-        ours = SAMPLERS["edm_heun"].walk(model.denoiser(net), path, begin, times, OneGenerator(1))
+        ours = SAMPLERS["edm_heun"].run(model.denoiser(net), path, begin, times, OneGenerator(1))
     close(ours, x)
     assert net.nfe == 2 * steps - 1 == len(theirs.timesteps)
 
 
 def test_edm_agrees() -> None:
-    """EDMEulerScheduler: its preconditioning and its Karras steps, on our net told the same noise levels."""
+    """`schedule: edm` equals EDMEulerScheduler: the same preconditioning, Karras spacing and noise levels."""
     facts = DataSpec((1, 4, 4), levels=256, sigma_data=0.6)
     model = shaken(family("ddpm", facts, "mlp", family={"schedule": "edm"}))
     theirs = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.6, rho=7.0)
@@ -196,7 +196,7 @@ def test_edm_agrees() -> None:
     x = start() * 80
     with torch.no_grad():
         for t in theirs.timesteps:  # c_noise = ln(sigma)/4
-            told = 1000 * ((4 * t.float() - low) / (high - low)).clamp(0, 1)
-            x = theirs.step(-model.net(theirs.scale_model_input(x, t), told.expand(3), LABEL), t, x).prev_sample
+            level = 1000 * ((4 * t.float() - low) / (high - low)).clamp(0, 1)
+            x = theirs.step(-model.net(theirs.scale_model_input(x, t), level.expand(3), LABEL), t, x).prev_sample
     ours = model.sample(start(), LABEL, OneGenerator(1), sampler="ddim", spacing="karras", steps=18, clip=False).x
     close(ours, x)

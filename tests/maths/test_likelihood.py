@@ -1,4 +1,4 @@
-"""Likelihoods against closed forms: densities, masses, bounds, and their units."""
+"""Likelihoods match closed forms: densities, masses, bounds, and their units."""
 
 import math
 
@@ -28,8 +28,8 @@ def points(rows: int, mixture: Mixture = TWO) -> Tensor:
     return mixture.draw(rows).reshape(rows, -1, 1, 1)
 
 
-def test_a_uniform_model_takes_log2_of_the_levels() -> None:
-    """bits/dim of K equally likely levels is log2 K: for the masses, and for the density 1/2 on [-1, 1]."""
+def test_a_uniform_model_costs_log2_of_the_levels() -> None:
+    """K equally likely levels have log2 K bits/dim, from the masses and from the density 1/2 on [-1, 1]."""
     D, K = PICTURES.dims, 17
     assert likelihood.bits_per_dim(-D * math.log(K), D) == pytest.approx(math.log2(K))
     density = torch.tensor([-D * math.log(2)])
@@ -37,7 +37,7 @@ def test_a_uniform_model_takes_log2_of_the_levels() -> None:
 
 
 def test_dequantized_levels_stay_in_their_bins() -> None:
-    """x + uniform noise of one bin's width rounds back to the level; points stay as they are."""
+    """x + uniform noise of one bin's width rounds back to its level; points stay unchanged."""
     k = torch.arange(17).repeat(200)[:, None]
     x = (2 * k + 1) / 17 - 1
     y = likelihood.dequantize(x, PICTURES, rng(len(x)))
@@ -46,7 +46,7 @@ def test_dequantized_levels_stay_in_their_bins() -> None:
     assert likelihood.dequantize(x, POINTS, rng(len(x))) is x
 
 
-def test_points_are_measured_in_their_own_coordinates() -> None:
+def test_points_are_measured_in_raw_coordinates() -> None:
     """log p(point) = log p(point / scale) - D log scale."""
     scaled = DataSpec((2, 1, 1), levels=None, scale=4.0)
     assert float(likelihood.discrete_nats(torch.tensor([-1.0]), scaled)) == pytest.approx(-1 - 2 * math.log(4))
@@ -55,7 +55,7 @@ def test_points_are_measured_in_their_own_coordinates() -> None:
 @pytest.mark.parametrize("log_cdf", [F.logsigmoid, torch.special.log_ndtr])
 @pytest.mark.parametrize("K", [2, 17, 256])
 def test_the_masses_of_all_levels_sum_to_one(log_cdf, K: int) -> None:  # type: ignore[no-untyped-def]
-    """However narrow, wide or far away the density is: a floor under a mass would break this."""
+    """The sum is 1 for narrow, wide and distant densities; a lower limit on the masses would break this."""
     x = (2 * torch.arange(K, dtype=torch.float64) + 1) / K - 1
     for mean in (-4.0, -0.37, 0.0, 0.98, 3.0):
         for log_scale in (-7.0, -4.0, -1.0, 2.0):
@@ -65,7 +65,7 @@ def test_the_masses_of_all_levels_sum_to_one(log_cdf, K: int) -> None:  # type: 
 
 
 def test_masses_far_from_the_mean_are_exact_and_have_a_gradient() -> None:
-    """In single precision, 45 scales away: log mass = -offset/scale + log(2 sinh(1/(K scale))) for a logistic."""
+    """45 scales away, in single precision, log mass = -offset/scale + log(2 sinh(1/(K scale))) for a logistic."""
     K, offset, log_scale = 256, 0.3, -5.0
     mean = torch.tensor([-offset], requires_grad=True)
     x = torch.tensor([1 / K])
@@ -77,15 +77,15 @@ def test_masses_far_from_the_mean_are_exact_and_have_a_gradient() -> None:
     assert float(mean.grad) == pytest.approx(1 / scale, rel=1e-4)
 
 
-NARROW = Mixture([0.5, 0.2, 0.3], [[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]], 0.0141)  # as narrow as ring8's points
+NARROW = Mixture([0.5, 0.2, 0.3], [[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]], 0.0141)  # as narrow as the modes of ring8
 
 
 @pytest.mark.parametrize(("steps", "tolerance"), [(20, 0.02), (80, 2e-4)])
 @pytest.mark.parametrize("mixture", [TWO, NARROW], ids=["wide", "narrow"])
-def test_the_ode_finds_the_density_of_a_mixture(mixture: Mixture, steps: int, tolerance: float) -> None:
-    """Exact trace in two dimensions, the analytic velocity: log p(x), on average and within its own error.
+def test_the_ode_gives_the_density_of_a_mixture(mixture: Mixture, steps: int, tolerance: float) -> None:
+    """With the exact trace and the analytic velocity, log p(x) is right on average and within its standard error.
 
-    Even steps find a density that is 0.89 nats too good for the narrow one with 20 steps, and 0.07 with 100.
+    Even steps would overestimate the narrow mixture's density by 0.89 nats with 20 steps, and by 0.07 with 100.
     """
     x = points(200, mixture)
     nats, stderr, nfe = likelihood.ode_log_density(mixture.velocity, x, rng(200), steps=steps)
@@ -96,7 +96,7 @@ def test_the_ode_finds_the_density_of_a_mixture(mixture: Mixture, steps: int, to
 
 
 def test_probes_give_the_exact_trace_on_average() -> None:
-    """Hutchinson's estimate in 12 dimensions is unbiased, and its standard error is honest."""
+    """Hutchinson's estimate in 12 dimensions is unbiased, and its standard error matches its spread."""
     centre = np.linspace(-0.8, 0.8, 12)
     mixture = Mixture([0.5, 0.5], [centre.tolist(), (-centre[::-1] ** 2).tolist()], 0.3)
     x = points(60, mixture).reshape(60, 3, 2, 2)
@@ -107,7 +107,7 @@ def test_probes_give_the_exact_trace_on_average() -> None:
 
 
 def test_a_gaussian_has_its_closed_form() -> None:
-    """log N(x; m, s^2) in 16 dimensions: its Jacobian is a multiple of I, so that one probe is exact."""
+    """The result is log N(x; m, s^2) in 16 dimensions; one probe is exact, as the Jacobian is a multiple of I."""
     gauss = Mixture([1.0], [[0.3] * 16], 0.5)
     x = points(20, gauss).reshape(20, 1, 4, 4)
     nats, _, _ = likelihood.ode_log_density(gauss.velocity, x, rng(20), steps=100, probes=1)
@@ -124,10 +124,10 @@ PATHS: dict[str, Path] = {
 
 @pytest.mark.parametrize("mixture", [Mixture([1.0], [[0.4, 0.4]], 0.5), TWO], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("path", PATHS)
-def test_the_bound_of_a_perfect_denoiser_is_the_truth(path: str, mixture: Mixture) -> None:
-    """On every path the bound's mean is log p(x), and its standard error is the spread about it.
+def test_the_bound_of_a_perfect_denoiser_is_the_log_density(path: str, mixture: Mixture) -> None:
+    """On every path the mean of the bound is log p(x), and its standard error is the spread around it.
 
-    (DDPM's own bound, with T = 1000 discrete levels, stays up to half a nat a number below.)
+    DDPM's own bound with T = 1000 discrete levels would be lower by up to half a nat per number.
     """
     x, rows = points(500, mixture), 500
     denoise = mixture.denoiser(PATHS[path])
@@ -140,9 +140,9 @@ def test_the_bound_of_a_perfect_denoiser_is_the_truth(path: str, mixture: Mixtur
 
 @pytest.mark.parametrize("levels", [2, 8])
 def test_the_bound_of_levels_is_below_their_probability(levels: int) -> None:
-    """Four numbers, each of `levels` equally likely values, and the exact posterior mean: K bits at least, hardly more.
+    """Four numbers with K equally likely values and an exact denoiser cost at least log2 K bits/dim, and hardly more.
 
-    E[x | x_t] of the values is their mean, weighed by N(x_t; alpha x, sigma^2).
+    E[x | x_t] is the mean of the values, weighted by N(x_t; alpha x, sigma^2).
     """
     path, facts, rows = PATHS["cosine"], DataSpec((1, 2, 2), levels=levels), 300
     values = (2 * torch.arange(levels, dtype=torch.float64) + 1) / levels - 1
@@ -159,7 +159,7 @@ def test_the_bound_of_levels_is_below_their_probability(levels: int) -> None:
 
 
 class Affine(nn.Module):
-    """x -> x W' + b, whatever the label."""
+    """x -> x W' + b, for every label."""
 
     def __init__(self, weight: Tensor, bias: Tensor, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -171,9 +171,10 @@ class Affine(nn.Module):
 
 @pytest.mark.parametrize("loss", [0.0, 0.3])
 def test_the_elbo_of_a_linear_vae(loss: float) -> None:
-    """x = W z + s eps with orthogonal columns: the true posterior is diagonal, so the best encoder's ELBO is log p(x).
+    """The ELBO of x = W z + s eps is log p(x) minus the KL divergence of the encoder from the true posterior.
 
-    An encoder whose mean is off by `loss` in each of 2 coordinates loses KL = sum loss^2 / (2 variance) nats.
+    W has orthogonal columns, so the true posterior is diagonal. An encoder whose mean is off by `loss` in each of 2
+    coordinates has KL = sum loss^2 / (2 variance) nats.
     """
     s, lengths = 0.5, torch.tensor([1.2, 0.4])
     W = torch.tensor([[0.6, -0.8], [0.8, 0.6]]) * lengths

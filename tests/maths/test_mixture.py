@@ -1,4 +1,4 @@
-"""The mixture that a prior is: its density, its draws, and its fit."""
+"""The Gaussian mixture that serves as a prior: its density, its draws, and its fit."""
 
 import math
 
@@ -33,7 +33,7 @@ def fitted(x: torch.Tensor, variance: torch.Tensor | None = None, components: in
 
 
 def test_the_density_is_the_mixtures() -> None:
-    """Against torch.distributions, each label with its own weights."""
+    """log_density equals torch.distributions, with separate weights for each label."""
     mixture, z = made([WEIGHT.tolist(), [1.0, 0.0, 0.0]]), torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
     parts = torch.distributions.MultivariateNormal(MEAN, scale_tril=ROOT)
     truth = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(WEIGHT), parts)
@@ -42,8 +42,8 @@ def test_the_density_is_the_mixtures() -> None:
     torch.testing.assert_close(mixture.log_density(z, label), expected.double(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_component_is_chosen_by_its_weight() -> None:
-    """Equally spaced choices fall to components in proportion; one of weight 0 is never taken, even at the ends."""
+def test_components_are_drawn_in_proportion_to_their_weights() -> None:
+    """Equally spaced choices select components in proportion; a component of weight 0 is never selected."""
     mixture = made([WEIGHT.tolist(), [0.0, 1.0, 0.0]])
     choice = torch.arange(1000) / 1000
     for label, share in ((0, WEIGHT), (1, torch.tensor([0.0, 1.0, 0.0]))):
@@ -53,7 +53,7 @@ def test_a_component_is_chosen_by_its_weight() -> None:
 
 
 def test_the_fit_finds_the_mixture() -> None:
-    """Weights, means and covariances of 6,000 points."""
+    """The fit to 6,000 points recovers the weights, means and covariances."""
     w, mean, root = fitted(points(6000))
     order = torch.cdist(MEAN.double(), mean).argmin(1)
     torch.testing.assert_close(w[order].float(), WEIGHT, rtol=0, atol=0.02)
@@ -61,8 +61,8 @@ def test_the_fit_finds_the_mixture() -> None:
     torch.testing.assert_close((root @ root.mT)[order].float(), ROOT @ ROOT.mT, rtol=0, atol=0.03)
 
 
-def test_the_fit_is_as_likely_as_another_librarys() -> None:
-    """Mean log-density of held-out points, beside scikit-learn's."""
+def test_the_fit_is_as_good_as_scikit_learns() -> None:
+    """The mean log-density of held-out points equals that of scikit-learn's GaussianMixture."""
     train, held_out = points(3000), points(3000, seed=1)
     w, mean, root = fitted(train)
     mixture = Mixture(1, 3, 2)
@@ -73,8 +73,8 @@ def test_the_fit_is_as_likely_as_another_librarys() -> None:
     assert ours == pytest.approx(theirs, abs=0.01)
 
 
-def test_the_spread_of_the_points_is_the_components_too() -> None:
-    """One component has the mean of the means, and their covariance plus the mean variance."""
+def test_the_variance_of_the_points_enters_the_covariance() -> None:
+    """A single component has the mean of the means, and their covariance plus the mean variance."""
     generator = torch.Generator().manual_seed(0)
     m, v = torch.randn(50, 3, generator=generator), torch.rand(50, 3, generator=generator)
     w, mean, root = fitted(m, v, components=1)
@@ -85,8 +85,8 @@ def test_the_spread_of_the_points_is_the_components_too() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 30])
-def test_few_points_and_equal_ones_are_no_trouble(rows: int) -> None:
-    """Fewer components are fitted, and each keeps its rank."""
+def test_few_or_equal_points_can_be_fitted(rows: int) -> None:
+    """Fewer components are fitted, and each covariance keeps full rank."""
     for x in (torch.zeros(rows, 4), torch.randn(rows, 4, generator=torch.Generator().manual_seed(0))):
         w, mean, root = fitted(x, components=20)
         assert len(w) == max(1, rows // 8)

@@ -1,4 +1,4 @@
-"""Every number once, in an order that no test tells from a random one."""
+"""The computed permutation contains every number once, in an order that looks random."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from genflow.maths.permutation import shuffled
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 1000, 4096, 65537])
 def test_it_is_a_permutation(n: int) -> None:
-    """Whole, and the same place by place."""
+    """All positions together give every number once; a position alone gives the same number."""
     whole = shuffled(np.arange(n), n, seed=7)
     assert sorted(whole) == list(range(n))
     assert whole.dtype == np.int64
@@ -17,7 +17,7 @@ def test_it_is_a_permutation(n: int) -> None:
 
 
 def test_seeds_give_different_orders() -> None:
-    """Neighbouring ones, too."""
+    """Different seeds give different orders, even neighbouring seeds."""
     orders = [shuffled(np.arange(1000), 1000, seed) for seed in (0, 1, 2, 2**63 - 1)]
     for i, one in enumerate(orders):
         for other in orders[:i]:
@@ -25,7 +25,7 @@ def test_seeds_give_different_orders() -> None:
 
 
 def test_places_are_uniform_and_independent() -> None:
-    """Over 20,000 seeds: where the first lands, and how two neighbours lie, by chi-squared at 5 standard deviations."""
+    """Over 20,000 seeds the first element and pairs of neighbours are uniform (chi-squared, 5 standard deviations)."""
     n, seeds = 10, 20_000
     found = np.stack([shuffled(np.arange(n), n, seed * 0x1F3D5B79) for seed in range(seeds)])
     single = np.bincount(found[:, 0], minlength=n)
@@ -38,8 +38,8 @@ def test_places_are_uniform_and_independent() -> None:
         assert abs(statistic - freedom) < 5 * (2 * freedom) ** 0.5
 
 
-def test_of_a_large_set_a_few_are_looked_at() -> None:
-    """In a set of 10^15 the first hundred thousand places hold as many different numbers, spread over all of it."""
+def test_a_large_set_can_be_permuted_in_part() -> None:
+    """The first 100,000 positions of 10^15 hold different, uncorrelated numbers from the whole range."""
     n = 10**15
     found = shuffled(np.arange(100_000), n, seed=3)
     assert len(set(found.tolist())) == 100_000

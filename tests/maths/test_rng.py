@@ -1,4 +1,4 @@
-"""Randomness is computed: draws are a function of seed, purpose, step and sample, and of nothing else."""
+"""Draws are a function of seed, purpose, step and sample, and of nothing else."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from genflow.maths.rng import BatchRng, SampleRng, key
 
 
 def test_keys_are_the_same_on_every_machine() -> None:
-    """A seed that is written down in a recipe means the same bits for ever; the parts are kept apart."""
+    """The key of given parts never changes, and the parts are separated."""
     assert key(0, "order", 3) == 554563163506081016
     assert key("ab", "c") != key("a", "bc")
     assert 0 <= key(-1) < 2**63
@@ -16,7 +16,7 @@ def test_keys_are_the_same_on_every_machine() -> None:
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_workers_shares_put_together_are_the_global_batch(draw: str, world: int) -> None:
-    """Each worker's rows are rows of the same global draws, call after call."""
+    """Each worker's rows are rows of the same global draws, in every call."""
     total = 10
     whole = BatchRng(5, "loss", 3, total=total)
     bounds = [total * r // world for r in range(world + 1)]
@@ -26,8 +26,8 @@ def test_workers_shares_put_together_are_the_global_batch(draw: str, world: int)
         assert torch.equal(torch.cat(together), getattr(whole, draw)((total, *shape)))
 
 
-def test_another_step_purpose_or_seed_draws_anew() -> None:
-    """Nothing is drawn twice within a run."""
+def test_another_step_purpose_or_seed_gives_other_draws() -> None:
+    """Draws differ between seeds, steps, purposes and calls."""
     draws = [
         BatchRng(*of, total=4).normal((4, 2)).flatten()
         for of in [(0, "loss", 0), (0, "loss", 1), (0, "order", 0), (1, "loss", 0)]
@@ -38,8 +38,8 @@ def test_another_step_purpose_or_seed_draws_anew() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 8, 8), (3, 5, 7)])
-def test_a_samples_draws_do_not_depend_on_its_company(shape: tuple[int, ...]) -> None:
-    """Seed 7 draws the same alone, in a batch of three, and in another order."""
+def test_a_samples_draws_do_not_depend_on_its_batch(shape: tuple[int, ...]) -> None:
+    """Seed 7 gives the same draws alone, in a batch of three, and in another order."""
     alone, batch, turned = SampleRng([7], "sample"), SampleRng([3, 7, 1], "sample"), SampleRng([7, 1, 3], "sample")
     for draw in ("normal", "uniform", "normal"):
         one = getattr(alone, draw)((1, *shape))[0]
@@ -56,19 +56,19 @@ def test_samples_of_neighbouring_seeds_are_uncorrelated() -> None:
     assert float(draws.std()) == pytest.approx(1, abs=0.01)
 
 
-def test_no_two_of_many_samples_are_one() -> None:
-    """200,000 seeds give 200,000 noises; with 32 bits of state about five pairs would be one."""
+def test_many_samples_are_all_different() -> None:
+    """200,000 seeds give 200,000 different draws; with 32 bits of state about five pairs would be equal."""
     first = torch.cat([SampleRng(range(a, a + 1000), "sample").uniform((1000, 3)) for a in range(0, 200_000, 1000)])
     assert len(torch.unique(first, dim=0)) == 200_000
 
 
 def test_a_samples_draws_are_the_same_on_every_machine() -> None:
-    """The bits of seed 0, written down: what `genflow sample` draws does not hang on the processor."""
+    """The draws of seed 0 equal recorded values, so samples do not depend on the processor."""
     known = [0.18592584133148193, 0.2930504083633423, 0.9674839377403259, 0.7792320847511292]
     assert SampleRng([0], "sample").uniform((1, 4))[0].tolist() == known
 
 
 def test_draws_for_another_number_of_samples_are_refused() -> None:
-    """A generator a sample, no more and no fewer."""
-    with pytest.raises(ValueError, match="3 samples asked of 2"):
+    """The number of rows must equal the number of generators."""
+    with pytest.raises(ValueError, match="3 samples requested from 2"):
         SampleRng([0, 1], "sample").normal((3, 2))

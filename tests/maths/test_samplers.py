@@ -1,4 +1,4 @@
-"""Samplers against the analytic denoiser: equal where they should be, of the order they declare, and counted."""
+"""Samplers against the analytic denoiser: their results, orders and numbers of evaluations."""
 
 import inspect
 import math
@@ -36,7 +36,7 @@ def noise(rows: int, seed: int = 0) -> torch.Tensor:
 
 
 class Forbidden(Rng):
-    """An Rng that nobody may ask."""
+    """An Rng that fails when it is used."""
 
     def normal(self, shape):  # type: ignore[no-untyped-def]
         raise AssertionError("a deterministic sampler drew noise")
@@ -51,7 +51,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_ddim_without_noise_is_eulers_method(path: Path, steps: int) -> None:
-    """DDIM (eta = 0) and Euler in the straight path's variables agree to rounding, on every path."""
+    """On every path DDIM with eta = 0 equals Euler in the straight path's variables, to rounding."""
     denoise, times = TWO.denoiser(path), uniform_times(steps)
     one = ddim(denoise, path, noise(20), times, Forbidden())
     other = euler(denoise, path, noise(20), times, Forbidden())
@@ -60,7 +60,7 @@ def test_ddim_without_noise_is_eulers_method(path: Path, steps: int) -> None:
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_ddpm_is_the_posterior_of_the_paper(name: str) -> None:
-    """Ho et al., 2020, equations 6 and 7, in their own symbols; DDIM with eta = 1 is the same."""
+    """`ddpm` and DDIM with eta = 1 equal equations 6 and 7 of Ho et al., 2020."""
     path = PATHS[name]
     denoise, times = TWO.denoiser(path), uniform_times(40)
     rng = BatchRng(0, "ancestral", 0, total=20)
@@ -72,18 +72,18 @@ def test_ddpm_is_the_posterior_of_the_paper(name: str) -> None:
         mean = mean + math.sqrt(1 - beta) * (1 - bar_s) / (1 - bar_t) * x
         variance = (1 - bar_s) / (1 - bar_t) * beta
         x = mean + math.sqrt(variance) * rng.normal(x.shape) if s > 0 else mean
-    for walk, options in ((ddpm, {}), (ddim, {"eta": 1.0})):
-        got = walk(denoise, path, noise(20), times, BatchRng(0, "ancestral", 0, total=20), **options)
+    for sampler, options in ((ddpm, {}), (ddim, {"eta": 1.0})):
+        got = sampler(denoise, path, noise(20), times, BatchRng(0, "ancestral", 0, total=20), **options)
         torch.testing.assert_close(got, x, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "end"), [("straight", 0.0), ("cosine", 0.1)])
 @pytest.mark.parametrize("sampler", SOLVERS)
 def test_the_declared_order_is_the_measured_slope(sampler: str, name: str, end: float) -> None:
-    """error ~ steps^-order, against the exact flow of a mixture on the line, where quantiles stay quantiles.
+    """error ~ steps^-order, compared with the exact flow of a one-dimensional mixture, which preserves quantiles.
 
-    The cosine path is walked to t = 0.1 only: below, u grows as sqrt(t), and equal times are no equal steps. Those
-    whose variable has no value at an end (log-SNR, sigma/alpha) keep away from it.
+    The cosine path ends at t = 0.1: below it u grows as sqrt(t), so equal steps in t are not equal in u. Samplers
+    whose variable (log-SNR, sigma/alpha) is infinite at t = 1 start at t = 0.9.
     """
     path, mixture = PATHS[name], Mixture([0.6, 0.4], [[0.8], [-0.6]], 0.5)
     begin = 0.9 if sampler in ("dpmpp_2m", "edm_heun") else 1.0
@@ -96,7 +96,7 @@ def test_the_declared_order_is_the_measured_slope(sampler: str, name: str, end: 
     errors = []
     for steps in counts:
         times = [end + (begin - end) * t for t in uniform_times(steps)]
-        got = SAMPLERS[sampler].walk(mixture.denoiser(path), path, x, times, Forbidden())
+        got = SAMPLERS[sampler].run(mixture.denoiser(path), path, x, times, Forbidden())
         errors.append(float((got - exact).norm()))
     slope = math.log(errors[0] / errors[-1]) / math.log(counts[-1] / counts[0])
     assert slope == pytest.approx(SAMPLERS[sampler].order, abs=0.2)
@@ -104,12 +104,12 @@ def test_the_declared_order_is_the_measured_slope(sampler: str, name: str, end: 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_have_the_mixtures_weights_means_and_width(sampler: str, path: Path) -> None:
-    """Weights within 0.04, means within 0.04, width within 10 % (a stochastic walk needs more steps)."""
+    """Weights and means are within 0.04, the width within 10 %; stochastic samplers need more steps."""
     rows = 3000 if SAMPLERS[sampler].evaluations else 1000
     steps = 250 if SAMPLERS[sampler].stochastic else 60
     rng = BatchRng(1, "sample", 0, total=rows)
     times = spaced_times(path, steps, SAMPLERS[sampler].spacing)
-    x = SAMPLERS[sampler].walk(TWO.denoiser(path), path, path.sigma(times[0]) * noise(rows, seed=2), times, rng)
+    x = SAMPLERS[sampler].run(TWO.denoiser(path), path, path.sigma(times[0]) * noise(rows, seed=2), times, rng)
     which = torch.cdist(x, TWO.means).argmin(1)
     for k in range(2):
         own = x[which == k]
@@ -132,27 +132,27 @@ def test_evaluations_are_the_calls(sampler: str, steps: int, path: Path) -> None
     rng = BatchRng(0, "sample", 0, total=4)
     for spacing in ("uniform", "karras", "logsnr"):
         asked.clear()
-        x = chosen.walk(denoise, path, noise(4), spaced_times(path, steps, spacing), rng)
+        x = chosen.run(denoise, path, noise(4), spaced_times(path, steps, spacing), rng)
         if chosen.evaluations and (spacing == chosen.spacing or sampler != "edm_heun"):
             assert len(asked) == chosen.evaluations(steps)
         assert min(asked) > 0
         assert x.isfinite().all()
 
 
-def test_only_the_stochastic_draw() -> None:
-    """A sampler that is declared deterministic never asks the Rng; the others do."""
+def test_only_stochastic_samplers_draw_noise() -> None:
+    """A sampler that is declared deterministic never uses the Rng; the others do."""
     path = StraightPath()
     for sampler in SAMPLERS.values():
         if sampler.stochastic:
             with pytest.raises(AssertionError, match="drew noise"):
-                sampler.walk(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
+                sampler.run(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
         else:
-            sampler.walk(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
+            sampler.run(TWO.denoiser(path), path, noise(2), uniform_times(3), Forbidden())
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8])
 def test_the_adaptive_solver_keeps_its_tolerance(path: Path, tolerance: float) -> None:
-    """rk45 against quantiles carried to the end: the error is a few times the tolerance, and more between two modes."""
+    """The error of rk45 is a few times the tolerance, compared with exact quantiles; between two modes it is larger."""
     mixture, end = Mixture([0.6, 0.4], [[0.8], [-0.6]], 0.25), 0.02
     x = noise(50)[:, :1]
     u = path.flow_time(1.0)
@@ -164,7 +164,7 @@ def test_the_adaptive_solver_keeps_its_tolerance(path: Path, tolerance: float) -
 
 
 def test_the_adaptive_solver_steps_row_by_row(path: Path) -> None:
-    """A row's steps do not depend on its company: alone or with others, the same number to rounding."""
+    """A row's steps do not depend on the batch: alone or with others it gives the same result, to rounding."""
     denoise, times, x = TWO.denoiser(path), uniform_times(8), noise(12)
     together = rk45(denoise, path, x, times, Forbidden(), tolerance=1e-4)
     alone = torch.cat([rk45(denoise, path, row[None], times, Forbidden(), tolerance=1e-4) for row in x])
@@ -173,8 +173,8 @@ def test_the_adaptive_solver_steps_row_by_row(path: Path) -> None:
 
 @pytest.mark.parametrize("spacing", ["uniform", "karras", "logsnr"])
 @pytest.mark.parametrize("steps", [1, 2, 20])
-def test_steps_fall_to_the_data(path: Path, spacing: str, steps: int) -> None:
-    """steps + 1 times, falling strictly to 0, within what the net was taught."""
+def test_times_decrease_to_the_data(path: Path, spacing: str, steps: int) -> None:
+    """There are steps + 1 times; they decrease strictly to 0, within the range on which the net is trained."""
     times = spaced_times(path, steps, spacing)
     assert len(times) == steps + 1
     assert times[-1] == 0
@@ -184,7 +184,7 @@ def test_steps_fall_to_the_data(path: Path, spacing: str, steps: int) -> None:
 
 
 def test_karras_steps_have_their_closed_form() -> None:
-    """(80^(1/7) + i/17 (0.002^(1/7) - 80^(1/7)))^7 (Karras et al., 2022, equation 5)."""
+    """sigma/alpha is (80^(1/7) + i/17 (0.002^(1/7) - 80^(1/7)))^7 (Karras et al., 2022, equation 5)."""
     path = StraightPath()
     times = spaced_times(path, 18, "karras")
     ratios = [path.sigma(t) / path.alpha(t) for t in times[:-1]]
@@ -193,5 +193,5 @@ def test_karras_steps_have_their_closed_form() -> None:
 
 
 def test_families_offer_every_sampler() -> None:
-    """The names in the signature, which are the recipe's schema, are those of SAMPLERS."""
+    """The names in the signature of `sample`, which is the recipe's schema, are those of SAMPLERS."""
     assert get_args(inspect.signature(Gaussian.sample).parameters["sampler"].annotation) == tuple(SAMPLERS)

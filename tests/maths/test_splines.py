@@ -1,4 +1,4 @@
-"""Rational-quadratic splines: monotonic, smooth, invertible, with the derivative that they say."""
+"""Rational-quadratic splines are monotonic, smooth and invertible, and report their derivative."""
 
 import pytest
 import torch
@@ -7,15 +7,15 @@ from genflow.maths import splines
 
 
 def case(bins: int, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers inside and outside the spline's range, each with its own parameters."""
+    """Numbers inside and outside the range of the spline, each with separate parameters."""
     generator = torch.Generator().manual_seed(0)
     x = torch.linspace(-7, 7, 500, dtype=torch.float64)
-    return x, scale * torch.randn(500, splines.parameters(bins), generator=generator, dtype=torch.float64)
+    return x, scale * torch.randn(500, splines.parameter_count(bins), generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("bins", [0, 1, 2, 16])
 def test_the_derivative_is_autograds_and_the_inverse_undoes_it(bins: int) -> None:
-    """dz/dx against autograd; inverse(transform(x)) = x; the logs of the two slopes cancel."""
+    """dz/dx equals autograd's; inverse(transform(x)) = x; the logs of the two slopes cancel."""
     x, params = case(bins)
     x.requires_grad_()
     z, log_slope = splines.transform(x, params, bins)
@@ -27,7 +27,7 @@ def test_the_derivative_is_autograds_and_the_inverse_undoes_it(bins: int) -> Non
 
 
 def test_zeros_are_the_identity() -> None:
-    """No parameter, no motion."""
+    """Parameters of 0 leave x unchanged."""
     x, params = case(8, 0.0)
     z, log_slope = splines.transform(x, params, 8)
     torch.testing.assert_close(z, x)
@@ -35,7 +35,7 @@ def test_zeros_are_the_identity() -> None:
 
 
 def test_the_slope_has_no_jumps() -> None:
-    """One spline along a fine line: the slope is continuous at every knot, and 1 at the ends."""
+    """The slope of a spline is continuous at every knot, and 1 outside the range."""
     _, params = case(6)
     x = torch.linspace(-5, 5, 200_001, dtype=torch.float64)
     own = params[7].clone()

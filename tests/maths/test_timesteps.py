@@ -1,4 +1,4 @@
-"""Densities of the time that training looks at."""
+"""Training times follow their distributions."""
 
 import numpy as np
 import pytest
@@ -15,31 +15,31 @@ def draws(density: timesteps.Density, **options: float) -> torch.Tensor:
     return timesteps.draw(density, ROWS, BatchRng(0, "test", 0, total=ROWS), **options)
 
 
-def test_times_lie_inside_the_clock() -> None:
-    """Never 0 nor 1, where alpha or sigma vanish."""
+def test_times_are_inside_the_open_interval() -> None:
+    """Times are never 0 or 1, where sigma or alpha is 0."""
     t = draws("logit_normal", std=5.0)
     assert t.min() > 0
     assert t.max() < 1
 
 
 def test_uniform_is_uniform() -> None:
-    """Kolmogorov-Smirnov against U(0, 1)."""
+    """Times pass the Kolmogorov-Smirnov test against U(0, 1)."""
     assert stats.kstest(draws("uniform").numpy(), "uniform").pvalue > 0.01
 
 
 def test_logit_normal_has_its_mean_and_width() -> None:
-    """Without the uniform share, logit(t) ~ N(mean, std^2)."""
+    """Without the uniform share logit(t) ~ N(mean, std^2)."""
     logits = torch.logit(draws("logit_normal", mean=0.5, std=0.7, uniform_share=0.0).double())
     assert stats.kstest(((logits - 0.5) / 0.7).numpy(), "norm").pvalue > 0.01
 
 
 def test_a_share_of_the_logit_normal_is_uniform() -> None:
-    """The ends are visited: 10 % uniform puts about 0.5 % below t = 0.05, the logit-normal alone 0.16 %."""
+    """A uniform share of 10 % puts about 0.5 % of times below t = 0.05; the logit-normal alone puts 0.16 % there."""
     share = (draws("logit_normal") < 0.05).float().mean()
     assert float(share) == pytest.approx(0.1 * 0.05 + 0.9 * stats.norm.cdf(-2.944), abs=0.002)
 
 
 def test_u_shaped_is_the_density_of_reflow() -> None:
-    """Kolmogorov-Smirnov against F(t) = 1/2 + sinh(4 (t - 1/2)) / (2 sinh 2)."""
+    """Times pass the Kolmogorov-Smirnov test against F(t) = 1/2 + sinh(4 (t - 1/2)) / (2 sinh 2)."""
     found = stats.kstest(draws("u_shaped").numpy(), lambda t: 0.5 + np.sinh(4 * (t - 0.5)) / (2 * np.sinh(2)))
     assert found.pvalue > 0.01

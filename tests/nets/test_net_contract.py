@@ -1,4 +1,4 @@
-"""What every net promises, tried on every net that the folder holds."""
+"""The contract of ordinary nets, checked for every such net in the registry."""
 
 import dataclasses
 import math
@@ -13,13 +13,13 @@ from genflow.errors import UsageError
 from genflow.recipe.schema import parse
 from genflow.specs import DataSpec, NetSpec
 
-KINDS = nets.kinds(flow=False)  # flows keep a contract of their own: test_flow_contract.py
+KINDS = nets.kinds(flow=False)  # invertible nets have their own contract: test_flow_contract.py
 SIZES = (7, 8, 9, 12, 28, 30, 33, 64)
 CLASSES = 3
 
 
 def picture(size: int) -> dict[str, NetSpec]:
-    """What families ask of a net for pictures of a size, by the ends' names."""
+    """The NetSpecs that families need for pictures of a size, by name."""
     shape = (1, size, size)
     return {
         "picture to picture": NetSpec(shape, shape, time=True),
@@ -31,7 +31,7 @@ def picture(size: int) -> dict[str, NetSpec]:
 
 
 def fits(kind: str, ends: str) -> bool:
-    """Whether the net is made for this; it says so for any size alike."""
+    """Whether the net can be built for this NetSpec; the answer is the same for every size."""
     try:
         nets.builder(kind)(picture(8)[ends], CLASSES, **NETS.get(kind, {}))
     except UsageError:
@@ -47,15 +47,15 @@ def made(kind: str, ports: NetSpec, classes: int = CLASSES, **options: object) -
     return shaken(nets.builder(kind)(ports, classes, **{**NETS.get(kind, {}), **options}))
 
 
-def asked(ports: NetSpec, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(ports: NetSpec, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, *ports.inputs, generator=generator)
     return x, torch.linspace(5, 990, rows), torch.arange(rows) % (CLASSES + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_made_for_something_and_its_options_are_documented(kind: str) -> None:
-    """A net fits at least one kind of port, and its docstring says what each key of the recipe means."""
+def test_a_net_fits_some_port_and_documents_its_options(kind: str) -> None:
+    """A net fits at least one kind of port, and its docstring explains every recipe key."""
     assert any(case[0] == kind for case in CASES)
     builder = nets.builder(kind)
     for option in build.schema(builder).model_fields:
@@ -64,18 +64,18 @@ def test_it_is_made_for_something_and_its_options_are_documented(kind: str) -> N
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
 def test_shapes_at_every_size(kind: str, ends: str) -> None:
-    """Odd sizes and large ones: the answer has the shape that was asked for, and is finite."""
+    """For odd and large sizes the output has the requested shape and is finite."""
     for size in SIZES if "picture" in ends else (1,):
         ports = picture(size)[ends]
-        x, t, label = asked(ports, 2)
+        x, t, label = inputs(ports, 2)
         answer = made(kind, ports)(x, t if ports.time else None, label)
         assert answer.shape == (2, *ports.outputs)
         assert answer.isfinite().all()
 
 
 @pytest.mark.parametrize(("kind", "ends"), [(k, e) for k in KINDS for e in picture(8) if not fits(k, e)])
-def test_ports_it_is_not_made_for_are_refused(kind: str, ends: str) -> None:
-    """In one line, with what to use instead."""
+def test_ports_that_do_not_fit_are_rejected(kind: str, ends: str) -> None:
+    """The error is one line, and its hint names another net."""
     with pytest.raises(UsageError, match=f"net {kind}") as refused:
         nets.builder(kind)(picture(8)[ends], 0)
     assert "net.kind=" in refused.value.hint
@@ -83,19 +83,19 @@ def test_ports_it_is_not_made_for_are_refused(kind: str, ends: str) -> None:
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
 def test_gradients_reach_every_weight(kind: str, ends: str) -> None:
-    """Whatever the batch holds: every class, the missing one, and several times."""
+    """A batch with all labels, including "no label", and several times has a gradient for every weight."""
     ports = picture(8)[ends]
     net = made(kind, ports)
-    x, t, label = asked(ports)
+    x, t, label = inputs(ports)
     net(x, t if ports.time else None, label).square().sum().backward()
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
 def test_time_and_class_matter(kind: str, ends: str) -> None:
-    """Another time or class is another answer; "no label" is a class of its own; without classes labels are ignored."""
+    """Another time or label changes the output, also "no label"; without classes labels are ignored."""
     ports = picture(8)[ends]
-    net, (x, t, label) = made(kind, ports), asked(ports)
+    net, (x, t, label) = made(kind, ports), inputs(ports)
     time = t if ports.time else None
     answer = net(x, time, label)
     assert not torch.allclose(answer, net(x, time, (label + 1) % (CLASSES + 1)))
@@ -108,9 +108,9 @@ def test_time_and_class_matter(kind: str, ends: str) -> None:
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
 def test_rows_do_not_see_each_other(kind: str, ends: str) -> None:
-    """The answer for a row is the same alone: no statistics over the batch."""
+    """A row alone has the same output as in a batch: there are no batch statistics."""
     ports = picture(8)[ends]
-    net, (x, t, label) = made(kind, ports).eval(), asked(ports)
+    net, (x, t, label) = made(kind, ports).eval(), inputs(ports)
     whole = net(x, t if ports.time else None, label)
     alone = net(x[1:2], t[1:2] if ports.time else None, label[1:2])
     torch.testing.assert_close(whole[1:2], alone, rtol=1e-4, atol=1e-5)
@@ -118,9 +118,9 @@ def test_rows_do_not_see_each_other(kind: str, ends: str) -> None:
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
 def test_it_works_under_autocast(kind: str, ends: str) -> None:
-    """In bfloat16 the answer is near the exact one, and gradients are finite."""
+    """In bfloat16 the output is near the exact one, and gradients are finite."""
     ports = picture(9)[ends]
-    net, (x, t, label) = made(kind, ports), asked(ports)
+    net, (x, t, label) = made(kind, ports), inputs(ports)
     exact = net(x, t if ports.time else None, label).detach()
     with torch.autocast("cpu", torch.bfloat16):
         rough = net(x, t if ports.time else None, label)
@@ -131,10 +131,10 @@ def test_it_works_under_autocast(kind: str, ends: str) -> None:
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
 @pytest.mark.parametrize("width", [1, 6, 28, 80])
-def test_any_width_works_or_is_refused(kind: str, ends: str, width: int) -> None:
-    """No width passes the check and then breaks in the first step."""
+def test_any_width_works_or_is_rejected(kind: str, ends: str, width: int) -> None:
+    """Every width is either rejected at once or gives a working net."""
     ports = picture(8)[ends]
-    x, t, label = asked(ports, 2)
+    x, t, label = inputs(ports, 2)
     try:
         net = made(kind, ports, width=width)
     except UsageError:
@@ -158,15 +158,15 @@ def test_any_width_works_or_is_refused(kind: str, ends: str, width: int) -> None
         ({"kind": 5}, "unknown net 5"),
     ],
 )
-def test_impossible_options_are_refused_before_anything(net: dict[str, object], message: str) -> None:
-    """A recipe that cannot work is refused when it is resolved, in one line."""
+def test_impossible_options_are_rejected(net: dict[str, object], message: str) -> None:
+    """A recipe that cannot work is rejected in one line when it is resolved."""
     with pytest.raises(UsageError, match=message) as refused:
         build.resolve(parse({"family": {"kind": "ddpm"}, "net": net}), DataSpec((1, 8, 8), 17))
     assert "\n" not in refused.value.message
 
 
-def test_the_hint_for_heads_is_right() -> None:
-    """The number of heads that it proposes divides the width."""
+def test_the_proposed_number_of_heads_divides_the_width() -> None:
+    """The number of heads in the hint divides the width."""
     with pytest.raises(UsageError) as refused:
         nets.builder("dit")(picture(8)["picture to picture"], 0, width=100, heads=3)
     assert refused.value.hint == "use net.heads=2"
@@ -174,7 +174,7 @@ def test_the_hint_for_heads_is_right() -> None:
 
 
 def test_the_fast_unet_folds_large_pictures() -> None:
-    """From 8 pixels on they are folded two by two, and the bottom of the default U-Net has at most 8 x 8 of them."""
+    """From 8 pixels on pixels are folded 2 x 2, and the lowest resolution is at most 8 x 8."""
     for size in (4, 8, 28, 33, 64):
         net = nets.builder("unet")(NetSpec((1, size, size), (1, size, size), time=True), 0, width=8, blocks=1)
         fold = net.patch
@@ -184,14 +184,14 @@ def test_the_fast_unet_folds_large_pictures() -> None:
 
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
-def test_a_second_time_starts_as_nothing_and_can_be_learnt(kind: str, ends: str) -> None:
-    """A net that is told where a step ends is the net without, until its new weights move; all nets take it."""
+def test_a_second_time_has_no_effect_at_first_and_can_be_learnt(kind: str, ends: str) -> None:
+    """A new second time input does not change the output until its weights change; every net supports it."""
     ports = dataclasses.replace(picture(8)[ends], time=True)
-    told = dataclasses.replace(ports, second_time=True)
-    plain, second = made(kind, ports), nets.builder(kind)(told, CLASSES, **NETS.get(kind, {}))
+    with_second = dataclasses.replace(ports, second_time=True)
+    plain, second = made(kind, ports), nets.builder(kind)(with_second, CLASSES, **NETS.get(kind, {}))
     second.load_state_dict(plain.state_dict(), strict=False)
     assert {name for name in second.state_dict() if name not in plain.state_dict()} != set()
-    x, t, label = asked(ports)
+    x, t, label = inputs(ports)
     torch.testing.assert_close(second(x, t, label, t / 2), plain(x, t, label), rtol=1e-5, atol=1e-5)
     shaken(second)
     assert not torch.equal(second(x, t, label, t / 2), second(x, t, label, t / 3))
