@@ -78,7 +78,7 @@ def found(store, prepared, monkeypatch):
 def test_the_page_says_what_the_documents_say(found, store, tmp_path) -> None:
     """A mean over seeds is the documents' mean; what failed is said; grids and numbers lie beside the page."""
     rows = {name: {"title": name.upper(), "run": name, "goal": {"fd": 1e-9, "recall": 0.0}} for name in found}
-    plan = results.Plan(seeds=[0, 1], issue_floor=0.65, rows=rows)
+    plan = results.Plan(seeds=[0, 1], goal_floor=0.65, rows=rows)
     out = tmp_path / "results.md"
     results.write(plan, found, ["gan-s0: the loss is not finite"], "make results", store, out)
     text = out.read_text()
