@@ -81,7 +81,7 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     if family.teacher == "required" and init is None:
         data = recipe.data.name or "NAME"
         raise UsageError(
-            f"{family.title} starts from a trained run, and the recipe names none",
+            f"{family.title} starts from a trained run, but none was named",
             f"genflow train flow_matching --data {data}, then add --init flow_matching-{data}",
         )
     if trained_on and trained_on.shape != facts.shape:
