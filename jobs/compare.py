@@ -7,10 +7,19 @@ from genflow.errors import UsageError
 from genflow.evaluation.report import page
 from genflow.evaluation.report.summary import verdict
 from genflow.evaluation.report.table import best
+from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
 from jobs.evaluate import found, measured, pairs
 from jobs.runtime.entrypoint import Document, Emit, execute
+
+STAGE = Stage(
+    makes="report",
+    folder="reports",
+    sections=("evaluate", "sample"),
+    needs=(Need("runs", "run", into="inputs.runs", count="several"),),
+    order=5,
+)
 
 
 def main(document: Document, emit: Emit) -> Document:

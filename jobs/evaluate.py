@@ -13,12 +13,23 @@ from typing import Any
 from genflow.evaluation import evaluate
 from genflow.evaluation.report.table import best
 from genflow.evaluation.samples import Executor, Reduced, Share
+from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import Recipe, parse
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from genflow.tracking import sync
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
+
+STAGE = Stage(
+    makes="rows.0.evaluation",
+    folder="evaluations",
+    sections=("evaluate", "sample"),
+    needs=(Need("runs", "run", into="inputs.runs", count="several"),),
+    address="genflow.pipeline.addresses:evaluate",
+    listed=False,  # the report shows what was measured
+    order=4,
+)
 
 
 def main(document: Document, emit: Emit) -> Document:

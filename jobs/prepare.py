@@ -16,10 +16,21 @@ from typing import Any
 from genflow.data import prepare
 from genflow.data.prepare import Executor
 from genflow.errors import GenflowError
+from genflow.pipeline.stages import Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute, verbose
+
+STAGE = Stage(
+    makes="dataset",
+    folder="datasets",
+    sections=("data",),
+    cores=0,
+    goes_first=True,  # behind trainings that hold every core, Ray Data's tasks find none and give up after 30 minutes
+    address="genflow.pipeline.addresses:prepare",
+    order=1,
+)
 
 
 def main(document: Document, emit: Emit) -> Document:

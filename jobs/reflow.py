@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.sampling.reflow import ReflowPlan, Teacher, plan
 from genflow.storage.files import clear_disk_errors
@@ -14,6 +15,16 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute
+
+STAGE = Stage(
+    makes="pairs",
+    folder="pairs",
+    sections=("reflow", "sample", "cluster"),
+    needs=(Need("run", "run", into="inputs.run"),),
+    cores=0,
+    address="genflow.pipeline.addresses:reflow",
+    order=3,
+)
 
 
 def main(document: Document, emit: Emit) -> Document:

@@ -6,6 +6,7 @@
 import json
 from typing import Any
 
+from genflow.pipeline.stages import Need, Stage
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -16,6 +17,15 @@ from genflow.tracking.journal import Journal, journal_path
 from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
 ROOMS = ("genflow/tables", "genflow/evaluation/report/charts.py")
+
+STAGE = Stage(
+    makes="report",
+    folder="reports",
+    values=("study",),
+    needs=(Need("needs", "rows.0.evaluation", into="inputs.evaluations", count="by_stage"),),
+    takes_failures=True,
+    order=6,
+)
 
 
 def main(document: Document, emit: Emit) -> Document:

@@ -14,8 +14,9 @@ from typing import Any
 from genflow import __version__
 from genflow.errors import GenflowError
 from genflow.launch import capacity
+from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import flatten, parse
-from genflow.runs import RunPlan, begin, divergence, keep_divergence, plan
+from genflow.runs import RunPlan, begin, keep_divergence, plan
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from genflow.system.peak_memory import peak
@@ -28,6 +29,21 @@ from jobs.runtime.cluster import IN_A_JOB, ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
 SHOWN = ("family", "net", "dataset", "steps", "images", "seconds", "cpu_seconds", "parameters", "world")
+
+STAGE = Stage(
+    makes="run",
+    folder="runs",
+    preset=True,
+    sections=("name", "net", "family", "train", "sample", "cluster"),
+    needs=(
+        Need("data", "dataset", into="recipe.data.name"),
+        Need("init", "run", into="recipe.init", count="optional"),
+        Need("pairs", "pairs", into="recipe.data.pairs", count="optional"),
+    ),
+    address="genflow.pipeline.addresses:train",
+    ended="genflow.pipeline.addresses:train_ended",
+    order=2,
+)
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -73,12 +89,6 @@ def find(document: Document) -> Document | None:
     store = Store()
     finished = store.get("runs", plan(store, parse(document["recipe"])).id)
     return result(finished, cached=True) if finished else None
-
-
-def ended(document: Document) -> Document | None:
-    """How the run diverged, {message, hint, code, kind}, if it did; who trains it by itself tries it again."""
-    store = Store()
-    return divergence(store, plan(store, parse(document["recipe"])))
 
 
 def result(run: Artifact, *, cached: bool) -> Document:
