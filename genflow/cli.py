@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow import __version__
+from genflow.data import sources
 from genflow.errors import GenflowError, UsageError
 
 app = typer.Typer(
@@ -146,7 +147,7 @@ def quickstart(json: Json = False, dry_run: DryRun = False) -> None:
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="digits, fashion, a 2-D density, a path to pictures, or stack:NAME.")],
+    source: Annotated[str, typer.Argument(help=f"{sources.described()}.")],
     name: Annotated[str, typer.Option(help="What to call the dataset.")] = "",
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
     channels: Annotated[str, typer.Option(help="auto, 1 or 3.")] = "auto",

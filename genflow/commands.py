@@ -119,16 +119,15 @@ def prepare(source: str, flags: Document, sets: list[str], where: Where, *, dry_
 
 def _source(text: str) -> str:
     """A source as the job finds it from anywhere; `stack:NAME` of a dataset in the store is that of its own source."""
-    from genflow.data.sources.find import BUILT_IN
-    from genflow.data.sources.stacked import PREFIX
+    from genflow.data import sources
 
-    if not text.startswith(PREFIX):
+    if not (prefix := sources.prefix_of(text)):
         return _path(text)
-    base = text.removeprefix(PREFIX)
-    if base in BUILT_IN or Path(base).expanduser().exists():
-        return PREFIX + _path(base)
+    base = text.removeprefix(prefix)
+    if base in sources.names() or Path(base).expanduser().exists():
+        return prefix + _path(base)
     known = {dataset.name: dataset.meta["options"]["source"] for dataset in Store().artifacts("datasets")}
-    return PREFIX + known.get(base, _path(base))
+    return prefix + known.get(base, _path(base))
 
 
 def _path(source: str) -> str:

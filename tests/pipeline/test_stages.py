@@ -4,7 +4,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support import ROOT
@@ -12,7 +11,6 @@ from support import ROOT
 from genflow.pipeline import stages
 from genflow.pipeline.stages import declared
 from genflow.recipe.schema import Recipe
-from genflow.system.declarations import constant
 
 NAMES = ["prepare", "train", "reflow", "evaluate", "compare", "tables"]
 
@@ -70,15 +68,3 @@ def test_a_path_leads_into_a_document_and_out_of_it() -> None:
     assert stages.look_up({"rows": [{"evaluation": "a"}]}, "rows.0.evaluation") == "a"
     assert stages.look_up({"rows": []}, "rows.0.evaluation") is None
     assert stages.look_up({}, "rows.0.evaluation") is None
-
-
-def test_a_constant_that_is_computed_is_refused(tmp_path: Path) -> None:
-    """A declaration is literals and the constructors of its vocabulary; a name or another call cannot be read."""
-    file = tmp_path / "module.py"
-    file.write_text("import sys\nA = ('x', 1)\nB = dict(a=1)\nC = sys.argv\n")
-    assert constant(file, "A") == ("x", 1)
-    assert constant(file, "B", {"dict": dict}) == {"a": 1}
-    assert constant(file, "D") is None
-    for name in "BC":
-        with pytest.raises(ValueError, match=f"{name} is not a literal"):
-            constant(file, name)
