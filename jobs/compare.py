@@ -10,8 +10,9 @@ from genflow.evaluation.report.table import best
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
+from genflow.system.documents import Json
 from jobs.evaluate import found, measured, pairs
-from jobs.runtime.entrypoint import Document, Emit, execute
+from jobs.runtime.entrypoint import Emit, execute
 
 STAGE = Stage(
     makes="report",
@@ -22,7 +23,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Json:
     """Compare the runs of `inputs.runs`, or find them compared.
 
     Returns:
@@ -43,7 +44,7 @@ def main(document: Document, emit: Emit) -> Document:
     return result(page.build(store, rows), rows, cached=False)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Json | None:
     """The result, if the runs are compared already; None if there is something to do."""
     store = Store()
     rows = found(store, pairs(store, document), parse(document["recipe"]))
@@ -51,7 +52,7 @@ def find(document: Document) -> Document | None:
     return result(existing, rows, cached=True) if existing and rows else None
 
 
-def result(artifact: Artifact, rows: list[Document], *, cached: bool) -> Document:
+def result(artifact: Artifact, rows: list[Json], *, cached: bool) -> Json:
     """The document that the command prints."""
     return {
         "schema": "genflow.compare/1",

@@ -17,9 +17,10 @@ from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import Recipe, parse
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
+from genflow.system.documents import Json
 from genflow.tracking import sync
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
 
 STAGE = Stage(
     makes="rows.0.evaluation",
@@ -32,7 +33,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Json:
     """Measure every run of `inputs.runs`, or the one of `inputs.run`, or find it measured.
 
     Returns:
@@ -46,7 +47,7 @@ def main(document: Document, emit: Emit) -> Document:
     return result(measured(store, document, emit))
 
 
-def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
+def measured(store: Store, document: Json, emit: Emit) -> list[Json]:
     """Every run's evaluation, made where it is missing and told to MLflow."""
     recipe = parse(document["recipe"])
     rows = [
@@ -93,27 +94,27 @@ def _share(
     return evaluate.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Json | None:
     """The result, if every run is measured already; None if there is something to do."""
     store = Store()
     rows = found(store, pairs(store, document), parse(document["recipe"]))
     return result(rows) if rows else None
 
 
-def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Document] | None:
+def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Json] | None:
     """The runs' evaluations, if there is one of each."""
     rows = [evaluate.find(store, run, data, recipe.evaluate, recipe.sample) for run, data in runs]
     return [row for row in rows if row] if all(rows) else None
 
 
-def pairs(store: Store, document: Document) -> list[tuple[Artifact, Artifact]]:
+def pairs(store: Store, document: Json) -> list[tuple[Artifact, Artifact]]:
     """Each run and the dataset it was trained on."""
     inputs = document["inputs"]
     runs = [store.find("runs", reference) for reference in inputs.get("runs") or [inputs["run"]]]
     return [(run, store.find("datasets", run.meta["dataset"])) for run in runs]
 
 
-def result(rows: list[Document]) -> Document:
+def result(rows: list[Json]) -> Json:
     """The document that the command prints."""
     return {
         "schema": "genflow.evaluate/1",

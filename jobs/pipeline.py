@@ -14,15 +14,16 @@ from genflow.errors import BY_CODE, GenflowError
 from genflow.pipeline.graph import Node, Pipeline, load
 from genflow.pipeline.stages import Program, function
 from genflow.storage.store import Store
-from jobs.runtime.entrypoint import Document, Emit, attempt, execute
+from genflow.system.documents import Json
+from jobs.runtime.entrypoint import Emit, attempt, execute
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Json:
     """Run the pipeline in `document["pipeline"]`."""
     described = document["pipeline"]
     pipeline = load(described, str(described.get("name", "pipeline")), document.get("overrides"))
-    made: dict[str, Document] = {}
-    failed: dict[str, Document] = {}  # by stage: which stage failed first, and how
+    made: dict[str, Json] = {}
+    failed: dict[str, Json] = {}  # by stage: which stage failed first, and how
     _look(pipeline, made, failed, emit)
     cached = len(made) == len(pipeline.stages)
     if len(made) + len(failed) < len(pipeline.stages):
@@ -37,7 +38,7 @@ def main(document: Document, emit: Emit) -> Document:
     return {"schema": "genflow.run/1", "pipeline": pipeline.name, "cached": cached, "stages": stages}
 
 
-def _look(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document], emit: Emit) -> None:
+def _look(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
     """What is there already needs no Ray; and where failures are measurements, a run that diverged stays so."""
     measured = {need for node in pipeline.stages if node.takes_failures for need in node.needs}
     for node in pipeline.stages:
@@ -59,9 +60,9 @@ def _program(job: str) -> Program:
     return cast(Program, importlib.import_module(f"jobs.{job}"))
 
 
-def _ended(node: Node, document: Document) -> Document | None:
+def _ended(node: Node, document: Json) -> Json | None:
     """How an earlier attempt ended, where the stage declares that such an end is a measurement."""
-    ended: Document | None = function(node.stage.ended)(Store(), document) if node.stage.ended else None
+    ended: Json | None = function(node.stage.ended)(Store(), document) if node.stage.ended else None
     return ended
 
 
@@ -70,16 +71,16 @@ def _is_held_back(node: Node, waiting: Iterable[Node], running: Iterable[Node]) 
     return not node.stage.goes_first and any(other.stage.goes_first for other in (*waiting, *running))
 
 
-def _waits_in_vain(node: Node, failed: dict[str, Document]) -> bool:
+def _waits_in_vain(node: Node, failed: dict[str, Json]) -> bool:
     return bool(failed.keys() & set(node.needs)) and not node.takes_failures
 
 
-def _skip(node: Node, failed: dict[str, Document], emit: Emit) -> None:
+def _skip(node: Node, failed: dict[str, Json], emit: Emit) -> None:
     failed[node.name] = failed[next(need for need in node.needs if need in failed)]
     emit("stage", name=node.name, job=node.job, status="skipped")
 
 
-def _run(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document], emit: Emit) -> None:
+def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
     """Run every stage that is not made, as soon as what it needs is."""
     import ray
 
@@ -115,7 +116,7 @@ def _run(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Docume
             emit("stage", name=node.name, job=node.job, status="failed", **told)
 
 
-def _complain(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document]) -> None:
+def _complain(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json]) -> None:
     """Raise what failed, unless a stage took it as a measurement."""
     taken = {need for node in pipeline.stages if node.takes_failures and node.name in made for need in node.needs}
     for name, told in failed.items():
@@ -131,12 +132,12 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _stage_task(job: str, document: Document, environment: dict[str, str]) -> Document:
+def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
     """A stage in a Ray worker: its progress goes to standard output, its end comes back as a value."""
     from genflow.system import events
 
     os.environ.update(environment)
-    outcome: Document = {}
+    outcome: Json = {}
 
     def emit(event: str, **fields: Any) -> None:
         if event in ("result", "error"):

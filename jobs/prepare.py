@@ -19,8 +19,9 @@ from genflow.errors import GenflowError
 from genflow.pipeline.stages import Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
+from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute, verbose
+from jobs.runtime.entrypoint import Emit, execute, verbose
 
 STAGE = Stage(
     makes="dataset",
@@ -33,7 +34,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Json:
     """Prepare `recipe.data`, unless it is there already; then Ray is not started.
 
     Returns:
@@ -48,13 +49,13 @@ def main(document: Document, emit: Emit) -> Document:
     return {**result(artifact, cached), "seconds": round(time.monotonic() - started, 3)}
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Json | None:
     """The result, if the dataset is there already; None if there is something to do."""
     artifact = prepare.find(Store(), parse(document["recipe"]).data)
     return result(artifact, cached=True) if artifact else None
 
 
-def result(artifact: Artifact, cached: bool) -> Document:
+def result(artifact: Artifact, cached: bool) -> Json:
     """The document that the command prints."""
     facts = artifact.meta["facts"]
     return {

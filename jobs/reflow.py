@@ -13,8 +13,9 @@ from genflow.sampling.reflow import ReflowPlan, Teacher, plan
 from genflow.storage.files import clear_disk_errors
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
+from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute
+from jobs.runtime.entrypoint import Emit, execute
 
 STAGE = Stage(
     makes="pairs",
@@ -27,7 +28,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Json:
     """Write the pairs of `inputs.run`, or find them written; shards of a broken-off attempt are kept.
 
     Returns:
@@ -60,14 +61,14 @@ def main(document: Document, emit: Emit) -> Document:
     return result(artifact, cached=False)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Json | None:
     """The result, if the pairs are written; None if there is something to do."""
     store = Store()
     done = store.get("pairs", plan(store, document["inputs"]["run"], parse(document["recipe"])).id)
     return result(done, cached=True) if done else None
 
 
-def result(pairs: Artifact, *, cached: bool) -> Document:
+def result(pairs: Artifact, *, cached: bool) -> Json:
     """The document that the command prints."""
     shown = {key: pairs.meta[key] for key in ("run", "dataset", "options", "seconds")}
     made = {"pairs": pairs.id, "count": pairs.meta["pairs"], "path": str(pairs.path)}

@@ -19,6 +19,7 @@ from genflow.recipe.schema import flatten, parse
 from genflow.runs import RunPlan, begin, keep_divergence, plan
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
+from genflow.system.documents import Json
 from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, Status, journal_path
@@ -26,7 +27,7 @@ from genflow.tracking.sender import Sender
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
 
 SHOWN = ("family", "net", "dataset", "steps", "images", "seconds", "cpu_seconds", "parameters", "world")
 
@@ -46,7 +47,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Json:
     """Train the run of `recipe`, unless it is finished already; then Ray is not imported.
 
     Args:
@@ -84,14 +85,14 @@ def main(document: Document, emit: Emit) -> Document:
     return result(artifact, cached=False)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Json | None:
     """The result, if the run is finished; None if there is something to do."""
     store = Store()
     finished = store.get("runs", plan(store, parse(document["recipe"])).id)
     return result(finished, cached=True) if finished else None
 
 
-def result(run: Artifact, *, cached: bool) -> Document:
+def result(run: Artifact, *, cached: bool) -> Json:
     """The document that the command prints."""
     document = {"schema": "genflow.train/1", "run": run.id, "name": run.name, "path": str(run.path), "cached": cached}
     return document | {key: run.meta.get(key) for key in SHOWN}

@@ -22,6 +22,7 @@ from genflow.sampling.engine import Engine
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
+from genflow.system.documents import Json
 from genflow.tracking import database
 from genflow.tracking.sender import Sender
 from genflow.training.checkpoint import Checkpoints
@@ -32,12 +33,12 @@ from genflow.tuning.tracking import SearchTracker
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
 from genflow.tuning.trial_log import TrialLog
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
 
 SHOWN = 8  # trials in the live table
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Json:
     """Carry out the search of `recipe`, or go on with it, or find it done; then Ray is not imported.
 
     Args:
@@ -70,7 +71,7 @@ def main(document: Document, emit: Emit) -> Document:
     return result(artifact, cached=False)
 
 
-def result(artifact: Artifact, *, cached: bool) -> Document:
+def result(artifact: Artifact, *, cached: bool) -> Json:
     """The document that the command prints."""
     return {**json.loads(artifact.file("search.json").read_text()), "path": str(artifact.path), "cached": cached}
 
@@ -242,7 +243,7 @@ def _conclude(store: Store, search: Search, chronicle: SearchTracker | None, emi
                       only=lambda name: ".tmp-" not in name)  # fmt: skip
 
 
-def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Emit) -> None:
+def _picture(store: Store, search: Search, top: Json, folder: Path, emit: Emit) -> None:
     """The best trial's grid, of the seeds that `evaluate` draws for every run."""
     data, seed = Dataset.open(search.run.dataset), search.recipe.evaluate.seed
     lies = trial_folder(Path(search.task(store).folder), top["trial"])
@@ -256,7 +257,7 @@ def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Em
     (folder / "grid.png").write_bytes(grid(engine, data, by, drawn.records, seed))
 
 
-def _thin(search: Search, store: Store, top: Document) -> None:
+def _thin(search: Search, store: Store, top: Json) -> None:
     """Let the weights go, but the best's: a trial's settings and reports make them again."""
     for task in (search.task(store), search.task(store, confirm=True)):
         for lies in Path(task.folder).glob("[0-9]*"):
