@@ -7,6 +7,7 @@ from genflow.errors import UsageError
 from genflow.evaluation.report import page
 from genflow.evaluation.report.summary import verdict
 from genflow.evaluation.report.table import best
+from genflow.pipeline.results import Compared
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
@@ -23,7 +24,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Json, emit: Emit) -> Json:
+def main(document: Json, emit: Emit) -> Compared:
     """Compare the runs of `inputs.runs`, or find them compared.
 
     Returns:
@@ -44,7 +45,7 @@ def main(document: Json, emit: Emit) -> Json:
     return result(page.build(store, rows), rows, cached=False)
 
 
-def find(document: Json) -> Json | None:
+def find(document: Json) -> Compared | None:
     """The result, if the runs are compared already; None if there is something to do."""
     store = Store()
     rows = found(store, pairs(store, document), parse(document["recipe"]))
@@ -52,7 +53,7 @@ def find(document: Json) -> Json | None:
     return result(existing, rows, cached=True) if existing and rows else None
 
 
-def result(artifact: Artifact, rows: list[Json], *, cached: bool) -> Json:
+def result(artifact: Artifact, rows: list[Json], *, cached: bool) -> Compared:
     """The document that the command prints."""
     return {
         "schema": "genflow.compare/1",

@@ -13,6 +13,7 @@ from typing import Any
 from genflow.evaluation import evaluate
 from genflow.evaluation.report.table import best
 from genflow.evaluation.samples import Executor, Reduced, Share
+from genflow.pipeline.results import Evaluated
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import Recipe, parse
 from genflow.storage.store import Artifact, Store
@@ -33,7 +34,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Json, emit: Emit) -> Json:
+def main(document: Json, emit: Emit) -> Evaluated:
     """Measure every run of `inputs.runs`, or the one of `inputs.run`, or find it measured.
 
     Returns:
@@ -94,7 +95,7 @@ def _share(
     return evaluate.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
 
 
-def find(document: Json) -> Json | None:
+def find(document: Json) -> Evaluated | None:
     """The result, if every run is measured already; None if there is something to do."""
     store = Store()
     rows = found(store, pairs(store, document), parse(document["recipe"]))
@@ -114,7 +115,7 @@ def pairs(store: Store, document: Json) -> list[tuple[Artifact, Artifact]]:
     return [(run, store.find("datasets", run.meta["dataset"])) for run in runs]
 
 
-def result(rows: list[Json]) -> Json:
+def result(rows: list[Json]) -> Evaluated:
     """The document that the command prints."""
     return {
         "schema": "genflow.evaluate/1",

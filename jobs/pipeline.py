@@ -12,13 +12,14 @@ from typing import Any, cast
 
 from genflow.errors import BY_CODE, GenflowError
 from genflow.pipeline.graph import Node, Pipeline, load
+from genflow.pipeline.results import PipelineDone
 from genflow.pipeline.stages import Program, function
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 from jobs.runtime.entrypoint import Emit, attempt, execute
 
 
-def main(document: Json, emit: Emit) -> Json:
+def main(document: Json, emit: Emit) -> PipelineDone:
     """Run the pipeline in `document["pipeline"]`."""
     described = document["pipeline"]
     pipeline = load(described, str(described.get("name", "pipeline")), document.get("overrides"))
@@ -48,7 +49,7 @@ def _look(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], em
             with contextlib.suppress(GenflowError):
                 document = node.document(made, failed)
                 if found := _program(node.job).find(document):
-                    made[node.name] = found
+                    made[node.name] = dict(found)
                     emit("stage", name=node.name, job=node.job, status="cached", document=found)
                 elif node.name in measured and (told := _ended(node, document)):
                     failed[node.name] = {"stage": node.name, **told}

@@ -16,6 +16,7 @@ from typing import Any
 from genflow.data import prepare
 from genflow.data.prepare import Executor
 from genflow.errors import GenflowError
+from genflow.pipeline.results import Prepared
 from genflow.pipeline.stages import Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
@@ -34,7 +35,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Json, emit: Emit) -> Json:
+def main(document: Json, emit: Emit) -> Prepared:
     """Prepare `recipe.data`, unless it is there already; then Ray is not started.
 
     Returns:
@@ -46,16 +47,18 @@ def main(document: Json, emit: Emit) -> Json:
     """
     started = time.monotonic()
     artifact, cached = prepare.prepare(Store(), parse(document["recipe"]).data, ray_workers, emit)
-    return {**result(artifact, cached), "seconds": round(time.monotonic() - started, 3)}
+    made = result(artifact, cached)
+    made["seconds"] = round(time.monotonic() - started, 3)
+    return made
 
 
-def find(document: Json) -> Json | None:
+def find(document: Json) -> Prepared | None:
     """The result, if the dataset is there already; None if there is something to do."""
     artifact = prepare.find(Store(), parse(document["recipe"]).data)
     return result(artifact, cached=True) if artifact else None
 
 
-def result(artifact: Artifact, cached: bool) -> Json:
+def result(artifact: Artifact, cached: bool) -> Prepared:
     """The document that the command prints."""
     facts = artifact.meta["facts"]
     return {

@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genflow.errors import GenflowError
+from genflow.pipeline.results import Probed
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
@@ -23,7 +24,7 @@ ANSWER_S = 90.0  # the longest that a node is waited for: a busy one takes its t
 NEEDED = ("torch", "pyarrow", "numpy", "scipy", "safetensors", "PIL", "pydantic", "yaml", "mlflow", "optuna")
 
 
-def main(document: Json, emit: Emit) -> Json:
+def main(document: Json, emit: Emit) -> Probed:
     """One task a node.
 
     Args:

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 
 from genflow.errors import ClusterError, DataError, GenflowError, SetupError
+from genflow.pipeline.results import Served
 from genflow.serving import endpoints
 from genflow.serving.engine_cache import try_out
 from genflow.serving.model_list import ServedModel, as_documents, signature
@@ -29,7 +30,7 @@ SERVE = {
 }
 
 
-def main(document: Json, emit: Emit) -> Json:
+def main(document: Json, emit: Emit) -> Served:
     """Deploy `inputs.models` as the application `inputs.name`.
 
     Every model is loaded and drawn from here first, so that what does not work never takes the place of what does.
@@ -120,7 +121,7 @@ def deploy(inputs: Json, models: list[ServedModel]) -> None:
                     "the old models stay")  # fmt: skip
 
 
-def change(inputs: Json, models: list[ServedModel], emit: Emit) -> Json:
+def change(inputs: Json, models: list[ServedModel], emit: Emit) -> Served:
     """Give an application that runs other models; nothing restarts, and no request is lost."""
     running = inputs["running"]
     environment.loopback(int(running["gcs"].rpartition(":")[2]))
@@ -200,7 +201,7 @@ def _welcome(inputs: Json, models: list[ServedModel]) -> str:
     return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics()}"
 
 
-def _result(inputs: Json, models: list[ServedModel], state: str) -> Json:
+def _result(inputs: Json, models: list[ServedModel], state: str) -> Served:
     return {
         "schema": "genflow.serve/1", "name": inputs["name"], "address": address(inputs), "state": state,
         "models": [{"name": model.name, "run": model.run} for model in models],

@@ -14,6 +14,7 @@ from typing import Any
 from genflow import __version__
 from genflow.errors import GenflowError
 from genflow.launch import capacity
+from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import flatten, parse
 from genflow.runs import RunPlan, begin, keep_divergence, plan
@@ -28,8 +29,6 @@ from genflow.training.checkpoint import Checkpoints
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
 from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
-
-SHOWN = ("family", "net", "dataset", "steps", "images", "seconds", "cpu_seconds", "parameters", "world")
 
 STAGE = Stage(
     makes="run",
@@ -47,7 +46,7 @@ STAGE = Stage(
 )
 
 
-def main(document: Json, emit: Emit) -> Json:
+def main(document: Json, emit: Emit) -> Trained:
     """Train the run of `recipe`, unless it is finished already; then Ray is not imported.
 
     Args:
@@ -85,17 +84,32 @@ def main(document: Json, emit: Emit) -> Json:
     return result(artifact, cached=False)
 
 
-def find(document: Json) -> Json | None:
+def find(document: Json) -> Trained | None:
     """The result, if the run is finished; None if there is something to do."""
     store = Store()
     finished = store.get("runs", plan(store, parse(document["recipe"])).id)
     return result(finished, cached=True) if finished else None
 
 
-def result(run: Artifact, *, cached: bool) -> Json:
+def result(run: Artifact, *, cached: bool) -> Trained:
     """The document that the command prints."""
-    document = {"schema": "genflow.train/1", "run": run.id, "name": run.name, "path": str(run.path), "cached": cached}
-    return document | {key: run.meta.get(key) for key in SHOWN}
+    meta = run.meta
+    return {
+        "schema": "genflow.train/1",
+        "run": run.id,
+        "name": run.name,
+        "path": str(run.path),
+        "cached": cached,
+        "family": meta.get("family"),
+        "net": meta.get("net"),
+        "dataset": meta.get("dataset"),
+        "steps": meta.get("steps"),
+        "images": meta.get("images"),
+        "seconds": meta.get("seconds"),
+        "cpu_seconds": meta.get("cpu_seconds"),
+        "parameters": meta.get("parameters"),
+        "world": meta.get("world"),
+    }
 
 
 def _forget(store: Store, run: RunPlan) -> None:

@@ -9,7 +9,7 @@ started by its own command and cannot stand in a pipeline. docs/adding-a-stage.m
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -98,11 +98,11 @@ class Stage:
 class Program(Protocol):
     """What the runner calls in `jobs/<stage>.py`."""
 
-    def main(self, document: Json, emit: Callable[..., None]) -> Json:
+    def main(self, document: Json, emit: Callable[..., None]) -> Mapping[str, Any]:
         """Make the artifact, or find it made, and return the result, in which `cached` says which it was."""
         ...
 
-    def find(self, document: Json) -> Json | None:
+    def find(self, document: Json) -> Mapping[str, Any] | None:
         """The result, if the artifact is made already; None if there is something to do. It must not start Ray."""
         ...
 
