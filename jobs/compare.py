@@ -8,13 +8,24 @@ from genflow.evaluation.report import page
 from genflow.evaluation.report.summary import verdict
 from genflow.evaluation.report.table import best
 from genflow.evaluation.results import Evaluation
+from genflow.pipeline.results import Compared
+from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
+from genflow.system.documents import Json
 from jobs.evaluate import found, measured, pairs
-from jobs.runtime.entrypoint import Document, Emit, execute
+from jobs.runtime.entrypoint import Emit, execute
+
+STAGE = Stage(
+    makes="report",
+    folder="reports",
+    sections=("evaluate", "sample"),
+    needs=(Need("runs", "run", into="inputs.runs", count="several"),),
+    order=5,
+)
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Compared:
     """Compare the runs of `inputs.runs`, or find them compared.
 
     Returns:
@@ -35,7 +46,7 @@ def main(document: Document, emit: Emit) -> Document:
     return result(page.build(store, rows), rows, cached=False)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Compared | None:
     """The result, if the runs are compared already; None if there is something to do."""
     store = Store()
     rows = found(store, pairs(store, document), parse(document["recipe"]))
@@ -43,7 +54,7 @@ def find(document: Document) -> Document | None:
     return result(existing, rows, cached=True) if existing and rows else None
 
 
-def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Document:
+def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Compared:
     """The document that the command prints."""
     return {
         "schema": "genflow.compare/1",

@@ -14,15 +14,28 @@ from genflow.evaluation import evaluate
 from genflow.evaluation.report.table import best
 from genflow.evaluation.results import Evaluation
 from genflow.evaluation.samples import Executor, Reduced, Share
+from genflow.pipeline.results import Evaluated
+from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import Recipe, parse
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
+from genflow.system.documents import Json
 from genflow.tracking import sync
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
+
+STAGE = Stage(
+    makes="rows.0.evaluation",
+    folder="evaluations",
+    sections=("evaluate", "sample"),
+    needs=(Need("runs", "run", into="inputs.runs", count="several"),),
+    address="genflow.pipeline.addresses:evaluate",
+    listed=False,  # the report shows what was measured
+    order=4,
+)
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Evaluated:
     """Measure every run of `inputs.runs`, or the one of `inputs.run`, or find it measured.
 
     Returns:
@@ -36,7 +49,7 @@ def main(document: Document, emit: Emit) -> Document:
     return result(measured(store, document, emit))
 
 
-def measured(store: Store, document: Document, emit: Emit) -> list[Evaluation]:
+def measured(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
     """Every run's evaluation, made where it is missing and told to MLflow."""
     recipe = parse(document["recipe"])
     rows = [
@@ -83,7 +96,7 @@ def _share(
     return evaluate.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Evaluated | None:
     """The result, if every run is measured already; None if there is something to do."""
     store = Store()
     rows = found(store, pairs(store, document), parse(document["recipe"]))
@@ -96,14 +109,14 @@ def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -
     return [row for row in rows if row] if all(rows) else None
 
 
-def pairs(store: Store, document: Document) -> list[tuple[Artifact, Artifact]]:
+def pairs(store: Store, document: Json) -> list[tuple[Artifact, Artifact]]:
     """Each run and the dataset it was trained on."""
     inputs = document["inputs"]
     runs = [store.find("runs", reference) for reference in inputs.get("runs") or [inputs["run"]]]
     return [(run, store.find("datasets", run.meta["dataset"])) for run in runs]
 
 
-def result(rows: list[Evaluation]) -> Document:
+def result(rows: list[Evaluation]) -> Evaluated:
     """The document that the command prints."""
     return {
         "schema": "genflow.evaluate/1",

@@ -8,23 +8,23 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from genflow.errors import BY_CODE, GenflowError
-from genflow.pipeline.graph import Pipeline, Stage, load
+from genflow.pipeline.graph import Node, Pipeline, load
+from genflow.pipeline.results import PipelineDone
+from genflow.pipeline.stages import Program, function
 from genflow.storage.store import Store
-from jobs.runtime.entrypoint import Document, Emit, attempt, execute
-
-# Jobs that bring Ray tasks of their own must not hold a core while they wait for them.
-CORES = {"prepare": 0, "train": 1, "reflow": 0, "evaluate": 1, "compare": 1, "tables": 1}
+from genflow.system.documents import Json
+from jobs.runtime.entrypoint import Emit, attempt, execute
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> PipelineDone:
     """Run the pipeline in `document["pipeline"]`."""
     described = document["pipeline"]
     pipeline = load(described, str(described.get("name", "pipeline")), document.get("overrides"))
-    made: dict[str, Document] = {}
-    failed: dict[str, Document] = {}  # by stage: which stage failed first, and how
+    made: dict[str, Json] = {}
+    failed: dict[str, Json] = {}  # by stage: which stage failed first, and how
     _look(pipeline, made, failed, emit)
     cached = len(made) == len(pipeline.stages)
     if len(made) + len(failed) < len(pipeline.stages):
@@ -34,85 +34,92 @@ def main(document: Document, emit: Emit) -> Document:
             _run(pipeline, made, failed, emit)
     _complain(pipeline, made, failed)
     stages = [
-        {"stage": stage.name, "job": stage.job, **made[stage.name]} for stage in pipeline.stages if stage.name in made
+        {"stage": node.name, "job": node.job, **made[node.name]} for node in pipeline.stages if node.name in made
     ]
     return {"schema": "genflow.run/1", "pipeline": pipeline.name, "cached": cached, "stages": stages}
 
 
-def _look(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document], emit: Emit) -> None:
+def _look(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
     """What is there already needs no Ray; and where failures are measurements, a run that diverged stays so."""
-    measured = {need for stage in pipeline.stages if stage.takes_failures for need in stage.needs}
-    for stage in pipeline.stages:
-        if _waits_in_vain(stage, failed):
-            _skip(stage, failed, emit)
-        elif set(stage.needs) <= (made.keys() | failed.keys()):
-            job = importlib.import_module(f"jobs.{stage.job}")
+    measured = {need for node in pipeline.stages if node.takes_failures for need in node.needs}
+    for node in pipeline.stages:
+        if _waits_in_vain(node, failed):
+            _skip(node, failed, emit)
+        elif set(node.needs) <= (made.keys() | failed.keys()):
             with contextlib.suppress(GenflowError):
-                if found := job.find(stage.document(made, failed)):
-                    made[stage.name] = found
-                    emit("stage", name=stage.name, job=stage.job, status="cached", document=found)
-                elif stage.job == "train" and stage.name in measured and (told := job.ended(stage.document(made))):
-                    failed[stage.name] = {"stage": stage.name, **told}
-                    emit("stage", name=stage.name, job=stage.job, status="failed", **told)
+                document = node.document(made, failed)
+                if found := _program(node.job).find(document):
+                    made[node.name] = dict(found)
+                    emit("stage", name=node.name, job=node.job, status="cached", document=found)
+                elif node.name in measured and (told := _ended(node, document)):
+                    failed[node.name] = {"stage": node.name, **told}
+                    emit("stage", name=node.name, job=node.job, status="failed", **told)
 
 
-def _is_held_back(stage: Stage, waiting: Iterable[Stage], running: Iterable[Stage]) -> bool:
-    """Whether a stage waits until every dataset is prepared.
-
-    A prepare stage decodes in Ray Data's tasks. Behind a queue of trainings that hold every core these would wait, and
-    after half an hour without progress Ray Data gives up: that was seen.
-    """
-    return stage.job != "prepare" and any(other.job == "prepare" for other in (*waiting, *running))
+def _program(job: str) -> Program:
+    """The module of a stage, which keeps the protocol."""
+    return cast(Program, importlib.import_module(f"jobs.{job}"))
 
 
-def _waits_in_vain(stage: Stage, failed: dict[str, Document]) -> bool:
-    return bool(failed.keys() & set(stage.needs)) and not stage.takes_failures
+def _ended(node: Node, document: Json) -> Json | None:
+    """How an earlier attempt ended, where the stage declares that such an end is a measurement."""
+    ended: Json | None = function(node.stage.ended)(Store(), document) if node.stage.ended else None
+    return ended
 
 
-def _skip(stage: Stage, failed: dict[str, Document], emit: Emit) -> None:
-    failed[stage.name] = failed[next(need for need in stage.needs if need in failed)]
-    emit("stage", name=stage.name, job=stage.job, status="skipped")
+def _is_held_back(node: Node, waiting: Iterable[Node], running: Iterable[Node]) -> bool:
+    """Whether a stage waits until every stage that goes first is done."""
+    return not node.stage.goes_first and any(other.stage.goes_first for other in (*waiting, *running))
 
 
-def _run(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document], emit: Emit) -> None:
+def _waits_in_vain(node: Node, failed: dict[str, Json]) -> bool:
+    return bool(failed.keys() & set(node.needs)) and not node.takes_failures
+
+
+def _skip(node: Node, failed: dict[str, Json], emit: Emit) -> None:
+    failed[node.name] = failed[next(need for need in node.needs if need in failed)]
+    emit("stage", name=node.name, job=node.job, status="skipped")
+
+
+def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
     """Run every stage that is not made, as soon as what it needs is."""
     import ray
 
-    waiting = [stage for stage in pipeline.stages if stage.name not in made and stage.name not in failed]
-    running: dict[Any, Stage] = {}
+    waiting = [node for node in pipeline.stages if node.name not in made and node.name not in failed]
+    running: dict[Any, Node] = {}
     while waiting or running:
-        for stage in list(waiting):
-            ended = made.keys() | failed.keys() if stage.takes_failures else made.keys()
-            if _waits_in_vain(stage, failed):
-                waiting.remove(stage)
-                _skip(stage, failed, emit)
-            elif set(stage.needs) <= ended and not _is_held_back(stage, waiting, running.values()):
-                waiting.remove(stage)
-                emit("stage", name=stage.name, job=stage.job, status="running")
-                cpus = 0 if stage.recipe.cluster.workers > 1 else CORES[stage.job]
+        for node in list(waiting):
+            ended = made.keys() | failed.keys() if node.takes_failures else made.keys()
+            if _waits_in_vain(node, failed):
+                waiting.remove(node)
+                _skip(node, failed, emit)
+            elif set(node.needs) <= ended and not _is_held_back(node, waiting, running.values()):
+                waiting.remove(node)
+                emit("stage", name=node.name, job=node.job, status="running")
+                cpus = 0 if node.recipe.cluster.workers > 1 else node.stage.cores
                 task = ray.remote(num_cpus=cpus, max_retries=0)(_stage_task)
-                running[task.remote(stage.job, stage.document(made, failed), _environment())] = stage
+                running[task.remote(node.job, node.document(made, failed), _environment())] = node
         if not running:
             continue
         (ready, *_), _ = ray.wait(list(running))
-        stage = running.pop(ready)
+        node = running.pop(ready)
         try:
             outcome = ray.get(ready)
         except Exception as error:
-            died = f"stage {stage.name} died: {type(error).__name__}"
+            died = f"stage {node.name} died: {type(error).__name__}"
             outcome = {"error": {"message": died, "hint": "", "code": 1, "kind": type(error).__name__}}
         if "document" in outcome:
-            made[stage.name] = outcome["document"]
-            emit("stage", name=stage.name, job=stage.job, status="done", document=outcome["document"])
+            made[node.name] = outcome["document"]
+            emit("stage", name=node.name, job=node.job, status="done", document=outcome["document"])
         else:
             told = outcome["error"]
-            failed[stage.name] = {"stage": stage.name, **told}
-            emit("stage", name=stage.name, job=stage.job, status="failed", **told)
+            failed[node.name] = {"stage": node.name, **told}
+            emit("stage", name=node.name, job=node.job, status="failed", **told)
 
 
-def _complain(pipeline: Pipeline, made: dict[str, Document], failed: dict[str, Document]) -> None:
+def _complain(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json]) -> None:
     """Raise what failed, unless a stage took it as a measurement."""
-    taken = {need for stage in pipeline.stages if stage.takes_failures and stage.name in made for need in stage.needs}
+    taken = {need for node in pipeline.stages if node.takes_failures and node.name in made for need in node.needs}
     for name, told in failed.items():
         if name not in taken:
             kind = BY_CODE.get(told["code"], GenflowError)
@@ -126,12 +133,12 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _stage_task(job: str, document: Document, environment: dict[str, str]) -> Document:
+def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
     """A stage in a Ray worker: its progress goes to standard output, its end comes back as a value."""
     from genflow.system import events
 
     os.environ.update(environment)
-    outcome: Document = {}
+    outcome: Json = {}
 
     def emit(event: str, **fields: Any) -> None:
         if event in ("result", "error"):
@@ -139,7 +146,7 @@ def _stage_task(job: str, document: Document, environment: dict[str, str]) -> Do
         else:
             events.emit(event, **fields)
 
-    attempt(importlib.import_module(f"jobs.{job}").main, document, emit)
+    attempt(_program(job).main, document, emit)
     return outcome
 
 

@@ -16,13 +16,26 @@ from typing import Any
 from genflow.data import prepare
 from genflow.data.prepare import Executor
 from genflow.errors import GenflowError
+from genflow.pipeline.results import Prepared
+from genflow.pipeline.stages import Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
+from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute, verbose
+from jobs.runtime.entrypoint import Emit, execute, verbose
+
+STAGE = Stage(
+    makes="dataset",
+    folder="datasets",
+    sections=("data",),
+    cores=0,
+    goes_first=True,  # behind trainings that hold every core, Ray Data's tasks find none and give up after 30 minutes
+    address="genflow.pipeline.addresses:prepare",
+    order=1,
+)
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Prepared:
     """Prepare `recipe.data`, unless it is there already; then Ray is not started.
 
     Returns:
@@ -34,16 +47,18 @@ def main(document: Document, emit: Emit) -> Document:
     """
     started = time.monotonic()
     artifact, cached = prepare.prepare(Store(), parse(document["recipe"]).data, ray_workers, emit)
-    return {**result(artifact, cached), "seconds": round(time.monotonic() - started, 3)}
+    made = result(artifact, cached)
+    made["seconds"] = round(time.monotonic() - started, 3)
+    return made
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Prepared | None:
     """The result, if the dataset is there already; None if there is something to do."""
     artifact = prepare.find(Store(), parse(document["recipe"]).data)
     return result(artifact, cached=True) if artifact else None
 
 
-def result(artifact: Artifact, cached: bool) -> Document:
+def result(artifact: Artifact, cached: bool) -> Prepared:
     """The document that the command prints."""
     facts = artifact.meta["facts"]
     return {

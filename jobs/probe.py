@@ -12,16 +12,18 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genflow.errors import GenflowError
+from genflow.pipeline.results import Probed
 from genflow.storage.store import Store
 from genflow.system import http
+from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute
+from jobs.runtime.entrypoint import Emit, execute
 
 ANSWER_S = 90.0  # the longest that a node is waited for: a busy one takes its time to start a task
 NEEDED = ("torch", "pyarrow", "numpy", "scipy", "safetensors", "PIL", "pydantic", "yaml", "mlflow", "optuna")
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Probed:
     """One task a node.
 
     Args:
@@ -46,7 +48,7 @@ def main(document: Document, emit: Emit) -> Document:
                                                        for task, node in asked.items()]}  # fmt: skip
 
 
-def _answer(task: Any, node: Document, answered: bool) -> Document:
+def _answer(task: Any, node: Json, answered: bool) -> Json:
     told = {"requirements": f"does not answer within {ANSWER_S:g} s", "store": "", "MLflow": ""}
     if answered:
         try:
@@ -57,7 +59,7 @@ def _answer(task: Any, node: Document, answered: bool) -> Document:
 
 
 @ray.remote(max_retries=0)
-def look(inputs: Document) -> Document:
+def look(inputs: Json) -> Json:
     """On a node: what is wrong with it."""
     return {"requirements": lacking(), "store": unseen(inputs["store"], inputs["marker"]),
             "MLflow": silent(inputs["uri"])}  # fmt: skip

@@ -7,16 +7,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+from genflow.pipeline.results import PairsWritten
+from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.sampling.reflow import ReflowPlan, Teacher, plan
 from genflow.storage.files import clear_disk_errors
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
+from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute
+from jobs.runtime.entrypoint import Emit, execute
+
+STAGE = Stage(
+    makes="pairs",
+    folder="pairs",
+    sections=("reflow", "sample", "cluster"),
+    needs=(Need("run", "run", into="inputs.run"),),
+    cores=0,
+    address="genflow.pipeline.addresses:reflow",
+    order=3,
+)
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> PairsWritten:
     """Write the pairs of `inputs.run`, or find them written; shards of a broken-off attempt are kept.
 
     Returns:
@@ -49,18 +62,26 @@ def main(document: Document, emit: Emit) -> Document:
     return result(artifact, cached=False)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> PairsWritten | None:
     """The result, if the pairs are written; None if there is something to do."""
     store = Store()
     done = store.get("pairs", plan(store, document["inputs"]["run"], parse(document["recipe"])).id)
     return result(done, cached=True) if done else None
 
 
-def result(pairs: Artifact, *, cached: bool) -> Document:
+def result(pairs: Artifact, *, cached: bool) -> PairsWritten:
     """The document that the command prints."""
-    shown = {key: pairs.meta[key] for key in ("run", "dataset", "options", "seconds")}
-    made = {"pairs": pairs.id, "count": pairs.meta["pairs"], "path": str(pairs.path)}
-    return {"schema": "genflow.reflow/1", **made, "cached": cached, **shown}
+    return {
+        "schema": "genflow.reflow/1",
+        "pairs": pairs.id,
+        "count": pairs.meta["pairs"],
+        "path": str(pairs.path),
+        "cached": cached,
+        "run": pairs.meta["run"],
+        "dataset": pairs.meta["dataset"],
+        "options": pairs.meta["options"],
+        "seconds": pairs.meta["seconds"],
+    }
 
 
 def _write(task: ReflowPlan, folder: Path, workers: int, gpus: float, emit: Emit) -> float:

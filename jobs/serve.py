@@ -8,13 +8,15 @@ import os
 import time
 
 from genflow.errors import ClusterError, DataError, GenflowError, SetupError
+from genflow.pipeline.results import Served
 from genflow.serving import endpoints
 from genflow.serving.engine_cache import try_out
 from genflow.serving.model_list import ServedModel, as_documents, signature
 from genflow.storage.store import Store
 from genflow.system import environment, http
+from genflow.system.documents import Json
 from jobs.runtime.cluster import is_submitted, ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute
+from jobs.runtime.entrypoint import Emit, execute
 from jobs.runtime.serve import haproxy
 from jobs.runtime.serve.retry_middleware import BUSY
 
@@ -25,7 +27,7 @@ SERVE = {
 }
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Served:
     """Deploy `inputs.models` as the application `inputs.name`.
 
     Every model is loaded and drawn from here first, so that what does not work never takes the place of what does.
@@ -64,7 +66,7 @@ def main(document: Document, emit: Emit) -> Document:
     return _result(inputs, models, "ended")
 
 
-def begin(inputs: Document, host: str) -> None:
+def begin(inputs: Json, host: str) -> None:
     """Start Serve's controller and its proxy, on one address and no other.
 
     Raises:
@@ -88,7 +90,7 @@ def begin(inputs: Document, host: str) -> None:
         raise SetupError(f"Ray Serve does not start: {str(error).splitlines()[0]}", hint) from error
 
 
-def deploy(inputs: Document, models: list[ServedModel]) -> None:
+def deploy(inputs: Json, models: list[ServedModel]) -> None:
     """Bring the application to these models, and wait until every request is answered by them."""
     import logging
 
@@ -116,7 +118,7 @@ def deploy(inputs: Document, models: list[ServedModel]) -> None:
                     "the old models stay")  # fmt: skip
 
 
-def change(inputs: Document, models: list[ServedModel], emit: Emit) -> Document:
+def change(inputs: Json, models: list[ServedModel], emit: Emit) -> Served:
     """Give an application that runs other models; nothing restarts, and no request is lost."""
     running = inputs["running"]
     environment.loopback(int(running["gcs"].rpartition(":")[2]))
@@ -139,7 +141,7 @@ def change(inputs: Document, models: list[ServedModel], emit: Emit) -> Document:
     return _result(inputs, models, "changed")
 
 
-def end(inputs: Document) -> None:
+def end(inputs: Json) -> None:
     """Drain: what is under way is answered, then the application goes, and Serve and its port with the last one."""
     from ray import serve
 
@@ -150,7 +152,7 @@ def end(inputs: Document) -> None:
         serve.shutdown()
 
 
-def address(inputs: Document) -> str:
+def address(inputs: Json) -> str:
     """Where the application is reached from this machine."""
     host = "127.0.0.1" if inputs["host"] in ("0.0.0.0", "::") else inputs["host"]
     return f"http://{host}:{inputs['port']}"
@@ -164,7 +166,7 @@ def metrics() -> str:
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
-def ask(url: str) -> tuple[int, Document]:
+def ask(url: str) -> tuple[int, Json]:
     """GET a JSON document: the status and the document; 0 where nobody answers."""
     try:
         answer = http.request(url, timeout=5)
@@ -173,7 +175,7 @@ def ask(url: str) -> tuple[int, Document]:
         return 0, {}
 
 
-def _wait(inputs: Document, emit: Emit) -> None:
+def _wait(inputs: Json, emit: Emit) -> None:
     """Until a signal; says when the application stops answering, and when it does again."""
     well, strikes = True, 0
     while True:
@@ -188,13 +190,13 @@ def _wait(inputs: Document, emit: Emit) -> None:
             emit("note", message="it answers again")
 
 
-def _welcome(inputs: Document, models: list[ServedModel]) -> str:
+def _welcome(inputs: Json, models: list[ServedModel]) -> str:
     names = ", ".join(model.name for model in models)
     where = address(inputs)
     return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics()}"
 
 
-def _result(inputs: Document, models: list[ServedModel], state: str) -> Document:
+def _result(inputs: Json, models: list[ServedModel], state: str) -> Served:
     return {
         "schema": "genflow.serve/1", "name": inputs["name"], "address": address(inputs), "state": state,
         "models": [{"name": model.name, "run": model.run} for model in models],

@@ -6,19 +6,30 @@
 import json
 from typing import Any
 
+from genflow.pipeline.stages import Need, Stage
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
+from genflow.system.documents import Json
 from genflow.system.source_hash import digest
 from genflow.tables import document as tables
 from genflow.tables import formatting, page
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, journal_path
-from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
 
 ROOMS = ("genflow/tables", "genflow/evaluation/report/charts.py")
 
+STAGE = Stage(
+    makes="report",
+    folder="reports",
+    values=("study",),
+    needs=(Need("needs", "rows.0.evaluation", into="inputs.evaluations", count="by_stage"),),
+    takes_failures=True,
+    order=6,
+)
 
-def main(document: Document, emit: Emit) -> Document:
+
+def main(document: Json, emit: Emit) -> Json:
     """Write the tables, or find them written.
 
     Args:
@@ -49,7 +60,7 @@ def main(document: Document, emit: Emit) -> Document:
     return result(artifact, cached=False)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Json | None:
     """The result, if the tables are written already; None if there is something to do."""
     for artifact in Store().artifacts("reports"):
         if artifact.meta.get("inputs") == key(document):
@@ -57,25 +68,25 @@ def find(document: Document) -> Document | None:
     return None
 
 
-def key(document: Document) -> str:
+def key(document: Json) -> str:
     """What decides the tables: the study, its evaluations, what failed, and the code."""
     failed = {name: told["message"] for name, told in document["inputs"]["failed"].items()}
     study = {name: value for name, value in document["study"].items() if name != "command"}
     return digest([study, document["inputs"]["evaluations"], failed, source_hash.fingerprint(*ROOMS)])
 
 
-def address(dataset: str, document: Document) -> str:
+def address(dataset: str, document: Json) -> str:
     """The content address of the tables."""
     return f"tables-{dataset}-{key(document)}"
 
 
-def result(artifact: Artifact, *, cached: bool) -> Document:
+def result(artifact: Artifact, *, cached: bool) -> Json:
     """The document that the command prints."""
     document: dict[str, Any] = json.loads(artifact.file("tables.json").read_text())
     return {**document, "path": str(artifact.path), "cached": cached}
 
 
-def _journal(store: Store, artifact: Artifact, document: Document, emit: Emit) -> None:
+def _journal(store: Store, artifact: Artifact, document: Json, emit: Emit) -> None:
     """Into MLflow, as a run of its own: the tables, the report, and every quantity as a metric."""
     database.prepare(store)
     path, dataset = journal_path(store.root, artifact.id), document["dataset_name"]

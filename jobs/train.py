@@ -13,10 +13,13 @@ from typing import Any
 from genflow import __version__
 from genflow.errors import GenflowError
 from genflow.launch import capacity
+from genflow.pipeline.results import Trained
+from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import flatten, parse
-from genflow.runs import RunPlan, begin, divergence, keep_divergence, plan
+from genflow.runs import RunPlan, begin, keep_divergence, plan
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
+from genflow.system.documents import Json
 from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, Status, journal_path
@@ -24,12 +27,25 @@ from genflow.tracking.sender import Sender
 from genflow.training.checkpoint import Checkpoints, read_state
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
 
-SHOWN = ("family", "net", "dataset", "steps", "images", "seconds", "cpu_seconds", "parameters", "world")
+STAGE = Stage(
+    makes="run",
+    folder="runs",
+    preset=True,
+    sections=("name", "net", "family", "train", "sample", "cluster"),
+    needs=(
+        Need("data", "dataset", into="recipe.data.name"),
+        Need("init", "run", into="recipe.init", count="optional"),
+        Need("pairs", "pairs", into="recipe.data.pairs", count="optional"),
+    ),
+    address="genflow.pipeline.addresses:train",
+    ended="genflow.pipeline.addresses:train_ended",
+    order=2,
+)
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Trained:
     """Train the run of `recipe`, unless it is finished already; then Ray is not imported.
 
     Args:
@@ -67,23 +83,32 @@ def main(document: Document, emit: Emit) -> Document:
     return result(artifact, cached=False)
 
 
-def find(document: Document) -> Document | None:
+def find(document: Json) -> Trained | None:
     """The result, if the run is finished; None if there is something to do."""
     store = Store()
     finished = store.get("runs", plan(store, parse(document["recipe"])).id)
     return result(finished, cached=True) if finished else None
 
 
-def ended(document: Document) -> Document | None:
-    """How the run diverged, {message, hint, code, kind}, if it did; who trains it by itself tries it again."""
-    store = Store()
-    return divergence(store, plan(store, parse(document["recipe"])))
-
-
-def result(run: Artifact, *, cached: bool) -> Document:
+def result(run: Artifact, *, cached: bool) -> Trained:
     """The document that the command prints."""
-    document = {"schema": "genflow.train/1", "run": run.id, "name": run.name, "path": str(run.path), "cached": cached}
-    return document | {key: run.meta.get(key) for key in SHOWN}
+    meta = run.meta
+    return {
+        "schema": "genflow.train/1",
+        "run": run.id,
+        "name": run.name,
+        "path": str(run.path),
+        "cached": cached,
+        "family": meta.get("family"),
+        "net": meta.get("net"),
+        "dataset": meta.get("dataset"),
+        "steps": meta.get("steps"),
+        "images": meta.get("images"),
+        "seconds": meta.get("seconds"),
+        "cpu_seconds": meta.get("cpu_seconds"),
+        "parameters": meta.get("parameters"),
+        "world": meta.get("world"),
+    }
 
 
 def _forget(store: Store, run: RunPlan) -> None:

@@ -22,6 +22,7 @@ from genflow.sampling.engine import Engine
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
+from genflow.system.documents import Json
 from genflow.tracking import database
 from genflow.tracking.sender import Sender
 from genflow.training.checkpoint import Checkpoints
@@ -33,12 +34,12 @@ from genflow.tuning.tracking import SearchTracker
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
 from genflow.tuning.trial_log import TrialLog
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
 
 SHOWN = 8  # trials in the live table
 
 
-def main(document: Document, emit: Emit) -> Document:
+def main(document: Json, emit: Emit) -> Json:
     """Carry out the search of `recipe`, or go on with it, or find it done; then Ray is not imported.
 
     Args:
@@ -71,7 +72,7 @@ def main(document: Document, emit: Emit) -> Document:
     return result(artifact, cached=False)
 
 
-def result(artifact: Artifact, *, cached: bool) -> Document:
+def result(artifact: Artifact, *, cached: bool) -> Json:
     """The document that the command prints."""
     return {**json.loads(artifact.file("search.json").read_text()), "path": str(artifact.path), "cached": cached}
 

@@ -37,7 +37,7 @@ def test_every_stage_of_the_plan_fits_its_family() -> None:
             source = resolved.get(recipe.init)
             resolved[stage.name] = build.resolve(recipe, facts, source, facts if source else None)
         elif stage.job in ("reflow", "evaluate"):
-            run = resolved[stage.runs[0]]
+            run = resolved[stage.needs[0]]
             build.sample_options(build.family_of(run, facts), {**run.sample, **stage.recipe.sample})
 
 

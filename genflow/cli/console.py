@@ -215,8 +215,9 @@ class Progress:
     def _stage(self, event: "Event") -> None:
         text = {"cached": "cached", "skipped": "skipped: what it needs failed", "failed": "failed"}
         if event["status"] in text:
-            made = event.get("document", {})
-            artifact = made.get("dataset") if event["job"] == "prepare" else made.get("run") or made.get("report")
+            from genflow.pipeline import stages
+
+            artifact = stages.artifact(event["job"], event.get("document", {}))
             more = f" ({artifact})" if artifact else ""
             more = f": {event['message']}" if event["status"] == "failed" else more
             self._print(f"{event['job']:<8} {event['name']}  {text[event['status']]}{more}")

@@ -8,11 +8,12 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import Document, absolute, compose_recipe, send, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
+from genflow.data import sources
 from genflow.errors import UsageError
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(help="digits, fashion, a 2-D density, a path to pictures, or stack:NAME.")],
+    source: Annotated[str, typer.Argument(help=f"{sources.described()}.")],
     name: Annotated[str, typer.Option(help="What to call the dataset.")] = "",
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
     channels: Annotated[str, typer.Option(help="auto, 1 or 3.")] = "auto",
@@ -47,17 +48,15 @@ def prepare(
 
 def find_source(text: str) -> str:
     """A source as the job finds it from anywhere; `stack:NAME` of a dataset in the store is that of its own source."""
-    from genflow.data.sources.find import BUILT_IN
-    from genflow.data.sources.stacked import PREFIX
     from genflow.storage.store import Store
 
-    if not text.startswith(PREFIX):
+    if not (prefix := sources.prefix_of(text)):
         return absolute(text)
-    base = text.removeprefix(PREFIX)
-    if base in BUILT_IN or Path(base).expanduser().exists():
-        return PREFIX + absolute(base)
+    base = text.removeprefix(prefix)
+    if base in sources.names() or Path(base).expanduser().exists():
+        return prefix + absolute(base)
     known = {dataset.name: dataset.meta["options"]["source"] for dataset in Store().artifacts("datasets")}
-    return PREFIX + known.get(base, absolute(base))
+    return prefix + known.get(base, absolute(base))
 
 
 def _show(done: Document) -> None:

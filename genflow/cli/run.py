@@ -89,11 +89,11 @@ def _show_plan(pipeline: "Pipeline", json: bool) -> None:
 
 
 def _show(done: Document) -> None:
+    from genflow.pipeline import stages
+
     reports = [stage for stage in done["stages"] if stage["job"] == "compare"]
     for stage in done["stages"]:
-        if stage["job"] != "evaluate":  # the report says what was measured
-            made = {"prepare": "dataset", "train": "run", "reflow": "pairs", "compare": "report"}[stage["job"]]
-            artifact = stage[made]
+        if artifact := stages.artifact(stage["job"], stage):
             print(f"{stage['job']:<8} {stage['stage']:<10} {artifact}{'  cached' if stage['cached'] else ''}")
     for report in reports:
         print()

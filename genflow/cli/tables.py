@@ -108,9 +108,9 @@ def _dataset(store: "Store", name: str) -> Any:
     try:
         return store.find("datasets", name).id
     except UsageError as error:
-        from genflow.data.sources.densities import DENSITIES
+        from genflow.data import sources
 
-        if name in ("digits", "fashion", *DENSITIES):
+        if name in sources.names():
             return {"source": name, "val": 0.2}
         known = sorted({dataset.name for dataset in store.artifacts("datasets")} | {"digits", "fashion"})
         raise UsageError(

@@ -16,7 +16,6 @@ import numpy as np
 from genflow.data import images
 from genflow.data.shard_writer import Shard
 from genflow.data.sources.base import Form, Part, Source, Survey
-from genflow.data.sources.densities import density
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 from genflow.specs import DataSpec
@@ -70,8 +69,7 @@ def settle(source: Source, data: Data, survey: Survey) -> Form:
 def begin(source: Source, form: Form) -> DataSpec:
     """The facts that are known before a record is read."""
     if source.levels is None:
-        scale = density(source.name).scale
-        return DataSpec((2, 1, 1), None, source.class_names(), scale=scale)
+        return DataSpec((2, 1, 1), None, source.class_names(), scale=source.scale)
     return DataSpec(form.shape, form.levels, source.class_names())
 
 

@@ -7,80 +7,89 @@
       few:     {job: train, preset: consistency, data: digits, init: flow}
       report:  {job: compare, runs: [vae, ...], evaluate: {samples: 1000}}
 
-A train stage names its dataset (and the run that it starts from, and a teacher's pairs), a reflow stage its teacher,
-an evaluate or compare stage its runs, by the stage that makes them or by an artifact that exists. Those names are
-the edges. A tables stage takes every evaluation of a study, and is carried out even where some of them failed.
+Which keys a stage has, and which of them name other stages, is what its program declares (`pipeline/stages.py`). A
+train stage names its dataset (and the run that it starts from, and a teacher's pairs), a reflow stage its teacher, an
+evaluate or compare stage its runs: by the stage that makes them or by an artifact that exists. Those names are the
+edges. A tables stage takes every evaluation of a study, and is carried out even where some of them failed.
 `jobs/pipeline.py` carries the graph out; every job knows its artifact by its content address, so running a pipeline
 again does only what is missing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from genflow.errors import UsageError, nearest
-from genflow.recipe.compose import compose, merge
-from genflow.recipe.schema import NAME, Recipe, parse
-
-Document = dict[str, Any]
-JOBS = ("prepare", "train", "reflow", "evaluate", "compare", "tables")
-KEYS = {
-    "prepare": ("job", "data"),
-    "train": ("job", "preset", "data", "pairs", "init", "name", "net", "family", "train", "sample", "cluster"),
-    "reflow": ("job", "run", "reflow", "sample", "cluster"),
-    "evaluate": ("job", "runs", "evaluate", "sample"),
-    "compare": ("job", "runs", "evaluate", "sample"),
-    "tables": ("job", "needs", "study"),
-}
+from genflow.pipeline.stages import Need, Stage, declared, look_up
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import NAME, Recipe
+from genflow.system.documents import Json
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage.
+class Node:
+    """One stage of a pipeline file.
 
     Args:
         name: unique in its pipeline.
         job: which program carries it out.
+        stage: what that program declares.
         needs: the stages whose artifacts it takes.
         recipe: what the job is told, before its inputs are known.
-        runs: the runs that a reflow, evaluate or compare stage takes, by stage name or reference.
-        study: what a tables stage is of.
+        references: by key, the stages or artifacts whose ids become `inputs` of the job's document.
+        values: the keys that are copied into the job's document.
     """
 
     name: str
     job: str
+    stage: Stage
     needs: tuple[str, ...]
     recipe: Recipe
-    runs: tuple[str, ...] = ()
-    study: Document | None = None
+    references: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Json = field(default_factory=dict)
 
     @property
     def takes_failures(self) -> bool:
         """Whether it is carried out even where something that it needs failed: a failure is a measurement."""
-        return self.study is not None
+        return self.stage.takes_failures
 
-    def document(self, made: dict[str, Document], failed: dict[str, Document] | None = None) -> Document:
+    def document(self, made: dict[str, Json], failed: dict[str, Json] | None = None) -> Json:
         """The job's document, once what it needs is made.
 
         Args:
             made: results by stage name.
             failed: what failed, by stage name: {stage, kind, message}.
+
+        Raises:
+            UsageError: a stage that it names makes something else.
         """
-        if self.study is not None:
-            failed = {name: found for name, found in (failed or {}).items() if name in self.needs}
-            rows = {name: made[name].get("rows") for name in self.needs if name in made}
-            evaluations = {name: found[0]["evaluation"] for name, found in rows.items() if found}
-            return {"study": self.study, "inputs": {"evaluations": evaluations, "failed": failed}}
-        recipe = self.recipe
-        if self.job == "train" and recipe.data.name in made:
-            recipe = recipe.replace(data={**recipe.data.model_dump(), "name": made[recipe.data.name]["dataset"]})
-        if recipe.data.pairs in made:
-            recipe = recipe.replace(data={**recipe.data.model_dump(), "pairs": made[recipe.data.pairs]["pairs"]})
-        if recipe.init in made:
-            recipe = recipe.replace(init=made[recipe.init]["run"])
-        runs = [made[run]["run"] if run in made else run for run in self.runs]
-        inputs = {"run": runs[0]} if self.job == "reflow" else {"runs": runs} if runs else {}
-        return {"recipe": recipe.model_dump(mode="json"), "inputs": inputs}
+        recipe, inputs = self.recipe.model_dump(mode="json"), {}
+        for need in self.stage.needs:
+            if need.room == "inputs":
+                inputs[need.path] = self._input(need, made)
+            elif (name := look_up(recipe, need.path)) in made:
+                *sections, key = need.path.split(".")
+                section = recipe[sections[0]] if sections else recipe
+                section[key] = self._id(need, name, made)
+        if self.takes_failures:
+            inputs["failed"] = {name: found for name, found in (failed or {}).items() if name in self.needs}
+        told = {"recipe": recipe} if self.stage.sections else {}
+        return {**told, **self.values, "inputs": inputs}
+
+    def _input(self, need: Need, made: dict[str, Json]) -> Any:
+        names = self.references[need.key]
+        if need.count == "by_stage":
+            found = {name: look_up(made[name], need.reads) for name in names if name in made}
+            return {name: id for name, id in found.items() if id}
+        ids = [self._id(need, name, made) for name in names]
+        return ids if need.count == "several" else ids[0] if ids else ""
+
+    def _id(self, need: Need, name: str, made: dict[str, Json]) -> str:
+        if name not in made:
+            return name
+        if id := look_up(made[name], need.reads):
+            return str(id)
+        raise UsageError(f"stage {self.name}: {need.key} names {name}, whose result has no {need.reads}")
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,10 @@ class Pipeline:
     """Stages in an order in which each comes after what it needs."""
 
     name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Node, ...]
 
 
-def load(document: Document, where: str, overrides: Document | None = None) -> Pipeline:
+def load(document: Json, where: str, overrides: Json | None = None) -> Pipeline:
     """A pipeline file's document as a pipeline.
 
     Args:
@@ -111,58 +120,79 @@ def load(document: Document, where: str, overrides: Document | None = None) -> P
     described = document.get("stages")
     if not isinstance(described, dict) or not described:
         raise UsageError(f"{where}: a pipeline needs `stages`, a mapping of names to stages")
-    stages = [_stage(str(key), value, list(described), where, overrides or {}) for key, value in described.items()]
-    return Pipeline(name, tuple(_in_order(stages, where)))
+    kinds = declared()
+    nodes = [_node(str(key), value, list(described), kinds, where, overrides or {}) for key, value in described.items()]
+    return Pipeline(name, tuple(_in_order(nodes, where)))
 
 
-def _stage(name: str, value: Any, names: list[str], where: str, overrides: Document) -> Stage:
+def _node(name: str, value: Any, names: list[str], kinds: dict[str, Stage], where: str, overrides: Json) -> Node:
     at = f"{where}: stage {name}"
-    if not isinstance(value, dict) or value.get("job") not in JOBS:
-        job = value.get("job") if isinstance(value, dict) else value
-        raise UsageError(f"{at}: job is one of {', '.join(JOBS)}, not {job!r}")
-    job = value["job"]
+    job = value.get("job") if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not isinstance(job, str) or job not in kinds:
+        raise UsageError(f"{at}: job is one of {', '.join(kinds)}, not {job!r}")
+    stage = kinds[job]
     for key in value:
-        if key not in KEYS[job]:
-            raise UsageError(f"{at}: unknown key {key}{nearest(key, list(KEYS[job]))}")
-    overrides = {key: section for key, section in overrides.items() if key in KEYS[job]}
-    runs = value.get("runs", ())
-    if job in ("evaluate", "compare"):
-        if not isinstance(runs, list) or not runs or not all(isinstance(run, str) for run in runs):
-            raise UsageError(f"{at}: runs is a list of stages or runs, not {runs!r}")
-        sections = {key: value[key] for key in ("evaluate", "sample") if key in value}
-        needs = tuple(run for run in runs if run in names)
-        return Stage(name, job, needs, parse(merge(sections, overrides), at), tuple(runs))
-    if job == "tables":
-        needs = tuple(need for need in value.get("needs", ()) if need in names)
-        return Stage(name, job, needs, parse({}, at), study=value.get("study") or {})
-    if job == "prepare":
-        return Stage(name, job, (), parse(merge({"data": value.get("data", {})}, overrides), at))
-    if job == "reflow":
-        teacher = value.get("run")
-        if not isinstance(teacher, str):
-            raise UsageError(f"{at}: run names a stage or a run, not {teacher!r}")
-        own = {key: section for key, section in value.items() if key not in ("job", "run")}
-        needs = (teacher,) if teacher in names else ()
-        return Stage(name, job, needs, parse(merge(own, overrides), at), (teacher,))
-    data = value.get("data")
-    if not isinstance(data, str):
-        raise UsageError(f"{at}: data names a stage or a dataset, not {data!r}")
-    own = {key: section for key, section in value.items() if key not in ("job", "preset", "data", "pairs")}
-    named = {"name": data, "pairs": str(value.get("pairs", ""))}
-    recipe = compose(value.get("preset"), [own], overrides, {"data": named}, where=at)
-    needs = tuple(need for need in (data, recipe.init, recipe.data.pairs) if need in names)
-    return Stage(name, job, needs, recipe)
+        if key not in stage.keys:
+            raise UsageError(f"{at}: unknown key {key}{nearest(key, list(stage.keys))}")
+    named = {need: _names(need, value, names, at) for need in stage.needs}
+    recipe = _recipe(stage, value, overrides, at)
+    needs: list[str] = []
+    for need in stage.needs:
+        told = named[need] if need.room == "inputs" else (look_up(recipe.model_dump(), need.path),)
+        needs += [other for other in told if other in names]
+    references = {need.key: found for need, found in named.items() if need.room == "inputs"}
+    values = {key: value[key] for key in stage.values if key in value}
+    return Node(name, job, stage, tuple(needs), recipe, references, values)
 
 
-def _in_order(stages: list[Stage], where: str) -> list[Stage]:
+def _names(need: Need, value: Json, names: list[str], at: str) -> tuple[str, ...]:
+    """The stages or artifacts that a key names.
+
+    Raises:
+        UsageError: it names none, or is no name.
+    """
+    given = value.get(need.key)
+    if need.count == "one":
+        if not isinstance(given, str):
+            raise UsageError(f"{at}: {need.key} names a stage or a {need.reads}, not {given!r}")
+        return (given,)
+    if need.count == "optional":
+        return (given,) if isinstance(given, str) and given else ()
+    listed = isinstance(given, list) and all(isinstance(name, str) for name in given)
+    if need.count == "by_stage":
+        if given is not None and not listed:
+            raise UsageError(f"{at}: {need.key} is a list of stages, not {given!r}")
+        return tuple(name for name in given or () if name in names)
+    if not listed or not given:
+        raise UsageError(f"{at}: {need.key} is a list of stages or {need.reads}s, not {value.get(need.key, ())!r}")
+    return tuple(given)
+
+
+def _recipe(stage: Stage, value: Json, overrides: Json, at: str) -> Recipe:
+    """defaults < preset < the stage < --set, which reaches only the stages that have the section < names of others."""
+    if not stage.sections:
+        return Recipe()
+    own = {key: value[key] for key in stage.sections if key in value}
+    fixed: Json = {}
+    for need in stage.needs:
+        section, _, key = need.path.partition(".")
+        if need.room == "recipe" and key:
+            fixed.setdefault(section, {})[key] = value.get(need.key, "")
+        elif need.room == "recipe" and need.key in value:
+            own[section] = value[need.key]
+    overrides = {key: section for key, section in overrides.items() if key in stage.keys}
+    return compose(value.get("preset") if stage.preset else None, [own], overrides, fixed, where=at)
+
+
+def _in_order(nodes: list[Node], where: str) -> list[Node]:
     """The stages, each after what it needs, otherwise as they stand in the file."""
-    ordered: list[Stage] = []
-    left = list(stages)
+    ordered: list[Node] = []
+    left = list(nodes)
     while left:
-        done = {stage.name for stage in ordered}
-        ready = [stage for stage in left if done.issuperset(stage.needs)]
+        done = {node.name for node in ordered}
+        ready = [node for node in left if done.issuperset(node.needs)]
         if not ready:
-            circle = ", ".join(stage.name for stage in left)
+            circle = ", ".join(node.name for node in left)
             raise UsageError(f"{where}: stages need each other in a circle: {circle}")
         ordered.append(ready[0])
         left.remove(ready[0])

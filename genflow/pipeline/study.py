@@ -25,8 +25,8 @@ from typing import Any, Self
 from genflow.errors import UsageError, nearest
 from genflow.recipe.compose import compose
 from genflow.recipe.files import read
+from genflow.system.documents import Json
 
-Document = dict[str, Any]
 NO_END = 1_000_000_000  # steps: the CPU time is the budget
 OTHERS = ("init", "pairs", "run")  # keys of a run that name another run
 OWN = ("share", "lr_times", "seeds")  # keys of a run that are the study's, not its stage's
@@ -49,11 +49,11 @@ class Study:
 
     seeds: list[int]
     data: dict[str, Any] = field(default_factory=dict)
-    measured: Document = field(default_factory=dict)
-    runs: dict[str, Document] = field(default_factory=dict)
-    rows: dict[str, Document] = field(default_factory=dict)
+    measured: Json = field(default_factory=dict)
+    runs: dict[str, Json] = field(default_factory=dict)
+    rows: dict[str, Json] = field(default_factory=dict)
     budget: float | None = None
-    trials: dict[str, Document] = field(default_factory=dict)
+    trials: dict[str, Json] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -97,10 +97,10 @@ class Study:
                 rows[name] = {**row, "sample": self.rows[self.first_row(run)].get("sample", {})}
         return replace(self, runs=runs, rows=rows, trials={})
 
-    def pipeline(self, name: str) -> Document:
+    def pipeline(self, name: str) -> Json:
         """As a pipeline: a stage for every run and seed, and for every row and seed."""
         study = self.whole()
-        stages: dict[str, Document] = {
+        stages: dict[str, Json] = {
             key: {"job": "prepare", "data": section} for key, section in self.data.items() if isinstance(section, dict)
         }
         for seed in self.seeds:
@@ -124,13 +124,13 @@ class Study:
         """What a run's training may take; None if it says so itself."""
         return None if self.budget is None else self.budget * self.runs[run].get("share", 1)
 
-    def _made(self, name: str, seed: int) -> Document:
+    def _made(self, name: str, seed: int) -> Json:
         run = self.runs[name]
         stage = {key: value for key, value in run.items() if key not in OWN}
         stage |= {key: f"{run[key]}-s{seed}" for key in OTHERS if key in run}
         if run.get("job") == "reflow":
             return {**stage, "reflow": {**run.get("reflow", {}), "seed": seed}}
-        train: Document = {"steps": NO_END, **run.get("train", {}), "seed": seed}
+        train: Json = {"steps": NO_END, **run.get("train", {}), "seed": seed}
         if (minutes := self.cpu_minutes(name)) is not None:
             train["cpu_minutes"] = minutes
         if factor := run.get("lr_times"):
@@ -139,7 +139,7 @@ class Study:
         data = data if isinstance(self.data.get(data), dict) else self.data.get(data, data)
         return {"job": "train", "name": f"{name}-s{seed}", **stage, "data": data, "train": train}
 
-    def _measuring(self, name: str, seed: int) -> Document:
+    def _measuring(self, name: str, seed: int) -> Json:
         row = self.rows[name]
         once = {} if self.first_row(row["run"]) == name else {"likelihood": 0}  # the run's, however it is sampled
         return {

@@ -5,20 +5,21 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from genflow.errors import GenflowError, ResourceError, is_out_of_memory
 from genflow.recipe.files import read
 from genflow.system import environment, events
+from genflow.system.documents import Json
 from genflow.tracking import sync
 
 Emit = Callable[..., None]
-Document = dict[str, Any]
+Main = Callable[[Json, Emit], Mapping[str, Any]]
 
 
-def execute(main: Callable[[Document, Emit], Document]) -> None:
+def execute(main: Main) -> None:
     """Run a job named on the command line: `python -m jobs.<stage> recipe.yaml`."""
     environment.set_defaults()
     with contextlib.suppress(ValueError):
@@ -27,7 +28,7 @@ def execute(main: Callable[[Document, Emit], Document]) -> None:
     sys.exit(attempt(main, document, events.emit))
 
 
-def attempt(main: Callable[[Document, Emit], Document], document: Document, emit: Emit) -> int:
+def attempt(main: Main, document: Json, emit: Emit) -> int:
     """Run a job's `main`, turn what happens into one `result` or one `error` event, and return the exit code."""
     try:
         emit("result", document=main(document, emit))

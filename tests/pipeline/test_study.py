@@ -22,7 +22,7 @@ def study(**more) -> Study:
     return Study(**{**base, "measured": {"samples": 50, "likelihood": 8}, **more})
 
 
-def stages(made: Study) -> dict[str, graph.Stage]:
+def stages(made: Study) -> dict[str, graph.Node]:
     return {stage.name: stage for stage in graph.load(made.pipeline("study"), "study").stages}
 
 
@@ -76,7 +76,7 @@ def test_every_stage_of_the_tables_fits_its_family():
             recipe = build.resolve(stage.recipe, facts, source, facts if source else None)
             resolved[stage.name] = recipe, "points" if points else "grey"
         elif stage.job == "evaluate":
-            run, kind = resolved[stage.runs[0]]
+            run, kind = resolved[stage.needs[0]]
             build.sample_options(build.family_of(run, FACTS[kind]), {**run.sample, **stage.recipe.sample})
 
 

@@ -5,6 +5,8 @@ anywhere can turn into records; a record that cannot be read comes out as `Bad`,
 """
 
 import math
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -96,6 +98,17 @@ class Survey:
         return reduce(Survey.__add__, surveys, cls())
 
 
+def printable(path: str) -> str:
+    """A file's name as text that can always be written: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def clean(name: str) -> str:
+    """A file's name as a dataset's name: letters, digits, `.`, `_` and `-`, at most 60."""
+    text = re.sub(r"[^A-Za-z0-9._-]+", "-", printable(name)).strip("-._")
+    return text[:60].rstrip("-._") or "data"
+
+
 class Part(Protocol):
     """Some rows of a source, as a value that a worker can read without the rest."""
 
@@ -130,6 +143,11 @@ class Source(ABC):
     def levels(self) -> int | None:
         """K, the number of grey levels; None for points of the plane."""
         return 256
+
+    @property
+    def scale(self) -> float:
+        """What points of the plane are divided by, so that both coordinates together have variance 1."""
+        return 1.0
 
     @property
     @abstractmethod

@@ -23,9 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from genflow.data.sources import Opens
 from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.errors import UsageError
 from genflow.recipe.schema import Data
 
+OPENS = Opens(
+    names=("grid25", "grid25_unlabelled", "grid25_uneven", "ring8", "moons", "checkerboard"), order=3
+)
 BLOCK = 1024  # points that one generator draws
 ARC = 128  # Gaussians a half circle
 
@@ -145,15 +150,25 @@ def _moons() -> Gaussians:
     return Gaussians(means, 0.1, np.arange(2 * ARC) // ARC, ("upper", "lower"), separate=False)
 
 
-DENSITIES = {
-    "grid25": _grid25, "grid25_unlabelled": _grid25_unlabelled, "grid25_uneven": _grid25_uneven,
-    "ring8": _ring8, "moons": _moons, "checkerboard": Checkerboard,
-}  # fmt: skip
+DENSITIES = dict(
+    zip(OPENS.names, (_grid25, _grid25_unlabelled, _grid25_uneven, _ring8, _moons, Checkerboard), strict=True)
+)
 
 
 def density(name: str) -> Density:
     """A density by its name, one of `DENSITIES`."""
     return DENSITIES[name]()
+
+
+def open_name(name: str, data: Data) -> Source:
+    """The points of a density.
+
+    Raises:
+        UsageError: an option for pictures.
+    """
+    if data.size is not None or data.channels != "auto":
+        raise UsageError(f"{name} is a density in the plane: it has no size and no channels")
+    return Plane(name, data.samples, data.seed)
 
 
 @dataclass
@@ -171,6 +186,10 @@ class Plane(Source):
     @property
     def levels(self) -> None:
         return None
+
+    @property
+    def scale(self) -> float:
+        return density(self.name).scale
 
     @property
     def about(self) -> dict[str, Any]:

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 
 from genflow.data.images import fit_array
+from genflow.data.sources import Opens
 from genflow.data.sources.base import Bad, Form, Record, Source, Survey
 from genflow.recipe.schema import Data
+
+OPENS = Opens(names=("digits",), order=1)
+
+
+def open_name(name: str, data: Data) -> Source:
+    """The digits."""
+    return Digits()
 
 
 @dataclass

@@ -21,10 +21,12 @@ import numpy as np
 
 from genflow.data import images
 from genflow.data.images import SUFFIXES, guarded
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.data.sources import Opens
+from genflow.data.sources.base import Bad, Form, Record, Source, Survey, clean, printable
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
+OPENS = Opens(folders=("pictures",), order=7)
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 ORDER = ("train", "val", "test")
 
@@ -36,9 +38,10 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [*key, (2, 0, text)]
 
 
-def printable(path: str) -> str:
-    """A file's name as text that can always be written: bytes that are no UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def open_path(path: Path, data: Data) -> Source | None:
+    """A folder that holds pictures; None for anything else."""
+    folder = Folder(clean(path.name), str(path))
+    return folder if path.is_dir() and folder.holds_pictures() else None
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,30 @@ from pathlib import Path
 
 import numpy as np
 
+from genflow.data.sources import Opens
 from genflow.data.sources.arrays import Array, Arrays, Found
+from genflow.data.sources.base import Source, clean
 from genflow.errors import DataError
+from genflow.recipe.schema import Data
 
 IDX_FILE = re.compile(r"(?P<stem>.*?)[-_.]?(?P<what>images|labels)[-_.]idx[1-4][-_.]ubyte(\.gz)?", re.IGNORECASE)
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+OPENS = Opens(files=("idx",), order=5)
 FASHION_START = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9, 5, 5, 7, 9)  # its first training labels, by which it is known
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+
+
+def open_path(path: Path, data: Data) -> Source | None:
+    """A folder that has idx files, or one such file and its labels; None for anything else."""
+    if path.is_dir():
+        files = idx_files(path)
+        return Idx(clean(path.name), str(path), files) if files else None
+    if IDX_FILE.fullmatch(path.name):
+        return Idx(clean(re.split(r"[-_.]?(images|labels)[-_.]idx", path.name)[0]), str(path), idx_files(path))
+    return None
 
 
 @dataclass

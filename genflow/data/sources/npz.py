@@ -3,18 +3,29 @@
 import math
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from genflow.data.sources import Opens
 from genflow.data.sources.arrays import Array, Arrays, Found
+from genflow.data.sources.base import Source, clean
 from genflow.errors import DataError
+from genflow.recipe.schema import Data
 
+OPENS = Opens(files=(".npz",), order=6)
 PICTURES = ("x_train", "train_images", "train_x", "images", "x", "imgs", "data", "arr_0")
 LABELS = ("y_train", "train_labels", "train_y", "labels", "y", "label", "targets", "arr_1")
 OTHERS = {
     "val": (("x_val", "val_images", "x_valid"), ("y_val", "val_labels", "y_valid")),
     "test": (("x_test", "test_images", "test_x"), ("y_test", "test_labels", "test_y")),
 }
+
+
+def open_path(path: Path, data: Data) -> Source | None:
+    """An `.npz` file; None for anything else."""
+    is_npz = path.is_file() and path.suffix.lower() == ".npz"
+    return Npz(clean(path.stem), str(path), [str(path)]) if is_npz else None
 
 
 @dataclass

@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genflow.data.images import guarded
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey
-from genflow.data.sources.folder import ORDER, SPLITS, natural, printable
+from genflow.data.sources import Opens
+from genflow.data.sources.base import Bad, Form, Record, Source, Survey, clean, printable
+from genflow.data.sources.folder import ORDER, SPLITS, natural
 from genflow.data.sources.parquet_cells import Cell, find_picture
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
-SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
+OPENS = Opens(files=(".parquet", ".arrow", ".feather", ".ipc"), order=8)
 LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "fine_label")
 BATCH = 256  # rows of a Parquet file in memory at a time
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
@@ -87,6 +88,18 @@ def header(path: str) -> tuple[pa.Schema, int]:
     except READ_ERRORS as error:
         kind = "Parquet" if path.endswith(".parquet") else "Arrow"
         raise DataError(f"{printable(path)} is not a readable {kind} file: {str(error).splitlines()[0]}") from error
+
+
+def open_path(path: Path, data: Data) -> Source | None:
+    """A file, or a folder that has such files; None for anything else.
+
+    Raises:
+        DataError: the folder's files are of several kinds.
+    """
+    if path.is_dir():
+        files = table_files(path)
+        return Tables(clean(path.name), str(path), files) if files else None
+    return Tables(clean(path.stem), str(path.parent), [path.name]) if path.suffix.lower() in OPENS.files else None
 
 
 @dataclass(frozen=True)
@@ -197,7 +210,8 @@ class Tables(Source):
             grouped.setdefault(_split(name), []).append((name, count))
         if "train" not in grouped:
             grouped = {"train": [file for files in grouped.values() for file in files]}
-        filled = {split: grouped[split] for split in ORDER if sum(count for _, count in grouped.get(split, [])) > 0}
+        rows = {split: sum(count for _, count in files) for split, files in grouped.items()}
+        filled = {split: grouped[split] for split in ORDER if rows.get(split)}
         if "train" not in filled:
             raise DataError(f"{printable(self.root)} has no rows to train on")
         return filled
@@ -267,7 +281,7 @@ def table_files(folder: Path) -> list[str]:
     found = [
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in OPENS.files
         and file.is_file()
         and not file.name.startswith("cache-")
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)

@@ -15,14 +15,29 @@ from typing import Any
 
 import numpy as np
 
+from genflow.data.sources import Opens
 from genflow.data.sources.base import Bad, Form, Part, Record, Source, Survey
+from genflow.data.sources.find import find
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
 
-PREFIX = "stack:"
+OPENS = Opens(prefix="stack:", order=4)
+PREFIX = OPENS.prefix
 CHANNELS = 3
 BLOCK = 1024  # stacks that one generator draws
 HELD_OUT = 2  # what the permutation's generator is called, beside the seed
+
+
+def open_name(name: str, data: Data) -> Source:
+    """The stacks of the source that is named after the prefix.
+
+    Raises:
+        UsageError: one channel is asked for; and what the other source raises.
+    """
+    if data.channels == 1:
+        raise UsageError("a stack has three channels", "leave --channels out")
+    base = find(data.model_copy(update={"source": name.removeprefix(PREFIX)}))
+    return Stack(base, data.samples, data.val, data.seed)
 
 
 @dataclass

@@ -24,13 +24,12 @@ from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import Reply
 from genflow.serving.schemas import Asked, SampleRequest, Task
 from genflow.system import environment, source_hash
+from genflow.system.documents import Json
 from genflow.system.source_hash import digest
 from jobs.runtime.serve.retry_middleware import BUSY
 
 if TYPE_CHECKING:  # with torch: only where something is drawn
     from genflow.serving.service import Service
-
-Document = dict[str, Any]
 
 SAMPLER = "Sampler"
 ROOMS = ("genflow", "jobs/runtime/serve/deployment.py")
@@ -47,7 +46,7 @@ class Sampler:
         threads: that draw, in all replicas.
     """
 
-    def __init__(self, options: Document, limits: Limits, threads: float) -> None:
+    def __init__(self, options: Json, limits: Limits, threads: float) -> None:
         _keep_to_the_loopback()
         self._options, self._limits, self._threads = options, limits, threads
         self._service: Service | None = None
@@ -80,7 +79,7 @@ class Sampler:
         self._requests.inc(tags={"path": kind, "status": str(status)})
         self._seconds.observe(took, tags={"path": kind})
 
-    async def reconfigure(self, config: Document) -> None:
+    async def reconfigure(self, config: Json) -> None:
         """Serve these models from now on; the first time, load and try them."""
         from genflow.serving.service import Service
 
@@ -125,11 +124,11 @@ class Sampler:
         async for event in self.service.stream(name, asked):
             yield event
 
-    async def cards(self) -> list[Document]:
+    async def cards(self) -> list[Json]:
         """See `Service.cards`."""
         return await self.service.cards()
 
-    async def health(self) -> Document:
+    async def health(self) -> Json:
         """See `Service.health`."""
         return await self.service.health()
 
@@ -162,7 +161,7 @@ def _end() -> None:
     os._exit(1)
 
 
-def application(inputs: Document) -> serve.Application:
+def application(inputs: Json) -> serve.Application:
     """The application of a deployment's inputs.
 
     Args:
@@ -177,7 +176,7 @@ def application(inputs: Document) -> serve.Application:
     )
     # Ray would restart every replica at each deployment; of the same code with the same options none has to
     version = digest([source_hash.fingerprint(*ROOMS), {key: inputs[key] for key in inputs if key != "models"}])
-    scale: Document = {"num_replicas": replicas}
+    scale: Json = {"num_replicas": replicas}
     if most > replicas:
         scaling = AutoscalingConfig(
             min_replicas=replicas, max_replicas=most, target_ongoing_requests=16, upscale_delay_s=5,
@@ -211,7 +210,7 @@ def _write_log_lines() -> None:
     log.handlers = logging.getLogger("ray.serve").handlers
 
 
-def build(args: Document) -> serve.Application:
+def build(args: Json) -> serve.Application:
     """Build the application that a Serve configuration file names, with `inputs` as its arguments.
 
     The file says `import_path: jobs.runtime.serve.deployment:build`.

@@ -5,12 +5,11 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
 
+from genflow.system.documents import Json
 from genflow.tuning import metrics
 from genflow.tuning.reports import Report
 from genflow.tuning.search import Search
 from genflow.tuning.trial_log import TrialLog, told
-
-Document = dict[str, Any]
 
 
 class Halving(ASHAScheduler):
@@ -35,6 +34,6 @@ class Halving(ASHAScheduler):
                 self.on_trial_result(None, trial, result_of((metric,), report, index, tuned.reduction))  # type: ignore[arg-type]
 
 
-def result_of(names: tuple[str, ...], report: Report, rung: int, reduction: int) -> Document:
+def result_of(names: tuple[str, ...], report: Report, rung: int, reduction: int) -> Json:
     """A report as Tune takes it; `rung` is its place in multiples of the first."""
     return {"rung": reduction**rung, **{name: told(name, report) for name in names}}

@@ -17,17 +17,16 @@ from ray.tune.search import Searcher
 
 from genflow.maths import rng
 from genflow.storage.store import Store
+from genflow.system.documents import Json
 from genflow.tuning import metrics, pbt
 from genflow.tuning.search import Search
 from genflow.tuning.space import Space
 from genflow.tuning.trial_log import TrialLog, told
 from jobs.runtime.tune.searchers import HALT, drawn, ending, plain, ray_domain
 
-Document = dict[str, Any]
-
 
 def train(
-    store: Store, search: Search, record: TrialLog, preset: Document | None, carry_out: Callable[["Generation"], None]
+    store: Store, search: Search, record: TrialLog, preset: Json | None, carry_out: Callable[["Generation"], None]
 ) -> None:  # fmt: skip
     """Train a population, or go on with it.
 
@@ -66,18 +65,18 @@ class Member:
 
     status, experiment_tag = "PAUSED", ""
 
-    def __init__(self, number: int, params: Document) -> None:
+    def __init__(self, number: int, params: Json) -> None:
         self.number, self.config = number, params
         self.trial_id, self.checkpoint = str(number), SimpleNamespace(number=number)
         self.temporary_state = SimpleNamespace(saving_to=None)
-        self.evaluated_params: Document = {}
+        self.evaluated_params: Json = {}
         self.manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
         self.run_metadata = SimpleNamespace(checkpoint_manager=self.manager)
 
     def is_finished(self) -> bool:
         return False
 
-    def set_config(self, config: Document) -> None:
+    def set_config(self, config: Json) -> None:
         self.config = config
 
     def set_experiment_tag(self, tag: str) -> None:
@@ -90,7 +89,7 @@ class Member:
         return found.checkpoint.number if found else self.number
 
 
-def decided(search: Search, record: TrialLog, rung: int) -> Document:
+def decided(search: Search, record: TrialLog, rung: int) -> Json:
     """Who goes on from whom after the rung before, {member: {from, params}}; a function of the seed and the reports.
 
     The worst quarter takes over a member of the best quarter, drawn at random; each setting of it is drawn anew with
@@ -125,7 +124,7 @@ def decided(search: Search, record: TrialLog, rung: int) -> Document:
     return {str(member.number): {"from": member.source, "params": member.config} for member in changed}
 
 
-def whole(params: Document, space: Space) -> Document:
+def whole(params: Json, space: Space) -> Json:
     """Settings with every value in the space, and of its type."""
     found = {}
     for key, domain in space.items():
@@ -147,7 +146,7 @@ class Generation(Searcher):
         first: every member's first settings.
     """
 
-    def __init__(self, record: TrialLog, rung: int, rungs: int, first: list[Document]) -> None:
+    def __init__(self, record: TrialLog, rung: int, rungs: int, first: list[Json]) -> None:
         super().__init__()
         self.record, self.rung, self.last, self.first = record, rung, rung == rungs - 1, first
         self.begun = {entry["trial"] for entry in record.entries() if "params" in entry}
@@ -176,7 +175,7 @@ class Generation(Searcher):
         self.numbers[trial_id] = number
         return {"trial": number, "params": pbt.settings(self.record, number, self.rung), "rung": self.rung}
 
-    def on_trial_complete(self, trial_id: str, result: Document | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:
         number, reports = self.numbers[trial_id], self.record.reports(self.numbers[trial_id])
         if result and HALT in result:
             return

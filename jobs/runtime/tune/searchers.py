@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.variant_generator import generate_variants
 
+from genflow.system.documents import Json
 from genflow.tuning import metrics
 from genflow.tuning.analysis import distribution
 from genflow.tuning.reports import Report
@@ -21,7 +22,6 @@ from genflow.tuning.search import Search
 from genflow.tuning.space import Domain
 from genflow.tuning.trial_log import TrialLog, told
 
-Document = dict[str, Any]
 HALT = "halt"  # in a result: what ends the whole search, as an error's code, message and hint
 LOST = "its process died"  # of memory, or with its machine
 
@@ -29,10 +29,10 @@ LOST = "its process died"  # of memory, or with its machine
 class Proposer(Protocol):
     """Who says what to try next."""
 
-    def propose(self, number: int) -> Document | None:
+    def propose(self, number: int) -> Json | None:
         """The settings of a trial; None: there are no more."""
 
-    def tell(self, number: int, params: Document, report: Report) -> None:
+    def tell(self, number: int, params: Json, report: Report) -> None:
         """How it ended."""
 
 
@@ -43,13 +43,13 @@ class Points:
         points: in order.
     """
 
-    def __init__(self, points: list[Document]) -> None:
+    def __init__(self, points: list[Json]) -> None:
         self.points = points
 
-    def propose(self, number: int) -> Document | None:
+    def propose(self, number: int) -> Json | None:
         return self.points[number] if number < len(self.points) else None
 
-    def tell(self, number: int, params: Document, report: Report) -> None:
+    def tell(self, number: int, params: Json, report: Report) -> None:
         """It changes nothing."""
 
 
@@ -61,7 +61,7 @@ class Tpe:
         first: settings to begin with.
     """
 
-    def __init__(self, search: Search, first: list[Document]) -> None:
+    def __init__(self, search: Search, first: list[Json]) -> None:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
@@ -76,14 +76,14 @@ class Tpe:
                 sampler=optuna.samplers.TPESampler(seed=search.recipe.tune.seed, n_startup_trials=startup(search)),
             )  # fmt: skip
         self.names = names
-        self.proposed: dict[int, Document] = {}
+        self.proposed: dict[int, Json] = {}
 
-    def propose(self, number: int) -> Document | None:
+    def propose(self, number: int) -> Json | None:
         found = self.inner.suggest(str(number))
         self.proposed[number] = dict(found) if found else {}
         return dict(found) if found else None
 
-    def tell(self, number: int, params: Document, report: Report) -> None:
+    def tell(self, number: int, params: Json, report: Report) -> None:
         # Settings that the record has and this Optuna would not propose come from another version of it
         mistaken = self.proposed.get(number) != params
         result = None if mistaken else {name: told(name, report) for name in self.names}
@@ -95,7 +95,7 @@ def startup(search: Search) -> int:
     return max(4, min(10, search.trials // 4))
 
 
-def proposer(search: Search, preset: Document | None) -> Proposer:
+def proposer(search: Search, preset: Json | None) -> Proposer:
     """The search's proposer.
 
     Args:
@@ -108,7 +108,7 @@ def proposer(search: Search, preset: Document | None) -> Proposer:
     return Points((first + drawn(search))[: search.trials])
 
 
-def drawn(search: Search) -> list[Document]:
+def drawn(search: Search) -> list[Json]:
     """A grid's points, or as many at random, by Ray Tune's own generator; a function of the seed."""
     if search.recipe.tune.searcher == "grid":
         keys, values = list(search.space), [domain.values for domain in search.space.values()]
@@ -139,7 +139,7 @@ class ResumableSearcher(Searcher):
     def __init__(self, record: TrialLog, inner: Proposer, total: int) -> None:
         super().__init__()
         self.record, self.inner, self.total = record, inner, total
-        self.params: dict[int, Document] = {}
+        self.params: dict[int, Json] = {}
         self.numbers: dict[str, int] = {}  # by Tune's own id
         ended = set()
         for entry in record.entries():
@@ -172,7 +172,7 @@ class ResumableSearcher(Searcher):
         self.numbers[trial_id] = number
         return {"trial": number, "params": self.params[number]}
 
-    def on_trial_complete(self, trial_id: str, result: Document | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:
         number = self.numbers[trial_id]
         if result and HALT in result:
             return
@@ -189,7 +189,7 @@ class ResumableSearcher(Searcher):
         """Nothing."""
 
 
-def ending(reports: list[Report], error: bool) -> Document:
+def ending(reports: list[Report], error: bool) -> Json:
     """How a trial ended: its status, and why."""
     if error or not reports:
         return {"status": "failed", "why": LOST}
@@ -197,7 +197,7 @@ def ending(reports: list[Report], error: bool) -> Document:
     return {"status": status, "why": reports[-1].get("why", "")}
 
 
-def end_of(record: TrialLog, number: int, entry: Document) -> Report:
+def end_of(record: TrialLog, number: int, entry: Json) -> Report:
     """The last report of a trial that is over, with how it ended."""
     reports = record.reports(number)
     report: Report = {**reports[-1]} if reports else {}

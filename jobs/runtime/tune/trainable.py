@@ -18,14 +18,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from genflow.errors import BY_CODE, ResourceError, SetupError
 from genflow.storage.store import Store
+from genflow.system.documents import Json
 from genflow.tuning import metrics
 from genflow.tuning.trial import Task, Trial, TrialContext
 from jobs.runtime import resources
 from jobs.runtime.tune.asha import result_of
 from jobs.runtime.tune.pbt import Generation
 from jobs.runtime.tune.searchers import HALT, ResumableSearcher
-
-Document = dict[str, Any]
 
 
 @functools.lru_cache(maxsize=2)
@@ -37,8 +36,8 @@ def bench(task: Task) -> TrialContext:
 class TuneTrainable(tune.Trainable):
     """A trial as Ray Tune carries one out: a step is a rung. The process is used again for the next trial."""
 
-    def setup(self, config: Document) -> None:
-        given: Document = {key: tuple(v) if isinstance(v, list) else v for key, v in config["task"].items()}
+    def setup(self, config: Json) -> None:
+        given: Json = {key: tuple(v) if isinstance(v, list) else v for key, v in config["task"].items()}
         task = Task(**given)
         self.reduction, self.rung = config["reduction"], config.get("rung", 0)
         self.rungs = config["rung"] + 1 if "rung" in config else len(task.shares)  # of a population, one at a time
@@ -46,11 +45,11 @@ class TuneTrainable(tune.Trainable):
         self.number, self.params = config["trial"], config["params"]
         self.trial: Trial | None = None
 
-    def reset_config(self, new_config: Document) -> bool:
+    def reset_config(self, new_config: Json) -> bool:
         self.setup(new_config)
         return True
 
-    def step(self) -> Document:
+    def step(self) -> Json:
         try:
             self.trial = self.trial or Trial(bench(self.task), self.number, self.params)
             report = self.trial.report(self.rung)
@@ -79,7 +78,7 @@ class Watch(tune.Callback):
     def __init__(self, told: Callable[[int, bool], None]) -> None:
         self.told = told
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Document, **info: Any) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Json, **info: Any) -> None:
         self.told(trial.config["trial"], False)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -102,7 +101,7 @@ class Reached(tune.Stopper):
         self.metric, self.target, self.last, self.reached = metric, target, last, False
         self.halt: tuple[int, str, str] | None = None
 
-    def __call__(self, trial_id: str, result: Document) -> bool:
+    def __call__(self, trial_id: str, result: Json) -> bool:
         self.halt = self.halt or result.get(HALT)
         if self.target is not None and result.get("rung") == self.last:
             value = result[self.metric]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from genflow.data.sources import find as sources
-from genflow.data.sources import idx
-from genflow.data.sources.find import clean, find
+from genflow.data.sources import fashion
+from genflow.data.sources.base import clean
+from genflow.data.sources.find import find
 from genflow.errors import SetupError, UsageError
 from genflow.recipe.schema import Data
 
@@ -46,13 +46,13 @@ def test_densities_have_no_size() -> None:
 
 def test_fashion_must_be_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without Debian's package, the command that installs it is named."""
-    monkeypatch.setattr(sources, "FASHION", tmp_path / "none")
+    monkeypatch.setattr(fashion, "FASHION", tmp_path / "none")
     with pytest.raises(SetupError) as caught:
         find(Data(source="fashion"))
     assert caught.value.hint == "apt-get install dataset-fashion-mnist"
 
 
-@pytest.mark.skipif(not idx.FASHION.is_dir(), reason="dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not fashion.FASHION.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_fashion() -> None:
     """Debian's Fashion-MNIST has 60,000 and 10,000 pictures of ten garments."""
     source = find(Data(source="fashion"))

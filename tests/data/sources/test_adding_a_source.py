@@ -1,0 +1,56 @@
+"""docs/adding-a-source.md is true: its source joins the registry, is found by content, and passes its own test."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import ROOT, TESTS
+
+from genflow.data import sources
+from genflow.data.sources.find import find
+from genflow.errors import UsageError
+from genflow.recipe.schema import Data
+
+GUIDE = (ROOT / "docs" / "adding-a-source.md").read_text()
+BLOCKS = re.findall(r"^## \d\. .*?`([\w/.]+)`\n.*?```python\n(.*?)```", GUIDE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The page's files, with its source in a folder that joins the registry."""
+    folder, files = tmp_path / "sources", dict(BLOCKS)
+    folder.mkdir()
+    (folder / "pixel_csv.py").write_text(files["genflow/data/sources/pixel_csv.py"])
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(folder)])
+    yield files
+    sys.modules.pop("genflow.data.sources.pixel_csv", None)
+    vars(sources).pop("pixel_csv", None)
+
+
+def test_the_page_has_a_source_and_a_test(guide: dict[str, str]) -> None:
+    """Two files, and the source is asked last once its file is there."""
+    assert list(guide) == ["genflow/data/sources/pixel_csv.py", "tests/data/sources/test_pixel_csv.py"]
+    assert list(sources.kinds().items())[-1] == ("pixel_csv", sources.Opens(files=(".csv",)))
+
+
+def test_a_file_is_its_own_and_the_message_names_it(guide: dict[str, str], tmp_path: Path) -> None:
+    """A CSV file is found, and the message about a file of another kind lists .csv."""
+    for name in ("a.csv", "a.txt"):
+        (tmp_path / name).write_text("label,pixel\nx,1\n")
+    assert find(Data(source=str(tmp_path / "a.csv"))).about["kind"] == "pixel_csv"
+    with pytest.raises(UsageError) as refused:
+        find(Data(source=str(tmp_path / "a.txt")))
+    assert refused.value.hint.endswith(".ipc, .csv")
+
+
+def test_its_test_passes(guide: dict[str, str], tmp_path: Path) -> None:
+    """The page's own test, run by pytest in a process whose registry has the source."""
+    (tmp_path / "test_pixel_csv.py").write_text(guide["tests/data/sources/test_pixel_csv.py"])
+    joined = f"\nfrom genflow.data import sources\nsources.__path__.append({str(tmp_path / 'sources')!r})\n"
+    (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text() + joined)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_pixel_csv.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
