@@ -53,7 +53,7 @@ def replicas(application: str) -> list[int]:
 def workers(application: str) -> list[int]:
     """Process ids of those that draw for them."""
     ours = set(replicas(application))
-    return [pid for pid in _named(f"{sys.executable}\0-m\0genflow.serving.worker") if _parent(pid) in ours]
+    return [pid for pid in _named(f"{sys.executable}\0-m\0genflow.serving.engine_process") if _parent(pid) in ours]
 
 
 def _named(beginning: str) -> list[int]:
