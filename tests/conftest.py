@@ -98,6 +98,15 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.root / "mlflow.db"
 
 
+@pytest.fixture(scope="session")
+def shelf_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Any]]:
+    """One store of small models for all tests of serving, and the models as they are served."""
+    from support.served import listed, trained
+
+    store, runs = trained(tmp_path_factory.mktemp("serving") / "store")
+    return store, listed(store, runs)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
     """An S3 server with a bucket (see bucket.py)."""
