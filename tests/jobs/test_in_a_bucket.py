@@ -122,10 +122,10 @@ def test_a_run_through_a_bad_connection(server: Server, tmp_path: Path, monkeypa
     server.share, server.failed = 0.2, 0
     try:
         digits(Store())
-        done = run(document(steps=60, checkpoint_every=10))
+        done = run(document(steps=20, checkpoint_every=10))
     finally:
         server.share = 0.0
-    assert done["steps"] == 60
+    assert done["steps"] == 20
     assert server.failed
     machine(monkeypatch, server, tmp_path / "b", "s3://bucket/bad")
     assert Store().find("runs", "tiny").verify()
