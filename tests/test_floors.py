@@ -1,4 +1,4 @@
-"""The layers of the code: imports run downwards, Ray is imported in jobs/, MLflow in its client, and --help is cheap."""
+"""The layers of the code: imports run downwards, Ray is imported in jobs/, MLflow in its client, --help is cheap."""
 
 import ast
 import subprocess
