@@ -35,6 +35,7 @@ from genflow.families import family_class, kinds
 from genflow.maths.rng import key
 from genflow.recipe.files import dump
 from genflow.recipe.schema import Data
+from genflow.storage.json_lines import append_durably
 from genflow.storage.store import Store
 from genflow.system.source_hash import resources_dir
 from genflow.tracking import database, sync
@@ -291,8 +292,7 @@ def main() -> None:
                 outcomes.append(outcome)
                 show(outcome, folder)
                 if given.json:
-                    with open(given.json, "a") as file:
-                        file.write(json.dumps(vars(outcome)) + "\n")
+                    append_durably(given.json, vars(outcome))
     killed, wrong = sum(len(o.killed) for o in outcomes), [o for o in outcomes if o.violations]
     print(f"\nN = {killed} kills in {len(outcomes)} runs; violations: {len(wrong)}")
     if not wrong:

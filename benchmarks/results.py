@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from genflow import terminal
+from genflow.cli import console
 from genflow.errors import GenflowError
 from genflow.evaluation.interval import over_trainings
 from genflow.evaluation.report.table import likelihood, number
@@ -50,7 +50,7 @@ def carry_out(plan: Plan, overrides: Document, store: Store) -> tuple[Found, lis
     found: Found = {name: {} for name in plan.rows}
     problems: list[str] = []
     document = {"pipeline": plan.pipeline("results"), "overrides": overrides}
-    with terminal.Progress() as progress:
+    with console.Progress() as progress:
 
         def hear(event: Document) -> None:
             progress(event)
@@ -223,7 +223,7 @@ def main(arguments: list[str]) -> int:
         command = " ".join(["python benchmarks/results.py", *arguments]) if arguments else "make results"
         write(plan, found, problems, command, store, asked.out)
     except GenflowError as error:
-        return terminal.fail(error, verbose=False)
+        return console.fail(error, verbose=False)
     print(f"results  {asked.out}")
     return 1 if problems else 0
 

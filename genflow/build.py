@@ -5,6 +5,7 @@ The sections `net`, `family` and `sample` have no schema of their own: it is the
 default, and refuses what does not fit, before anything starts.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from genflow.specs import DataSpec
 from genflow.system import environment
 
 
+@functools.cache  # pydantic takes 0.1 to 0.3 ms to make one, and every draw asks for one
 def schema(function: Callable[..., Any], kind: str | None = None) -> type[BaseModel]:
     """A function's keyword-only arguments as a model that refuses everything else."""
     signature = inspect.signature(function, eval_str=True)

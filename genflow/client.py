@@ -13,9 +13,7 @@ import io
 import json
 import os
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from genflow.errors import GenflowError, ResourceError, SetupError, UsageError
+from genflow.system import http
 
 Document = dict[str, Any]
 TRIES = 4  # where the server says that it is busy
@@ -109,15 +108,13 @@ class Client:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                return Answer(answer.read(), {name.lower(): value for name, value in answer.headers.items()})
-        except urllib.error.HTTPError as error:
-            raise _reason(error) from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise SetupError(f"{self.address} cannot be reached: {reason}", "genflow endpoints ls") from error
+            answer = http.request(self.address + path, data=data, headers=headers, timeout=self._timeout)
+        except http.RequestFailed as error:
+            raise SetupError(f"{self.address} cannot be reached: {error}", "genflow endpoints ls") from error
+        if not answer.ok:
+            raise _reason(answer)
+        return Answer(answer.body, dict(answer.headers))
 
 
 class _Busy(GenflowError):  # noqa: N818  said of a server
@@ -126,17 +123,17 @@ class _Busy(GenflowError):  # noqa: N818  said of a server
     seconds = 1.0
 
 
-def _reason(error: urllib.error.HTTPError) -> GenflowError:
+def _reason(answer: http.Response) -> GenflowError:
     """What a refusal says, as one of genflow's own errors."""
     try:
-        said = json.loads(error.read())["error"]
+        said = answer.json()["error"]
     except (ValueError, KeyError, TypeError):
-        return GenflowError(f"{error.url} answered {error.code}")
+        return GenflowError(f"{answer.url} answered {answer.status}")
     message, hint = said["message"], said.get("hint", "")
-    if error.code in (429, 503):
+    if answer.status in (429, 503):
         busy = _Busy(message, hint)
-        busy.seconds = float(error.headers.get("Retry-After") or 1)
+        busy.seconds = float(answer.headers.get("retry-after") or 1)
         return busy
-    if error.code == 401:
+    if answer.status == 401:
         return SetupError(message, "set GENFLOW_API_KEY to the key that genflow serve showed")
-    return UsageError(message, hint) if error.code < 500 else GenflowError(message, hint)
+    return UsageError(message, hint) if answer.status < 500 else GenflowError(message, hint)

@@ -7,6 +7,7 @@ from genflow.errors import UsageError
 from genflow.evaluation.report import page
 from genflow.evaluation.report.summary import verdict
 from genflow.evaluation.report.table import best
+from genflow.evaluation.results import Evaluation
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
 from jobs.evaluate import found, measured, pairs
@@ -42,7 +43,7 @@ def find(document: Document) -> Document | None:
     return result(existing, rows, cached=True) if existing and rows else None
 
 
-def result(artifact: Artifact, rows: list[Document], *, cached: bool) -> Document:
+def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Document:
     """The document that the command prints."""
     return {
         "schema": "genflow.compare/1",

@@ -12,6 +12,7 @@ from typing import Any
 
 from genflow.evaluation import evaluate
 from genflow.evaluation.report.table import best
+from genflow.evaluation.results import Evaluation
 from genflow.evaluation.samples import Executor, Reduced, Share
 from genflow.recipe.schema import Recipe, parse
 from genflow.storage.store import Artifact, Store
@@ -35,7 +36,7 @@ def main(document: Document, emit: Emit) -> Document:
     return result(measured(store, document, emit))
 
 
-def measured(store: Store, document: Document, emit: Emit) -> list[Document]:
+def measured(store: Store, document: Document, emit: Emit) -> list[Evaluation]:
     """Every run's evaluation, made where it is missing and told to MLflow."""
     recipe = parse(document["recipe"])
     rows = [
@@ -89,7 +90,7 @@ def find(document: Document) -> Document | None:
     return result(rows) if rows else None
 
 
-def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Document] | None:
+def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Evaluation] | None:
     """The runs' evaluations, if there is one of each."""
     rows = [evaluate.find(store, run, data, recipe.evaluate, recipe.sample) for run, data in runs]
     return [row for row in rows if row] if all(rows) else None
@@ -102,7 +103,7 @@ def pairs(store: Store, document: Document) -> list[tuple[Artifact, Artifact]]:
     return [(run, store.find("datasets", run.meta["dataset"])) for run in runs]
 
 
-def result(rows: list[Document]) -> Document:
+def result(rows: list[Evaluation]) -> Document:
     """The document that the command prints."""
     return {
         "schema": "genflow.evaluate/1",

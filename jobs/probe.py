@@ -5,8 +5,6 @@
 
 import importlib.util
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genflow.errors import GenflowError
 from genflow.storage.store import Store
+from genflow.system import http
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute
 
@@ -91,12 +90,11 @@ def silent(uri: str) -> str:
     if not uri.startswith("http"):
         return ""
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            return ""
-    except urllib.error.HTTPError as error:  # somebody answers; whether it lets us in is the sender's to say
-        return f"finds no MLflow at {uri}: it answers {error.code}" if error.code == 404 or error.code >= 500 else ""
-    except OSError as error:
-        return f"does not reach MLflow at {uri}: {getattr(error, 'reason', error)}"
+        status = http.request(f"{uri.rstrip('/')}/health", timeout=5).status
+    except http.RequestFailed as error:
+        return f"does not reach MLflow at {uri}: {error}"
+    # a server that wants a password is there; whether it accepts ours is checked where the metrics are sent
+    return f"finds no MLflow at {uri}: it answers {status}" if status == 404 or status >= 500 else ""
 
 
 if __name__ == "__main__":

@@ -4,18 +4,15 @@
 """
 
 import contextlib
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 
 from genflow.errors import ClusterError, DataError, GenflowError, SetupError
 from genflow.serving import endpoints
 from genflow.serving.engine_cache import try_out
 from genflow.serving.model_list import ServedModel, as_documents, signature
 from genflow.storage.store import Store
-from genflow.system import environment
+from genflow.system import environment, http
 from jobs.runtime.cluster import is_submitted, ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute
 from jobs.runtime.serve import haproxy
@@ -170,11 +167,9 @@ def metrics() -> str:
 def ask(url: str) -> tuple[int, Document]:
     """GET a JSON document: the status and the document; 0 where nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, {}
-    except (OSError, ValueError):
+        answer = http.request(url, timeout=5)
+        return answer.status, answer.json() if answer.ok else {}
+    except (http.RequestFailed, ValueError):
         return 0, {}
 
 

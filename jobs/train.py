@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import json
 import math
 import os
 import platform
@@ -22,7 +21,7 @@ from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, Status, journal_path
 from genflow.tracking.sender import Sender
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint import Checkpoints, read_state
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
@@ -133,7 +132,7 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     alone = cluster.workers == 1 and not (on_cluster and (IN_A_JOB in os.environ or cluster.gpus))
     settings = {
         "store": store.url,
-        "recipe": run.recipe.model_dump(mode="json"),
+        "recipe": run.recipe if alone else run.recipe.model_dump(mode="json"),
         "dataset": run.dataset.id,
         "run": run.id,
         "alone": alone,
@@ -162,7 +161,7 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
     weights = Checkpoints(store.folder("runs", run.id) / "checkpoints").newest()
     if weights is None:
         raise GenflowError(f"the run {run.id} ended without a checkpoint", "run the same command again")
-    state = json.loads((weights / "state.json").read_text())
+    state = read_state(weights)
     return {
         "family": run.recipe.family["kind"],
         "net": run.recipe.net["kind"],

@@ -26,6 +26,7 @@ from genflow.tracking import database
 from genflow.tracking.sender import Sender
 from genflow.training.checkpoint import Checkpoints
 from genflow.tuning import analysis, pbt, results, warm_start
+from genflow.tuning.reports import Row
 from genflow.tuning.results import OVER
 from genflow.tuning.search import Search, begin, plan
 from genflow.tuning.tracking import SearchTracker
@@ -242,7 +243,7 @@ def _conclude(store: Store, search: Search, chronicle: SearchTracker | None, emi
                       only=lambda name: ".tmp-" not in name)  # fmt: skip
 
 
-def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Emit) -> None:
+def _picture(store: Store, search: Search, top: Row, folder: Path, emit: Emit) -> None:
     """The best trial's grid, of the seeds that `evaluate` draws for every run."""
     data, seed = Dataset.open(search.run.dataset), search.recipe.evaluate.seed
     lies = trial_folder(Path(search.task(store).folder), top["trial"])
@@ -256,7 +257,7 @@ def _picture(store: Store, search: Search, top: Document, folder: Path, emit: Em
     (folder / "grid.png").write_bytes(grid(engine, data, by, drawn.records, seed))
 
 
-def _thin(search: Search, store: Store, top: Document) -> None:
+def _thin(search: Search, store: Store, top: Row) -> None:
     """Let the weights go, but the best's: a trial's settings and reports make them again."""
     for task in (search.task(store), search.task(store, confirm=True)):
         for lies in Path(task.folder).glob("[0-9]*"):

@@ -123,3 +123,10 @@ def test_a_run_from_before_an_option_came_has_its_default() -> None:
     older = whole.replace(family={key: value for key, value in whole.family.items() if key != "prior"})
     theirs, ours = build.family_of(older, GREY), build.family_of(whole, GREY)
     assert [p.shape for p in theirs.parameters()] == [p.shape for p in ours.parameters()]
+
+
+def test_a_signature_is_made_a_schema_once() -> None:
+    """The model of a function and a kind is kept: making one costs more than drawing a point."""
+    assert build.schema(function) is build.schema(function)
+    assert build.schema(function, "x") is build.schema(function, "x")
+    assert "kind" not in build.schema(function).model_fields

@@ -12,7 +12,6 @@ import pytest
 from support import ROOT
 
 from genflow.errors import GenflowError, ResourceError, SetupError, is_out_of_memory
-from genflow.launch import child_process
 from genflow.launch.local import failure
 from genflow.storage.files import clear_disk_errors
 
@@ -69,29 +68,6 @@ def test_what_the_comparison_sees(made: Any, tmp_path: Path) -> None:
     words = " ".join(outcome.violations)
     for sign in ("1 metrics are twice", "1 metrics are not in MLflow", "1 metrics differ", "left half-written"):
         assert sign in words
-
-
-def test_a_job_that_is_stopped_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once, with its number and what lets it go on."""
-    import signal
-    import subprocess
-
-    monkeypatch.setattr(child_process, "STOPPED_S", 0.3)
-    script = "import sys, time; print('up', flush=True); time.sleep(2)"
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(signal.SIGSTOP)
-    told: list[Any] = []
-
-    def tell(event: Any) -> None:
-        told.append(event)
-        process.send_signal(signal.SIGCONT)
-
-    child_process.follow(process, tell, None)
-    words = f"the job (process {process.pid}) was stopped by a signal, and waits"
-    assert [event["message"] for event in told] == [words]
-    assert f"kill -CONT {process.pid}" in told[0]["hint"]
 
 
 def test_who_is_out_of_memory_or_disk() -> None:

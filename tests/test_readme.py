@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 from support import ROOT
 
-from genflow import catalogue, cli
+from genflow.cli import app, families
 from genflow.evaluation.features import classifier
 from genflow.launch import local
 
@@ -34,7 +34,7 @@ EVERY = [(document.name, args) for document in DOCUMENTS for args in commands(do
 @pytest.mark.parametrize(("document", "args"), EVERY, ids=lambda v: " ".join(v) if isinstance(v, list) else v)
 def test_a_documented_command_parses(document, args):
     """Its verb and every flag exist."""
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(app.app)
     name = args.pop(0)
     command = group.commands[name]
     if hasattr(command, "commands"):
@@ -105,7 +105,7 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ra
         args = [arg.replace("~", str(tmp_path)) if arg.startswith("~") else arg for arg in args]
         monkeypatch.setattr(sys, "argv", ["genflow", *args, *small.get(args[0], [])])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         assert ended.value.code == 0, f"genflow {' '.join(args)}: {capsys.readouterr().err}"
         ran.append(args[0])
 
@@ -118,12 +118,12 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ra
 def test_the_table_of_families_is_the_codes_own():
     """README's table is what `genflow families` says; `make docs` renews it."""
     text = (ROOT / "README.md").read_text()
-    assert catalogue.rewritten(text) == text
+    assert families.rewritten(text) == text
 
 
 def test_a_family_says_what_it_can(capsys):
     """As JSON: what each family is, from its class and its signature."""
-    catalogue.show(json=True)
+    families.families(json=True)
     found = {family["kind"]: family for family in json.loads(capsys.readouterr().out)["families"]}
     assert found["consistency"]["teacher"] == "required"
     assert found["gan"]["likelihood"] is None

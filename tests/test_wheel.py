@@ -31,7 +31,7 @@ def installed(tmp_path_factory) -> Path:
 def run(installed: Path, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("GENFLOW_STORE", "PYTHONPATH")}
     environment |= {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
-    program = [sys.executable, "-c", "from genflow.cli import main; main()", *args]
+    program = [sys.executable, "-c", "from genflow.cli.app import main; main()", *args]
     return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True)
 
 

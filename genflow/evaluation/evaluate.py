@@ -36,6 +36,7 @@ from genflow.evaluation.metrics.class_balance import shown
 from genflow.evaluation.metrics.classification import classification
 from genflow.evaluation.metrics.memorization import WATCHED, memorization
 from genflow.evaluation.metrics.modes import modes
+from genflow.evaluation.results import Evaluation, Identity, SweepPoint
 from genflow.evaluation.sample_grids import pictures
 from genflow.evaluation.samples import Executor, Reduced, Share, reduced
 from genflow.recipe.schema import Evaluate
@@ -69,18 +70,19 @@ def evaluation_id(
 
 def find(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
-) -> dict[str, Any] | None:
+) -> Evaluation | None:
     """The finished evaluation's document, if there is one."""
     artifact = store.get("evaluations", evaluation_id(run, dataset, options, sample))
     if artifact is None:
         return None
-    return {**json.loads(artifact.file("metrics.json").read_text()), "path": str(artifact.path), "cached": True}
+    document: Evaluation = json.loads(artifact.file("metrics.json").read_text())
+    return {**document, "path": str(artifact.path), "cached": True}
 
 
 def evaluate(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit,
     sample: dict[str, Any] | None = None, carry: Executor | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Evaluation:  # fmt: skip
     """Measure a run, or find it measured.
 
     Args:
@@ -103,8 +105,7 @@ def evaluate(
     with store.lock("evaluations", id):
         if found := find(store, run, dataset, options, sample):
             return found
-        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, carry)
-        document = {"schema": SCHEMA, "evaluation": id, **document}
+        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, carry, id)
         with store.stage("evaluations", id, name=run.name) as staged:
             (staged.path / "metrics.json").write_text(json.dumps(document, indent=1))
             for name, png in drawn.items():
@@ -138,9 +139,9 @@ def carried(
 
 def _measure(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any],
-    carry: Executor | None,
-) -> tuple[dict[str, Any], dict[str, bytes]]:  # fmt: skip
-    """The document without its name, and what the run draws as PNG by file name."""
+    carry: Executor | None, id: str,
+) -> tuple[Evaluation, dict[str, bytes]]:  # fmt: skip
+    """The document, and what the run draws as PNG by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
     engine = engine_of(run, sample)
@@ -172,13 +173,18 @@ def _measure(
     if options.classification and (accuracy := classification(drawn.records, drawn.labels, data, by)):
         metrics["classification"] = accuracy
     alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
-    own = {name: engine.options.get(name) for name in ("steps", "sampler")}
-    own |= {"nfe": drawn.nfe, "ms_per_image": drawn.ms, "ms_alone": alone, "own": True}
-    points = [{**own, "fd": ruler.distance(features[:few], drawn.labels[:few])}]
+    own: SweepPoint = {
+        "steps": engine.options.get("steps"), "sampler": engine.options.get("sampler"), "nfe": drawn.nfe,
+        "ms_per_image": drawn.ms, "ms_alone": alone, "own": True,
+        "fd": ruler.distance(features[:few], drawn.labels[:few]),
+    }  # fmt: skip
+    points = [own]
     points += sweep.measure(engine, ruler, drawn, few, ways, options.seed, tell, emit)
     log_p = likelihood.likelihood(engine, data, by.real, likely, options.seed, lambda k: tell(k, "likelihood"))
     tell(total, "measured")
-    document = {
+    document: Evaluation = {
+        "schema": SCHEMA,
+        "evaluation": id,
         **_identity(run, data, engine),
         "reference": {"split": by.real.split, "rows": len(by.reference)},
         "features": {**by.about, "artifact": by.artifact.id},
@@ -223,7 +229,7 @@ def _classes(data: Dataset, by: FeatureReference, classes: np.ndarray | None) ->
     return None if real is None else shown(classes, real, data.facts.class_names)
 
 
-def _identity(run: Artifact, data: Dataset, engine: Engine) -> dict[str, Any]:
+def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
     """Whose numbers these are, and on what machine they were measured."""
     return {
         "run": run.id,
@@ -264,7 +270,7 @@ def _progress(emit: Emit, run: str, total: int) -> Tell:
     return tell
 
 
-def _journal(store: Store, run: Artifact, dataset: Artifact, document: dict[str, Any], artifact: Artifact) -> None:
+def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluation, artifact: Artifact) -> None:
     """Into the run's journal, with the step as the number of evaluations, so that MLflow's chart is the curve."""
     with Journal(journal_path(store.root, run.id), experiment=dataset.name, name=run.name) as journal:
         for point in document["sweep"]:

@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from scipy import special  # scipy.stats takes half a second to import, in every process that measures
 
+from genflow.evaluation.results import Metric
+
 Z = float(special.ndtri(0.975))
 
 
@@ -38,9 +40,11 @@ class Interval:
     low: float
     high: float
 
-    def metric(self, n: int, features: str, floor: float | None) -> dict[str, Any]:
+    def metric(self, n: int, features: str, floor: float | None) -> Metric:
         """The metric as the JSON contract has it: with its N, its features and real data's own value at that N."""
-        return {**vars(self), "n": n, "features": features, "floor": floor}
+        return {
+            "value": self.value, "low": self.low, "high": self.high, "n": n, "features": features, "floor": floor,
+        }  # fmt: skip
 
 
 def halves(strata: np.ndarray, repeats: int, seed: int = 0) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The metrics of a set of features against the real data's, each with its interval and its floor."""
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -9,6 +8,7 @@ from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.interval import Interval
 from genflow.evaluation.metrics import frechet, kid
 from genflow.evaluation.metrics.prdc import prdc
+from genflow.evaluation.results import Metric
 from genflow.recipe.schema import Evaluate
 
 FLOOR_DRAWS = 3  # sets of real rows that a floor is the mean of, where there are so many
@@ -37,7 +37,7 @@ class MetricSuite:
     def _kernel(self) -> kid.Reference:
         return kid.Reference.of(self.judge.reference)
 
-    def quality(self, features: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    def quality(self, features: np.ndarray, labels: np.ndarray) -> dict[str, Metric]:
         """fd, kid, precision, recall, density and coverage of features (N, D) with labels (N,), as metrics."""
         floors = [self._measure(rows, labels, 2) for rows in self._real(labels)]
         metrics = {}
@@ -46,7 +46,7 @@ class MetricSuite:
             metrics[name] = interval.metric(count, self.judge.name, floor)
         return metrics
 
-    def distance(self, features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    def distance(self, features: np.ndarray, labels: np.ndarray) -> Metric:
         """The Fréchet distance of features (N, D) with labels (N,) alone, as a metric."""
         floor = float(np.mean([self._gaussian.distance(rows) for rows in self._real(labels)]))
         found = frechet.frechet(features, self._gaussian, self.options.bootstrap, self.options.seed, labels)

@@ -5,18 +5,18 @@ Without `evaluate.samplers` the run's own sampler takes `evaluate.steps` steps. 
 least of several noisy numbers is a little too good; their intervals say how noisy they are.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from genflow.errors import UsageError, nearest
 from genflow.evaluation import samples
 from genflow.evaluation.features.extractor import Emit
 from genflow.evaluation.metric_suite import MetricSuite
+from genflow.evaluation.results import SweepPoint
 from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Evaluate
 from genflow.sampling.engine import Engine
 
-Point = dict[str, Any]
 FEW = (1, 2, 4)  # evaluations at which a run that learnt from another stands beside it
 
 
@@ -46,9 +46,9 @@ def ways(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
 def measure(
     engine: Engine, ruler: MetricSuite, drawn: samples.Reduced, few: int, ways: Sequence[dict[str, Any]], seed: int,
     tell: Callable[[int, str], None], emit: Emit,
-) -> list[Point]:  # fmt: skip
+) -> list[SweepPoint]:  # fmt: skip
     """The first `few` samples again, each way; what the sampler refuses is left out."""
-    points = []
+    points: list[SweepPoint] = []
     for way in ways:
         what = f"quality at {way['steps']} steps" + (f" of {way['sampler']}" if "sampler" in way else "")
         try:
@@ -59,17 +59,17 @@ def measure(
             emit("note", message=f"no {what}: {error.message}")
             continue
         found = ruler.distance(ruler.judge.embed(point.records)[0], point.labels)
-        sampler = {"sampler": engine.options.get("sampler"), **way}
         alone = samples.milliseconds_alone(engine, int(drawn.labels[0]), **way)
-        points.append(
-            {**sampler, "nfe": point.nfe, "ms_per_image": point.ms, "ms_alone": alone, "own": False, "fd": found}
-        )
+        points.append({
+            "sampler": way.get("sampler", engine.options.get("sampler")), "steps": way["steps"], "nfe": point.nfe,
+            "ms_per_image": point.ms, "ms_alone": alone, "own": False, "fd": found,
+        })  # fmt: skip
     return points
 
 
-def curve(points: Sequence[Point]) -> list[Point]:
+def curve(points: Sequence[SweepPoint]) -> list[SweepPoint]:
     """Each number of evaluations once, by the way with the least distance; the run's own setting always stays."""
-    best: dict[int, Point] = {}
+    best: dict[int, SweepPoint] = {}
     for point in points:
         known = best.get(point["nfe"])
         if known is None or (not known["own"] and (point["own"] or point["fd"]["value"] < known["fd"]["value"])):
@@ -77,7 +77,7 @@ def curve(points: Sequence[Point]) -> list[Point]:
     return [best[nfe] for nfe in sorted(best)]
 
 
-def beside_teachers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def beside_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Few-step figures of runs that started from another, beside what that one's plain samplers do for the same price.
 
     Args:

@@ -1,20 +1,15 @@
 """Ray's dashboard over HTTP: where it is, whether it lets us in, and what the cluster behind it has."""
 
-import http.client
 import importlib.metadata
-import json
 import os
 import re
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from genflow.errors import ClusterError, UsageError
-from genflow.system import environment
+from genflow.system import environment, http
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 PORT = 8265  # where Ray's dashboard listens
 ANSWER_S = 10.0  # the longest that one request waits
 
@@ -65,7 +60,7 @@ class Dashboard:
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine, or at the other end of a tunnel."""
-        return urlsplit(self.address).hostname in LOCAL
+        return http.is_loopback(urlsplit(self.address).netloc)
 
     def mode(self) -> str:
         """Whether it asks for a token: `token` or `disabled`.
@@ -130,49 +125,36 @@ class Dashboard:
             ClusterError: nobody answers, or the answer is no.
             Missing: there is no such thing.
         """
-        request = urllib.request.Request(self.address + path, method=method, headers=headers())
         try:
-            with _OPENER.open(request, timeout=ANSWER_S) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code == 404 and missing:
-                    raise Missing(f"the cluster has no {missing}", "genflow jobs ls") from error
-                raise self._refusal(error) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+            answer = http.request(self.address + path, method=method, headers=headers(), timeout=ANSWER_S)
+        except http.RequestFailed as error:
             raise Unreachable(
-                f"no Ray dashboard answers at {self.address}: {why}",
+                f"no Ray dashboard answers at {self.address}: {error}",
                 "is it the dashboard's address, and is the cluster up? For one of `ray up`: ray dashboard cluster.yaml",
             ) from error
+        if answer.status == 404 and missing:
+            raise Missing(f"the cluster has no {missing}", "genflow jobs ls")
+        if not answer.ok:
+            raise self._refusal(answer)
+        try:
+            return answer.json()
         except ValueError as error:
             raise ClusterError(f"what answers at {self.address} is not Ray's dashboard", "give the dashboard's address"
                                ) from error
 
-    def _refusal(self, error: urllib.error.HTTPError) -> ClusterError:
-        """What an HTTP error means."""
+    def _refusal(self, answer: http.Response) -> ClusterError:
+        """The error that an HTTP status means."""
         path = environment.token_path()
         cure = f"copy the head's ~/.ray/auth_token to {path}, mode 0600, or name another: RAY_AUTH_TOKEN_PATH"
-        if error.code == 401:
+        if answer.status == 401:
             return ClusterError(f"the cluster at {self.address} asks for a token, and there is none", cure)
-        if error.code == 403:
+        if answer.status == 403:
             source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
             return ClusterError(f"the cluster at {self.address} refuses the token of {source}", cure)
-        if error.code >= 500:
-            return Unreachable(f"the dashboard at {self.address} answers {error.code}", "is the cluster well?")
-        return ClusterError(f"what answers at {self.address} is not Ray's dashboard ({error.code} for {error.url})",
+        if answer.status >= 500:
+            return Unreachable(f"the dashboard at {self.address} answers {answer.status}", "is the cluster well?")
+        return ClusterError(f"what answers at {self.address} is not Ray's dashboard ({answer.status} for {answer.url})",
                             "give the dashboard's address")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The token goes where it was sent, and nowhere else."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def headers() -> dict[str, str]:

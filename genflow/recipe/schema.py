@@ -148,8 +148,13 @@ class Recipe(Section):
         return value
 
     def replace(self, **sections: Any) -> "Recipe":
-        """A copy with whole sections replaced."""
-        return parse({**self.model_dump(mode="json"), **sections})
+        """A copy with whole sections replaced. Only these are validated: the others were when the recipe was parsed.
+
+        Raises:
+            UsageError: from `parse`.
+        """
+        given = parse(sections)
+        return self.model_copy(update={name: getattr(given, name) for name in sections})
 
 
 PLAIN = ("name", "init")  # keys that are no section

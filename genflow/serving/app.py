@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from genflow import __version__
@@ -16,7 +15,15 @@ from genflow.serving import docs_page
 from genflow.serving.middleware import Limits, RequestLimitsMiddleware
 from genflow.serving.openapi import CODES, ERROR, PICTURES, REFUSALS
 from genflow.serving.responses import Reply, RequestError, json_reply
-from genflow.serving.schemas import DecodeRequest, EncodeRequest, ImagesRequest, SampleRequest, Task, WalkRequest
+from genflow.serving.schemas import (
+    Asked,
+    DecodeRequest,
+    EncodeRequest,
+    ImagesRequest,
+    SampleRequest,
+    Task,
+    WalkRequest,
+)
 
 PAGE = Path(__file__).with_name("playground.html")
 Document = dict[str, Any]
@@ -25,10 +32,10 @@ Document = dict[str, Any]
 class Backend(Protocol):
     """Who draws: a `Service` in this process, or replicas of one."""
 
-    async def answer(self, task: Task, name: str, request: Document) -> Reply:
+    async def answer(self, task: Task, name: str, asked: Asked) -> Reply:
         """What a `Service` answers, or a refusal."""
 
-    def stream(self, name: str, request: Document) -> AsyncIterator[bytes]:
+    def stream(self, name: str, asked: SampleRequest) -> AsyncIterator[bytes]:
         """Server-sent events."""
 
     async def cards(self) -> list[Document]:
@@ -98,7 +105,7 @@ def create(
 
         Further keys are options of the model's family, such as `temperature`; `GET /v1/models` lists them.
         """
-        return _respond(await backend.answer("samples", name, _plain(asked)), request)
+        return _respond(await backend.answer("samples", name, asked), request)
 
     @app.post("/v1/models/{name}/samples/stream", tags=["samples"], summary="Watch noise become samples",
               response_class=StreamingResponse, responses=REFUSALS)  # fmt: skip
@@ -108,25 +115,25 @@ def create(
         `noisy` and `guess` hold a PNG of each sample in base64: where it is on its way, and where it is going.
         """
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(backend.stream(name, _plain(asked)), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(backend.stream(name, asked), media_type="text/event-stream", headers=headers)
 
     @app.post("/v1/models/{name}/walks", tags=["samples"], summary="Walk from one seed to another",
               response_class=Response, responses={**PICTURES, **REFUSALS})  # fmt: skip
     async def walks(name: str, asked: WalkRequest, request: Request) -> Response:
         """`n` samples on the great circle between the noises of `seed` and `to_seed`; the ends are their samples."""
-        return _respond(await backend.answer("walks", name, _plain(asked)), request)
+        return _respond(await backend.answer("walks", name, asked), request)
 
     @app.post("/v1/models/{name}/encode", tags=["codes"], summary="The codes of pictures",
               responses={**CODES, **REFUSALS})  # fmt: skip
     async def encode(name: str, asked: EncodeRequest, request: Request) -> Response:
         """What the model can make the pictures of again: the noise they come from, or a place in the latent space."""
-        return _respond(await backend.answer("encode", name, _plain(asked)), request)
+        return _respond(await backend.answer("encode", name, asked), request)
 
     @app.post("/v1/models/{name}/decode", tags=["codes"], summary="The pictures of codes", response_class=Response,
               responses={**PICTURES, **REFUSALS})  # fmt: skip
     async def decode(name: str, asked: DecodeRequest, request: Request) -> Response:
         """The way back from `encode`; between two codes lie the pictures between two pictures."""
-        return _respond(await backend.answer("decode", name, _plain(asked)), request)
+        return _respond(await backend.answer("decode", name, asked), request)
 
     @app.post("/v1/images/generations", tags=["samples"], summary="The shape of OpenAI's interface",
               responses=REFUSALS)  # fmt: skip
@@ -140,7 +147,7 @@ def create(
                 raise RequestError(422, f"this model draws {size}", "size", f"size={size}, or auto")
         wanted: Document = {"n": asked.n, "seed": asked.seed, "label": asked.prompt or "all", "format": "json"}
         wanted |= {key: value for key in ("steps", "guidance") if (value := getattr(asked, key)) is not None}
-        reply = await backend.answer("samples", asked.model or "", wanted)
+        reply = await backend.answer("samples", asked.model or "", SampleRequest.model_validate(wanted))
         if reply.status != 200:
             return _respond(reply, request)
         drawn = json.loads(reply.body)
@@ -152,11 +159,6 @@ def create(
         return _respond(json_reply(document), request)
 
     return RequestLimitsMiddleware(app, limits, seen)
-
-
-def _plain(asked: BaseModel) -> Document:
-    """The request as a document again, only what was given."""
-    return asked.model_dump(mode="json", exclude_unset=True)
 
 
 def _respond(reply: Reply, request: Request) -> Response:

@@ -12,11 +12,10 @@ from genflow.data import preview
 from genflow.serving.batcher import Served
 from genflow.serving.models import Model
 from genflow.serving.responses import Reply
-from genflow.serving.schemas import DecodeRequest, EncodeRequest, SampleRequest, WalkRequest
+from genflow.serving.schemas import Asked, EncodeRequest, WalkRequest
 from genflow.specs import DataSpec
 
 MEDIA = {"png": "image/png", "webp": "image/webp", "json": "application/json", "npy": "application/x-npy"}
-Asked = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
 
 
 def body(model: Model, asked: Asked, options: dict[str, Any], served: Served) -> bytes:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from genflow.storage.files import NODE, write_atomically
 from genflow.storage.lock import born
 from genflow.storage.store import Store
+from genflow.system import http
 
 Document = dict[str, Any]
 
@@ -65,7 +65,6 @@ def lives(document: Document) -> bool:
 def is_well(address: str) -> bool:
     """Whether an endpoint answers."""
     try:
-        with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
+        return http.request(f"{address}/healthz", timeout=5).status == 200
+    except http.RequestFailed:
         return False

@@ -51,7 +51,7 @@ class Model:
         if manifest is None or newest is None:
             raise DataError(f"model {entry.name}: {folder} holds no finished run", "genflow runs ls")
         self.run = Artifact("runs", entry.run, folder, manifest)
-        self.step = int(json.loads((newest / "state.json").read_text())["step"])
+        self.step = int(checkpoint.read_state(newest)["step"])
         self.bytes = int(LARGER_IN_MEMORY * (newest / "weights.safetensors").stat().st_size)
         self.facts = DataSpec.from_json((folder / "facts.json").read_text())
         self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))

@@ -97,6 +97,9 @@ class DecodeRequest(_Asked):
     label: Label = Field(None, description="The class of all of them; null: none.")
 
 
+Asked = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
+
+
 class ImagesRequest(BaseModel):
     """The shape of OpenAI's `images/generations`: the prompt is a class's name."""
 

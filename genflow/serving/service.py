@@ -15,18 +15,22 @@ from genflow.errors import UsageError
 from genflow.sampling.engine import Drawn, labels_for
 from genflow.serving import decode_inputs, encode_outputs
 from genflow.serving.batcher import Batcher, Job
-from genflow.serving.encode_outputs import Asked
 from genflow.serving.engine_process import Batch, EngineProcess, Frame
 from genflow.serving.model_list import ServedModel, signature
 from genflow.serving.models import Model, model_of
 from genflow.serving.responses import Reply, RequestError, json_reply
-from genflow.serving.schemas import MOST_EVALUATIONS, DecodeRequest, EncodeRequest, SampleRequest, Task, WalkRequest
+from genflow.serving.schemas import (
+    MOST_EVALUATIONS,
+    Asked,
+    DecodeRequest,
+    EncodeRequest,
+    SampleRequest,
+    Task,
+    WalkRequest,
+)
 from genflow.specs import DataSpec
 
 HANGS_S = 60.0  # without one network evaluation: the thread hangs
-REQUESTS: dict[Task, Any] = {
-    "samples": SampleRequest, "walks": WalkRequest, "encode": EncodeRequest, "decode": DecodeRequest,
-}  # fmt: skip
 
 
 class Service:
@@ -53,12 +57,11 @@ class Service:
 
     # --- What may be asked
 
-    async def answer(self, task: Task, name: str, request: dict[str, Any]) -> Reply:
+    async def answer(self, task: Task, name: str, asked: Asked) -> Reply:
         """Samples, a walk, the codes of pictures, or the pictures of codes."""
         try:
             model = model_of(self.models, name)
-            asked: Asked = REQUESTS[task].model_validate(request)
-            job, options = await self._job(model, asked)
+            job, options = await self._job(model, task, asked)
             served = await self.batcher.run(job)
             start = time.monotonic()
             body = await asyncio.to_thread(encode_outputs.body, model, asked, options, served)
@@ -66,17 +69,17 @@ class Service:
         except RequestError as refused:
             return refused.reply()
 
-    async def stream(self, name: str, request: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, asked: SampleRequest) -> AsyncIterator[bytes]:
         """Server-sent events: `step` with what the samples look like now, then `done` with the samples, or `error`."""
         frames: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         task: asyncio.Task[Reply] | None = None
         try:
             model = model_of(self.models, name)
-            asked = SampleRequest.model_validate({**request, "format": "json"})
+            asked = asked.model_copy(update={"format": "json"})
             if asked.n > self.batcher.rows:
                 raise RequestError(422, f"at most {self.batcher.rows} samples can be watched", "n")
-            job, options = await self._job(model, asked)
+            job, options = await self._job(model, "samples", asked)
 
             def put(frame: dict[str, Any]) -> None:
                 loop.call_soon_threadsafe(frames.put_nowait, frame)
@@ -138,13 +141,13 @@ class Service:
     async def warm(self) -> None:
         """Load the first model and draw from it."""
         model = next(iter(self.models.values()))
-        job, _ = await self._job(model, SampleRequest.model_validate({}))
+        job, _ = await self._job(model, "samples", SampleRequest.model_validate({}))
         await self.batcher.run(job)
 
     # --- How
 
-    async def _job(self, model: Model, asked: Asked) -> tuple[Job, dict[str, Any]]:
-        facts, task = model.facts, next(task for task, kind in REQUESTS.items() if isinstance(asked, kind))
+    async def _job(self, model: Model, task: Task, asked: Asked) -> tuple[Job, dict[str, Any]]:
+        facts = model.facts
         given: list[Any] | None = None
         seeds: Sequence[int]
         if isinstance(asked, EncodeRequest | DecodeRequest):

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from genflow.errors import SetupError
 
+LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
+"""This machine in NO_PROXY; not every reader of the variable understands a network."""
+
 
 def set_defaults() -> None:
     """What every genflow process wants: no telemetry, no banners, no pickle."""
@@ -40,6 +43,21 @@ def set_defaults() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
+    keep_loopback_direct()
+
+
+def keep_loopback_direct() -> None:
+    """Name this machine in NO_PROXY, for the libraries that send requests of their own: Ray's client, MLflow's.
+
+    `requests` sends a request for 127.0.0.1, and the token in it, to HTTP_PROXY unless NO_PROXY names that address.
+    """
+    if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        return
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    named = [part.strip() for part in given.split(",") if part.strip()]
+    if "*" not in named:
+        named += [host for host in LOOPBACK if host not in named]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(named)
 
 
 def token_path() -> Path:

@@ -16,7 +16,6 @@ the next one opens the file, and every reader passes over it.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import math
@@ -31,6 +30,7 @@ from typing import Any, Literal
 from genflow.errors import GenflowError
 from genflow.storage import mirror
 from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.json_lines import append_line, end_torn_line
 
 Entry = dict[str, Any]
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -61,16 +61,14 @@ class Journal:
         self.path = Path(path)
         self._root = self.path.absolute().parent.parent
         self._last: dict[str, int] = {}  # the last step of each metric of the stream "train"
+        self._torn = False  # whether the last line was written in part, because the disk was full
         self._said: set[tuple[Any, ...]] = set()  # everything else that must not be said twice
-        self._torn = False
         with clear_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.keep()
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_SH)
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":
-                os.write(self._file, b"\n")
+            end_torn_line(self._file)
         for _, entry in entries(self.path):
             self._remember(entry)
         if ("journal",) not in self._said:
@@ -144,13 +142,13 @@ class Journal:
         self.close()
 
     def _append(self, entry: Entry) -> None:
-        """One entry, one write: with O_APPEND no other writer can come between its bytes. Never an fsync."""
-        text = json.dumps({"t": time.time_ns() // 1_000_000, **entry}, default=str, separators=(",", ":"))
-        line = (b"\n" if self._torn else b"") + text.encode() + b"\n"
+        """One entry, one write, and never an fsync."""
         with clear_disk_errors(self.path):
-            self._torn = os.write(self._file, line) < len(line)
-            if self._torn:  # the disk took a part
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._torn:
+                end_torn_line(self._file)
+            self._torn = True
+            append_line(self._file, {"t": time.time_ns() // 1_000_000, **entry}, default=str)
+            self._torn = False
         self._remember(entry)
 
     def _remember(self, entry: Entry) -> None:

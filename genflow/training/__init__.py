@@ -1,1 +1,12 @@
-"""TODO."""
+"""Training: one loop for every family, on one device or many. Knows no Ray and no MLflow.
+
+    loop         fit(): draw a batch, step each player, average the weights, save, stop on a signal
+    session      what the loop needs from its surroundings: rank, saving, logging, the stop flag
+    optim        Muon for matrices, AdamW for the rest
+    muon         the Muon optimizer
+    ema          the averaged weights
+    precision    whether a device multiplies bfloat16 fast
+    all_reduce   gradients of all workers in flat buckets
+    fsdp         each worker holds a shard of the weights
+    checkpoint   safetensors and JSON on disk; the newest complete one is resumed
+"""

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +25,30 @@ from genflow.storage.manifest import describe, read_manifest, verify
 from genflow.storage.store import MANIFEST
 from genflow.training import fsdp
 from genflow.training.fsdp import share_of, whole
+
+STATE = "state.json"
+
+
+class State(TypedDict):
+    """The content of state.json. An export has only `step` and `run`.
+
+    Args:
+        step: training steps.
+        images: training rows seen, over all workers.
+        seconds: wall-clock seconds of training, over all attempts.
+        cpu_seconds: CPU seconds of one worker, over all attempts.
+        parameters: of all nets.
+        rollbacks: how often the learning rate was halved after a divergence.
+        run: the run's id, of an export.
+    """
+
+    step: int
+    images: NotRequired[int]
+    seconds: NotRequired[float]
+    cpu_seconds: NotRequired[float]
+    parameters: NotRequired[int]
+    rollbacks: NotRequired[int]
+    run: NotRequired[str]
 
 
 class Checkpoints:
@@ -116,22 +140,28 @@ def gather(
     return made
 
 
-def write(folder: Path, tensors: Tensors, state: dict[str, Any]) -> None:
+def write(folder: Path, tensors: Tensors, state: State) -> None:
     """Put a run's state into a folder.
 
     Args:
         folder: empty.
         tensors: what `gather` found.
-        state: step, images, seconds: anything that JSON holds.
+        state: of the training so far.
     """
     for file, own in tensors.items():
         save_file(own, folder / f"{file}.safetensors")
-    (folder / "state.json").write_text(json.dumps(state))
+    (folder / STATE).write_text(json.dumps(state))
+
+
+def read_state(folder: Path) -> State:
+    """The state that `write` saved, without the tensors."""
+    state: State = json.loads((folder / STATE).read_text())
+    return state
 
 
 def read(
     folder: Path, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], device: str = "cpu"
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], State]:
     """Take over what `write` saved; returns the average and the state. A module that is cut takes its share.
 
     Raises:
@@ -150,10 +180,10 @@ def read(
                 own = share_of(value, like) if value.shape == like.shape else value
                 document["state"].setdefault(int(index), {})[slot] = own
         optimizer.load_state_dict(document)
-    return load_file(folder / "ema.safetensors", device=device), json.loads((folder / "state.json").read_text())
+    return load_file(folder / "ema.safetensors", device=device), read_state(folder)
 
 
-def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> dict[str, Any]:
+def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> State:
     """Load only what sampling needs, the average or the raw weights; returns the state.
 
     Raises:
@@ -162,7 +192,7 @@ def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> di
     module.load_state_dict(_fitting(folder, module))
     if average and (folder / "ema.safetensors").exists():  # an export's one file of weights is the average
         module.load_state_dict(load_file(folder / "ema.safetensors"), strict=False)
-    return json.loads((folder / "state.json").read_text())
+    return read_state(folder)
 
 
 def _fitting(folder: Path, module: nn.Module, device: str = "cpu") -> dict[str, Tensor]:

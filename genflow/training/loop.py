@@ -122,8 +122,10 @@ def fit(
     def save(*, again: bool = False) -> None:
         nonlocal saved
         if saved != step or again:
-            state: dict[str, Any] = {"step": step, "images": step * train.batch, **clock.state()}
-            state |= {"parameters": parameters, "rollbacks": rollbacks}
+            state: checkpoint.State = {
+                "step": step, "images": step * train.batch, "seconds": clock.seconds(),
+                "cpu_seconds": clock.cpu_seconds(), "parameters": parameters, "rollbacks": rollbacks,
+            }  # fmt: skip
             tensors: checkpoint.Tensors = {}
             if session.rank == 0 or sharded:
                 tensors = checkpoint.gather(family, ema.state(), named, keep=session.rank == 0)
@@ -251,7 +253,7 @@ class _Clock:
         self._wall = self._cpu = 0.0
         self._agreed: float | None = None
 
-    def resume(self, state: dict[str, Any]) -> None:
+    def resume(self, state: checkpoint.State) -> None:
         self._wall_before, self._cpu_before = state["seconds"], state["cpu_seconds"]
 
     def start(self) -> None:
@@ -262,9 +264,6 @@ class _Clock:
 
     def cpu_seconds(self) -> float:
         return self._cpu_before + time.process_time() - self._cpu
-
-    def state(self) -> dict[str, float]:
-        return {"seconds": self.seconds(), "cpu_seconds": self.cpu_seconds()}
 
     def position(self, step: int) -> float:
         """The share of the budget that is used: the larger of steps and, if there is a limit, minutes."""

@@ -10,13 +10,14 @@ import numpy as np
 
 from genflow.evaluation import interval
 from genflow.tuning import metrics
+from genflow.tuning.reports import Row
 from genflow.tuning.space import Domain, Space
 
 Document = dict[str, Any]
 FEWEST = 5  # trials from which the importance of keys can be told
 
 
-def best(rows: list[Document], metric: str) -> Document | None:
+def best(rows: list[Row], metric: str) -> Row | None:
     """The best trial: of those measured furthest into their budget, the one with the best value."""
     good = [row for row in rows if metric in row["values"] and row["status"] in ("finished", "stopped")]
     if not good:
@@ -26,20 +27,20 @@ def best(rows: list[Document], metric: str) -> Document | None:
     return (min if metrics.mode(metric) == "min" else max)(good, key=lambda row: row["values"][metric])
 
 
-def front(rows: list[Document], names: tuple[str, ...]) -> list[Document]:
+def front(rows: list[Row], names: tuple[str, ...]) -> list[Row]:
     """The Pareto front of trials that were measured in full: no other is as good in all metrics and better in one."""
     good = [row for row in rows if row["status"] == "finished" and all(name in row["values"] for name in names)]
 
-    def costs(row: Document) -> np.ndarray:
+    def costs(row: Row) -> np.ndarray:
         return np.array([row["values"][name] * (1 if metrics.mode(name) == "min" else -1) for name in names])
 
-    def beaten(row: Document) -> bool:
+    def beaten(row: Row) -> bool:
         return any((costs(other) <= costs(row)).all() and (costs(other) < costs(row)).any() for other in good)
 
     return sorted((row for row in good if not beaten(row)), key=lambda row: costs(row)[0])
 
 
-def importance(rows: list[Document], space: Space, metric: str, seed: int = 0) -> dict[str, float]:
+def importance(rows: list[Row], space: Space, metric: str, seed: int = 0) -> dict[str, float]:
     """The share of the metric's variance that each key explains by itself (fANOVA); empty if there are too few trials.
 
     Trials that were stopped count with the trials of their own rung only; the rung with most trials is used.
@@ -86,7 +87,7 @@ def distribution(domain: Domain) -> Any:
     return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def confirmation(mine: list[Document], theirs: list[Document], metric: str) -> Document | None:
+def confirmation(mine: list[Row], theirs: list[Row], metric: str) -> Document | None:
     """Best against preset, seed by seed: the mean difference and its 95 % interval (Student's t over seeds).
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genflow.errors import GenflowError, UsageError
+from genflow.tuning.reports import Measured
 
 Document = dict[str, Any]
 
@@ -23,7 +24,7 @@ class ObjectiveTrial:
     def __init__(self, name: str, params: Document, wanted: Sequence[str]) -> None:
         self.function, self.params, self.wanted = objective(name), params, wanted
 
-    def advance(self, share: float) -> Document:
+    def advance(self, share: float) -> Measured:
         """Ask the function."""
         answer = self.function(self.params, share)
         values = dict(answer) if isinstance(answer, dict) else {self.wanted[0]: answer}

@@ -7,6 +7,7 @@ from typing import Any
 
 from genflow.recipe.files import dump
 from genflow.tuning import analysis, metrics, space
+from genflow.tuning.reports import Row
 from genflow.tuning.search import Search
 
 Document = dict[str, Any]
@@ -15,30 +16,30 @@ BIASED = "the best of many trials owes some of its score to luck: only the diffe
 CHANGING = "; both were trained with fixed settings, the population's last ones and not its schedule"
 
 
-def closed(rows: list[Document]) -> list[Document]:
+def closed(rows: list[Row]) -> list[Row]:
     """The trials of a search that is over: the budget, or the target, ended those that were running."""
     return [{**row, "status": "stopped"} if row["status"] == "running" else row for row in rows]
 
 
-def ranked(rows: list[Document], metric: str) -> list[Document]:
+def ranked(rows: list[Row], metric: str) -> list[Row]:
     """The trials, the furthest measured first, then the best."""
     sign = 1 if metrics.mode(metric) == "min" else -1
 
-    def rank(row: Document) -> tuple[Any, ...]:
+    def rank(row: Row) -> tuple[Any, ...]:
         good = metric in row["values"] and row["status"] not in ("diverged", "failed")
         return not good, -row["share"], sign * row["values"].get(metric, 0.0) if good else 0.0, row["trial"]
 
     return sorted(rows, key=rank)
 
 
-def reached(search: Search, rows: list[Document]) -> bool:
+def reached(search: Search, rows: list[Row]) -> bool:
     """Whether a trial that was measured in full has reached the target."""
     target, metric = search.recipe.tune.target, search.metrics[0]
     values = [row["values"][metric] for row in rows if row["status"] == "finished" and metric in row["values"]]
     return target is not None and any(v == target or metrics.is_better(metric, v, target) for v in values)
 
 
-def confirming(search: Search, rows: list[Document]) -> list[Document]:
+def confirming(search: Search, rows: list[Row]) -> list[Document]:
     """The settings to train again: the best's and the preset's in turn, with seeds that the search has not used."""
     top = analysis.best(rows, search.metrics[0])
     if top is None or search.objective or not differs(search, top):
@@ -50,12 +51,12 @@ def confirming(search: Search, rows: list[Document]) -> list[Document]:
     return [{**params, "train.seed": seed} for seed in seeds for params in (top["params"], own)]
 
 
-def differs(search: Search, row: Document) -> bool:
+def differs(search: Search, row: Row) -> bool:
     """Whether a trial's settings are not the preset's own."""
     return any(search.own[key] != value for key, value in row["params"].items())
 
 
-def document(search: Search, rows: list[Document], confirmed: list[Document], seconds: float, folder: Path) -> Document:
+def document(search: Search, rows: list[Row], confirmed: list[Row], seconds: float, folder: Path) -> Document:
     """The `genflow.tune/1` document.
 
     Args:
@@ -111,14 +112,14 @@ def said(params: Document) -> str:
     return ", ".join(f"{key}={x:.4g}" if isinstance(x, float) else f"{key}={x}" for key, x in params.items())
 
 
-def measured(search: Search, row: Document) -> str:
+def measured(search: Search, row: Row) -> str:
     """A trial's values in words."""
     values = ", ".join(f"{name} {row['values'][name]:.4g}" for name in search.metrics)
     steps = f" after {row['step']:,} steps" if "step" in row else ""
     return values + (f" on {row['samples']:,} samples" if "samples" in row else "") + steps
 
 
-def table(search: Search, rows: list[Document]) -> str:
+def table(search: Search, rows: list[Row]) -> str:
     """The trials as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

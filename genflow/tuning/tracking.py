@@ -11,8 +11,8 @@ from typing import Any
 
 from genflow.storage.store import Store
 from genflow.tracking.journal import Journal, Status, journal_path
+from genflow.tuning.reports import Report
 from genflow.tuning.search import Search
-from genflow.tuning.trial import Report
 from genflow.tuning.trial_log import TrialLog
 
 Document = dict[str, Any]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -27,19 +27,20 @@ from genflow.evaluation.metric_suite import MetricSuite
 from genflow.recipe.files import dump
 from genflow.recipe.schema import Recipe, Train, parse
 from genflow.sampling.engine import RECIPE, Engine
-from genflow.storage.files import sync_folder, write_atomically
+from genflow.storage.files import write_atomically
+from genflow.storage.json_lines import append_durably, read_lines
 from genflow.storage.store import Store
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint import Checkpoints, read_state
 from genflow.training.session import Session
 from genflow.tuning import metrics, space
 from genflow.tuning.objective import ObjectiveTrial, in_a_line
+from genflow.tuning.reports import Measured, Report
 
 REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
 SMOOTH = 20  # losses that the metric `loss` is the mean of
 Document = dict[str, Any]
-Report = dict[str, Any]  # share, step, samples, seconds, values {metric: number}; or status and why
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Task:
 class Stages(Protocol):
     """Something that can be brought to a share of its budget and measured there."""
 
-    def advance(self, share: float) -> Report:
+    def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
 
 
@@ -155,8 +156,9 @@ class Trial:
         try:
             if self._stages is None:
                 self._stages = self.bench.stages(self.number, self.params)
-            made |= self._stages.advance(share)
-            if bad := [name for name, value in made["values"].items() if not math.isfinite(value)]:
+            measured = self._stages.advance(share)
+            made |= measured
+            if bad := [name for name, value in measured["values"].items() if not math.isfinite(value)]:
                 made |= {"status": "diverged", "why": f"{bad[0]} is not finite"}
         except (loop.NonFinite, loop.TrainingDiverged) as error:
             made |= {"status": "diverged", "why": error.message}
@@ -164,7 +166,7 @@ class Trial:
             raise
         except Exception as error:
             made |= {"status": "failed", "why": in_a_line(error)}
-        _append(self.folder / REPORTS, {**made, "params": self.params})
+        append_durably(self.folder / REPORTS, {**made, "params": self.params})
         self.bench.store.sync(self.folder / REPORTS)
         return made
 
@@ -189,13 +191,13 @@ class Training:
         write_atomically(folder / "facts.json", self.run.dataset.file("facts.json").read_bytes())
         bench.store.upload(folder / RECIPE, folder / "facts.json")
 
-    def advance(self, share: float) -> Report:
+    def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
         saved = Checkpoints(self.folder / CHECKPOINTS, keep=1)
         losses = [] if position(saved.newest(), self.recipe.train) >= share else self._train(saved, share)
         weights = saved.newest()
         assert weights is not None
-        state = json.loads((weights / "state.json").read_text())
+        state = read_state(weights)
         engine = Engine.from_folder(self.folder, weights, device=self.device)
         if share < 1:  # what follows from the weights is fitted at the end of training alone
             engine.family.finish(self._stream())
@@ -204,8 +206,11 @@ class Training:
         values = metrics.measure(engine, self.bench.data, self.bench.ruler, task.metrics, count, task.seed)
         if "loss" in task.metrics:
             values["loss"] = sum(losses) / len(losses) if losses else float("nan")
-        kept = {key: state[key] for key in ("step", "images", "seconds", "cpu_seconds", "parameters")}
-        return {**kept, "samples": min(count, len(self.bench.judge.floor)), "values": values}
+        return {
+            "step": state["step"], "images": state["images"], "seconds": state["seconds"],
+            "cpu_seconds": state["cpu_seconds"], "parameters": state["parameters"],
+            "samples": min(count, len(self.bench.judge.floor)), "values": values,
+        }  # fmt: skip
 
     def _stream(self) -> Stream:
         rows = runs.rows(self.bench.store, self.recipe, self.bench.data)
@@ -250,7 +255,7 @@ def position(weights: Path | None, train: Train) -> float:
     """The share of the budget that a checkpoint has used."""
     if weights is None:
         return 0.0
-    state = json.loads((weights / "state.json").read_text())
+    state = read_state(weights)
     used = [state["step"] / train.steps]
     for limit, seconds in ((train.minutes, state["seconds"]), (train.cpu_minutes, state["cpu_seconds"])):
         used += [seconds / (60 * limit)] if limit is not None else []
@@ -264,24 +269,4 @@ def trial_folder(trials: Path, number: int) -> Path:
 
 def read_reports(folder: Path) -> list[Report]:
     """A trial's reports, rung by rung; a torn last line is none."""
-    try:
-        lines = (folder / REPORTS).read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
-def _append(file: Path, entry: Document) -> None:
-    """One line, on the disk for good, after whatever a killed writer left."""
-    with open(file, "ab+") as out:
-        torn = out.tell() > 0 and file.read_bytes()[-1:] != b"\n"
-        out.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
-    sync_folder(file.parent)
+    return cast(list[Report], read_lines(folder / REPORTS))

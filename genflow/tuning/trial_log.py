@@ -1,16 +1,15 @@
 """The trials of a search, appended to one file that survives a kill."""
 
-import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from genflow.storage import mirror
-from genflow.storage.files import clear_disk_errors, sync_folder
+from genflow.storage.files import clear_disk_errors
+from genflow.storage.json_lines import append_durably, read_lines
 from genflow.tuning import metrics
+from genflow.tuning.reports import Report, Row
 from genflow.tuning.search import Document
-from genflow.tuning.trial import REPORTS, Report, read_reports, trial_folder
+from genflow.tuning.trial import REPORTS, read_reports, trial_folder
 
 RECORD = "record.jsonl"
 WORST = 1e12  # what a searcher is told of a trial that has no value: worse than any
@@ -57,18 +56,10 @@ class TrialLog:
         """How long the trials have taken, over all attempts."""
         self._append({"seconds": round(seconds, 1)})
 
-    def entries(self) -> Iterator[Document]:
-        """What happened, in order; a torn line is passed over."""
+    def entries(self) -> list[Document]:
+        """What happened, in order; a torn line is skipped."""
         _level(self.path)
-        try:
-            lines = self.path.read_text().splitlines()
-        except OSError:
-            return
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+        return read_lines(self.path)
 
     def note(self, entry: Document) -> None:
         """Something else that happened (see `population`)."""
@@ -78,13 +69,13 @@ class TrialLog:
         """How long the trials took in earlier attempts."""
         return max((entry["seconds"] for entry in self.entries() if "seconds" in entry), default=0.0)
 
-    def rows(self) -> list[Document]:
-        """Every trial: trial, params, status, why, and its last report."""
+    def rows(self) -> list[Row]:
+        """Every trial, by number."""
         rows: dict[int, Document] = {}
         for entry in self.entries():
             if "trial" in entry:
                 rows.setdefault(entry["trial"], {"status": "running"}).update(entry)
-        return [row | last(self.reports(number)) for number, row in sorted(rows.items())]
+        return [cast(Row, row | last(self.reports(number))) for number, row in sorted(rows.items())]
 
     def reports(self, number: int) -> list[Report]:
         """A trial's reports, rung by rung."""
@@ -95,12 +86,7 @@ class TrialLog:
     def _append(self, entry: Document) -> None:
         with clear_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab+") as out:
-                torn = out.tell() > 0 and self.path.read_bytes()[-1:] != b"\n"
-                out.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
-                out.flush()
-                os.fsync(out.fileno())
-            sync_folder(self.path.parent)
+            append_durably(self.path, entry)
         _level(self.path)
 
 
@@ -113,7 +99,7 @@ def _level(path: Path) -> None:
 def last(reports: list[Report]) -> Document:
     """What is known of a trial from its reports: of the last one that has values, and the seconds of all."""
     with_values = [report for report in reports if "values" in report]
-    found = dict(with_values[-1]) if with_values else {"values": {}, "share": 0.0}
+    found: Document = {**with_values[-1]} if with_values else {"values": {}, "share": 0.0}
     for gone in ("status", "why"):
         found.pop(gone, None)
     return found

@@ -1,1 +1,9 @@
-"""TODO."""
+"""What the stage programs need of Ray.
+
+    entrypoint    read the document, emit events, end with the right exit code
+    cluster       find a Ray cluster or start one on this machine
+    resources     nodes, CPUs and GPUs of the cluster
+    train/        Ray Train: the worker group, one worker, the stop signal, Prometheus gauges
+    tune/         Ray Tune: trainable, searchers, ASHA, population-based training
+    serve/        Ray Serve: the deployment, HAProxy and the middleware in front of it
+"""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support import ROOT
 
-from genflow import clusters
+from genflow.cli import cluster
 from genflow.errors import ClusterError, UsageError
 from genflow.system import environment
 
@@ -37,14 +37,14 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
-    own = clusters._ray
-    monkeypatch.setattr(clusters, "_ray", lambda document: ([sys.executable, "-c", LAUNCHER], own(document)[1]))
+    own = cluster._ray
+    monkeypatch.setattr(cluster, "_ray", lambda document: ([sys.executable, "-c", LAUNCHER], own(document)[1]))
     return tmp_path / "asked"
 
 
 def test_up_makes_the_token_and_asks_the_launcher(launcher: Path, tmp_path: Path, capfd: Any) -> None:
     """In a cloud with Ray's own autoscaler; what the launcher says goes to standard error."""
-    clusters.up("", yes=True)
+    cluster.up("", yes=True)
     assert launcher.read_text() == "None up cluster.yaml -y --no-config-cache --disable-usage-stats\n"
     assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o077 == 0
     said = capfd.readouterr()
@@ -55,11 +55,11 @@ def test_up_makes_the_token_and_asks_the_launcher(launcher: Path, tmp_path: Path
 def test_a_launcher_that_fails(launcher: Path) -> None:
     """Code 4. On machines that are there already, the first autoscaler starts the workers."""
     with pytest.raises(ClusterError, match="`ray up` ended with code 1"):
-        clusters.up("onprem.yaml", yes=True)
+        cluster.up("onprem.yaml", yes=True)
     assert launcher.read_text().startswith("0 up onprem.yaml")
 
 
-@pytest.mark.parametrize("command", [clusters.up, clusters.down])
+@pytest.mark.parametrize("command", [cluster.up, cluster.down])
 def test_nobody_said_yes(command: Any, launcher: Path) -> None:
     """Off a terminal nothing is asked, and nothing is done."""
     with pytest.raises(UsageError) as error:
@@ -73,21 +73,21 @@ def test_a_file_that_is_wrong_is_not_launched(launcher: Path, tmp_path: Path) ->
     file = tmp_path / "cluster.yaml"
     file.write_text(file.read_text().replace("RAY_AUTH_MODE=token ", ""))
     with pytest.raises(UsageError, match="whoever reaches it owns it"):
-        clusters.up("cluster.yaml", yes=True)
+        cluster.up("cluster.yaml", yes=True)
     assert not launcher.exists()
 
 
 def test_a_manifest_is_kubernetes_own() -> None:
     """It is not the launcher's to bring up."""
     with pytest.raises(UsageError) as error:
-        clusters.up(str(ROOT / "deploy/kuberay/cluster.yaml"), yes=True)
+        cluster.up(str(ROOT / "deploy/kuberay/cluster.yaml"), yes=True)
     assert error.value.hint.startswith("kubectl apply -f ")
 
 
 def test_a_tunnel(launcher: Path) -> None:
     """Stands while it is used, on the port that was asked for, and is gone afterwards."""
     port = environment.free_port()
-    with clusters._tunnel(Path("cluster.yaml"), {"provider": {"type": "aws"}}, port) as address:
+    with cluster._tunnel(Path("cluster.yaml"), {"provider": {"type": "aws"}}, port) as address:
         assert address == f"http://127.0.0.1:{port}"
         assert not environment.is_free(port)
     assert environment.is_free(port)
@@ -98,7 +98,7 @@ def test_a_tunnel_that_does_not_come_to_stand() -> None:
     """Says why, in the launcher's last words."""
     with (
         pytest.raises(ClusterError, match=r"no tunnel to the head of onprem\.yaml: no route to host"),
-        clusters._tunnel(Path("onprem.yaml"), {"provider": {"type": "local"}}, environment.free_port()),
+        cluster._tunnel(Path("onprem.yaml"), {"provider": {"type": "local"}}, environment.free_port()),
     ):
         raise AssertionError("it stands")
 
@@ -106,11 +106,11 @@ def test_a_tunnel_that_does_not_come_to_stand() -> None:
 def test_validate_prints_every_problem(tmp_path: Path, capsys: Any) -> None:
     """One line each on standard output, and code 2; none is a tick."""
     environment.ensure_token()
-    clusters.validate("cluster.yaml", json=False)
+    cluster.validate("cluster.yaml", json=False)
     assert capsys.readouterr().out.startswith("✔ cluster.yaml: genflow on aws")
     file = tmp_path / "cluster.yaml"
     file.write_text(file.read_text().replace("RAY_AUTH_MODE=token ", "").replace("127.0.0.1", "0.0.0.0"))
     with pytest.raises(UsageError, match="has 3 problems"):
-        clusters.validate("cluster.yaml", json=False)
+        cluster.validate("cluster.yaml", json=False)
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["✘"] * 3
     assert "RAY_ADDRESS" not in os.environ

@@ -8,15 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from genflow import drawing
+from genflow.cli import sample as command
 from genflow.data.prepare import here, prepare
 from genflow.errors import UsageError
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import Data
 from genflow.storage.store import Store
 from jobs import train
-
-OPTIONS = {"steps": None, "sampler": None, "guidance": None}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def sample(store, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def draw(out: str, label: str = "all", **options) -> Path:
-        drawing.sample("small", 12, 5, {**OPTIONS, **options}, label, Path(out), [], json=True)
+        command.sample("small", n=12, seed=5, label=label, out=Path(out), json=True, **options)
         return Path(out)
 
     return draw

@@ -2,9 +2,9 @@
 
 import pytest
 
+from genflow.cli.recommend import commands, latency, quality
 from genflow.errors import GateError, UsageError
 from genflow.evaluation.selection import choose, front
-from genflow.recommending import commands, latency, quality
 
 
 def choice(name: str, fd: float, ms: float, **options: object) -> dict:

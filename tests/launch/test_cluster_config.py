@@ -14,7 +14,7 @@ import pytest
 import yaml
 from support import ROOT
 
-from genflow import hosting
+from genflow.cli import serve
 from genflow.launch import cluster_config
 
 LAUNCHED = ("cluster.yaml", "deploy/gcp.yaml", "deploy/onprem.yaml")
@@ -199,7 +199,7 @@ def test_a_rayservice_takes_what_serve_writes(tmp_path: Path) -> None:
     model = {"name": "m", "run": "m-1", "path": "/srv/genflow/runs/m-1", "evaluation": ""}
     inputs = {"name": "m", "models": [model], "host": "0.0.0.0", "port": 8000, "replicas": 1, "most_replicas": 0,
               "memory_mb": 1, "keys": [], "threads": 1, "per_minute": 0}  # fmt: skip
-    written = hosting.configuration(inputs)
+    written = serve.configuration(inputs)
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(written))
     command = [sys.executable, "deploy/render.py", "--serve", tmp_path / "serve.yaml", "-o", tmp_path / "service.yaml"]
     subprocess.run(command, cwd=ROOT, check=True)

@@ -187,3 +187,15 @@ def test_the_empty_recipe_is_the_defaults() -> None:
     assert parse({}) == Recipe()
     with pytest.raises(ValueError, match="frozen"):
         Recipe().train.lr = 1  # type: ignore[misc]
+
+
+def test_a_replaced_section_is_validated_and_the_others_are_kept() -> None:
+    """`replace` parses the sections that it is given, and takes over every other one as it is."""
+    whole = parse({"name": "a", "train": {"steps": 7}, "net": {"kind": "mlp"}})
+    changed = whole.replace(train={"lr": 0.5}, init="b")
+    assert changed.train == parse({"train": {"lr": 0.5}}).train
+    assert (changed.name, changed.init, changed.net) == ("a", "b", {"kind": "mlp"})
+    assert changed == parse(changed.model_dump(mode="json"))
+    assert whole.train.steps == 7
+    with pytest.raises(UsageError, match=r"did you mean train\.lr"):
+        whole.replace(train={"lrr": 1})

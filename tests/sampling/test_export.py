@@ -11,10 +11,12 @@ import torch
 from support import small
 from support.finished import finished
 
-from genflow import exporting, families
+from genflow import families
+from genflow.cli import export
 from genflow.errors import UsageError
 from genflow.maths.rng import SampleRng
 from genflow.sampling.engine import Engine
+from genflow.sampling.export import forms, traced
 from genflow.storage.store import Store
 
 SEEDS = range(6)
@@ -28,7 +30,7 @@ def exported(store: Store, prepared, monkeypatch, tmp_path):  # type: ignore[no-
 
     def make(kind: str, to: str, net: str = "", **sections):  # type: ignore[no-untyped-def]
         run = finished(store, prepared("digits", val=0.2), kind, name=f"{kind}-{to}-{net}", net=net, **sections)
-        exporting.export(run.id, to, tmp_path / "out", json=True)
+        export.export(run.id, to, tmp_path / "out", json=True)
         return Engine.load(run), tmp_path / "out"
 
     return make
@@ -45,7 +47,7 @@ def test_safetensors_draw_the_runs_own_samples(exported, capsys):
     engine, folder = exported("flow_matching", "safetensors")
     np.testing.assert_array_equal(Engine.from_folder(folder).draw(SEEDS).images, engine.draw(SEEDS).images)
     with pytest.raises(UsageError, match="not empty"):
-        exporting.export("latest", "safetensors", folder, json=True)
+        export.export("latest", "safetensors", folder, json=True)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_a_program_runs_without_genflow(exported, capsys, tmp_path: Path, kind: 
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), ours.numpy(), atol=1e-5)
 
 
-ONE_PASS = [kind for kind in families.kinds() if "torch_export" in exporting.forms(families.family_class(kind))]
+ONE_PASS = [kind for kind in families.kinds() if "torch_export" in forms(families.family_class(kind))]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_whatever_samples_in_one_pass_can_be_traced(kind: str, data: str):
     """For any number of rows, whatever the family and its net."""
     model = small.family(kind, small.FACTS[data]).requires_grad_(False)
     steps = {"steps": 1} if "steps" in inspect.signature(model.sample).parameters else {}
-    program = exporting.traced(model, steps).module()
+    program = traced(model, steps).module()
     noise = SampleRng(list(SEEDS), "sample").normal((6, *model.noise_shape))
     label = torch.full((6,), model.facts.classes)
     ours = model.sample(noise, label, SampleRng(list(SEEDS), "sample"), **steps).x

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from support.finished import finished
 
-from genflow import drawing
+from genflow.cli import sample
 from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset, to_display
 from genflow.errors import DataError, UsageError
@@ -17,8 +17,6 @@ from genflow.recipe.schema import Data
 from genflow.sampling.engine import Engine
 from genflow.sampling.interpolation import layout
 from genflow.storage.store import Store
-
-NONE = {"steps": None, "sampler": None, "guidance": None}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +37,7 @@ def walk(store, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(kind: str, out: str, n: int | None = 16, seed: int = 0, label: str = "all", **options) -> dict:
-        between = options.pop("between", None)
-        drawing.sample(kind, n, seed, {**NONE, **options}, label, Path(out), [],
-                       interpolate=True, between=between, json=True)  # fmt: skip
+        sample.sample(kind, n=n, seed=seed, label=label, out=Path(out), interpolate=True, json=True, **options)
         return json.loads(capsys.readouterr().out)
 
     return run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow import drawing
+from genflow.cli import sample
 from genflow.client import Client
 from genflow.errors import SetupError, UsageError
 from genflow.sampling.engine import Engine, labels_for
@@ -39,7 +39,7 @@ def test_a_refusal_is_genflows_own_error(server: str) -> None:
 def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first model's, or a named one's; what only a run can do is refused."""
     def draw(address: str, out: Path, *sets: str) -> None:
-        drawing.sample(address, 4, 1, {"steps": 2}, "all", out, list(sets), json=False)
+        sample.sample(address, n=4, seed=1, steps=2, out=out, sets=list(sets))
 
     draw(server, tmp_path / "grid.png")
     assert Image.open(tmp_path / "grid.png").size[0] > 100

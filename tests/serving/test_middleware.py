@@ -63,6 +63,31 @@ def test_strict_json_is_json() -> None:
     assert strict(text.encode()) == json.loads(text)
 
 
+@pytest.mark.parametrize(
+    ("body", "deep"),
+    [
+        ("[" * 20 + "]" * 20, False),
+        ("[" * 21 + "]" * 21, True),
+        ('{"a":' * 21 + "1" + "}" * 21, True),
+        ("[" + "[]," * 50 + "{}]", False),
+        (json.dumps({"a": '"' + "[" * 30}), False),  # an escaped quote ends no string
+        (json.dumps({"a" + "\\" * 3: "[" * 30, "b": "\\"}), False),
+        (json.dumps({"a\\": "\\"})[:-1] + ', "b": ' + "[" * 21, True),  # an escaped backslash escapes nothing
+        ('"' + "[" * 30, False),
+        ('["' + "\\" * 2 + '", ' + "[" * 20, True),
+        ('["' + "\\" * 3 + '", ' + "[" * 20, False),  # the second quote is escaped: the string is not closed
+    ],
+)
+def test_depth_is_that_of_brackets_outside_strings(body: str, deep: bool) -> None:
+    """Twenty open at once pass, twenty-one are refused before the parser sees them."""
+    told = ""
+    try:
+        strict(body.encode())
+    except RequestError as refused:
+        told = refused.message
+    assert ("nested deeper than 20" in told) == deep
+
+
 class Fed:
     """An ASGI conversation in which the body comes in pieces, and what was read of it."""
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, TESTS
 
 from genflow.errors import DataError, ResourceError, SetupError, UsageError
 from genflow.storage.files import NODE, clear_disk_errors, write_atomically
@@ -99,7 +99,8 @@ from genflow.storage.store import Store
 make(Store(sys.argv[3]))
 """
     tests, root = Path(__file__).parent, ROOT
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    path = os.pathsep.join([str(root), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
     seen = []
     for calls in (3, 5, 7, 8, 9, 10, 11, 40):
         command = [sys.executable, "-c", script, str(tests), str(calls), str(store.root)]

@@ -3,7 +3,7 @@
 import pytest
 from support.finished import finished
 
-from genflow.commands import find_run
+from genflow.cli.dispatch import find_run
 from genflow.data.prepare import here, prepare
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Metrics: one a file."""

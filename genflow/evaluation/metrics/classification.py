@@ -9,7 +9,6 @@ References:
     https://arxiv.org/abs/1905.10887
 """
 
-from typing import Any
 
 import numpy as np
 
@@ -17,14 +16,13 @@ from genflow.data.shards import Dataset, to_display
 from genflow.evaluation.features import classifier
 from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.interval import proportion
+from genflow.evaluation.results import Metric
 
 STEPS = 100  # of the classifier's training: 25 passes over 500 samples; real rows have as many, so it is fair
 _floors: dict[tuple[str, str, int], float] = {}  # the same for every run of a dataset that a process measures
 
 
-def classification(
-    records: np.ndarray, labels: np.ndarray, data: Dataset, judge: FeatureReference
-) -> dict[str, Any] | None:
+def classification(records: np.ndarray, labels: np.ndarray, data: Dataset, judge: FeatureReference) -> Metric | None:
     """The accuracy as a metric, with Wilson's interval over real pictures; None without classes, or for points.
 
     Args:

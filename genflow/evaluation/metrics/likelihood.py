@@ -9,7 +9,6 @@ Points of the plane have a density instead of levels: nats a point, which may be
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import torch
 from genflow.data.shards import Dataset
 from genflow.evaluation.features.extractor import ROWS, DataSplits, Emit
 from genflow.evaluation.interval import Z
+from genflow.evaluation.results import Likelihood
 from genflow.maths.likelihood import bits_per_dim
 from genflow.maths.rng import SampleRng, key
 from genflow.sampling.engine import Engine
@@ -27,7 +27,7 @@ CELLS = 50_000_000  # of pixels times levels; beyond it the independent bar is l
 
 def likelihood(
     engine: Engine, data: Dataset, real: DataSplits, images: int, seed: int, tell: Emit
-) -> dict[str, Any] | None:
+) -> Likelihood | None:
     """What the family says of held-out records.
 
     Args:

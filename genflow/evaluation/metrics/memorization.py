@@ -13,7 +13,6 @@ References:
     https://arxiv.org/abs/2301.13188
 """
 
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from genflow.data.shards import Dataset, Split, to_x
 from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.interval import Interval, mean, proportion
+from genflow.evaluation.results import Metric
 from genflow.specs import DataSpec
 
 SHOWN = 200  # samples of which the standouts are looked for
@@ -29,7 +29,7 @@ SIDE, NEIGHBOURS, COPY = 16, 5, 0.5  # with 50 neighbours, held-out digits had 1
 ROWS = 2048  # training rows at a time
 
 
-def memorization(records: np.ndarray, data: Dataset, real: DataSplits) -> dict[str, dict[str, Any]] | None:
+def memorization(records: np.ndarray, data: Dataset, real: DataSplits) -> dict[str, Metric] | None:
     """`nearest` and `copies` as metrics; their floor is None where nothing is held out. None for points.
 
     Args:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]  # an Evaluation, or one whose run was renamed
 TEMPLATE = Path(__file__).parent / "templates/report.html.j2"
 ROOMS = ("genflow/evaluation/report", "genflow/evaluation/sweep.py")
 PICTURES_BYTES = 6_000_000  # of all grids together

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genflow import build
@@ -17,7 +17,7 @@ from genflow.storage.store import Artifact, Store
 NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # what changes no weight
 
 
-def commands(store: Store, rows: Sequence[dict[str, Any]]) -> list[str]:
+def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """`genflow prepare`, `train` for every run, and `compare`, with what differs from the presets.
 
     Args:

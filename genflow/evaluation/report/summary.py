@@ -4,7 +4,7 @@ Two values are told apart when they differ by more than their errors together (`
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genflow.evaluation.interval import Interval, order
@@ -12,7 +12,7 @@ from genflow.evaluation.report.table import number
 from genflow.evaluation.steps_needed import TOLERANCE, enough, still_improves
 from genflow.evaluation.sweep import beside_teachers
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]  # an Evaluation
 LOW_VARIETY, LOW_AGREEMENT = 0.7, 0.9
 KINDS = {
     "exact-dequantized": "exact, for dequantized data",

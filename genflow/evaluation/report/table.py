@@ -1,7 +1,7 @@
 """The comparison as rows of text, and which run is the best by a metric."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genflow.errors import UsageError, nearest
@@ -57,7 +57,7 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
-def best(found: Sequence[dict[str, Any]], metric: str = "fd") -> str:
+def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
     """The id of the run that a metric prefers.
 
     Raises:
@@ -73,7 +73,7 @@ def best(found: Sequence[dict[str, Any]], metric: str = "fd") -> str:
     return choose(measured, key=lambda run: measured[run])
 
 
-def _value(row: dict[str, Any], metric: str) -> float | None:
+def _value(row: Mapping[str, Any], metric: str) -> float | None:
     if metric == "ms":
         return row["speed"]["ms_batch_64"]
     if metric == "bits_per_dim":

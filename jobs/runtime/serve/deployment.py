@@ -22,7 +22,7 @@ from genflow.serving import app as http_app
 from genflow.serving.middleware import Limits, RequestLimitsMiddleware
 from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import Reply
-from genflow.serving.schemas import Task
+from genflow.serving.schemas import Asked, SampleRequest, Task
 from genflow.system import environment, source_hash
 from genflow.system.source_hash import digest
 from jobs.runtime.serve.retry_middleware import BUSY
@@ -106,9 +106,9 @@ class Sampler:
         assert self._service is not None
         return self._service
 
-    async def answer(self, task: Task, name: str, request: Document) -> Reply:
+    async def answer(self, task: Task, name: str, asked: Asked) -> Reply:
         """See `Service.answer`."""
-        reply = await self.service.answer(task, name, request)
+        reply = await self.service.answer(task, name, asked)
         if facts := reply.facts:
             tags = {"model": facts["model"]}
             self._samples.inc(facts["n"], tags=tags)
@@ -120,9 +120,9 @@ class Sampler:
         self._backlog.set(self.service.batcher.backlog())
         return reply
 
-    async def stream(self, name: str, request: Document) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, asked: SampleRequest) -> AsyncIterator[bytes]:
         """See `Service.stream`."""
-        async for event in self.service.stream(name, request):
+        async for event in self.service.stream(name, asked):
             yield event
 
     async def cards(self) -> list[Document]:

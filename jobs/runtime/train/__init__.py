@@ -1,1 +1,7 @@
-"""TODO."""
+"""Ray Train.
+
+    worker_group    start the workers, or train in this process where one device is enough
+    worker          what one worker does: open the data, build the family, fit
+    stop_signal     a flag that asks every worker to save and stop
+    prometheus      gauges on Ray's metrics page
+"""

@@ -39,12 +39,15 @@ def work(settings: dict[str, Any]) -> None:
     Args:
         settings: plain values, because a worker may be another machine: `store`, `recipe`, `dataset` (its id),
             `run` (its id), and whether this is the `alone` worker in the job's own process; if not, the `bell`.
+            The `alone` worker may get the `Recipe` itself, which this process has validated already.
 
     Raises:
         SetupError: the store is not what the job's own process sees.
         KeyboardInterrupt: a signal asked the only worker to end; its state is saved.
     """
-    store, recipe = _store(settings["store"]), parse(settings["recipe"])
+    store, recipe = _store(settings["store"]), settings["recipe"]
+    if not isinstance(recipe, Recipe):
+        recipe = parse(recipe)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     folder = store.folder("runs", settings["run"])

@@ -6,8 +6,8 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler
 
 from genflow.tuning import metrics
+from genflow.tuning.reports import Report
 from genflow.tuning.search import Search
-from genflow.tuning.trial import Report
 from genflow.tuning.trial_log import TrialLog, told
 
 Document = dict[str, Any]

@@ -16,9 +16,9 @@ from ray.tune.search.variant_generator import generate_variants
 
 from genflow.tuning import metrics
 from genflow.tuning.analysis import distribution
+from genflow.tuning.reports import Report
 from genflow.tuning.search import Search
 from genflow.tuning.space import Domain
-from genflow.tuning.trial import Report
 from genflow.tuning.trial_log import TrialLog, told
 
 Document = dict[str, Any]
@@ -200,8 +200,10 @@ def ending(reports: list[Report], error: bool) -> Document:
 def end_of(record: TrialLog, number: int, entry: Document) -> Report:
     """The last report of a trial that is over, with how it ended."""
     reports = record.reports(number)
-    status = {"status": entry["status"]} if entry["status"] in ("diverged", "failed") else {}
-    return {**(reports[-1] if reports else {}), **status}
+    report: Report = {**reports[-1]} if reports else {}
+    if entry["status"] in ("diverged", "failed"):
+        report["status"] = entry["status"]
+    return report
 
 
 def plain(value: Any) -> Any:

@@ -29,7 +29,7 @@ Shelved = tuple[Store, list[ServedModel]]
 
 
 def command(store: Store, *args: str) -> list[str]:
-    return [sys.executable, "-c", "from genflow.cli import main; main()", *args]
+    return [sys.executable, "-c", "from genflow.cli.app import main; main()", *args]
 
 
 def environment(store: Store) -> dict[str, str]:

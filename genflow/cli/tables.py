@@ -1,86 +1,106 @@
 """`genflow tables`: the plan and its cost before it starts, the pipeline, the tables after it."""
 
-import json as json_
-import shlex
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from genflow import commands, terminal
-from genflow.commands import Document, Where
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import Document, check_out, resolve_features, send
+from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets, complete_data
 from genflow.errors import UsageError, nearest
-from genflow.recipe.compose import assignments
-from genflow.storage.store import Store
-from genflow.system import environment
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.storage.store import Store
 
 OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
 MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
 KNOWN = ("cached", "diverged")  # states of stages that are not carried out again
-DIVERGED = ("NonFinite", "Trouble")
+DIVERGED = ("NonFinite", "TrainingDiverged", "Trouble")  # the last: what the second was called before
 FORMS = {".html": "report.html", ".md": "tables.md", ".json": "tables.json"}  # of the tables, by the suffix of --out
 
 
 def tables(
-    data: str, seeds: int | None, budget: float | None, sets: list[str], where: Where,
-    *, out: Path | None = None, dry_run: bool, json: bool,
-) -> None:  # fmt: skip
-    """`genflow tables`."""
-    from genflow.pipeline import graph
-    from genflow.tables import formatting, plan
-
-    commands.check_out(out)
+    data: Annotated[str, typer.Option(help="The dataset; digits is prepared.", autocompletion=complete_data)],
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Trainings of every family; 3 if left out.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="CPU minutes of each training; 0.12 if left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy the report (.html) or .md, .json here.")] = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Measure the two tables that the field quotes from memory: every family, a few seeds, one budget, your data."""
+    if budget is not None and budget <= 0:
+        raise UsageError(f"--budget is CPU minutes above 0, not {budget:g}", "genflow tables --data NAME --budget 1")
+    check_out(out)
     if out and out.suffix not in FORMS:
         raise UsageError(f"--out {out}: tables are written as {', '.join(FORMS)}", f"--out {out.with_suffix('.html')}")
+    from genflow.pipeline import graph
+    from genflow.recipe.compose import assignments
+    from genflow.storage.store import Store
+    from genflow.tables import plan
+
     store = Store()
     study = plan.load().of(_dataset(store, data), seeds=seeds, budget=budget)
     stages = study.stages(f"tables-{data}")
     stages["stages"]["tables"]["study"]["command"] = _command(data, seeds, budget, sets)
     overrides = assignments(sets)
     if spec := overrides.get("evaluate", {}).get("features"):
-        overrides["evaluate"]["features"] = commands.features(str(spec), store)
+        overrides["evaluate"]["features"] = resolve_features(str(spec), store)
     whole = graph.load(stages, plan.FILE, overrides)
-    left = Left.of(whole, store)
-    if json and dry_run:
-        terminal.document({"schema": "genflow.plan/1", "pipeline": whole.name, **left.document(), "stages": left.rows})
+    left = RemainingWork.of(whole, store)
+    if dry_run and json:
+        console.document({"schema": "genflow.plan/1", "pipeline": whole.name, **left.document(), "stages": left.rows})
         return
-    print_ = print if dry_run else terminal.note
+    print_ = print if dry_run else console.note
     for line in left.words(study, data):
         print_(line)
     if dry_run:
         rows = [(row["stage"], row["job"], row["artifact"], row["state"]) for row in left.rows]
-        print(terminal.table(("stage", "job", "artifact", "state"), rows, left=4))
+        print(console.table(("stage", "job", "artifact", "state"), rows, left=4))
         return
     document = {"pipeline": stages, "overrides": overrides}
-    done = commands.send("pipeline", document, store, where, json=json, hear=left.hear)
+    done = send("pipeline", document, store, cluster, address, json=json, hear=left.hear)
     made: Document = next(stage for stage in done["stages"] if stage["job"] == "tables")
     if out:
         shutil.copyfile(Path(made["path"]) / FORMS[out.suffix], out)
     if json:
-        terminal.document(made)
+        console.document(made)
     else:
-        for table in made["tables"]:
-            print(formatting.as_text(table) + "\n")
-        print("\n".join(formatting.claim_line(claim) for claim in made["claims"]) + "\n")
-        print("\n".join(made["verdict"]))
-        print(f"\nreport   {Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
-        if out:
-            print(f"         {out}")
-        terminal.next_commands("genflow recommend --max-latency 50ms", "genflow ui")
+        _show(made, out)
     if any(failure["kind"] not in DIVERGED for failure in made["failed"]):
         raise SystemExit(1)
 
 
+def _show(made: Document, out: Path | None) -> None:
+    from genflow.tables import formatting
+
+    for table in made["tables"]:
+        print(formatting.as_text(table) + "\n")
+    print("\n".join(formatting.claim_line(claim) for claim in made["claims"]) + "\n")
+    print("\n".join(made["verdict"]))
+    print(f"\nreport   {Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
+    if out:
+        print(f"         {out}")
+    console.next_commands("genflow recommend --max-latency 50ms", "genflow ui")
+
+
 def _command(data: str, seeds: int | None, budget: float | None, sets: list[str]) -> str:
+    import shlex
+
     words = ["genflow", "tables", "--data", data]
     words += ["--seeds", str(seeds)] if seeds else []
     words += ["--budget", f"{budget:g}"] if budget else []
     return shlex.join([*words, *(word for value in sets for word in ("--set", value))])
 
 
-def _dataset(store: Store, name: str) -> Any:
+def _dataset(store: "Store", name: str) -> Any:
     """A dataset of the store by its id; else, if the name is that of a source, how to prepare it.
 
     Raises:
@@ -99,27 +119,30 @@ def _dataset(store: Store, name: str) -> Any:
         ) from error
 
 
-@dataclass
-class Left:
+class RemainingWork:
     """What is still to do, and what it will cost.
 
     Args:
         rows: of the plan: {stage, job, needs, artifact, state}.
         seconds: of each stage that is to do.
         training: CPU seconds of those trainings.
+        cores: of this machine.
     """
 
-    rows: list[Document]
-    seconds: dict[str, float]
-    training: float
-    began: float = 0.0
-    told: float = 0.0
-    spent: float = 0.0
+    def __init__(self, rows: list[Document], seconds: dict[str, float], training: float, cores: int) -> None:
+        self.rows = rows
+        self.seconds = seconds
+        self.training = training
+        self.cores = cores
+        self._began = 0.0
+        self._told = 0.0
+        self._spent = 0.0
 
     @classmethod
-    def of(cls, whole: Any, store: Store) -> "Left":
+    def of(cls, whole: Any, store: "Store") -> "RemainingWork":
         """Of a pipeline, as far as it can be known before anything runs."""
         from genflow.pipeline import plan
+        from genflow.system import environment
 
         rows = plan.foresee(whole, store)
         to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] not in KNOWN]
@@ -134,7 +157,7 @@ class Left:
                 swept = bool(stage.recipe.evaluate.steps)
                 took += seen.get(swept, MEASURING_S[swept])
             seconds[stage.name] = took
-        return cls(rows, seconds, training)
+        return cls(rows, seconds, training, environment.cores())
 
     def document(self) -> Document:
         """For JSON: seconds and CPU hours."""
@@ -143,7 +166,7 @@ class Left:
 
     def eta(self) -> float:
         """Seconds on this machine's cores."""
-        return sum(self.seconds.values()) / environment.cores()
+        return sum(self.seconds.values()) / self.cores
 
     def words(self, study: Any, data: str) -> list[str]:
         """The plan in a few lines."""
@@ -153,12 +176,12 @@ class Left:
         to_do = [row for row in trainings if row["state"] not in KNOWN]
         hours = sum(self.seconds.values()) / 3600
         about = "" if not self.seconds else (
-            f"; about {terminal.duration(self.eta())} on {environment.cores()} cores, {hours:.2f} CPU hours, "
+            f"; about {console.duration(self.eta())} on {self.cores} cores, {hours:.2f} CPU hours, "
             f"{self.training / 3600:.2f} of them training"
         )  # fmt: skip
         return [
             f"tables   {data}: {families} families × {seeds} seed{'s' * (seeds > 1)}, "
-            f"{terminal.duration(60 * study.budget)} of CPU each; again at other learning rates, for less time, "
+            f"{console.duration(60 * study.budget)} of CPU each; again at other learning rates, for less time, "
             "and on data whose modes are known",
             f"         {len(to_do)} of {len(trainings)} trainings and {len(self.seconds)} of {len(self.rows)} stages "
             f"are to do{about}",
@@ -166,24 +189,27 @@ class Left:
 
     def hear(self, event: Document) -> None:
         """Follow the pipeline's events, and say now and then how far it is."""
-        self.began = self.began or time.monotonic()
+        self._began = self._began or time.monotonic()
         if event["event"] != "stage" or event["status"] in ("running", "cached"):
             return
-        self.spent += self.seconds.pop(event["name"], 0.0)
+        self._spent += self.seconds.pop(event["name"], 0.0)
         now = time.monotonic()
-        if not self.seconds or now - self.told < 30:
+        if not self.seconds or now - self._told < 30:
             return
-        self.told = now
-        pace = (now - self.began) / self.spent if self.spent else 1 / environment.cores()
+        self._told = now
+        pace = (now - self._began) / self._spent if self._spent else 1 / self.cores
         left = pace * sum(self.seconds.values())
         done = len(self.rows) - len(self.seconds)
-        terminal.note(f"         {done} of {len(self.rows)} stages; ETA {terminal.duration(left)}")
+        console.note(f"         {done} of {len(self.rows)} stages; ETA {console.duration(left)}")
 
 
-def _measured(store: Store) -> dict[bool, float]:
+def _measured(store: "Store") -> dict[bool, float]:
     """Seconds that evaluations in this store took, with a sweep and without: the median of either."""
+    import json
+    from statistics import median
+
     took: dict[bool, list[float]] = {True: [], False: []}
     for evaluation in store.artifacts("evaluations")[-60:]:
-        document = json_.loads(evaluation.file("metrics.json").read_text())
+        document = json.loads(evaluation.file("metrics.json").read_text())
         took[bool(document["evaluate"]["steps"])].append(document["seconds"])
     return {swept: median(seconds) for swept, seconds in took.items() if seconds}

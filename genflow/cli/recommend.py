@@ -1,23 +1,30 @@
-"""`genflow recommend`: which run, sampler and steps to deploy, from what was measured."""
+"""`genflow recommend`."""
 
 import re
-import shlex
-from typing import Any
+from typing import Annotated
 
-from genflow import terminal
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import Document
+from genflow.cli.options import AsJson, complete_data
 from genflow.errors import UsageError
-from genflow.storage.store import Store
-
-Document = dict[str, Any]
 
 
-def recommend(data: str, max_latency: str, min_quality: str, *, json: bool) -> None:
-    """`genflow recommend`."""
+def recommend(
+    max_latency: Annotated[str, typer.Option(metavar="TIME", help="One sample alone takes at most this: 50ms.")] = "",
+    min_quality: Annotated[
+        str, typer.Option(metavar="FD", help="The largest fd that is good enough: 2.5, or 3x the floor.")
+    ] = "",
+    data: Annotated[str, typer.Option(help="The dataset; else the newest.", autocompletion=complete_data)] = "",
+    json: AsJson = False,
+) -> None:
+    """Say which run, sampler and steps to deploy, from everything that was measured, with the serve command."""
     from genflow.evaluation import selection
+    from genflow.storage.store import Store
 
     most_ms = latency(max_latency) if max_latency else None
-    store = Store()
-    choices = selection.choices(store, data)
+    choices = selection.choices(Store(), data)
     most_fd = quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
     chosen = selection.choose(choices, most_ms, most_fd)
     best = selection.front(choices)
@@ -31,15 +38,15 @@ def recommend(data: str, max_latency: str, min_quality: str, *, json: bool) -> N
         "max_fd": most_fd,
     }
     if json:
-        terminal.document(document)
+        console.document(document)
         return
     rows = [_row(point, point is chosen) for point in best]
     if not any(point is chosen for point in best):
         rows.insert(0, _row(chosen, True))
     head = ("", "run", "family", "sampler", "steps", "nfe", "fd (95 %)", "× floor", "ms alone", "ms in 64")
-    print(terminal.table(head, rows, left=4))
-    print(f"\n{told(chosen, len(choices))}")
-    terminal.next_commands(*document["commands"])
+    print(console.table(head, rows, left=4))
+    print(f"\n{sentence(chosen, len(choices))}")
+    console.next_commands(*document["commands"])
 
 
 def latency(text: str) -> float:
@@ -77,13 +84,15 @@ def _number(text: str) -> float | None:
 
 def commands(chosen: Document) -> list[str]:
     """What serves it, and what asks the served model for these settings."""
+    import shlex
+
     options = {key: value for key, value in chosen["options"].items() if key in ("steps", "sampler", "guidance")}
     flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     ask = shlex.join(["genflow", "sample", "--endpoint", "http://127.0.0.1:8000", *flags])
     return [shlex.join(["genflow", "serve", chosen["run"]]), ask]
 
 
-def told(chosen: Document, measured: int) -> str:
+def sentence(chosen: Document, measured: int) -> str:
     """The choice in a sentence."""
     from genflow.evaluation.report.table import number
 

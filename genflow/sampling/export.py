@@ -1,4 +1,4 @@
-"""What `genflow export` does: a folder that other programs read.
+"""Write a run as a folder that other programs read.
 
     safetensors    the averaged weights, the recipe, the facts and a card; `Engine.from_folder` draws from it
     diffusers      a folder that `diffusers.DiffusionPipeline.from_pretrained` loads and its stock pipelines sample:
@@ -6,42 +6,48 @@
     torch_export   one program file, noise and label in, samples out, that PyTorch alone runs: one-pass samplers
 """
 
-import json as jsonlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from genflow import terminal
-from genflow.commands import find_run
 from genflow.errors import SetupError, UsageError, nearest
 from genflow.families.base import Family
 from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.files import write_atomically
-from genflow.storage.store import Artifact, Store
+from genflow.storage.store import Artifact
 
 
-def export(reference: str, to: str, out: Path | None, *, json: bool) -> None:
-    """`genflow export`."""
-    if to not in FORMS:
-        raise UsageError(f"cannot export to {to!r}{nearest(to, list(FORMS))}", f"use --to {', '.join(FORMS)}")
-    run = find_run(Store(), reference)
-    engine = Engine.load(run)
-    folder = out or Path(f"{run.name}-export")
+def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
+    """Write a run, and its newest picture of samples, into a folder.
+
+    Args:
+        run: what is written.
+        engine: of that run, with its averaged weights.
+        form: one of `FORMS`.
+        folder: made if it does not exist.
+
+    Raises:
+        UsageError: the form is unknown, the folder is not empty, or the run's family or net does not fit the form.
+        SetupError: the folder cannot be written.
+    """
+    check_form(form)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "choose another --out")
     try:
-        FORMS[to](run, engine, folder)
+        FORMS[form](run, engine, folder)
         if grids := sorted(run.path.glob("samples/*.png")):
             shutil.copyfile(grids[-1], folder / "samples.png")
     except OSError as error:
         raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
-    if json:
-        terminal.document({"schema": "genflow.export/1", "run": run.id, "path": str(folder.absolute()), "to": to})
-        return
-    weights = sum(p.numel() for p in engine.family.parameters())
-    print(f"export   {folder}  {weights:,} weights of {run.id}, for {to}")
+
+
+def check_form(form: str) -> None:
+    """Raises UsageError, with the nearest, where there is no such form."""
+    if form not in FORMS:
+        raise UsageError(f"cannot export to {form!r}{nearest(form, list(FORMS))}", f"use --to {', '.join(FORMS)}")
 
 
 def forms(family: type[Family]) -> list[str]:
@@ -61,7 +67,7 @@ def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
     write_atomically(folder / "weights.safetensors", save(state, metadata))
     for name in (RECIPE, "facts.json"):
         write_atomically(folder / name, (run.path / name).read_bytes())
-    write_atomically(folder / "state.json", jsonlib.dumps({"step": engine.step, "run": run.id}))
+    write_atomically(folder / "state.json", json.dumps({"step": engine.step, "run": run.id}))
     use = """from pathlib import Path
 from genflow.sampling.engine import Engine
 

@@ -1,4 +1,4 @@
-"""What `genflow cluster` does: thin over Ray's own launcher, with a check before and an address after."""
+"""`genflow cluster`: Ray's own launcher, with a check of the cluster's file before it and an address after it."""
 
 import contextlib
 import os
@@ -8,87 +8,83 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from genflow import terminal
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import Document
+from genflow.cli.options import Address, AsJson, Yes
 from genflow.errors import ClusterError, SetupError, UsageError
-from genflow.launch import cluster_config
-from genflow.launch.ray_dashboard import PORT, Dashboard
-from genflow.system import environment
-from genflow.system.source_hash import resources_dir
 
-Document = dict[str, Any]
+app = typer.Typer(help="A cluster's machines: bring them up and down, and look at them.", no_args_is_help=True)
+File = Annotated[str, typer.Argument(metavar="[FILE]", help="The cluster's file; cluster.yaml if left out.")]
 
 TUNNEL_S = 60.0  # the longest that an ssh tunnel takes to stand
 
 
-def validate(reference: str, *, json: bool) -> None:
-    """`genflow cluster validate`.
+@app.command()
+def validate(file: File = "", json: AsJson = False) -> None:
+    """Check a cluster's file, or a manifest of KubeRay's, without asking any machine."""
+    from genflow.launch import cluster_config
 
-    Raises:
-        UsageError: something is wrong; each problem has been printed as a line.
-    """
-    path = _path(reference)
+    path = _path(file)
     document = cluster_config.read(path)
     found = cluster_config.problems(document, Path.cwd())
     if json:
-        terminal.document({"schema": "genflow.cluster.validate/1", "file": str(path), "problems": found})
+        console.document({"schema": "genflow.cluster.validate/1", "file": str(path), "problems": found})
     else:
         print("\n".join(f"✘ {path}: {problem}" for problem in found) or f"✔ {path}: {_words(document)}")
     if found:
         raise UsageError(f"{path} has {len(found)} problem{'s' * (len(found) > 1)}", "mend the lines above")
 
 
-def up(reference: str, *, yes: bool) -> None:
-    """`genflow cluster up`: check the file, make the token, let Ray bring the machines up.
+@app.command()
+def up(file: File = "", yes: Yes = False) -> None:
+    """Bring a cluster up by Ray's launcher, with token authentication."""
+    from genflow.launch import cluster_config
+    from genflow.launch.ray_dashboard import PORT
+    from genflow.system import environment
 
-    Raises:
-        UsageError: the file is wrong, or nobody said yes.
-        ClusterError: the launcher failed.
-    """
-    path, document = _launchable(reference)
+    path, document = _launchable(file)
     if not os.environ.get("RAY_AUTH_TOKEN"):
         environment.ensure_token()
     if found := cluster_config.problems(document, Path.cwd()):
         raise UsageError(f"{path}: {found[0]}", f"genflow cluster validate {path}")
-    _ask(f"bring up {_words(document)}? [y/N] ", f"{path} would be brought up", yes)
+    console.confirm(f"bring up {_words(document)}? [y/N] ", f"{path} would be brought up", yes)
     _launch(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
-    terminal.next_commands(f"genflow cluster dashboard {path}", f"genflow doctor --cluster --address 127.0.0.1:{PORT}")
+    console.next_commands(f"genflow cluster dashboard {path}", f"genflow doctor --cluster --address 127.0.0.1:{PORT}")
 
 
-def down(reference: str, *, yes: bool) -> None:
-    """`genflow cluster down`.
+@app.command()
+def status(file: File = "", address: Address = "", json: AsJson = False) -> None:
+    """Show a cluster's nodes, their resources, and the versions there."""
+    from genflow.launch.ray_dashboard import Dashboard
+    from genflow.system import environment
 
-    Raises:
-        UsageError: nobody said yes.
-        ClusterError: the launcher failed.
-    """
-    path, document = _launchable(reference)
-    what = "Ray on its machines is stopped" if cluster_config.is_local(document) else "its machines and their disks go"
-    _ask(f"{document['cluster_name']}: {what}. Sure? [y/N] ", what, yes)
-    _launch(document, "down", str(path), "-y")
-    print(f"down     {document['cluster_name']}")
-
-
-def status(reference: str, address: str, *, json: bool) -> None:
-    """`genflow cluster status`: nodes, resources and versions of a cluster by its address, or by its file."""
-    named = address or ("" if reference else os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
-    with contextlib.nullcontext(named) if named else _tunnel(*_launchable(reference), environment.free_port()) as where:
+    named = address or ("" if file else os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
+    with contextlib.nullcontext(named) if named else _tunnel(*_launchable(file), environment.free_port()) as where:
         dashboard = Dashboard.at(where)
         facts = {"address": dashboard.address, "authentication": dashboard.mode(), "ray": dashboard.ray_version()}
         facts, nodes = facts | {"python": dashboard.python_version()}, dashboard.nodes()
     if json:
-        terminal.document({"schema": "genflow.cluster.status/1", **facts, "nodes": nodes})
+        console.document({"schema": "genflow.cluster.status/1", **facts, "nodes": nodes})
         return
     print(f"cluster  Ray {facts['ray']} · Python {facts['python']} · authentication {facts['authentication']}")
     kind = ["head" if node["head"] else node["group"] or "worker" for node in nodes]
     rows = [(n["name"], n["address"], k, *_resources(n["resources"])) for n, k in zip(nodes, kind, strict=True)]
-    print(terminal.table(("node", "address", "group", "CPU", "GPU", "memory"), rows, left=3))
+    print(console.table(("node", "address", "group", "CPU", "GPU", "memory"), rows, left=3))
 
 
-def dashboard(reference: str, port: int) -> None:
-    """`genflow cluster dashboard`: a tunnel to it, until Ctrl-C."""
-    path, document = _launchable(reference)
+@app.command()
+def dashboard(
+    file: File = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")] = 8265,
+) -> None:
+    """Open a tunnel to a cluster's dashboard, until Ctrl-C."""
+    from genflow.system import environment
+
+    path, document = _launchable(file)
     port = port or environment.free_port()
     if not environment.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow cluster dashboard --port 0 takes a free one")
@@ -100,8 +96,22 @@ def dashboard(reference: str, port: int) -> None:
                 time.sleep(3600)
 
 
+@app.command()
+def down(file: File = "", yes: Yes = False) -> None:
+    """Take a cluster down."""
+    from genflow.launch import cluster_config
+
+    path, document = _launchable(file)
+    what = "Ray on its machines is stopped" if cluster_config.is_local(document) else "its machines and their disks go"
+    console.confirm(f"{document['cluster_name']}: {what}. Sure? [y/N] ", what, yes)
+    _launch(document, "down", str(path), "-y")
+    print(f"down     {document['cluster_name']}")
+
+
 def _path(reference: str) -> Path:
     """The file that is meant: FILE, or cluster.yaml here, or the one that genflow ships."""
+    from genflow.system.source_hash import resources_dir
+
     if reference:
         return Path(reference).expanduser()
     here = Path("cluster.yaml")
@@ -109,6 +119,8 @@ def _path(reference: str) -> Path:
 
 
 def _launchable(reference: str) -> tuple[Path, Document]:
+    from genflow.launch import cluster_config
+
     path = _path(reference)
     document = cluster_config.read(path)
     if cluster_config.is_manifest(document):
@@ -118,6 +130,8 @@ def _launchable(reference: str) -> tuple[Path, Document]:
 
 def _words(document: Document) -> str:
     """A cluster's file in a few words."""
+    from genflow.launch import cluster_config
+
     if cluster_config.is_manifest(document):
         return f"{document['kind']} {document['metadata']['name']}"
     provider = document["provider"]
@@ -134,17 +148,10 @@ def _resources(have: Document) -> tuple[str, str, str]:
     return f"{have.get('CPU', 0):g}", f"{have.get('GPU', 0):g}", f"{have.get('memory', 0) / 2**30:.1f} GiB"
 
 
-def _ask(question: str, what: str, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(what, "say --yes")
-    if input(question).strip().lower() not in ("y", "yes"):
-        raise SystemExit(0)
-
-
 def _ray(document: Document) -> tuple[list[str], dict[str, str]]:
     """Ray's launcher as a command, and its environment."""
+    from genflow.launch import cluster_config
+
     variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     if cluster_config.is_local(document):  # Ray 2.60's second autoscaler never contacts the workers
         variables.setdefault("RAY_UP_enable_autoscaler_v2", "0")
@@ -165,6 +172,8 @@ def _tunnel(path: Path, document: Document, port: int) -> Iterator[str]:
     Raises:
         ClusterError: it does not come to stand.
     """
+    from genflow.system import environment
+
     command, variables = _ray(document)
     process = subprocess.Popen(
         [*command, "dashboard", str(path), "--port", str(port), "--no-config-cache"], env=variables, text=True,

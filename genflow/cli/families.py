@@ -1,24 +1,54 @@
-"""What `genflow families` prints: every family's own words about itself, read from its code and never written twice."""
+"""`genflow families`: every family's own words about itself, read from its code and never written twice."""
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from genflow import families, terminal
-from genflow.exporting import forms
-from genflow.families.base import Family, has_encoder
-from genflow.recipe.files import read
-from genflow.storage.files import write_atomically
-from genflow.system.source_hash import resources_dir
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import Document
+from genflow.cli.options import AsJson
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.families.base import Family
 
 COLUMNS = ("family", "objective", "evaluations", "likelihood", "conditional", "encode", "teacher", "export")
 NONE = "—"
 BEGIN, END = "<!-- genflow families -->\n", "<!-- end -->\n"
 
 
-def describe(kind: str) -> dict[str, Any]:
-    """One family as a JSON document."""
-    family = families.family_class(kind)
+def families(
+    json: AsJson = False,
+    into: Annotated[Path | None, typer.Option(help="Renew the table in this Markdown file.", hidden=True)] = None,
+) -> None:
+    """List the families: objective, evaluations, likelihood, codes."""
+    if into is not None:
+        from genflow.storage.files import write_atomically
+
+        write_atomically(into, rewritten(into.read_text(encoding="utf-8")))
+        return
+    found = describe_all()
+    if json:
+        console.document({"schema": "genflow.families/1", "families": found})
+        return
+    print(console.table(COLUMNS, [_row(family) for family in found], left=len(COLUMNS)))
+    console.next_commands("genflow train flow_matching --data NAME", "genflow train FAMILY --data NAME --dry-run")
+
+
+def describe_all() -> list[Document]:
+    """Every family as a JSON document."""
+    from genflow.families import family_class, kinds
+
+    return [_describe(kind, family_class(kind)) for kind in kinds()]
+
+
+def _describe(kind: str, family: "type[Family]") -> Document:
+    from genflow.families.base import has_encoder
+    from genflow.recipe.files import read
+    from genflow.sampling.export import forms
+    from genflow.system.source_hash import resources_dir
+
     options = inspect.signature(family.sample).parameters
     preset = resources_dir() / "pipelines" / f"{kind}.yaml"
     return {
@@ -38,12 +68,12 @@ def describe(kind: str) -> dict[str, Any]:
     }
 
 
-def _is_conditional(family: type[Family]) -> bool:
+def _is_conditional(family: "type[Family]") -> bool:
     """Whether its loss looks at the batch's labels."""
     return "label" in inspect.getsource(family.loss)
 
 
-def row(found: dict[str, Any]) -> tuple[str, ...]:
+def _row(found: Document) -> tuple[str, ...]:
     """A family's line of the table."""
     kinds = {"lower-bound": "lower bound", "ode-estimate": "ODE estimate", "exact-dequantized": "exact, dequantized"}
     return (
@@ -58,16 +88,16 @@ def row(found: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _conditional(found: dict[str, Any]) -> str:
+def _conditional(found: Document) -> str:
     if not found["conditional"]:
         return NONE
     return "on class, with guidance" if found["guidance"] else "on class"
 
 
-def markdown() -> str:
+def _markdown() -> str:
     """The table as Markdown."""
     head = ["", *COLUMNS[1:]]
-    rows = [row(describe(kind)) for kind in families.kinds()]
+    rows = [_row(found) for found in describe_all()]
     lines = [head, ["---"] * len(head), *([f"`{cells[0]}`", *cells[1:]] for cells in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -75,17 +105,4 @@ def markdown() -> str:
 def rewritten(text: str) -> str:
     """A document with the table between its two marks made anew."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}{markdown()}{END}{rest.partition(END)[2]}"
-
-
-def show(*, json: bool, into: Path | None = None) -> None:
-    """`genflow families`."""
-    if into is not None:
-        write_atomically(into, rewritten(into.read_text(encoding="utf-8")))
-        return
-    found = [describe(kind) for kind in families.kinds()]
-    if json:
-        terminal.document({"schema": "genflow.families/1", "families": found})
-        return
-    print(terminal.table(COLUMNS, [row(family) for family in found], left=len(COLUMNS)))
-    terminal.next_commands("genflow train flow_matching --data NAME", "genflow train FAMILY --data NAME --dry-run")
+    return f"{before}{BEGIN}{_markdown()}{END}{rest.partition(END)[2]}"

@@ -1,15 +1,15 @@
-"""`genflow doctor`: what this machine (and a cluster) has, and the cure for what it lacks."""
+"""What this machine needs for training and serving, one check a line; `preflight` has those of a cluster."""
 
 import importlib.metadata
 import os
 import platform
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 
-from genflow import terminal
-from genflow.errors import BY_CODE, GenflowError, SetupError
+from packaging.version import InvalidVersion, Version
+
+from genflow.errors import GenflowError, SetupError
 from genflow.launch.preflight import Check
 from genflow.storage.store import Store
 from genflow.system import environment
@@ -19,10 +19,10 @@ NEEDED_BYTES = 2 * 10**9  # a small run's shards, checkpoints and MLflow store, 
 PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", "pillow": "11", "pydantic": "2.9"}
 
 
-def local() -> Iterator[Check]:
-    """This machine."""
+def checks() -> Iterator[Check]:
+    """Python, the packages, the device, the store, Ray's token, the loopback, and the files that genflow ships."""
     version = platform.python_version()
-    yield Check("python", version >= "3.11", version, "genflow needs Python 3.11 or newer")
+    yield Check("python", _is_at_least(version, "3.11"), version, "genflow needs Python 3.11 or newer")
     for package, least in PACKAGES.items():
         yield _package(package, least)
     yield _torch()
@@ -39,8 +39,15 @@ def _package(package: str, least: str) -> Check:
         have = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return Check(package, False, "not installed", f"pip install -c constraints.txt '{package}>={least}'")
-    numbers = [tuple(int(p) for p in v.split("+")[0].split(".")[:3] if p.isdigit()) for v in (have, least)]
-    return Check(package, numbers[0] >= numbers[1], have, f"pip install -c constraints.txt '{package}>={least}'")
+    return Check(package, _is_at_least(have, least), have, f"pip install -c constraints.txt '{package}>={least}'")
+
+
+def _is_at_least(have: str, least: str) -> bool:
+    """Whether a version is not older than another by PEP 440; False for text that is no version."""
+    try:
+        return Version(have.removesuffix("+")) >= Version(least)  # a Python built from a checkout ends in "+"
+    except InvalidVersion:
+        return False
 
 
 def _torch() -> Check:
@@ -82,38 +89,3 @@ def _loopback() -> Check:
             return Check("loopback", True, "127.0.0.1")
     except OSError as error:
         return Check("loopback", False, str(error), "Ray and MLflow need the loopback interface: ip link set lo up")
-
-
-def on_cluster(address: str) -> Iterator[Check]:
-    """A cluster: what is checked before a job is sent there."""
-    from genflow.launch import remote
-
-    try:
-        yield from remote.checks(address)
-    except GenflowError as error:
-        yield Check("address", False, error.message, error.hint, error.code)
-
-
-def run(*, cluster: bool, address: str, json: bool) -> None:
-    """Print the list.
-
-    Raises:
-        GenflowError: something is missing, of the first such check's own kind.
-    """
-    looks: list[Callable[[], Iterator[Check]]] = [local]
-    if cluster:
-        looks.append(lambda: on_cluster(address))
-    checks = [check for look in looks for check in look()]
-    bad = [check for check in checks if not check.ok]
-    if json:
-        terminal.document({"schema": "genflow.doctor/1", "ok": not bad, "checks": [asdict(c) for c in checks]})
-    else:
-        for check in checks:
-            print(f"{'✔' if check.ok else '✘'} {check.name:<20} {check.found}")
-            if not check.ok and check.cure:
-                print(f"    fix: {check.cure}")
-    if bad:
-        names = ", ".join(check.name for check in bad)
-        kind = BY_CODE.get(bad[0].code, SetupError)
-        raise kind(f"{len(bad)} of {len(checks)} checks failed: {names}", bad[0].cure)
-

@@ -4,15 +4,16 @@
 TERM=dumb and CI are honoured; elsewhere a line every few seconds.
 """
 
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genflow.errors import GenflowError
-from genflow.system.events import Event
+from genflow.errors import GenflowError, UsageError
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.system.events import Event
 
 EVERY_SECONDS = 10.0  # between two progress lines off a terminal
 
@@ -44,6 +45,8 @@ def fail(error: GenflowError, verbose: bool) -> int:
 
 def document(value: Any) -> None:
     """Print the one JSON document."""
+    import json
+
     print(json.dumps(value, indent=2, default=str))
 
 
@@ -58,21 +61,38 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def date(seconds: float) -> str:
+    """A time since the epoch as a local date and time, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A plain table: the first `left` columns to the left, numbers to the right."""
     cells = [[str(cell) for cell in row] for row in [headers, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    widths = [max(width(row[i]) for row in cells) for i in range(len(headers))]
 
     def line(row: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        spaces = [" " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)]
+        padded = [cell + pad if i < left else pad + cell for i, (cell, pad) in enumerate(zip(row, spaces, strict=True))]
         return "  ".join(padded).rstrip()
 
     first, *rest = (line(row) for row in cells)
-    return "\n".join([first, "  ".join("─" * width for width in widths), *rest])
+    return "\n".join([first, "  ".join("─" * w for w in widths), *rest])
+
+
+def width(text: str) -> int:
+    """The columns that text takes on a terminal: a Chinese character takes two, a combining accent none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def setting(value: Any) -> str:
     """A setting as it would be typed."""
+    import json
+
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
@@ -92,6 +112,20 @@ def trials(metrics: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str,
 def next_commands(*commands: str) -> None:
     """What to do now, after a result."""
     print("\nNext:  " + "\n       ".join(commands))
+
+
+def confirm(question: str, consequence: str, yes: bool) -> None:
+    """Ask before something is done that cannot be undone; any answer but yes ends the command.
+
+    Raises:
+        UsageError: standard input is no terminal, and --yes was not given.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(consequence, "say --yes")
+    if input(question).strip().lower() not in ("y", "yes"):
+        raise SystemExit(0)
 
 
 class Progress:
@@ -132,7 +166,7 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: "Event") -> None:
         """Show an event."""
         match event["event"]:
             case "progress":
@@ -146,7 +180,7 @@ class Progress:
             case "note":
                 self._print(event["message"])
 
-    def _progress(self, event: Event) -> None:
+    def _progress(self, event: "Event") -> None:
         what = str(event.get("run") or event.get("dataset") or "")
         task = f"{event['stage']:<8} {what.rpartition('-')[0] or what}"
         share = event.get("position")
@@ -163,7 +197,7 @@ class Progress:
             self._told[task] = now
             note(f"{task}  {share:4.0%}  {text}")
 
-    def _trials(self, event: Event) -> None:
+    def _trials(self, event: "Event") -> None:
         """A search's trials: a live table, or elsewhere a line a trial that is over."""
         if self._live:
             head, lines = trials(event["metrics"], event["keys"], event["rows"])
@@ -178,7 +212,7 @@ class Progress:
         params = "  ".join(f"{key}={setting(x)}" for key, x in row["params"].items())
         self._print(f"trial {row['trial']:<4} {row['status']:<9} {value}{'  (best)' if best else ''}  {params}")
 
-    def _stage(self, event: Event) -> None:
+    def _stage(self, event: "Event") -> None:
         text = {"cached": "cached", "skipped": "skipped: what it needs failed", "failed": "failed"}
         if event["status"] in text:
             made = event.get("document", {})
@@ -194,7 +228,7 @@ class Progress:
             note(text)
 
 
-def describe(event: Event, share: float) -> str:
+def describe(event: "Event", share: float) -> str:
     """A progress event's numbers in words."""
     parts = [f"{event['step']:,}/{event['steps']:,}" if event.get("steps") else f"{event['step']:,}"]
     if (loss := event.get("loss")) is not None:

@@ -1,0 +1,88 @@
+"""`genflow data`: the datasets in the store."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import remove
+from genflow.cli.options import AsJson, DataRef, Yes
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.data.shards import Dataset
+
+app = typer.Typer(help="The datasets in the store.", no_args_is_help=True)
+
+
+@app.command("ls")
+def list_data(json: AsJson = False) -> None:
+    """List the datasets."""
+    from genflow.storage.store import Store
+
+    store = Store()
+    datasets = store.artifacts("datasets")
+    if json:
+        documents = [{"dataset": d.id, "name": d.name, **d.meta.get("facts", {})} for d in datasets]
+        console.document({"schema": "genflow.datasets/1", "datasets": documents})
+        return
+    if not datasets:
+        print(f"no datasets in {store.url}")
+        console.next_commands("genflow prepare digits", "genflow prepare ~/my_pictures --size 32")
+        return
+    rows = []
+    for dataset in datasets:
+        facts = dataset.meta.get("facts", {})
+        shape = "×".join(str(n) for n in facts.get("shape", ()))
+        made = console.date(dataset.manifest.get("created", 0))
+        rows.append((dataset.id, dataset.name, f"{sum(facts.get('splits', {}).values()):,}", shape, made))
+    print(console.table(("dataset", "name", "rows", "C×H×W", "made"), rows, left=2))
+
+
+@app.command()
+def show(
+    dataset: DataRef,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The preview's file.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Print a dataset's facts and write a preview."""
+    from genflow.data import preview
+    from genflow.data.shards import Dataset
+    from genflow.storage.files import write_atomically
+    from genflow.storage.store import Store
+
+    opened = Dataset.open(Store().find("datasets", dataset))
+    document = preview.show(opened)
+    file = write_atomically(out or Path(f"{opened.artifact.name}-preview.png"), preview.preview(opened))
+    document["preview"] = str(file.absolute())
+    if json:
+        console.document(document)
+        return
+    for key, value in _lines(opened, file).items():
+        print(f"{key:<12} {value}")
+    console.next_commands(f"genflow train flow_matching --data {opened.artifact.name}")
+
+
+def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:
+    facts = dataset.facts
+    lines = {
+        "dataset": dataset.artifact.id,
+        "path": dataset.artifact.path,
+        "rows": ", ".join(f"{rows:,} {name}" for name, rows in facts.splits.items()),
+        "shape": "points of the plane" if facts.is_points else "{} × {} × {} (C × H × W)".format(*facts.shape),
+        "levels": facts.levels or "continuous",
+        "mean, sigma": f"{facts.mean:.4f}, {facts.sigma_data:.4f}",
+        "fingerprint": facts.fingerprint[:16],
+        "preview": preview,
+    }
+    if facts.classes:
+        counts = facts.class_counts or (0,) * facts.classes
+        pairs = [f"{n} {c:,}" for n, c in zip(facts.class_names, counts, strict=False)]
+        lines["classes"] = ", ".join(pairs[:20]) + (" …" if len(pairs) > 20 else "")
+    return lines
+
+
+@app.command()
+def rm(dataset: DataRef, yes: Yes = False) -> None:
+    """Delete a dataset."""
+    remove("datasets", dataset, yes)

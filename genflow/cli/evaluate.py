@@ -1,0 +1,88 @@
+"""`genflow evaluate` and `genflow compare`."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import Document, check_out, compose_recipe, find_run, resolve_features, send
+from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
+from genflow.errors import UsageError
+
+
+def evaluate(
+    runs: RunRefs,
+    samples: Samples = None,
+    features: Annotated[str, typer.Option(help="classifier, random, or a module by path.")] = "",
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    json: AsJson = False,
+) -> None:
+    """Measure runs: distances with intervals and floors, likelihood, speed, quality against steps."""
+    flags = {"evaluate.samples": samples, "evaluate.features": features}
+    ids, done = _measure("evaluate", runs, sets, flags, cluster, address, json)
+    if json:
+        console.document(done)
+        return
+    show_table(done)
+    console.next_commands(
+        f"genflow sample {done.get('best') or ids[0]}", "genflow ui", f"genflow compare {' '.join(ids)}"
+    )
+
+
+def compare(
+    runs: RunRefs,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy report.html here.")] = None,
+    samples: Samples = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    json: AsJson = False,
+) -> None:
+    """Compare runs by measurement: a table here, and one self-contained HTML file."""
+    check_out(out)
+    ids, done = _measure("compare", runs, sets, {"evaluate.samples": samples}, cluster, address, json)
+    if out and "path" in done:
+        shutil.copyfile(Path(done["path"]) / "report.html", out)
+        done["path"] = str(out.absolute())
+    if json:
+        console.document(done)
+        return
+    show_table(done)
+    print(f"\nreport   {report_file(done)}")
+    console.next_commands(f"genflow sample {done.get('best') or ids[0]}", "genflow ui")
+
+
+def _measure(
+    job: str, references: list[str], sets: list[str], flags: dict[str, Any], cluster: bool, address: str, json: bool
+) -> tuple[list[str], Document]:
+    """Send a job that measures runs; their ids, and its result."""
+    from genflow.storage.store import Store
+
+    store = Store()
+    runs = [find_run(store, reference) for reference in references]
+    if len({run.meta.get("fingerprint") for run in runs}) > 1:
+        pairs = ", ".join(f"{run.name} on {run.meta.get('dataset_name')}" for run in runs)
+        raise UsageError(f"runs of different datasets cannot be compared: {pairs}")
+    recipe = compose_recipe(None, [], sets, flags)
+    spec = resolve_features(recipe.evaluate.features, store)
+    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
+    ids = list(dict.fromkeys(run.id for run in runs))
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
+    return ids, send(job, document, store, cluster, address, json=json)
+
+
+def show_table(done: Document) -> None:
+    """Print the comparison's table."""
+    from genflow.evaluation.report.table import columns, rows
+
+    print(console.table(columns(), rows(done), left=2))
+
+
+def report_file(done: Document) -> str:
+    """The file of a comparison's report."""
+    path = Path(done["path"])
+    return str(path if path.suffix == ".html" else path / "report.html")

@@ -1,0 +1,33 @@
+"""`genflow export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import find_run
+from genflow.cli.options import AsJson, RunRef
+
+
+def export(
+    run: RunRef,
+    to: Annotated[str, typer.Option(help="safetensors, diffusers or torch_export.")] = "safetensors",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Write a run for other tools."""
+    from genflow.sampling.engine import Engine
+    from genflow.sampling.export import check_form, write
+    from genflow.storage.store import Store
+
+    check_form(to)
+    found = find_run(Store(), run)
+    engine = Engine.load(found)
+    folder = out or Path(f"{found.name}-export")
+    write(found, engine, to, folder)
+    if json:
+        console.document({"schema": "genflow.export/1", "run": found.id, "path": str(folder.absolute()), "to": to})
+        return
+    weights = sum(p.numel() for p in engine.family.parameters())
+    print(f"export   {folder}  {weights:,} weights of {found.id}, for {to}")

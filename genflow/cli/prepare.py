@@ -1,0 +1,72 @@
+"""`genflow prepare`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import Document, absolute, compose_recipe, send, show_plan
+from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
+from genflow.errors import UsageError
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(help="digits, fashion, a 2-D density, a path to pictures, or stack:NAME.")],
+    name: Annotated[str, typer.Option(help="What to call the dataset.")] = "",
+    size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
+    channels: Annotated[str, typer.Option(help="auto, 1 or 3.")] = "auto",
+    val: Annotated[float | None, typer.Option(help="Share held out for measuring.")] = None,
+    max_bad: Annotated[int | None, typer.Option(help="Unreadable pictures to tolerate.")] = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Turn pictures into a dataset of Arrow shards."""
+    from genflow.storage.store import Store
+
+    if channels not in ("auto", "1", "3"):
+        raise UsageError(f"--channels is auto, 1 or 3, not {channels!r}")
+    given: dict[str, Any] = {
+        "source": find_source(source), "channels": channels if channels == "auto" else int(channels),
+        "name": name, "size": size, "val": val, "max_bad": max_bad,
+    }  # fmt: skip
+    recipe = compose_recipe(None, [], sets, {f"data.{key}": value for key, value in given.items()})
+    if dry_run:
+        show_plan({"data": recipe.data.model_dump(mode="json")}, [], json)
+        return
+    document = {"recipe": recipe.model_dump(mode="json")}
+    done = send("prepare", document, Store(), cluster, address, json=json)
+    if json:
+        console.document(done)
+        return
+    _show(done)
+
+
+def find_source(text: str) -> str:
+    """A source as the job finds it from anywhere; `stack:NAME` of a dataset in the store is that of its own source."""
+    from genflow.data.sources.find import BUILT_IN
+    from genflow.data.sources.stacked import PREFIX
+    from genflow.storage.store import Store
+
+    if not text.startswith(PREFIX):
+        return absolute(text)
+    base = text.removeprefix(PREFIX)
+    if base in BUILT_IN or Path(base).expanduser().exists():
+        return PREFIX + absolute(base)
+    known = {dataset.name: dataset.meta["options"]["source"] for dataset in Store().artifacts("datasets")}
+    return PREFIX + known.get(base, absolute(base))
+
+
+def _show(done: Document) -> None:
+    facts = done["facts"]
+    splits = ", ".join(f"{rows:,} {name}" for name, rows in facts["splits"].items())
+    size = "points" if facts["levels"] is None else f"{facts['shape'][1]}×{facts['shape'][2]}×{facts['shape'][0]}"
+    print(f"dataset  {done['name']}  ({done['dataset']}){'  cached' if done['cached'] else ''}")
+    print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes · {done['path']}")
+    if done.get("bad"):
+        print(f"         {done['bad']} unreadable, listed in {done['path']}/bad.csv")
+    name = done["name"]
+    console.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")

@@ -1,0 +1,52 @@
+"""`genflow reflow`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import compose_recipe, find_run, send, show_plan
+from genflow.cli.options import Address, AsJson, DryRun, OnCluster, RunRef, Sets
+
+
+def reflow(
+    run: RunRef,
+    pairs: Annotated[int | None, typer.Option(help="How many pairs.")] = None,
+    sampler: Annotated[str, typer.Option(help="How the teacher draws: euler, midpoint, heun, ab2 ...")] = "",
+    steps: Annotated[int | None, typer.Option(help="Its sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Its guidance scale; 1 is none.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of noises and labels.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Teachers at work at once.")] = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Let a trained run write pairs of noise and samples, from which a straighter one learns."""
+    from genflow.storage.store import Store
+
+    store = Store()
+    teacher = find_run(store, run)
+    flags: dict[str, Any] = {"reflow.pairs": pairs, "reflow.seed": seed, "cluster.workers": workers}
+    flags |= {"sample.sampler": sampler, "sample.steps": steps, "sample.guidance": guidance}
+    recipe = compose_recipe(None, [], sets, flags)
+    if dry_run:
+        from genflow.sampling.reflow import plan
+
+        task = plan(store, teacher.id, recipe)
+        state = "finished: nothing to do" if store.get("pairs", task.id) else "to do"
+        show_plan({"reflow": recipe.reflow.model_dump(), "sample": task.options}, [("reflow", task.id, state)], json)
+        return
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"run": teacher.id}}
+    done = send("reflow", document, store, cluster, address, json=json)
+    if json:
+        console.document(done)
+        return
+    print(f"pairs    {done['pairs']}{'  cached' if done['cached'] else ''}")
+    took = console.duration(done["seconds"])
+    print(f"         {done['count']:,} pairs of {teacher.name}, {took} · {done['path']}")
+    data = f"--data {teacher.meta['dataset_name']} --set data.pairs={done['pairs']}"
+    straight = "--set family.density=u_shaped --set family.at_noise=0.15"
+    name = f"--name {teacher.name}-reflow"
+    console.next_commands(f"genflow train flow_matching --init {teacher.id} {data} {straight} {name}")

@@ -1,0 +1,105 @@
+"""`genflow run` and `genflow quickstart`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import Document, send
+from genflow.cli.evaluate import report_file, show_table
+from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
+from genflow.errors import UsageError, nearest
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.pipeline.graph import Pipeline
+
+
+def quickstart(json: AsJson = False, dry_run: DryRun = False) -> None:
+    """Prepare digits, train a VAE, a DDPM and flow matching, compare them, and write report.html."""
+    run("quickstart", dry_run=dry_run, json=json)
+
+
+def run(
+    pipeline: Annotated[str, typer.Argument(help="A file, or the name of one in pipelines/.")],
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Run a pipeline: only what is missing, side by side."""
+    from genflow.pipeline.graph import load
+    from genflow.recipe.compose import assignments
+    from genflow.storage.store import Store
+
+    document, path = _read(pipeline)
+    overrides = assignments(sets)
+    stages = load(document, str(path), overrides)
+    if dry_run:
+        _show_plan(stages, json)
+        return
+    inputs = {"pipeline": document, "overrides": overrides}
+    done = send("pipeline", inputs, Store(), cluster, address, json=json)
+    if json:
+        console.document(done)
+        return
+    _show(done)
+
+
+def _read(reference: str) -> tuple[Document, Path]:
+    """A pipeline's document, and its file.
+
+    Args:
+        reference: a path, or a name in pipelines/.
+
+    Raises:
+        UsageError: there is no such file, or it is no pipeline.
+    """
+    from genflow.recipe.files import read
+    from genflow.system.source_hash import resources_dir
+
+    path = Path(reference)
+    if not path.suffix:
+        path = resources_dir() / "pipelines" / f"{reference}.yaml"
+    elif not path.exists() and (resources_dir() / path).exists():
+        path = resources_dir() / path
+    if not path.exists():
+        known = sorted(p.stem for p in (resources_dir() / "pipelines").glob("*.yaml") if "stages" in read(p))
+        raise UsageError(f"no pipeline {reference!r}{nearest(reference, known)}", f"pipelines: {', '.join(known)}")
+    document = {"name": path.stem, **read(path)}
+    if "claims" in document:
+        raise UsageError(f"{path.name} is the plan of the tables, not a pipeline", "genflow tables --data NAME")
+    if "stages" not in document:
+        raise UsageError(f"{path} is a recipe of one run, not a pipeline", f"genflow train FAMILY -c {path}")
+    return document, path
+
+
+def _show_plan(pipeline: "Pipeline", json: bool) -> None:
+    """What running the pipeline would do, as far as it can be known before anything runs."""
+    from genflow.pipeline.plan import foresee
+    from genflow.storage.store import Store
+
+    rows = foresee(pipeline, Store())
+    if json:
+        console.document({"schema": "genflow.plan/1", "pipeline": pipeline.name, "stages": rows})
+        return
+    table = [(row["stage"], row["job"], ", ".join(row["needs"]), row["artifact"], row["state"]) for row in rows]
+    print(console.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
+
+
+def _show(done: Document) -> None:
+    reports = [stage for stage in done["stages"] if stage["job"] == "compare"]
+    for stage in done["stages"]:
+        if stage["job"] != "evaluate":  # the report says what was measured
+            made = {"prepare": "dataset", "train": "run", "reflow": "pairs", "compare": "report"}[stage["job"]]
+            artifact = stage[made]
+            print(f"{stage['job']:<8} {stage['stage']:<10} {artifact}{'  cached' if stage['cached'] else ''}")
+    for report in reports:
+        print()
+        show_table(report)
+        print(f"\nreport   {report_file(report)}{'  cached' if report['cached'] else ''}")
+    runs = [stage["run"] for stage in done["stages"] if stage["job"] == "train"]
+    if runs:
+        best = next((report["best"] for report in reports if report.get("best")), runs[-1])
+        console.next_commands(f"genflow sample {best}", "genflow ui", "genflow prepare ~/my_pictures --size 32")

@@ -1,0 +1,66 @@
+"""`genflow runs`: the runs in the store."""
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import find_run, remove
+from genflow.cli.options import AsJson, RunRef, Yes
+
+app = typer.Typer(help="The runs in the store.", no_args_is_help=True)
+
+
+@app.command("ls")
+def list_runs(json: AsJson = False) -> None:
+    """List the runs."""
+    from genflow.storage.store import Store
+
+    store = Store()
+    finished = store.artifacts("runs")
+    ids = {run.id for run in finished}
+    broken = [name for name in store.names("runs") if name not in ids]
+    if json:
+        runs = [{"run": run.id, "name": run.name, "created": run.manifest["created"], **run.meta} for run in finished]
+        console.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": broken})
+        return
+    rows = [
+        (run.id, run.meta.get("family", ""), run.meta.get("dataset_name", ""), f"{run.meta.get('steps', 0):,}",
+         console.duration(run.meta.get("seconds")), console.date(run.manifest.get("created", 0)))
+        for run in finished
+    ]  # fmt: skip
+    rows += [(name, "", "", "", "", "unfinished: train it again to go on") for name in broken]
+    if not rows:
+        print(f"no runs in {store.url}")
+        console.next_commands("genflow quickstart", "genflow train flow_matching --data NAME")
+        return
+    print(console.table(("run", "family", "data", "steps", "time", "made"), rows, left=3))
+
+
+@app.command()
+def show(run: RunRef, json: AsJson = False) -> None:
+    """Show a run: what it is, where it lies, what was measured."""
+    from genflow.recipe.files import read
+    from genflow.storage.store import Store
+
+    store = Store()
+    found = find_run(store, run)
+    measured = [e for e in store.artifacts("evaluations") if found.id in e.manifest.get("parents", [])]
+    document = {
+        "schema": "genflow.run.show/1", "run": found.id, "name": found.name, "path": str(found.path), **found.meta,
+        "recipe": read(found.path / "recipe.yaml"), "evaluations": [e.id for e in measured],
+    }  # fmt: skip
+    if json:
+        console.document(document)
+        return
+    width = max(len(key) for key in found.meta)
+    print(f"{'run'.ljust(width)}  {found.id}\n{'path'.ljust(width)}  {found.path}")
+    for key, value in found.meta.items():
+        print(f"{key.ljust(width)}  {value}")
+    for evaluation in measured:
+        print(f"{'measured'.ljust(width)}  {evaluation.id}")
+    console.next_commands(f"genflow sample {found.id}", f"genflow evaluate {found.id}")
+
+
+@app.command()
+def rm(run: RunRef, yes: Yes = False) -> None:
+    """Delete a run."""
+    remove("runs", run, yes)

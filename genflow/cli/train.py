@@ -1,0 +1,93 @@
+"""`genflow train`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import Document, compose_recipe, need_dataset, need_family, send, show_plan
+from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
+from genflow.errors import UsageError
+
+NO_END = 1_000_000_000
+
+
+def train(
+    family: Annotated[
+        str, typer.Argument(help="vae, ddpm, flow_matching ...; left out: FILE's.", autocompletion=complete_family)
+    ] = "",
+    data: Data = "",
+    config: Config = [],
+    sets: Sets = [],
+    name: Annotated[str, typer.Option(help="What to call the run.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock budget.")] = None,
+    init: Init = "",
+    workers: Annotated[int | None, typer.Option(help="Workers; they change no result.")] = None,
+    cluster: OnCluster = False,
+    address: Address = "",
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on where it broke off, or start anew.")] = True,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Train a family on a dataset. The same command again goes on where it was broken off."""
+    from genflow.recipe.files import read
+    from genflow.storage.store import Store
+
+    files = [read(path) for path in config]
+    family = _family(family, files)
+    if minutes and not steps:
+        steps = NO_END  # minutes alone are the whole budget
+    flags: dict[str, Any] = {"name": name, "data.name": data, "train.steps": steps, "train.minutes": minutes}
+    recipe = compose_recipe(family, files, sets, {**flags, "cluster.workers": workers, "init": init})
+    if recipe.family.get("kind") != family:
+        raise UsageError(f"the recipe's family.kind is {recipe.family.get('kind')!r}, and the command says {family}")
+    store = Store()
+    need_dataset(recipe, store)
+    inputs: Document = {"fresh": not resume}
+    if dry_run or cluster:  # here the job says the same as soon, and torch is imported once
+        from genflow import runs
+
+        plan = runs.plan(store, recipe)
+        recipe, inputs["run"] = plan.recipe, plan.id
+    if dry_run:
+        state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
+        broken = plan.id in store.names("runs") and not store.get("runs", plan.id)
+        show_plan(recipe, [("train", plan.id, "to go on with" if broken else state)], json)
+        return
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": inputs}
+    done = send("train", document, store, cluster, address, json=json)
+    if json:
+        console.document(done)
+        return
+    _show(done)
+
+
+def _family(family: str, files: Sequence[Document]) -> str:
+    """The family that was named; else that of the last file that names one.
+
+    Raises:
+        UsageError: none was named, or there is no such family.
+    """
+    sections = [file["family"] for file in reversed(files) if isinstance(file.get("family"), dict)]
+    family = family or next((str(section["kind"]) for section in sections if "kind" in section), "")
+    if not family:
+        from genflow.families import kinds
+
+        known = ", ".join(kinds())
+        raise UsageError("no family was named", f"genflow train FAMILY --data NAME; families: {known}")
+    need_family(family)
+    return family
+
+
+def _show(done: Document) -> None:
+    print(f"run      {done['name']}  ({done['run']}){'  cached' if done['cached'] else ''}")
+    rate = f"{done['images'] / max(done['seconds'], 1e-9):,.0f} img/s"
+    took = f"{done['steps']:,} steps, {done['images']:,} images, {console.duration(done['seconds'])} ({rate})"
+    print(f"         {took} · {done['path']}")
+    if grids := sorted(Path(done["path"]).glob("samples/*.png")):
+        print(f"         samples: {grids[-1]}")
+    name = done["run"]
+    console.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")

@@ -1,0 +1,46 @@
+"""`genflow ui`."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from genflow.errors import SetupError
+
+
+def ui(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 5000,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+) -> None:
+    """Open MLflow on the loopback, and say where the Ray dashboard is."""
+    import subprocess
+    import webbrowser
+
+    from genflow.storage.store import Store
+    from genflow.system import environment
+    from genflow.tracking import database, sync
+
+    environment.set_defaults()
+    store = Store()
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        database.prepare(store)
+        sync.sync(store)
+    port = port or environment.free_port()
+    if not environment.is_free(port):
+        raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow ui --port 0 takes a free one")
+    address = f"http://127.0.0.1:{port}"
+    print(f"MLflow         {address}/#/experiments   (Ctrl-C ends it)", flush=True)
+    dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    running = not environment.is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
+    print(f"Ray dashboard  {dashboard if running else 'no cluster is running on this machine'}", flush=True)
+    if open_browser:
+        webbrowser.open(address)
+    process = subprocess.Popen(database.ui_command(store, "127.0.0.1", port))
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        return
+    if code:
+        raise SetupError(f"MLflow's server ended with code {code}", "genflow doctor")

@@ -1,0 +1,88 @@
+"""Samples as files: a grid of pictures, a folder of them, an array, or a table, by the ending of the path."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genflow.data import preview
+from genflow.errors import SetupError, UsageError
+from genflow.specs import DataSpec
+from genflow.storage.files import write_atomically
+
+
+def form_of(out: Path) -> str:
+    """`.png`, `.npy`, `.parquet`, or `folder` for a path without an ending.
+
+    Raises:
+        UsageError: no form of samples has this ending.
+    """
+    form = out.suffix or "folder"
+    if form not in ("folder", ".png", ".npy", ".parquet"):
+        raise UsageError(f"cannot write samples as {out.suffix}", "use grid.png, a folder/, samples.npy or .parquet")
+    return form
+
+
+def write(
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec,
+    columns: int | None,
+) -> None:  # fmt: skip
+    """Write samples in the form that `out` has by its ending.
+
+    Args:
+        out: a file, or a folder.
+        images: (N, H, W, C) uint8 grey levels 0..K-1, or (N, 1, 1, 2) float32 points.
+        labels: (N,); `facts.classes` is no label.
+        index: the numbers by which a sample is found again, such as its seed, by name.
+        facts: of the dataset.
+        columns: of a grid.
+
+    Raises:
+        UsageError: no form has this ending.
+        SetupError: it cannot be written.
+    """
+    form = form_of(out)
+    try:
+        if form == ".png":
+            write_atomically(out, preview.render(images, facts, columns))
+        elif form == ".npy":
+            write_atomically(out, preview.npy(images, facts))
+        elif form == ".parquet":
+            write_atomically(out, _parquet(images, labels, index, facts))
+        else:
+            _write_folder(out, images, labels, index, facts)
+    except OSError as error:
+        raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another --out") from error
+
+
+def _write_folder(
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec
+) -> None:  # fmt: skip
+    for i, png in enumerate(preview.pngs(images, facts)):
+        name = facts.class_names[labels[i]] if labels[i] < facts.classes else ""
+        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+        numbers = "_".join(f"{what}_{values[i]:06d}" for what, values in index.items())
+        write_atomically(out / f"{numbers}{'_' + safe if safe else ''}.png", png)
+
+
+def _parquet(images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec) -> bytes:
+    """A Parquet file of PNG pictures, with the features by which Hugging Face's `datasets` reads them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pngs = preview.pngs(images, facts)
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features |= {what: {"dtype": "int64", "_type": "Value"} for what in index}
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns: dict[str, Any] = {
+        "image": pa.array([{"bytes": png, "path": None} for png in pngs], picture),
+        **{what: pa.array(values, pa.int64()) for what, values in index.items()},
+    }
+    if facts.classes:
+        features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}
+        columns["label"] = pa.array([int(v) if v < facts.classes else None for v in labels], pa.int64())
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue().to_pybytes())

@@ -1,0 +1,70 @@
+"""The types of a trial's results: a stage's measurements, a line of reports.jsonl, a row of a search's results."""
+
+from typing import Any, NotRequired, TypedDict
+
+Document = dict[str, Any]
+
+
+class Measured(TypedDict):
+    """The measurements of one stage.
+
+    Args:
+        values: by metric.
+        step: training steps so far; this and the rest are of training, and an objective lacks them.
+        images: training rows so far.
+        seconds: wall-clock seconds of training so far.
+        cpu_seconds: CPU seconds of training so far.
+        parameters: of all nets.
+        samples: that the metrics were measured on.
+    """
+
+    values: dict[str, float]
+    step: NotRequired[int]
+    images: NotRequired[int]
+    seconds: NotRequired[float]
+    cpu_seconds: NotRequired[float]
+    parameters: NotRequired[int]
+    samples: NotRequired[int]
+
+
+class Report(TypedDict, total=False):
+    """One line of reports.jsonl: `share` and `params`, then what was measured, or `status` and `why`, or both.
+
+    Args:
+        share: of the budget, at which the trial was measured.
+        params: its settings, by key of the recipe.
+        status: diverged or failed.
+        why: in one line.
+    """
+
+    share: float
+    params: Document
+    status: str
+    why: str
+    values: dict[str, float]
+    step: int
+    images: int
+    seconds: float
+    cpu_seconds: float
+    parameters: int
+    samples: int
+
+
+class Row(Measured):
+    """A trial as a search's results list it: its last report that has values, and how it stands.
+
+    Args:
+        trial: its number.
+        params: its settings, by key of the recipe.
+        share: of the budget, at which it was measured last; 0: never.
+        status: running, finished, stopped, diverged or failed.
+        why: in one line, if it diverged or failed.
+        schedule: of a population's member: {share, params} of each stage.
+    """
+
+    trial: int
+    params: Document
+    share: float
+    status: str
+    why: NotRequired[str]
+    schedule: NotRequired[list[Document]]

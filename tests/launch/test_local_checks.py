@@ -1,0 +1,36 @@
+"""The checks of `genflow doctor` on this machine."""
+
+import pytest
+
+from genflow.launch import local_checks
+
+
+@pytest.mark.parametrize(
+    ("have", "least", "is_enough"),
+    [
+        ("3.9.1", "3.11", False),  # as text, "3.9.1" is the larger one
+        ("3.11", "3.11", True),
+        ("3.14.0+", "3.11", True),
+        ("2.13.0+cpu", "2.9", True),
+        ("2.60.0rc1", "2.60", False),  # a release candidate precedes its release
+        ("2.10.0.dev20251104+cu130", "2.9", True),
+        ("unknown", "2.9", False),
+    ],
+)
+def test_versions_are_compared_as_versions(have: str, least: str, is_enough: bool) -> None:
+    """The order is that of PEP 440; text that is no version never passes."""
+    assert local_checks._is_at_least(have, least) is is_enough
+
+
+def test_an_old_python_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.9.1 is reported as too old."""
+    monkeypatch.setattr(local_checks.platform, "python_version", lambda: "3.9.1")
+    assert not next(local_checks.checks()).ok
+
+
+def test_an_old_package_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of an older minor release than the least one is reported, and the cure names the least one."""
+    monkeypatch.setattr(local_checks.importlib.metadata, "version", lambda package: "2.8.9")
+    check = local_checks._package("torch", "2.9")
+    assert not check.ok
+    assert "torch>=2.9" in check.cure
