@@ -1,10 +1,10 @@
 """Every command in the README and the guides is real: it parses, and those that need no cluster are run."""
 
+import importlib
 import json
-import os
 import re
 import shlex
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from PIL import Image
 from support import ROOT
 
 from genflow.cli import app, families
+from genflow.evaluation.features import classifier
+from genflow.launch import local
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -57,18 +59,36 @@ def test_linked_files_exist():
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-@pytest.mark.ray
-def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
-    """From a folder of pictures to a comparison, by the README's own lines, made small."""
-    pictures = tmp_path / "my_pictures"
+def pictures(folder: Path) -> None:
+    """Two classes of noise, bright and dark."""
     rng = np.random.default_rng(0)
-    for kind in ("bright", "dark"):
-        (pictures / kind).mkdir(parents=True)
+    for kind, low in (("bright", 128), ("dark", 0)):
+        (folder / kind).mkdir(parents=True)
         for i in range(40):
-            low, high = (128, 256) if kind == "bright" else (0, 128)
-            Image.fromarray(rng.integers(low, high, (20, 24, 3), np.uint8)).save(pictures / kind / f"{i}.png")
+            Image.fromarray(rng.integers(low, low + 128, (20, 24, 3), np.uint8)).save(folder / kind / f"{i}.png")
+
+
+def run_in_this_process(stage, document, store, on_event, *, verbose=False):
+    """A job without a process of its own: each would import torch, and start a Ray. `test_wheel` starts one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENFLOW_STORE", store.url)
+        job = importlib.import_module(f"jobs.{stage}")
+        return job.main(document, lambda event, **fields: on_event({"event": event, **fields}))
+
+
+@pytest.mark.ray
+def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ray_local, mlflow_database):
+    """From a folder of pictures to a comparison, by the README's own lines, made small."""
+    pictures(tmp_path / "my_pictures")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("GENFLOW_STORE", raising=False)
+    for name in ("GENFLOW_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".genflow").mkdir()
+    shutil.copy(mlflow_database, tmp_path / ".genflow")
+    monkeypatch.setattr(local, "run_here", run_in_this_process)
+    monkeypatch.setattr(classifier, "LEAST", 5)
+    monkeypatch.setattr(classifier, "MOST", 5)
     small = {
         "prepare": ["--set", "data.val=0.3"],
         "train": ["--steps", "4", "--set", "train.batch=8", "--set", "net.width=8"],
@@ -76,21 +96,20 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch):
                  "--set", "tune.samples=16", "--set", "tune.confirm=0"],
         "tables": ["--dry-run"],  # whole, it is hours
         "compare": ["--samples", "16", "--set", "evaluate.sweep_samples=16", "--set", "evaluate.steps=[1,2]",
-                    "--set", "evaluate.likelihood=4"],
+                    "--set", "evaluate.likelihood=4", "--set", "evaluate.bootstrap=3"],
     }  # fmt: skip
     ran = []
     for args in commands(ROOT / "README.md"):
         if args[0] in ("ui", "jobs", "serve", "endpoints", "recommend") or "--cluster" in args:
             continue
         args = [arg.replace("~", str(tmp_path)) if arg.startswith("~") else arg for arg in args]
-        done = subprocess.run(
-            [sys.executable, "-c", "from genflow.cli.app import main; main()", *args, *small.get(args[0], [])],
-            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert done.returncode == 0, f"genflow {' '.join(args)}: {done.stderr}"
+        monkeypatch.setattr(sys, "argv", ["genflow", *args, *small.get(args[0], [])])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        assert ended.value.code == 0, f"genflow {' '.join(args)}: {capsys.readouterr().err}"
         ran.append(args[0])
 
-    assert {"prepare", "data", "train", "compare", "sample"} <= set(ran)
+    assert {"prepare", "data", "train", "compare", "sample", "tune", "tables"} <= set(ran)
     assert (tmp_path / "grid.png").exists()
     (report,) = (tmp_path / ".genflow/reports").glob("*/report.html")
     assert json.loads((report.parent / "manifest.json").read_text())["files"]["report.html"]["size"] < 10_000_000

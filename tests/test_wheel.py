@@ -1,5 +1,6 @@
 """The wheel carries jobs/ and pipelines/ inside the package, and works from anywhere."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
+
+from genflow.data.prepare import here, prepare
+from genflow.recipe.schema import Data
+from genflow.storage.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +42,17 @@ def test_the_wheel_adds_one_package(installed):
 
 
 def test_a_job_runs_from_the_wheel(installed, tmp_path):
-    """A command finds its job and its preset inside the wheel, in an empty folder."""
+    """A command finds its job and its preset inside the wheel, in an empty folder.
+
+    The job finds what the checkout has prepared, so that it starts no Ray.
+    """
+    data = Data(source="ring8", samples=500)
+    made, _ = prepare(Store(tmp_path / ".genflow"), data, here, lambda event, **fields: None)
     done = run(installed, tmp_path, "prepare", "ring8", "--set", "data.samples=500", "--json")
 
     assert done.returncode == 0, done.stderr
-    assert '"genflow.prepare/1"' in done.stdout
+    found = json.loads(done.stdout)
+    assert (found["schema"], found["dataset"], found["cached"]) == ("genflow.prepare/1", made.id, True)
     planned = run(installed, tmp_path, "run", "quickstart", "--dry-run")
     assert [line.split()[1] for line in planned.stdout.splitlines()[2:5]] == ["prepare", "train", "train"]
 

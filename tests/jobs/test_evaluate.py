@@ -10,10 +10,9 @@ from genflow.evaluation import evaluate as evaluation
 from genflow.evaluation import samples
 from genflow.evaluation.features import classifier
 from genflow.recipe.compose import compose
-from genflow.tracking import sync
-from genflow.tracking.mlflow_client import Sent
 from jobs import compare, evaluate
 
+pytestmark = pytest.mark.usefixtures("without_mlflow")
 SMALL = {"evaluate": {"samples": 60, "sweep_samples": 30, "steps": [1], "likelihood": 8, "bootstrap": 3}}
 
 
@@ -32,8 +31,6 @@ def document(store, prepared, monkeypatch):
     """A job's document for two runs on points of the plane."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
     monkeypatch.setattr(classifier, "MOST", 5)
-    # sending to MLflow has tests of its own, and costs seconds
-    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: Sent(complete=True))
     data = prepared("ring8", samples=400, val=0.3)
     runs = [finished(store, data, "vae").id, finished(store, data, "flow_matching").id]
     return {"recipe": compose(None, SMALL).model_dump(mode="json"), "inputs": {"runs": runs}}

@@ -23,24 +23,15 @@ from genflow.recipe.schema import Data
 from genflow.sampling.engine import Engine
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
-from genflow.tracking import sender, sync
 from genflow.tracking.journal import curves, journal_path
 from genflow.training.checkpoint import Checkpoints
 from jobs import reflow, train, tune
 
+pytestmark = pytest.mark.usefixtures("without_mlflow")
 TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth": 1}, "sample": {"steps": 2},
         "evaluate": {"features": "random", "samples": 32, "steps": (1, 2), "sweep_samples": 16, "likelihood": 0,
                      "bootstrap": 3}}  # fmt: skip
 SETTINGS = {"steps": 300, "batch": 16, "log_every": 1, "checkpoint_every": 50, "warmup": 0}
-
-
-@pytest.fixture(autouse=True)
-def no_sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sending to MLflow has tests of its own."""
-    monkeypatch.setattr(sync, "prepare", lambda store: "")
-    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.Sent(complete=True))
-    monkeypatch.setattr(sender.Sender, "start", lambda self: None)
-    monkeypatch.setattr(sender.Sender, "finish", lambda self, deadline_s: True)
 
 
 def recipe(**train_: Any) -> Any:
@@ -71,8 +62,9 @@ def killed(document: dict[str, Any], folder: Path, after: int) -> None:
     """Run the job in a process that dies by -9 some steps after its first word."""
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(document))
-    process = subprocess.Popen([sys.executable, "-m", "jobs.train", str(file)], text=True, stdout=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": str(source_hash.resources_dir()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    command = [sys.executable, "-P", TESTS / "support/without_mlflow.py", "train", file]
+    environment = os.environ | {"PYTHONPATH": str(source_hash.resources_dir())}
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
     assert process.stdout is not None
     seen = 0
     for line in process.stdout:
@@ -130,10 +122,10 @@ def test_a_run_through_a_bad_connection(server: Server, tmp_path: Path, monkeypa
     server.share, server.failed = 0.2, 0
     try:
         digits(Store())
-        done = run(document(steps=60, checkpoint_every=10))
+        done = run(document(steps=20, checkpoint_every=10))
     finally:
         server.share = 0.0
-    assert done["steps"] == 60
+    assert done["steps"] == 20
     assert server.failed
     machine(monkeypatch, server, tmp_path / "b", "s3://bucket/bad")
     assert Store().find("runs", "tiny").verify()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head(mlflow_database: Path) -> Iterator[Head]:
     """Two nodes of one CPU each, so that two workers need both. Ray's sockets want short paths."""
     with TemporaryDirectory(prefix="gf-", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
         token = Path(folder) / "token"
@@ -81,6 +82,8 @@ def head() -> Iterator[Head]:
         try:
             assert process.stdout.readline() == "ready\n"
             store = Store(Path(folder) / "store")
+            store.root.mkdir(exist_ok=True)
+            shutil.copy(mlflow_database, store.root)
             prepare(store, Data(source="digits"), here, lambda event, **fields: None)
             address = f"http://127.0.0.1:{port}"
             wait_for(lambda: answers(address))

@@ -5,6 +5,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
+from support.without_mlflow import silence
 
 from genflow.errors import GenflowError
 from genflow.pipeline.graph import load
@@ -31,11 +33,25 @@ def events():
     return []
 
 
+def silent_stage_task(job, document, environment):
+    """A stage in a Ray worker that sends nothing to MLflow."""
+    from jobs.pipeline import _stage_task
+
+    silence()
+    return _stage_task(job, document, environment)
+
+
 @pytest.fixture
-def run(store, monkeypatch, ray_local, events):
+def run(store, monkeypatch, ray_local, events, without_mlflow):
     """Run a pipeline in a store of its own, collecting its events."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
-    return lambda doc: job.main(doc, lambda event, **fields: events.append({"event": event, **fields}))
+    monkeypatch.setattr(job, "_stage_task", silent_stage_task)
+    mine = [sys.modules[__name__], sys.modules[silence.__module__]]  # a worker can import neither
+    for module in mine:
+        cloudpickle.register_pickle_by_value(module)
+    yield lambda doc: job.main(doc, lambda event, **fields: events.append({"event": event, **fields}))
+    for module in mine:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 @pytest.mark.ray
@@ -172,7 +188,7 @@ def test_data_is_prepared_before_anything_holds_the_cores(store, monkeypatch):
     assert len(made) == 4
 
 
-def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monkeypatch, events):
+def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monkeypatch, events, without_mlflow):
     """Its end is kept beside it: tables that take failures do not train it again; a pipeline of its own does."""
     from genflow import runs
     from genflow.pipeline import plan

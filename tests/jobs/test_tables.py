@@ -50,11 +50,10 @@ def document(store, prepared, monkeypatch):
     return {"study": study, "inputs": {"evaluations": evaluations, "failed": failed}}
 
 
-def test_tables_report_and_artifacts(document, store, monkeypatch):
+def test_tables_report_and_artifacts(document, store, without_mlflow, monkeypatch):
     """Both tables, the claim's verdict, the failure; the page needs nothing outside itself; again it is cached."""
     sent = []
     monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: sent.append(run) or Sent(1, True, ""))
-    monkeypatch.setattr(sync, "prepare", lambda store: "")
     made = job.main(document, lambda event, **fields: None)
 
     assert [table["name"] for table in made["tables"]] == ["steps", "families"]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import TESTS
 from support.processes import descendants
 
 from genflow.data.prepare import here, prepare
@@ -23,11 +24,11 @@ from genflow.recipe.compose import compose
 from genflow.recipe.schema import Cluster, Data
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
-from genflow.tracking import sender, sync
 from genflow.tracking.journal import curves, journal_path
 from genflow.training.checkpoint import Checkpoints
 from jobs import train
 
+pytestmark = pytest.mark.usefixtures("without_mlflow")
 TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth": 1}, "sample": {"steps": 2}}
 STEPS = 60
 
@@ -40,15 +41,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENFLOW_STORE", str(store.root))
         yield store
-
-
-@pytest.fixture(autouse=True)
-def no_sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sending to MLflow has tests of its own, and costs each run here three CPU seconds."""
-    monkeypatch.setattr(sync, "prepare", lambda store: "")
-    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.Sent(complete=True))
-    monkeypatch.setattr(sender.Sender, "start", lambda self: None)
-    monkeypatch.setattr(sender.Sender, "finish", lambda self, deadline_s: True)
 
 
 def document(name: str, workers: int = 1, *, steps: int = STEPS, **settings: Any) -> dict[str, Any]:
@@ -136,10 +128,10 @@ def test_error_of_a_worker_is_not_tried_again(ray_local: None, tiny: Store, tmp_
     """What a person has to mend comes out of a worker as it is, at the first attempt."""
     from jobs.runtime.train import worker_group
 
-    recipe = document("lost", 2)["recipe"]
+    recipe = document("lost")["recipe"]
     settings = {"store": str(tmp_path), "recipe": recipe, "dataset": "x", "run": "lost", "alone": False}
     with pytest.raises(SetupError, match="does not see the store"):
-        worker_group.together(settings, Cluster(workers=2, retries=1000), spread=False)
+        worker_group.together(settings, Cluster(workers=1, retries=1000), spread=False)
 
 
 @pytest.mark.ray
@@ -173,10 +165,9 @@ def run_until_signal(document: dict[str, Any], store: Store, signum: signal.Sign
     """Run the job in a process, send it a signal after some steps; its exit code and the step it got to."""
     recipe = store.root.parent / "recipe.yaml"
     recipe.write_text(json.dumps(document))
-    environment = os.environ | {"PYTHONPATH": str(source_hash.resources_dir()), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.train", str(recipe)], env=environment, text=True, stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "-P", TESTS / "support/without_mlflow.py", "train", recipe]
+    environment = os.environ | {"PYTHONPATH": str(source_hash.resources_dir())}
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
     assert process.stdout is not None
     seen, step, first = 0, 0, 0
     for line in process.stdout:

@@ -115,7 +115,7 @@ assert not any(name.split(".")[0] == "genflow" for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("kind", ["vae", "gan"])
+@pytest.mark.parametrize("kind", ["gan", pytest.param("vae", marks=pytest.mark.slow)])
 def test_a_program_runs_without_genflow(exported, capsys, tmp_path: Path, kind: str):
     """torch.export's program, in a process with genflow off its path, and for another number of rows."""
     engine, folder = exported(kind, "torch_export")

@@ -1,4 +1,4 @@
-"""One store of small models for all tests of serving."""
+"""Small models behind HTTP, in this process."""
 
 import threading
 import time
@@ -7,19 +7,13 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
-from support.served import client, listed, trained
+from support.served import client
 
 from genflow.serving import app
 from genflow.serving.model_list import ServedModel
 from genflow.serving.service import Service
 from genflow.storage.store import Store
 from genflow.system import environment
-
-
-@pytest.fixture(scope="session")
-def shelf_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[ServedModel]]:
-    store, runs = trained(tmp_path_factory.mktemp("serving") / "store")
-    return store, listed(store, runs)
 
 
 @pytest.fixture(scope="module")

@@ -109,10 +109,8 @@ def test_a_deadline_is_kept() -> None:
         draw.gate.clear()
         busy = asyncio.create_task(batcher.run(job([-1], "first")))
         await asyncio.sleep(0.02)
-        start = time.monotonic()
         with pytest.raises(RequestError, match="not drawn before the deadline") as refused:
-            await batcher.run(job([1], seconds=0.1))
-        assert time.monotonic() - start < 1
+            await batcher.run(job([1], seconds=0.1))  # while the thread is still held
         assert refused.value.status == 503
         draw.gate.set()
         await busy
@@ -152,10 +150,8 @@ def test_a_client_that_goes_away_frees_its_place() -> None:
         drawn.cancel()
         await asyncio.gather(drawn, waiting, return_exceptions=True)
         assert batcher.waiting == 0
-        start = time.monotonic()
         draw.seconds = 0.0
         await batcher.run(job([3]))
-        assert time.monotonic() - start < 1
         assert draw.broken_off == 1
         assert draw.batches == [[1], [3]]
         batcher.close()

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +33,19 @@ def batch(entry: ServedModel, **more: object) -> Batch:
     return Batch(entry, "samples", options, [3, 4], [1, 2], **more)  # type: ignore[arg-type]
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended, within seconds."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
         time.sleep(0.05)
-    return False
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def test_it_draws_what_the_engine_draws(drawing: EngineProcess, shelf_store: Shelved) -> None:
@@ -117,31 +119,43 @@ def test_its_death_is_told(shelf_store: Shelved) -> None:
 def test_its_silence_is_seen(drawing: EngineProcess, shelf_store: Shelved, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process does not pass for one that has nothing to do."""
     drawing.load(shelf_store[1][0])
-    monkeypatch.setattr(engine_process, "SILENT_S", 3.0)
+    monkeypatch.setattr(engine_process, "SILENT_S", 2.0)
+
+    def silent() -> bool:
+        try:
+            drawing.check()
+        except RuntimeError as error:
+            return "has been silent" in str(error)
+        return False
+
     os.kill(drawing._process.pid, signal.SIGSTOP)
     try:
-        time.sleep(4.5)
-        with pytest.raises(RuntimeError, match="has been silent"):
-            drawing.check()
+        until(silent)
     finally:
         os.kill(drawing._process.pid, signal.SIGCONT)
-    time.sleep(2.0)
-    drawing.check()
+    until(lambda: not silent())
+
+
+REPLICA = """
+import time
+from genflow.serving.engine_process import EngineProcess
+made = EngineProcess(1)
+before = made._heart[:]
+while made._heart[:] == before:  # until it has begun
+    time.sleep(0.05)
+print(made._process.pid, flush=True)
+time.sleep(1e6)
+"""
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_it_dies_with_its_replica(stopped: bool) -> None:
     """However that ends, and even if it is stopped itself."""
-    code = (
-        "import time; from genflow.serving.engine_process import EngineProcess; made = EngineProcess(1); "
-        "print(made._process.pid, flush=True); time.sleep(1e6)"
-    )
-    replica = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    replica = subprocess.Popen([sys.executable, "-c", REPLICA], stdout=subprocess.PIPE, text=True)
     assert replica.stdout
     pid = int(replica.stdout.readline())
-    time.sleep(3.0)  # for it to begin in
     if stopped:
         os.kill(pid, signal.SIGSTOP)
     replica.kill()
     replica.wait()
-    assert gone(pid)
+    until(lambda: gone(pid))

@@ -1,5 +1,6 @@
 """Shares of a net: two workers that hold half of every parameter each train as two that hold all of them."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -58,27 +59,35 @@ for kind, net, facts in cases:
 """
 CASES = [
     ("flow_matching", "unet", "grey"), ("ddpm", "dit", "grey"),
-    ("ddpm", "unet2d", "grey"),
     ("normalizing_flow", "auto", "grey"), ("consistency", "unet", "grey"), ("flow_matching", "mlp", "points"),
 ]  # fmt: skip
 
 
+DIFFUSERS = ("ddpm", "unet2d", "grey")  # its import alone takes both workers four seconds
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case, by two workers with copies and by two with shares; each is stopped once and goes on."""
-    folder = tmp_path_factory.mktemp("shares")
-    two_workers(WORKER, folder, json.dumps(CASES))
-    return folder
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Some cases, by two workers with copies and by two with shares; each is stopped once and goes on."""
+
+    @functools.cache
+    def train(*cases: tuple[str, str, str]) -> Path:
+        folder = tmp_path_factory.mktemp("shares")
+        two_workers(WORKER, folder, json.dumps(cases))
+        return folder
+
+    return train
 
 
-@pytest.mark.parametrize(("kind", "net", "facts"), CASES)
-def test_shares_train_as_copies_do(trained: Path, kind: str, net: str, facts: str) -> None:
+@pytest.mark.parametrize(("kind", "net", "facts"), [*CASES, pytest.param(*DIFFUSERS, marks=pytest.mark.slow)])
+def test_shares_train_as_copies_do(trained: Callable[..., Path], kind: str, net: str, facts: str) -> None:
     """The same losses, norms and, in the same files, weights, averages and slots, to rounding."""
-    copies, shares = (json.loads((trained / f"{kind}-{net}-{sharded}.json").read_text()) for sharded in (False, True))
+    folder = trained(*([DIFFUSERS] if net == "unet2d" else CASES))
+    copies, shares = (json.loads((folder / f"{kind}-{net}-{sharded}.json").read_text()) for sharded in (False, True))
     assert list(shares) == list(copies) == ["1", "2", "3", "4"]
     for step, numbers in copies.items():
         assert shares[step] == pytest.approx(numbers, rel=2e-3, abs=1e-5)
-    one, other = ({file.name: tensors(file) for file in files(trained / f"{kind}-{net}-{s}")} for s in (False, True))
+    one, other = ({file.name: tensors(file) for file in files(folder / f"{kind}-{net}-{s}")} for s in (False, True))
     assert one.keys() == other.keys()
     for name, own in one.items():
         assert {key: tensor.shape for key, tensor in own.items()} == {k: t.shape for k, t in other[name].items()}

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ def genflow(store: Store, *args: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command(store, *args), env=environment(store), capture_output=True, text=True, timeout=240)
 
 
+def until(condition: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.1)
+
+
 class Endpoint:
     """What the command serves, and its processes."""
 
@@ -63,6 +70,14 @@ class Endpoint:
         """The process ids of those that draw for them."""
         return workers("tested")
 
+    def drawn(self) -> float:
+        """The CPU seconds of those that draw, once none of them draws any more."""
+        before, spent = -1.0, 0.0
+        while spent - before > 0.05:
+            time.sleep(0.5)
+            before, spent = spent, sum(map(cpu_seconds, self.workers()))
+        return spent
+
 
 @pytest.fixture(scope="module")
 def endpoint(shelf_store: Shelved, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
@@ -82,6 +97,20 @@ def endpoint(shelf_store: Shelved, tmp_path_factory: pytest.TempPathFactory) -> 
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=120)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(endpoint: Endpoint) -> Iterator[socket.socket]:
+    """A client that never ends its headers. It begins with the first test, so that nothing waits for it."""
+    host, port = endpoint.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=120) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        yield client
 
 
 class Load:
@@ -109,6 +138,11 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=120)
+
+    def more(self, count: int) -> None:
+        """Wait until so many more were answered."""
+        enough = len(self.answers) + count
+        until(lambda: len(self.answers) >= enough)
 
     def all_well(self) -> bool:
         """Every request was answered, and always with the seed's own samples."""
@@ -150,46 +184,33 @@ def test_only_this_machine_hears_it(endpoint: Endpoint) -> None:
     assert mine == {f"0100007F:{port:04X}"}
 
 
-def test_who_sends_headers_slowly_is_left(endpoint: Endpoint) -> None:
-    """The connection is ended within seconds; one that has sent them is not."""
-    host, port = endpoint.address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as slow:
-        start = time.monotonic()
-        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-        assert slow.recv(1000).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 408 Request Time-out")
-        assert 2 < time.monotonic() - start < 20
-
-
 def test_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
-    """A request that would draw for long is broken off when its connection is."""
+    """A request that would draw for long is broken off when its connection is: those that draw do less than half."""
     host, port = endpoint.address.removeprefix("http://").split(":")
-    asked = {"n": 1024, "steps": 19, "sampler": "midpoint"}
-    start = time.monotonic()
-    assert endpoint.ask("/v1/models/flow/samples", asked)[0] == 200
-    whole = time.monotonic() - start
+    asked = {"n": 1024, "steps": 19, "sampler": "midpoint", "guidance": 2.0}
+    start = endpoint.drawn()
+    assert [endpoint.ask("/v1/models/flow/samples", asked)[0] for _ in range(4)] == [200] * 4
+    whole = (endpoint.drawn() - start) / 4
     body = json.dumps(asked).encode()
     head = "POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    for _ in range(12):  # two replicas draw: they would be busy for six times as long
-        with socket.create_connection((host, int(port)), timeout=30) as gone:
+    start = endpoint.drawn()
+    for _ in range(24):
+        with socket.create_connection((host, int(port)), timeout=120) as gone:
             gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            time.sleep(0.1)
-    start = time.monotonic()
+            time.sleep(0.05)
     assert endpoint.ask("/v1/models/flow/samples", {})[0] == 200
-    assert time.monotonic() - start < 3 * whole
+    assert endpoint.drawn() - start < 12 * whole
 
 
 def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
     """Neither one that answers nor one that draws; the request is sent again, and gives the same bytes."""
     with Load(endpoint) as load:
         for find in (endpoint.replicas, endpoint.workers):
-            end = time.monotonic() + 60
-            while len(endpoint.workers()) < 2 and time.monotonic() < end:
-                time.sleep(0.2)
-            time.sleep(1.0)
+            until(lambda: len(endpoint.workers()) == 2)
+            load.more(6)
             os.kill(find()[0], signal.SIGKILL)
-        time.sleep(4.0)
+            load.more(12)
     assert load.all_well()
-    assert len(load.answers) > 10
 
 
 def test_models_change_while_requests_come_in(endpoint: Endpoint, shelf_store: Shelved) -> None:
@@ -211,6 +232,15 @@ def test_models_change_while_requests_come_in(endpoint: Endpoint, shelf_store: S
     assert set(endpoint.replicas()) & before
 
 
+def test_who_sends_headers_slowly_is_left(slow: socket.socket) -> None:
+    """The connection is ended within seconds; one that has sent them is not."""
+    try:
+        answer = slow.recv(1000)
+    except ConnectionResetError:
+        answer = b""
+    assert answer.partition(b"\r\n")[0] in (b"", b"HTTP/1.1 408 Request Time-out")
+
+
 def _copy_broken(run: Path, to: Path) -> None:
     """A run whose weights are torn."""
     import shutil
@@ -226,10 +256,7 @@ def test_it_can_be_watched(endpoint: Endpoint) -> None:
     """Ray exports what the dashboard file shows."""
     panels = json.loads((ROOT / "deploy/grafana-serving.json").read_text())["panels"]
     shown = {name for panel in panels for t in panel["targets"] for name in re.findall(r"ray_genflow_\w+", t["expr"])}
-    end = time.monotonic() + 60
-    while lacking := {name for name in shown if name not in _read(endpoint.metrics)}:
-        assert time.monotonic() < end, lacking
-        time.sleep(1)
+    until(lambda: not {name for name in shown if name not in _read(endpoint.metrics)})
 
 
 def _read(url: str) -> str:
@@ -251,7 +278,7 @@ def test_it_is_listed_and_taken_down(endpoint: Endpoint, shelf_store: Shelved) -
     under_way.join()
     assert done.returncode == 0, done.stderr
     assert answers == [200]
-    assert endpoint.process.wait(timeout=60) == 0
+    assert endpoint.process.wait(timeout=180) == 0
     assert endpoint.replicas() == endpoint.workers() == []
     with pytest.raises(urllib.error.URLError):
         endpoint.ask("/healthz", timeout=5)
