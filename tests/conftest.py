@@ -24,6 +24,7 @@ from genflow.store import Store
 # interrupt such a process, or this one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store."""
