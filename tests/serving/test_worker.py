@@ -1,11 +1,12 @@
 """The process that draws: it draws what the engine does, and neither outlives its replica nor hangs unseen."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,21 @@ def batch(entry: Entry, **more: object) -> Batch:
     return Batch(entry, "samples", options, [3, 4], [1, 2], **more)  # type: ignore[arg-type]
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.05)
+
+
+def ignores(pid: int, signum: signal.Signals) -> bool:
+    mask = re.search(r"^SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(mask and int(mask[1], 16) >> (signum - 1) & 1)
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended, within seconds."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -120,13 +133,18 @@ def test_its_silence_is_seen(drawing: Worker, shelf_store: Shelved, monkeypatch:
     monkeypatch.setattr(worker, "SILENT_S", 3.0)
     os.kill(drawing._process.pid, signal.SIGSTOP)
     try:
-        time.sleep(4.5)
-        with pytest.raises(RuntimeError, match="has been silent"):
-            drawing.check()
+        wait_for(lambda: is_silent(drawing))
     finally:
         os.kill(drawing._process.pid, signal.SIGCONT)
-    time.sleep(2.0)
-    drawing.check()
+    wait_for(lambda: not is_silent(drawing))
+
+
+def is_silent(worker: Worker) -> bool:
+    try:
+        worker.check()
+    except RuntimeError as error:
+        return "has been silent" in str(error)
+    return False
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -139,7 +157,7 @@ def test_it_dies_with_its_replica(stopped: bool) -> None:
     replica = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert replica.stdout
     pid = int(replica.stdout.readline())
-    time.sleep(3.0)  # for it to begin in
+    wait_for(lambda: ignores(pid, signal.SIGINT))  # which it does once it is bound to its parent
     if stopped:
         os.kill(pid, signal.SIGSTOP)
     replica.kill()
