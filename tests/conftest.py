@@ -55,6 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: ranks[item])
 
 
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store."""

@@ -24,6 +24,9 @@ def execute(main: Main) -> None:
     environment.set_defaults()
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
+        # A job is asked to stop by SIGINT, from the command or from Ray. Where either was started in the background of
+        # a shell, SIGINT is ignored and the job inherits that: it would run on until it is killed, without saving.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     document = read(Path(sys.argv[1]))
     sys.exit(attempt(main, document, events.emit))
 

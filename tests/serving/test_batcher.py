@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ class Slow:
     def __init__(self, seconds: float = 0.0, evaluations: int = 1) -> None:
         self.seconds, self.evaluations = seconds, evaluations
         self.batches: list[list[int]] = []
-        self.broken_off = 0
+        self.broken_off = self.begun = 0
         self.gate = threading.Event()
         self.gate.set()
 
     def __call__(self, job: Job, seeds: list[int], labels: list[int], toward: Any, watch: Any) -> Drawn:
-        self.gate.wait(10)
+        self.begun += 1
+        self.gate.wait(60)
         self.batches.append(list(seeds))
         start = time.perf_counter()
         for _ in range(self.evaluations):
@@ -39,15 +40,22 @@ class Slow:
         return Drawn(np.asarray(seeds), np.asarray(labels), self.evaluations, took)
 
 
-def job(seeds: Sequence[int], key: str = "k", seconds: float = 10.0, **more: Any) -> Job:
+def job(seeds: Sequence[int], key: str = "k", seconds: float = 60.0, **more: Any) -> Job:
     return Job((key,), seeds, [0] * len(seeds), None, time.monotonic() + seconds, **more)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for what another thread or task does."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 async def together(batcher: Batcher, draw: Slow, jobs: list[Job]) -> list[Any]:
     """Run jobs that all wait before the first batch is drawn; the first alone holds the thread meanwhile."""
     draw.gate.clear()
     first = asyncio.create_task(batcher.run(job([-1], "first")))
-    await asyncio.sleep(0.05)
+    await until(lambda: draw.begun)
     tasks = [asyncio.create_task(batcher.run(each)) for each in jobs]
     await asyncio.sleep(0.05)
     draw.gate.set()
@@ -108,9 +116,10 @@ def test_a_deadline_is_kept() -> None:
         batcher = Batcher(draw)
         draw.gate.clear()
         busy = asyncio.create_task(batcher.run(job([-1], "first")))
-        await asyncio.sleep(0.02)
+        await until(lambda: draw.begun)
         with pytest.raises(RequestError, match="not drawn before the deadline") as refused:
-            await batcher.run(job([1], seconds=0.1))  # while the thread is still held
+            await batcher.run(job([1], seconds=0.1))
+        assert not busy.done()
         assert refused.value.status == 503
         draw.gate.set()
         await busy
@@ -142,10 +151,9 @@ def test_a_client_that_goes_away_frees_its_place() -> None:
         draw = Slow(seconds=2.0, evaluations=100)
         batcher = Batcher(draw)
         drawn = asyncio.create_task(batcher.run(job([1])))
-        await asyncio.sleep(0.1)
+        await until(lambda: draw.begun)
         waiting = asyncio.create_task(batcher.run(job([2], "other")))
-        await asyncio.sleep(0.05)
-        assert batcher.waiting == 1
+        await until(lambda: batcher.waiting == 1)
         waiting.cancel()
         drawn.cancel()
         await asyncio.gather(drawn, waiting, return_exceptions=True)

@@ -539,7 +539,7 @@ def test_one_process_sends_one_run_after_another(store, monkeypatch):
     other = Sender(store, "third-1", every_s=60)
     other.start()
     assert other._process is not processes[0]
-    assert processes[0].wait(20) == 0
+    assert processes[0].wait(120) == 0
     other._process.kill()
 
 

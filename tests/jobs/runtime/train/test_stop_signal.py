@@ -1,6 +1,7 @@
 """Whoever stops several workers waits until they have saved."""
 
 import signal
+import sys
 import threading
 import time
 
@@ -16,15 +17,24 @@ def test_the_workers_are_waited_for() -> None:
     asked, done = threading.Event(), []
 
     def run() -> None:
-        time.sleep(0.2)
+        while not waits_in_fit():
+            time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        asked.wait(10)
+        asked.wait(60)
         time.sleep(0.3)
         done.append("saved")
 
     with pytest.raises(KeyboardInterrupt):
         stop_signal.fit(run, None, lambda _: asked.set())
     assert done == ["saved"]
+
+
+def waits_in_fit() -> bool:
+    """Whether the main thread waits for the run to end; `Thread.start` waits as well, but only for the thread."""
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    while frame and frame.f_code is not threading.Event.wait.__code__:
+        frame = frame.f_back  # type: ignore[assignment]
+    return bool(frame and frame.f_back and frame.f_back.f_code is bell.fit.__code__)
 
 
 def test_what_ends_the_run_is_raised() -> None:
