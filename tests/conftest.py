@@ -1,5 +1,7 @@
 """Fixtures that several folders of tests share."""
 
+import ast
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TESTS
+from support import ROOT, TESTS
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: with two threads on a busy machine it is ten times slower
 # before Ray: it reads them once a process, whichever test is the first to import it
@@ -37,22 +39,52 @@ LONG = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist with `--dist loadgroup`: tests that start Ray run one after another, in one worker.
+@functools.cache
+def starts_ray(file: Path) -> Callable[[str], bool]:
+    """Which functions of a test file carry the mark `ray`, by their text: xdist's scheduler knows names alone."""
+    body = ast.parse(file.read_text()).body
+    if any(isinstance(node, ast.Assign) and "mark.ray" in ast.unparse(node) for node in body):  # pytestmark
+        return lambda name: True
+    functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+    marked = {node.name for node in functions if any("mark.ray" in ast.unparse(d) for d in node.decorator_list)}
+    return marked.__contains__
 
-    Two Rays on two cores wait for each other. The tests of any other file stay together, because they share what
-    their fixtures train. The group of Ray is the longest, so it begins first.
+
+@functools.cache
+def group(path: str, name: str) -> str:
+    """The tests with which a test stays together, in one worker of pytest-xdist, one after another.
+
+    Tests that start Ray are one group, for two Rays on two cores wait for each other. The tests of any other file
+    are a group, because they share what their fixtures train.
     """
+    return "ray" if starts_ray(ROOT / path)(name) else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole groups. `--dist loadgroup` does not: xdist 3.8 sets a name that pytest 9.2 no longer reads."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path, _, name = nodeid.partition("::")
+            return group(path, name.partition("[")[0])
+
+    return Groups(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under pytest-xdist the longest groups begin first, and that of Ray is the longest."""
     if not hasattr(config, "workerinput"):
         return
-    ranks = {}
-    for item in items:
+
+    def rank(item: pytest.Item) -> int:
         file = item.path.relative_to(TESTS).as_posix()
-        ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else file))
-        ranks[item] = 0 if ray else LONG.index(file) + 1 if file in LONG else len(LONG) + 1
-    items.sort(key=lambda item: ranks[item])
+        if item.get_closest_marker("ray"):
+            return 0
+        return LONG.index(file) + 1 if file in LONG else len(LONG) + 1
+
+    items.sort(key=rank)
 
 
 

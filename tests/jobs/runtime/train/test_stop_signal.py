@@ -34,7 +34,7 @@ def waits_in_fit() -> bool:
     frame = sys._current_frames()[threading.main_thread().ident or 0]
     while frame and frame.f_code is not threading.Event.wait.__code__:
         frame = frame.f_back  # type: ignore[assignment]
-    return bool(frame and frame.f_back and frame.f_back.f_code is bell.fit.__code__)
+    return bool(frame and frame.f_back and frame.f_back.f_code is stop_signal.fit.__code__)
 
 
 def test_what_ends_the_run_is_raised() -> None:

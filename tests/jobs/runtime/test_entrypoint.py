@@ -12,7 +12,7 @@ from genflow.system import events, source_hash
 
 PROGRAM = """
 import time
-from jobs.common import execute
+from jobs.runtime.entrypoint import execute
 
 def main(document, emit):
     emit("note", message="it runs")
@@ -27,8 +27,9 @@ def test_a_job_hears_signals_that_its_parent_ignores(tmp_path: Path, signum: sig
     """A cluster or a command that a shell started in the background ignores SIGINT, and its jobs inherit that."""
     document = tmp_path / "recipe.yaml"
     document.write_text("{}")
+    path = {"PYTHONPATH": str(source_hash.resources_dir())}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(document)], env=os.environ | {"PYTHONPATH": str(source_hash.resources_dir())},
+        [sys.executable, "-c", PROGRAM, str(document)], env=os.environ | path,
         stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN),
     )  # fmt: skip
     assert process.stdout is not None
