@@ -15,7 +15,7 @@ from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, journal_path
 from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
-ROOMS = ("genflow/tables", "genflow/evaluation/report/charts.py")
+TEMPLATES = ("genflow/tables/page.html.j2", "genflow/evaluation/report/templates")
 
 
 def main(document: Document, emit: Emit) -> Document:
@@ -61,7 +61,8 @@ def key(document: Document) -> str:
     """What decides the tables: the study, its evaluations, what failed, and the code."""
     failed = {name: told["message"] for name, told in document["inputs"]["failed"].items()}
     study = {name: value for name, value in document["study"].items() if name != "command"}
-    return digest([study, document["inputs"]["evaluations"], failed, source_hash.fingerprint(*ROOMS)])
+    code = source_hash.code_of("jobs/tables.py", also=TEMPLATES)
+    return digest([study, document["inputs"]["evaluations"], failed, code])
 
 
 def address(dataset: str, document: Document) -> str:

@@ -110,11 +110,11 @@ def test_a_runs_address_is_what_decides_its_result() -> None:
     assert address != runs.address(base, replace(GREY, fingerprint="other"))
 
 
-def test_a_runs_address_knows_every_file_that_it_is_made_of() -> None:
+def test_the_files_that_a_recipe_loads_by_name_are_all_known() -> None:
     """A VAE's flow prior is another net; a consistency model answers by its source's family."""
-    prior = runs._files(recipe("vae", GREY, family={"prior": "flow"}), GREY)
-    assert {"genflow/nets/mlp.py", "genflow/nets/conv.py", "genflow/families/vae.py"} == prior
-    assert "genflow/families/flow_matching.py" in runs._files(recipe("consistency", GREY), GREY)
+    prior = build.source_files(recipe("vae", GREY, family={"prior": "flow"}), GREY)
+    assert prior == ["genflow/families/vae.py", "genflow/nets/conv.py", "genflow/nets/mlp.py"]
+    assert "genflow/families/flow_matching.py" in build.source_files(recipe("consistency", GREY), GREY)
 
 
 def test_a_run_from_before_an_option_came_has_its_default() -> None:

@@ -38,8 +38,9 @@ from genflow.evaluation.metrics.memorization import WATCHED, memorization
 from genflow.evaluation.metrics.modes import modes
 from genflow.evaluation.sample_grids import pictures
 from genflow.evaluation.samples import Executor, Reduced, Share, reduced
-from genflow.recipe.schema import Evaluate
-from genflow.sampling.engine import Engine
+from genflow.recipe.files import read
+from genflow.recipe.schema import Evaluate, parse
+from genflow.sampling.engine import RECIPE, Engine
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment, source_hash
@@ -51,8 +52,6 @@ FEW_ROWS = 100  # of the reference, below which somebody should be told
 TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # of a run's manifest
 _tools: dict[tuple[str, ...], tuple[Engine, Embed]] = {}  # of the evaluation that this worker draws shares of
 Tell = Callable[[int, str], None]
-PARTS = ("metrics", "evaluate.py", "interval.py", "metric_suite.py", "sample_grids.py", "samples.py", "sweep.py")
-ROOMS = ("genflow/sampling/engine.py", *(f"genflow/evaluation/{name}" for name in PARTS))
 
 
 def evaluation_id(
@@ -62,7 +61,8 @@ def evaluation_id(
     facts = DataSpec.from_json(dataset.file(FACTS).read_text())
     asked = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
-    code = source_hash.fingerprint(*ROOMS)
+    recipe = parse(read(run.file(RECIPE)))
+    code = source_hash.code_of("genflow/evaluation/evaluate.py", *build.source_files(recipe, facts))
     deciding = [run.id, facts.fingerprint, asked, features, code, *([sample] if sample else [])]
     return f"{run.name}-{digest(deciding)}"
 

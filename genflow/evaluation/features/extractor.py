@@ -119,8 +119,7 @@ def address(dataset: Artifact, facts: DataSpec, spec: str) -> str:
     what = "coordinates" if facts.is_points else spec
     if what not in ("coordinates", *MADE_HERE):
         what = _hash(_module_path(spec))
-    folder = "genflow/evaluation/features"
-    made_by = source_hash.fingerprint(f"{folder}/classifier.py", f"{folder}/extractor.py")
+    made_by = source_hash.code_of("genflow/evaluation/features/extractor.py")
     return f"{dataset.name}-{digest([facts.fingerprint, what, made_by])}"
 
 

@@ -29,7 +29,6 @@ from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
 WEIGHTS = "reader.safetensors"
-ROOMS = ("genflow/evaluation/metrics/stacked_modes.py", "genflow/evaluation/features/classifier.py")
 
 
 def is_stack(data: Dataset) -> bool:
@@ -93,7 +92,8 @@ def count(shown: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
 
 def reader(store: Store, data: Dataset, real: DataSplits, classes: int, emit: Emit) -> Any:
     """What tells the class of each channel, records (N, H, W, 3) -> (N, 3); trained once, on training stacks."""
-    id = f"{data.artifact.name}-reader-{digest([data.facts.fingerprint, source_hash.fingerprint(*ROOMS)])}"
+    code = source_hash.code_of("genflow/evaluation/metrics/stacked_modes.py")
+    id = f"{data.artifact.name}-reader-{digest([data.facts.fingerprint, code])}"
     shape = (1, *data.facts.shape[1:])
     artifact = store.get("features", id)
     if artifact is None:

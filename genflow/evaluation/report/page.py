@@ -20,13 +20,14 @@ from genflow.system.source_hash import digest
 
 Row = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "templates/report.html.j2"
-ROOMS = ("genflow/evaluation/report", "genflow/evaluation/sweep.py")
+TEMPLATES = "genflow/evaluation/report/templates"
 PICTURES_BYTES = 6_000_000  # of all grids together
 
 
 def address(rows: Sequence[Row]) -> str:
     """The content address of the report of these evaluations."""
-    made_from = [sorted(row["evaluation"] for row in rows), source_hash.fingerprint(*ROOMS)]
+    code = source_hash.code_of("genflow/evaluation/report/page.py", also=(TEMPLATES,))
+    made_from = [sorted(row["evaluation"] for row in rows), code]
     return f"{rows[0]['dataset_name']}-{digest(made_from)}"
 
 
