@@ -20,7 +20,8 @@ import numpy as np
 from genflow.cli import console
 from genflow.errors import GenflowError
 from genflow.evaluation.interval import over_trainings
-from genflow.evaluation.report.table import likelihood, number
+from genflow.evaluation.metrics.base import number
+from genflow.evaluation.metrics.likelihood import in_words as likelihood
 from genflow.launch import local
 from genflow.pipeline import graph
 from genflow.pipeline.study import Study

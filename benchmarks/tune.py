@@ -57,7 +57,7 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
         loop.fit(family, stream, Session(threads=recipe.train.threads or 1), recipe.train, keep, whole=stream)
         family.load_state_dict(averages, strict=False)
         engine = Engine(family, recipe, recipe.train.steps)
-        metrics.measure(engine, bench.data, ruler, task.metrics, task.samples, task.seed)
+        metrics.measure(bench.store, engine, bench.data, ruler, task.metrics, task.samples, task.seed)
     return time.perf_counter() - start
 
 

@@ -129,6 +129,23 @@ def family_of(recipe: Recipe, facts: DataSpec) -> Family:
     return family(made, facts, **options)  # type: ignore[call-arg, arg-type]
 
 
+def source_files(recipe: Recipe, facts: DataSpec) -> list[str]:
+    """The files that a resolved recipe loads by name: its family, the family that this one speaks for, and their nets.
+
+    A consistency model answers by its source's family.
+
+    Raises:
+        UsageError: the recipe is of another version, and has an option that there is no more.
+    """
+    family = families.family_class(recipe.family["kind"])
+    options = bind("family", family.__init__, recipe.family, recipe.family["kind"])
+    kinds = {options.pop("kind")}
+    if isinstance(source := options.get("source"), dict) and "kind" in source:
+        kinds.add(source["kind"])
+    chosen = {port.net or recipe.net["kind"] for port in family.ports(facts, **options).values()}
+    return sorted([f"genflow/families/{kind}.py" for kind in kinds] + [f"genflow/nets/{net}.py" for net in chosen])
+
+
 def sample_options(family: Family, values: dict[str, Any]) -> dict[str, Any]:
     """Check sampling options of a family, and fill in every default.
 

@@ -27,12 +27,10 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
-# The rooms whose code decides what a run computes; a family's and a net's own file are added to them.
-ROOMS = (
-    "genflow/batch.py", "genflow/specs.py", "genflow/build.py", "genflow/training/loop.py", "genflow/maths",
-    "genflow/training/ema.py", "genflow/training/muon.py", "genflow/training/precision.py",
-    "genflow/data/stream.py", "genflow/training/all_reduce.py", "genflow/training/fsdp.py", "genflow/training/optim.py",
-    "genflow/families/base.py", "genflow/families/gaussian.py", "genflow/nets/layers.py",
+# The code that decides what a run computes, with all that it imports; the run's family and nets are added to it.
+SOURCES = (
+    "genflow/build.py", "genflow/training/loop.py", "genflow/data/stream.py", "genflow/data/shards.py",
+    "genflow/data/pairs.py",
 )  # fmt: skip
 DIVERGED = "diverged.json"  # of a run that ended because something went wrong in it
 NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "threads"}
@@ -103,7 +101,6 @@ def address(recipe: Recipe, facts: DataSpec) -> str:
     """The content address of a run, from what decides its result."""
     document = recipe.model_dump(mode="json")
     train = {key: value for key, value in document["train"].items() if key not in NOT_OF_THE_RESULT}
-    rooms = (*ROOMS, *_files(recipe, facts))
     deciding: dict[str, Any] = {
         "net": document["net"],
         "family": document["family"],
@@ -112,7 +109,7 @@ def address(recipe: Recipe, facts: DataSpec) -> str:
         "data": facts.fingerprint,
         **({"pairs": recipe.data.pairs} if recipe.data.pairs else {}),
         **({"init": recipe.init} if recipe.init else {}),
-        "code": source_hash.fingerprint(*rooms),
+        "code": source_hash.code_of(*SOURCES, *build.source_files(recipe, facts)),
     }
     return digest(deciding)
 
@@ -131,16 +128,6 @@ def rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
     if recipe.data.pairs:
         return Pairs.open(store.find("pairs", recipe.data.pairs), data.facts)
     return data.splits["train"]
-
-
-def _files(recipe: Recipe, facts: DataSpec) -> set[str]:
-    """The files of the run's family, of the family it speaks for (a consistency model's source), and of their nets."""
-    options = {key: value for key, value in recipe.family.items() if key != "kind"}
-    source = options.get("source")
-    kinds = {recipe.family["kind"], *([source["kind"]] if isinstance(source, dict) and "kind" in source else [])}
-    ports = families.family_class(recipe.family["kind"]).ports(facts, **options)
-    nets = {port.net or recipe.net["kind"] for port in ports.values()}
-    return {f"genflow/families/{kind}.py" for kind in kinds} | {f"genflow/nets/{net}.py" for net in nets}
 
 
 def cpu_seconds(store: Store, run: Artifact) -> list[float]:

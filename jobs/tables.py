@@ -17,7 +17,7 @@ from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, journal_path
 from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
 
-ROOMS = ("genflow/tables", "genflow/evaluation/report/charts.py")
+TEMPLATES = ("genflow/tables/page.html.j2", "genflow/evaluation/report/templates")
 
 STAGE = Stage(
     makes="report",
@@ -72,7 +72,8 @@ def key(document: Json) -> str:
     """What decides the tables: the study, its evaluations, what failed, and the code."""
     failed = {name: told["message"] for name, told in document["inputs"]["failed"].items()}
     study = {name: value for name, value in document["study"].items() if name != "command"}
-    return digest([study, document["inputs"]["evaluations"], failed, source_hash.fingerprint(*ROOMS)])
+    code = source_hash.code_of("jobs/tables.py", also=TEMPLATES)
+    return digest([study, document["inputs"]["evaluations"], failed, code])
 
 
 def address(dataset: str, document: Json) -> str:

@@ -110,11 +110,11 @@ def test_the_address_of_a_run_follows_from_what_decides_its_result() -> None:
     assert address != runs.address(base, replace(GREY, fingerprint="other"))
 
 
-def test_the_address_of_a_run_includes_all_its_source_files() -> None:
-    """The files include the net of a VAE's flow prior, and the source family of a consistency model."""
-    prior = runs._files(recipe("vae", GREY, family={"prior": "flow"}), GREY)
-    assert {"genflow/nets/mlp.py", "genflow/nets/conv.py", "genflow/families/vae.py"} == prior
-    assert "genflow/families/flow_matching.py" in runs._files(recipe("consistency", GREY), GREY)
+def test_the_files_that_a_recipe_loads_by_name_are_all_known() -> None:
+    """A VAE's flow prior is another net; a consistency model answers by its source's family."""
+    prior = build.source_files(recipe("vae", GREY, family={"prior": "flow"}), GREY)
+    assert prior == ["genflow/families/vae.py", "genflow/nets/conv.py", "genflow/nets/mlp.py"]
+    assert "genflow/families/flow_matching.py" in build.source_files(recipe("consistency", GREY), GREY)
 
 
 def test_an_older_run_has_the_default_of_a_newer_option() -> None:

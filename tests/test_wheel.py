@@ -59,7 +59,8 @@ def test_a_job_runs_from_the_wheel(installed, tmp_path):
 
 def test_the_code_hash_is_the_checkouts(installed):
     """An artifact made from the wheel is cached for the checkout, and the other way round."""
-    program = "from genflow.system import source_hash as s; print(s.fingerprint('genflow/maths', 'jobs/prepare.py'))"
+    hashed = "s.fingerprint('genflow/maths', 'jobs/prepare.py'), s.code_of('jobs/tune.py')"
+    program = f"from genflow.system import source_hash as s; print({hashed})"
     prints = {
         subprocess.run(
             [sys.executable, "-P", "-c", program], env={**os.environ, "PYTHONPATH": str(path)}, capture_output=True,

@@ -33,7 +33,7 @@ HELD_OUT = 1  # what the permutation's generator is called, beside the seed
 def key(source: Source, data: Data) -> str:
     """What a dataset's id ends with: a hash of the options, the source's listing, and the code; nothing is decoded."""
     options = {"size": data.size, "channels": data.channels, "val": data.val, "seed": data.seed}
-    made_by = source_hash.fingerprint("genflow/data", "jobs/prepare.py")
+    made_by = source_hash.code_of("jobs/prepare.py", also=("genflow/data/sources",))  # sources are loaded by name
     return digest({"options": options, "source": source.listing(), "code": made_by})
 
 

@@ -12,35 +12,30 @@
 
 The samples are drawn from the same noise for every run. A metric's floor is the same metric of as many real
 training rows against the same reference: what a perfect model would get.
-See docs/decisions/0006-metrics-with-intervals-and-floors.md.
+These follow from the files in `metrics/`. See docs/decisions/0006-metrics-with-intervals-and-floors.md.
 """
 
 import json
 import os
 import platform
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
-import numpy as np
 import torch
 
 from genflow import __version__, build
 from genflow.data.shards import FACTS, Dataset
-from genflow.evaluation import samples, sweep
-from genflow.evaluation.features.extractor import Embed, Emit, FeatureReference, address, load_features
-from genflow.evaluation.interval import Z, proportion
+from genflow.evaluation import metrics, samples, sweep
+from genflow.evaluation.features.extractor import Embed, Emit, address, load_features
 from genflow.evaluation.metric_suite import MetricSuite
-from genflow.evaluation.metrics import likelihood, stacked_modes
-from genflow.evaluation.metrics.class_balance import shown
-from genflow.evaluation.metrics.classification import classification
-from genflow.evaluation.metrics.memorization import WATCHED, memorization
-from genflow.evaluation.metrics.modes import modes
+from genflow.evaluation.metrics.base import Metric, Samples
 from genflow.evaluation.results import Evaluation, Identity, SweepPoint
 from genflow.evaluation.sample_grids import pictures
 from genflow.evaluation.samples import Executor, Reduced, Share, reduced
-from genflow.recipe.schema import Evaluate
-from genflow.sampling.engine import Engine
+from genflow.recipe.files import read
+from genflow.recipe.schema import Evaluate, parse
+from genflow.sampling.engine import RECIPE, Engine
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment, source_hash
@@ -52,8 +47,6 @@ FEW_ROWS = 100  # of the reference, below which somebody should be told
 TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # of a run's manifest
 _tools: dict[tuple[str, ...], tuple[Engine, Embed]] = {}  # of the evaluation that this worker draws shares of
 Tell = Callable[[int, str], None]
-PARTS = ("metrics", "evaluate.py", "interval.py", "metric_suite.py", "sample_grids.py", "samples.py", "sweep.py")
-ROOMS = ("genflow/sampling/engine.py", *(f"genflow/evaluation/{name}" for name in PARTS))
 
 
 def evaluation_id(
@@ -63,7 +56,9 @@ def evaluation_id(
     facts = DataSpec.from_json(dataset.file(FACTS).read_text())
     asked = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
-    code = source_hash.fingerprint(*ROOMS)
+    recipe = parse(read(run.file(RECIPE)))
+    by_name = (*build.source_files(recipe, facts), *metrics.files())
+    code = source_hash.code_of("genflow/evaluation/evaluate.py", *by_name)
     deciding = [run.id, facts.fingerprint, asked, features, code, *([sample] if sample else [])]
     return f"{run.name}-{digest(deciding)}"
 
@@ -160,29 +155,27 @@ def _measure(
     total = n + few * len(ways) + min(likely, len(by.real.reference))
     tell = _progress(emit, run.id, total)
 
-    # what looks at pictures looks at the first ones; only a classifier learns from all of them
-    keep = n if data.facts.is_points or options.classification or stacked_modes.is_stack(data) else WATCHED
+    asked = [metric for metric in metrics.every() if metric.applies(data, options)]
+    # most of what looks at pictures looks at the first ones; points are few bytes, and all of them are drawn
+    keep = n if data.facts.is_points else max(metric.records for metric in asked)
     drawn = reduced(
         engine, by.embed, samples.seeds(options.seed, n), samples.labels(data, by.real, n), keep,
         lambda k: tell(k, "drawing samples"), carry,
     )  # fmt: skip
-    features, classes = drawn.features, drawn.classes
-    metrics = ruler.quality(features, drawn.labels)
-    if classes is not None:
-        metrics["agreement"] = proportion(classes == drawn.labels).metric(n, by.name, by.about["accuracy"])
-    if options.classification and (accuracy := classification(drawn.records, drawn.labels, data, by)):
-        metrics["classification"] = accuracy
     alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
     own: SweepPoint = {
         "steps": engine.options.get("steps"), "sampler": engine.options.get("sampler"), "nfe": drawn.nfe,
         "ms_per_image": drawn.ms, "ms_alone": alone, "own": True,
-        "fd": ruler.distance(features[:few], drawn.labels[:few]),
+        "fd": ruler.distance(drawn.features[:few], drawn.labels[:few]),
     }  # fmt: skip
     points = [own]
     points += sweep.measure(engine, ruler, drawn, few, ways, options.seed, tell, emit)
-    log_p = likelihood.likelihood(engine, data, by.real, likely, options.seed, lambda k: tell(k, "likelihood"))
+    measured = _metrics(ruler, asked, Samples(
+        store, engine, data, by, options.model_copy(update={"likelihood": likely}), drawn.labels, emit, tell,
+        drawn.records, drawn.features, drawn.classes,
+    ))  # fmt: skip
     tell(total, "measured")
-    document: Evaluation = {
+    document = {
         "schema": SCHEMA,
         "evaluation": id,
         **_identity(run, data, engine),
@@ -193,12 +186,7 @@ def _measure(
         "evaluate": options.model_dump(mode="json"),
         "sample": sample,
         "nfe": drawn.nfe,
-        "metrics": metrics,
-        "likelihood": log_p,
-        "straightness": _straightness(engine, drawn, options.seed),
-        "memorization": memorization(drawn.records, data, by.real),
-        "modes": _modes(store, data, by, drawn.records, emit),
-        "classes": _classes(data, by, classes),
+        **measured,
         "speed": {
             "ms_batch_1": alone,
             "ms_batch_64": drawn.ms,
@@ -211,22 +199,21 @@ def _measure(
         "sweep": sweep.curve(points),
         "seconds": round(time.monotonic() - started, 1),
     }
-    return document, pictures(engine, data, by, drawn.records, options.seed)
+    return cast(Evaluation, document), pictures(engine, data, by, drawn.records, options.seed)
 
 
-def _modes(store: Store, data: Dataset, by: FeatureReference, records: np.ndarray, emit: Emit) -> dict[str, Any] | None:
-    """What is known of the modes of the data, if it has any."""
-    if data.facts.is_points:
-        return modes(records.reshape(len(records), -1), data.artifact)
-    return stacked_modes.measure(store, data, by.real, records, emit) if stacked_modes.is_stack(data) else None
-
-
-def _classes(data: Dataset, by: FeatureReference, classes: np.ndarray | None) -> dict[str, Any] | None:
-    """Which classes samples show, beside the floor's rows: these have the labels that samples are asked for."""
-    if classes is None or data.facts.classes < 2:
-        return None
-    real = by.embed(data.splits["train"].take(by.real.floor[: len(classes)]))[1]
-    return None if real is None else shown(classes, real, data.facts.class_names)
+def _metrics(ruler: MetricSuite, asked: Sequence[Metric], of: Samples) -> dict[str, Any]:
+    """The document's `metrics`, and the section of every metric that has one, null where it does not apply."""
+    found: dict[str, Any] = {"metrics": {}}
+    found |= {metric.section: None for metric in metrics.every() if metric.section}
+    for metric in asked:
+        if metric.section:
+            found[metric.section] = found[metric.section] or metric.measure(of)
+        else:
+            suits = metric.needs == "features"
+            readings = ruler.measure(metric, of.features, of.labels) if suits else metric.measure(of)
+            found["metrics"] |= {name: reading.metric(of.judge) for name, reading in readings.items()}
+    return found
 
 
 def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
@@ -247,16 +234,6 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
         "cores": environment.cores(),
         "versions": {"genflow": __version__, "python": platform.python_version(), "torch": torch.__version__},
     }
-
-
-def _straightness(engine: Engine, drawn: samples.Reduced, seed: int) -> dict[str, Any] | None:
-    """How far the ways from fresh noise to data bend: the mean over samples, with its 95 % interval."""
-    found = samples.straightness(engine, drawn.labels, seed)
-    if found is None:
-        return None
-    n = len(found)
-    value, error = float(found.mean()), float(found.std(ddof=1) / n**0.5)
-    return {"value": value, "low": value - Z * error, "high": value + Z * error, "n": n}
 
 
 def _progress(emit: Emit, run: str, total: int) -> Tell:

@@ -25,11 +25,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special  # scipy.stats takes half a second to import, in every process that measures
 
-from genflow.evaluation.results import Metric
+from genflow.evaluation.results import MetricValue
 
-Z = float(special.ndtri(0.975))
+Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Interval:
     low: float
     high: float
 
-    def metric(self, n: int, features: str, floor: float | None) -> Metric:
+    def metric(self, n: int, features: str, floor: float | None) -> MetricValue:
         """The metric as the JSON contract has it: with its N, its features and real data's own value at that N."""
         return {
             "value": self.value, "low": self.low, "high": self.high, "n": n, "features": features, "floor": floor,
@@ -87,7 +86,7 @@ def half_sampled(
     """
     repeats, m = rows.shape
     spread = np.std([statistic(half) for half in rows], ddof=1) * math.sqrt(m / (n - m))
-    reach = float(special.stdtrit(repeats - 1, 0.975) * spread)
+    reach = float(_student(repeats - 1) * spread)
     return Interval(value, max(bounds[0], value - reach), min(bounds[1], value + reach))
 
 
@@ -95,7 +94,7 @@ def mean(values: np.ndarray) -> Interval:
     """The interval of a mean of independent values (N,)."""
     n = len(values)
     centre = float(np.mean(values))
-    reach = float(special.stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    reach = float(_student(n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
     return Interval(centre, centre - reach, centre + reach)
 
 
@@ -127,3 +126,10 @@ def proportion(hits: np.ndarray) -> Interval:
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     reach = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     return Interval(share, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)))
+
+
+def _student(freedom: int) -> np.float64:
+    """The 97.5 % quantile of Student's t; a NumPy scalar, so that a product with float32 is in double precision."""
+    from scipy import special  # scipy.stats takes half a second to import, in every process that measures
+
+    return np.float64(special.stdtrit(freedom, 0.975))

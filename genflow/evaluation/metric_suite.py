@@ -1,14 +1,14 @@
 """The metrics of a set of features against the real data's, each with its interval and its floor."""
 
-from functools import cached_property
+from dataclasses import replace
 
 import numpy as np
 
+from genflow.evaluation import metrics
 from genflow.evaluation.features.extractor import FeatureReference
-from genflow.evaluation.interval import Interval
-from genflow.evaluation.metrics import frechet, kid
-from genflow.evaluation.metrics.prdc import prdc
-from genflow.evaluation.results import Metric
+from genflow.evaluation.metrics import frechet
+from genflow.evaluation.metrics.base import Features, Metric, Reading
+from genflow.evaluation.results import MetricValue
 from genflow.recipe.schema import Evaluate
 
 FLOOR_DRAWS = 3  # sets of real rows that a floor is the mean of, where there are so many
@@ -29,41 +29,35 @@ class MetricSuite:
     def __init__(self, judge: FeatureReference, options: Evaluate) -> None:
         self.judge, self.options = judge, options
 
-    @cached_property
-    def _gaussian(self) -> frechet.Gaussian:
-        return frechet.Gaussian(self.judge.reference)
+    def quality(self, features: np.ndarray, labels: np.ndarray) -> dict[str, MetricValue]:
+        """Every metric that features (N, D) with labels (N,) are enough for."""
+        needed = [metric for metric in metrics.every() if metric.needs == "features"]
+        found = [self.measure(metric, features, labels) for metric in needed]
+        return {name: reading.metric(self.judge) for readings in found for name, reading in readings.items()}
 
-    @cached_property
-    def _kernel(self) -> kid.Reference:
-        return kid.Reference.of(self.judge.reference)
+    def measure(self, metric: Metric, features: np.ndarray, labels: np.ndarray) -> dict[str, Reading]:
+        """What one metric says of features (N, D) with labels (N,), with its floors."""
+        floors = [self.read(metric, rows, labels, 2) for rows in self._real(labels)]
+        found = self.read(metric, features, labels)
+        real = {name: [floor[name].interval.value for floor in floors] for name in found}
+        return {name: replace(reading, floor=float(np.mean(real[name]))) for name, reading in found.items()}
 
-    def quality(self, features: np.ndarray, labels: np.ndarray) -> dict[str, Metric]:
-        """fd, kid, precision, recall, density and coverage of features (N, D) with labels (N,), as metrics."""
-        floors = [self._measure(rows, labels, 2) for rows in self._real(labels)]
-        metrics = {}
-        for name, (interval, count) in self._measure(features, labels, self.options.bootstrap).items():
-            floor = float(np.mean([found[name][0].value for found in floors]))
-            metrics[name] = interval.metric(count, self.judge.name, floor)
-        return metrics
+    def read(
+        self, metric: Metric, features: np.ndarray, labels: np.ndarray, repeats: int = 0
+    ) -> dict[str, Reading]:
+        """The same without floors; `repeats` are half-samples for the intervals, 0: as the options say."""
+        repeats = repeats or self.options.bootstrap
+        found: dict[str, Reading] = metric.measure(
+            Features(features, labels, self.judge, repeats, self.options.seed)
+        )
+        return found
 
-    def distance(self, features: np.ndarray, labels: np.ndarray) -> Metric:
+    def distance(self, features: np.ndarray, labels: np.ndarray) -> MetricValue:
         """The Fréchet distance of features (N, D) with labels (N,) alone, as a metric."""
-        floor = float(np.mean([self._gaussian.distance(rows) for rows in self._real(labels)]))
-        found = frechet.frechet(features, self._gaussian, self.options.bootstrap, self.options.seed, labels)
+        gaussian = self.judge.once(frechet.Gaussian)
+        floor = float(np.mean([gaussian.distance(rows) for rows in self._real(labels)]))
+        found = frechet.frechet(features, gaussian, self.options.bootstrap, self.options.seed, labels)
         return found.metric(len(features), self.judge.name, floor)
-
-    def _measure(self, rows: np.ndarray, labels: np.ndarray, repeats: int) -> dict[str, tuple[Interval, int]]:
-        """Each metric's interval, and the number of points on either side."""
-        seed, n = self.options.seed, len(rows)
-        spread = prdc(rows, self.judge.reference, repeats=repeats, seed=seed, strata=labels)
-        return {
-            "fd": (frechet.frechet(rows, self._gaussian, repeats, seed, labels), n),
-            "kid": (kid.kid(rows, self._kernel, repeats, seed, labels), n),
-            "precision": (spread.precision, spread.n),
-            "recall": (spread.recall, spread.n),
-            "density": (spread.density, spread.n),
-            "coverage": (spread.coverage, spread.n),
-        }
 
     def _real(self, labels: np.ndarray) -> list[np.ndarray]:
         """Up to three sets of real training rows, no row twice, each with as many of every label as `labels` has.

@@ -3,7 +3,7 @@
 from typing import Any, NotRequired, TypedDict
 
 
-class Metric(TypedDict):
+class MetricValue(TypedDict):
     """A number with its uncertainty.
 
     Args:
@@ -74,7 +74,7 @@ class SweepPoint(TypedDict):
     ms_per_image: float
     ms_alone: float
     own: bool
-    fd: Metric
+    fd: MetricValue
 
 
 class Speed(TypedDict):
@@ -130,10 +130,10 @@ class Evaluation(Identity):
     evaluate: dict[str, Any]
     sample: dict[str, Any]
     nfe: int
-    metrics: dict[str, Metric]
+    metrics: dict[str, MetricValue]
     likelihood: Likelihood | None
     straightness: dict[str, Any] | None
-    memorization: dict[str, Metric] | None
+    memorization: dict[str, MetricValue] | None
     modes: dict[str, Any] | None
     classes: dict[str, Any] | None
     speed: Speed

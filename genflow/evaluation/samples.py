@@ -12,15 +12,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from genflow.data.shards import Dataset
 from genflow.evaluation.features.extractor import DataSplits, Embed, Emit
-from genflow.maths.rng import SampleRng, key
+from genflow.maths.rng import key
 from genflow.sampling.engine import Engine
 from genflow.system.peak_memory import peak
 
-WAYS = 128  # whose straightness is measured
 BATCH = 64
 SHARE = 8 * BATCH  # samples that are drawn and reduced as one
 REPEATS, PATIENCE_S = 8, 0.25  # single samples that are timed, and seconds after which three are enough
@@ -166,15 +164,6 @@ def reduce(engine: Engine, embed: Embed, share: Share, tell: Emit) -> Reduced:
         drawn = draw(engine, share.seeds, share.labels, tell)
     features, classes = embed(drawn.records)
     return Reduced(drawn.records[: share.keep], features, classes, share.labels, drawn.nfe, drawn.ms, memory.mb)
-
-
-def straightness(engine: Engine, labels: np.ndarray, seed: int) -> np.ndarray | None:
-    """How far the ways from fresh noise to data bend (see `Family.straightness`), for the first `WAYS` labels."""
-    n = min(WAYS, len(labels))
-    rng = SampleRng(seeds(seed, n, "way"), "sample", engine.device)
-    noise = rng.normal((n, *engine.family.noise_shape))
-    found = engine.family.straightness(noise, torch.from_numpy(labels[:n]).to(engine.device))
-    return None if found is None else found.cpu().numpy()
 
 
 def milliseconds_alone(engine: Engine, label: int, **options: Any) -> float:

@@ -21,14 +21,14 @@ from genflow.system.source_hash import digest
 
 Document = dict[str, Any]
 
-ROOMS = ("genflow", "jobs", "pipelines")  # a pipeline composes its stages from presets where it runs
+SOURCES = ("genflow", "jobs", "pipelines")  # a pipeline composes its stages from presets where it runs
 RECIPE = "recipe.yaml"
 MOST_BYTES = 50_000_000  # Ray's dashboard takes 100 MiB; genflow itself is 1 MB
 
 
 def identity(document: Document) -> str:
     """The content address of a parcel."""
-    return digest({"document": document, "code": source_hash.fingerprint(*ROOMS)}, 16)
+    return digest({"document": document, "code": source_hash.fingerprint(*SOURCES)}, 16)
 
 
 def weigh() -> str:
@@ -50,7 +50,7 @@ def weigh() -> str:
 
 
 def _files() -> list[tuple[str, Path]]:
-    return [pair for room in ROOMS for pair in source_hash.sources(room)]
+    return [pair for name in SOURCES for pair in source_hash.sources(name)]
 
 
 def _size(bytes: int) -> str:

@@ -32,10 +32,6 @@ from genflow.system.source_hash import digest
 
 SHARD = 1000  # pairs a shard
 BATCH = 250  # drawn together; fixed, because a kernel may round differently in another company
-ROOMS = (
-    "genflow/sampling/reflow.py", "genflow/data/pairs.py", "genflow/sampling/engine.py", "genflow/maths",
-    "genflow/families",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,8 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
     if SAMPLERS[options["sampler"]].stochastic or options["eta"]:
         raise UsageError("a stochastic sampler gives no pairs: its samples are no function of the noise",
                          "--set sample.sampler=midpoint, or another that draws nothing")  # fmt: skip
-    deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, source_hash.fingerprint(*ROOMS)]
+    code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.facts))
+    deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code]
     id = f"{run.name}-{digest(deciding)}"
     return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options)
 

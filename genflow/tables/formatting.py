@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from genflow.evaluation.report.table import likelihood, number
+from genflow.evaluation.metrics.base import number
+from genflow.evaluation.metrics.likelihood import in_words as likelihood
 
 Quantity = dict[str, Any]
 Cells = dict[str, list[str]]  # by column; each cell is some short lines

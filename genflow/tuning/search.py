@@ -15,7 +15,7 @@ from typing import Any
 
 from genflow import runs
 from genflow.errors import UsageError
-from genflow.evaluation import evaluate
+from genflow.evaluation import metrics as measured_by
 from genflow.evaluation.features import extractor
 from genflow.recipe.files import dump
 from genflow.recipe.schema import Recipe
@@ -147,7 +147,7 @@ def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str, wi
     deciding = [
         runs.address(run.recipe, run.facts), {key: str(domain) for key, domain in found.items()},
         recipe.tune.model_dump(mode="json", exclude={"space"} | without), recipe.evaluate.seed, judged, objective_name,
-        contents(objective_name), source_hash.fingerprint(*evaluate.ROOMS, "genflow/tuning"),
+        contents(objective_name), source_hash.code_of("jobs/tune.py", *measured_by.files()),
     ]  # fmt: skip
     return digest(deciding)
 

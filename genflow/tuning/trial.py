@@ -203,7 +203,8 @@ class Training:
             engine.family.finish(self._stream())
         task = self.bench.task
         count = metrics.samples_at(share, task.samples)
-        values = metrics.measure(engine, self.bench.data, self.bench.ruler, task.metrics, count, task.seed)
+        bench = self.bench
+        values = metrics.measure(bench.store, engine, bench.data, bench.ruler, task.metrics, count, task.seed)
         if "loss" in task.metrics:
             values["loss"] = sum(losses) / len(losses) if losses else float("nan")
         return {

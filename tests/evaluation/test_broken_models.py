@@ -38,7 +38,7 @@ def measured(tmp_path_factory):
         features, classes = by.embed(records)
         metrics = ruler.quality(features, labels)
         metrics["agreement"] = proportion(classes == labels).metric(N, by.name, by.about["accuracy"])
-        metrics["classification"] = classification(records, labels, data, by)
+        metrics["classification"] = classification(records, labels, data, by).metric(by)
         return {"name": "it", "metrics": metrics, "memorization": memorization(records, data, by.real), "modes": None}
 
     measure.train, measure.real = data.splits["train"], by.real  # type: ignore[attr-defined]

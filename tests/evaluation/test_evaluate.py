@@ -51,7 +51,9 @@ def test_every_metric_carries_what_it_needs(store, prepared, evaluate, events):
         assert set(metric) == {"value", "low", "high", "n", "features", "floor"}
         assert metric["low"] <= metric["value"] <= metric["high"]
         assert metric["features"] == found["features"]["name"]
-    assert set(found["metrics"]) == {"fd", "kid", "precision", "recall", "density", "coverage", "agreement"}
+    assert list(found["metrics"]) == ["fd", "kid", "precision", "recall", "density", "coverage", "agreement"]
+    sections = ["metrics", "likelihood", "straightness", "memorization", "modes", "classes", "speed", "sweep"]
+    assert [key for key in found if key in sections] == sections
     assert found["metrics"]["fd"]["n"] == 120
     assert found["metrics"]["fd"]["value"] > found["metrics"]["fd"]["floor"] > 0  # twenty steps teach nothing
     curve = [(point["steps"], point["nfe"], point["own"], point["fd"]["n"]) for point in found["sweep"]]

@@ -1,52 +1,162 @@
 """The hash of the code that made an artifact."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.small import FACTS, recipe
 
+from genflow import runs
+from genflow.data import plan
+from genflow.data.sources.find import find
+from genflow.recipe.schema import Data
 from genflow.system import source_hash
+
+GREY = FACTS["grey"]
+
+
+def forget() -> None:
+    """Read every file again."""
+    for cached in (source_hash.code_of, source_hash.fingerprint, source_hash._hash, source_hash._modules):
+        cached.cache_clear()
 
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the checkout's rooms that `code` takes for its own."""
-    root, ignore = source_hash.PACKAGE.parent, shutil.ignore_patterns("__pycache__")
-    for room in ("genflow/data", "jobs"):
-        shutil.copytree(root / room, tmp_path / room, ignore=ignore)
+    """A copy of the checkout that the hash is taken of."""
+    root = source_hash.PACKAGE.parent
+    for folder in ("genflow", "jobs"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.html"))
     monkeypatch.setattr(source_hash, "PACKAGE", tmp_path / "genflow")
-    source_hash.fingerprint.cache_clear()
+    forget()
     yield tmp_path
-    source_hash.fingerprint.cache_clear()
+    forget()
 
 
-def test_changes_with_the_source_alone(copy: Path) -> None:
-    """A changed line changes the hash; compiled files do not; the order of rooms does not matter."""
-    rooms = ("genflow/data", "jobs/prepare.py")
-    before = source_hash.fingerprint(*rooms)
+@pytest.fixture
+def edited(copy: Path) -> Callable[[str], None]:
+    """Add a line to a file of the copy."""
+
+    def edit(name: str) -> None:
+        with open(copy / name, "a") as file:
+            file.write("# changed\n")
+        forget()
+
+    return edit
+
+
+def test_changes_with_the_source_alone(copy: Path, edited: Callable[[str], None]) -> None:
+    """A changed line changes the hash; compiled files do not; the order of names does not matter."""
+    names = ("genflow/data", "jobs/prepare.py")
+    before = source_hash.fingerprint(*names)
     (copy / "genflow/data/__pycache__").mkdir()
     (copy / "genflow/data/__pycache__/x.pyc").write_bytes(b"x")
-    source_hash.fingerprint.cache_clear()
-    assert source_hash.fingerprint(*reversed(rooms)) == before
-    with open(copy / "jobs/prepare.py", "a") as file:
-        file.write("# changed\n")
-    source_hash.fingerprint.cache_clear()
-    assert source_hash.fingerprint(*rooms) != before
+    forget()
+    assert source_hash.fingerprint(*reversed(names)) == before
+    edited("jobs/prepare.py")
+    assert source_hash.fingerprint(*names) != before
 
 
 def test_a_wheel_has_the_same_hash(copy: Path) -> None:
-    """In a wheel `jobs/` lies in genflow/_home, and the hash is that of the checkout."""
-    rooms = ("genflow/data", "jobs/prepare.py")
-    before = source_hash.fingerprint(*rooms)
+    """In a wheel `jobs/` lies in genflow/_home, and both hashes are those of the checkout."""
+    names = ("genflow/data", "jobs/prepare.py")
+    before = source_hash.fingerprint(*names), source_hash.code_of("jobs/tune.py")
     (copy / "genflow/_home").mkdir()
     shutil.move(copy / "jobs", copy / "genflow/_home/jobs")
-    source_hash.fingerprint.cache_clear()
+    forget()
     assert source_hash.resources_dir() == copy / "genflow/_home"
-    assert source_hash.fingerprint(*rooms) == before
+    assert (source_hash.fingerprint(*names), source_hash.code_of("jobs/tune.py")) == before
+    assert "jobs/runtime/tune/asha.py" in source_hash.imported("jobs/tune.py")
 
 
-def test_unknown_room() -> None:
-    """A room that does not exist is a programming error."""
+@pytest.mark.parametrize("of", [source_hash.fingerprint, source_hash.code_of])
+def test_a_name_that_does_not_exist(of: Callable[..., str]) -> None:
+    """It is a programming error, not an empty hash."""
     with pytest.raises(FileNotFoundError):
-        source_hash.fingerprint("genflow/nowhere")
+        of("genflow/nowhere.py")
+
+
+def test_imports_are_followed(copy: Path) -> None:
+    """Through other modules, inside functions and `try`, by either form of import; not where only types are checked."""
+    files = {
+        "root": "import genflow.made.plain\nfrom genflow.made import named\n"
+                "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from genflow.made import typed\n"
+                "else:\n    from genflow.made import untyped\n",
+        "plain": "import torch\ntry:\n    from genflow.made.tried import Something\nexcept ImportError:\n    pass\n",
+        "named": "class A:\n    def f(self):\n        with x:\n            from genflow.made import inner\n",
+        "typed": "", "untyped": "", "tried": "Something = 1", "inner": "from genflow.made import CONSTANT",
+        "__init__": "CONSTANT = 1", "alone": "",
+    }  # fmt: skip
+    (copy / "genflow/made").mkdir()
+    for name, text in files.items():
+        (copy / f"genflow/made/{name}.py").write_text(text)
+    found = {Path(name).stem for name in source_hash.imported("genflow/made/root.py")}
+    assert found == set(files) - {"typed", "alone"}
+
+
+def test_a_relative_import_is_refused(copy: Path) -> None:
+    """It would be missed."""
+    (copy / "genflow/relative.py").write_text("from . import batch\n")
+    with pytest.raises(ValueError, match="relative"):
+        source_hash.imported("genflow/relative.py")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "genflow/data/shards.py", "genflow/data/stream.py", "genflow/data/pairs.py", "genflow/training/optim.py",
+        "genflow/families/ddpm.py", "genflow/families/gaussian.py", "genflow/nets/mlp.py", "genflow/maths/samplers.py",
+    ],
+)  # fmt: skip
+def test_a_change_that_may_change_the_result_is_another_run(edited: Callable[[str], None], name: str) -> None:
+    """How pixels are scaled and rows are ordered, the loop, the run's own family and net, and what these import."""
+    before = runs.address(recipe("ddpm", GREY, "mlp"), GREY)
+    edited(name)
+    assert runs.address(recipe("ddpm", GREY, "mlp"), GREY) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "genflow/families/vae.py", "genflow/nets/conv.py", "genflow/tracking/journal.py", "genflow/storage/lock.py",
+        "genflow/errors.py", "genflow/system/environment.py", "genflow/evaluation/interval.py", "genflow/__init__.py",
+        "genflow/launch/local.py", "genflow/serving/app.py", "jobs/train.py", "jobs/runtime/entrypoint.py",
+    ],
+)  # fmt: skip
+def test_a_change_that_cannot_change_the_result_is_the_same_run(edited: Callable[[str], None], name: str) -> None:
+    """Other families and nets, messages, tracking, storage, evaluation, serving."""
+    before = runs.address(recipe("ddpm", GREY, "mlp"), GREY)
+    edited(name)
+    assert runs.address(recipe("ddpm", GREY, "mlp"), GREY) == before
+
+
+def test_what_is_left_out_exists(copy: Path) -> None:
+    """Every path in the list of what is left out exists, so a module that moves must be moved there too."""
+    assert [name for name in source_hash.NOT_OF_THE_RESULT if not source_hash._path(name).exists()] == []
+
+
+def test_a_change_in_a_source_gives_another_dataset(edited: Callable[[str], None]) -> None:
+    """Sources are loaded by name, so no import leads to them."""
+    data = Data(source="digits")
+    before = plan.key(find(data), data)
+    edited("genflow/data/sources/digits.py")
+    assert plan.key(find(data), data) != before
+
+
+@pytest.mark.parametrize(
+    ("root", "needed"),
+    [
+        ("genflow/sampling/reflow.py", ["genflow/data/pairs.py", "genflow/maths/samplers.py"]),
+        ("genflow/evaluation/evaluate.py", ["genflow/data/shards.py", "genflow/evaluation/metrics/frechet.py"]),
+        ("genflow/evaluation/features/extractor.py", ["genflow/training/muon.py", "genflow/data/shards.py"]),
+        ("jobs/prepare.py", ["genflow/data/images.py", "genflow/data/shard_writer.py"]),
+        ("jobs/tune.py", ["jobs/runtime/tune/searchers.py", "genflow/tuning/space.py", "genflow/training/loop.py"]),
+        ("jobs/tables.py", ["genflow/tables/quantities.py", "genflow/evaluation/report/charts.py"]),
+    ],
+)
+def test_the_other_stages_follow_their_imports(root: str, needed: list[str]) -> None:
+    """Each stage's code holds what its numbers come from, and no tracking or storage."""
+    found = source_hash.imported(root)
+    assert set(needed) <= set(found)
+    assert [name for name in found if name.startswith(("genflow/tracking", "genflow/storage"))] == []

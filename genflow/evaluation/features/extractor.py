@@ -16,9 +16,9 @@ features of its real rows) is an artifact.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ INCEPTION = 2048  # features of the network that FID is defined on
 ROWS, FEWEST = 10_000, 8  # real rows on either side: of the reference, and of the floor
 FAR = 1e6  # where a point that is not finite is put: far from everything
 WEIGHTS, VECTORS, DOCUMENT = "classifier.safetensors", "features.safetensors", "judge.json"
+T = TypeVar("T")
 Emit = Callable[..., None]
 Embed = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
@@ -98,6 +99,14 @@ class FeatureReference:
     labels: np.ndarray
     embed: Embed
     about: dict[str, Any]
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, make: Callable[[np.ndarray], T]) -> T:
+        """`make(reference)`, computed the first time that it is asked for."""
+        if make not in self._made:
+            self._made[make] = make(self.reference)
+        found: T = self._made[make]
+        return found
 
     @property
     def name(self) -> str:
@@ -119,8 +128,7 @@ def address(dataset: Artifact, facts: DataSpec, spec: str) -> str:
     what = "coordinates" if facts.is_points else spec
     if what not in ("coordinates", *MADE_HERE):
         what = _hash(_module_path(spec))
-    folder = "genflow/evaluation/features"
-    made_by = source_hash.fingerprint(f"{folder}/classifier.py", f"{folder}/extractor.py")
+    made_by = source_hash.code_of("genflow/evaluation/features/extractor.py")
     return f"{dataset.name}-{digest([facts.fingerprint, what, made_by])}"
 
 

@@ -13,6 +13,16 @@ from typing import Any
 import numpy as np
 
 from genflow.evaluation.interval import proportion
+from genflow.evaluation.metrics.base import Metric, Samples
+
+
+def measure(of: Samples) -> dict[str, Any] | None:
+    """The classes that samples show, beside the floor's rows: these have the labels that samples are asked for."""
+    if of.classes is None:
+        return None
+    rows = of.data.splits["train"].take(of.judge.real.floor[: len(of.classes)])
+    real = of.judge.embed(rows)[1]
+    return None if real is None else shown(of.classes, real, of.data.facts.class_names)
 
 
 def shown(classes: np.ndarray, real: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
@@ -29,3 +39,8 @@ def shown(classes: np.ndarray, real: np.ndarray, names: tuple[str, ...]) -> dict
         "rarest": {"class": names[least], **reach},
         "n": len(classes),
     }
+
+
+METRIC = Metric(
+    measure, needs="samples", section="classes", order=95, applies=lambda data, options: data.facts.classes > 1
+)

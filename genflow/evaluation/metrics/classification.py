@@ -9,21 +9,36 @@ References:
     https://arxiv.org/abs/1905.10887
 """
 
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genflow.data.shards import Dataset, to_display
-from genflow.evaluation.features import classifier
-from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.interval import proportion
-from genflow.evaluation.results import Metric
+from genflow.evaluation.metrics.base import ALL, Metric, Number, Reading, Samples
+
+if TYPE_CHECKING:
+    from genflow.data.shards import Dataset
+    from genflow.evaluation.features.extractor import FeatureReference
+    from genflow.recipe.schema import Evaluate
 
 STEPS = 100  # of the classifier's training: 25 passes over 500 samples; real rows have as many, so it is fair
 _floors: dict[tuple[str, str, int], float] = {}  # the same for every run of a dataset that a process measures
 
 
-def classification(records: np.ndarray, labels: np.ndarray, data: Dataset, judge: FeatureReference) -> Metric | None:
-    """The accuracy as a metric, with Wilson's interval over real pictures; None without classes, or for points.
+def applies(data: "Dataset", options: "Evaluate") -> bool:
+    """Where it is asked for, of pictures with classes: it takes a training each time."""
+    return options.classification and not data.facts.is_points and data.facts.classes > 1
+
+
+def measure(of: Samples) -> dict[str, Reading]:
+    """`classification`."""
+    return {"classification": classification(of.records, of.labels, of.data, of.judge)}
+
+
+def classification(
+    records: np.ndarray, labels: np.ndarray, data: "Dataset", judge: "FeatureReference"
+) -> Reading:
+    """The accuracy, with Wilson's interval over real pictures.
 
     Args:
         records: samples, as a split has them, (N, H, W, C).
@@ -31,9 +46,9 @@ def classification(records: np.ndarray, labels: np.ndarray, data: Dataset, judge
         data: whose held-out rows the classifier is tried on.
         judge: which rows those are, and the floor's.
     """
+    from genflow.data.shards import to_display
+
     facts, real = data.facts, judge.real
-    if facts.is_points or facts.classes < 2:
-        return None
     held_out, train = data.splits[real.split], data.splits["train"]
     shown, truth = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
     rows = real.floor[: len(records)]
@@ -42,13 +57,21 @@ def classification(records: np.ndarray, labels: np.ndarray, data: Dataset, judge
     if key not in _floors:
         learnt = _hits(to_display(train.take(rows), facts), train.labels[rows], shown, truth, data)
         _floors[key] = float(learnt.mean())
-    return proportion(found).metric(len(found), "pixels", _floors[key])
+    return Reading(proportion(found), len(found), "pixels", _floors[key])
 
 
 def _hits(
-    learnt: np.ndarray, labels: np.ndarray, shown: np.ndarray, truth: np.ndarray, data: Dataset
+    learnt: np.ndarray, labels: np.ndarray, shown: np.ndarray, truth: np.ndarray, data: "Dataset"
 ) -> np.ndarray:
     """Which of the pictures shown (M, H, W, C) a classifier that learnt others (N, H, W, C) gets right, (M,)."""
+    from genflow.evaluation.features import classifier
+
     task = classifier.Task("labels", data.facts.classes)
     net = classifier.train(lambda rows: learnt[rows], labels, task, data.facts.shape, steps=STEPS)
     return classifier.embed(net, shown)[1] == truth
+
+
+METRIC = Metric(
+    measure, needs="samples", numbers=(Number("classification", better="larger", tune=False),), applies=applies,
+    records=ALL, order=50,
+)  # fmt: skip

@@ -21,6 +21,7 @@ import math
 import numpy as np
 
 from genflow.evaluation.interval import Interval, half_sampled, halves
+from genflow.evaluation.metrics.base import NONE, Column, Features, Metric, Number, Reading, Row, number
 
 
 class Gaussian:
@@ -65,3 +66,25 @@ def frechet(
     value = reference.distance(features)
     rows = halves(np.zeros(n) if strata is None else strata, repeats, seed)
     return half_sampled(value, lambda half: reference.distance(features[half]), rows, n, bounds=(0.0, math.inf))
+
+
+def measure(of: Features) -> dict[str, Reading]:
+    """`fd`."""
+    found = frechet(of.x, of.judge.once(Gaussian), of.repeats, of.seed, of.labels)
+    return {"fd": Reading(found, len(of.x))}
+
+
+def _distance(row: Row) -> str:
+    fd = row["metrics"]["fd"]
+    return f"{number(fd['value'])} ({number(fd['low'])}–{number(fd['high'])})"
+
+
+def _floors(row: Row) -> str:
+    fd = row["metrics"]["fd"]
+    return f"{fd['value'] / fd['floor']:.1f}" if fd.get("floor", 0) > 0 else NONE
+
+
+METRIC = Metric(
+    measure, needs="features", numbers=(Number("fd", better="smaller"),), order=10,
+    table=(Column("fd (95 %)", _distance), Column("× floor", _floors)),  # the report ranks by fd, and shows it itself
+)  # fmt: skip

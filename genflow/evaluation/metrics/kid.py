@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genflow.evaluation.interval import Interval, half_sampled, halves
+from genflow.evaluation.metrics.base import Features, Metric, Number, Reading, number, with_interval
 
 BLOCK = 1000
 
@@ -67,3 +68,16 @@ def kid(
 
     rows = halves(np.zeros(n) if strata is None else strata, repeats, seed)
     return half_sampled(statistic(np.arange(n)), statistic, rows, n)
+
+
+def measure(of: Features) -> dict[str, Reading]:
+    """`kid`."""
+    found = kid(of.x, of.judge.once(Reference.of), of.repeats, of.seed, of.labels)
+    return {"kid": Reading(found, len(of.x))}
+
+
+KID = Number("kid", better="smaller")
+METRIC = Metric(
+    measure, needs="features", numbers=(KID,), order=20,
+    report=(with_interval(KID, "KID ↓<small>× 1000</small>", number, 1000),),
+)  # fmt: skip

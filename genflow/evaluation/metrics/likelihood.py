@@ -9,25 +9,31 @@ Points of the plane have a density instead of levels: nats a point, which may be
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from genflow.data.shards import Dataset
-from genflow.evaluation.features.extractor import ROWS, DataSplits, Emit
 from genflow.evaluation.interval import Z
-from genflow.evaluation.results import Likelihood
-from genflow.maths.likelihood import bits_per_dim
-from genflow.maths.rng import SampleRng, key
-from genflow.sampling.engine import Engine
+from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number
+
+if TYPE_CHECKING:
+    from genflow.data.shards import Dataset
+    from genflow.evaluation.features.extractor import DataSplits, Emit
+    from genflow.sampling.engine import Engine
 
 BATCH = 32
 CELLS = 50_000_000  # of pixels times levels; beyond it the independent bar is left out
 
 
+def measure(of: Model) -> dict[str, Any] | None:
+    """What the family says of as many held-out records as `evaluate.likelihood` asks for."""
+    count, seed = of.options.likelihood, of.options.seed
+    return likelihood(of.engine, of.data, of.judge.real, count, seed, lambda done: of.tell(done, "likelihood"))
+
+
 def likelihood(
-    engine: Engine, data: Dataset, real: DataSplits, images: int, seed: int, tell: Emit
-) -> Likelihood | None:
+    engine: "Engine", data: "Dataset", real: "DataSplits", images: int, seed: int, tell: "Emit"
+) -> dict[str, Any] | None:
     """What the family says of held-out records.
 
     Args:
@@ -43,6 +49,11 @@ def likelihood(
         likelihood. Every record's number carries the method's own randomness, independently of the others', so
         the spread over records holds both: `stderr` is the whole, `method_stderr` the method's part of it.
     """
+    import torch
+
+    from genflow.maths.likelihood import bits_per_dim
+    from genflow.maths.rng import SampleRng, key
+
     rows = real.reference[:images]
     split = data.splits[real.split]
     nats, own, kind, method, nfe = [], [], "", "", 0
@@ -79,8 +90,10 @@ def likelihood(
     }
 
 
-def bars(data: Dataset, real: DataSplits) -> dict[str, float]:
+def bars(data: "Dataset", real: "DataSplits") -> dict[str, float]:
     """The bars: for pictures bits/dim by name; for points the true density's nats."""
+    from genflow.evaluation.features.extractor import ROWS
+
     facts, split = data.facts, data.splits[real.split]
     if facts.levels is None:
         truth = split.log_density
@@ -108,3 +121,19 @@ def independent(train: np.ndarray, held_out: np.ndarray, levels: int) -> float:
     counts = np.bincount((train + offset).ravel(), minlength=dims * levels)
     bits = -np.log2((counts + 1 / levels) / (len(train) + 1))
     return float(bits[held_out + offset].mean())
+
+
+def in_words(found: dict[str, Any] | None) -> str:
+    """A likelihood with its error and its kind; a bound is called a bound."""
+    if not found:
+        return NONE
+    kind = {"lower-bound": "≤ ", "ode-estimate": "≈ ", "exact-dequantized": ""}[found["kind"]]
+    unit = "" if found["unit"] == "bits/dim" else f" {found['unit']}"
+    return f"{kind}{found['value']:.3f} ± {found['stderr']:.3f}{unit}"
+
+
+METRIC = Metric(
+    measure, needs="model", section="likelihood", order=60,
+    numbers=(Number("bits_per_dim", better="smaller", path=("likelihood",)),),
+    table=(Column("bits/dim", lambda row: in_words(row.get("likelihood"))),),
+)  # fmt: skip

@@ -13,15 +13,18 @@ References:
     https://arxiv.org/abs/2301.13188
 """
 
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch.nn.functional as F
 
-from genflow.data.shards import Dataset, Split, to_x
-from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.interval import Interval, mean, proportion
-from genflow.evaluation.results import Metric
+from genflow.evaluation.metrics.base import Metric, Number, Samples, with_interval
+from genflow.evaluation.results import MetricValue
 from genflow.specs import DataSpec
+
+if TYPE_CHECKING:
+    from genflow.data.shards import Dataset, Split
+    from genflow.evaluation.features.extractor import DataSplits
 
 SHOWN = 200  # samples of which the standouts are looked for
 WATCHED = 1000  # samples, and held-out rows, that are looked at; every training row is
@@ -29,7 +32,12 @@ SIDE, NEIGHBOURS, COPY = 16, 5, 0.5  # with 50 neighbours, held-out digits had 1
 ROWS = 2048  # training rows at a time
 
 
-def memorization(records: np.ndarray, data: Dataset, real: DataSplits) -> dict[str, Metric] | None:
+def measure(of: Samples) -> dict[str, MetricValue] | None:
+    """`nearest` and `copies`."""
+    return memorization(of.records, of.data, of.judge.real)
+
+
+def memorization(records: np.ndarray, data: "Dataset", real: "DataSplits") -> dict[str, MetricValue] | None:
     """`nearest` and `copies` as metrics; their floor is None where nothing is held out. None for points.
 
     Args:
@@ -49,12 +57,12 @@ def memorization(records: np.ndarray, data: Dataset, real: DataSplits) -> dict[s
     return {name: interval.metric(n, "pixels", floors[name]) for name, interval in found.items()}
 
 
-def _measure(x: np.ndarray, train: Split) -> dict[str, Interval]:
+def _measure(x: np.ndarray, train: "Split") -> dict[str, Interval]:
     nearest, others, _ = neighbours(x, train)
     return {"nearest": mean(nearest), "copies": proportion(nearest < COPY * others)}
 
 
-def standouts(records: np.ndarray, data: Dataset, count: int) -> np.ndarray:
+def standouts(records: np.ndarray, data: "Dataset", count: int) -> np.ndarray:
     """The samples that stand out most as near to one training row, each followed by that row, (2 count, H, W, C).
 
     Args:
@@ -68,7 +76,7 @@ def standouts(records: np.ndarray, data: Dataset, count: int) -> np.ndarray:
     return np.stack([seen[chosen], train.take(rows[chosen])], 1).reshape(-1, *records.shape[1:])
 
 
-def neighbours(x: np.ndarray, train: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def neighbours(x: np.ndarray, train: "Split") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distances of x (N, D), from `small`, to training rows, (N,): to the nearest, and the mean to the next five; and
     the number of the nearest row."""
     best = np.empty((len(x), 0), np.float32)
@@ -89,6 +97,18 @@ def neighbours(x: np.ndarray, train: Split) -> tuple[np.ndarray, np.ndarray, np.
 
 def small(records: np.ndarray, facts: DataSpec) -> np.ndarray:
     """Records (N, H, W, C) in [-1, 1], averaged down to at most 16 pixels a side, (N, D) float32."""
+    import torch.nn.functional as F
+
+    from genflow.data.shards import to_x
+
     x = to_x(records, facts)
     by = -(-max(facts.shape[1:]) // SIDE)
     return F.avg_pool2d(x, by, ceil_mode=True).flatten(1).numpy()
+
+
+COPIES = Number("copies", better="smaller", path=("memorization", "copies"), tune=False)
+METRIC = Metric(
+    measure, needs="samples", section="memorization", numbers=(COPIES,), records=WATCHED, order=80,
+    applies=lambda data, options: not data.facts.is_points,
+    report=(with_interval(COPIES, "copies ↓", mark=False),),
+)  # fmt: skip

@@ -13,17 +13,26 @@ References:
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genflow.data.sources import densities
 from genflow.evaluation.interval import Interval, half_sampled, halves, proportion
-from genflow.storage.store import Artifact
+from genflow.evaluation.metrics.base import ALL, Column, Metric, Row, Samples
+
+if TYPE_CHECKING:
+    from genflow.storage.store import Artifact
 
 
-def modes(points: np.ndarray, dataset: Artifact) -> dict[str, Any] | None:
+def measure(of: Samples) -> dict[str, Any] | None:
+    """The modes that samples show."""
+    return modes(of.records.reshape(len(of.records), -1), of.data.artifact)
+
+
+def modes(points: np.ndarray, dataset: "Artifact") -> dict[str, Any] | None:
     """{captured, of, high_quality, kl} of points (N, 2) in the plane's own units; None where the truth has no modes."""
+    from genflow.data.sources import densities
+
     source = dataset.meta.get("source", {})
     if source.get("kind") != "density" or source.get("path") not in densities.DENSITIES:
         return None
@@ -57,3 +66,20 @@ def _divergence(nearest: np.ndarray, weights: np.ndarray) -> Interval:
         return float((share[here] * np.log(share[here] / weights[here])).sum())
 
     return half_sampled(statistic(np.arange(n)), statistic, halves(np.zeros(n), 50), n, (0.0, math.inf))
+
+
+def _found(row: Row) -> str:
+    found = row["modes"]
+    near = f"<small>{100 * found['high_quality']['value']:.0f} % near one</small>" if "high_quality" in found else ""
+    return f"{found['captured']} of {found['of']}{near}"
+
+
+def _by_real_rows(row: Row) -> str:
+    return str(row["modes"].get("ceiling", row["modes"]["of"]))
+
+
+METRIC = Metric(
+    measure, needs="samples", section="modes", records=ALL, order=90,
+    applies=lambda data, options: data.facts.is_points,
+    report=(Column("modes ↑", _found, _by_real_rows, lambda row: bool(row.get("modes")), order=25),),  # of stacks, too
+)  # fmt: skip

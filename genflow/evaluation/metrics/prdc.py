@@ -21,9 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from genflow.evaluation.interval import Interval, half_sampled, halves, mean, proportion
+from genflow.evaluation.metrics.base import Column, Features, Metric, Number, Reading, Row, share, with_interval
 
 CHUNK = 1024
 UNIT = (0.0, 1.0)
+NUMBERS = tuple(Number(name, better="larger") for name in ("precision", "recall", "density", "coverage"))
 
 
 def distances2(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -102,3 +104,20 @@ def recalled(features: np.ndarray, reference: np.ndarray, k: int) -> float:
     """The share of the reference (M, D) that lies in the neighbourhood of features (N, D)."""
     reach = radii2(features, k)
     return float(np.mean(np.concatenate([(block <= reach).any(1) for _, block in distances2(reference, features)])))
+
+
+def measure(of: Features) -> dict[str, Reading]:
+    """`precision`, `recall`, `density` and `coverage`."""
+    found = prdc(of.x, of.judge.reference, repeats=of.repeats, seed=of.seed, strata=of.labels)
+    return {number.name: Reading(getattr(found, number.name), found.n) for number in NUMBERS}
+
+
+def _fidelity_and_variety(row: Row) -> str:
+    return " / ".join(share(row["metrics"][name]["value"]) for name in ("precision", "recall"))
+
+
+METRIC = Metric(
+    measure, needs="features", numbers=NUMBERS, order=30,
+    table=(Column("P / R", _fidelity_and_variety),),
+    report=tuple(with_interval(number, f"{number.name} ↑") for number in NUMBERS),
+)  # fmt: skip

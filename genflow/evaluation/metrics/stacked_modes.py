@@ -14,30 +14,37 @@ References:
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
 
-from genflow.data.shards import Dataset, to_display
-from genflow.data.sources import stacked
-from genflow.evaluation.features import classifier
-from genflow.evaluation.features.extractor import DataSplits, Emit
 from genflow.evaluation.interval import Z, half_sampled, halves
-from genflow.storage.store import Store
+from genflow.evaluation.metrics.base import ALL, Metric, Samples
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
+if TYPE_CHECKING:
+    from genflow.data.shards import Dataset
+    from genflow.evaluation.features.classifier import Classifier
+    from genflow.evaluation.features.extractor import DataSplits, Emit
+    from genflow.storage.store import Store
+
 WEIGHTS = "reader.safetensors"
-ROOMS = ("genflow/evaluation/metrics/stacked_modes.py", "genflow/evaluation/features/classifier.py")
 
 
-def is_stack(data: Dataset) -> bool:
+def is_stack(data: "Dataset") -> bool:
     """Whether a dataset's modes are those of stacks."""
     return bool(data.artifact.meta.get("source", {}).get("kind") == "stack")
 
 
-def measure(store: Store, data: Dataset, real: DataSplits, records: np.ndarray, emit: Emit) -> dict[str, Any]:
+def measure(of: Samples) -> dict[str, Any]:
+    """The modes that samples show, as `shown` has them."""
+    return shown(of.store, of.data, of.judge.real, of.records, of.emit)
+
+
+def shown(
+    store: "Store", data: "Dataset", real: "DataSplits", records: np.ndarray, emit: "Emit"
+) -> dict[str, Any]:
     """What samples show, beside what as many held-out real stacks show.
 
     Args:
@@ -50,25 +57,27 @@ def measure(store: Store, data: Dataset, real: DataSplits, records: np.ndarray, 
     Returns:
         {captured, of, interval, ceiling, kl, reader}: `kl` as modes.py has it, `reader` {accuracy, on}.
     """
+    from genflow.data.sources import stacked
+
     classes = int(data.artifact.meta["source"]["classes"])
     read = reader(store, data, real, classes, emit)
     held_out = data.splits[real.split]
     rows = real.reference[: len(records)]
     truth = stacked.modes([held_out.ids[row] for row in rows])
-    shown = read(held_out.take(rows))
+    real_modes = read(held_out.take(rows))
     train = stacked.modes(data.splits["train"].ids)
     share = np.bincount(train.ravel(), minlength=classes) / train.size
     weights = np.einsum("i,j,k->ijk", share, share, share).ravel()
     found = count(numbers(read(records[: len(rows)]), classes), weights)
-    ceiling = count(numbers(shown, classes), weights)
+    ceiling = count(numbers(real_modes, classes), weights)
     found["kl"]["floor"] = ceiling["kl"]["value"]
-    reads = {"accuracy": float(np.mean(shown == truth)), "on": "held-out channels"}
+    reads = {"accuracy": float(np.mean(real_modes == truth)), "on": "held-out channels"}
     return {**found, "ceiling": ceiling["captured"], "reader": reads}
 
 
 def numbers(channels: np.ndarray, classes: int) -> np.ndarray:
     """The modes' numbers (N,) of channels' classes (N, 3)."""
-    return channels @ classes ** np.arange(stacked.CHANNELS)[::-1]
+    return channels @ classes ** np.arange(channels.shape[1])[::-1]
 
 
 def count(shown: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
@@ -91,9 +100,16 @@ def count(shown: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     }
 
 
-def reader(store: Store, data: Dataset, real: DataSplits, classes: int, emit: Emit) -> Any:
+def reader(store: "Store", data: "Dataset", real: "DataSplits", classes: int, emit: "Emit") -> Any:
     """What tells the class of each channel, records (N, H, W, 3) -> (N, 3); trained once, on training stacks."""
-    id = f"{data.artifact.name}-reader-{digest([data.facts.fingerprint, source_hash.fingerprint(*ROOMS)])}"
+    from safetensors.torch import load_file, save_file
+
+    from genflow.data.shards import to_display
+    from genflow.data.sources import stacked
+    from genflow.evaluation.features import classifier
+
+    code = source_hash.code_of("genflow/evaluation/metrics/stacked_modes.py")
+    id = f"{data.artifact.name}-reader-{digest([data.facts.fingerprint, code])}"
     shape = (1, *data.facts.shape[1:])
     artifact = store.get("features", id)
     if artifact is None:
@@ -117,8 +133,12 @@ def reader(store: Store, data: Dataset, real: DataSplits, classes: int, emit: Em
 
 
 def _train(
-    data: Dataset, real: DataSplits, classes: int, shape: tuple[int, int, int], emit: Emit
-) -> classifier.Classifier:
+    data: "Dataset", real: "DataSplits", classes: int, shape: tuple[int, int, int], emit: "Emit"
+) -> "Classifier":
+    from genflow.data.shards import to_display
+    from genflow.data.sources import stacked
+    from genflow.evaluation.features import classifier
+
     split, rows = data.splits["train"], real.taught[: classifier.MOST * classifier.BATCH]
     ids = split.ids
     labels = stacked.modes([ids[row] for row in rows]).ravel()
@@ -139,3 +159,8 @@ def _train(
 def _channels(shown: np.ndarray) -> np.ndarray:
     """Stacks (N, H, W, 3) as single pictures (3 N, H, W, 1)."""
     return np.ascontiguousarray(shown.transpose(0, 3, 1, 2)).reshape(-1, *shown.shape[1:3], 1)
+
+
+METRIC = Metric(
+    measure, needs="samples", section="modes", records=ALL, order=91, applies=lambda data, options: is_stack(data)
+)

@@ -8,7 +8,8 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from genflow.evaluation.report import table
+from genflow.evaluation.metrics.base import number, share
+from genflow.evaluation.metrics.likelihood import in_words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -19,7 +20,7 @@ def template(path: Path, **tests: Callable[..., bool]) -> jinja2.Template:
         loader=jinja2.FileSystemLoader([path.parent, TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": table.number, "share": lambda value: f"{value:.2f}", "likely": table.likelihood}
+    environment.filters |= {"number": number, "share": share, "likely": in_words}
     environment.tests |= tests
     return environment.get_template(path.name)
 

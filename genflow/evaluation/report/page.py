@@ -8,6 +8,8 @@ from typing import Any
 
 from genflow import __version__
 from genflow.errors import UsageError
+from genflow.evaluation import metrics
+from genflow.evaluation.metrics.base import Column
 from genflow.evaluation.report import charts, loss_curves, reproduce, table
 from genflow.evaluation.report.charts import Point, Series
 from genflow.evaluation.report.html import picture, template
@@ -20,13 +22,14 @@ from genflow.system.source_hash import digest
 
 Row = Mapping[str, Any]  # an Evaluation, or one whose run was renamed
 TEMPLATE = Path(__file__).parent / "templates/report.html.j2"
-ROOMS = ("genflow/evaluation/report", "genflow/evaluation/sweep.py")
+TEMPLATES = "genflow/evaluation/report/templates"
 PICTURES_BYTES = 6_000_000  # of all grids together
 
 
 def address(rows: Sequence[Row]) -> str:
     """The content address of the report of these evaluations."""
-    made_from = [sorted(row["evaluation"] for row in rows), source_hash.fingerprint(*ROOMS)]
+    code = source_hash.code_of("genflow/evaluation/report/page.py", *metrics.files(), also=(TEMPLATES,))
+    made_from = [sorted(row["evaluation"] for row in rows), code]
     return f"{rows[0]['dataset_name']}-{digest(made_from)}"
 
 
@@ -84,6 +87,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
         noun="point" if facts.is_points else "picture",
         verdict=verdict(shown),
         kinds=KINDS,
+        columns=columns(first),
         best=_best(shown),
         keys=[charts.key(index) for index in range(len(shown))],
         real=picture(Path(first["path"]) / "real.png", budget),
@@ -124,17 +128,23 @@ def class_bars(row: Row, index: int) -> str:
     return charts.bars(found["names"], found["shares"], found["real"], index, said)
 
 
+def columns(first: Row) -> list[Column]:
+    """The metrics' columns beside fd's, in their order, from the first run's document."""
+    declared = [(column.order or metric.order, column) for metric in metrics.every() for column in metric.report]
+    return [column for _, column in sorted(declared, key=lambda pair: pair[0]) if column.has(first)]
+
+
 def _best(rows: list[Row]) -> dict[str, set[str]]:
     """For each column the runs that cannot be told from its best."""
     found: dict[str, set[str]] = {}
     if len(rows) < 2:
         return found
-    for name in table.QUALITY:
-        have = [row for row in rows if name in row["metrics"]]
+    for name, number in metrics.numbers().items():
+        have = {row["run"]: told for row in rows if (told := number.of(row)) and "value" in told}
         if have:
-            choose = min if name in table.SMALLER_IS_BETTER else max
-            top = choose(have, key=lambda row: row["metrics"][name]["value"])["metrics"][name]
-            found[name] = {row["run"] for row in have if not tells_apart(row["metrics"][name], top)}
+            choose = min if number.better == "smaller" else max
+            top = choose(have.values(), key=lambda told: told["value"])
+            found[name] = {run for run, told in have.items() if not tells_apart(told, top)}
     for name in ("ms_batch_1", "ms_batch_64"):
         found[name] = {min(rows, key=lambda row: row["speed"][name])["run"]}
     return found

@@ -5,56 +5,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genflow.errors import UsageError, nearest
+from genflow.evaluation import metrics
+from genflow.evaluation.metrics.base import NONE, Column, Row, number
 from genflow.storage.store import Artifact, Store
-
-QUALITY = ("fd", "kid", "precision", "recall", "density", "coverage", "agreement")  # of samples against held-out rows
-SMALLER_IS_BETTER = ("fd", "kid", "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")
-NONE = "—"
 
 
 def columns() -> list[str]:
     """The table's head."""
-    return ["run", "family", "fd (95 %)", "× floor", "nfe", "P / R", "bits/dim", "ms/img", "img/s train"]
+    return [column.head for column in _columns()]
 
 
 def rows(document: dict[str, Any]) -> list[list[str]]:
     """One line a run, best distance first, from the document of `evaluate` or `compare`."""
     found = sorted(document["rows"], key=lambda row: row["metrics"]["fd"]["value"])
-    return [_row(row) for row in found]
+    return [[column.cell(row) for column in _columns()] for row in found]
 
 
-def _row(row: dict[str, Any]) -> list[str]:
-    metrics, training = row["metrics"], row["training"]
-    fd = metrics["fd"]
-    distance = f"{number(fd['value'])} ({number(fd['low'])}–{number(fd['high'])})"
-    seconds = training.get("seconds") or 0
+def _columns() -> list[Column]:
+    """Whose run, quality, price: the first metric's columns stand before the number of evaluations."""
+    first, *others = metrics.every()
     return [
-        row["name"],
-        row["title"],
-        distance,
-        f"{fd['value'] / fd['floor']:.1f}" if fd.get("floor", 0) > 0 else NONE,
-        str(row["nfe"]),
-        f"{metrics['precision']['value']:.2f} / {metrics['recall']['value']:.2f}",
-        likelihood(row.get("likelihood")),
-        number(row["speed"]["ms_batch_64"]),
-        f"{training['images'] / seconds:,.0f}" if seconds and training.get("images") else NONE,
+        Column("run", lambda row: row["name"]),
+        Column("family", lambda row: row["title"]),
+        *first.table,
+        Column("nfe", lambda row: str(row["nfe"])),
+        *(column for metric in others for column in metric.table),
+        Column("ms/img", lambda row: number(row["speed"]["ms_batch_64"])),
+        Column("img/s train", _images_a_second),
     ]
 
 
-def likelihood(found: dict[str, Any] | None) -> str:
-    """A likelihood with its error and its kind; a bound is called a bound."""
-    if not found:
-        return NONE
-    kind = {"lower-bound": "≤ ", "ode-estimate": "≈ ", "exact-dequantized": ""}[found["kind"]]
-    unit = "" if found["unit"] == "bits/dim" else f" {found['unit']}"
-    return f"{kind}{found['value']:.3f} ± {found['stderr']:.3f}{unit}"
-
-
-def number(value: float) -> str:
-    """Three significant digits."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+def _images_a_second(row: Row) -> str:
+    training = row["training"]
+    seconds = training.get("seconds") or 0
+    return f"{training['images'] / seconds:,.0f}" if seconds and training.get("images") else NONE
 
 
 def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
@@ -66,19 +50,19 @@ def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
     values = {row["run"]: _value(row, metric) for row in found}
     measured = {run: value for run, value in values.items() if value is not None}
     if not measured:
-        known = sorted({name for row in found for name in row["metrics"]} | {"bits_per_dim", "ms"})
+        every = (*metrics.numbers(), "ms")
+        known = sorted(name for name in every if any(_value(row, name) is not None for row in found))
         message = f"best:{metric}: no run has this metric{nearest(metric, known)}"
         raise UsageError(message, f"metrics: {', '.join(known)}")
-    choose = min if metric in SMALLER_IS_BETTER else max
+    choose = min if metrics.smaller_is_better(metric) else max
     return choose(measured, key=lambda run: measured[run])
 
 
-def _value(row: Mapping[str, Any], metric: str) -> float | None:
+def _value(row: Row, metric: str) -> float | None:
     if metric == "ms":
         return row["speed"]["ms_batch_64"]
-    if metric == "bits_per_dim":
-        return (row.get("likelihood") or {}).get("value")
-    return (row["metrics"].get(metric) or {}).get("value")
+    declared = metrics.numbers().get(metric)
+    return ((declared.of(row) if declared else row["metrics"].get(metric)) or {}).get("value")
 
 
 def best_run(store: Store, metric: str) -> Artifact:

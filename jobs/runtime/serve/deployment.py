@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # with torch: only where something is drawn
     from genflow.serving.service import Service
 
 SAMPLER = "Sampler"
-ROOMS = ("genflow", "jobs/runtime/serve/deployment.py")
 BOUNDS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
 KINDS = ("samples", "stream", "walks", "encode", "decode", "/", "/healthz", "/v1/models", "/v1/images/generations")
 
@@ -175,7 +174,8 @@ def application(inputs: Json) -> serve.Application:
         keys=tuple(inputs.get("keys", ())), per_minute=int(inputs.get("per_minute", 0)), docs=inputs.get("docs", True)
     )
     # Ray would restart every replica at each deployment; of the same code with the same options none has to
-    version = digest([source_hash.fingerprint(*ROOMS), {key: inputs[key] for key in inputs if key != "models"}])
+    code = source_hash.code_of("jobs/runtime/serve/deployment.py", also=("genflow",))
+    version = digest([code, {key: inputs[key] for key in inputs if key != "models"}])
     scale: Json = {"num_replicas": replicas}
     if most > replicas:
         scaling = AutoscalingConfig(

@@ -1,0 +1,43 @@
+"""How far the ways from noise to data bend (`Family.straightness`): 0 for straight ways, which one step can follow."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genflow.evaluation.interval import Z
+from genflow.evaluation.metrics.base import Metric, Model, Number
+
+if TYPE_CHECKING:
+    from genflow.sampling.engine import Engine
+
+WAYS = 128  # samples whose way is measured
+
+
+def measure(of: Model) -> dict[str, Any] | None:
+    """The mean over samples with its 95 % interval, {value, low, high, n}; None of a family that walks no ODE."""
+    found = straightness(of.engine, of.labels, of.options.seed)
+    if found is None:
+        return None
+    n = len(found)
+    value, error = float(found.mean()), float(found.std(ddof=1) / n**0.5)
+    return {"value": value, "low": value - Z * error, "high": value + Z * error, "n": n}
+
+
+def straightness(engine: "Engine", labels: np.ndarray, seed: int) -> np.ndarray | None:
+    """How far the ways from fresh noise to data bend, (N,), for the first 128 labels at most."""
+    import torch
+
+    from genflow.evaluation.samples import seeds
+    from genflow.maths.rng import SampleRng
+
+    n = min(WAYS, len(labels))
+    rng = SampleRng(seeds(seed, n, "way"), "sample", engine.device)
+    noise = rng.normal((n, *engine.family.noise_shape))
+    found = engine.family.straightness(noise, torch.from_numpy(labels[:n]).to(engine.device))
+    return None if found is None else found.cpu().numpy()
+
+
+METRIC = Metric(
+    measure, needs="model", section="straightness", order=70,
+    numbers=(Number("straightness", better="smaller", path=("straightness",)),),
+)  # fmt: skip
