@@ -33,7 +33,7 @@ SOURCES = (
     "genflow/data/pairs.py",
 )  # fmt: skip
 DIVERGED = "diverged.json"  # of a run that ended because something went wrong in it
-NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "threads"}
+NOT_HASHED = {"log_every", "checkpoint_every", "threads"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
 def address(recipe: Recipe, facts: DataSpec) -> str:
     """The content address of a run, from what decides its result."""
     document = recipe.model_dump(mode="json")
-    train = {key: value for key, value in document["train"].items() if key not in NOT_OF_THE_RESULT}
+    train = {key: value for key, value in document["train"].items() if key not in NOT_HASHED}
     deciding: dict[str, Any] = {
         "net": document["net"],
         "family": document["family"],
@@ -114,7 +114,7 @@ def address(recipe: Recipe, facts: DataSpec) -> str:
     return digest(deciding)
 
 
-def fresh(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
+def initial_family(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
     """The family as a run begins with it: weights by seed, or those of the run that it starts from."""
     torch.manual_seed(key(recipe.train.seed, "weights"))
     family = build.family_of(recipe, facts)
@@ -123,7 +123,7 @@ def fresh(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
     return family
 
 
-def rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
+def training_rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
     """What a run learns from: the training split, or a teacher's pairs."""
     if recipe.data.pairs:
         return Pairs.open(store.find("pairs", recipe.data.pairs), data.facts)
@@ -137,7 +137,7 @@ def cpu_seconds(store: Store, run: Artifact) -> list[float]:
     return [source.meta["cpu_seconds"] for source in made if source] + [run.meta["cpu_seconds"]]
 
 
-def begin(store: Store, run: RunPlan) -> None:
+def create_folder(store: Store, run: RunPlan) -> None:
     """Make the run's folder, with what a reader needs before the first checkpoint; only who holds its lock may."""
     folder = store.folder("runs", run.id)
     with clear_disk_errors(folder):
@@ -151,7 +151,7 @@ def begin(store: Store, run: RunPlan) -> None:
     store.upload(folder / "recipe.yaml", folder / "facts.json")
 
 
-def keep_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
+def record_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
     """Remember that a run diverged: a study counts it, and does not train it again."""
     told = {"message": error.message, "hint": error.hint, "code": error.code, "kind": type(error).__name__}
     store.upload(write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(told)))

@@ -16,7 +16,7 @@ from genflow.pipeline.results import PipelineDone
 from genflow.pipeline.stages import Program, function
 from genflow.storage.store import Store
 from genflow.system.documents import Json
-from jobs.runtime.entrypoint import Emit, attempt, execute
+from jobs.runtime.entrypoint import Emit, execute, run_and_report
 
 
 def main(document: Json, emit: Emit) -> PipelineDone:
@@ -25,25 +25,25 @@ def main(document: Json, emit: Emit) -> PipelineDone:
     pipeline = load(described, str(described.get("name", "pipeline")), document.get("overrides"))
     made: dict[str, Json] = {}
     failed: dict[str, Json] = {}  # by stage: which stage failed first, and how
-    _look(pipeline, made, failed, emit)
+    _find_existing(pipeline, made, failed, emit)
     cached = len(made) == len(pipeline.stages)
     if len(made) + len(failed) < len(pipeline.stages):
         from jobs.runtime.cluster import ray_cluster
 
         with ray_cluster():
             _run(pipeline, made, failed, emit)
-    _complain(pipeline, made, failed)
+    _raise_failures(pipeline, made, failed)
     stages = [
         {"stage": node.name, "job": node.job, **made[node.name]} for node in pipeline.stages if node.name in made
     ]
     return {"schema": "genflow.run/1", "pipeline": pipeline.name, "cached": cached, "stages": stages}
 
 
-def _look(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
+def _find_existing(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
     """What is there already needs no Ray; and where failures are measurements, a run that diverged stays so."""
     measured = {need for node in pipeline.stages if node.takes_failures for need in node.needs}
     for node in pipeline.stages:
-        if _waits_in_vain(node, failed):
+        if _is_blocked(node, failed):
             _skip(node, failed, emit)
         elif set(node.needs) <= (made.keys() | failed.keys()):
             with contextlib.suppress(GenflowError):
@@ -51,7 +51,7 @@ def _look(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], em
                 if found := _program(node.job).find(document):
                     made[node.name] = dict(found)
                     emit("stage", name=node.name, job=node.job, status="cached", document=found)
-                elif node.name in measured and (told := _ended(node, document)):
+                elif node.name in measured and (told := _earlier_failure(node, document)):
                     failed[node.name] = {"stage": node.name, **told}
                     emit("stage", name=node.name, job=node.job, status="failed", **told)
 
@@ -61,18 +61,18 @@ def _program(job: str) -> Program:
     return cast(Program, importlib.import_module(f"jobs.{job}"))
 
 
-def _ended(node: Node, document: Json) -> Json | None:
+def _earlier_failure(node: Node, document: Json) -> Json | None:
     """How an earlier attempt ended, where the stage declares that such an end is a measurement."""
     ended: Json | None = function(node.stage.ended)(Store(), document) if node.stage.ended else None
     return ended
 
 
-def _is_held_back(node: Node, waiting: Iterable[Node], running: Iterable[Node]) -> bool:
+def _must_wait(node: Node, waiting: Iterable[Node], running: Iterable[Node]) -> bool:
     """Whether a stage waits until every stage that goes first is done."""
     return not node.stage.goes_first and any(other.stage.goes_first for other in (*waiting, *running))
 
 
-def _waits_in_vain(node: Node, failed: dict[str, Json]) -> bool:
+def _is_blocked(node: Node, failed: dict[str, Json]) -> bool:
     return bool(failed.keys() & set(node.needs)) and not node.takes_failures
 
 
@@ -90,10 +90,10 @@ def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emi
     while waiting or running:
         for node in list(waiting):
             ended = made.keys() | failed.keys() if node.takes_failures else made.keys()
-            if _waits_in_vain(node, failed):
+            if _is_blocked(node, failed):
                 waiting.remove(node)
                 _skip(node, failed, emit)
-            elif set(node.needs) <= ended and not _is_held_back(node, waiting, running.values()):
+            elif set(node.needs) <= ended and not _must_wait(node, waiting, running.values()):
                 waiting.remove(node)
                 emit("stage", name=node.name, job=node.job, status="running")
                 cpus = 0 if node.recipe.cluster.workers > 1 else node.stage.cores
@@ -117,7 +117,7 @@ def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emi
             emit("stage", name=node.name, job=node.job, status="failed", **told)
 
 
-def _complain(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json]) -> None:
+def _raise_failures(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json]) -> None:
     """Raise what failed, unless a stage took it as a measurement."""
     taken = {need for node in pipeline.stages if node.takes_failures and node.name in made for need in node.needs}
     for name, told in failed.items():
@@ -146,7 +146,7 @@ def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
         else:
             events.emit(event, **fields)
 
-    attempt(_program(job).main, document, emit)
+    run_and_report(_program(job).main, document, emit)
     return outcome
 
 

@@ -92,14 +92,15 @@ def distribute(method: str, tasks: list[Any]) -> Iterator[tuple[int, Any]]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.INFO if verbose() else logging.ERROR)
     rows = [{"number": n, "method": method, "task": pickle.dumps(task)} for n, task in enumerate(tasks)]
-    for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(carry_out, **_place()).iter_rows():
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    for row in dataset.map(run_task, **_scheduling_options()).iter_rows():
         result = pickle.loads(row["result"])
         if isinstance(result, GenflowError):
             raise result
         yield row["number"], result
 
 
-def _place() -> dict[str, Any]:
+def _scheduling_options() -> dict[str, Any]:
     """Where tasks run: anywhere; for a store in a bucket on this node, because what they write is sent from here."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -109,7 +110,7 @@ def _place() -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 
 
-def carry_out(row: dict[str, Any]) -> dict[str, Any]:
+def run_task(row: dict[str, Any]) -> dict[str, Any]:
     """On a worker: one task. An error that a person can mend is a result, so that it comes back as it is."""
     try:
         result = getattr(pickle.loads(row["task"]), row["method"])()

@@ -38,7 +38,7 @@ def main(document: Json, emit: Emit) -> Probed:
     with ray_cluster():
         nodes = [node for node in ray.nodes() if node["Alive"]]
         asked = {
-            look.options(
+            check_node.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(inputs): node
             for node in nodes
@@ -59,19 +59,19 @@ def _answer(task: Any, node: Json, answered: bool) -> Json:
 
 
 @ray.remote(max_retries=0)
-def look(inputs: Json) -> Json:
+def check_node(inputs: Json) -> Json:
     """On a node: what is wrong with it."""
-    return {"requirements": lacking(), "store": unseen(inputs["store"], inputs["marker"]),
-            "MLflow": silent(inputs["uri"])}  # fmt: skip
+    return {"requirements": missing_requirements(), "store": store_problem(inputs["store"], inputs["marker"]),
+            "MLflow": mlflow_problem(inputs["uri"])}  # fmt: skip
 
 
-def lacking() -> str:
+def missing_requirements() -> str:
     """What of genflow's requirements a node lacks."""
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     return f"lacks {', '.join(absent)}" if absent else ""
 
 
-def unseen(store: str, marker: str) -> str:
+def store_problem(store: str, marker: str) -> str:
     """Why a node does not see the store."""
     if "://" in store:
         try:
@@ -87,7 +87,7 @@ def unseen(store: str, marker: str) -> str:
     return "" if os.access(store, os.W_OK) else f"may not write to the store {store}"
 
 
-def silent(uri: str) -> str:
+def mlflow_problem(uri: str) -> str:
     """Why a node does not reach MLflow."""
     if not uri.startswith("http"):
         return ""

@@ -96,7 +96,7 @@ def _write(task: ReflowPlan, folder: Path, workers: int, gpus: float, emit: Emit
     left = [shard for shard in task.shards if not (folder / shard[0]).exists()]
     done = task.count - sum(last - first for _, first, last in left)
     actors = min(len(left), max(workers, 1) if workers > 1 else int(ray.cluster_resources().get("CPU", 1)))
-    holder: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Holder)
+    holder: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_PairWriter)
     pool = ActorPool([holder.remote(task, Store().url) for _ in range(actors)])
     started = time.monotonic()
     before, cpu = done, 0.0
@@ -109,7 +109,7 @@ def _write(task: ReflowPlan, folder: Path, workers: int, gpus: float, emit: Emit
     return round(cpu * task.count / (task.count - before), 2) if task.count > before else 0.0
 
 
-class _Holder:
+class _PairWriter:
     """A Ray actor that holds a teacher."""
 
     def __init__(self, task: ReflowPlan, store: str) -> None:
@@ -119,7 +119,7 @@ class _Holder:
         self._store = Store(store)
         self._folder = self._store.folder("pairs", task.id)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._teacher = Teacher(task, "cuda" if ray_gpus() else "cpu")
+        self._teacher = Teacher(task, "cuda" if has_gpu() else "cpu")
 
     def write(self, file: str, first: int, last: int) -> tuple[int, float]:
         started = time.process_time()
@@ -129,7 +129,7 @@ class _Holder:
         return count, took
 
 
-def ray_gpus() -> bool:
+def has_gpu() -> bool:
     """Whether Ray gave this actor a GPU."""
     import ray
 

@@ -16,7 +16,7 @@ from genflow.launch import capacity
 from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import flatten, parse
-from genflow.runs import RunPlan, begin, keep_divergence, plan
+from genflow.runs import RunPlan, create_folder, plan, record_divergence
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from genflow.system.documents import Json
@@ -27,7 +27,7 @@ from genflow.tracking.sender import Sender
 from genflow.training.checkpoint import Checkpoints, read_state
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
-from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete
 
 STAGE = Stage(
     makes="run",
@@ -65,15 +65,15 @@ def main(document: Json, emit: Emit) -> Trained:
     if document.get("inputs", {}).get("fresh"):
         _forget(store, run)
     if finished := store.get("runs", run.id):
-        warn_of_gap(emit, run.id, sync.catch_up(store, run.id))
+        warn_if_incomplete(emit, run.id, sync.catch_up(store, run.id))
         return result(finished, cached=True)
     with store.lock("runs", run.id, wait=False):
-        begin(store, run)
+        create_folder(store, run)
         try:
-            with _tracked(store, run, emit), peak() as memory:
+            with _journal_sent_to_mlflow(store, run, emit), peak() as memory:
                 _fit(store, run, emit)
         except (NonFinite, TrainingDiverged) as error:
-            keep_divergence(store, run, error)
+            record_divergence(store, run, error)
             raise
         meta = {**_describe(store, run), "memory_mb": memory.mb if run.recipe.cluster.workers == 1 else None}
         parents = [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
@@ -118,7 +118,7 @@ def _forget(store: Store, run: RunPlan) -> None:
 
 
 @contextlib.contextmanager
-def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
+def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
     """Keep the run's journal, and send it to MLflow while the run goes on."""
     path, folder = journal_path(store.root, run.id), store.folder("runs", run.id)
     database.prepare(store)
@@ -147,7 +147,7 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
             journal.status(status)
             journal.close()
             sender.finish(deadline_s=30)
-            warn_of_gap(emit, run.id, sender.sent)
+            warn_if_incomplete(emit, run.id, sender.sent)
 
 
 def _fit(store: Store, run: RunPlan, emit: Emit) -> None:

@@ -119,6 +119,6 @@ def test_what_a_killed_attempt_was_writing_goes(prepared: Any, store: Any) -> No
     (folder / "samples" / ".step_00000222.png.tmp-32288-3c4521").write_bytes(b"half")
     (folder / "checkpoints" / "step_00000222.tmp-1-a").mkdir(parents=True)
     (folder / "checkpoints" / "step_00000222.tmp-1-a" / "weights.safetensors").write_bytes(b"half")
-    runs.begin(store, run)
+    runs.create_folder(store, run)
     assert list(folder.rglob("*.tmp-*")) == []
     assert (folder / "recipe.yaml").is_file()

@@ -55,9 +55,9 @@ def test_seeds_reach_training_pairs_and_measuring() -> None:
 def test_some_rows_bring_the_runs_that_they_need() -> None:
     """A reflow row brings its pairs and their teacher, and nothing else; a wrong name is one line."""
     plan = results.Plan.load(results.PLAN)
-    assert set(plan.only(["reflow_1"]).runs) == {"flow", "pairs", "reflow"}
+    assert set(plan.select_rows(["reflow_1"]).runs) == {"flow", "pairs", "reflow"}
     with pytest.raises(UsageError, match="no row gann"):
-        plan.only(["gann"])
+        plan.select_rows(["gann"])
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from genflow.errors import UsageError
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(help=f"{sources.described()}.")],
+    source: Annotated[str, typer.Argument(help=f"{sources.describe()}.")],
     name: Annotated[str, typer.Option(help="What to call the dataset.")] = "",
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
     channels: Annotated[str, typer.Option(help="auto, 1 or 3.")] = "auto",

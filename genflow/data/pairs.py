@@ -41,7 +41,7 @@ def write_pairs(
         x: (N, C, H, W) float32.
     """
     width = pa.list_(pa.float32(), facts.dims)
-    form = pa.schema(
+    arrow_schema = pa.schema(
         [("label", pa.int64()), ("seed", pa.int64()), ("noise", width), ("x", width)],
         metadata={"shape": ",".join(map(str, facts.shape))},
     )
@@ -49,8 +49,8 @@ def write_pairs(
         pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(v, np.float32).ravel()), type=width)
         for v in (noise, x)
     ]
-    batch = pa.record_batch([pa.array(labels, pa.int64()), pa.array(seeds, pa.int64()), *lists], schema=form)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, form) as writer:
+    batch = pa.record_batch([pa.array(labels, pa.int64()), pa.array(seeds, pa.int64()), *lists], schema=arrow_schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema) as writer:
         writer.write_batch(batch)
 
 
@@ -94,8 +94,8 @@ class Pairs:
         views = self._views[name]
         out = np.empty((len(rows), *views[0].shape[1:]), views[0].dtype)
         for number in np.unique(shard):
-            here = shard == number
-            out[here] = views[number][rows[here] - self._starts[number]]
+            mask = shard == number
+            out[mask] = views[number][rows[mask] - self._starts[number]]
         return out
 
     def batch(self, rows: np.ndarray, device: "torch.device") -> "Batch":

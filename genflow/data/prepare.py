@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from genflow.data import plan
-from genflow.data.shard_writer import Outcome
+from genflow.data.shard_writer import ShardResults
 from genflow.data.shards import write_index
-from genflow.data.sources.base import Bad, Source, Survey
+from genflow.data.sources.base import BadRecord, ImageSummary, Source
 from genflow.data.sources.find import find as find_source
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import NAME, Data
@@ -27,10 +27,10 @@ BAD = "bad.csv"  # the records that could not be read: path and reason
 
 Emit = Callable[..., None]
 Executor = Callable[[str, list[Any]], Iterator[tuple[int, Any]]]
-"""`carry(method, tasks)` calls that method of every task; results come as they are done, with their numbers."""
+"""`execute(method, tasks)` calls that method of every task; results come as they are done, with their numbers."""
 
 
-def here() -> AbstractContextManager[Executor]:
+def in_process() -> AbstractContextManager[Executor]:
     """Executor out tasks in this process."""
     return nullcontext(lambda method, tasks: ((n, getattr(task, method)()) for n, task in enumerate(tasks)))
 
@@ -58,10 +58,10 @@ def prepare(
             artifact = store.get("datasets", id)  # whoever held the lock may have made it
             if artifact is None:
                 source.class_names()  # a source that is broken is found before any worker is started
-                with workers() as carry:
-                    return _make(store, id, name, source, data, carry, emit), False
+                with workers() as execute:
+                    return _make(store, id, name, source, data, execute, emit), False
     rows = sum(artifact.meta["facts"]["splits"].values())
-    tolerate(artifact.file(BAD), artifact.meta["bad"], rows + artifact.meta["bad"], data)
+    check_bad_count(artifact.file(BAD), artifact.meta["bad"], rows + artifact.meta["bad"], data)
     return artifact, True
 
 
@@ -74,7 +74,7 @@ def identity(source: Source, data: Data) -> tuple[str, str]:
     name = data.name or source.name
     if not NAME.fullmatch(name):
         raise UsageError(f"data.name {name!r}: use letters, digits, '.', '_' and '-', at most 80")
-    return name, f"{name}-{plan.key(source, data)}"
+    return name, f"{name}-{plan.address_hash(source, data)}"
 
 
 def find(store: Store, data: Data) -> Artifact | None:
@@ -83,30 +83,32 @@ def find(store: Store, data: Data) -> Artifact | None:
     return artifact if artifact and artifact.meta["bad"] <= data.max_bad else None
 
 
-def _make(store: Store, id: str, name: str, source: Source, data: Data, carry: Executor, emit: Emit) -> Artifact:
+def _make(store: Store, id: str, name: str, source: Source, data: Data, execute: Executor, emit: Emit) -> Artifact:
     """Decode, write and commit."""
     progress = Progress(emit, name)
     for killed in store.folder("datasets", id).parent.glob(f"{id}.tmp-*"):  # nobody else can be at it: the lock
         shutil.rmtree(killed, ignore_errors=True)
     with store.stage("datasets", id, name=name) as staged:
-        survey = source.survey(data)
-        if survey is None:
-            parts = plan.look_at(source)
-            survey = Survey.total(progress.over(carry("survey", parts), "headers", [len(part) for part in parts]))
-        form = plan.settle(source, data, survey)
-        shards = plan.shards(source, data, form, staged.path)
+        summary = source.summarize(data)
+        if summary is None:
+            parts = plan.summary_parts(source)
+            sizes = [len(part) for part in parts]
+            summary = ImageSummary.merge(progress.collect(execute("summarize", parts), "headers", sizes))
+        spec = plan.image_spec(source, data, summary)
+        shards = plan.plan_shards(source, data, spec, staged.path)
         sizes = [len(shard.part) for shard in shards]
-        outcome = Outcome(plan.begin(source, form), progress.over(carry("write", shards), "images", sizes))
-        beside = store.folder("datasets", f"{name}.{BAD}")
-        beside.unlink(missing_ok=True)
-        if outcome.bad:
-            write_bad(beside, outcome.bad)
-            tolerate(beside, len(outcome.bad), sum(sizes), data)
-            beside.rename(staged.path / BAD)
-        facts = outcome.complete(source.about["path"])
+        written = progress.collect(execute("write", shards), "images", sizes)
+        results = ShardResults(plan.initial_spec(source, spec), written)
+        bad_list = store.folder("datasets", f"{name}.{BAD}")
+        bad_list.unlink(missing_ok=True)
+        if results.bad:
+            write_bad_list(bad_list, results.bad)
+            check_bad_count(bad_list, len(results.bad), sum(sizes), data)
+            bad_list.rename(staged.path / BAD)
+        facts = results.dataset_spec(source.about["path"])
         for leftover in staged.path.glob("*/*.tmp-*"):  # of a worker that died
             leftover.unlink()
-        write_index(staged.path, facts, outcome.files(shards))
+        write_index(staged.path, facts, results.files(shards))
         for note in source.notes:
             emit("warning", message=note)
         options = data.model_dump(mode="json", include={"source", "size", "channels", "val", "samples", "seed"})
@@ -115,19 +117,19 @@ def _make(store: Store, id: str, name: str, source: Source, data: Data, carry: E
             "options": options,
             "source": source.about,
             "skipped": source.skipped,
-            "bad": len(outcome.bad),
+            "bad": len(results.bad),
         }
         return staged.commit(meta=meta)
 
 
-def write_bad(path: Path, bad: list[Bad]) -> None:
+def write_bad_list(path: Path, bad: list[BadRecord]) -> None:
     """List unreadable records as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *bad])
     write_atomically(path, text.getvalue())
 
 
-def tolerate(listed: Path, bad: int, total: int, data: Data) -> None:
+def check_bad_count(listed: Path, bad: int, total: int, data: Data) -> None:
     """Refuse more unreadable records than `max_bad`.
 
     Raises:
@@ -155,7 +157,7 @@ class Progress:
     def __init__(self, emit: Emit, dataset: str) -> None:
         self._emit, self._dataset = emit, dataset
 
-    def over(self, results: Iterator[tuple[int, Any]], what: str, sizes: list[int]) -> list[Any]:
+    def collect(self, results: Iterator[tuple[int, Any]], what: str, sizes: list[int]) -> list[Any]:
         """The results in the order of their tasks, with an event as they arrive.
 
         Args:
@@ -164,15 +166,15 @@ class Progress:
             sizes: how many each task has.
         """
         ordered: dict[int, Any] = {}
-        started = spoken = time.monotonic()
+        started = reported = time.monotonic()
         done, total = 0, sum(sizes)
         for number, result in results:
             ordered[number] = result
             done += sizes[number]
             now = time.monotonic()
-            if now - spoken < 0.25 and done < total:
+            if now - reported < 0.25 and done < total:
                 continue
-            spoken, rate = now, round(done / max(now - started, 1e-9), 1)
+            reported, rate = now, round(done / max(now - started, 1e-9), 1)
             self._emit(
                 "progress", stage="prepare", dataset=self._dataset, step=done, steps=total, what=what, rate=rate
             )

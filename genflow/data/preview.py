@@ -13,7 +13,7 @@ from genflow.specs import DataSpec
 
 CELL = 64  # pixels that a small picture is enlarged to, at most
 GAP = 2
-PAPER = 216  # the grey level between pictures: neither black nor white, so that both have an edge
+BACKGROUND = 216  # the grey level between pictures: neither black nor white, so that both have an edge
 INK = np.array((31, 58, 147))
 
 
@@ -50,7 +50,7 @@ def grid(images: np.ndarray, columns: int | None = None, scale: int | None = Non
     scale = scale or max(1, CELL // max(height, width))
     images = images.repeat(scale, 1).repeat(scale, 2)
     height, width = height * scale + GAP, width * scale + GAP
-    sheet = np.full((max(lines, 1) * height + GAP, columns * width + GAP, channels), PAPER, np.uint8)
+    sheet = np.full((max(lines, 1) * height + GAP, columns * width + GAP, channels), BACKGROUND, np.uint8)
     for number, image in enumerate(images):
         top, left = (number // columns) * height + GAP, (number % columns) * width + GAP
         sheet[top : top + height - GAP, left : left + width - GAP] = image
@@ -119,7 +119,7 @@ def _lines_of_classes(split: Split, facts: DataSpec) -> tuple[np.ndarray, int]:
     shown = min(facts.classes, 16)
     columns = 10
     C, H, W = facts.shape
-    images = np.full((shown * columns, H, W, C), PAPER, np.uint8)
+    images = np.full((shown * columns, H, W, C), BACKGROUND, np.uint8)
     for label in range(shown):
         rows = np.flatnonzero(split.labels == label)[:columns]
         if len(rows):
@@ -127,7 +127,7 @@ def _lines_of_classes(split: Split, facts: DataSpec) -> tuple[np.ndarray, int]:
     return images, columns
 
 
-def show(dataset: Dataset) -> dict[str, Any]:
+def describe(dataset: Dataset) -> dict[str, Any]:
     """A dataset's facts as a `genflow.data/1` document."""
     artifact, facts = dataset.artifact, dataset.facts
     return {

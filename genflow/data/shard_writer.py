@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from genflow.data.shards import shard_name, write_shard
-from genflow.data.sources.base import Bad, Form, Part
+from genflow.data.sources.base import BadRecord, ImageSpec, Part
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.files import clear_disk_errors
 
 
 @dataclass(frozen=True)
-class Written:
+class ShardResult:
     """What a shard turned out to hold.
 
     Args:
@@ -35,21 +35,21 @@ class Written:
     number: int
     rows: int
     sha256: str
-    bad: list[Bad]
+    bad: list[BadRecord]
     histogram: np.ndarray
     moments: tuple[float, float]
     class_counts: np.ndarray
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardTask:
     """One shard to write.
 
     Args:
         folder: the split's folder.
         split, number, total: which shard of which split it is.
         part: where its records come from.
-        form: what they are brought into.
+        spec: what they are brought into.
         facts: what is known of the dataset.
     """
 
@@ -58,7 +58,7 @@ class Shard:
     number: int
     total: int
     part: Part
-    form: Form
+    spec: ImageSpec
     facts: DataSpec
 
     @property
@@ -66,33 +66,33 @@ class Shard:
         """The shard's name."""
         return shard_name(self.number, self.total)
 
-    def write(self) -> Written:
+    def write(self) -> ShardResult:
         """Decode the records and write the file, whole or not at all."""
         C, H, W = self.facts.shape
         shape, dtype = ((2,), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
         values = np.empty((len(self.part), *shape), dtype)
         ids: list[str] = []
         labels: list[int] = []
-        heights: list[float] = []
-        bad: list[Bad] = []
-        for record in self.part.records(self.form):
-            if isinstance(record, Bad):
+        log_density: list[float] = []
+        bad: list[BadRecord] = []
+        for record in self.part.records(self.spec):
+            if isinstance(record, BadRecord):
                 bad.append(record)
                 continue
             values[len(ids)] = record.value
             ids.append(record.id)
             labels.append(record.label)
-            heights.append(record.log_density)
+            log_density.append(record.log_density)
         values, label = values[: len(ids)], np.array(labels, np.int64)
         sha256 = ""
         if ids:
             final = Path(self.folder) / self.file
             attempt = final.with_name(f"{self.file}.tmp-{os.getpid()}")
             with clear_disk_errors(final):
-                sha256 = write_shard(attempt, self.facts, values, ids, label, np.array(heights))
+                sha256 = write_shard(attempt, self.facts, values, ids, label, np.array(log_density))
                 os.replace(attempt, final)
         exact = values.astype(np.float64) if self.facts.is_points else np.zeros(0)
-        return Written(
+        return ShardResult(
             self.split,
             self.number,
             len(ids),
@@ -112,27 +112,27 @@ def _histogram(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class Outcome:
+class ShardResults:
     """What became of the shards, in order."""
 
     facts: DataSpec
-    written: list[Written] = field(default_factory=list)
+    written: list[ShardResult] = field(default_factory=list)
 
     @property
-    def bad(self) -> list[Bad]:
+    def bad(self) -> list[BadRecord]:
         """Every record that could not be read."""
         return [bad for shard in self.written for bad in shard.bad]
 
-    def files(self, planned: Iterable[Shard]) -> dict[str, dict[str, int]]:
+    def files(self, planned: Iterable[ShardTask]) -> dict[str, dict[str, int]]:
         """The names of the shards that hold records, with how many, split by split."""
         rows = {(shard.split, shard.number): shard.rows for shard in self.written}
         names: dict[str, dict[str, int]] = {}
         for shard in planned:
-            if held := rows[shard.split, shard.number]:
-                names.setdefault(shard.split, {})[shard.file] = held
+            if count := rows[shard.split, shard.number]:
+                names.setdefault(shard.split, {})[shard.file] = count
         return names
 
-    def complete(self, where: str) -> DataSpec:
+    def dataset_spec(self, where: str) -> DataSpec:
         """The dataset's facts.
 
         Raises:
@@ -172,7 +172,7 @@ def _bin_centres(histogram: Any, levels: int) -> tuple[float, float]:
     return (2 * first / total + 1) / levels - 1, 2 * math.sqrt(variance) / levels
 
 
-def _moments(train: list[Written], count: int, scale: float) -> tuple[float, float]:
+def _moments(train: list[ShardResult], count: int, scale: float) -> tuple[float, float]:
     """Mean and standard deviation of x = point / scale."""
     mean = math.fsum(shard.moments[0] for shard in train) / count
     square = math.fsum(shard.moments[1] for shard in train) / count

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from genflow.batch import Batch
 
 FACTS = "facts.json"
-OPEN = 512  # shards of a split that stay mapped; each holds a file open
+MAX_MAPPED = 512  # shards of a split that stay mapped; each holds a file open
 
 
 def schema(facts: DataSpec) -> pa.Schema:
@@ -87,18 +87,19 @@ def write_shard(
         labels: (N,) integers, for data with classes.
         log_density: (N,) the true log-density of each point.
     """
-    form = schema(facts)
+    arrow_schema = schema(facts)
     flat = np.ascontiguousarray(values).reshape(len(values), -1)
-    if len(flat) and flat.shape[1] != form.field(0).type.list_size:
+    if len(flat) and flat.shape[1] != arrow_schema.field(0).type.list_size:
         raise ValueError(f"records of {values.shape[1:]} do not fit the dataset's shape {facts.shape}")
-    columns: list[pa.Array] = [pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), type=form.field(0).type)]
+    records = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), type=arrow_schema.field(0).type)
+    columns: list[pa.Array] = [records]
     if facts.is_points:
         columns.append(pa.array(np.asarray(log_density, np.float64)))
     if facts.classes:
         columns.append(pa.array(np.asarray(labels, np.int64)))
     columns.append(pa.array([str(id) for id in ids], pa.string()))
-    batch = pa.record_batch(columns, schema=form)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, form) as writer:
+    batch = pa.record_batch(columns, schema=arrow_schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema) as writer:
         writer.write_batch(batch)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -146,7 +147,7 @@ class Shards(Sequence[pa.Table]):
     def __init__(self, files: Sequence[Path], rows: Sequence[int] | None = None) -> None:
         self._files = files
         self.rows = [map_stream(file).num_rows for file in files] if rows is None else list(rows)
-        self._map = lru_cache(OPEN)(map_stream)
+        self._map = lru_cache(MAX_MAPPED)(map_stream)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -191,12 +192,12 @@ class Split:
             flat = values.flatten().to_numpy(zero_copy_only=False)
             return flat.astype(dtype, copy=False).reshape(-1, *shape)
 
-        return lru_cache(OPEN)(view)
+        return lru_cache(MAX_MAPPED)(view)
 
     @cached_property
     def _label(self) -> Callable[[int], np.ndarray]:
         """A shard's labels."""
-        return lru_cache(OPEN)(lambda number: self.tables[number].column("label").to_numpy())
+        return lru_cache(MAX_MAPPED)(lambda number: self.tables[number].column("label").to_numpy())
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -245,16 +246,16 @@ class Split:
         """The records of `rows`, in that order: (B, H, W, C)."""
         return self._gather(rows, self._view)
 
-    def _gather(self, rows: np.ndarray, of: Callable[[int], np.ndarray]) -> np.ndarray:
+    def _gather(self, rows: np.ndarray, read: Callable[[int], np.ndarray]) -> np.ndarray:
         """What the shards say of `rows`, touching only those that they lie in."""
         if len(self.tables) == 1:
-            return of(0)[rows]
+            return read(0)[rows]
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         out: np.ndarray | None = None
         for number in np.unique(shard):
-            here, values = shard == number, of(int(number))
+            mask, values = shard == number, read(int(number))
             out = np.empty((len(rows), *values.shape[1:]), values.dtype) if out is None else out
-            out[here] = values[rows[here] - self._starts[number]]
+            out[mask] = values[rows[mask] - self._starts[number]]
         return self.pixels[:0] if out is None else out
 
 

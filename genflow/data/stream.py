@@ -32,7 +32,7 @@ class Stream:
     ) -> None:
         self.split, self.batch, self.seed, self.device = split, batch, seed, torch.device(device)
         self._total = len(split)
-        self.start, self.stop = share(batch, rank, world)
+        self.start, self.stop = rank_range(batch, rank, world)
 
     def rows(self, step: int) -> np.ndarray:
         """The rows of this worker's share of a step."""
@@ -49,6 +49,6 @@ class Stream:
         return self.split.batch(self.rows(step), self.device)
 
 
-def share(batch: int, rank: int, world: int) -> tuple[int, int]:
+def rank_range(batch: int, rank: int, world: int) -> tuple[int, int]:
     """The rows start..stop of a global batch that a worker owns; they differ by at most one between workers."""
     return batch * rank // world, batch * (rank + 1) // world

@@ -65,7 +65,7 @@ class Node:
         """
         recipe, inputs = self.recipe.model_dump(mode="json"), {}
         for need in self.stage.needs:
-            if need.room == "inputs":
+            if need.section == "inputs":
                 inputs[need.path] = self._input(need, made)
             elif (name := look_up(recipe, need.path)) in made:
                 *sections, key = need.path.split(".")
@@ -138,9 +138,9 @@ def _node(name: str, value: Any, names: list[str], kinds: dict[str, Stage], wher
     recipe = _recipe(stage, value, overrides, at)
     needs: list[str] = []
     for need in stage.needs:
-        told = named[need] if need.room == "inputs" else (look_up(recipe.model_dump(), need.path),)
+        told = named[need] if need.section == "inputs" else (look_up(recipe.model_dump(), need.path),)
         needs += [other for other in told if other in names]
-    references = {need.key: found for need, found in named.items() if need.room == "inputs"}
+    references = {need.key: found for need, found in named.items() if need.section == "inputs"}
     values = {key: value[key] for key in stage.values if key in value}
     return Node(name, job, stage, tuple(needs), recipe, references, values)
 
@@ -176,9 +176,9 @@ def _recipe(stage: Stage, value: Json, overrides: Json, at: str) -> Recipe:
     fixed: Json = {}
     for need in stage.needs:
         section, _, key = need.path.partition(".")
-        if need.room == "recipe" and key:
+        if need.section == "recipe" and key:
             fixed.setdefault(section, {})[key] = value.get(need.key, "")
-        elif need.room == "recipe" and need.key in value:
+        elif need.section == "recipe" and need.key in value:
             own[section] = value[need.key]
     overrides = {key: section for key, section in overrides.items() if key in stage.keys}
     return compose(value.get("preset") if stage.preset else None, [own], overrides, fixed, where=at)

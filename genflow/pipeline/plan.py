@@ -6,10 +6,10 @@ from genflow.pipeline.stages import function, nested
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 
-NAMED = 5  # stages that are waited for, by name
+MAX_NAMED = 5  # stages that are waited for, by name
 
 
-def foresee(pipeline: Pipeline, store: Store) -> list[Json]:
+def dry_run(pipeline: Pipeline, store: Store) -> list[Json]:
     """One row a stage: its artifact if it can be named yet, and whether it is cached, to do, or waits for another.
 
     Where failures are measurements, a training that diverged before is not done again: its state is "diverged".
@@ -19,10 +19,10 @@ def foresee(pipeline: Pipeline, store: Store) -> list[Json]:
     rows = []
     for node in pipeline.stages:
         lacking = [need for need in node.needs if need not in made]
-        artifact, state = "", "after " + (", ".join(lacking) if len(lacking) <= NAMED else f"{len(lacking)} stages")
+        artifact, state = "", "after " + (", ".join(lacking) if len(lacking) <= MAX_NAMED else f"{len(lacking)} stages")
         if not lacking:
             try:
-                artifact, result = _foresee(node, made, store)
+                artifact, result = _existing(node, made, store)
                 state = "cached" if result else "to do"
                 if result:
                     made[node.name] = result
@@ -36,7 +36,7 @@ def foresee(pipeline: Pipeline, store: Store) -> list[Json]:
     return rows
 
 
-def _foresee(node: Node, made: dict[str, Json], store: Store) -> tuple[str, Json | None]:
+def _existing(node: Node, made: dict[str, Json], store: Store) -> tuple[str, Json | None]:
     """The artifact's id, and the part of the result that names it if it is there."""
     if not node.stage.address:
         return "", None

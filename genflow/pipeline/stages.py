@@ -40,7 +40,7 @@ class Need:
     count: Literal["one", "optional", "several", "by_stage"] = "one"
 
     @property
-    def room(self) -> str:
+    def section(self) -> str:
         """The first part of `into`: `recipe` or `inputs`."""
         return self.into.partition(".")[0]
 

@@ -27,9 +27,9 @@ from genflow.recipe.compose import compose
 from genflow.recipe.files import read
 from genflow.system.documents import Json
 
-NO_END = 1_000_000_000  # steps: the CPU time is the budget
-OTHERS = ("init", "pairs", "run")  # keys of a run that name another run
-OWN = ("share", "lr_times", "seeds")  # keys of a run that are the study's, not its stage's
+NO_STEP_LIMIT = 1_000_000_000  # steps: the CPU time is the budget
+RUN_REFERENCES = ("init", "pairs", "run")  # keys of a run that name another run
+STUDY_KEYS = ("share", "lr_times", "seeds")  # keys of a run that are the study's, not its stage's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Study:
                 raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")
         return cls(**document)
 
-    def only(self, names: Iterable[str]) -> Self:
+    def select_rows(self, names: Iterable[str]) -> Self:
         """These rows, and the runs that they need; no trials.
 
         Raises:
@@ -82,10 +82,10 @@ class Study:
         rows = {name: row for name, row in self.rows.items() if name in names}
         needed = [row["run"] for row in rows.values()]
         for name in needed:  # grows while it is walked: what a run starts from is needed, too
-            needed += [self.runs[name][key] for key in OTHERS if key in self.runs[name]]
+            needed += [self.runs[name][key] for key in RUN_REFERENCES if key in self.runs[name]]
         return replace(self, runs={n: r for n, r in self.runs.items() if n in needed}, rows=rows, trials={})
 
-    def whole(self) -> Self:
+    def with_trials(self) -> Self:
         """With its trials as runs and rows."""
         runs, rows = dict(self.runs), dict(self.rows)
         for trial, described in self.trials.items():
@@ -99,17 +99,17 @@ class Study:
 
     def pipeline(self, name: str) -> Json:
         """As a pipeline: a stage for every run and seed, and for every row and seed."""
-        study = self.whole()
+        study = self.with_trials()
         stages: dict[str, Json] = {
             key: {"job": "prepare", "data": section} for key, section in self.data.items() if isinstance(section, dict)
         }
         for seed in self.seeds:
             for run in study.runs:
                 if seed in study.seeds_of(run):
-                    stages[f"{run}-s{seed}"] = study._made(run, seed)
+                    stages[f"{run}-s{seed}"] = study._training_stage(run, seed)
             for row in study.rows:
                 if seed in study.seeds_of(study.rows[row]["run"]):
-                    stages[f"{row}-m{seed}"] = study._measuring(row, seed)
+                    stages[f"{row}-m{seed}"] = study._evaluation_stage(row, seed)
         return {"name": name, "stages": stages}
 
     def first_row(self, run: str) -> str:
@@ -124,13 +124,13 @@ class Study:
         """What a run's training may take; None if it says so itself."""
         return None if self.budget is None else self.budget * self.runs[run].get("share", 1)
 
-    def _made(self, name: str, seed: int) -> Json:
+    def _training_stage(self, name: str, seed: int) -> Json:
         run = self.runs[name]
-        stage = {key: value for key, value in run.items() if key not in OWN}
-        stage |= {key: f"{run[key]}-s{seed}" for key in OTHERS if key in run}
+        stage = {key: value for key, value in run.items() if key not in STUDY_KEYS}
+        stage |= {key: f"{run[key]}-s{seed}" for key in RUN_REFERENCES if key in run}
         if run.get("job") == "reflow":
             return {**stage, "reflow": {**run.get("reflow", {}), "seed": seed}}
-        train: Json = {"steps": NO_END, **run.get("train", {}), "seed": seed}
+        train: Json = {"steps": NO_STEP_LIMIT, **run.get("train", {}), "seed": seed}
         if (minutes := self.cpu_minutes(name)) is not None:
             train["cpu_minutes"] = minutes
         if factor := run.get("lr_times"):
@@ -139,7 +139,7 @@ class Study:
         data = data if isinstance(self.data.get(data), dict) else self.data.get(data, data)
         return {"job": "train", "name": f"{name}-s{seed}", **stage, "data": data, "train": train}
 
-    def _measuring(self, name: str, seed: int) -> Json:
+    def _evaluation_stage(self, name: str, seed: int) -> Json:
         row = self.rows[name]
         once = {} if self.first_row(row["run"]) == name else {"likelihood": 0}  # the run's, however it is sampled
         return {

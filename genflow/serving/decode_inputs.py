@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from genflow.data import images
-from genflow.data.sources.base import Survey
+from genflow.data.sources.base import ImageSummary
 from genflow.families.base import has_encoder
 from genflow.serving.models import Model
 from genflow.serving.responses import RequestError
@@ -37,17 +37,17 @@ def _pictures(model: Model, asked: EncodeRequest) -> list[np.ndarray]:
             pixels += math.prod(_header(file).size or (0,))
             if pixels > MOST_PIXELS:  # a picture of one colour is a small file, however large it is
                 raise RequestError(422, f"pictures of more than {MOST_PIXELS / 1e6:.0f} megapixels in all", "images")
-            found.append(images.as_record(file, model.facts))
-        except images.Unreadable as error:
+            found.append(images.decode_for_dataset(file, model.facts))
+        except images.UnreadableImage as error:
             raise RequestError(422, f"picture {i}: {error}", "images") from error
     return found
 
 
-def _header(file: io.BytesIO) -> Survey:
+def _header(file: io.BytesIO) -> ImageSummary:
     try:
-        return images.survey(file)
+        return images.read_header(file)
     except Exception as error:
-        raise images.Unreadable(images.reason(error, file)) from error
+        raise images.UnreadableImage(images.describe_error(error, file)) from error
     finally:
         file.seek(0)
 

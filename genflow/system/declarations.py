@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-LONGEST = 60  # lines of a declaration
+MAX_LINES = 60  # lines of a declaration
 Vocabulary = Mapping[str, Callable[..., Any]]
 
 
@@ -32,7 +32,7 @@ def constant(file: Path, name: str, vocabulary: Vocabulary | None = None) -> Any
     for number, line in enumerate(lines):
         if line.startswith(f"{name} = "):
             try:
-                return _value(_statement(lines[number : number + LONGEST]), vocabulary or {})
+                return _value(_statement(lines[number : number + MAX_LINES]), vocabulary or {})
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{file}: {name} is not a literal that can be read unexecuted: {error}") from error
     return None

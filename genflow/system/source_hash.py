@@ -6,7 +6,7 @@ the training loop:
     code_of("genflow/training/loop.py")   the loop and every module that it imports, directly or through others
 
 The walk reads the syntax tree of each file, so it finds imports inside functions, and executes nothing. It leaves out
-imports that only a type checker sees, and stops at `NOT_OF_THE_RESULT`. A module that is loaded by name (a family, a
+imports that only a type checker sees, and stops at `NOT_HASHED`. A module that is loaded by name (a family, a
 net, a metric) is in no import statement: name its file as a root.
 """
 
@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 # Modules that cannot change a number. Options come from the recipe, whose values are hashed themselves; the store
 # moves bytes whose hashes the manifest holds; the rest starts processes, talks to people or writes a log.
-NOT_OF_THE_RESULT = (
+NOT_HASHED = (
     "genflow/__init__.py", "genflow/errors.py", "genflow/cli", "genflow/launch", "genflow/recipe", "genflow/storage",
     "genflow/system", "genflow/tracking", "genflow/tuning/tracking.py",
     "jobs/runtime/cluster.py", "jobs/runtime/entrypoint.py", "jobs/runtime/resources.py",
@@ -53,7 +53,7 @@ def imported(*roots: str) -> tuple[str, ...]:
     """The roots and every module of genflow/ and jobs/ that they import, directly or not, sorted.
 
     Args:
-        roots: files as the repository names them; a root that is in `NOT_OF_THE_RESULT` is followed all the same.
+        roots: files as the repository names them; a root that is in `NOT_HASHED` is followed all the same.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -156,4 +156,4 @@ def _file_of(module: str) -> str:
 
 
 def _is_left_out(file: str) -> bool:
-    return any(file == name or file.startswith(f"{name}/") for name in NOT_OF_THE_RESULT)
+    return any(file == name or file.startswith(f"{name}/") for name in NOT_HASHED)

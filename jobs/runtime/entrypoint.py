@@ -28,16 +28,16 @@ def execute(main: Main) -> None:
         # a shell, SIGINT is ignored and the job inherits that: it would run on until it is killed, without saving.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     document = read(Path(sys.argv[1]))
-    sys.exit(attempt(main, document, events.emit))
+    sys.exit(run_and_report(main, document, events.emit))
 
 
-def attempt(main: Main, document: Json, emit: Emit) -> int:
+def run_and_report(main: Main, document: Json, emit: Emit) -> int:
     """Run a job's `main`, turn what happens into one `result` or one `error` event, and return the exit code."""
     try:
         emit("result", document=main(document, emit))
         return 0
     except GenflowError as error:
-        fail(emit, error)
+        emit_error(emit, error)
         return error.code
     except KeyboardInterrupt as error:
         code = 143 if error.args == ("SIGTERM",) else 130
@@ -45,22 +45,23 @@ def attempt(main: Main, document: Json, emit: Emit) -> int:
         return code
     except Exception as error:
         if is_out_of_memory(error):
-            fail(emit, ResourceError("out of memory", "try a smaller --set train.batch, or a machine with more"), error)
+            hint = "use a smaller --set train.batch, or a machine with more memory"
+            emit_error(emit, ResourceError("out of memory", hint), error)
             return ResourceError.code
         first = str(error).strip().splitlines()
         message = f"{type(error).__name__}: {first[0] if first else 'no message'}"
-        fail(emit, GenflowError(message, "run it again with -v for the traceback"), error)
+        emit_error(emit, GenflowError(message, "run it again with -v for the traceback"), error)
         return GenflowError.code
 
 
-def warn_of_gap(emit: Emit, id: str, sent: sync.Sent) -> None:
+def warn_if_incomplete(emit: Emit, id: str, sent: sync.Sent) -> None:
     """Say what MLflow lacks of a run, a search or a report; nothing if it has all."""
     if not sent.complete:
         hint = "genflow ui sends the rest when it is back"
         emit("warning", message=f"MLflow lacks some of {id}: {sent.problem}", hint=hint)
 
 
-def fail(emit: Emit, error: GenflowError, cause: BaseException | None = None) -> None:
+def emit_error(emit: Emit, error: GenflowError, cause: BaseException | None = None) -> None:
     """Say what went wrong as one event; the traceback rides along for -v."""
     emit(
         "error",

@@ -10,10 +10,20 @@ import pytest
 from PIL import Image
 
 from genflow.data import images
-from genflow.data.images import PIXELS, Unreadable, decode, fit_array, guarded, has_scale, reason, survey, to_levels
-from genflow.data.sources.base import Form
+from genflow.data.images import (
+    MAX_PIXELS,
+    UnreadableImage,
+    decode,
+    describe_error,
+    fit_array,
+    has_scale,
+    read_header,
+    strict_pillow_warnings,
+    to_levels,
+)
+from genflow.data.sources.base import ImageSpec
 
-GREY, COLOUR = Form(8, 1), Form(8, 3)
+GREY, COLOUR = ImageSpec(8, 1), ImageSpec(8, 3)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
@@ -72,7 +82,7 @@ def test_float_and_wide_tiff() -> None:
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert (decode(encoded(Image.fromarray(values), "TIFF"), GREY)[:, :, 0] == np.rint(values * 255)).all()
     for wrong in (values * 1e6, (values * 1e6).astype(np.int32)):
-        with pytest.raises(Unreadable, match="known scale"):
+        with pytest.raises(UnreadableImage, match="known scale"):
             decode(encoded(Image.fromarray(wrong), "TIFF"), GREY)
 
 
@@ -142,7 +152,7 @@ def test_first_frame() -> None:
 )
 def test_survey_sees_colour_by_mode(mode: str, colour: bool) -> None:
     """Whether a picture is in colour is judged by its mode."""
-    found = survey(encoded(Image.fromarray(ramp()).convert(mode), "PNG"))
+    found = read_header(encoded(Image.fromarray(ramp()).convert(mode), "PNG"))
     assert (found.size, found.colour) == ((8, 8), colour)
 
 
@@ -151,9 +161,9 @@ def test_survey_sees_grey_palettes(kind: str) -> None:
     """A palette of greys alone is grey; one with a colour is colour."""
     image = Image.new("P", (8, 8), 1)
     image.putpalette([v for level in range(256) for v in (255 - level,) * 3])
-    assert not survey(encoded(image, kind)).colour
+    assert not read_header(encoded(image, kind)).colour
     image.putpalette([v for level in range(256) for v in (255 - level, 3, 3)])
-    assert survey(encoded(image, kind)).colour
+    assert read_header(encoded(image, kind)).colour
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
@@ -162,9 +172,9 @@ def test_truncated(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     whole = encoded(Image.fromarray(noise), kind).getvalue()
     half = io.BytesIO(whole[: len(whole) // 2])
-    with guarded(), pytest.raises(Exception) as caught:  # noqa: PT011  decoders raise what they like
+    with strict_pillow_warnings(), pytest.raises(Exception) as caught:  # noqa: PT011  decoders raise what they like
         decode(half, COLOUR)
-    text = reason(caught.value, half)
+    text = describe_error(caught.value, half)
     assert text
     assert "\n" not in text
     assert "0x" not in text  # no addresses: the list of bad files is the same in every run
@@ -184,10 +194,10 @@ def bomb(width: int, height: int) -> io.BytesIO:
 @pytest.mark.parametrize("size", [(8193, 8192), (10_000, 10_000), (50_000, 50_000)])
 def test_bomb(size: tuple[int, int]) -> None:
     """More pixels than the cap are refused by the header, and the reason says so."""
-    assert size[0] * size[1] > PIXELS
-    with guarded(), pytest.raises(Exception, match=r".") as caught:
+    assert size[0] * size[1] > MAX_PIXELS
+    with strict_pillow_warnings(), pytest.raises(Exception, match=r".") as caught:
         decode(bomb(*size), COLOUR)
-    assert reason(caught.value).startswith("decompression bomb")
+    assert describe_error(caught.value).startswith("decompression bomb")
 
 
 def test_other_formats_are_refused() -> None:
@@ -196,7 +206,7 @@ def test_other_formats_are_refused() -> None:
         file = encoded(Image.new("RGB", (16, 16)), kind)
         with pytest.raises(Image.UnidentifiedImageError) as caught:
             decode(file, COLOUR)
-        assert reason(caught.value, file) == "not a PNG, JPEG, WebP, BMP, TIFF or GIF"
+        assert describe_error(caught.value, file) == "not a PNG, JPEG, WebP, BMP, TIFF or GIF"
 
 
 def test_open_regular_never_waits(tmp_path: Path) -> None:
@@ -211,8 +221,8 @@ def test_open_regular_never_waits(tmp_path: Path) -> None:
         str(tmp_path / "empty.png"): "empty file",
         str(tmp_path / "none.png"): "No such file",
     }.items():
-        with pytest.raises(Unreadable, match=text):
-            images.open_regular(path)
+        with pytest.raises(UnreadableImage, match=text):
+            images.open_image_file(path)
 
 
 @pytest.mark.parametrize(
@@ -236,11 +246,11 @@ def test_ranges_without_a_scale() -> None:
     """A range that is none of the usual ones has no known meaning."""
     assert not has_scale(-5, 3)
     assert not has_scale(0, 1e6)
-    with pytest.raises(Unreadable, match="NaN"):
+    with pytest.raises(UnreadableImage, match="NaN"):
         to_levels(np.array([np.nan, 1.0]), 0, 1)
 
 
 def test_levels_are_kept_when_resizing() -> None:
     """With K = 17 grey levels, resizing never invents an eighteenth."""
     image = (np.indices((8, 8)).sum(0) % 2 * 16).astype(np.uint8)
-    assert fit_array(image, Form(13, 1, levels=17)).max() <= 16
+    assert fit_array(image, ImageSpec(13, 1, levels=17)).max() <= 16

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from genflow.data import plan
-from genflow.data.prepare import find, here, prepare
+from genflow.data.prepare import find, in_process, prepare
 from genflow.data.shards import Dataset
-from genflow.data.sources.base import Survey
+from genflow.data.sources.base import ImageSummary
 from genflow.data.sources.find import find as find_source
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
@@ -87,13 +87,13 @@ def test_order_of_results_does_not_matter(store: Store, prepared: Callable[..., 
 def test_shards_are_bounded(tmp_path: Path) -> None:
     """A shard has at most 4,096 rows and 64 MB, and slow sources are cut into enough for many workers."""
     source = find_source(Data(source="grid25", samples=50_000))
-    form = plan.settle(source, Data(), Survey())
-    assert max(len(s.part) for s in plan.shards(source, Data(), form, tmp_path / "a")) <= 4096
+    form = plan.image_spec(source, Data(), ImageSummary())
+    assert max(len(s.part) for s in plan.plan_shards(source, Data(), form, tmp_path / "a")) <= 4096
     folder = find_source(Data(source=str(folder_of(tmp_path / "x"))))
     large = Data(size=512)
-    shards = plan.shards(folder, large, plan.settle(folder, large, Survey(colour=True)), tmp_path / "b")
+    shards = plan.plan_shards(folder, large, plan.image_spec(folder, large, ImageSummary(colour=True)), tmp_path / "b")
     assert all(len(shard.part) * 3 * 512**2 <= plan.SHARD_BYTES for shard in shards)
-    assert len(plan.shards(folder, Data(), plan.settle(folder, Data(), Survey()), tmp_path / "c")) == 4
+    assert len(plan.plan_shards(folder, Data(), plan.image_spec(folder, Data(), ImageSummary()), tmp_path / "c")) == 4
 
 
 def test_bad_pictures_end_before_anything_is_committed(
@@ -148,7 +148,7 @@ def test_cached_without_workers(store: Store, tmp_path: Path) -> None:
 
     def workers() -> Any:
         entered.append(1)
-        return here()
+        return in_process()
 
     def run(**options: Any) -> tuple[str, bool]:
         artifact, cached = prepare(store, Data(source=str(folder), **options), workers, lambda event, **fields: None)
@@ -187,7 +187,8 @@ def test_progress_and_warnings(store: Store, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "x", 30)
     Image.new("L", (8, 8)).save(folder / "stray.png")
     said: list[dict[str, Any]] = []
-    prepare(store, Data(source=str(folder)), here, lambda event, **fields: said.append({"event": event, **fields}))
+    data = Data(source=str(folder))
+    prepare(store, data, in_process, lambda event, **fields: said.append({"event": event, **fields}))
     last = {event["what"]: event for event in said if event["event"] == "progress"}
     assert last["headers"]["step"] == last["headers"]["steps"] == 31
     assert last["images"]["step"] == last["images"]["steps"] == 31

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from genflow.data.preview import GAP, PAPER, grid, preview, render, scatter, show
+from genflow.data.preview import BACKGROUND, GAP, describe, grid, preview, render, scatter
 from genflow.data.shards import Dataset
 from genflow.specs import DataSpec
 
@@ -23,8 +23,8 @@ def test_grid_places_pictures_line_by_line() -> None:
     top, left = GAP + (8 + GAP), GAP + (8 + GAP)  # picture 4
     assert (sheet[top : top + 4, left : left + 4] == images[4, 0, 0, 0]).all()
     assert (sheet[top + 4 : top + 8, left + 4 : left + 8] == images[4, 1, 1, 0]).all()
-    assert (sheet[:GAP] == PAPER).all()
-    assert (sheet[top:, left + 8 + GAP :] == PAPER).all()
+    assert (sheet[:GAP] == BACKGROUND).all()
+    assert (sheet[top:, left + 8 + GAP :] == BACKGROUND).all()
 
 
 def test_small_pictures_are_enlarged() -> None:
@@ -57,7 +57,7 @@ def test_preview_has_a_line_a_class(prepared: Callable[..., Dataset]) -> None:
 def test_show(prepared: Callable[..., Dataset]) -> None:
     """The facts as a document."""
     dataset = prepared("digits")
-    document = show(dataset)
+    document = describe(dataset)
     assert document["schema"] == "genflow.data/1"
     assert document["dataset"] == dataset.artifact.id
     assert document["shards"] == {"train": 1, "val": 1}

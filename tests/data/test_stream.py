@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genflow.data.shards import Split, map_stream, write_shard
-from genflow.data.stream import Stream, share
+from genflow.data.stream import Stream, rank_range
 from genflow.specs import DataSpec
 
 FACTS = DataSpec((1, 2, 2), levels=17, class_names=("a", "b", "c"))
@@ -65,7 +65,7 @@ def test_a_batch_is_the_rows_pixels_and_labels(split: Split) -> None:
 @pytest.mark.parametrize(("batch", "world"), [(32, 1), (32, 3), (7, 4), (5, 5)])
 def test_shares_differ_by_at_most_one_row(batch: int, world: int) -> None:
     """They follow each other, cover the batch, and nobody has none."""
-    bounds = [share(batch, rank, world) for rank in range(world)]
+    bounds = [rank_range(batch, rank, world) for rank in range(world)]
     assert bounds[0][0] == 0
     assert bounds[-1][1] == batch
     assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))

@@ -13,6 +13,7 @@ from genflow.pipeline.graph import load
 from genflow.recipe.compose import assignments
 from genflow.recipe.files import read
 from genflow.system.source_hash import resources_dir
+from jobs import pipeline
 from jobs import pipeline as job
 
 SMALL = {"steps": 3, "batch": 8, "checkpoint_every": 3}
@@ -153,7 +154,7 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     whole = load({"name": "tiny", "stages": {**stages, "tables": last}}, "tiny")
     failed = {}
     job._run(whole, made, failed, lambda event, **fields: None)
-    job._complain(whole, made, failed)
+    pipeline._raise_failures(whole, made, failed)
 
     assert told[0]["inputs"]["evaluations"] == {"good-m0": "good-2b"}
     failed = told[0]["inputs"]["failed"]
@@ -165,7 +166,7 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     made, failed, whole = {}, {}, load({"name": "tiny", "stages": stages}, "tiny")
     job._run(whole, made, failed, lambda event, **fields: None)
     with pytest.raises(GenflowError, match="stage bad: not finite"):
-        job._complain(whole, made, failed)
+        pipeline._raise_failures(whole, made, failed)
     assert set(made) == {"good", "good-m0"}
 
 
@@ -209,13 +210,13 @@ def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monk
         training_job.main(alone.stages[0].document({}), lambda event, **fields: None)
 
     made, failed = {}, {}
-    job._look(whole, made, failed, lambda event, **fields: events.append(fields))
+    pipeline._find_existing(whole, made, failed, lambda event, **fields: events.append(fields))
     assert {name: told["kind"] for name, told in failed.items()} == {"bad": "NonFinite", "bad-m0": "NonFinite"}
     assert failed["bad"]["message"] == "the loss is not finite (step 7)"
     assert [event["status"] for event in events] == ["failed", "skipped"]
-    assert plan.foresee(whole, store)[0]["state"] == "diverged"
-    assert plan.foresee(alone, store)[0]["state"] == "to do"
+    assert plan.dry_run(whole, store)[0]["state"] == "diverged"
+    assert plan.dry_run(alone, store)[0]["state"] == "to do"
     made, failed = {}, {}
-    job._look(alone, made, failed, lambda event, **fields: None)
+    pipeline._find_existing(alone, made, failed, lambda event, **fields: None)
     assert (made, failed) == ({}, {})
     assert runs.divergence(store, runs.plan(store, alone.stages[0].recipe))["code"] == 1

@@ -110,7 +110,7 @@ def test_it_runs_in_a_pipeline(
     stage = {"job": "card", "runs": [run], "title": "Digits"}
     pipeline = load({"stages": {"card": stage}}, "card.yaml")
     planned = {"stage": "card", "job": "card", "needs": [], "artifact": "", "state": "to do"}
-    assert plan.foresee(pipeline, store) == [planned]
+    assert plan.dry_run(pipeline, store) == [planned]
     made: dict[str, Any] = {}
     failed: dict[str, Any] = {}
     runner._run(pipeline, made, failed, lambda event, **fields: None)

@@ -34,7 +34,7 @@ def test_a_declaration_names_what_exists(name: str) -> None:
     """Sections are keys of the recipe, needs lead into the document, functions can be imported, keys are unique."""
     stage = declared()[name]
     assert set(stage.sections) <= set(Recipe.model_fields)
-    assert {need.room for need in stage.needs} <= {"recipe", "inputs"}
+    assert {need.section for need in stage.needs} <= {"recipe", "inputs"}
     assert all(callable(stages.function(reference)) for reference in (stage.address, stage.ended) if reference)
     assert len(set(stage.keys)) == len(stage.keys)
 

@@ -139,7 +139,7 @@ def test_every_caller_asks_this_machine_directly(listen: Callable[..., Server], 
     Dashboard(address).ask("/dashboard")
     client.Client(address, key="secret").models()
     assert endpoints.is_well(address)
-    assert probe.silent(address) == ""
+    assert probe.mlflow_problem(address) == ""
     assert serve.ask(f"{address}/serve") == (200, {"data": []})
     assert server.asked == ["GET /dashboard", "GET /v1/models", "GET /healthz", "GET /health", "GET /serve"]
     assert proxy.asked == []

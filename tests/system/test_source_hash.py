@@ -133,15 +133,15 @@ def test_a_change_that_cannot_change_the_result_is_the_same_run(edited: Callable
 
 def test_what_is_left_out_exists(copy: Path) -> None:
     """Every path in the list of what is left out exists, so a module that moves must be moved there too."""
-    assert [name for name in source_hash.NOT_OF_THE_RESULT if not source_hash._path(name).exists()] == []
+    assert [name for name in source_hash.NOT_HASHED if not source_hash._path(name).exists()] == []
 
 
 def test_a_change_in_a_source_gives_another_dataset(edited: Callable[[str], None]) -> None:
     """Sources are loaded by name, so no import leads to them."""
     data = Data(source="digits")
-    before = plan.key(find(data), data)
+    before = plan.address_hash(find(data), data)
     edited("genflow/data/sources/digits.py")
-    assert plan.key(find(data), data) != before
+    assert plan.address_hash(find(data), data) != before
 
 
 @pytest.mark.parametrize(

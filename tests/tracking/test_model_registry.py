@@ -4,7 +4,7 @@ import pytest
 from support.finished import finished
 
 from genflow.cli.dispatch import find_run
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
 from genflow.recipe.schema import Data
@@ -18,7 +18,7 @@ Runs = tuple[Store, list[Artifact]]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Artifact]]:
     """A store with two runs, of which MLflow's registry knows nothing yet."""
     store = Store(tmp_path_factory.mktemp("registry"))
-    data = Dataset.open(prepare(store, Data(source="digits"), here, lambda event, **fields: None)[0])
+    data = Dataset.open(prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)[0])
     return store, [finished(store, data, "vae", name=f"vae-{i}", steps=2 + i) for i in range(2)]
 
 

@@ -37,7 +37,7 @@ class Opens:
     folders: tuple[str, ...] = ()
     order: int = 100
 
-    def has(self, text: str) -> bool:
+    def matches(self, text: str) -> bool:
         """Whether a text is a name that it opens."""
         return text in self.names or bool(self.prefix and text.startswith(self.prefix))
 
@@ -73,7 +73,7 @@ def prefix_of(text: str) -> str:
     return next((kind.prefix for kind in kinds().values() if kind.prefix and text.startswith(kind.prefix)), "")
 
 
-def described() -> str:
+def describe() -> str:
     """What a source may be, in words: for the help of the command."""
     derived = [f"{kind.prefix}NAME" for kind in kinds().values() if kind.prefix]
     ways = [*names(), f"a path to {folders()}", *derived]

@@ -17,12 +17,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from genflow.data.images import Unreadable, fit_array, to_levels
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.data.images import UnreadableImage, fit_array, to_levels
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
-CHUNK = 512  # rows in memory at a time
+ROWS_PER_READ = 512  # rows in memory at a time
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, struct.error, NotImplementedError)
 
 
@@ -62,17 +62,17 @@ class Array:
         size = item.itemsize * math.prod(self.shape[1:])
         try:
             with self.open() as file:
-                for first in range(int(wanted[0]), int(wanted[-1]) + 1, CHUNK):
-                    last = min(first + CHUNK, int(wanted[-1]) + 1)
-                    here = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
-                    if not len(here):
+                for first in range(int(wanted[0]), int(wanted[-1]) + 1, ROWS_PER_READ):
+                    last = min(first + ROWS_PER_READ, int(wanted[-1]) + 1)
+                    in_chunk = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
+                    if not len(in_chunk):
                         continue
                     file.seek(self.start + first * size)
                     data = file.read((last - first) * size)
                     if len(data) < (last - first) * size:
                         raise EOFError
                     block = np.frombuffer(data, item).reshape(-1, *self.shape[1:])
-                    for row in here:
+                    for row in in_chunk:
                         picture = block[row - first]
                         yield int(row), np.moveaxis(picture, 0, -1) if self.planar else picture
                 if wanted[-1] == self.shape[0] - 1:
@@ -103,32 +103,32 @@ class ArrayPart:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def survey(self) -> Survey:
+    def summarize(self) -> ImageSummary:
         low, high = math.inf, -math.inf
         for _, picture in self.array.rows(self.numbers):
             finite = picture[np.isfinite(picture)]
             if finite.size:
                 low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-        return look(self.array, low, high)
+        return summary_of_shape(self.array, low, high)
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         labels = np.zeros(len(self.numbers), np.int64) if self.labels is None else self.labels
         rows = self.array.rows(self.numbers)
         for (row, picture), label in zip(rows, labels, strict=True):
             id = f"{self.prefix}/{row}"
             try:
-                yield Record(id, fit_array(to_levels(picture, form.low, form.high), form), int(label))
-            except Unreadable as error:
-                yield Bad(id, str(error))
+                yield Record(id, fit_array(to_levels(picture, spec.low, spec.high), spec), int(label))
+            except UnreadableImage as error:
+                yield BadRecord(id, str(error))
 
 
-def look(array: Array, low: float = math.inf, high: float = -math.inf) -> Survey:
+def summary_of_shape(array: Array, low: float = math.inf, high: float = -math.inf) -> ImageSummary:
     """What an array's shape says of its pictures."""
     height, width, channels = array.picture_shape
-    return Survey(size=(width, height), colour=channels > 2, low=low, high=high)
+    return ImageSummary(size=(width, height), colour=channels > 2, low=low, high=high)
 
 
-Found = dict[str, tuple[Array, np.ndarray | None]]
+SplitArrays = dict[str, tuple[Array, np.ndarray | None]]
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Arrays(Source):
     kind = ""
 
     @abstractmethod
-    def read(self) -> Found:
+    def read(self) -> SplitArrays:
         """Each split's array and its labels, as they stand in the files."""
 
     @property
@@ -162,27 +162,27 @@ class Arrays(Source):
     def class_names(self) -> tuple[str, ...]:
         return self._content[1]
 
-    def survey(self, options: Data) -> Survey | None:
+    def summarize(self, options: Data) -> ImageSummary | None:
         arrays = [array for array, _ in self._content[0].values()]
         if any(array.dtype != "|u1" for array in arrays):
             return None
-        return Survey.total(look(array) for array in arrays)
+        return ImageSummary.merge(summary_of_shape(array) for array in arrays)
 
     def part(self, split: str, rows: np.ndarray) -> ArrayPart:
         array, labels = self._content[0][split]
         return ArrayPart(array, rows, None if labels is None else labels[rows], split)
 
     @cached_property
-    def _content(self) -> tuple[Found, tuple[str, ...]]:
+    def _content(self) -> tuple[SplitArrays, tuple[str, ...]]:
         """Each split's array and labels, 0..classes-1, and the classes' names."""
         try:
             found = self.read()
         except READ_ERRORS as error:
             raise DataError(f"{self.path} is damaged: {error}") from error
-        return number_labels(found, self.path)
+        return encode_labels(found, self.path)
 
 
-def number_labels(found: Found, where: str) -> tuple[Found, tuple[str, ...]]:
+def encode_labels(found: SplitArrays, where: str) -> tuple[SplitArrays, tuple[str, ...]]:
     """Replace labels of any kind by numbers 0..classes-1, in the order of their names.
 
     Raises:

@@ -1,7 +1,7 @@
-"""What sources give: records, the form they are brought into, and the parts of a source that travel to workers.
+"""What sources give: records, the spec they are brought into, and the parts of a source that travel to workers.
 
 A `Source` knows what it holds without decoding it. `source.part(split, rows)` is a small value that a worker
-anywhere can turn into records; a record that cannot be read comes out as `Bad`, with the reason.
+anywhere can turn into records; a record that cannot be read comes out as `BadRecord`, with the reason.
 """
 
 import math
@@ -34,7 +34,7 @@ class Record(NamedTuple):
     log_density: float = 0.0
 
 
-class Bad(NamedTuple):
+class BadRecord(NamedTuple):
     """A record that cannot be read, and why."""
 
     id: str
@@ -42,7 +42,7 @@ class Bad(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Form:
+class ImageSpec:
     """What every picture of a dataset is brought into.
 
     Args:
@@ -65,7 +65,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Survey:
+class ImageSummary:
     """What can be said of some pictures before they are decoded; surveys add up.
 
     Args:
@@ -81,10 +81,10 @@ class Survey:
     low: float = math.inf
     high: float = -math.inf
 
-    def __add__(self, other: "Survey") -> "Survey":
+    def __add__(self, other: "ImageSummary") -> "ImageSummary":
         sizes = {size for size in (self.size, other.size) if size}
         mixed = self.mixed or other.mixed or len(sizes) > 1
-        return Survey(
+        return ImageSummary(
             None if mixed or not sizes else sizes.pop(),
             mixed,
             self.colour or other.colour,
@@ -93,9 +93,9 @@ class Survey:
         )
 
     @classmethod
-    def total(cls, surveys: Iterable["Survey"]) -> "Survey":
+    def merge(cls, summaries: Iterable["ImageSummary"]) -> "ImageSummary":
         """The survey of everything."""
-        return reduce(Survey.__add__, surveys, cls())
+        return reduce(ImageSummary.__add__, summaries, cls())
 
 
 def printable(path: str) -> str:
@@ -103,7 +103,7 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def clean(name: str) -> str:
+def dataset_name(name: str) -> str:
     """A file's name as a dataset's name: letters, digits, `.`, `_` and `-`, at most 60."""
     text = re.sub(r"[^A-Za-z0-9._-]+", "-", printable(name)).strip("-._")
     return text[:60].rstrip("-._") or "data"
@@ -114,11 +114,11 @@ class Part(Protocol):
 
     def __len__(self) -> int: ...
 
-    def survey(self) -> Survey:
+    def summarize(self) -> ImageSummary:
         """Look at the pictures without decoding them."""
         ...
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         """Every row, in order."""
         ...
 
@@ -167,7 +167,7 @@ class Source(ABC):
         """The labels' names in order; empty where there are none."""
 
     @abstractmethod
-    def survey(self, options: Data) -> Survey | None:
+    def summarize(self, options: Data) -> ImageSummary | None:
         """What can be known of all of it at no cost; None: every part has to be looked at."""
 
     @abstractmethod

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from genflow.data.sources import Opens
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source
 from genflow.errors import UsageError
 from genflow.recipe.schema import Data
 
@@ -32,7 +32,7 @@ OPENS = Opens(
     names=("grid25", "grid25_unlabelled", "grid25_uneven", "ring8", "moons", "checkerboard"), order=3
 )
 BLOCK = 1024  # points that one generator draws
-ARC = 128  # Gaussians a half circle
+GAUSSIANS_PER_ARC = 128  # Gaussians a half circle
 
 
 class Density(ABC):
@@ -95,8 +95,8 @@ class Gaussians(Density):
     def log_density(self, points: np.ndarray) -> np.ndarray:
         result = np.empty(len(points))
         for start in range(0, len(points), BLOCK):
-            here = points[start : start + BLOCK].astype(np.float64)
-            distance2 = ((here[:, None] - self.means) ** 2).sum(-1)
+            block = points[start : start + BLOCK].astype(np.float64)
+            distance2 = ((block[:, None] - self.means) ** 2).sum(-1)
             exponent = -distance2 / (2 * self.sigma**2)
             peak = exponent.max(1)
             result[start : start + BLOCK] = peak + np.log(np.exp(exponent - peak[:, None]) @ self.shares)
@@ -144,10 +144,11 @@ def _ring8() -> Gaussians:
 
 
 def _moons() -> Gaussians:
-    angles = (np.arange(ARC) + 0.5) * (math.pi / ARC)
+    angles = (np.arange(GAUSSIANS_PER_ARC) + 0.5) * (math.pi / GAUSSIANS_PER_ARC)
     upper = np.stack([np.cos(angles) - 0.5, np.sin(angles) - 0.25], 1)
     means = np.concatenate([upper, -upper])
-    return Gaussians(means, 0.1, np.arange(2 * ARC) // ARC, ("upper", "lower"), separate=False)
+    labels = np.arange(2 * GAUSSIANS_PER_ARC) // GAUSSIANS_PER_ARC
+    return Gaussians(means, 0.1, labels, ("upper", "lower"), separate=False)
 
 
 DENSITIES = dict(
@@ -168,11 +169,11 @@ def open_name(name: str, data: Data) -> Source:
     """
     if data.size is not None or data.channels != "auto":
         raise UsageError(f"{name} is a density in the plane: it has no size and no channels")
-    return Plane(name, data.samples, data.seed)
+    return DensitySource(name, data.samples, data.seed)
 
 
 @dataclass
-class Plane(Source):
+class DensitySource(Source):
     """Points drawn from a density.
 
     Args:
@@ -204,15 +205,15 @@ class Plane(Source):
     def class_names(self) -> tuple[str, ...]:
         return density(self.name).class_names
 
-    def survey(self, options: Data) -> Survey:
-        return Survey()
+    def summarize(self, options: Data) -> ImageSummary:
+        return ImageSummary()
 
-    def part(self, split: str, rows: np.ndarray) -> "PlanePart":
-        return PlanePart(self.name, self.seed, rows)
+    def part(self, split: str, rows: np.ndarray) -> "DensityPart":
+        return DensityPart(self.name, self.seed, rows)
 
 
 @dataclass(frozen=True)
-class PlanePart:
+class DensityPart:
     """Some of the points: block b of 1,024 is drawn by the generator of (seed, b)."""
 
     name: str
@@ -222,16 +223,16 @@ class PlanePart:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def survey(self) -> Survey:
-        return Survey()
+    def summarize(self) -> ImageSummary:
+        return ImageSummary()
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         truth = density(self.name)
         for block in np.unique(self.rows // BLOCK):
             rng = np.random.default_rng([self.seed, int(block)])
             points, labels = truth.sample(rng, BLOCK)
             rows = self.rows[self.rows // BLOCK == block]
-            heights = truth.log_density(points)
+            log_density = truth.log_density(points)
             for row in rows:
-                here = row % BLOCK
-                yield Record(f"{self.name}/{row}", points[here], int(labels[here]), float(heights[here]))
+                offset = row % BLOCK
+                yield Record(f"{self.name}/{row}", points[offset], int(labels[offset]), float(log_density[offset]))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from genflow.data import sources
-from genflow.data.sources.base import Source, clean, printable
+from genflow.data.sources.base import Source, dataset_name, printable
 from genflow.data.sources.folder import Folder
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
@@ -26,7 +26,7 @@ def find(data: Data) -> Source:
     if not text:
         raise UsageError("no source was named", f"one of {known}, or a path")
     for kind, opens in sources.kinds().items():
-        if opens.has(text):
+        if opens.matches(text):
             named: Source = sources.module(kind).open_name(text, data)
             return named
     if re.match(r"[a-z][a-z0-9+]*://", text):
@@ -34,7 +34,7 @@ def find(data: Data) -> Source:
     path = Path(os.path.abspath(os.path.expanduser(text)))
     try:
         if path.is_dir() or path.is_file():
-            return _at(path, data)
+            return _open_path(path, data)
     except PermissionError as error:
         raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from error
     except (OSError, ValueError) as error:
@@ -47,14 +47,14 @@ def find(data: Data) -> Source:
     )
 
 
-def _at(path: Path, data: Data) -> Source:
+def _open_path(path: Path, data: Data) -> Source:
     """The source of a file or a folder: the first module that takes it."""
     for kind, opens in sources.kinds().items():
         if (opens.files or opens.folders) and (source := sources.module(kind).open_path(path, data)):
             found: Source = source
             return found
     if path.is_dir():
-        return Folder(clean(path.name), str(path))  # without a picture: its error counts what it has instead
+        return Folder(dataset_name(path.name), str(path))  # without a picture: its error counts what it has instead
     if path.suffix.lower() in ARCHIVES:
         raise UsageError(f"{printable(str(path))} is an archive", "unpack it and name the folder")
     raise UsageError(

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from genflow.data import images
-from genflow.data.images import SUFFIXES, guarded
+from genflow.data.images import SUFFIXES, strict_pillow_warnings
 from genflow.data.sources import Opens
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey, clean, printable
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(folders=("pictures",), order=7)
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-ORDER = ("train", "val", "test")
+SPLIT_ORDER = ("train", "val", "test")
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
@@ -40,7 +40,7 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 def open_path(path: Path, data: Data) -> Source | None:
     """A folder that holds pictures; None for anything else."""
-    folder = Folder(clean(path.name), str(path))
+    folder = Folder(dataset_name(path.name), str(path))
     return folder if path.is_dir() and folder.holds_pictures() else None
 
 
@@ -55,30 +55,30 @@ class FolderPart:
     def __len__(self) -> int:
         return len(self.names)
 
-    def survey(self) -> Survey:
-        return Survey.total(self._surveys())
+    def summarize(self) -> ImageSummary:
+        return ImageSummary.merge(self._summaries())
 
-    def _surveys(self) -> Iterator[Survey]:
-        with guarded():
+    def _summaries(self) -> Iterator[ImageSummary]:
+        with strict_pillow_warnings():
             for name in self.names:
                 try:
-                    with images.open_regular(f"{self.root}/{name}") as file:
-                        yield images.survey(file)
+                    with images.open_image_file(f"{self.root}/{name}") as file:
+                        yield images.read_header(file)
                 except Exception:  # the reason is found when the picture is decoded
-                    yield Survey()
+                    yield ImageSummary()
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
-        with guarded():
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
+        with strict_pillow_warnings():
             for name, label in zip(self.names, self.labels, strict=True):
                 file = None
                 try:
-                    with images.open_regular(f"{self.root}/{name}") as file:
+                    with images.open_image_file(f"{self.root}/{name}") as file:
                         try:
-                            yield Record(printable(name), images.decode(file, form), label)
+                            yield Record(printable(name), images.decode(file, spec), label)
                         except Exception as error:
-                            yield Bad(printable(name), images.reason(error, file))
-                except images.Unreadable as error:
-                    yield Bad(printable(name), str(error))
+                            yield BadRecord(printable(name), images.describe_error(error, file))
+                except images.UnreadableImage as error:
+                    yield BadRecord(printable(name), str(error))
 
 
 @dataclass
@@ -107,8 +107,8 @@ class Folder(Source):
         self._layout  # noqa: B018  finds the classes
         return tuple(printable(name) for name in self._classes)
 
-    def survey(self, options: Data) -> Survey | None:
-        return Survey() if options.size and options.channels != "auto" else None
+    def summarize(self, options: Data) -> ImageSummary | None:
+        return ImageSummary() if options.size and options.channels != "auto" else None
 
     def part(self, split: str, rows: np.ndarray) -> FolderPart:
         names, labels = self._layout[split]
@@ -154,7 +154,7 @@ class Folder(Source):
                 [name for name, _ in grouped[split]],
                 [number.get(rest.partition("/")[0], 0) for _, rest in grouped[split]],
             )
-            for split in ORDER
+            for split in SPLIT_ORDER
             if split in grouped
         }
 
@@ -229,10 +229,10 @@ def _is_picture(path: str, skipped: Counter[str]) -> bool:
     if suffix in SUFFIXES:
         return True
     try:
-        with images.open_regular(path) as file:
-            if images.sniff(file.read(16)):
+        with images.open_image_file(path) as file:
+            if images.detect_format(file.read(16)):
                 return True
-    except images.Unreadable:
+    except images.UnreadableImage:
         pass
     skipped[f"not a picture ({printable(suffix)})" if suffix else "not a picture"] += 1
     return False

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from genflow.data.sources import Opens
-from genflow.data.sources.arrays import Array, Arrays, Found
-from genflow.data.sources.base import Source, clean
+from genflow.data.sources.arrays import Array, Arrays, SplitArrays
+from genflow.data.sources.base import Source, dataset_name
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
@@ -32,9 +32,9 @@ def open_path(path: Path, data: Data) -> Source | None:
     """A folder that has idx files, or one such file and its labels; None for anything else."""
     if path.is_dir():
         files = idx_files(path)
-        return Idx(clean(path.name), str(path), files) if files else None
+        return Idx(dataset_name(path.name), str(path), files) if files else None
     if IDX_FILE.fullmatch(path.name):
-        return Idx(clean(re.split(r"[-_.]?(images|labels)[-_.]idx", path.name)[0]), str(path), idx_files(path))
+        return Idx(dataset_name(re.split(r"[-_.]?(images|labels)[-_.]idx", path.name)[0]), str(path), idx_files(path))
     return None
 
 
@@ -44,7 +44,7 @@ class Idx(Arrays):
 
     kind = "idx"
 
-    def read(self) -> Found:
+    def read(self) -> SplitArrays:
         return read_idx(self.files)
 
     def class_names(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def idx_files(path: Path) -> list[str]:
     return [str(folder / name) for name in sorted(names)]
 
 
-def read_idx(files: list[str]) -> Found:
+def read_idx(files: list[str]) -> SplitArrays:
     """The splits in idx files: what is called t10k or test is the test split, the rest is to train on."""
     pairs: dict[str, dict[str, str]] = {}
     for file in files:
@@ -79,7 +79,7 @@ def read_idx(files: list[str]) -> Found:
             raise DataError(f"{file} and {Path(other).name} both say that they are the {split} split",
                             "name one of the files instead of the folder")
         files_of_split[match["what"].lower()] = file
-    found: Found = {}
+    found: SplitArrays = {}
     for split in sorted(pairs, reverse=True):  # train before test
         if "images" not in pairs[split]:
             raise DataError(f"{pairs[split]['labels']} has no images beside it")

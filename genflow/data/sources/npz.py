@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from genflow.data.sources import Opens
-from genflow.data.sources.arrays import Array, Arrays, Found
-from genflow.data.sources.base import Source, clean
+from genflow.data.sources.arrays import Array, Arrays, SplitArrays
+from genflow.data.sources.base import Source, dataset_name
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
@@ -25,7 +25,7 @@ OTHERS = {
 def open_path(path: Path, data: Data) -> Source | None:
     """An `.npz` file; None for anything else."""
     is_npz = path.is_file() and path.suffix.lower() == ".npz"
-    return Npz(clean(path.stem), str(path), [str(path)]) if is_npz else None
+    return Npz(dataset_name(path.stem), str(path), [str(path)]) if is_npz else None
 
 
 @dataclass
@@ -34,11 +34,11 @@ class Npz(Arrays):
 
     kind = "npz"
 
-    def read(self) -> Found:
+    def read(self) -> SplitArrays:
         return read_npz(self.path)
 
 
-def read_npz(path: str) -> Found:
+def read_npz(path: str) -> SplitArrays:
     """The splits in an `.npz`, by the arrays' usual names.
 
     Raises:
@@ -46,7 +46,7 @@ def read_npz(path: str) -> Found:
     """
     with zipfile.ZipFile(path) as archive:
         members = {name.removesuffix(".npy").lower(): name for name in archive.namelist() if name.endswith(".npy")}
-    found: Found = {}
+    found: SplitArrays = {}
     for split, (images, labels) in {"train": (PICTURES, LABELS), **OTHERS}.items():
         image = next((members[name] for name in images if name in members), None)
         if image is None and split == "train" and len(members) == 1:

@@ -17,17 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genflow.data.images import guarded
+from genflow.data.images import strict_pillow_warnings
 from genflow.data.sources import Opens
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey, clean, printable
-from genflow.data.sources.folder import ORDER, SPLITS, natural
-from genflow.data.sources.parquet_cells import Cell, find_picture
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
+from genflow.data.sources.folder import SPLIT_ORDER, SPLITS, natural
+from genflow.data.sources.parquet_cells import ImageColumn, find_image_column
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(files=(".parquet", ".arrow", ".feather", ".ipc"), order=8)
 LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "fine_label")
-BATCH = 256  # rows of a Parquet file in memory at a time
+BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
 
 
@@ -57,7 +57,7 @@ def _parquet_batches(path: str, columns: list[str], wanted: np.ndarray) -> Itera
             count = file.metadata.row_group(group).num_rows
             if np.searchsorted(wanted, start) < np.searchsorted(wanted, start + count):
                 offset = start
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
                     yield offset, batch
                     offset += batch.num_rows
             start += count
@@ -74,7 +74,7 @@ def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
             yield from pa.ipc.open_stream(source)
 
 
-def header(path: str) -> tuple[pa.Schema, int]:
+def read_schema(path: str) -> tuple[pa.Schema, int]:
     """A file's schema and the number of its rows."""
     try:
         if path.endswith(".parquet"):
@@ -98,8 +98,9 @@ def open_path(path: Path, data: Data) -> Source | None:
     """
     if path.is_dir():
         files = table_files(path)
-        return Tables(clean(path.name), str(path), files) if files else None
-    return Tables(clean(path.stem), str(path.parent), [path.name]) if path.suffix.lower() in OPENS.files else None
+        return Tables(dataset_name(path.name), str(path), files) if files else None
+    is_table = path.suffix.lower() in OPENS.files
+    return Tables(dataset_name(path.stem), str(path.parent), [path.name]) if is_table else None
 
 
 @dataclass(frozen=True)
@@ -108,37 +109,37 @@ class TablePart:
 
     Args:
         root: the folder of the files.
-        runs: file by file its name, and the rows wanted of it, ascending.
+        file_rows: file by file its name, and the rows wanted of it, ascending.
         labels: one a row.
         cell: how a picture lies in its column.
     """
 
     root: str
-    runs: list[tuple[str, np.ndarray]]
+    file_rows: list[tuple[str, np.ndarray]]
     labels: np.ndarray
-    cell: Cell
+    cell: ImageColumn
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def _cells(self) -> Iterator[tuple[str, pa.Array, int]]:
-        """Each row's id, the column that holds it, and its place in there."""
-        for name, rows in self.runs:
+        """Each row's id, the column that holds it, and its index in there."""
+        for name, rows in self.file_rows:
             for start, batch in batches(f"{self.root}/{name}", [self.cell.column], rows):
                 column = batch.column(0)
-                here = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
-                for row in here:
+                in_batch = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
+                for row in in_batch:
                     yield f"{printable(name)}#{row}", column, int(row) - start
 
-    def survey(self) -> Survey:
-        with guarded():
-            return Survey.total(self.cell.survey(column, place) for _, column, place in self._cells())
+    def summarize(self) -> ImageSummary:
+        with strict_pillow_warnings():
+            return ImageSummary.merge(self.cell.summarize(column, index) for _, column, index in self._cells())
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
-        with guarded():
-            for (id, column, place), label in zip(self._cells(), self.labels, strict=True):
-                value = self.cell.decode(column, place, form)
-                yield Bad(id, value) if isinstance(value, str) else Record(id, value, int(label))
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
+        with strict_pillow_warnings():
+            for (id, column, index), label in zip(self._cells(), self.labels, strict=True):
+                value = self.cell.decode(column, index, spec)
+                yield BadRecord(id, value) if isinstance(value, str) else Record(id, value, int(label))
 
 
 @dataclass
@@ -173,35 +174,36 @@ class Tables(Source):
     def class_names(self) -> tuple[str, ...]:
         return self._labels[1]
 
-    def survey(self, options: Data) -> Survey | None:
+    def summarize(self, options: Data) -> ImageSummary | None:
         if self._cell.encoded and options.size and options.channels != "auto":
-            return Survey()
+            return ImageSummary()
         return None
 
     def part(self, split: str, rows: np.ndarray) -> TablePart:
-        runs, start = [], 0
+        file_rows, start = [], 0
         for name, count in self._layout[split]:
-            here = rows[(rows >= start) & (rows < start + count)] - start
-            if len(here):
-                runs.append((name, here))
+            in_file = rows[(rows >= start) & (rows < start + count)] - start
+            if len(in_file):
+                file_rows.append((name, in_file))
             start += count
         labels = self._labels[0].get(split)
-        return TablePart(self.root, runs, np.zeros(len(rows), np.int64) if labels is None else labels[rows], self._cell)
+        chosen = np.zeros(len(rows), np.int64) if labels is None else labels[rows]
+        return TablePart(self.root, file_rows, chosen, self._cell)
 
     @cached_property
     def _schema(self) -> pa.Schema:
-        return header(f"{self.root}/{self.files[0]}")[0]
+        return read_schema(f"{self.root}/{self.files[0]}")[0]
 
     @cached_property
-    def _cell(self) -> Cell:
-        return find_picture(self._schema, printable(f"{self.root}/{self.files[0]}"))
+    def _cell(self) -> ImageColumn:
+        return find_image_column(self._schema, printable(f"{self.root}/{self.files[0]}"))
 
     @cached_property
     def _layout(self) -> dict[str, list[tuple[str, int]]]:
         """Each split's files and their numbers of rows; a file is of the split that its name begins with."""
         grouped: dict[str, list[tuple[str, int]]] = {}
         for name in self.files:
-            schema, count = header(f"{self.root}/{name}")
+            schema, count = read_schema(f"{self.root}/{name}")
             if self._cell.column not in schema.names:
                 raise DataError(
                     f"{printable(name)} has no column {self._cell.column!r}, which {printable(self.files[0])} has",
@@ -211,7 +213,7 @@ class Tables(Source):
         if "train" not in grouped:
             grouped = {"train": [file for files in grouped.values() for file in files]}
         rows = {split: sum(count for _, count in files) for split, files in grouped.items()}
-        filled = {split: grouped[split] for split in ORDER if rows.get(split)}
+        filled = {split: grouped[split] for split in SPLIT_ORDER if rows.get(split)}
         if "train" not in filled:
             raise DataError(f"{printable(self.root)} has no rows to train on")
         return filled
@@ -235,7 +237,7 @@ class Tables(Source):
             raise DataError(f"{printable(self.root)}: the label {extra[0]!r} does not occur in train")
         if len(every) < 2:
             return {}, ()
-        number = {label: place for place, label in enumerate(every)}
+        number = {label: index for index, label in enumerate(every)}
         coded = {split: np.array([number[label] for label in labels], np.int64) for split, labels in found.items()}
         return coded, tuple(str(label) for label in every)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from genflow.data.sources import Opens
-from genflow.data.sources.base import Bad, Form, Part, Record, Source, Survey
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Part, Record, Source
 from genflow.data.sources.find import find
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
@@ -25,7 +25,7 @@ OPENS = Opens(prefix="stack:", order=4)
 PREFIX = OPENS.prefix
 CHANNELS = 3
 BLOCK = 1024  # stacks that one generator draws
-HELD_OUT = 2  # what the permutation's generator is called, beside the seed
+HELD_OUT_STREAM = 2  # what the permutation's generator is called, beside the seed
 
 
 def open_name(name: str, data: Data) -> Source:
@@ -47,14 +47,14 @@ class Stack(Source):
     Args:
         base: where the pictures come from.
         samples: stacks in all.
-        held: the share of them that is held out, and of the base's pictures where it has no split of its own.
+        held_out: the share of them that is held out, and of the base's pictures where it has no split of its own.
         seed: of the draws.
     """
 
     name: str = field(init=False)
     base: Source
     samples: int
-    held: float
+    held_out: float
     seed: int
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Stack(Source):
         return [["stack", self.samples, self.seed], *self.base.listing()]
 
     def splits(self) -> dict[str, int]:
-        held = int(self.samples * self.held)
+        held = int(self.samples * self.held_out)
         return {"train": self.samples - held, **({"val": held} if held else {})}
 
     def class_names(self) -> tuple[str, ...]:
@@ -84,8 +84,8 @@ class Stack(Source):
             raise DataError(f"{self.base.about['path']} has no labels, so its stacks would have no modes")
         return ()
 
-    def survey(self, options: Data) -> Survey | None:
-        found = self.base.survey(options)
+    def summarize(self, options: Data) -> ImageSummary | None:
+        found = self.base.summarize(options)
         return None if found is None else replace(found, colour=True)
 
     def part(self, split: str, rows: np.ndarray) -> "StackPart":
@@ -95,10 +95,10 @@ class Stack(Source):
         for block in np.unique(rows // BLOCK):
             rng = np.random.default_rng([self.seed, int(split != "train"), int(block)])
             drawn = rng.integers(0, len(pool), (BLOCK, CHANNELS))
-            here = rows // BLOCK == block
-            chosen[here] = pool[drawn[rows[here] % BLOCK]]
-        needed, place = np.unique(chosen, return_inverse=True)
-        return StackPart(self.base.part(origin, needed), place.reshape(chosen.shape), rows)
+            in_block = rows // BLOCK == block
+            chosen[in_block] = pool[drawn[rows[in_block] % BLOCK]]
+        needed, index = np.unique(chosen, return_inverse=True)
+        return StackPart(self.base.part(origin, needed), index.reshape(chosen.shape), rows)
 
     @cached_property
     def _pools(self) -> dict[str, tuple[str, np.ndarray]]:
@@ -107,8 +107,8 @@ class Stack(Source):
         rows = np.arange(own["train"])
         if other := next((name for name in ("test", "val") if own.get(name)), None):
             return {"train": ("train", rows), "val": (other, np.arange(own[other]))}
-        order = np.random.default_rng([self.seed, HELD_OUT]).permutation(len(rows))
-        held = int(self.held * len(rows))
+        order = np.random.default_rng([self.seed, HELD_OUT_STREAM]).permutation(len(rows))
+        held = int(self.held_out * len(rows))
         return {"train": ("train", np.sort(order[held:])), "val": ("train", np.sort(order[:held]))}
 
 
@@ -118,31 +118,31 @@ class StackPart:
 
     Args:
         base: the pictures that they are made of.
-        place: (N, 3) which of these each channel is.
+        index: (N, 3) which of these each channel is.
         rows: (N,) the stacks' numbers.
     """
 
     base: Part
-    place: np.ndarray
+    index: np.ndarray
     rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def survey(self) -> Survey:
-        return replace(self.base.survey(), colour=True)
+    def summarize(self) -> ImageSummary:
+        return replace(self.base.summarize(), colour=True)
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
-        if form.channels != CHANNELS:
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
+        if spec.channels != CHANNELS:
             raise UsageError("a stack has three channels", "leave --channels out")
-        pictures = list(self.base.records(replace(form, channels=1)))
-        for row, places in zip(self.rows, self.place, strict=True):
-            chosen = [pictures[place] for place in places]
-            if bad := next((one for one in chosen if isinstance(one, Bad)), None):
-                yield Bad(f"{bad.id} in stack {row}", bad.reason)
+        pictures = list(self.base.records(replace(spec, channels=1)))
+        for row, indices in zip(self.rows, self.index, strict=True):
+            chosen = [pictures[index] for index in indices]
+            if bad := next((record for record in chosen if isinstance(record, BadRecord)), None):
+                yield BadRecord(f"{bad.id} in stack {row}", bad.reason)
                 continue
-            mode = ".".join(str(one.label) for one in chosen)
-            yield Record(f"{mode}/{row}", np.concatenate([one.value for one in chosen], 2))
+            mode = ".".join(str(record.label) for record in chosen)
+            yield Record(f"{mode}/{row}", np.concatenate([record.value for record in chosen], 2))
 
 
 def modes(ids: list[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from genflow.data.sources import fashion
-from genflow.data.sources.base import clean
+from genflow.data.sources.base import dataset_name
 from genflow.data.sources.find import find
 from genflow.errors import SetupError, UsageError
 from genflow.recipe.schema import Data
@@ -76,6 +76,6 @@ def test_relative_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_clean() -> None:
     """Any file's name becomes a dataset's name."""
-    assert clean("Ünï  cats!") == "n-cats"
-    assert clean("图片") == "data"
-    assert clean("x" * 100) == "x" * 60
+    assert dataset_name("Ünï  cats!") == "n-cats"
+    assert dataset_name("图片") == "data"
+    assert dataset_name("x" * 100) == "x" * 60

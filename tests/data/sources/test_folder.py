@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from genflow.data.shards import Dataset
-from genflow.data.sources.base import Bad, Form, Record
+from genflow.data.sources.base import BadRecord, ImageSpec, Record
 from genflow.data.sources.folder import Folder, natural
 from genflow.errors import DataError
 
@@ -24,7 +24,7 @@ def picture(path: Path, level: int = 100, size: int = 8, mode: str = "L") -> Pat
 
 def names(folder: Folder, split: str = "train") -> list[str]:
     part = folder.part(split, np.arange(folder.splits()[split]))
-    return [record.id for record in part.records(Form(8, 1))]
+    return [record.id for record in part.records(ImageSpec(8, 1))]
 
 
 def test_natural_order(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_one_folder_a_class(tmp_path: Path) -> None:
     folder = Folder("x", str(tmp_path))
     assert folder.class_names() == ("cat 2", "cat 10")
     part = folder.part("train", np.arange(3))
-    assert [(r.id, r.label) for r in part.records(Form(8, 1)) if isinstance(r, Record)] == [
+    assert [(r.id, r.label) for r in part.records(ImageSpec(8, 1)) if isinstance(r, Record)] == [
         ("cat 2/b.png", 0),
         ("cat 2/x/y/z.png", 0),
         ("cat 10/a.png", 1),
@@ -106,7 +106,7 @@ def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
 def test_lying_suffix(tmp_path: Path) -> None:
     """A JPEG that is called .png is decoded as what it is."""
     Image.new("L", (8, 8), 50).save(tmp_path / "a.png", "JPEG")
-    records = list(Folder("x", str(tmp_path)).part("train", np.arange(1)).records(Form(8, 1)))
+    records = list(Folder("x", str(tmp_path)).part("train", np.arange(1)).records(ImageSpec(8, 1)))
     assert isinstance(records[0], Record)
 
 
@@ -141,9 +141,9 @@ def test_unreadable_pictures_come_out_as_bad(tmp_path: Path) -> None:
     picture(tmp_path / "1.png")
     (tmp_path / "2.png").write_text("this is no picture")
     (tmp_path / "3.png").write_bytes(picture(tmp_path / "4.png").read_bytes()[:40])
-    records = list(Folder("x", str(tmp_path)).part("train", np.arange(4)).records(Form(8, 1)))
-    assert [type(record) for record in records] == [Record, Bad, Bad, Record]
-    assert records[1] == Bad("2.png", "not a PNG, JPEG, WebP, BMP, TIFF or GIF")
+    records = list(Folder("x", str(tmp_path)).part("train", np.arange(4)).records(ImageSpec(8, 1)))
+    assert [type(record) for record in records] == [Record, BadRecord, BadRecord, Record]
+    assert records[1] == BadRecord("2.png", "not a PNG, JPEG, WebP, BMP, TIFF or GIF")
 
 
 def test_no_pictures(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_the_built_in_data_sets() -> None:
     """They stand in messages and in the help of `genflow prepare`, in this order."""
     names = "digits, fashion, grid25, grid25_unlabelled, grid25_uneven, ring8, moons, checkerboard"
     assert ", ".join(sources.names()) == names
-    assert sources.described() == f"{names}, a path to pictures, or stack:NAME"
+    assert sources.describe() == f"{names}, a path to pictures, or stack:NAME"
     assert tuple(DENSITIES) == KINDS["densities"].names
 
 
@@ -36,6 +36,6 @@ def test_a_module_keeps_what_it_declares(name: str) -> None:
 
 def test_the_registry_is_read_without_its_modules() -> None:
     """The help of a command loads neither NumPy nor Arrow nor the recipe."""
-    script = "import sys; from genflow.data import sources; sources.described(); print('\\n'.join(sys.modules))"
+    script = "import sys; from genflow.data import sources; sources.describe(); print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & {"numpy", "pyarrow", "PIL", "pydantic", "genflow.data.sources.digits"} == set()

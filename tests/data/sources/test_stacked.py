@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from genflow.cli.prepare import find_source
-from genflow.data.sources.base import Form
+from genflow.data.sources.base import ImageSpec
 from genflow.data.sources.digits import Digits
 from genflow.data.sources.find import find
 from genflow.data.sources.stacked import modes
@@ -45,7 +45,7 @@ def test_held_out_stacks_are_made_of_held_out_pictures(stacks):
 
 def test_a_stack_does_not_depend_on_the_part_it_is_read_in():
     """The same stack alone and among others, of its own block and the next."""
-    source, form = find(Data(source="stack:digits", samples=3000, val=0.1)), Form(8, 3, 17)
+    source, form = find(Data(source="stack:digits", samples=3000, val=0.1)), ImageSpec(8, 3, 17)
     among = list(source.part("train", np.arange(1020, 1030)).records(form))[5]
     (alone,) = source.part("train", np.array([1025])).records(form)
     assert among.id == alone.id
