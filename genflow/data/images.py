@@ -1,14 +1,14 @@
-"""Pictures of every kind that people have, as square uint8 arrays; hostile ones end as a reason, not as a crash.
+"""Decode image files of common formats into square uint8 arrays; a damaged or hostile file raises `UnreadableImage`.
 
-What is done to a picture, in this order:
+The steps, in this order:
 
-1. Only PNG, JPEG, WebP, BMP, TIFF and GIF are read, judged by content; of an animation, the first frame.
-   More than `MAX_PIXELS` pixels or `MAX_BYTES` bytes are refused before anything is decoded.
-2. A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, as its own transform allows.
-3. 16-bit grey becomes 8-bit by k/257. Transparency is laid on white. CMYK and palettes become RGB; colour
-   profiles are not applied. For one channel, grey is 0.299 R + 0.587 G + 0.114 B.
-4. The short side is resized to the wanted side (bicubic, antialiased) and the centre square is cut out.
-5. The EXIF orientation is applied.
+1. Accept only PNG, JPEG, WebP, BMP, TIFF and GIF, recognised by content. Of an animation, use the first frame.
+   Reject a file of more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes before decoding it.
+2. Decode a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size, which its DCT allows.
+3. Convert 16-bit grey to 8 bits by k/257. Composite transparency on white. Convert CMYK and palettes to RGB, without
+   colour profiles. For one channel, grey is 0.299 R + 0.587 G + 0.114 B.
+4. Resize the short side to the target side (bicubic, antialiased) and crop the centre square.
+5. Apply the EXIF orientation.
 """
 
 import os
@@ -44,13 +44,13 @@ EXIF_TRANSPOSE = {
 }
 
 
-class UnreadableImage(Exception):  # noqa: N818  it is a reason rather than an error
-    """Why a picture cannot be read."""
+class UnreadableImage(Exception):  # noqa: N818  the message is one reason, not a whole error
+    """A picture cannot be read; the message is the reason, such as `empty file`."""
 
 
 @contextmanager
 def strict_pillow_warnings() -> Iterator[None]:
-    """Around a loop over pictures: a decompression bomb is an error, remarks about odd metadata are nothing."""
+    """Turn Pillow's decompression-bomb warning into an error, and ignore its other warnings, such as odd metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -58,15 +58,15 @@ def strict_pillow_warnings() -> Iterator[None]:
 
 
 def open_image_file(path: str) -> BinaryIO:
-    """Open a regular file of bearable size; a pipe or a device is never waited for.
+    """Open a regular file of at most `MAX_BYTES`, without blocking on a pipe or a device.
 
     Raises:
-        Unreadable: it is gone, forbidden, no regular file, empty or too large.
+        UnreadableImage: the file is missing, not permitted, not a regular file, empty or too large.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise UnreadableImage(error.strerror or "cannot be opened") from error
+        raise UnreadableImage(error.strerror or "the file cannot be opened") from error
     file = os.fdopen(descriptor, "rb")
     facts = os.fstat(descriptor)
     reason = ""
@@ -75,7 +75,7 @@ def open_image_file(path: str) -> BinaryIO:
     elif not facts.st_size:
         reason = "empty file"
     elif facts.st_size > MAX_BYTES:
-        reason = f"{facts.st_size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read"
+        reason = f"{facts.st_size / 1e6:.0f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB"
     if reason:
         file.close()
         raise UnreadableImage(reason)
@@ -83,7 +83,7 @@ def open_image_file(path: str) -> BinaryIO:
 
 
 def detect_format(head: bytes) -> str:
-    """The format that a file's first 16 bytes promise; "" if it is none that is read."""
+    """The image format by a file's first 16 bytes; "" if it is not a supported one."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -100,11 +100,16 @@ def detect_format(head: bytes) -> str:
 
 
 def describe_error(error: Exception, file: BinaryIO | None = None) -> str:
-    """Why a decoder gave up, in a line that is the same on every machine."""
+    """Why a picture cannot be decoded: one line, the same on every machine.
+
+    Args:
+        error: the exception of the decoder.
+        file: the picture, to name its format.
+    """
     if isinstance(error, UnreadableImage):
         return str(error)
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"decompression bomb: far more than {MAX_PIXELS / 1e6:.0f} megapixels"
+        return f"decompression bomb: far more than {MAX_PIXELS / 1e6:.0f} megapixels, the limit"
     kind = ""
     if file is not None:
         file.seek(0)
@@ -116,10 +121,10 @@ def describe_error(error: Exception, file: BinaryIO | None = None) -> str:
 
 
 def read_header(file: BinaryIO) -> ImageSummary:
-    """A picture's size and kind of colour, from its header.
+    """A picture's size, and whether it is in colour, from its header.
 
     Raises:
-        Exception: whatever the decoder finds wrong; `reason` puts it into words.
+        Exception: any error of the decoder; `describe_error` turns it into a reason.
     """
     with Image.open(file, formats=FORMATS) as picture:
         return ImageSummary(size=picture.size, colour=_is_colour(picture))
@@ -131,7 +136,7 @@ def _is_colour(picture: Image.Image) -> bool:
     palette = picture.palette
     if picture.mode not in ("P", "PA") or palette is None or not palette.palette:
         return True
-    layout = palette.rawmode or palette.mode  # "RGB", "BGRX" or "RGB;L", plane after plane
+    layout = palette.rawmode or palette.mode  # "RGB", "BGRX", or "RGB;L" with one plane after another
     width = len(layout.partition(";")[0])
     entries = np.frombuffer(bytes(palette.palette)[: len(palette.palette) // width * width], np.uint8)
     entries = entries.reshape(width, -1).T if layout.endswith(";L") else entries.reshape(-1, width)
@@ -139,28 +144,28 @@ def _is_colour(picture: Image.Image) -> bool:
 
 
 def decode(file: BinaryIO, spec: ImageSpec) -> np.ndarray:
-    """A picture in the dataset's spec: (side, side, C) uint8.
+    """Decode a picture to the dataset's shape: (side, side, C) uint8.
 
     Raises:
-        Exception: whatever the decoder finds wrong; `reason` puts it into words.
+        Exception: any error of the decoder; `describe_error` turns it into a reason.
     """
     with Image.open(file, formats=FORMATS) as picture:
         width, height = picture.size
-        limit = MAX_PIXELS // 2 if picture.format == "WEBP" else MAX_PIXELS  # its decoder keeps three copies
+        limit = MAX_PIXELS // 2 if picture.format == "WEBP" else MAX_PIXELS  # the WebP decoder keeps three copies
         if width * height > limit:
             text = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
-            raise UnreadableImage(f"decompression bomb: {text}; at most {limit / 1e6:.0f} are decoded")
-        picture.draft(None, (2 * spec.side, 2 * spec.side))  # changes nothing but a JPEG that is larger
+            raise UnreadableImage(f"decompression bomb: {text}; the limit is {limit / 1e6:.0f}")
+        picture.draft(None, (2 * spec.side, 2 * spec.side))  # has an effect only on a larger JPEG
         picture.load()
         transpose = EXIF_TRANSPOSE.get(_exif_orientation(picture))
         return fit(picture, spec, transpose)
 
 
 def decode_for_dataset(file: BinaryIO, facts: DataSpec) -> np.ndarray:
-    """A picture of anybody's as a model's data has them: (H, W, C) uint8 of grey levels 0..K-1.
+    """Decode a user's picture like the records of a dataset: (H, W, C) uint8, grey levels 0..K-1.
 
     Raises:
-        Unreadable: says why.
+        UnreadableImage: the picture cannot be read; the message is the reason.
     """
     C, H, _ = facts.shape
     try:
@@ -171,7 +176,7 @@ def decode_for_dataset(file: BinaryIO, facts: DataSpec) -> np.ndarray:
 
 
 def _exif_orientation(picture: Image.Image) -> int:
-    """The EXIF orientation; 1 (upright) where there is none that can be read. TIFF is turned by Pillow."""
+    """The EXIF orientation; 1 (upright) if it is absent or unreadable. Pillow itself rotates TIFF."""
     if "exif" not in picture.info and "Raw profile type exif" not in picture.info:
         return 1
     try:
@@ -181,7 +186,7 @@ def _exif_orientation(picture: Image.Image) -> int:
 
 
 def fit(picture: Image.Image, spec: ImageSpec, transpose: Image.Transpose | None = None) -> np.ndarray:
-    """A decoded picture in the dataset's spec: (side, side, C) uint8."""
+    """Convert, resize, crop and rotate a decoded picture to the dataset's shape: (side, side, C) uint8."""
     picture = _to_grey_or_rgb(picture)
     if spec.channels == 1 and picture.mode != "L":
         picture = picture.convert("L")
@@ -196,11 +201,11 @@ def fit(picture: Image.Image, spec: ImageSpec, transpose: Image.Transpose | None
     if spec.channels == 3 and picture.mode != "RGB":
         picture = picture.convert("RGB")
     pixels = np.asarray(picture).reshape(spec.side, spec.side, spec.channels)
-    return pixels if spec.levels == 256 else np.minimum(pixels, spec.levels - 1)  # bicubic overshoots
+    return pixels if spec.levels == 256 else np.minimum(pixels, spec.levels - 1)  # bicubic resampling overshoots
 
 
 def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
-    """The picture as "L" or "RGB", with transparency laid on white."""
+    """Convert to mode "L" or "RGB", with transparency composited on white."""
     if picture.mode in ("L", "RGB") and "transparency" not in picture.info:
         return picture
     if picture.mode in GREY and picture.mode not in ("1", "L", "LA", "La"):
@@ -214,32 +219,32 @@ def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey levels of 16 bits, or fractions of 1, as bytes."""
+    """Convert 16-bit grey levels, or fractions of 1, to bytes."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f" and not 0 <= low <= high <= 1:
-        raise UnreadableImage(f"floating-point grey from {low:g} to {high:g}; only 0 to 1 has a known scale")
+        raise UnreadableImage(f"floating-point grey from {low:g} to {high:g}: only 0 to 1 has a known scale")
     if not 0 <= low <= high <= 65535:
-        raise UnreadableImage(f"grey levels from {low:g} to {high:g}; only 16 bits have a known scale")
+        raise UnreadableImage(f"grey levels from {low:g} to {high:g}: only 8 and 16 bits have a known scale")
     factor = np.float32(255 if values.dtype.kind == "f" else 1 / 257)
     bytes_ = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), 64):  # in bands, because floats take four times the room
+    for start in range(0, len(values), 64):  # in bands of 64 rows: floats take four times the memory
         bytes_[start : start + 64] = np.rint(values[start : start + 64] * factor)
     return bytes_
 
 
 def has_scale(low: float, high: float) -> bool:
-    """Whether `to_levels` knows what numbers from `low` to `high` mean."""
+    """Whether `to_levels` can map values from `low` to `high` to bytes."""
     return low >= -1 and (high <= 1 or (low >= 0 and high <= 65535))
 
 
 def to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """An array's numbers as bytes, by the range `low` to `high` that all of the source's numbers have.
+    """Map an array's values to bytes, by the range `low` to `high` of all values of the source.
 
-    Bytes stay; what runs from 0 to 1 or from -1 to 1 is stretched to 0..255, what runs to 255 is rounded,
-    and what runs to 65535 is divided by 257.
+    Bytes stay as they are. Ranges 0 to 1 and -1 to 1 are scaled to 0..255, values up to 255 are rounded, and values up
+    to 65535 are divided by 257.
 
     Raises:
-        Unreadable: this record holds something that is no number.
+        UnreadableImage: the record holds NaN or infinity.
     """
     if values.dtype == np.uint8:
         return values
@@ -253,7 +258,7 @@ def to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def fit_array(values: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """An array (H, W) or (H, W, 1|2|3|4) uint8 in the dataset's spec: (side, side, C) uint8."""
+    """Convert an array (H, W) or (H, W, 1|2|3|4) uint8 to the dataset's shape: (side, side, C) uint8."""
     values = values.reshape(*values.shape[:2], -1)
     if values.shape == (spec.side, spec.side, spec.channels):
         return values

@@ -1,4 +1,4 @@
-"""Carrying out the plan of a dataset: a shard is decoded and written as one, and the shards' counts add up to facts."""
+"""Decode and write the shards of a dataset, and compute the dataset's specification from their counts."""
 
 import hashlib
 import math
@@ -19,16 +19,16 @@ from genflow.storage.files import clear_disk_errors
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a shard turned out to hold.
+    """The contents of a written shard.
 
     Args:
-        split, number: which shard it is.
-        rows: records in it; with none there is no file.
-        sha256: of the file.
-        bad: the records left out.
-        histogram: (256,) how often each grey level occurs; empty for points.
-        moments: sum and sum of squares of a point's coordinates.
-        class_counts: (classes,) records a class.
+        split, number: identify the shard.
+        rows: records in the file; a shard without records has no file.
+        sha256: hash of the file.
+        bad: unreadable records, which are left out.
+        histogram: (256,) count of each grey level; empty for points.
+        moments: sum and sum of squares of the points' coordinates.
+        class_counts: (classes,) records per class.
     """
 
     split: str
@@ -47,10 +47,10 @@ class ShardTask:
 
     Args:
         folder: the split's folder.
-        split, number, total: which shard of which split it is.
-        part: where its records come from.
-        spec: what they are brought into.
-        facts: what is known of the dataset.
+        split, number, total: the split, the number of the shard and the number of shards.
+        part: the rows of the source that it contains.
+        spec: the specification of the images.
+        facts: the dataset's specification, without counts.
     """
 
     folder: str
@@ -63,11 +63,11 @@ class ShardTask:
 
     @property
     def file(self) -> str:
-        """The shard's name."""
+        """The name of the file."""
         return shard_name(self.number, self.total)
 
     def write(self) -> ShardResult:
-        """Decode the records and write the file, whole or not at all."""
+        """Decode the records and write the file atomically."""
         C, H, W = self.facts.shape
         shape, dtype = ((2,), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
         values = np.empty((len(self.part), *shape), dtype)
@@ -105,7 +105,7 @@ class ShardTask:
 
 
 def _histogram(values: np.ndarray) -> np.ndarray:
-    """How often each byte occurs, in pieces, because `bincount` widens what it counts to eight bytes."""
+    """Count each byte value, in pieces: `bincount` converts its input to eight bytes per value."""
     flat, piece = values.reshape(-1), 2**20
     counts = (np.bincount(flat[start : start + piece], minlength=256) for start in range(0, flat.size, piece))
     return sum(counts, np.zeros(256, np.int64))
@@ -113,18 +113,18 @@ def _histogram(values: np.ndarray) -> np.ndarray:
 
 @dataclass
 class ShardResults:
-    """What became of the shards, in order."""
+    """The results of all shards, in order."""
 
     facts: DataSpec
     written: list[ShardResult] = field(default_factory=list)
 
     @property
     def bad(self) -> list[BadRecord]:
-        """Every record that could not be read."""
+        """Every unreadable record."""
         return [bad for shard in self.written for bad in shard.bad]
 
     def files(self, planned: Iterable[ShardTask]) -> dict[str, dict[str, int]]:
-        """The names of the shards that hold records, with how many, split by split."""
+        """For each split, the names of the files and their numbers of records; shards without records are left out."""
         rows = {(shard.split, shard.number): shard.rows for shard in self.written}
         names: dict[str, dict[str, int]] = {}
         for shard in planned:
@@ -133,21 +133,21 @@ class ShardResults:
         return names
 
     def dataset_spec(self, where: str) -> DataSpec:
-        """The dataset's facts.
+        """The complete specification of the dataset.
 
         Raises:
-            DataError: nothing to train on is left, or it has no contrast.
+            DataError: no training record is left, or all pixels have one value.
         """
         train = [shard for shard in self.written if shard.split == "train"]
         count = sum(shard.rows for shard in train)
         if not count:
-            raise DataError(f"none of the pictures in {where} that are to train on can be read")
+            raise DataError(f"no picture of the training split in {where} can be read")
         if self.facts.is_points:
             mean, sigma = _moments(train, 2 * count, self.facts.scale)
         else:
             mean, sigma = _bin_centres(sum(shard.histogram for shard in train), self.facts.levels or 256)
         if not sigma:
-            raise DataError(f"all pixels of {where} have one value: there is nothing to learn")
+            raise DataError(f"all pixels of {where} have one value, so a model has nothing to learn")
         splits: dict[str, int] = {}
         for shard in self.written:
             splits[shard.split] = splits.get(shard.split, 0) + shard.rows

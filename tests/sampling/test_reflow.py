@@ -87,7 +87,7 @@ def test_pairs_are_part_of_a_runs_address(store: Store, data: Dataset) -> None:
         runs.plan(store, parse({**document, "family": {"kind": "vae"}, "net": {}}))
     manifest = artifact.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace(data.artifact.id, "other-1"))
-    with pytest.raises(UsageError, match="have a teacher of other-1"):
+    with pytest.raises(UsageError, match="was trained on other-1"):
         runs.plan(store, parse(document))
 
 

@@ -110,7 +110,7 @@ def tensors(file: Path) -> dict[str, Any]:
 def test_who_cannot_share_is_told(store: Store, prepared: Callable[..., Dataset]) -> None:
     """Before anything starts, with what to do instead."""
     prepared("digits")
-    with pytest.raises(UsageError, match="a GAN's nets cannot be shared out"):
+    with pytest.raises(UsageError, match="the nets of a GAN cannot be sharded"):
         runs.plan(store, compose("gan", {"data": {"name": "digits"}, "cluster": {"strategy": "fsdp"}}))
 
 

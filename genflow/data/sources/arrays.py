@@ -1,6 +1,6 @@
-"""Pictures that lie in arrays in files, with labels beside them; `idx.py` and `npz.py` say how they are found.
+"""Sources that store pictures and labels as arrays in files; `idx.py` and `npz.py` find the arrays.
 
-Arrays are read as streams, a few hundred rows at a time, so a file may be larger than the memory.
+Arrays are read as streams, 512 rows at a time, so a file may be larger than the memory.
 """
 
 import gzip
@@ -28,15 +28,15 @@ READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, st
 
 @dataclass(frozen=True)
 class Array:
-    """An array in a file, read in rows.
+    """An array in a file, read row by row.
 
     Args:
         path: the file.
-        member: the array's name in an `.npz`; "" in an idx file.
-        start: where the numbers begin, in bytes.
+        member: the array's name in an `.npz`; "" for an idx file.
+        start: offset of the data in bytes.
         shape: (N, ...).
-        dtype: the numbers' type, as NumPy spells it.
-        planar: whether a row is (C, H, W) rather than (H, W) or (H, W, C).
+        dtype: the NumPy dtype string.
+        planar: whether a row is (C, H, W) instead of (H, W) or (H, W, C).
     """
 
     path: str
@@ -47,13 +47,16 @@ class Array:
     planar: bool = False
 
     def open(self) -> IO[bytes]:
-        """The file, at its beginning, unpacked on the way."""
+        """Open the file at its beginning, decompressed while it is read."""
         if self.member:
             return zipfile.ZipFile(self.path).open(self.member)
         return gzip.open(self.path) if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
 
     def rows(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """The rows `wanted`, which ascend, each with its number.
+        """Yield the rows with the given numbers, each with its number.
+
+        Args:
+            wanted: row numbers in ascending order.
 
         Raises:
             DataError: the file is truncated or damaged.
@@ -76,11 +79,12 @@ class Array:
                         picture = block[row - first]
                         yield int(row), np.moveaxis(picture, 0, -1) if self.planar else picture
                 if wanted[-1] == self.shape[0] - 1:
-                    file.read(1)  # at the end, gzip and zip compare their checksums
+                    file.read(1)  # gzip and zip verify their checksums at the end of the file
         except EOFError as error:
-            raise DataError(f"{self.path} is truncated: it ends before its {self.shape[0]} rows do") from error
+            message = f"{self.path} is truncated: it ends before the last of its {self.shape[0]} rows"
+            raise DataError(message, "copy or download the file again") from error
         except READ_ERRORS as error:
-            raise DataError(f"{self.path} is damaged: {error}") from error
+            raise DataError(f"{self.path} is damaged: {error}", "copy or download the file again") from error
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
@@ -123,7 +127,7 @@ class ArrayPart:
 
 
 def summary_of_shape(array: Array, low: float = math.inf, high: float = -math.inf) -> ImageSummary:
-    """What an array's shape says of its pictures."""
+    """Summarize pictures by the shape of their array."""
     height, width, channels = array.picture_shape
     return ImageSummary(size=(width, height), colour=channels > 2, low=low, high=high)
 
@@ -133,11 +137,11 @@ SplitArrays = dict[str, tuple[Array, np.ndarray | None]]
 
 @dataclass
 class Arrays(Source):
-    """Arrays of pictures in files, one array a split, and their labels.
+    """Arrays of pictures in files, one array per split, and their labels.
 
     Args:
-        path: what the person named, absolute.
-        files: the files it consists of.
+        path: the absolute path of the source.
+        files: the files of the source.
     """
 
     path: str
@@ -146,7 +150,7 @@ class Arrays(Source):
 
     @abstractmethod
     def read(self) -> SplitArrays:
-        """Each split's array and its labels, as they stand in the files."""
+        """Each split's array, and its labels as stored in the files."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -178,27 +182,38 @@ class Arrays(Source):
         try:
             found = self.read()
         except READ_ERRORS as error:
-            raise DataError(f"{self.path} is damaged: {error}") from error
+            raise DataError(f"{self.path} is damaged: {error}", "copy or download the file again") from error
         return encode_labels(found, self.path)
 
 
 def encode_labels(found: SplitArrays, where: str) -> tuple[SplitArrays, tuple[str, ...]]:
-    """Replace labels of any kind by numbers 0..classes-1, in the order of their names.
+    """Encode labels of any type as numbers 0..classes-1, in sorted order.
+
+    Args:
+        found: each split's array and raw labels.
+        where: the source, for error messages.
+
+    Returns:
+        Each split's array and encoded labels, and the class names.
 
     Raises:
-        DataError: labels that do not match the pictures, or that only some splits have.
+        DataError: the number of labels is not the number of pictures, or only some splits have labels.
     """
     given = {split: labels for split, (_, labels) in found.items() if labels is not None}
     for split, labels in given.items():
         if len(labels) != found[split][0].shape[0]:
-            raise DataError(f"{where}: {found[split][0].shape[0]} pictures but {len(labels)} labels in {split}")
+            pictures = found[split][0].shape[0]
+            message = f"{where}: {pictures} pictures but {len(labels)} labels in {split}"
+            raise DataError(message, "give every picture one label")
     if not given:
         return found, ()
     if missing := found.keys() - given.keys():
-        raise DataError(f"{where}: {', '.join(sorted(missing))} has no labels, but {', '.join(given)} has")
+        message = f"{where}: no labels in {', '.join(sorted(missing))}, but in {', '.join(given)}"
+        raise DataError(message, "add labels to every split, or remove them from all")
     values = np.unique(np.concatenate(list(given.values())))
     if extra := sorted(set(values.tolist()) - set(np.unique(given["train"]).tolist())):
-        raise DataError(f"{where}: the label {extra[0]!r} does not occur in train")
+        message = f"{where}: the label {extra[0]!r} does not occur in train"
+        raise DataError(message, "use the same classes in all splits")
     names = tuple(str(value) for value in values.tolist())
     if len(names) < 2:
         return {split: (array, None) for split, (array, _) in found.items()}, ()

@@ -1,4 +1,4 @@
-"""Scikit-learn's digits, the data that is always there."""
+"""Scikit-learn's digits, which are always available."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ class Digits(Source):
 
     @cached_property
     def _data(self) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.datasets import load_digits  # half a second that a finished dataset need not cost
+        from sklearn.datasets import load_digits  # not at the top: it takes 0.5 s, also for a finished dataset
 
         images, labels = load_digits(return_X_y=True)
         return images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int64)

@@ -1,10 +1,10 @@
-"""A folder of pictures: flat, one folder a class, or `train`, `val` and `test` folders of either kind.
+"""A folder of pictures: flat, one folder per class, or `train`, `val` and `test` folders of either layout.
 
 - The order is natural (`2.png` before `10.png`) and does not depend on the file system.
-- Every file with a picture's suffix is a picture; any other file is one if its first bytes say so.
-- Hidden files and folders (`.name`) are passed over. Links are followed, wherever they lead, but a folder
-  that is reached by a link is entered once, and never if it contains the source: so there are no loops.
-- The class is the first folder below the split. Pictures beside class folders leave the data without labels.
+- A file is a picture if it has the suffix of an image format, or if its first bytes are those of one.
+- Hidden files and folders (`.name`) are skipped. Links are followed, also to other file systems. A linked folder is
+  entered once, and never if it contains the source, so there are no loops.
+- The class is the first folder below the split. If a split has both pictures and class folders, the data has no labels.
 """
 
 import os
@@ -32,14 +32,14 @@ SPLIT_ORDER = ("train", "val", "test")
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
-    """A key that sorts names as people count: digits as numbers, letters without regard to case."""
+    """A sort key for natural order: digits compare as numbers, and letters ignore case."""
     words = re.findall(r"[0-9]+|[^0-9]+", text)
     key = [(0, int(word), "") if word[0] in "0123456789" else (1, 0, word.casefold()) for word in words]
     return [*key, (2, 0, text)]
 
 
 def open_path(path: Path, data: Data) -> Source | None:
-    """A folder that holds pictures; None for anything else."""
+    """Open a folder that contains pictures; return None for other paths."""
     folder = Folder(dataset_name(path.name), str(path))
     return folder if path.is_dir() and folder.holds_pictures() else None
 
@@ -64,7 +64,7 @@ class FolderPart:
                 try:
                     with images.open_image_file(f"{self.root}/{name}") as file:
                         yield images.read_header(file)
-                except Exception:  # the reason is found when the picture is decoded
+                except Exception:  # decoding the picture will report the reason
                     yield ImageSummary()
 
     def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
@@ -86,7 +86,7 @@ class Folder(Source):
     """A folder of pictures.
 
     Args:
-        root: the folder, absolute.
+        root: the absolute path of the folder.
     """
 
     root: str
@@ -104,7 +104,7 @@ class Folder(Source):
         return {split: len(names) for split, (names, _) in self._layout.items()}
 
     def class_names(self) -> tuple[str, ...]:
-        self._layout  # noqa: B018  finds the classes
+        self._layout  # noqa: B018  sets `_classes`
         return tuple(printable(name) for name in self._classes)
 
     def summarize(self, options: Data) -> ImageSummary | None:
@@ -115,7 +115,7 @@ class Folder(Source):
         return FolderPart(self.root, [names[row] for row in rows], [labels[row] for row in rows])
 
     def holds_pictures(self) -> bool:
-        """Whether there is any picture."""
+        """Whether the folder contains any picture."""
         return bool(self._found)
 
     @cached_property
@@ -128,18 +128,18 @@ class Folder(Source):
 
     @cached_property
     def _files(self) -> list[tuple[str, int, int]]:
-        """What was found, in natural order."""
+        """The pictures in natural order."""
         if not self._found:
             others = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
             raise DataError(
                 f"no pictures in {printable(self.root)}" + (f" (skipped: {others})" if others else ""),
-                "name a folder of PNG, JPEG, WebP, BMP, TIFF or GIF files",
+                "use a folder of PNG, JPEG, WebP, BMP, TIFF or GIF files",
             )
         return sorted(self._found, key=lambda file: [natural(word) for word in file[0].split("/")])
 
     @cached_property
     def _layout(self) -> dict[str, tuple[list[str], list[int]]]:
-        """The names and labels of each split."""
+        """The file names and labels of each split."""
         names = [name for name, _, _ in self._files]
         folders = {name.partition("/")[0] if "/" in name else "" for name in names}
         own = "train" in folders and folders <= SPLITS.keys()
@@ -159,7 +159,7 @@ class Folder(Source):
         }
 
     def _find_classes(self, grouped: dict[str, list[tuple[str, str]]]) -> tuple[str, ...]:
-        """The class folders in natural order; none if there is one alone, or if pictures lie beside them."""
+        """The class folders in natural order; empty if there is only one, or if pictures are next to them."""
         every = {
             split: {rest.partition("/")[0] if "/" in rest else "" for _, rest in files}
             for split, files in grouped.items()
@@ -168,21 +168,21 @@ class Folder(Source):
         if "" in set().union(*every.values()) or len(classes) < 2:
             if len(classes - {""}) > 1:
                 self.notes.append(
-                    f"pictures lie beside the {len(classes - {''})} folders of {printable(self.root)}: "
-                    "the data has no labels"
+                    f"{printable(self.root)} has pictures next to its {len(classes - {''})} class folders, "
+                    "so the data has no labels"
                 )
             return ()
         for split, found in every.items():
             if extra := sorted(found - classes, key=natural):
                 raise DataError(
-                    f"{printable(self.root)}/{split} has the class {printable(extra[0])}, which train has not",
+                    f"{printable(self.root)}/{split} has the class {printable(extra[0])}, which is not in train",
                     "give every split the same class folders",
                 )
         return tuple(sorted(classes, key=natural))
 
 
 def _walk(root: str, skipped: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """Every picture below a folder, as its relative path, size in bytes and time in nanoseconds."""
+    """Yield the relative path, size in bytes and mtime in nanoseconds of every picture below a folder."""
     ancestors = {_identity(os.stat(folder)) for folder in (root, *map(str, Path(os.path.realpath(root)).parents))}
     entered: set[tuple[int, int]] = set()
     folders = [""]

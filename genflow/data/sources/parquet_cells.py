@@ -1,4 +1,4 @@
-"""How a picture lies in a column of a table: as encoded bytes, or as an array of numbers."""
+"""Read pictures from a column of a table: encoded bytes, or arrays of numbers."""
 
 import io
 import json
@@ -19,12 +19,12 @@ NAMES = ("image", "img", "picture", "images", "pixels", "pixel_values", "x", "da
 
 @dataclass(frozen=True)
 class ImageColumn:
-    """Where pictures stand and in which shape.
+    """A column of pictures, and how a picture is stored in it.
 
     Args:
         column: the column's name.
-        encoded: whether a cell is the bytes of a picture file, rather than numbers.
-        shape: (H, W, C), if the file's metadata tells it; None: seen from the nesting of its lists.
+        encoded: whether a cell contains the bytes of an image file instead of numbers.
+        shape: (H, W, C) from the file's metadata; None: derived from the nesting of the lists.
         levels: K, the number of grey levels.
     """
 
@@ -34,7 +34,7 @@ class ImageColumn:
     levels: int = 256
 
     def summarize(self, column: pa.Array, index: int) -> ImageSummary:
-        """A picture's size and kind of colour; nothing if it is unreadable."""
+        """A picture's size, and whether it is in colour; an empty summary if it is unreadable."""
         try:
             if self.encoded:
                 return images.read_header(io.BytesIO(self._bytes(column, index)))
@@ -45,11 +45,11 @@ class ImageColumn:
             if not finite.size:
                 return ImageSummary(size, colour=colour)
             return ImageSummary(size, colour=colour, low=float(finite.min()), high=float(finite.max()))
-        except Exception:  # the reason is found when the picture is decoded
+        except Exception:  # decoding the picture will report the reason
             return ImageSummary()
 
     def decode(self, column: pa.Array, index: int, spec: ImageSpec) -> np.ndarray | str:
-        """A picture in the dataset's spec, (side, side, C) uint8; or the reason why it cannot be read."""
+        """Decode a picture to the dataset's shape, (side, side, C) uint8; or return why it is unreadable."""
         file = None
         try:
             if self.encoded:
@@ -64,9 +64,9 @@ class ImageColumn:
             column = column.field("bytes")
         value = column[index]
         if not value.is_valid or not len(value.as_buffer()):
-            raise UnreadableImage("the row holds no bytes")
+            raise UnreadableImage("the cell has no bytes")
         if len(value.as_buffer()) > MAX_BYTES:
-            raise UnreadableImage(f"{len(value.as_buffer()) / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read")
+            raise UnreadableImage(f"{len(value.as_buffer()) / 1e6:.0f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB")
         return bytes(value.as_buffer())
 
     def _array(self, column: pa.Array, index: int) -> np.ndarray:
@@ -74,16 +74,16 @@ class ImageColumn:
         if isinstance(column, pa.ExtensionArray):
             column = column.storage
         if not column[index].is_valid:
-            raise UnreadableImage("the row holds no numbers")
+            raise UnreadableImage("the cell has no numbers")
         values, shape = column.slice(index, 1), []
         while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
             lengths = pc.list_value_length(values)
             if lengths.null_count or not len(lengths) or pc.min(lengths).as_py() != pc.max(lengths).as_py():
-                raise UnreadableImage("its rows are of different lengths")
+                raise UnreadableImage("the rows of the picture have different lengths")
             shape.append(int(lengths[0].as_py()))
             values = values.flatten()
         if values.null_count:
-            raise UnreadableImage("holds empty values")
+            raise UnreadableImage("contains null values")
         numbers = values.to_numpy(zero_copy_only=False)
         return _to_hwc(numbers, self.shape or tuple(shape))
 
@@ -93,15 +93,15 @@ def _is_fixed(kind: pa.DataType) -> bool:
 
 
 def _to_hwc(numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers as (H, W, C): a flat list must be a square; channels may stand first or last."""
+    """Reshape numbers to (H, W, C): a flat list must be a square picture; channels are the first or the last axis."""
     if len(shape) == 1:
         for channels in (1, 3):
             side = math.isqrt(len(numbers) // channels)
             if side and side * side * channels == len(numbers):
                 return numbers.reshape(side, side, channels)
-        raise UnreadableImage(f"{len(numbers)} numbers are no square picture")
+        raise UnreadableImage(f"{len(numbers)} numbers do not form a square picture")
     if len(shape) not in (2, 3) or not all(shape):
-        raise UnreadableImage(f"an array of shape {shape} is no picture")
+        raise UnreadableImage(f"an array of shape {shape} is not a picture")
     values = numbers.reshape(*shape)
     if len(shape) == 2:
         return values[:, :, None]
@@ -113,16 +113,16 @@ def _to_hwc(numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def find_image_column(schema: pa.Schema, where: str) -> ImageColumn:
-    """The column that holds the pictures.
+    """Find the column of pictures, by type and common names.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such column.
     """
     cells = [cell for cell in (_image_column(schema, field) for field in schema) if cell]
     if not cells:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
         raise DataError(f"{where} has no column of pictures; its columns: {columns}",
-                        f"name it {NAMES[0]}, and store encoded bytes or lists of numbers")  # fmt: skip
+                        f"add a column {NAMES[0]} with encoded bytes or lists of numbers")  # fmt: skip
     named = [cell for name in NAMES for cell in cells if cell.column == name]
     return (named or cells)[0]
 
@@ -139,7 +139,7 @@ def _image_column(schema: pa.Schema, field: pa.Field) -> ImageColumn | None:
         kind, depth = kind.value_type, depth + 1
     if not depth or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
-    try:  # genflow's layout shards say what their flat lists are
+    try:  # genflow's own shards store the shape of their flat lists in the metadata
         layout = json.loads((schema.metadata or {})[b"genflow"])
         height, width, channels = layout["shape"]
         return ImageColumn(field.name, False, (height, width, channels), int(layout["levels"]))
