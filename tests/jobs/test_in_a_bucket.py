@@ -1,4 +1,4 @@
-"""A run on a store in a bucket: killed, gone on with on another machine, measured and drawn from on a third."""
+"""A run with a store in a bucket: killed, resumed on another machine, evaluated and sampled on a third."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def run(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def state(path: str | Path) -> dict[str, torch.Tensor]:
-    """All that the last checkpoint holds."""
+    """All tensors of the last checkpoint."""
     newest = Checkpoints(Path(path) / "checkpoints").newest()
     assert newest is not None
     files = ("weights", "ema", "optimizer")
@@ -59,7 +59,7 @@ def digits(store: Store) -> None:
 
 
 def killed(document: dict[str, Any], folder: Path, after: int) -> None:
-    """Run the job in a process that dies by -9 some steps after its first word."""
+    """Run the job in a process, and kill it by SIGKILL after some progress events."""
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(document))
     command = [sys.executable, "-P", TESTS / "support/without_mlflow.py", "train", file]
@@ -75,16 +75,16 @@ def killed(document: dict[str, Any], folder: Path, after: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def test_three_machines_make_what_one_folder_makes(
+def test_three_machines_give_the_result_of_one_folder(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prepared and begun on one, killed, finished on a second, measured and drawn on a third: the same bits."""
+    """A run that is killed on one machine, finished on a second and evaluated on a third gives the same bits."""
     monkeypatch.setenv("GENFLOW_STORE", str(tmp_path / "folder"))
     digits(Store())
     expected = run(document())
     alone = Engine.load(Store().find("runs", "tiny")).draw(range(8)).images
     data = Store().find("datasets", "digits")
-    judged = evaluate.evaluate(Store(), Store().find("runs", "tiny"), data, recipe().evaluate, lambda *_, **__: None)
+    reference = evaluate.evaluate(Store(), Store().find("runs", "tiny"), data, recipe().evaluate, lambda *_, **__: None)
 
     machine(monkeypatch, server, tmp_path / "a")
     digits(Store())
@@ -112,12 +112,12 @@ def test_three_machines_make_what_one_folder_makes(
     assert np.array_equal(Engine.load(found).draw(range(8)).images, alone)
     data = Store().find("datasets", "digits")
     measured = evaluate.evaluate(Store(), found, data, recipe().evaluate, lambda *_, **__: None)
-    assert measured["metrics"] == judged["metrics"]
+    assert measured["metrics"] == reference["metrics"]
     assert (tmp_path / "a").is_dir()
 
 
 def test_a_run_through_a_bad_connection(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fifth request fails, and the run ends as it would."""
+    """The run finishes although every fifth request fails."""
     machine(monkeypatch, server, tmp_path / "a", "s3://bucket/bad")
     server.share, server.failed = 0.2, 0
     try:
@@ -131,20 +131,20 @@ def test_a_run_through_a_bad_connection(server: Server, tmp_path: Path, monkeypa
     assert Store().find("runs", "tiny").verify()
 
 
-def test_a_bucket_that_goes_away_in_mid_run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line that says so, at the next checkpoint; the same command goes on when it is back."""
+def test_a_bucket_that_becomes_unreachable(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next checkpoint raises a one-line error; the same command resumes when the bucket is reachable again."""
     machine(monkeypatch, server, tmp_path / "a", "s3://bucket/away")
     monkeypatch.setenv("GENFLOW_STORE_DEADLINE", "1")
     digits(Store())
-    monkeypatch.setattr("genflow.data.stream.Stream.__call__", going(server))
+    monkeypatch.setattr("genflow.data.stream.Stream.__call__", outage_at_step_30(server))
     with pytest.raises(SetupError, match="did not answer for 1 s"):
         run(document(steps=60, checkpoint_every=20))
     server.share = 0.0
     assert run(document(steps=60, checkpoint_every=20))["steps"] == 60
 
 
-def going(server: Server) -> Any:
-    """The batches, and the server gone at step 30."""
+def outage_at_step_30(server: Server) -> Any:
+    """A replacement of `Stream.__call__` that makes the server fail from step 30 on, once."""
     from genflow.data.stream import Stream
 
     batches = Stream.__call__
@@ -160,7 +160,7 @@ def going(server: Server) -> Any:
 def test_a_node_that_does_not_reach_the_bucket_is_named(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first step; that such an error is not tried again is a fact of `test_train_job`."""
+    """A worker that cannot reach the bucket raises an error with its node's name before the first step."""
     worker = pytest.importorskip("jobs.runtime.train.worker")
     machine(monkeypatch, server, tmp_path / "a", "s3://bucket/unseen")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -176,7 +176,7 @@ def test_a_node_that_does_not_reach_the_bucket_is_named(
 def test_a_search_is_found_on_another_machine(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And its grid, its record and its best settings; the pairs of a run, too."""
+    """Another machine finds the search with its best settings, and the pairs of a run."""
     asked = compose("flow_matching", TINY, {
         "train": SETTINGS, "tune": {"trials": 2, "steps": 20, "confirm": 1, "samples": 32, "space": {
             "train.lr": "log:0.001:0.1"}}})  # fmt: skip
@@ -201,10 +201,10 @@ def test_a_search_is_found_on_another_machine(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_workers_on_machines_that_share_the_bucket_alone(
+def test_workers_on_machines_that_share_only_the_bucket(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each brings the shards, the first saves into the bucket, and the driver seals what it never wrote."""
+    """Each worker downloads the shards, rank 0 saves to the bucket, and the driver finalizes files it never wrote."""
     machine(monkeypatch, server, tmp_path / "first", "s3://bucket/apart")
     digits(Store())
     asked = compose("flow_matching", TINY, {"name": "apart", "train": {**SETTINGS, "steps": 60, "checkpoint_every": 20},

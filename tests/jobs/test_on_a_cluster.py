@@ -1,4 +1,4 @@
-"""The road to a cluster, on a real one: a head and a second raylet, with a token."""
+"""Jobs on a real Ray cluster: a head and a second raylet, with token authentication."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ class Head:
 
 @dataclass
 class Heard:
-    """What a command heard."""
+    """Collects the events of a command."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -58,7 +58,7 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def head(mlflow_database: Path) -> Iterator[Head]:
-    """Two nodes of one CPU each, so that two workers need both. Ray's sockets want short paths."""
+    """Two nodes with one CPU each, so that two workers need both; in a short path, which Ray's sockets require."""
     with TemporaryDirectory(prefix="gf-", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
         token = Path(folder) / "token"
         token.touch(0o600)
@@ -67,7 +67,7 @@ def head(mlflow_database: Path) -> Iterator[Head]:
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        # not the variables of a Ray that this process has of its own
+        # without the variables of this process's own Ray
         settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         settings |= {"RAY_AUTH_TOKEN_PATH": str(token)}
         settings |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1"}
@@ -102,7 +102,7 @@ def answers(address: str) -> bool:
 def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
     ends = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < ends, "it does not happen"
+        assert time.monotonic() < ends, f"the condition is not true after {seconds:g} s"
         time.sleep(0.1)
 
 
@@ -125,7 +125,7 @@ def run_id(head: Head, recipe: Recipe) -> str:
 
 
 def test_two_workers_on_two_nodes(head: Head) -> None:
-    """A run spread over both nodes is followed to its result, is found finished, and gives no secret away."""
+    """A run on both nodes is followed to its result, is found finished later, and no file or output has the token."""
     heard = Heard()
     done = send(head, recipe("spread", 2), heard)
     assert (done["schema"], done["steps"], done["world"], done["cached"]) == ("genflow.train/1", 40, 2, False)
@@ -140,17 +140,17 @@ def test_two_workers_on_two_nodes(head: Head) -> None:
     ]
     log = "".join(remote.jobs_logs(head.address, f"{done['run']}-1"))
     assert log == "".join(remote.jobs_logs(head.address, f"{done['run']}-1", follow=True))
-    told = urllib.request.Request(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
-    # the store, MLflow's database with it, and what both nodes' Rays wrote: logs, job information, the parcel unpacked
+    request = urllib.request.Request(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    # the store with MLflow's database, and the files of both nodes' Rays: logs, job information, the unpacked bundle
     rays = [head.store.root.parent / node for node in "ab"]
     files = [file for folder in (head.store.root, *rays) for file in folder.rglob("*") if file.is_file()]
     assert [str(file) for file in files if TOKEN.encode() in file.read_bytes()] == []
-    for text in (urllib.request.urlopen(told).read().decode(), log, json.dumps(heard.events)):
+    for text in (urllib.request.urlopen(request).read().decode(), log, json.dumps(heard.events)):
         assert TOKEN not in text
 
 
-def test_what_is_checked_first(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The doctor's list, every node's own answers with it; they are asked once, and their asking is nobody's job."""
+def test_the_checks_before_a_job(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks include the answers of every node, which are cached; the probe is not in the list of jobs."""
     monkeypatch.setenv("GENFLOW_STORE", str(head.store.root))
     before = len(remote.jobs_list(head.address))
     every = list(remote.checks(head.address))
@@ -163,7 +163,7 @@ def test_what_is_checked_first(head: Head, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Impatient(Heard):
-    """Somebody who presses Ctrl-C at the first sign of progress."""
+    """Acts like a user who presses Ctrl-C at the first progress event."""
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "progress":
@@ -172,7 +172,7 @@ class Impatient(Heard):
 
 @dataclass
 class Follower:
-    """A command that follows a run in a thread of its own."""
+    """A command that follows a run, in its own thread."""
 
     head: Head
     recipe: Recipe
@@ -191,15 +191,14 @@ class Follower:
 
 
 def endless(head: Head, name: str) -> tuple[Recipe, str, Checkpoints]:
-    """A run on one worker that does not end, its id, and its checkpoints."""
+    """A run on one worker that does not end, with its id and its checkpoints."""
     long = recipe(name, 1, steps=10**6, checkpoint_every=200, log_every=100)
     id = run_id(head, long)
     return long, id, Checkpoints(head.store.folder("runs", id) / "checkpoints")
 
 
 def test_followed_and_stopped(head: Head) -> None:
-    """The same command again follows the job that runs already; Ctrl-C leaves it alone; a stop lets it save, and ends
-    who follows."""
+    """A second command follows the running job; Ctrl-C does not stop it; a stop saves a checkpoint and ends both."""
     long, id, checkpoints = endless(head, "stopped")
     first = Follower(head, long)
     wait_for(checkpoints.steps)
@@ -222,7 +221,7 @@ def test_followed_and_stopped(head: Head) -> None:
 
 @pytest.mark.slow
 def test_two_workers_save_when_they_are_stopped(head: Head) -> None:
-    """Asked to stop, they end together, at one step, and save there: no checkpoint was due."""
+    """When stopped, both workers end at the same step and save there, although no checkpoint is due."""
     long = recipe("together", 2, steps=10**6, checkpoint_every=10**5, log_every=10)
     id = run_id(head, long)
     checkpoints = Checkpoints(head.store.folder("runs", id) / "checkpoints")
@@ -239,7 +238,7 @@ def test_two_workers_save_when_they_are_stopped(head: Head) -> None:
 
 @pytest.mark.slow
 def test_killed_driver(head: Head) -> None:
-    """The driver dies by -9, and the command starts the job again, which goes on from its checkpoint."""
+    """If the driver is killed by SIGKILL, the command starts the job again, which resumes from its checkpoint."""
     long, id, checkpoints = endless(head, "killed")
     command = Follower(head, long)
     wait_for(checkpoints.steps)
@@ -254,7 +253,7 @@ def test_killed_driver(head: Head) -> None:
 
 
 def driver_below(pid: int) -> int:
-    """The process of a submitted job."""
+    """The process of a submitted job below a process."""
     for child in descendants(pid):
         with contextlib.suppress(OSError):
             if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"python\0-m\0jobs.train"):
@@ -264,7 +263,7 @@ def driver_below(pid: int) -> int:
 
 @pytest.mark.slow
 def test_a_pipeline(head: Head) -> None:
-    """A pipeline's stages find each other's artifacts and their presets on the cluster."""
+    """The stages of a pipeline find presets and the artifacts of other stages on the cluster."""
     train = {"job": "train", "preset": "flow_matching", "data": "ring", "net": {"width": 16}, "train": {"steps": 20}}
     stages = {"ring": {"job": "prepare", "data": {"source": "ring8", "samples": 500}}, "flow": train}
     document = {"pipeline": {"name": "tiny", "stages": stages}}
@@ -274,14 +273,14 @@ def test_a_pipeline(head: Head) -> None:
 
 
 def test_a_module_that_the_cluster_lacks(head: Head) -> None:
-    """A job that dies of a missing module says which, and how to mend it, and is not started again."""
+    """The error of a job with a missing module names it and the fix, and the job is not started again."""
     with pytest.raises(SetupError, match=r"lacks jobs\.nothing") as error:
         remote.run_there("nothing", {"recipe": {}}, head.store, Heard(), address=head.address)
     assert "first on PATH" in error.value.hint
 
 
 def test_more_than_the_cluster_has(head: Head) -> None:
-    """Three workers on two CPUs, or any GPU, are refused before anything is sent."""
+    """Three workers on two CPUs, or any GPU, are rejected before anything is sent."""
     before = len(remote.jobs_list(head.address))
     for cluster, line in (
         ({"workers": 3}, "3 workers need 1 CPU each, and the cluster's 2 nodes with 2 CPU, 0 GPU can hold 2"),
@@ -294,7 +293,7 @@ def test_more_than_the_cluster_has(head: Head) -> None:
 
 
 def test_tokens(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong token and none are told apart, in one line each, without the token."""
+    """A wrong token and a missing token give different one-line errors, without the token."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong" * 12)
     with pytest.raises(ClusterError, match="refuses the token of RAY_AUTH_TOKEN") as error:
         remote.jobs_list(head.address)
@@ -307,13 +306,13 @@ def test_tokens(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_no_such_job(head: Head) -> None:
-    """A job that nobody submitted is a usage error, which lists those that exist."""
-    with pytest.raises(UsageError, match="job 'nobody' does not exist; there are:"):
-        list(remote.jobs_logs(head.address, "nobody"))
+    """The error about an unknown job lists the existing jobs."""
+    with pytest.raises(UsageError, match="job 'unknown' does not exist; there are:"):
+        list(remote.jobs_logs(head.address, "unknown"))
 
 
 def test_files_of_one_machine_are_refused(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An MLflow of its own that lies in a file is refused on two nodes; a password in its URI is refused anywhere."""
+    """An MLflow database in a local file is rejected for two nodes; a password in MLflow's URI is always rejected."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(SetupError, match="the cluster has 2 nodes"):
         send(head, recipe("spread", 2))

@@ -1,4 +1,4 @@
-"""Jobs that keep their journals and send nothing: sending has tests of its own, and costs a run three CPU seconds.
+"""Run a job that writes its journal but sends nothing to MLflow; sending costs three CPU seconds per run.
 
 python -P without_mlflow.py train recipe.yaml
 """
@@ -14,7 +14,7 @@ from genflow.tracking.sender import Sender
 
 
 def silence(patch: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Let no job of this process reach MLflow."""
+    """Replace the functions that contact MLflow, for all jobs of this process."""
 
     def complete(*_: object, **__: object) -> Sent:
         return Sent(complete=True)
