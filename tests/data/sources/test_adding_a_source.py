@@ -1,5 +1,6 @@
 """docs/adding-a-source.md is true: its source joins the registry, is found by content, and passes its own test."""
 
+import os
 import re
 import subprocess
 import sys
@@ -52,5 +53,6 @@ def test_its_test_passes(guide: dict[str, str], tmp_path: Path) -> None:
     joined = f"\nfrom genflow.data import sources\nsources.__path__.append({str(tmp_path / 'sources')!r})\n"
     (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text() + joined)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_pixel_csv.py")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    path = os.pathsep.join([str(ROOT), str(TESTS)])
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert "3 passed" in done.stdout, done.stdout + done.stderr
