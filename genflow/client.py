@@ -26,7 +26,7 @@ from genflow.system import http
 
 Document = dict[str, Any]
 TRIES = 4  # where the server says that it is busy
-MOST_WAIT_S = 30.0
+MAX_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Client:
             try:
                 return self._once(path, body)
             except _Busy as busy:
-                if attempt == TRIES - 1 or busy.seconds > MOST_WAIT_S:
+                if attempt == TRIES - 1 or busy.seconds > MAX_WAIT_S:
                     raise ResourceError(busy.message, busy.hint) from busy
                 time.sleep(busy.seconds)
         raise AssertionError("unreachable")

@@ -13,7 +13,7 @@ from genflow.errors import SetupError, UsageError
 from genflow.recipe.files import dump
 from genflow.serving import endpoints
 from genflow.serving.model_list import as_documents, entries
-from genflow.storage.files import NODE, write_atomically
+from genflow.storage.files import HOSTNAME, write_atomically
 from genflow.storage.store import Store
 from genflow.system import environment
 
@@ -144,7 +144,7 @@ def take_down(name: str) -> None:
     if found is None:
         known = ", ".join(endpoint["name"] for endpoint in endpoints.alive(store)) or "none"
         raise UsageError(f"no endpoint {name!r} is being served; there are: {known}", "genflow endpoints ls")
-    if found["node"] != NODE:
+    if found["node"] != HOSTNAME:
         raise UsageError(f"{name} is served by {found['node']}", "genflow jobs ls, then genflow jobs stop JOB")
     os.kill(found["pid"], signal.SIGTERM)
     end = time.monotonic() + 90

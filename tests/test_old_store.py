@@ -28,7 +28,7 @@ from genflow.storage.store import Store
 from genflow.tracking import sync
 from genflow.tracking.journal import entries as journal_entries
 from genflow.tracking.journal import journal_path
-from genflow.tracking.mlflow_client import Sent
+from genflow.tracking.mlflow_client import SendResult
 from genflow.tuning.trial import read_reports, trial_folder
 from jobs import compare, evaluate
 
@@ -113,7 +113,7 @@ def test_the_best_run_is_chosen_from_old_evaluations(genflow: Callable[..., dict
 def test_an_old_run_is_measured_and_compared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation and a report of old runs are made, and found when asked for again."""
     monkeypatch.setattr(classifier, "MOST", 5)  # steps of training the classifier of the features
-    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: Sent(complete=True))
+    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: SendResult(complete=True))
     ids = [RUNS["flow_matching"], RUNS["ddpm"]]
     document = {"recipe": compose(None, {"evaluate": MEASURED}).model_dump(mode="json"), "inputs": {"runs": ids}}
     quiet: Callable[..., None] = lambda event, **fields: None  # noqa: E731

@@ -8,11 +8,11 @@ from typing import Any
 
 from genflow.errors import UsageError, nearest
 from genflow.recipe.files import read
-from genflow.recipe.schema import PLAIN, Recipe, parse
+from genflow.recipe.schema import TOP_LEVEL_KEYS, Recipe, parse
 from genflow.system.source_hash import resources_dir
 
 
-def scalar(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A value typed on the command line: JSON if it is JSON, so that `1e-4` is a number; else a string."""
     try:
         return json.loads(text)
@@ -50,12 +50,12 @@ def assignments(pairs: list[str]) -> dict[str, Any]:
             raise UsageError(f"--set {pair!r} is not of the form key=value", "example: --set train.lr=1e-3")
         section, dot, name = key.partition(".")
         if not dot:
-            if section in Recipe.model_fields and section not in PLAIN:
+            if section in Recipe.model_fields and section not in TOP_LEVEL_KEYS:
                 raise UsageError(f"--set {key} names a section; name a key in it", f"example: --set {key}.KEY=VALUE")
-            document[key] = scalar(text)
+            document[key] = parse_value(text)
             continue
-        if section in Recipe.model_fields and section not in PLAIN:
-            document = merge(document, {section: {name: scalar(text)}})
+        if section in Recipe.model_fields and section not in TOP_LEVEL_KEYS:
+            document = merge(document, {section: {name: parse_value(text)}})
             continue
         raise UsageError(f"unknown section {section!r} in --set {pair}{nearest(section, list(Recipe.model_fields))}")
     return document

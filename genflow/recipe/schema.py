@@ -157,7 +157,7 @@ class Recipe(Section):
         return self.model_copy(update={name: getattr(given, name) for name in sections})
 
 
-PLAIN = ("name", "init")  # keys that are no section
+TOP_LEVEL_KEYS = ("name", "init")  # keys that are no section
 SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "train": Train,
@@ -179,7 +179,7 @@ def parse(document: dict[str, Any], where: str = "recipe") -> Recipe:
         UsageError: an unknown key, a wrong type or a value out of range, in one line.
     """
     for section, value in document.items():
-        if section in Recipe.model_fields and section not in PLAIN and not isinstance(value, dict | Section):
+        if section in Recipe.model_fields and section not in TOP_LEVEL_KEYS and not isinstance(value, dict | Section):
             raise UsageError(f"{where}: {section} is a section of keys, not {value!r}")
     try:
         return Recipe.model_validate(document)
@@ -205,12 +205,12 @@ def explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
     # a union reports each of its members; the key is what comes before them
     parts = path[:2] if path and path[0] in SECTIONS else path
     if schema is not Recipe:  # a section whose schema is a signature: where is its name
-        return f"{where}.{'.'.join(parts[:1])}: {_lowered(first['msg'])}, not {first['input']!r}"
+        return f"{where}.{'.'.join(parts[:1])}: {_lowercase_first(first['msg'])}, not {first['input']!r}"
     given = f", not {first['input']!r}" if not isinstance(first.get("input"), dict) else ""
-    return f"{where}: {'.'.join(parts)}: {_lowered(first['msg'])}{given}"
+    return f"{where}: {'.'.join(parts)}: {_lowercase_first(first['msg'])}{given}"
 
 
-def _lowered(message: str) -> str:
+def _lowercase_first(message: str) -> str:
     message = message.removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from genflow.errors import GenflowError, ResourceError, SetupError
 
-NODE = os.uname().nodename  # whose process ids an attempt's name speaks of: a store may be shared
+HOSTNAME = os.uname().nodename  # whose process ids an attempt's name speaks of: a store may be shared
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what processes of this machine that are gone left unfinished in a folder."""
-    for torn in folder.glob(f"*.tmp-{NODE}-*"):
-        pid = int(torn.name.rpartition(f".tmp-{NODE}-")[2].partition("-")[0])
+    for torn in folder.glob(f"*.tmp-{HOSTNAME}-*"):
+        pid = int(torn.name.rpartition(f".tmp-{HOSTNAME}-")[2].partition("-")[0])
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -52,7 +52,7 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 
 @contextmanager
-def clear_disk_errors(path: Path) -> Iterator[None]:
+def explain_disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or forbidden disk into one line, whoever met it."""
     try:
         yield

@@ -5,7 +5,7 @@
 
 Who sees a living claim that is not younger than his own takes his own back. Of two claims the second is written after
 the first is there (S3 lists what was written before), so its writer sees the first, and never both go on. A claim has
-ended when its holder's process is gone from this machine, or when it has not been heard of for `LONGEST_S`.
+ended when its holder's process is gone from this machine, or when it has not been heard of for `EXPIRY_S`.
 All times are the server's: no machine's clock counts.
 """
 
@@ -23,12 +23,12 @@ from typing import Any
 from genflow.errors import GenflowError, UsageError
 from genflow.storage.s3 import Bucket
 
-BEAT_S, LONGEST_S = 5.0, 40.0
+HEARTBEAT_S, EXPIRY_S = 5.0, 40.0
 TRIES = 3  # of two who come at one moment both take their claims back
-_held: set[str] = set()  # this process's own: one that it could not take back, because the bucket was gone, is none
+_own_claims: set[str] = set()  # the claims that this process holds now
 
 
-def machine() -> str:
+def machine_id() -> str:
     """This machine, and the table that its process ids are of."""
     node = os.uname().nodename
     try:
@@ -38,7 +38,7 @@ def machine() -> str:
         return node
 
 
-def born(pid: int) -> str:
+def process_start_time(pid: int) -> str:
     """When a process began, so that another one with its number is not taken for it; empty if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -55,15 +55,16 @@ def lease(bucket: Bucket, name: str, *, wait: bool) -> Iterator[None]:
         SetupError: the bucket cannot be reached.
     """
     key = f"locks/{name}~{uuid.uuid4().hex}"
-    holder = {"machine": machine(), "pid": os.getpid(), "born": born(os.getpid()), "node": os.uname().nodename}
-    _held.add(key)
+    pid = os.getpid()
+    holder = {"machine": machine_id(), "pid": pid, "born": process_start_time(pid), "node": os.uname().nodename}
+    _own_claims.add(key)
     try:
         _acquire(bucket, key, holder, name, wait=wait)
     except BaseException:
-        _held.discard(key)
+        _own_claims.discard(key)
         raise
     over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(bucket, key, over), name="lease", daemon=True)
+    thread = threading.Thread(target=_send_heartbeats, args=(bucket, key, over), name="lease", daemon=True)
     thread.start()
     try:
         yield
@@ -73,18 +74,18 @@ def lease(bucket: Bucket, name: str, *, wait: bool) -> Iterator[None]:
         with contextlib.suppress(GenflowError):
             for end in (".beat", ".claim"):
                 bucket.delete(key + end)
-        _held.discard(key)
+        _own_claims.discard(key)
 
 
-def holder(bucket: Bucket, name: str) -> dict[str, Any] | None:
+def current_holder(bucket: Bucket, name: str) -> dict[str, Any] | None:
     """Who holds a right at this moment, as far as the bucket knows; None: nobody.
 
     Without a claim of one's own there is no clock to compare with, so a holder whose machine died is believed in.
     """
     for claim in bucket.list("locks"):
         if claim.partition("~")[0] == name and claim.endswith(".claim"):
-            said = _said(bucket, f"locks/{claim}")
-            if said and _lives(said, f"locks/{claim}"):
+            said = _read_claim(bucket, f"locks/{claim}")
+            if said and _may_be_alive(said, f"locks/{claim}"):
                 return said
     return None
 
@@ -95,7 +96,7 @@ def _acquire(bucket: Bucket, key: str, holder: dict[str, Any], name: str, *, wai
     while other := _claim(bucket, key, holder):
         left -= 1
         # who is on this machine is known to live; of another machine's, it is once it has been heard of again
-        lives = other["machine"] == machine() or seen.setdefault(other["claim"], other["heard"]) != other["heard"]
+        lives = other["machine"] == machine_id() or seen.setdefault(other["claim"], other["heard"]) != other["heard"]
         if not wait and left <= 0 and lives:
             raise UsageError(f"{name.partition('-')[2]} is being made by process {other['pid']} on {other['node']}",
                              "wait for it, or stop that process")  # fmt: skip
@@ -115,10 +116,10 @@ def _claim(bucket: Bucket, key: str, holder: dict[str, Any]) -> dict[str, Any] |
         nonce, _, end = name.partition(".")
         if end != "claim" or nonce == own or known is None or known[1] > mine[1]:
             continue
-        other = _said(bucket, f"{folder}/{name}")
+        other = _read_claim(bucket, f"{folder}/{name}")
         beat = there.get(f"{nonce}.beat") or known
         heard = max(known[1], beat[1])
-        if other is None or not _lives(other, f"{folder}/{name}") or mine[1] - heard > LONGEST_S * 1e9:
+        if other is None or not _may_be_alive(other, f"{folder}/{name}") or mine[1] - heard > EXPIRY_S * 1e9:
             for gone in (f"{nonce}.beat", f"{nonce}.claim"):
                 bucket.delete(f"{folder}/{gone}")
             continue
@@ -127,23 +128,23 @@ def _claim(bucket: Bucket, key: str, holder: dict[str, Any]) -> dict[str, Any] |
     return None
 
 
-def _said(bucket: Bucket, key: str) -> dict[str, Any] | None:
+def _read_claim(bucket: Bucket, key: str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(bucket.read(key) or b"null") or {}) or None
     except ValueError:
         return None
 
 
-def _lives(holder: dict[str, Any], claim: str) -> bool:
+def _may_be_alive(holder: dict[str, Any], claim: str) -> bool:
     """Whether a holder may be alive: of another machine's, nothing is known."""
-    if holder.get("machine") != machine():
+    if holder.get("machine") != machine_id():
         return True
     if holder.get("pid") == os.getpid():
-        return claim.removesuffix(".claim") in _held
-    return bool(holder.get("born") == born(int(holder.get("pid", 0))))
+        return claim.removesuffix(".claim") in _own_claims
+    return bool(holder.get("born") == process_start_time(int(holder.get("pid", 0))))
 
 
-def _beat(bucket: Bucket, key: str, over: threading.Event) -> None:
-    while not over.wait(BEAT_S):
+def _send_heartbeats(bucket: Bucket, key: str, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT_S):
         with contextlib.suppress(GenflowError, OSError):  # the next beat may come through
             bucket.write(f"{key}.beat", b"")

@@ -52,11 +52,11 @@ def verify(path: Path, manifest: dict[str, Any]) -> None:
     Raises:
         DataError: a file is missing or differs.
     """
-    bucket = mirror.of(path)
+    bucket = mirror.containing(path)
     for name, facts in manifest["files"].items():
         file = path / name
         if bucket:
-            bucket.fetch(file, facts)  # unless it is whole
+            bucket.fetch_file(file, facts)  # unless it is whole
             continue
         if not file.is_file():
             raise DataError(f"{file} is missing", f"rm -r {path} and run the command that made it again")

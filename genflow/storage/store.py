@@ -32,13 +32,13 @@ from typing import Any
 
 from genflow.errors import SetupError, UsageError
 from genflow.storage import mirror
-from genflow.storage.files import NODE, clear_disk_errors, sweep, sync_folder, write_atomically
+from genflow.storage.files import HOSTNAME, explain_disk_errors, remove_leftovers, sync_folder, write_atomically
 from genflow.storage.lock import lease
 from genflow.storage.manifest import describe, read_manifest, verify
 from genflow.storage.mirror import MANIFEST
 
 KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
-MAKES = {
+COMMAND_FOR = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
     "pairs": "genflow reflow RUN makes some",
@@ -71,8 +71,8 @@ class Artifact:
         """Its folder, whole, on this machine."""
         if not self.url:
             return self.folder
-        here = mirror.at(self.url)
-        return here.bring(here.root / self.kind / self.id, self.manifest)
+        here = mirror.for_url(self.url)
+        return here.fetch_folder(here.root / self.kind / self.id, self.manifest)
 
     @property
     def name(self) -> str:
@@ -88,9 +88,9 @@ class Artifact:
         """The path of one of its files, on this machine."""
         if not self.url or name not in self.manifest["files"]:
             return self.path / name
-        here = mirror.at(self.url)
+        here = mirror.for_url(self.url)
         path = here.root / self.kind / self.id / name
-        here.fetch(path, self.manifest["files"][name])
+        here.fetch_file(path, self.manifest["files"][name])
         return path
 
     def verify(self) -> "Artifact":
@@ -117,9 +117,9 @@ class Store:
 
     def __init__(self, root: str | Path | None = None) -> None:
         text = str(root or os.environ.get("GENFLOW_STORE") or ".genflow")
-        self.shared = mirror.at(text) if "://" in text else mirror.of(Path(text).expanduser().absolute())
-        if self.shared:
-            self.root, self.url = self.shared.root, self.shared.url
+        self.mirror = mirror.for_url(text) if "://" in text else mirror.containing(Path(text).expanduser().absolute())
+        if self.mirror:
+            self.root, self.url = self.mirror.root, self.mirror.url
             return
         self.root = Path(text).expanduser().absolute()
         self.url = str(self.root)
@@ -133,16 +133,16 @@ class Store:
     def get(self, kind: str, id: str) -> Artifact | None:
         """The artifact, if it is finished."""
         path = self.folder(kind, id)
-        manifest = self.shared.manifest(path) if self.shared else read_manifest(path)
+        manifest = self.mirror.manifest(path) if self.mirror else read_manifest(path)
         return self._artifact(kind, id, manifest) if manifest else None
 
     def _artifact(self, kind: str, id: str, manifest: dict[str, Any]) -> Artifact:
-        return Artifact(kind, id, self.folder(kind, id), manifest, self.url if self.shared else "")
+        return Artifact(kind, id, self.folder(kind, id), manifest, self.url if self.mirror else "")
 
     def names(self, kind: str) -> list[str]:
         """The ids of a kind, finished or begun."""
-        if self.shared:
-            return self.shared.names(kind)
+        if self.mirror:
+            return self.mirror.names(kind)
         folder = self.root / kind
         if not folder.is_dir():
             return []
@@ -152,7 +152,7 @@ class Store:
         """Every finished artifact of a kind, oldest first."""
         names = self.names(kind)
         folders = [self.folder(kind, name) for name in names]
-        manifests = self.shared.manifests(folders) if self.shared else map(read_manifest, folders)
+        manifests = self.mirror.manifests(folders) if self.mirror else map(read_manifest, folders)
         found = [self._artifact(kind, name, m) for name, m in zip(names, manifests, strict=True) if m]
         return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id))
 
@@ -181,15 +181,15 @@ class Store:
             raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
         names = list(dict.fromkeys(a.name for a in reversed(every)))
         known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.url} has none"
-        raise UsageError(f"no {noun} {reference!r}{known}", MAKES[kind])
+        raise UsageError(f"no {noun} {reference!r}{known}", COMMAND_FOR[kind])
 
     @contextmanager
     def stage(self, kind: str, id: str, *, name: str = "") -> Iterator["Staged"]:
         """A folder to fill; `staged.commit(...)` makes it the artifact. Left without, it is removed."""
         path = self.folder(kind, id)
-        attempt = path.with_name(f"{path.name}.tmp-{NODE}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
-        with clear_disk_errors(path):
-            sweep(path.parent)
+        attempt = path.with_name(f"{path.name}.tmp-{HOSTNAME}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        with explain_disk_errors(path):
+            remove_leftovers(path.parent)
             attempt.mkdir(parents=True)
             staged = Staged(self, kind, id, name, attempt)
             try:
@@ -201,41 +201,41 @@ class Store:
              meta: dict[str, Any] | None = None, only: Callable[[str], bool] | None = None) -> Artifact:
         """Finish a folder that grew in place (a run): write its manifest, last and atomically."""
         path = self.folder(kind, id)
-        with clear_disk_errors(path):
-            if self.shared:
-                self.shared.gather(path)  # what other machines made of it
+        with explain_disk_errors(path):
+            if self.mirror:
+                self.mirror.download_missing(path)  # what other machines made of it
             manifest = describe(path, kind, id, name=name, parents=parents, meta=meta, only=only)
-            if self.shared:
-                self.shared.send(path, path, manifest)
+            if self.mirror:
+                self.mirror.upload_folder(path, path, manifest)
             write_atomically(path / MANIFEST, json.dumps(manifest, indent=1))
         return self._artifact(kind, id, manifest)
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artifact: the manifest first, so that it stops existing at once."""
-        self.forget(artifact.kind, artifact.id)
+        self.delete(artifact.kind, artifact.id)
 
-    def forget(self, kind: str, id: str) -> None:
+    def delete(self, kind: str, id: str) -> None:
         """Delete a folder of the store, finished or not."""
-        if self.shared:
-            self.shared.forget(self.folder(kind, id))
+        if self.mirror:
+            self.mirror.delete_folder(self.folder(kind, id))
         (self.folder(kind, id) / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.folder(kind, id), ignore_errors=True)
 
     def upload(self, *files: Path) -> None:
         """Let other machines see files of a folder that is not finished yet; in a folder store they do."""
-        if self.shared:
+        if self.mirror:
             for file in files:
-                self.shared.push(file)
+                self.mirror.upload_file(file)
 
     def sync(self, file: Path) -> Path:
         """Let this machine and the others have the same of a file that is only appended to, such as a journal."""
-        if self.shared:
-            self.shared.sync(file)
+        if self.mirror:
+            self.mirror.sync(file)
         return file
 
     def available(self, file: Path) -> bool:
         """Whether this machine sees a file that another one shared."""
-        return file.is_file() or bool(self.shared and self.shared.pull(file))
+        return file.is_file() or bool(self.mirror and self.mirror.download_file(file))
 
     @contextmanager
     def lock(self, kind: str, id: str, *, wait: bool = True) -> Iterator[None]:
@@ -245,7 +245,7 @@ class Store:
             UsageError: another process holds it and `wait` is false; it is named.
         """
         folder = self.root / "locks"
-        with clear_disk_errors(folder):
+        with explain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             file = open(folder / f"{kind}-{id}.lock", "a+")  # noqa: SIM115  closed below, after unlocking
         with file:
@@ -259,8 +259,8 @@ class Store:
             file.truncate()
             file.write(f"{os.getpid()} on {os.uname().nodename}")
             file.flush()
-            if self.shared and kind in KINDS:  # the others are of this machine alone
-                with lease(self.shared.bucket, f"{kind}-{id}", wait=wait):
+            if self.mirror and kind in KINDS:  # the others are of this machine alone
+                with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait):
                     yield
             else:
                 yield
@@ -280,10 +280,10 @@ class Staged:
         """Make the folder the artifact, at once and for good. If another process was first, theirs stays."""
         manifest = describe(self.path, self.kind, self.id, name=self.name, parents=parents, meta=meta)
         final = self.store.folder(self.kind, self.id)
-        if bucket := self.store.shared:
+        if bucket := self.store.mirror:
             if existing := self.store.get(self.kind, self.id):
                 return existing
-            bucket.send(self.path, final, manifest)
+            bucket.upload_folder(self.path, final, manifest)
             shutil.rmtree(final, ignore_errors=True)  # what it was before it was deleted elsewhere
         write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1))
         try:

@@ -105,7 +105,7 @@ def ensure_token() -> Path:
     return path
 
 
-def loopback(port: int | None = None) -> int:
+def configure_local_ray(port: int | None = None) -> int:
     """Prepare a Ray of this process's own: every socket on 127.0.0.1, the token on, the GCS port known.
 
     Must run before `import ray`. Without the first variable Ray listens on every interface with eight

@@ -11,14 +11,14 @@ from typing import Any
 
 
 def spawn(
-    module: str, *arguments: str, passed: Sequence[int] = (), **options: Any
+    module: str, *arguments: str, pass_fds: Sequence[int] = (), **options: Any
 ) -> tuple["subprocess.Popen[bytes]", Connection]:
     """Run `python -m module SOCKET ARGUMENTS`, where SOCKET is the number of the file descriptor of its end.
 
     Args:
         module: of genflow.
         arguments: after the socket's.
-        passed: other file descriptors that it keeps.
+        pass_fds: other file descriptors that it keeps.
         options: of `subprocess.Popen`.
 
     Returns:
@@ -31,6 +31,6 @@ def spawn(
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(theirs.fileno()), *arguments],
-            pass_fds=(theirs.fileno(), *passed), env=environment, stdin=subprocess.DEVNULL, **options,
+            pass_fds=(theirs.fileno(), *pass_fds), env=environment, stdin=subprocess.DEVNULL, **options,
         )  # fmt: skip
     return process, Connection(ours.detach())

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from genflow.errors import SetupError, UsageError
-from genflow.storage.files import clear_disk_errors, sync_folder
+from genflow.storage.files import explain_disk_errors, sync_folder
 from genflow.storage.store import Store
 from genflow.tracking.mlflow_client import create_database
 
@@ -17,7 +17,7 @@ def tracking_uri(store: Store) -> str:
     Jobs run in another folder, so what starts them hands this value on.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{store.root / 'mlflow.db'}"
-    path = _database(uri)
+    path = database_path(uri)
     return f"sqlite:///{path.absolute()}" if path else uri
 
 
@@ -32,14 +32,14 @@ def prepare(store: Store) -> str:
         SetupError: the folder is forbidden.
     """
     uri = tracking_uri(store)
-    path = _database(uri)
-    if path is None or _is_made(path):
+    path = database_path(uri)
+    if path is None or _exists(path):
         return uri
-    with Store(path.parent).lock("mlflow", path.name), clear_disk_errors(path):
-        if not _is_made(path):
+    with Store(path.parent).lock("mlflow", path.name), explain_disk_errors(path):
+        if not _exists(path):
             attempt = path.with_name(f"{path.name}.tmp")
             attempt.unlink(missing_ok=True)  # of a process that was killed here
-            create_database(attempt, _artifacts(store))
+            create_database(attempt, artifacts_uri(store))
             os.replace(attempt, path)
             sync_folder(path.parent)
     return uri
@@ -67,17 +67,19 @@ def ui_command(store: Store, host: str = "127.0.0.1", port: int = 5000) -> list[
     uri = prepare(store)
     if not uri.startswith("sqlite:"):
         raise UsageError(f"MLflow is not in this store but at {uri}", f"open {uri}, or unset MLFLOW_TRACKING_URI")
-    where = ["--backend-store-uri", uri, "--artifacts-destination", _artifacts(store)]
+    where = ["--backend-store-uri", uri, "--artifacts-destination", artifacts_uri(store)]
     return [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
 
 
-def _database(uri: str) -> Path | None:
+def database_path(uri: str) -> Path | None:
+    """The file of an absolute sqlite URI; None for any other URI."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
-def _is_made(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _artifacts(store: Store) -> str:
+def artifacts_uri(store: Store) -> str:
+    """Where MLflow keeps the files of runs when its database is in the store."""
     return (store.root / "mlartifacts").as_uri()

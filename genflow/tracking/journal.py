@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from genflow.errors import GenflowError
 from genflow.storage import mirror
-from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.files import explain_disk_errors, write_atomically
 from genflow.storage.json_lines import append_line, end_torn_line
 
 Entry = dict[str, Any]
@@ -62,16 +62,16 @@ class Journal:
         self._root = self.path.absolute().parent.parent
         self._last: dict[str, int] = {}  # the last step of each metric of the stream "train"
         self._torn = False  # whether the last line was written in part, because the disk was full
-        self._said: set[tuple[Any, ...]] = set()  # everything else that must not be said twice
-        with clear_disk_errors(self.path):
+        self._written: set[tuple[Any, ...]] = set()  # everything else that must not be said twice
+        with explain_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.keep()
+            self.sync_with_bucket()
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_SH)
             end_torn_line(self._file)
         for _, entry in entries(self.path):
             self._remember(entry)
-        if ("journal",) not in self._said:
+        if ("journal",) not in self._written:
             name = name or self.path.stem
             of = {"parent": parent} if parent else {}
             self._append({"journal": {"id": uuid.uuid4().hex, "experiment": experiment, "name": name, **of}})
@@ -95,12 +95,12 @@ class Journal:
 
     def image(self, step: int, key: str, file: str | Path) -> None:
         """Show a picture under `key`, such as "samples/ema"; one picture a key and step."""
-        if ("image", key, step) not in self._said:
-            self._append({"step": int(step), "image": {"key": key, "file": self._place(file)}})
+        if ("image", key, step) not in self._written:
+            self._append({"step": int(step), "image": {"key": key, "file": self._store_relative(file)}})
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Write down settings by flat name. MLflow never changes one: the first value of each stays."""
-        fresh = {key: value for key, value in values.items() if ("params", key) not in self._said}
+        fresh = {key: value for key, value in values.items() if ("params", key) not in self._written}
         if fresh:
             self._append({"params": fresh})
 
@@ -110,21 +110,21 @@ class Journal:
 
     def artifact(self, file: str | Path, folder: str = "") -> None:
         """Keep a file, or a folder's contents, with the run in MLflow, under `folder`."""
-        self._append({"artifact": {"file": self._place(file), "artifact_path": folder}})
+        self._append({"artifact": {"file": self._store_relative(file), "artifact_path": folder}})
 
     def model(self, checkpoint: str | Path, name: str, *, step: int = 0) -> None:
         """Register a checkpoint's folder as a new version of the model `name`, once."""
-        place = self._place(checkpoint)
-        if ("model", name, place) not in self._said:
+        place = self._store_relative(checkpoint)
+        if ("model", name, place) not in self._written:
             self._append({"step": int(step), "model": {"checkpoint": place, "name": name}})
 
     def status(self, status: Status) -> None:
         """Say where the run stands. A journal that was left without a last word counts as KILLED."""
         self._append({"status": status})
 
-    def keep(self) -> None:
+    def sync_with_bucket(self) -> None:
         """Have the same here and in the bucket, if the store is one."""
-        if bucket := mirror.of(self.path):
+        if bucket := mirror.containing(self.path):
             bucket.sync(self.path)
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ class Journal:
             os.close(self._file)
             self._file = -1
             with contextlib.suppress(GenflowError):  # it is kept here, and the sender says what it cannot send
-                self.keep()
+                self.sync_with_bucket()
 
     def __enter__(self) -> "Journal":
         return self
@@ -143,7 +143,7 @@ class Journal:
 
     def _append(self, entry: Entry) -> None:
         """One entry, one write, and never an fsync."""
-        with clear_disk_errors(self.path):
+        with explain_disk_errors(self.path):
             if self._torn:
                 end_torn_line(self._file)
             self._torn = True
@@ -156,22 +156,22 @@ class Journal:
         if "metrics" in entry and stream == "train":
             self._last.update({key: max(step, self._last.get(key, step)) for key in entry["metrics"]})
         elif "metrics" in entry:
-            self._said.update((stream, key, step) for key in entry["metrics"])
+            self._written.update((stream, key, step) for key in entry["metrics"])
         elif "image" in entry:
-            self._said.add(("image", entry["image"]["key"], step))
+            self._written.add(("image", entry["image"]["key"], step))
         elif "params" in entry:
-            self._said.update(("params", key) for key in entry["params"])
+            self._written.update(("params", key) for key in entry["params"])
         elif "model" in entry:
-            self._said.add(("model", entry["model"]["name"], entry["model"]["checkpoint"]))
+            self._written.add(("model", entry["model"]["name"], entry["model"]["checkpoint"]))
         elif "journal" in entry:
-            self._said.add(("journal",))
+            self._written.add(("journal",))
 
     def _is_new(self, stream: str, key: str, step: int) -> bool:
         if stream == "train":
             return key not in self._last or step > self._last[key]
-        return (stream, key, step) not in self._said
+        return (stream, key, step) not in self._written
 
-    def _place(self, file: str | Path) -> str:
+    def _store_relative(self, file: str | Path) -> str:
         """A path relative to the store where it lies inside, so that the store can be moved."""
         path = Path(file).absolute()
         return str(path.relative_to(self._root) if path.is_relative_to(self._root) else path)
@@ -226,7 +226,7 @@ def entries(path: str | Path, offset: int = 0) -> Iterator[tuple[int, Entry]]:
                 yield offset, entry
 
 
-def opening(path: str | Path) -> Entry:
+def header(path: str | Path) -> Entry:
     """The entry that says whose journal it is; empty if there is none yet."""
     return next((entry for _, entry in entries(path) if "journal" in entry), {})
 

@@ -29,13 +29,15 @@ from typing import Any
 from genflow.storage.manifest import sync_and_hash
 from genflow.storage.store import Store
 from genflow.system import environment
-from genflow.tracking.journal import Cursor, Entry, entries, has_writer, opening
+from genflow.tracking.journal import Cursor, Entry, entries, has_writer, header
 
 BATCH = 1000  # metrics that one request may carry
-CALL_SECONDS = 10  # the longest that one request waits for an answer
+CALL_TIMEOUT_S = 10  # the longest that one request waits for an answer
 MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
-REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
+REJECTION_CODES = {
+    "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"
+}  # fmt: skip
 
 Row = tuple[str, float, int, int]  # key, value, milliseconds, step
 
@@ -44,7 +46,7 @@ class MlflowUnavailable(Exception):  # noqa: N818  said of MLflow, not of us
     """MLflow cannot take anything now."""
 
 
-class Missing(MlflowUnavailable):
+class MlflowNotFound(MlflowUnavailable):
     """MLflow does not know what is asked for."""
 
 
@@ -53,20 +55,20 @@ class MlflowRejected(Exception):  # noqa: N818
 
 
 @dataclass
-class Sent:
+class SendResult:
     """What became of a journal.
 
     Args:
         entries: how many entries were sent now.
         complete: whether all that the journal holds is in MLflow.
         problem: why not, in a line.
-        refused: what was passed over, and why.
+        rejected: what was passed over, and why.
     """
 
     entries: int = 0
     complete: bool = False
     problem: str = ""
-    refused: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
 
 
 def create_database(file: Path, artifacts: str) -> None:
@@ -86,14 +88,15 @@ class JournalReplay:
         store: from whose folder the journal's paths start.
         uri: MLflow's tracking URI.
         artifacts: where a new experiment keeps its files; None: MLflow decides.
-        ends: when to stop, on the monotonic clock.
+        deadline: when to stop, on the monotonic clock.
         sent: is filled in.
     """
 
-    def __init__(self, path: Path, store: Store, uri: str, artifacts: str | None, ends: float, sent: Sent) -> None:
-        self.path, self.store, self.uri, self.artifacts, self.ends, self.sent = path, store, uri, artifacts, ends, sent
-        self.root = store.root
-        self.place = without_password(uri)
+    def __init__(self, path: Path, store: Store, uri: str, artifacts: str | None, deadline: float,
+                 sent: SendResult) -> None:  # fmt: skip
+        self.path, self.store, self.root, self.uri, self.artifacts = path, store, store.root, uri, artifacts
+        self.deadline, self.sent = deadline, sent
+        self.public_uri = without_password(uri)
         self.cursor = Cursor.read(path)
         self.waiting = 0  # entries that were read and are still before the cursor
         self.metrics: list[Row] = []
@@ -106,7 +109,7 @@ class JournalReplay:
         """
         writing = has_writer(self.path)  # asked first, so that all it wrote is read below
         kept = self.store.sync(self.path).stat().st_size  # what came later waits until it is kept, too
-        first = opening(self.path)
+        first = header(self.path)
         if not first:
             return
         self._connect(first)
@@ -126,7 +129,7 @@ class JournalReplay:
             except (MlflowUnavailable, OSError):
                 raise
             except Exception as error:  # a refusal, or an entry of another version
-                self.sent.refused.append(line(error)[:300])
+                self.sent.rejected.append(one_line(error)[:300])
             self._advance(end)
         self._flush()
         if self.cursor.status == "RUNNING" and not writing:
@@ -143,21 +146,21 @@ class JournalReplay:
         """One request, within the deadline; whatever goes wrong is an outage or a refusal."""
         from mlflow.exceptions import MlflowException
 
-        left = self.ends - time.monotonic()
+        left = self.deadline - time.monotonic()
         if left <= 0:
-            raise MlflowUnavailable(f"MLflow at {self.place} is slow")
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, min(CALL_SECONDS, int(left))))
+            raise MlflowUnavailable(f"MLflow at {self.public_uri} is slow")
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, min(CALL_TIMEOUT_S, int(left))))
         try:
             return function(*args, **options)
         except MlflowException as error:
-            text = line(error)
+            text = one_line(error)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise Missing(text) from error
-            if error.error_code in REFUSALS:
+                raise MlflowNotFound(text) from error
+            if error.error_code in REJECTION_CODES:
                 raise MlflowRejected(text) from error
             if "Max retries exceeded" in text:  # the reason stands last in urllib3's nested message
                 text = text.rpartition(": ")[2].strip("\"')")
-            raise MlflowUnavailable(f"MLflow at {self.place}: {text[:300]}") from error
+            raise MlflowUnavailable(f"MLflow at {self.public_uri}: {text[:300]}") from error
 
     # --- Where it goes: one experiment a dataset, one run a journal
 
@@ -168,10 +171,11 @@ class JournalReplay:
         journal = first["journal"]
         registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri  # MLflow's own: the current folder
         self.client = self._call(MlflowClient, self.uri, registry)
-        if (self.cursor.uri, self.cursor.journal) == (self.place, journal["id"]) and self._is_there(self.cursor.run):
+        sent_here = (self.cursor.uri, self.cursor.journal) == (self.public_uri, journal["id"])
+        if sent_here and self._run_exists(self.cursor.run):
             return
         experiment = self._experiment(journal["experiment"])
-        self.cursor = Cursor(self.place, journal["id"], experiment, self._run(experiment, first, self.path))
+        self.cursor = Cursor(self.public_uri, journal["id"], experiment, self._run(experiment, first, self.path))
 
     def _run(self, experiment: str, first: Entry, path: Path) -> str:
         """The id of a journal's run, which is made if it is not there, and before it the run that it is a child of."""
@@ -183,15 +187,15 @@ class JournalReplay:
         if not found:
             tags = {"genflow.journal": journal["id"], "genflow.run": path.stem}
             if (parent := path.with_name(f"{journal.get('parent')}.jsonl")).is_file():
-                tags["mlflow.parentRunId"] = self._run(experiment, opening(parent), parent)
+                tags["mlflow.parentRunId"] = self._run(experiment, header(parent), parent)
             named = {"run_name": journal["name"], "start_time": first["t"], "tags": tags}
             found = [self._call(self.client.create_run, experiment, **named)]
         return str(found[0].info.run_id)
 
-    def _is_there(self, run: str) -> bool:
+    def _run_exists(self, run: str) -> bool:
         try:
             return bool(self._call(self.client.get_run, run))
-        except Missing:  # somebody began a new database
+        except MlflowNotFound:  # somebody began a new database
             return False
 
     def _experiment(self, name: str) -> str:
@@ -203,7 +207,7 @@ class JournalReplay:
             except MlflowRejected as error:
                 experiment = self._call(self.client.get_experiment_by_name, name)
                 if experiment is None:
-                    raise MlflowUnavailable(line(error)) from error
+                    raise MlflowUnavailable(one_line(error)) from error
                 # else another run was first
         if experiment.lifecycle_stage == "deleted":
             self._call(self.client.restore_experiment, experiment.experiment_id)
@@ -224,7 +228,7 @@ class JournalReplay:
             self._call(self.client.log_batch, self.cursor.run, metrics=[Metric(*row) for row in rows])
         except MlflowRejected as error:
             if len(rows) == 1:
-                self.sent.refused.append(line(error)[:300])
+                self.sent.rejected.append(one_line(error)[:300])
                 return
             self._metrics(rows[: len(rows) // 2])
             self._metrics(rows[len(rows) // 2 :])
@@ -282,14 +286,14 @@ class JournalReplay:
 
     def _file(self, name: str) -> Path:
         path = self.root / name
-        if not path.exists() and not self._brought(path):
+        if not path.exists() and not self._download(path):
             raise MlflowRejected(f"{path} is gone")
         return path
 
-    def _brought(self, path: Path) -> bool:
+    def _download(self, path: Path) -> bool:
         """Whether a bucket has it: a file, or what lies in a folder."""
-        if self.store.shared and not self.store.available(path):
-            self.store.shared.gather(path)
+        if self.store.mirror and not self.store.available(path):
+            self.store.mirror.download_missing(path)
         return path.exists()
 
     def _model(self, checkpoint: Path, name: str, step: int) -> None:
@@ -309,8 +313,8 @@ class JournalReplay:
         create = self.client.create_logged_model
         model = begun[0] if begun else self._call(create, self.cursor.experiment, "sampler", **origin)
         with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
-            stage(checkpoint, self.root / "runs" / self.path.stem, Path(folder))
-            self._call(package, Path(folder), run_id=self.cursor.run, model_id=model.model_id)
+            copy_model_files(checkpoint, self.root / "runs" / self.path.stem, Path(folder))
+            self._call(save_pyfunc_model, Path(folder), run_id=self.cursor.run, model_id=model.model_id)
             self._call(self.client.log_model_artifacts, model.model_id, f"{folder}/model")
         self._call(self.client.finalize_logged_model, model.model_id, "READY")
         with suppress(MlflowRejected):  # it was said before
@@ -320,7 +324,7 @@ class JournalReplay:
         self._call(self.client.create_model_version, name, model.artifact_location, **origin)
 
 
-def stage(checkpoint: Path, run: Path, folder: Path) -> None:
+def copy_model_files(checkpoint: Path, run: Path, folder: Path) -> None:
     """Copy the code and what sampling needs of a run to a neutral place: MLflow writes its path into the model."""
     shutil.copy(MODEL_CODE, folder / "model.py")
     shutil.copytree(checkpoint, folder / "checkpoint", ignore=shutil.ignore_patterns("optimizer*"))
@@ -329,7 +333,7 @@ def stage(checkpoint: Path, run: Path, folder: Path) -> None:
             shutil.copy(run / name, folder / "checkpoint")
 
 
-def package(folder: Path, *, run_id: str, model_id: str) -> None:
+def save_pyfunc_model(folder: Path, *, run_id: str, model_id: str) -> None:
     """Make `folder`/model of what was staged there: an MLflow model of code and safetensors, without a pickle."""
     import mlflow
     from mlflow.models import Model, ModelSignature
@@ -349,7 +353,7 @@ def package(folder: Path, *, run_id: str, model_id: str) -> None:
         )
 
 
-def begin(uri: str, registry: str) -> tuple[Any, Any]:
+def connect(uri: str, registry: str) -> tuple[Any, Any]:
     """A client of MLflow and its registry, and what it raises."""
     _load()
     from mlflow import MlflowClient
@@ -358,7 +362,7 @@ def begin(uri: str, registry: str) -> tuple[Any, Any]:
     return MlflowClient(uri, registry), MlflowException
 
 
-def line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 

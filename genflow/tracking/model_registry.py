@@ -17,7 +17,7 @@ from genflow.errors import SetupError, UsageError
 from genflow.storage.store import Artifact, Store
 from genflow.tracking.database import prepare
 from genflow.tracking.journal import Journal, journal_path
-from genflow.tracking.mlflow_client import begin, line, without_password
+from genflow.tracking.mlflow_client import connect, one_line, without_password
 from genflow.tracking.sync import replay
 
 SCHEME = "models:/"
@@ -98,10 +98,10 @@ def _versions(client: Any, name: str) -> list[Any]:
 def _client(store: Store) -> Iterator[Any]:
     """MLflow's client; its errors become ours."""
     uri = prepare(store)
-    client, wrong = begin(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    client, wrong = connect(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     try:
         yield client
     except wrong as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UsageError(f"MLflow: {line(error)}", "genflow promote RUN --alias champion") from error
-        raise SetupError(f"MLflow at {without_password(uri)}: {line(error)[:300]}", "genflow doctor") from error
+            raise UsageError(f"MLflow: {one_line(error)}", "genflow promote RUN --alias champion") from error
+        raise SetupError(f"MLflow at {without_password(uri)}: {one_line(error)[:300]}", "genflow doctor") from error

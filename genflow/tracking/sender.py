@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 from genflow.storage.store import Store
 from genflow.system import subprocesses
-from genflow.tracking.mlflow_client import Sent
+from genflow.tracking.mlflow_client import SendResult
 from genflow.tracking.sync import BUSY, replay_all
 
 
@@ -33,15 +33,15 @@ class Sender:
     _idle: ClassVar[tuple[Any, Any, Any] | None] = None  # what it was told, the process, the socket
 
     def __init__(self, store: Store, run_id: str, *, every_s: float = 5.0) -> None:
-        self.sent = Sent(problem="it was not started")
+        self.sent = SendResult(problem="it was not started")
         self._arguments, self._run_id = (store.url, str(every_s)), run_id
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Begin. Returns at once."""
-        self._told = (self._arguments, dict(os.environ))
+        self._configuration = (self._arguments, dict(os.environ))
         idle, Sender._idle = Sender._idle, None
-        if idle and idle[0] == self._told:
+        if idle and idle[0] == self._configuration:
             _, self._process, self._socket = idle
         else:
             if idle:
@@ -59,13 +59,13 @@ class Sender:
         Returns:
             Whether MLflow has everything. If not, `sent.problem` says why, and the journal waits for `sync`.
         """
-        if self._process is not None and not self._ask(deadline_s):  # somebody killed it: the journal does not suffer
+        if self._process is not None and not self._flush(deadline_s):  # somebody killed it: the journal does not suffer
             self.start()
-            self._ask(deadline_s)
+            self._flush(deadline_s)
         self._process = None
         return self.sent.complete
 
-    def _ask(self, deadline_s: float) -> bool:
+    def _flush(self, deadline_s: float) -> bool:
         """Have the process send what is left; whether it lived to say so."""
         process = self._process
         assert process is not None
@@ -73,28 +73,28 @@ class Sender:
             self._socket.send(("finish", deadline_s))
             if not self._socket.poll(deadline_s):
                 process.kill()
-                self.sent = Sent(problem=f"MLflow did not take it within {deadline_s:g} s")
-                self._let_go(process)
+                self.sent = SendResult(problem=f"MLflow did not take it within {deadline_s:g} s")
+                self._close(process)
                 return True
             self.sent = self._socket.recv()
         except (EOFError, OSError):
-            self._let_go(process)
-            self.sent = Sent(problem=f"the sender ended with code {process.returncode}")
+            self._close(process)
+            self.sent = SendResult(problem=f"the sender ended with code {process.returncode}")
             return False
-        Sender._idle = self._told, process, self._socket
+        Sender._idle = self._configuration, process, self._socket
         return True
 
-    def _let_go(self, process: "subprocess.Popen[bytes]") -> None:
+    def _close(self, process: "subprocess.Popen[bytes]") -> None:
         self._socket.close()
         process.wait()
 
 
-def _beside(end: str, root: str, every_s: str) -> None:
+def _serve(end: str, root: str, every_s: str) -> None:
     """The process of a `Sender`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray stops a job's whole tree with it; the run's end is still to come
     os.nice(10)  # measured: training beside it keeps its speed
     store, asked = Store(root), Connection(int(end))
-    run_id, total = "", Sent()
+    run_id, total = "", SendResult()
     wait: float | None = None
     while True:
         what, value = "look", 60.0  # a word, and the seconds that it leaves, or the run that it names
@@ -104,7 +104,7 @@ def _beside(end: str, root: str, every_s: str) -> None:
             except (EOFError, OSError):
                 what = "end"
         if what == "begin":
-            run_id, total, wait = str(value), Sent(), 0.0
+            run_id, total, wait = str(value), SendResult(), 0.0
             continue
         if not run_id:
             return
@@ -113,7 +113,7 @@ def _beside(end: str, root: str, every_s: str) -> None:
         while last and sent.problem == BUSY and time.monotonic() < deadline:  # some command's sync was first
             time.sleep(0.1)
             sent = replay_all(store, run_id, deadline_s=deadline - time.monotonic())
-        total = Sent(total.entries + sent.entries, sent.complete, sent.problem, total.refused + sent.refused)
+        total = SendResult(total.entries + sent.entries, sent.complete, sent.problem, total.rejected + sent.rejected)
         wait = float(every_s)
         if what == "end":
             return
@@ -123,4 +123,4 @@ def _beside(end: str, root: str, every_s: str) -> None:
 
 
 if __name__ == "__main__":
-    _beside(*sys.argv[1:])
+    _serve(*sys.argv[1:])

@@ -49,7 +49,7 @@ def attempt(main: Callable[[Document, Emit], Document], document: Document, emit
         return GenflowError.code
 
 
-def warn_of_gap(emit: Emit, id: str, sent: sync.Sent) -> None:
+def warn_of_gap(emit: Emit, id: str, sent: sync.SendResult) -> None:
     """Say what MLflow lacks of a run, a search or a report; nothing if it has all."""
     if not sent.complete:
         hint = "genflow ui sends the rest when it is back"

@@ -38,7 +38,7 @@ SETTINGS = {"steps": 300, "batch": 16, "log_every": 1, "checkpoint_every": 50, "
 def no_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending to MLflow has tests of its own."""
     monkeypatch.setattr(sync, "prepare", lambda store: "")
-    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.Sent(complete=True))
+    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.SendResult(complete=True))
     monkeypatch.setattr(sender.Sender, "start", lambda self: None)
     monkeypatch.setattr(sender.Sender, "finish", lambda self, deadline_s: True)
 
@@ -99,8 +99,8 @@ def test_three_machines_make_what_one_folder_makes(
     killed(document(), tmp_path, after=170)
     begun = Store()
     assert begun.get("runs", expected["run"]) is None
-    assert begun.shared is not None
-    saved = begun.shared.names(f"runs/{expected['run']}/checkpoints")
+    assert begun.mirror is not None
+    saved = begun.mirror.names(f"runs/{expected['run']}/checkpoints")
     assert saved
     assert saved[-1] < "step_00000300"
 

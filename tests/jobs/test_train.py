@@ -46,7 +46,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def no_sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending to MLflow has tests of its own, and costs each run here three CPU seconds."""
     monkeypatch.setattr(sync, "prepare", lambda store: "")
-    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.Sent(complete=True))
+    monkeypatch.setattr(sync, "catch_up", lambda store, run_id: sync.SendResult(complete=True))
     monkeypatch.setattr(sender.Sender, "start", lambda self: None)
     monkeypatch.setattr(sender.Sender, "finish", lambda self, deadline_s: True)
 

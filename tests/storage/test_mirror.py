@@ -54,8 +54,8 @@ def test_the_bucket_is_laid_out_as_a_folder_is(machines: Any) -> None:
     """Other tools find what they would find in a folder; nothing else is there."""
     store = machines("a")
     make(store)
-    assert store.shared is not None
-    there = {name for name, known in store.shared.bucket.list("reports/x-1", deep=True).items() if known}
+    assert store.mirror is not None
+    there = {name for name, known in store.mirror.bucket.list("reports/x-1", deep=True).items() if known}
     assert there == {"inner/a.txt", "b.bin", "manifest.json"}
 
 
@@ -73,8 +73,8 @@ def test_a_corrupt_object_is_never_taken(machines: Any) -> None:
     """What the bucket has must be what was committed; the error says which object, and no file gets its name."""
     store = machines("a")
     make(store)
-    assert store.shared is not None
-    store.shared.bucket.write("reports/x-1/b.bin", bytes(999) + b"\1")
+    assert store.mirror is not None
+    store.mirror.bucket.write("reports/x-1/b.bin", bytes(999) + b"\1")
     found = machines("b").find("reports", "x")
     with pytest.raises(DataError, match=r"s3://bucket/.*/reports/x-1/b\.bin is corrupt"):
         _ = found.path
@@ -84,8 +84,8 @@ def test_a_corrupt_object_is_never_taken(machines: Any) -> None:
 def test_without_its_manifest_it_does_not_exist(machines: Any) -> None:
     """What a writer sent before it was killed is seen by nobody, and replaced by whoever makes it again."""
     store = machines("a")
-    assert store.shared is not None
-    store.shared.bucket.write("reports/x-1/inner/a.txt", b"half")
+    assert store.mirror is not None
+    store.mirror.bucket.write("reports/x-1/inner/a.txt", b"half")
     assert store.get("reports", "x-1") is None
     assert store.artifacts("reports") == []
     assert store.names("reports") == ["x-1"]
@@ -122,13 +122,13 @@ def test_checkpoints_go_on_on_another_machine(machines: Any) -> None:
     saved = Checkpoints(a.folder("runs", "r-1") / "checkpoints")
     for step in (1, 2, 3):
         saved.save(step, lambda folder, step=step: write_step(folder, str(step)))
-    a.shared.bucket.write("runs/r-1/checkpoints/step_00000004/state.json", b"4")
+    a.mirror.bucket.write("runs/r-1/checkpoints/step_00000004/state.json", b"4")
     b = machines("b")
     newest = Checkpoints(b.folder("runs", "r-1") / "checkpoints").newest()
     assert newest is not None
     assert newest.name == "step_00000003"
     assert (newest / "state.json").read_text() == "3"
-    assert b.shared.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003", "step_00000004"]
+    assert b.mirror.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003", "step_00000004"]
 
 
 def test_a_checkpoint_that_is_corrupt_here_is_brought_again(machines: Any) -> None:
@@ -188,22 +188,22 @@ def test_one_process_of_all_machines_makes_a_thing(machines: Any, monkeypatch: p
         refused = pytest.raises(UsageError, match=r"r-1 is being made by process \d+ on ")
         with refused, other.lock("runs", "r-1", wait=False):
             pass
-        assert lock.holder(other.shared.bucket, "runs-r-1")
+        assert lock.current_holder(other.mirror.bucket, "runs-r-1")
     with other.lock("runs", "r-1", wait=False):
         pass
-    assert lock.holder(other.shared.bucket, "runs-r-1") is None
+    assert lock.current_holder(other.mirror.bucket, "runs-r-1") is None
 
 
 def test_a_dead_machine_holds_nothing_for_long(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim of another machine that nobody renews ends by the server's clock; of this one, with its process."""
     store = machines("a")
-    bucket = store.shared.bucket
-    gone = {"machine": lock.machine(), "pid": 2**22 + 1, "born": "1", "node": "here"}
+    bucket = store.mirror.bucket
+    gone = {"machine": lock.machine_id(), "pid": 2**22 + 1, "born": "1", "node": "here"}
     bucket.write("locks/runs-r-1~0.claim", json.dumps(gone).encode())
     with store.lock("runs", "r-1", wait=False):
         pass
     bucket.write("locks/runs-r-1~0.claim", json.dumps({**gone, "machine": "another"}).encode())
-    monkeypatch.setattr(lock, "LONGEST_S", 2.0)
+    monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
     started = time.monotonic()
     with store.lock("runs", "r-1", wait=False):
         pass
@@ -212,7 +212,7 @@ def test_a_dead_machine_holds_nothing_for_long(machines: Any, monkeypatch: pytes
 
 def test_of_many_at_one_moment_one_holds_it(machines: Any) -> None:
     """Claims written at the same time: never two inside, and each gets its turn."""
-    bucket = machines("a").shared.bucket
+    bucket = machines("a").mirror.bucket
     inside, most, turns = 0, 0, 0
     guard = threading.Lock()
 
@@ -286,7 +286,7 @@ def test_the_same_place_by_its_folder(machines: Any) -> None:
     make(store)
     assert Store(store.root).url == store.url
     assert Store(store.root).find("reports", "x").verify()
-    assert mirror.of(store.root.parent) is None
+    assert mirror.containing(store.root.parent) is None
 
 
 @pytest.mark.parametrize(

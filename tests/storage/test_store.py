@@ -11,7 +11,7 @@ import pytest
 from support import ROOT, TESTS
 
 from genflow.errors import DataError, ResourceError, SetupError, UsageError
-from genflow.storage.files import NODE, clear_disk_errors, write_atomically
+from genflow.storage.files import HOSTNAME, explain_disk_errors, write_atomically
 from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
 
@@ -69,7 +69,7 @@ def test_what_a_killed_process_left_is_swept_by_the_next_maker(store: Store) -> 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     folder = store.folder("reports", "x").parent
-    names = [f"x.tmp-{NODE}-{gone.pid}-1", f"x.tmp-{NODE}-{os.getpid()}-1", f"x.tmp-elsewhere-{gone.pid}-1"]
+    names = [f"x.tmp-{HOSTNAME}-{gone.pid}-1", f"x.tmp-{HOSTNAME}-{os.getpid()}-1", f"x.tmp-elsewhere-{gone.pid}-1"]
     for name in names:
         (folder / name).mkdir(parents=True)
     with store.stage("reports", "y") as staged:
@@ -248,7 +248,7 @@ def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
 def test_the_disk_speaks_in_one_line(tmp_path: Path) -> None:
     """Full: exit 5. Forbidden, or a file where a folder should be: exit 3. Anything else as it is."""
     for number, kind in ((28, ResourceError), (122, ResourceError), (13, SetupError), (30, SetupError), (2, OSError)):
-        with pytest.raises(kind), clear_disk_errors(tmp_path):
+        with pytest.raises(kind), explain_disk_errors(tmp_path):
             raise OSError(number, os.strerror(number))
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="is a file, not a folder"):

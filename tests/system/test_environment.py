@@ -53,7 +53,7 @@ def test_a_local_ray_asks_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    environment.loopback()
+    environment.configure_local_ray()
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert path.exists()
 

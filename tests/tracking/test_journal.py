@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from genflow.errors import ResourceError
-from genflow.tracking.journal import Cursor, Journal, curves, entries, has_writer, journal_path, opening
+from genflow.tracking.journal import Cursor, Journal, curves, entries, has_writer, header, journal_path
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_first_writer_says_whose_journal_it_is(path):
     Journal(path, experiment="digits", name="fm").close()
     Journal(path, experiment="other").close()
     assert len(all_of(path, "journal")) == 1
-    assert opening(path)["journal"].items() >= {"experiment": "digits", "name": "fm"}.items()
+    assert header(path)["journal"].items() >= {"experiment": "digits", "name": "fm"}.items()
 
 
 def test_a_resumed_run_does_not_repeat_its_training_steps(path):

@@ -1,7 +1,7 @@
 """MLflow's aliases lead to runs, in a real MLflow."""
 
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.commands import find_run
 from genflow.data.prepare import here, prepare
@@ -19,7 +19,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Artifact
     """A store with two runs, of which MLflow's registry knows nothing yet."""
     store = Store(tmp_path_factory.mktemp("registry"))
     data = Dataset.open(prepare(store, Data(source="digits"), here, lambda event, **fields: None)[0])
-    return store, [finished(store, data, "vae", name=f"vae-{i}", steps=2 + i) for i in range(2)]
+    return store, [trained_run(store, data, "vae", name=f"vae-{i}", steps=2 + i) for i in range(2)]
 
 
 def test_an_alias_moves_from_run_to_run(runs: Runs) -> None:

@@ -188,7 +188,7 @@ def test_a_whole_run_arrives(store, capfd):
     """Run, experiment, params, tags, metrics with their times, pictures, files and status."""
     write_a_whole_run(store)
     sent = sync.replay(store, RUN)
-    assert (sent.complete, sent.problem, sent.refused) == (True, "", [])
+    assert (sent.complete, sent.problem, sent.rejected) == (True, "", [])
     assert capfd.readouterr().out == ""
     run, client = run_of(store), client_of(store)
     assert (run.info.run_name, run.info.status) == ("fm-digits", "FINISHED")
@@ -273,7 +273,7 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(store):
         journal.status("FINISHED")
     sent = sync.replay(store, RUN)
     assert sent.complete
-    assert len(sent.refused) == 4
+    assert len(sent.rejected) == 4
     assert [(key, step) for key, step, *_ in rows(store)] == [("loss", 1), ("loss", 2), ("lr", 1)]
 
 
@@ -441,9 +441,9 @@ def test_a_checkpoint_becomes_a_model_that_draws_the_same_pictures(store, monkey
     with journal_of(store) as journal:
         journal.model(weights, "fm.digits", step=7)
         journal.status("FINISHED")
-    assert sync.replay(store, RUN).refused == []
+    assert sync.replay(store, RUN).rejected == []
     journal_path(store.root, RUN).with_suffix(".cursor.json").unlink()
-    assert sync.replay(store, RUN).refused == []
+    assert sync.replay(store, RUN).rejected == []
     client = client_of(store)
     (found,) = client.search_model_versions("name = 'fm.digits'")
     assert found.run_id == run_of(store).info.run_id
@@ -492,7 +492,7 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
             if sent.complete:
                 break
             time.sleep(1)
-        assert (sent.complete, sent.refused) == (True, [])
+        assert (sent.complete, sent.rejected) == (True, [])
         assert len(rows(store)) == 3004
         monkeypatch.setattr(sys, "path", list(sys.path))
         assert len(mlflow.pyfunc.load_model("models:/fm.digits/1").predict([{"n": 2, "seed": 5}])) == 2
@@ -549,7 +549,7 @@ def test_a_finished_run_whose_end_was_not_told(store):
         journal.status("FINISHED")
     assert sync.catch_up(store, "late-1", deadline_s=60).entries
     assert logged(store, "late-1") == [1]
-    assert sync.catch_up(store, "late-1") == sync.Sent(complete=True)
+    assert sync.catch_up(store, "late-1") == sync.SendResult(complete=True)
 
 
 def logged(store, name):

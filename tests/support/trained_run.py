@@ -17,7 +17,7 @@ from genflow.training.session import Session
 from support.small import recipe
 
 
-def finished(
+def trained_run(
     store: Store, data: Dataset, kind: str, name: str = "", steps: int = 20, net: str = "", **sections: Any
 ) -> Artifact:
     """Train `kind` on the data for a few steps and seal the run."""
