@@ -1,9 +1,10 @@
-"""Objects in an S3 bucket, through pyarrow: each request tried again until a deadline, each error one line.
+"""Objects in an S3 bucket, through pyarrow. Requests are repeated until a deadline; errors are one line.
 
-The bucket and its prefix are `s3://bucket/prefix`. Endpoint, region and credentials are those that every AWS tool
-reads: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and ~/.aws, or the role
-of the machine. What may pass (no connection, 429, 5xx, a broken transfer) is tried again, with growing pauses, for
-GENFLOW_STORE_DEADLINE seconds (60); what does not (a wrong key, no such bucket) is said at once.
+The bucket and its prefix are `s3://bucket/prefix`. Endpoint, region and credentials come from the variables and files
+that every AWS tool reads: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and
+~/.aws, or the role of the machine. Temporary errors (no connection, 429, 5xx, a broken transfer) are retried with
+growing pauses for GENFLOW_STORE_DEADLINE seconds (default 60). Permanent errors (wrong credentials, no such bucket) are
+raised at once.
 """
 
 import functools
@@ -35,41 +36,41 @@ FORWARDED_VARIABLES = (
 """The environment variables that are sent to a job on another machine. Credentials are never sent."""
 
 ObjectVersion = tuple[int, int]
-"""Size in bytes and time of modification in ns: by these a change is seen."""
+"""Size in bytes and modification time in ns. If both are the same, the object has not changed."""
 
 
 def deadline_s() -> float:
-    """How long a request is tried.
+    """For how many seconds a request is repeated.
 
     Raises:
-        UsageError: GENFLOW_STORE_DEADLINE is no number of seconds.
+        UsageError: GENFLOW_STORE_DEADLINE is not a number.
     """
     text = os.environ.get("GENFLOW_STORE_DEADLINE") or "60"
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"GENFLOW_STORE_DEADLINE {text!r} is no number of seconds", "set it to 60") from None
+        raise UsageError(f"GENFLOW_STORE_DEADLINE {text!r} is not a number of seconds", "set it to 60") from None
 
 
 def endpoint() -> str:
-    """The URL of a server that is not Amazon's; empty: Amazon's."""
+    """The URL of the S3 server; empty for Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 class Bucket:
-    """A bucket, below a prefix.
+    """The objects of a bucket below a prefix.
 
     Args:
         url: `s3://bucket/prefix`.
 
     Raises:
-        UsageError: the URL is none.
+        UsageError: the URL is not `s3://bucket/prefix`.
     """
 
     def __init__(self, url: str) -> None:
         found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[^/?#]+)*)/?", url)
         if found is None:
-            raise UsageError(f"the store {url} is no folder, and no s3://bucket/prefix",
+            raise UsageError(f"the store {url} is neither a folder nor s3://bucket/prefix",
                              "export GENFLOW_STORE=s3://BUCKET/PREFIX")  # fmt: skip
         self.name, self.prefix = found[1], found[2].strip("/")
         self.url = f"s3://{self.name}" + (f"/{self.prefix}" if self.prefix else "")
@@ -77,16 +78,16 @@ class Bucket:
 
     @functools.cached_property
     def filesystem(self) -> "S3FileSystem":
-        """pyarrow's file system; each request is made once: the pauses are ours, and so is the deadline."""
+        """pyarrow's file system, which sends each request once: `_retry` repeats it."""
         return self._open(attempts=1)
 
     @functools.cached_property
     def upload_filesystem(self) -> "S3FileSystem":
-        """The one for uploads: of many parts, of which a single one can be sent again only by the library itself."""
+        """The file system for uploads. It retries by itself: only pyarrow can repeat one part of a multipart upload."""
         return self._open(attempts=3)
 
     def _open(self, attempts: int) -> "S3FileSystem":
-        """It asks for credentials by itself, so that it holds none when it is pickled."""
+        """A file system that looks up the credentials itself, so that it contains none when it is pickled."""
         from pyarrow import fs
 
         scheme, _, host = endpoint().rpartition("://")
@@ -95,19 +96,19 @@ class Bucket:
             or ("us-east-1" if host else None),
             endpoint_override=host.rstrip("/") or None, scheme=scheme or "https",
             connect_timeout=CONNECT_TIMEOUT_S, request_timeout=READ_TIMEOUT_S,
-            allow_delayed_open=True,  # a small file is one PUT
+            allow_delayed_open=True,  # a small file takes one PUT
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
             tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") if scheme != "http" else None,
         )  # fmt: skip
 
     def path(self, key: str) -> str:
-        """How pyarrow names an object, or a prefix."""
+        """pyarrow's name of an object or a prefix."""
         return "/".join(part for part in (self.name, self.prefix, key) if part)
 
     # --- Requests
 
     def check(self) -> None:
-        """Raises SetupError if the bucket is not there, or may not be read: else its objects would seem to be gone."""
+        """Raise SetupError if the bucket does not exist or cannot be read; its objects would seem to be missing."""
         from pyarrow import fs
 
         info = self._retry("look for the bucket", lambda: self.filesystem.get_file_info(self.name))
@@ -115,14 +116,14 @@ class Bucket:
             raise SetupError(f"there is no bucket {self.name} for the store {self.url}", f"aws s3 mb s3://{self.name}")
 
     def version(self, key: str) -> ObjectVersion | None:
-        """Size and time of an object; None if there is none."""
+        """Size and modification time of an object; None if it does not exist."""
         from pyarrow import fs
 
         info = self._retry(f"look for {key}", lambda: self.filesystem.get_file_info(self.path(key)))
         return (info.size, info.mtime_ns) if info.type == fs.FileType.File else None
 
     def list(self, key: str, *, deep: bool = False) -> dict[str, ObjectVersion | None]:
-        """The names below a prefix, each with size and time; None for a prefix of its own."""
+        """The names below a prefix, each with its size and modification time; None for a name that is a prefix."""
         from pyarrow import fs
 
         where = self.path(key)
@@ -134,7 +135,7 @@ class Bucket:
         }
 
     def read(self, key: str) -> bytes | None:
-        """The content of a small object; None if there is none."""
+        """The content of a small object; None if it does not exist."""
 
         def get() -> bytes:
             with self.filesystem.open_input_stream(self.path(key)) as stream:
@@ -143,7 +144,7 @@ class Bucket:
         return self._retry(f"read {key}", lambda: self._none_if_missing(get))
 
     def write(self, key: str, content: bytes) -> None:
-        """Put a small object there, at once and whole."""
+        """Write a small object in one request."""
 
         def put() -> None:
             with self.filesystem.open_output_stream(self.path(key), compression=None) as stream:
@@ -152,7 +153,7 @@ class Bucket:
         self._retry(f"write {key}", put)
 
     def upload(self, file: Path, key: str) -> None:
-        """Put a file there."""
+        """Upload a file."""
 
         def put() -> None:
             stream = self.upload_filesystem.open_output_stream(self.path(key), compression=None)
@@ -163,10 +164,9 @@ class Bucket:
         self._retry(f"write {key}", put)
 
     def download(self, key: str, file: Path) -> str | None:
-        """Write an object's content to a file; its SHA-256, or None if there is no such object.
+        """Download an object to a file. Return its SHA-256, or None if the object does not exist.
 
-        What has arrived is not asked for again: the deadline is that of each part, so that a large file comes through
-        a bad line, too.
+        Each part has its own deadline and is repeated alone, so that a large file arrives over a poor connection.
         """
         open_file = functools.partial(self.filesystem.open_input_file, self.path(key))
         source = self._retry(f"read {key}", lambda: self._none_if_missing(open_file))
@@ -186,7 +186,7 @@ class Bucket:
         return seen.hexdigest()
 
     def delete(self, key: str) -> None:
-        """Delete one object; no harm if it is gone."""
+        """Delete one object, if it exists."""
 
         self._retry(f"delete {key}", lambda: self._none_if_missing(lambda: self.filesystem.delete_file(self.path(key))))
 
@@ -197,7 +197,7 @@ class Bucket:
 
     @staticmethod
     def _none_if_missing(request: Callable[[], T]) -> T | None:
-        """What a request gives; None where there is no such object."""
+        """The result of a request; None if the object does not exist."""
         try:
             return request()
         except FileNotFoundError:
@@ -244,7 +244,7 @@ class Bucket:
                              ) from error
         if re.search(ACCESS_ERRORS, text):
             raise SetupError(
-                f"the store {self.url} refused to {action}: {_reason(error)}",
+                f"the store {self.url} refuses to {action}: {_reason(error)}",
                 "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and their permissions for this "
                 "bucket",
             ) from error
@@ -256,7 +256,7 @@ class Bucket:
 
 
 def _reason(error: Any) -> str:
-    """What pyarrow's message says at its end, in a few words."""
+    """The reason at the end of pyarrow's message, in a few words."""
     text = " ".join(str(error).split())
     found = re.search(r"AWS Error (.+?) during \w+ operation(?:: (.*))?$", text)
     if not found:

@@ -276,7 +276,7 @@ def test_a_bucket_that_is_not_there(machines: Any) -> None:
 @pytest.mark.parametrize("url", ["s3://", "s3://UPPER/x", "gs://bucket/x", "s3://bucket//x", "s3://bucket/x?y"])
 def test_what_is_no_store(url: str) -> None:
     """It is said at once, without a request."""
-    with pytest.raises(UsageError, match="is no folder, and no s3://bucket/prefix"):
+    with pytest.raises(UsageError, match="is neither a folder nor s3://bucket/prefix"):
         Store(url)
 
 

@@ -253,7 +253,7 @@ def test_the_disk_speaks_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="is a file, not a folder"):
         Store(tmp_path / "file")
-    with pytest.raises(UsageError, match="is no folder, and no s3:"):
+    with pytest.raises(UsageError, match="is neither a folder nor s3:"):
         Store("gs://bucket/prefix")
 
 
