@@ -43,7 +43,7 @@ class Train(Section):
     """The settings of the training loop. `batch` is the global batch: the number of workers changes no result."""
 
     steps: Positive = 3000  # number of training steps
-    minutes: Annotated[float, Field(gt=0)] | None = None  # wall-clock budget in minutes; the first budget to end stops
+    minutes: Annotated[float, Field(gt=0)] | None = None  # wall-clock budget; training ends with it or with `steps`
     cpu_minutes: Annotated[float, Field(gt=0)] | None = (
         None  # budget in minutes of one worker's CPU time, which is fair on a busy machine
     )
@@ -72,7 +72,7 @@ class Evaluate(Section):
     samples: Annotated[int, Field(ge=16)] = 2000  # number of samples, at least 16
     steps: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32)  # sampling steps of the quality-against-steps sweep
     samplers: tuple[str, ...] = ()  # samplers of the sweep, the best kept per evaluation count; empty: the run's
-    sweep_samples: Annotated[int, Field(ge=16)] = 500  # number of samples per point of the sweep, at least 16
+    sweep_samples: Annotated[int, Field(ge=16)] = 500  # samples per point of the sweep, at least 16
     likelihood: Natural = 256  # number of images whose likelihood is computed; 0: none
     features: str = "classifier"  # classifier | random | a path to a TorchScript module or safetensors
     classification: bool = False  # training of a classifier on the samples, tested on real images, on or off
@@ -93,7 +93,7 @@ class Tune(Section):
     space: dict[str, Any] = {}  # recipe key -> range: log:LO:HI, uniform:LO:HI, int:LO:HI or choice:A,B
     trials: Positive = 20  # number of trials
     steps: Positive | None = None  # training steps per trial; null: the recipe's own budget
-    minutes: Annotated[float, Field(gt=0)] | None = None  # wall-clock budget in minutes for all trials together
+    minutes: Annotated[float, Field(gt=0)] | None = None  # wall-clock minutes for all trials; null: no limit
     metric: tuple[str, ...] = ("fd",)  # metrics to optimize; several: a Pareto front, ranked by the first
     searcher: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Annotated[Literal["asha", "pbt", "none"], BeforeValidator(lambda value: value or "none")] = "asha"
