@@ -36,7 +36,8 @@ def test_an_alias_moves_from_run_to_run(runs: Runs) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "message"),
-    [("models:/nobody@champion", "nobody"), ("models:/a/b/c", "names no model"), ("models:/nobody", "no model nobody")],
+    [("models:/missing@champion", "missing"), ("models:/a/b/c", "is not a model reference"),
+     ("models:/missing", "no model missing")],
 )
 def test_what_mlflow_does_not_know_is_one_line(runs: Runs, reference: str, message: str) -> None:
     """With a cure."""
