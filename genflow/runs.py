@@ -22,7 +22,7 @@ from genflow.recipe.files import dump, read
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
-from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.files import explain_disk_errors, write_atomically
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -140,7 +140,7 @@ def cpu_seconds(store: Store, run: Artifact) -> list[float]:
 def begin(store: Store, run: RunPlan) -> None:
     """Make the run's folder, with what a reader needs before the first checkpoint; only who holds its lock may."""
     folder = store.folder("runs", run.id)
-    with clear_disk_errors(folder):
+    with explain_disk_errors(folder):
         for torn in sorted(folder.rglob("*.tmp-*"), reverse=True):  # what a killed attempt was writing
             if torn.is_dir():
                 shutil.rmtree(torn, ignore_errors=True)

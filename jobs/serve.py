@@ -121,7 +121,7 @@ def deploy(inputs: Json, models: list[ServedModel]) -> None:
 def change(inputs: Json, models: list[ServedModel], emit: Emit) -> Served:
     """Give an application that runs other models; nothing restarts, and no request is lost."""
     running = inputs["running"]
-    environment.loopback(int(running["gcs"].rpartition(":")[2]))
+    environment.configure_local_ray(int(running["gcs"].rpartition(":")[2]))
     import logging
 
     import ray

@@ -113,8 +113,8 @@ def result(run: Artifact, *, cached: bool) -> Trained:
 
 def _forget(store: Store, run: RunPlan) -> None:
     with store.lock("runs", run.id, wait=False):
-        store.forget("runs", run.id)
-        sync.forget(store, run.id)
+        store.delete("runs", run.id)
+        sync.delete_journals(store, run.id)
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
         sender.start()
         try:
             yield
-            journal.keep()  # the worker's lines, if it was on another machine
+            journal.sync_with_bucket()  # the worker's lines, if it was on another machine
             if weights := Checkpoints(folder / "checkpoints").newest():
                 journal.model(weights, run.name, step=int(weights.name.removeprefix("step_")))
             status = "FINISHED"

@@ -264,8 +264,8 @@ def _thin(search: Search, store: Store, top: Row) -> None:
         for lies in Path(task.folder).glob("[0-9]*"):
             if not (lies.parent.name == "trials" and int(lies.name) == top["trial"]):
                 shutil.rmtree(lies / CHECKPOINTS, ignore_errors=True)
-                if store.shared:
-                    store.shared.bucket.delete_all(store.shared.key(lies / CHECKPOINTS))
+                if store.mirror:
+                    store.mirror.bucket.delete_all(store.mirror.key(lies / CHECKPOINTS))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from support import ROOT
 
 from genflow.errors import GenflowError, ResourceError, SetupError, is_out_of_memory
 from genflow.launch.local import failure
-from genflow.storage.files import clear_disk_errors
+from genflow.storage.files import explain_disk_errors
 
 spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
 assert spec is not None
@@ -42,7 +42,7 @@ def test_a_family_that_is_killed(made: Any, kills: int) -> None:
     assert outcome.attempts >= 1
 
 
-def finished(made: Any, folder: Path) -> tuple[Any, str]:
+def trained_run(made: Any, folder: Path) -> tuple[Any, str]:
     store = chaos.Store(shutil.copytree(made.root, folder / "store"))
     recipe = chaos.recipe_file(folder / "x.yaml", "vae", 1, "vae", 12)
     assert chaos.command(store, recipe, "vae").wait() == 0
@@ -52,7 +52,7 @@ def finished(made: Any, folder: Path) -> tuple[Any, str]:
 @pytest.mark.slow
 def test_what_the_comparison_sees(made: Any, tmp_path: Path) -> None:
     """One bit of a weight, a metric that is lacking, one that is twice, one of another value, a half-written file."""
-    calm, run = finished(made, tmp_path)
+    calm, run = trained_run(made, tmp_path)
     folder = shutil.copytree(calm.root, tmp_path / "other")
     store, outcome = chaos.Store(folder), chaos.Outcome("vae", 1, 0)
     chaos.compare(calm, store, run, outcome)
@@ -79,9 +79,9 @@ def test_who_is_out_of_memory_or_disk() -> None:
     cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     assert all(map(is_out_of_memory, (MemoryError(), OutOfMemoryError("x"), cpu)))
     assert not is_out_of_memory(RuntimeError("x"))
-    with pytest.raises(ResourceError, match="disk full while writing there"), clear_disk_errors(Path("there")):
+    with pytest.raises(ResourceError, match="disk full while writing there"), explain_disk_errors(Path("there")):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(SetupError, match="cannot write there: Read-only"), clear_disk_errors(Path("there")):
+    with pytest.raises(SetupError, match="cannot write there: Read-only"), explain_disk_errors(Path("there")):
         raise RuntimeError("I/O error (os error 30)")
 
 

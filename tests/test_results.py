@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 from support import ROOT
-from support.finished import finished
 from support.small import FACTS
+from support.trained_run import trained_run
 
 from genflow import build
 from genflow.errors import UsageError
@@ -68,7 +68,7 @@ def found(store, prepared, monkeypatch):
     data = prepared("digits", val=0.2)
 
     def measured(kind, seed):
-        run = finished(store, data, kind, name=f"{kind}-{seed}")
+        run = trained_run(store, data, kind, name=f"{kind}-{seed}")
         options = Evaluate(samples=60, steps=(), likelihood=4, bootstrap=3, seed=seed)
         return evaluate.evaluate(store, run, data.artifact, options, lambda event, **fields: None)
 

@@ -44,7 +44,7 @@ def list_endpoints(json: AsJson = False) -> None:
 def down(name: Annotated[str, typer.Argument(help="The endpoint's name.")]) -> None:
     """End an endpoint; what is under way is answered first."""
     from genflow.serving import endpoints
-    from genflow.storage.files import NODE
+    from genflow.storage.files import HOSTNAME
     from genflow.storage.store import Store
 
     store = Store()
@@ -52,7 +52,7 @@ def down(name: Annotated[str, typer.Argument(help="The endpoint's name.")]) -> N
     if found is None:
         known = ", ".join(endpoint["name"] for endpoint in endpoints.alive(store)) or "none"
         raise UsageError(f"no endpoint {name!r} is being served; there are: {known}", "genflow endpoints ls")
-    if found["node"] != NODE:
+    if found["node"] != HOSTNAME:
         raise UsageError(f"{name} is served by {found['node']}", "genflow jobs ls, then genflow jobs stop JOB")
     os.kill(found["pid"], signal.SIGTERM)
     end = time.monotonic() + DRAIN_S

@@ -14,7 +14,7 @@ from typing import Any
 
 from genflow.errors import ResourceError
 from genflow.recipe.files import dump
-from genflow.storage.files import clear_disk_errors
+from genflow.storage.files import explain_disk_errors
 from genflow.storage.store import Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -84,7 +84,7 @@ def keep(document: Document, store: Store, name: str) -> Path:
         SetupError: the store cannot be written.
     """
     final = store.root / "parcels" / name
-    with clear_disk_errors(final):
+    with explain_disk_errors(final):
         if final.is_dir():  # named by its content, and renamed when it was whole
             return final
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from genflow.launch.preflight import Check
 from genflow.launch.ray_dashboard import Dashboard
 from genflow.launch.ray_jobs import ENDED, PROBE, Job, Jobs
 from genflow.recipe.schema import Cluster
-from genflow.storage.s3 import PUBLIC
+from genflow.storage.s3 import FORWARDED_VARIABLES
 from genflow.storage.store import MANIFEST, Store
 from genflow.system import events
 from genflow.tracking import database
@@ -145,7 +145,7 @@ def _variables(store: Store, verbose: bool) -> dict[str, str]:
     """The job's environment. Whoever reaches the dashboard reads it: it holds no secret."""
     variables = {
         "GENFLOW_STORE": store.url,
-        **{name: os.environ[name] for name in PUBLIC if os.environ.get(name)},
+        **{name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)},
         "GENFLOW_CLUSTER": "1",
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": "60",  # a checkpoint may be under way
@@ -248,7 +248,7 @@ def _left_alone(jobs: Jobs, id: str, on_event: Show) -> Document:
 def _seen_from_here(result: Document, store: Store, on_event: Show) -> Document:
     """The result, with a warning if what it names does not lie where this machine looks for it."""
     path = Path(result.get("path") or "/")
-    if "path" in result and store.shared:  # it named the mirror of the machine that made it
+    if "path" in result and store.mirror:  # it named the mirror of the machine that made it
         artifact = store.get(path.parent.name, path.name)
         return {**result, "path": str(artifact.path)} if artifact else result
     if "path" in result and not (path / MANIFEST).is_file():

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from genflow.storage.files import NODE, write_atomically
-from genflow.storage.lock import born
+from genflow.storage.files import HOSTNAME, write_atomically
+from genflow.storage.lock import process_start_time
 from genflow.storage.store import Store
 from genflow.system import http
 
@@ -22,9 +22,9 @@ def write(store: Store, inputs: Document, running: Document | None = None) -> No
     document = {
         "schema": "genflow.endpoint/1",
         "name": inputs["name"],
-        "node": running["node"] if running else NODE,
+        "node": running["node"] if running else HOSTNAME,
         "pid": running["pid"] if running else os.getpid(),
-        "born": running["born"] if running else born(os.getpid()),
+        "born": running["born"] if running else process_start_time(os.getpid()),
         "gcs": running["gcs"] if running else os.environ.get("RAY_ADDRESS", ""),
         "inputs": {key: value for key, value in inputs.items() if key != "running"},
     }
@@ -59,7 +59,7 @@ def get(store: Store, name: str) -> Document | None:
 
 def lives(document: Document) -> bool:
     """Whether an endpoint's process lives; of another machine's, nothing is known but its file."""
-    return bool(document["node"] != NODE or document["born"] == born(document["pid"]))
+    return bool(document["node"] != HOSTNAME or document["born"] == process_start_time(document["pid"]))
 
 
 def is_well(address: str) -> bool:

@@ -75,7 +75,7 @@ class EngineProcess:
             file.flush()
             self._heart, beat = mmap.mmap(file.fileno(), BEAT.size), file.fileno()
             self._process, self._socket = subprocesses.spawn(
-                "genflow.serving.engine_process", str(beat), str(most_bytes), passed=[beat]
+                "genflow.serving.engine_process", str(beat), str(most_bytes), pass_fds=[beat]
             )
 
     def draw(self, batch: Batch, alive: Callable[[], None], watch: Callable[[Frame], None] | None = None) -> Any:

@@ -30,7 +30,7 @@ LARGER_IN_MEMORY = 2.0  # an engine over its weights' file: the weights, and wha
 def located(path: str) -> Path:
     """An artifact's folder on this machine: as it was written down, or brought from the bucket that is the store."""
     folder = Path(path)
-    if path and not folder.is_dir() and (store := Store()).shared:
+    if path and not folder.is_dir() and (store := Store()).mirror:
         artifact = store.get(folder.parent.name, folder.name)
         return artifact.path if artifact else folder
     return folder

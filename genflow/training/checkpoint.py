@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from genflow.errors import DataError
 from genflow.storage import mirror
-from genflow.storage.files import clear_disk_errors, sync_folder, write_atomically
+from genflow.storage.files import explain_disk_errors, sync_folder, write_atomically
 from genflow.storage.manifest import describe, read_manifest, verify
 from genflow.storage.store import MANIFEST
 from genflow.training import fsdp
@@ -71,7 +71,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are what was committed; a corrupt one is passed over."""
         if (bucket := self._mirror()) and not (self.folder.parent / MANIFEST).is_file():  # else all of it was brought
-            return bucket.newest(self.folder, "step_")
+            return bucket.fetch_newest(self.folder, "step_")
         for path in reversed(self.steps()):
             manifest = read_manifest(path)
             try:
@@ -83,13 +83,13 @@ class Checkpoints:
         return None
 
     def _mirror(self) -> mirror.BucketMirror | None:
-        return mirror.of(self.folder)
+        return mirror.containing(self.folder)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Commit what `write(folder)` puts into a folder, then let go of the oldest."""
         path = self.folder / f"step_{step:08d}"
         attempt = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
-        with clear_disk_errors(path):
+        with explain_disk_errors(path):
             attempt.mkdir(parents=True)
             try:
                 write(attempt)
@@ -102,10 +102,10 @@ class Checkpoints:
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
         if bucket := self._mirror():
-            bucket.send(path, path, manifest)
+            bucket.upload_folder(path, path, manifest)
             older = sorted(name for name in bucket.names(bucket.key(self.folder)) if name < path.name)
             for name in older[: 1 - self.keep or None]:
-                bucket.forget(self.folder / name)
+                bucket.delete_folder(self.folder / name)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         for torn in self.folder.glob("step_*.tmp-*"):

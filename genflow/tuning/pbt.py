@@ -51,8 +51,8 @@ def take_over(store: Store, trials: Path, number: int, source: int) -> None:
         return
     step = int(weights.name.removeprefix("step_"))
     shutil.rmtree(folder, ignore_errors=True)
-    if store.shared:
-        store.shared.bucket.delete_all(store.shared.key(folder))
+    if store.mirror:
+        store.mirror.bucket.delete_all(store.mirror.key(folder))
 
     def write(to: Path) -> None:
         for file in weights.iterdir():

@@ -21,7 +21,7 @@ from genflow.recipe.files import dump
 from genflow.recipe.schema import Recipe
 from genflow.runs import RunPlan
 from genflow.sampling.engine import RECIPE
-from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.files import explain_disk_errors, write_atomically
 from genflow.storage.store import Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -155,9 +155,9 @@ def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str, wi
 def begin(store: Store, search: Search) -> None:
     """Make its folder, with what the trials of any node look for."""
     for task in (search.task(store), search.task(store, confirm=True)):
-        with clear_disk_errors(Path(task.folder)):
+        with explain_disk_errors(Path(task.folder)):
             store.upload(write_atomically(Path(task.folder) / RECIPE, dump(search.short)))
-    with clear_disk_errors(search.folder(store)):
+    with explain_disk_errors(search.folder(store)):
         write_atomically(search.folder(store) / RESUME_KEY, search.resume_key)
 
 

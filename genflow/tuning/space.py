@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from genflow import build, families, nets
 from genflow.errors import UsageError, nearest
-from genflow.recipe.compose import merge, scalar
+from genflow.recipe.compose import merge, parse_value
 from genflow.recipe.schema import SECTIONS, Recipe, parse
 from genflow.specs import DataSpec
 
@@ -155,7 +155,7 @@ def _domain(key: str, described: Any, resolved: Recipe) -> Domain:
 def _range(key: str, form: str, parts: list[str], types: set[Any], at: str) -> Domain:
     if len(parts) not in (2, 3) or (form == "int" and len(parts) == 3):
         raise UsageError(f"{at}: {form}:{':'.join(parts)} has not two ends", f"{form}:LO:HI")
-    numbers = [scalar(part) for part in parts]
+    numbers = [parse_value(part) for part in parts]
     for text, number in zip(parts, numbers, strict=True):
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise UsageError(f"{at}: {text!r} is not a number", f"{form}:LO:HI")
@@ -198,7 +198,7 @@ def _listed(text: str) -> list[Any]:
     try:
         return list(json.loads(f"[{text}]"))
     except ValueError:
-        return [scalar(part.strip()) for part in text.split(",") if part.strip()]
+        return [parse_value(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def _annotation(key: str, resolved: Recipe) -> Any:

@@ -234,7 +234,7 @@ class Training:
 
         def save(step: int, write: Callable[[Path], None]) -> None:
             if journal:
-                journal.keep()
+                journal.sync_with_bucket()
             saved.save(step, write)
 
         session = Session(

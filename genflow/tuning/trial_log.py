@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from genflow.storage import mirror
-from genflow.storage.files import clear_disk_errors
+from genflow.storage.files import explain_disk_errors
 from genflow.storage.json_lines import append_durably, read_lines
 from genflow.tuning import metrics
 from genflow.tuning.reports import Report, Row
@@ -84,7 +84,7 @@ class TrialLog:
         return read_reports(folder)
 
     def _append(self, entry: Document) -> None:
-        with clear_disk_errors(self.path):
+        with explain_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_durably(self.path, entry)
         _level(self.path)
@@ -92,7 +92,7 @@ class TrialLog:
 
 def _level(path: Path) -> None:
     """Have the same here and in the bucket, if the store is one."""
-    if bucket := mirror.of(path):
+    if bucket := mirror.containing(path):
         bucket.sync(path)
 
 

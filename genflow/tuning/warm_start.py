@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from genflow.errors import UsageError
-from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.files import explain_disk_errors, write_atomically
 from genflow.storage.store import Store
 from genflow.tuning.search import CONFIRM, RESUME_KEY, TRIALS, Search
 from genflow.tuning.trial_log import RECORD, TrialLog
@@ -22,13 +22,13 @@ def inherit(store: Store, search: Search) -> tuple[str, int]:
         Whose they were, and how many; of nobody: ("", 0). A store in a bucket hands nothing on.
     """
     own = search.folder(store)
-    if store.shared or search.recipe.tune.scheduler == "pbt" or (own / TRIALS / RECORD).exists():
+    if store.mirror or search.recipe.tune.scheduler == "pbt" or (own / TRIALS / RECORD).exists():
         return "", 0
     shorter = {folder: len(TrialLog(folder / TRIALS).rows()) for folder in _shorter(store, search)}
     for folder, count in sorted(shorter.items(), key=lambda pair: (-pair[1], pair[0])):
         if 0 < count <= search.trials:
             try:
-                with store.lock("searches", folder.name, wait=False), clear_disk_errors(own):
+                with store.lock("searches", folder.name, wait=False), explain_disk_errors(own):
                     _copy(folder, own)
             except UsageError:  # it is under way
                 continue

@@ -42,7 +42,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
     submitted = is_submitted()
     before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
     if not submitted:
-        environment.loopback()  # before the import: Ray reads it once
+        environment.configure_local_ray()  # before the import: Ray reads it once
     import ray
 
     level = logging.INFO if verbose() else logging.ERROR

@@ -53,7 +53,7 @@ def attempt(main: Main, document: Json, emit: Emit) -> int:
         return GenflowError.code
 
 
-def warn_of_gap(emit: Emit, id: str, sent: sync.Sent) -> None:
+def warn_of_gap(emit: Emit, id: str, sent: sync.SendResult) -> None:
     """Say what MLflow lacks of a run, a search or a report; nothing if it has all."""
     if not sent.complete:
         hint = "genflow ui sends the rest when it is back"

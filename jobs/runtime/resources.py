@@ -39,10 +39,10 @@ def storage(store: Store) -> dict[str, Any]:
 
     A folder store is seen by all. Of a bucket, the mirror will do where there is one node.
     """
-    if store.shared is None or len([node for node in ray.nodes() if node["Alive"]]) == 1:
+    if store.mirror is None or len([node for node in ray.nodes() if node["Alive"]]) == 1:
         return {"storage_path": str(store.root / "ray")}
-    bucket = store.shared.bucket
-    return {"storage_path": bucket.path("ray"), "storage_filesystem": bucket.files}
+    bucket = store.mirror.bucket
+    return {"storage_path": bucket.path("ray"), "storage_filesystem": bucket.filesystem}
 
 
 def clear(store: Store, name: str) -> None:
@@ -51,8 +51,8 @@ def clear(store: Store, name: str) -> None:
     with contextlib.suppress(OSError):
         (store.root / "ray").rmdir()
     with contextlib.suppress(GenflowError):
-        if store.shared and len([node for node in ray.nodes() if node["Alive"]]) > 1:
-            store.shared.bucket.delete_all(f"ray/{name}")
+        if store.mirror and len([node for node in ray.nodes() if node["Alive"]]) > 1:
+            store.mirror.bucket.delete_all(f"ray/{name}")
 
 
 def are_busy(cluster: Cluster) -> bool:

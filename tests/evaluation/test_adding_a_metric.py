@@ -30,14 +30,14 @@ from genflow.recipe.schema import Data, Evaluate
 from genflow.sampling.engine import Engine
 from genflow.storage.store import Store
 from genflow.tuning import metrics
-from support.finished import finished
+from support.trained_run import trained_run
 
 def quiet(*args, **fields): pass
 
 store = Store(Path(sys.argv[1]))
 artifact, _ = prepare(store, Data(source="ring8", samples=600, val=0.3), here, quiet)
 data = Dataset.open(artifact)
-runs = [finished(store, data, "vae", name=f"vae-{steps}", steps=steps) for steps in (2, 40)]
+runs = [trained_run(store, data, "vae", name=f"vae-{steps}", steps=steps) for steps in (2, 40)]
 options = Evaluate(samples=100, sweep_samples=50, steps=(), likelihood=0, bootstrap=3)
 rows = [evaluate.evaluate(store, run, artifact, options, quiet) for run in runs]
 ruler = metrics.ruler_of(load_features(store, data, "classifier", quiet), 0, 0)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.evaluation import evaluate, samples
 from genflow.evaluation.features import classifier
@@ -32,7 +32,7 @@ def quiet(event: str, **fields: object) -> None:
 def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
     """All but the first are handed out, as values; every figure but the times is the same to the bit."""
     data = prepared("digits", val=0.2)
-    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     here = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
     artifact = store.get("evaluations", here["evaluation"])
     (artifact.path / "manifest.json").unlink()  # as if it had never been
@@ -51,7 +51,7 @@ def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
 def test_only_the_first_records_are_kept(store, prepared):
     """Features of all, pictures of as many as were asked for."""
     data = prepared("digits", val=0.2)
-    engine = evaluate.engine_of(finished(store, data, "vae"), {})
+    engine = evaluate.engine_of(trained_run(store, data, "vae"), {})
     found = samples.reduced(
         engine, lambda records: (records.reshape(len(records), -1), None), list(range(80)), np.zeros(80, np.int64), 40,
         lambda count: None,
@@ -74,7 +74,7 @@ def test_a_run_shows_its_way_and_what_lies_between_samples(store, prepared):
     data = prepared("digits", val=0.2)
     found = {}
     for kind, options in (("flow_matching", {"steps": 4, "sampler": "euler"}), ("gan", {})):
-        run = finished(store, data, kind, sample=options, name=kind)
+        run = trained_run(store, data, kind, sample=options, name=kind)
         made = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
         found[kind] = store.get("evaluations", made["evaluation"])
     cell = 8 * 8 + 2

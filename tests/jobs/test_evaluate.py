@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.errors import UsageError
 from genflow.evaluation import evaluate as evaluation
@@ -32,7 +32,7 @@ def document(store, prepared, monkeypatch):
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
     monkeypatch.setattr(classifier, "MOST", 5)
     data = prepared("ring8", samples=400, val=0.3)
-    runs = [finished(store, data, "vae").id, finished(store, data, "flow_matching").id]
+    runs = [trained_run(store, data, "vae").id, trained_run(store, data, "flow_matching").id]
     return {"recipe": compose(None, SMALL).model_dump(mode="json"), "inputs": {"runs": runs}}
 
 
@@ -69,7 +69,7 @@ def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, 
 
 def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, said):
     """Their distances have nothing to do with each other; it is said before anything is measured."""
-    other = finished(store, prepared("moons", samples=400, val=0.3), "vae")
+    other = trained_run(store, prepared("moons", samples=400, val=0.3), "vae")
     runs = [document["inputs"]["runs"][0], other.id]
     with pytest.raises(UsageError, match="different data"):
         compare.main({**document, "inputs": {"runs": runs}}, emit)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.errors import GenflowError
 from genflow.evaluation import evaluate
@@ -11,7 +11,7 @@ from genflow.evaluation.features import classifier
 from genflow.recipe.schema import Evaluate
 from genflow.tables import formatting
 from genflow.tracking import sync
-from genflow.tracking.mlflow_client import Sent
+from genflow.tracking.mlflow_client import SendResult
 from jobs import tables as job
 
 OPTIONS = {"samples": 60, "sweep_samples": 32, "likelihood": 4, "bootstrap": 3}
@@ -29,13 +29,13 @@ def document(store, prepared, monkeypatch):
     kinds = {"vae": "vae", "flow": "flow_matching"}
     evaluations = {}
     for name, kind in kinds.items():
-        run = finished(store, data, kind, name=f"{name}-s0")
+        run = trained_run(store, data, kind, name=f"{name}-s0")
         steps = (1, 2) if name == "flow" else ()
         options = Evaluate(steps=steps, classification=name == "flow", **OPTIONS)
         found = evaluate.evaluate(store, run, data.artifact, options, lambda event, **f: None)
         evaluations[f"{name}-m0"] = found["evaluation"]
     ring = prepared("ring8", samples=400, val=0.3)
-    run = finished(store, ring, "vae", name="vae-grid-s0")
+    run = trained_run(store, ring, "vae", name="vae-grid-s0")
     found = evaluate.evaluate(store, run, ring.artifact, Evaluate(steps=(), **OPTIONS), lambda event, **f: None)
     evaluations["vae-grid-m0"] = found["evaluation"]
     study = {
@@ -53,7 +53,7 @@ def document(store, prepared, monkeypatch):
 def test_tables_report_and_artifacts(document, store, without_mlflow, monkeypatch):
     """Both tables, the claim's verdict, the failure; the page needs nothing outside itself; again it is cached."""
     sent = []
-    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: sent.append(run) or Sent(1, True, ""))
+    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: sent.append(run) or SendResult(1, True, ""))
     made = job.main(document, lambda event, **fields: None)
 
     assert [table["name"] for table in made["tables"]] == ["steps", "families"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import small
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow import families
 from genflow.cli import export
@@ -29,7 +29,7 @@ def exported(store: Store, prepared, monkeypatch, tmp_path):  # type: ignore[no-
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
 
     def make(kind: str, to: str, net: str = "", **sections):  # type: ignore[no-untyped-def]
-        run = finished(store, prepared("digits", val=0.2), kind, name=f"{kind}-{to}-{net}", net=net, **sections)
+        run = trained_run(store, prepared("digits", val=0.2), kind, name=f"{kind}-{to}-{net}", net=net, **sections)
         export.export(run.id, to, tmp_path / "out", json=True)
         return Engine.load(run), tmp_path / "out"
 

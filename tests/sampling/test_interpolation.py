@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.cli import sample
 from genflow.data.prepare import here, prepare
@@ -26,7 +26,7 @@ def store(tmp_path_factory) -> Store:
     prepare(store, Data(source="digits"), here, lambda event, **fields: None)
     data = Dataset.open(store.find("datasets", "digits"))
     for kind in ("vae", "flow_matching", "gan"):
-        finished(store, data, kind, name=kind, steps=2)
+        trained_run(store, data, kind, name=kind, steps=2)
     return store
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from support.finished import finished
 from support.small import FACTS, family
+from support.trained_run import trained_run
 
 from genflow import runs
 from genflow.data.pairs import Pairs
@@ -27,7 +27,7 @@ def data(prepared) -> Dataset:
 
 
 def task(store: Store, data: Dataset, kind: str = "flow_matching", recipe: Recipe = ASKED) -> reflow.ReflowPlan:
-    return reflow.plan(store, finished(store, data, kind, steps=2).id, recipe)
+    return reflow.plan(store, trained_run(store, data, kind, steps=2).id, recipe)
 
 
 def written(store: Store, lesson: reflow.ReflowPlan) -> Artifact:
@@ -122,7 +122,7 @@ def test_straightness_is_zero_for_lines_and_known_for_arcs() -> None:
 
 def test_the_curve_keeps_the_best_sampler_at_each_price(store: Store, data: Dataset) -> None:
     """Samplers are given evaluations, not steps; the own setting stays; a teacher stands beside its student."""
-    engine = Engine.load(finished(store, data, "flow_matching", steps=2, sample={"sampler": "ab2", "steps": 10}))
+    engine = Engine.load(trained_run(store, data, "flow_matching", steps=2, sample={"sampler": "ab2", "steps": 10}))
     found = sweep.ways(engine, Evaluate(steps=(1, 4), samplers=("euler", "midpoint", "heun")))
     assert found == [{"steps": 1, "sampler": "euler"}, {"steps": 1, "sampler": "heun"},
                      {"steps": 4, "sampler": "euler"}, {"steps": 2, "sampler": "midpoint"}]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The processes below a process, and the addresses on which they listen."""
+"""The descendants of a process, and the addresses on which processes listen."""
 
 import os
 from collections import defaultdict
@@ -8,7 +8,7 @@ LISTENING = "0A"
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that a process started, and theirs."""
+    """The ids of a process and all its descendants."""
     children = defaultdict(list)
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -25,7 +25,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def listening(pids: set[int]) -> set[str]:
-    """The addresses, in hexadecimal, on which some processes listen."""
+    """The addresses, in hexadecimal, on which the processes listen."""
     sockets = set()
     for pid in pids:
         try:

@@ -15,7 +15,7 @@ from genflow.serving.middleware import Limits
 from genflow.serving.model_list import ServedModel, entries
 from genflow.serving.service import Service
 from genflow.storage.store import Artifact, Store
-from support.finished import finished
+from support.trained_run import trained_run
 
 
 def trained(root: Path) -> tuple[Store, list[Artifact]]:
@@ -25,9 +25,9 @@ def trained(root: Path) -> tuple[Store, list[Artifact]]:
     digits = Dataset.open(prepare(store, Data(source="digits"), here, quiet)[0])
     ring = Dataset.open(prepare(store, Data(source="ring8", samples=500), here, quiet)[0])
     return store, [
-        finished(store, digits, "flow_matching", "flow", steps=30, sample={"steps": 4}),
-        finished(store, digits, "vae", "vae", steps=5),
-        finished(store, ring, "flow_matching", "ring", steps=5, sample={"steps": 3}),
+        trained_run(store, digits, "flow_matching", "flow", steps=30, sample={"steps": 4}),
+        trained_run(store, digits, "vae", "vae", steps=5),
+        trained_run(store, ring, "flow_matching", "ring", steps=5, sample={"steps": 3}),
     ]
 
 

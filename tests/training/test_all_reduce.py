@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.pair import two_workers
+from support.two_workers import two_workers
 from torch import nn
 
 from genflow.training import all_reduce

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.pair import two_workers
 from support.small import FACTS, NETS, family
+from support.two_workers import two_workers
 
 from genflow import runs
 from genflow.data.shards import Dataset

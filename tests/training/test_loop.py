@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.pair import two_workers
 from support.small import FACTS, batch, family, recipe
+from support.two_workers import two_workers
 from torch import Tensor
 
 from genflow import build, families

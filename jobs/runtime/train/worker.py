@@ -75,7 +75,7 @@ def work(settings: dict[str, Any]) -> None:
 
     def save(step: int, write: Callable[[Path], None]) -> None:
         assert journal is not None
-        journal.keep()  # before the checkpoint: who goes on from it measures nothing before it again
+        journal.sync_with_bucket()  # before the checkpoint: who goes on from it measures nothing before it again
         checkpoints.save(step, write)
 
     with Stop(settings["alone"]) as stop:

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow import runs
 from genflow.errors import UsageError
@@ -26,7 +26,7 @@ def measured(store, prepared, monkeypatch):
     monkeypatch.setattr(classifier, "MOST", 5)
     monkeypatch.setattr(classifier, "LEAST", 5)
     data = prepared("digits", val=0.2)
-    made = [finished(store, data, "vae"), finished(store, data, "flow_matching", name="flow-b")]
+    made = [trained_run(store, data, "vae"), trained_run(store, data, "flow_matching", name="flow-b")]
     return [evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None) for run in made]
 
 
@@ -158,7 +158,7 @@ def test_the_best_run_is_found_by_metric(store, measured):
 def test_the_best_run_is_one_of_those_that_compare(store, prepared, measured):
     """Measured last on other data, that data's runs alone are looked at, however large their distance."""
     data = prepared("ring8", samples=400, val=0.3)
-    run = finished(store, data, "vae", steps=1)
+    run = trained_run(store, data, "vae", steps=1)
     evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None)
     assert table.best_run(store, "fd").id == run.id
 
