@@ -63,7 +63,7 @@ def carry_out(plan: Plan, overrides: Document, store: Store) -> tuple[Found, lis
                 problems.append(f"{event['name']}: {event['message']}")
 
         try:
-            local.run_here("pipeline", document, store, hear)
+            local.run_local("pipeline", document, store, hear)
         except GenflowError as error:
             if not problems:  # it is no stage that failed
                 raise

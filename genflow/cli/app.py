@@ -51,7 +51,7 @@ app.add_typer(cluster.app, name="cluster")
 
 def main() -> None:
     """The `genflow` program."""
-    verbose = _take_verbose()
+    verbose = _pop_verbose_flag()
     command = typer.main.get_command(app)
     try:
         code = command.main(args=sys.argv[1:], prog_name="genflow", standalone_mode=False)
@@ -65,7 +65,7 @@ def main() -> None:
         code = 141
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own, of a wrong flag or argument
-            sys.exit(_misused(error, verbose))
+            sys.exit(_report_usage_error(error, verbose))
         first = str(error).strip().splitlines()
         wrapped = GenflowError(
             f"{type(error).__name__}: {first[0] if first else 'no message'}", "run it again with -v for the traceback"
@@ -75,7 +75,7 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _misused(error: Any, verbose: bool) -> int:
+def _report_usage_error(error: Any, verbose: bool) -> int:
     """A wrong flag or argument, in one line; a command without any shows its help."""
     context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -86,7 +86,7 @@ def _misused(error: Any, verbose: bool) -> int:
     return console.fail(UsageError(text[:1].lower() + text[1:], f"{path} --help"), verbose)
 
 
-def _take_verbose() -> bool:
+def _pop_verbose_flag() -> bool:
     """-v and --verbose may stand anywhere."""
     flags = [a for a in sys.argv[1:] if a in ("-v", "--verbose")]
     sys.argv[1:] = [a for a in sys.argv[1:] if a not in flags]

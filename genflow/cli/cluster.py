@@ -18,13 +18,13 @@ from genflow.cli.options import Address, AsJson, Yes
 from genflow.errors import ClusterError, SetupError, UsageError
 
 app = typer.Typer(help="A cluster's machines: bring them up and down, and look at them.", no_args_is_help=True)
-File = Annotated[str, typer.Argument(metavar="[FILE]", help="The cluster's file; cluster.yaml if left out.")]
+ClusterFile = Annotated[str, typer.Argument(metavar="[FILE]", help="The cluster's file; cluster.yaml if left out.")]
 
 TUNNEL_S = 60.0  # the longest that an ssh tunnel takes to stand
 
 
 @app.command()
-def validate(file: File = "", json: AsJson = False) -> None:
+def validate(file: ClusterFile = "", json: AsJson = False) -> None:
     """Check a cluster's file, or a manifest of KubeRay's, without asking any machine."""
     from genflow.launch import cluster_config
 
@@ -34,36 +34,37 @@ def validate(file: File = "", json: AsJson = False) -> None:
     if json:
         console.document({"schema": "genflow.cluster.validate/1", "file": str(path), "problems": found})
     else:
-        print("\n".join(f"✘ {path}: {problem}" for problem in found) or f"✔ {path}: {_words(document)}")
+        print("\n".join(f"✘ {path}: {problem}" for problem in found) or f"✔ {path}: {_summary(document)}")
     if found:
         raise UsageError(f"{path} has {len(found)} problem{'s' * (len(found) > 1)}", "mend the lines above")
 
 
 @app.command()
-def up(file: File = "", yes: Yes = False) -> None:
+def up(file: ClusterFile = "", yes: Yes = False) -> None:
     """Bring a cluster up by Ray's launcher, with token authentication."""
     from genflow.launch import cluster_config
     from genflow.launch.ray_dashboard import PORT
     from genflow.system import environment
 
-    path, document = _launchable(file)
+    path, document = _read_launcher_file(file)
     if not os.environ.get("RAY_AUTH_TOKEN"):
         environment.ensure_token()
     if found := cluster_config.problems(document, Path.cwd()):
         raise UsageError(f"{path}: {found[0]}", f"genflow cluster validate {path}")
-    console.confirm(f"bring up {_words(document)}? [y/N] ", f"{path} would be brought up", yes)
-    _launch(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
+    console.confirm(f"bring up {_summary(document)}? [y/N] ", f"{path} would be brought up", yes)
+    _run_launcher(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
     console.next_commands(f"genflow cluster dashboard {path}", f"genflow doctor --cluster --address 127.0.0.1:{PORT}")
 
 
 @app.command()
-def status(file: File = "", address: Address = "", json: AsJson = False) -> None:
+def status(file: ClusterFile = "", address: Address = "", json: AsJson = False) -> None:
     """Show a cluster's nodes, their resources, and the versions there."""
     from genflow.launch.ray_dashboard import Dashboard
     from genflow.system import environment
 
     named = address or ("" if file else os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
-    with contextlib.nullcontext(named) if named else _tunnel(*_launchable(file), environment.free_port()) as where:
+    tunnel = None if named else _tunnel(*_read_launcher_file(file), environment.free_port())
+    with tunnel or contextlib.nullcontext(named) as where:
         dashboard = Dashboard.at(where)
         facts = {"address": dashboard.address, "authentication": dashboard.mode(), "ray": dashboard.ray_version()}
         facts, nodes = facts | {"python": dashboard.python_version()}, dashboard.nodes()
@@ -78,13 +79,13 @@ def status(file: File = "", address: Address = "", json: AsJson = False) -> None
 
 @app.command()
 def dashboard(
-    file: File = "",
+    file: ClusterFile = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")] = 8265,
 ) -> None:
     """Open a tunnel to a cluster's dashboard, until Ctrl-C."""
     from genflow.system import environment
 
-    path, document = _launchable(file)
+    path, document = _read_launcher_file(file)
     port = port or environment.free_port()
     if not environment.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow cluster dashboard --port 0 takes a free one")
@@ -97,14 +98,14 @@ def dashboard(
 
 
 @app.command()
-def down(file: File = "", yes: Yes = False) -> None:
+def down(file: ClusterFile = "", yes: Yes = False) -> None:
     """Take a cluster down."""
     from genflow.launch import cluster_config
 
-    path, document = _launchable(file)
+    path, document = _read_launcher_file(file)
     what = "Ray on its machines is stopped" if cluster_config.is_local(document) else "its machines and their disks go"
     console.confirm(f"{document['cluster_name']}: {what}. Sure? [y/N] ", what, yes)
-    _launch(document, "down", str(path), "-y")
+    _run_launcher(document, "down", str(path), "-y")
     print(f"down     {document['cluster_name']}")
 
 
@@ -118,7 +119,7 @@ def _path(reference: str) -> Path:
     return here if here.exists() else resources_dir() / here
 
 
-def _launchable(reference: str) -> tuple[Path, Document]:
+def _read_launcher_file(reference: str) -> tuple[Path, Document]:
     from genflow.launch import cluster_config
 
     path = _path(reference)
@@ -128,7 +129,7 @@ def _launchable(reference: str) -> tuple[Path, Document]:
     return path, document
 
 
-def _words(document: Document) -> str:
+def _summary(document: Document) -> str:
     """A cluster's file in a few words."""
     from genflow.launch import cluster_config
 
@@ -148,7 +149,7 @@ def _resources(have: Document) -> tuple[str, str, str]:
     return f"{have.get('CPU', 0):g}", f"{have.get('GPU', 0):g}", f"{have.get('memory', 0) / 2**30:.1f} GiB"
 
 
-def _ray(document: Document) -> tuple[list[str], dict[str, str]]:
+def _launcher(document: Document) -> tuple[list[str], dict[str, str]]:
     """Ray's launcher as a command, and its environment."""
     from genflow.launch import cluster_config
 
@@ -158,8 +159,8 @@ def _ray(document: Document) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "ray.scripts.scripts"], variables
 
 
-def _launch(document: Document, *arguments: str) -> None:
-    command, variables = _ray(document)
+def _run_launcher(document: Document, *arguments: str) -> None:
+    command, variables = _launcher(document)
     code = subprocess.run([*command, *arguments], env=variables, stdout=sys.stderr.fileno(), check=False).returncode
     if code:
         raise ClusterError(f"`ray {arguments[0]}` ended with code {code}", "what it says stands above")
@@ -174,7 +175,7 @@ def _tunnel(path: Path, document: Document, port: int) -> Iterator[str]:
     """
     from genflow.system import environment
 
-    command, variables = _ray(document)
+    command, variables = _launcher(document)
     process = subprocess.Popen(
         [*command, "dashboard", str(path), "--port", str(port), "--no-config-cache"], env=variables, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

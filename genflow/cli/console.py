@@ -89,21 +89,21 @@ def width(text: str) -> int:
     return cell_len(text)
 
 
-def setting(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting as it would be typed."""
     import json
 
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def trials(metrics: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[list[str], Any]:
+def trial_rows(metrics: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[list[str], Any]:
     """The head and the lines of a table of a search's trials."""
     short = [key.removeprefix("train.").removeprefix("family.") for key in keys]
     head = ["trial", "state", *metrics, "N", "budget", *(short if len(set(short)) == len(short) else keys)]
     lines = []
     for row in rows:
         values = [f"{row['values'][name]:.4g}" if name in row["values"] else "—" for name in metrics]
-        params = [setting(row["params"][key]) if key in row["params"] else "preset" for key in keys]
+        params = [format_setting(row["params"][key]) if key in row["params"] else "preset" for key in keys]
         share = f"{row['share']:.0%}" if row["share"] else "—"
         lines.append([str(row["trial"]), row["status"], *values, str(row.get("samples", "—")), share, *params])
     return head, lines
@@ -200,7 +200,7 @@ class Progress:
     def _trials(self, event: "Event") -> None:
         """A search's trials: a live table, or elsewhere a line a trial that is over."""
         if self._live:
-            head, lines = trials(event["metrics"], event["keys"], event["rows"])
+            head, lines = trial_rows(event["metrics"], event["keys"], event["rows"])
             self._table = table(head, lines, left=2) if lines else ""
             self._live.refresh()
             return
@@ -209,7 +209,7 @@ class Progress:
         row, metric = event["row"], event["metrics"][0]
         value = f"{metric} {row['values'][metric]:.4g}" if metric in row["values"] else row.get("why", "")
         best = event["rows"][0]["trial"] == row["trial"] and row["status"] == "finished"
-        params = "  ".join(f"{key}={setting(x)}" for key, x in row["params"].items())
+        params = "  ".join(f"{key}={format_setting(x)}" for key, x in row["params"].items())
         self._print(f"trial {row['trial']:<4} {row['status']:<9} {value}{'  (best)' if best else ''}  {params}")
 
     def _stage(self, event: "Event") -> None:

@@ -76,9 +76,9 @@ def send(
                 hear(event)
 
         if cluster:
-            done = remote.run_there(stage, document, store, told, address=address, verbose=is_verbose())
+            done = remote.run_on_cluster(stage, document, store, told, address=address, verbose=is_verbose())
         else:
-            done = local.run_here(stage, document, store, told, verbose=is_verbose())
+            done = local.run_local(stage, document, store, told, verbose=is_verbose())
     if done.get("schema") == "genflow.job/1":
         if json:
             console.document(done)
@@ -118,7 +118,7 @@ def find_run(store: "Store", reference: str) -> "Artifact":
     return best_run(store, reference.removeprefix("best:"))
 
 
-def need_family(family: str) -> None:
+def require_family(family: str) -> None:
     """Raises UsageError, with the nearest, where there is no such family."""
     from genflow.families import kinds
 
@@ -127,7 +127,7 @@ def need_family(family: str) -> None:
         raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"families: {', '.join(known)}")
 
 
-def need_dataset(recipe: "Recipe", store: "Store") -> None:
+def require_dataset(recipe: "Recipe", store: "Store") -> None:
     """Raises UsageError, with those that there are, where the recipe names no dataset."""
     if not recipe.data.name:
         names = dict.fromkeys(a.name for a in store.artifacts("datasets"))
@@ -135,7 +135,7 @@ def need_dataset(recipe: "Recipe", store: "Store") -> None:
         raise UsageError("no dataset was named", f"--data NAME; {have}")
 
 
-def check_out(out: Path | None) -> None:
+def check_output_path(out: Path | None) -> None:
     """Raises UsageError where no file can be written, before hours of work end there."""
     if out is None:
         return
@@ -146,7 +146,7 @@ def check_out(out: Path | None) -> None:
         raise UsageError(f"--out {out}: no file can be written there", "name another file")
 
 
-def absolute(source: str) -> str:
+def absolute_if_path(source: str) -> str:
     """A path as an absolute one, so that the job finds it from anywhere; names stay."""
     expanded = Path(source).expanduser()
     return str(expanded.absolute()) if expanded.exists() or os.sep in source else source
@@ -162,7 +162,7 @@ def resolve_features(spec: str, store: "Store") -> str:
         from genflow.evaluation.features import imagenet  # torch, which no other command line waits for
 
         return str(imagenet.module(store))
-    return spec if spec in ("classifier", "random") else absolute(spec)
+    return spec if spec in ("classifier", "random") else absolute_if_path(spec)
 
 
 def remove(kind: str, reference: str, yes: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, check_out, compose_recipe, find_run, resolve_features, send
+from genflow.cli.dispatch import Document, check_output_path, compose_recipe, find_run, resolve_features, send
 from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
 from genflow.errors import UsageError
 
@@ -43,7 +43,7 @@ def compare(
     json: AsJson = False,
 ) -> None:
     """Compare runs by measurement: a table here, and one self-contained HTML file."""
-    check_out(out)
+    check_output_path(out)
     ids, done = _measure("compare", runs, sets, {"evaluate.samples": samples}, cluster, address, json)
     if out and "path" in done:
         shutil.copyfile(Path(done["path"]) / "report.html", out)

@@ -26,7 +26,7 @@ def families(
     if into is not None:
         from genflow.storage.files import write_atomically
 
-        write_atomically(into, rewritten(into.read_text(encoding="utf-8")))
+        write_atomically(into, update_table(into.read_text(encoding="utf-8")))
         return
     found = describe_all()
     if json:
@@ -102,7 +102,7 @@ def _markdown() -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def rewritten(text: str) -> str:
+def update_table(text: str) -> str:
     """A document with the table between its two marks made anew."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}{_markdown()}{END}{rest.partition(END)[2]}"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, absolute, compose_recipe, send, show_plan
+from genflow.cli.dispatch import Document, absolute_if_path, compose_recipe, send, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.errors import UsageError
 
@@ -52,12 +52,12 @@ def find_source(text: str) -> str:
     from genflow.storage.store import Store
 
     if not text.startswith(PREFIX):
-        return absolute(text)
+        return absolute_if_path(text)
     base = text.removeprefix(PREFIX)
     if base in BUILT_IN or Path(base).expanduser().exists():
-        return PREFIX + absolute(base)
+        return PREFIX + absolute_if_path(base)
     known = {dataset.name: dataset.meta["options"]["source"] for dataset in Store().artifacts("datasets")}
-    return PREFIX + known.get(base, absolute(base))
+    return PREFIX + known.get(base, absolute_if_path(base))
 
 
 def _show(done: Document) -> None:

@@ -23,9 +23,9 @@ def recommend(
     from genflow.evaluation import selection
     from genflow.storage.store import Store
 
-    most_ms = latency(max_latency) if max_latency else None
+    most_ms = parse_latency(max_latency) if max_latency else None
     choices = selection.choices(Store(), data)
-    most_fd = quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
+    most_fd = parse_quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
     chosen = selection.choose(choices, most_ms, most_fd)
     best = selection.front(choices)
     document = {
@@ -45,11 +45,11 @@ def recommend(
         rows.insert(0, _row(chosen, True))
     head = ("", "run", "family", "sampler", "steps", "nfe", "fd (95 %)", "× floor", "ms alone", "ms in 64")
     print(console.table(head, rows, left=4))
-    print(f"\n{sentence(chosen, len(choices))}")
+    print(f"\n{summary_sentence(chosen, len(choices))}")
     console.next_commands(*document["commands"])
 
 
-def latency(text: str) -> float:
+def parse_latency(text: str) -> float:
     """`50ms`, `0.2s` or `50` as milliseconds.
 
     Raises:
@@ -62,7 +62,7 @@ def latency(text: str) -> float:
     return value * (1000 if found[2] == "s" else 1)
 
 
-def quality(text: str, floor: float | None) -> float:
+def parse_quality(text: str, floor: float | None) -> float:
     """`2.5` as a distance, `3x` as three times the floor.
 
     Raises:
@@ -92,7 +92,7 @@ def commands(chosen: Document) -> list[str]:
     return [shlex.join(["genflow", "serve", chosen["run"]]), ask]
 
 
-def sentence(chosen: Document, measured: int) -> str:
+def summary_sentence(chosen: Document, measured: int) -> str:
     """The choice in a sentence."""
     from genflow.evaluation.report.table import number
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.sampling.interpolation import Ends
     from genflow.storage.store import Artifact, Store
 
-FEW = 64  # samples, if nobody says how many
+DEFAULT_COUNT = 64  # samples, if nobody says how many
 
 
 def sample(
@@ -60,7 +60,7 @@ def sample(
     if run.startswith(("http://", "https://")):
         if interpolate or between or guide or weights != "ema":
             raise UsageError("a served model is asked for samples alone", "leave out --interpolate, --guide, weights")
-        _from_endpoint(run, FEW if n is None else n, seed, options, label, out, json)
+        _from_endpoint(run, DEFAULT_COUNT if n is None else n, seed, options, label, out, json)
         return
     store = Store()
     found = find_run(store, run)
@@ -74,7 +74,7 @@ def sample(
         drawn, index, about = _interpolate(store, found, engine, n, seed, options, label, between)
         columns: int | None = about["interpolate"]["columns"]
     else:
-        n = FEW if n is None else n
+        n = DEFAULT_COUNT if n is None else n
         drawn = engine.draw(range(seed, seed + n), labels_for(label, n, engine.facts), **options)
         index = {"seed": list(range(seed, seed + n))}
         columns = preview.columns(engine.facts)

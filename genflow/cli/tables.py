@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, check_out, resolve_features, send
+from genflow.cli.dispatch import Document, check_output_path, resolve_features, send
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets, complete_data
 from genflow.errors import DIVERGED, UsageError, nearest
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
 
 OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
 MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
-KNOWN = ("cached", "diverged")  # states of stages that are not carried out again
+SETTLED = ("cached", "diverged")  # states of stages that are not carried out again
 FORMS = {".html": "report.html", ".md": "tables.md", ".json": "tables.json"}  # of the tables, by the suffix of --out
 
 
@@ -37,7 +37,7 @@ def tables(
     """Measure the two tables that the field quotes from memory: every family, a few seeds, one budget, your data."""
     if budget is not None and budget <= 0:
         raise UsageError(f"--budget is CPU minutes above 0, not {budget:g}", "genflow tables --data NAME --budget 1")
-    check_out(out)
+    check_output_path(out)
     if out and out.suffix not in FORMS:
         raise UsageError(f"--out {out}: tables are written as {', '.join(FORMS)}", f"--out {out.with_suffix('.html')}")
     from genflow.pipeline import graph
@@ -144,7 +144,7 @@ class RemainingWork:
         from genflow.system import environment
 
         rows = plan.foresee(whole, store)
-        to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] not in KNOWN]
+        to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] not in SETTLED]
         seen = _measured(store)
         seconds, training = {}, 0.0
         for stage in to_do:
@@ -172,7 +172,7 @@ class RemainingWork:
         families = len({run["preset"] for run in study.runs.values()})
         seeds = len(study.seeds)
         trainings = [row for row in self.rows if row["job"] == "train"]
-        to_do = [row for row in trainings if row["state"] not in KNOWN]
+        to_do = [row for row in trainings if row["state"] not in SETTLED]
         hours = sum(self.seconds.values()) / 3600
         about = "" if not self.seconds else (
             f"; about {console.duration(self.eta())} on {self.cores} cores, {hours:.2f} CPU hours, "

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, compose_recipe, need_dataset, need_family, send, show_plan
+from genflow.cli.dispatch import Document, compose_recipe, require_dataset, require_family, send, show_plan
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 
@@ -45,7 +45,7 @@ def train(
     if recipe.family.get("kind") != family:
         raise UsageError(f"the recipe's family.kind is {recipe.family.get('kind')!r}, and the command says {family}")
     store = Store()
-    need_dataset(recipe, store)
+    require_dataset(recipe, store)
     inputs: Document = {"fresh": not resume}
     if dry_run or cluster:  # here the job says the same as soon, and torch is imported once
         from genflow import runs
@@ -78,7 +78,7 @@ def _family(family: str, files: Sequence[Document]) -> str:
 
         known = ", ".join(kinds())
         raise UsageError("no family was named", f"genflow train FAMILY --data NAME; families: {known}")
-    need_family(family)
+    require_family(family)
     return family
 
 

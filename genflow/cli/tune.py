@@ -9,10 +9,10 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import (
     Document,
-    check_out,
+    check_output_path,
     compose_recipe,
-    need_dataset,
-    need_family,
+    require_dataset,
+    require_family,
     send,
     show_plan,
 )  # fmt: skip
@@ -21,7 +21,7 @@ from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnC
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
 
-SHOWN = 10  # trials in the table at the end
+ROWS_SHOWN = 10  # trials in the table at the end
 
 
 def tune(
@@ -30,7 +30,9 @@ def tune(
     param: Annotated[
         list[str],
         typer.Option(
-            "--param", "-p", metavar="KEY=SPACE",
+            "--param",
+            "-p",
+            metavar="KEY=SPACE",
             help="log:LO:HI, uniform:LO:HI, int:LO:HI or choice:A,B; repeatable. Left out: the family's own space.",
         ),
     ] = [],
@@ -51,8 +53,8 @@ def tune(
 
     --set tune.KEY=VALUE: a trial's steps, searcher, scheduler, target; --set cluster.workers: how many at once.
     """
-    check_out(out)
-    need_family(family)
+    check_output_path(out)
+    require_family(family)
     from genflow.recipe.files import read
     from genflow.storage.store import Store
     from genflow.tuning import search, space
@@ -61,7 +63,7 @@ def tune(
     flags |= {"tune.trials": trials, "tune.minutes": budget, "tune.space": space.choices(param) if param else None}
     recipe = compose_recipe(family, [read(path) for path in config], sets, flags)
     store = Store()
-    need_dataset(recipe, store)
+    require_dataset(recipe, store)
     if objective.partition(":")[0].endswith(".py"):
         objective = str(Path(objective).expanduser().absolute())
     plan = search.plan(store, recipe, objective)
@@ -95,7 +97,7 @@ def _show(done: Document) -> None:
     counts = ", ".join(f"{count} {status}" for status, count in done["counts"].items() if count)
     print(f"search   {done['name']}  ({done['search']}){'  cached' if done['cached'] else ''}")
     print(f"         {counts}; {console.duration(done['seconds'])} · {done['path']}\n")
-    print(_trials_table(done["metrics"], list(done["space"]), done["ranked"][:SHOWN], len(done["trials"])))
+    print(_trials_table(done["metrics"], list(done["space"]), done["ranked"][:ROWS_SHOWN], len(done["trials"])))
     if done["importance"]:
         parts = ", ".join(f"{key} {100 * share:.0f} %" for key, share in done["importance"].items())
         print(f"\nmatters  {parts}  (of the variance of {done['metrics'][0]} over the trials)")
@@ -113,10 +115,10 @@ def _show(done: Document) -> None:
 
 def _settings(params: Document) -> str:
     """A trial's settings in words."""
-    return ", ".join(f"{key}={console.setting(value)}" for key, value in params.items()) or "the preset"
+    return ", ".join(f"{key}={console.format_setting(value)}" for key, value in params.items()) or "the preset"
 
 
 def _trials_table(names: list[str], keys: list[str], rows: list[Document], total: int) -> str:
     """Trials as a table."""
-    text = console.table(*console.trials(names, keys, rows), left=2)
+    text = console.table(*console.trial_rows(names, keys, rows), left=2)
     return text + (f"\n… and {total - len(rows)} more, in trials.csv" if total > len(rows) else "")

@@ -21,17 +21,17 @@ from genflow.system.source_hash import digest
 
 Document = dict[str, Any]
 
-ROOMS = ("genflow", "jobs", "pipelines")  # a pipeline composes its stages from presets where it runs
+SOURCES = ("genflow", "jobs", "pipelines")  # a pipeline composes its stages from presets where it runs
 RECIPE = "recipe.yaml"
-MOST_BYTES = 50_000_000  # Ray's dashboard takes 100 MiB; genflow itself is 1 MB
+MAX_BYTES = 50_000_000  # Ray's dashboard takes 100 MiB; genflow itself is 1 MB
 
 
 def identity(document: Document) -> str:
     """The content address of a parcel."""
-    return digest({"document": document, "code": source_hash.fingerprint(*ROOMS)}, 16)
+    return digest({"document": document, "code": source_hash.fingerprint(*SOURCES)}, 16)
 
 
-def weigh() -> str:
+def describe_size() -> str:
     """How much is uploaded, with its largest files, in words.
 
     Raises:
@@ -41,7 +41,7 @@ def weigh() -> str:
     largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
     shown = ", ".join(f"{name} ({_size(sizes[name])})" for name in largest)
     whole = sum(sizes.values())
-    if whole > MOST_BYTES:
+    if whole > MAX_BYTES:
         raise ResourceError(
             f"the parcel has {_size(whole)}, and Ray takes 100 MB; the largest files: {shown}",
             f"move data out of {source_hash.PACKAGE} and {source_hash.resources_dir() / 'jobs'}",
@@ -50,14 +50,14 @@ def weigh() -> str:
 
 
 def _files() -> list[tuple[str, Path]]:
-    return [pair for room in ROOMS for pair in source_hash.sources(room)]
+    return [pair for room in SOURCES for pair in source_hash.sources(room)]
 
 
 def _size(bytes: int) -> str:
     return f"{bytes / 1e6:.1f} MB" if bytes >= 1e5 else f"{bytes / 1e3:.0f} kB"
 
 
-def lay_out(document: Document, into: Path) -> Path:
+def write(document: Document, into: Path) -> Path:
     """Write a job's parcel into a folder.
 
     Args:
@@ -67,7 +67,7 @@ def lay_out(document: Document, into: Path) -> Path:
     Raises:
         ResourceError: it is too large for Ray; the largest files are named.
     """
-    weigh()
+    describe_size()
     for name, file in _files():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def lay_out(document: Document, into: Path) -> Path:
     return into
 
 
-def keep(document: Document, store: Store, name: str) -> Path:
+def save(document: Document, store: Store, name: str) -> Path:
     """Lay a parcel out in the store, where it stays: `<store>/parcels/<name>`.
 
     Raises:
@@ -90,7 +90,7 @@ def keep(document: Document, store: Store, name: str) -> Path:
         final.parent.mkdir(parents=True, exist_ok=True)
         attempt = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=final.parent))
         try:
-            lay_out(document, attempt)
+            write(document, attempt)
             attempt.chmod(0o755)
             try:
                 os.rename(attempt, final)

@@ -19,7 +19,7 @@ def require(nodes: Iterable[Mapping[str, float]], workers: int, cpus: float, gpu
         ResourceError: not all of them would find a place, even on idle nodes.
     """
     every = list(nodes)
-    room = sum(_room(node, cpus, gpus) for node in every)
+    room = sum(_fitting_workers(node, cpus, gpus) for node in every)
     if workers > room:
         have = ", ".join(f"{sum(node.get(kind, 0) for node in every):g} {kind}" for kind in ("CPU", "GPU"))
         each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
@@ -30,7 +30,7 @@ def require(nodes: Iterable[Mapping[str, float]], workers: int, cpus: float, gpu
         )
 
 
-def _room(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+def _fitting_workers(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     """How many workers an idle node holds."""
     limits = [node.get(kind, 0) / need for kind, need in (("CPU", cpus), ("GPU", gpus)) if need]
     return math.floor(min(limits) + 1e-9)

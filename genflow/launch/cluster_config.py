@@ -22,14 +22,14 @@ Document = dict[str, Any]
 
 TOKEN = "RAY_AUTH_MODE=token"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CLOSED = (6379, 8265, 10001)  # Ray's own ports, which no other network may reach
-ANYBODY = ("0.0.0.0/0", "::/0")
+RAY_PORTS = (6379, 8265, 10001)  # Ray's own ports, which no other network may reach
+ANY_ADDRESS = ("0.0.0.0/0", "::/0")
 COMMANDS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
     "head_start_ray_commands", "worker_start_ray_commands",
 )  # fmt: skip
 MANIFESTS = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("rayClusterConfig",)}
-INSTALLED = re.compile(r"(?:rayproject/ray(?:-ml)?:|\bray(?:\[[^\]]*\])?==|\bray)(\d+\.\d+(?:\.\d+)?)")
+RAY_VERSION = re.compile(r"(?:rayproject/ray(?:-ml)?:|\bray(?:\[[^\]]*\])?==|\bray)(\d+\.\d+(?:\.\d+)?)")
 
 
 def read(path: Path) -> Document:
@@ -72,7 +72,10 @@ def problems(document: Document, folder: Path) -> list[str]:
     broken = [f"{where}: {what}" for where, what in _schema(document)]
     if broken:  # what follows takes the shape for granted
         return broken
-    return [*_token(document), *_doors(document), *_versions(document, folder), *_bounds(document), *_hosts(document)]
+    return [
+        *_token(document), *_exposed_ports(document), *_versions(document, folder), *_size_limits(document),
+        *_hosts(document),
+    ]  # fmt: skip
 
 
 def _schema(document: Document) -> Iterator[tuple[str, str]]:
@@ -111,7 +114,7 @@ def _token(document: Document) -> Iterator[str]:
             break
 
 
-def _doors(document: Document) -> Iterator[str]:
+def _exposed_ports(document: Document) -> Iterator[str]:
     """Nothing of Ray's listens where another network reaches it."""
     for command in document.get("head_start_ray_commands", []):
         host = re.search(r"--dashboard-host[= ](\S+)", command)
@@ -121,8 +124,8 @@ def _doors(document: Document) -> Iterator[str]:
     for rule in (document.get("provider", {}).get("security_group") or {}).get("IpPermissions", []):
         ranges = [r.get("CidrIp") or r.get("CidrIpv6") for r in rule.get("IpRanges", []) + rule.get("Ipv6Ranges", [])]
         low, high = rule.get("FromPort", 0), rule.get("ToPort", 65535)
-        open_ports = [str(port) for port in CLOSED if low <= port <= high]
-        if open_ports and set(ranges) & set(ANYBODY):
+        open_ports = [str(port) for port in RAY_PORTS if low <= port <= high]
+        if open_ports and set(ranges) & set(ANY_ADDRESS):
             yield f"provider.security_group: anybody reaches port {', '.join(open_ports)}: open 22 alone"
 
 
@@ -136,7 +139,7 @@ def _versions(document: Document, folder: Path) -> Iterator[str]:
         if pinned.is_file():
             texts.append((str(pinned), "".join(re.findall(r"^ray==\S+$", pinned.read_text(), re.M))))
     for where, text in texts:
-        for there in INSTALLED.findall(text):
+        for there in RAY_VERSION.findall(text):
             if there.split(".")[:2] != here.split(".")[:2]:
                 yield f"{where}: Ray {there} there, and Ray {here} here: the same minor release on both sides"
         for python in re.findall(r"--python[= ](\d+)\.(\d+)", text):
@@ -144,7 +147,7 @@ def _versions(document: Document, folder: Path) -> Iterator[str]:
                 yield f"{where}: Python {'.'.join(python)}: genflow needs 3.11 or newer"
 
 
-def _bounds(document: Document) -> Iterator[str]:
+def _size_limits(document: Document) -> Iterator[str]:
     """The cluster grows so far and no further, and its head stays."""
     kinds = document.get("available_node_types")
     if is_local(document):
@@ -209,7 +212,7 @@ def _manifest(document: Document) -> Iterator[str]:
         if not containers:
             yield f"{where}: no container"
         for container in containers:
-            for there in INSTALLED.findall(str(container.get("image"))):
+            for there in RAY_VERSION.findall(str(container.get("image"))):
                 if there.split(".")[:2] != here.split(".")[:2]:
                     yield f"{where}: the image {container['image']} has Ray {there}, and here is Ray {here}"
 

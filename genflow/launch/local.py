@@ -18,12 +18,10 @@ from genflow.storage.store import Store
 from genflow.system import environment, events
 
 Document = dict[str, Any]
-Show = Callable[[events.Event], None]
+OnEvent = Callable[[events.Event], None]
 
 
-def run_here(
-    stage: str, document: Document, store: Store, on_event: Show, *, verbose: bool = False
-) -> Document:
+def run_local(stage: str, document: Document, store: Store, on_event: OnEvent, *, verbose: bool = False) -> Document:
     """Run a job in a child process of this machine and return its result.
 
     Args:
@@ -64,8 +62,10 @@ def failure(last: events.Event | None, code: int) -> GenflowError:
     """The error that a job ended with, or that it ended without a word."""
     if last is None:
         if code == -signal.SIGKILL:  # the kernel says nothing to whom it ends
-            return GenflowError("the job was killed (signal 9): by somebody, or by the kernel when memory ran out",
-                                "run the same command again: it goes on; for less memory, a smaller --set train.batch")
+            return GenflowError(
+                "the job was killed (signal 9): by somebody, or by the kernel when memory ran out",
+                "run the same command again: it goes on; for less memory, a smaller --set train.batch",
+            )
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code} without a word"
         return GenflowError(f"the job {how}", "run the same command again: it goes on")
     kind = BY_CODE.get(last.get("code", 1), GenflowError)

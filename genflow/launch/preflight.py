@@ -27,8 +27,8 @@ from genflow.tracking import database
 Document = dict[str, Any]
 Probe = Callable[[Document], Document]
 
-REMEMBERED_S = 3600.0
-OPEN = "GENFLOW_OPEN_CLUSTER"  # set to 1, a cluster that asks nobody for a token will do, off the loopback, too
+PROBE_CACHE_S = 3600.0
+ALLOW_OPEN = "GENFLOW_OPEN_CLUSTER"  # set to 1, a cluster that asks nobody for a token will do, off the loopback, too
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Check:
         return BY_CODE.get(self.code, GenflowError)(self.found, self.cure)
 
 
-def obey(checks: Iterator[Check]) -> None:
+def raise_first_failure(checks: Iterator[Check]) -> None:
     """Raise what the first check that fails says."""
     for check in checks:
         if not check.ok:
@@ -82,12 +82,12 @@ def checks(dashboard: Dashboard, document: Document, store: Store, probe: Probe)
     steps: list[tuple[str, Callable[[], str], bool]] = [
         ("address", lambda: dashboard.address if learn("mode", dashboard.mode)() else "", True),
         ("Ray there", learn("ray", dashboard.ray_version), True),
-        ("token", lambda: _closed(dashboard, facts["mode"]), False),
+        ("token", lambda: _authentication(dashboard, facts["mode"]), False),
         ("Python there", dashboard.python_version, False),
         ("genflow there", lambda: f"{__version__} travels with the job", False),
         ("nodes", lambda: f"{len(learn('nodes', dashboard.nodes)() and facts['nodes'])}", True),
         ("resources", lambda: _resources(facts["nodes"], document), False),
-        ("upload", bundle.weigh, False),
+        ("upload", bundle.describe_size, False),
         ("MLflow", lambda: _tracking(facts["nodes"]), False),
     ]
     well = True
@@ -98,7 +98,7 @@ def checks(dashboard: Dashboard, document: Document, store: Store, probe: Probe)
         if needed and not check.ok:
             return
     if well:
-        yield from _nodes(dashboard, facts["nodes"], store, probe)
+        yield from _probe_nodes(dashboard, facts["nodes"], store, probe)
 
 
 def _attempt(name: str, look: Callable[[], str]) -> Check:
@@ -108,17 +108,17 @@ def _attempt(name: str, look: Callable[[], str]) -> Check:
         return Check(name, False, error.message, error.hint, error.code)
 
 
-def _closed(dashboard: Dashboard, mode: str) -> str:
+def _authentication(dashboard: Dashboard, mode: str) -> str:
     """That the cluster asks for a token, where others could reach it."""
     if mode == "token":
         return "asked for, and taken"
     if dashboard.is_local:
         return "not asked for, on this machine's loopback"
-    if os.environ.get(OPEN) == "1":
-        return f"not asked for, and {OPEN}=1 says that this is meant"
+    if os.environ.get(ALLOW_OPEN) == "1":
+        return f"not asked for, and {ALLOW_OPEN}=1 says that this is meant"
     raise ClusterError(
         f"{dashboard.address} asks nobody for a token: whoever reaches it owns it, and what you send",
-        f"start Ray there with RAY_AUTH_MODE=token, or say {OPEN}=1",
+        f"start Ray there with RAY_AUTH_MODE=token, or say {ALLOW_OPEN}=1",
     )
 
 
@@ -146,12 +146,12 @@ def _tracking(nodes: list[Document]) -> str:
     return uri
 
 
-def _nodes(dashboard: Dashboard, nodes: list[Document], store: Store, probe: Probe) -> Iterator[Check]:
+def _probe_nodes(dashboard: Dashboard, nodes: list[Document], store: Store, probe: Probe) -> Iterator[Check]:
     """What every node says of itself."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     key = [dashboard.address, sorted(node["id"] for node in nodes), store.url, uri]
     memory = store.root / "probes" / f"{digest(key, 16)}.json"
-    if (found := _remembered(memory)) is None:
+    if (found := _cached_probe(memory)) is None:
         marker = memory.with_name(f"{secrets.token_hex(8)}.marker")
         try:
             write_atomically(marker, marker.stem.encode())
@@ -161,13 +161,13 @@ def _nodes(dashboard: Dashboard, nodes: list[Document], store: Store, probe: Pro
             return
         finally:
             marker.unlink(missing_ok=True)
-    every = list(_told(found, store.url, uri))
+    every = list(_node_checks(found, store.url, uri))
     if all(check.ok for check in every):
         write_atomically(memory, json.dumps(found).encode())
     yield from every
 
 
-def _told(found: list[Document], store: str, uri: str) -> Iterator[Check]:
+def _node_checks(found: list[Document], store: str, uri: str) -> Iterator[Check]:
     """The nodes' answers as checks; the first node that lacks something is named."""
     cures = {
         "requirements": "install genflow's requirements there, and start Ray with that environment first on PATH",
@@ -183,9 +183,9 @@ def _told(found: list[Document], store: str, uri: str) -> Iterator[Check]:
         yield Check(f"nodes: {name}", not bad, where[0] + more if bad else well[name], cure if bad else "")
 
 
-def _remembered(memory: Path) -> list[Document] | None:
+def _cached_probe(memory: Path) -> list[Document] | None:
     try:
-        if time.time() - memory.stat().st_mtime < REMEMBERED_S:
+        if time.time() - memory.stat().st_mtime < PROBE_CACHE_S:
             found: list[Document] = json.loads(memory.read_text())
             return found
     except (OSError, ValueError):

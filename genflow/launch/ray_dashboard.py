@@ -11,14 +11,14 @@ from genflow.errors import ClusterError, UsageError
 from genflow.system import environment, http
 
 PORT = 8265  # where Ray's dashboard listens
-ANSWER_S = 10.0  # the longest that one request waits
+TIMEOUT_S = 10.0  # the longest that one request waits
 
 
 class Unreachable(ClusterError):  # noqa: N818  a state of the cluster, which may pass
     """Nobody answers, at this moment."""
 
 
-class Missing(UsageError):  # noqa: N818
+class NotFound(UsageError):  # noqa: N818
     """The dashboard does not know what is asked for."""
 
 
@@ -70,7 +70,7 @@ class Dashboard:
         """
         try:
             answer = self.ask("/api/authentication_mode", missing="authentication")
-        except Missing:  # older than tokens
+        except NotFound:  # older than tokens
             return "disabled"
         return str(answer.get("authentication_mode", "disabled")) if isinstance(answer, dict) else "disabled"
 
@@ -126,21 +126,22 @@ class Dashboard:
             Missing: there is no such thing.
         """
         try:
-            answer = http.request(self.address + path, method=method, headers=headers(), timeout=ANSWER_S)
+            answer = http.request(self.address + path, method=method, headers=headers(), timeout=TIMEOUT_S)
         except http.RequestFailed as error:
             raise Unreachable(
                 f"no Ray dashboard answers at {self.address}: {error}",
                 "is it the dashboard's address, and is the cluster up? For one of `ray up`: ray dashboard cluster.yaml",
             ) from error
         if answer.status == 404 and missing:
-            raise Missing(f"the cluster has no {missing}", "genflow jobs ls")
+            raise NotFound(f"the cluster has no {missing}", "genflow jobs ls")
         if not answer.ok:
             raise self._refusal(answer)
         try:
             return answer.json()
         except ValueError as error:
-            raise ClusterError(f"what answers at {self.address} is not Ray's dashboard", "give the dashboard's address"
-                               ) from error
+            raise ClusterError(
+                f"what answers at {self.address} is not Ray's dashboard", "give the dashboard's address"
+            ) from error
 
     def _refusal(self, answer: http.Response) -> ClusterError:
         """The error that an HTTP status means."""
@@ -153,8 +154,10 @@ class Dashboard:
             return ClusterError(f"the cluster at {self.address} refuses the token of {source}", cure)
         if answer.status >= 500:
             return Unreachable(f"the dashboard at {self.address} answers {answer.status}", "is the cluster well?")
-        return ClusterError(f"what answers at {self.address} is not Ray's dashboard ({answer.status} for {answer.url})",
-                            "give the dashboard's address")
+        return ClusterError(
+            f"what answers at {self.address} is not Ray's dashboard ({answer.status} for {answer.url})",
+            "give the dashboard's address",
+        )
 
 
 def headers() -> dict[str, str]:

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from genflow.errors import ClusterError, UsageError
-from genflow.launch.ray_dashboard import Dashboard, Missing, Unreachable, headers
+from genflow.launch.ray_dashboard import Dashboard, NotFound, Unreachable, headers
 from genflow.system import environment
 
 PROBE = "probe"  # the stage that asks every node before a job is sent: nobody's own job
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 0.3  # between two looks at a log that is still empty; Ray's tail would begin after 3 s
 SILENCE_S = 60.0  # after this much of it, look whether the tail is dead or the job has nothing to say
-PATIENCE_S = 300.0  # how long to look for a cluster that was there before
+RECONNECT_S = 300.0  # how long to look for a cluster that was there before
 
 Job = dict[str, Any]
 
@@ -87,8 +87,9 @@ class Jobs:
             )
         except Exception as error:  # requests', Ray's, and RuntimeError with the server's traceback
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            raise ClusterError(f"the cluster does not take the job: {lines[-1] if lines else type(error).__name__}"
-                               ) from error
+            raise ClusterError(
+                f"the cluster does not take the job: {lines[-1] if lines else type(error).__name__}"
+            ) from error
 
     def follow(self, id: str, say: Callable[[str], None]) -> Iterator[str]:
         """A job's log, line by line, until the job has ended; through lost connections.
@@ -113,7 +114,7 @@ class Jobs:
                     yield from whole
                 if ended:
                     break
-            except Missing as error:
+            except NotFound as error:
                 raise ClusterError(
                     f"the cluster no longer knows the job {id}: its head was started anew",
                     "run the same command again: it goes on",
@@ -122,7 +123,7 @@ class Jobs:
                 if not lost:
                     lost = time.monotonic()
                     say(f"lost the cluster ({error.message}); looking for it")
-                if time.monotonic() - lost > PATIENCE_S:
+                if time.monotonic() - lost > RECONNECT_S:
                     raise ClusterError(error.message, f"the job may go on: genflow jobs logs {id}") from error
                 time.sleep(1)
         if rest:

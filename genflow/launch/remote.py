@@ -17,7 +17,7 @@ from pathlib import Path
 
 from genflow.errors import ClusterError, GenflowError, SetupError, Stopped, UsageError
 from genflow.launch import bundle, preflight
-from genflow.launch.local import Document, Show, failure
+from genflow.launch.local import Document, OnEvent, failure
 from genflow.launch.preflight import Check
 from genflow.launch.ray_dashboard import Dashboard
 from genflow.launch.ray_jobs import ENDED, PROBE, Job, Jobs
@@ -33,12 +33,12 @@ LAST_LINES = 30  # of a job's own output, in which to look for the reason of a d
 # --- On a cluster
 
 
-class _Died(GenflowError):  # noqa: N818  said of a job
+class _JobDied(GenflowError):  # noqa: N818  said of a job
     """A job ended without a word: its process, or its machine, is gone."""
 
 
-def run_there(
-    stage: str, document: Document, store: Store, on_event: Show,
+def run_on_cluster(
+    stage: str, document: Document, store: Store, on_event: OnEvent,
     *, address: str = "", detach: bool = False, verbose: bool = False,
 ) -> Document:  # fmt: skip
     """Run a job on a Ray cluster and return its result. The same job that runs there already is followed instead.
@@ -62,16 +62,16 @@ def run_there(
         GenflowError: the job's error, of its own kind; or that it died, more often than the recipe forgives.
     """
     jobs = Jobs(Dashboard.at(address))
-    variables = _variables(store, verbose)
-    preflight.obey(_checks(jobs, document, store))
+    variables = _job_environment(store, verbose)
+    preflight.raise_first_failure(_checks(jobs, document, store))
     retries = document.get("recipe", {}).get("cluster", {}).get("retries", Cluster().retries)
     for left in range(retries, -1, -1):
         id = _submit(jobs, stage, document, store, variables, on_event)
         if detach:
-            return _left_alone(jobs, id, on_event)
+            return _detached(jobs, id, on_event)
         try:
             return _wait(jobs, id, store, on_event, verbose)
-        except _Died as error:
+        except _JobDied as error:
             if not left:
                 raise GenflowError(error.message, error.hint) from error
             _note(on_event, f"{error.message}; starting it again, {left} more times at most")
@@ -79,8 +79,8 @@ def run_there(
     raise AssertionError("unreachable")
 
 
-def attach(address: str, reference: str, on_event: Show, *, verbose: bool = False) -> Document:
-    """Follow a job that was submitted before, as `run_there` does."""
+def attach(address: str, reference: str, on_event: OnEvent, *, verbose: bool = False) -> Document:
+    """Follow a job that was submitted before, as `run_on_cluster` does."""
     jobs = Jobs(Dashboard.at(address))
     return _wait(jobs, jobs.find(reference)["id"], Store(), on_event, verbose)
 
@@ -102,12 +102,12 @@ def _probe(jobs: Jobs, inputs: Document, store: Store) -> Document:
     """Run `jobs/probe.py` on the cluster: a job of its own, whose parcel is not kept."""
     id = f"probe-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
-        laid = bundle.lay_out({"inputs": inputs}, Path(folder) / "parcel")
-        jobs.submit(id, f"python -m jobs.probe {bundle.RECIPE}", laid, _variables(store, False), PROBE)
-    last, said = _hear(jobs, id, lambda event: None, lambda line: None)
+        laid = bundle.write({"inputs": inputs}, Path(folder) / "parcel")
+        jobs.submit(id, f"python -m jobs.probe {bundle.RECIPE}", laid, _job_environment(store, False), PROBE)
+    last, said = _follow(jobs, id, lambda event: None, lambda line: None)
     if last and last["event"] == "result":
         return last["document"]
-    raise _reason(jobs.get(id), last, said)
+    raise _job_error(jobs.get(id), last, said)
 
 
 def jobs_list(address: str) -> list[Job]:
@@ -141,7 +141,7 @@ def jobs_stop(address: str, reference: str) -> Job:
     return job
 
 
-def _variables(store: Store, verbose: bool) -> dict[str, str]:
+def _job_environment(store: Store, verbose: bool) -> dict[str, str]:
     """The job's environment. Whoever reaches the dashboard reads it: it holds no secret."""
     variables = {
         "GENFLOW_STORE": store.url,
@@ -156,7 +156,7 @@ def _variables(store: Store, verbose: bool) -> dict[str, str]:
 
 
 def _submit(
-    jobs: Jobs, stage: str, document: Document, store: Store, variables: dict[str, str], on_event: Show
+    jobs: Jobs, stage: str, document: Document, store: Store, variables: dict[str, str], on_event: OnEvent
 ) -> str:
     """Start the job, unless it runs already; its id: what it makes, and the number of the attempt."""
     name = f"{stage}-{bundle.identity(document)}"
@@ -170,7 +170,7 @@ def _submit(
         id = f"{base}-{max((int(job['id'].rpartition('-')[2]) for job in attempts), default=0) + 1}"
         try:
             entrypoint = f"python -m jobs.{stage} {bundle.RECIPE}"
-            jobs.submit(id, entrypoint, bundle.keep(document, store, name), variables, stage)
+            jobs.submit(id, entrypoint, bundle.save(document, store, name), variables, stage)
         except ClusterError:
             if id not in [job["id"] for job in jobs.all()]:
                 raise
@@ -180,7 +180,7 @@ def _submit(
     raise ClusterError(f"other commands submit {base} all the time", "genflow jobs ls")
 
 
-def _wait(jobs: Jobs, id: str, store: Store, on_event: Show, verbose: bool) -> Document:
+def _wait(jobs: Jobs, id: str, store: Store, on_event: OnEvent, verbose: bool) -> Document:
     """Show what a job says until it ends; return its result."""
 
     def overhear(line: str) -> None:
@@ -188,16 +188,16 @@ def _wait(jobs: Jobs, id: str, store: Store, on_event: Show, verbose: bool) -> D
             print(line, file=sys.stderr)
 
     try:
-        last, said = _hear(jobs, id, on_event, overhear)
+        last, said = _follow(jobs, id, on_event, overhear)
     except KeyboardInterrupt:
-        return _left_alone(jobs, id, on_event)
+        return _detached(jobs, id, on_event)
     if last and last["event"] == "result":
-        return _seen_from_here(last["document"], store, on_event)
-    raise _reason(jobs.get(id), last, said)
+        return _with_local_path(last["document"], store, on_event)
+    raise _job_error(jobs.get(id), last, said)
 
 
-def _hear(
-    jobs: Jobs, id: str, on_event: Show, overhear: Callable[[str], None]
+def _follow(
+    jobs: Jobs, id: str, on_event: OnEvent, overhear: Callable[[str], None]
 ) -> tuple[events.Event | None, deque[str]]:
     """Follow a job until it ends: its last word, and the last lines that were no events."""
     last: events.Event | None = None
@@ -214,7 +214,7 @@ def _hear(
     return last, said
 
 
-def _reason(job: Job, last: events.Event | None, said: deque[str]) -> GenflowError:
+def _job_error(job: Job, last: events.Event | None, said: deque[str]) -> GenflowError:
     """Why a job ended without a result."""
     if job["status"] == "STOPPED":
         return Stopped(f"job {job['id']} was stopped", "run the same command again: it goes on")
@@ -227,12 +227,12 @@ def _reason(job: Job, last: events.Event | None, said: deque[str]) -> GenflowErr
     if last:
         return failure(last, job["exit_code"] or 1)
     code = job["exit_code"]
-    kind = _Died if code is None or code < 0 or code > 128 else GenflowError  # a signal's end may be another's doing
+    kind = _JobDied if code is None or code < 0 or code > 128 else GenflowError  # a signal's end may be another's doing
     how = job["message"].partition(", last available")[0] or job["status"]
     return kind(f"job {job['id']} died without a word: {how}", f"genflow jobs logs {job['id']}")
 
 
-def _left_alone(jobs: Jobs, id: str, on_event: Show) -> Document:
+def _detached(jobs: Jobs, id: str, on_event: OnEvent) -> Document:
     """What is known of a job that goes on by itself."""
     address = jobs.dashboard.address
     try:
@@ -245,7 +245,7 @@ def _left_alone(jobs: Jobs, id: str, on_event: Show) -> Document:
             "dashboard": f"{address}/#/jobs/{id}"}  # fmt: skip
 
 
-def _seen_from_here(result: Document, store: Store, on_event: Show) -> Document:
+def _with_local_path(result: Document, store: Store, on_event: OnEvent) -> Document:
     """The result, with a warning if what it names does not lie where this machine looks for it."""
     path = Path(result.get("path") or "/")
     if "path" in result and store.shared:  # it named the mirror of the machine that made it
@@ -257,5 +257,5 @@ def _seen_from_here(result: Document, store: Store, on_event: Show) -> Document:
     return result
 
 
-def _note(on_event: Show, text: str) -> None:
+def _note(on_event: OnEvent, text: str) -> None:
     on_event({"event": "note", "message": text})

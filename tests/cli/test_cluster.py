@@ -37,7 +37,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
-    own = cluster._ray
+    own = cluster._launcher
     monkeypatch.setattr(cluster, "_ray", lambda document: ([sys.executable, "-c", LAUNCHER], own(document)[1]))
     return tmp_path / "asked"
 

@@ -112,7 +112,7 @@ def recipe(name: str, workers: int, **settings: Any) -> Recipe:
 
 def send(head: Head, recipe: Recipe, heard: Heard | None = None, **options: Any) -> dict[str, Any]:
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"run": run_id(head, recipe)}}
-    return remote.run_there("train", document, head.store, heard or Heard(), address=head.address, **options)
+    return remote.run_on_cluster("train", document, head.store, heard or Heard(), address=head.address, **options)
 
 
 def run_id(head: Head, recipe: Recipe) -> str:
@@ -265,7 +265,7 @@ def test_a_pipeline(head: Head) -> None:
     train = {"job": "train", "preset": "flow_matching", "data": "ring", "net": {"width": 16}, "train": {"steps": 20}}
     stages = {"ring": {"job": "prepare", "data": {"source": "ring8", "samples": 500}}, "flow": train}
     document = {"pipeline": {"name": "tiny", "stages": stages}}
-    done = remote.run_there("pipeline", document, head.store, Heard(), address=head.address)
+    done = remote.run_on_cluster("pipeline", document, head.store, Heard(), address=head.address)
     assert [stage["job"] for stage in done["stages"]] == ["prepare", "train"]
     assert head.store.get("runs", done["stages"][1]["run"])
 
@@ -273,7 +273,7 @@ def test_a_pipeline(head: Head) -> None:
 def test_a_module_that_the_cluster_lacks(head: Head) -> None:
     """A job that dies of a missing module says which, and how to mend it, and is not started again."""
     with pytest.raises(SetupError, match=r"lacks jobs\.nothing") as error:
-        remote.run_there("nothing", {"recipe": {}}, head.store, Heard(), address=head.address)
+        remote.run_on_cluster("nothing", {"recipe": {}}, head.store, Heard(), address=head.address)
     assert "first on PATH" in error.value.hint
 
 

@@ -58,7 +58,7 @@ def look(cluster: Cluster, store: Store, document: dict[str, Any] | None = None)
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", preflight.OPEN):
+    for name in ("MLFLOW_TRACKING_URI", preflight.ALLOW_OPEN):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -116,7 +116,7 @@ def test_what_is_refused(
     (bad,) = [check for check in look(Cluster(says=says), store, document) if not check.ok]
     assert bad.name == name
     with pytest.raises(kind, match=line) as error:
-        preflight.obey(iter([bad]))
+        preflight.raise_first_failure(iter([bad]))
     assert error.value.code == bad.code  # type: ignore[attr-defined]
     assert "\n" not in bad.found + bad.cure
 
@@ -125,7 +125,7 @@ def test_an_open_cluster_is_meant(store: Store, monkeypatch: pytest.MonkeyPatch)
     """Off the loopback it is refused unless one says so; on it nobody else gets in."""
     open_to_all = {"mode": "disabled"}
     assert all(check.ok for check in look(Cluster(says=open_to_all, is_local=True), store))
-    monkeypatch.setenv(preflight.OPEN, "1")
+    monkeypatch.setenv(preflight.ALLOW_OPEN, "1")
     assert all(check.ok for check in look(Cluster(says=open_to_all), store))
 
 
@@ -145,7 +145,7 @@ def test_a_password_in_mlflows_address(store: Store, monkeypatch: pytest.MonkeyP
 
 def test_the_upload_names_its_largest_files() -> None:
     """What is sent is said with its size: a parcel is small."""
-    words = bundle.weigh()
+    words = bundle.describe_size()
     assert words.count("kB)") + words.count("MB)") == 3
     assert words.partition(";")[0].endswith(" MB")
 

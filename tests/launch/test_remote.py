@@ -30,7 +30,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_a_parcel_is_the_repository_in_small(tmp_path: Path) -> None:
     """The three folders and the recipe, as the repository lays them out, and no compiled file."""
-    made = tree(bundle.lay_out(DOCUMENT, tmp_path / "parcel"))
+    made = tree(bundle.write(DOCUMENT, tmp_path / "parcel"))
     assert {name.partition("/")[0] for name in made} == {"genflow", "jobs", "pipelines", "recipe.yaml"}
     assert {"genflow/launch/remote.py", "jobs/train.py"} <= made.keys()
     assert not [name for name in made if name.endswith(".pyc") or "_home" in name]
@@ -48,28 +48,28 @@ def test_a_wheel_sends_the_same_parcel(tmp_path: Path) -> None:
         shutil.copytree(source_hash.resources_dir() / room, site / "genflow/_home" / room, ignore=ignore)
     program = (
         "import json, sys; from pathlib import Path; from genflow.launch import bundle; d = json.loads(sys.argv[1]);"
-        "bundle.lay_out(d, Path(sys.argv[2])); print(bundle.identity(d))"
+        "bundle.write(d, Path(sys.argv[2])); print(bundle.identity(d))"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", program, json.dumps(DOCUMENT), str(tmp_path / "wheel")],
         env={**os.environ, "PYTHONPATH": str(site)}, cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert tree(tmp_path / "wheel") == tree(bundle.lay_out(DOCUMENT, tmp_path / "checkout"))
+    assert tree(tmp_path / "wheel") == tree(bundle.write(DOCUMENT, tmp_path / "checkout"))
     assert done.stdout.strip() == bundle.identity(DOCUMENT)
 
 
 def test_a_parcel_stays_in_the_store(store: Store) -> None:
     """Sent twice, it is kept once; nothing half-written stays beside it."""
-    first = bundle.keep(DOCUMENT, store, "train-1")
-    assert bundle.keep(DOCUMENT, store, "train-1") == first
+    first = bundle.save(DOCUMENT, store, "train-1")
+    assert bundle.save(DOCUMENT, store, "train-1") == first
     assert [entry.name for entry in (store.root / "parcels").iterdir()] == ["train-1"]
 
 
 def test_a_parcel_that_is_too_large_names_the_largest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's data among the sources is refused before Ray refuses it."""
-    monkeypatch.setattr(bundle, "MOST_BYTES", 1000)
+    monkeypatch.setattr(bundle, "MAX_BYTES", 1000)
     with pytest.raises(ResourceError, match=r"the largest files: (genflow|jobs)/\S+ \(\d+ kB\)"):
-        bundle.lay_out(DOCUMENT, tmp_path)
+        bundle.write(DOCUMENT, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 def test_nobody_answers() -> None:
     """An address where nobody listens ends with code 4, in one line."""
     with pytest.raises(ClusterError, match=r"no Ray dashboard answers at \S+:9: Connection refused") as error:
-        remote.run_there("train", DOCUMENT, Store("/nowhere"), lambda event: None, address="127.0.0.1:9")
+        remote.run_on_cluster("train", DOCUMENT, Store("/nowhere"), lambda event: None, address="127.0.0.1:9")
     assert error.value.code == 4
 
 
@@ -160,7 +160,7 @@ def test_nobody_answers() -> None:
 def test_whoever_else_answers(serve: Callable[..., str], answer: Answer, line: str) -> None:
     """Another server, an old Ray, a refusal: each is one line of its own, with code 4, without the token."""
     with pytest.raises(ClusterError, match=line) as error:
-        preflight.obey(remote.checks(serve(lambda path, headers: answer)))
+        preflight.raise_first_failure(remote.checks(serve(lambda path, headers: answer)))
     assert error.value.code == 4
     assert error.value.hint
     assert "canary" not in error.value.message + error.value.hint
@@ -176,7 +176,7 @@ def test_the_token_is_not_passed_on(serve: Callable[..., str]) -> None:
 
     elsewhere = serve(listen)
     with pytest.raises(ClusterError, match="302"):
-        preflight.obey(remote.checks(serve(lambda path, headers: (302, f"{elsewhere}{path}"))))
+        preflight.raise_first_failure(remote.checks(serve(lambda path, headers: (302, f"{elsewhere}{path}"))))
     assert heard == []
 
 
@@ -212,14 +212,14 @@ def test_a_log_is_followed_through_lost_connections(serve: Callable[..., str]) -
         ("FAILED", 1, ["ModuleNotFoundError: No module named 'torch'"], None, SetupError, "`python` lacks torch"),
         ("FAILED", 127, ["sh: 1: python: not found"], None, SetupError, "finds no `python`"),
         ("FAILED", 1, ["boom"], None, remote.GenflowError, "died without a word: exit code 1$"),
-        ("FAILED", -9, [], None, remote._Died, "died without a word: exit code 1$"),
+        ("FAILED", -9, [], None, remote._JobDied, "died without a word: exit code 1$"),
     ],
 )
 def test_why_a_job_ended(status: str, code_: int, said: list[str], last: Any, kind: type, line: str) -> None:
     """The job's own word counts before its status; a missing module is named; a death by a signal is told apart."""
     message = "exit code 1, last available logs (truncated):"
     job = {"id": "x-1", "status": status, "message": message, "exit_code": code_}
-    error = remote._reason(job, {"event": "error", **last} if last else None, remote.deque(said))
+    error = remote._job_error(job, {"event": "error", **last} if last else None, remote.deque(said))
     assert type(error) is kind
     with pytest.raises(kind, match=line):
         raise error
