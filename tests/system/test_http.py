@@ -136,7 +136,7 @@ def test_every_caller_asks_this_machine_directly(listen: Callable[..., Server], 
     """The dashboard, the endpoints, the client, the probe of MLflow and the watch of an endpoint: none uses a proxy."""
     server = listen(200, b'{"data": []}')
     address = f"http://127.0.0.1:{server.port}"
-    Dashboard(address).ask("/dashboard")
+    Dashboard(address).request("/dashboard")
     client.Client(address, key="secret").models()
     assert endpoints.is_well(address)
     assert probe.silent(address) == ""
