@@ -1,4 +1,4 @@
-"""The wheel carries jobs/ and pipelines/ inside the package, and works from anywhere."""
+"""The wheel contains jobs/ and pipelines/ inside the package, and works from any folder."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from support import ROOT
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The wheel's contents, as pip would lay them out."""
+    """A folder with the contents of the wheel, as pip installs them."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -31,13 +31,13 @@ def run(installed: Path, folder: Path, *args: str) -> subprocess.CompletedProces
 
 
 def test_the_wheel_adds_one_package(installed):
-    """Nothing but genflow lands in site-packages: `jobs` and `pipelines` are nobody's global names."""
+    """The wheel adds only `genflow` to site-packages; `jobs` and `pipelines` are not top-level packages."""
     assert {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")} == {"genflow"}
     assert {p.name for p in (installed / "genflow/_home").iterdir()} == {"jobs", "pipelines", "cluster.yaml"}
 
 
 def test_a_job_runs_from_the_wheel(installed, tmp_path):
-    """A command finds its job and its preset inside the wheel, in an empty folder."""
+    """A command in an empty folder finds its job and its preset inside the wheel."""
     done = run(installed, tmp_path, "prepare", "ring8", "--set", "data.samples=500", "--json")
 
     assert done.returncode == 0, done.stderr
@@ -47,7 +47,7 @@ def test_a_job_runs_from_the_wheel(installed, tmp_path):
 
 
 def test_the_code_hash_is_the_checkouts(installed):
-    """An artifact made from the wheel is cached for the checkout, and the other way round."""
+    """The wheel and the checkout have the same code hash, so they share cached artifacts."""
     program = "from genflow.system import source_hash as s; print(s.fingerprint('genflow/maths', 'jobs/prepare.py'))"
     prints = {
         subprocess.run(
