@@ -71,7 +71,7 @@ def execute(plan: Plan, overrides: Document, store: Store) -> tuple[Found, list[
                 problems.append(f"{event['name']}: {event['message']}")
 
         try:
-            local.run_here("pipeline", document, store, on_event)
+            local.run_local("pipeline", document, store, on_event)
         except GenflowError as error:
             if not problems:  # the error is not that of a stage
                 raise

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
 
 
 def doctor(cluster: OnCluster = False, address: Address = "", json: AsJson = False) -> None:
-    """Check this machine (and a cluster), with the cure for what is wrong."""
+    """Check this machine, and with --cluster a cluster; print how to fix each problem."""
     from genflow.launch import local_checks
 
     checks = [*local_checks.checks(), *(_cluster(address) if cluster else ())]
@@ -32,7 +32,7 @@ def doctor(cluster: OnCluster = False, address: Address = "", json: AsJson = Fal
 
 
 def _cluster(address: str) -> Iterator["Check"]:
-    """What is checked of a cluster before a job is sent there."""
+    """The checks that run before a job is sent to a cluster."""
     from genflow.launch import remote
     from genflow.launch.preflight import Check
 

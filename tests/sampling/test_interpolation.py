@@ -76,7 +76,7 @@ def test_without_an_encoder_it_walks_between_seeds(store, walk):
     shown = to_display(own, engine.facts).transpose(0, 3, 1, 2).reshape(2, 2, 1, 8, 8)
     assert np.abs(images[:, [0, 7]].astype(int) - shown).max() <= 16  # a level of 17, rounded
     assert document["interpolate"]["between"] == "seeds"
-    with pytest.raises(UsageError, match="GAN has no encoder"):
+    with pytest.raises(UsageError, match="needs an encoder, and GAN has none"):
         walk("gan", "w.npy", between=(Path("a.png"), Path("b.png")))
 
 
@@ -124,5 +124,5 @@ def test_what_makes_no_rows_is_refused(n):
 
 def test_an_option_without_effect_is_refused(walk):
     """Codes are decoded in one way."""
-    with pytest.raises(UsageError, match="steps has no say in --interpolate"):
+    with pytest.raises(UsageError, match="steps cannot be combined with --interpolate"):
         walk("flow_matching", "w.npy", steps=4)

@@ -45,8 +45,8 @@ def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytes
     assert Image.open(tmp_path / "grid.png").size[0] > 100
     draw(f"{server}v1/models/ring", tmp_path / "x.npy")
     assert np.load(tmp_path / "x.npy").shape == (4, 2, 1, 1)
-    assert "4 of ring at http://127.0.0.1" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="asked for samples alone"):
+    assert "4 from ring at http://127.0.0.1" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="need a local run, not a served model"):
         draw(server, tmp_path / "grid.png", "weights=raw")
     with pytest.raises(UsageError, match="written as"):
         draw(server, tmp_path / "folder")

@@ -136,7 +136,7 @@ def test_no_caller_uses_a_proxy_for_this_machine(listen: Callable[..., Server], 
     """Dashboard, endpoints, client, MLflow probe and endpoint watch do not use a proxy for this machine."""
     server = listen(200, b'{"data": []}')
     address = f"http://127.0.0.1:{server.port}"
-    Dashboard(address).ask("/dashboard")
+    Dashboard(address).request("/dashboard")
     client.Client(address, key="secret").models()
     assert endpoints.is_well(address)
     assert probe.silent(address) == ""
