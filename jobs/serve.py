@@ -1,6 +1,6 @@
 """Serve models on Ray Serve until somebody says stop; or change the models of an application that runs.
 
-    python -m jobs.serve recipe.yaml
+python -m jobs.serve recipe.yaml
 """
 
 import contextlib
@@ -9,17 +9,17 @@ import time
 
 from genflow.errors import ClusterError, DataError, GenflowError, SetupError
 from genflow.serving import endpoints
-from genflow.serving.engine_cache import try_out
-from genflow.serving.model_list import ServedModel, as_documents, signature
+from genflow.serving.engine_cache import check_models
+from genflow.serving.model_list import ServedModel, list_version, to_documents
 from genflow.storage.store import Store
 from genflow.system import environment, http
 from jobs.runtime.cluster import is_submitted, ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute
 from jobs.runtime.serve import haproxy
-from jobs.runtime.serve.retry_middleware import BUSY
+from jobs.runtime.serve.retry_middleware import MAX_PER_REPLICA
 
 READY_S = 120.0
-SERVE = {
+SERVE_VARIABLES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.runtime.serve.retry_middleware:middlewares",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
 }
@@ -39,32 +39,34 @@ def main(document: Document, emit: Emit) -> Document:
     """
     inputs = document["inputs"]
     models = [ServedModel(**entry) for entry in inputs["models"]]
-    try_out(models)
+    check_models(models)
     if inputs.get("running"):
-        return change(inputs, models, emit)
+        return change_models(inputs, models, emit)
     # before Ray starts: its daemons inherit it; and somebody waits for these, with Ray's own 15 a training goes first
     replicas = max(inputs.get("replicas", 1), inputs.get("most_replicas", 0))
-    os.environ |= SERVE | {"RAY_worker_niceness": "0", "GENFLOW_SERVE_MOST": str(BUSY * replicas)}
+    os.environ |= SERVE_VARIABLES | {"RAY_worker_niceness": "0", "GENFLOW_SERVE_MOST": str(MAX_PER_REPLICA * replicas)}
     with contextlib.ExitStack() as stack:
         # a Ray of our own is this machine alone: HAProxy has the address, and what is behind it the loopback
         if proxy := "" if is_submitted() else haproxy.available():
-            os.environ |= stack.enter_context(haproxy.opened(proxy, inputs["host"], BUSY * replicas))
+            os.environ |= stack.enter_context(
+                haproxy.haproxy_variables(proxy, inputs["host"], MAX_PER_REPLICA * replicas)
+            )
         stack.enter_context(ray_cluster(num_cpus=max(environment.cores(), replicas), logs=False))
-        begin(inputs, "127.0.0.1" if proxy else inputs["host"])
+        start_serve(inputs, "127.0.0.1" if proxy else inputs["host"])
         try:
             deploy(inputs, models)
             store = Store()
             endpoints.write(store, inputs)
-            emit("note", message=_welcome(inputs, models))
-            _wait(inputs, emit)
+            emit("note", message=_serving_note(inputs, models))
+            _watch_health(inputs, emit)
         except KeyboardInterrupt:
             emit("note", message="answering what is under way, then ending")
         finally:
-            end(inputs)
+            shut_down(inputs)
     return _result(inputs, models, "ended")
 
 
-def begin(inputs: Document, host: str) -> None:
+def start_serve(inputs: Document, host: str) -> None:
     """Start Serve's controller and its proxy, on one address and no other.
 
     Raises:
@@ -98,25 +100,25 @@ def deploy(inputs: Document, models: list[ServedModel]) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     document = {key: value for key, value in inputs.items() if key not in ("running", "host", "port")}
-    document["models"] = as_documents(models)
+    document["models"] = to_documents(models)
     try:
         serve.run(application(document), name=inputs["name"], route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
         raise GenflowError(f"the application does not start: {str(error).splitlines()[0]}", "genflow doctor") from error
-    wanted = signature(models)
+    expected = list_version(models)
     end = time.monotonic() + READY_S
     version = ""
     while time.monotonic() < end:
-        status, answer = ask(f"{address(inputs)}/healthz")
+        status, answer = get_json(f"{endpoint_url(inputs)}/healthz")
         version = answer.get("version", "") if status == 200 else ""
-        if version == wanted:
+        if version == expected:
             return
         time.sleep(0.1)
-    raise DataError(f"the application answers with version {version or 'none'} instead of {wanted}",
+    raise DataError(f"the application answers with version {version or 'none'} instead of {expected}",
                     "the old models stay")  # fmt: skip
 
 
-def change(inputs: Document, models: list[ServedModel], emit: Emit) -> Document:
+def change_models(inputs: Document, models: list[ServedModel], emit: Emit) -> Document:
     """Give an application that runs other models; nothing restarts, and no request is lost."""
     running = inputs["running"]
     environment.loopback(int(running["gcs"].rpartition(":")[2]))
@@ -133,13 +135,13 @@ def change(inputs: Document, models: list[ServedModel], emit: Emit) -> Document:
         raise
     else:
         endpoints.write(Store(), inputs, running)
-        emit("note", message=_welcome(inputs, models))
+        emit("note", message=_serving_note(inputs, models))
     finally:
         ray.shutdown()
     return _result(inputs, models, "changed")
 
 
-def end(inputs: Document) -> None:
+def shut_down(inputs: Document) -> None:
     """Drain: what is under way is answered, then the application goes, and Serve and its port with the last one."""
     from ray import serve
 
@@ -150,13 +152,13 @@ def end(inputs: Document) -> None:
         serve.shutdown()
 
 
-def address(inputs: Document) -> str:
+def endpoint_url(inputs: Document) -> str:
     """Where the application is reached from this machine."""
     host = "127.0.0.1" if inputs["host"] in ("0.0.0.0", "::") else inputs["host"]
     return f"http://{host}:{inputs['port']}"
 
 
-def metrics() -> str:
+def metrics_url() -> str:
     """Where Prometheus finds Ray's metrics and ours."""
     import ray
 
@@ -164,7 +166,7 @@ def metrics() -> str:
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
-def ask(url: str) -> tuple[int, Document]:
+def get_json(url: str) -> tuple[int, Document]:
     """GET a JSON document: the status and the document; 0 where nobody answers."""
     try:
         answer = http.request(url, timeout=5)
@@ -173,32 +175,32 @@ def ask(url: str) -> tuple[int, Document]:
         return 0, {}
 
 
-def _wait(inputs: Document, emit: Emit) -> None:
+def _watch_health(inputs: Document, emit: Emit) -> None:
     """Until a signal; says when the application stops answering, and when it does again."""
-    well, strikes = True, 0
+    healthy, failures = True, 0
     while True:
         time.sleep(2)
-        status, _ = ask(f"{address(inputs)}/healthz")
-        strikes = 0 if status == 200 else strikes + 1
-        if well and strikes >= 3:
-            well = False
+        status, _ = get_json(f"{endpoint_url(inputs)}/healthz")
+        failures = 0 if status == 200 else failures + 1
+        if healthy and failures >= 3:
+            healthy = False
             emit("warning", message="no replica answers; Serve is starting another", hint="")
-        elif not well and not strikes:
-            well = True
+        elif not healthy and not failures:
+            healthy = True
             emit("note", message="it answers again")
 
 
-def _welcome(inputs: Document, models: list[ServedModel]) -> str:
+def _serving_note(inputs: Document, models: list[ServedModel]) -> str:
     names = ", ".join(model.name for model in models)
-    where = address(inputs)
-    return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics()}"
+    where = endpoint_url(inputs)
+    return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics_url()}"
 
 
 def _result(inputs: Document, models: list[ServedModel], state: str) -> Document:
     return {
-        "schema": "genflow.serve/1", "name": inputs["name"], "address": address(inputs), "state": state,
+        "schema": "genflow.serve/1", "name": inputs["name"], "address": endpoint_url(inputs), "state": state,
         "models": [{"name": model.name, "run": model.run} for model in models],
-        "version": signature(models),
+        "version": list_version(models),
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def serve(
 ) -> None:
     """Serve models on Ray Serve, with a playground, until Ctrl-C. Of a name that is served: change its models."""
     from genflow.serving import endpoints
-    from genflow.serving.model_list import as_documents, entries
+    from genflow.serving.model_list import served_models, to_documents
     from genflow.storage.store import Store
     from genflow.system import environment
 
@@ -38,12 +38,12 @@ def serve(
     found = [find_run(store, reference) for reference in runs]
     if name and not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"--name {name}: letters, digits, - and _ alone")
-    models = entries(store, found, [name] if name and len(found) == 1 else [])
+    models = served_models(store, found, [name] if name and len(found) == 1 else [])
     endpoint = name or models[0].name
     running = endpoints.get(store, endpoint)
     keys = [] if running else _keys(host, new_key)
     inputs: Document = {
-        "name": endpoint, "models": as_documents(models), "host": host, "port": port or environment.free_port(),
+        "name": endpoint, "models": to_documents(models), "host": host, "port": port or environment.free_port(),
         "replicas": replicas, "most_replicas": most, "memory_mb": memory, "keys": keys,
         "threads": max(1, (environment.cores() - 1) // max(replicas, most)), "per_minute": 600 if keys else 0,
     }  # fmt: skip
@@ -105,7 +105,7 @@ def _keys(host: str, new_key: bool) -> list[str]:
             f"--host {host} is seen by other machines, and nobody would be asked for a key",
             "add --new-key, or set GENFLOW_API_KEY",
         )
-    return [middleware.hashed(given)] if given else []
+    return [middleware.hash_key(given)] if given else []
 
 
 def _is_loopback(host: str) -> bool:

@@ -37,7 +37,7 @@ def remove(store: Store, name: str) -> None:
     (_folder(store) / f"{name}.json").unlink(missing_ok=True)
 
 
-def alive(store: Store) -> list[Document]:
+def list_running(store: Store) -> list[Document]:
     """The endpoints whose process lives; what a dead one left behind is removed."""
     found = []
     for path in sorted(_folder(store).glob("*.json")):
@@ -45,7 +45,7 @@ def alive(store: Store) -> list[Document]:
             document = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if lives(document):
+        if is_running(document):
             found.append(document)
         else:
             path.unlink(missing_ok=True)
@@ -54,15 +54,15 @@ def alive(store: Store) -> list[Document]:
 
 def get(store: Store, name: str) -> Document | None:
     """The endpoint of a name, if it lives."""
-    return next((document for document in alive(store) if document["name"] == name), None)
+    return next((document for document in list_running(store) if document["name"] == name), None)
 
 
-def lives(document: Document) -> bool:
+def is_running(document: Document) -> bool:
     """Whether an endpoint's process lives; of another machine's, nothing is known but its file."""
     return bool(document["node"] != NODE or document["born"] == born(document["pid"]))
 
 
-def is_well(address: str) -> bool:
+def is_healthy(address: str) -> bool:
     """Whether an endpoint answers."""
     try:
         return http.request(f"{address}/healthz", timeout=5).status == 200

@@ -11,7 +11,7 @@ from genflow.serving.responses import RequestError
 from genflow.storage.store import Artifact
 
 
-def _load(run: Artifact) -> Engine:
+def _load_engine(run: Artifact) -> Engine:
     import torch
 
     return Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -21,25 +21,25 @@ class EngineCache:
     """The engines in memory.
 
     Args:
-        most_bytes: bound on them; the one in use may be larger than it.
-        make: makes an engine of a run.
+        max_bytes: bound on them; the one in use may be larger than it.
+        load: makes an engine of a run.
     """
 
-    def __init__(self, most_bytes: int, make: Callable[[Artifact], Engine] = _load) -> None:
-        self.most_bytes, self._make = most_bytes, make
+    def __init__(self, max_bytes: int, load: Callable[[Artifact], Engine] = _load_engine) -> None:
+        self.max_bytes, self._load = max_bytes, load
         self._engines: OrderedDict[str, tuple[Engine, int]] = OrderedDict()
 
     def engine(self, entry: ServedModel) -> Engine:
         """The model's engine, loaded if it is not in memory."""
         if entry.path not in self._engines:
             model = Model(entry)
-            while self._engines and self.held() + model.bytes > self.most_bytes:
+            while self._engines and self.used_bytes() + model.bytes > self.max_bytes:
                 self._engines.popitem(last=False)
-            self._engines[entry.path] = self._make(model.run), model.bytes
+            self._engines[entry.path] = self._load(model.run), model.bytes
         self._engines.move_to_end(entry.path)
         return self._engines[entry.path][0]
 
-    def held(self) -> int:
+    def used_bytes(self) -> int:
         """Bytes that the engines in memory take, by their files."""
         return sum(size for _, size in self._engines.values())
 
@@ -48,7 +48,7 @@ class EngineCache:
         return list(self._engines)
 
 
-def try_out(listed: Sequence[ServedModel]) -> None:
+def check_models(models: Sequence[ServedModel]) -> None:
     """Load every model and draw from it, before anything is replaced by it.
 
     Raises:
@@ -56,10 +56,10 @@ def try_out(listed: Sequence[ServedModel]) -> None:
     """
     import numpy as np
 
-    for entry in listed:
+    for entry in models:
         try:
             model = Model(entry)
-            drawn = EngineCache(0).engine(entry).draw([0], **model.options({"steps": 1} if model.stepwise else {}))
+            drawn = EngineCache(0).engine(entry).draw([0], **model.options({"steps": 1} if model.has_steps else {}))
         except RequestError as error:
             raise DataError(f"model {entry.name} draws nothing: {error.message}") from error
         except (GenflowError, OSError, ValueError, RuntimeError, KeyError) as error:

@@ -24,25 +24,23 @@ class ServedModel:
     evaluation: str = ""
 
 
-def entries(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[ServedModel]:
+def served_models(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[ServedModel]:
     """The runs as models, each with its newest evaluation; two of one name are told apart by their ids."""
-    made: list[ServedModel] = []
+    models: list[ServedModel] = []
     for index, run in enumerate(runs):
         name = names[index] if index < len(names) else run.name
-        if name in [entry.name for entry in made]:
+        if name in [model.name for model in models]:
             name = run.id
-        measured = [e for e in store.artifacts("evaluations") if e.meta.get("run") == run.id]
-        made.append(ServedModel(name, run.id, str(run.path), str(measured[-1].path) if measured else ""))
-    return made
+        evaluations = [artifact for artifact in store.artifacts("evaluations") if artifact.meta.get("run") == run.id]
+        models.append(ServedModel(name, run.id, str(run.path), str(evaluations[-1].path) if evaluations else ""))
+    return models
 
 
-def as_documents(listed: Sequence[ServedModel]) -> list[dict[str, str]]:
+def to_documents(models: Sequence[ServedModel]) -> list[dict[str, str]]:
     """Entries as a deployment's configuration holds them."""
-    return [asdict(entry) for entry in listed]
+    return [asdict(model) for model in models]
 
 
-def signature(listed: Sequence[ServedModel]) -> str:
+def list_version(models: Sequence[ServedModel]) -> str:
     """What distinguishes one deployed list from another."""
-    return digest(as_documents(listed))
-
-
+    return digest(to_documents(models))

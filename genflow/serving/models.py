@@ -24,10 +24,10 @@ from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
 from genflow.training import checkpoint
 
-LARGER_IN_MEMORY = 2.0  # an engine over its weights' file: the weights, and what it works on
+MEMORY_FACTOR = 2.0  # an engine over its weights' file: the weights, and what it works on
 
 
-def located(path: str) -> Path:
+def local_folder(path: str) -> Path:
     """An artifact's folder on this machine: as it was written down, or brought from the bucket that is the store."""
     folder = Path(path)
     if path and not folder.is_dir() and (store := Store()).shared:
@@ -45,26 +45,26 @@ class Model:
 
     def __init__(self, entry: ServedModel) -> None:
         self.entry, self.name = entry, entry.name
-        folder = located(entry.path)
+        folder = local_folder(entry.path)
         manifest = read_manifest(folder)
         newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
         if manifest is None or newest is None:
             raise DataError(f"model {entry.name}: {folder} holds no finished run", "genflow runs ls")
         self.run = Artifact("runs", entry.run, folder, manifest)
         self.step = int(checkpoint.read_state(newest)["step"])
-        self.bytes = int(LARGER_IN_MEMORY * (newest / "weights.safetensors").stat().st_size)
+        self.bytes = int(MEMORY_FACTOR * (newest / "weights.safetensors").stat().st_size)
         self.facts = DataSpec.from_json((folder / "facts.json").read_text())
         self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
-        metrics = located(entry.evaluation) / "metrics.json"
-        self.measured: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
-        self.recommended = recommend(self.measured)
-        chosen = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
-        self.defaults: dict[str, Any] = self.schema.model_validate(chosen).model_dump(mode="json")
+        metrics = local_folder(entry.evaluation) / "metrics.json"
+        self.evaluation: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
+        self.recommended = recommend(self.evaluation)
+        options = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
+        self.defaults: dict[str, Any] = self.schema.model_validate(options).model_dump(mode="json")
 
     @property
-    def stepwise(self) -> bool:
+    def has_steps(self) -> bool:
         """Whether there are steps to watch."""
         return "steps" in self.schema.model_fields
 
@@ -73,7 +73,7 @@ class Model:
         """The shape of a code, without the batch."""
         return build.family_of(self.recipe, self.facts).code_shape
 
-    def options(self, given: dict[str, Any]) -> dict[str, Any]:
+    def options(self, values: dict[str, Any]) -> dict[str, Any]:
         """A request's options, checked and complete.
 
         Raises:
@@ -81,7 +81,7 @@ class Model:
         """
         known = list(self.schema.model_fields)
         try:
-            options = self.schema.model_validate({**self.defaults, **given}, strict=True).model_dump(mode="json")
+            options = self.schema.model_validate({**self.defaults, **values}, strict=True).model_dump(mode="json")
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             key = str(first["loc"][0]) if first["loc"] else None
@@ -99,7 +99,7 @@ class Model:
         properties = self.schema.model_json_schema().get("properties", {})
         metrics = {
             name: {key: value[key] for key in ("value", "low", "high", "n", "floor", "features") if key in value}
-            for name, value in (self.measured.get("metrics") or {}).items()
+            for name, value in (self.evaluation.get("metrics") or {}).items()
         }
         return {
             "id": self.name,
@@ -123,7 +123,7 @@ class Model:
                 "fingerprint": facts.fingerprint,
             },
             "abilities": {
-                "steps": self.stepwise,
+                "steps": self.has_steps,
                 "guidance": "guidance" in self.schema.model_fields and bool(facts.classes),
                 "encode": has_encoder(self.family),
             },
@@ -133,12 +133,12 @@ class Model:
             },
             "recommended": self.recommended,
             "metrics": metrics,
-            "speed": self.measured.get("speed"),
+            "speed": self.evaluation.get("speed"),
             "recipe": self.recipe.model_dump(mode="json"),
             "lineage": {
                 "run": self.run.id,
                 "parents": self.run.manifest.get("parents", []),
-                "evaluation": self.measured.get("evaluation"),
+                "evaluation": self.evaluation.get("evaluation"),
                 "init": self.recipe.init or None,
                 "genflow": self.run.manifest.get("genflow"),
                 "manifest": MANIFEST,
@@ -147,7 +147,7 @@ class Model:
         }
 
 
-def model_of(models: dict[str, Model], name: str) -> Model:
+def find_model(models: dict[str, Model], name: str) -> Model:
     """The model of a name; without a name the first.
 
     Raises:
@@ -157,5 +157,3 @@ def model_of(models: dict[str, Model], name: str) -> Model:
     if found is None:
         raise RequestError(404, f"there is no model {name!r}", "model", f"models: {', '.join(models)}")
     return found
-
-

@@ -15,7 +15,7 @@ ERROR = {
         }
     },
 }  # fmt: skip
-PICTURES: dict[int | str, Any] = {
+SAMPLE_RESPONSES: dict[int | str, Any] = {
     200: {
         "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` say what they are.",
         "content": {
@@ -30,7 +30,7 @@ PICTURES: dict[int | str, Any] = {
         },
     }
 }  # fmt: skip
-CODES: dict[int | str, Any] = {
+CODE_RESPONSES: dict[int | str, Any] = {
     200: {
         "description": "The codes.",
         "content": {
@@ -44,4 +44,4 @@ CODES: dict[int | str, Any] = {
         },
     }
 }  # fmt: skip
-REFUSALS: dict[int | str, Any] = dict.fromkeys((400, 404, 413, 422, 503), ERROR)
+ERROR_RESPONSES: dict[int | str, Any] = dict.fromkeys((400, 404, 413, 422, 503), ERROR)

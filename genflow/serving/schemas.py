@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST_SAMPLES = 1024  # a request
-MOST_EVALUATIONS = 20_000  # samples x steps of a request
-FRAMES = 64  # intermediate pictures of a stream
+MAX_SAMPLES = 1024  # a request
+MAX_EVALUATIONS = 20_000  # samples x steps of a request
+STREAM_FRAMES = 64  # intermediate pictures of a stream
 
 Task = Literal["samples", "walks", "encode", "decode"]
-MOST_CODES = 64  # of a request
+MAX_CODES = 64  # of a request
 
 Base64 = Annotated[str, Field(max_length=1 << 20)]
 Format = Literal["png", "webp", "json", "npy"]
@@ -19,7 +19,7 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Label = Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0, lt=2**31)] | None
 
 
-class _Asked(BaseModel):
+class _BaseRequest(BaseModel):
     """What all requests have."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -33,7 +33,7 @@ class _Asked(BaseModel):
         return {}
 
 
-class _Drawn(_Asked):
+class _SamplingRequest(_BaseRequest):
     """What is asked of sampling."""
 
     model_config = ConfigDict(extra="allow")
@@ -50,18 +50,18 @@ class _Drawn(_Asked):
         return {**{key: value for key, value in named.items() if value is not None}, **(self.model_extra or {})}
 
 
-class SampleRequest(_Drawn):
+class SampleRequest(_SamplingRequest):
     """Samples of a model."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"n": 16, "seed": 7}, {"n": 4, "seed": 7, "label": "3", "format": "json"}]}
     )
 
-    n: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = Field(1, description="How many.")
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = Field(1, description="How many.")
     label: Label = Field("all", description="A class by name or number; `all`: each in turn; `none` or null.")
 
 
-class WalkRequest(_Drawn):
+class WalkRequest(_SamplingRequest):
     """A walk from one seed's noise to another's, on the great circle between them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"n": 8, "seed": 1, "to_seed": 2, "label": "3"}]})
@@ -71,12 +71,12 @@ class WalkRequest(_Drawn):
     label: Label = Field(None, description="One class for all of them; null: none.")
 
 
-class EncodeRequest(_Asked):
+class EncodeRequest(_BaseRequest):
     """The codes of pictures, from which the model can make them again."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": ["iVBORw0KGgo..."], "label": "3"}]})
 
-    images: Annotated[list[Base64], Field(min_length=1, max_length=MOST_CODES)] = Field(
+    images: Annotated[list[Base64], Field(min_length=1, max_length=MAX_CODES)] = Field(
         description="Picture files (PNG, JPEG, WebP ...) in base64; they are brought to the model's size and colours."
     )
     label: Label = Field(None, description="The class of all of them; null: none.")
@@ -88,7 +88,7 @@ class EncodeRequest(_Asked):
         return len(self.images)
 
 
-class DecodeRequest(_Asked):
+class DecodeRequest(_BaseRequest):
     """The pictures of codes."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"codes": "k05VTVBZ...", "label": "3"}]})
@@ -97,7 +97,7 @@ class DecodeRequest(_Asked):
     label: Label = Field(None, description="The class of all of them; null: none.")
 
 
-Asked = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
+ModelRequest = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
 
 
 class ImagesRequest(BaseModel):

@@ -30,7 +30,7 @@ def test_what_else_a_cluster_serves_stays(monkeypatch: pytest.MonkeyPatch, calle
     """One line says what, and how to end it."""
     running(monkeypatch, "other")
     with pytest.raises(ClusterError, match="serves other already") as caught:
-        job.begin(INPUTS, "127.0.0.1")
+        job.start_serve(INPUTS, "127.0.0.1")
     assert "genflow endpoints down other" in caught.value.hint
     assert not called
 
@@ -39,7 +39,7 @@ def test_what_else_a_cluster_serves_stays(monkeypatch: pytest.MonkeyPatch, calle
 def test_what_an_endpoint_left_goes_first(monkeypatch: pytest.MonkeyPatch, called: list[str], left: Any) -> None:
     """Its proxy would keep the address that it had."""
     running(monkeypatch, *left)
-    job.begin(INPUTS, "127.0.0.1")
+    job.start_serve(INPUTS, "127.0.0.1")
     assert called == ["shutdown", "start"]
 
 
@@ -50,5 +50,5 @@ def test_the_last_endpoint_takes_serve_with_it(
     """And so the port is free again."""
     monkeypatch.setenv("GENFLOW_STORE", "/tmp")
     running(monkeypatch, *names)
-    job.end(INPUTS)
+    job.shut_down(INPUTS)
     assert called == ["forget mine", last]

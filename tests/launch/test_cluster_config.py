@@ -185,11 +185,11 @@ def test_a_pod_of_kuberay(name: str) -> None:
 
 def test_what_serving_needs_of_a_pod() -> None:
     """The variables are those with which `genflow serve` starts Ray."""
-    from jobs.serve import SERVE
+    from jobs.serve import SERVE_VARIABLES
 
     (cluster,) = clusters_of("deploy/kuberay/service.yaml")
     (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    assert SERVE.items() <= {entry["name"]: entry["value"] for entry in container["env"]}.items()
+    assert SERVE_VARIABLES.items() <= {entry["name"]: entry["value"] for entry in container["env"]}.items()
 
 
 def test_a_rayservice_takes_what_serve_writes(tmp_path: Path) -> None:

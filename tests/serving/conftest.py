@@ -7,31 +7,31 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
-from support.served import client, listed, trained
+from support.served import client, train_models
 
 from genflow.serving import app
-from genflow.serving.model_list import ServedModel
+from genflow.serving.model_list import ServedModel, served_models
 from genflow.serving.service import Service
 from genflow.storage.store import Store
 from genflow.system import environment
 
 
 @pytest.fixture(scope="session")
-def shelf_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[ServedModel]]:
-    store, runs = trained(tmp_path_factory.mktemp("serving") / "store")
-    return store, listed(store, runs)
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[ServedModel]]:
+    store, runs = train_models(tmp_path_factory.mktemp("serving") / "store")
+    return store, served_models(store, runs)
 
 
 @pytest.fixture(scope="module")
-def http(shelf_store: tuple[Store, list[ServedModel]]) -> Iterator[TestClient]:
-    with client(shelf_store[1]) as made:
+def http(model_store: tuple[Store, list[ServedModel]]) -> Iterator[TestClient]:
+    with client(model_store[1]) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def server(shelf_store: tuple[Store, list[ServedModel]]) -> Iterator[str]:
+def server(model_store: tuple[Store, list[ServedModel]]) -> Iterator[str]:
     """The address of a server in a thread of this process."""
-    service, port = Service(shelf_store[1]), environment.free_port()
+    service, port = Service(model_store[1]), environment.free_port()
     running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

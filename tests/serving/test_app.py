@@ -16,11 +16,11 @@ from genflow.sampling.engine import Engine, labels_for
 from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[ServedModel]]
+ModelStore = tuple[Store, list[ServedModel]]
 
 
-def engine(shelf_store: Shelved, name: str) -> Engine:
-    store, listed = shelf_store
+def engine(model_store: ModelStore, name: str) -> Engine:
+    store, listed = model_store
     return Engine.load(store.find("runs", next(entry.run for entry in listed if entry.name == name)))
 
 
@@ -31,9 +31,9 @@ def events(text: str) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["flow", "vae", "ring"])
-def test_the_picture_is_that_of_genflow_sample(http: TestClient, shelf_store: Shelved, name: str) -> None:
+def test_the_picture_is_that_of_genflow_sample(http: TestClient, model_store: ModelStore, name: str) -> None:
     """To the byte, as PNG and as NumPy; the headers say what it is."""
-    own = engine(shelf_store, name)
+    own = engine(model_store, name)
     drawn = own.draw(range(7, 12), labels_for("all", 5, own.facts))
     answer = http.post(f"/v1/models/{name}/samples", json={"n": 5, "seed": 7})
     assert answer.status_code == 200, answer.text
@@ -47,11 +47,11 @@ def test_the_picture_is_that_of_genflow_sample(http: TestClient, shelf_store: Sh
     assert float(answer.headers["x-genflow-seconds"]) > 0
 
 
-def test_json_holds_each_picture(http: TestClient, shelf_store: Shelved) -> None:
+def test_json_holds_each_picture(http: TestClient, model_store: ModelStore) -> None:
     """As base64 PNG, with the settings that were used, whole."""
     asked = {"n": 3, "seed": -4, "label": "7", "steps": 2, "sampler": "euler", "format": "json"}
     document = http.post("/v1/models/flow/samples", json=asked).json()
-    own = engine(shelf_store, "flow")
+    own = engine(model_store, "flow")
     drawn = own.draw(range(-4, -1), [7] * 3, steps=2, sampler="euler")
     assert document["labels"] == [7, 7, 7]
     assert (document["steps"], document["nfe"], document["options"]["sampler"]) == (2, 2, "euler")
@@ -211,12 +211,12 @@ def base64_of(*images: np.ndarray) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["flow", "vae"])
-def test_codes_are_those_of_the_engine_and_lead_back(http: TestClient, shelf_store: Shelved, name: str) -> None:
+def test_codes_are_those_of_the_engine_and_lead_back(http: TestClient, model_store: ModelStore, name: str) -> None:
     """encode and decode over HTTP give what the engine gives, to the bit, alone or in company."""
-    own = engine(shelf_store, name)
+    own = engine(model_store, name)
     records = own.draw(range(3), [4] * 3).images
     shown = np.load(io.BytesIO(preview.npy(records, own.facts)))[:, 0]
-    asked = {"images": base64_of(*shown), "label": 4, "seed": 5}
+    asked: dict[str, Any] = {"images": base64_of(*shown), "label": 4, "seed": 5}
     document = http.post(f"/v1/models/{name}/encode", json=asked).json()
     codes = own.encode(records, [4] * 3, range(5, 8))
     assert document["shape"] == list(codes.shape)

@@ -13,12 +13,12 @@ from genflow.sampling.engine import Engine, labels_for
 from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[ServedModel]]
+ModelStore = tuple[Store, list[ServedModel]]
 
 
-def test_samples_are_the_engines(server: str, shelf_store: Shelved) -> None:
+def test_samples_are_the_engines(server: str, model_store: ModelStore) -> None:
     """As numbers, to the bit."""
-    store, entries = shelf_store
+    store, entries = model_store
     engine = Engine.load(store.find("runs", entries[0].run))
     own = engine.draw(range(3, 7), labels_for("all", 4, engine.facts)).images
     drawn = Client(server).samples("flow", n=4, seed=3)
@@ -38,6 +38,7 @@ def test_a_refusal_is_genflows_own_error(server: str) -> None:
 
 def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first model's, or a named one's; what only a run can do is refused."""
+
     def draw(address: str, out: Path, *sets: str) -> None:
         sample.sample(address, n=4, seed=1, steps=2, out=out, sets=list(sets))
 

@@ -14,11 +14,11 @@ import pytest
 from genflow.errors import DataError
 from genflow.sampling.engine import Engine
 from genflow.serving import engine_process
-from genflow.serving.engine_process import Batch, EngineProcess, Frame
+from genflow.serving.engine_process import Batch, EngineProcess, StepFrame
 from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[ServedModel]]
+ModelStore = tuple[Store, list[ServedModel]]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,12 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_it_draws_what_the_engine_draws(drawing: EngineProcess, shelf_store: Shelved) -> None:
+def test_it_draws_what_the_engine_draws(drawing: EngineProcess, model_store: ModelStore) -> None:
     """And says so at every evaluation; frames are sent to those alone who watch."""
-    store, (flow, *_) = shelf_store
+    store, (flow, *_) = model_store
     beats: list[int] = []
-    frames: list[Frame] = []
-    drawn = drawing.draw(batch(flow, watched=True), lambda: beats.append(1), frames.append)
+    frames: list[StepFrame] = []
+    drawn = drawing.draw(batch(flow, send_frames=True), lambda: beats.append(1), frames.append)
     own = Engine.load(store.find("runs", flow.run)).draw([3, 4], [1, 2], steps=4)
     np.testing.assert_array_equal(drawn.images, own.images)
     assert len(beats) == len(frames) == drawn.nfe
@@ -60,9 +60,9 @@ def test_it_draws_what_the_engine_draws(drawing: EngineProcess, shelf_store: She
     assert drawing.loaded == [flow.path]
 
 
-def test_what_is_given_up_leaves_nothing_behind(drawing: EngineProcess, shelf_store: Shelved) -> None:
+def test_what_is_given_up_leaves_nothing_behind(drawing: EngineProcess, model_store: ModelStore) -> None:
     """The error of who asked comes back, the next answer is that to the next question."""
-    flow = shelf_store[1][0]
+    flow = model_store[1][0]
     long = Batch(flow, "samples", {"steps": 1000}, [0], [0])
     beats: list[int] = []
 
@@ -80,44 +80,44 @@ def test_what_is_given_up_leaves_nothing_behind(drawing: EngineProcess, shelf_st
     assert drawn.images.shape[0] == 2
 
 
-def test_an_error_comes_back_as_it_is(drawing: EngineProcess, shelf_store: Shelved, tmp_path: Path) -> None:
+def test_an_error_comes_back_as_it_is(drawing: EngineProcess, model_store: ModelStore, tmp_path: Path) -> None:
     """And the process goes on."""
     with pytest.raises(DataError, match="holds no finished run"):
         drawing.load(ServedModel("none", "none-1", str(tmp_path)))
-    assert drawing.draw(batch(shelf_store[1][1]), lambda: None).images.shape[0] == 2
+    assert drawing.draw(batch(model_store[1][1]), lambda: None).images.shape[0] == 2
 
 
-def test_the_bound_holds(shelf_store: Shelved) -> None:
+def test_the_bound_holds(model_store: ModelStore) -> None:
     """With room for one model there is one in memory: the one that was asked for last."""
     small = EngineProcess(1)
     try:
-        for entry in shelf_store[1]:
+        for entry in model_store[1]:
             small.load(entry)
             assert small.loaded == [entry.path]
     finally:
         small.close()
 
 
-def test_its_death_is_told(shelf_store: Shelved) -> None:
+def test_its_death_is_told(model_store: ModelStore) -> None:
     """To the one who waits for it, and to the replica."""
     told: list[str] = []
     dies = EngineProcess(2**30, lambda: told.append("lost"))
-    dies.load(shelf_store[1][0])
+    dies.load(model_store[1][0])
 
     def kill() -> None:
         os.kill(dies._process.pid, signal.SIGKILL)
         dies._process.wait()
 
     with pytest.raises(RuntimeError, match="has died"):
-        dies.draw(Batch(shelf_store[1][0], "samples", {"steps": 1000}, [0], [0]), kill)
+        dies.draw(Batch(model_store[1][0], "samples", {"steps": 1000}, [0], [0]), kill)
     assert told == ["lost"]
     dies.close()
 
 
-def test_its_silence_is_seen(drawing: EngineProcess, shelf_store: Shelved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_silence_is_seen(drawing: EngineProcess, model_store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process does not pass for one that has nothing to do."""
-    drawing.load(shelf_store[1][0])
-    monkeypatch.setattr(engine_process, "SILENT_S", 3.0)
+    drawing.load(model_store[1][0])
+    monkeypatch.setattr(engine_process, "HEARTBEAT_TIMEOUT_S", 3.0)
     os.kill(drawing._process.pid, signal.SIGSTOP)
     try:
         time.sleep(4.5)

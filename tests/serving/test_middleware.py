@@ -12,7 +12,14 @@ from support.badrequests import RAW, bodies
 from support.served import client
 
 from genflow.serving import middleware
-from genflow.serving.middleware import Limits, Rate, RequestLimitsMiddleware, hashed, new_key, strict
+from genflow.serving.middleware import (
+    Limits,
+    RateLimiter,
+    RequestLimitsMiddleware,
+    hash_key,
+    new_key,
+    parse_strict_json,
+)
 from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import RequestError
 from genflow.storage.store import Store
@@ -60,7 +67,7 @@ def test_what_is_no_json_is_refused(http: TestClient, body: bytes) -> None:
 def test_strict_json_is_json() -> None:
     """What every reader reads alike passes."""
     text = '{"a": [1, -2.5e3, "\\u00e9 \\ud83d\\ude00", null, true], "b": {"c": "[[[[[[[[[[[[[[[[[[[[[[[[[["}}'
-    assert strict(text.encode()) == json.loads(text)
+    assert parse_strict_json(text.encode()) == json.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +89,7 @@ def test_depth_is_that_of_brackets_outside_strings(body: str, deep: bool) -> Non
     """Twenty open at once pass, twenty-one are refused before the parser sees them."""
     told = ""
     try:
-        strict(body.encode())
+        parse_strict_json(body.encode())
     except RequestError as refused:
         told = refused.message
     assert ("nested deeper than 20" in told) == deep
@@ -142,12 +149,12 @@ def test_large_headers_and_long_addresses_are_refused() -> None:
     assert Fed(iter([]), target_bytes=100).run(path="/" + "a" * 101) == 414
 
 
-def test_a_key_opens(shelf_store: tuple[Store, list[ServedModel]]) -> None:
+def test_a_key_opens(model_store: tuple[Store, list[ServedModel]]) -> None:
     """Without it 401, but for the page and the health; its hash is all that is kept."""
     key, hash = new_key()
     assert key not in hash
-    assert hash == hashed(key)
-    with client(shelf_store[1], Limits(keys=(hash,))) as http:
+    assert hash == hash_key(key)
+    with client(model_store[1], Limits(keys=(hash,))) as http:
         assert http.get("/v1/models").status_code == 401
         assert http.get("/docs").status_code == 401
         assert http.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
@@ -163,12 +170,12 @@ def test_who_asks_too_often_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute's requests at once, then one each second of 60 a minute; others are not concerned."""
     now = 0.0
     monkeypatch.setattr(middleware.time, "monotonic", lambda: now)
-    rate = Rate(60)
-    assert [rate.take("a") for _ in range(60)] == [0] * 60
-    assert rate.take("a") == 2
-    assert rate.take("b") == 0
+    limiter = RateLimiter(60)
+    assert [limiter.acquire("a") for _ in range(60)] == [0] * 60
+    assert limiter.acquire("a") == 2
+    assert limiter.acquire("b") == 0
     now = 1.5
-    assert (rate.take("a"), rate.take("a")) == (0, 1)
+    assert (limiter.acquire("a"), limiter.acquire("a")) == (0, 1)
 
 
 def test_a_refusal_is_one_line_of_text() -> None:

@@ -20,6 +20,8 @@ def tab(server: str) -> Iterator[browser.Page]:
 
 
 DRAWN = "document.querySelectorAll('.sheet img[alt]').length > 0 && !document.querySelector('.waiting')"
+
+
 def choose(tab: browser.Page, field: str, value: str) -> None:
     """Choose from a list, as a hand does: the page hears of it."""
     tab.run(f"(e => {{ e.value = '{value}'; e.dispatchEvent(new Event('input', {{bubbles: true}})); }})"

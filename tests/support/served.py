@@ -12,13 +12,13 @@ from genflow.data.shards import Dataset
 from genflow.recipe.schema import Data
 from genflow.serving import app
 from genflow.serving.middleware import Limits
-from genflow.serving.model_list import ServedModel, entries
+from genflow.serving.model_list import ServedModel
 from genflow.serving.service import Service
 from genflow.storage.store import Artifact, Store
 from support.finished import finished
 
 
-def trained(root: Path) -> tuple[Store, list[Artifact]]:
+def train_models(root: Path) -> tuple[Store, list[Artifact]]:
     """A store with two runs on digits, `flow` and `vae`, and one on points, `ring`."""
     store = Store(root)
     quiet = lambda event, **fields: None  # noqa: E731
@@ -32,15 +32,10 @@ def trained(root: Path) -> tuple[Store, list[Artifact]]:
 
 
 @contextmanager
-def client(listed: list[ServedModel], limits: Limits | None = None, **options: Any) -> Iterator[TestClient]:
+def client(models: list[ServedModel], limits: Limits | None = None, **options: Any) -> Iterator[TestClient]:
     """An HTTP client of a service in this process."""
-    service = Service(listed, **options)
+    service = Service(models, **options)
     with TestClient(app.create(service, limits)) as made:
         made.service = service  # type: ignore[attr-defined]
         yield made
     service.close()
-
-
-def listed(store: Store, runs: list[Artifact]) -> list[ServedModel]:
-    """The runs as models."""
-    return entries(store, runs)

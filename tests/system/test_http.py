@@ -138,9 +138,9 @@ def test_every_caller_asks_this_machine_directly(listen: Callable[..., Server], 
     address = f"http://127.0.0.1:{server.port}"
     Dashboard(address).ask("/dashboard")
     client.Client(address, key="secret").models()
-    assert endpoints.is_well(address)
+    assert endpoints.is_healthy(address)
     assert probe.silent(address) == ""
-    assert serve.ask(f"{address}/serve") == (200, {"data": []})
+    assert serve.get_json(f"{address}/serve") == (200, {"data": []})
     assert server.asked == ["GET /dashboard", "GET /v1/models", "GET /healthz", "GET /health", "GET /serve"]
     assert proxy.asked == []
 

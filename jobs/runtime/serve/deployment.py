@@ -22,10 +22,10 @@ from genflow.serving import app as http_app
 from genflow.serving.middleware import Limits, RequestLimitsMiddleware
 from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import Reply
-from genflow.serving.schemas import Asked, SampleRequest, Task
+from genflow.serving.schemas import ModelRequest, SampleRequest, Task
 from genflow.system import environment, source_hash
 from genflow.system.source_hash import digest
-from jobs.runtime.serve.retry_middleware import BUSY
+from jobs.runtime.serve.retry_middleware import MAX_PER_REPLICA
 
 if TYPE_CHECKING:  # with torch: only where something is drawn
     from genflow.serving.service import Service
@@ -33,9 +33,9 @@ if TYPE_CHECKING:  # with torch: only where something is drawn
 Document = dict[str, Any]
 
 SAMPLER = "Sampler"
-ROOMS = ("genflow", "jobs/runtime/serve/deployment.py")
-BOUNDS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
-KINDS = ("samples", "stream", "walks", "encode", "decode", "/", "/healthz", "/v1/models", "/v1/images/generations")
+SOURCES = ("genflow", "jobs/runtime/serve/deployment.py")
+BUCKETS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+PATH_TAGS = ("samples", "stream", "walks", "encode", "decode", "/", "/healthz", "/v1/models", "/v1/images/generations")
 
 
 class Sampler:
@@ -48,19 +48,19 @@ class Sampler:
     """
 
     def __init__(self, options: Document, limits: Limits, threads: float) -> None:
-        _keep_to_the_loopback()
+        _bind_grpc_to_loopback()
         self._options, self._limits, self._threads = options, limits, threads
         self._service: Service | None = None
         tags, paths = ("model",), ("path", "status")
         self._requests = metrics.Counter("genflow_requests", description="Requests answered.", tag_keys=paths)  # type: ignore[arg-type]
         self._seconds = metrics.Histogram(
-            "genflow_request_seconds", description="Seconds of a request.", boundaries=BOUNDS_S, tag_keys=("path",)
+            "genflow_request_seconds", description="Seconds of a request.", boundaries=BUCKETS_S, tag_keys=("path",)
         )
         self._samples = metrics.Counter("genflow_samples", description="Samples drawn.", tag_keys=tags)
         self._evaluations = metrics.Counter("genflow_evaluations", description="Network evaluations.", tag_keys=tags)
         self._stage = metrics.Histogram(
             "genflow_stage_seconds", description="Seconds of a request by stage: queue, draw, write.",
-            boundaries=BOUNDS_S, tag_keys=("model", "stage"),  # type: ignore[arg-type]
+            boundaries=BUCKETS_S, tag_keys=("model", "stage"),  # type: ignore[arg-type]
         )  # fmt: skip
         self._rows = metrics.Histogram(
             "genflow_batch_rows", description="Samples of a batch.", boundaries=[1, 2, 4, 8, 16, 32, 48, 64],
@@ -71,14 +71,14 @@ class Sampler:
 
     def __serve_build_asgi_app__(self) -> RequestLimitsMiddleware:
         """The HTTP app that Ray sends this replica's requests to."""
-        _write_log_lines()
-        return http_app.create(self, self._limits, self._seen)
+        _configure_request_log()
+        return http_app.create(self, self._limits, self._record_request)
 
-    def _seen(self, method: str, path: str, status: int, took: float) -> None:
-        kind = path.rpartition("/")[2] if path.startswith("/v1/models/") else path
-        kind = kind if kind in KINDS else "other"
-        self._requests.inc(tags={"path": kind, "status": str(status)})
-        self._seconds.observe(took, tags={"path": kind})
+    def _record_request(self, method: str, path: str, status: int, took: float) -> None:
+        tag = path.rpartition("/")[2] if path.startswith("/v1/models/") else path
+        tag = tag if tag in PATH_TAGS else "other"
+        self._requests.inc(tags={"path": tag, "status": str(status)})
+        self._seconds.observe(took, tags={"path": tag})
 
     async def reconfigure(self, config: Document) -> None:
         """Serve these models from now on; the first time, load and try them."""
@@ -86,12 +86,12 @@ class Sampler:
 
         entries = [ServedModel(**entry) for entry in config["models"]]
         if self._service is None:
-            service = Service(entries, **self._options, lost=_end)
+            service = Service(entries, **self._options, on_engine_exit=_exit)
             # What draws has begun, and is not held up by what answers; but where every core draws, who asks must be
             # answered still. The proxy, which refuses who is too many, stands back for nobody.
             environment.lower_priority(10)
             if self._threads >= environment.cores():
-                service.worker.lower_priority(15)
+                service.engine_process.lower_priority(15)
             await service.warm()
             self._service = service
             return
@@ -106,23 +106,23 @@ class Sampler:
         assert self._service is not None
         return self._service
 
-    async def answer(self, task: Task, name: str, asked: Asked) -> Reply:
+    async def answer(self, task: Task, name: str, request: ModelRequest) -> Reply:
         """See `Service.answer`."""
-        reply = await self.service.answer(task, name, asked)
-        if facts := reply.facts:
-            tags = {"model": facts["model"]}
-            self._samples.inc(facts["n"], tags=tags)
-            self._evaluations.inc(max(1, facts["n"] * facts["nfe"]), tags=tags)
+        reply = await self.service.answer(task, name, request)
+        if measurements := reply.measurements:
+            tags = {"model": measurements["model"]}
+            self._samples.inc(measurements["n"], tags=tags)
+            self._evaluations.inc(max(1, measurements["n"] * measurements["nfe"]), tags=tags)
             for stage in ("queue", "draw", "write"):
-                self._stage.observe(max(facts[stage], 0.0), tags={**tags, "stage": stage})
-            self._rows.observe(facts["rows"], tags=tags)
+                self._stage.observe(max(measurements[stage], 0.0), tags={**tags, "stage": stage})
+            self._rows.observe(measurements["rows"], tags=tags)
         self._waiting.set(self.service.batcher.waiting)
         self._backlog.set(self.service.batcher.backlog())
         return reply
 
-    async def stream(self, name: str, asked: SampleRequest) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, request: SampleRequest) -> AsyncIterator[bytes]:
         """See `Service.stream`."""
-        async for event in self.service.stream(name, asked):
+        async for event in self.service.stream(name, request):
             yield event
 
     async def cards(self) -> list[Document]:
@@ -140,10 +140,10 @@ class Sampler:
                 self._service.check()
         except RuntimeError as error:  # it will not come to itself, so nobody has to ask twice
             logging.getLogger("ray.serve").error("this replica ends, and another begins: %s", error)
-            _end()
+            _exit()
 
 
-def _keep_to_the_loopback() -> None:
+def _bind_grpc_to_loopback() -> None:
     """Where the node is on the loopback, have the replica's gRPC port there, too; Ray 2.60 opens it to everybody.
 
     It is opened after the replica's own beginning, and reached by the node's address.
@@ -157,7 +157,7 @@ def _keep_to_the_loopback() -> None:
         replica.add_port_to_grpc_server = lambda server, at: add(server, at.replace("[::]", address))
 
 
-def _end() -> None:
+def _exit() -> None:
     """End the replica, whose requests then go to another, and Serve starts one in its place."""
     os._exit(1)
 
@@ -171,12 +171,12 @@ def application(inputs: Document) -> serve.Application:
     """
     deadline_s = float(inputs.get("deadline_s", 60))
     replicas, most = int(inputs.get("replicas", 1)), int(inputs.get("most_replicas", 0))
-    options = {"most_bytes": int(inputs.get("memory_mb", 2048)) << 20, "deadline_s": deadline_s}
+    options = {"max_bytes": int(inputs.get("memory_mb", 2048)) << 20, "deadline_s": deadline_s}
     limits = Limits(
         keys=tuple(inputs.get("keys", ())), per_minute=int(inputs.get("per_minute", 0)), docs=inputs.get("docs", True)
     )
     # Ray would restart every replica at each deployment; of the same code with the same options none has to
-    version = digest([source_hash.fingerprint(*ROOMS), {key: inputs[key] for key in inputs if key != "models"}])
+    version = digest([source_hash.fingerprint(*SOURCES), {key: inputs[key] for key in inputs if key != "models"}])
     scale: Document = {"num_replicas": replicas}
     if most > replicas:
         scaling = AutoscalingConfig(
@@ -189,8 +189,8 @@ def application(inputs: Document) -> serve.Application:
         name=SAMPLER,
         user_config={"models": inputs["models"]},
         ray_actor_options={"num_cpus": inputs.get("threads", 1), "num_gpus": inputs.get("gpus", 0)},
-        max_ongoing_requests=BUSY,  # its own queue is shorter, and knows how long it will take
-        max_queued_requests=BUSY,
+        max_ongoing_requests=MAX_PER_REPLICA,  # its own queue is shorter, and knows how long it will take
+        max_queued_requests=MAX_PER_REPLICA,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         health_check_period_s=1,
         health_check_timeout_s=2,  # three times that, the period and a start are less than 15 s
@@ -203,7 +203,7 @@ def application(inputs: Document) -> serve.Application:
     return sampler.bind(options, limits, inputs.get("threads", 1) * max(replicas, most))
 
 
-def _write_log_lines() -> None:
+def _configure_request_log() -> None:
     """Request lines go where Serve keeps a replica's log, as they are."""
     log = logging.getLogger("genflow.serving")
     log.setLevel(logging.INFO)

@@ -25,7 +25,7 @@ from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
 pytestmark = pytest.mark.ray
-Shelved = tuple[Store, list[ServedModel]]
+ModelStore = tuple[Store, list[ServedModel]]
 
 
 def command(store: Store, *args: str) -> list[str]:
@@ -65,8 +65,8 @@ class Endpoint:
 
 
 @pytest.fixture(scope="module")
-def endpoint(shelf_store: Shelved, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    store, _ = shelf_store
+def endpoint(model_store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    store, _ = model_store
     log = tmp_path_factory.mktemp("serve") / "log"
     with open(log, "w") as file:
         process = subprocess.Popen(
@@ -117,9 +117,9 @@ class Load:
         return len({(seed, body) for seed, _, body in self.answers}) == len(self._threads)
 
 
-def test_the_bytes_are_those_of_the_engine(endpoint: Endpoint, shelf_store: Shelved) -> None:
+def test_the_bytes_are_those_of_the_engine(endpoint: Endpoint, model_store: ModelStore) -> None:
     """Through proxy, front and replica; the same as from `genflow sample`."""
-    store, listed = shelf_store
+    store, listed = model_store
     engine = Engine.load(store.find("runs", listed[0].run))
     drawn = engine.draw(range(5, 12), labels_for("all", 7, engine.facts))
     status, body, headers = endpoint.ask("/v1/models/flow/samples", {"n": 7, "seed": 5})
@@ -192,9 +192,9 @@ def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
     assert len(load.answers) > 10
 
 
-def test_models_change_while_requests_come_in(endpoint: Endpoint, shelf_store: Shelved) -> None:
+def test_models_change_while_requests_come_in(endpoint: Endpoint, model_store: ModelStore) -> None:
     """Others are served, and nothing restarts; of models that do not work nothing comes."""
-    store, listed = shelf_store
+    store, listed = model_store
     before = set(endpoint.replicas())
     broken = store.folder("runs", "broken-1")
     with Load(endpoint) as load:
@@ -237,9 +237,9 @@ def _read(url: str) -> str:
         return answer.read().decode()
 
 
-def test_it_is_listed_and_taken_down(endpoint: Endpoint, shelf_store: Shelved) -> None:
+def test_it_is_listed_and_taken_down(endpoint: Endpoint, model_store: ModelStore) -> None:
     """What is under way is answered; then nobody listens, and no process is left."""
-    store, _ = shelf_store
+    store, _ = model_store
     listed = json.loads(genflow(store, "endpoints", "ls", "--json").stdout)["endpoints"]
     assert [(row["name"], row["models"], row["status"]) for row in listed] == [("tested", ["flow", "ring"], "well")]
     answers: list[int] = []

@@ -27,7 +27,7 @@ def written(tmp_path: Path) -> str:
 
 def test_nothing_else_listens(written: str, tmp_path: Path) -> None:
     """Of two more ports, and a socket that anybody may give orders through, nothing is left."""
-    mended = haproxy.mended(written, str(tmp_path), "127.0.0.1", 160)
+    mended = haproxy.adapt_config(written, str(tmp_path), "127.0.0.1", 160)
     assert [line.split()[1] for line in mended.splitlines() if line.strip().startswith("bind ")] == ["127.0.0.1:8000"]
     assert "listen stats" in written
     assert "listen stats" not in mended
@@ -38,26 +38,26 @@ def test_nothing_else_listens(written: str, tmp_path: Path) -> None:
 
 def test_the_door_stands_before_the_replicas(written: str, tmp_path: Path) -> None:
     """Each rule once, where Ray's file has its place; a file that was mended stays as it is."""
-    mended = haproxy.mended(written, str(tmp_path), "127.0.0.1", 160)
+    mended = haproxy.adapt_config(written, str(tmp_path), "127.0.0.1", 160)
     backend = mended.partition("\nbackend http-mine\n")[2]
     assert backend.count("be_conn ge 160") == mended.count("be_conn") == 1
     assert mended.count("option http-buffer-request") == mended.count("option forwardfor") == 1
     assert f"errorfile 503 {tmp_path}/503.http" in mended
     assert "500.http" not in mended.replace(f"errorfile 500 {tmp_path}/500.http", "")
-    assert haproxy.mended(mended, str(tmp_path), "127.0.0.1", 160) == mended
+    assert haproxy.adapt_config(mended, str(tmp_path), "127.0.0.1", 160) == mended
 
 
 @pytest.mark.parametrize(("host", "bound"), [("0.0.0.0", "0.0.0.0"), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")])
 def test_the_address_that_was_asked_for(written: str, host: str, bound: str, tmp_path: Path) -> None:
     """HAProxy has it, and the replicas the loopback."""
-    mended = haproxy.mended(written, str(tmp_path), host, 160)
+    mended = haproxy.adapt_config(written, str(tmp_path), host, 160)
     assert f"    bind {bound}:8000\n" in mended
     assert "server replica-0 127.0.0.1:30000" in mended
 
 
 def test_haproxy_takes_it(written: str, tmp_path: Path) -> None:
     """With the answers that it finds in the folder, through the program that Ray starts."""
-    with haproxy.opened(haproxy.available(), "127.0.0.1", 160) as variables:
+    with haproxy.haproxy_variables(haproxy.available(), "127.0.0.1", 160) as variables:
         assert oct(Path(variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent.stat().st_mode)[-3:] == "700"
         path = tmp_path / "mine.cfg"
         path.write_text(written)
