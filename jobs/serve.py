@@ -1,4 +1,4 @@
-"""Serve models on Ray Serve until somebody says stop; or change the models of an application that runs.
+"""Serve models on Ray Serve until a signal stops the job, or change the models of a running application.
 
 python -m jobs.serve recipe.yaml
 """
@@ -21,20 +21,20 @@ from jobs.runtime.serve.retry_middleware import MAX_PER_REPLICA
 READY_S = 120.0
 SERVE_VARIABLES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.runtime.serve.retry_middleware:middlewares",
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # otherwise Ray waits a minute for a hung replica
 }
 
 
 def main(document: Document, emit: Emit) -> Document:
     """Deploy `inputs.models` as the application `inputs.name`.
 
-    Every model is loaded and drawn from here first, so that what does not work never takes the place of what does.
+    First load every model and draw one sample from it here, so that a broken model never replaces a working one.
 
     Returns:
-        A `genflow.serve/1` document, when the endpoint has ended, or has changed.
+        A `genflow.serve/1` document, after the endpoint has ended or its models have changed.
 
     Raises:
-        DataError: a model does not work.
+        DataError: a model cannot be loaded or cannot draw.
         SetupError: Serve does not start.
     """
     inputs = document["inputs"]
@@ -42,11 +42,13 @@ def main(document: Document, emit: Emit) -> Document:
     check_models(models)
     if inputs.get("running"):
         return change_models(inputs, models, emit)
-    # before Ray starts: its daemons inherit it; and somebody waits for these, with Ray's own 15 a training goes first
+    # Set before Ray starts, because its daemons inherit it. Clients wait for these workers: with Ray's default niceness
+    # of 15, a training on the same machine would go first.
     replicas = max(inputs.get("replicas", 1), inputs.get("most_replicas", 0))
     os.environ |= SERVE_VARIABLES | {"RAY_worker_niceness": "0", "GENFLOW_SERVE_MOST": str(MAX_PER_REPLICA * replicas)}
     with contextlib.ExitStack() as stack:
-        # a Ray of our own is this machine alone: HAProxy has the address, and what is behind it the loopback
+        # A Ray that this job starts is on this machine only. HAProxy binds the address; Ray's proxy and the replicas
+        # bind the loopback.
         if proxy := "" if is_submitted() else haproxy.available():
             os.environ |= stack.enter_context(
                 haproxy.haproxy_variables(proxy, inputs["host"], MAX_PER_REPLICA * replicas)
@@ -60,17 +62,17 @@ def main(document: Document, emit: Emit) -> Document:
             emit("note", message=_serving_note(inputs, models))
             _watch_health(inputs, emit)
         except KeyboardInterrupt:
-            emit("note", message="answering what is under way, then ending")
+            emit("note", message="answering the current requests, then stopping")
         finally:
             shut_down(inputs)
     return _result(inputs, models, "ended")
 
 
 def start_serve(inputs: Document, host: str) -> None:
-    """Start Serve's controller and its proxy, on one address and no other.
+    """Start Serve's controller and its proxy on one address.
 
     Raises:
-        ClusterError: the cluster serves something else: it has one address, and a proxy that runs keeps its own.
+        ClusterError: the cluster already serves another application; its running proxy keeps its address.
         SetupError: Serve does not start.
     """
     from ray import serve
@@ -78,20 +80,21 @@ def start_serve(inputs: Document, host: str) -> None:
 
     if others := sorted(set(serve.status().applications) - {inputs["name"]}):
         raise ClusterError(
-            f"this cluster serves {', '.join(others)} already, and has one address for all",
-            f"genflow endpoints down {others[0]}; or several models in one: genflow serve RUN RUN --name {others[0]}",
+            f"this cluster already serves {', '.join(others)}, and has only one address",
+            f"genflow endpoints down {others[0]}, or serve several models in one endpoint: "
+            f"genflow serve RUN RUN --name {others[0]}",
         )
-    serve.shutdown()  # what an endpoint that did not come to its end has left
+    serve.shutdown()  # remove what a crashed endpoint left
     try:
         where = HTTPOptions(host=host, port=inputs["port"], location=ProxyLocation.HeadOnly)
         serve.start(http_options=where)
     except (RuntimeError, OSError) as error:
-        hint = "choose another --port; 0 takes a free one"
+        hint = "choose another --port; 0 selects a free one"
         raise SetupError(f"Ray Serve does not start: {str(error).splitlines()[0]}", hint) from error
 
 
 def deploy(inputs: Document, models: list[ServedModel]) -> None:
-    """Bring the application to these models, and wait until every request is answered by them."""
+    """Deploy these models, and wait until the application answers with them."""
     import logging
 
     from ray import serve
@@ -114,12 +117,12 @@ def deploy(inputs: Document, models: list[ServedModel]) -> None:
         if version == expected:
             return
         time.sleep(0.1)
-    raise DataError(f"the application answers with version {version or 'none'} instead of {expected}",
+    raise DataError(f"the application still answers with version {version or 'none'} instead of {expected}",
                     "the old models stay")  # fmt: skip
 
 
 def change_models(inputs: Document, models: list[ServedModel], emit: Emit) -> Document:
-    """Give an application that runs other models; nothing restarts, and no request is lost."""
+    """Change the models of a running application, without a restart or a lost request."""
     running = inputs["running"]
     environment.loopback(int(running["gcs"].rpartition(":")[2]))
     import logging
@@ -130,7 +133,7 @@ def change_models(inputs: Document, models: list[ServedModel], emit: Emit) -> Do
     ray.init(address=running["gcs"], logging_level=logging.ERROR, log_to_driver=False)
     try:
         deploy(inputs, models)
-    except GenflowError:  # else a replica that starts later would meet what could not be served
+    except GenflowError:  # restore the configuration, so that a replica that starts later loads the old models
         deploy(inputs, [ServedModel(**entry) for entry in running["inputs"]["models"]])
         raise
     else:
@@ -142,7 +145,7 @@ def change_models(inputs: Document, models: list[ServedModel], emit: Emit) -> Do
 
 
 def shut_down(inputs: Document) -> None:
-    """Drain: what is under way is answered, then the application goes, and Serve and its port with the last one."""
+    """Answer the current requests, then remove the application. Stop Serve with the last one, which frees the port."""
     from ray import serve
 
     endpoints.remove(Store(), inputs["name"])
@@ -153,13 +156,13 @@ def shut_down(inputs: Document) -> None:
 
 
 def endpoint_url(inputs: Document) -> str:
-    """Where the application is reached from this machine."""
+    """Return the URL of the application on this machine."""
     host = "127.0.0.1" if inputs["host"] in ("0.0.0.0", "::") else inputs["host"]
     return f"http://{host}:{inputs['port']}"
 
 
 def metrics_url() -> str:
-    """Where Prometheus finds Ray's metrics and ours."""
+    """Return the URL where Prometheus can read the metrics of Ray and genflow."""
     import ray
 
     node = next(node for node in ray.nodes() if node["Alive"])
@@ -167,7 +170,7 @@ def metrics_url() -> str:
 
 
 def get_json(url: str) -> tuple[int, Document]:
-    """GET a JSON document: the status and the document; 0 where nobody answers."""
+    """GET a JSON document: return its status and content; status 0 without an answer."""
     try:
         answer = http.request(url, timeout=5)
         return answer.status, answer.json() if answer.ok else {}
@@ -176,7 +179,7 @@ def get_json(url: str) -> tuple[int, Document]:
 
 
 def _watch_health(inputs: Document, emit: Emit) -> None:
-    """Until a signal; says when the application stops answering, and when it does again."""
+    """Wait for a signal; report when the application stops answering, and when it answers again."""
     healthy, failures = True, 0
     while True:
         time.sleep(2)
@@ -187,7 +190,7 @@ def _watch_health(inputs: Document, emit: Emit) -> None:
             emit("warning", message="no replica answers; Serve is starting another", hint="")
         elif not healthy and not failures:
             healthy = True
-            emit("note", message="it answers again")
+            emit("note", message="the application answers again")
 
 
 def _serving_note(inputs: Document, models: list[ServedModel]) -> str:

@@ -1,4 +1,4 @@
-"""The HTTP interface: what is asked of a `Backend`, in addresses, with documentation, and the playground at `/`."""
+"""The HTTP interface: routes that call a `Backend`, the API documentation at `/docs`, and the playground at `/`."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -31,37 +31,41 @@ OnResponse = Callable[[str, str, int, float], None]  # method, path, status, sec
 
 
 class Backend(Protocol):
-    """Who draws: a `Service` in this process, or replicas of one."""
+    """The part that draws samples: a `Service`, or a replica that wraps one."""
 
     async def answer(self, task: Task, name: str, request: ModelRequest) -> Reply:
-        """What a `Service` answers, or a refusal."""
+        """Return the response to one request; an error is a `Reply`, too."""
 
     def stream(self, name: str, request: SampleRequest) -> AsyncIterator[bytes]:
-        """Server-sent events."""
+        """Yield server-sent events."""
 
     async def cards(self) -> list[Document]:
-        """Every model's card."""
+        """Return the description of every model."""
 
     async def health(self) -> Document:
-        """What it is busy with; raises if it does not work."""
+        """Return the models and the state of the queue.
+
+        Raises:
+            Exception: no samples can be drawn.
+        """
 
 
 def create(
     backend: Backend, limits: Limits | None = None, on_response: OnResponse = lambda *_: None
 ) -> RequestLimitsMiddleware:
-    """The whole app, as something that speaks ASGI.
+    """Build the ASGI app with its middleware.
 
     Args:
-        backend: who draws.
-        limits: what a request may be.
-        on_response: told of every request that was answered: method, path, status, seconds.
+        backend: draws the samples.
+        limits: bounds on requests.
+        on_response: called after each response with method, path, status and seconds.
     """
     limits = limits or Limits()
     app = FastAPI(
         title="genflow",
         version=__version__,
-        summary="Samples of trained image generators. A sample is a function of its seed.",
-        docs_url=None,  # FastAPI's loads scripts from elsewhere
+        summary="Draw samples from trained generative models. The same seed gives the same sample.",
+        docs_url=None,  # FastAPI's page loads scripts from another host
         openapi_url="/openapi.json" if limits.docs else None,
         redoc_url=None,
     )
@@ -78,19 +82,19 @@ def create(
         async def docs(request: Request) -> HTMLResponse:
             return HTMLResponse(docs_page.page(app.openapi(), str(request.base_url).rstrip("/")))
 
-    @app.get("/healthz", tags=["about"], summary="Whether it works")
+    @app.get("/healthz", tags=["about"], summary="Health")
     async def healthz(request: Request) -> Response:
-        """200 with what it is busy with; 503 if no replica answers."""
+        """200 with the models and the length of the queue; 503 if no replica answers."""
         try:
             return _respond(json_reply({"status": "ok", **await backend.health()}), request)
         except Exception as error:
             raise RequestError(503, f"no replica answers: {type(error).__name__}", retry_after=2) from error
 
-    @app.get("/v1/models", tags=["about"], summary="The models: family, data, recipe, metrics, lineage, options")
+    @app.get("/v1/models", tags=["about"], summary="List the models: family, data, options, metrics, recipe, lineage")
     async def models(request: Request) -> Response:
         return _respond(json_reply({"object": "list", "data": await backend.cards()}), request)
 
-    @app.get("/v1/models/{name}", tags=["about"], summary="One model", responses={404: ERROR})
+    @app.get("/v1/models/{name}", tags=["about"], summary="Describe one model", responses={404: ERROR})
     async def model(name: str, request: Request) -> Response:
         cards = await backend.cards()
         found = [card for card in cards if card["id"] == name]
@@ -102,50 +106,55 @@ def create(
     @app.post("/v1/models/{name}/samples", tags=["samples"], summary="Draw samples", response_class=Response,
               responses={**SAMPLE_RESPONSES, **ERROR_RESPONSES})  # fmt: skip
     async def samples(name: str, payload: SampleRequest, request: Request) -> Response:
-        """`n` samples from `seed`, `seed + 1`, ... The same seed gives the same sample in any company.
+        """Draw `n` samples from `seed`, `seed + 1`, ... The same seed gives the same sample in any batch.
 
-        Further keys are options of the model's family, such as `temperature`; `GET /v1/models` lists them.
+        Other keys are options of the model's family, such as `temperature`; `GET /v1/models` lists them.
         """
         return _respond(await backend.answer("samples", name, payload), request)
 
-    @app.post("/v1/models/{name}/samples/stream", tags=["samples"], summary="Watch noise become samples",
+    @app.post("/v1/models/{name}/samples/stream", tags=["samples"], summary="Stream the steps of sampling",
               response_class=StreamingResponse, responses=ERROR_RESPONSES)  # fmt: skip
     async def stream(name: str, payload: SampleRequest, request: Request) -> Response:
-        """Server-sent events: `step` {evaluation, noisy, guess} at each network evaluation, then `done`, or `error`.
+        """Server-sent events: `step` {evaluation, noisy, guess} at each network evaluation, then `done` or `error`.
 
-        `noisy` and `guess` hold a PNG of each sample in base64: where it is on its way, and where it is going.
+        `noisy` holds the current state of each sample and `guess` the predicted final sample, as base64 PNG.
         """
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(backend.stream(name, payload), media_type="text/event-stream", headers=headers)
 
-    @app.post("/v1/models/{name}/walks", tags=["samples"], summary="Walk from one seed to another",
+    @app.post("/v1/models/{name}/walks", tags=["samples"], summary="Interpolate between two seeds",
               response_class=Response, responses={**SAMPLE_RESPONSES, **ERROR_RESPONSES})  # fmt: skip
     async def walks(name: str, payload: WalkRequest, request: Request) -> Response:
-        """`n` samples on the great circle between the noises of `seed` and `to_seed`; the ends are their samples."""
+        """Draw `n` samples by spherical interpolation between the noises of `seed` and `to_seed`.
+
+        The first and the last are the samples of these two seeds.
+        """
         return _respond(await backend.answer("walks", name, payload), request)
 
-    @app.post("/v1/models/{name}/encode", tags=["codes"], summary="The codes of pictures",
+    @app.post("/v1/models/{name}/encode", tags=["codes"], summary="Encode images",
               responses={**CODE_RESPONSES, **ERROR_RESPONSES})  # fmt: skip
     async def encode(name: str, payload: EncodeRequest, request: Request) -> Response:
-        """What the model can make the pictures of again: the noise they come from, or a place in the latent space."""
+        """Return the codes from which the model reconstructs the images: their noise, or their latent vectors."""
         return _respond(await backend.answer("encode", name, payload), request)
 
-    @app.post("/v1/models/{name}/decode", tags=["codes"], summary="The pictures of codes", response_class=Response,
+    @app.post("/v1/models/{name}/decode", tags=["codes"], summary="Decode codes into images", response_class=Response,
               responses={**SAMPLE_RESPONSES, **ERROR_RESPONSES})  # fmt: skip
     async def decode(name: str, payload: DecodeRequest, request: Request) -> Response:
-        """The way back from `encode`; between two codes lie the pictures between two pictures."""
+        """The inverse of `encode`. Codes interpolated between two codes give images between two images."""
         return _respond(await backend.answer("decode", name, payload), request)
 
-    @app.post("/v1/images/generations", tags=["samples"], summary="The shape of OpenAI's interface",
+    @app.post("/v1/images/generations", tags=["samples"], summary="OpenAI-compatible image generation",
               responses=ERROR_RESPONSES)  # fmt: skip
     async def generations(payload: ImagesRequest, request: Request) -> Response:
-        """The prompt is a class's name. Answers `{created, data: [{b64_json}]}`."""
+        """The prompt is the name of a class. Returns `{created, data: [{b64_json}]}`."""
         if payload.size != "auto":
             cards = await backend.cards()
             card = next((card for card in cards if card["id"] == (payload.model or cards[0]["id"])), None)
             size = f"{card['data']['shape'][2]}x{card['data']['shape'][1]}" if card else payload.size
             if payload.size != size:
-                raise RequestError(422, f"this model draws {size}", "size", f"size={size}, or auto")
+                raise RequestError(
+                    422, f"this model produces images of {size}", "size", f"use size={size} or size=auto"
+                )
         options: Document = {"n": payload.n, "seed": payload.seed, "label": payload.prompt or "all", "format": "json"}
         options |= {key: value for key in ("steps", "guidance") if (value := getattr(payload, key)) is not None}
         reply = await backend.answer("samples", payload.model or "", SampleRequest.model_validate(options))
@@ -164,7 +173,7 @@ def create(
 
 def _respond(reply: Reply, request: Request) -> Response:
     body = reply.body
-    if reply.status >= 400:  # the replica does not know the request's id
+    if reply.status >= 400:  # the backend does not know the request's id
         document = json.loads(body)
         document["error"]["request"] = request.state.request
         body = json.dumps(document).encode()
@@ -172,7 +181,7 @@ def _respond(reply: Reply, request: Request) -> Response:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error in one shape."""
+    """Return every error in the same format."""
 
     async def request_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
@@ -189,13 +198,16 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        messages = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this address"}
+        messages = {
+            404: f"there is nothing at {request.url.path}",
+            405: f"{request.url.path} does not allow {request.method}",
+        }
         message = messages.get(error.status_code, str(error.detail))
         reply = RequestError(error.status_code, message, hint="see /docs").reply()
         return _respond(Reply(reply.body, reply.media_type, reply.status, dict(error.headers or {})), request)
 
     async def internal_error(request: Request, error: Exception) -> Response:
-        return _respond(RequestError(500, "something went wrong here, and the log says what").reply(), request)
+        return _respond(RequestError(500, "internal error; see the server's log").reply(), request)
 
     app.add_exception_handler(RequestError, request_error)
     app.add_exception_handler(RequestValidationError, validation_error)

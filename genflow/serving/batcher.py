@@ -1,10 +1,11 @@
-"""Requests that fit together are drawn together.
+"""Dynamic batching: requests with equal settings are drawn in one batch.
 
-One thread has batch after batch drawn, while the event loop takes requests in. Whatever waits with the same key when
-the thread becomes free goes into its next batch, so nobody waits for company, and under load batches are full. The
-number of waiting requests is bounded, and so is the time that they wait: a request whose turn cannot come before its
-deadline is refused at once, one whose client goes away leaves the queue, and a batch that nobody waits for any more is
-broken off at its next network evaluation.
+One thread draws batch after batch, while the event loop accepts requests. When the thread is free, its next batch takes
+all queued requests with the same key. So no request waits for a batch to fill, and under load the batches are full.
+
+The length of the queue and the waiting time are bounded. A request that cannot be drawn before its deadline is rejected
+at once. A request leaves the queue when its client disconnects. A batch without any waiting client is cancelled at its
+next network evaluation.
 """
 
 import asyncio
@@ -22,11 +23,11 @@ from genflow.sampling.engine import ROWS as ROW_MULTIPLE
 from genflow.sampling.engine import Drawn
 from genflow.serving.responses import RequestError
 
-MAX_BATCH_ROWS = 64  # of a batch
+MAX_BATCH_ROWS = 64  # samples
 
 
 class BatchCancelled(Exception):  # noqa: N818
-    """Nobody waits for this batch any more."""
+    """No client waits for this batch any more."""
 
 
 @dataclass(eq=False, repr=False)
@@ -34,12 +35,12 @@ class QueuedRequest:
     """A request in the queue.
 
     Args:
-        key: what requests must share to be drawn together: the model, what is asked of it, and its options.
-        seeds: (N,) one a sample.
-        labels: (N,).
-        inputs: (N,) what each is made of besides: where a walk leads, a picture, a code; None for plain samples.
+        key: requests with equal keys can share a batch: the model, the task, and its options.
+        seeds: (N,) one for each sample.
+        labels: (N,) class indices.
+        inputs: (N,) further input of each sample: the end of a walk, an image, or a code; None for plain samples.
         deadline: on the monotonic clock.
-        on_frame: told what its rows look like on the way, in the drawing thread; such a request is drawn alone.
+        on_frame: called in the drawing thread with the intermediate samples; such a request gets a batch of its own.
     """
 
     key: tuple[Any, ...]
@@ -53,30 +54,30 @@ class QueuedRequest:
     parts: list[Drawn] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
-    batch_rows: int = 0  # of the largest batch it was in
+    batch_rows: int = 0  # samples in the largest of its batches
     drawing_seconds: float = 0.0
 
     @property
     def remaining(self) -> int:
-        """Samples that are still to be drawn."""
+        """Samples that are in no batch yet."""
         return len(self.seeds) - self.scheduled
 
     def is_finished(self, now: float) -> bool:
-        """Whether nobody waits for it."""
+        """Whether no client waits for it: it is answered or cancelled, or its deadline has passed."""
         return self.result.done() or now > self.deadline
 
 
 @dataclass(frozen=True)
 class RequestResult:
-    """A request's samples, and where its time went.
+    """The samples of a request, with its timings.
 
     Args:
-        images: as the engine draws them, or codes.
-        labels: (N,).
-        nfe: evaluations of each sample.
-        queue_seconds: seconds in the queue.
-        drawing_seconds: seconds of the batches that it was in.
-        batch_rows: of the largest of them.
+        images: (N, ...) as the engine returns them, or codes.
+        labels: (N,) class indices.
+        nfe: network evaluations of each sample.
+        queue_seconds: time in the queue.
+        drawing_seconds: time to draw the batches that contain the request.
+        batch_rows: samples in the largest of these batches.
     """
 
     images: np.ndarray
@@ -92,14 +93,15 @@ DrawBatch = Callable[[QueuedRequest, list[int], list[int], list[Any], Callable[[
 
 
 class Batcher:
-    """The queue and the thread.
+    """The queue, and the thread that draws.
 
     Args:
-        draw: draws samples for a request's key, its seeds, labels and what else is given; called in the thread. It
-            calls its last argument at every network evaluation, and ends when that raises.
-        rows: samples of a batch at most.
-        max_queued: requests that may wait.
-        max_backlog_s: how long the queue may be when another request is taken in, or as long as a full batch takes.
+        draw: draws one batch, called in the thread with the first request, and the seeds, labels and inputs of all
+            rows. It calls its last argument at every network evaluation, and stops when that raises.
+        rows: largest number of samples in a batch.
+        max_queued: largest number of requests in the queue.
+        max_backlog_s: while the queue needs more seconds than this, and more than one full batch takes, new requests
+            are rejected.
     """
 
     def __init__(
@@ -109,20 +111,20 @@ class Batcher:
         self.max_backlog_s = max_backlog_s
         self._queue: deque[QueuedRequest] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
-        self._expected_end = 0.0  # when the batch that is being drawn will be, by what others took
-        self._partial: set[QueuedRequest] = set()  # requests of which a part is being drawn, and a part is left
-        self._running: set[asyncio.Task[None] | None] = set()  # batches that the thread draws, or will draw next
-        self._seconds_per_sample: dict[Hashable, float] = {}  # seconds a sample
-        self._largest_batch: dict[Hashable, int] = {}  # samples of the fullest batch
-        self.last_progress = time.monotonic()  # when the thread last gave a sign of life
+        self._expected_end = 0.0  # of the running batches, estimated from earlier ones
+        self._partial: set[QueuedRequest] = set()  # partly in a running batch, partly in no batch yet
+        self._running: set[asyncio.Task[None] | None] = set()  # the batch in the thread, and at most one that is ready
+        self._seconds_per_sample: dict[Hashable, float] = {}  # by key
+        self._largest_batch: dict[Hashable, int] = {}  # number of samples, by key
+        self.last_progress = time.monotonic()  # when the thread last reported progress
 
     @property
     def busy(self) -> bool:
-        """Whether something is being drawn."""
+        """Whether a batch is being drawn."""
         return bool(self._running)
 
     def backlog(self) -> float:
-        """Seconds until the queue is drawn, by what batches took before."""
+        """Seconds until the queue is empty, estimated from earlier batches."""
         running = max(0.0, self._expected_end - time.monotonic()) if self.busy else 0.0
         return running + sum(self._estimate(request, request.remaining) for request in (*self._queue, *self._partial))
 
@@ -135,10 +137,10 @@ class Batcher:
         return len(self._queue)
 
     async def run(self, request: QueuedRequest) -> RequestResult:
-        """A request's samples.
+        """Queue a request and return its samples.
 
         Raises:
-            Refused: the queue is full, or its turn did not, or cannot, come before the deadline.
+            RequestError: the queue is full, or the request is not, or cannot be, drawn before its deadline.
         """
         self._admit(request)
         self._queue.append(request)
@@ -149,12 +151,12 @@ class Batcher:
             return await request.result
         finally:
             timer.cancel()
-            request.result.cancel()  # if it was broken off from outside; no change otherwise
-            if request in self._queue:  # `remove` of a request that is not there writes out its pictures, for its error
+            request.result.cancel()  # has an effect only if the caller cancelled `run`
+            if request in self._queue:  # on a miss, `remove` would format all its images for the error message
                 self._queue.remove(request)
 
     async def call_in_thread(self, function: Callable[[], Any]) -> Any:
-        """Something else that belongs into the drawing thread."""
+        """Run another function in the drawing thread, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def _admit(self, request: QueuedRequest) -> None:
@@ -162,22 +164,24 @@ class Batcher:
         limit = max(self.max_backlog_s, self._estimate(request, self.rows))
         retry_after = max(1, math.ceil(backlog))
         if len(self._queue) >= self.max_queued or (self._queue and backlog > limit):
-            message = f"{len(self._queue)} requests wait already, for about {backlog:.0f} s"
-            raise RequestError(503, message, hint="try again", retry_after=retry_after)
+            message = f"{len(self._queue)} requests are waiting, for about {backlog:.0f} s"
+            raise RequestError(503, message, hint="try again later", retry_after=retry_after)
         if backlog + own > request.deadline - time.monotonic():
             if backlog < own:
-                message = f"this would take about {own:.0f} s, longer than a request may"
-                raise RequestError(422, message, "n", "ask for fewer samples, or fewer steps")
-            raise RequestError(503, f"the queue is {backlog:.0f} s long", hint="try again", retry_after=retry_after)
+                message = f"this would take about {own:.0f} s, longer than the limit for a request"
+                raise RequestError(422, message, "n", "request fewer samples, or fewer steps")
+            raise RequestError(
+                503, f"the queue needs about {backlog:.0f} s", hint="try again later", retry_after=retry_after
+            )
 
     def _expire(self, request: QueuedRequest) -> None:
         if not request.result.done():
             retry_after = max(1, math.ceil(self.backlog()))
-            error = RequestError(503, "not drawn before the deadline", hint="try again", retry_after=retry_after)
+            error = RequestError(503, "not drawn before the deadline", hint="try again later", retry_after=retry_after)
             request.result.set_exception(error)
 
     def _start_batches(self) -> None:
-        """Give the thread the next batch, and a second one as soon as it can be full: then it waits for nobody."""
+        """Submit the next batch to the thread, and a second one as soon as it can be full, so that it need not wait."""
         while self._queue and (not self._running or (len(self._running) == 1 and self._can_fill_batch())):
             if slices := self._next_batch():
                 now = time.monotonic()
@@ -187,7 +191,7 @@ class Batcher:
                 self._running.add(asyncio.get_running_loop().create_task(self._run_batch(slices)))
 
     def _can_fill_batch(self) -> bool:
-        """Whether those in the queue that fit to the first would fill a batch."""
+        """Whether the first request and those with the same key would fill a batch."""
         now, first = time.monotonic(), self._queue[0]
         fitting = [request for request in self._queue if request.key == first.key and request.on_frame is None]
         return sum(request.remaining for request in fitting if not request.is_finished(now)) >= self.rows
@@ -204,14 +208,17 @@ class Batcher:
                     request.result.set_exception(error)
         finally:
             self._running.discard(asyncio.current_task())
-            # behind whoever came meanwhile
+            # partly drawn requests queue behind those that arrived in the meantime
             for request in {request for request, _, _ in slices if request in self._partial}:
                 self._partial.discard(request)
                 self._queue.append(request)
             self._start_batches()
 
     def _next_batch(self) -> list[RequestSlice]:
-        """The next batch: the first in the queue, and whoever has its key. What is left of a request waits for it."""
+        """Take the next batch from the queue: the first request, and further ones with the same key.
+
+        The rest of a request that does not fit is queued again after the batch.
+        """
         now = time.monotonic()
         while self._queue and self._queue[0].is_finished(now):
             self._queue.popleft()
@@ -231,7 +238,7 @@ class Batcher:
         return slices
 
     def _draw_batch(self, slices: list[RequestSlice]) -> tuple[Drawn, float]:
-        """Draw a batch, and say when that began; in the thread."""
+        """Draw a batch in the thread, and return it with its start time."""
         requests = [request for request, _, _ in slices]
         seeds = [seed for request, a, b in slices for seed in request.seeds[a:b]]
         labels = [label for request, a, b in slices for label in request.labels[a:b]]
@@ -247,13 +254,14 @@ class Batcher:
         return self._draw(requests[0], seeds, labels, inputs, on_evaluation), start
 
     def _deliver(self, slices: list[RequestSlice], drawn: Drawn, start: float) -> None:
-        """Give every request its rows, and its samples when they are complete."""
+        """Distribute the rows to their requests, and complete those that have all their samples."""
         took, total = time.monotonic() - start, len(drawn.images)
         key = slices[0][0].key
-        # without the time that loading the model took
+        # `drawn.seconds` excludes the time to load the model
         per_sample = drawn.seconds / (math.ceil(total / ROW_MULTIPLE) * ROW_MULTIPLE)
         known, largest = self._seconds_per_sample.get(key, per_sample), self._largest_batch.get(key, 0)
-        # fuller batches take less a sample: what a queue takes is known from the fullest, and from others at the most
+        # A sample costs less in a fuller batch, and a queue is drawn in full batches. So the largest batches give the
+        # estimate, and a smaller one can only lower it.
         self._seconds_per_sample[key] = 0.7 * known + 0.3 * per_sample if total == largest else min(known, per_sample)
         self._largest_batch[key] = max(largest, total)
         while len(self._seconds_per_sample) > 1000:
@@ -276,7 +284,7 @@ class Batcher:
                 request.result.set_result(result)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         for task in self._running:
             if task:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""What a request brings along: picture files, and codes."""
+"""Decode the images or codes of a request."""
 
 import base64
 import io
@@ -13,33 +13,37 @@ from genflow.serving.models import Model
 from genflow.serving.responses import RequestError
 from genflow.serving.schemas import MAX_CODES, DecodeRequest, EncodeRequest
 
-MAX_PIXELS = 32_000_000  # of all the pictures of a request
+MAX_PIXELS = 32_000_000  # all images of a request together
 
 
 def parse_inputs(model: Model, request: EncodeRequest | DecodeRequest) -> list[np.ndarray]:
-    """One picture (H, W, C) uint8 of grey levels, or one code (...) float32, for each that was sent.
+    """Return the images, each (H, W, C) uint8 grey levels, or the codes, each (...) float32.
 
     Raises:
-        Refused: the family has no encoder, or these are no pictures, or no codes of it.
+        RequestError: the family has no encoder, or the images or codes are invalid.
     """
     if not has_encoder(model.family):
-        raise RequestError(422, f"{model.family.title} has no encoder", "model", "GET /v1/models says which can encode")
+        raise RequestError(
+            422, f"{model.family.title} has no encoder", "model", "GET /v1/models lists the models that can encode"
+        )
     return _parse_images(model, request) if isinstance(request, EncodeRequest) else _parse_codes(model, request)
 
 
 def _parse_images(model: Model, request: EncodeRequest) -> list[np.ndarray]:
     if model.facts.is_points:
-        raise RequestError(422, "points of the plane are no pictures", "images")
+        raise RequestError(422, "this model was trained on points, not on images", "images")
     records, pixels = [], 0
     for i, text in enumerate(request.images):
         file = io.BytesIO(_decode_base64(text, "images"))
         try:
             pixels += math.prod(_read_header(file).size or (0,))
-            if pixels > MAX_PIXELS:  # a picture of one colour is a small file, however large it is
-                raise RequestError(422, f"pictures of more than {MAX_PIXELS / 1e6:.0f} megapixels in all", "images")
+            if pixels > MAX_PIXELS:  # a huge image of one colour can be a small file
+                raise RequestError(
+                    422, f"the images have more than {MAX_PIXELS / 1e6:.0f} megapixels in total", "images"
+                )
             records.append(images.as_record(file, model.facts))
         except images.Unreadable as error:
-            raise RequestError(422, f"picture {i}: {error}", "images") from error
+            raise RequestError(422, f"image {i}: {error}", "images") from error
     return records
 
 
@@ -54,9 +58,9 @@ def _read_header(file: io.BytesIO) -> Survey:
 
 def _parse_codes(model: Model, request: DecodeRequest) -> list[np.ndarray]:
     shape = ", ".join(map(str, model.code_shape))
-    malformed = RequestError(422, f"codes: a .npy file of float32, (N, {shape}), in base64", "codes")
+    malformed = RequestError(422, f"codes: expected a .npy file of float32, (N, {shape}), in base64", "codes")
     file = io.BytesIO(_decode_base64(request.codes, "codes"))
-    try:  # the header alone: NumPy would set aside what it promises
+    try:  # read the header only: np.load would allocate the shape that it declares
         if np.lib.format.read_magic(file) != (1, 0):
             raise malformed
         (n, *rest), fortran, dtype = np.lib.format.read_array_header_1_0(file)
@@ -66,9 +70,9 @@ def _parse_codes(model: Model, request: DecodeRequest) -> list[np.ndarray]:
     if dtype != np.dtype("<f4") or fortran or tuple(rest) != model.code_shape or values.size != n * math.prod(rest):
         raise malformed
     if not 1 <= n <= MAX_CODES:
-        raise RequestError(422, f"codes: {n} codes; between 1 and {MAX_CODES} are decoded", "codes")
+        raise RequestError(422, f"codes: got {n}; the number must be between 1 and {MAX_CODES}", "codes")
     if not np.isfinite(values).all():
-        raise RequestError(422, "codes: some are no numbers", "codes")
+        raise RequestError(422, "codes: some values are NaN or infinite", "codes")
     return list(values.reshape(n, *rest))
 
 
@@ -76,4 +80,4 @@ def _decode_base64(text: str, field: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise RequestError(422, f"{field}: this is no base64", field) from error
+        raise RequestError(422, f"{field}: invalid base64", field) from error

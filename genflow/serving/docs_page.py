@@ -1,4 +1,4 @@
-"""The page at `/docs`: the OpenAPI document, readable, with a curl for each address. It loads nothing from anywhere."""
+"""The page at `/docs`: the OpenAPI document as HTML, with a curl command for each route. It loads no other file."""
 
 import json
 import re
@@ -27,11 +27,11 @@ th { color: var(--soft); font-weight: 600; } td.what { color: var(--soft); } p {
 
 
 def page(openapi: Document, address: str) -> str:
-    """The document as HTML.
+    """Render the OpenAPI document as HTML.
 
     Args:
-        openapi: of the app.
-        address: where it is reached, for the commands.
+        openapi: the app's OpenAPI document.
+        address: the base URL in the commands.
     """
     parts = [
         _operation(openapi, path, verb, operation, address)
@@ -45,8 +45,8 @@ def page(openapi: Document, address: str) -> str:
 <h1>genflow API</h1>
 <p>{escape(info.get("summary", ""))} Version {escape(info["version"])}. <a href="/">Playground</a> ·
 <a href="/openapi.json">openapi.json</a></p>
-<p>Every error is <code>{{"error": {{"code", "field", "message", "hint", "request"}}}}</code>. 429 and 503 say in
-<code>Retry-After</code> when to try again. Where keys are asked for, send
+<p>Every error has the format <code>{{"error": {{"code", "field", "message", "hint", "request"}}}}</code>. With status
+429 or 503, the header <code>Retry-After</code> gives the seconds to wait. If the server requires a key, send the header
 <code>Authorization: Bearer KEY</code>.</p>
 {"".join(parts)}
 </body></html>
@@ -64,7 +64,7 @@ def _operation(openapi: Document, path: str, verb: str, operation: Document, add
 
 
 def _schema(openapi: Document, operation: Document) -> Document:
-    """Of the request's body; {} where there is none."""
+    """Return the schema of the request body; {} without a body."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     return _resolved(openapi, content.get("schema", {}))
 
@@ -88,12 +88,12 @@ def _fields(openapi: Document, schema: Document) -> str:
 
 
 def _html(text: str) -> str:
-    """Docstrings' backticks as code."""
+    """Escape the text, and show backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _type_name(field: Document) -> str:
-    """A field's type and bounds in a few words."""
+    """Describe a field's type and bounds."""
     if "anyOf" in field:
         return " or ".join(_type_name(each) for each in field["anyOf"])
     if "enum" in field:

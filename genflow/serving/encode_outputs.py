@@ -1,4 +1,4 @@
-"""An answer's body in the format that was request for, and what its headers say."""
+"""Encode samples or codes in the requested format, with the headers that describe them."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "json": "application/js
 
 
 def encode_body(model: Model, request: ModelRequest, options: dict[str, Any], result: RequestResult) -> bytes:
-    """The samples, or the codes."""
+    """Return the samples or codes as the response body."""
     facts = model.facts
     match request.format:
         case "npy":
@@ -53,15 +53,15 @@ def _document(model: Model, request: ModelRequest, options: dict[str, Any], resu
 def build_reply(
     model: Model, request: ModelRequest, options: dict[str, Any], result: RequestResult, content: bytes, seconds: float
 ) -> Reply:
-    """The answer.
+    """Build the response.
 
     Args:
-        model: that drew.
-        request: what was request.
-        options: the sampling options that were used, whole.
-        result: what was drawn.
+        model: the model.
+        request: the request.
+        options: all sampling options that were used.
+        result: the samples or codes.
         content: the body.
-        seconds: that writing it took.
+        seconds: time to encode the body.
     """
     headers = {
         "X-Genflow-Checkpoint": f"{model.run.id}@{model.step}",
@@ -79,7 +79,7 @@ def build_reply(
 
 
 def _grid(request: ModelRequest, result: RequestResult, facts: DataSpec) -> bytes:
-    """The grid: of samples as `genflow sample` writes it, of a walk in one line."""
+    """Return the grid as PNG: for samples as `genflow sample` writes it, for a walk in rows of up to 16."""
     if isinstance(request, WalkRequest) and not facts.is_points:
         return preview.render(result.images, facts, min(request.n, 16))
     return preview.render(result.images, facts, preview.columns(facts))

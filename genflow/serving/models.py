@@ -1,7 +1,4 @@
-"""The models that are served: what is known of each from its files, and the engines that are in memory.
-
-A model that is asked for is loaded; the one that was not asked for longest goes when the bound would be passed.
-"""
+"""The metadata of a served model, read from the files of its run and evaluation without loading the weights."""
 
 import functools
 import json
@@ -24,11 +21,11 @@ from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
 from genflow.training import checkpoint
 
-MEMORY_FACTOR = 2.0  # an engine over its weights' file: the weights, and what it works on
+MEMORY_FACTOR = 2.0  # memory of an engine / size of its weights file: the weights, and the activations
 
 
 def local_folder(path: str) -> Path:
-    """An artifact's folder on this machine: as it was written down, or brought from the bucket that is the store."""
+    """Return an artifact's folder on this machine: `path` itself, or a copy downloaded from the store's bucket."""
     folder = Path(path)
     if path and not folder.is_dir() and (store := Store()).shared:
         artifact = store.get(folder.parent.name, folder.name)
@@ -37,10 +34,10 @@ def local_folder(path: str) -> Path:
 
 
 class Model:
-    """What is known of a model without its weights.
+    """The metadata of a model, its options, and their defaults.
 
     Raises:
-        DataError: its folder lacks what a run has.
+        DataError: the folder contains no finished run.
     """
 
     def __init__(self, entry: ServedModel) -> None:
@@ -49,7 +46,7 @@ class Model:
         manifest = read_manifest(folder)
         newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
         if manifest is None or newest is None:
-            raise DataError(f"model {entry.name}: {folder} holds no finished run", "genflow runs ls")
+            raise DataError(f"model {entry.name}: {folder} contains no finished run", "genflow runs ls")
         self.run = Artifact("runs", entry.run, folder, manifest)
         self.step = int(checkpoint.read_state(newest)["step"])
         self.bytes = int(MEMORY_FACTOR * (newest / "weights.safetensors").stat().st_size)
@@ -65,19 +62,19 @@ class Model:
 
     @property
     def has_steps(self) -> bool:
-        """Whether there are steps to watch."""
+        """Whether sampling has a choosable number of steps, which can be streamed."""
         return "steps" in self.schema.model_fields
 
     @functools.cached_property
     def code_shape(self) -> tuple[int, ...]:
-        """The shape of a code, without the batch."""
+        """The shape of a code, without the batch dimension."""
         return build.family_of(self.recipe, self.facts).code_shape
 
     def options(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A request's options, checked and complete.
+        """Validate a request's options and add the defaults.
 
         Raises:
-            Refused: the family has no such option, or the value cannot work.
+            RequestError: the family has no such option, or its value is invalid.
         """
         known = list(self.schema.model_fields)
         try:
@@ -90,11 +87,13 @@ class Model:
                 raise RequestError(422, message, key, f"options: {', '.join(known) or 'none'}") from error
             raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
         if options.get("guidance", 1.0) != 1.0 and not self.facts.classes:
-            raise RequestError(422, "guidance needs a model with classes", "guidance", "leave guidance at 1")
+            raise RequestError(
+                422, "guidance needs a model that was trained with classes", "guidance", "use guidance=1"
+            )
         return options
 
     def card(self) -> dict[str, Any]:
-        """What `GET /v1/models` says of it."""
+        """Return the model's description in `GET /v1/models`."""
         facts, meta = self.facts, self.run.meta
         properties = self.schema.model_json_schema().get("properties", {})
         metrics = {
@@ -148,10 +147,10 @@ class Model:
 
 
 def find_model(models: dict[str, Model], name: str) -> Model:
-    """The model of a name; without a name the first.
+    """Return the model of this name; for an empty name the first model.
 
     Raises:
-        Refused: there is none of that name.
+        RequestError: there is no model of this name.
     """
     found = models.get(name or next(iter(models)))
     if found is None:

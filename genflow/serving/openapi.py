@@ -1,9 +1,9 @@
-"""What the OpenAPI document says of answers and errors."""
+"""Descriptions and examples of responses and errors for the OpenAPI document."""
 
 from typing import Any
 
 ERROR = {
-    "description": "What is wrong, and in which field.",
+    "description": "The error, and the field that caused it.",
     "content": {
         "application/json": {
             "example": {
@@ -17,7 +17,7 @@ ERROR = {
 }  # fmt: skip
 SAMPLE_RESPONSES: dict[int | str, Any] = {
     200: {
-        "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` say what they are.",
+        "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` describe them.",
         "content": {
             "image/png": {}, "image/webp": {}, "application/x-npy": {},
             "application/json": {

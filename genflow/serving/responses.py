@@ -1,4 +1,4 @@
-"""What comes back: a body with its type and headers, and errors in one shape.
+"""Responses: a body with its media type and headers, and errors in one format.
 
 {"error": {"code": "invalid", "field": "steps", "message": "...", "hint": "...", "request": "1f0c..."}}
 """
@@ -16,14 +16,14 @@ ERROR_CODES = {
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, as it crosses from a replica to the HTTP app.
+    """A response, before the HTTP app sends it.
 
     Args:
-        body: its bytes.
-        media_type: its type.
-        status: of HTTP.
-        headers: beyond type and length.
-        measurements: for metrics: model, n, nfe, rows of the batch, seconds by stage.
+        body: bytes of the body.
+        media_type: value of Content-Type.
+        status: HTTP status code.
+        headers: further headers; Content-Type and Content-Length are added later.
+        measurements: values for the metrics: model, n, nfe, rows of the batch, seconds of each stage.
     """
 
     body: bytes
@@ -34,14 +34,14 @@ class Reply:
 
 
 class RequestError(Exception):
-    """A request that is answered with an error.
+    """An error in a request, or in answering it, that is sent to the client.
 
     Args:
-        status: of HTTP.
+        status: HTTP status code.
         message: what is wrong, in one line.
-        field: which field of the request.
-        hint: what would mend it.
-        retry_after: seconds after which it may be tried again.
+        field: the field of the request that is wrong.
+        hint: how to fix it.
+        retry_after: seconds until the client may try again.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RequestError(Exception):
         return type(self), (self.status, self.message, self.field, self.hint, self.retry_after)
 
     def reply(self, request: str = "") -> Reply:
-        """The refusal as an answer."""
+        """Return the error as a response; `request` is the request's id."""
         error = {
             "code": ERROR_CODES.get(self.status, "error"),
             "field": self.field,
@@ -67,11 +67,11 @@ class RequestError(Exception):
 
 
 def one_line(text: str, max_length: int = 400) -> str:
-    """One line that every client can read, of bounded length."""
+    """Return the text as valid UTF-8 in one line of at most `max_length` characters."""
     line = " ".join(text.encode("utf-8", "replace").decode().split())
     return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
 
 
 def json_reply(document: Any, status: int = 200) -> Reply:
-    """A document as an answer."""
+    """Return a document as a JSON response."""
     return Reply(json.dumps(document, default=str).encode(), status=status)

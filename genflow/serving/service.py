@@ -1,4 +1,4 @@
-"""What runs in a replica: a request in, a reply out. Every refusal is a reply, too: nothing is raised across Ray."""
+"""The models of one replica: turns a request into a response. An error in a request is a `Reply`, too."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from genflow.serving.batcher import Batcher, QueuedRequest
 from genflow.serving.engine_process import Batch, EngineProcess, StepFrame
 from genflow.serving.model_list import ServedModel, list_version
 from genflow.serving.models import Model, find_model
-from genflow.serving.responses import Reply, RequestError, json_reply
+from genflow.serving.responses import Reply, RequestError
 from genflow.serving.schemas import (
     MAX_EVALUATIONS,
     DecodeRequest,
@@ -30,19 +30,19 @@ from genflow.serving.schemas import (
 )
 from genflow.specs import DataSpec
 
-STALL_TIMEOUT_S = 60.0  # without one network evaluation: the thread hangs
+STALL_TIMEOUT_S = 60.0  # without a network evaluation, the drawing thread counts as hung
 
 
 class Service:
-    """The models of a replica, and the queue before them.
+    """The models of a replica, with their queue and engine process.
 
     Args:
-        models: the models, the first is the default.
-        max_bytes: of engines in memory.
-        deadline_s: a request takes no longer.
-        rows: samples of a batch.
-        max_queued: requests that may wait.
-        on_engine_exit: called when the process that draws has died; it need not come back.
+        models: the models; the first is the default.
+        max_bytes: limit of the engines' memory.
+        deadline_s: time limit of a request.
+        rows: largest number of samples in a batch.
+        max_queued: largest number of requests in the queue.
+        on_engine_exit: called when the engine process has ended unexpectedly; it need not return.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Service:
         self.engine_process = EngineProcess(max_bytes, on_engine_exit)
         self.batcher = Batcher(self._draw, rows=rows, max_queued=max_queued)
 
-    # --- What may be request
+    # --- Requests
 
     async def answer(self, task: Task, name: str, request: ModelRequest) -> Reply:
-        """Samples, a walk, the codes of pictures, or the pictures of codes."""
+        """Answer a request for samples, a walk, codes of images, or images of codes."""
         try:
             model = find_model(self.models, name)
             queued, options = await self._queue_request(model, task, request)
@@ -70,7 +70,7 @@ class Service:
             return error.reply()
 
     async def stream(self, name: str, request: SampleRequest) -> AsyncIterator[bytes]:
-        """Server-sent events: `step` with what the samples look like now, then `done` with the samples, or `error`."""
+        """Yield server-sent events: `step` with the intermediate samples, then `done` with the samples, or `error`."""
         frames: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         task: asyncio.Task[Reply] | None = None
@@ -78,7 +78,7 @@ class Service:
             model = find_model(self.models, name)
             request = request.model_copy(update={"format": "json"})
             if request.n > self.batcher.rows:
-                raise RequestError(422, f"at most {self.batcher.rows} samples can be watched", "n")
+                raise RequestError(422, f"at most {self.batcher.rows} samples can be streamed", "n")
             queued, options = await self._queue_request(model, "samples", request)
 
             def put(frame: dict[str, Any]) -> None:
@@ -97,12 +97,16 @@ class Service:
                 task.cancel()
 
     async def cards(self) -> list[dict[str, Any]]:
-        """Every model's card."""
+        """Return the description of every model."""
         loaded = self.loaded()
         return [{**model.card(), "loaded": name in loaded} for name, model in self.models.items()]
 
     async def health(self) -> dict[str, Any]:
-        """What it has to do; raises if nothing is drawn any more."""
+        """Return the models and the state of the queue.
+
+        Raises:
+            RuntimeError: the engine process is dead or hung.
+        """
         self.check()
         return {
             "version": self.version, "models": list(self.models), "loaded": self.loaded(),
@@ -110,24 +114,24 @@ class Service:
         }  # fmt: skip
 
     def loaded(self) -> list[str]:
-        """The models in memory, the one used last at the end."""
+        """Return the names of the models in memory, the most recently used last."""
         at = {path: place for place, path in enumerate(self.engine_process.loaded)}
         held = [model for model in self.models.values() if model.entry.path in at]
         return [model.name for model in sorted(held, key=lambda model: at[model.entry.path])]
 
     def check(self) -> None:
-        """Raise if what draws has given no sign of life for too long.
+        """Check that the engine process is alive and makes progress.
 
         Raises:
-            RuntimeError: so that the replica is replaced.
+            RuntimeError: it is dead or hung; the replica must be replaced.
         """
         self.engine_process.check()
         silent = time.monotonic() - self.batcher.last_progress
         if self.batcher.busy and silent > STALL_TIMEOUT_S:
-            raise RuntimeError(f"the network that draws has been silent for {silent:.0f} s")
+            raise RuntimeError(f"no network evaluation for {silent:.0f} s")
 
     async def change(self, models: Sequence[ServedModel]) -> None:
-        """Serve other models from now on: what cannot be loaded is refused, and the old ones stay."""
+        """Replace the models. Load the new ones first; if one cannot be loaded, keep the old ones and raise."""
         if list_version(models) == self.version:
             return
         new = {entry.name: Model(entry) for entry in models}
@@ -139,12 +143,12 @@ class Service:
         self.models, self.version = new, list_version(models)
 
     async def warm(self) -> None:
-        """Load the first model and draw from it."""
+        """Load the first model and draw one sample from it."""
         model = next(iter(self.models.values()))
         queued, _ = await self._queue_request(model, "samples", SampleRequest.model_validate({}))
         await self.batcher.run(queued)
 
-    # --- How
+    # --- Internals
 
     async def _queue_request(
         self, model: Model, task: Task, request: ModelRequest
@@ -167,15 +171,20 @@ class Service:
             seeds = range(request.seed, request.seed + request.n)
         n = len(seeds)
         if n * options.get("steps", 1) > MAX_EVALUATIONS:
-            message = f"{n} samples of {options['steps']} steps are more than {MAX_EVALUATIONS:,} steps in all"
+            message = f"{n} samples x {options['steps']} steps exceed {MAX_EVALUATIONS:,} steps in total"
             raise RequestError(422, message, "n" if n > options["steps"] else "steps")
         if request.layout == "single" and n != 1:
-            raise RequestError(422, "layout=single is for one sample", "layout", "n=1, or layout=grid")
+            raise RequestError(422, "layout=single needs n=1", "layout", "use n=1 or layout=grid")
         if facts.is_points and request.layout == "single":
-            raise RequestError(422, "points of the plane are no pictures", "layout", "layout=grid, or format=npy")
+            raise RequestError(
+                422,
+                "layout=single is for images, and this model produces points",
+                "layout",
+                "use layout=grid or format=npy",
+            )
         label = "none" if request.label is None else str(request.label)
         if label == "all" and not isinstance(request, SampleRequest):
-            raise RequestError(422, "this stays within one class", "label", "name one, or leave the label out")
+            raise RequestError(422, "label=all is for samples only", "label", "name one class, or omit the label")
         try:
             labels = labels_for(label, n, facts) or [facts.classes] * n
         except UsageError as error:
@@ -191,7 +200,7 @@ class Service:
         inputs: list[Any],
         on_evaluation: Callable[[], None],
     ) -> Drawn:
-        entry, task, options = queued.key  # the model of when it was asked: models may change meanwhile
+        entry, task, options = queued.key  # the model at the time of the request: the list may have changed since
         batch = Batch(entry, task, json.loads(options), seeds, labels, inputs, send_frames=queued.on_frame is not None)
         drawn: Drawn = self.engine_process.draw(batch, on_evaluation, queued.on_frame)
         return drawn
@@ -212,13 +221,13 @@ class Service:
             frames.put_nowait(None)
 
     def close(self) -> None:
-        """End what draws."""
+        """Stop the batcher and the engine process."""
         self.batcher.close()
         self.engine_process.close()
 
 
 class _FrameEncoder:
-    """Sends what the samples look like on the way. Called in the thread that waits for the drawing."""
+    """Encodes intermediate samples and passes them to `put`. Called in the drawing thread."""
 
     def __init__(self, facts: DataSpec, put: Callable[[dict[str, Any]], None]) -> None:
         self._facts, self._put = facts, put
@@ -236,8 +245,3 @@ class _FrameEncoder:
 
 def _event(name: str, document: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(document)}\n\n".encode()
-
-
-def listing(cards: list[dict[str, Any]]) -> Reply:
-    """`GET /v1/models`."""
-    return json_reply({"object": "list", "data": cards})

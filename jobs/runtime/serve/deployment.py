@@ -1,11 +1,11 @@
-"""The Ray Serve application: replicas that answer and draw.
+"""The Ray Serve application: replicas that answer requests and draw samples.
 
-    proxy  ->  Sampler: genflow.serving.app and .service, one queue  ->  genflow.serving.engine_process, which draws
+    proxy  ->  Sampler: genflow.serving.app and .service, one queue  ->  genflow.serving.engine_process (draws)
 
-The proxy is HAProxy (`jobs.runtime.serve.haproxy`) on a Ray of our own, else Ray's with
-`jobs.runtime.serve.retry_middleware`. A sample is a function of its seed, so a request whose replica dies is sent to
-another one, unless the first byte of its answer was sent. Models change in place (Serve's `user_config`): a replica
-loads the new ones beside the old ones, and nothing restarts.
+The proxy is HAProxy (`jobs.runtime.serve.haproxy`) if genflow started Ray, else Ray's own proxy with
+`jobs.runtime.serve.retry_middleware`. A sample is a function of its seed. So if a replica dies, the proxy sends its
+requests to another one, unless the first byte of the answer was already sent. Models change in place (Serve's
+`user_config`): a replica loads the new models while it serves the old ones, and no replica restarts.
 """
 
 import ipaddress
@@ -27,7 +27,7 @@ from genflow.system import environment, source_hash
 from genflow.system.source_hash import digest
 from jobs.runtime.serve.retry_middleware import MAX_PER_REPLICA
 
-if TYPE_CHECKING:  # with torch: only where something is drawn
+if TYPE_CHECKING:  # imports torch, which only the replicas need
     from genflow.serving.service import Service
 
 Document = dict[str, Any]
@@ -42,9 +42,9 @@ class Sampler:
     """A replica.
 
     Args:
-        options: of `Service`.
-        limits: of requests.
-        threads: that draw, in all replicas.
+        options: keyword arguments of `Service`.
+        limits: limits on requests.
+        threads: CPU threads for drawing, summed over all replicas.
     """
 
     def __init__(self, options: Document, limits: Limits, threads: float) -> None:
@@ -59,18 +59,20 @@ class Sampler:
         self._samples = metrics.Counter("genflow_samples", description="Samples drawn.", tag_keys=tags)
         self._evaluations = metrics.Counter("genflow_evaluations", description="Network evaluations.", tag_keys=tags)
         self._stage = metrics.Histogram(
-            "genflow_stage_seconds", description="Seconds of a request by stage: queue, draw, write.",
+            "genflow_stage_seconds", description="Seconds of a request in each stage: queue, draw, write.",
             boundaries=BUCKETS_S, tag_keys=("model", "stage"),  # type: ignore[arg-type]
         )  # fmt: skip
         self._rows = metrics.Histogram(
-            "genflow_batch_rows", description="Samples of a batch.", boundaries=[1, 2, 4, 8, 16, 32, 48, 64],
+            "genflow_batch_rows", description="Samples in a batch.", boundaries=[1, 2, 4, 8, 16, 32, 48, 64],
             tag_keys=tags,
         )  # fmt: skip
         self._waiting = metrics.Gauge("genflow_waiting", description="Requests in the queue.")
-        self._backlog = metrics.Gauge("genflow_backlog_seconds", description="Seconds until the queue is drawn.")
+        self._backlog = metrics.Gauge(
+            "genflow_backlog_seconds", description="Estimated seconds until the queue is empty."
+        )
 
     def __serve_build_asgi_app__(self) -> RequestLimitsMiddleware:
-        """The HTTP app that Ray sends this replica's requests to."""
+        """Return the HTTP app to which Ray sends the requests of this replica."""
         _configure_request_log()
         return http_app.create(self, self._limits, self._record_request)
 
@@ -81,14 +83,15 @@ class Sampler:
         self._seconds.observe(took, tags={"path": tag})
 
     async def reconfigure(self, config: Document) -> None:
-        """Serve these models from now on; the first time, load and try them."""
+        """Replace the served models; the first call starts the service and draws one sample."""
         from genflow.serving.service import Service
 
         entries = [ServedModel(**entry) for entry in config["models"]]
         if self._service is None:
             service = Service(entries, **self._options, on_engine_exit=_exit)
-            # What draws has begun, and is not held up by what answers; but where every core draws, who asks must be
-            # answered still. The proxy, which refuses who is too many, stands back for nobody.
+            # The engine process has started and keeps its priority, while this process, which answers requests, gets a
+            # lower one. But if drawing uses every core, the engine process gets the lowest, so that requests are still
+            # answered. The proxy keeps the highest, because it rejects requests over the limit.
             environment.lower_priority(10)
             if self._threads >= environment.cores():
                 service.engine_process.lower_priority(15)
@@ -97,12 +100,12 @@ class Sampler:
             return
         try:
             await self._service.change(entries)
-        except Exception:  # the old ones stay; the job that deploys sees that the version did not change
-            logging.getLogger("ray.serve").exception("the new models cannot be served, and the old ones stay")
+        except Exception:  # keep the old models; the deploying job notices the unchanged version
+            logging.getLogger("ray.serve").exception("the new models cannot be served; the old models stay")
 
     @property
     def service(self) -> "Service":
-        """The models and their queue."""
+        """The service, once `reconfigure` has started it."""
         assert self._service is not None
         return self._service
 
@@ -134,19 +137,19 @@ class Sampler:
         return await self.service.health()
 
     def check_health(self) -> None:
-        """Serve asks this every second, and starts another replica where three askings got no answer."""
+        """Health check: Serve calls it every second, and replaces a replica that fails to answer three times."""
         try:
             if self._service is not None:
                 self._service.check()
-        except RuntimeError as error:  # it will not come to itself, so nobody has to ask twice
-            logging.getLogger("ray.serve").error("this replica ends, and another begins: %s", error)
+        except RuntimeError as error:  # it cannot recover, so exit at once
+            logging.getLogger("ray.serve").error("this replica exits, and Serve starts another: %s", error)
             _exit()
 
 
 def _bind_grpc_to_loopback() -> None:
-    """Where the node is on the loopback, have the replica's gRPC port there, too; Ray 2.60 opens it to everybody.
+    """If the node's address is the loopback, bind the replica's gRPC port to it, too; Ray 2.60 binds all interfaces.
 
-    It is opened after the replica's own beginning, and reached by the node's address.
+    Ray opens the port after the replica's constructor has run, and connects to it by the node's address.
     """
     import ray
     from ray.serve._private import replica
@@ -158,12 +161,12 @@ def _bind_grpc_to_loopback() -> None:
 
 
 def _exit() -> None:
-    """End the replica, whose requests then go to another, and Serve starts one in its place."""
+    """Exit the replica: the proxy sends its requests to another one, and Serve starts a replacement."""
     os._exit(1)
 
 
 def application(inputs: Document) -> serve.Application:
-    """The application of a deployment's inputs.
+    """Build the application.
 
     Args:
         inputs: `name` of the application, `models` (see `ServedModel`), and optionally `replicas`, `most_replicas`,
@@ -175,7 +178,7 @@ def application(inputs: Document) -> serve.Application:
     limits = Limits(
         keys=tuple(inputs.get("keys", ())), per_minute=int(inputs.get("per_minute", 0)), docs=inputs.get("docs", True)
     )
-    # Ray would restart every replica at each deployment; of the same code with the same options none has to
+    # without an explicit version, Ray restarts every replica at each deployment
     version = digest([source_hash.fingerprint(*SOURCES), {key: inputs[key] for key in inputs if key != "models"}])
     scale: Document = {"num_replicas": replicas}
     if most > replicas:
@@ -189,11 +192,11 @@ def application(inputs: Document) -> serve.Application:
         name=SAMPLER,
         user_config={"models": inputs["models"]},
         ray_actor_options={"num_cpus": inputs.get("threads", 1), "num_gpus": inputs.get("gpus", 0)},
-        max_ongoing_requests=MAX_PER_REPLICA,  # its own queue is shorter, and knows how long it will take
+        max_ongoing_requests=MAX_PER_REPLICA,  # the batcher's own queue is shorter, and estimates the waiting time
         max_queued_requests=MAX_PER_REPLICA,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         health_check_period_s=1,
-        health_check_timeout_s=2,  # three times that, the period and a start are less than 15 s
+        health_check_timeout_s=2,  # three timeouts, the period and a start take less than 15 s in total
         graceful_shutdown_timeout_s=deadline_s,
         graceful_shutdown_wait_loop_s=0.5,
         version=version,
@@ -204,7 +207,7 @@ def application(inputs: Document) -> serve.Application:
 
 
 def _configure_request_log() -> None:
-    """Request lines go where Serve keeps a replica's log, as they are."""
+    """Write the request log to the replica's log file of Serve, without a prefix."""
     log = logging.getLogger("genflow.serving")
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -1,10 +1,10 @@
-"""HAProxy before the replicas, where Ray is our own: far faster than Ray's own proxy (`benchmarks.proxies`).
+"""HAProxy in front of the replicas, if genflow started Ray: far faster than Ray's own proxy (`benchmarks.proxies`).
 
-Ray starts HAProxy, and tells it which replicas there are (`RAY_SERVE_ENABLE_HA_PROXY`). What it writes for it to read
-is not what we want: two more ports on every interface, a socket that anybody on the machine may give orders through, a
-bare 500 where a replica died. So the program that Ray is told to start is `become`, which mends the file first.
+Ray starts HAProxy and writes its configuration with the addresses of the replicas (`RAY_SERVE_ENABLE_HA_PROXY`). That
+configuration opens two more ports on every interface and a control socket for every user of the machine, and it returns
+a bare 500 if a replica dies. So Ray starts `exec_haproxy` instead, which corrects the configuration first.
 
-The standard library only, and little of it: it runs before HAProxy whenever the replicas change.
+`exec_haproxy` imports little, and only from the standard library: it runs before HAProxy whenever the replicas change.
 """
 
 import os
@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BUFFER_BYTES = 256 << 10  # bytes of a request that are kept until it is answered; a longer one is not sent again
+BUFFER_BYTES = 256 << 10  # bytes of a request that are kept until it is answered; a longer request is not retried
 MAX_CONNECTIONS = 1024
-REQUEST_S = 10  # in which a client must have sent a request
+REQUEST_S = 10  # time limit for a client to send a request
 MAX_ATTEMPTS = 6
-FULL_WINDOW_MS = 100  # for which a queue that was full is taken to be full still
+FULL_WINDOW_MS = 100  # after a 503 of a replica, reject requests for this time
 BACKEND_LINE = "    http-reuse always\n"
-ERROR_STATUSES = (400, 408, 500, 502, 503, 504)  # by HAProxy itself
+ERROR_STATUSES = (400, 408, 500, 502, 503, 504)  # errors that HAProxy itself can return
 
 
 def available() -> str:
-    """HAProxy, as Ray's wheels for Linux bring it; empty where they do not, or RAY_SERVE_ENABLE_HA_PROXY is 0."""
+    """Return the path of HAProxy in Ray's wheel for Linux; empty without it, or if RAY_SERVE_ENABLE_HA_PROXY is 0."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0":
         return ""
     try:
@@ -39,23 +39,25 @@ def available() -> str:
 
 @contextmanager
 def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict[str, str]]:
-    """The variables with which Ray has HAProxy stand before the replicas; while in the block.
+    """Yield the environment variables with which Ray uses HAProxy; its files exist inside the block.
 
     Args:
-        binary: of HAProxy.
-        host: the address that it listens on; the replicas themselves listen on the loopback.
-        max_ongoing: requests under way; what is more is refused.
+        binary: path of HAProxy.
+        host: the address that HAProxy listens on; the replicas themselves listen on the loopback.
+        max_ongoing: limit of concurrent requests; requests over it are rejected.
     """
     from genflow.serving.responses import RequestError
     from genflow.system import environment, source_hash
     from jobs.runtime.serve.retry_middleware import encode_error_response
 
-    with tempfile.TemporaryDirectory(prefix="genflow-", dir="/tmp") as name:  # private; sockets want short paths
+    with tempfile.TemporaryDirectory(
+        prefix="genflow-", dir="/tmp"
+    ) as name:  # readable by this user only; socket paths must be short
         folder = Path(name)
-        busy = RequestError(503, "there are too many requests", hint="try again", retry_after=1)
+        busy = RequestError(503, "too many concurrent requests", hint="try again later", retry_after=1)
         errors = {
-            400: RequestError(400, "this is no HTTP request"),
-            408: RequestError(408, f"the request took over {REQUEST_S} s"),
+            400: RequestError(400, "not a valid HTTP request"),
+            408: RequestError(408, f"sending the request took longer than {REQUEST_S} s"),
             500: RequestError(503, "no replica answers", retry_after=1), 503: busy,
         }  # fmt: skip
         for status, error in (errors | {502: errors[500], 504: errors[500]}).items():
@@ -76,11 +78,11 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # ours are the replicas'
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # genflow's metrics come from the replicas
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_HAPROXY_MAXCONN": str(MAX_CONNECTIONS),
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
-            # a sample is a function of its seed: a request that a replica took to its grave may be sent again
+            # a sample is a function of its seed, so a request whose replica died can be sent again
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
             "RAY_SERVE_HAPROXY_RETRIES": str(MAX_ATTEMPTS),
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
@@ -91,7 +93,7 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
 
 
 def exec_haproxy(binary: str, folder: str, host: str, max_ongoing: int) -> None:
-    """Mend the file that the arguments name, and become HAProxy."""
+    """Correct the configuration file named after `-f`, and replace this process by HAProxy."""
     arguments = sys.argv[1:]
     if "-f" in arguments:
         path = arguments[arguments.index("-f") + 1]
@@ -103,15 +105,15 @@ def exec_haproxy(binary: str, folder: str, host: str, max_ongoing: int) -> None:
 
 
 def adapt_config(config: str, folder: str, host: str, max_ongoing: int) -> str:
-    """Ray's configuration as we want it.
+    """Correct Ray's configuration of HAProxy.
 
     Args:
-        config: as Ray writes it.
-        folder: where the answers to what no replica answers lie.
+        config: the configuration that Ray wrote.
+        folder: contains the error responses.
         host: the address to listen on.
-        max_ongoing: requests under way.
+        max_ongoing: limit of concurrent requests.
     """
-    if "# mended" in config:
+    if "# adapted by genflow" in config:
         return config
     sections = re.split(r"(?m)^(?=[a-z])", config)
     kept = [section for section in sections if not section.startswith(("frontend prometheus", "listen stats"))]
@@ -128,4 +130,4 @@ def adapt_config(config: str, folder: str, host: str, max_ongoing: int) -> str:
         f"    http-request deny deny_status 503 if METH_POST {full}\n"
         "    http-response set-var(proc.full) date(0,ms) if { status 503 }\n"
     )
-    return "# mended\n" + text.replace(BACKEND_LINE, BACKEND_LINE + rules)
+    return "# adapted by genflow\n" + text.replace(BACKEND_LINE, BACKEND_LINE + rules)

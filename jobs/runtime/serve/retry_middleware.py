@@ -1,6 +1,6 @@
-"""What runs in Ray's proxy, before every application: lost requests are sent again, excess and slow ones ended.
+"""ASGI middleware in Ray's proxy: retries lost requests, rejects requests over the limit, closes slow connections.
 
-Ray's proxy finds `middlewares` by the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
+Ray's proxy imports `middlewares` as named by the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
 """
 
 import asyncio
@@ -14,38 +14,38 @@ from typing import Any
 from genflow.serving.middleware import send_error
 from genflow.serving.responses import RequestError
 
-MAX_PER_REPLICA = 160  # requests in a replica: two batches of single samples, and a few that draw nothing
-MAX_ONGOING = int(
-    os.environ.get("GENFLOW_SERVE_MOST", "400")
-)  # requests under way; what is more is refused at the door
+MAX_PER_REPLICA = 160  # concurrent requests: two batches of single samples, and some that draw nothing
+MAX_ONGOING = int(os.environ.get("GENFLOW_SERVE_MOST", "400"))  # concurrent requests in this proxy
 MAX_ATTEMPTS = 6
-FULL_WINDOW_S = 0.1  # for which a queue that was full, of seconds, is taken to be full still
-HEADER_TIMEOUT_S = 5.0  # in which a client must have sent a request's headers
+FULL_WINDOW_S = 0.1  # after a 503 of a replica, reject requests for this time; its queue is seconds long
+HEADER_TIMEOUT_S = 5.0  # time limit for a client to send the headers of a request
 
 
 class AdmissionControl:
-    """How many requests are under way, and whether another one is let in."""
+    """Counts the concurrent requests, and decides whether to accept another one."""
 
     def __init__(self, max_ongoing: int = MAX_ONGOING) -> None:
         self.max_ongoing, self.ongoing, self.full_until = max_ongoing, 0, 0.0
 
     def rejects(self, method: str) -> bool:
-        """Whether a request is refused here, at a fraction of what it costs behind here to say the same."""
+        """Whether to reject a request here, which costs a fraction of a rejection by a replica."""
         return self.ongoing >= self.max_ongoing or (method == "POST" and time.monotonic() < self.full_until)
 
     def error(self) -> RequestError:
-        """What is said then."""
-        return RequestError(503, f"{self.ongoing} requests are under way", hint="try again", retry_after=1)
+        """Return the error for a rejected request."""
+        return RequestError(
+            503, f"too many requests: {self.ongoing} are being answered", hint="try again later", retry_after=1
+        )
 
 
 ADMISSION = AdmissionControl()  # of this process
 
 
 class RetryMiddleware:
-    """A middleware in Ray's proxy: a request that a replica took to its grave is sent to another.
+    """Sends a request to another replica if its replica dies.
 
-    Ray gives such a request no answer, or a bare 500; the app's own answers carry `x-genflow-request`. Requests change
-    nothing, so all of them may be sent twice.
+    For such a request Ray returns no response, or a bare 500; the app's own responses have the header
+    `x-genflow-request`. Requests change nothing on the server, so any of them may be sent twice.
     """
 
     def __init__(self, app: Any, max_attempts: int = MAX_ATTEMPTS, admission: AdmissionControl = ADMISSION) -> None:
@@ -77,13 +77,13 @@ class RetryMiddleware:
 
 
 class _Attempt:
-    """One try to have a request answered.
+    """One attempt to answer a request.
 
     Args:
-        received: what the client said so far; it is said again first, and grows.
-        receive: hears the client.
-        send: answers it.
-        is_last: whatever comes is the answer.
+        received: the client's messages so far; they are replayed first, and new ones are appended.
+        receive: ASGI `receive` of the client.
+        send: ASGI `send` to the client.
+        is_last: pass on any response, also a bare 500.
     """
 
     def __init__(self, received: list[Any], receive: Any, send: Any, is_last: bool) -> None:
@@ -93,7 +93,7 @@ class _Attempt:
         self.status = 0
 
     async def receive(self) -> Any:
-        """What the client says."""
+        """Return the client's next message; earlier attempts' messages come first."""
         if self._to_replay:
             return self._to_replay.pop(0)
         message = await self._receive()
@@ -103,7 +103,7 @@ class _Attempt:
         return message
 
     async def send(self, message: Any) -> None:
-        """Answer, unless it is Ray's own word that there is no answer."""
+        """Pass on a message of the response, unless it is Ray's own 500."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             from_app = any(name.lower() == b"x-genflow-request" for name, _ in message.get("headers", []))
@@ -113,7 +113,7 @@ class _Attempt:
 
 
 def middlewares() -> list[Any]:
-    """What Ray's proxy puts before every application."""
+    """Return the middleware that Ray's proxy runs before every application."""
     from starlette.middleware import Middleware
 
     install_header_timeout()
@@ -121,7 +121,7 @@ def middlewares() -> list[Any]:
 
 
 def install_header_timeout() -> None:
-    """Make uvicorn, which Ray's proxy is, end connections whose headers do not come; it has no option for that."""
+    """Make uvicorn, on which Ray's proxy runs, close connections that send no headers; it has no option for that."""
     from uvicorn import Config
 
     original_load = Config.load
@@ -134,10 +134,11 @@ def install_header_timeout() -> None:
 
 
 def with_header_timeout(protocol: Any) -> Any:
-    """Close a connection of uvicorn's that sends no headers for `HEADER_TIMEOUT_S`, from its start or a request's.
+    """Subclass a protocol of uvicorn so that it closes a connection `HEADER_TIMEOUT_S` after headers are due.
 
-    A protocol has a `cycle` for the request that it answers. One without is left as it is. A request that the door is
-    shut for is refused as it comes off the wire: of ten times the load that can be served, nine parts end here.
+    The time starts with the connection, and again with the first byte of a request. The protocol's `cycle` is the
+    request that it answers; a protocol without that attribute keeps its behaviour. When over the limit, the subclass
+    rejects a request before parsing it: at ten times the capacity, nine of ten requests end here.
     """
 
     class HeaderTimeoutProtocol(protocol):
@@ -182,7 +183,7 @@ def with_header_timeout(protocol: Any) -> Any:
 
 
 def is_whole_post(data: bytes) -> bool:
-    """Whether these bytes are one POST and its body, and nothing else."""
+    """Whether these bytes are exactly one POST request with its body."""
     head, end, body = data.partition(b"\r\n\r\n")
     if not end or not head.startswith(b"POST ") or b"\r\nexpect:" in head.lower():
         return False
@@ -191,7 +192,7 @@ def is_whole_post(data: bytes) -> bool:
 
 
 def encode_error_response(error: RequestError, request: str = "") -> bytes:
-    """A refusal as HTTP/1.1 has it, with the request's id if it has one; the connection stays open."""
+    """Encode an error as an HTTP/1.1 response, with the request's id if there is one; the connection stays open."""
     reply = error.reply(request)
     headers = {"content-type": reply.media_type, "content-length": str(len(reply.body)), **reply.headers}
     headers |= {"x-genflow-request": request} if request else {}
