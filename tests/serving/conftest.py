@@ -1,4 +1,4 @@
-"""One store of small models for all tests of serving."""
+"""Fixtures: a store of small models, an HTTP client and a server, shared by the tests of serving."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ def http(model_store: tuple[Store, list[ServedModel]]) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def server(model_store: tuple[Store, list[ServedModel]]) -> Iterator[str]:
-    """The address of a server in a thread of this process."""
+    """The URL of a server in a thread of this process."""
     service, port = Service(model_store[1]), environment.free_port()
     running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))
     thread = threading.Thread(target=running.run, daemon=True)

@@ -1,4 +1,4 @@
-"""The process that draws: it draws what the engine does, and neither outlives its replica nor hangs unseen."""
+"""The engine process: its samples, cancellation, errors, heartbeat, and its end with the replica."""
 
 import os
 import signal
@@ -33,8 +33,8 @@ def batch(entry: ServedModel, **more: object) -> Batch:
     return Batch(entry, "samples", options, [3, 4], [1, 2], **more)  # type: ignore[arg-type]
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended, within seconds."""
+def has_ended(pid: int) -> bool:
+    """Wait up to 20 s for a process to end, and return whether it did."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         try:
@@ -46,49 +46,49 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_it_draws_what_the_engine_draws(drawing: EngineProcess, model_store: ModelStore) -> None:
-    """And says so at every evaluation; frames are sent to those alone who watch."""
+def test_samples_equal_the_engine(drawing: EngineProcess, model_store: ModelStore) -> None:
+    """The process draws the engine's samples, and reports every evaluation with a frame."""
     store, (flow, *_) = model_store
-    beats: list[int] = []
+    evaluations: list[int] = []
     frames: list[StepFrame] = []
-    drawn = drawing.draw(batch(flow, send_frames=True), lambda: beats.append(1), frames.append)
+    drawn = drawing.draw(batch(flow, send_frames=True), lambda: evaluations.append(1), frames.append)
     own = Engine.load(store.find("runs", flow.run)).draw([3, 4], [1, 2], steps=4)
     np.testing.assert_array_equal(drawn.images, own.images)
-    assert len(beats) == len(frames) == drawn.nfe
+    assert len(evaluations) == len(frames) == drawn.nfe
     assert [number for number, _, _ in frames] == list(range(1, drawn.nfe + 1))
     assert frames[-1][2].shape == own.images.shape
     assert drawing.loaded == [flow.path]
 
 
-def test_what_is_given_up_leaves_nothing_behind(drawing: EngineProcess, model_store: ModelStore) -> None:
-    """The error of who asked comes back, the next answer is that to the next question."""
+def test_a_cancelled_batch_leaves_the_socket_clean(drawing: EngineProcess, model_store: ModelStore) -> None:
+    """The callback's exception cancels the batch and is raised, and the next command gets its own answer."""
     flow = model_store[1][0]
     long = Batch(flow, "samples", {"steps": 1000}, [0], [0])
-    beats: list[int] = []
+    evaluations: list[int] = []
 
-    def alive() -> None:
-        beats.append(1)
-        if len(beats) == 3:
+    def cancel_third() -> None:
+        evaluations.append(1)
+        if len(evaluations) == 3:
             raise TimeoutError("enough")
 
     for _ in range(2):
-        beats.clear()
+        evaluations.clear()
         with pytest.raises(TimeoutError, match="enough"):
-            drawing.draw(long, alive)
+            drawing.draw(long, cancel_third)
     drawn = drawing.draw(batch(flow), lambda: None)
     assert drawn.nfe == 4
     assert drawn.images.shape[0] == 2
 
 
-def test_an_error_comes_back_as_it_is(drawing: EngineProcess, model_store: ModelStore, tmp_path: Path) -> None:
-    """And the process goes on."""
-    with pytest.raises(DataError, match="holds no finished run"):
+def test_an_error_keeps_its_type(drawing: EngineProcess, model_store: ModelStore, tmp_path: Path) -> None:
+    """An error of the child is raised with its type, and the child draws the next batch."""
+    with pytest.raises(DataError, match="contains no finished run"):
         drawing.load(ServedModel("none", "none-1", str(tmp_path)))
     assert drawing.draw(batch(model_store[1][1]), lambda: None).images.shape[0] == 2
 
 
-def test_the_bound_holds(model_store: ModelStore) -> None:
-    """With room for one model there is one in memory: the one that was asked for last."""
+def test_the_memory_limit_holds(model_store: ModelStore) -> None:
+    """With memory for one model, only the most recently loaded one stays."""
     small = EngineProcess(1)
     try:
         for entry in model_store[1]:
@@ -98,10 +98,10 @@ def test_the_bound_holds(model_store: ModelStore) -> None:
         small.close()
 
 
-def test_its_death_is_told(model_store: ModelStore) -> None:
-    """To the one who waits for it, and to the replica."""
-    told: list[str] = []
-    dies = EngineProcess(2**30, lambda: told.append("lost"))
+def test_the_death_of_the_process_is_reported(model_store: ModelStore) -> None:
+    """If the process dies, the current call raises and `on_exit` is called."""
+    calls: list[str] = []
+    dies = EngineProcess(2**30, lambda: calls.append("lost"))
     dies.load(model_store[1][0])
 
     def kill() -> None:
@@ -110,18 +110,20 @@ def test_its_death_is_told(model_store: ModelStore) -> None:
 
     with pytest.raises(RuntimeError, match="has died"):
         dies.draw(Batch(model_store[1][0], "samples", {"steps": 1000}, [0], [0]), kill)
-    assert told == ["lost"]
+    assert calls == ["lost"]
     dies.close()
 
 
-def test_its_silence_is_seen(drawing: EngineProcess, model_store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stopped process does not pass for one that has nothing to do."""
+def test_a_stopped_process_fails_the_check(
+    drawing: EngineProcess, model_store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process fails `check`, and passes again once it continues."""
     drawing.load(model_store[1][0])
     monkeypatch.setattr(engine_process, "HEARTBEAT_TIMEOUT_S", 3.0)
     os.kill(drawing._process.pid, signal.SIGSTOP)
     try:
         time.sleep(4.5)
-        with pytest.raises(RuntimeError, match="has been silent"):
+        with pytest.raises(RuntimeError, match="no heartbeat"):
             drawing.check()
     finally:
         os.kill(drawing._process.pid, signal.SIGCONT)
@@ -130,8 +132,8 @@ def test_its_silence_is_seen(drawing: EngineProcess, model_store: ModelStore, mo
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_it_dies_with_its_replica(stopped: bool) -> None:
-    """However that ends, and even if it is stopped itself."""
+def test_the_process_ends_with_its_replica(stopped: bool) -> None:
+    """The process ends when its replica is killed, even if the process is stopped."""
     code = (
         "import time; from genflow.serving.engine_process import EngineProcess; made = EngineProcess(1); "
         "print(made._process.pid, flush=True); time.sleep(1e6)"
@@ -139,9 +141,9 @@ def test_it_dies_with_its_replica(stopped: bool) -> None:
     replica = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert replica.stdout
     pid = int(replica.stdout.readline())
-    time.sleep(3.0)  # for it to begin in
+    time.sleep(3.0)  # time to start
     if stopped:
         os.kill(pid, signal.SIGSTOP)
     replica.kill()
     replica.wait()
-    assert gone(pid)
+    assert has_ended(pid)

@@ -1,4 +1,4 @@
-"""Small models in a service of this process, that the tests of serving share."""
+"""Small trained models, and a service with an HTTP client in this process, shared by the tests of serving."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from support.finished import finished
 
 
 def train_models(root: Path) -> tuple[Store, list[Artifact]]:
-    """A store with two runs on digits, `flow` and `vae`, and one on points, `ring`."""
+    """Return a store with two runs on digits, `flow` and `vae`, and one on points, `ring`."""
     store = Store(root)
     quiet = lambda event, **fields: None  # noqa: E731
     digits = Dataset.open(prepare(store, Data(source="digits"), here, quiet)[0])
@@ -33,7 +33,7 @@ def train_models(root: Path) -> tuple[Store, list[Artifact]]:
 
 @contextmanager
 def client(models: list[ServedModel], limits: Limits | None = None, **options: Any) -> Iterator[TestClient]:
-    """An HTTP client of a service in this process."""
+    """Yield an HTTP client of a service in this process."""
     service = Service(models, **options)
     with TestClient(app.create(service, limits)) as made:
         made.service = service  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What stands in Ray's proxy: who is one too many is refused as he comes off the wire."""
+"""The middleware in Ray's proxy: admission control before parsing."""
 
 import asyncio
 import json
@@ -32,13 +32,13 @@ POST = b"POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r
         (b"", False),
     ],
 )
-def test_only_a_whole_request_is_refused_on_the_wire(data: bytes, whole: bool) -> None:
-    """What is not would leave its rest to be read as another request."""
+def test_only_a_whole_request_is_rejected_before_parsing(data: bytes, whole: bool) -> None:
+    """Only a complete POST counts as whole; the rest of a partial one would be parsed as another request."""
     assert is_whole_post(data) is whole
 
 
-def test_the_refusal_is_an_answer_like_any_other() -> None:
-    """With a status, a time to come back, an id, and a body of the length that it says."""
+def test_the_rejection_is_a_valid_response() -> None:
+    """The rejection has a status, Retry-After, a request id, and a body of the declared length."""
     head, _, body = encode_error_response(AdmissionControl(0).error(), "1f0c2a7be4d05f63").partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
@@ -49,7 +49,7 @@ def test_the_refusal_is_an_answer_like_any_other() -> None:
 
 
 class RecordingTransport:
-    """A transport that remembers, and the rest of uvicorn's protocol that it is given to."""
+    """A transport that records what is written, and what reaches uvicorn's protocol."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -75,8 +75,8 @@ class RecordingTransport:
         pass
 
 
-def test_a_shut_door_costs_nothing_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused without a look by uvicorn; let in again when it opens; parts of requests go their usual way."""
+def test_requests_over_the_limit_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the limit a whole request is not parsed; partial requests, and requests below the limit, are."""
 
     async def main() -> None:
         admission = AdmissionControl(max_ongoing=1)
@@ -97,8 +97,8 @@ def test_a_shut_door_costs_nothing_behind_it(monkeypatch: pytest.MonkeyPatch) ->
     asyncio.run(main())
 
 
-def test_the_door_counts_and_opens_again() -> None:
-    """One at a time here: the second is refused while the first is under way, the third is not."""
+def test_the_limit_counts_ongoing_requests() -> None:
+    """With a limit of one, the second request is rejected during the first, and the third is accepted."""
 
     async def main() -> list[int]:
         gate, statuses = asyncio.Event(), []
