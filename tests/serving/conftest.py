@@ -1,4 +1,4 @@
-"""Fixtures: a store of small models, an HTTP client and a server, shared by the tests of serving."""
+"""Fixtures of the tests of serving: a store of small models, an HTTP client and a server."""
 
 import threading
 import time
@@ -7,19 +7,14 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
-from support.served import client, train_models
+from support.served import client
+from support.served import model_store as model_store
 
 from genflow.serving import app
-from genflow.serving.model_list import ServedModel, served_models
+from genflow.serving.model_list import ServedModel
 from genflow.serving.service import Service
 from genflow.storage.store import Store
 from genflow.system import environment
-
-
-@pytest.fixture(scope="session")
-def model_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[ServedModel]]:
-    store, runs = train_models(tmp_path_factory.mktemp("serving") / "store")
-    return store, served_models(store, runs)
 
 
 @pytest.fixture(scope="module")

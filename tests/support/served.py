@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from genflow.data.prepare import here, prepare
@@ -12,7 +13,7 @@ from genflow.data.shards import Dataset
 from genflow.recipe.schema import Data
 from genflow.serving import app
 from genflow.serving.middleware import Limits
-from genflow.serving.model_list import ServedModel
+from genflow.serving.model_list import ServedModel, served_models
 from genflow.serving.service import Service
 from genflow.storage.store import Artifact, Store
 from support.finished import finished
@@ -29,6 +30,13 @@ def train_models(root: Path) -> tuple[Store, list[Artifact]]:
         finished(store, digits, "vae", "vae", steps=5),
         finished(store, ring, "flow_matching", "ring", steps=5, sample={"steps": 3}),
     ]
+
+
+@pytest.fixture(scope="session")
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[ServedModel]]:
+    """A fixture that a conftest imports: the store, and its runs as models to serve."""
+    store, runs = train_models(tmp_path_factory.mktemp("serving") / "store")
+    return store, served_models(store, runs)
 
 
 @contextmanager
