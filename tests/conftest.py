@@ -149,12 +149,14 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shelf_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Any]]:
-    """One store of small models for all tests of serving, and the models as they are served."""
-    from support.served import listed, trained
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Any]]:
+    """A store of small runs for all tests of serving, and the runs as served models."""
+    from support.served import train_models
 
-    store, runs = trained(tmp_path_factory.mktemp("serving") / "store")
-    return store, listed(store, runs)
+    from genflow.serving.model_list import served_models
+
+    store, runs = train_models(tmp_path_factory.mktemp("serving") / "store")
+    return store, served_models(store, runs)
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from genflow.data.shards import Dataset
 from genflow.evaluation.features import classifier
 from genflow.recipe.compose import compose
 from genflow.sampling.engine import Engine
-from genflow.serving.engine_cache import EngineCache, try_out
-from genflow.serving.model_list import entries
+from genflow.serving.engine_cache import EngineCache, check_models
+from genflow.serving.model_list import served_models
 from genflow.serving.models import Model
 from genflow.storage.store import Store
 from genflow.tracking import sync
@@ -135,8 +135,8 @@ def test_an_old_run_is_exported(genflow: Callable[..., dict[str, Any]], unpacked
 
 def test_old_runs_are_served(store: Store, unpacked: Path) -> None:
     """Each old run is a served model with its metrics, and its engine draws the same samples."""
-    listed = entries(store, [store.find("runs", id) for id in RUNS.values()])
-    try_out(listed)
+    listed = served_models(store, [store.find("runs", id) for id in RUNS.values()])
+    check_models(listed)
     engines = EngineCache(2**31)
     for kind, entry in zip(RUNS, listed, strict=True):
         model = Model(entry)

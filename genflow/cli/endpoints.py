@@ -23,10 +23,10 @@ def list_endpoints(json: AsJson = False) -> None:
     from genflow.storage.store import Store
 
     rows = []
-    for endpoint in endpoints.alive(Store()):
+    for endpoint in endpoints.list_running(Store()):
         inputs = endpoint["inputs"]
         address = f"http://{inputs['host']}:{inputs['port']}"
-        status = "well" if endpoints.is_well(address) else "does not answer"
+        status = "well" if endpoints.is_healthy(address) else "does not answer"
         models = [model["name"] for model in inputs["models"]]
         rows.append({"name": endpoint["name"], "address": address, "models": models, "status": status})
     if json:
@@ -53,7 +53,7 @@ def down(name: Annotated[str, typer.Argument(help="The endpoint's name.")]) -> N
     store = Store()
     found = endpoints.get(store, name)
     if found is None:
-        known = ", ".join(endpoint["name"] for endpoint in endpoints.alive(store)) or "none"
+        known = ", ".join(endpoint["name"] for endpoint in endpoints.list_running(store)) or "none"
         raise UsageError(f"no endpoint {name!r} is running; running endpoints: {known}", "genflow endpoints ls")
     if found["node"] != HOSTNAME:
         raise UsageError(
@@ -62,7 +62,7 @@ def down(name: Annotated[str, typer.Argument(help="The endpoint's name.")]) -> N
     os.kill(found["pid"], signal.SIGTERM)
     end = time.monotonic() + DRAIN_S
     while time.monotonic() < end:
-        if endpoints.get(store, name) is None and not endpoints.lives(found):
+        if endpoints.get(store, name) is None and not endpoints.is_running(found):
             print(f"stopped  {name}")
             return
         time.sleep(0.2)

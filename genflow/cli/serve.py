@@ -41,7 +41,7 @@ def serve(
     If an endpoint with this name is running, the command replaces its models instead.
     """
     from genflow.serving import endpoints
-    from genflow.serving.model_list import as_documents, entries
+    from genflow.serving.model_list import served_models, to_documents
     from genflow.storage.store import Store
     from genflow.system import environment
 
@@ -49,12 +49,12 @@ def serve(
     found = [find_run(store, reference) for reference in runs]
     if name and not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"--name {name!r}: only letters, digits, - and _ are allowed", "choose another --name")
-    models = entries(store, found, [name] if name and len(found) == 1 else [])
+    models = served_models(store, found, [name] if name and len(found) == 1 else [])
     endpoint = name or models[0].name
     running = endpoints.get(store, endpoint)
     keys = [] if running else _keys(host, new_key)
     inputs: Document = {
-        "name": endpoint, "models": as_documents(models), "host": host, "port": port or environment.free_port(),
+        "name": endpoint, "models": to_documents(models), "host": host, "port": port or environment.free_port(),
         "replicas": replicas, "most_replicas": most, "memory_mb": memory, "keys": keys,
         "threads": max(1, (environment.cores() - 1) // max(replicas, most)), "per_minute": 600 if keys else 0,
     }  # fmt: skip
@@ -122,7 +122,7 @@ def _keys(host: str, new_key: bool) -> list[str]:
             f"--host {host} is reachable from other machines, and no API key is set",
             "add --new-key, or set GENFLOW_API_KEY",
         )
-    return [middleware.hashed(given)] if given else []
+    return [middleware.hash_key(given)] if given else []
 
 
 def _is_loopback(host: str) -> bool:

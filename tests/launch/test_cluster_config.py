@@ -185,11 +185,11 @@ def test_a_pod_of_kuberay(name: str) -> None:
 
 def test_the_environment_of_a_serving_pod() -> None:
     """The RayService sets the same variables as `genflow serve` does when it starts Ray."""
-    from jobs.serve import SERVE
+    from jobs.serve import SERVE_VARIABLES
 
     (cluster,) = clusters_of("deploy/kuberay/service.yaml")
     (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    assert SERVE.items() <= {entry["name"]: entry["value"] for entry in container["env"]}.items()
+    assert SERVE_VARIABLES.items() <= {entry["name"]: entry["value"] for entry in container["env"]}.items()
 
 
 def test_a_rayservice_contains_the_config_of_serve(tmp_path: Path) -> None:
