@@ -14,7 +14,7 @@ from genflow.tuning.reports import Row
 from genflow.tuning.space import Domain, Space
 
 Document = dict[str, Any]
-FEWEST = 5  # trials from which the importance of keys can be told
+MIN_TRIALS = 5  # trials from which the importance of keys can be told
 
 
 def best(rows: list[Row], metric: str) -> Row | None:
@@ -22,22 +22,22 @@ def best(rows: list[Row], metric: str) -> Row | None:
     good = [row for row in rows if metric in row["values"] and row["status"] in ("finished", "stopped")]
     if not good:
         return None
-    far = max(row["share"] for row in good)
-    good = [row for row in good if row["share"] == far]
+    longest = max(row["share"] for row in good)
+    good = [row for row in good if row["share"] == longest]
     return (min if metrics.mode(metric) == "min" else max)(good, key=lambda row: row["values"][metric])
 
 
-def front(rows: list[Row], names: tuple[str, ...]) -> list[Row]:
+def pareto_front(rows: list[Row], names: tuple[str, ...]) -> list[Row]:
     """The Pareto front of trials that were measured in full: no other is as good in all metrics and better in one."""
     good = [row for row in rows if row["status"] == "finished" and all(name in row["values"] for name in names)]
 
     def costs(row: Row) -> np.ndarray:
         return np.array([row["values"][name] * (1 if metrics.mode(name) == "min" else -1) for name in names])
 
-    def beaten(row: Row) -> bool:
+    def is_dominated(row: Row) -> bool:
         return any((costs(other) <= costs(row)).all() and (costs(other) < costs(row)).any() for other in good)
 
-    return sorted((row for row in good if not beaten(row)), key=lambda row: costs(row)[0])
+    return sorted((row for row in good if not is_dominated(row)), key=lambda row: costs(row)[0])
 
 
 def importance(rows: list[Row], space: Space, metric: str, seed: int = 0) -> dict[str, float]:
@@ -53,7 +53,7 @@ def importance(rows: list[Row], space: Space, metric: str, seed: int = 0) -> dic
     usable = [
         row for row in rows
         if metric in row["values"] and row["status"] in ("finished", "stopped")
-        and all(space[key].holds(row["params"].get(key)) for key in space)
+        and all(space[key].contains(row["params"].get(key)) for key in space)
     ]  # fmt: skip
     shares = [row["share"] for row in usable]
     if not shares:
@@ -61,7 +61,7 @@ def importance(rows: list[Row], space: Space, metric: str, seed: int = 0) -> dic
     common = max(sorted(set(shares), reverse=True), key=shares.count)
     usable = [row for row in usable if row["share"] == common]
     varying = [key for key in space if len({str(row["params"][key]) for row in usable}) > 1]
-    if len(usable) < FEWEST or not varying or len({row["values"][metric] for row in usable}) < 2:
+    if len(usable) < MIN_TRIALS or not varying or len({row["values"][metric] for row in usable}) < 2:
         return {}
     if len(varying) == 1:
         return {varying[0]: 1.0}
@@ -82,24 +82,24 @@ def distribution(domain: Domain) -> Any:
 
     if domain.values:
         return distributions.CategoricalDistribution(domain.values)
-    if domain.whole:
+    if domain.integer:
         return distributions.IntDistribution(int(domain.low), int(domain.high), log=domain.log)
     return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def confirmation(mine: list[Row], theirs: list[Row], metric: str) -> Document | None:
+def confirmation(best_rows: list[Row], preset_rows: list[Row], metric: str) -> Document | None:
     """Best against preset, seed by seed: the mean difference and its 95 % interval (Student's t over seeds).
 
     Args:
-        mine: the best settings' trials, a seed each.
-        theirs: the preset's, with the same seeds in the same order.
+        best_rows: the best settings' trials, a seed each.
+        preset_rows: the preset's, with the same seeds in the same order.
         metric: the search's first.
 
     Returns:
         {seeds, best, preset, difference {value, low, high, n}, upheld}; None if no pair was measured.
     """
     pairs = [
-        (a["values"][metric], b["values"][metric]) for a, b in zip(mine, theirs, strict=True)
+        (a["values"][metric], b["values"][metric]) for a, b in zip(best_rows, preset_rows, strict=True)
         if a["status"] == b["status"] == "finished"
     ]  # fmt: skip
     if not pairs:
@@ -115,7 +115,7 @@ def confirmation(mine: list[Row], theirs: list[Row], metric: str) -> Document | 
     }  # fmt: skip
 
 
-def words(found: Document, metric: str) -> str:
+def confirmation_text(found: Document, metric: str) -> str:
     """A confirmation in words."""
     gap, seeds = found["difference"], found["seeds"]
     if gap["low"] is None:

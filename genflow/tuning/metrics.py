@@ -23,13 +23,13 @@ from genflow.recipe.schema import Evaluate
 from genflow.sampling.engine import Engine
 
 METRICS = (*QUALITY, "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")
-HALVES = 2000  # reference rows from which on the search and its confirmation are measured against different halves
-FEWEST = 100  # samples at an early rung, if the last has so many
-LIKELY = 128  # pictures whose likelihood is measured at the most
+MIN_ROWS_TO_SPLIT = 2000  # reference rows; from here on a search and its confirmation use different halves of them
+MIN_SAMPLES = 100  # samples at an early rung, if the last has so many
+MAX_LIKELIHOOD_ROWS = 128  # pictures whose likelihood is measured at the most
 Tell = Callable[..., None]
 
 
-def known(names: Sequence[str]) -> tuple[str, ...]:
+def check(names: Sequence[str]) -> tuple[str, ...]:
     """The metrics by name, checked.
 
     Raises:
@@ -55,7 +55,7 @@ def is_better(metric: str, value: float, than: float) -> bool:
 
 def samples_at(share: float, samples: int) -> int:
     """How many samples are drawn after a share of the budget: fewer where they decide less."""
-    return samples if share >= 1 else max(min(samples, FEWEST), round(samples * share))
+    return samples if share >= 1 else max(min(samples, MIN_SAMPLES), round(samples * share))
 
 
 def held_out(judge: FeatureReference, part: int) -> FeatureReference:
@@ -63,15 +63,15 @@ def held_out(judge: FeatureReference, part: int) -> FeatureReference:
 
     Where there are too few rows for two halves, both are measured against all of them.
     """
-    if not are_halves(judge):
+    if not is_split(judge):
         return judge
     real = replace(judge.real, reference=judge.real.reference[part::2])
     return replace(judge, real=real, reference=judge.reference[part::2])
 
 
-def are_halves(judge: FeatureReference) -> bool:
+def is_split(judge: FeatureReference) -> bool:
     """Whether search and confirmation have rows of their own."""
-    return len(judge.reference) >= HALVES
+    return len(judge.reference) >= MIN_ROWS_TO_SPLIT
 
 
 def measure(
@@ -102,7 +102,7 @@ def measure(
     if "ms_alone" in wanted:
         found["ms_alone"] = samples.milliseconds_alone(engine, int(asked[0]))
     if "bits_per_dim" in wanted:
-        told = likelihood.likelihood(engine, data, judge.real, min(LIKELY, count), seed, _nobody)
+        told = likelihood.likelihood(engine, data, judge.real, min(MAX_LIKELIHOOD_ROWS, count), seed, _nobody)
         found |= {"bits_per_dim": told["value"]} if told else {}
     if "straightness" in wanted:
         ways = samples.straightness(engine, asked, seed)
@@ -125,7 +125,7 @@ def _quality(drawn: samples.Sample, ruler: MetricSuite, wanted: Sequence[str]) -
     return found
 
 
-def ruler_of(judge: FeatureReference, part: int, seed: int) -> MetricSuite:
+def metric_suite(judge: FeatureReference, part: int, seed: int) -> MetricSuite:
     """What measures a trial; its intervals are not asked for, so they are made from two halves only."""
     return MetricSuite(held_out(judge, part), Evaluate(bootstrap=2, seed=seed))
 

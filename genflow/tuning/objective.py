@@ -22,7 +22,7 @@ class ObjectiveTrial:
     """
 
     def __init__(self, name: str, params: Document, wanted: Sequence[str]) -> None:
-        self.function, self.params, self.wanted = objective(name), params, wanted
+        self.function, self.params, self.wanted = load_objective(name), params, wanted
 
     def advance(self, share: float) -> Measured:
         """Ask the function."""
@@ -31,7 +31,7 @@ class ObjectiveTrial:
         return {"values": {name: float(values[name]) for name in self.wanted}}
 
 
-def objective(name: str) -> Callable[[Document, float], Any]:
+def load_objective(name: str) -> Callable[[Document, float], Any]:
     """The function that `module:function`, or `path/to/file.py:function`, names.
 
     Raises:
@@ -48,16 +48,16 @@ def objective(name: str) -> Callable[[Document, float], Any]:
         spec.loader.exec_module(loaded)
         return getattr(loaded, function)
     except Exception as error:  # the file is a person's own: anything may be in it
-        raise UsageError(f"no objective {name!r}: {in_a_line(error)}", "--objective FILE.py:FUNCTION") from error
+        raise UsageError(f"no objective {name!r}: {one_line(error)}", "--objective FILE.py:FUNCTION") from error
 
 
-def contents(name: str) -> str:
+def source_text(name: str) -> str:
     """What decides a function's answers beside its name: its file's text."""
     file = Path(name.rpartition(":")[0])
     return file.read_text(errors="replace") if file.suffix == ".py" and file.is_file() else ""
 
 
-def in_a_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one line, its kind before it where it is nobody's words."""
     text = error.message if isinstance(error, GenflowError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]

@@ -1,7 +1,7 @@
-"""Population based training: what a search's record says of who went on from whose weights, and with which settings.
+"""Population based training: what a search's trial_log says of who went on from whose weights, and with which settings.
 
 All members train up to a rung; then the worst take over the weights of the best, with their settings changed, and all
-go on. Between two rungs nobody trains, and the record gets two lines, so that a kill at any moment costs nothing:
+go on. Between two rungs nobody trains, and the trial_log gets two lines, so that a kill at any moment costs nothing:
 
     {"turn": 1, "taken": {"2": {"from": 0, "params": {...}}}}   member 2 goes on from the weights of member 0
     {"turn": 1, "done": true}                                   they are copied; before this line, copied again
@@ -22,25 +22,26 @@ from genflow.tuning.trial_log import TrialLog
 Document = dict[str, Any]
 
 
-def taken(record: TrialLog, turn: int) -> Document | None:
+def exploits_at(trial_log: TrialLog, rung: int) -> Document | None:
     """Who goes on from whom at a turn, {member: {from, params}}; None: it is not decided."""
-    return next((entry["taken"] for entry in record.entries() if entry.get("turn") == turn and "taken" in entry), None)
+    entries = trial_log.entries()
+    return next((entry["taken"] for entry in entries if entry.get("turn") == rung and "taken" in entry), None)
 
 
-def is_done(record: TrialLog, turn: int) -> bool:
+def is_copied(trial_log: TrialLog, rung: int) -> bool:
     """Whether the weights of a turn are copied."""
-    return any(entry.get("turn") == turn and "done" in entry for entry in record.entries())
+    return any(entry.get("turn") == rung and "done" in entry for entry in trial_log.entries())
 
 
-def settings(record: TrialLog, number: int, rung: int) -> Document:
+def settings_at(trial_log: TrialLog, number: int, rung: int) -> Document:
     """A member's settings on its way to a rung."""
-    found: Document = next(e["params"] for e in record.entries() if e.get("trial") == number and "params" in e)
-    for turn in range(1, rung + 1):
-        found = (taken(record, turn) or {}).get(str(number), {}).get("params", found)
+    found: Document = next(e["params"] for e in trial_log.entries() if e.get("trial") == number and "params" in e)
+    for earlier in range(1, rung + 1):
+        found = (exploits_at(trial_log, earlier) or {}).get(str(number), {}).get("params", found)
     return found
 
 
-def take_over(store: Store, trials: Path, number: int, source: int) -> None:
+def copy_weights(store: Store, trials: Path, number: int, source: int) -> None:
     """Give a member a copy of another's weights, optimizer, average and clock in place of its own.
 
     Done twice, it does the same: the other is not a member that takes over itself. Of a rehearsal there is nothing.
@@ -62,15 +63,15 @@ def take_over(store: Store, trials: Path, number: int, source: int) -> None:
     Checkpoints(folder, keep=1).save(step, write)
 
 
-def schedule(record: TrialLog, number: int) -> list[Document]:
+def schedule(trial_log: TrialLog, number: int) -> list[Document]:
     """The settings under which a member's weights were trained, rung by rung, along the line of those it took over.
 
     Returns:
         [{share, trial, params}]: up to that share of the budget, in that member, with those settings.
     """
-    reports, line = record.reports(number), []
+    reports, line = trial_log.reports(number), []
     for rung in reversed(range(len(reports))):
-        line.append({"share": reports[rung]["share"], "trial": number, "params": settings(record, number, rung)})
-        if source := (taken(record, rung) or {}).get(str(number)):
+        line.append({"share": reports[rung]["share"], "trial": number, "params": settings_at(trial_log, number, rung)})
+        if source := (exploits_at(trial_log, rung) or {}).get(str(number)):
             number = source["from"]
     return line[::-1]

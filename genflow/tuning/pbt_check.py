@@ -34,7 +34,7 @@ def check(tune: Tune, found: Space, run: Recipe, facts: DataSpec) -> None:
     for key, domain in found.items():
         section, _, name = key.partition(".")
         fits = name not in FIXED if section == "train" else section == "sample" or all(
-            _shapes(space.applied(run, {key: value}), facts) == usual for value in domain.ends
+            _shapes(space.apply(run, {key: value}), facts) == usual for value in domain.extremes
         )  # fmt: skip
         if not fits:
             why = f"a population hands weights on, which do not fit another {key}"

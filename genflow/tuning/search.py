@@ -26,15 +26,15 @@ from genflow.storage.store import Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 from genflow.tuning import metrics, pbt_check, space
-from genflow.tuning.objective import contents, objective
+from genflow.tuning.objective import load_objective, source_text
 from genflow.tuning.space import Space
 from genflow.tuning.trial import Task
 
 Document = dict[str, Any]
 RESUME_KEY = "kin"
 TRIALS, CONFIRM = "trials", "confirm"
-ENDS = {"trials", "minutes", "target", "confirm"}  # of `tune`: when a search is over, and what comes after it
-WARM = 4  # times of the learning rate's rise, before which a trial is not compared to others
+STOPPING_KEYS = {"trials", "minutes", "target", "confirm"}  # of `tune`: when a search is over, and what comes after it
+WARMUPS_BEFORE_RUNG = 4  # times of the learning rate's rise, before which a trial is not compared to others
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Search:
     resume_key: str = ""
 
     @cached_property
-    def own(self) -> Document:
+    def preset_values(self) -> Document:
         """The preset's own values of the space's keys."""
-        return space.own(self.run.recipe, self.space, self.run.facts)
+        return space.preset_values(self.run.recipe, self.space, self.run.facts)
 
     @property
-    def short(self) -> Recipe:
+    def trial_recipe(self) -> Recipe:
         """The recipe with the budget of a trial."""
-        return of_a_trial(self.recipe)
+        return with_trial_budget(self.recipe)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -80,7 +80,7 @@ class Search:
         shares = [1 / tune.reduction**k for k in reversed(range(tune.rungs if tune.scheduler == "asha" else 1))]
         train = self.run.recipe.train
         # while the rate rises, whoever has the largest is ahead
-        least = 0.0 if self.objective or not train.steps else WARM * train.warmup / train.steps
+        least = 0.0 if self.objective or not train.steps else WARMUPS_BEFORE_RUNG * train.warmup / train.steps
         return tuple(share for share in shares if share >= min(least, 1.0))
 
     @property
@@ -98,7 +98,7 @@ class Search:
         """What its trials have in common; those of the confirmation have their own rows, noise and folder."""
         return Task(
             store=store.url, folder=str(self.folder(store) / (CONFIRM if confirm else TRIALS)),
-            recipe=self.short.model_dump_json(), dataset=self.run.dataset.id, metrics=self.metrics,
+            recipe=self.trial_recipe.model_dump_json(), dataset=self.run.dataset.id, metrics=self.metrics,
             shares=(1.0,) if confirm else self.shares, samples=self.recipe.tune.samples, part=int(confirm),
             seed=self.recipe.evaluate.seed + int(confirm), objective=self.objective,
             journals="" if confirm or self.objective else self.id,
@@ -117,7 +117,7 @@ def plan(store: Store, recipe: Recipe, objective_name: str = "") -> Search:
         UsageError: the recipe, the space or the metric cannot be, in one line.
     """
     tune = recipe.tune
-    run = runs.plan(store, of_a_trial(recipe))
+    run = runs.plan(store, with_trial_budget(recipe))
     found = space.space_of(recipe, run.recipe, run.facts)
     if tune.searcher == "grid" and (open_ := [key for key, domain in found.items() if not domain.values]):
         text = str(found[open_[0]])
@@ -126,14 +126,15 @@ def plan(store: Store, recipe: Recipe, objective_name: str = "") -> Search:
     if tune.scheduler == "pbt":
         pbt_check.check(tune, found, run.recipe, run.facts)
     if objective_name:
-        objective(objective_name)
-    wanted = tune.metric if objective_name else metrics.known(tune.metric)
+        load_objective(objective_name)
+    wanted = tune.metric if objective_name else metrics.check(tune.metric)
     name = recipe.name or f"{run.recipe.family['kind']}-{run.dataset.name}"
-    resume_key, id = (f"{name}-{_address(run, found, recipe, objective_name, without)}" for without in (ENDS, set()))
+    keys = (_address(run, found, recipe, objective_name, without) for without in (STOPPING_KEYS, set()))
+    resume_key, id = (f"{name}-{key}" for key in keys)
     return Search(id, name, recipe, run, found, wanted, objective_name, resume_key)
 
 
-def of_a_trial(recipe: Recipe) -> Recipe:
+def with_trial_budget(recipe: Recipe) -> Recipe:
     """A recipe with the budget that `tune.steps` gives a trial."""
     if recipe.tune.steps is None:
         return recipe
@@ -147,7 +148,7 @@ def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str, wi
     deciding = [
         runs.address(run.recipe, run.facts), {key: str(domain) for key, domain in found.items()},
         recipe.tune.model_dump(mode="json", exclude={"space"} | without), recipe.evaluate.seed, judged, objective_name,
-        contents(objective_name), source_hash.fingerprint(*evaluate.ROOMS, "genflow/tuning"),
+        source_text(objective_name), source_hash.fingerprint(*evaluate.ROOMS, "genflow/tuning"),
     ]  # fmt: skip
     return digest(deciding)
 
@@ -156,7 +157,7 @@ def begin(store: Store, search: Search) -> None:
     """Make its folder, with what the trials of any node look for."""
     for task in (search.task(store), search.task(store, confirm=True)):
         with clear_disk_errors(Path(task.folder)):
-            store.upload(write_atomically(Path(task.folder) / RECIPE, dump(search.short)))
+            store.upload(write_atomically(Path(task.folder) / RECIPE, dump(search.trial_recipe)))
     with clear_disk_errors(search.folder(store)):
         write_atomically(search.folder(store) / RESUME_KEY, search.resume_key)
 

@@ -2,11 +2,11 @@
 
     log:LO:HI        real numbers, even in the logarithm          log:1e-4:1e-1
     uniform:LO:HI    real numbers, evenly                         uniform:0.05:0.2
-    int:LO:HI        whole numbers, both ends included            int:4:16
+    int:LO:HI        integer numbers, both ends included            int:4:16
     choice:A,B,C     these values, of any type                    choice:euler,heun
     log:LO:HI:N      N values from end to end; so with uniform    log:1e-3:1e-1:5
 
-Of a key that holds whole numbers, `log` and `uniform` give whole numbers. A YAML list is a choice. Everything is
+Of a key that holds integer numbers, `log` and `uniform` give integer numbers. A YAML list is a choice. Everything is
 checked against the recipe's own fields, where a mistake costs nothing: the key exists, its type takes these values,
 and each end of each range makes a recipe that resolves.
 """
@@ -27,7 +27,7 @@ from genflow.specs import DataSpec
 
 FORMS = ("log", "uniform", "int", "choice")
 TUNED = ("train", "family", "net", "sample")  # what else is in a recipe decides where it runs, or how it is measured
-HOW = "log:LO:HI, uniform:LO:HI, int:LO:HI or choice:A,B"
+SYNTAX = "log:LO:HI, uniform:LO:HI, int:LO:HI or choice:A,B"
 Document = dict[str, Any]
 
 
@@ -40,7 +40,7 @@ class Domain:
         low: the least.
         high: the largest.
         log: even in the logarithm.
-        whole: whole numbers only.
+        integer: integer numbers only.
         values: instead of a range: these.
     """
 
@@ -48,15 +48,15 @@ class Domain:
     low: float = 0.0
     high: float = 0.0
     log: bool = False
-    whole: bool = False
+    integer: bool = False
     values: tuple[Any, ...] = ()
 
     @property
-    def ends(self) -> tuple[Any, ...]:
+    def extremes(self) -> tuple[Any, ...]:
         """Values that stand for all: every one of a list, the two ends of a range."""
         return self.values or (self.low, self.high)
 
-    def holds(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Whether a value is one of them."""
         if self.values:
             return value in self.values
@@ -65,7 +65,7 @@ class Domain:
     def __str__(self) -> str:
         if self.values:
             return f"choice:{','.join(_text(value) for value in self.values)}"
-        form = "log" if self.log else "int" if self.whole else "uniform"
+        form = "log" if self.log else "int" if self.integer else "uniform"
         return f"{form}:{self.low:g}:{self.high:g}"
 
 
@@ -77,7 +77,7 @@ def space_of(recipe: Recipe, resolved: Recipe, facts: DataSpec) -> Space:
 
     Args:
         recipe: as composed; its space is read.
-        resolved: the same, whole, from which fields have their types.
+        resolved: the same, integer, from which fields have their types.
         facts: of the data.
 
     Raises:
@@ -86,12 +86,12 @@ def space_of(recipe: Recipe, resolved: Recipe, facts: DataSpec) -> Space:
     described = recipe.tune.space or {"train.lr": f"log:{recipe.train.lr / 10:.3g}:{recipe.train.lr * 10:.3g}"}
     space = {key: _domain(key, text, resolved) for key, text in described.items()}
     for key, domain in space.items():
-        for value in domain.ends:
+        for value in domain.extremes:
             _check(key, value, recipe, facts)
     return space
 
 
-def choices(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     """`["train.lr=log:1e-4:1e-2"]` as `{"train.lr": "log:1e-4:1e-2"}`.
 
     Raises:
@@ -102,14 +102,15 @@ def choices(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         key = key.strip()
         if not equals or not key or not text:
-            raise UsageError(f"-p {pair!r} is not of the form KEY=SPACE", f"example: -p train.lr=log:1e-4:1e-1; {HOW}")
+            hint = f"example: -p train.lr=log:1e-4:1e-1; {SYNTAX}"
+            raise UsageError(f"-p {pair!r} is not of the form KEY=SPACE", hint)
         if key in space:
             raise UsageError(f"-p {key} stands twice", "name each key once")
         space[key] = text
     return space
 
 
-def applied(recipe: Recipe, params: Document) -> Recipe:
+def apply(recipe: Recipe, params: Document) -> Recipe:
     """The recipe with a trial's settings laid over it.
 
     Raises:
@@ -122,7 +123,7 @@ def applied(recipe: Recipe, params: Document) -> Recipe:
     return parse(document, "trial")
 
 
-def own(resolved: Recipe, space: Space, facts: DataSpec) -> Document:
+def preset_values(resolved: Recipe, space: Space, facts: DataSpec) -> Document:
     """The resolved recipe's own values of the space's keys.
 
     What it leaves to the family (null) is what that family makes of it for this data, if it keeps that by its name.
@@ -132,7 +133,7 @@ def own(resolved: Recipe, space: Space, facts: DataSpec) -> Document:
     if left := [key for key, value in values.items() if value is None]:
         family = build.family_of(resolved, facts)
         made = {key: getattr(family, key.partition(".")[2], None) for key in left}
-        values |= {key: value for key, value in made.items() if space[key].holds(value)}
+        values |= {key: value for key, value in made.items() if space[key].contains(value)}
     return values
 
 
@@ -143,13 +144,13 @@ def _domain(key: str, described: Any, resolved: Recipe) -> Domain:
     if isinstance(described, list | tuple):
         return _choice(key, list(described), at)
     if not isinstance(described, str):
-        raise UsageError(f"{at}: {described!r} is no space", HOW)
+        raise UsageError(f"{at}: {described!r} is no space", SYNTAX)
     form, colon, rest = described.partition(":")
     if form not in FORMS or not colon:
-        raise UsageError(f"{at}: {described!r} is no space{nearest(form, list(FORMS)) if colon else ''}", HOW)
+        raise UsageError(f"{at}: {described!r} is no space{nearest(form, list(FORMS)) if colon else ''}", SYNTAX)
     if form == "choice":
-        return _choice(key, _listed(rest), at)
-    return _range(key, form, rest.split(":"), _leaves(annotation), at)
+        return _choice(key, _parse_values(rest), at)
+    return _range(key, form, rest.split(":"), _plain_types(annotation), at)
 
 
 def _range(key: str, form: str, parts: list[str], types: set[Any], at: str) -> Domain:
@@ -161,8 +162,8 @@ def _range(key: str, form: str, parts: list[str], types: set[Any], at: str) -> D
             raise UsageError(f"{at}: {text!r} is not a number", f"{form}:LO:HI")
     low, high = numbers[:2]
     if low >= high:
-        turned = f"{form}:{high:g}:{low:g}"
-        raise UsageError(f"{at}: {form}:{low:g}:{high:g} is empty: the lower end comes first", turned)
+        swapped = f"{form}:{high:g}:{low:g}"
+        raise UsageError(f"{at}: {form}:{low:g}:{high:g} is empty: the lower end comes first", swapped)
     if form == "log" and low <= 0:
         raise UsageError(f"{at}: log:{low:g}:{high:g}: a logarithm needs ends above 0", f"uniform:{low:g}:{high:g}")
     if not types & {int, float}:
@@ -170,19 +171,19 @@ def _range(key: str, form: str, parts: list[str], types: set[Any], at: str) -> D
         what = f"one of {', '.join(map(str, literals))}" if literals else "no number"
         example = ",".join(sorted(map(str, literals))) or "true,false"
         raise UsageError(f"{at} takes {what}, not a range of numbers", f"choice:{example}")
-    whole = form == "int" or float not in types
-    if whole and (low != int(low) or high != int(high)):
+    integer = form == "int" or float not in types
+    if integer and (low != int(low) or high != int(high)):
         wrong = next(number for number in (low, high) if number != int(number))
-        raise UsageError(f"{at} takes whole numbers, and {wrong:g} is none", f"int:{math.ceil(low)}:{math.floor(high)}")
-    low, high = (int(low), int(high)) if whole else (float(low), float(high))
+        raise UsageError(f"{at} takes integers, not {wrong:g}", f"int:{math.ceil(low)}:{math.floor(high)}")
+    low, high = (int(low), int(high)) if integer else (float(low), float(high))
     if len(numbers) == 2:
-        return Domain(key, low, high, log=form == "log", whole=whole)
+        return Domain(key, low, high, log=form == "log", integer=integer)
     count = numbers[2]
     if not isinstance(count, int) or count < 2:
         raise UsageError(f"{at}: {parts[2]!r} is not a number of values", f"{form}:{low:g}:{high:g}:5")
     shares = [i / (count - 1) for i in range(count)]
     points = [low * (high / low) ** s if form == "log" else low + (high - low) * s for s in shares]
-    points = [round(p) if whole else float(f"{p:.6g}") for p in points]
+    points = [round(p) if integer else float(f"{p:.6g}") for p in points]
     return Domain(key, values=tuple(dict.fromkeys(points)))
 
 
@@ -193,7 +194,7 @@ def _choice(key: str, values: list[Any], at: str) -> Domain:
     return Domain(key, values=tuple(unique))
 
 
-def _listed(text: str) -> list[Any]:
+def _parse_values(text: str) -> list[Any]:
     """`1,2,euler` or `[1,2],[2,4]` as values."""
     try:
         return list(json.loads(f"[{text}]"))
@@ -209,7 +210,7 @@ def _annotation(key: str, resolved: Recipe) -> Any:
     """
     section, dot, name = key.partition(".")
     fields = {name: _fields(name, resolved) for name in TUNED}
-    every = [f"{room}.{field}" for room, own in fields.items() for field in own]
+    every = [f"{section_name}.{field}" for section_name, own in fields.items() for field in own]
     if section in Recipe.model_fields and section not in TUNED:
         raise UsageError(f"tune: {key} decides no model: it cannot be searched over", f"search over {', '.join(TUNED)}")
     if not dot or section not in TUNED or name not in fields[section]:
@@ -234,12 +235,12 @@ def _fields(section: str, resolved: Recipe) -> dict[str, Any]:
     return {"kind": str, **fields} if section != "sample" else fields
 
 
-def _leaves(annotation: Any) -> set[Any]:
+def _plain_types(annotation: Any) -> set[Any]:
     """The plain types and literal values that a type is made of."""
     inner = get_args(annotation)
     if not inner:
         return {annotation} - {NoneType, None}
-    return set().union(*(_leaves(part) for part in inner))
+    return set().union(*(_plain_types(part) for part in inner))
 
 
 def _check(key: str, value: Any, recipe: Recipe, facts: DataSpec) -> None:
@@ -249,7 +250,7 @@ def _check(key: str, value: Any, recipe: Recipe, facts: DataSpec) -> None:
         UsageError: the recipe takes it not, with the key and the value named.
     """
     try:
-        changed = applied(recipe, {key: value})
+        changed = apply(recipe, {key: value})
         if key.startswith("train."):
             return
         section, name = key.split(".", 1)

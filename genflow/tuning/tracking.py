@@ -37,7 +37,7 @@ class SearchTracker:
         self.own.params({f"space.{key}": str(domain) for key, domain in search.space.items()})
         self.own.status("RUNNING")
 
-    def begun(self, number: int, params: Document) -> None:
+    def on_start(self, number: int, params: Document) -> None:
         """A trial begins, or goes on; a population's member, at every rung."""
         if number in self.children:
             return
@@ -47,16 +47,16 @@ class SearchTracker:
         self.children[number].params(params)
         self.children[number].status("RUNNING")
 
-    def inherited(self, record: TrialLog) -> None:
+    def add_inherited(self, trial_log: TrialLog) -> None:
         """Trials of a kin that was shorter: this search's children, too, without their training curves."""
-        for row in record.rows():
+        for row in trial_log.rows():
             if not journal_path(self.store.root, f"{self.search.id}.{row['trial']:04d}").exists():
-                self.begun(row["trial"], row["params"])
-                self.reported(row["trial"], record.reports(row["trial"]))
+                self.on_start(row["trial"], row["params"])
+                self.on_report(row["trial"], trial_log.reports(row["trial"]))
                 if row["status"] != "running":
-                    self.ended(row["trial"], row["status"], row.get("why", ""))
+                    self.on_end(row["trial"], row["status"], row.get("why", ""))
 
-    def reported(self, number: int, reports: list[Report]) -> None:
+    def on_report(self, number: int, reports: list[Report]) -> None:
         """A trial was measured; every report counts once."""
         for report in reports:
             if number in self.children and "values" in report:
@@ -67,18 +67,18 @@ class SearchTracker:
                     values |= {f"settings/{key}": x for key, x in changing if isinstance(x, int | float)}
                 self.children[number].metrics(report.get("step", 0), values, stream=str(report["share"]))
 
-    def ended(self, number: int, status: str, why: str = "") -> None:
+    def on_end(self, number: int, status: str, why: str = "") -> None:
         """A trial is over; MLflow learns how from here, because its process may not live to tell."""
         if child := self.children.pop(number, None):
             child.tags({"ended": status, **({"why": why} if why else {})})
             child.status(STATUS[status])
             child.close()
 
-    def best(self, done: int, metric: str, value: float) -> None:
+    def log_best(self, done: int, metric: str, value: float) -> None:
         """The best value after a number of trials."""
         self.own.metrics(done, {f"best/{metric}": value}, stream="best")
 
-    def found(self, found: Document, folder: Path) -> None:
+    def log_results(self, found: Document, folder: Path) -> None:
         """What came of it all."""
         last = len(found["trials"])
         self.own.params({f"best.{key}": value for key, value in found["best"]["params"].items()})

@@ -35,7 +35,7 @@ from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints, read_state
 from genflow.training.session import Session
 from genflow.tuning import metrics, space
-from genflow.tuning.objective import ObjectiveTrial, in_a_line
+from genflow.tuning.objective import ObjectiveTrial, one_line
 from genflow.tuning.reports import Measured, Report
 
 REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
@@ -112,7 +112,7 @@ class TrialContext:
     @cached_property
     def ruler(self) -> MetricSuite:
         """Over the part of the held-out rows that is this search's."""
-        return metrics.ruler_of(self.judge, self.task.part, self.task.seed)
+        return metrics.metric_suite(self.judge, self.task.part, self.task.seed)
 
     def folder(self, number: int) -> Path:
         """Where a trial lies."""
@@ -122,21 +122,21 @@ class TrialContext:
         """A trial's work."""
         if self.task.objective:
             return ObjectiveTrial(self.task.objective, params, self.task.metrics)
-        return Training(self, self.folder(number), space.applied(self.recipe, params), number)
+        return Training(self, self.folder(number), space.apply(self.recipe, params), number)
 
 
 class Trial:
     """One choice of settings.
 
     Args:
-        bench: of its search.
+        context: of its search.
         number: 0, 1, ...
         params: the settings.
     """
 
-    def __init__(self, bench: TrialContext, number: int, params: Document) -> None:
-        self.bench, self.number, self.params = bench, number, params
-        self.folder = bench.folder(number)
+    def __init__(self, context: TrialContext, number: int, params: Document) -> None:
+        self.context, self.number, self.params = context, number, params
+        self.folder = context.folder(number)
         self._stages: Stages | None = None
 
     def report(self, rung: int) -> Report:
@@ -146,16 +146,16 @@ class Trial:
             ResourceError: the disk is full, which is no fault of the settings.
             SetupError: the store is out of reach.
         """
-        self.bench.store.sync(self.folder / REPORTS)
+        self.context.store.sync(self.folder / REPORTS)
         there = read_reports(self.folder)
         if rung < len(there):
             return there[rung]
-        share = self.bench.task.shares[rung]
+        share = self.context.task.shares[rung]
         self.folder.mkdir(parents=True, exist_ok=True)
         made: Report = {"share": share}
         try:
             if self._stages is None:
-                self._stages = self.bench.stages(self.number, self.params)
+                self._stages = self.context.stages(self.number, self.params)
             measured = self._stages.advance(share)
             made |= measured
             if bad := [name for name, value in measured["values"].items() if not math.isfinite(value)]:
@@ -165,9 +165,9 @@ class Trial:
         except (ResourceError, SetupError):
             raise
         except Exception as error:
-            made |= {"status": "failed", "why": in_a_line(error)}
+            made |= {"status": "failed", "why": one_line(error)}
         append_durably(self.folder / REPORTS, {**made, "params": self.params})
-        self.bench.store.sync(self.folder / REPORTS)
+        self.context.store.sync(self.folder / REPORTS)
         return made
 
 
@@ -175,21 +175,21 @@ class Training:
     """A run of the training loop, in stages.
 
     Args:
-        bench: of its search.
+        context: of its search.
         folder: of the trial.
         recipe: with the trial's settings.
         number: the trial's.
     """
 
-    def __init__(self, bench: TrialContext, folder: Path, recipe: Recipe, number: int) -> None:
-        self.bench, self.folder = bench, folder
-        self.run = runs.plan(bench.store, recipe)
+    def __init__(self, context: TrialContext, folder: Path, recipe: Recipe, number: int) -> None:
+        self.context, self.folder = context, folder
+        self.run = runs.plan(context.store, recipe)
         self.recipe = self.run.recipe
         self.device = "cuda" if recipe.cluster.gpus and torch.cuda.is_available() else "cpu"
-        self.journal = f"{bench.task.journals}.{number:04d}" if bench.task.journals else ""
+        self.journal = f"{context.task.journals}.{number:04d}" if context.task.journals else ""
         write_atomically(folder / RECIPE, dump(self.recipe))
         write_atomically(folder / "facts.json", self.run.dataset.file("facts.json").read_bytes())
-        bench.store.upload(folder / RECIPE, folder / "facts.json")
+        context.store.upload(folder / RECIPE, folder / "facts.json")
 
     def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
@@ -201,19 +201,19 @@ class Training:
         engine = Engine.from_folder(self.folder, weights, device=self.device)
         if share < 1:  # what follows from the weights is fitted at the end of training alone
             engine.family.finish(self._stream())
-        task = self.bench.task
+        task = self.context.task
         count = metrics.samples_at(share, task.samples)
-        values = metrics.measure(engine, self.bench.data, self.bench.ruler, task.metrics, count, task.seed)
+        values = metrics.measure(engine, self.context.data, self.context.ruler, task.metrics, count, task.seed)
         if "loss" in task.metrics:
             values["loss"] = sum(losses) / len(losses) if losses else float("nan")
         return {
             "step": state["step"], "images": state["images"], "seconds": state["seconds"],
             "cpu_seconds": state["cpu_seconds"], "parameters": state["parameters"],
-            "samples": min(count, len(self.bench.judge.floor)), "values": values,
+            "samples": min(count, len(self.context.judge.floor)), "values": values,
         }  # fmt: skip
 
     def _stream(self) -> Stream:
-        rows = runs.rows(self.bench.store, self.recipe, self.bench.data)
+        rows = runs.rows(self.context.store, self.recipe, self.context.data)
         return Stream(rows, self.recipe.train.batch, self.recipe.train.seed, device=self.device)
 
     def _train(self, saved: Checkpoints, share: float) -> list[float]:
@@ -221,7 +221,7 @@ class Training:
         train = self.recipe.train
         losses: list[float] = []
         used = 0.0
-        journal = Journal(journal_path(self.bench.store.root, self.journal)) if self.journal else None
+        journal = Journal(journal_path(self.context.store.root, self.journal)) if self.journal else None
 
         def log(numbers: Document) -> None:
             nonlocal used
@@ -241,10 +241,10 @@ class Training:
             should_stop=lambda: share < 1 and used >= share,
         )  # fmt: skip
         stream = self._stream()
-        family = runs.fresh(self.bench.store, self.recipe, self.bench.data.facts)
+        family = runs.fresh(self.context.store, self.recipe, self.context.data.facts)
         every_step = train.model_copy(update={"log_every": 1})  # so that `used` is known; it changes no result
         try:
-            loop.fit(family, stream, session, every_step, whole=stream)
+            loop.fit(family, stream, session, every_step, full_batches=stream)
         finally:
             if journal:
                 journal.close()

@@ -15,13 +15,13 @@ RECORD = "record.jsonl"
 WORST = 1e12  # what a searcher is told of a trial that has no value: worse than any
 
 
-class Listener(Protocol):
+class TrialListener(Protocol):
     """Who wants to hear of trials."""
 
-    def begun(self, number: int, params: Document) -> None:
+    def on_start(self, number: int, params: Document) -> None:
         """A trial begins, or goes on."""
 
-    def ended(self, number: int, status: str, why: str = "") -> None:
+    def on_end(self, number: int, status: str, why: str = "") -> None:
         """A trial is over."""
 
 
@@ -33,35 +33,35 @@ class TrialLog:
         listener: is told, too.
     """
 
-    def __init__(self, folder: Path, listener: "Listener | None" = None) -> None:
+    def __init__(self, folder: Path, listener: "TrialListener | None" = None) -> None:
         self.folder, self.path, self.listener = folder, folder / RECORD, listener
 
-    def begun(self, number: int, params: Document) -> None:
+    def log_start(self, number: int, params: Document) -> None:
         """A trial got its settings."""
         self._append({"trial": number, "params": params})
-        self.goes_on(number, params)
+        self.resume(number, params)
 
-    def goes_on(self, number: int, params: Document) -> None:
+    def resume(self, number: int, params: Document) -> None:
         """A trial that got its settings before is carried on with; that is no news to the record."""
         if self.listener:
-            self.listener.begun(number, params)
+            self.listener.on_start(number, params)
 
-    def ended(self, number: int, status: str, why: str = "") -> None:
+    def log_end(self, number: int, status: str, why: str = "") -> None:
         """A trial is over: finished, stopped, diverged or failed."""
         self._append({"trial": number, "status": status, **({"why": why} if why else {})})
         if self.listener:
-            self.listener.ended(number, status, why)
+            self.listener.on_end(number, status, why)
 
-    def spent(self, seconds: float) -> None:
+    def log_seconds(self, seconds: float) -> None:
         """How long the trials have taken, over all attempts."""
         self._append({"seconds": round(seconds, 1)})
 
     def entries(self) -> list[Document]:
         """What happened, in order; a torn line is skipped."""
-        _level(self.path)
+        _sync(self.path)
         return read_lines(self.path)
 
-    def note(self, entry: Document) -> None:
+    def append(self, entry: Document) -> None:
         """Something else that happened (see `population`)."""
         self._append(entry)
 
@@ -75,28 +75,28 @@ class TrialLog:
         for entry in self.entries():
             if "trial" in entry:
                 rows.setdefault(entry["trial"], {"status": "running"}).update(entry)
-        return [cast(Row, row | last(self.reports(number))) for number, row in sorted(rows.items())]
+        return [cast(Row, row | summarize(self.reports(number))) for number, row in sorted(rows.items())]
 
     def reports(self, number: int) -> list[Report]:
         """A trial's reports, rung by rung."""
         folder = trial_folder(self.folder, number)
-        _level(folder / REPORTS)
+        _sync(folder / REPORTS)
         return read_reports(folder)
 
     def _append(self, entry: Document) -> None:
         with clear_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_durably(self.path, entry)
-        _level(self.path)
+        _sync(self.path)
 
 
-def _level(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Have the same here and in the bucket, if the store is one."""
     if bucket := mirror.of(path):
         bucket.sync(path)
 
 
-def last(reports: list[Report]) -> Document:
+def summarize(reports: list[Report]) -> Document:
     """What is known of a trial from its reports: of the last one that has values, and the seconds of all."""
     with_values = [report for report in reports if "values" in report]
     found: Document = {**with_values[-1]} if with_values else {"values": {}, "share": 0.0}
@@ -105,7 +105,7 @@ def last(reports: list[Report]) -> Document:
     return found
 
 
-def told(metric: str, report: Report) -> float:
+def searcher_value(metric: str, report: Report) -> float:
     """A report's value as a searcher is told it: finite, whatever happened."""
     value = report.get("values", {}).get(metric)
     if value is None or report.get("status") or abs(value) > WORST or value != value:

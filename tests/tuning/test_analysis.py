@@ -25,9 +25,9 @@ def test_the_best_is_among_those_measured_in_full():
 def test_the_front_is_what_nobody_beats():
     """Three corners of a staircase stay, the point behind it goes, and of equal ones both stay."""
     rows = [row(0, fd=1, ms=9), row(1, fd=2, ms=2), row(2, fd=9, ms=1), row(3, fd=3, ms=3), row(4, fd=2, ms=2)]
-    assert [r["trial"] for r in analysis.front(rows, ("fd", "ms"))] == [0, 1, 4, 2]
+    assert [r["trial"] for r in analysis.pareto_front(rows, ("fd", "ms"))] == [0, 1, 4, 2]
     larger = [row(0, recall=0.9, ms=9), row(1, recall=0.1, ms=1), row(2, recall=0.05, ms=2)]
-    assert {r["trial"] for r in analysis.front(larger, ("recall", "ms"))} == {0, 1}
+    assert {r["trial"] for r in analysis.pareto_front(larger, ("recall", "ms"))} == {0, 1}
 
 
 def test_importance_goes_to_the_key_that_matters():

@@ -45,8 +45,8 @@ def test_a_preset_lies_in_its_own_space(prepared: Callable[..., Dataset], family
     init = build.resolve(compose("flow_matching"), facts) if required else None
     resolved = build.resolve(recipe, facts, init)
     found = space.space_of(recipe, resolved, facts)
-    own = space.own(resolved, found, facts)
-    assert {key: value for key, value in own.items() if not found[key].holds(value)} == {}
+    own = space.preset_values(resolved, found, facts)
+    assert {key: value for key, value in own.items() if not found[key].contains(value)} == {}
 
 
 def test_another_function_is_another_search(store: Store, prepared: Callable[..., Dataset], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def domains(prepared: Callable[..., Dataset]) -> Callable[..., dict[str, Domain]
 def test_a_range_takes_the_type_of_its_field(domains):
     """A logarithm over a whole-numbered key gives whole numbers, over a real one real numbers."""
     found = domains({"train.batch": "log:8:64", "train.lr": "log:1e-4:1e-1", "train.ema": "uniform:0.01:0.2"})
-    assert found["train.batch"] == Domain("train.batch", 8, 64, log=True, whole=True)
+    assert found["train.batch"] == Domain("train.batch", 8, 64, log=True, integer=True)
     assert found["train.lr"] == Domain("train.lr", 1e-4, 1e-1, log=True)
     assert found["train.ema"] == Domain("train.ema", 0.01, 0.2)
 
@@ -58,7 +58,7 @@ def test_values_have_their_own_types(domains):
         ("train.lr", "log:nan:1", "'nan' is not a number"),
         ("train.lr", "log:1e-4", "has not two ends"),
         ("train.lr", "uniform:0.1:20", "train.lr=20"),
-        ("train.batch", "uniform:0.5:8", "takes whole numbers, and 0.5 is none"),
+        ("train.batch", "uniform:0.5:8", "takes integers, not 0.5"),
         ("train.optimizer", "log:1:2", "takes one of"),
         ("train.optimizer", "choice:muon,adam", "train.optimizer=adam"),
         ("train.compile", "uniform:0:1", "takes no number"),
@@ -79,11 +79,11 @@ def test_what_cannot_be_is_refused_in_one_line(domains, key, described, says):
 
 def test_the_command_lines_pairs_are_checked():
     """A pair needs both sides, and a key stands once."""
-    assert space.choices(["train.lr=log:1:2"]) == {"train.lr": "log:1:2"}
+    assert space.parse_pairs(["train.lr=log:1:2"]) == {"train.lr": "log:1:2"}
     for pairs, says in [(["train.lr"], "not of the form"), (["train.lr="], "not of the form"),
                         (["train.lr=log:1:2", "train.lr=log:1:3"], "stands twice")]:  # fmt: skip
         with pytest.raises(UsageError, match=says):
-            space.choices(pairs)
+            space.parse_pairs(pairs)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in families.kinds() if kind != "consistency"])
@@ -93,7 +93,7 @@ def test_every_family_ships_a_space_that_its_recipe_takes(prepared, kind):
     recipe = compose(kind)
     resolved = build.resolve(recipe, facts)
     found = space.space_of(recipe, resolved, facts)
-    assert found["train.lr"].holds(resolved.train.lr)
+    assert found["train.lr"].contains(resolved.train.lr)
     assert len(found) > 2
 
 

@@ -1,6 +1,6 @@
-"""Who says what a search tries next: by Ray Tune's own generators and searchers, behind the search's record.
+"""Who says what a search tries next: by Ray Tune's own generators and searchers, behind the search's trial_log.
 
-The record is told to a fresh searcher in the order in which it happened; so a search that was killed goes on with the
+The log is told to a fresh searcher in the order in which it happened; so a search that was killed goes on with the
 settings that would have come (see docs/decisions/0011-how-a-search-resumes.md).
 """
 
@@ -19,11 +19,11 @@ from genflow.tuning.analysis import distribution
 from genflow.tuning.reports import Report
 from genflow.tuning.search import Search
 from genflow.tuning.space import Domain
-from genflow.tuning.trial_log import TrialLog, told
+from genflow.tuning.trial_log import TrialLog, searcher_value
 
 Document = dict[str, Any]
 HALT = "halt"  # in a result: what ends the whole search, as an error's code, message and hint
-LOST = "its process died"  # of memory, or with its machine
+PROCESS_DIED = "its process died"  # of memory, or with its machine
 
 
 class Proposer(Protocol):
@@ -36,7 +36,7 @@ class Proposer(Protocol):
         """How it ended."""
 
 
-class Points:
+class FixedProposer:
     """Settings that are known beforehand.
 
     Args:
@@ -53,7 +53,7 @@ class Points:
         """It changes nothing."""
 
 
-class Tpe:
+class TpeProposer:
     """Optuna's tree-structured Parzen estimator, by Ray Tune's `OptunaSearch`, after the preset itself.
 
     Args:
@@ -73,7 +73,9 @@ class Tpe:
             self.inner = OptunaSearch(
                 {key: distribution(domain) for key, domain in search.space.items()},
                 metric=names[0] if one else names, mode=modes[0] if one else modes, points_to_evaluate=first,
-                sampler=optuna.samplers.TPESampler(seed=search.recipe.tune.seed, n_startup_trials=startup(search)),
+                sampler=optuna.samplers.TPESampler(
+                    seed=search.recipe.tune.seed, n_startup_trials=startup_trials(search)
+                ),
             )  # fmt: skip
         self.names = names
         self.proposed: dict[int, Document] = {}
@@ -84,18 +86,18 @@ class Tpe:
         return dict(found) if found else None
 
     def tell(self, number: int, params: Document, report: Report) -> None:
-        # Settings that the record has and this Optuna would not propose come from another version of it
-        mistaken = self.proposed.get(number) != params
-        result = None if mistaken else {name: told(name, report) for name in self.names}
-        self.inner.on_trial_complete(str(number), result, error=mistaken)
+        # Settings that the trial_log has and this Optuna would not propose come from another version of it
+        differs = self.proposed.get(number) != params
+        result = None if differs else {name: searcher_value(name, report) for name in self.names}
+        self.inner.on_trial_complete(str(number), result, error=differs)
 
 
-def startup(search: Search) -> int:
+def startup_trials(search: Search) -> int:
     """Trials at random before TPE models anything: a quarter, at least 4, at most Optuna's own 10."""
     return max(4, min(10, search.trials // 4))
 
 
-def proposer(search: Search, preset: Document | None) -> Proposer:
+def proposer_for(search: Search, preset: Document | None) -> Proposer:
     """The search's proposer.
 
     Args:
@@ -104,11 +106,11 @@ def proposer(search: Search, preset: Document | None) -> Proposer:
     """
     first = [preset] if preset and search.recipe.tune.searcher != "grid" else []
     if search.recipe.tune.searcher == "tpe":
-        return Tpe(search, first)
-    return Points((first + drawn(search))[: search.trials])
+        return TpeProposer(search, first)
+    return FixedProposer((first + predefined_settings(search))[: search.trials])
 
 
-def drawn(search: Search) -> list[Document]:
+def predefined_settings(search: Search) -> list[Document]:
     """A grid's points, or as many at random, by Ray Tune's own generator; a function of the seed."""
     if search.recipe.tune.searcher == "grid":
         keys, values = list(search.space), [domain.values for domain in search.space.values()]
@@ -122,34 +124,34 @@ def ray_domain(domain: Domain) -> Any:
     """A domain as Ray Tune has it."""
     if domain.values:
         return tune.choice(list(domain.values))
-    if domain.whole:  # Tune leaves the upper end out
+    if domain.integer:  # Tune leaves the upper end out
         return (tune.lograndint if domain.log else tune.randint)(int(domain.low), int(domain.high) + 1)
     return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)
 
 
 class ResumableSearcher(Searcher):
-    """A proposer behind a search's record: what was proposed is proposed again, what has ended is over.
+    """A proposer behind a search's trial_log: what was proposed is proposed again, what has ended is over.
 
     Args:
-        record: of the search.
+        trial_log: of the search.
         inner: who proposes what is not recorded.
         total: trials in all.
     """
 
-    def __init__(self, record: TrialLog, inner: Proposer, total: int) -> None:
+    def __init__(self, trial_log: TrialLog, inner: Proposer, total: int) -> None:
         super().__init__()
-        self.record, self.inner, self.total = record, inner, total
+        self.trial_log, self.inner, self.total = trial_log, inner, total
         self.params: dict[int, Document] = {}
         self.numbers: dict[str, int] = {}  # by Tune's own id
         ended = set()
-        for entry in record.entries():
+        for entry in trial_log.entries():
             number = entry.get("trial", -1)
             if "params" in entry:
                 inner.propose(number)
                 self.params[number] = entry["params"]
             elif "status" in entry and number not in ended:
                 ended.add(number)
-                inner.tell(number, self.params[number], end_of(record, number, entry))
+                inner.tell(number, self.params[number], last_report(trial_log, number, entry))
         self.ended = ended
         self.waiting = sorted(set(self.params) - ended)
 
@@ -161,14 +163,14 @@ class ResumableSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.waiting:
             number = self.waiting.pop(0)
-            self.record.goes_on(number, self.params[number])
+            self.trial_log.resume(number, self.params[number])
         else:
             number = len(self.params)
             params = self.inner.propose(number) if number < self.total else None
             if params is None:
                 return Searcher.FINISHED
-            self.params[number] = {key: plain(value) for key, value in params.items()}
-            self.record.begun(number, self.params[number])
+            self.params[number] = {key: to_python(value) for key, value in params.items()}
+            self.trial_log.log_start(number, self.params[number])
         self.numbers[trial_id] = number
         return {"trial": number, "params": self.params[number]}
 
@@ -176,36 +178,36 @@ class ResumableSearcher(Searcher):
         number = self.numbers[trial_id]
         if result and HALT in result:
             return
-        entry = ending(self.record.reports(number), error)
-        self.record.ended(number, **entry)
+        entry = end_status(self.trial_log.reports(number), error)
+        self.trial_log.log_end(number, **entry)
         self.ended.add(number)
-        self.inner.tell(number, self.params[number], end_of(self.record, number, entry))
+        self.inner.tell(number, self.params[number], last_report(self.trial_log, number, entry))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the record is the state. Tune wants a file."""
+        """Nothing: the trial_log is the state. Tune wants a file."""
         Path(checkpoint_path).write_text("")
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing."""
 
 
-def ending(reports: list[Report], error: bool) -> Document:
+def end_status(reports: list[Report], error: bool) -> Document:
     """How a trial ended: its status, and why."""
     if error or not reports:
-        return {"status": "failed", "why": LOST}
+        return {"status": "failed", "why": PROCESS_DIED}
     status = reports[-1].get("status") or ("finished" if reports[-1].get("share") == 1 else "stopped")
     return {"status": status, "why": reports[-1].get("why", "")}
 
 
-def end_of(record: TrialLog, number: int, entry: Document) -> Report:
+def last_report(trial_log: TrialLog, number: int, entry: Document) -> Report:
     """The last report of a trial that is over, with how it ended."""
-    reports = record.reports(number)
+    reports = trial_log.reports(number)
     report: Report = {**reports[-1]} if reports else {}
     if entry["status"] in ("diverged", "failed"):
         report["status"] = entry["status"]
     return report
 
 
-def plain(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """A number without numpy."""
     return value.item() if isinstance(value, np.generic) else value

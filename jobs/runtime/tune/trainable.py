@@ -21,15 +21,15 @@ from genflow.storage.store import Store
 from genflow.tuning import metrics
 from genflow.tuning.trial import Task, Trial, TrialContext
 from jobs.runtime import resources
-from jobs.runtime.tune.asha import result_of
-from jobs.runtime.tune.pbt import Generation
+from jobs.runtime.tune.asha import tune_result
+from jobs.runtime.tune.pbt import RungSearcher
 from jobs.runtime.tune.searchers import HALT, ResumableSearcher
 
 Document = dict[str, Any]
 
 
 @functools.lru_cache(maxsize=2)
-def bench(task: Task) -> TrialContext:
+def trial_context(task: Task) -> TrialContext:
     """The shards and features of a search, opened once in a process that carries out many of its trials."""
     return TrialContext(task)
 
@@ -52,12 +52,13 @@ class TuneTrainable(tune.Trainable):
 
     def step(self) -> Document:
         try:
-            self.trial = self.trial or Trial(bench(self.task), self.number, self.params)
+            self.trial = self.trial or Trial(trial_context(self.task), self.number, self.params)
             report = self.trial.report(self.rung)
         except (ResourceError, SetupError) as error:  # it would end every trial
-            nothing = result_of(self.names, {"status": "failed"}, self.rung, self.reduction)  # Tune wants its numbers
-            return {**nothing, HALT: (error.code, error.message, error.hint), "done": True}
-        result = result_of(self.names, report, self.rung, self.reduction)
+            # Tune requires the metrics in every result
+            placeholder = tune_result(self.names, {"status": "failed"}, self.rung, self.reduction)
+            return {**placeholder, HALT: (error.code, error.message, error.hint), "done": True}
+        result = tune_result(self.names, report, self.rung, self.reduction)
         self.rung += 1
         over = bool(report.get("status")) or self.rung >= self.rungs
         return {**result, "done": over}
@@ -69,27 +70,27 @@ class TuneTrainable(tune.Trainable):
         """Nothing."""
 
 
-class Watch(tune.Callback):
+class ReportCallback(tune.Callback):
     """Tells of every report and every end, and of what somebody waits for.
 
     Args:
-        told: called with a trial's number after each report, and with whether it is over.
+        on_report: called with a trial's number after each report, and with whether it is over.
     """
 
-    def __init__(self, told: Callable[[int, bool], None]) -> None:
-        self.told = told
+    def __init__(self, on_report: Callable[[int, bool], None]) -> None:
+        self.on_report = on_report
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Document, **info: Any) -> None:
-        self.told(trial.config["trial"], False)
+        self.on_report(trial.config["trial"], False)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.told(trial.config["trial"], True)
+        self.on_report(trial.config["trial"], True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.told(trial.config["trial"], True)
+        self.on_report(trial.config["trial"], True)
 
 
-class Reached(tune.Stopper):
+class StopOnTarget(tune.Stopper):
     """Ends the search once a trial, measured in full, has reached the target.
 
     Args:
@@ -113,9 +114,9 @@ class Reached(tune.Stopper):
         return self.reached or self.halt is not None
 
 
-def carry_out(
-    task: Task, searcher: ResumableSearcher | Generation, scheduler: TrialScheduler | None,
-    watch: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
+def run_trials(
+    task: Task, searcher: ResumableSearcher | RungSearcher, scheduler: TrialScheduler | None,
+    on_report: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
     seconds: float | None = None, target: float | None = None,
 ) -> None:  # fmt: skip
     """Carry out the trials that are left, on the Ray that this process is connected to.
@@ -124,7 +125,7 @@ def carry_out(
         task: what they have in common.
         searcher: who says which.
         scheduler: who stops them; None: nobody.
-        watch: told of each report and each end.
+        on_report: told of each report and each end.
         workers: trials at once.
         cpus: of each.
         gpus: of each; a fraction shares one.
@@ -137,7 +138,7 @@ def carry_out(
     """
     name = f"{Path(task.folder).parent.name}-{time.time_ns():x}"  # the record goes on, not this name
     store = Store(task.store)
-    stop = Reached(task.metrics[0], target, reduction ** (len(task.shares) - 1))
+    stop = StopOnTarget(task.metrics[0], target, reduction ** (len(task.shares) - 1))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(TuneTrainable, {"CPU": cpus, **({"GPU": gpus} if gpus else {})}),
@@ -147,21 +148,21 @@ def carry_out(
             max_concurrent_trials=workers, time_budget_s=seconds, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=name, **resources.storage(store), verbose=0, stop=stop, callbacks=[Watch(watch)],
+            name=name, **resources.storage(store), verbose=0, stop=stop, callbacks=[ReportCallback(on_report)],
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )  # fmt: skip
     try:
-        _wait(tuner)
+        _fit_in_thread(tuner)
     finally:
-        resources.clear(store, name)
+        resources.delete_storage(store, name)
     if stop.halt:
         code, *words = stop.halt
         raise BY_CODE[code](*words)
 
 
-def _wait(tuner: tune.Tuner) -> None:
+def _fit_in_thread(tuner: tune.Tuner) -> None:
     """Fit, beside the main thread: in it, Tune would turn Ctrl-C into something of its own."""
     outcome: list[Any] = []
 
