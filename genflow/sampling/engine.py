@@ -32,7 +32,7 @@ ROWS = 16  # measured: with 1 to 12 rows convolutions and products round otherwi
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleBatch:
     """Samples and what they cost.
 
     Args:
@@ -100,7 +100,7 @@ class Engine:
         padded: bool = True,
         watch: Watcher | None = None,
         **options: Any,
-    ) -> Drawn:
+    ) -> SampleBatch:
         """One sample for each seed.
 
         Args:
@@ -118,18 +118,18 @@ class Engine:
             UsageError: an unknown option, or a label out of range.
         """
         checked = build.sample_options(self.family, {**self.options, **options})
-        wanted = self._labels(labels, len(seeds))
+        checked_labels = self._labels(labels, len(seeds))
         images, nfe, start = [], 0, time.perf_counter()
-        for rows, filled in _batches(len(seeds), batch, padded):
-            rng = SampleRng([seeds[row] for row in filled], "sample", self.device)
-            noise = rng.normal((len(filled), *self.family.noise_shape))
+        for rows, padded_rows in _batches(len(seeds), batch, padded):
+            rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
+            noise = rng.normal((len(padded_rows), *self.family.noise_shape))
             if toward is not None:
-                noise = self._between(noise, [toward[row] for row in filled])
+                noise = self._interpolate(noise, [toward[row] for row in padded_rows])
             with self.family.watched(watch):
-                samples = self.family.sample(noise, self._tensor(wanted[filled]), rng, **checked)
+                samples = self.family.sample(noise, self._tensor(checked_labels[padded_rows]), rng, **checked)
             images.append(from_x(samples.x[: len(rows)], self.facts))
             nfe = samples.nfe
-        return self._drawn(images, wanted, nfe, start)
+        return self._to_batch(images, checked_labels, nfe, start)
 
     def encode(
         self, images: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
@@ -148,26 +148,27 @@ class Engine:
         Raises:
             UsageError: the family has no encoder.
         """
-        wanted, codes = self._labels(labels, len(images)), []
-        for rows, filled in _batches(len(images)):
-            rng = SampleRng([seeds[row] for row in filled], "code", self.device)
+        checked_labels, codes = self._labels(labels, len(images)), []
+        for rows, padded_rows in _batches(len(images)):
+            rng = SampleRng([seeds[row] for row in padded_rows], "code", self.device)
             with self.family.watched(watch):
-                code = self.family.encode(self.to_x(images[filled]), self._tensor(wanted[filled]), rng)
+                x, label = self.to_x(images[padded_rows]), self._tensor(checked_labels[padded_rows])
+                code = self.family.encode(x, label, rng)
             codes.append(code[: len(rows)].float().cpu().numpy())
         return np.concatenate(codes)
 
     def decode(
         self, codes: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
-    ) -> Drawn:
+    ) -> SampleBatch:
         """The records of codes (N, ...) as `encode` gives them; the other arguments are those of `encode`."""
-        wanted, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
-        for rows, filled in _batches(len(codes)):
-            rng = SampleRng([seeds[row] for row in filled], "sample", self.device)
-            code = torch.from_numpy(codes[filled]).to(self.device)
+        checked_labels, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
+        for rows, padded_rows in _batches(len(codes)):
+            rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
+            code = torch.from_numpy(codes[padded_rows]).to(self.device)
             with self.family.watched(watch):
-                x = self.family.decode(code, self._tensor(wanted[filled]), rng)
+                x = self.family.decode(code, self._tensor(checked_labels[padded_rows]), rng)
             images.append(from_x(x[: len(rows)], self.facts))
-        return self._drawn(images, wanted, 0, start)
+        return self._to_batch(images, checked_labels, 0, start)
 
     def _labels(self, labels: Sequence[int] | None, n: int) -> np.ndarray:
         """The labels (N,) that the family is told.
@@ -176,24 +177,24 @@ class Engine:
             UsageError: one is out of range, or there are too few.
         """
         classes = self.facts.classes
-        wanted = np.full(n, classes) if labels is None else np.asarray(labels, np.int64)
-        if len(wanted) != n:
-            raise UsageError(f"{len(wanted)} labels for {n} seeds")
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() <= classes):
+        checked_labels = np.full(n, classes) if labels is None else np.asarray(labels, np.int64)
+        if len(checked_labels) != n:
+            raise UsageError(f"{len(checked_labels)} labels for {n} seeds")
+        if len(checked_labels) and not (checked_labels.min() >= 0 and checked_labels.max() <= classes):
             names = ", ".join(f"{i}={name}" for i, name in enumerate(self.facts.class_names))
-            wrong = int(wanted[(wanted < 0) | (wanted > classes)][0])
+            wrong = int(checked_labels[(checked_labels < 0) | (checked_labels > classes)][0])
             raise UsageError(f"label {wrong} is out of range", names or "this model has no classes")
-        return wanted
+        return checked_labels
 
     def _tensor(self, labels: np.ndarray) -> Tensor:
         return torch.from_numpy(labels).to(self.device)
 
-    def _drawn(self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float) -> Drawn:
+    def _to_batch(self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float) -> SampleBatch:
         C, H, W = self.facts.shape
         stacked = np.concatenate(images) if images else np.zeros((0, H, W, C), np.uint8)
-        return Drawn(stacked, labels, nfe, time.perf_counter() - start)
+        return SampleBatch(stacked, labels, nfe, time.perf_counter() - start)
 
-    def _between(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
+    def _interpolate(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
         """The noises on the way to those of other seeds; the ends are the seeds' own, to the bit."""
         others = SampleRng([seed for seed, _ in toward], "sample", self.device).normal(noise.shape)
         share = torch.tensor([share for _, share in toward], dtype=torch.float64, device=noise.device)
@@ -206,7 +207,7 @@ class Engine:
 
 
 def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
-    """The rows of each batch, and the same filled up to a multiple of `ROWS` with its last row."""
+    """The rows of each batch, and the same padded_rows up to a multiple of `ROWS` with its last row."""
     for first in range(0, n, batch):
         rows = range(first, min(first + batch, n))
         yield rows, [*rows, *[rows[-1]] * (-len(rows) % ROWS if padded else 0)]

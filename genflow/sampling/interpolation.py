@@ -17,7 +17,7 @@ from genflow.data.shards import Dataset
 from genflow.errors import DataError, UsageError
 from genflow.maths.rng import key
 from genflow.maths.slerp import slerp
-from genflow.sampling.engine import Drawn, Engine
+from genflow.sampling.engine import Engine, SampleBatch
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
 
@@ -25,7 +25,7 @@ COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Ends:
+class EndImages:
     """Real pictures to walk between.
 
     Args:
@@ -54,7 +54,9 @@ def layout(n: int | None, own: bool) -> tuple[int, int]:
     return max(1, n // COLUMNS), min(n, COLUMNS)
 
 
-def held_out(store: Store, dataset: str, rows: int, seed: int, labels: Sequence[int] | None, facts: DataSpec) -> Ends:
+def held_out(
+    store: Store, dataset: str, rows: int, seed: int, labels: Sequence[int] | None, facts: DataSpec
+) -> EndImages:
     """Pairs of pictures that training did not see; the pair of a row is a function of its seed, seed + row.
 
     Args:
@@ -87,10 +89,10 @@ def held_out(store: Store, dataset: str, rows: int, seed: int, labels: Sequence[
     ids = split.ids
     kept = np.full(rows, facts.classes) if labels is None else np.asarray(labels, np.int64)
     names = [[ids[i] for i in pair] for pair in chosen]
-    return Ends(np.stack([split.take(pair) for pair in chosen]), kept, names)
+    return EndImages(np.stack([split.take(pair) for pair in chosen]), kept, names)
 
 
-def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataSpec) -> Ends:
+def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataSpec) -> EndImages:
     """Two pictures of a person's own, in the dataset's size, colours and grey levels, as one row.
 
     Raises:
@@ -107,10 +109,10 @@ def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataS
         except images.Unreadable as error:
             raise DataError(f"--between {path}: {error}", "name two PNG, JPEG, WebP, BMP, TIFF or GIF files") from error
     label = np.array([facts.classes if labels is None else labels[0]])
-    return Ends(np.stack(records)[None], label, [[str(path) for path in paths]])
+    return EndImages(np.stack(records)[None], label, [[str(path) for path in paths]])
 
 
-def walk_pictures(engine: Engine, ends: Ends, columns: int, seed: int) -> Drawn:
+def walk_pictures(engine: Engine, ends: EndImages, columns: int, seed: int) -> SampleBatch:
     """Rows of: the one end, `columns` - 2 pictures decoded from its code to the other's, the other end."""
     rows, labels = len(ends.labels), ends.labels.tolist()
     seeds = ([key(seed + row, "end", side) for row in range(rows)] for side in (0, 1))
@@ -122,12 +124,12 @@ def walk_pictures(engine: Engine, ends: Ends, columns: int, seed: int) -> Drawn:
     drawn = engine.decode(code.numpy(), every, [seed + row for row in range(rows) for _ in range(inner)])
     shaped = drawn.images.reshape(rows, inner, *drawn.images.shape[1:])
     images = np.concatenate([ends.images[:, :1], shaped, ends.images[:, 1:]], 1)
-    return Drawn(images.reshape(-1, *images.shape[2:]), ends.labels.repeat(columns), drawn.nfe, drawn.seconds)
+    return SampleBatch(images.reshape(-1, *images.shape[2:]), ends.labels.repeat(columns), drawn.nfe, drawn.seconds)
 
 
 def walk_noise(
     engine: Engine, rows: int, columns: int, seed: int, labels: Sequence[int] | None, options: dict[str, object]
-) -> Drawn:
+) -> SampleBatch:
     """Rows from what seed `seed + 2 row` draws to what the next seed draws, by way of the noises between."""
     shares = torch.linspace(0, 1, columns, dtype=torch.float64).tolist() if columns > 1 else [0.5]
     toward = [(seed + 2 * row + 1, share) for row in range(rows) for share in shares]

@@ -98,13 +98,13 @@ class Teacher:
     """A trained family that writes pairs.
 
     Args:
-        task: whose, and how.
+        plan: whose, and how.
         device: where it runs.
     """
 
-    def __init__(self, task: ReflowPlan, device: str = "cpu") -> None:
-        self.task, self.engine = task, Engine.load(task.run, device=device)
-        self._labels = Dataset.open(task.dataset, verify=False).splits["train"].labels
+    def __init__(self, plan: ReflowPlan, device: str = "cpu") -> None:
+        self.plan, self.engine = plan, Engine.load(plan.run, device=device)
+        self._labels = Dataset.open(plan.dataset, verify=False).splits["train"].labels
 
     @property
     def family(self) -> Family:
@@ -113,12 +113,12 @@ class Teacher:
 
     def pair(self, numbers: range) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Seeds (N,), labels (N,), noises and samples (N, C, H, W) of pairs by number."""
-        seeds = [key("pair", self.task.seed, number) for number in numbers]
+        seeds = [key("pair", self.plan.seed, number) for number in numbers]
         rng = SampleRng(seeds, "sample", self.engine.device)
         noise = rng.normal((len(seeds), *self.family.noise_shape))
         # the classes' balance is the data's: a random row's label
-        labels = self._labels[[key("row", self.task.seed, number) % len(self._labels) for number in numbers]]
-        x = self.family.sample(noise, torch.from_numpy(labels).to(self.engine.device), rng, **self.task.options).x
+        labels = self._labels[[key("row", self.plan.seed, number) % len(self._labels) for number in numbers]]
+        x = self.family.sample(noise, torch.from_numpy(labels).to(self.engine.device), rng, **self.plan.options).x
         return np.array(seeds), labels, noise.cpu().numpy(), x.float().cpu().numpy()
 
     def write(self, folder: Path, file: str, first: int, last: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from genflow.sampling.engine import ROWS as FILLED
-from genflow.sampling.engine import Drawn
+from genflow.sampling.engine import SampleBatch
 from genflow.serving.responses import RequestError
 
 ROWS = 64  # of a batch
@@ -50,7 +50,7 @@ class Job:
     watch: Callable[[Any], None] | None = None
     done: "asyncio.Future[Served]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     taken: int = 0
-    parts: list[Drawn] = field(default_factory=list)
+    parts: list[SampleBatch] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     begun: float = 0.0
     rows: int = 0  # of the largest batch it was in
@@ -88,7 +88,7 @@ class Served:
 
 
 Piece = tuple[Job, int, int]
-Draw = Callable[[Job, list[int], list[int], list[Any], Callable[[], None]], Drawn]
+Draw = Callable[[Job, list[int], list[int], list[Any], Callable[[], None]], SampleBatch]
 
 
 class Batcher:
@@ -225,7 +225,7 @@ class Batcher:
         self._queue = rest
         return pieces
 
-    def _draw_pieces(self, pieces: list[Piece]) -> tuple[Drawn, float]:
+    def _draw_pieces(self, pieces: list[Piece]) -> tuple[SampleBatch, float]:
         """Draw a batch, and say when that began; in the thread."""
         jobs = [job for job, _, _ in pieces]
         seeds = [seed for job, a, b in pieces for seed in job.seeds[a:b]]
@@ -241,7 +241,7 @@ class Batcher:
         start = time.monotonic()
         return self._draw(jobs[0], seeds, labels, given, alive), start
 
-    def _deliver(self, pieces: list[Piece], drawn: Drawn, start: float) -> None:
+    def _deliver(self, pieces: list[Piece], drawn: SampleBatch, start: float) -> None:
         """Give every job its rows, and its samples when they are complete."""
         took, total = time.monotonic() - start, len(drawn.images)
         key = pieces[0][0].key
@@ -257,7 +257,7 @@ class Batcher:
         for job, a, b in pieces:
             images, labels = drawn.images[row : row + b - a], drawn.labels[row : row + b - a]
             row += b - a
-            job.parts.append(Drawn(images, labels, drawn.nfe, drawn.seconds))
+            job.parts.append(SampleBatch(images, labels, drawn.nfe, drawn.seconds))
             job.begun, job.seconds, job.rows = job.begun or start, job.seconds + took, max(job.rows, total)
             if not job.left and not job.done.done():
                 parts = job.parts

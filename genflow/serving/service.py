@@ -12,7 +12,7 @@ import numpy as np
 
 from genflow.data import preview
 from genflow.errors import UsageError
-from genflow.sampling.engine import Drawn, labels_for
+from genflow.sampling.engine import SampleBatch, labels_for
 from genflow.serving import decode_inputs, encode_outputs
 from genflow.serving.batcher import Batcher, Job
 from genflow.serving.engine_process import Batch, EngineProcess, Frame
@@ -180,10 +180,10 @@ class Service:
 
     def _draw(
         self, job: Job, seeds: list[int], labels: list[int], given: list[Any], alive: Callable[[], None]
-    ) -> Drawn:
+    ) -> SampleBatch:
         entry, task, options = job.key  # the model of when it was asked: models may change meanwhile
         batch = Batch(entry, task, json.loads(options), seeds, labels, given, watched=job.watch is not None)
-        drawn: Drawn = self.worker.draw(batch, alive, job.watch)
+        drawn: SampleBatch = self.worker.draw(batch, alive, job.watch)
         return drawn
 
     async def _finish(

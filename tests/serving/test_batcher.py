@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genflow.sampling.engine import Drawn
+from genflow.sampling.engine import SampleBatch
 from genflow.serving.batcher import Batcher, Job
 from genflow.serving.responses import RequestError
 
@@ -24,7 +24,7 @@ class Slow:
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, job: Job, seeds: list[int], labels: list[int], toward: Any, watch: Any) -> Drawn:
+    def __call__(self, job: Job, seeds: list[int], labels: list[int], toward: Any, watch: Any) -> SampleBatch:
         self.gate.wait(10)
         self.batches.append(list(seeds))
         start = time.perf_counter()
@@ -36,7 +36,7 @@ class Slow:
                 self.broken_off += 1
                 raise
         took = max(time.perf_counter() - start, 1e-9)
-        return Drawn(np.asarray(seeds), np.asarray(labels), self.evaluations, took)
+        return SampleBatch(np.asarray(seeds), np.asarray(labels), self.evaluations, took)
 
 
 def job(seeds: Sequence[int], key: str = "k", seconds: float = 10.0, **more: Any) -> Job:
@@ -169,7 +169,7 @@ def test_an_error_reaches_those_who_wait_and_no_others() -> None:
     async def main() -> None:
         draw = Slow()
 
-        def fails(first: Job, *rest: Any) -> Drawn:
+        def fails(first: Job, *rest: Any) -> SampleBatch:
             if first.key == ("bad",):
                 raise ValueError("broken")
             return draw(first, *rest)
@@ -191,7 +191,7 @@ def test_a_half_empty_batch_does_not_lengthen_the_queue() -> None:
         batcher, found = Batcher(lambda *_: pytest.fail("nothing is drawn"), rows=64), []
         for rows, seconds in ((16, 0.8), (64, 1.6), (16, 0.8), (64, 3.2)):
             job = Job(("m",), range(rows), [0] * rows, None, time.monotonic() + 60)
-            drawn = Drawn(np.zeros((rows, 1)), np.zeros(rows, int), 1, seconds)
+            drawn = SampleBatch(np.zeros((rows, 1)), np.zeros(rows, int), 1, seconds)
             batcher._deliver([(job, 0, rows)], drawn, time.monotonic())
             found.append(round(batcher._pace[("m",)], 4))
         batcher.close()
