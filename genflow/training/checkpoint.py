@@ -24,7 +24,7 @@ from genflow.storage.files import clear_disk_errors, sync_folder, write_atomical
 from genflow.storage.manifest import describe, read_manifest, verify
 from genflow.storage.store import MANIFEST
 from genflow.training import fsdp
-from genflow.training.fsdp import share_of, whole
+from genflow.training.fsdp import full_tensor, shard_like
 
 STATE = "state.json"
 
@@ -134,7 +134,7 @@ def gather(
     made: Tensors = {file: {} for file in found}
     for file, tensors in found.items():
         for name, tensor in tensors.items():
-            full = whole(tensor.detach())  # one after the other, since all of them may fit nowhere but in memory
+            full = full_tensor(tensor.detach())  # one after the other, since all of them may fit nowhere but in memory
             if keep:
                 made[file][name] = full.cpu().contiguous()
     return made
@@ -167,7 +167,7 @@ def read(
     Raises:
         DataError: the weights are another net's.
     """
-    fsdp.load(module, _fitting(folder, module, device))
+    fsdp.load(module, _matching_weights(folder, module, device))
     slots = load_file(folder / "optimizer.safetensors")
     for name, optimizer in optimizers.items():
         document = optimizer.state_dict()
@@ -177,7 +177,7 @@ def read(
             owner, index, slot = key.split("/")
             if owner == name:
                 like = parameters[int(index)]
-                own = share_of(value, like) if value.shape == like.shape else value
+                own = shard_like(value, like) if value.shape == like.shape else value
                 document["state"].setdefault(int(index), {})[slot] = own
         optimizer.load_state_dict(document)
     return load_file(folder / "ema.safetensors", device=device), read_state(folder)
@@ -189,13 +189,13 @@ def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> St
     Raises:
         DataError: the weights are another net's.
     """
-    module.load_state_dict(_fitting(folder, module))
+    module.load_state_dict(_matching_weights(folder, module))
     if average and (folder / "ema.safetensors").exists():  # an export's one file of weights is the average
         module.load_state_dict(load_file(folder / "ema.safetensors"), strict=False)
     return read_state(folder)
 
 
-def _fitting(folder: Path, module: nn.Module, device: str = "cpu") -> dict[str, Tensor]:
+def _matching_weights(folder: Path, module: nn.Module, device: str = "cpu") -> dict[str, Tensor]:
     """A checkpoint's weights, if they are of this net.
 
     Raises:

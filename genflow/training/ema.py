@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genflow.training.fsdp import share_of
+from genflow.training.fsdp import shard_like
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -62,4 +62,4 @@ class Ema:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
         for (name, _), average in zip(self._source, self._average, strict=True):
-            average.copy_(share_of(state[name], average))
+            average.copy_(shard_like(state[name], average))

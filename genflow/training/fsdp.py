@@ -46,22 +46,22 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return list(found.values())[::-1]
 
 
-def is_cut(tensor: Any) -> bool:
+def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is one of which each worker holds a share. Nobody has one before torch's module is loaded, and
     loading it takes a second."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """All of a tensor. Of one that is cut every worker must ask for it."""
-    full: Tensor = tensor.full_tensor() if is_cut(tensor) else tensor
-    return full
+    gathered: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return gathered
 
 
-def share_of(tensor: Tensor, like: Any) -> Tensor:
+def shard_like(tensor: Tensor, like: Any) -> Tensor:
     """A whole tensor, cut as another one is."""
-    if not is_cut(like):
+    if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -72,7 +72,7 @@ def share_of(tensor: Tensor, like: Any) -> Tensor:
 def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """`load_state_dict` of whole tensors into a module that may be cut."""
     state = module.state_dict()
-    module.load_state_dict({name: share_of(tensor, state[name]) for name, tensor in tensors.items()})
+    module.load_state_dict({name: shard_like(tensor, state[name]) for name, tensor in tensors.items()})
 
 
 class ShardedGradients:
@@ -87,7 +87,7 @@ class ShardedGradients:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.factor = world
 
-    def take(self, clip: float) -> float:
+    def reduce_and_clip(self, clip: float) -> float:
         """Scale them down to the norm `clip`; the norm they had, the same on every worker."""
         grads = [p.grad for p in self._parameters if p.grad is not None]
         norm = _norm(grads)
@@ -97,7 +97,7 @@ class ShardedGradients:
 
 
 def _norm(grads: Iterable[Any]) -> float:
-    local = [g.to_local() if is_cut(g) else g for g in grads]
+    local = [g.to_local() if is_sharded(g) else g for g in grads]
     squares = torch.stack(torch._foreach_norm(local)).square().sum()
     dist.all_reduce(squares)
     return float(squares.sqrt())

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from genflow.training.fsdp import share_of, whole
+from genflow.training.fsdp import full_tensor, shard_like
 from genflow.training.precision import multiplies_bfloat16
 
 
@@ -56,11 +56,11 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(buffers, mu)
         torch._foreach_add_(buffers, grads)
         ahead = torch._foreach_add(grads, buffers, alpha=mu)
-        updates = orthogonalize(torch.stack([whole(g).reshape(shape) for g in ahead]))
+        updates = orthogonalize(torch.stack([full_tensor(g).reshape(shape) for g in ahead]))
         if decay:
             torch._foreach_mul_(params, 1 - lr * decay)
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
-        moves = [share_of(u.reshape(p.shape), p) for u, p in zip(updates.float(), params, strict=True)]
+        moves = [shard_like(u.reshape(p.shape), p) for u, p in zip(updates.float(), params, strict=True)]
         torch._foreach_add_(params, moves, alpha=-lr * scale)
 
 

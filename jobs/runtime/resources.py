@@ -12,19 +12,19 @@ from genflow.recipe.files import read
 from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 
-LAUNCHED = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves it on the head, where entry points run
+BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves it on the head, where entry points run
 
 
-def total() -> list[dict[str, float]] | None:
+def node_resources() -> list[dict[str, float]] | None:
     """What each node has in all, those that an autoscaler may add included; None where that cannot be known."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if not any("ray.io/node-group" in node.get("Labels", {}) for node in nodes):
         return [node["Resources"] for node in nodes]  # nobody adds nodes here
-    path = LAUNCHED.expanduser()
-    return growth(read(path)) if path.is_file() else None  # KubeRay keeps it elsewhere
+    path = BOOTSTRAP_CONFIG.expanduser()
+    return nodes_when_grown(read(path)) if path.is_file() else None  # KubeRay keeps it elsewhere
 
 
-def growth(launched: dict[str, Any]) -> list[dict[str, float]]:
+def nodes_when_grown(launched: dict[str, Any]) -> list[dict[str, float]]:
     """The nodes of a cluster.yaml, once it has grown as far as it may."""
     most = launched.get("max_workers", 2)
     nodes = []
@@ -45,7 +45,7 @@ def storage(store: Store) -> dict[str, Any]:
     return {"storage_path": bucket.path("ray"), "storage_filesystem": bucket.files}
 
 
-def clear(store: Store, name: str) -> None:
+def delete_storage(store: Store, name: str) -> None:
     """Let go of what Ray kept there under a name."""
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
     with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
 from genflow.system.source_hash import resources_dir
 from genflow.training import checkpoint
-from genflow.training.loop import fit, on_average
+from genflow.training.loop import fit, with_average
 from genflow.training.session import Session
 
 KINDS = families.kinds()
@@ -195,7 +195,7 @@ def test_a_checkpoint_restores_samples_to_the_bit(kind: str, tmp_path: Path) -> 
     fresh = Engine.from_folder(tmp_path, folder)
     average = load_file(folder / "ema.safetensors")
     way = options(model, {})
-    expected = on_average(model, average, lambda: draw(model, SEEDS, **way))
+    expected = with_average(model, average, lambda: draw(model, SEEDS, **way))
     assert torch.equal(draw(fresh.family, SEEDS, **way), expected)
     assert fresh.step == 3
     raw = Engine.from_folder(tmp_path, folder, average=False)
@@ -252,7 +252,8 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
         model.init_from(teacher)
     fit(model, blobs, Session(), chosen.train, lambda step, weights: average.update(weights))
     steps = {"steps": max(4, chosen.sample["steps"])} if "steps" in chosen.sample else {}  # fewer are less exact
-    drawn = on_average(model, average, lambda: draw(model, list(range(2400)), **{**chosen.sample, **steps})).flatten(1)
+    drawn = with_average(model, average, lambda: draw(model, list(range(2400)), **{**chosen.sample, **steps}))
+    drawn = drawn.flatten(1)
     real = blobs(10_000, 4000).x.flatten(1)
     torch.testing.assert_close(drawn.mean(0), real.mean(0), rtol=0, atol=0.12)
     torch.testing.assert_close(drawn.std(0), real.std(0), rtol=0.35, atol=0)  # a VAE shows its decoder's mean

@@ -139,7 +139,7 @@ def test_error_of_a_worker_is_not_tried_again(ray_local: None, tiny: Store, tmp_
     recipe = document("lost", 2)["recipe"]
     settings = {"store": str(tmp_path), "recipe": recipe, "dataset": "x", "run": "lost", "alone": False}
     with pytest.raises(SetupError, match="does not see the store"):
-        worker_group.together(settings, Cluster(workers=2, retries=1000), spread=False)
+        worker_group.run_on_ray(settings, Cluster(workers=2, retries=1000), spread=False)
 
 
 @pytest.mark.ray

@@ -52,7 +52,7 @@ for kind, net, facts in cases:
                 rank=rank, world=2, sharded=sharded, load=checkpoints.newest, save=checkpoints.save,
                 log=log, should_stop=lambda: steps == 2 and 2 in seen, barrier=lambda _: dist.barrier(),
             )
-            loop.fit(model, own, session, chosen.train, whole=lambda step: batch(FACTS[facts], step, rows=6))
+            loop.fit(model, own, session, chosen.train, full_batches=lambda step: batch(FACTS[facts], step, rows=6))
         if rank == 0:
             (folder / f"{kind}-{net}-{sharded}.json").write_text(json.dumps(seen))
 """
@@ -115,5 +115,5 @@ def test_blocks_are_what_stands_in_lists() -> None:
 def test_what_is_not_cut_stays_as_it_is() -> None:
     """On one worker nothing changes."""
     x = torch.ones(3)
-    assert fsdp.whole(x) is x
-    assert fsdp.share_of(x, x) is x
+    assert fsdp.full_tensor(x) is x
+    assert fsdp.shard_like(x, x) is x

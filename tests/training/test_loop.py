@@ -253,7 +253,7 @@ def test_what_is_logged(tmp_path: Path) -> None:
 
 
 def test_the_average_is_used_and_given_back() -> None:
-    """on_average shows the averaged weights in eval mode, and then the raw ones again, even after an error."""
+    """with_average shows the averaged weights in eval mode, and then the raw ones again, even after an error."""
     model, _ = start()
     raw = {name: p.clone() for name, p in model.state_dict().items()}
     average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -264,7 +264,7 @@ def test_the_average_is_used_and_given_back() -> None:
         raise KilledError
 
     with pytest.raises(KilledError):
-        loop.on_average(model, average, use)
+        loop.with_average(model, average, use)
     assert model.training
     assert all(torch.equal(p, raw[name]) for name, p in model.state_dict().items())
 
@@ -379,7 +379,7 @@ def unwell(folder: Path, **train: Any) -> tuple[Unwell, list[dict[str, Any]], Ca
     model = Unwell({"net": well.net}, POINTS)
     model.looks, logged = [], []
     whole = lambda step: batch(POINTS, 100 + step)  # noqa: E731
-    run = lambda: loop.fit(model, batches(), session(folder, logged.append), chosen.train, whole=whole)  # noqa: E731
+    run = lambda: loop.fit(model, batches(), session(folder, logged.append), chosen.train, full_batches=whole)  # noqa: E731
     return model, logged, run
 
 

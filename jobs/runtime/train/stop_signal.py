@@ -1,4 +1,4 @@
-"""How several workers hear that somebody asked a run to stop: a bell that the driver rings and the first one hears.
+"""How several workers hear that somebody asked a run to stop: a flag that the driver rings and the first one hears.
 
 The loop's own reports carry it from the first worker to the others, so that all of them end at one step.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-LISTEN_S = 0.5  # between two questions whether it has rung
+POLL_S = 0.5  # between two questions whether it has rung
 SAVE_S = 45.0  # the longest that workers are waited for once it rang; a job is given 60
 
 
@@ -20,45 +20,45 @@ class StopFlag:
     """Rings once."""
 
     def __init__(self) -> None:
-        self._rung = False
+        self._is_set = False
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """Ask the run to stop."""
-        self._rung = True
+        self._is_set = True
 
-    def has_rung(self) -> bool:
+    def is_set(self) -> bool:
         """Whether somebody asked."""
-        return self._rung
+        return self._is_set
 
 
 class StopPoller:
-    """Whether a bell has rung, asked beside the training thread.
+    """Whether a flag has rung, asked beside the training thread.
 
     Args:
-        bell: the actor.
+        flag: the actor.
     """
 
-    def __init__(self, bell: Any) -> None:
-        self._heard = False
-        threading.Thread(target=self._listen, args=(bell,), name="bell", daemon=True).start()
+    def __init__(self, flag: Any) -> None:
+        self._stopped = False
+        threading.Thread(target=self._poll, args=(flag,), name="stop-poller", daemon=True).start()
 
-    def _listen(self, bell: Any) -> None:
-        while not self._heard:
+    def _poll(self, flag: Any) -> None:
+        while not self._stopped:
             with contextlib.suppress(Exception):  # the node that has it may be gone: then Ray ends this run
-                self._heard = bool(ray.get(bell.has_rung.remote(), timeout=10))
-            time.sleep(LISTEN_S)
+                self._stopped = bool(ray.get(flag.is_set.remote(), timeout=10))
+            time.sleep(POLL_S)
 
     def __call__(self) -> bool:
-        return self._heard
+        return self._stopped
 
 
-def fit(run: Callable[[], Any], bell: Any, say: Callable[[str], None]) -> None:
-    """Run, beside the main thread: in it, Ray would turn Ctrl-C into an exit with code 0. Ctrl-C rings the bell.
+def fit(run: Callable[[], Any], flag: Any, notify: Callable[[str], None]) -> None:
+    """Run, beside the main thread: in it, Ray would turn Ctrl-C into an exit with code 0. Ctrl-C rings the flag.
 
     Args:
         run: returns when the workers have ended.
-        bell: what they hear.
-        say: is told that they are asked to stop.
+        flag: what they hear.
+        notify: is told that they are asked to stop.
 
     Raises:
         KeyboardInterrupt: somebody asked to stop; the workers have saved, or did not within 45 seconds.
@@ -79,9 +79,9 @@ def fit(run: Callable[[], Any], bell: Any, say: Callable[[str], None]) -> None:
     try:
         ended.wait()
     except KeyboardInterrupt:
-        say("stopping: the workers save first")
+        notify("stopping: the workers save first")
         with contextlib.suppress(Exception):
-            ray.get(bell.ring.remote(), timeout=10)
+            ray.get(flag.set.remote(), timeout=10)
         ended.wait(SAVE_S)  # a second Ctrl-C ends this, too
         raise
     if outcome:

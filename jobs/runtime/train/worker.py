@@ -54,21 +54,21 @@ def work(settings: dict[str, Any]) -> None:
     data = Dataset.open(_dataset(store, settings["dataset"], folder))
     family, rows = runs.fresh(store, recipe, data.facts), runs.rows(store, recipe, data)
     device = _device(recipe, settings["alone"])
-    whole = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
+    full_batches = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
     batches = Stream(rows, recipe.train.batch, recipe.train.seed, rank, world, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     checkpoints = Checkpoints(folder / "checkpoints")
 
     def log(numbers: dict[str, Any]) -> None:
         assert journal is not None
-        _say(numbers, journal, recipe, settings["run"])
+        _report(numbers, journal, recipe, settings["run"])
 
-    watch = _nothing if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
+    gauges = _ignore if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
 
-    def show(step: int, average: dict[str, torch.Tensor]) -> None:
+    def draw_grid(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
         drawn = runs.fresh(store, recipe, data.facts).to(device) if session.sharded else family  # else all must draw
-        loop.on_average(drawn, average, lambda: _draw(drawn, recipe, file, device))
+        loop.with_average(drawn, average, lambda: _write_grid(drawn, recipe, file, device))
         assert journal is not None
         store.upload(file)
         journal.image(step, "samples/ema", file)
@@ -78,15 +78,15 @@ def work(settings: dict[str, Any]) -> None:
         journal.keep()  # before the checkpoint: who goes on from it measures nothing before it again
         checkpoints.save(step, write)
 
-    with Stop(settings["alone"]) as stop:
-        asked = stop if settings["alone"] else StopPoller(settings["bell"]) if rank == 0 else bool
+    with StopOnSignal(settings["alone"]) as stop:
+        should_stop = stop if settings["alone"] else StopPoller(settings["stop_flag"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, save=save, log=log, watch=watch,
-            should_stop=asked, barrier=_nothing if settings["alone"] else ray.train.report,
+            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, save=save, log=log, watch=gauges,
+            should_stop=should_stop, barrier=_ignore if settings["alone"] else ray.train.report,
         )  # fmt: skip
         try:
-            fitted = loop.fit(family, batches, session, recipe.train, show, whole)
+            fitted = loop.fit(family, batches, session, recipe.train, draw_grid, full_batches)
         finally:
             if journal:
                 journal.close()
@@ -97,7 +97,7 @@ def work(settings: dict[str, Any]) -> None:
         raise KeyboardInterrupt(signal.Signals(stop.signum).name)
 
 
-def _nothing(*_: Any) -> None:
+def _ignore(*_: Any) -> None:
     return None
 
 
@@ -131,7 +131,7 @@ def _device(recipe: Recipe, alone: bool) -> str:
     return "cpu"
 
 
-def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) -> None:
+def _report(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) -> None:
     """A step's numbers: into the journal, and to whoever waits."""
     step, position = numbers["step"], numbers["position"]
     journal.metrics(step, {f"train/{name}": x for name, x in numbers.items() if name not in ("step", "position")})
@@ -144,7 +144,7 @@ def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) ->
     )  # fmt: skip
 
 
-def _draw(family: Family, recipe: Recipe, file: Path, device: str) -> None:
+def _write_grid(family: Family, recipe: Recipe, file: Path, device: str) -> None:
     """Samples of fixed seeds, one class a column where there are classes."""
     engine = Engine(family, recipe, device=device, frozen=False)
     classes = family.facts.classes
@@ -153,7 +153,7 @@ def _draw(family: Family, recipe: Recipe, file: Path, device: str) -> None:
     write_atomically(file, render(engine.draw(range(count), labels).images, family.facts, GRID_COLUMNS))
 
 
-class Stop:
+class StopOnSignal:
     """Whether a signal asked this process to end, while in the block. The second signal ends it at once.
 
     Args:
@@ -165,7 +165,7 @@ class Stop:
         self._signals = (signal.SIGINT, signal.SIGTERM) if alone and _is_main_thread() else ()
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopOnSignal":
         self._before = {signum: signal.signal(signum, self._ask) for signum in self._signals}
         return self
 

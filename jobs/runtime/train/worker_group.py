@@ -29,11 +29,11 @@ from jobs.runtime import resources
 from jobs.runtime.train.stop_signal import StopFlag, fit
 from jobs.runtime.train.worker import work
 
-LAST_WORDS_S = 1.0  # what workers print passes through their node's log monitor
+LOG_DRAIN_S = 1.0  # what workers print passes through their node's log monitor
 SIOCGIFADDR = 0x8915  # ask Linux for an interface's address
 
 
-def alone(settings: dict[str, Any]) -> None:
+def run_in_process(settings: dict[str, Any]) -> None:
     """One worker in this process: Ray Train without a cluster.
 
     Args:
@@ -48,7 +48,7 @@ def alone(settings: dict[str, Any]) -> None:
         logger.setLevel(level)
 
 
-def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> None:
+def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> None:
     """Several workers on the Ray that this process is connected to.
 
     Args:
@@ -65,10 +65,10 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
     store = Store(settings["store"])
     # mypy reads the signatures of Ray Train's first version
     failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
-    bell = StopFlag.remote()  # type: ignore[attr-defined]
+    stop_flag = StopFlag.remote()  # type: ignore[attr-defined]
     trainer = Trainer(
         work,
-        train_loop_config={**settings, "bell": bell},
+        train_loop_config={**settings, "stop_flag": stop_flag},
         torch_config=NamedInterface(),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
@@ -85,12 +85,12 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
         ),
     )
     try:
-        fit(trainer.fit, bell, lambda text: events.emit("note", message=text))
+        fit(trainer.fit, stop_flag, lambda text: events.emit("note", message=text))
     except Exception as error:
         raise explain(error, cluster) from error
     finally:
-        time.sleep(LAST_WORDS_S)
-        resources.clear(store, name)
+        time.sleep(LOG_DRAIN_S)
+        resources.delete_storage(store, name)
 
 
 class Trainer(TorchTrainer):
@@ -113,10 +113,10 @@ class StopOnUserError(UserCallback):
             for cause in causes(error):
                 if isinstance(cause, GenflowError):
                     raise cause
-        events.emit("note", message=f"{lost(worker_exceptions)}; all go on from the newest checkpoint")
+        events.emit("note", message=f"{failed_workers(worker_exceptions)}; all go on from the newest checkpoint")
 
 
-def lost(errors: dict[int, Exception]) -> str:
+def failed_workers(errors: dict[int, Exception]) -> str:
     """What became of workers, by rank, in a line: those that hung or died rather than those that lost them."""
     hung = [rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckTimeoutError"]
     dead = [rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckFailedError"]
@@ -140,21 +140,21 @@ class NamedInterface(TorchConfig):
 
         class Backend(inner):  # type: ignore[misc, valid-type]
             def on_start(self, worker_group: Any, backend_config: Any) -> None:
-                worker_group.execute(name_interface)
-                worker_group.execute(meet_at_one_address)
+                worker_group.execute(set_gloo_interface)
+                worker_group.execute(bind_store_to_address)
                 super().on_start(worker_group, backend_config)
 
         return Backend
 
 
-def name_interface() -> None:
+def set_gloo_interface() -> None:
     """On a worker: set GLOO_SOCKET_IFNAME, unless it is set."""
     name = interface_of(ray.util.get_node_ip_address())
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-def meet_at_one_address() -> None:
+def bind_store_to_address() -> None:
     """On a worker: torch's store listens on the address that it is reached by, and on no other interface.
 
     torch has no setting for it, and binds `::`, in local mode too; but it takes a socket that listens already.
@@ -200,16 +200,16 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def explain(error: BaseException, cluster: Cluster) -> GenflowError:
     """What ended the workers, in one line."""
-    every = list(causes(error))
-    for cause in every:
+    chain = list(causes(error))
+    for cause in chain:
         if isinstance(cause, GenflowError):
             return cause
-    if any(is_out_of_memory(cause) for cause in every):
+    if any(is_out_of_memory(cause) for cause in chain):
         return ResourceError("a worker ran out of memory", "try a smaller --set train.batch, or more --workers")
-    if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in every):
+    if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in chain):
         asked = f"{cluster.workers} workers with {cluster.cpus:g} CPU and {cluster.gpus:g} GPU each"
         return ResourceError(f"{asked} found no place on the cluster", "wait for other jobs, or use fewer --workers")
-    last = every[-1]
+    last = chain[-1]
     text = str(last).strip().splitlines()
     how = f"{type(last).__name__}: {text[0]}" if text else type(last).__name__
     return GenflowError(f"the workers died {cluster.retries + 1} times: {how}", "run it again with -v for their output")

@@ -14,9 +14,9 @@ sys.path.insert(0, "tests")
 import torch
 import torch.distributed as dist
 from support.processes import listening
-from jobs.runtime.train.worker_group import meet_at_one_address, name_interface
+from jobs.runtime.train.worker_group import bind_store_to_address, set_gloo_interface
 if sys.argv[1] == "ours":
-    meet_at_one_address()
+    bind_store_to_address()
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[3], "GLOO_SOCKET_IFNAME": "lo"}
 dist.init_process_group("gloo", init_method="env://", rank=int(sys.argv[2]), world_size=2)
 number = torch.ones(())
