@@ -1,4 +1,4 @@
-"""Search for better settings of a family, and prove them.
+"""Search for better settings of a family, and confirm them on fresh seeds.
 
     python -m jobs.tune recipe.yaml
 """
@@ -35,22 +35,22 @@ from genflow.tuning.trial_log import TrialLog
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Document, Emit, execute, warn_of_gap
 
-TABLE_ROWS = 8  # trials in the live table
+TABLE_ROWS = 8  # rows of the live table
 
 
 def main(document: Document, emit: Emit) -> Document:
-    """Carry out the search of `recipe`, or go on with it, or find it done; then Ray is not imported.
+    """Run the search of `recipe`, resume it, or return it if it is finished; then Ray is not imported.
 
     Args:
-        document: `inputs.objective` names a function to ask instead of training.
-        emit: speaks to whoever waits.
+        document: `recipe`; `inputs.objective` names a function to call instead of training.
+        emit: sends events to the command.
 
     Returns:
         A `genflow.tune/1` document.
 
     Raises:
-        UsageError: the space, the metric or the recipe cannot be, or another process is at this search.
-        GenflowError: no trial came to a result.
+        UsageError: the space, a metric or the recipe is invalid, or another process runs this search.
+        GenflowError: no trial has a result.
     """
     store = Store()
     search = plan(store, parse(document["recipe"]), document.get("inputs", {}).get("objective", ""))
@@ -60,10 +60,10 @@ def main(document: Document, emit: Emit) -> Document:
         begin(store, search)
         if not search.objective:
             data = Dataset.open(search.run.dataset)
-            load_features(store, data, search.recipe.evaluate.features, emit)  # once, before the trials need it
+            load_features(store, data, search.recipe.evaluate.features, emit)  # once, before the trials read them
         shorter, count = warm_start.inherit(store, search)
         if count:
-            emit("note", message=f"{search.id} goes on from the {count} trials of {shorter}")
+            emit("note", message=f"{search.id} continues from the {count} trials of {shorter}")
         with _tracked(store, search, emit) as tracker:
             _search(store, search, tracker, emit)
             _confirm(store, search, emit)
@@ -77,7 +77,7 @@ def result(artifact: Artifact, *, cached: bool) -> Document:
 
 
 def _search(store: Store, search: Search, tracker: SearchTracker | None, emit: Emit) -> None:
-    """The trials themselves."""
+    """Run the trials that are left."""
     task, tuned, cluster = search.task(store), search.recipe.tune, search.recipe.cluster
     trial_log = TrialLog(Path(task.folder), tracker)
     if tracker:
@@ -113,7 +113,7 @@ def _search(store: Store, search: Search, tracker: SearchTracker | None, emit: E
 
 @contextlib.contextmanager
 def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[SearchTracker | None]:
-    """Keep the search's journals, and send them to MLflow while it goes on; a rehearsal keeps none."""
+    """Write the search's journals, and send them to MLflow during the search; none for an objective."""
     if search.objective:
         yield None
         return
@@ -134,7 +134,7 @@ def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[SearchTracker
 
 
 def _is_over(search: Search, trial_log: TrialLog, left: float | None) -> bool:
-    """Whether no trial is to be begun or gone on with."""
+    """Whether no trial is left to start or to resume."""
     rows = trial_log.rows()
     over = [row for row in rows if row["status"] in ENDED]
     if len(over) >= search.trials or (left is not None and left <= 0):
@@ -143,13 +143,13 @@ def _is_over(search: Search, trial_log: TrialLog, left: float | None) -> bool:
 
 
 class ProgressReporter:
-    """Tells whoever waits how the search stands, after every report.
+    """After every report, emit the state of the search: progress, best value, remaining time, the table of trials.
 
     Args:
-        search: which.
+        search: the search.
         trial_log: of its trials.
         tracker: of its runs in MLflow.
-        emit: where to say it.
+        emit: sends events to the command.
         spent: seconds of earlier attempts.
     """
 
@@ -160,7 +160,7 @@ class ProgressReporter:
         self.start = time.monotonic()
 
     def seconds(self) -> float:
-        """Of all attempts."""
+        """Seconds over all attempts."""
         return self.spent + time.monotonic() - self.start
 
     def __call__(self, number: int, over: bool) -> None:
@@ -191,11 +191,12 @@ class ProgressReporter:
 
 
 def _confirm(store: Store, search: Search, emit: Emit) -> None:
-    """The best settings and the preset's, each trained with fresh seeds; found where they are trained already."""
+    """Train the best settings and the preset with fresh seeds, unless they are trained already."""
     points = results.confirmation_settings(search, TrialLog(Path(search.task(store).folder)).rows())
     task, cluster = search.task(store, confirm=True), search.recipe.cluster
     trial_log = TrialLog(Path(task.folder))
-    if any(row["params"] != point for row, point in zip(trial_log.rows(), points, strict=False)):  # of another best
+    confirmed = [row["params"] for row in trial_log.rows()]
+    if any(params != point for params, point in zip(confirmed, points, strict=False)):  # the best has changed
         shutil.rmtree(trial_log.folder)
         begin(store, search)
     if sum(row["status"] in ENDED for row in trial_log.rows()) >= len(points):
@@ -216,10 +217,10 @@ def _confirm(store: Store, search: Search, emit: Emit) -> None:
 
 
 def _conclude(store: Store, search: Search, tracker: SearchTracker | None, emit: Emit) -> Artifact:
-    """What was found, as an artifact.
+    """Write the results, and finalize the search as an artifact.
 
     Raises:
-        GenflowError: no trial came to a result; the first reason is named.
+        GenflowError: no trial has a result; the message names the first reason.
     """
     folder, metric = search.folder(store), search.metrics[0]
     trial_log = TrialLog(Path(search.task(store).folder))
@@ -229,7 +230,7 @@ def _conclude(store: Store, search: Search, tracker: SearchTracker | None, emit:
     top = analysis.best(rows, metric)
     if top is None:
         why = next((row["why"] for row in rows if row.get("why")), "no trial was measured within the budget")
-        raise GenflowError(f"no trial of {search.id} came to a result: {why}", "search over other values, or longer")
+        raise GenflowError(f"no trial of {search.id} has a result: {why}", "search over other values, or longer")
     confirmed = TrialLog(Path(search.task(store, confirm=True).folder)).rows()
     found = results.document(search, rows, confirmed, trial_log.seconds(), folder)
     write_atomically(folder / "best.yaml", results.best_yaml(search, found))
@@ -246,13 +247,13 @@ def _conclude(store: Store, search: Search, tracker: SearchTracker | None, emit:
 
 
 def _write_grid(store: Store, search: Search, top: Row, folder: Path, emit: Emit) -> None:
-    """The best trial's grid, of the seeds that `evaluate` draws for every run."""
+    """Write the best trial's sample grid, with the seeds that `evaluate` uses for every run."""
     data, seed = Dataset.open(search.run.dataset), search.recipe.evaluate.seed
-    folder_of_trial = trial_folder(Path(search.task(store).folder), top["trial"])
-    weights = Checkpoints(folder_of_trial / CHECKPOINTS).newest()
-    if weights is None:  # of a shorter search, which kept another's: its best diverged when it went on
+    best = trial_folder(Path(search.task(store).folder), top["trial"])
+    weights = Checkpoints(best / CHECKPOINTS).newest()
+    if weights is None:  # a shorter search kept only its own best, which diverged when this search resumed it
         return
-    engine = Engine.from_folder(folder_of_trial, weights)
+    engine = Engine.from_folder(best, weights)
     by = load_features(store, data, search.recipe.evaluate.features, emit)
     count = min(search.recipe.tune.samples, len(by.floor)) if data.facts.is_points else 1
     drawn = samples.draw(engine, samples.seeds(seed, count), samples.labels(data, by.real, count), lambda k: None)
@@ -260,13 +261,13 @@ def _write_grid(store: Store, search: Search, top: Row, folder: Path, emit: Emit
 
 
 def _delete_weights(search: Search, store: Store, top: Row) -> None:
-    """Let the weights go, but the best's: a trial's settings and reports make them again."""
+    """Delete all weights except the best trial's; a trial's recipe reproduces them."""
     for task in (search.task(store), search.task(store, confirm=True)):
-        for folder_of_trial in Path(task.folder).glob("[0-9]*"):
-            if not (folder_of_trial.parent.name == "trials" and int(folder_of_trial.name) == top["trial"]):
-                shutil.rmtree(folder_of_trial / CHECKPOINTS, ignore_errors=True)
+        for trial in Path(task.folder).glob("[0-9]*"):
+            if not (trial.parent.name == "trials" and int(trial.name) == top["trial"]):
+                shutil.rmtree(trial / CHECKPOINTS, ignore_errors=True)
                 if store.shared:
-                    store.shared.bucket.delete_all(store.shared.key(folder_of_trial / CHECKPOINTS))
+                    store.shared.bucket.delete_all(store.shared.key(trial / CHECKPOINTS))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a trial is measured by: any number that `evaluate` computes, and which way is better.
+"""The metrics of a trial: any number that `evaluate` computes, and whether smaller or larger is better.
 
     fd kid precision recall density coverage agreement     of samples against held-out rows (see `evaluation`)
     bits_per_dim                                           of held-out pictures; nats of points
-    straightness nfe ms ms_alone                           of the family's way, and of sampling by 64 and alone
-    loss                                                   the last training losses' mean; only if asked for by name
+    straightness nfe ms ms_alone                           of the sampling paths; of sampling in batches of 64 and of 1
+    loss                                                   the mean of the last training losses; only on request
 """
 
 from collections.abc import Callable, Sequence
@@ -24,16 +24,16 @@ from genflow.sampling.engine import Engine
 
 METRICS = (*QUALITY, "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")
 MIN_ROWS_TO_SPLIT = 2000  # reference rows; from here on a search and its confirmation use different halves of them
-MIN_SAMPLES = 100  # samples at an early rung, if the last has so many
-MAX_LIKELIHOOD_ROWS = 128  # pictures whose likelihood is measured at the most
+MIN_SAMPLES = 100  # samples at an early rung, unless the last rung has fewer
+MAX_LIKELIHOOD_ROWS = 128  # the likelihood is measured on at most so many pictures
 Tell = Callable[..., None]
 
 
 def check(names: Sequence[str]) -> tuple[str, ...]:
-    """The metrics by name, checked.
+    """Check the names of metrics.
 
     Raises:
-        UsageError: there is no such metric, or one stands twice.
+        UsageError: there is no such metric, or a metric is named twice.
     """
     for name in names:
         if name not in METRICS:
@@ -54,14 +54,14 @@ def is_better(metric: str, value: float, than: float) -> bool:
 
 
 def samples_at(share: float, samples: int) -> int:
-    """How many samples are drawn after a share of the budget: fewer where they decide less."""
+    """The number of samples to draw at a share of the budget: fewer at an early rung, which decides less."""
     return samples if share >= 1 else max(min(samples, MIN_SAMPLES), round(samples * share))
 
 
 def held_out(judge: FeatureReference, part: int) -> FeatureReference:
-    """The judge with the half of its reference that a search (0) or its confirmation (1) is measured against.
+    """The features with one half of their reference rows: for a search (0) or for its confirmation (1).
 
-    Where there are too few rows for two halves, both are measured against all of them.
+    With fewer than `MIN_ROWS_TO_SPLIT` rows, both use all of them.
     """
     if not is_split(judge):
         return judge
@@ -70,25 +70,25 @@ def held_out(judge: FeatureReference, part: int) -> FeatureReference:
 
 
 def is_split(judge: FeatureReference) -> bool:
-    """Whether search and confirmation have rows of their own."""
+    """Whether search and confirmation use different rows."""
     return len(judge.reference) >= MIN_ROWS_TO_SPLIT
 
 
 def measure(
     engine: Engine, data: Dataset, ruler: MetricSuite, wanted: Sequence[str], count: int, seed: int
 ) -> dict[str, float]:
-    """What is wanted of an engine.
+    """Measure an engine by the wanted metrics.
 
     Args:
         engine: of the trial's averaged weights.
         data: the dataset.
         ruler: over the held-out rows.
         wanted: metrics by name.
-        count: samples, at most as many as real rows can stand beside.
+        count: samples; at most as many as there are real rows to compare with are drawn.
         seed: of the samples' noise.
 
     Raises:
-        UsageError: the family or the data has no such number.
+        UsageError: the family or the data has no such metric.
     """
     judge = ruler.judge
     count = min(count, len(judge.floor))
@@ -126,7 +126,7 @@ def _quality(drawn: samples.Sample, ruler: MetricSuite, wanted: Sequence[str]) -
 
 
 def metric_suite(judge: FeatureReference, part: int, seed: int) -> MetricSuite:
-    """What measures a trial; its intervals are not asked for, so they are made from two halves only."""
+    """The metric suite of a trial; its intervals are not used, so it makes two bootstrap draws only."""
     return MetricSuite(held_out(judge, part), Evaluate(bootstrap=2, seed=seed))
 
 

@@ -1,10 +1,10 @@
-"""Population based training: what a search's trial_log says of who went on from whose weights, and with which settings.
+"""Population-based training: read from the trial log which member copied whose weights, and with which settings.
 
-All members train up to a rung; then the worst take over the weights of the best, with their settings changed, and all
-go on. Between two rungs nobody trains, and the trial_log gets two lines, so that a kill at any moment costs nothing:
+All members train up to a rung; then the worst copy the weights of the best (exploit), change the settings (explore),
+and all continue. Between two rungs no member trains, and the log gets two lines, so that a kill loses nothing:
 
-    {"turn": 1, "taken": {"2": {"from": 0, "params": {...}}}}   member 2 goes on from the weights of member 0
-    {"turn": 1, "done": true}                                   they are copied; before this line, copied again
+    {"turn": 1, "taken": {"2": {"from": 0, "params": {...}}}}   member 2 continues from the weights of member 0
+    {"turn": 1, "done": true}                                   all weights are copied; without this line, copy again
 
 References:
     Population Based Training of Neural Networks (Jaderberg et al., 2017)   https://arxiv.org/abs/1711.09846
@@ -23,18 +23,18 @@ Document = dict[str, Any]
 
 
 def exploits_at(trial_log: TrialLog, rung: int) -> Document | None:
-    """Who goes on from whom at a turn, {member: {from, params}}; None: it is not decided."""
+    """The exploits after a rung, {member: {from, params}}; None if they are not decided yet."""
     entries = trial_log.entries()
     return next((entry["taken"] for entry in entries if entry.get("turn") == rung and "taken" in entry), None)
 
 
 def is_copied(trial_log: TrialLog, rung: int) -> bool:
-    """Whether the weights of a turn are copied."""
+    """Whether the weights of a rung's exploits are copied."""
     return any(entry.get("turn") == rung and "done" in entry for entry in trial_log.entries())
 
 
 def settings_at(trial_log: TrialLog, number: int, rung: int) -> Document:
-    """A member's settings on its way to a rung."""
+    """The settings with which a member trains up to a rung, counted from 0."""
     found: Document = next(e["params"] for e in trial_log.entries() if e.get("trial") == number and "params" in e)
     for earlier in range(1, rung + 1):
         found = (exploits_at(trial_log, earlier) or {}).get(str(number), {}).get("params", found)
@@ -42,9 +42,9 @@ def settings_at(trial_log: TrialLog, number: int, rung: int) -> Document:
 
 
 def copy_weights(store: Store, trials: Path, number: int, source: int) -> None:
-    """Give a member a copy of another's weights, optimizer, average and clock in place of its own.
+    """Replace a member's checkpoint by a copy of another member's: weights, optimizer, average and clock.
 
-    Done twice, it does the same: the other is not a member that takes over itself. Of a rehearsal there is nothing.
+    Repeating it gives the same result, because a source never copies weights itself. An objective has no weights.
     """
     folder = trial_folder(trials, number) / CHECKPOINTS
     weights = Checkpoints(trial_folder(trials, source) / CHECKPOINTS).newest()
@@ -64,7 +64,7 @@ def copy_weights(store: Store, trials: Path, number: int, source: int) -> None:
 
 
 def schedule(trial_log: TrialLog, number: int) -> list[Document]:
-    """The settings under which a member's weights were trained, rung by rung, along the line of those it took over.
+    """The settings with which a member's weights were trained, rung by rung, also while they were another member's.
 
     Returns:
         [{share, trial, params}]: up to that share of the budget, in that member, with those settings.

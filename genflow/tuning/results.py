@@ -1,4 +1,4 @@
-"""What a search comes to, as documents: its trials in order, whom to confirm, what was found, the best as a recipe."""
+"""The results of a search: its ranked trials, the settings to confirm, search.json, best.yaml and trials.csv."""
 
 import csv
 import io
@@ -12,17 +12,17 @@ from genflow.tuning.search import Search
 
 Document = dict[str, Any]
 ENDED = ("finished", "stopped", "diverged", "failed")
-BIASED = "the best of many trials owes some of its score to luck: only the difference on fresh seeds counts"
-CHANGING = "; both were trained with fixed settings, the population's last ones and not its schedule"
+BIASED = "the best of many trials owes part of its score to luck: only the difference on fresh seeds counts"
+CHANGING = "; both were trained with fixed settings: the population's last ones, not its schedule"
 
 
 def with_final_status(rows: list[Row]) -> list[Row]:
-    """The trials of a search that is over: the budget, or the target, ended those that were running."""
+    """The trials of a search that has ended: those still running were stopped by the budget or by the target."""
     return [{**row, "status": "stopped"} if row["status"] == "running" else row for row in rows]
 
 
 def ranked(rows: list[Row], metric: str) -> list[Row]:
-    """The trials, the furthest measured first, then the best."""
+    """Sort the trials: the largest measured share of the budget first, then the best value."""
     sign = 1 if metrics.mode(metric) == "min" else -1
 
     def rank(row: Row) -> tuple[Any, ...]:
@@ -33,14 +33,14 @@ def ranked(rows: list[Row], metric: str) -> list[Row]:
 
 
 def is_target_reached(search: Search, rows: list[Row]) -> bool:
-    """Whether a trial that was measured in full has reached the target."""
+    """Whether a finished trial has reached the target."""
     target, metric = search.recipe.tune.target, search.metrics[0]
     values = [row["values"][metric] for row in rows if row["status"] == "finished" and metric in row["values"]]
     return target is not None and any(v == target or metrics.is_better(metric, v, target) for v in values)
 
 
 def confirmation_settings(search: Search, rows: list[Row]) -> list[Document]:
-    """The settings to train again: the best's and the preset's in turn, with seeds that the search has not used."""
+    """The settings to train again: best and preset alternate, with seeds that the search has not used."""
     top = analysis.best(rows, search.metrics[0])
     if top is None or search.objective or not differs_from_preset(search, top):
         return []
@@ -52,7 +52,7 @@ def confirmation_settings(search: Search, rows: list[Row]) -> list[Document]:
 
 
 def differs_from_preset(search: Search, row: Row) -> bool:
-    """Whether a trial's settings are not the preset's own."""
+    """Whether a trial's settings differ from the preset's."""
     return any(search.preset_values[key] != value for key, value in row["params"].items())
 
 
@@ -60,16 +60,16 @@ def document(search: Search, rows: list[Row], confirmed: list[Row], seconds: flo
     """The `genflow.tune/1` document.
 
     Args:
-        search: which.
+        search: the search.
         rows: its trials.
-        confirmed: those of the confirmation, the best's and the preset's in turn.
-        seconds: that the trials took.
-        folder: of the search.
+        confirmed: the trials of the confirmation; best and preset alternate.
+        seconds: how long the trials took.
+        folder: the search's folder.
     """
     metric, best_file = search.metrics[0], folder / "best.yaml"
     top = analysis.best(rows, metric)
     assert top is not None
-    changing = search.recipe.tune.scheduler == "pbt"  # settings at the end do not explain what came of others before
+    changing = search.recipe.tune.scheduler == "pbt"  # the last settings do not explain a result of earlier ones
     pairs = zip(confirmed[::2], confirmed[1::2], strict=False) if confirmation_settings(search, rows) else []
     mine, theirs = [list(side) for side in zip(*pairs, strict=True)] or [[], []]
     confirmation = analysis.confirmation(mine, theirs, metric)
@@ -95,7 +95,7 @@ def document(search: Search, rows: list[Row], confirmed: list[Row], seconds: flo
 
 
 def best_yaml(search: Search, found: Document) -> str:
-    """The best settings as a recipe, with the budget of the recipe itself rather than that of a trial."""
+    """The best settings as a recipe, with the recipe's full budget instead of a trial's."""
     top = found["best"]
     document = space.apply(search.recipe, top["params"]).model_dump(mode="json")
     document["data"] = {"name": search.run.dataset.name, **({"pairs": p} if (p := search.recipe.data.pairs) else {})}
@@ -103,19 +103,19 @@ def best_yaml(search: Search, found: Document) -> str:
     lines = [found["command"], f"trial {top['trial']} of {search.id}: {values_text(search, top)}"]
     lines += [found["confirmed"]] if found["confirmed"] else []
     if "schedule" in top:
-        lines += ["the population's last settings, from the beginning; the measured weights were trained with"]
+        lines += ["these are the population's last settings; the measured weights were trained with"]
         stages = [(settings_text(stage["params"]), stage["share"]) for stage in top["schedule"]]
         lines += [f"  {settings} up to {share:.0%} of the budget" for settings, share in stages]
     return "".join(f"# {line}\n" for line in lines) + dump(kept)
 
 
 def settings_text(params: Document) -> str:
-    """Settings in words."""
+    """Settings as text."""
     return ", ".join(f"{key}={x:.4g}" if isinstance(x, float) else f"{key}={x}" for key, x in params.items())
 
 
 def values_text(search: Search, row: Row) -> str:
-    """A trial's values in words."""
+    """A trial's values as text."""
     values = ", ".join(f"{name} {row['values'][name]:.4g}" for name in search.metrics)
     steps = f" after {row['step']:,} steps" if "step" in row else ""
     return values + (f" on {row['samples']:,} samples" if "samples" in row else "") + steps

@@ -1,14 +1,14 @@
-"""A search space: keys of the recipe, each with the values that it may take.
+"""A search space: keys of the recipe, and the values that each may take.
 
-    log:LO:HI        real numbers, even in the logarithm          log:1e-4:1e-1
-    uniform:LO:HI    real numbers, evenly                         uniform:0.05:0.2
-    int:LO:HI        integer numbers, both ends included            int:4:16
+    log:LO:HI        real numbers, uniform in the logarithm       log:1e-4:1e-1
+    uniform:LO:HI    real numbers, uniform                        uniform:0.05:0.2
+    int:LO:HI        integers, both ends included                 int:4:16
     choice:A,B,C     these values, of any type                    choice:euler,heun
-    log:LO:HI:N      N values from end to end; so with uniform    log:1e-3:1e-1:5
+    log:LO:HI:N      N values from LO to HI; also with uniform    log:1e-3:1e-1:5
 
-Of a key that holds integer numbers, `log` and `uniform` give integer numbers. A YAML list is a choice. Everything is
-checked against the recipe's own fields, where a mistake costs nothing: the key exists, its type takes these values,
-and each end of each range makes a recipe that resolves.
+For an integer key, `log` and `uniform` give integers. A YAML list is a choice. Before anything starts, the space is
+checked against the recipe's fields: the key exists, its type accepts these values, and each end of each range gives a
+recipe that resolves.
 """
 
 import difflib
@@ -26,7 +26,7 @@ from genflow.recipe.schema import SECTIONS, Recipe, parse
 from genflow.specs import DataSpec
 
 FORMS = ("log", "uniform", "int", "choice")
-TUNED = ("train", "family", "net", "sample")  # what else is in a recipe decides where it runs, or how it is measured
+TUNED = ("train", "family", "net", "sample")  # the other sections decide where a run trains and how it is measured
 SYNTAX = "log:LO:HI, uniform:LO:HI, int:LO:HI or choice:A,B"
 Document = dict[str, Any]
 
@@ -37,11 +37,11 @@ class Domain:
 
     Args:
         key: `section.name`.
-        low: the least.
-        high: the largest.
-        log: even in the logarithm.
-        integer: integer numbers only.
-        values: instead of a range: these.
+        low: the smallest value.
+        high: the largest value.
+        log: uniform in the logarithm.
+        integer: integers only.
+        values: these values instead of a range.
     """
 
     key: str
@@ -53,11 +53,11 @@ class Domain:
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """Values that stand for all: every one of a list, the two ends of a range."""
+        """The values to check: all values of a list, or the two ends of a range."""
         return self.values or (self.low, self.high)
 
     def contains(self, value: Any) -> bool:
-        """Whether a value is one of them."""
+        """Whether a value is in the domain."""
         if self.values:
             return value in self.values
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
@@ -76,12 +76,12 @@ def space_of(recipe: Recipe, resolved: Recipe, facts: DataSpec) -> Space:
     """The space that a recipe's `tune.space` describes; without one, the learning rate around the recipe's own.
 
     Args:
-        recipe: as composed; its space is read.
-        resolved: the same, integer, from which fields have their types.
+        recipe: as composed, with `tune.space`.
+        resolved: the same recipe, resolved; it gives the fields' types.
         facts: of the data.
 
     Raises:
-        UsageError: a key, a form, a type or a value that cannot be, in one line.
+        UsageError: a key, a form, a type or a value is invalid.
     """
     described = recipe.tune.space or {"train.lr": f"log:{recipe.train.lr / 10:.3g}:{recipe.train.lr * 10:.3g}"}
     space = {key: _domain(key, text, resolved) for key, text in described.items()}
@@ -92,10 +92,10 @@ def space_of(recipe: Recipe, resolved: Recipe, facts: DataSpec) -> Space:
 
 
 def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["train.lr=log:1e-4:1e-2"]` as `{"train.lr": "log:1e-4:1e-2"}`.
+    """Parse `["train.lr=log:1e-4:1e-2"]` into `{"train.lr": "log:1e-4:1e-2"}`.
 
     Raises:
-        UsageError: a pair without `=`, or a key that stands twice.
+        UsageError: a pair has no `=`, or a key is given twice.
     """
     space: dict[str, Any] = {}
     for pair in pairs:
@@ -105,16 +105,16 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
             hint = f"example: -p train.lr=log:1e-4:1e-1; {SYNTAX}"
             raise UsageError(f"-p {pair!r} is not of the form KEY=SPACE", hint)
         if key in space:
-            raise UsageError(f"-p {key} stands twice", "name each key once")
+            raise UsageError(f"-p {key} is given twice", "name each key once")
         space[key] = text
     return space
 
 
 def apply(recipe: Recipe, params: Document) -> Recipe:
-    """The recipe with a trial's settings laid over it.
+    """The recipe with a trial's settings.
 
     Raises:
-        UsageError: the settings make no recipe.
+        UsageError: the result is no valid recipe.
     """
     document = recipe.model_dump(mode="json")
     for key, value in params.items():
@@ -124,9 +124,10 @@ def apply(recipe: Recipe, params: Document) -> Recipe:
 
 
 def preset_values(resolved: Recipe, space: Space, facts: DataSpec) -> Document:
-    """The resolved recipe's own values of the space's keys.
+    """The resolved recipe's values of the space's keys.
 
-    What it leaves to the family (null) is what that family makes of it for this data, if it keeps that by its name.
+    Where the recipe leaves a value to the family (null), use the value that the family chose for this data, if it has
+    an attribute of that name.
     """
     document = resolved.model_dump(mode="json")
     values = {key: document[key.partition(".")[0]].get(key.partition(".")[2]) for key in space}
@@ -138,16 +139,17 @@ def preset_values(resolved: Recipe, space: Space, facts: DataSpec) -> Document:
 
 
 def _domain(key: str, described: Any, resolved: Recipe) -> Domain:
-    """One line of a space as a domain, checked as far as it goes without the data."""
+    """Parse one entry of a space, with the checks that need no data."""
     at = f"tune: {key}"
     annotation = _annotation(key, resolved)
     if isinstance(described, list | tuple):
         return _choice(key, list(described), at)
     if not isinstance(described, str):
-        raise UsageError(f"{at}: {described!r} is no space", SYNTAX)
+        raise UsageError(f"{at}: {described!r} is not a search space", SYNTAX)
     form, colon, rest = described.partition(":")
     if form not in FORMS or not colon:
-        raise UsageError(f"{at}: {described!r} is no space{nearest(form, list(FORMS)) if colon else ''}", SYNTAX)
+        guess = nearest(form, list(FORMS)) if colon else ""
+        raise UsageError(f"{at}: {described!r} is not a search space{guess}", SYNTAX)
     if form == "choice":
         return _choice(key, _parse_values(rest), at)
     return _range(key, form, rest.split(":"), _plain_types(annotation), at)
@@ -155,7 +157,7 @@ def _domain(key: str, described: Any, resolved: Recipe) -> Domain:
 
 def _range(key: str, form: str, parts: list[str], types: set[Any], at: str) -> Domain:
     if len(parts) not in (2, 3) or (form == "int" and len(parts) == 3):
-        raise UsageError(f"{at}: {form}:{':'.join(parts)} has not two ends", f"{form}:LO:HI")
+        raise UsageError(f"{at}: {form}:{':'.join(parts)} does not have two ends", f"{form}:LO:HI")
     numbers = [scalar(part) for part in parts]
     for text, number in zip(parts, numbers, strict=True):
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
@@ -190,12 +192,12 @@ def _range(key: str, form: str, parts: list[str], types: set[Any], at: str) -> D
 def _choice(key: str, values: list[Any], at: str) -> Domain:
     unique = [value for i, value in enumerate(values) if value not in values[:i]]
     if not unique:
-        raise UsageError(f"{at}: a choice of nothing", "choice:A,B")
+        raise UsageError(f"{at}: a choice needs at least one value", "choice:A,B")
     return Domain(key, values=tuple(unique))
 
 
 def _parse_values(text: str) -> list[Any]:
-    """`1,2,euler` or `[1,2],[2,4]` as values."""
+    """Parse `1,2,euler` or `[1,2],[2,4]`."""
     try:
         return list(json.loads(f"[{text}]"))
     except ValueError:
@@ -206,13 +208,14 @@ def _annotation(key: str, resolved: Recipe) -> Any:
     """The type of a key's field.
 
     Raises:
-        UsageError: there is no such key, or it is none that a search may change.
+        UsageError: there is no such key, or a search cannot change it.
     """
     section, dot, name = key.partition(".")
     fields = {name: _fields(name, resolved) for name in TUNED}
-    every = [f"{section_name}.{field}" for section_name, own in fields.items() for field in own]
+    every = [f"{group}.{field}" for group, own in fields.items() for field in own]
     if section in Recipe.model_fields and section not in TUNED:
-        raise UsageError(f"tune: {key} decides no model: it cannot be searched over", f"search over {', '.join(TUNED)}")
+        raise UsageError(f"tune: {key} cannot be searched over: it does not change the model",
+                         f"search over {', '.join(TUNED)}")  # fmt: skip
     if not dot or section not in TUNED or name not in fields[section]:
         same = [known for known in every if known.partition(".")[2] == (name or section)]
         section = section if section in TUNED else next(iter(difflib.get_close_matches(section, TUNED, 1)), section)
@@ -221,7 +224,7 @@ def _annotation(key: str, resolved: Recipe) -> Any:
         known = ", ".join(f"{section}.{field}" for field in fields.get(section, ())) or ", ".join(TUNED)
         raise UsageError(f"tune: unknown key {key}{guess}", f"keys: {known}")
     if key == "family.kind":
-        raise UsageError("tune: family.kind: a search is within one family", "genflow compare RUN... compares families")
+        raise UsageError("tune: family.kind: a search has one family", "genflow compare RUN... compares families")
     return fields[section][name]
 
 
@@ -236,7 +239,7 @@ def _fields(section: str, resolved: Recipe) -> dict[str, Any]:
 
 
 def _plain_types(annotation: Any) -> set[Any]:
-    """The plain types and literal values that a type is made of."""
+    """The plain types and literal values of a union or annotated type."""
     inner = get_args(annotation)
     if not inner:
         return {annotation} - {NoneType, None}
@@ -244,10 +247,10 @@ def _plain_types(annotation: Any) -> set[Any]:
 
 
 def _check(key: str, value: Any, recipe: Recipe, facts: DataSpec) -> None:
-    """One value of one key, laid over the recipe and resolved.
+    """Check that the recipe accepts a value of a key.
 
     Raises:
-        UsageError: the recipe takes it not, with the key and the value named.
+        UsageError: it does not; the message names the key and the value.
     """
     try:
         changed = apply(recipe, {key: value})

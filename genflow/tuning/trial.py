@@ -1,10 +1,10 @@
-"""One trial: settings, trained and measured in stages, none of which is done twice.
+"""One trial: one set of settings, trained and measured in stages; no stage is done twice.
 
     trials/0007/  recipe.yaml  facts.json  checkpoints/step_00000300/  reports.jsonl
 
-A stage trains up to a share of the budget, measures, and writes one line. Asked for again, the line is read; killed
-between, training goes on from its checkpoint to the same bits (a budget of minutes apart, which is no number of steps).
-What goes wrong with the settings is a result, and is written down like one.
+A stage trains up to a share of the budget, measures, and appends one line to reports.jsonl. A repeated request reads
+that line. After a kill, training resumes from the checkpoint to the same bits, except with a budget of minutes, because
+the number of steps then varies. Settings that fail are a result, and are reported like one.
 """
 
 import json
@@ -39,26 +39,26 @@ from genflow.tuning.objective import ObjectiveTrial, one_line
 from genflow.tuning.reports import Measured, Report
 
 REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
-SMOOTH = 20  # losses that the metric `loss` is the mean of
+SMOOTH = 20  # the metric `loss` is the mean of the last so many losses
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every trial of a search has in common, as plain values, because a trial may run on another machine.
+    """What all trials of a search share, as plain values, because a trial may run on another machine.
 
     Args:
-        store: its URL or folder.
+        store: URL or folder of the store.
         folder: of the search's trials.
-        recipe: as composed, without the trials' settings, as JSON.
-        dataset: its id.
+        recipe: as composed, without a trial's settings, as JSON.
+        dataset: id of the dataset.
         metrics: by name.
-        shares: of the budget at which a trial is measured, the last one 1.
-        samples: drawn for the last measurement.
-        part: of the held-out rows (see `metrics.held_out`).
+        shares: shares of the budget at which a trial is measured; the last one is 1.
+        samples: number of samples for the last measurement.
+        part: which half of the held-out rows to use (see `metrics.held_out`).
         seed: of the samples' noise.
-        objective: `module:function` to ask instead of training, called with the settings and the share.
-        journals: begin of the names of the trials' journals; empty: none is kept.
+        objective: `module:function` to call instead of training, with the settings and the share.
+        journals: prefix of the names of the trials' journals; empty: no journals.
     """
 
     store: str
@@ -75,14 +75,14 @@ class Task:
 
 
 class Stages(Protocol):
-    """Something that can be brought to a share of its budget and measured there."""
+    """A training, or an objective in its place, that advances to a share of its budget and measures."""
 
     def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
 
 
 class TrialContext:
-    """What trials share that follow each other in one process: the mapped shards, and the judge's features.
+    """What consecutive trials in one process share: the memory-mapped shards and the reference features.
 
     Args:
         task: of the search.
@@ -101,35 +101,35 @@ class TrialContext:
 
     @cached_property
     def data(self) -> Dataset:
-        """The shards."""
+        """The dataset."""
         return Dataset.open(self.store.find("datasets", self.task.dataset))
 
     @cached_property
     def judge(self) -> FeatureReference:
-        """The features; they were made before the first trial began."""
+        """The feature extractor and the reference features; they were computed before the first trial."""
         return load_features(self.store, self.data, self.recipe.evaluate.features, lambda *_, **__: None)
 
     @cached_property
     def ruler(self) -> MetricSuite:
-        """Over the part of the held-out rows that is this search's."""
+        """The metric suite over the task's part of the held-out rows."""
         return metrics.metric_suite(self.judge, self.task.part, self.task.seed)
 
     def folder(self, number: int) -> Path:
-        """Where a trial lies."""
+        """A trial's folder."""
         return trial_folder(self.trials, number)
 
     def stages(self, number: int, params: Document) -> Stages:
-        """A trial's work."""
+        """The training or the objective of a trial."""
         if self.task.objective:
             return ObjectiveTrial(self.task.objective, params, self.task.metrics)
         return Training(self, self.folder(number), space.apply(self.recipe, params), number)
 
 
 class Trial:
-    """One choice of settings.
+    """One set of settings.
 
     Args:
-        context: of its search.
+        context: of the search.
         number: 0, 1, ...
         params: the settings.
     """
@@ -140,16 +140,16 @@ class Trial:
         self._stages: Stages | None = None
 
     def report(self, rung: int) -> Report:
-        """The report of a rung, found or made; what goes wrong with the settings is one, too.
+        """The report of a rung: read it, or train and measure. Settings that fail give a report, too.
 
         Raises:
-            ResourceError: the disk is full, which is no fault of the settings.
-            SetupError: the store is out of reach.
+            ResourceError: the disk is full; the settings are not the cause.
+            SetupError: the store cannot be reached.
         """
         self.context.store.sync(self.folder / REPORTS)
-        there = read_reports(self.folder)
-        if rung < len(there):
-            return there[rung]
+        reports = read_reports(self.folder)
+        if rung < len(reports):
+            return reports[rung]
         share = self.context.task.shares[rung]
         self.folder.mkdir(parents=True, exist_ok=True)
         made: Report = {"share": share}
@@ -175,10 +175,10 @@ class Training:
     """A run of the training loop, in stages.
 
     Args:
-        context: of its search.
+        context: of the search.
         folder: of the trial.
         recipe: with the trial's settings.
-        number: the trial's.
+        number: of the trial.
     """
 
     def __init__(self, context: TrialContext, folder: Path, recipe: Recipe, number: int) -> None:
@@ -199,7 +199,7 @@ class Training:
         assert weights is not None
         state = read_state(weights)
         engine = Engine.from_folder(self.folder, weights, device=self.device)
-        if share < 1:  # what follows from the weights is fitted at the end of training alone
+        if share < 1:  # the loop calls `finish` only at the end of training
             engine.family.finish(self._stream())
         task = self.context.task
         count = metrics.samples_at(share, task.samples)
@@ -242,7 +242,7 @@ class Training:
         )  # fmt: skip
         stream = self._stream()
         family = runs.fresh(self.context.store, self.recipe, self.context.data.facts)
-        every_step = train.model_copy(update={"log_every": 1})  # so that `used` is known; it changes no result
+        every_step = train.model_copy(update={"log_every": 1})  # so that `used` is up to date; it changes no result
         try:
             loop.fit(family, stream, session, every_step, full_batches=stream)
         finally:
@@ -252,7 +252,7 @@ class Training:
 
 
 def position(weights: Path | None, train: Train) -> float:
-    """The share of the budget that a checkpoint has used."""
+    """The share of the budget that a checkpoint has used; 0 without a checkpoint."""
     if weights is None:
         return 0.0
     state = read_state(weights)
@@ -263,10 +263,10 @@ def position(weights: Path | None, train: Train) -> float:
 
 
 def trial_folder(trials: Path, number: int) -> Path:
-    """Where a trial lies."""
+    """A trial's folder."""
     return trials / f"{number:04d}"
 
 
 def read_reports(folder: Path) -> list[Report]:
-    """A trial's reports, rung by rung; a torn last line is none."""
+    """A trial's reports, rung by rung; an incomplete last line is skipped."""
     return cast(list[Report], read_lines(folder / REPORTS))

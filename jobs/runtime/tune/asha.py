@@ -1,4 +1,4 @@
-"""Who ends trials early: Ray Tune's ASHA, told the trial_log."""
+"""Stop trials early with Ray Tune's ASHA, restored from the trial log."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +14,10 @@ Document = dict[str, Any]
 
 
 class ResumableAsha(ASHAScheduler):
-    """Asynchronous successive halving that has been told what the trial_log holds of trials that are over.
+    """Asynchronous successive halving that starts with the reports of the trials that have ended.
 
     Args:
-        search: with its rungs.
+        search: defines the rungs.
         trial_log: of the search.
     """
 
@@ -36,5 +36,5 @@ class ResumableAsha(ASHAScheduler):
 
 
 def tune_result(names: tuple[str, ...], report: Report, rung: int, reduction: int) -> Document:
-    """A report as Tune takes it; `rung` is its place in multiples of the first."""
+    """Convert a report to a Tune result; its `rung` is a multiple of the first rung: reduction^rung."""
     return {"rung": reduction**rung, **{name: searcher_value(name, report) for name in names}}

@@ -1,7 +1,7 @@
-"""A population on Ray: its members train to a rung, Ray Tune's own algorithm says who goes on from whom, and so on.
+"""Population-based training on Ray: members train up to a rung, then Ray Tune's algorithm decides the exploits.
 
-Tune would keep all members alive, paused, with their weights in checkpoints of its own, which end with its driver. So
-each rung is carried out by itself, and `PopulationBasedTraining` is asked between two of them.
+Tune would keep all members alive and paused, with their weights in its own checkpoints, which do not survive the
+driver. So each rung is one Tune run, and `PopulationBasedTraining` is called between two rungs.
 """
 
 import logging
@@ -30,14 +30,14 @@ def train(
     store: Store, search: Search, trial_log: TrialLog, preset: Document | None,
     run_trials: Callable[["RungSearcher"], None],
 ) -> None:  # fmt: skip
-    """Train a population, or go on with it.
+    """Train a population, or resume it.
 
     Args:
-        store: where its weights are.
-        search: whose.
-        trial_log: of it.
-        preset: the preset's own settings, which the first member begins with; None: they are not in the space.
-        run_trials: carries out the members of a rung that have not been measured at it.
+        store: holds the members' weights.
+        search: the search.
+        trial_log: of the search.
+        preset: the preset's settings, with which the first member starts; None: they are not in the space.
+        run_trials: trains the members of a rung that have not been measured at it.
     """
     first = [preset] if preset and search.recipe.tune.searcher != "grid" else []
     first = [fit_to_space(params, search.space) for params in (first + predefined_settings(search))[: search.trials]]
@@ -52,7 +52,7 @@ def train(
 
 
 def exploit(store: Store, search: Search, trial_log: TrialLog, rung: int) -> None:
-    """Between two rungs: decide who goes on from whom, write it down, and copy the weights."""
+    """Between two rungs: decide the exploits, log them, and copy the weights."""
     found = pbt.exploits_at(trial_log, rung)
     if found is None:
         found = decide_exploits(search, trial_log, rung)
@@ -63,7 +63,7 @@ def exploit(store: Store, search: Search, trial_log: TrialLog, rung: int) -> Non
 
 
 class Member:
-    """What `PopulationBasedTraining` sees of a trial that waits for the others."""
+    """A paused trial, as far as `PopulationBasedTraining` uses it."""
 
     status, experiment_tag = "PAUSED", ""
 
@@ -82,23 +82,23 @@ class Member:
         self.config = config
 
     def set_experiment_tag(self, tag: str) -> None:
-        """It has none."""
+        """Ignored."""
 
     @property
     def source(self) -> int:
-        """Whose weights it goes on from."""
+        """The member whose weights it continues from."""
         found = getattr(self.manager, "_latest_checkpoint_result", None)
         return found.checkpoint.number if found else self.number
 
 
 def decide_exploits(search: Search, trial_log: TrialLog, rung: int) -> Document:
-    """Who goes on from whom after the rung before, {member: {from, params}}; a function of the seed and the reports.
+    """The exploits before a rung, {member: {from, params}}; a function of the seed and the reports.
 
-    The worst quarter takes over a member of the best quarter, drawn at random; each of its settings is drawn again with
-    probability 1/4, else multiplied by 0.8 or 1.2 (of a choice: a neighbour), and brought back into the space.
+    Each member of the worst quarter copies a random member of the best quarter. Each of its settings is drawn again
+    with probability 1/4, else multiplied by 0.8 or 1.2 (a choice: moved to a neighbour), and clamped to the space.
     """
     metric = search.metrics[0]
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would tell each change
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would log each change
     scheduler = PopulationBasedTraining(
         time_attr="turn", metric=metric, mode=metrics.mode(metric), perturbation_interval=1, synch=True,
         log_config=False,
@@ -111,7 +111,7 @@ def decide_exploits(search: Search, trial_log: TrialLog, rung: int) -> Document:
         get_trials=lambda: members, get_live_trials=lambda: members, search_alg=None,
     )  # fmt: skip
     before = random.getstate(), np.random.get_state()
-    try:  # it draws from the global generators
+    try:  # the scheduler draws from the global generators
         random.seed(rng.key(search.recipe.tune.seed, "population", rung))
         np.random.seed(random.getrandbits(32))
         for member in members:
@@ -127,7 +127,7 @@ def decide_exploits(search: Search, trial_log: TrialLog, rung: int) -> Document:
 
 
 def fit_to_space(params: Document, space: Space) -> Document:
-    """Settings with every value in the space, and of its type."""
+    """Clamp settings to the space, and convert them to its types."""
     found = {}
     for key, domain in space.items():
         value = to_python(params[key])
@@ -139,29 +139,29 @@ def fit_to_space(params: Document, space: Space) -> Document:
 
 
 class RungSearcher(Searcher):
-    """The members of a rung that have not been measured at it.
+    """A Tune searcher that suggests the members that have not been measured at a rung.
 
     Args:
         trial_log: of the search.
-        rung: which.
-        rungs: in all.
-        first: every member's first settings.
+        rung: the rung, counted from 0.
+        rungs: the number of rungs.
+        first: every member's initial settings.
     """
 
     def __init__(self, trial_log: TrialLog, rung: int, rungs: int, first: list[Document]) -> None:
         super().__init__()
         self.trial_log, self.rung, self.last, self.first = trial_log, rung, rung == rungs - 1, first
         self.started = {entry["trial"] for entry in trial_log.entries() if "params" in entry}
-        for row in trial_log.rows():  # measured, and killed before it was said
+        for row in trial_log.rows():  # killed after the report and before the end was logged
             reports = trial_log.reports(row["trial"])
             if row["status"] == "running" and reports and (reports[-1].get("status") or len(reports) == rungs):
                 trial_log.log_end(row["trial"], **end_status(reports, error=False))
         self.waiting = [number for number in range(len(first)) if self._waits(number)]
-        self.numbers: dict[str, int] = {}  # by Tune's own id
+        self.numbers: dict[str, int] = {}  # by Tune's trial id
 
     @property
     def left(self) -> int:
-        """Members that have not been measured, and are not over."""
+        """The number of members that are left to train at this rung."""
         return sum(self._waits(number) for number in range(len(self.first)))
 
     def _waits(self, number: int) -> bool:
@@ -185,8 +185,8 @@ class RungSearcher(Searcher):
             self.trial_log.log_end(number, **end_status(reports, error))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trial_log is the state. Tune wants a file."""
+        """Write an empty file, which Tune requires; the trial log is the state."""
         Path(checkpoint_path).write_text("")
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Nothing to restore."""

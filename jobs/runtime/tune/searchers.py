@@ -1,7 +1,7 @@
-"""Who says what a search tries next: by Ray Tune's own generators and searchers, behind the search's trial_log.
+"""Propose the settings of the next trial with Ray Tune's generators and searchers, restored from the trial log.
 
-The log is told to a fresh searcher in the order in which it happened; so a search that was killed goes on with the
-settings that would have come (see docs/decisions/0011-how-a-search-resumes.md).
+A new searcher replays the log in chronological order, so a killed search continues with the settings that would have
+come (see docs/decisions/0011-how-a-search-resumes.md).
 """
 
 import itertools
@@ -22,25 +22,25 @@ from genflow.tuning.space import Domain
 from genflow.tuning.trial_log import TrialLog, searcher_value
 
 Document = dict[str, Any]
-HALT = "halt"  # in a result: what ends the whole search, as an error's code, message and hint
-PROCESS_DIED = "its process died"  # of memory, or with its machine
+HALT = "halt"  # key of a result: an error that ends the whole search, as (code, message, hint)
+PROCESS_DIED = "its process died"  # out of memory, or with its machine
 
 
 class Proposer(Protocol):
-    """Who says what to try next."""
+    """Proposes the settings of new trials."""
 
     def propose(self, number: int) -> Document | None:
-        """The settings of a trial; None: there are no more."""
+        """The settings of a new trial; None: there are no more."""
 
     def tell(self, number: int, params: Document, report: Report) -> None:
-        """How it ended."""
+        """Add the last report of a trial that ended."""
 
 
 class FixedProposer:
-    """Settings that are known beforehand.
+    """Proposes a given list of settings.
 
     Args:
-        points: in order.
+        points: the settings, in order.
     """
 
     def __init__(self, points: list[Document]) -> None:
@@ -50,15 +50,15 @@ class FixedProposer:
         return self.points[number] if number < len(self.points) else None
 
     def tell(self, number: int, params: Document, report: Report) -> None:
-        """It changes nothing."""
+        """Ignored."""
 
 
 class TpeProposer:
-    """Optuna's tree-structured Parzen estimator, by Ray Tune's `OptunaSearch`, after the preset itself.
+    """Optuna's tree-structured Parzen estimator, by Ray Tune's `OptunaSearch`.
 
     Args:
-        search: whose space and metrics.
-        first: settings to begin with.
+        search: gives the space and the metrics.
+        first: settings to propose first.
     """
 
     def __init__(self, search: Search, first: list[Document]) -> None:
@@ -86,23 +86,23 @@ class TpeProposer:
         return dict(found) if found else None
 
     def tell(self, number: int, params: Document, report: Report) -> None:
-        # Settings that the trial_log has and this Optuna would not propose come from another version of it
+        # Another version of Optuna may have proposed other settings: mark its own proposal as failed
         differs = self.proposed.get(number) != params
         result = None if differs else {name: searcher_value(name, report) for name in self.names}
         self.inner.on_trial_complete(str(number), result, error=differs)
 
 
 def startup_trials(search: Search) -> int:
-    """Trials at random before TPE models anything: a quarter, at least 4, at most Optuna's own 10."""
+    """The number of random trials before TPE uses its model: a quarter, at least 4, at most Optuna's default of 10."""
     return max(4, min(10, search.trials // 4))
 
 
 def proposer_for(search: Search, preset: Document | None) -> Proposer:
-    """The search's proposer.
+    """The proposer for `tune.searcher`.
 
     Args:
-        search: with `tune.searcher`.
-        preset: the preset's own settings, which any search but a grid tries first; None: they are not in the space.
+        search: the search.
+        preset: the preset's settings, which every search except a grid tries first; None: they are not in the space.
     """
     first = [preset] if preset and search.recipe.tune.searcher != "grid" else []
     if search.recipe.tune.searcher == "tpe":
@@ -111,7 +111,7 @@ def proposer_for(search: Search, preset: Document | None) -> Proposer:
 
 
 def predefined_settings(search: Search) -> list[Document]:
-    """A grid's points, or as many at random, by Ray Tune's own generator; a function of the seed."""
+    """All points of a grid, or random settings by Ray Tune's generator; a function of the seed."""
     if search.recipe.tune.searcher == "grid":
         keys, values = list(search.space), [domain.values for domain in search.space.values()]
         return [dict(zip(keys, point, strict=True)) for point in itertools.product(*values)]
@@ -121,28 +121,28 @@ def predefined_settings(search: Search) -> list[Document]:
 
 
 def ray_domain(domain: Domain) -> Any:
-    """A domain as Ray Tune has it."""
+    """Convert a domain to Ray Tune's."""
     if domain.values:
         return tune.choice(list(domain.values))
-    if domain.integer:  # Tune leaves the upper end out
+    if domain.integer:  # Tune excludes the upper end
         return (tune.lograndint if domain.log else tune.randint)(int(domain.low), int(domain.high) + 1)
     return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)
 
 
 class ResumableSearcher(Searcher):
-    """A proposer behind a search's trial_log: what was proposed is proposed again, what has ended is over.
+    """A Tune searcher that first suggests the logged trials that have not ended, then new settings.
 
     Args:
         trial_log: of the search.
-        inner: who proposes what is not recorded.
-        total: trials in all.
+        inner: proposes the settings of new trials.
+        total: number of trials.
     """
 
     def __init__(self, trial_log: TrialLog, inner: Proposer, total: int) -> None:
         super().__init__()
         self.trial_log, self.inner, self.total = trial_log, inner, total
         self.params: dict[int, Document] = {}
-        self.numbers: dict[str, int] = {}  # by Tune's own id
+        self.numbers: dict[str, int] = {}  # by Tune's trial id
         ended = set()
         for entry in trial_log.entries():
             number = entry.get("trial", -1)
@@ -157,7 +157,7 @@ class ResumableSearcher(Searcher):
 
     @property
     def left(self) -> int:
-        """Trials that are not over."""
+        """The number of trials that have not ended."""
         return self.total - len(self.ended)
 
     def suggest(self, trial_id: str) -> Any:
@@ -184,15 +184,15 @@ class ResumableSearcher(Searcher):
         self.inner.tell(number, self.params[number], last_report(self.trial_log, number, entry))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trial_log is the state. Tune wants a file."""
+        """Write an empty file, which Tune requires; the trial log is the state."""
         Path(checkpoint_path).write_text("")
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Nothing to restore."""
 
 
 def end_status(reports: list[Report], error: bool) -> Document:
-    """How a trial ended: its status, and why."""
+    """The status with which a trial ended, and why."""
     if error or not reports:
         return {"status": "failed", "why": PROCESS_DIED}
     status = reports[-1].get("status") or ("finished" if reports[-1].get("share") == 1 else "stopped")
@@ -200,7 +200,7 @@ def end_status(reports: list[Report], error: bool) -> Document:
 
 
 def last_report(trial_log: TrialLog, number: int, entry: Document) -> Report:
-    """The last report of a trial that is over, with how it ended."""
+    """The last report of a trial that has ended, with its status if it diverged or failed."""
     reports = trial_log.reports(number)
     report: Report = {**reports[-1]} if reports else {}
     if entry["status"] in ("diverged", "failed"):
@@ -209,5 +209,5 @@ def last_report(trial_log: TrialLog, number: int, entry: Document) -> Report:
 
 
 def to_python(value: Any) -> Any:
-    """A number without numpy."""
+    """Convert a numpy scalar to a Python number."""
     return value.item() if isinstance(value, np.generic) else value

@@ -1,7 +1,7 @@
-"""The trials of a search on Ray Tune: what carries one out, and what watches over all of them.
+"""Run the trials of a search on Ray Tune: the trainable of one trial, and the Tune run of all.
 
-What a trial is, and what it leaves, is `genflow.tuning.trial`; here is only where it runs. Tune's own snapshots are not
-used: the search's record is written at every event.
+`genflow.tuning.trial` defines a trial and its files; this module only runs it. Tune's own snapshots are not used,
+because the search's trial log is written at every event.
 """
 
 import functools
@@ -30,18 +30,18 @@ Document = dict[str, Any]
 
 @functools.lru_cache(maxsize=2)
 def trial_context(task: Task) -> TrialContext:
-    """The shards and features of a search, opened once in a process that carries out many of its trials."""
+    """The shards and features of a search, opened once in a process that runs many of its trials."""
     return TrialContext(task)
 
 
 class TuneTrainable(tune.Trainable):
-    """A trial as Ray Tune carries one out: a step is a rung. The process is used again for the next trial."""
+    """A trial as a Ray Tune trainable: one step is one rung. The process is reused for the next trial."""
 
     def setup(self, config: Document) -> None:
         given: Document = {key: tuple(v) if isinstance(v, list) else v for key, v in config["task"].items()}
         task = Task(**given)
         self.reduction, self.rung = config["reduction"], config.get("rung", 0)
-        self.rungs = config["rung"] + 1 if "rung" in config else len(task.shares)  # of a population, one at a time
+        self.rungs = config["rung"] + 1 if "rung" in config else len(task.shares)  # PBT: one rung a run
         self.task, self.names = task, task.metrics
         self.number, self.params = config["trial"], config["params"]
         self.trial: Trial | None = None
@@ -54,7 +54,7 @@ class TuneTrainable(tune.Trainable):
         try:
             self.trial = self.trial or Trial(trial_context(self.task), self.number, self.params)
             report = self.trial.report(self.rung)
-        except (ResourceError, SetupError) as error:  # it would end every trial
+        except (ResourceError, SetupError) as error:  # every other trial would end with it, too
             # Tune requires the metrics in every result
             placeholder = tune_result(self.names, {"status": "failed"}, self.rung, self.reduction)
             return {**placeholder, HALT: (error.code, error.message, error.hint), "done": True}
@@ -64,17 +64,17 @@ class TuneTrainable(tune.Trainable):
         return {**result, "done": over}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trial's folder holds it."""
+        """Nothing to save: the state is in the trial's folder."""
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
-        """Nothing."""
+        """Nothing to load."""
 
 
 class ReportCallback(tune.Callback):
-    """Tells of every report and every end, and of what somebody waits for.
+    """Calls a function after every report and every end of a trial.
 
     Args:
-        on_report: called with a trial's number after each report, and with whether it is over.
+        on_report: called with a trial's number, and with whether the trial has ended.
     """
 
     def __init__(self, on_report: Callable[[int, bool], None]) -> None:
@@ -91,12 +91,12 @@ class ReportCallback(tune.Callback):
 
 
 class StopOnTarget(tune.Stopper):
-    """Ends the search once a trial, measured in full, has reached the target.
+    """Ends the search once a trial has reached the target at the last rung, or a result has `HALT`.
 
     Args:
-        metric: the first.
-        target: its value.
-        last: the rung at which a trial is measured in full.
+        metric: the search's first metric.
+        target: value of the metric; None: no target.
+        last: the last rung, in multiples of the first.
     """
 
     def __init__(self, metric: str, target: float | None, last: int) -> None:
@@ -119,24 +119,24 @@ def run_trials(
     on_report: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
     seconds: float | None = None, target: float | None = None,
 ) -> None:  # fmt: skip
-    """Carry out the trials that are left, on the Ray that this process is connected to.
+    """Run the trials that are left, on the Ray that this process is connected to.
 
     Args:
-        task: what they have in common.
-        searcher: who says which.
-        scheduler: who stops them; None: nobody.
-        on_report: told of each report and each end.
-        workers: trials at once.
-        cpus: of each.
-        gpus: of each; a fraction shares one.
-        reduction: between two rungs.
-        seconds: after which no trial goes on; None: no limit.
-        target: of the first metric, at which to stop.
+        task: shared by all trials.
+        searcher: suggests the trials.
+        scheduler: stops trials early; None: no early stopping.
+        on_report: called after each report and each end, with the trial's number and whether it has ended.
+        workers: concurrent trials.
+        cpus: CPUs for each trial.
+        gpus: GPUs for each trial; with a fraction, trials share one.
+        reduction: factor between two rungs.
+        seconds: time budget, after which all trials stop; None: no limit.
+        target: value of the first metric at which to stop.
 
     Raises:
-        GenflowError: what would end every trial: a full disk, a store out of reach.
+        GenflowError: an error that would end every trial: a full disk, or a store that cannot be reached.
     """
-    name = f"{Path(task.folder).parent.name}-{time.time_ns():x}"  # the record goes on, not this name
+    name = f"{Path(task.folder).parent.name}-{time.time_ns():x}"  # a new name every time: Tune does not resume
     store = Store(task.store)
     stop = StopOnTarget(task.metrics[0], target, reduction ** (len(task.shares) - 1))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -163,7 +163,7 @@ def run_trials(
 
 
 def _fit_in_thread(tuner: tune.Tuner) -> None:
-    """Fit, beside the main thread: in it, Tune would turn Ctrl-C into something of its own."""
+    """Call `fit` in a second thread, because Tune handles Ctrl-C itself in the main thread."""
     outcome: list[Any] = []
 
     def fit() -> None:

@@ -1,4 +1,4 @@
-"""A population that is killed at every moment at which it can be, without a Ray: the end is the undisturbed one's."""
+"""A population that is killed at any moment ends like an uninterrupted one; without Ray."""
 
 import itertools
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class Killed(BaseException):
     """kill -9."""
 
 
-def worker(context: TrialContext, tick: Callable[[], None]) -> Callable[[ray_pbt.RungSearcher], None]:
-    """Carries out a rung in this process; `tick` is called wherever a kill makes a difference."""
+def runner(context: TrialContext, tick: Callable[[], None]) -> Callable[[ray_pbt.RungSearcher], None]:
+    """Run a rung in this process; call `tick` at every point where a kill makes a difference."""
     def run_trials(members: ray_pbt.RungSearcher) -> None:
         number = 0
         while (given := members.suggest(str(number))) != "FINISHED":
@@ -54,7 +54,7 @@ def search(store: Store, prepared: Callable[..., Dataset]) -> Search:
 
 
 def trained(store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, kill: int = -1) -> TrialLog:
-    """The trial_log of the search's population, killed at the given tick and gone on with."""
+    """The log of the search's population, killed at the given tick and resumed."""
     begin(store, search)
     ticks = itertools.count()
 
@@ -69,20 +69,20 @@ def trained(store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, kill:
         while True:
             trial_log = TrialLog(search.folder(store) / "trials")
             try:
-                ray_pbt.train(store, search, trial_log, PRESET, worker(TrialContext(search.task(store)), tick))
+                ray_pbt.train(store, search, trial_log, PRESET, runner(TrialContext(search.task(store)), tick))
                 return trial_log
             except Killed:
                 continue
 
 
-def test_a_population_killed_anywhere_ends_as_if_nothing_had_been(store, search, monkeypatch, tmp_path):
-    """Every moment in turn: the same settings, values, ends and schedules, and no rung measured twice."""
+def test_a_population_killed_at_any_moment_ends_like_an_uninterrupted_one(store, search, monkeypatch, tmp_path):
+    """For every moment: the same settings, values, statuses and schedules, and no rung is measured twice."""
     whole = trained(store, search, monkeypatch)
     expected = outcome(whole)
     assert [len(whole.reports(number)) for number in range(4)] == [3, 3, 3, 3]
     assert {status for _, _, status, _ in expected} == {"finished"}
-    assert all(pbt.exploits_at(whole, turn) for turn in (1, 2))
-    moments = 3 * 4 * 3 + 2 * 5  # of each trial and rung three, of each turn five around its two lines and one copy
+    assert all(pbt.exploits_at(whole, rung) for rung in (1, 2))
+    moments = 3 * 4 * 3 + 2 * 5  # three a trial and rung; five an exploit, around its two lines and one copy
     for kill in range(moments):
         other = Store(tmp_path / f"killed-{kill}")
         (other.root / "datasets").mkdir(parents=True, exist_ok=True)
