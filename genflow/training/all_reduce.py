@@ -1,6 +1,6 @@
-"""The gradients of several workers become one: summed in buckets, each as soon as backward has hook it.
+"""All-reduce the gradients of several workers in buckets, each as soon as backward has filled it.
 
-The last layers' gradients come first, so their sum travels while those of the first layers are computed.
+Backward computes the last layers' gradients first, so their sum overlaps with the backward pass of the first layers.
 
 References:
     PyTorch Distributed (Li et al., 2020), section 3.2   https://arxiv.org/abs/2006.15704
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 MIN_BUCKET_BYTES = 1 << 20  # below, a message costs more than its content
 MAX_BUCKET_BYTES = 25 << 20  # above, no sum overlaps with backward
-BUCKETS = 16  # that a net is divided into, within those
+BUCKETS = 16  # buckets of a net, within those limits
 
 
 class Gradients:
@@ -24,7 +24,7 @@ class Gradients:
 
     Args:
         module: the player.
-        world: workers; each brings its share of the mean, so that the sum is the gradient of the whole batch.
+        world: workers; each contributes its share of the mean, so the sum is the gradient of the whole batch.
     """
 
     def __init__(self, module: nn.Module, world: int) -> None:
@@ -39,8 +39,8 @@ class Gradients:
                 parameter.register_post_accumulate_grad_hook(self._hook_for(number))
 
     def reduce_and_clip(self, clip: float) -> float:
-        """Wait for the sums, scale them down to the norm `clip`; the norm they had, the same on every worker."""
-        while len(self._pending) < len(self._buckets):  # some parameter had no part in the loss
+        """Wait for the sums, clip them to the norm `clip`, and return the norm before; the same on every worker."""
+        while len(self._pending) < len(self._buckets):  # some parameters had no gradient
             self._launch_next()
         for work, flat, grads in self._pending:
             if work is not None:
@@ -67,14 +67,14 @@ class Gradients:
         return hook
 
     def _launch_next(self) -> None:
-        """Begin to sum the next bucket: in one order, so that all workers speak of the same one."""
+        """Start the all-reduce of the next bucket; the order is fixed, so that all workers reduce the same bucket."""
         grads = [p.grad for p in self._buckets[len(self._pending)] if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads]) if grads else torch.empty(0)
         self._pending.append((dist.all_reduce(flat, async_op=True) if grads else None, flat, grads))
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The parameters in their order, in lists of about one size."""
+    """Split the parameters, in their order, into lists of about the same size in bytes."""
     sizes = [p.numel() * p.element_size() for p in parameters]
     limit = min(MAX_BUCKET_BYTES, max(MIN_BUCKET_BYTES, sum(sizes) // BUCKETS))
     made: list[list[nn.Parameter]] = []

@@ -1,7 +1,7 @@
 """The one training loop, for every family and any number of players, workers and devices.
 
-It knows no family, no Ray and no MLflow. Every draw is a function of (seed, purpose, step, row), the batch of a
-step is a function of the step, and a checkpoint holds the rest; so a run that is killed anywhere goes on to the
+It knows no family, no Ray and no MLflow. Every random draw is a function of (seed, purpose, step, row), the batch of a
+step is a function of the step, and a checkpoint holds the rest. So a run that is killed at any point resumes to the
 same bits, and the number of workers changes only the order of sums.
 """
 
@@ -39,7 +39,7 @@ class FitResult:
         images: images seen.
         seconds: wall-clock seconds of training, over all attempts.
         cpu_seconds: CPU seconds of this worker, over all attempts.
-        done: whether the budget is used up; False if somebody stop_requested it to stop.
+        done: whether the budget is used up; False if the run was asked to stop.
     """
 
     step: int
@@ -53,11 +53,11 @@ MAX_ROLLBACKS = 3
 
 
 class NonFinite(GenflowError):  # noqa: N818  the loss's state, as numpy and torch call it
-    """The loss or its gradient is not a number; the weights have not moved."""
+    """The loss or its gradient is not finite; the weights have not been updated."""
 
 
-class TrainingDiverged(GenflowError):  # noqa: N818  the family's own word for it
-    """The family says that its training has gone failure."""
+class TrainingDiverged(GenflowError):  # noqa: N818  the name that the families use
+    """The family's `diagnose` reports that training has failed."""
 
 
 def fit(
@@ -71,19 +71,19 @@ def fit(
     """Train a family until its budget of steps or minutes is used up.
 
     Args:
-        family: with fresh weights, the same on every worker; its weights are moved.
-        batches: the batch of a step, this worker's share of it.
-        session: where this runs.
+        family: with initial weights, the same on every worker; they are trained in place.
+        batches: returns this worker's share of the batch of a step.
+        session: rank, device and callbacks.
         train: the recipe's section.
         on_checkpoint: called on rank 0 at every checkpoint with the step and the averaged weights.
-        full_batches: the whole batch of a step, for the family's `finish`; None: `batches` are whole.
+        full_batches: returns the whole batch of a step, for the family's `finish`; None: `batches` are whole.
 
     Raises:
-        NonFinite: the loss or gradient is not finite; raised before the optimizer moves.
-        TrainingDiverged: the family says in words what has gone failure. Both errors end the run at once, or after
-            three rollbacks if the recipe asks for them.
+        NonFinite: the loss or gradient is not finite; raised before the optimizer's step.
+        TrainingDiverged: the family diagnoses a failure. Both errors end the run at once, or after three rollbacks if
+            the recipe asks for them.
     """
-    # Set the stage.
+    # Set up.
     if session.threads:
         torch.set_num_threads(session.threads)
     device = torch.device(session.device)
@@ -106,7 +106,7 @@ def fit(
     parameters = sum(p.numel() for p in family.parameters())
     timer = _StepTimer()
 
-    # Go on where an earlier attempt ended.
+    # Resume from the newest checkpoint.
     step, saved, rollbacks = 0, -1, 0
 
     def load() -> bool:
@@ -136,7 +136,7 @@ def fit(
             saved = step
 
     def roll_back(why: GenflowError) -> None:
-        """To the newest checkpoint, at half the rate; the draws of a step are a function of it, but not its end."""
+        """Load the newest checkpoint and halve the learning rate; the steps after it get the same draws again."""
         nonlocal rollbacks
         before = rollbacks
         if train.on_trouble == "stop" or before >= MAX_ROLLBACKS or not load():
@@ -157,7 +157,7 @@ def fit(
         log: dict[str, Tensor] = {}
         failure: GenflowError | None = None
 
-        # Every player moves in turn.
+        # Update the players one after another.
         for player in family.players:
             module: nn.Module = getattr(family, player)
             others = [getattr(family, name) for name in family.players if name != player]
@@ -174,7 +174,7 @@ def fit(
             if not math.isfinite(norm):
                 failure = NonFinite(
                     f"the loss of {player} is not finite at step {step + 1} (loss {float(loss.detach()):.3g}, "
-                    f"gradient norm {norm:.3g}); the weights were not moved",
+                    f"gradient norm {norm:.3g}); the weights were not updated",
                     f"try --set train.lr={train.lr / 3:.2g}, or --set train.precision=fp32",
                 )
                 break
@@ -210,7 +210,7 @@ def fit(
         if step % train.checkpoint_every == 0:
             save()
             timer.mark("checkpoint")
-        # One worker may stop at any step; several only together, at a report, which tells them of each other.
+        # One worker may stop at any step. Several stop together at a report, which shares the stop request.
         if stopped := stop_requested or (session.world == 1 and session.should_stop()):
             break
     if done and not stopped and (session.rank == 0 or sharded):
@@ -220,9 +220,9 @@ def fit(
 
 
 class _StepTimer:
-    """Where a step's time goes: wall-clock seconds of this worker.
+    """Wall-clock seconds of the parts of a step, on this worker.
 
-    On a GPU kernels run behind, and a part is how long the process waited in it; the sum is the step's time still.
+    GPU kernels run asynchronously, so a part is how long the process waited in it; the sum is still the step's time.
     """
 
     def __init__(self) -> None:
@@ -231,7 +231,7 @@ class _StepTimer:
         self._at = time.perf_counter()
 
     def mark(self, part: str) -> None:
-        """What happened since the last mark was this part; without a name, nobody's."""
+        """Count the time since the last mark as this part; with an empty name, discard it."""
         now = time.perf_counter()
         if part:
             self._seconds[part] = self._seconds.get(part, 0.0) + now - self._at
@@ -239,14 +239,14 @@ class _StepTimer:
         self._at = now
 
     def pop_means(self) -> dict[str, float]:
-        """Seconds of each part, mean over the steps since it was stop_requested for last."""
+        """Mean seconds of each part over the steps since the last call; then reset."""
         means = {part: seconds / max(1, self._steps) for part, seconds in self._seconds.items()}
         self._seconds, self._steps = {}, 0
         return means
 
 
 class _BudgetClock:
-    """How much of the budget is used, over all attempts of a run."""
+    """The used share of the budget, over all attempts of a run."""
 
     def __init__(self, train: Train) -> None:
         self._train = train
@@ -267,17 +267,17 @@ class _BudgetClock:
         return self._cpu_before + time.process_time() - self._cpu
 
     def position(self, step: int) -> float:
-        """The share of the budget that is used: the larger of steps and, if there is a limit, minutes."""
+        """The used share of the budget: of steps or, if they are limited, of minutes; the larger."""
         share = step / self._train.steps
         return max(share, self._synchronized if self._synchronized is not None else self._used())
 
     def _used(self) -> float:
-        """The share of minutes and of CPU minutes that is used, where the recipe limits them."""
+        """The larger used share of minutes and CPU minutes, where the recipe limits them; else 0."""
         limits = ((self.seconds, self._train.minutes), (self.cpu_seconds, self._train.cpu_minutes))
         return max((now() / (60 * limit) for now, limit in limits if limit is not None), default=0.0)
 
     def synchronize(self, world: int, device: torch.device) -> None:
-        """Let all workers synchronize on the time, so that they end at one step and share one learning rate."""
+        """Broadcast rank 0's used time: all workers stop at the same step and use the same learning rate."""
         if world > 1 and (self._train.minutes is not None or self._train.cpu_minutes is not None):
             used = torch.tensor([self._used()], device=device)
             dist.broadcast(used, 0)
@@ -285,8 +285,7 @@ class _BudgetClock:
 
 
 def _lr_factor(train: Train, step: int, position: float) -> float:
-    """The learning rate as a share of train.lr: a linear rise over `warmup` steps, a linear fall over the last
-    `decay` of the budget."""
+    """The factor of train.lr: a linear rise over `warmup` steps, a linear fall over the last `decay` of the budget."""
     rise = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
     fall = min(1.0, (1 - position) / train.decay) if train.decay else 1.0
     return max(0.0, rise * fall)
@@ -298,7 +297,7 @@ def _require_grad(modules: Iterable[nn.Module], value: bool) -> None:
 
 
 def _use_bfloat16(wanted: str, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16: where the chip multiplies it in hardware, unless the recipe says."""
+    """Whether to autocast to bfloat16: as the recipe says, or for `auto` if the hardware multiplies it."""
     if wanted != "auto":
         return wanted == "bf16"
     return multiplies_bfloat16(device)
@@ -308,7 +307,7 @@ def _report(
     log: dict[str, Tensor], step: int, lr: float, clock: _BudgetClock, session: Session, weight: float, train: Train,
     parts: dict[str, float],
 ) -> bool:  # fmt: skip
-    """Log a step's numbers; whether any of several workers was stop_requested to stop."""
+    """Log a step's numbers; return whether any of several workers was asked to stop."""
     if session.world > 1:
         log = {**log, "stop": torch.tensor(float(session.should_stop()))}
     numbers = _numbers(log, session, weight)
@@ -333,7 +332,7 @@ def _numbers(log: dict[str, Tensor], session: Session, weight: float) -> dict[st
 
 
 def with_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any]) -> Any:
-    """Call `use` while the family holds its averaged weights, then give the raw ones back."""
+    """Call `use` while the family has the averaged weights, in eval mode; then restore the raw weights."""
     raw = {name: p.detach().clone() for name, p in family.named_parameters() if name in average}
     family.load_state_dict(average, strict=False)
     family.eval()

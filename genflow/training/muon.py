@@ -1,9 +1,9 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied.
+"""Muon: momentum SGD whose update matrices are orthogonalized.
 
     M <- mu M + G,    U = NewtonSchulz(G + mu M) ~ the nearest semi-orthogonal matrix,    W <- W - lr s U
 
-with s = sqrt(max(1, rows / columns)). `torch.optim.Muon` takes 2-D parameters only; here a convolution is the
-matrix (out, in k k), and matrices of one shape are iterated together in one batched product.
+with s = sqrt(max(1, rows / columns)). `torch.optim.Muon` takes 2-D parameters only; here a convolution is
+the matrix (out, in k k), and matrices of equal shape are orthogonalized together in batched products.
 
 References:
     Muon: an optimizer for hidden layers (Jordan et al., 2024)   https://kellerjordan.github.io/posts/muon/
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(G: Tensor, steps: int = 5) -> Tensor:
     """The semi-orthogonal matrices near G (N, rows, columns), by Newton-Schulz with Jordan's coefficients.
 
-    Singular values end between 0.7 and 1.2, which is near enough; bfloat16 suffices where it is fast.
+    Singular values end between 0.7 and 1.2, which is close enough to 1; bfloat16 is used where it is fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if multiplies_bfloat16(G.device) else G.float()

@@ -1,4 +1,4 @@
-"""Buckets: the sum over workers is that of whole gradients, and most of it is under way before backward has ended."""
+"""The all-reduced buckets equal the full gradient, and most of them start before backward has ended."""
 
 from pathlib import Path
 
@@ -30,8 +30,8 @@ torch.save((len(summed._buckets), found), f"{folder}/{rank}.pt")
 """
 
 
-def test_buckets_are_summed_while_backward_goes_on(tmp_path: Path) -> None:
-    """With a layer that has no part in the loss; step after step; both workers hold the same bits."""
+def test_buckets_are_reduced_during_backward(tmp_path: Path) -> None:
+    """Over three steps, with a layer that gets no gradient; both workers have the same bits."""
     two_workers(WORKER, tmp_path)
     (buckets, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert buckets >= 5
@@ -52,8 +52,8 @@ def test_buckets_are_summed_while_backward_goes_on(tmp_path: Path) -> None:
                 torch.testing.assert_close(a, expected)
 
 
-def test_a_bucket_is_neither_a_crumb_nor_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters stay in their order; one that is larger than a bucket has one alone."""
+def test_buckets_have_a_minimum_and_a_maximum_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters stay in their order; a parameter larger than a bucket gets its own bucket."""
     monkeypatch.setattr(all_reduce, "MIN_BUCKET_BYTES", 100)
     monkeypatch.setattr(all_reduce, "MAX_BUCKET_BYTES", 200)
     sizes = (10, 10, 10, 100, 30, 30)
@@ -61,8 +61,8 @@ def test_a_bucket_is_neither_a_crumb_nor_everything(monkeypatch: pytest.MonkeyPa
     assert [[p.numel() for p in bucket] for bucket in made] == [[10, 10], [10], [100], [30], [30]]
 
 
-def test_one_worker_clips_and_sums_nothing() -> None:
-    """Its norm is what it was before."""
+def test_one_worker_only_clips() -> None:
+    """The returned norm is that before clipping."""
     net = nn.Linear(3, 1, bias=False)
     own = Gradients(net, 1)
     net(torch.tensor([[3.0, 4.0, 0.0]])).sum().backward()
