@@ -83,7 +83,7 @@ def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: Dat
     Only modulation weights may have none, in a net without inputs for time and class.
     """
     model = shaken(family(kind, facts)).train()
-    told = facts.classes or any(port.time for port in model.ports(facts, **recipe(kind, facts).family).values())
+    conditioned = facts.classes or any(port.time for port in model.ports(facts, **recipe(kind, facts).family).values())
     for player in model.players:
         model.zero_grad()
         loss, numbers = model.loss(player, batch(facts), BatchRng(0, f"loss/{player}", 0, total=8))
@@ -93,7 +93,7 @@ def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: Dat
         loss.backward()
         weights = getattr(model, player).named_parameters()
         dead = [n for n, p in weights if p.grad is None or not p.grad.abs().sum() > 0]
-        assert [n for n in dead if told or not n.endswith("modulate.weight")] == []
+        assert [n for n in dead if conditioned or not n.endswith("modulate.weight")] == []
 
 
 def test_a_loss_is_a_function_of_its_rows(kind: str) -> None:
