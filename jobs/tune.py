@@ -87,7 +87,8 @@ def _search(store: Store, search: Search, tracker: SearchTracker | None, emit: E
     if _is_over(search, trial_log, left):
         return
     with ray_cluster(num_cpus=max(environment.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
-        from jobs.runtime.tune import asha, pbt, searchers, trainable
+        from jobs.runtime.tune import asha, searchers, trainable
+        from jobs.runtime.tune import pbt as ray_pbt
 
         inside = all(domain.contains(search.preset_values[key]) for key, domain in search.space.items())
         preset = search.preset_values if inside else None
@@ -104,7 +105,7 @@ def _search(store: Store, search: Search, tracker: SearchTracker | None, emit: E
 
         progress(-1, False)
         if tuned.scheduler == "pbt":
-            pbt.train(store, search, trial_log, preset, run_trials)
+            ray_pbt.train(store, search, trial_log, preset, run_trials)
         else:
             searcher = searchers.ResumableSearcher(trial_log, searchers.proposer_for(search, preset), search.trials)
             run_trials(searcher, asha.ResumableAsha(search, trial_log) if tuned.scheduler == "asha" else None)

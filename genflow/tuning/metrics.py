@@ -1,7 +1,7 @@
 """The metrics of a trial: any number that `evaluate` computes, and whether smaller or larger is better.
 
     fd kid precision recall density coverage agreement     of samples against held-out rows (see `evaluation`)
-    bits_per_dim                                           of held-out pictures; nats of points
+    bits_per_dim                                           of held-out images; nats of points
     straightness nfe ms ms_alone                           of the sampling paths; of sampling in batches of 64 and of 1
     loss                                                   the mean of the last training losses; only on request
 """
@@ -25,7 +25,7 @@ from genflow.sampling.engine import Engine
 METRICS = (*QUALITY, "bits_per_dim", "straightness", "nfe", "ms", "ms_alone", "loss")
 MIN_ROWS_TO_SPLIT = 2000  # reference rows; from here on a search and its confirmation use different halves of them
 MIN_SAMPLES = 100  # samples at an early rung, unless the last rung has fewer
-MAX_LIKELIHOOD_ROWS = 128  # the likelihood is measured on at most so many pictures
+MAX_LIKELIHOOD_ROWS = 128  # the likelihood is measured on at most so many images
 Tell = Callable[..., None]
 
 

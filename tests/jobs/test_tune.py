@@ -159,7 +159,7 @@ def test_a_longer_search_continues_from_a_shorter_one(ray_local, store, tmp_path
 
 
 def test_a_population_continues_from_its_best(ray_local, store):
-    """The worst member copies the best's weights and changes the settings; all finish; the schedule has the settings."""
+    """The worst member copies the best's weights and changes the settings; all finish; the schedule has them all."""
     found = search(document(scheduler="pbt", trials=4, rungs=3, samples=32, confirm=0, steps=9))
     assert found["counts"]["finished"] == 4
     folder = Path(found["path"]) / "trials"

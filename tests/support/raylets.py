@@ -25,7 +25,8 @@ cluster = Cluster(
         **memory,
     },
 )
-write_ray_address(cluster.gcs_address, f"{folder}/a")  # as `ray start` does; otherwise a job may connect to another Ray of this machine
+# as `ray start` does; otherwise a job may connect to another Ray of this machine
+write_ray_address(cluster.gcs_address, f"{folder}/a")
 cluster.add_node(num_cpus=1, include_log_monitor=True, temp_dir=f"{folder}/b", **memory)
 print("ready", flush=True)
 sys.stdin.read()

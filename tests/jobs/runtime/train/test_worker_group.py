@@ -1,4 +1,4 @@
-"""Where workers meet: on one address, and on no other."""
+"""The rendezvous of workers listens on one address only."""
 
 import os
 import subprocess
@@ -28,9 +28,9 @@ dist.destroy_process_group()
 """
 
 
-def addresses(whose: str) -> set[str]:
+def addresses(store: str) -> set[str]:
     environment, port = {**os.environ, "PYTHONPATH": str(ROOT)}, str(free_port())
-    commands = [[sys.executable, "-c", PROGRAM, whose, rank, port] for rank in "01"]
+    commands = [[sys.executable, "-c", PROGRAM, store, rank, port] for rank in "01"]
     workers = [subprocess.Popen(c, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for c in commands]
     try:
         return {address for worker in workers for address in worker.communicate(timeout=240)[0].split()}
@@ -40,6 +40,6 @@ def addresses(whose: str) -> set[str]:
 
 
 def test_torchs_store_is_on_the_loopback() -> None:
-    """Two workers meet there; torch's own way listens on every interface, which is what this test would see."""
+    """Two workers connect there; for comparison, torch's own store listens on every interface."""
     assert addresses("ours") == {"0100007F"}
     assert "0" * 32 in addresses("torch's")
