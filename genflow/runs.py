@@ -1,7 +1,7 @@
-"""What a run is called and where it lies: its id is the content address of recipe, data and code.
+"""The id and the folder of a run: the id is the content address of recipe, data and code.
 
-The same recipe on the same data by the same code is the same run: asked for again it is found, and broken off
-it goes on. The number of workers, and how often it reports, are not part of it: they change no result.
+The same recipe, data and code give the same run: a finished run is found again, and an interrupted one resumes. The
+number of workers and the logging interval are not part of the id, because they change no result.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ SOURCES = (
     "genflow/build.py", "genflow/training/loop.py", "genflow/data/stream.py", "genflow/data/shards.py",
     "genflow/data/pairs.py",
 )  # fmt: skip
-DIVERGED = "diverged.json"  # of a run that ended because something went wrong in it
+DIVERGED = "diverged.json"  # the error of a run that diverged
 NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "threads"}
 
 
@@ -42,11 +42,11 @@ class RunPlan:
 
     Args:
         id: `<name>-<key>`.
-        name: as people say it.
+        name: for users.
         recipe: resolved.
-        dataset: what it trains on.
+        dataset: the training data.
         facts: of the dataset.
-        init: the run it starts from, if it does.
+        init: the run that it starts from, if any.
     """
 
     id: str
@@ -58,16 +58,16 @@ class RunPlan:
 
 
 def plan(store: Store, recipe: Recipe) -> RunPlan:
-    """Resolve a recipe against the store, and name its run.
+    """Resolve a recipe against the store, and derive the run's id.
 
     Args:
-        store: where the dataset is, and the run that this one starts from.
-        recipe: with names of both.
+        store: holds the dataset, and the run to start from.
+        recipe: names both.
 
     Raises:
         UsageError: one of them does not exist, or the recipe does not fit them.
     """
-    recipe = recipe.replace(tune={})  # a run is not its search
+    recipe = recipe.replace(tune={})  # the search is not part of the run
     dataset = store.find("datasets", recipe.data.name)
     facts = DataSpec.from_json(dataset.file("facts.json").read_text())
     init = store.find("runs", recipe.init) if recipe.init else None
@@ -83,7 +83,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     family = families.family_class(recipe.family["kind"])
     if recipe.cluster.strategy == "fsdp" and not family.shardable:
         raise UsageError(
-            f"cluster.strategy=fsdp: a {family.title}'s nets cannot be shared out", "--set cluster.strategy=ddp"
+            f"cluster.strategy=fsdp: a {family.title}'s nets cannot be sharded", "--set cluster.strategy=ddp"
         )
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
     return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init)
@@ -93,12 +93,13 @@ def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
     pairs = store.find("pairs", recipe.data.pairs)
     if pairs.meta["dataset"] != dataset.id:
         theirs = pairs.meta["dataset"]
-        raise UsageError(f"the pairs {pairs.id} have a teacher of {theirs}, not of {dataset.id}", f"--data {theirs}")
+        message = f"the teacher of the pairs {pairs.id} was trained on {theirs}, not on {dataset.id}"
+        raise UsageError(message, f"--data {theirs}")
     return pairs
 
 
 def address(recipe: Recipe, facts: DataSpec) -> str:
-    """The content address of a run, from what decides its result."""
+    """The content address of a run, from everything that decides its result."""
     document = recipe.model_dump(mode="json")
     train = {key: value for key, value in document["train"].items() if key not in NOT_OF_THE_RESULT}
     deciding: dict[str, Any] = {
@@ -115,7 +116,7 @@ def address(recipe: Recipe, facts: DataSpec) -> str:
 
 
 def fresh(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
-    """The family as a run begins with it: weights by seed, or those of the run that it starts from."""
+    """The family at the start of a run: weights from the seed, or from the run that it starts from."""
     torch.manual_seed(key(recipe.train.seed, "weights"))
     family = build.family_of(recipe, facts)
     if recipe.init:
@@ -124,24 +125,24 @@ def fresh(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
 
 
 def rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
-    """What a run learns from: the training split, or a teacher's pairs."""
+    """The training rows of a run: the training split, or a teacher's pairs."""
     if recipe.data.pairs:
         return Pairs.open(store.find("pairs", recipe.data.pairs), data.facts)
     return data.splits["train"]
 
 
 def cpu_seconds(store: Store, run: Artifact) -> list[float]:
-    """CPU seconds of training: of the run that it starts from, of the pairs that it learns from, and last its own."""
+    """CPU seconds of training: of the run that it starts from, of its pairs, and last its own."""
     _, *sources = run.manifest["parents"]  # the dataset is the first
     made = [store.get("runs", source) or store.get("pairs", source) for source in sources]
     return [source.meta["cpu_seconds"] for source in made if source] + [run.meta["cpu_seconds"]]
 
 
 def begin(store: Store, run: RunPlan) -> None:
-    """Make the run's folder, with what a reader needs before the first checkpoint; only who holds its lock may."""
+    """Create the run's folder with recipe and facts; the caller must hold the run's lock."""
     folder = store.folder("runs", run.id)
     with explain_disk_errors(folder):
-        for torn in sorted(folder.rglob("*.tmp-*"), reverse=True):  # what a killed attempt was writing
+        for torn in sorted(folder.rglob("*.tmp-*"), reverse=True):  # partial files of a killed attempt
             if torn.is_dir():
                 shutil.rmtree(torn, ignore_errors=True)
             else:
@@ -152,17 +153,17 @@ def begin(store: Store, run: RunPlan) -> None:
 
 
 def keep_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
-    """Remember that a run diverged: a study counts it, and does not train it again."""
-    told = {"message": error.message, "hint": error.hint, "code": error.code, "kind": type(error).__name__}
-    store.upload(write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(told)))
+    """Record that a run diverged: a study counts it, and does not train it again."""
+    error_document = {"message": error.message, "hint": error.hint, "code": error.code, "kind": type(error).__name__}
+    store.upload(write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(error_document)))
 
 
 def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
-    """{message, hint, code, kind} of a run that diverged and was not finished since."""
+    """{message, hint, code, kind} of a run that diverged and has not finished since; else None."""
     with contextlib.suppress(OSError, ValueError):
         file = store.folder("runs", run.id) / DIVERGED
         if not store.available(file):
             return None
-        told: dict[str, Any] = json.loads(file.read_text())
-        return None if store.get("runs", run.id) else told
+        error_document: dict[str, Any] = json.loads(file.read_text())
+        return None if store.get("runs", run.id) else error_document
     return None

@@ -165,7 +165,7 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     if alone:
         from jobs.runtime.train import worker_group
 
-        worker_group.alone(settings)
+        worker_group.run_in_process(settings)
         return
     needed = math.ceil(cluster.workers * cluster.cpus)
     if not on_cluster and needed > environment.cores():
@@ -174,11 +174,11 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
         from jobs.runtime import resources
         from jobs.runtime.train import worker_group
 
-        if (nodes := resources.total()) is not None:
+        if (nodes := resources.node_resources()) is not None:
             capacity.require(nodes, cluster.workers, cluster.cpus, cluster.gpus)
         if resources.are_busy(cluster):
             emit("note", message="the cluster is busy: waiting for a place")
-        worker_group.together(settings, cluster, spread=on_cluster)
+        worker_group.run_on_ray(settings, cluster, spread=on_cluster)
 
 
 def _describe(store: Store, run: RunPlan) -> dict[str, Any]:

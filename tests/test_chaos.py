@@ -98,12 +98,12 @@ def test_which_worker_is_named() -> None:
     pytest.importorskip("ray.train")
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-    from jobs.runtime.train.worker_group import lost
+    from jobs.runtime.train.worker_group import failed_workers
 
     other = RuntimeError("Connection closed by peer")
-    assert lost({0: other, 1: WorkerHealthCheckTimeoutError("x")}) == "worker 1 hangs"
-    assert lost({0: WorkerHealthCheckFailedError("x", other), 1: other}) == "worker 0 died"
-    assert lost({0: MemoryError()}) == "worker 0 ran out of memory"
+    assert failed_workers({0: other, 1: WorkerHealthCheckTimeoutError("x")}) == "worker 1 hangs"
+    assert failed_workers({0: WorkerHealthCheckFailedError("x", other), 1: other}) == "worker 0 died"
+    assert failed_workers({0: MemoryError()}) == "worker 0 ran out of memory"
 
 
 def test_what_a_killed_attempt_was_writing_goes(prepared: Any, store: Any) -> None:

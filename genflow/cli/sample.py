@@ -11,8 +11,8 @@ from genflow.cli.options import AsJson, RunRef, Sets, complete_run
 from genflow.errors import SetupError, UsageError
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
-    from genflow.sampling.engine import Drawn, Engine
-    from genflow.sampling.interpolation import Ends
+    from genflow.sampling.engine import Engine, SampleBatch
+    from genflow.sampling.interpolation import EndImages
     from genflow.storage.store import Artifact, Store
 
 DEFAULT_COUNT = 64  # samples without -n
@@ -162,8 +162,8 @@ def _from_endpoint(
 def _interpolate(
     store: "Store", run: "Artifact", engine: "Engine", n: int | None, seed: int, options: dict[str, Any], label: str,
     between: tuple[Path, Path] | None,
-) -> tuple["Drawn", dict[str, list[int]], Document]:  # fmt: skip
-    """The samples of --interpolate, the row and column of each, and the entry for the JSON document."""
+) -> tuple["SampleBatch", dict[str, list[int]], Document]:  # fmt: skip
+    """The pictures of --interpolate, each one's row and column, and what the document says of them."""
     from genflow import build
     from genflow.families.base import has_encoder
     from genflow.sampling import interpolation
@@ -181,7 +181,7 @@ def _interpolate(
             f"{next(iter(options))} cannot be combined with --interpolate: decoding with {family.title} has no options",
             f"remove {next(iter(options))}",
         )
-    ends: Ends | None = None
+    ends: EndImages | None = None
     if between:
         labels = None if label == "all" else labels_for(label, rows, facts)
         ends = interpolation.from_files(between, labels, facts)

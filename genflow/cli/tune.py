@@ -66,7 +66,7 @@ def tune(
     from genflow.tuning import search, space
 
     flags: dict[str, Any] = {"data.name": data, "init": init, "tune.metric": metric or None}
-    flags |= {"tune.trials": trials, "tune.minutes": budget, "tune.space": space.choices(param) if param else None}
+    flags |= {"tune.trials": trials, "tune.minutes": budget, "tune.space": space.parse_pairs(param) if param else None}
     recipe = compose_recipe(family, [read(path) for path in config], sets, flags)
     store = Store()
     require_dataset(recipe, store)

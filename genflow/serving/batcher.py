@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from genflow.sampling.engine import ROWS as ROW_MULTIPLE
-from genflow.sampling.engine import Drawn
+from genflow.sampling.engine import SampleBatch
 from genflow.serving.responses import RequestError
 
 MAX_BATCH_ROWS = 64  # samples
@@ -51,7 +51,7 @@ class QueuedRequest:
     on_frame: Callable[[Any], None] | None = None
     result: "asyncio.Future[RequestResult]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     scheduled: int = 0
-    parts: list[Drawn] = field(default_factory=list)
+    parts: list[SampleBatch] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     batch_rows: int = 0  # samples in the largest of its batches
@@ -89,7 +89,7 @@ class RequestResult:
 
 
 RequestSlice = tuple[QueuedRequest, int, int]
-DrawBatch = Callable[[QueuedRequest, list[int], list[int], list[Any], Callable[[], None]], Drawn]
+DrawBatch = Callable[[QueuedRequest, list[int], list[int], list[Any], Callable[[], None]], SampleBatch]
 
 
 class Batcher:
@@ -237,7 +237,7 @@ class Batcher:
         self._queue = rest
         return slices
 
-    def _draw_batch(self, slices: list[RequestSlice]) -> tuple[Drawn, float]:
+    def _draw_batch(self, slices: list[RequestSlice]) -> tuple[SampleBatch, float]:
         """Draw a batch in the thread, and return it with its start time."""
         requests = [request for request, _, _ in slices]
         seeds = [seed for request, a, b in slices for seed in request.seeds[a:b]]
@@ -253,7 +253,7 @@ class Batcher:
         start = time.monotonic()
         return self._draw(requests[0], seeds, labels, inputs, on_evaluation), start
 
-    def _deliver(self, slices: list[RequestSlice], drawn: Drawn, start: float) -> None:
+    def _deliver(self, slices: list[RequestSlice], drawn: SampleBatch, start: float) -> None:
         """Distribute the rows to their requests, and complete those that have all their samples."""
         took, total = time.monotonic() - start, len(drawn.images)
         key = slices[0][0].key
@@ -271,7 +271,7 @@ class Batcher:
         for request, a, b in slices:
             images, labels = drawn.images[row : row + b - a], drawn.labels[row : row + b - a]
             row += b - a
-            request.parts.append(Drawn(images, labels, drawn.nfe, drawn.seconds))
+            request.parts.append(SampleBatch(images, labels, drawn.nfe, drawn.seconds))
             request.started = request.started or start
             request.drawing_seconds += took
             request.batch_rows = max(request.batch_rows, total)

@@ -200,7 +200,7 @@ def _draw(engines: Any, batch: Batch, replica: Connection) -> Any:
     from torch import Tensor
 
     from genflow.data.shards import from_x
-    from genflow.sampling.engine import Drawn, Engine
+    from genflow.sampling.engine import Engine, SampleBatch
 
     engine: Engine = engines.engine(batch.entry)
     rows, steps, count = len(batch.seeds), batch.options.get("steps", 1), 0
@@ -221,7 +221,7 @@ def _draw(engines: Any, batch: Batch, replica: Connection) -> Any:
     if batch.task == "encode":
         start = time.monotonic()
         codes = engine.encode(np.stack(batch.inputs), batch.labels, batch.seeds, on_evaluation)
-        return Drawn(codes, np.asarray(batch.labels), 0, time.monotonic() - start)
+        return SampleBatch(codes, np.asarray(batch.labels), 0, time.monotonic() - start)
     if batch.task == "decode":
         return engine.decode(np.stack(batch.inputs), batch.labels, batch.seeds, on_evaluation)
     toward = batch.inputs if batch.task == "walks" else None

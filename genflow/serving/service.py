@@ -12,7 +12,7 @@ import numpy as np
 
 from genflow.data import preview
 from genflow.errors import UsageError
-from genflow.sampling.engine import Drawn, labels_for
+from genflow.sampling.engine import SampleBatch, labels_for
 from genflow.serving import decode_inputs, encode_outputs
 from genflow.serving.batcher import Batcher, QueuedRequest
 from genflow.serving.engine_process import Batch, EngineProcess, StepFrame
@@ -199,10 +199,10 @@ class Service:
         labels: list[int],
         inputs: list[Any],
         on_evaluation: Callable[[], None],
-    ) -> Drawn:
+    ) -> SampleBatch:
         entry, task, options = queued.key  # the model at the time of the request: the list may have changed since
         batch = Batch(entry, task, json.loads(options), seeds, labels, inputs, send_frames=queued.on_frame is not None)
-        drawn: Drawn = self.engine_process.draw(batch, on_evaluation, queued.on_frame)
+        drawn: SampleBatch = self.engine_process.draw(batch, on_evaluation, queued.on_frame)
         return drawn
 
     async def _run_to_end(

@@ -32,15 +32,15 @@ def test_the_hint_is_a_number_that_fits() -> None:
 
 
 def test_what_an_autoscaler_may_add_counts() -> None:
-    """An autoscaling cluster counts at its full size: the head, and the maximum number of nodes of each type."""
-    from jobs.runtime.resources import growth
+    """cluster.yaml once grown: one head, and of each kind as many as its own limit and the cluster's allow."""
+    from jobs.runtime.resources import nodes_when_grown
 
     kinds = {
         "head": {"resources": {"CPU": 0}, "max_workers": 0},
         "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 9},
         "cpu": {"resources": {"CPU": 8}, "max_workers": 1},
     }
-    nodes = growth({"max_workers": 3, "head_node_type": "head", "available_node_types": kinds})
+    nodes = nodes_when_grown({"max_workers": 3, "head_node_type": "head", "available_node_types": kinds})
     assert nodes == [{"CPU": 0}, *[{"CPU": 4, "GPU": 1}] * 3, {"CPU": 8}]
 
 

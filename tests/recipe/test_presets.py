@@ -25,7 +25,7 @@ def searched(confirmed: tuple[list[float], list[float]] | None) -> dict[str, Any
         "seconds": 12.0, "space": {"train.lr": "log:0.004:0.1"}, "tune": {"steps": 600},
         "importance": {"train.lr": 0.75},
         "counts": {"finished": 2, "stopped": 0, "diverged": 0, "failed": 0}, "best": rows[0], "preset": rows[1],
-        "ranked": rows, "confirmation": proof, "confirmed": analysis.words(proof, "fd") if proof else "",
+        "ranked": rows, "confirmation": proof, "confirmed": analysis.confirmation_text(proof, "fd") if proof else "",
     }  # fmt: skip
 
 

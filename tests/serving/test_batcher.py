@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genflow.sampling.engine import Drawn
+from genflow.sampling.engine import SampleBatch
 from genflow.serving.batcher import Batcher, QueuedRequest
 from genflow.serving.responses import RequestError
 
@@ -26,7 +26,7 @@ class FakeDraw:
 
     def __call__(
         self, request: QueuedRequest, seeds: list[int], labels: list[int], inputs: Any, on_evaluation: Any
-    ) -> Drawn:
+    ) -> SampleBatch:
         self.begun += 1
         self.gate.wait(60)
         self.batches.append(list(seeds))
@@ -39,7 +39,7 @@ class FakeDraw:
                 self.cancelled += 1
                 raise
         took = max(time.perf_counter() - start, 1e-9)
-        return Drawn(np.asarray(seeds), np.asarray(labels), self.evaluations, took)
+        return SampleBatch(np.asarray(seeds), np.asarray(labels), self.evaluations, took)
 
 
 def request(seeds: Sequence[int], key: str = "k", seconds: float = 60.0, **more: Any) -> QueuedRequest:
@@ -175,7 +175,7 @@ def test_an_error_reaches_only_its_own_batch() -> None:
     async def main() -> None:
         draw = FakeDraw()
 
-        def fails(first: QueuedRequest, *rest: Any) -> Drawn:
+        def fails(first: QueuedRequest, *rest: Any) -> SampleBatch:
             if first.key == ("bad",):
                 raise ValueError("broken")
             return draw(first, *rest)
@@ -198,7 +198,7 @@ def test_a_small_batch_does_not_raise_the_estimate() -> None:
         batcher, found = Batcher(lambda *_: pytest.fail("nothing is drawn"), rows=64), []
         for rows, seconds in ((16, 0.8), (64, 1.6), (16, 0.8), (64, 3.2)):
             queued = QueuedRequest(("m",), range(rows), [0] * rows, None, time.monotonic() + 60)
-            drawn = Drawn(np.zeros((rows, 1)), np.zeros(rows, int), 1, seconds)
+            drawn = SampleBatch(np.zeros((rows, 1)), np.zeros(rows, int), 1, seconds)
             batcher._deliver([(queued, 0, rows)], drawn, time.monotonic())
             found.append(round(batcher._seconds_per_sample[("m",)], 4))
         batcher.close()

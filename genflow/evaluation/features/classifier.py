@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from genflow.maths.rng import key
 from genflow.training.muon import Muon
-from genflow.training.optim import AdamW, need_no_compiler
+from genflow.training.optim import AdamW, skip_compiler_import
 from genflow.training.precision import multiplies_bfloat16
 
 WIDTH, FEATURES = 32, 64
@@ -139,7 +139,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "judge weights"))
         net = Classifier(shape, task.classes).train()
-    need_no_compiler()
+    skip_compiler_import()
     optimizers = _optimizers(net)
     fast = multiplies_bfloat16(torch.device("cpu"))
     order = torch.empty(0, dtype=torch.long)
