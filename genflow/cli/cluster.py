@@ -51,7 +51,7 @@ def up(file: ClusterFile = "", yes: Yes = False) -> None:
         environment.ensure_token()
     if found := cluster_config.problems(document, Path.cwd()):
         raise UsageError(f"{path}: {found[0]}", f"genflow cluster validate {path}")
-    console.confirm(f"start {_summary(document)}? [y/N] ", f"starting {path} needs confirmation", yes)
+    console.confirm(f"start {_summary(document)}? [y/N] ", f"this would start {_summary(document)}", yes)
     _run_launcher(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
     console.next_commands(f"genflow cluster dashboard {path}", f"genflow doctor --cluster --address 127.0.0.1:{PORT}")
 
@@ -106,7 +106,7 @@ def down(file: ClusterFile = "", yes: Yes = False) -> None:
     name = document["cluster_name"]
     local = cluster_config.is_local(document)
     effect = f"stop Ray on the machines of {name}" if local else f"delete the machines of {name} and their disks"
-    console.confirm(f"{effect}? [y/N] ", f"{path} would {effect}", yes)
+    console.confirm(f"{effect}? [y/N] ", f"this would {effect}", yes)
     _run_launcher(document, "down", str(path), "-y")
     print(f"stopped  {name}")
 

@@ -175,6 +175,8 @@ def remove(kind: str, reference: str, yes: bool) -> None:
 
     store = Store()
     artifact = find_run(store, reference) if kind == "runs" else store.find(kind, reference)
-    console.confirm(f"delete {artifact.id} from {store.url}? [y/N] ", f"deleting {artifact.id} needs confirmation", yes)
+    console.confirm(
+        f"delete {artifact.id} from {store.url}? [y/N] ", f"this would delete {artifact.id} from {store.url}", yes
+    )
     store.remove(artifact)
     print(f"deleted  {artifact.id}")

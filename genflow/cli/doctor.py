@@ -2,17 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from genflow.cli import console
-from genflow.cli.options import Address, AsJson, OnCluster
+from genflow.cli.options import Address, AsJson
 from genflow.errors import BY_CODE, GenflowError, SetupError
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.launch.preflight import Check
 
 
-def doctor(cluster: OnCluster = False, address: Address = "", json: AsJson = False) -> None:
+def doctor(
+    cluster: Annotated[bool, typer.Option("--cluster/--local", help="Also check a Ray cluster.")] = False,
+    address: Address = "",
+    json: AsJson = False,
+) -> None:
     """Check this machine, and with --cluster a cluster; print how to fix each problem."""
     from genflow.launch import local_checks
 

@@ -23,8 +23,9 @@ def evaluate(
 ) -> None:
     """Measure sample quality, likelihood and speed of runs.
 
-    Distances such as fd come with confidence intervals and the floor that held-out data reaches. Quality is also
-    measured for different numbers of sampling steps.
+    Distances such as fd come with a confidence interval and the floor: the value that held-out data reaches.
+
+    Quality is also measured for several numbers of sampling steps.
     """
     flags = {"evaluate.samples": samples, "evaluate.features": features}
     ids, done = _measure("evaluate", runs, sets, flags, cluster, address, json)

@@ -41,7 +41,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit
 OnCluster = Annotated[bool, typer.Option("--cluster/--local", help="Run on a Ray cluster or on this machine.")]
 Address = Annotated[str, typer.Option(help="Cluster dashboard, such as http://127.0.0.1:8265.")]
 Data = Annotated[str, typer.Option(help="Dataset name, id or `latest`.", autocompletion=complete_data)]
-Init = Annotated[str, typer.Option(help="Run to initialize from, or the teacher run.", autocompletion=complete_run)]
+Init = Annotated[
+    str, typer.Option(help="Run whose weights are the start, or the teacher run.", autocompletion=complete_run)
+]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw and measure.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 RunRef = Annotated[

@@ -58,7 +58,7 @@ def parse_latency(text: str) -> float:
     found = re.fullmatch(r"([\d.]+)\s*(ms|s|)", text.strip())
     value = _number(found[1]) if found else None
     if found is None or not value:
-        raise UsageError(f"--max-latency must be a time such as 50ms or 0.2s, not {text!r}")
+        raise UsageError(f"--max-latency must be a time such as 50ms or 0.2s, not {text!r}", "--max-latency 50ms")
     return value * (1000 if found[2] == "s" else 1)
 
 
@@ -71,7 +71,10 @@ def parse_quality(text: str, floor: float | None) -> float:
     found = re.fullmatch(r"([\d.]+)\s*(x|×|)", text.strip())
     value = _number(found[1]) if found else None
     if found is None or not value or (found[2] and not floor):
-        raise UsageError(f"--min-quality must be an fd such as 2.5, or 3x for three times the floor, not {text!r}")
+        raise UsageError(
+            f"--min-quality must be an fd such as 2.5, or 3x for three times the floor, not {text!r}",
+            "--min-quality 2.5",
+        )
     return value * (floor or 1 if found[2] else 1)
 
 

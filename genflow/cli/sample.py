@@ -54,7 +54,7 @@ def sample(
 ) -> None:
     """Draw samples from a run, or from a served model with --endpoint."""
     if not run and not endpoint:
-        raise UsageError("no run given", "genflow sample RUN; genflow runs ls lists the runs. Or --endpoint URL")
+        raise UsageError("no run given", "genflow runs ls shows the runs; to use a served model, add --endpoint URL")
     from genflow.data import preview
     from genflow.sampling import files
     from genflow.sampling.engine import Engine, labels_for

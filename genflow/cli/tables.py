@@ -39,7 +39,9 @@ def tables(
 ) -> None:
     """Train all families with the same budget on your data, and print two comparison tables.
 
-    Every family is trained with several seeds. The tables test common claims about these families by measurement.
+    Every family is trained with several seeds.
+
+    The tables check common claims about these families by measurement.
     """
     if budget is not None and budget <= 0:
         raise UsageError(
