@@ -13,7 +13,7 @@ from typing import Any
 from genflow.evaluation import evaluate
 from genflow.evaluation.report.table import best
 from genflow.evaluation.results import Evaluation
-from genflow.evaluation.samples import Executor, Reduced, Share
+from genflow.evaluation.samples import DrawnFeatures, Executor, Share
 from genflow.pipeline.results import Evaluated
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import Recipe, parse
@@ -46,15 +46,17 @@ def main(document: Json, emit: Emit) -> Evaluated:
         DataError: there is too little data to measure against, or a file is corrupt.
     """
     store = Store()
-    return result(measured(store, document, emit))
+    return result(measure_runs(store, document, emit))
 
 
-def measured(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
+def measure_runs(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
     """Every run's evaluation, made where it is missing and told to MLflow."""
     recipe = parse(document["recipe"])
     rows = [
-        evaluate.evaluate(store, run, data, recipe.evaluate, emit, recipe.sample, carry(store, run, data, recipe))
-        for run, data in pairs(store, document)
+        evaluate.evaluate(
+            store, run, data, recipe.evaluate, emit, recipe.sample, executor_for(store, run, data, recipe)
+        )
+        for run, data in runs_with_data(store, document)
     ]
     for row in rows:
         if not row["cached"]:
@@ -62,24 +64,24 @@ def measured(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
     return rows
 
 
-def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Executor | None:
+def executor_for(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Executor | None:
     """Who draws a run's shares: Ray tasks, as many at once as the recipe has workers; None: nobody else."""
     count, gpus = recipe.cluster.workers, recipe.cluster.gpus
     if count == 1:
         return None
 
-    def drawn(shares: Sequence[Share]) -> Iterator[Reduced]:
+    def drawn(shares: Sequence[Share]) -> Iterator[DrawnFeatures]:
         import ray
         import torch
 
-        told = (store.url, run.id, data.id, recipe.evaluate.features, recipe.sample, torch.get_num_threads())
+        arguments = (store.url, run.id, data.id, recipe.evaluate.features, recipe.sample, torch.get_num_threads())
         with ray_cluster(num_cpus=max(environment.cores(), count)):
             task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_share)
             left = iter(shares)
-            ahead = [task.remote(*told, share) for share in islice(left, count)]
+            ahead = [task.remote(*arguments, share) for share in islice(left, count)]
             while ahead:
-                part: Reduced = ray.get(ahead.pop(0))
-                ahead += [task.remote(*told, share) for share in islice(left, 1)]
+                part: DrawnFeatures = ray.get(ahead.pop(0))
+                ahead += [task.remote(*arguments, share) for share in islice(left, 1)]
                 yield part
 
     return drawn
@@ -87,29 +89,29 @@ def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Execut
 
 def _share(
     url: str, run: str, data: str, features: str, sample: dict[str, Any], threads: int, share: Share
-) -> Reduced:
+) -> DrawnFeatures:
     """On a worker: as many threads as the others have, because sums of other lengths round otherwise."""
     import torch
 
     torch.set_num_threads(threads)
     store = Store(url)
-    return evaluate.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
+    return evaluate.draw_share(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
 
 
 def find(document: Json) -> Evaluated | None:
     """The result, if every run is measured already; None if there is something to do."""
     store = Store()
-    rows = found(store, pairs(store, document), parse(document["recipe"]))
+    rows = finished_rows(store, runs_with_data(store, document), parse(document["recipe"]))
     return result(rows) if rows else None
 
 
-def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Evaluation] | None:
+def finished_rows(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Evaluation] | None:
     """The runs' evaluations, if there is one of each."""
     rows = [evaluate.find(store, run, data, recipe.evaluate, recipe.sample) for run, data in runs]
     return [row for row in rows if row] if all(rows) else None
 
 
-def pairs(store: Store, document: Json) -> list[tuple[Artifact, Artifact]]:
+def runs_with_data(store: Store, document: Json) -> list[tuple[Artifact, Artifact]]:
     """Each run and the dataset it was trained on."""
     inputs = document["inputs"]
     runs = [store.find("runs", reference) for reference in inputs.get("runs") or [inputs["run"]]]

@@ -70,7 +70,7 @@ def find(document: Json) -> Json | None:
 
 def key(document: Json) -> str:
     """What decides the tables: the study, its evaluations, what failed, and the code."""
-    failed = {name: told["message"] for name, told in document["inputs"]["failed"].items()}
+    failed = {name: failure["message"] for name, failure in document["inputs"]["failed"].items()}
     study = {name: value for name, value in document["study"].items() if name != "command"}
     code = source_hash.code_of("jobs/tables.py", also=TEMPLATES)
     return digest([study, document["inputs"]["evaluations"], failed, code])
@@ -95,8 +95,8 @@ def _journal(store: Store, artifact: Artifact, document: Json, emit: Emit) -> No
         journal.tags({"kind": "tables", "dataset": document["dataset"]})
         values = {
             f"{method}/{name.replace('@', '_at_')}": quantity["value"]
-            for method, told in document["methods"].items()
-            for name, quantity in told["quantities"].items()
+            for method, described in document["methods"].items()
+            for name, quantity in described["quantities"].items()
             if isinstance(quantity.get("value"), int | float)
         }
         journal.metrics(0, values, stream=artifact.id)

@@ -86,16 +86,16 @@ def half_sampled(
     """
     repeats, m = rows.shape
     spread = np.std([statistic(half) for half in rows], ddof=1) * math.sqrt(m / (n - m))
-    reach = float(_student(repeats - 1) * spread)
-    return Interval(value, max(bounds[0], value - reach), min(bounds[1], value + reach))
+    half_width = float(_student(repeats - 1) * spread)
+    return Interval(value, max(bounds[0], value - half_width), min(bounds[1], value + half_width))
 
 
 def mean(values: np.ndarray) -> Interval:
     """The interval of a mean of independent values (N,)."""
     n = len(values)
     centre = float(np.mean(values))
-    reach = float(_student(n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
-    return Interval(centre, centre - reach, centre + reach)
+    half_width = float(_student(n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    return Interval(centre, centre - half_width, centre + half_width)
 
 
 def over_trainings(found: Sequence[dict[str, Any]]) -> Interval:
@@ -124,8 +124,8 @@ def proportion(hits: np.ndarray) -> Interval:
     n = len(hits)
     share = float(np.mean(hits))
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    reach = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return Interval(share, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)))
+    half_width = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return Interval(share, max(0.0, min(share, centre - half_width)), min(1.0, max(share, centre + half_width)))
 
 
 def _student(freedom: int) -> np.float64:

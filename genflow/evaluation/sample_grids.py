@@ -19,11 +19,11 @@ from genflow.evaluation.metrics.memorization import standouts
 from genflow.sampling.engine import Engine
 
 COLUMNS, CLASSES = 8, 10
-WALKS = 3  # samples whose way is shown, and pairs that are walked between
+PATHS = 3  # samples whose way is shown, and pairs that are walked between
 
 
-def pictures(
-    engine: Engine, data: Dataset, judge: FeatureReference, records: np.ndarray, seed: int
+def render_all(
+    engine: Engine, data: Dataset, extractor: FeatureReference, records: np.ndarray, seed: int
 ) -> dict[str, bytes]:
     """The pictures as PNG by file name.
 
@@ -34,29 +34,30 @@ def pictures(
         records: the samples that were measured, (N, H, W, C) or points; of pictures the first 200 are looked at.
         seed: the evaluation's.
     """
-    facts, split = data.facts, data.splits[judge.real.split]
+    facts, split = data.facts, data.splits[extractor.real.split]
     if facts.is_points:
-        truth = split.take(judge.real.reference)
+        truth = split.take(extractor.real.reference)
         real = preview.render(truth[: len(records)], facts, limit=_limit(truth))
-        return {"grid.png": grid(engine, data, judge, records, seed), "real.png": real}
+        return {"grid.png": grid(engine, data, extractor, records, seed), "real.png": real}
     lines = min(facts.classes, CLASSES) or COLUMNS
-    alike = standouts(records, data, COLUMNS)
-    beside = alike.reshape(-1, 2, *alike.shape[1:]).swapaxes(0, 1).reshape(alike.shape)  # a line of either
+    similar = standouts(records, data, COLUMNS)
+    pairs = similar.reshape(-1, 2, *similar.shape[1:]).swapaxes(0, 1).reshape(similar.shape)  # a line of either
     found = {
-        "grid.png": grid(engine, data, judge, records, seed),
-        "real.png": preview.render(split.take(_real(data, judge, lines)), facts, COLUMNS),
-        "nearest.png": preview.render(beside, facts, len(alike) // 2),
-        "between.png": preview.render(between(engine, seed), facts, COLUMNS),
+        "grid.png": grid(engine, data, extractor, records, seed),
+        "real.png": preview.render(split.take(_real(data, extractor, lines)), facts, COLUMNS),
+        "nearest.png": preview.render(pairs, facts, len(similar) // 2),
+        "between.png": preview.render(interpolations(engine, seed), facts, COLUMNS),
     }
-    way = ways(engine, seed)
-    return found if way is None else {**found, "way.png": preview.render(way[0], facts, way[1])}
+    paths = sampling_paths(engine, seed)
+    return found if paths is None else {**found, "way.png": preview.render(paths[0], facts, paths[1])}
 
 
-def grid(engine: Engine, data: Dataset, judge: FeatureReference, records: np.ndarray, seed: int) -> bytes:
+def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np.ndarray, seed: int) -> bytes:
     """grid.png alone; the arguments are those of `pictures`."""
     facts = data.facts
     if facts.is_points:
-        return preview.render(records, facts, limit=_limit(data.splits[judge.real.split].take(judge.real.reference)))
+        truth = data.splits[extractor.real.split].take(extractor.real.reference)
+        return preview.render(records, facts, limit=_limit(truth))
     count = (min(facts.classes, CLASSES) or COLUMNS) * COLUMNS
     labels = np.arange(count) // COLUMNS if facts.classes else np.zeros(count, np.int64)
     images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist()).images
@@ -67,8 +68,8 @@ def _limit(truth: np.ndarray) -> float:
     return 1.1 * float(np.abs(truth).max())
 
 
-def _real(data: Dataset, judge: FeatureReference, lines: int) -> np.ndarray:
-    rows, labels = judge.real.reference, data.splits[judge.real.split].labels
+def _real(data: Dataset, extractor: FeatureReference, lines: int) -> np.ndarray:
+    rows, labels = extractor.real.reference, data.splits[extractor.real.split].labels
     if not data.facts.classes:
         return rows[np.resize(np.arange(len(rows)), lines * COLUMNS)]
     of_class = [rows[labels[rows] == label] for label in range(lines)]
@@ -78,20 +79,20 @@ def _real(data: Dataset, judge: FeatureReference, lines: int) -> np.ndarray:
 def _labels(engine: Engine) -> list[int]:
     """A class a walk, as far apart as they go; no label where there is none."""
     classes = engine.facts.classes
-    return [index * classes // WALKS for index in range(WALKS)]
+    return [index * classes // PATHS for index in range(PATHS)]
 
 
-def ways(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
+def sampling_paths(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
     """The first samples of the grid's seeds on their way, (2 WALKS columns, H, W, C), and the columns; None of a family
     that does not walk."""
     at: list[np.ndarray] = []
     guessed: list[np.ndarray] = []
 
     def watch(x: Tensor, guess: Tensor) -> None:
-        at.append(from_x(x[:WALKS], engine.facts))
-        guessed.append(from_x(guess[:WALKS], engine.facts))
+        at.append(from_x(x[:PATHS], engine.facts))
+        guessed.append(from_x(guess[:PATHS], engine.facts))
 
-    drawn = engine.draw(samples.seeds(seed, WALKS, "way shown"), _labels(engine), watch=watch).images
+    drawn = engine.draw(samples.seeds(seed, PATHS, "way shown"), _labels(engine), watch=watch).images
     if not at:
         return None
     chosen = np.unique(np.linspace(0, len(at) - 1, min(COLUMNS - 1, len(at))).round().astype(int))
@@ -100,9 +101,9 @@ def ways(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
     return stacked.reshape(-1, *stacked.shape[3:]), len(chosen) + 1
 
 
-def between(engine: Engine, seed: int) -> np.ndarray:
+def interpolations(engine: Engine, seed: int) -> np.ndarray:
     """Lines of 8 samples, (8 WALKS, H, W, C), each from one seed's sample to another's."""
-    ends = [samples.seeds(seed, WALKS, f"between {side}") for side in ("a", "b")]
+    ends = [samples.seeds(seed, PATHS, f"between {side}") for side in ("a", "b")]
     shares = np.linspace(0, 1, COLUMNS).tolist()
     toward = [(end, share) for end in ends[1] for share in shares]
     seeds = [end for end in ends[0] for _ in shares]

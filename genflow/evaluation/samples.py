@@ -57,7 +57,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Reduced:
+class DrawnFeatures:
     """Samples of which most are kept as features only.
 
     Args:
@@ -79,7 +79,7 @@ class Reduced:
     memory_mb: float
 
 
-Executor = Callable[[Sequence[Share]], Iterable[Reduced]]
+Executor = Callable[[Sequence[Share]], Iterable[DrawnFeatures]]
 """Draws shares elsewhere and gives them back in their order."""
 
 
@@ -93,7 +93,7 @@ def labels(data: Dataset, real: DataSplits, count: int) -> np.ndarray:
     return data.splits["train"].labels[real.floor[:count]]
 
 
-def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, **options: Any) -> Sample:
+def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, progress: Emit, **options: Any) -> Sample:
     """Draw one sample for each seed, in batches of 64 that are timed one by one.
 
     Args:
@@ -113,15 +113,15 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, *
         records.append(drawn.images)
         nfe = drawn.nfe
         took.append(1000 * drawn.seconds / len(chosen))
-        tell(len(chosen))
+        progress(len(chosen))
     whole = [ms for ms, part in zip(took, records, strict=True) if len(part) == BATCH] or took
     return Sample(np.concatenate(records), labels, nfe, median(whole[1:] or whole))  # the first one warms up
 
 
-def reduced(
-    engine: Engine, embed: Embed, seeds: Sequence[int], labels: np.ndarray, keep: int, tell: Emit,
-    carry: Executor | None = None,
-) -> Reduced:  # fmt: skip
+def draw_features(
+    engine: Engine, embed: Embed, seeds: Sequence[int], labels: np.ndarray, keep: int, progress: Emit,
+    executor: Executor | None = None,
+) -> DrawnFeatures:  # fmt: skip
     """Draw one sample for each seed and keep its features; the first share always here, where it is timed.
 
     Args:
@@ -137,17 +137,17 @@ def reduced(
         Share(seeds[start : start + SHARE], labels[start : start + SHARE], max(0, keep - start))
         for start in range(0, len(seeds), SHARE)
     ]
-    parts = [reduce(engine, embed, shares[0], tell)]
-    if carry is None:
-        parts += [reduce(engine, embed, share, tell) for share in shares[1:]]
+    parts = [draw_share(engine, embed, shares[0], progress)]
+    if executor is None:
+        parts += [draw_share(engine, embed, share, progress) for share in shares[1:]]
         here = parts
     else:
         here = parts[:1]
-        for part in carry(shares[1:]) if shares[1:] else ():
+        for part in executor(shares[1:]) if shares[1:] else ():
             parts.append(part)
-            tell(len(part.labels))
+            progress(len(part.labels))
     seen = [part.classes for part in parts if part.classes is not None]
-    return Reduced(
+    return DrawnFeatures(
         np.concatenate([part.records for part in parts]),
         np.concatenate([part.features for part in parts]),
         np.concatenate(seen) if seen else None,
@@ -158,15 +158,15 @@ def reduced(
     )
 
 
-def reduce(engine: Engine, embed: Embed, share: Share, tell: Emit) -> Reduced:
+def draw_share(engine: Engine, embed: Embed, share: Share, progress: Emit) -> DrawnFeatures:
     """Draw a share, and keep what is asked of it."""
     with peak(engine.device) as memory:
-        drawn = draw(engine, share.seeds, share.labels, tell)
+        drawn = draw(engine, share.seeds, share.labels, progress)
     features, classes = embed(drawn.records)
-    return Reduced(drawn.records[: share.keep], features, classes, share.labels, drawn.nfe, drawn.ms, memory.mb)
+    return DrawnFeatures(drawn.records[: share.keep], features, classes, share.labels, drawn.nfe, drawn.ms, memory.mb)
 
 
-def milliseconds_alone(engine: Engine, label: int, **options: Any) -> float:
+def single_sample_ms(engine: Engine, label: int, **options: Any) -> float:
     """Median milliseconds of a sample that is asked for alone, filled up as every batch is (see `engine.ROWS`)."""
     took, start = [], time.perf_counter()
     for index in range(REPEATS):

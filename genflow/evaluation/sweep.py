@@ -17,10 +17,10 @@ from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Evaluate
 from genflow.sampling.engine import Engine
 
-FEW = (1, 2, 4)  # evaluations at which a run that learnt from another stands beside it
+FEW_EVALUATIONS = (1, 2, 4)  # evaluations at which a run that learnt from another stands beside it
 
 
-def ways(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
+def settings_to_try(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
     """The settings to try besides the run's own, as options of its `sample`.
 
     Raises:
@@ -40,29 +40,29 @@ def ways(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
             for steps in range(1, count + 1)
             if (price := SAMPLERS[name].evaluations) and price(steps) == count
         ]
-    return [way for way in found if any(engine.options[name] != value for name, value in way.items())]
+    return [setting for setting in found if any(engine.options[name] != value for name, value in setting.items())]
 
 
 def measure(
-    engine: Engine, ruler: MetricSuite, drawn: samples.Reduced, few: int, ways: Sequence[dict[str, Any]], seed: int,
-    tell: Callable[[int, str], None], emit: Emit,
+    engine: Engine, suite: MetricSuite, drawn: samples.DrawnFeatures, few: int, settings: Sequence[dict[str, Any]],
+    seed: int, progress: Callable[[int, str], None], emit: Emit,
 ) -> list[SweepPoint]:  # fmt: skip
     """The first `few` samples again, each way; what the sampler refuses is left out."""
     points: list[SweepPoint] = []
-    for way in ways:
-        what = f"quality at {way['steps']} steps" + (f" of {way['sampler']}" if "sampler" in way else "")
+    for setting in settings:
+        what = f"quality at {setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
         try:
             point = samples.draw(
-                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: tell(k, w), **way
+                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: progress(k, w), **setting
             )
         except UsageError as error:
             emit("note", message=f"no {what}: {error.message}")
             continue
-        found = ruler.distance(ruler.judge.embed(point.records)[0], point.labels)
-        alone = samples.milliseconds_alone(engine, int(drawn.labels[0]), **way)
+        found = suite.distance(suite.extractor.embed(point.records)[0], point.labels)
+        alone = samples.single_sample_ms(engine, int(drawn.labels[0]), **setting)
         points.append({
-            "sampler": way.get("sampler", engine.options.get("sampler")), "steps": way["steps"], "nfe": point.nfe,
-            "ms_per_image": point.ms, "ms_alone": alone, "own": False, "fd": found,
+            "sampler": setting.get("sampler", engine.options.get("sampler")), "steps": setting["steps"],
+            "nfe": point.nfe, "ms_per_image": point.ms, "ms_alone": alone, "own": False, "fd": found,
         })  # fmt: skip
     return points
 
@@ -77,7 +77,7 @@ def curve(points: Sequence[SweepPoint]) -> list[SweepPoint]:
     return [best[nfe] for nfe in sorted(best)]
 
 
-def beside_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def compare_with_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Few-step figures of runs that started from another, beside what that one's plain samplers do for the same price.
 
     Args:
@@ -93,7 +93,7 @@ def beside_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         teacher = by_run.get(row.get("init") or "")
         if teacher is None:
             continue
-        for nfe in FEW:
+        for nfe in FEW_EVALUATIONS:
             own, plain = ({p["nfe"]: p for p in r["sweep"]}.get(nfe) for r in (row, teacher))
             if own and plain:
                 found.append(

@@ -53,7 +53,7 @@ class Claim:
             )
 
 
-def judged(left: Interval, relation: str, right: Interval) -> Verdict:
+def decide(left: Interval, relation: str, right: Interval) -> Verdict:
     """The verdict on `left RELATION right`.
 
     Args:
@@ -62,11 +62,11 @@ def judged(left: Interval, relation: str, right: Interval) -> Verdict:
         right: the same.
     """
     if relation.startswith(">"):
-        return judged(right, relation.replace(">", "<"), left)
-    told = order(left, right)
-    if told < 0 or (relation == "<=" and left.high <= right.low):
+        return decide(right, relation.replace(">", "<"), left)
+    sign = order(left, right)
+    if sign < 0 or (relation == "<=" and left.high <= right.low):
         return "confirmed"
-    if told > 0 or (relation == "<" and left.low >= right.high):
+    if sign > 0 or (relation == "<" and left.low >= right.high):
         return "refuted"
     return "undecided"
 
@@ -82,7 +82,7 @@ def _verdict(claim: Claim, quantities: Quantities) -> dict[str, Any]:
         found = _quantity(asks[1], quantities)
         if found is None:
             return {"left": None, "right": asks[2], "verdict": "not measured"}
-        return {"left": found["kind"], "right": asks[2], "verdict": _told(found["kind"] == asks[2])}
+        return {"left": found["kind"], "right": asks[2], "verdict": _confirmed_if(found["kind"] == asks[2])}
     asks = COMPARES.fullmatch(claim.test)
     assert asks is not None
     one, relation, times, other = asks.groups()
@@ -91,10 +91,10 @@ def _verdict(claim: Claim, quantities: Quantities) -> dict[str, Any]:
     measured = {"left": left, "right": right}
     if left is None or right is None or left.get("value") is None or right.get("value") is None:
         return {**measured, "verdict": "not measured"}
-    return {**measured, "verdict": judged(interval(left), relation, interval(right, float(times or 1)))}
+    return {**measured, "verdict": decide(interval(left), relation, interval(right, float(times or 1)))}
 
 
-def _told(holds: bool) -> Verdict:
+def _confirmed_if(holds: bool) -> Verdict:
     return "confirmed" if holds else "refuted"
 
 

@@ -10,15 +10,15 @@ from genflow.storage.store import Store
 from genflow.tables import formatting, summary
 from genflow.tables.claims import Claim, verdicts
 from genflow.tables.plan import COLUMNS, TABLES
-from genflow.tables.quantities import Found, curve, quantities
+from genflow.tables.quantities import Evaluations, curve, quantities
 
 SCHEMA = "genflow.tables/1"
 Document = dict[str, Any]
 
 
-def gather(store: Store, evaluations: dict[str, str]) -> Found:
+def gather(store: Store, evaluations: dict[str, str]) -> Evaluations:
     """The evaluations' documents by row and seed, from their ids by stage (`<row>-m<seed>`)."""
-    found: Found = {}
+    found: Evaluations = {}
     for stage, id in evaluations.items():
         artifact = store.get("evaluations", id)
         if artifact is None:
@@ -29,7 +29,7 @@ def gather(store: Store, evaluations: dict[str, str]) -> Found:
     return found
 
 
-def build(store: Store, study: Document, found: Found, failed: dict[str, Document]) -> Document:
+def build(store: Store, study: Document, found: Evaluations, failed: dict[str, Document]) -> Document:
     """A `genflow.tables/1` document, without the report's id and path.
 
     Args:
@@ -44,8 +44,8 @@ def build(store: Store, study: Document, found: Found, failed: dict[str, Documen
     measured = quantities(study, found, failed)
     first = next((row for name in measured for row in found.get(name, {}).values()), None)
     if first is None:
-        why = "; ".join(f"{name}: {told['message']}" for name, told in failed.items())
-        raise GenflowError(f"nothing was measured, so there are no tables ({why})", "mend it and run it again")
+        reasons = "; ".join(f"{name}: {failure['message']}" for name, failure in failed.items())
+        raise GenflowError(f"nothing was measured, so there are no tables ({reasons})", "mend it and run it again")
     methods = {name: _method(name, study, found, measured[name]) for name in measured}
     rows = [row for seeds in found.values() for row in seeds.values()]
     seconds = {row["run"]: sum(cpu_seconds(store, store.find("runs", row["run"]))[-1:]) for row in rows}
@@ -70,16 +70,16 @@ def build(store: Store, study: Document, found: Found, failed: dict[str, Documen
         "tables": [_table(name, study, methods) for name in TABLES],
         "claims": verdicts([Claim(**claim) for claim in study["claims"]], measured),
         "failed": [
-            {"stage": name, "message": told["message"], "kind": told["kind"]}
-            for name, told in failed.items()
-            if told["stage"] == name  # what only waited for it says nothing of its own
+            {"stage": name, "message": failure["message"], "kind": failure["kind"]}
+            for name, failure in failed.items()
+            if failure["stage"] == name  # what only waited for it says nothing of its own
         ],
         "command": study.get("command", "genflow tables"),
     }
     return {**document, "verdict": summary.verdict(document), "about": summary.about(document, study)}
 
 
-def _method(name: str, study: Document, found: Found, measured: dict[str, Any]) -> Document:
+def _method(name: str, study: Document, found: Evaluations, measured: dict[str, Any]) -> Document:
     row = study["rows"][name]
     kind = study["runs"][row["run"]]["preset"]
     method = {

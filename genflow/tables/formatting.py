@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from genflow.evaluation.metrics.base import number
-from genflow.evaluation.metrics.likelihood import in_words as likelihood
+from genflow.evaluation.metrics.likelihood import likelihood_text as likelihood
 
 Quantity = dict[str, Any]
 Cells = dict[str, list[str]]  # by column; each cell is some short lines
@@ -23,7 +23,7 @@ def cells(method: dict[str, Any], tolerance: float, target: float = 0.0) -> Cell
     """
     found = method["quantities"]
     makers: dict[str, Callable[[], list[str]]] = {
-        "objective": lambda: [method["objective"], *_if(found, "straightness", "ways bend by {}")],
+        "objective": lambda: [method["objective"], *_optional(found, "straightness", "ways bend by {}")],
         "steps": lambda: _steps(found, tolerance),
         "quality": lambda: _quality(found),
         "mathematics": lambda: [method["mathematics"]],
@@ -35,14 +35,14 @@ def cells(method: dict[str, Any], tolerance: float, target: float = 0.0) -> Cell
     return {column: make() or ["not measured"] for column, make in makers.items()}
 
 
-def spoken(quantity: Quantity, form: Callable[[float], str] = number) -> str:
+def format_quantity(quantity: Quantity, form: Callable[[float], str] = number) -> str:
     """A value, with its interval in brackets where it has one."""
     if quantity["value"] is None:
         return "–"
-    said = form(quantity["value"])
+    text = form(quantity["value"])
     if quantity["high"] is None:
-        return f"{said} or more"
-    return said if quantity["low"] == quantity["high"] else f"{said} ({form(quantity['low'])}–{form(quantity['high'])})"
+        return f"{text} or more"
+    return text if quantity["low"] == quantity["high"] else f"{text} ({form(quantity['low'])}–{form(quantity['high'])})"
 
 
 def share(value: float) -> str:
@@ -60,8 +60,10 @@ def count(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{max(0.0, value):.1f}"
 
 
-def _if(found: dict[str, Quantity], name: str, form: str, way: Callable[[float], str] = number) -> list[str]:
-    return [form.format(spoken(found[name], way))] if name in found else []
+def _optional(
+    found: dict[str, Quantity], name: str, form: str, form_number: Callable[[float], str] = number
+) -> list[str]:
+    return [form.format(format_quantity(found[name], form_number))] if name in found else []
 
 
 def _steps(found: dict[str, Quantity], tolerance: float) -> list[str]:
@@ -70,7 +72,7 @@ def _steps(found: dict[str, Quantity], tolerance: float) -> list[str]:
     steps = found["steps"]
     if steps["tried"] == 1:
         return ["1"]
-    lines = [spoken(steps, count), f"to come within {percent(tolerance)} of its best"]
+    lines = [format_quantity(steps, count), f"to come within {percent(tolerance)} of its best"]
     if steps["high"] is None:
         lines.append("more than were tried may be needed")
     return [*lines, f"{steps['tried']} were tried"]
@@ -82,13 +84,13 @@ def _quality(found: dict[str, Quantity]) -> list[str]:
     fd = found["fd"]
     floor = f", {fd['value'] / fd['floor']:.1f}\u00a0×\u00a0floor" if fd["floor"] else ""
     lines = [f"fd {_positive(fd)}{floor}", f"at {_evaluations(found)}"]
-    lines += _if(found, "kid", "KID {} × 1000", lambda value: number(1000 * value))
-    lines += _real(found, "precision", "precision")
-    lines += _real(found, "classification", "teaches a classifier")
+    lines += _optional(found, "kid", "KID {} × 1000", lambda value: number(1000 * value))
+    lines += _with_real(found, "precision", "precision")
+    lines += _with_real(found, "classification", "teaches a classifier")
     if "copies" in found:
         real = found["copies"]["floor"]
-        beside = f", held-out {100 * real:.1f} %" if real is not None else ""
-        lines.append(f"copies {100 * found['copies']['value']:.1f} %{beside}")
+        held_out = f", held-out {100 * real:.1f} %" if real is not None else ""
+        lines.append(f"copies {100 * found['copies']['value']:.1f} %{held_out}")
     return lines
 
 
@@ -98,33 +100,33 @@ def _evaluations(found: dict[str, Quantity]) -> str:
 
 
 def _positive(quantity: Quantity) -> str:
-    return spoken({**quantity, "low": max(0.0, quantity["low"])})
+    return format_quantity({**quantity, "low": max(0.0, quantity["low"])})
 
 
-def _real(found: dict[str, Quantity], name: str, title: str) -> list[str]:
+def _with_real(found: dict[str, Quantity], name: str, title: str) -> list[str]:
     if name not in found:
         return []
     floor = found[name]["floor"]
-    return [f"{title} {spoken(found[name], share)}" + (f", real {share(floor)}" if floor is not None else "")]
+    return [f"{title} {format_quantity(found[name], share)}" + (f", real {share(floor)}" if floor is not None else "")]
 
 
 def _likelihood(found: dict[str, Quantity]) -> list[str]:
-    told = found.get("likelihood")
-    if told is None:
+    quantity = found.get("likelihood")
+    if quantity is None:
         return []
-    if told["kind"] == "none":
+    if quantity["kind"] == "none":
         return ["none"]
-    if told["value"] is None:
+    if quantity["value"] is None:
         return ["not measured"]
     kinds = {"lower-bound": "a bound", "exact-dequantized": "exact", "ode-estimate": "an estimate"}
-    method = f", {told['method']}" if told["method"] else ""
-    unit = "" if told["unit"] == "nats" else f" {told['unit']}"
-    cost = f"{told['nfe']} evaluation{'s' if told['nfe'] != 1 else ''} a picture"
-    return [likelihood(told) + unit, kinds[told["kind"]] + method, cost]
+    method = f", {quantity['method']}" if quantity["method"] else ""
+    unit = "" if quantity["unit"] == "nats" else f" {quantity['unit']}"
+    cost = f"{quantity['nfe']} evaluation{'s' if quantity['nfe'] != 1 else ''} a picture"
+    return [likelihood(quantity) + unit, kinds[quantity["kind"]] + method, cost]
 
 
 def _coverage(found: dict[str, Quantity]) -> list[str]:
-    lines = _real(found, "recall", "recall") + _real(found, "coverage", "coverage")
+    lines = _with_real(found, "recall", "recall") + _with_real(found, "coverage", "coverage")
     for trial, name in (("grid", "modes"), ("uneven", "uneven modes")):
         if f"{trial}_captured" in found:
             captured = found[f"{trial}_captured"]
@@ -134,10 +136,11 @@ def _coverage(found: dict[str, Quantity]) -> list[str]:
             lines.append(f"KL {_positive(kl)}, real {number(kl['floor'])}")
     if "stacked_captured" in found:
         captured, kl = found["stacked_captured"], found["stacked_kl"]
-        lines.append(f"{spoken(captured, count)} of {captured['of']:,} modes of stacked digits")
+        lines.append(f"{format_quantity(captured, count)} of {captured['of']:,} modes of stacked digits")
         lines.append(f"real {count(found['stacked_ceiling']['value'])}; KL {_positive(kl)}, real {number(kl['floor'])}")
     if "rarest" in found:
-        lines.append(f"rarest class {found['rarest']['class']}: {spoken(found['rarest'], number)} of its real share")
+        rarest = found["rarest"]
+        lines.append(f"rarest class {rarest['class']}: {format_quantity(rarest)} of its real share")
     return lines
 
 
@@ -160,23 +163,24 @@ def _speed(found: dict[str, Quantity], target: float) -> list[str]:
         if seconds["value"] is None:
             lines.append(f"not {within} after {number(seconds['tried'])} CPU s of training")
         else:
-            lines.append(f"{within} after {spoken(seconds)} CPU s of training")
+            lines.append(f"{within} after {format_quantity(seconds)} CPU s of training")
     if "memory_mb" in found:
         lines.append(f"peak {number(found['memory_mb']['value'])} MB")
     return lines
 
 
 def _stability(found: dict[str, Quantity]) -> list[str]:
-    lines = _if(found, "spread", "fd varies by {}", percent) + _if(found, "worst", "worst fd {}")
+    lines = _optional(found, "spread", "fd varies by {}", percent) + _optional(found, "worst", "worst fd {}")
     if "diverged" in found:
         each = found["diverged"]["each"]
         lines.append(f"{sum(each):.0f} of {len(each)} trainings diverged")
     if "lr_sensitivity" in found:
-        told = found["lr_sensitivity"]
-        if told["value"] is None:
-            lines.append("diverged at " + {"slow": "a third of", "fast": "three times"}[told["failed"]] + " the rate")
+        quantity = found["lr_sensitivity"]
+        if quantity["value"] is None:
+            times = {"slow": "a third of", "fast": "three times"}[quantity["failed"]]
+            lines.append(f"diverged at {times} the rate")
         else:
-            rates = ", ".join(f"× {number(value)}" for value in told["each"])
+            rates = ", ".join(f"× {number(value)}" for value in quantity["each"])
             lines.append(f"fd at a third and three times the rate: {rates}")
     return lines
 
@@ -214,10 +218,10 @@ def _line(words: Sequence[str], widths: Sequence[int]) -> str:
 
 def claim_line(claim: dict[str, Any]) -> str:
     """A claim and what was measured, in one line."""
-    return f"{MARKS[claim['verdict']]} {claim['says']}: {claim['verdict']} ({measured(claim)})"
+    return f"{MARKS[claim['verdict']]} {claim['says']}: {claim['verdict']} ({measured_sides(claim)})"
 
 
-def measured(claim: dict[str, Any]) -> str:
+def measured_sides(claim: dict[str, Any]) -> str:
     """The two sides of a claim's test as they were measured."""
     left, right = claim["left"], claim["right"]
     if isinstance(left, str) or isinstance(right, str):
@@ -232,7 +236,7 @@ def _side(side: Quantity | None) -> str:
     if side is None or side.get("value") is None:
         return "not measured"
     ends = [end for end in (side["value"], side["low"], side["high"]) if end is not None]
-    return spoken(side, count if all(end == int(end) for end in ends) else number)
+    return format_quantity(side, count if all(end == int(end) for end in ends) else number)
 
 
 # --- As Markdown
@@ -250,7 +254,7 @@ def as_markdown(document: dict[str, Any]) -> str:
         ]
         parts += [f"## {table['title']}\n", _markdown([head, ["---"] * len(head), *rows])]
     claims = [["claim", "measured", "verdict", "source"], ["---"] * 4]
-    claims += [[c["says"], measured(c), c["verdict"], c["source"]] for c in document["claims"]]
+    claims += [[c["says"], measured_sides(c), c["verdict"], c["source"]] for c in document["claims"]]
     parts += ["## What textbooks say\n", _markdown(claims)]
     if document["failed"]:
         parts += ["## What failed\n", "".join(f"- {f['stage']}: {f['message']}\n" for f in document["failed"])]

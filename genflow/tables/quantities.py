@@ -32,12 +32,12 @@ from genflow.evaluation import steps_needed
 from genflow.evaluation.interval import over_trainings, proportion
 
 Document = dict[str, Any]
-Found = dict[str, dict[int, Document]]  # `genflow.evaluate/1` rows by row and seed
+Evaluations = dict[str, dict[int, Document]]  # `genflow.evaluate/1` rows by row and seed
 Quantity = dict[str, Any]
 LR_TRIALS, MODE_TRIALS, TIME_TRIALS = ("slow", "fast"), ("grid", "uneven", "stacked"), ("quarter", "half")
 
 
-def quantities(study: Document, found: Found, failed: dict[str, Document]) -> dict[str, dict[str, Quantity]]:
+def quantities(study: Document, found: Evaluations, failed: dict[str, Document]) -> dict[str, dict[str, Quantity]]:
     """The quantities of every method.
 
     Args:
@@ -49,61 +49,64 @@ def quantities(study: Document, found: Found, failed: dict[str, Document]) -> di
     return {name: _of(name, row["run"], study, found, failed) for name, row in methods.items()}
 
 
-def _of(name: str, run: str, study: Document, found: Found, failed: dict[str, Document]) -> dict[str, Quantity]:
+def _of(name: str, run: str, study: Document, found: Evaluations, failed: dict[str, Document]) -> dict[str, Quantity]:
     own = list(found.get(name, {}).values())
     ended = diverged(run, study, found, failed)
-    told: dict[str, Quantity] = {"diverged": ended} if ended else {}
+    result: dict[str, Quantity] = {"diverged": ended} if ended else {}
     if not own:
-        return told
-    told |= {metric: over(row["metrics"].get(metric) for row in own) for metric in own[0]["metrics"]}
-    told |= {name: over(row["memorization"][name] for row in own) for name in own[0].get("memorization") or {}}
-    told["straightness"] = over(row["straightness"] for row in own)
-    told |= {f"fd@{point['nfe']}": point["fd"] for point in curve(own)}
+        return result
+    result |= {metric: over_seeds(row["metrics"].get(metric) for row in own) for metric in own[0]["metrics"]}
+    result |= {name: over_seeds(row["memorization"][name] for row in own) for name in own[0].get("memorization") or {}}
+    result["straightness"] = over_seeds(row["straightness"] for row in own)
+    result |= {f"fd@{point['nfe']}": point["fd"] for point in curve(own)}
     tolerance = study["tolerance"]
-    told["steps"] = steps(own, tolerance)
+    result["steps"] = steps(own, tolerance)
     needed = [steps_needed.enough(row["sweep"], tolerance) for row in own]
-    told |= {
-        "nfe": plain(row["nfe"] for row in own),
-        "ms": plain(row["speed"]["ms_batch_64"] for row in own),
-        "ms_needed": plain(point["ms_per_image"] for point in needed),
-        "ms_alone": plain(row["speed"]["ms_batch_1"] for row in own),
-        "images_per_second": plain(row["speed"]["images_per_second"] for row in own),
-        "memory_mb": plain(row["speed"].get("memory_mb") for row in own),
-        "train_memory_mb": plain(row["training"].get("memory_mb") for row in own),
-        "train_rate": plain(_rate(row["training"]) for row in own),
+    result |= {
+        "nfe": without_interval(row["nfe"] for row in own),
+        "ms": without_interval(row["speed"]["ms_batch_64"] for row in own),
+        "ms_needed": without_interval(point["ms_per_image"] for point in needed),
+        "ms_alone": without_interval(row["speed"]["ms_batch_1"] for row in own),
+        "images_per_second": without_interval(row["speed"]["images_per_second"] for row in own),
+        "memory_mb": without_interval(row["speed"].get("memory_mb") for row in own),
+        "train_memory_mb": without_interval(row["training"].get("memory_mb") for row in own),
+        "train_rate": without_interval(_rate(row["training"]) for row in own),
         "spread": spread([row["metrics"]["fd"]["value"] for row in own]),
         "worst": _exact(max(row["metrics"]["fd"]["value"] for row in own)),
-        "likelihood": likelihood([r["likelihood"] for r in _likely(run, study, found)], own[0].get("has_likelihood")),
+        "likelihood": likelihood(
+            [row["likelihood"] for row in _likelihood_rows(run, study, found)], own[0].get("has_likelihood")
+        ),
     }
     if sensitive := lr_sensitivity(run, study, found, failed, found.get(_first(run, study), {})):
-        told["lr_sensitivity"] = sensitive
-    told["seconds_to"] = seconds_to(run, study, found)
+        result["lr_sensitivity"] = sensitive
+    result["seconds_to"] = seconds_to(run, study, found)
     classes = [row["classes"]["rarest"] for row in own if row.get("classes")]
     if classes:
-        told["rarest"] = {**over(classes), "class": min(classes, key=lambda rarest: rarest["value"])["class"]}
+        result["rarest"] = {**over_seeds(classes), "class": min(classes, key=lambda rarest: rarest["value"])["class"]}
     for trial in MODE_TRIALS:
-        told |= _modes(trial, [row["modes"] for row in found.get(f"{run}-{trial}", {}).values() if row.get("modes")])
-    return {key: quantity for key, quantity in told.items() if quantity}
+        result |= _modes(trial, [row["modes"] for row in found.get(f"{run}-{trial}", {}).values() if row.get("modes")])
+    return {key: quantity for key, quantity in result.items() if quantity}
 
 
 def _modes(trial: str, seen: list[Document]) -> dict[str, Quantity]:
     """What is known of a trial's modes, over seeds."""
     if not seen:
         return {}
-    found = [{"value": m["captured"], "low": low, "high": high} for m in seen for low, high in [_reach(m)]]
-    told = {f"{trial}_captured": {**over(found), "of": seen[0]["of"]}, f"{trial}_kl": over(m["kl"] for m in seen)}
-    told[f"{trial}_share"] = over(m.get("high_quality") for m in seen)
-    told[f"{trial}_ceiling"] = plain(m.get("ceiling") for m in seen)
-    return told
+    found = [{"value": m["captured"], "low": low, "high": high} for m in seen for low, high in [_captured_interval(m)]]
+    result = {f"{trial}_captured": {**over_seeds(found), "of": seen[0]["of"]}}
+    result[f"{trial}_kl"] = over_seeds(m["kl"] for m in seen)
+    result[f"{trial}_share"] = over_seeds(m.get("high_quality") for m in seen)
+    result[f"{trial}_ceiling"] = without_interval(m.get("ceiling") for m in seen)
+    return result
 
 
-def _reach(modes: Document) -> list[float]:
+def _captured_interval(modes: Document) -> list[float]:
     """The interval of the number of modes, where sampling leaves one."""
     found: list[float] = modes.get("interval") or [modes["captured"]] * 2
     return found
 
 
-def over(metrics: Iterable[Quantity | None]) -> Quantity:
+def over_seeds(metrics: Iterable[Quantity | None]) -> Quantity:
     """A metric over seeds; {} if no seed has it."""
     have = [metric for metric in metrics if metric is not None]
     if not have:
@@ -113,10 +116,10 @@ def over(metrics: Iterable[Quantity | None]) -> Quantity:
     return {**vars(over_trainings(have)), "each": [metric["value"] for metric in have], "floor": floor}
 
 
-def plain(values: Iterable[float | None]) -> Quantity:
+def without_interval(values: Iterable[float | None]) -> Quantity:
     """A number that has no interval of its own, over seeds."""
     have = [value for value in values if value is not None]
-    return over({"value": value, "low": value, "high": value} for value in have)
+    return over_seeds({"value": value, "low": value, "high": value} for value in have)
 
 
 def _exact(value: float) -> Quantity:
@@ -151,7 +154,7 @@ def spread(values: list[float]) -> Quantity:
     return {"value": share, "low": low, "high": high, "each": values, "floor": None}
 
 
-def diverged(run: str, study: Document, found: Found, failed: dict[str, Document]) -> Quantity:
+def diverged(run: str, study: Document, found: Evaluations, failed: dict[str, Document]) -> Quantity:
     """The share of trainings, of every seed and learning rate, that ended because something went wrong in them."""
     trials = [f"{run}-{trial}" for trial in LR_TRIALS if run in study["trials"].get(trial, {}).get("of", ())]
     stages = [f"{run}-s{seed}" for seed in study["seeds"]]
@@ -167,7 +170,7 @@ def diverged(run: str, study: Document, found: Found, failed: dict[str, Document
 
 
 def lr_sensitivity(
-    run: str, study: Document, found: Found, failed: dict[str, Document], own: dict[int, Document]
+    run: str, study: Document, found: Evaluations, failed: dict[str, Document], own: dict[int, Document]
 ) -> Quantity:
     """How much worse samples become at other learning rates: the larger of two ratios of fd, of the same seed.
 
@@ -184,16 +187,17 @@ def lr_sensitivity(
         if seed in found.get(f"{run}-{trial}", {}):
             fd = found[f"{run}-{trial}"][seed]["metrics"]["fd"]
             ratio = fd["value"] / base["value"]
-            reach = ratio * math.hypot(*((m["high"] - m["low"]) / 2 / m["value"] for m in (fd, base)))
-            ratios[trial] = (ratio, reach)
+            half_width = ratio * math.hypot(*((m["high"] - m["low"]) / 2 / m["value"] for m in (fd, base)))
+            ratios[trial] = (ratio, half_width)
     if not ratios:
         return {}
-    value, reach = max(ratios.values())
+    value, half_width = max(ratios.values())
     each = [ratios[trial][0] for trial in LR_TRIALS if trial in ratios]
-    return {"value": value, "low": max(0.0, value - reach), "high": value + reach, "each": each, "floor": None}
+    low, high = max(0.0, value - half_width), value + half_width
+    return {"value": value, "low": low, "high": high, "each": each, "floor": None}
 
 
-def seconds_to(run: str, study: Document, found: Found) -> Quantity:
+def seconds_to(run: str, study: Document, found: Evaluations) -> Quantity:
     """CPU seconds of the shortest training of a run, of those that were tried, whose fd is within `target` floors.
 
     Each is a training of its own with a schedule of its own, of the first seed. `low` is the longest that is clearly
@@ -226,7 +230,7 @@ def likelihood(found: list[Document | None], has: str | None = None) -> Quantity
         return {"value": None, "low": None, "high": None, "each": [], "floor": None, "kind": has or "none"}
     kept = {key: have[0][key] for key in ("kind", "method", "unit", "nfe", "bars")}
     stderr = float(np.mean([one["stderr"] for one in have]))
-    return {**over(have), **kept, "stderr": stderr}
+    return {**over_seeds(have), **kept, "stderr": stderr}
 
 
 def curve(rows: list[Document]) -> list[Document]:
@@ -238,7 +242,7 @@ def curve(rows: list[Document]) -> list[Document]:
     return [
         {
             "nfe": nfe,
-            "fd": over(point["fd"] for point in at),
+            "fd": over_seeds(point["fd"] for point in at),
             "ms": float(np.mean([point["ms_per_image"] for point in at])),
             "ms_alone": float(np.mean([point["ms_alone"] for point in at])),
             "own": any(point["own"] for point in at),
@@ -252,7 +256,7 @@ def _first(run: str, study: Document) -> str:
     return next(name for name, row in study["rows"].items() if row["run"] == run)
 
 
-def _likely(run: str, study: Document, found: Found) -> list[Document]:
+def _likelihood_rows(run: str, study: Document, found: Evaluations) -> list[Document]:
     """The evaluations that carry a run's likelihood: those of its first row."""
     return list(found.get(_first(run, study), {}).values())
 

@@ -6,7 +6,7 @@ from typing import Any
 from genflow.evaluation.interval import order
 from genflow.evaluation.report.table import number
 from genflow.tables.claims import interval
-from genflow.tables.formatting import count, measured, percent
+from genflow.tables.formatting import count, measured_sides, percent
 
 Document = dict[str, Any]
 FAR = 10  # floors from real data: beyond it samples are hardly recognisable
@@ -15,7 +15,7 @@ FAR = 10  # floors from real data: beyond it samples are hardly recognisable
 def verdict(document: Document) -> list[str]:
     """The sentences, most important first."""
     parts = (_quality, _training, _steps, _speed, _coverage, _stability, _claims)
-    return [said for part in parts if (said := part(document))]
+    return [sentence for part in parts if (sentence := part(document))]
 
 
 def _named(document: Document, quantity: str) -> list[tuple[str, Document]]:
@@ -30,12 +30,12 @@ def _quality(document: Document) -> str:
         return ""
     title, best = ranked[0]
     equal = [name for name, fd in ranked[1:] if order(interval(fd), interval(best)) == 0]
-    beside = f"; {_list(equal)} cannot be told from it" if equal else ""
+    equal_text = f"; {_list(equal)} cannot be told from it" if equal else ""
     last, least = ranked[-1]
     apart = order(interval(least), interval(best)) != 0
     worst = f" The worst is {last} with {number(least['value'])}." if apart else ""
     floor = f", where real data has {number(best['floor'])}" if best["floor"] else ""
-    return f"{title} has the best samples: fd {number(best['value'])}{floor}{beside}.{worst}"
+    return f"{title} has the best samples: fd {number(best['value'])}{floor}{equal_text}.{worst}"
 
 
 def _training(document: Document) -> str:
@@ -104,9 +104,10 @@ def _stability(document: Document) -> str:
 
 def _claims(document: Document) -> str:
     claims = document["claims"]
-    told = Counter(claim["verdict"] for claim in claims)
-    counts = [f"{told[name]} {name}" for name in ("confirmed", "refuted", "undecided", "not measured") if told[name]]
-    against = [f"“{c['says']}” ({measured(c)})" for c in claims if c["verdict"] == "refuted"]
+    number_of = Counter(claim["verdict"] for claim in claims)
+    names = ("confirmed", "refuted", "undecided", "not measured")
+    counts = [f"{number_of[name]} {name}" for name in names if number_of[name]]
+    against = [f"“{c['says']}” ({measured_sides(c)})" for c in claims if c["verdict"] == "refuted"]
     refuted = f" Refuted on this data: {'; '.join(against)}." if against else ""
     return f"Of {len(claims)} textbook claims {_list(counts)}.{refuted}" if claims else ""
 

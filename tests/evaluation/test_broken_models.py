@@ -26,22 +26,23 @@ def quiet(event: str, **fields: object) -> None:
 def measured(tmp_path_factory):
     """Measure records with the labels they were asked for, as `genflow evaluate` does."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(classifier, "MOST", 60)
-    patch.setattr(classifier, "LEAST", 60)
+    patch.setattr(classifier, "MAX_STEPS", 60)
+    patch.setattr(classifier, "MIN_STEPS", 60)
     store = Store(tmp_path_factory.mktemp("broken"))
     artifact, _ = prepare(store, Data(source="digits", val=0.3), here, quiet)
     data = Dataset.open(artifact)
-    by = load_features(store, data, "classifier", quiet)
-    ruler = MetricSuite(by, Evaluate(samples=N, bootstrap=5))
+    extractor = load_features(store, data, "classifier", quiet)
+    suite = MetricSuite(extractor, Evaluate(samples=N, bootstrap=5))
 
     def measure(records: np.ndarray, labels: np.ndarray) -> dict:
-        features, classes = by.embed(records)
-        metrics = ruler.quality(features, labels)
-        metrics["agreement"] = proportion(classes == labels).metric(N, by.name, by.about["accuracy"])
-        metrics["classification"] = classification(records, labels, data, by).metric(by)
-        return {"name": "it", "metrics": metrics, "memorization": memorization(records, data, by.real), "modes": None}
+        features, classes = extractor.embed(records)
+        metrics = suite.measure_all(features, labels)
+        metrics["agreement"] = proportion(classes == labels).metric(N, extractor.name, extractor.about["accuracy"])
+        metrics["classification"] = classification(records, labels, data, extractor).metric(extractor)
+        copies = memorization(records, data, extractor.real)
+        return {"name": "it", "metrics": metrics, "memorization": copies, "modes": None}
 
-    measure.train, measure.real = data.splits["train"], by.real  # type: ignore[attr-defined]
+    measure.train, measure.real = data.splits["train"], extractor.real  # type: ignore[attr-defined]
     yield measure
     patch.undo()
 
@@ -73,7 +74,7 @@ def test_a_constant_model_covers_nothing(measured):
 
 def test_a_memorizing_model_is_all_copies(measured):
     """Training rows themselves: fd is that of real rows, and every sample stands out as a copy."""
-    found = measured(*rows(measured, measured.real.taught[:N]))
+    found = measured(*rows(measured, measured.real.training[:N]))
     assert found["metrics"]["fd"]["value"] < 4 * found["metrics"]["fd"]["floor"]
     assert found["memorization"]["copies"]["value"] > 0.95
     assert "near copies" in _copies([found])

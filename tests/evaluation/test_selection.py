@@ -56,8 +56,8 @@ def test_the_cure_of_a_latency_cures(ms):
     """The time that the hint names is enough for the setting that it names."""
     with pytest.raises(GateError) as slow:
         choose([choice("vae", 1.0, ms)], 0.01)
-    named = latency(slow.value.hint.rpartition(" ")[2])
-    assert choose([choice("vae", 1.0, ms)], named)["name"] == "vae"
+    with_unique_names = latency(slow.value.hint.rpartition(" ")[2])
+    assert choose([choice("vae", 1.0, ms)], with_unique_names)["name"] == "vae"
 
 
 def test_times_and_qualities_as_people_type_them():

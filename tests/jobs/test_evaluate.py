@@ -17,20 +17,20 @@ SMALL = {"evaluate": {"samples": 60, "sweep_samples": 30, "steps": [1], "likelih
 
 
 @pytest.fixture
-def said():
+def events():
     return []
 
 
 @pytest.fixture
-def emit(said):
-    return lambda event, **fields: said.append((event, fields))
+def emit(events):
+    return lambda event, **fields: events.append((event, fields))
 
 
 @pytest.fixture
 def document(store, prepared, monkeypatch):
     """A job's document for two runs on points of the plane."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
-    monkeypatch.setattr(classifier, "MOST", 5)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 5)
     data = prepared("ring8", samples=400, val=0.3)
     runs = [finished(store, data, "vae").id, finished(store, data, "flow_matching").id]
     return {"recipe": compose(None, SMALL).model_dump(mode="json"), "inputs": {"runs": runs}}
@@ -52,12 +52,12 @@ def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
     assert evaluate.main({**document, "inputs": {"run": done["runs"][1]}}, emit)["rows"] == again["rows"][1:]
 
 
-def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, said):
+def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, events):
     """After one run was evaluated, comparing measures the other one; asked again, the report is found."""
     evaluate.main({**document, "inputs": {"runs": document["inputs"]["runs"][:1]}}, emit)
-    said.clear()
+    events.clear()
     done = compare.main(document, emit)
-    assert {fields["run"] for event, fields in said if event == "progress"} == {document["inputs"]["runs"][1]}
+    assert {fields["run"] for event, fields in events if event == "progress"} == {document["inputs"]["runs"][1]}
     assert done["schema"] == "genflow.compare/1"
     assert (Path(done["path"]) / "report.html").stat().st_size > 10_000
     assert (Path(done["path"]) / "compare.json").exists()
@@ -67,13 +67,13 @@ def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, 
     assert (again["report"], again["best"]) == (done["report"], done["best"])
 
 
-def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, said):
+def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, events):
     """Their distances have nothing to do with each other; it is said before anything is measured."""
     other = finished(store, prepared("moons", samples=400, val=0.3), "vae")
     runs = [document["inputs"]["runs"][0], other.id]
     with pytest.raises(UsageError, match="different data"):
         compare.main({**document, "inputs": {"runs": runs}}, emit)
-    assert not said
+    assert not events
 
 
 def test_a_run_that_is_not_there_is_one_line(document, emit):

@@ -23,8 +23,8 @@ CLAIM = {"about": "quality", "says": "Flow matching draws better than a VAE", "s
 def document(store, prepared, monkeypatch):
     """The job's document: a VAE and flow matching, measured; the second seed of either diverged."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
-    monkeypatch.setattr(classifier, "MOST", 20)
-    monkeypatch.setattr(classifier, "LEAST", 20)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 20)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     data = prepared("digits", val=0.2)
     kinds = {"vae": "vae", "flow": "flow_matching"}
     evaluations = {}

@@ -123,11 +123,11 @@ def test_straightness_is_zero_for_lines_and_known_for_arcs() -> None:
 def test_the_curve_keeps_the_best_sampler_at_each_price(store: Store, data: Dataset) -> None:
     """Samplers are given evaluations, not steps; the own setting stays; a teacher stands beside its student."""
     engine = Engine.load(finished(store, data, "flow_matching", steps=2, sample={"sampler": "ab2", "steps": 10}))
-    found = sweep.ways(engine, Evaluate(steps=(1, 4), samplers=("euler", "midpoint", "heun")))
+    found = sweep.settings_to_try(engine, Evaluate(steps=(1, 4), samplers=("euler", "midpoint", "heun")))
     assert found == [{"steps": 1, "sampler": "euler"}, {"steps": 1, "sampler": "heun"},
                      {"steps": 4, "sampler": "euler"}, {"steps": 2, "sampler": "midpoint"}]  # fmt: skip
     with pytest.raises(UsageError, match="unknown sampler eulr"):
-        sweep.ways(engine, Evaluate(samplers=("eulr",)))
+        sweep.settings_to_try(engine, Evaluate(samplers=("eulr",)))
     point = lambda nfe, fd, sampler, own=False: {  # noqa: E731
         "nfe": nfe, "fd": {"value": fd}, "sampler": sampler, "own": own,
     }  # fmt: skip
@@ -136,6 +136,6 @@ def test_the_curve_keeps_the_best_sampler_at_each_price(store: Store, data: Data
     assert [(p["nfe"], p["sampler"]) for p in curve] == [(1, "heun"), (4, "ab2")]
     rows = [{"run": "t", "name": "teacher", "sweep": curve},
             {"run": "s", "name": "student", "init": "t", "sweep": [point(1, 5.0, "euler")]}]  # fmt: skip
-    (beside,) = sweep.beside_teachers(rows)
+    (beside,) = sweep.compare_with_teachers(rows)
     assert (beside["name"], beside["nfe"], beside["fd"]["value"]) == ("student", 1, 5.0)
     assert (beside["teacher_sampler"], beside["teacher_fd"]["value"]) == ("heun", 8.0)

@@ -5,8 +5,9 @@ from typing import Any
 METRICS = ("fd", "kid", "precision", "recall", "density", "coverage")
 
 
-def metric(value: float, reach: float = 0.1, floor: float = 0.5) -> dict[str, Any]:
-    return {"value": value, "low": value - reach, "high": value + reach, "n": 100, "features": "f", "floor": floor}
+def metric(value: float, half_width: float = 0.1, floor: float = 0.5) -> dict[str, Any]:
+    low, high = value - half_width, value + half_width
+    return {"value": value, "low": low, "high": high, "n": 100, "features": "f", "floor": floor}
 
 
 def evaluation(fd: float = 2.0, sweep: dict[int, float] | None = None, **more: Any) -> dict[str, Any]:

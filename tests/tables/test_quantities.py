@@ -13,15 +13,15 @@ def measured(found, failed=None, **more):
     return quantities(study(**more), found, failed or {})
 
 
-def said(told):
-    return formatting.cells({"quantities": told, "objective": "", "mathematics": ""}, 0.1)
+def said(result):
+    return formatting.cells({"quantities": result, "objective": "", "mathematics": ""}, 0.1)
 
 
 def test_an_interval_over_seeds_is_students():
     """1, 2 and 3: mean 2, and t(0.975, 2) / sqrt(3) on either side."""
     found = measured({"gan": {seed: evaluation(fd) for seed, fd in enumerate((1.0, 2.0, 3.0))}})["gan"]["fd"]
-    reach = stats.t.ppf(0.975, 2) / np.sqrt(3)
-    assert (found["value"], found["low"], found["high"]) == pytest.approx((2, 2 - reach, 2 + reach))
+    half_width = stats.t.ppf(0.975, 2) / np.sqrt(3)
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((2, 2 - half_width, 2 + half_width))
     assert (found["each"], found["floor"]) == ([1.0, 2.0, 3.0], 0.5)
 
 
@@ -53,14 +53,14 @@ def test_steps_that_still_improve_have_no_upper_end():
     """The last one is the only one that is enough."""
     found = steps([evaluation(sweep={1: 9.0, 2: 4.0, 4: 1.0})], 0.1)
     assert (found["value"], found["high"]) == (4, None)
-    assert formatting.spoken(found, formatting.count) == "4 or more"
+    assert formatting.format_quantity(found, formatting.count) == "4 or more"
 
 
 def test_an_interval_that_reaches_the_most_that_were_tried_is_open():
     """64 may be needed, and nothing beyond 64 was tried: a claim of a hundred is not refuted by it."""
     rough = evaluation(sweep={2: 1.02, 64: 1.0})
     for point in rough["sweep"]:
-        point["fd"] = metric(point["fd"]["value"], reach=0.3)
+        point["fd"] = metric(point["fd"]["value"], half_width=0.3)
     found = steps([rough], 0.1)
     assert (found["value"], found["low"], found["high"]) == (2, 2, None)
     assert steps([evaluation(sweep={1: 1.0})], 0.1)["high"] == 1
@@ -75,10 +75,10 @@ def test_a_diverged_training_is_counted_and_others_are_not():
         "gan-fast-s0": {"stage": "gan-fast-s0", "kind": "TrainingDiverged", "message": "dominated"},
         "gan-fast-m0": {"stage": "gan-fast-s0", "kind": "Trouble", "message": "dominated"},
     }
-    told = measured(found, failed)["gan"]
-    assert (told["diverged"]["value"], len(told["diverged"]["each"])) == (0.4, 5)
-    assert told["lr_sensitivity"]["value"] is None
-    assert "diverged at three times the rate" in said(told)["stability"]
+    result = measured(found, failed)["gan"]
+    assert (result["diverged"]["value"], len(result["diverged"]["each"])) == (0.4, 5)
+    assert result["lr_sensitivity"]["value"] is None
+    assert "diverged at three times the rate" in said(result)["stability"]
     disk = {"gan-s2": {"stage": "gan-s2", "kind": "ResourceError", "message": "the disk is full"}}
     assert measured(found, disk)["gan"]["diverged"]["value"] == 0
 
@@ -86,18 +86,18 @@ def test_a_diverged_training_is_counted_and_others_are_not():
 def test_a_method_of_which_nothing_is_known_says_so():
     """Its training failed for another reason: every column is "not measured"."""
     gone = {"stage": "flow-s0", "kind": "DataError", "message": "gone"}
-    told = measured({"gan": {0: evaluation()}}, {"flow-s0": gone})
-    assert told["flow"] == {}
-    assert said(told["flow"])["stability"] == ["not measured"]
+    result = measured({"gan": {0: evaluation()}}, {"flow-s0": gone})
+    assert result["flow"] == {}
+    assert said(result["flow"])["stability"] == ["not measured"]
 
 
 def test_sensitivity_is_the_worse_ratio_of_the_same_seed():
     """fd 2 at the rate, 3 at a third of it, 8 at three times it: 4, with the errors of both over samples."""
     found = {"gan": {0: evaluation(2.0), 1: evaluation(9.0)}, "gan-slow": {0: evaluation(3.0)},
              "gan-fast": {0: evaluation(8.0)}}  # fmt: skip
-    told = measured(found)["gan"]["lr_sensitivity"]
-    assert (told["value"], told["each"]) == (4.0, [1.5, 4.0])
-    assert told["high"] - 4 == pytest.approx(4 * np.hypot(0.1 / 8, 0.1 / 2))
+    result = measured(found)["gan"]["lr_sensitivity"]
+    assert (result["value"], result["each"]) == (4.0, [1.5, 4.0])
+    assert result["high"] - 4 == pytest.approx(4 * np.hypot(0.1 / 8, 0.1 / 2))
 
 
 def test_a_family_without_likelihood_says_none():
@@ -107,8 +107,8 @@ def test_a_family_without_likelihood_says_none():
     found = measured({"gan": {0: evaluation()}, "flow": {0: evaluation(likelihood=bits)}})
     assert found["gan"]["likelihood"]["kind"] == "none"
     assert said(found["gan"])["likelihood"] == ["none"]
-    told = said(found["flow"])["likelihood"]
-    assert told == ["≤ 2.000 ± 0.020 bits/dim", "a bound, IWAE", "5 evaluations a picture"]
+    result = said(found["flow"])["likelihood"]
+    assert result == ["≤ 2.000 ± 0.020 bits/dim", "a bound, IWAE", "5 evaluations a picture"]
 
 
 def trained(fd: float, seconds: float):
@@ -119,8 +119,8 @@ def test_the_time_to_a_quality_is_that_of_the_shortest_training_that_has_it():
     """fd 9, 4 and 2 after 5, 10 and 20 CPU seconds, a floor of 0.5: eight floors are clearly had after 20 seconds, just
     had after 10, and clearly not after 5; two floors never."""
     found = {"gan-quarter": {0: trained(9.0, 5)}, "gan-half": {0: trained(4.0, 10)}, "gan": {0: trained(2.0, 20)}}
-    told = measured(found, target=8)["gan"]["seconds_to"]
-    assert (told["value"], told["low"], told["high"]) == (10, 5, 20)
+    result = measured(found, target=8)["gan"]["seconds_to"]
+    assert (result["value"], result["low"], result["high"]) == (10, 5, 20)
     method = {"quantities": measured(found, target=8)["gan"], "objective": "", "mathematics": ""}
     assert "within 8 × floor after 10.0 (5.00–20.0) CPU s of training" in formatting.cells(method, 0.1, 8)["speed"]
     never = measured(found, target=2)["gan"]["seconds_to"]
@@ -131,8 +131,8 @@ def test_modes_of_stacks_stand_beside_the_ceiling():
     """An interval from sampling, and what as many real stacks show."""
     kl = {"value": 0.5, "low": 0.4, "high": 0.6, "floor": 0.2}
     modes = {"captured": 700, "of": 1000, "interval": [670.0, 730.0], "ceiling": 918, "kl": kl}
-    told = measured({"gan": {0: evaluation()}, "gan-stacked": {0: evaluation(modes=modes)}})["gan"]
-    assert (told["stacked_captured"]["low"], told["stacked_ceiling"]["value"]) == (670, 918)
-    assert "stacked_share" not in told
-    assert said(told)["coverage"][-2:] == ["700 (670–730) of 1,000 modes of stacked digits",
+    result = measured({"gan": {0: evaluation()}, "gan-stacked": {0: evaluation(modes=modes)}})["gan"]
+    assert (result["stacked_captured"]["low"], result["stacked_ceiling"]["value"]) == (670, 918)
+    assert "stacked_share" not in result
+    assert said(result)["coverage"][-2:] == ["700 (670–730) of 1,000 modes of stacked digits",
                                            "real 918; KL 0.50 (0.40–0.60), real 0.20"]  # fmt: skip

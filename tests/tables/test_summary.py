@@ -32,5 +32,5 @@ def test_modes_that_real_stacks_show_and_samples_do_not() -> None:
         return {"title": title, "run": run or title, "quantities": stacked}
 
     methods = {"gan": method("GAN", 700), "again": method("GAN, again", 700, "GAN"), "flow": method("Flow", 890)}
-    told = " ".join(verdict({"methods": methods, "claims": [], "tolerance": 0.1}))
-    assert told == "Of the modes of stacked digits as many real ones show 905, and GAN 700."
+    sentences = " ".join(verdict({"methods": methods, "claims": [], "tolerance": 0.1}))
+    assert sentences == "Of the modes of stacked digits as many real ones show 905, and GAN 700."

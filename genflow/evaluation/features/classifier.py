@@ -28,9 +28,9 @@ from genflow.training.precision import multiplies_bfloat16
 
 WIDTH, FEATURES = 32, 64
 GRID = 16  # the largest side that convolutions run on
-BATCH, EPOCHS, LEAST, MOST = 128, 30, 300, 1000  # of training: rows a step, passes, and bounds on the steps
+BATCH, EPOCHS, MIN_STEPS, MAX_STEPS = 128, 30, 300, 1000  # of training: rows a step, passes, and bounds on the steps
 RATE = 0.1  # of Muon; AdamW moves what is not a matrix at a tenth of it
-EMBED = 500  # pictures embedded together
+EMBED_BATCH = 500  # pictures embedded together
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -105,9 +105,9 @@ def to_input(display: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(display)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def enough(pictures: int) -> int:
+def default_steps(pictures: int) -> int:
     """Steps of training on so many pictures: 30 passes, within bounds."""
-    return min(MOST, max(LEAST, EPOCHS * pictures // min(BATCH, pictures)))
+    return min(MAX_STEPS, max(MIN_STEPS, EPOCHS * pictures // min(BATCH, pictures)))
 
 
 def train(
@@ -133,7 +133,7 @@ def train(
     """
     n = len(labels)
     batch = min(BATCH, n)
-    steps = steps or enough(n)
+    steps = steps or default_steps(n)
     answers = torch.from_numpy(labels)
     generator = torch.Generator().manual_seed(key(seed, "judge"))
     with torch.random.fork_rng(devices=[]):
@@ -176,8 +176,8 @@ def _optimizers(net: Classifier) -> list[torch.optim.Optimizer]:
 def embed(net: Classifier, display: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, 64) float64 and the classes that the network sees (N,), of pictures (N, H, W, C) uint8 0..255."""
     features, classes = [], []
-    for start in range(0, len(display), EMBED):
-        found = net.features(to_input(display[start : start + EMBED]))
+    for start in range(0, len(display), EMBED_BATCH):
+        found = net.features(to_input(display[start : start + EMBED_BATCH]))
         features.append(found.double().numpy())
         classes.append(net.head(found).argmax(1).numpy())
     return np.concatenate(features or [np.zeros((0, FEATURES))]), np.concatenate(classes or [np.zeros(0, np.int64)])
@@ -188,8 +188,8 @@ def accuracy(net: Classifier, display: np.ndarray, labels: np.ndarray, task: Tas
     """The share of right answers on pictures (N, H, W, C) uint8 0..255."""
     generator = torch.Generator().manual_seed(key("judge accuracy"))
     right = 0
-    for start in range(0, len(display), EMBED):
-        x = to_input(display[start : start + EMBED])
-        x, y = task.ask(x, torch.from_numpy(labels[start : start + EMBED]), generator)
+    for start in range(0, len(display), EMBED_BATCH):
+        x = to_input(display[start : start + EMBED_BATCH])
+        x, y = task.ask(x, torch.from_numpy(labels[start : start + EMBED_BATCH]), generator)
         right += int((net(x).argmax(1) == y).sum())
     return right / max(1, len(display))

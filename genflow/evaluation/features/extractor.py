@@ -36,9 +36,9 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
-MADE_HERE = ("classifier", "random")
+BUILT_IN = ("classifier", "random")
 INCEPTION = 2048  # features of the network that FID is defined on
-ROWS, FEWEST = 10_000, 8  # real rows on either side: of the reference, and of the floor
+ROWS, MIN_ROWS = 10_000, 8  # real rows on either side: of the reference, and of the floor
 FAR = 1e6  # where a point that is not finite is put: far from everything
 WEIGHTS, VECTORS, DOCUMENT = "classifier.safetensors", "features.safetensors", "judge.json"
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class DataSplits:
     split: str
     reference: np.ndarray
     floor: np.ndarray
-    taught: np.ndarray
+    training: np.ndarray
 
     @classmethod
     def of(cls, data: Dataset) -> "DataSplits":
@@ -74,8 +74,8 @@ class DataSplits:
             reference, order = np.split(order, [min(ROWS, len(order) // 3)])
         else:
             reference = np.random.default_rng(1).permutation(len(data.splits[split]))[:ROWS]
-        floor, taught = np.split(order, [min(ROWS, len(order) // 2)])
-        return cls(split, reference, floor, taught)
+        floor, training = np.split(order, [min(ROWS, len(order) // 2)])
+        return cls(split, reference, floor, training)
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ class FeatureReference:
     labels: np.ndarray
     embed: Embed
     about: dict[str, Any]
-    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def once(self, make: Callable[[np.ndarray], T]) -> T:
+    def cached(self, make: Callable[[np.ndarray], T]) -> T:
         """`make(reference)`, computed the first time that it is asked for."""
-        if make not in self._made:
-            self._made[make] = make(self.reference)
-        found: T = self._made[make]
+        if make not in self._cache:
+            self._cache[make] = make(self.reference)
+        found: T = self._cache[make]
         return found
 
     @property
@@ -126,7 +126,7 @@ def address(dataset: Artifact, facts: DataSpec, spec: str) -> str:
         UsageError: there is no such file.
     """
     what = "coordinates" if facts.is_points else spec
-    if what not in ("coordinates", *MADE_HERE):
+    if what not in ("coordinates", *BUILT_IN):
         what = _hash(_module_path(spec))
     made_by = source_hash.code_of("genflow/evaluation/features/extractor.py")
     return f"{dataset.name}-{digest([facts.fingerprint, what, made_by])}"
@@ -146,10 +146,10 @@ def load_features(store: Store, data: Dataset, spec: str, emit: Emit) -> Feature
         DataError: the data has too few rows to tell anything.
     """
     id, real = address(data.artifact, data.facts, spec), DataSplits.of(data)
-    if min(len(real.reference), len(real.floor)) < FEWEST:
+    if min(len(real.reference), len(real.floor)) < MIN_ROWS:
         have = ", ".join(f"{rows} {name}" for name, rows in data.facts.splits.items())
         raise DataError(
-            f"dataset {data.artifact.name} has too few rows to measure against ({have}; {FEWEST} on either side)",
+            f"dataset {data.artifact.name} has too few rows to measure against ({have}; {MIN_ROWS} on either side)",
             "prepare it again with more pictures, or a larger --val",
         )
     artifact = store.get("features", id)
@@ -227,22 +227,22 @@ def _train(folder: Path, data: Dataset, real: DataSplits, emit: Emit) -> dict[st
     task = classifier.Task.of(facts.classes, facts.shape)
 
     def display(rows: np.ndarray) -> np.ndarray:
-        return to_display(split.take(real.taught[rows]), facts)
+        return to_display(split.take(real.training[rows]), facts)
 
     def progress(step: int, steps: int) -> None:
         emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the features")
 
-    net = classifier.train(display, split.labels[real.taught], task, facts.shape, progress=progress)
+    net = classifier.train(display, split.labels[real.training], task, facts.shape, progress=progress)
     save_weights(net.state_dict(), folder / WEIGHTS)
     held_out = data.splits[real.split]
-    shown, labels = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
+    pictures, labels = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
     name = f"{data.artifact.name}-cnn" if task.kind == "labels" else "rotation-cnn"
     return {
         "name": f"{name}@{_hash(folder / WEIGHTS)[:8]}",
         "kind": "classifier",
         "task": task.kind,
         "classes": task.classes,
-        "accuracy": classifier.accuracy(net, shown, labels, task),
+        "accuracy": classifier.accuracy(net, pictures, labels, task),
     }
 
 
@@ -253,11 +253,11 @@ def _embedder(folder: Path, facts: DataSpec, about: dict[str, Any], spec: str) -
         case "classifier" | "random" | "weights":
             net = _loaded(_module_path(spec) if about["kind"] == "weights" else folder / WEIGHTS, facts)
             net.eval().requires_grad_(False)
-            tells = about.get("task") == "labels"
+            predicts_labels = about.get("task") == "labels"
 
             def embed(records: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
                 features, classes = classifier.embed(net, to_display(records, facts))
-                return features, classes if tells else None
+                return features, classes if predicts_labels else None
 
             return embed
         case _:
@@ -275,8 +275,8 @@ def _scripted(path: Path, facts: DataSpec) -> Embed:
     @torch.no_grad()
     def embed(records: np.ndarray) -> tuple[np.ndarray, None]:
         found = []
-        for start in range(0, len(records), classifier.EMBED):
-            x = classifier.to_input(to_display(records[start : start + classifier.EMBED], facts))
+        for start in range(0, len(records), classifier.EMBED_BATCH):
+            x = classifier.to_input(to_display(records[start : start + classifier.EMBED_BATCH], facts))
             try:
                 answer = module(x)
             except RuntimeError as error:

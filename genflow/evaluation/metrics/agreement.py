@@ -7,12 +7,12 @@ from genflow.evaluation.interval import proportion
 from genflow.evaluation.metrics.base import Metric, Number, Reading, Samples, with_interval
 
 
-def measure(of: Samples) -> dict[str, Reading]:
+def measure(inputs: Samples) -> dict[str, Reading]:
     """`agreement`, the share of samples; nothing where the judge tells no classes."""
-    if of.classes is None:
+    if inputs.classes is None:
         return {}
-    agree = proportion(of.classes == of.labels)
-    return {"agreement": Reading(agree, len(of.labels), floor=of.judge.about["accuracy"])}
+    agree = proportion(inputs.classes == inputs.labels)
+    return {"agreement": Reading(agree, len(inputs.labels), floor=inputs.extractor.about["accuracy"])}
 
 
 AGREEMENT = Number("agreement", better="larger")

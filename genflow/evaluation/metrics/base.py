@@ -35,7 +35,7 @@ class Features:
 
     x: np.ndarray
     labels: np.ndarray
-    judge: "FeatureReference"
+    extractor: "FeatureReference"
     repeats: int
     seed: int
 
@@ -58,11 +58,11 @@ class Model:
     store: "Store"
     engine: "Engine"
     data: "Dataset"
-    judge: "FeatureReference"
+    extractor: "FeatureReference"
     options: "Evaluate"
     labels: np.ndarray
     emit: "Emit"
-    tell: Callable[[int, str], None]
+    progress: Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Reading:
     features: str = ""
     floor: float | None = None
 
-    def metric(self, judge: "FeatureReference") -> MetricValue:
+    def metric(self, extractor: "FeatureReference") -> MetricValue:
         """{value, low, high, n, features, floor}."""
-        return self.interval.metric(self.n, self.features or judge.name, self.floor)
+        return self.interval.metric(self.n, self.features or extractor.name, self.floor)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Number:
     path: tuple[str, ...] = ()
     tune: bool = True
 
-    def of(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    def get(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """{value, low, high, ...} in a document; None if it has none."""
         found: Any = row
         for key in self.path or ("metrics", self.name):
@@ -189,12 +189,12 @@ def share(value: float) -> str:
 
 
 def with_interval(
-    of: Number, head: str, form: Callable[[float], str] = share, scale: float = 1, *, mark: bool = True
+    source: Number, head: str, form: Callable[[float], str] = share, scale: float = 1, *, mark: bool = True
 ) -> Column:
     """A column of the report: a number above its interval, and real data's value.
 
     Args:
-        of: the number.
+        source: the number.
         head: the title, as HTML.
         form: how a value is written.
         scale: what values are multiplied by.
@@ -202,13 +202,13 @@ def with_interval(
     """
 
     def cell(row: Row) -> str:
-        if not (found := of.of(row)):
+        if not (found := source.get(row)):
             return "–"
         value, low, high = (form(scale * found[key]) for key in ("value", "low", "high"))
         return f"{value}<small>{low} to {high}</small>"
 
     def real(row: Row) -> str:
-        floor = (of.of(row) or {}).get("floor")
+        floor = (source.get(row) or {}).get("floor")
         return "–" if floor is None else form(scale * floor)
 
-    return Column(head, cell, real, lambda row: of.of(row) is not None, of.name if mark else "")
+    return Column(head, cell, real, lambda row: source.get(row) is not None, source.name if mark else "")

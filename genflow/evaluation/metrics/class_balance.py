@@ -16,27 +16,27 @@ from genflow.evaluation.interval import proportion
 from genflow.evaluation.metrics.base import Metric, Samples
 
 
-def measure(of: Samples) -> dict[str, Any] | None:
+def measure(inputs: Samples) -> dict[str, Any] | None:
     """The classes that samples show, beside the floor's rows: these have the labels that samples are asked for."""
-    if of.classes is None:
+    if inputs.classes is None:
         return None
-    rows = of.data.splits["train"].take(of.judge.real.floor[: len(of.classes)])
-    real = of.judge.embed(rows)[1]
-    return None if real is None else shown(of.classes, real, of.data.facts.class_names)
+    rows = inputs.data.splits["train"].take(inputs.extractor.real.floor[: len(inputs.classes)])
+    real = inputs.extractor.embed(rows)[1]
+    return None if real is None else class_shares(inputs.classes, real, inputs.data.facts.class_names)
 
 
-def shown(classes: np.ndarray, real: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
+def class_shares(classes: np.ndarray, real: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     """{names, shares, real, rarest, n} of the classes that samples (N,) and real rows (M,) show."""
     shares = [proportion(classes == label) for label in range(len(names))]
     truth = np.bincount(real, minlength=len(names)) / len(real)
     parts = {label: shares[label].value / truth[label] for label in range(len(names)) if truth[label] > 0}
     least = min(parts, key=lambda label: parts[label])
-    reach = {end: getattr(shares[least], end) / truth[least] for end in ("value", "low", "high")}
+    ratio = {end: getattr(shares[least], end) / truth[least] for end in ("value", "low", "high")}
     return {
         "names": list(names),
         "shares": [vars(share) for share in shares],
         "real": truth.tolist(),
-        "rarest": {"class": names[least], **reach},
+        "rarest": {"class": names[least], **ratio},
         "n": len(classes),
     }
 

@@ -30,13 +30,13 @@ def applies(data: "Dataset", options: "Evaluate") -> bool:
     return options.classification and not data.facts.is_points and data.facts.classes > 1
 
 
-def measure(of: Samples) -> dict[str, Reading]:
+def measure(inputs: Samples) -> dict[str, Reading]:
     """`classification`."""
-    return {"classification": classification(of.records, of.labels, of.data, of.judge)}
+    return {"classification": classification(inputs.records, inputs.labels, inputs.data, inputs.extractor)}
 
 
 def classification(
-    records: np.ndarray, labels: np.ndarray, data: "Dataset", judge: "FeatureReference"
+    records: np.ndarray, labels: np.ndarray, data: "Dataset", extractor: "FeatureReference"
 ) -> Reading:
     """The accuracy, with Wilson's interval over real pictures.
 
@@ -48,27 +48,27 @@ def classification(
     """
     from genflow.data.shards import to_display
 
-    facts, real = data.facts, judge.real
+    facts, real = data.facts, extractor.real
     held_out, train = data.splits[real.split], data.splits["train"]
-    shown, truth = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
+    held_out_pictures, truth = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
     rows = real.floor[: len(records)]
-    found = _hits(to_display(records, facts), labels, shown, truth, data)
-    key = (data.artifact.id, judge.artifact.id, len(rows))
+    found = _correct(to_display(records, facts), labels, held_out_pictures, truth, data)
+    key = (data.artifact.id, extractor.artifact.id, len(rows))
     if key not in _floors:
-        learnt = _hits(to_display(train.take(rows), facts), train.labels[rows], shown, truth, data)
-        _floors[key] = float(learnt.mean())
+        hits = _correct(to_display(train.take(rows), facts), train.labels[rows], held_out_pictures, truth, data)
+        _floors[key] = float(hits.mean())
     return Reading(proportion(found), len(found), "pixels", _floors[key])
 
 
-def _hits(
-    learnt: np.ndarray, labels: np.ndarray, shown: np.ndarray, truth: np.ndarray, data: "Dataset"
+def _correct(
+    pictures: np.ndarray, labels: np.ndarray, held_out_pictures: np.ndarray, truth: np.ndarray, data: "Dataset"
 ) -> np.ndarray:
     """Which of the pictures shown (M, H, W, C) a classifier that learnt others (N, H, W, C) gets right, (M,)."""
     from genflow.evaluation.features import classifier
 
     task = classifier.Task("labels", data.facts.classes)
-    net = classifier.train(lambda rows: learnt[rows], labels, task, data.facts.shape, steps=STEPS)
-    return classifier.embed(net, shown)[1] == truth
+    net = classifier.train(lambda rows: pictures[rows], labels, task, data.facts.shape, steps=STEPS)
+    return classifier.embed(net, held_out_pictures)[1] == truth
 
 
 METRIC = Metric(

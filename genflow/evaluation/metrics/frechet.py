@@ -68,10 +68,10 @@ def frechet(
     return half_sampled(value, lambda half: reference.distance(features[half]), rows, n, bounds=(0.0, math.inf))
 
 
-def measure(of: Features) -> dict[str, Reading]:
+def measure(inputs: Features) -> dict[str, Reading]:
     """`fd`."""
-    found = frechet(of.x, of.judge.once(Gaussian), of.repeats, of.seed, of.labels)
-    return {"fd": Reading(found, len(of.x))}
+    found = frechet(inputs.x, inputs.extractor.cached(Gaussian), inputs.repeats, inputs.seed, inputs.labels)
+    return {"fd": Reading(found, len(inputs.x))}
 
 
 def _distance(row: Row) -> str:

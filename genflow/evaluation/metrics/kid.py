@@ -70,10 +70,10 @@ def kid(
     return half_sampled(statistic(np.arange(n)), statistic, rows, n)
 
 
-def measure(of: Features) -> dict[str, Reading]:
+def measure(inputs: Features) -> dict[str, Reading]:
     """`kid`."""
-    found = kid(of.x, of.judge.once(Reference.of), of.repeats, of.seed, of.labels)
-    return {"kid": Reading(found, len(of.x))}
+    found = kid(inputs.x, inputs.extractor.cached(Reference.of), inputs.repeats, inputs.seed, inputs.labels)
+    return {"kid": Reading(found, len(inputs.x))}
 
 
 KID = Number("kid", better="smaller")

@@ -25,14 +25,15 @@ BATCH = 32
 CELLS = 50_000_000  # of pixels times levels; beyond it the independent bar is left out
 
 
-def measure(of: Model) -> dict[str, Any] | None:
+def measure(inputs: Model) -> dict[str, Any] | None:
     """What the family says of as many held-out records as `evaluate.likelihood` asks for."""
-    count, seed = of.options.likelihood, of.options.seed
-    return likelihood(of.engine, of.data, of.judge.real, count, seed, lambda done: of.tell(done, "likelihood"))
+    count, seed = inputs.options.likelihood, inputs.options.seed
+    real = inputs.extractor.real
+    return likelihood(inputs.engine, inputs.data, real, count, seed, lambda done: inputs.progress(done, "likelihood"))
 
 
 def likelihood(
-    engine: "Engine", data: "Dataset", real: "DataSplits", images: int, seed: int, tell: "Emit"
+    engine: "Engine", data: "Dataset", real: "DataSplits", images: int, seed: int, progress: "Emit"
 ) -> dict[str, Any] | None:
     """What the family says of held-out records.
 
@@ -67,7 +68,7 @@ def likelihood(
         nats.append(found.nats.double().cpu().numpy())
         own.append(found.stderr.double().cpu().numpy())
         kind, method, nfe = found.kind, found.method, found.nfe
-        tell(len(part))
+        progress(len(part))
     if not nats:
         return None
     per_nat = 1.0 if data.facts.is_points else -bits_per_dim(1.0, data.facts.dims)
@@ -86,11 +87,11 @@ def likelihood(
         "nfe": nfe,
         "n": len(values),
         "split": real.split,
-        "bars": bars(data, real),
+        "bars": baselines(data, real),
     }
 
 
-def bars(data: "Dataset", real: "DataSplits") -> dict[str, float]:
+def baselines(data: "Dataset", real: "DataSplits") -> dict[str, float]:
     """The bars: for pictures bits/dim by name; for points the true density's nats."""
     from genflow.evaluation.features.extractor import ROWS
 
@@ -99,14 +100,14 @@ def bars(data: "Dataset", real: "DataSplits") -> dict[str, float]:
         truth = split.log_density
         if truth is None:
             return {}
-        told = 0.0  # the families are told the label: log p(x | y) = log p(x) - log p(y) where x shows its y
+        label_term = 0.0  # the families are told the label: log p(x | y) = log p(x) - log p(y) where x shows its y
         if facts.classes:
             share = np.bincount(split.labels, minlength=facts.classes) / len(split)
-            told = float(np.log(share[split.labels[real.reference]]).mean())
-        return {"truth": told - float(truth[real.reference].mean())}
+            label_term = float(np.log(share[split.labels[real.reference]]).mean())
+        return {"truth": label_term - float(truth[real.reference].mean())}
     found = {"levels": math.log2(facts.levels)}
     if facts.dims * facts.levels <= CELLS:
-        train = data.splits["train"].take(real.taught[:ROWS]).reshape(-1, facts.dims)
+        train = data.splits["train"].take(real.training[:ROWS]).reshape(-1, facts.dims)
         found["independent"] = independent(train, split.take(real.reference).reshape(-1, facts.dims), facts.levels)
     return found
 
@@ -123,7 +124,7 @@ def independent(train: np.ndarray, held_out: np.ndarray, levels: int) -> float:
     return float(bits[held_out + offset].mean())
 
 
-def in_words(found: dict[str, Any] | None) -> str:
+def likelihood_text(found: dict[str, Any] | None) -> str:
     """A likelihood with its error and its kind; a bound is called a bound."""
     if not found:
         return NONE
@@ -135,5 +136,5 @@ def in_words(found: dict[str, Any] | None) -> str:
 METRIC = Metric(
     measure, needs="model", section="likelihood", order=60,
     numbers=(Number("bits_per_dim", better="smaller", path=("likelihood",)),),
-    table=(Column("bits/dim", lambda row: in_words(row.get("likelihood"))),),
+    table=(Column("bits/dim", lambda row: likelihood_text(row.get("likelihood"))),),
 )  # fmt: skip

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from genflow.data.shards import Dataset, Split
     from genflow.evaluation.features.extractor import DataSplits
 
-SHOWN = 200  # samples of which the standouts are looked for
-WATCHED = 1000  # samples, and held-out rows, that are looked at; every training row is
+STANDOUT_CANDIDATES = 200  # samples of which the standouts are looked for
+MAX_SAMPLES = 1000  # samples, and held-out rows, that are looked at; every training row is
 SIDE, NEIGHBOURS, COPY = 16, 5, 0.5  # with 50 neighbours, held-out digits had 14 %
-ROWS = 2048  # training rows at a time
+BLOCK = 2048  # training rows at a time
 
 
-def measure(of: Samples) -> dict[str, MetricValue] | None:
+def measure(inputs: Samples) -> dict[str, MetricValue] | None:
     """`nearest` and `copies`."""
-    return memorization(of.records, of.data, of.judge.real)
+    return memorization(inputs.records, inputs.data, inputs.extractor.real)
 
 
 def memorization(records: np.ndarray, data: "Dataset", real: "DataSplits") -> dict[str, MetricValue] | None:
@@ -48,12 +48,12 @@ def memorization(records: np.ndarray, data: "Dataset", real: "DataSplits") -> di
     if data.facts.is_points:
         return None
     train = data.splits["train"]
-    found = _measure(small(records[:WATCHED], data.facts), train)
+    found = _measure(downscale(records[:MAX_SAMPLES], data.facts), train)
     floors: dict[str, float | None] = dict.fromkeys(found)
     if real.split != "train":
-        held_out = data.splits[real.split].take(real.reference[:WATCHED])
-        floors = {name: m.value for name, m in _measure(small(held_out, data.facts), train).items()}
-    n = min(len(records), WATCHED)
+        held_out = data.splits[real.split].take(real.reference[:MAX_SAMPLES])
+        floors = {name: m.value for name, m in _measure(downscale(held_out, data.facts), train).items()}
+    n = min(len(records), MAX_SAMPLES)
     return {name: interval.metric(n, "pixels", floors[name]) for name, interval in found.items()}
 
 
@@ -70,8 +70,8 @@ def standouts(records: np.ndarray, data: "Dataset", count: int) -> np.ndarray:
         data: what the run was trained on.
         count: how many samples, at most.
     """
-    train, seen = data.splits["train"], records[:SHOWN]
-    nearest, others, rows = neighbours(small(seen, data.facts), train)
+    train, seen = data.splits["train"], records[:STANDOUT_CANDIDATES]
+    nearest, others, rows = neighbours(downscale(seen, data.facts), train)
     chosen = np.argsort(nearest / others.clip(min=1e-9), kind="stable")[:count]
     return np.stack([seen[chosen], train.take(rows[chosen])], 1).reshape(-1, *records.shape[1:])
 
@@ -82,8 +82,8 @@ def neighbours(x: np.ndarray, train: "Split") -> tuple[np.ndarray, np.ndarray, n
     best = np.empty((len(x), 0), np.float32)
     least, row = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
     squares = np.square(x).sum(1)[:, None]
-    for start in range(0, len(train), ROWS):
-        y = small(train.take(np.arange(start, min(start + ROWS, len(train)))), train.facts)
+    for start in range(0, len(train), BLOCK):
+        y = downscale(train.take(np.arange(start, min(start + BLOCK, len(train)))), train.facts)
         here = (squares + np.square(y).sum(1) - 2 * x @ y.T).clip(min=0)
         first = here.argmin(1)
         closer = here[np.arange(len(x)), first] < least
@@ -95,7 +95,7 @@ def neighbours(x: np.ndarray, train: "Split") -> tuple[np.ndarray, np.ndarray, n
     return distances[:, 0], distances[:, 1:].mean(1), row
 
 
-def small(records: np.ndarray, facts: DataSpec) -> np.ndarray:
+def downscale(records: np.ndarray, facts: DataSpec) -> np.ndarray:
     """Records (N, H, W, C) in [-1, 1], averaged down to at most 16 pixels a side, (N, D) float32."""
     import torch.nn.functional as F
 
@@ -108,7 +108,7 @@ def small(records: np.ndarray, facts: DataSpec) -> np.ndarray:
 
 COPIES = Number("copies", better="smaller", path=("memorization", "copies"), tune=False)
 METRIC = Metric(
-    measure, needs="samples", section="memorization", numbers=(COPIES,), records=WATCHED, order=80,
+    measure, needs="samples", section="memorization", numbers=(COPIES,), records=MAX_SAMPLES, order=80,
     applies=lambda data, options: not data.facts.is_points,
     report=(with_interval(COPIES, "copies ↓", mark=False),),
 )  # fmt: skip

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from genflow.storage.store import Artifact
 
 
-def measure(of: Samples) -> dict[str, Any] | None:
+def measure(inputs: Samples) -> dict[str, Any] | None:
     """The modes that samples show."""
-    return modes(of.records.reshape(len(of.records), -1), of.data.artifact)
+    return modes(inputs.records.reshape(len(inputs.records), -1), inputs.data.artifact)
 
 
 def modes(points: np.ndarray, dataset: "Artifact") -> dict[str, Any] | None:

@@ -77,10 +77,10 @@ def prdc(
     """
     n = min(len(features), len(reference))
     features, reference = features[:n], reference[:n]
-    reach = radii2(reference, k)
+    radii = radii2(reference, k)
     inside = np.empty((n, n), bool)  # inside[i, j]: sample i lies in real ball j
     for start, block in distances2(features, reference):
-        inside[start : start + len(block)] = block <= reach
+        inside[start : start + len(block)] = block <= radii
     per_sample = inside.sum(1)
     rows = halves(np.zeros(n) if strata is None else strata[:n], repeats, seed)
 
@@ -102,13 +102,13 @@ def prdc(
 
 def recalled(features: np.ndarray, reference: np.ndarray, k: int) -> float:
     """The share of the reference (M, D) that lies in the neighbourhood of features (N, D)."""
-    reach = radii2(features, k)
-    return float(np.mean(np.concatenate([(block <= reach).any(1) for _, block in distances2(reference, features)])))
+    radii = radii2(features, k)
+    return float(np.mean(np.concatenate([(block <= radii).any(1) for _, block in distances2(reference, features)])))
 
 
-def measure(of: Features) -> dict[str, Reading]:
+def measure(inputs: Features) -> dict[str, Reading]:
     """`precision`, `recall`, `density` and `coverage`."""
-    found = prdc(of.x, of.judge.reference, repeats=of.repeats, seed=of.seed, strata=of.labels)
+    found = prdc(inputs.x, inputs.extractor.reference, repeats=inputs.repeats, seed=inputs.seed, strata=inputs.labels)
     return {number.name: Reading(getattr(found, number.name), found.n) for number in NUMBERS}
 
 

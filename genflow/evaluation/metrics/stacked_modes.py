@@ -37,12 +37,12 @@ def is_stack(data: "Dataset") -> bool:
     return bool(data.artifact.meta.get("source", {}).get("kind") == "stack")
 
 
-def measure(of: Samples) -> dict[str, Any]:
-    """The modes that samples show, as `shown` has them."""
-    return shown(of.store, of.data, of.judge.real, of.records, of.emit)
+def measure(inputs: Samples) -> dict[str, Any]:
+    """The modes that samples show, as `measure_modes` has them."""
+    return measure_modes(inputs.store, inputs.data, inputs.extractor.real, inputs.records, inputs.emit)
 
 
-def shown(
+def measure_modes(
     store: "Store", data: "Dataset", real: "DataSplits", records: np.ndarray, emit: "Emit"
 ) -> dict[str, Any]:
     """What samples show, beside what as many held-out real stacks show.
@@ -60,15 +60,15 @@ def shown(
     from genflow.data.sources import stacked
 
     classes = int(data.artifact.meta["source"]["classes"])
-    read = reader(store, data, real, classes, emit)
+    classify = reader(store, data, real, classes, emit)
     held_out = data.splits[real.split]
     rows = real.reference[: len(records)]
     truth = stacked.modes([held_out.ids[row] for row in rows])
-    real_modes = read(held_out.take(rows))
+    real_modes = classify(held_out.take(rows))
     train = stacked.modes(data.splits["train"].ids)
     share = np.bincount(train.ravel(), minlength=classes) / train.size
     weights = np.einsum("i,j,k->ijk", share, share, share).ravel()
-    found = count(numbers(read(records[: len(rows)]), classes), weights)
+    found = count(numbers(classify(records[: len(rows)]), classes), weights)
     ceiling = count(numbers(real_modes, classes), weights)
     found["kl"]["floor"] = ceiling["kl"]["value"]
     reads = {"accuracy": float(np.mean(real_modes == truth)), "on": "held-out channels"}
@@ -80,22 +80,22 @@ def numbers(channels: np.ndarray, classes: int) -> np.ndarray:
     return channels @ classes ** np.arange(channels.shape[1])[::-1]
 
 
-def count(shown: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def count(found: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     """{captured, of, interval, kl} of samples that show modes (N,) whose true shares are (M,)."""
-    n, modes = len(shown), len(weights)
+    n, modes = len(found), len(weights)
 
     def divergence(rows: np.ndarray) -> float:
-        share = np.bincount(shown[rows], minlength=modes) / len(rows)
+        share = np.bincount(found[rows], minlength=modes) / len(rows)
         here = share > 0
         return float((share[here] * np.log(share[here] / weights[here])).sum())
 
-    times = np.bincount(shown, minlength=modes)
-    captured, reach = int((times > 0).sum()), Z * math.sqrt((times == 1).sum())
+    times = np.bincount(found, minlength=modes)
+    captured, half_width = int((times > 0).sum()), Z * math.sqrt((times == 1).sum())
     kl = half_sampled(divergence(np.arange(n)), divergence, halves(np.zeros(n), 50), n, (0.0, math.inf))
     return {
         "captured": captured,
         "of": modes,
-        "interval": [max(0.0, captured - reach), min(float(modes), captured + reach)],
+        "interval": [max(0.0, captured - half_width), min(float(modes), captured + half_width)],
         "kl": {**vars(kl), "n": n, "floor": None},
     }
 
@@ -125,11 +125,11 @@ def reader(store: "Store", data: "Dataset", real: "DataSplits", classes: int, em
     net.load_state_dict(load_file(artifact.file(WEIGHTS)))
     net.eval().requires_grad_(False)
 
-    def read(records: np.ndarray) -> np.ndarray:
+    def classify(records: np.ndarray) -> np.ndarray:
         found = classifier.embed(net, _channels(to_display(records, data.facts)))[1]
         return found.reshape(-1, stacked.CHANNELS)
 
-    return read
+    return classify
 
 
 def _train(
@@ -139,7 +139,7 @@ def _train(
     from genflow.data.sources import stacked
     from genflow.evaluation.features import classifier
 
-    split, rows = data.splits["train"], real.taught[: classifier.MOST * classifier.BATCH]
+    split, rows = data.splits["train"], real.training[: classifier.MAX_STEPS * classifier.BATCH]
     ids = split.ids
     labels = stacked.modes([ids[row] for row in rows]).ravel()
 
@@ -152,7 +152,7 @@ def _train(
         emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the reader")
 
     pictures = data.artifact.meta["source"].get("pictures", len(labels))  # an older genflow did not write it down
-    steps = classifier.enough(pictures)  # however many stacks they make
+    steps = classifier.default_steps(pictures)  # however many stacks they make
     return classifier.train(display, labels, classifier.Task("labels", classes), shape, steps=steps, progress=progress)
 
 

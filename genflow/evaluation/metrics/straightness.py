@@ -10,12 +10,12 @@ from genflow.evaluation.metrics.base import Metric, Model, Number
 if TYPE_CHECKING:
     from genflow.sampling.engine import Engine
 
-WAYS = 128  # samples whose way is measured
+PATHS = 128  # samples whose way is measured
 
 
-def measure(of: Model) -> dict[str, Any] | None:
+def measure(inputs: Model) -> dict[str, Any] | None:
     """The mean over samples with its 95 % interval, {value, low, high, n}; None of a family that walks no ODE."""
-    found = straightness(of.engine, of.labels, of.options.seed)
+    found = straightness(inputs.engine, inputs.labels, inputs.options.seed)
     if found is None:
         return None
     n = len(found)
@@ -30,7 +30,7 @@ def straightness(engine: "Engine", labels: np.ndarray, seed: int) -> np.ndarray 
     from genflow.evaluation.samples import seeds
     from genflow.maths.rng import SampleRng
 
-    n = min(WAYS, len(labels))
+    n = min(PATHS, len(labels))
     rng = SampleRng(seeds(seed, n, "way"), "sample", engine.device)
     noise = rng.normal((n, *engine.family.noise_shape))
     found = engine.family.straightness(noise, torch.from_numpy(labels[:n]).to(engine.device))

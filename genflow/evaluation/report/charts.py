@@ -12,7 +12,7 @@ from html import escape
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
 COLOURS = 8
-ROW, BARS = 22, 20  # of bars: the height of one, and how many at most
+ROW, MAX_BARS = 22, 20  # of bars: the height of one, and how many at most
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
@@ -137,7 +137,7 @@ def chart(
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">{body}</svg>'
 
 
-def bars(
+def share_bars(
     names: Sequence[str], shares: Sequence[dict[str, float]], real: Sequence[float], index: int, alt: str
 ) -> str:
     """Horizontal bars of shares with their intervals, and real data's shares as upright strokes.
@@ -150,18 +150,18 @@ def bars(
         alt: the drawing in words.
     """
     chosen = range(len(names))
-    if len(names) > BARS:
+    if len(names) > MAX_BARS:
         far = sorted(chosen, key=lambda i: -abs(shares[i]["value"] - real[i]))
-        chosen = sorted(far[:BARS])  # type: ignore[assignment]
+        chosen = sorted(far[:MAX_BARS])  # type: ignore[assignment]
     most = max([share["high"] for share in shares] + list(real))
     x = Axis(0.0, most, 112, WIDTH - RIGHT, False)
     parts, height = [], ROW * len(chosen) + 26
     for line, i in enumerate(chosen):
         share, top = shares[i], ROW * line + 4
         middle, wide = top + ROW / 2 - 2, round(x.at(share["value"]) - x.start, 2)
-        said = f"{names[i]}: {100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+        text = f"{names[i]}: {100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
         low, high = x.at(share["low"]), x.at(share["high"])
-        title = f"<title>{escape(said)}, real {100 * real[i]:.1f} %</title>"
+        title = f"<title>{escape(text)}, real {100 * real[i]:.1f} %</title>"
         style = f'style="--c:var(--c{index % COLOURS})"'
         label = names[i] if len(names[i]) <= 14 else f"{names[i][:13]}…"
         parts += [
@@ -200,9 +200,9 @@ def _interval(series: Series, x: Axis, y: Axis) -> str:
         upper = [f"{x.at(p.x)},{y.at(p.high)}" for p in points]
         lower = [f"{x.at(p.x)},{y.at(p.low)}" for p in reversed(points)]
         return f'<polygon class="band" {style} points="{" ".join(upper + lower)}"/>'
-    bars = [f'<line class="bar" {style} x1="{x.at(p.x)}" x2="{x.at(p.x)}" y1="{y.at(p.low)}" y2="{y.at(p.high)}"/>'
+    lines = [f'<line class="bar" {style} x1="{x.at(p.x)}" x2="{x.at(p.x)}" y1="{y.at(p.low)}" y2="{y.at(p.high)}"/>'
             for p in points]  # fmt: skip
-    return "".join(bars)
+    return "".join(lines)
 
 
 def _line(series: Series, x: Axis, y: Axis) -> str:
@@ -236,7 +236,7 @@ def _shape(index: int) -> int:
     return (index + index // COLOURS) % len(DASHES)
 
 
-def key(index: int) -> str:
+def legend_key(index: int) -> str:
     """A series's mark and dashes, for legends and tables."""
     style = f'style="--c:var(--c{index % COLOURS})"'
     line = f'<line class="line" {style} x1="0" x2="30" y1="7" y2="7" stroke-dasharray="{DASHES[_shape(index)]}"/>'

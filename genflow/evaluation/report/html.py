@@ -9,7 +9,7 @@ import jinja2
 from PIL import Image
 
 from genflow.evaluation.metrics.base import number, share
-from genflow.evaluation.metrics.likelihood import in_words
+from genflow.evaluation.metrics.likelihood import likelihood_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -20,12 +20,12 @@ def template(path: Path, **tests: Callable[..., bool]) -> jinja2.Template:
         loader=jinja2.FileSystemLoader([path.parent, TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "share": share, "likely": in_words}
+    environment.filters |= {"number": number, "share": share, "likelihood": likelihood_text}
     environment.tests |= tests
     return environment.get_template(path.name)
 
 
-def picture(path: Path, budget: int) -> str:
+def data_uri(path: Path, budget: int) -> str:
     """A PNG file as a data URI: as it is, or as WebP at as high a quality as stays within `budget` bytes."""
     data, kind = path.read_bytes(), "png"
     for quality in (90, 75, 50, 25):

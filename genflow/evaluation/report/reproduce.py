@@ -30,12 +30,12 @@ def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [_line("prepare", dataset.meta["options"]["source"], "--name", dataset.name, *_prepare(dataset))]
     trained = _lineage(store, runs)
     names = [run.name for run in trained]
-    called = {run.id: run.name if names.count(run.name) == 1 else run.id for run in trained}
+    name_by_run = {run.id: run.name if names.count(run.name) == 1 else run.id for run in trained}
     lines += [
-        _line("train", run.meta["family"], "--data", dataset.name, *_train(store, run, facts, called))
+        _line("train", run.meta["family"], "--data", dataset.name, *_train(store, run, facts, name_by_run))
         for run in trained
     ]
-    named = [called[run.id] for run in runs]
+    named = [name_by_run[run.id] for run in runs]
     defaults = Evaluate().model_dump(mode="json")
     sets = _sets({f"evaluate.{key}": value for key, value in rows[0]["evaluate"].items() if value != defaults[key]})
     sets += _sets({f"sample.{key}": value for key, value in rows[0].get("sample", {}).items()})
@@ -63,7 +63,7 @@ def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
     return list(found.values())
 
 
-def _train(store: Store, run: Artifact, facts: DataSpec, called: dict[str, str]) -> list[str]:
+def _train(store: Store, run: Artifact, facts: DataSpec, name_by_run: dict[str, str]) -> list[str]:
     """The options with which the family's preset becomes the run's recipe; `called` are names by the runs' ids."""
     recipe = recipe_of(run)
     kind, net = recipe.family["kind"], recipe.net["kind"]
@@ -79,9 +79,9 @@ def _train(store: Store, run: Artifact, facts: DataSpec, called: dict[str, str])
             del base["net.kind"]
     except GenflowError:  # a preset that is gone, or fits no longer: everything is said
         base = {"family.kind": kind}
-    asked = {key: value for key, value in _deciding(recipe).items() if key not in base or base[key] != value}
+    asked = {key: value for key, value in _deciding_settings(recipe).items() if key not in base or base[key] != value}
     asked.pop("init", None)
-    start = ["--init", called.get(recipe.init, recipe.init)] if recipe.init else []
+    start = ["--init", name_by_run.get(recipe.init, recipe.init)] if recipe.init else []
     name = ["--name", recipe.name] if recipe.name else []
     return [*start, *name, *_sets(asked)]
 
@@ -94,33 +94,33 @@ def recipe_of(run: Artifact) -> Recipe:
 
 def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:
     """The keys that two recipes or more have and in which they differ, with each one's value or a dash."""
-    flat = [_deciding(recipe) for recipe in recipes]
+    flat = [_deciding_settings(recipe) for recipe in recipes]
     keys = dict.fromkeys(key for values in flat for key in values if sum(key in other for other in flat) > 1)
-    found = [(key, [_shown(values[key]) if key in values else "–" for values in flat]) for key in keys]
+    found = [(key, [_text(values[key]) if key in values else "–" for values in flat]) for key in keys]
     return [(key, values) for key, values in found if len(set(values)) > 1]
 
 
-def own(recipes: Sequence[Recipe]) -> list[list[str]]:
+def unique_settings(recipes: Sequence[Recipe]) -> list[list[str]]:
     """For each recipe the keys that no other has, as `key=value`."""
-    flat = [_deciding(recipe) for recipe in recipes]
+    flat = [_deciding_settings(recipe) for recipe in recipes]
     return [
-        [f"{key}={_shown(values[key])}" for key in values if sum(key in other for other in flat) == 1]
+        [f"{key}={_text(values[key])}" for key in values if sum(key in other for other in flat) == 1]
         for values in flat
     ]
 
 
-def _deciding(recipe: Recipe) -> dict[str, Any]:
+def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
     values = flatten(recipe.model_dump(mode="json"))
     pairs = {"data.pairs": recipe.data.pairs} if recipe.data.pairs else {}
     return {key: value for key, value in values.items() if not key.startswith(NOT_OF_THE_RUN)} | pairs
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _sets(values: dict[str, Any]) -> list[str]:
-    return [word for key, value in values.items() for word in ("--set", f"{key}={_shown(value)}")]
+    return [word for key, value in values.items() for word in ("--set", f"{key}={_text(value)}")]
 
 
 def _line(*words: str) -> str:

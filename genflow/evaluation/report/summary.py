@@ -10,7 +10,7 @@ from typing import Any
 from genflow.evaluation.interval import Interval, order
 from genflow.evaluation.report.table import number
 from genflow.evaluation.steps_needed import TOLERANCE, enough, still_improves
-from genflow.evaluation.sweep import beside_teachers
+from genflow.evaluation.sweep import compare_with_teachers
 
 Row = Mapping[str, Any]  # an Evaluation
 LOW_VARIETY, LOW_AGREEMENT = 0.7, 0.9
@@ -32,7 +32,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     return [sentence for part in parts if (sentence := part(ranked))]
 
 
-def tells_apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether two metrics differ by more than their errors together."""
     return order(*(Interval(m["value"], m["low"], m["high"]) for m in (a, b))) != 0
 
@@ -41,11 +41,11 @@ def _quality(ranked: list[Row]) -> str:
     best, *others = ranked
     fd = best["metrics"]["fd"]
     measure = f"fd {number(fd['value'])}, where {fd['n']:,} real ones get {number(fd['floor'])}"
-    if not tells_apart(fd, {**fd, "value": fd["floor"], "low": fd["floor"], "high": fd["floor"]}):
+    if not differ(fd, {**fd, "value": fd["floor"], "low": fd["floor"], "high": fd["floor"]}):
         measure += "; by fd alone, at this number of samples, they cannot be told from real ones"
     if not others:
         return f"{best['name']}: {measure}."
-    equal = [row["name"] for row in others if not tells_apart(fd, row["metrics"]["fd"])]
+    equal = [row["name"] for row in others if not differ(fd, row["metrics"]["fd"])]
     if not equal:
         return f"{best['name']} has the best samples: {measure}."
     names = _list([best["name"], *equal])
@@ -74,7 +74,7 @@ def _speed(ranked: list[Row]) -> str:
     times = best["speed"]["ms_batch_64"] / ms
     worse = fastest["metrics"]["fd"]["value"] / max(best["metrics"]["fd"]["value"], 1e-12)
     price = f"at {worse:.1f} times the fd"
-    if not tells_apart(best["metrics"]["fd"], fastest["metrics"]["fd"]):
+    if not differ(best["metrics"]["fd"], fastest["metrics"]["fd"]):
         price = "with an fd that cannot be told apart"
     return f"{fastest['name']} is the fastest: {number(ms)} ms a sample, {number(times)} times faster, {price}.{busy}"
 
@@ -99,10 +99,10 @@ def _steps(ranked: list[Row]) -> str:
 def _few(ranked: list[Row]) -> str:
     """Runs that learnt few steps from another, beside that one's best plain sampler at the same price."""
     parts = []
-    for at in beside_teachers(ranked):
+    for at in compare_with_teachers(ranked):
         fd, plain = at["fd"], at["teacher_fd"]
         than = "better than" if fd["value"] < plain["value"] else "worse than"
-        than = than if tells_apart(fd, plain) else "as good as"
+        than = than if differ(fd, plain) else "as good as"
         times = f"{at['nfe']} evaluation{'s' if at['nfe'] > 1 else ''}"
         with_ = f" with {at['teacher_sampler']}" if at["teacher_sampler"] else ""
         parts.append(
@@ -110,10 +110,10 @@ def _few(ranked: list[Row]) -> str:
             f"({number(plain['value'])})"
         )
     alone = [row["name"] for row in ranked if row.get("init") and row["init"] not in {other["run"] for other in ranked}]
-    said = f"{_list(parts)[:1].upper()}{_list(parts)[1:]}." if parts else ""
+    text = f"{_list(parts)[:1].upper()}{_list(parts)[1:]}." if parts else ""
     if alone:
-        said += f" {_list(alone)} learnt from a run that is not compared here."
-    return said.strip()
+        text += f" {_list(alone)} learnt from a run that is not compared here."
+    return text.strip()
 
 
 def _straightness(ranked: list[Row]) -> str:
@@ -137,8 +137,8 @@ def _variety(ranked: list[Row]) -> str:
         ]
         found = row.get("modes")
         if found and found.get("interval", [0, found["captured"]])[1] < found.get("ceiling", found["of"]):
-            beside = f", where as many real ones show {found['ceiling']}" if "ceiling" in found else ""
-            missing.append(f"{found['captured']} of {found['of']} modes{beside}")
+            reference = f", where as many real ones show {found['ceiling']}" if "ceiling" in found else ""
+            missing.append(f"{found['captured']} of {found['of']} modes{reference}")
         if missing:
             parts.append(f"{row['name']} ({_list(missing)})")
     return f"Part of the data is missing from {_list(parts)}." if parts else ""
@@ -159,12 +159,12 @@ def _labels(ranked: list[Row]) -> str:
 def _copies(ranked: list[Row]) -> str:
     """Which runs repeat training pictures more often than held-out pictures happen to resemble them."""
     asked = [(row["name"], found["copies"]) for row in ranked if (found := row.get("memorization"))]
-    heard = [
+    suspicious = [
         f"{name} {100 * copies['value']:.1f} %, where held-out pictures have {100 * copies['floor']:.1f} %"
         for name, copies in asked
         if copies["floor"] is not None and copies["low"] > copies["floor"] + (copies["high"] - copies["value"])
     ]
-    return f"Samples that stand out as near copies of one training picture: {_list(heard)}." if heard else ""
+    return f"Samples that stand out as near copies of one training picture: {_list(suspicious)}." if suspicious else ""
 
 
 def _likelihood(ranked: list[Row]) -> str:
@@ -176,16 +176,16 @@ def _likelihood(ranked: list[Row]) -> str:
         for row in sorted(have, key=lambda row: row["likelihood"]["value"])
     ]
     kinds = {row["likelihood"]["kind"] for row in have}
-    aside = "; numbers of different kinds are no ranking" if len(kinds) > 1 else ""
+    note = "; numbers of different kinds are no ranking" if len(kinds) > 1 else ""
     unit = "Bits a dimension" if have[0]["likelihood"]["unit"] == "bits/dim" else "Nats a point"
     bars = have[0]["likelihood"]["bars"]
-    above = [row["name"] for row in have if row["likelihood"]["low"] > bars.get("independent", math.inf)]
-    below = [row["name"] for row in have if row["likelihood"]["high"] < bars.get("truth", -math.inf)]
-    if above:
-        aside += f". {_list(above)}: worse than pixels drawn apart from each other ({bars['independent']:.2f})"
-    if below:
-        aside += f". {_list(below)}: below the truth ({bars['truth']:.2f}), so the estimate is too coarse"
-    return f"{unit}: {', '.join(parts)}{aside}."
+    worse = [row["name"] for row in have if row["likelihood"]["low"] > bars.get("independent", math.inf)]
+    impossible = [row["name"] for row in have if row["likelihood"]["high"] < bars.get("truth", -math.inf)]
+    if worse:
+        note += f". {_list(worse)}: worse than pixels drawn apart from each other ({bars['independent']:.2f})"
+    if impossible:
+        note += f". {_list(impossible)}: below the truth ({bars['truth']:.2f}), so the estimate is too coarse"
+    return f"{unit}: {', '.join(parts)}{note}."
 
 
 def _list(words: Sequence[str]) -> str:

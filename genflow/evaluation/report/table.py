@@ -62,7 +62,7 @@ def _value(row: Row, metric: str) -> float | None:
     if metric == "ms":
         return row["speed"]["ms_batch_64"]
     declared = metrics.numbers().get(metric)
-    return ((declared.of(row) if declared else row["metrics"].get(metric)) or {}).get("value")
+    return ((declared.get(row) if declared else row["metrics"].get(metric)) or {}).get("value")
 
 
 def best_run(store: Store, metric: str) -> Artifact:

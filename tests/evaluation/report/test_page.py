@@ -23,8 +23,8 @@ OPTIONS = Evaluate(samples=60, sweep_samples=30, steps=(1, 4), likelihood=8, boo
 @pytest.fixture
 def measured(store, prepared, monkeypatch):
     """Documents of a VAE and of flow matching on digits, each trained for a moment."""
-    monkeypatch.setattr(classifier, "MOST", 5)
-    monkeypatch.setattr(classifier, "LEAST", 5)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 5)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 5)
     data = prepared("digits", val=0.2)
     made = [finished(store, data, "vae"), finished(store, data, "flow_matching", name="flow-b")]
     return [evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None) for run in made]
@@ -109,7 +109,7 @@ def test_differences_are_the_changed_keys_alone(store, measured):
     keys = dict(reproduce.differences(recipes))
     assert keys["family.kind"] == ["vae", "flow_matching"]
     assert "train.lr" not in keys
-    assert any(setting.startswith("family.beta=") for setting in reproduce.own(recipes)[0])
+    assert any(setting.startswith("family.beta=") for setting in reproduce.unique_settings(recipes)[0])
 
 
 def test_clear_differences_are_said_and_others_are_not():
