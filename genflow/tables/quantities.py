@@ -1,23 +1,25 @@
-"""From the evaluations of several seeds to one set of numbers a method, each with its interval.
+"""From evaluations of several seeds to one set of quantities per method, each with its interval.
 
-A quantity is {value, low, high, each, floor}: the mean over seeds with Student's 95 % interval (of one seed: over its
-samples), the seeds' own values, and real data's value where there is one. `high` is None where it is open.
+A quantity is {value, low, high, each, floor}: the mean over seeds with Student's 95 % interval (for a single seed: the
+interval over its samples), the values of the seeds, and the value of real data if there is one. `high` is None if the
+interval has no upper end.
 
     fd kid precision recall density coverage agreement classification copies      as `genflow evaluate` measures them
-    fd@N            the distance at N evaluations
-    steps           evaluations that are enough (evaluation/recommend.py); the widest interval of any seed
-    ms, ms_needed, ms_alone     milliseconds a sample: as the row samples, and at `steps`, in batches of 64; and alone
+    fd@N            fd with N network evaluations
+    steps           network evaluations needed (evaluation/steps_needed.py); the widest interval over the seeds
+    ms, ms_needed   milliseconds per sample in batches of 64: with the row's setting, and with `steps` evaluations
+    ms_alone        milliseconds per sample in a batch of 1
     images_per_second, memory_mb, nfe
-    train_rate      training images a CPU second
-    spread          standard deviation of fd over seeds, as a share of its mean; its interval is a chi-squared one
-    diverged        share of trainings that failed by themselves, of seeds and learning rates (Wilson's interval)
-    worst           the largest fd of a seed
-    lr_sensitivity  the worse fd at a third and at three times the learning rate, over fd at it, of the same seed
-    seconds_to      CPU seconds of the shortest training that was tried whose fd is within `target` floors
-    rarest          the share of the class that samples neglect most, over real data's
+    train_rate      training images per CPU second
+    spread          standard deviation of fd over seeds, divided by its mean; chi-squared interval
+    diverged        share of trainings that diverged, over seeds and learning rates; Wilson's interval
+    worst           the largest fd of any seed
+    lr_sensitivity  the larger fd at a third and at three times the learning rate, divided by fd at the preset's rate
+    seconds_to      CPU seconds of the shortest tried training whose fd is at most `target` times its floor
+    rarest          the share of the most neglected class among samples, divided by its share in real data
     straightness, likelihood
-    grid_captured, grid_share, grid_kl, uneven_...    modes found, share of points in one, KL to the true weights
-    stacked_captured, stacked_kl, stacked_ceiling     the same of stacks, and modes that as many real stacks show
+    grid_captured, grid_share, grid_kl, uneven_...    modes found, share of points near one, KL to the true weights
+    stacked_captured, stacked_kl, stacked_ceiling     the same for stacks, and the modes that as many real stacks show
 """
 
 import math
@@ -41,9 +43,9 @@ def quantities(study: Document, found: Evaluations, failed: dict[str, Document])
     """The quantities of every method.
 
     Args:
-        study: of the plan: rows, runs, seeds, trials, tolerance.
-        found: what was measured.
-        failed: what failed, by stage: {stage, kind, message}.
+        study: the plan's rows, runs, seeds, trials and tolerance.
+        found: the evaluations.
+        failed: failures by stage: {stage, kind, message}.
     """
     methods = {name: row for name, row in study["rows"].items() if row.get("tables")}
     return {name: _of(name, row["run"], study, found, failed) for name, row in methods.items()}
@@ -89,7 +91,7 @@ def _of(name: str, run: str, study: Document, found: Evaluations, failed: dict[s
 
 
 def _modes(trial: str, seen: list[Document]) -> dict[str, Quantity]:
-    """What is known of a trial's modes, over seeds."""
+    """The quantities of a trial with known modes, over seeds; {} if it was not measured."""
     if not seen:
         return {}
     found = [{"value": m["captured"], "low": low, "high": high} for m in seen for low, high in [_captured_interval(m)]]
@@ -101,13 +103,13 @@ def _modes(trial: str, seen: list[Document]) -> dict[str, Quantity]:
 
 
 def _captured_interval(modes: Document) -> list[float]:
-    """The interval of the number of modes, where sampling leaves one."""
+    """The interval of the number of captured modes; without one, the number itself twice."""
     found: list[float] = modes.get("interval") or [modes["captured"]] * 2
     return found
 
 
 def over_seeds(metrics: Iterable[Quantity | None]) -> Quantity:
-    """A metric over seeds; {} if no seed has it."""
+    """The quantity of a metric over seeds; {} if no seed has it."""
     have = [metric for metric in metrics if metric is not None]
     if not have:
         return {}
@@ -117,7 +119,7 @@ def over_seeds(metrics: Iterable[Quantity | None]) -> Quantity:
 
 
 def without_interval(values: Iterable[float | None]) -> Quantity:
-    """A number that has no interval of its own, over seeds."""
+    """The quantity over seeds of a number without an interval of its own."""
     have = [value for value in values if value is not None]
     return over_seeds({"value": value, "low": value, "high": value} for value in have)
 
@@ -127,10 +129,10 @@ def _exact(value: float) -> Quantity:
 
 
 def steps(rows: list[Document], tolerance: float) -> Quantity:
-    """The evaluations that are enough: the median over seeds, and the widest that any seed's distances leave open."""
+    """The network evaluations needed: the median over seeds, and an interval that contains those of all seeds."""
     each = [steps_needed.needed(row["sweep"], tolerance) for row in rows]
     tried, high = max(point["nfe"] for row in rows for point in row["sweep"]), max(interval.high for interval in each)
-    open_end = tried > 1 and high >= tried  # nothing beyond it was tried
+    open_end = tried > 1 and high >= tried  # no larger number was tried
     return {
         "value": sorted(interval.value for interval in each)[(len(each) - 1) // 2],
         "low": min(interval.low for interval in each),
@@ -142,7 +144,7 @@ def steps(rows: list[Document], tolerance: float) -> Quantity:
 
 
 def spread(values: list[float]) -> Quantity:
-    """The standard deviation over seeds as a share of the mean; {} of fewer than two.
+    """The standard deviation over seeds divided by the mean; {} for fewer than two seeds.
 
     (n - 1) s^2 / sigma^2 is chi-squared with n - 1 degrees of freedom for normal values.
     """
@@ -155,7 +157,10 @@ def spread(values: list[float]) -> Quantity:
 
 
 def diverged(run: str, study: Document, found: Evaluations, failed: dict[str, Document]) -> Quantity:
-    """The share of trainings, of every seed and learning rate, that ended because something went wrong in them."""
+    """The share of trainings that diverged, over all seeds and learning rates; {} if none was tried.
+
+    Trainings that failed for another reason, such as a full disk, are not counted.
+    """
     trials = [f"{run}-{trial}" for trial in LR_TRIALS if run in study["trials"].get(trial, {}).get("of", ())]
     stages = [f"{run}-s{seed}" for seed in study["seeds"]]
     stages += [f"{trial}-s{study['seeds'][0]}" for trial in trials]
@@ -172,9 +177,9 @@ def diverged(run: str, study: Document, found: Evaluations, failed: dict[str, Do
 def lr_sensitivity(
     run: str, study: Document, found: Evaluations, failed: dict[str, Document], own: dict[int, Document]
 ) -> Quantity:
-    """How much worse samples become at other learning rates: the larger of two ratios of fd, of the same seed.
+    """How much fd grows at other learning rates: the larger of two ratios of fd, for the same seed.
 
-    Its interval takes the errors of both distances over samples; no end where a training failed.
+    The interval combines the errors of both distances over samples. `value` is None if a training failed.
     """
     seed = study["seeds"][0]
     if seed not in own:
@@ -198,11 +203,11 @@ def lr_sensitivity(
 
 
 def seconds_to(run: str, study: Document, found: Evaluations) -> Quantity:
-    """CPU seconds of the shortest training of a run, of those that were tried, whose fd is within `target` floors.
+    """CPU seconds of the shortest tried training of a run whose fd is at most `target` times its floor.
 
-    Each is a training of its own with a schedule of its own, of the first seed. `low` is the longest that is clearly
-    too short, `high` the shortest that is clearly enough (None: none is); `value` is None if none reaches it. A
-    training that diverged reaches nothing.
+    Each budget is a separate training of the first seed with its own schedule. `low` is the longest training whose
+    fd is clearly too large, `high` the shortest whose fd is clearly small enough (None: there is none). `value` is
+    None if no training reaches the target. Trainings that diverged are ignored.
     """
     seed, target = study["seeds"][0], study.get("target")
     rows = [found.get(name, {}).get(seed) for name in (_first(run, study), *(f"{run}-{t}" for t in TIME_TRIALS))]
@@ -224,7 +229,7 @@ def seconds_to(run: str, study: Document, found: Evaluations) -> Quantity:
 
 
 def likelihood(found: list[Document | None], has: str | None = None) -> Quantity:
-    """Bits a dimension with their kind; kind `none` of a family that has no likelihood."""
+    """Bits per dimension (nats for points) with their kind; kind `none` for a family without a likelihood."""
     have = [one for one in found if one]
     if not have:
         return {"value": None, "low": None, "high": None, "each": [], "floor": None, "kind": has or "none"}
@@ -252,12 +257,12 @@ def curve(rows: list[Document]) -> list[Document]:
 
 
 def _first(run: str, study: Document) -> str:
-    """The first row of a run that has trials' own setting: the one whose fd the trials' is compared with."""
+    """The first row of a run, which trials are compared with: they sample with the same setting."""
     return next(name for name, row in study["rows"].items() if row["run"] == run)
 
 
 def _likelihood_rows(run: str, study: Document, found: Evaluations) -> list[Document]:
-    """The evaluations that carry a run's likelihood: those of its first row."""
+    """The evaluations that hold the likelihood of a run: those of its first row."""
     return list(found.get(_first(run, study), {}).values())
 
 

@@ -1,4 +1,4 @@
-"""Textbook claims: the verdict is a function of two intervals."""
+"""Claims of textbooks: the verdict depends only on two intervals."""
 
 import pytest
 
@@ -23,7 +23,7 @@ LOW, HIGH, WIDE = Interval(1.0, 0.9, 1.1), Interval(2.0, 1.8, 2.2), Interval(1.5
     ],
 )
 def test_a_claim_is_decided_where_the_errors_allow(left, relation, right, verdict):
-    """Confirmed or refuted if the difference is larger than both errors together; else undecided."""
+    """A claim is confirmed or refuted if the difference exceeds the combined errors, else undecided."""
     assert decide(left, relation, right) == verdict
 
 
@@ -32,7 +32,7 @@ VERDICTS_ON_EQUAL_VALUES = [("<=", "confirmed"), (">=", "confirmed"), ("<", "ref
 
 @pytest.mark.parametrize(("relation", "verdict"), VERDICTS_ON_EQUAL_VALUES)
 def test_equal_values_without_errors(relation, verdict):
-    """2 <= 2 holds and 2 < 2 does not: numbers of steps and of modes often have no error."""
+    """2 <= 2 is confirmed and 2 < 2 refuted: counts of steps and modes often have no error."""
     two = Interval(2, 2, 2)
     assert decide(two, relation, two) == verdict
 
@@ -47,7 +47,7 @@ def test_the_reverse_of_a_claim_has_the_reverse_verdict():
 
 
 def test_an_open_end_decides_nothing_beyond_it():
-    """Steps that still improve at 64 may be more than 100, and may not."""
+    """If fd still improves at 64 steps, a claim about 100 steps remains undecided."""
     open_end = Interval(64, 64, float("inf"))
     assert decide(open_end, ">=", Interval(100, 100, 100)) == "undecided"
     assert decide(open_end, ">", Interval(4, 4, 4)) == "confirmed"
@@ -63,7 +63,7 @@ def verdict_on(test, **quantities):
 
 
 def test_tests_are_read_as_they_are_written():
-    """A factor, a constant, a kind of likelihood, and what nobody measured."""
+    """A test can have a factor, a constant or a kind of likelihood; a missing quantity is "not measured"."""
     slow, fast = {"ms": quantity(30, 1)}, {"ms": quantity(2, 0.1), "likelihood": {"kind": "none"}}
     assert verdict_on("ddpm.ms >= 10 * gan.ms", ddpm=slow, gan=fast) == "confirmed"
     assert verdict_on("ddpm.ms >= 20 * gan.ms", ddpm=slow, gan=fast) == "refuted"
@@ -74,13 +74,13 @@ def test_tests_are_read_as_they_are_written():
 
 
 def test_a_test_that_cannot_be_read_is_refused():
-    """In one line that shows how it is written."""
+    """A test with a syntax error raises a UsageError."""
     with pytest.raises(UsageError, match="cannot read the test 'gan is bad'"):
         Claim("x", "y", "speed", "gan is bad")
 
 
-def test_the_plans_claims_speak_of_its_methods():
-    """Every side of every test is a method of the plan; every claim names its source."""
+def test_claims_of_the_plan_name_its_methods():
+    """Both sides of every test are methods of the plan, and every claim has a source with a URL."""
     plan = load()
     for claim in plan.claims:
         sides = [word.partition(".")[0] for word in claim["test"].split() if "." in word and word[0].isalpha()]
