@@ -1,4 +1,4 @@
-"""Pages that need nothing outside themselves: one style, one script, one way to put pictures in."""
+"""Tools for self-contained HTML pages: the Jinja environment, and pictures as data URIs."""
 
 import base64
 import io
@@ -15,7 +15,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def template(path: Path, **tests: Callable[..., bool]) -> jinja2.Template:
-    """A template, which may include what lies beside it, and `style.css`; `tests` are its own, by name."""
+    """Load a template.
+
+    Args:
+        path: the template; it may include files from its own folder and from `templates/`.
+        tests: additional Jinja tests by name.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([path.parent, TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -26,7 +31,7 @@ def template(path: Path, **tests: Callable[..., bool]) -> jinja2.Template:
 
 
 def data_uri(path: Path, budget: int) -> str:
-    """A PNG file as a data URI: as it is, or as WebP at as high a quality as stays within `budget` bytes."""
+    """A PNG file as a data URI; above `budget` bytes, as WebP of the highest quality that fits, or of quality 25."""
     data, kind = path.read_bytes(), "png"
     for quality in (90, 75, 50, 25):
         if len(data) <= budget:

@@ -1,4 +1,4 @@
-"""A run's training losses: a chart, and in words what a curve that looks wrong may mean."""
+"""Training losses of a run: a chart, and warnings about curves that indicate a problem."""
 
 import math
 
@@ -9,27 +9,27 @@ from genflow.evaluation.report.charts import Point, Series
 from genflow.storage.store import Store
 from genflow.tracking.journal import curves, journal_path
 
-CURVE_POINTS = 160  # of a loss curve
-MIN_POINTS = 20  # points that a curve says something with
+CURVE_POINTS = 160  # largest number of points of a drawn curve
+MIN_POINTS = 20  # shorter curves get no warnings
 FALLING, RISEN, SPIKE = 0.03, 0.10, 5.0
 Curve = list[tuple[int, float]]
 
 
 def losses(store: Store, run: str) -> dict[str, Curve]:
-    """The training losses of a run by name, (step, loss); none if its journal is gone."""
+    """The training losses of a run by name, as (step, loss); {} if its journal no longer exists."""
     path = journal_path(store.root, run)
     found = curves(path) if path.exists() else {}
     return {name: pairs for name, pairs in found.items() if name.startswith("train/loss")}
 
 
 def chart(found: dict[str, Curve], name: str, index: int, batch: int) -> str:
-    """The losses of one run, in a chart of its own; empty if there are none.
+    """A chart of the losses of one run; empty if there are none.
 
     Args:
         found: from `losses`.
-        name: the run's.
-        index: of its first line's colour.
-        batch: the global batch, for the axis.
+        name: the run's name.
+        index: selects the colour of the first line.
+        batch: the global batch size; the x axis counts training images.
     """
     lines = []
     for offset, (title, pairs) in enumerate(found.items()):
@@ -44,14 +44,14 @@ def chart(found: dict[str, Curve], name: str, index: int, batch: int) -> str:
 
 
 def downsample(pairs: Curve) -> list[tuple[float, float]]:
-    """A curve of at most 160 points, each the mean of its neighbours: (x, y)."""
+    """A curve of at most 160 points, each the mean of a group of consecutive points: (x, y)."""
     size = -(-len(pairs) // CURVE_POINTS) or 1
     groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def warnings(found: dict[str, Curve]) -> list[str]:
-    """What looks wrong in a run's losses, in sentences; of two players' losses only what is not finite.
+    """Warnings about the losses of a run, as sentences. For two players, only values that are not finite are reported.
 
     still falling   the last tenth lies below the tenth before it by more than 3 % of all that the loss fell, and by
                     more than twice the standard error of their difference
@@ -63,7 +63,8 @@ def warnings(found: dict[str, Curve]) -> list[str]:
         name = "the loss" if len(found) == 1 else title.removeprefix("train/")
         values = np.array([value for _, value in pairs])
         if not np.isfinite(values).all():
-            messages.append(f"{name} was not finite {int((~np.isfinite(values)).sum())} times")
+            bad = int((~np.isfinite(values)).sum())
+            messages.append(f"{name} was NaN or infinite in {bad} of {len(values)} records")
         elif len(found) == 1 and len(values) >= MIN_POINTS:
             messages += _warnings(name, values)
     return [f"{words[0].upper()}{words[1:]}." for words in messages]
@@ -76,11 +77,12 @@ def _warnings(name: str, values: np.ndarray) -> list[str]:
     fell = means[0] - means.min()
     lowest, messages = int(means.argmin()), []
     if means[-2] - means[-1] > max(FALLING * fell, 2 * math.hypot(errors[-1], errors[-2])):
-        messages.append(f"{name} was still falling at the end: a longer training may do better")
+        messages.append(f"{name} was still decreasing at the end: longer training may improve the model")
     if lowest < 9 and means[-1] - means[lowest] > max(RISEN * fell, 2 * math.hypot(errors[-1], errors[lowest])):
-        messages.append(f"{name} rose again after {10 * (lowest + 1)} % of the training")
+        messages.append(f"{name} increased again after {10 * (lowest + 1)} % of the training")
     late = values[len(values) // 2 :]
     middle, high = np.quantile(late, (0.5, 0.9))
     if high > middle and late.max() - middle > SPIKE * (high - middle):
-        messages.append(f"{name} has spikes in the second half, up to {table.number(float(late.max()))}")
+        top = table.number(float(late.max()))
+        messages.append(f"{name} has spikes in the second half of the training, up to {top}")
     return messages

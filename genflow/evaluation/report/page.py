@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing outside itself, from the documents of evaluated runs."""
+"""The report of a comparison: a self-contained HTML file, rendered from `genflow.evaluate/1` documents."""
 
 import json
 import math
@@ -20,35 +20,35 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
-Row = Mapping[str, Any]  # an Evaluation, or one whose run was renamed
+Row = Mapping[str, Any]  # an Evaluation, whose name `with_unique_names` may have changed
 TEMPLATE = Path(__file__).parent / "templates/report.html.j2"
 TEMPLATES = "genflow/evaluation/report/templates"
-PICTURES_BYTES = 6_000_000  # of all grids together
+PICTURES_BYTES = 6_000_000  # limit for all pictures of the page together
 
 
 def address(rows: Sequence[Row]) -> str:
-    """The content address of the report of these evaluations."""
+    """The content address of the report of these evaluations; their order does not matter."""
     code = source_hash.code_of("genflow/evaluation/report/page.py", *metrics.files(), also=(TEMPLATES,))
     made_from = [sorted(row["evaluation"] for row in rows), code]
     return f"{rows[0]['dataset_name']}-{digest(made_from)}"
 
 
 def build(store: Store, rows: Sequence[Row]) -> Artifact:
-    """Write the report.
+    """Write the report to the store.
 
     Args:
-        store: where the runs, their journals and evaluations are, and where the report goes.
+        store: holds the runs, their journals and evaluations.
         rows: `genflow.evaluate/1` documents of runs on one dataset.
 
     Raises:
-        UsageError: the runs were not measured alike.
+        UsageError: the runs were measured on different datasets or with different features.
     """
     for what, values in (
         ("datasets", {row["fingerprint"] for row in rows}),
         ("features", {row["features"]["name"] for row in rows}),
     ):
         if len(values) > 1:
-            raise UsageError(f"runs measured on different {what} cannot be compared: {', '.join(sorted(values))}")
+            raise UsageError(f"runs measured with different {what} cannot be compared: {', '.join(sorted(values))}")
     ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
     with store.stage("reports", address(rows), name=rows[0]["dataset_name"]) as staged:
         (staged.path / "report.html").write_text(render(store, ranked), encoding="utf-8")
@@ -59,17 +59,17 @@ def build(store: Store, rows: Sequence[Row]) -> Artifact:
 
 
 def with_unique_names(rows: Sequence[Row]) -> list[Row]:
-    """The rows, with the id for a name where two runs share one."""
+    """The rows; runs that share a name are called by their ids instead."""
     names = [row["name"] for row in rows]
     return [{**row, "name": row["run"] if names.count(row["name"]) > 1 else row["name"]} for row in rows]
 
 
 def render(store: Store, rows: Sequence[Row]) -> str:
-    """The page.
+    """The HTML of the report.
 
     Args:
-        store: where the runs, their journals and evaluations are.
-        rows: best first.
+        store: holds the runs, their journals and evaluations.
+        rows: `genflow.evaluate/1` documents, best run first.
     """
     shown = with_unique_names(rows)
     first = shown[0]
@@ -112,30 +112,30 @@ def render(store: Store, rows: Sequence[Row]) -> str:
 
 
 def embedded_picture(row: Row, name: str, budget: int) -> str:
-    """A picture of an evaluation as a data URI; empty if it has none."""
+    """A picture of an evaluation as a data URI; empty if the evaluation has no such file."""
     file = Path(row["path"]) / name
     return data_uri(file, budget) if file.is_file() else ""
 
 
 def class_bars(row: Row, index: int) -> str:
-    """The share of each class among a run's samples beside real data's; empty where there are no classes."""
+    """A chart of class shares of a run's samples and of real data; empty if the data has no classes."""
     found = row.get("classes")
     if not found:
         return ""
     rarest = found["rarest"]
-    text = f"Classes that samples of {row['name']} show; the rarest, {rarest['class']}, has "
-    text += f"{table.number(rarest['value'])} of its real share"
+    text = f"Share of each class among samples of {row['name']}; the most neglected class, {rarest['class']}, has "
+    text += f"{table.number(rarest['value'])} times its share in real data"
     return charts.share_bars(found["names"], found["shares"], found["real"], index, text)
 
 
 def columns(first: Row) -> list[Column]:
-    """The metrics' columns beside fd's, in their order, from the first run's document."""
+    """The columns that metrics declare for the report and that the document of the first run has; fd has its own."""
     declared = [(column.order or metric.order, column) for metric in metrics.every() for column in metric.report]
     return [column for _, column in sorted(declared, key=lambda pair: pair[0]) if column.has(first)]
 
 
 def _best(rows: list[Row]) -> dict[str, set[str]]:
-    """For each column the runs that cannot be told from its best."""
+    """The runs to highlight, by column: the best one and those that do not differ significantly from it."""
     found: dict[str, set[str]] = {}
     if len(rows) < 2:
         return found
@@ -165,21 +165,21 @@ def _sweep(rows: list[Row], place: str, unit: str) -> list[Series]:
 
 
 def _against_steps(rows: list[Row]) -> str:
-    series = _sweep(rows, "nfe", "evaluations")
+    series = _sweep(rows, "nfe", "network evaluations")
     most = max(point.x for line in series for point in line.points)
     powers = [2.0**i for i in range(math.floor(math.log2(most)) + 1)]
-    return _fd_chart(rows, series, "network evaluations a sample", powers)
+    return _fd_chart(rows, series, "network evaluations per sample", powers)
 
 
 def _against_time(rows: list[Row]) -> str:
-    return _fd_chart(rows, _sweep(rows, "ms_per_image", "ms"), "milliseconds a sample, in batches of 64", None)
+    return _fd_chart(rows, _sweep(rows, "ms_per_image", "ms"), "milliseconds per sample, in batches of 64", None)
 
 
 def _fd_chart(rows: list[Row], series: list[Series], x_label: str, x_ticks: list[float] | None) -> str:
     text = ". ".join(". ".join(point.text for point in line.points) for line in series)
     floor = rows[0]["sweep"][0]["fd"]["floor"]
     line = floor if floor > 0 else None
-    alt = f"fd, lower is better, against {x_label}; real data has {table.number(floor)}. {text}."
+    alt = f"fd (lower is better) against {x_label}; real data: {table.number(floor)}. {text}."
     return charts.chart(
         series, x_label=x_label, y_label="fd ↓", alt=alt, log_x=True, x_ticks=x_ticks, floor=line
     )

@@ -1,4 +1,4 @@
-"""How to make a comparison again: the commands, and the keys in which its runs differ."""
+"""How to reproduce a comparison: the commands, and the recipe keys in which its runs differ."""
 
 import json
 import shlex
@@ -14,14 +14,14 @@ from genflow.recipe.schema import Data, Evaluate, Recipe, flatten, parse
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 
-NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # what changes no weight
+NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # keys that do not change the weights
 
 
 def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`genflow prepare`, `train` for every run, and `compare`, with what differs from the presets.
+    """`genflow prepare`, `train` for every run, and `compare`, with the settings that differ from the presets.
 
     Args:
-        store: where the dataset and the runs are.
+        store: holds the dataset and the runs.
         rows: `genflow.evaluate/1` documents.
     """
     dataset = store.find("datasets", rows[0]["dataset"])
@@ -49,7 +49,7 @@ def _prepare(dataset: Artifact) -> list[str]:
 
 
 def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
-    """The runs, each after the one it starts from, if that is still in the store."""
+    """The runs and the runs they start from (if still in the store), each after its source."""
     found: dict[str, Artifact] = {}
 
     def add(run: Artifact) -> None:
@@ -64,7 +64,7 @@ def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
 
 
 def _train(store: Store, run: Artifact, facts: DataSpec, name_by_run: dict[str, str]) -> list[str]:
-    """The options with which the family's preset becomes the run's recipe; `called` are names by the runs' ids."""
+    """The options that turn the family's preset into the run's recipe; `name_by_run` maps run ids to names."""
     recipe = recipe_of(run)
     kind, net = recipe.family["kind"], recipe.net["kind"]
     source = store.get("runs", recipe.init) if recipe.init else None
@@ -77,7 +77,7 @@ def _train(store: Store, run: Artifact, facts: DataSpec, name_by_run: dict[str, 
         base = flatten(preset.model_dump(mode="json"))
         if other_net:
             del base["net.kind"]
-    except GenflowError:  # a preset that is gone, or fits no longer: everything is said
+    except GenflowError:  # the preset no longer exists or is invalid: state every setting
         base = {"family.kind": kind}
     asked = {key: value for key, value in _deciding_settings(recipe).items() if key not in base or base[key] != value}
     asked.pop("init", None)
@@ -87,13 +87,16 @@ def _train(store: Store, run: Artifact, facts: DataSpec, name_by_run: dict[str, 
 
 
 def recipe_of(run: Artifact) -> Recipe:
-    """A run's resolved recipe."""
+    """The resolved recipe of a run."""
     path = run.file("recipe.yaml")
     return parse(read(path), str(path))
 
 
 def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:
-    """The keys that two recipes or more have and in which they differ, with each one's value or a dash."""
+    """The keys in which recipes differ, with one value per recipe, or a dash if it lacks the key.
+
+    Keys that only one recipe has are omitted (see `unique_settings`).
+    """
     flat = [_deciding_settings(recipe) for recipe in recipes]
     keys = dict.fromkeys(key for values in flat for key in values if sum(key in other for other in flat) > 1)
     found = [(key, [_text(values[key]) if key in values else "–" for values in flat]) for key in keys]
@@ -101,7 +104,7 @@ def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:
 
 
 def unique_settings(recipes: Sequence[Recipe]) -> list[list[str]]:
-    """For each recipe the keys that no other has, as `key=value`."""
+    """For each recipe, the settings whose keys no other recipe has, as `key=value`."""
     flat = [_deciding_settings(recipe) for recipe in recipes]
     return [
         [f"{key}={_text(values[key])}" for key in values if sum(key in other for other in flat) == 1]
