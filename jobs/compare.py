@@ -1,4 +1,4 @@
-"""Compare runs of one dataset: measure what is not measured yet, then write the report.
+"""Compare runs on one dataset: measure runs without an evaluation, then write the report.
 
     python -m jobs.compare recipe.yaml
 """
@@ -26,13 +26,13 @@ STAGE = Stage(
 
 
 def main(document: Json, emit: Emit) -> Compared:
-    """Compare the runs of `inputs.runs`, or find them compared.
+    """Compare the runs of `inputs.runs`; an existing report is reused.
 
     Returns:
-        A `genflow.compare/1` document: the report, the verdict in sentences, and one row a run.
+        A `genflow.compare/1` document: the report, the verdict in sentences, and one row per run.
 
     Raises:
-        UsageError: there is no such run, or they are of different data.
+        UsageError: there is no such run, or the runs have different datasets.
         DataError: there is too little data to measure against, or a file is corrupt.
     """
     store = Store()
@@ -47,7 +47,7 @@ def main(document: Json, emit: Emit) -> Compared:
 
 
 def find(document: Json) -> Compared | None:
-    """The result, if the runs are compared already; None if there is something to do."""
+    """The result if the report exists; None otherwise."""
     store = Store()
     rows = finished_rows(store, runs_with_data(store, document), parse(document["recipe"]))
     existing = store.get("reports", page.address(rows)) if rows else None

@@ -2,8 +2,9 @@
 
     python -m jobs.evaluate recipe.yaml
 
-With `cluster.workers` above 1, samples are drawn and reduced to features in shares, each a Ray task. A share is the
-same whoever draws it, so no figure depends on the number of workers; times are those of the first share, drawn here.
+With `cluster.workers` above 1, samples are drawn in shares, and each share is a Ray task that returns features. A share
+does not depend on the worker that draws it, so only times depend on the number of workers. This process draws the first
+share, and times are measured on it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,16 +31,16 @@ STAGE = Stage(
     sections=("evaluate", "sample"),
     needs=(Need("runs", "run", into="inputs.runs", count="several"),),
     address="genflow.pipeline.addresses:evaluate",
-    listed=False,  # the report shows what was measured
+    listed=False,  # the report shows the results
     order=4,
 )
 
 
 def main(document: Json, emit: Emit) -> Evaluated:
-    """Measure every run of `inputs.runs`, or the one of `inputs.run`, or find it measured.
+    """Measure every run of `inputs.runs`, or the one of `inputs.run`; existing evaluations are reused.
 
     Returns:
-        A `genflow.evaluate/1` document with one row a run.
+        A `genflow.evaluate/1` document with one row per run.
 
     Raises:
         UsageError: there is no such run, or the features cannot be used.
@@ -50,7 +51,7 @@ def main(document: Json, emit: Emit) -> Evaluated:
 
 
 def measure_runs(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
-    """Every run's evaluation, made where it is missing and told to MLflow."""
+    """The evaluation of every run; new ones are also sent to MLflow."""
     recipe = parse(document["recipe"])
     rows = [
         evaluate.evaluate(
@@ -65,7 +66,7 @@ def measure_runs(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
 
 
 def executor_for(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Executor | None:
-    """Who draws a run's shares: Ray tasks, as many at once as the recipe has workers; None: nobody else."""
+    """Draws shares in Ray tasks, as many at a time as the recipe has workers; None for a single worker."""
     count, gpus = recipe.cluster.workers, recipe.cluster.gpus
     if count == 1:
         return None
@@ -90,7 +91,7 @@ def executor_for(store: Store, run: Artifact, data: Artifact, recipe: Recipe) ->
 def _share(
     url: str, run: str, data: str, features: str, sample: dict[str, Any], threads: int, share: Share
 ) -> DrawnFeatures:
-    """On a worker: as many threads as the others have, because sums of other lengths round otherwise."""
+    """The Ray task. It uses as many threads as the driver, because the number of threads changes rounding."""
     import torch
 
     torch.set_num_threads(threads)
@@ -99,20 +100,20 @@ def _share(
 
 
 def find(document: Json) -> Evaluated | None:
-    """The result, if every run is measured already; None if there is something to do."""
+    """The result if every run has an evaluation; None otherwise."""
     store = Store()
     rows = finished_rows(store, runs_with_data(store, document), parse(document["recipe"]))
     return result(rows) if rows else None
 
 
 def finished_rows(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Evaluation] | None:
-    """The runs' evaluations, if there is one of each."""
+    """The existing evaluations of all runs; None if one is missing."""
     rows = [evaluate.find(store, run, data, recipe.evaluate, recipe.sample) for run, data in runs]
     return [row for row in rows if row] if all(rows) else None
 
 
 def runs_with_data(store: Store, document: Json) -> list[tuple[Artifact, Artifact]]:
-    """Each run and the dataset it was trained on."""
+    """Each run and the dataset that it was trained on."""
     inputs = document["inputs"]
     runs = [store.find("runs", reference) for reference in inputs.get("runs") or [inputs["run"]]]
     return [(run, store.find("datasets", run.meta["dataset"])) for run in runs]

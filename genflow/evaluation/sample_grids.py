@@ -1,11 +1,11 @@
-"""What a run draws, to look at, beside real data: grids, the way from noise to data, the way between two samples.
+"""Pictures of a run's samples: grids, sampling paths from noise to data, and interpolations between samples.
 
-    grid.png      of seeds that every run shares, a class a line
-    real.png      real rows, laid out alike
-    nearest.png   the samples that stand out most as near to one training picture, above those pictures
-    way.png       for each of some samples two lines, from noise on the left to the sample on the right: x_t (scaled to
-                  the size of a picture), and below it the guess at x_0; of families that walk, and none of points
-    between.png   from one sample to another, by way of the noises between theirs; none of points
+    grid.png      samples of the seeds that all runs share, one class per row
+    real.png      real rows in the same layout
+    nearest.png   the samples that are most unusually close to one training picture, above those pictures
+    way.png       sampling paths, from noise on the left to the sample on the right. Two rows per sample: x_t (scaled
+                  to the range of a picture), and the prediction of x_0. Only for families with steps, not for points
+    between.png   interpolations between two samples through the interpolated noise; not for points
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from genflow.evaluation.metrics.memorization import standouts
 from genflow.sampling.engine import Engine
 
 COLUMNS, CLASSES = 8, 10
-PATHS = 3  # samples whose way is shown, and pairs that are walked between
+PATHS = 3  # number of sampling paths, and of interpolated pairs
 
 
 def render_all(
@@ -28,11 +28,11 @@ def render_all(
     """The pictures as PNG by file name.
 
     Args:
-        engine: the run's.
-        data: what it was trained on.
-        judge: which real rows are shown.
-        records: the samples that were measured, (N, H, W, C) or points; of pictures the first 200 are looked at.
-        seed: the evaluation's.
+        engine: the engine of the run.
+        data: the dataset that it was trained on.
+        extractor: selects the real rows that are shown.
+        records: the measured samples, (N, H, W, C) or points; nearest.png considers the first 200.
+        seed: the seed of the evaluation.
     """
     facts, split = data.facts, data.splits[extractor.real.split]
     if facts.is_points:
@@ -41,7 +41,8 @@ def render_all(
         return {"grid.png": grid(engine, data, extractor, records, seed), "real.png": real}
     lines = min(facts.classes, CLASSES) or COLUMNS
     similar = standouts(records, data, COLUMNS)
-    pairs = similar.reshape(-1, 2, *similar.shape[1:]).swapaxes(0, 1).reshape(similar.shape)  # a line of either
+    # one row of samples, one of their training pictures
+    pairs = similar.reshape(-1, 2, *similar.shape[1:]).swapaxes(0, 1).reshape(similar.shape)
     found = {
         "grid.png": grid(engine, data, extractor, records, seed),
         "real.png": preview.render(split.take(_real(data, extractor, lines)), facts, COLUMNS),
@@ -53,7 +54,7 @@ def render_all(
 
 
 def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np.ndarray, seed: int) -> bytes:
-    """grid.png alone; the arguments are those of `pictures`."""
+    """Only grid.png; the arguments are those of `render_all`."""
     facts = data.facts
     if facts.is_points:
         truth = data.splits[extractor.real.split].take(extractor.real.reference)
@@ -77,14 +78,14 @@ def _real(data: Dataset, extractor: FeatureReference, lines: int) -> np.ndarray:
 
 
 def _labels(engine: Engine) -> list[int]:
-    """A class a walk, as far apart as they go; no label where there is none."""
+    """One class per path or pair, spread evenly over the classes."""
     classes = engine.facts.classes
     return [index * classes // PATHS for index in range(PATHS)]
 
 
 def sampling_paths(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
-    """The first samples of the grid's seeds on their way, (2 WALKS columns, H, W, C), and the columns; None of a family
-    that does not walk."""
+    """Sampling paths of three seeds, (2 PATHS columns, H, W, C), and the number of columns; None for a family without
+    steps."""
     at: list[np.ndarray] = []
     guessed: list[np.ndarray] = []
 
@@ -102,7 +103,7 @@ def sampling_paths(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
 
 
 def interpolations(engine: Engine, seed: int) -> np.ndarray:
-    """Lines of 8 samples, (8 WALKS, H, W, C), each from one seed's sample to another's."""
+    """Rows of 8 samples, (8 PATHS, H, W, C); each row interpolates between the noise of two seeds."""
     ends = [samples.seeds(seed, PATHS, f"between {side}") for side in ("a", "b")]
     shares = np.linspace(0, 1, COLUMNS).tolist()
     toward = [(end, share) for end in ends[1] for share in shares]

@@ -1,8 +1,8 @@
-"""Quality against cost from one checkpoint: the first samples again, with other numbers of steps and other samplers.
+"""Quality against cost for one checkpoint: draw the first samples again with other numbers of steps and samplers.
 
-Without `evaluate.samplers` the run's own sampler takes `evaluate.steps` steps. With them, each of the samplers spends
-`evaluate.steps` *evaluations*, and the curve keeps the best at each: what the checkpoint can do for that price. (The
-least of several noisy numbers is a little too good; their intervals say how noisy they are.)
+Without `evaluate.samplers`, the run's own sampler uses `evaluate.steps` steps. Otherwise each listed sampler uses
+`evaluate.steps` *evaluations*, and the curve keeps the best sampler for each number of evaluations. (The minimum of
+several noisy values is biased downwards; the intervals show how noisy the values are.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,11 @@ from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Evaluate
 from genflow.sampling.engine import Engine
 
-FEW_EVALUATIONS = (1, 2, 4)  # evaluations at which a run that learnt from another stands beside it
+FEW_EVALUATIONS = (1, 2, 4)  # numbers of evaluations at which a run is compared with its teacher
 
 
 def settings_to_try(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
-    """The settings to try besides the run's own, as options of its `sample`.
+    """The settings to try in addition to the run's own, as sampling options.
 
     Raises:
         UsageError: there is no such sampler.
@@ -47,16 +47,16 @@ def measure(
     engine: Engine, suite: MetricSuite, drawn: samples.DrawnFeatures, few: int, settings: Sequence[dict[str, Any]],
     seed: int, progress: Callable[[int, str], None], emit: Emit,
 ) -> list[SweepPoint]:  # fmt: skip
-    """The first `few` samples again, each way; what the sampler refuses is left out."""
+    """Draw and measure the first `few` samples with each setting; settings that the sampler rejects are skipped."""
     points: list[SweepPoint] = []
     for setting in settings:
-        what = f"quality at {setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
+        what = f"quality with {setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
         try:
             point = samples.draw(
                 engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: progress(k, w), **setting
             )
         except UsageError as error:
-            emit("note", message=f"no {what}: {error.message}")
+            emit("note", message=f"skipped {what}: {error.message}")
             continue
         found = suite.distance(suite.extractor.embed(point.records)[0], point.labels)
         alone = samples.single_sample_ms(engine, int(drawn.labels[0]), **setting)
@@ -68,7 +68,7 @@ def measure(
 
 
 def curve(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """Each number of evaluations once, by the way with the least distance; the run's own setting always stays."""
+    """One point per number of evaluations: the one with the smallest fd, or the run's own setting if it is there."""
     best: dict[int, SweepPoint] = {}
     for point in points:
         known = best.get(point["nfe"])
@@ -78,13 +78,13 @@ def curve(points: Sequence[SweepPoint]) -> list[SweepPoint]:
 
 
 def compare_with_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Few-step figures of runs that started from another, beside what that one's plain samplers do for the same price.
+    """Compare runs that started from another run (their teacher) with it, at the same small numbers of evaluations.
 
     Args:
         rows: `genflow.evaluate/1` documents.
 
     Returns:
-        For each run with its teacher among the rows, and each of 1, 2 and 4 evaluations that both were measured at:
+        For each run whose teacher is among the rows, and each of 1, 2 and 4 evaluations that both were measured with:
         {name, teacher, nfe, fd, sampler, teacher_fd, teacher_sampler}.
     """
     by_run = {row["run"]: row for row in rows}

@@ -1,4 +1,4 @@
-"""The jobs that measure and compare: what they return, what they find again, and what they refuse."""
+"""The jobs `evaluate` and `compare`: their results, reuse of existing results, and errors."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def emit(events):
 
 @pytest.fixture
 def document(store, prepared, monkeypatch):
-    """A job's document for two runs on points of the plane."""
+    """The document of a job for two runs on points in the plane."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
     monkeypatch.setattr(classifier, "MAX_STEPS", 5)
     data = prepared("ring8", samples=400, val=0.3)
@@ -37,7 +37,7 @@ def document(store, prepared, monkeypatch):
 
 
 def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
-    """One row a run; asked again, all are found and nothing is drawn."""
+    """There is one row per run; the second call reuses all evaluations and draws no samples."""
     assert evaluate.find(document) is None
     done = evaluate.main(document, emit)
     assert done["schema"] == "genflow.evaluate/1"
@@ -53,7 +53,7 @@ def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
 
 
 def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, events):
-    """After one run was evaluated, comparing measures the other one; asked again, the report is found."""
+    """If one run is evaluated, `compare` measures only the other one; the second call reuses the report."""
     evaluate.main({**document, "inputs": {"runs": document["inputs"]["runs"][:1]}}, emit)
     events.clear()
     done = compare.main(document, emit)
@@ -68,7 +68,7 @@ def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, 
 
 
 def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, events):
-    """Their distances have nothing to do with each other; it is said before anything is measured."""
+    """The error is raised before anything is measured."""
     other = finished(store, prepared("moons", samples=400, val=0.3), "vae")
     runs = [document["inputs"]["runs"][0], other.id]
     with pytest.raises(UsageError, match="different data"):
@@ -77,18 +77,18 @@ def test_runs_of_different_data_are_not_compared(document, emit, store, prepared
 
 
 def test_a_run_that_is_not_there_is_one_line(document, emit):
-    """The message names what there is."""
+    """The error lists the existing runs."""
     with pytest.raises(UsageError, match="no run 'nowhere'; there are: "):
         evaluate.main({**document, "inputs": {"runs": ["nowhere"]}}, emit)
 
 
 @pytest.mark.ray
 def test_the_number_of_workers_changes_no_figure(document, emit, store, monkeypatch, ray_local):
-    """One worker and three: the same metrics, memorization and modes to the bit, of samples in four shares."""
+    """With samples in four shares, one worker and three workers give metrics that are identical to the bit."""
     monkeypatch.setattr(samples, "SHARE", 16)
     document["inputs"]["runs"] = document["inputs"]["runs"][1:]
     (one,) = evaluate.main(document, emit)["rows"]
-    (store.get("evaluations", one["evaluation"]).path / "manifest.json").unlink()  # as if it had never been
+    (store.get("evaluations", one["evaluation"]).path / "manifest.json").unlink()  # makes the evaluation invisible
     document["recipe"]["cluster"]["workers"] = 3
     (three,) = evaluate.main(document, emit)["rows"]
     assert not three["cached"]

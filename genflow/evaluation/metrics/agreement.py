@@ -1,6 +1,6 @@
-"""Whether samples show the class that they were asked for, as the judge's classifier sees them.
+"""The share of samples that the classifier of the features assigns to the requested class.
 
-The floor is the classifier's own accuracy on held-out pictures.
+The floor is the accuracy of the classifier on held-out pictures.
 """
 
 from genflow.evaluation.interval import proportion
@@ -8,7 +8,7 @@ from genflow.evaluation.metrics.base import Metric, Number, Reading, Samples, wi
 
 
 def measure(inputs: Samples) -> dict[str, Reading]:
-    """`agreement`, the share of samples; nothing where the judge tells no classes."""
+    """`agreement`; {} if the features have no classifier."""
     if inputs.classes is None:
         return {}
     agree = proportion(inputs.classes == inputs.labels)

@@ -1,11 +1,11 @@
-"""Which classes samples show: the share of each, as the judge's classifier sees it, beside real data's.
+"""The share of each class among samples and in real data, as predicted by the classifier of the features.
 
-    shares    of samples that show class i, with Wilson's interval
-    real      of as many real rows that were asked for the same labels, as the same classifier sees them
-    rarest    the class whose share is the smallest part of real data's, and that part: 1 if nothing is neglected
+    shares    share of samples of each class, with Wilson's interval
+    real      the same for as many real rows with the requested labels
+    rarest    the most neglected class, and its share divided by that in real data: 1 if no class is neglected
 
-A family that is told which class to draw, and heeds it, has real data's shares; one that is not told, or does not heed
-it, shows here what it forgets.
+A family that follows the requested class has the shares of real data. For one that is not conditional, or ignores the
+class, this section shows which classes it neglects.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from genflow.evaluation.metrics.base import Metric, Samples
 
 
 def measure(inputs: Samples) -> dict[str, Any] | None:
-    """The classes that samples show, beside the floor's rows: these have the labels that samples are asked for."""
+    """The class shares of samples and of the floor's rows, which have the requested labels."""
     if inputs.classes is None:
         return None
     rows = inputs.data.splits["train"].take(inputs.extractor.real.floor[: len(inputs.classes)])
@@ -26,7 +26,7 @@ def measure(inputs: Samples) -> dict[str, Any] | None:
 
 
 def class_shares(classes: np.ndarray, real: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    """{names, shares, real, rarest, n} of the classes that samples (N,) and real rows (M,) show."""
+    """{names, shares, real, rarest, n} from predicted classes of samples (N,) and of real rows (M,)."""
     shares = [proportion(classes == label) for label in range(len(names))]
     truth = np.bincount(real, minlength=len(names)) / len(real)
     parts = {label: shares[label].value / truth[label] for label in range(len(names)) if truth[label] > 0}

@@ -1,12 +1,13 @@
-"""Modes of stacks (data/stacks.py): a classifier of single pictures reads each channel, and k classes make k^3 modes.
+"""Modes of stacks (data/sources/stacked.py): a classifier of single pictures labels each channel; k classes give k^3
+modes.
 
-    captured   modes that some sample shows
+    captured   number of modes that at least one sample shows
     kl         KL(q || w) in nats, q_i the share of samples that show mode i, w_i its true share
-    ceiling    modes that as many held-out real stacks show, to the same reader; kl's floor is theirs, too
+    ceiling    the number of modes that as many held-out real stacks show; the floor of kl comes from them, too
 
-N samples of equally frequent modes show about M (1 - exp(-N / M)) of M: with 2,500 samples nobody shows all of 1,000.
-The variance of their number is sum_i exp(-l_i) (1 - exp(-l_i)) for l_i samples expected of mode i, at most
-sum_i l_i exp(-l_i): the expected number of modes that are shown exactly once, from which the interval is taken.
+N samples of M equally frequent modes show about M (1 - exp(-N / M)) modes: 2,500 samples do not show all of 1,000. The
+variance of this number is sum_i exp(-l_i) (1 - exp(-l_i)), where l_i is the expected number of samples of mode i. It is
+at most sum_i l_i exp(-l_i), the expected number of modes shown exactly once, from which the interval is computed.
 
 References:
     Unrolled generative adversarial networks (Metz et al., 2017)   https://arxiv.org/abs/1611.02163
@@ -33,29 +34,29 @@ WEIGHTS = "reader.safetensors"
 
 
 def is_stack(data: "Dataset") -> bool:
-    """Whether a dataset's modes are those of stacks."""
+    """Whether a dataset consists of stacks."""
     return bool(data.artifact.meta.get("source", {}).get("kind") == "stack")
 
 
 def measure(inputs: Samples) -> dict[str, Any]:
-    """The modes that samples show, as `measure_modes` has them."""
+    """The section `modes`, from `measure_modes`."""
     return measure_modes(inputs.store, inputs.data, inputs.extractor.real, inputs.records, inputs.emit)
 
 
 def measure_modes(
     store: "Store", data: "Dataset", real: "DataSplits", records: np.ndarray, emit: "Emit"
 ) -> dict[str, Any]:
-    """What samples show, beside what as many held-out real stacks show.
+    """The modes that samples show, compared with as many held-out real stacks.
 
     Args:
-        store: where the reader is kept.
-        data: stacks.
-        real: whose taught rows the reader learns from, and whose reference is the ceiling.
-        records: samples (N, H, W, 3); no more count than there are held-out stacks.
-        emit: told of the reader's training.
+        store: stores the classifier.
+        data: a dataset of stacks.
+        real: its `training` rows train the classifier, its `reference` rows give the ceiling.
+        records: samples (N, H, W, 3); only as many are counted as there are held-out stacks.
+        emit: receives the progress of training.
 
     Returns:
-        {captured, of, interval, ceiling, kl, reader}: `kl` as modes.py has it, `reader` {accuracy, on}.
+        {captured, of, interval, ceiling, kl, reader}: `kl` as in modes.py, `reader` {accuracy, on}.
     """
     from genflow.data.sources import stacked
 
@@ -76,12 +77,12 @@ def measure_modes(
 
 
 def numbers(channels: np.ndarray, classes: int) -> np.ndarray:
-    """The modes' numbers (N,) of channels' classes (N, 3)."""
+    """The index of the mode (N,) of each stack, from the classes of its channels (N, 3)."""
     return channels @ classes ** np.arange(channels.shape[1])[::-1]
 
 
 def count(found: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """{captured, of, interval, kl} of samples that show modes (N,) whose true shares are (M,)."""
+    """{captured, of, interval, kl} from the modes that samples show (N,) and the true shares of modes (M,)."""
     n, modes = len(found), len(weights)
 
     def divergence(rows: np.ndarray) -> float:
@@ -101,7 +102,7 @@ def count(found: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
 
 
 def reader(store: "Store", data: "Dataset", real: "DataSplits", classes: int, emit: "Emit") -> Any:
-    """What tells the class of each channel, records (N, H, W, 3) -> (N, 3); trained once, on training stacks."""
+    """The classifier of channels, records (N, H, W, 3) -> classes (N, 3); trained on the first call and stored."""
     from safetensors.torch import load_file, save_file
 
     from genflow.data.shards import to_display
@@ -149,10 +150,10 @@ def _train(
         return np.take_along_axis(shown, channel[:, None, None, None], 3)
 
     def progress(step: int, steps: int) -> None:
-        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the reader")
+        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training a classifier")
 
-    pictures = data.artifact.meta["source"].get("pictures", len(labels))  # an older genflow did not write it down
-    steps = classifier.default_steps(pictures)  # however many stacks they make
+    pictures = data.artifact.meta["source"].get("pictures", len(labels))  # datasets of older versions lack it
+    steps = classifier.default_steps(pictures)  # independent of the number of stacks
     return classifier.train(display, labels, classifier.Task("labels", classes), shape, steps=steps, progress=progress)
 
 
