@@ -21,7 +21,7 @@ from genflow.cli import console
 from genflow.errors import GenflowError
 from genflow.evaluation.interval import over_trainings
 from genflow.evaluation.metrics.base import number
-from genflow.evaluation.metrics.likelihood import in_words as likelihood
+from genflow.evaluation.metrics.likelihood import likelihood_text as likelihood
 from genflow.launch import local
 from genflow.pipeline import graph
 from genflow.pipeline.study import Study

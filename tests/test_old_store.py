@@ -112,7 +112,7 @@ def test_the_best_run_is_chosen_from_old_evaluations(genflow: Callable[..., dict
 
 def test_an_old_run_is_evaluated_and_compared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old runs can be evaluated and compared, and a second request finds the results."""
-    monkeypatch.setattr(classifier, "MOST", 5)  # steps of training the classifier of the features
+    monkeypatch.setattr(classifier, "MAX_STEPS", 5)  # steps of training the classifier of the features
     monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: SendResult(complete=True))
     ids = [RUNS["flow_matching"], RUNS["ddpm"]]
     document = {"recipe": compose(None, {"evaluate": MEASURED}).model_dump(mode="json"), "inputs": {"runs": ids}}

@@ -87,8 +87,8 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ra
     (tmp_path / ".genflow").mkdir()
     shutil.copy(mlflow_database, tmp_path / ".genflow")
     monkeypatch.setattr(local, "run_local", run_in_this_process)
-    monkeypatch.setattr(classifier, "LEAST", 5)
-    monkeypatch.setattr(classifier, "MOST", 5)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 5)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 5)
     small = {
         "prepare": ["--set", "data.val=0.3"],
         "train": ["--steps", "4", "--set", "train.batch=8", "--set", "net.width=8"],

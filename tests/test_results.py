@@ -63,8 +63,8 @@ def test_some_rows_bring_the_runs_that_they_need() -> None:
 @pytest.fixture
 def found(store, prepared, monkeypatch):
     """Two seeds of a VAE and one of flow matching, measured; the third run failed."""
-    monkeypatch.setattr(classifier, "MOST", 20)
-    monkeypatch.setattr(classifier, "LEAST", 20)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 20)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     data = prepared("digits", val=0.2)
 
     def measured(kind, seed):

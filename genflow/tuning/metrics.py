@@ -95,7 +95,7 @@ def measure(
     Raises:
         UsageError: the family or the data has no such metric.
     """
-    judge = ruler.judge
+    judge = ruler.extractor
     count = min(count, len(judge.floor))
     asked = samples.labels(data, judge.real, count)
     options = ruler.options.model_copy(update={"seed": seed, "likelihood": min(MAX_LIKELIHOOD_ROWS, count)})
@@ -109,7 +109,7 @@ def measure(
         if of_samples:
             found |= _of_samples(of_samples, drawn, ruler, model)
     if "ms_alone" in wanted:
-        found["ms_alone"] = samples.milliseconds_alone(engine, int(asked[0]))
+        found["ms_alone"] = samples.single_sample_ms(engine, int(asked[0]))
     for metric in needed:
         if metric.needs == "model":
             found |= _values(metric, metric.measure(model), judge)
@@ -123,13 +123,13 @@ def _of_samples(
 ) -> dict[str, float]:
     if not np.isfinite(np.asarray(drawn.records, np.float64)).all():
         return {number.name: float("nan") for metric in needed for number in metric.numbers}
-    features, classes = ruler.judge.embed(drawn.records)
+    features, classes = ruler.extractor.embed(drawn.records)
     given = Samples(**vars(model), records=drawn.records, features=features, classes=classes)
     found: dict[str, float] = {}
     for metric in needed:
         suits = metric.needs == "features"
-        answer = ruler.read(metric, features, drawn.labels) if suits else metric.measure(given)
-        found |= _values(metric, answer, ruler.judge)
+        answer = ruler.measure_without_floor(metric, features, drawn.labels) if suits else metric.measure(given)
+        found |= _values(metric, answer, ruler.extractor)
     return found
 
 
@@ -138,7 +138,7 @@ def _values(metric: Metric, answer: Any, judge: FeatureReference) -> dict[str, f
     if not metric.section:
         answer = {name: reading.metric(judge) for name, reading in answer.items()}
     row = {metric.section or "metrics": answer}
-    values = {number.name: number.of(row) for number in metric.numbers}
+    values = {number.name: number.get(row) for number in metric.numbers}
     return {name: metric["value"] for name, metric in values.items() if metric}
 
 

@@ -21,8 +21,8 @@ SMALL = Evaluate(samples=120, sweep_samples=60, steps=(1, 2), likelihood=16, boo
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """Judges of a few steps."""
-    monkeypatch.setattr(classifier, "MOST", 20)
-    monkeypatch.setattr(classifier, "LEAST", 20)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 20)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
 
 
 @pytest.fixture
@@ -158,15 +158,15 @@ def test_a_run_is_measured_as_it_is_told_to_sample(store, prepared, evaluate):
     run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     own = evaluate(run, data)
 
-    def told(sample):
+    def measured_with(sample):
         return evaluation.evaluate(store, run, data.artifact, SMALL, lambda event, **fields: None, sample)
 
-    other = told({"sampler": "midpoint", "steps": 3})
+    other = measured_with({"sampler": "midpoint", "steps": 3})
     assert (own["nfe"], other["nfe"]) == (2, 6)
     assert other["evaluation"] != own["evaluation"]
-    assert told({"sampler": "midpoint", "steps": 3})["cached"]
+    assert measured_with({"sampler": "midpoint", "steps": 3})["cached"]
     with pytest.raises(UsageError, match="stepz"):
-        told({"stepz": 3})
+        measured_with({"stepz": 3})
 
 
 def test_no_likelihood_stands_beside_guided_samples(store, prepared, evaluate):

@@ -123,11 +123,11 @@ def test_straightness_is_zero_for_lines_and_known_for_arcs() -> None:
 def test_the_curve_has_the_best_sampler_at_each_number_of_evaluations(store: Store, data: Dataset) -> None:
     """The budget is in evaluations, not steps; the run's own setting is kept; a student is compared to its teacher."""
     engine = Engine.load(trained_run(store, data, "flow_matching", steps=2, sample={"sampler": "ab2", "steps": 10}))
-    found = sweep.ways(engine, Evaluate(steps=(1, 4), samplers=("euler", "midpoint", "heun")))
+    found = sweep.settings_to_try(engine, Evaluate(steps=(1, 4), samplers=("euler", "midpoint", "heun")))
     assert found == [{"steps": 1, "sampler": "euler"}, {"steps": 1, "sampler": "heun"},
                      {"steps": 4, "sampler": "euler"}, {"steps": 2, "sampler": "midpoint"}]  # fmt: skip
     with pytest.raises(UsageError, match="unknown sampler eulr"):
-        sweep.ways(engine, Evaluate(samplers=("eulr",)))
+        sweep.settings_to_try(engine, Evaluate(samplers=("eulr",)))
     point = lambda nfe, fd, sampler, own=False: {  # noqa: E731
         "nfe": nfe, "fd": {"value": fd}, "sampler": sampler, "own": own,
     }  # fmt: skip
@@ -136,6 +136,6 @@ def test_the_curve_has_the_best_sampler_at_each_number_of_evaluations(store: Sto
     assert [(p["nfe"], p["sampler"]) for p in curve] == [(1, "heun"), (4, "ab2")]
     rows = [{"run": "t", "name": "teacher", "sweep": curve},
             {"run": "s", "name": "student", "init": "t", "sweep": [point(1, 5.0, "euler")]}]  # fmt: skip
-    (pair,) = sweep.beside_teachers(rows)
+    (pair,) = sweep.compare_with_teachers(rows)
     assert (pair["name"], pair["nfe"], pair["fd"]["value"]) == ("student", 1, 5.0)
     assert (pair["teacher_sampler"], pair["teacher_fd"]["value"]) == ("heun", 8.0)
