@@ -40,7 +40,7 @@ data = Dataset.open(artifact)
 runs = [trained_run(store, data, "vae", name=f"vae-{steps}", steps=steps) for steps in (2, 40)]
 options = Evaluate(samples=100, sweep_samples=50, steps=(), likelihood=0, bootstrap=3)
 rows = [evaluate.evaluate(store, run, artifact, options, quiet) for run in runs]
-ruler = metrics.ruler_of(load_features(store, data, "classifier", quiet), 0, 0)
+ruler = metrics.metric_suite(load_features(store, data, "classifier", quiet), 0, 0)
 found = {
     "genflow": genflow.__file__, "rows": rows, "head": table.columns(), "table": table.rows({"rows": rows}),
     "best": table.best(rows, "swd"), "best_run": table.best_run(store, "swd").id,

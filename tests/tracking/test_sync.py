@@ -381,7 +381,7 @@ def dead_server(request, monkeypatch):
 def test_after_an_outage_everything_is_sent(store, dead_server, monkeypatch):
     """During an outage sending stops at its deadline with a reason; after it each row is sent once."""
     write_a_whole_run(store)
-    if dead_server == "nobody listens":
+    if dead_server == "no listener":
         sender = Sender(store, RUN, every_s=0.2)
         sender.start()
         assert not sender.finish(deadline_s=6)
