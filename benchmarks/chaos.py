@@ -30,7 +30,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.families import family_class, kinds
 from genflow.maths.rng import key
 from genflow.recipe.files import dump
@@ -75,7 +75,7 @@ class Outcome:
 def template(folder: Path, steps: int = STEPS) -> Store:
     """A store with data, MLflow's database, and an initial run for the families that require one."""
     store = Store(folder / "template")
-    prepare(store, Data(source=DATA, samples=2000), here, lambda event, **fields: None)
+    prepare(store, Data(source=DATA, samples=2000), in_process, lambda event, **fields: None)
     database.prepare(store)
     if any(family_class(kind).teacher == "required" for kind in kinds()):
         recipe_file(folder / "source.yaml", "flow_matching", 1, "source", steps)

@@ -222,7 +222,7 @@ def main(arguments: list[str]) -> int:
         if asked.seeds:
             plan = replace(plan, seeds=[int(seed) for seed in asked.seeds.split(",")])
         if asked.only:
-            plan = plan.only(asked.only)
+            plan = plan.select_rows(asked.only)
         overrides = assignments(asked.sets)
         if overrides:
             plan = without_goals(plan)

@@ -39,8 +39,8 @@ def bare(data: str, sets: list[str]) -> Document:
 
     plan = _plan(data, sets)
     opened = Dataset.open(plan.dataset)
-    family = runs.fresh(Store(), plan.recipe, opened.facts)
-    stream = Stream(runs.rows(Store(), plan.recipe, opened), plan.recipe.train.batch, plan.recipe.train.seed)
+    family = runs.initial_family(Store(), plan.recipe, opened.facts)
+    stream = Stream(runs.training_rows(Store(), plan.recipe, opened), plan.recipe.train.batch, plan.recipe.train.seed)
     seen: list[tuple[int, float]] = []
     session = Session(threads=1, log=lambda numbers: seen.append((numbers["step"], numbers["seconds"])))
     loop.fit(family, stream, session, plan.recipe.train, whole=stream)

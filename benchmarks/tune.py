@@ -47,8 +47,8 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
     start = time.perf_counter()
     for params in settings:
         recipe = runs.plan(store, space.apply(bench.recipe, params)).recipe
-        family = runs.fresh(store, recipe, bench.data.facts)
-        stream = Stream(runs.rows(store, recipe, bench.data), recipe.train.batch, recipe.train.seed)
+        family = runs.initial_family(store, recipe, bench.data.facts)
+        stream = Stream(runs.training_rows(store, recipe, bench.data), recipe.train.batch, recipe.train.seed)
         averages: Document = {}
 
         def keep(step: int, average: Document, averages: Document = averages) -> None:

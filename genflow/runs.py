@@ -1,7 +1,7 @@
-"""The id and the folder of a run: the id is the content address of recipe, data and code.
+"""The identity of a run and its folder: the id is the content address of recipe, data and code.
 
-The same recipe, data and code give the same run: a finished run is found again, and an interrupted one resumes. The
-number of workers and the logging interval are not part of the id, because they change no result.
+The same recipe on the same data with the same code is the same run: a finished run is found, and an interrupted run
+resumes. The number of workers and the logging interval are not part of the id, because they change no result.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
-# The code that decides what a run computes, with all that it imports; the run's family and nets are added to it.
+# With their imports, and the files of the run's family and nets, these decide the result of a run.
 SOURCES = (
     "genflow/build.py", "genflow/training/loop.py", "genflow/data/stream.py", "genflow/data/shards.py",
     "genflow/data/pairs.py",
 )  # fmt: skip
 DIVERGED = "diverged.json"  # the error of a run that diverged
-NOT_OF_THE_RESULT = {"log_every", "checkpoint_every", "threads"}
+NOT_HASHED = {"log_every", "checkpoint_every", "threads"}
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class RunPlan:
     """A run that may not exist yet.
 
     Args:
-        id: `<name>-<key>`.
-        name: for users.
-        recipe: resolved.
+        id: `<name>-<hash>`.
+        name: the name without the hash.
+        recipe: the resolved recipe.
         dataset: the training data.
-        facts: of the dataset.
-        init: the run that it starts from, if any.
+        facts: the specification of the dataset.
+        init: the run whose weights it starts from, if any.
     """
 
     id: str
@@ -58,16 +58,16 @@ class RunPlan:
 
 
 def plan(store: Store, recipe: Recipe) -> RunPlan:
-    """Resolve a recipe against the store, and derive the run's id.
+    """Resolve a recipe against the store, and compute the id of its run.
 
     Args:
-        store: holds the dataset, and the run to start from.
+        store: contains the dataset, and the run that this one starts from.
         recipe: names both.
 
     Raises:
-        UsageError: one of them does not exist, or the recipe does not fit them.
+        UsageError: one of them does not exist, or does not fit the recipe.
     """
-    recipe = recipe.replace(tune={})  # the search is not part of the run
+    recipe = recipe.replace(tune={})  # settings of a search do not change a run
     dataset = store.find("datasets", recipe.data.name)
     facts = DataSpec.from_json(dataset.file("facts.json").read_text())
     init = store.find("runs", recipe.init) if recipe.init else None
@@ -83,7 +83,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     family = families.family_class(recipe.family["kind"])
     if recipe.cluster.strategy == "fsdp" and not family.shardable:
         raise UsageError(
-            f"cluster.strategy=fsdp: a {family.title}'s nets cannot be sharded", "--set cluster.strategy=ddp"
+            f"cluster.strategy=fsdp: the nets of a {family.title} cannot be sharded", "--set cluster.strategy=ddp"
         )
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
     return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init)
@@ -99,9 +99,9 @@ def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
 
 
 def address(recipe: Recipe, facts: DataSpec) -> str:
-    """The content address of a run, from everything that decides its result."""
+    """The content address of a run: a hash of all that decides its result."""
     document = recipe.model_dump(mode="json")
-    train = {key: value for key, value in document["train"].items() if key not in NOT_OF_THE_RESULT}
+    train = {key: value for key, value in document["train"].items() if key not in NOT_HASHED}
     deciding: dict[str, Any] = {
         "net": document["net"],
         "family": document["family"],
@@ -115,8 +115,8 @@ def address(recipe: Recipe, facts: DataSpec) -> str:
     return digest(deciding)
 
 
-def fresh(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
-    """The family at the start of a run: weights from the seed, or from the run that it starts from."""
+def initial_family(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
+    """The family at the start of a run: weights initialised by seed, or copied from the run that it starts from."""
     torch.manual_seed(key(recipe.train.seed, "weights"))
     family = build.family_of(recipe, facts)
     if recipe.init:
@@ -124,46 +124,46 @@ def fresh(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
     return family
 
 
-def rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
-    """The training rows of a run: the training split, or a teacher's pairs."""
+def training_rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
+    """The training data of a run: the training split, or a teacher's pairs."""
     if recipe.data.pairs:
         return Pairs.open(store.find("pairs", recipe.data.pairs), data.facts)
     return data.splits["train"]
 
 
 def cpu_seconds(store: Store, run: Artifact) -> list[float]:
-    """CPU seconds of training: of the run that it starts from, of its pairs, and last its own."""
+    """CPU seconds of the run that it starts from, of its teacher's pairs, and, last, of its own training."""
     _, *sources = run.manifest["parents"]  # the dataset is the first
     made = [store.get("runs", source) or store.get("pairs", source) for source in sources]
     return [source.meta["cpu_seconds"] for source in made if source] + [run.meta["cpu_seconds"]]
 
 
-def begin(store: Store, run: RunPlan) -> None:
-    """Create the run's folder with recipe and facts; the caller must hold the run's lock."""
+def create_folder(store: Store, run: RunPlan) -> None:
+    """Create the run's folder with its recipe and facts, and delete partial files. The caller holds the run's lock."""
     folder = store.folder("runs", run.id)
     with explain_disk_errors(folder):
-        for torn in sorted(folder.rglob("*.tmp-*"), reverse=True):  # partial files of a killed attempt
-            if torn.is_dir():
-                shutil.rmtree(torn, ignore_errors=True)
+        for partial in sorted(folder.rglob("*.tmp-*"), reverse=True):  # left by a killed attempt
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
             else:
-                torn.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
         write_atomically(folder / "recipe.yaml", dump(run.recipe))
         write_atomically(folder / "facts.json", run.dataset.file("facts.json").read_bytes())
     store.upload(folder / "recipe.yaml", folder / "facts.json")
 
 
-def keep_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
-    """Record that a run diverged: a study counts it, and does not train it again."""
-    error_document = {"message": error.message, "hint": error.hint, "code": error.code, "kind": type(error).__name__}
-    store.upload(write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(error_document)))
+def record_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
+    """Store the error of a run that diverged, so that a study counts it and does not train the run again."""
+    failure = {"message": error.message, "hint": error.hint, "code": error.code, "kind": type(error).__name__}
+    store.upload(write_atomically(store.folder("runs", run.id) / DIVERGED, json.dumps(failure)))
 
 
 def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
-    """{message, hint, code, kind} of a run that diverged and has not finished since; else None."""
+    """The error {message, hint, code, kind} of a run that diverged and has not finished since; else None."""
     with contextlib.suppress(OSError, ValueError):
         file = store.folder("runs", run.id) / DIVERGED
         if not store.available(file):
             return None
-        error_document: dict[str, Any] = json.loads(file.read_text())
-        return None if store.get("runs", run.id) else error_document
+        failure: dict[str, Any] = json.loads(file.read_text())
+        return None if store.get("runs", run.id) else failure
     return None

@@ -1,1 +1,1 @@
-"""The programs that Ray runs, and the only place that knows a cluster: `python -m jobs.<stage> recipe.yaml`."""
+"""The programs that run on Ray: `python -m jobs.<stage> recipe.yaml`. Only this package uses a cluster."""

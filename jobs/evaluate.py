@@ -23,7 +23,7 @@ from genflow.system import environment
 from genflow.system.documents import Json
 from genflow.tracking import sync
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete
 
 STAGE = Stage(
     makes="rows.0.evaluation",
@@ -61,7 +61,7 @@ def measure_runs(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
     ]
     for row in rows:
         if not row["cached"]:
-            warn_of_gap(emit, row["run"], sync.replay(store, row["run"], deadline_s=20))
+            warn_if_incomplete(emit, row["run"], sync.replay(store, row["run"], deadline_s=20))
     return rows
 
 

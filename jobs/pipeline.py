@@ -1,7 +1,7 @@
-"""Carry out a pipeline: every stage that is missing, side by side where the machine has room, as Ray tasks.
+"""Run a pipeline: its missing stages as Ray tasks, in parallel if cores are free.
 
-A stage that fails leaves the others' artifacts; what does not need it goes on. Run again, only what is missing
-is made: each job finds its artifact by its content address.
+If a stage fails, the stages that do not need it continue, and finished artifacts stay. A second run makes only the
+missing artifacts, because each job finds its artifact by its content address.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from genflow.pipeline.results import PipelineDone
 from genflow.pipeline.stages import Program, function
 from genflow.storage.store import Store
 from genflow.system.documents import Json
-from jobs.runtime.entrypoint import Emit, attempt, execute
+from jobs.runtime.entrypoint import Emit, execute, run_and_report
 
 
 def main(document: Json, emit: Emit) -> PipelineDone:
@@ -24,26 +24,26 @@ def main(document: Json, emit: Emit) -> PipelineDone:
     described = document["pipeline"]
     pipeline = load(described, str(described.get("name", "pipeline")), document.get("overrides"))
     made: dict[str, Json] = {}
-    failed: dict[str, Json] = {}  # by stage: which stage failed first, and how
-    _look(pipeline, made, failed, emit)
+    failed: dict[str, Json] = {}  # by stage: the stage that failed first, and its error
+    _find_existing(pipeline, made, failed, emit)
     cached = len(made) == len(pipeline.stages)
     if len(made) + len(failed) < len(pipeline.stages):
         from jobs.runtime.cluster import ray_cluster
 
         with ray_cluster():
             _run(pipeline, made, failed, emit)
-    _complain(pipeline, made, failed)
+    _raise_failures(pipeline, made, failed)
     stages = [
         {"stage": node.name, "job": node.job, **made[node.name]} for node in pipeline.stages if node.name in made
     ]
     return {"schema": "genflow.run/1", "pipeline": pipeline.name, "cached": cached, "stages": stages}
 
 
-def _look(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
-    """What is there already needs no Ray; and where failures are measurements, a run that diverged stays so."""
+def _find_existing(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
+    """Find existing artifacts, without Ray. If failures count as measurements, do not train a diverged run again."""
     measured = {need for node in pipeline.stages if node.takes_failures for need in node.needs}
     for node in pipeline.stages:
-        if _waits_in_vain(node, failed):
+        if _is_blocked(node, failed):
             _skip(node, failed, emit)
         elif set(node.needs) <= (made.keys() | failed.keys()):
             with contextlib.suppress(GenflowError):
@@ -51,28 +51,29 @@ def _look(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], em
                 if found := _program(node.job).find(document):
                     made[node.name] = dict(found)
                     emit("stage", name=node.name, job=node.job, status="cached", document=found)
-                elif node.name in measured and (told := _ended(node, document)):
-                    failed[node.name] = {"stage": node.name, **told}
-                    emit("stage", name=node.name, job=node.job, status="failed", **told)
+                elif node.name in measured and (failure := _earlier_failure(node, document)):
+                    failed[node.name] = {"stage": node.name, **failure}
+                    emit("stage", name=node.name, job=node.job, status="failed", **failure)
 
 
 def _program(job: str) -> Program:
-    """The module of a stage, which keeps the protocol."""
+    """Import the program of a stage."""
     return cast(Program, importlib.import_module(f"jobs.{job}"))
 
 
-def _ended(node: Node, document: Json) -> Json | None:
-    """How an earlier attempt ended, where the stage declares that such an end is a measurement."""
+def _earlier_failure(node: Node, document: Json) -> Json | None:
+    """The error of an earlier attempt, if the stage declares that it counts as a measurement."""
     ended: Json | None = function(node.stage.ended)(Store(), document) if node.stage.ended else None
     return ended
 
 
-def _is_held_back(node: Node, waiting: Iterable[Node], running: Iterable[Node]) -> bool:
-    """Whether a stage waits until every stage that goes first is done."""
+def _must_wait(node: Node, waiting: Iterable[Node], running: Iterable[Node]) -> bool:
+    """Whether a stage waits until every `goes_first` stage is finished."""
     return not node.stage.goes_first and any(other.stage.goes_first for other in (*waiting, *running))
 
 
-def _waits_in_vain(node: Node, failed: dict[str, Json]) -> bool:
+def _is_blocked(node: Node, failed: dict[str, Json]) -> bool:
+    """Whether a stage cannot run because a stage that it needs failed."""
     return bool(failed.keys() & set(node.needs)) and not node.takes_failures
 
 
@@ -82,7 +83,7 @@ def _skip(node: Node, failed: dict[str, Json], emit: Emit) -> None:
 
 
 def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:
-    """Run every stage that is not made, as soon as what it needs is."""
+    """Run every missing stage as soon as the stages that it needs are finished."""
     import ray
 
     waiting = [node for node in pipeline.stages if node.name not in made and node.name not in failed]
@@ -90,10 +91,10 @@ def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emi
     while waiting or running:
         for node in list(waiting):
             ended = made.keys() | failed.keys() if node.takes_failures else made.keys()
-            if _waits_in_vain(node, failed):
+            if _is_blocked(node, failed):
                 waiting.remove(node)
                 _skip(node, failed, emit)
-            elif set(node.needs) <= ended and not _is_held_back(node, waiting, running.values()):
+            elif set(node.needs) <= ended and not _must_wait(node, waiting, running.values()):
                 waiting.remove(node)
                 emit("stage", name=node.name, job=node.job, status="running")
                 cpus = 0 if node.recipe.cluster.workers > 1 else node.stage.cores
@@ -106,35 +107,36 @@ def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emi
         try:
             outcome = ray.get(ready)
         except Exception as error:
-            died = f"stage {node.name} died: {type(error).__name__}"
-            outcome = {"error": {"message": died, "hint": "", "code": 1, "kind": type(error).__name__}}
+            message = f"the Ray task of stage {node.name} failed: {type(error).__name__}"
+            outcome = {"error": {"message": message, "hint": "", "code": 1, "kind": type(error).__name__}}
         if "document" in outcome:
             made[node.name] = outcome["document"]
             emit("stage", name=node.name, job=node.job, status="done", document=outcome["document"])
         else:
-            told = outcome["error"]
-            failed[node.name] = {"stage": node.name, **told}
-            emit("stage", name=node.name, job=node.job, status="failed", **told)
+            failure = outcome["error"]
+            failed[node.name] = {"stage": node.name, **failure}
+            emit("stage", name=node.name, job=node.job, status="failed", **failure)
 
 
-def _complain(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json]) -> None:
-    """Raise what failed, unless a stage took it as a measurement."""
+def _raise_failures(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json]) -> None:
+    """Raise the first failure that no stage counted as a measurement."""
     taken = {need for node in pipeline.stages if node.takes_failures and node.name in made for need in node.needs}
-    for name, told in failed.items():
+    for name, failure in failed.items():
         if name not in taken:
-            kind = BY_CODE.get(told["code"], GenflowError)
-            raise kind(f"stage {name}: {told['message']}", told["hint"] or "mend it and run the same command again")
+            kind = BY_CODE.get(failure["code"], GenflowError)
+            hint = failure["hint"] or "fix the cause and run the same command again"
+            raise kind(f"stage {name}: {failure['message']}", hint)
 
 
 def _environment() -> dict[str, str]:
-    """What a stage must share with this process, whenever its Ray was started."""
+    """Environment variables for a stage's worker, whose Ray may have started with others."""
     return {"GENFLOW_STORE": Store().url} | {
         name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "GENFLOW_VERBOSE") if name in os.environ
     }
 
 
 def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
-    """A stage in a Ray worker: its progress goes to standard output, its end comes back as a value."""
+    """Run a stage in a Ray worker: progress goes to standard output, and the result or error is returned."""
     from genflow.system import events
 
     os.environ.update(environment)
@@ -146,7 +148,7 @@ def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
         else:
             events.emit(event, **fields)
 
-    attempt(_program(job).main, document, emit)
+    run_and_report(_program(job).main, document, emit)
     return outcome
 
 

@@ -1,9 +1,9 @@
-"""Prepare a dataset: decode a source into Arrow shards, on as many workers as Ray has.
+"""Prepare a dataset: decode a source into Arrow shards, on all workers of Ray.
 
     python -m jobs.prepare recipe.yaml
 
-One row of a Ray dataset is one shard to write. A worker decodes the shard's records, writes the file into the
-folder under construction, and returns counts and hashes; this process commits the folder.
+One row of a Ray dataset is one shard to write. A worker decodes the shard's records, writes the file into the staging
+folder, and returns counts and hashes; this process commits the folder.
 """
 
 import logging
@@ -29,21 +29,21 @@ STAGE = Stage(
     folder="datasets",
     sections=("data",),
     cores=0,
-    goes_first=True,  # behind trainings that hold every core, Ray Data's tasks find none and give up after 30 minutes
+    goes_first=True,  # if trainings hold every core, Ray Data's tasks find none and give up after 30 minutes
     address="genflow.pipeline.addresses:prepare",
     order=1,
 )
 
 
 def main(document: Json, emit: Emit) -> Prepared:
-    """Prepare `recipe.data`, unless it is there already; then Ray is not started.
+    """Prepare `recipe.data`; if the dataset exists, Ray is not started.
 
     Returns:
         A `genflow.prepare/1` document.
 
     Raises:
-        UsageError: no such source.
-        DataError: more than `max_bad` records cannot be read, or the source is broken.
+        UsageError: the source does not exist.
+        DataError: more than `max_bad` records cannot be read, or the source is damaged.
     """
     started = time.monotonic()
     artifact, cached = prepare.prepare(Store(), parse(document["recipe"]).data, ray_workers, emit)
@@ -53,7 +53,7 @@ def main(document: Json, emit: Emit) -> Prepared:
 
 
 def find(document: Json) -> Prepared | None:
-    """The result, if the dataset is there already; None if there is something to do."""
+    """The result if the dataset exists, else None."""
     artifact = prepare.find(Store(), parse(document["recipe"]).data)
     return result(artifact, cached=True) if artifact else None
 
@@ -76,31 +76,32 @@ def result(artifact: Artifact, cached: bool) -> Prepared:
 
 @contextmanager
 def ray_workers() -> Iterator[Executor]:
-    """Ray's workers, for `prepare`."""
-    with ray_cluster(logs=False):  # what libtiff thinks of a damaged file is nobody's concern
+    """An executor on Ray, for `prepare`."""
+    with ray_cluster(logs=False):  # hides the messages of libtiff about damaged files
         yield distribute
 
 
 def distribute(method: str, tasks: list[Any]) -> Iterator[tuple[int, Any]]:
-    """Call a method of every task with Ray Data, one block a task; results come as they are done.
+    """Call a method of every task with Ray Data, one block per task; yields results in order of completion.
 
     Raises:
-        GenflowError: what a task ended with.
+        GenflowError: a task failed.
     """
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.INFO if verbose() else logging.ERROR)
     rows = [{"number": n, "method": method, "task": pickle.dumps(task)} for n, task in enumerate(tasks)]
-    for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(carry_out, **_place()).iter_rows():
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    for row in dataset.map(run_task, **_scheduling_options()).iter_rows():
         result = pickle.loads(row["result"])
         if isinstance(result, GenflowError):
             raise result
         yield row["number"], result
 
 
-def _place() -> dict[str, Any]:
-    """Where tasks run: anywhere; for a store in a bucket on this node, because what they write is sent from here."""
+def _scheduling_options() -> dict[str, Any]:
+    """Tasks run on any node; for a store in a bucket only on this node, because it uploads the files."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -109,8 +110,8 @@ def _place() -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 
 
-def carry_out(row: dict[str, Any]) -> dict[str, Any]:
-    """On a worker: one task. An error that a person can mend is a result, so that it comes back as it is."""
+def run_task(row: dict[str, Any]) -> dict[str, Any]:
+    """Run one task on a worker. A `GenflowError` is returned as the result, so that Ray does not wrap it."""
     try:
         result = getattr(pickle.loads(row["task"]), row["method"])()
     except GenflowError as error:

@@ -1,4 +1,4 @@
-"""Ask every node of a cluster what it sees: the store, MLflow, genflow's requirements.
+"""Check on every node of a cluster: genflow's requirements, the store, and MLflow.
 
     python -m jobs.probe recipe.yaml
 """
@@ -19,26 +19,27 @@ from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Emit, execute
 
-ANSWER_S = 90.0  # the longest that a node is waited for: a busy one takes its time to start a task
+ANSWER_S = 90.0  # timeout for the nodes: a busy node starts a task late
 NEEDED = ("torch", "pyarrow", "numpy", "scipy", "safetensors", "PIL", "pydantic", "yaml", "mlflow", "optuna")
 
 
 def main(document: Json, emit: Emit) -> Probed:
-    """One task a node.
+    """Run one task on each node.
 
     Args:
-        document: `inputs` has the `store`'s place, a `marker` in it with its own name in it, and MLflow's `uri`.
-        emit: speaks to whoever waits.
+        document: `inputs` has the URL of the `store`, a `marker` file in it that contains its own name, and MLflow's
+            `uri`.
+        emit: receives events.
 
     Returns:
-        A `genflow.probe/1` document: of each node its name and address, and what is wrong there with `requirements`,
-        `store` and `MLflow`; nothing, if they are well.
+        A `genflow.probe/1` document: for each node its name and address, and its problems with `requirements`, `store`
+        and `MLflow`, each "" if there is none.
     """
     inputs = document["inputs"]
     with ray_cluster():
         nodes = [node for node in ray.nodes() if node["Alive"]]
         asked = {
-            look.options(
+            check_node.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(inputs): node
             for node in nodes
@@ -49,30 +50,30 @@ def main(document: Json, emit: Emit) -> Probed:
 
 
 def _answer(task: Any, node: Json, answered: bool) -> Json:
-    told = {"requirements": f"does not answer within {ANSWER_S:g} s", "store": "", "MLflow": ""}
+    problems = {"requirements": f"does not answer within {ANSWER_S:g} s", "store": "", "MLflow": ""}
     if answered:
         try:
-            told = ray.get(task)
+            problems = ray.get(task)
         except Exception as error:
-            told["requirements"] = f"cannot run a task: {str(error).strip().splitlines()[-1]}"
-    return {"name": node["NodeManagerHostname"], "address": node["NodeManagerAddress"], **told}
+            problems["requirements"] = f"cannot run a task: {str(error).strip().splitlines()[-1]}"
+    return {"name": node["NodeManagerHostname"], "address": node["NodeManagerAddress"], **problems}
 
 
 @ray.remote(max_retries=0)
-def look(inputs: Json) -> Json:
-    """On a node: what is wrong with it."""
-    return {"requirements": lacking(), "store": unseen(inputs["store"], inputs["marker"]),
-            "MLflow": silent(inputs["uri"])}  # fmt: skip
+def check_node(inputs: Json) -> Json:
+    """Check this node."""
+    return {"requirements": missing_requirements(), "store": store_problem(inputs["store"], inputs["marker"]),
+            "MLflow": mlflow_problem(inputs["uri"])}  # fmt: skip
 
 
-def lacking() -> str:
-    """What of genflow's requirements a node lacks."""
+def missing_requirements() -> str:
+    """The missing requirements of genflow on this node; "" if there are none."""
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     return f"lacks {', '.join(absent)}" if absent else ""
 
 
-def unseen(store: str, marker: str) -> str:
-    """Why a node does not see the store."""
+def store_problem(store: str, marker: str) -> str:
+    """Why this node cannot use the store; "" if it can."""
     if "://" in store:
         try:
             Store(store).artifacts("datasets")
@@ -87,15 +88,15 @@ def unseen(store: str, marker: str) -> str:
     return "" if os.access(store, os.W_OK) else f"may not write to the store {store}"
 
 
-def silent(uri: str) -> str:
-    """Why a node does not reach MLflow."""
+def mlflow_problem(uri: str) -> str:
+    """Why this node cannot reach MLflow; "" if it can."""
     if not uri.startswith("http"):
         return ""
     try:
         status = http.request(f"{uri.rstrip('/')}/health", timeout=5).status
     except http.RequestFailed as error:
         return f"does not reach MLflow at {uri}: {error}"
-    # a server that wants a password is there; whether it accepts ours is checked where the metrics are sent
+    # a server that asks for a password is reachable; the sender of the metrics checks the password
     return f"finds no MLflow at {uri}: it answers {status}" if status == 404 or status >= 500 else ""
 
 

@@ -1,3 +1,3 @@
-"""The import path that Serve files written before genflow 0.2 name."""
+"""The old import path of `middlewares`, for Serve configuration files written before genflow 0.2."""
 
 from jobs.runtime.serve.retry_middleware import middlewares as middlewares

@@ -1,4 +1,4 @@
-"""Reflow: Ray actors hold a teacher and write pairs of noise and samples; training on them is rectified flow.
+"""Reflow: Ray actors with a teacher write pairs of noise and samples; training on the pairs is rectified flow.
 
     python -m jobs.reflow recipe.yaml
 """
@@ -30,14 +30,14 @@ STAGE = Stage(
 
 
 def main(document: Json, emit: Emit) -> PairsWritten:
-    """Write the pairs of `inputs.run`, or find them written; shards of a broken-off attempt are kept.
+    """Write the pairs of the teacher `inputs.run`, unless they exist; shards of an interrupted attempt are kept.
 
     Returns:
         A `genflow.reflow/1` document.
 
     Raises:
-        UsageError: there is no such run, or it cannot teach.
-        DataError: its checkpoint is corrupt.
+        UsageError: the run does not exist, or its family cannot be a teacher.
+        DataError: the run's checkpoint is corrupt.
     """
     store, started = Store(), time.monotonic()
     task = plan(store, document["inputs"]["run"], parse(document["recipe"]))
@@ -48,7 +48,7 @@ def main(document: Json, emit: Emit) -> PairsWritten:
         with explain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if store.mirror:
-            store.mirror.download_missing(folder)  # what an earlier attempt wrote, wherever it was
+            store.mirror.download_missing(folder)  # fetches the shards that earlier attempts wrote on any machine
         recipe = parse(document["recipe"])
         with ray_cluster(num_cpus=max(environment.cores(), recipe.cluster.workers)):
             cpu_seconds = _write(task, folder, recipe.cluster.workers, recipe.cluster.gpus, emit)
@@ -63,7 +63,7 @@ def main(document: Json, emit: Emit) -> PairsWritten:
 
 
 def find(document: Json) -> PairsWritten | None:
-    """The result, if the pairs are written; None if there is something to do."""
+    """The result if the pairs exist, else None."""
     store = Store()
     done = store.get("pairs", plan(store, document["inputs"]["run"], parse(document["recipe"])).id)
     return result(done, cached=True) if done else None
@@ -85,10 +85,10 @@ def result(pairs: Artifact, *, cached: bool) -> PairsWritten:
 
 
 def _write(task: ReflowPlan, folder: Path, workers: int, gpus: float, emit: Emit) -> float:
-    """Every shard that is missing, by as many teachers as there is work and room for.
+    """Write the missing shards with one actor per shard or CPU, whichever is fewer.
 
     Returns:
-        The teachers' CPU seconds for all pairs; those of shards that were there already are taken to be like the rest.
+        The CPU seconds for all pairs; the time of shards that existed before is extrapolated from the others.
     """
     import ray
     from ray.util import ActorPool
@@ -96,7 +96,7 @@ def _write(task: ReflowPlan, folder: Path, workers: int, gpus: float, emit: Emit
     left = [shard for shard in task.shards if not (folder / shard[0]).exists()]
     done = task.count - sum(last - first for _, first, last in left)
     actors = min(len(left), max(workers, 1) if workers > 1 else int(ray.cluster_resources().get("CPU", 1)))
-    holder: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Holder)
+    holder: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_PairWriter)
     pool = ActorPool([holder.remote(task, Store().url) for _ in range(actors)])
     started = time.monotonic()
     before, cpu = done, 0.0
@@ -109,8 +109,8 @@ def _write(task: ReflowPlan, folder: Path, workers: int, gpus: float, emit: Emit
     return round(cpu * task.count / (task.count - before), 2) if task.count > before else 0.0
 
 
-class _Holder:
-    """A Ray actor that holds a teacher."""
+class _PairWriter:
+    """A Ray actor with a teacher."""
 
     def __init__(self, task: ReflowPlan, store: str) -> None:
         import torch
@@ -119,7 +119,7 @@ class _Holder:
         self._store = Store(store)
         self._folder = self._store.folder("pairs", task.id)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._teacher = Teacher(task, "cuda" if ray_gpus() else "cpu")
+        self._teacher = Teacher(task, "cuda" if has_gpu() else "cpu")
 
     def write(self, file: str, first: int, last: int) -> tuple[int, float]:
         started = time.process_time()
@@ -129,7 +129,7 @@ class _Holder:
         return count, took
 
 
-def ray_gpus() -> bool:
+def has_gpu() -> bool:
     """Whether Ray gave this actor a GPU."""
     import ray
 

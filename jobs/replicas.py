@@ -1,3 +1,3 @@
-"""The import path that Serve files written before genflow 0.2 name."""
+"""The old import path of `build`, for Serve configuration files written before genflow 0.2."""
 
 from jobs.runtime.serve.deployment import build as build

@@ -15,7 +15,7 @@ from genflow.tables import document as tables
 from genflow.tables import formatting, page
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, journal_path
-from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete
 
 TEMPLATES = ("genflow/tables/page.html.j2", "genflow/evaluation/report/templates")
 
@@ -103,7 +103,7 @@ def _journal(store: Store, artifact: Artifact, document: Json, emit: Emit) -> No
         for name in ("report.html", "tables.md", "tables.json"):
             journal.artifact(artifact.file(name), "tables")
         journal.status("FINISHED")
-    warn_of_gap(emit, artifact.id, sync.replay(store, artifact.id, deadline_s=30))
+    warn_if_incomplete(emit, artifact.id, sync.replay(store, artifact.id, deadline_s=30))
 
 
 if __name__ == "__main__":

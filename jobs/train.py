@@ -1,4 +1,4 @@
-"""Train one run: find it finished, or go on with it, on as many workers as the recipe says.
+"""Train one run on the workers that the recipe requests; find it if it is finished, or resume it.
 
     python -m jobs.train recipe.yaml
 """
@@ -16,7 +16,7 @@ from genflow.launch import capacity
 from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import flatten, parse
-from genflow.runs import RunPlan, begin, keep_divergence, plan
+from genflow.runs import RunPlan, create_folder, plan, record_divergence
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from genflow.system.documents import Json
@@ -27,7 +27,7 @@ from genflow.tracking.sender import Sender
 from genflow.training.checkpoint import Checkpoints, read_state
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
-from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete
 
 STAGE = Stage(
     makes="run",
@@ -46,34 +46,34 @@ STAGE = Stage(
 
 
 def main(document: Json, emit: Emit) -> Trained:
-    """Train the run of `recipe`, unless it is finished already; then Ray is not imported.
+    """Train the run of `recipe`; if it is finished, Ray is not imported.
 
     Args:
-        document: `inputs.fresh` asks to forget what an earlier attempt left.
-        emit: speaks to whoever waits.
+        document: if `inputs.fresh` is set, delete the files of an earlier attempt first.
+        emit: receives events.
 
     Returns:
         A `genflow.train/1` document.
 
     Raises:
         UsageError: the recipe does not fit the data, or another process trains this run.
-        ResourceError: the workers would find no place.
-        KeyboardInterrupt: somebody asked it to stop.
+        ResourceError: the cluster is too small for the workers.
+        KeyboardInterrupt: the job received a stop signal.
     """
     store = Store()
     run = plan(store, parse(document["recipe"]))
     if document.get("inputs", {}).get("fresh"):
         _forget(store, run)
     if finished := store.get("runs", run.id):
-        warn_of_gap(emit, run.id, sync.catch_up(store, run.id))
+        warn_if_incomplete(emit, run.id, sync.catch_up(store, run.id))
         return result(finished, cached=True)
     with store.lock("runs", run.id, wait=False):
-        begin(store, run)
+        create_folder(store, run)
         try:
-            with _tracked(store, run, emit), peak() as memory:
+            with _journal_sent_to_mlflow(store, run, emit), peak() as memory:
                 _fit(store, run, emit)
         except (NonFinite, TrainingDiverged) as error:
-            keep_divergence(store, run, error)
+            record_divergence(store, run, error)
             raise
         meta = {**_describe(store, run), "memory_mb": memory.mb if run.recipe.cluster.workers == 1 else None}
         parents = [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
@@ -84,7 +84,7 @@ def main(document: Json, emit: Emit) -> Trained:
 
 
 def find(document: Json) -> Trained | None:
-    """The result, if the run is finished; None if there is something to do."""
+    """The result if the run is finished, else None."""
     store = Store()
     finished = store.get("runs", plan(store, parse(document["recipe"])).id)
     return result(finished, cached=True) if finished else None
@@ -118,13 +118,13 @@ def _forget(store: Store, run: RunPlan) -> None:
 
 
 @contextlib.contextmanager
-def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
-    """Keep the run's journal, and send it to MLflow while the run goes on."""
+def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
+    """Write the run's journal, and send it to MLflow while the run trains."""
     path, folder = journal_path(store.root, run.id), store.folder("runs", run.id)
     database.prepare(store)
     tags = {"family": run.recipe.family["kind"], "net": run.recipe.net["kind"], "dataset": run.dataset.id}
     tags |= {"data_fingerprint": run.facts.fingerprint[:16], "genflow": __version__}
-    # Closed before a worker opens it: on NFS, what one node holds back another would write over.
+    # Closed before a worker opens it: on NFS, another node would overwrite lines that this node still buffers.
     with Journal(path, experiment=run.dataset.name, name=run.name) as journal:
         journal.tags(tags)
         journal.params(flatten(run.recipe.model_dump(mode="json")))
@@ -132,11 +132,11 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
         journal.status("RUNNING")
     sender = Sender(store, run.id)
     status: Status = "FAILED"
-    with Journal(path) as journal:  # open all the while: by this the sender knows that somebody is alive
+    with Journal(path) as journal:  # kept open, so that the sender knows that the job is alive
         sender.start()
         try:
             yield
-            journal.sync_with_bucket()  # the worker's lines, if it was on another machine
+            journal.sync_with_bucket()  # fetches the worker's lines, if it was on another machine
             if weights := Checkpoints(folder / "checkpoints").newest():
                 journal.model(weights, run.name, step=int(weights.name.removeprefix("step_")))
             status = "FINISHED"
@@ -147,13 +147,13 @@ def _tracked(store: Store, run: RunPlan, emit: Emit) -> Iterator[None]:
             journal.status(status)
             journal.close()
             sender.finish(deadline_s=30)
-            warn_of_gap(emit, run.id, sender.sent)
+            warn_if_incomplete(emit, run.id, sender.sent)
 
 
 def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
-    """Run the workers, where they belong."""
+    """Run the training in this process, or in a Ray worker group."""
     cluster, on_cluster = run.recipe.cluster, bool(os.environ.get("GENFLOW_CLUSTER"))
-    # a cluster's head trains nothing itself, and a task of a pipeline has no GPU
+    # the head of a cluster does not train, and the task of a pipeline has no GPU
     alone = cluster.workers == 1 and not (on_cluster and (IN_A_JOB in os.environ or cluster.gpus))
     settings = {
         "store": store.url,
@@ -177,12 +177,16 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
         if (nodes := resources.node_resources()) is not None:
             capacity.require(nodes, cluster.workers, cluster.cpus, cluster.gpus)
         if resources.are_busy(cluster):
-            emit("note", message="the cluster is busy: waiting for a place")
+            emit("note", message="the cluster is busy: waiting for free CPUs or GPUs")
         worker_group.run_on_ray(settings, cluster, spread=on_cluster)
 
 
 def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
-    """What the run's manifest says of it."""
+    """The metadata for the run's manifest.
+
+    Raises:
+        GenflowError: the run has no checkpoint.
+    """
     weights = Checkpoints(store.folder("runs", run.id) / "checkpoints").newest()
     if weights is None:
         raise GenflowError(f"the run {run.id} ended without a checkpoint", "run the same command again")

@@ -34,7 +34,7 @@ from genflow.tuning.tracking import SearchTracker
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
 from genflow.tuning.trial_log import TrialLog
 from jobs.runtime.cluster import ray_cluster
-from jobs.runtime.entrypoint import Emit, execute, warn_of_gap
+from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete
 
 TABLE_ROWS = 8  # rows of the live table
 
@@ -132,7 +132,7 @@ def _tracked(store: Store, search: Search, emit: Emit) -> Iterator[SearchTracker
     finally:
         tracker.close(status)  # type: ignore[arg-type]
         sender.finish(deadline_s=30)
-        warn_of_gap(emit, search.id, sender.sent)
+        warn_if_incomplete(emit, search.id, sender.sent)
 
 
 def _is_over(search: Search, trial_log: TrialLog, left: float | None) -> bool:

@@ -17,7 +17,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 
 import torch
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.recipe.schema import Data
 from genflow.storage.store import Store
@@ -109,7 +109,7 @@ def prepared(store: Store) -> Callable[..., Dataset]:
     """`prepared(source, size=..., ...)` prepares a dataset in this process and opens it."""
 
     def make(source: str | Path, **options: object) -> Dataset:
-        artifact, _ = prepare(store, Data(source=str(source), **options), here, lambda event, **fields: None)
+        artifact, _ = prepare(store, Data(source=str(source), **options), in_process, lambda event, **fields: None)
         return Dataset.open(artifact)
 
     return make

@@ -1,4 +1,4 @@
-"""A short sample of `make chaos`: a family, alone, killed once; and that the comparison sees what it is to see."""
+"""A short version of `make chaos`: one family on one worker, killed once; and tests of the comparison itself."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ spec.loader.exec_module(chaos)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Any:
-    """A store to begin with; no run starts from another here."""
+    """The initial store; without the kinds whose runs start from another run."""
     folder = tmp_path_factory.mktemp("chaos")
     (folder / "template").mkdir()
     shutil.copy(mlflow_database, folder / "template")
@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Any
 
 @pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_family_that_is_killed(made: Any, kills: int) -> None:
-    """Weights, average, optimizer and MLflow's metrics are those of a run that nobody disturbed."""
+    """Weights, EMA, optimizer state and MLflow's metrics equal those of a run without kills."""
     outcome = chaos.chaos(made, "flow_matching", workers=1, kills=kills, seed=kills, steps=60)
     assert outcome.violations == []
     assert outcome.attempts >= 1
@@ -50,8 +50,8 @@ def trained_run(made: Any, folder: Path) -> tuple[Any, str]:
 
 
 @pytest.mark.slow
-def test_what_the_comparison_sees(made: Any, tmp_path: Path) -> None:
-    """One bit of a weight, a metric that is lacking, one that is twice, one of another value, a half-written file."""
+def test_the_comparison_detects_violations(made: Any, tmp_path: Path) -> None:
+    """A missing metric, a duplicate, a changed value and a half-written folder are each reported."""
     calm, run = trained_run(made, tmp_path)
     folder = shutil.copytree(calm.root, tmp_path / "other")
     store, outcome = chaos.Store(folder), chaos.Outcome("vae", 1, 0)
@@ -70,11 +70,11 @@ def test_what_the_comparison_sees(made: Any, tmp_path: Path) -> None:
         assert sign in words
 
 
-def test_who_is_out_of_memory_or_disk() -> None:
-    """Python's, torch's, Ray's and safetensors' words for it lead to one line each."""
+def test_out_of_memory_and_disk_errors_are_recognised() -> None:
+    """The errors of Python, torch, Ray and safetensors are recognised and give one line each."""
 
     class OutOfMemoryError(RuntimeError):
-        """As torch and Ray name theirs."""
+        """Has the name that torch and Ray use."""
 
     cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     assert all(map(is_out_of_memory, (MemoryError(), OutOfMemoryError("x"), cpu)))
@@ -86,15 +86,15 @@ def test_who_is_out_of_memory_or_disk() -> None:
 
 
 def test_a_job_that_the_kernel_ends() -> None:
-    """It says nothing itself, so the command names what may have been, and what to do."""
+    """The command reports the probable cause, memory, and what to do."""
     error = failure(None, -9)
     assert type(error) is GenflowError
     assert "memory" in error.message
     assert "run the same command again" in error.hint
 
 
-def test_which_worker_is_named() -> None:
-    """The one that hangs or died, and not those whose collective it broke."""
+def test_the_error_names_the_failed_worker() -> None:
+    """The error names the worker that hangs or died, not those whose collective failed because of it."""
     pytest.importorskip("ray.train")
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
@@ -106,8 +106,8 @@ def test_which_worker_is_named() -> None:
     assert failed_workers({0: MemoryError()}) == "worker 0 ran out of memory"
 
 
-def test_what_a_killed_attempt_was_writing_goes(prepared: Any, store: Any) -> None:
-    """The next attempt begins with it gone: a picture, and a checkpoint's folder. `make chaos` found the first."""
+def test_partial_files_of_a_killed_attempt_are_deleted(prepared: Any, store: Any) -> None:
+    """The next attempt deletes a partial picture and a partial checkpoint folder. `make chaos` found the first."""
     from support.small import recipe
 
     from genflow import runs
@@ -119,6 +119,6 @@ def test_what_a_killed_attempt_was_writing_goes(prepared: Any, store: Any) -> No
     (folder / "samples" / ".step_00000222.png.tmp-32288-3c4521").write_bytes(b"half")
     (folder / "checkpoints" / "step_00000222.tmp-1-a").mkdir(parents=True)
     (folder / "checkpoints" / "step_00000222.tmp-1-a" / "weights.safetensors").write_bytes(b"half")
-    runs.begin(store, run)
+    runs.create_folder(store, run)
     assert list(folder.rglob("*.tmp-*")) == []
     assert (folder / "recipe.yaml").is_file()

@@ -1,4 +1,4 @@
-"""The layers of the code: imports run downwards, Ray and MLflow are imported in one place each, and --help is cheap."""
+"""The layers of the code: imports go downwards, Ray and MLflow are imported in few modules, and --help is fast."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-# Each floor imports only from the floors below it. A new module joins a package; a new package gets a floor here.
+# Each layer imports only from earlier layers. A new module goes into a package; add a new package to a layer here.
 FLOORS = (
     ("errors", "specs", "batch"),
     ("system", "maths"),
@@ -26,10 +26,10 @@ FLOORS = (
     ("cli",),
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
-RAY = ("jobs", "genflow.launch.ray_jobs")  # in the second inside functions alone
+RAY = ("jobs", "genflow.launch.ray_jobs")  # in the second only inside functions
 MLFLOW = ("genflow.tracking.mlflow_client", "genflow.tracking.pyfunc_model")  # MLflow itself executes the second
 ROOT_FILES = 8  # modules at the root of genflow/, at most
-SHIMS = {"replicas", "proxy"}  # import paths that Serve files written by genflow 0.1 name
+SHIMS = {"replicas", "proxy"}  # old import paths, for Serve configuration files written by genflow 0.1
 
 
 @cache
@@ -51,7 +51,7 @@ def package_of(module: str) -> str:
 
 @cache
 def imports(module: str) -> tuple[tuple[str, bool], ...]:
-    """The modules that a module imports, and whether it does so at load time rather than inside a function."""
+    """The modules that a module imports, and whether at load time instead of inside a function."""
     return tuple(_imports(modules()[module]))
 
 
@@ -79,34 +79,34 @@ def own_imports(module: str) -> set[str]:
 
 
 def test_the_root_of_each_folder_is_small() -> None:
-    """At most 8 modules at the root of genflow/, and only programs that a command starts at the root of jobs/."""
+    """The root of genflow/ has at most 8 modules, and the root of jobs/ has only programs and the two shims."""
     assert len(list((ROOT / "genflow").glob("*.py"))) <= ROOT_FILES
     others = {file.stem for file in (ROOT / "jobs").glob("*.py") if "\n    execute(main)\n" not in file.read_text()}
     assert others == {"__init__"} | SHIMS
 
 
 def test_every_package_has_a_floor() -> None:
-    """A new package in genflow/ gets a floor, and every floor names packages that exist."""
+    """FLOORS lists exactly the packages of genflow/."""
     packages = {package_of(module) for module in modules() if module.startswith("genflow.")}
     assert packages == set(FLOOR)
 
 
-def test_imports_run_downwards() -> None:
-    """A package imports only from lower floors, inside functions too; genflow/ never imports jobs/."""
+def test_imports_go_downwards() -> None:
+    """A package imports only from lower layers, also inside functions; genflow/ never imports jobs/."""
     wrong = []
     for module in modules():
-        here = package_of(module)
+        own = package_of(module)
         for name in own_imports(module):
-            there = package_of(name)
-            if here in ("", "jobs") or here == there or not there:
+            other = package_of(name)
+            if own in ("", "jobs") or own == other or not other:
                 continue
-            if there == "jobs" or FLOOR[there] >= FLOOR[here]:
+            if other == "jobs" or FLOOR[other] >= FLOOR[own]:
                 wrong.append(f"{module} imports {name}")
     assert wrong == []
 
 
-def test_no_file_imports_itself_through_others() -> None:
-    """There is no circle of imports between files, inside functions too."""
+def test_there_is_no_import_cycle() -> None:
+    """No file imports itself through others, also not inside functions."""
     graph = {module: own_imports(module) & modules().keys() for module in modules()}
     done: set[str] = set()
 
@@ -122,21 +122,21 @@ def test_no_file_imports_itself_through_others() -> None:
 
 
 def test_jobs_do_not_import_the_command_line() -> None:
-    """A job runs without Typer: it is told what to do by a document."""
+    """A job does not need Typer, because a document configures it."""
     jobs = [module for module in modules() if module.startswith("jobs")]
     assert [m for m in jobs if any(name.startswith("genflow.cli") for name in own_imports(m))] == []
 
 
 @pytest.mark.parametrize(("library", "places"), [("ray", RAY), ("mlflow", MLFLOW)])
-def test_a_large_library_is_imported_in_one_place(library: str, places: tuple[str, ...]) -> None:
-    """Ray in jobs/ and inside functions of launch/ray_jobs; MLflow inside functions of its client, and in its model."""
+def test_a_large_library_is_imported_in_few_modules(library: str, places: tuple[str, ...]) -> None:
+    """Ray in jobs/ and in functions of launch/ray_jobs; MLflow in functions of its client, and in its model."""
     for module in modules():
         for name, at_load in imports(module):
             if name.partition(".")[0] != library:
                 continue
             assert module.startswith(places), f"{module} imports {name}"
             lazy = module.startswith("genflow") and module != "genflow.tracking.pyfunc_model"
-            assert not (lazy and at_load), f"{module} imports {name} as it is loaded"
+            assert not (lazy and at_load), f"{module} imports {name} at load time"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_large_library_is_imported_in_one_place(library: str, places: tuple[st
     ],
 )
 def test_what_loading_a_module_costs(module: str, absent: set[str]) -> None:
-    """`genflow --help` loads none of the heavy libraries; the library knows neither Ray nor MLflow."""
+    """`genflow --help` imports no heavy library; training and sampling import neither Ray nor MLflow."""
     script = f"import sys, {module}; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & absent == set()

@@ -1,4 +1,4 @@
-"""The quality table: its plan fits the house, its numbers are the documents', and it is made whole by its command."""
+"""The quality table: its plan is valid, its numbers are those of the evaluations, and its command writes it."""
 
 import importlib.util
 import json
@@ -23,12 +23,12 @@ from genflow.storage.store import Store
 HOME = ROOT
 spec = importlib.util.spec_from_file_location("results", HOME / "benchmarks" / "results.py")
 results = importlib.util.module_from_spec(spec)
-sys.modules["results"] = results  # dataclasses look their module up
+sys.modules["results"] = results  # dataclasses look up their module
 spec.loader.exec_module(results)
 
 
 def test_every_stage_of_the_plan_fits_its_family() -> None:
-    """Each run resolves, starting from the run that it names; each row's sampling is one that its run's family has."""
+    """Each run resolves with its initial run, and its family accepts the sampling options of each row."""
     facts = FACTS["grey"]
     resolved: dict[str, Recipe] = {}
     for stage in graph.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages:
@@ -42,7 +42,7 @@ def test_every_stage_of_the_plan_fits_its_family() -> None:
 
 
 def test_seeds_reach_training_pairs_and_measuring() -> None:
-    """A seed's stages carry it, and need only stages of the same seed."""
+    """The stages of a seed use this seed, and depend only on stages of the same seed."""
     stages = graph.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages
     for stage in stages:
         seed = stage.name[-1]
@@ -52,12 +52,12 @@ def test_seeds_reach_training_pairs_and_measuring() -> None:
             assert all(need == "data" or need[-1] == seed for need in stage.needs)
 
 
-def test_some_rows_bring_the_runs_that_they_need() -> None:
-    """A reflow row brings its pairs and their teacher, and nothing else; a wrong name is one line."""
+def test_selected_rows_include_the_runs_that_they_need() -> None:
+    """A reflow row selects its run, its pairs and their teacher; an unknown row is an error."""
     plan = results.Plan.load(results.PLAN)
-    assert set(plan.only(["reflow_1"]).runs) == {"flow", "pairs", "reflow"}
+    assert set(plan.select_rows(["reflow_1"]).runs) == {"flow", "pairs", "reflow"}
     with pytest.raises(UsageError, match="no row gann"):
-        plan.only(["gann"])
+        plan.select_rows(["gann"])
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def found(store, prepared, monkeypatch):
     return {"vae": {s: measured("vae", s) for s in (0, 1)}, "flow": {0: measured("flow_matching", 0)}, "gan": {}}
 
 
-def test_the_page_says_what_the_documents_say(found, store, tmp_path) -> None:
-    """A mean over seeds is the documents' mean; what failed is said; grids and numbers lie beside the page."""
+def test_the_page_agrees_with_the_evaluations(found, store, tmp_path) -> None:
+    """The page has the means over seeds and the failures, and its folder has the grids and numbers."""
     rows = {name: {"title": name.upper(), "run": name, "goal": {"fd": 1e-9, "recall": 0.0}} for name in found}
     plan = results.Plan(seeds=[0, 1], goal_floor=0.65, rows=rows)
     out = tmp_path / "results.md"
@@ -102,7 +102,7 @@ def test_the_page_says_what_the_documents_say(found, store, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_command_makes_the_table(tmp_path) -> None:
-    """Every row on digits with tiny budgets; run again, nothing is made anew and the page is the same."""
+    """The command makes every row on digits with tiny budgets; a second run makes no artifact and the same page."""
     out = tmp_path / "results.md"
     tiny = ("data.source=digits", "train.steps=5", "reflow.pairs=40", "evaluate.samples=64", "evaluate.likelihood=4")
     command = [sys.executable, "benchmarks/results.py", "--seeds", "0", "--out", str(out)]

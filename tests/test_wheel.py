@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.recipe.schema import Data
 from genflow.storage.store import Store
 
@@ -47,7 +47,7 @@ def test_a_job_runs_from_the_wheel(installed, tmp_path):
     The job finds what the checkout has prepared, so that it starts no Ray.
     """
     data = Data(source="ring8", samples=500)
-    made, _ = prepare(Store(tmp_path / ".genflow"), data, here, lambda event, **fields: None)
+    made, _ = prepare(Store(tmp_path / ".genflow"), data, in_process, lambda event, **fields: None)
     done = run(installed, tmp_path, "prepare", "ring8", "--set", "data.samples=500", "--json")
 
     assert done.returncode == 0, done.stderr

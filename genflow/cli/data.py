@@ -54,7 +54,7 @@ def show(
     from genflow.storage.store import Store
 
     opened = Dataset.open(Store().find("datasets", dataset))
-    document = preview.show(opened)
+    document = preview.describe(opened)
     file = write_atomically(out or Path(f"{opened.artifact.name}-preview.png"), preview.preview(opened))
     document["preview"] = str(file.absolute())
     if json:

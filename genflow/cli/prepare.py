@@ -13,7 +13,7 @@ from genflow.errors import UsageError
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(help=f"{sources.described()}.")],
+    source: Annotated[str, typer.Argument(help=f"{sources.describe()}.")],
     name: Annotated[str, typer.Option(help="Name of the dataset; default: from the source.")] = "",
     size: Annotated[int | None, typer.Option(help="Width and height of the images in pixels.")] = None,
     channels: Annotated[str, typer.Option(help="Color channels: auto, 1 or 3.")] = "auto",

@@ -77,10 +77,10 @@ def _read(reference: str) -> tuple[Document, Path]:
 
 def _show_plan(pipeline: "Pipeline", json: bool) -> None:
     """Print the state of each stage, as far as it is known before the pipeline runs."""
-    from genflow.pipeline.plan import foresee
+    from genflow.pipeline.plan import dry_run
     from genflow.storage.store import Store
 
-    rows = foresee(pipeline, Store())
+    rows = dry_run(pipeline, Store())
     if json:
         console.document({"schema": "genflow.plan/1", "pipeline": pipeline.name, "stages": rows})
         return

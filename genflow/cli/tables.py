@@ -156,7 +156,7 @@ class RemainingWork:
         from genflow.pipeline import plan
         from genflow.system import environment
 
-        rows = plan.foresee(whole, store)
+        rows = plan.dry_run(whole, store)
         to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] not in SETTLED]
         seen = _measured(store)
         seconds, training = {}, 0.0

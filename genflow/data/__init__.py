@@ -1,1 +1,1 @@
-"""Data: sources give records, shards keep them as Arrow, a stream turns them into batches."""
+"""Data: sources yield records, shards store them as Arrow, a stream reads them as batches."""

@@ -1,14 +1,14 @@
-"""Pictures of every kind that people have, as square uint8 arrays; hostile ones end as a reason, not as a crash.
+"""Decode image files of common formats into square uint8 arrays; a damaged or hostile file raises `UnreadableImage`.
 
-What is done to a picture, in this order:
+The steps, in this order:
 
-1. Only PNG, JPEG, WebP, BMP, TIFF and GIF are read, judged by content; of an animation, the first frame.
-   More than `PIXELS` pixels or `BYTES` bytes are refused before anything is decoded.
-2. A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, as its own transform allows.
-3. 16-bit grey becomes 8-bit by k/257. Transparency is laid on white. CMYK and palettes become RGB; colour
-   profiles are not applied. For one channel, grey is 0.299 R + 0.587 G + 0.114 B.
-4. The short side is resized to the wanted side (bicubic, antialiased) and the centre square is cut out.
-5. The EXIF orientation is applied.
+1. Accept only PNG, JPEG, WebP, BMP, TIFF and GIF, recognised by content. Of an animation, use the first frame.
+   Reject a file of more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes before decoding it.
+2. Decode a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size, which its DCT allows.
+3. Convert 16-bit grey to 8 bits by k/257. Composite transparency on white. Convert CMYK and palettes to RGB, without
+   colour profiles. For one channel, grey is 0.299 R + 0.587 G + 0.114 B.
+4. Resize the short side to the target side (bicubic, antialiased) and crop the centre square.
+5. Apply the EXIF orientation.
 """
 
 import os
@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from genflow.data.sources.base import Form, Survey
+from genflow.data.sources.base import ImageSpec, ImageSummary
 from genflow.specs import DataSpec
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -29,11 +29,11 @@ SUFFIXES = frozenset((
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     *(".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
 ))
-PIXELS = 2**26  # 67 megapixels; decoding then stays below 0.9 GB in every format
-BYTES = 2**28
+MAX_PIXELS = 2**26  # 67 megapixels; decoding then stays below 0.9 GB in every format
+MAX_BYTES = 2**28
 GREY = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"))
 ORIENTATION = 0x0112  # the EXIF tag
-UPRIGHT = {
+EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -44,29 +44,29 @@ UPRIGHT = {
 }
 
 
-class Unreadable(Exception):  # noqa: N818  it is a reason rather than an error
-    """Why a picture cannot be read."""
+class UnreadableImage(Exception):  # noqa: N818  the message is one reason, not a whole error
+    """A picture cannot be read; the message is the reason, such as `empty file`."""
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Around a loop over pictures: a decompression bomb is an error, remarks about odd metadata are nothing."""
+def strict_pillow_warnings() -> Iterator[None]:
+    """Turn Pillow's decompression-bomb warning into an error, and ignore its other warnings, such as odd metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
-def open_regular(path: str) -> BinaryIO:
-    """Open a regular file of bearable size; a pipe or a device is never waited for.
+def open_image_file(path: str) -> BinaryIO:
+    """Open a regular file of at most `MAX_BYTES`, without blocking on a pipe or a device.
 
     Raises:
-        Unreadable: it is gone, forbidden, no regular file, empty or too large.
+        UnreadableImage: the file is missing, not permitted, not a regular file, empty or too large.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise Unreadable(error.strerror or "cannot be opened") from error
+        raise UnreadableImage(error.strerror or "the file cannot be opened") from error
     file = os.fdopen(descriptor, "rb")
     facts = os.fstat(descriptor)
     reason = ""
@@ -74,16 +74,16 @@ def open_regular(path: str) -> BinaryIO:
         reason = "not a regular file"
     elif not facts.st_size:
         reason = "empty file"
-    elif facts.st_size > BYTES:
-        reason = f"{facts.st_size / 1e6:.0f} MB; at most {BYTES / 1e6:.0f} MB are read"
+    elif facts.st_size > MAX_BYTES:
+        reason = f"{facts.st_size / 1e6:.0f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB"
     if reason:
         file.close()
-        raise Unreadable(reason)
+        raise UnreadableImage(reason)
     return file
 
 
-def sniff(head: bytes) -> str:
-    """The format that a file's first 16 bytes promise; "" if it is none that is read."""
+def detect_format(head: bytes) -> str:
+    """The image format by a file's first 16 bytes; "" if it is not a supported one."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -99,79 +99,84 @@ def sniff(head: bytes) -> str:
     return ""
 
 
-def reason(error: Exception, file: BinaryIO | None = None) -> str:
-    """Why a decoder gave up, in a line that is the same on every machine."""
-    if isinstance(error, Unreadable):
+def describe_error(error: Exception, file: BinaryIO | None = None) -> str:
+    """Why a picture cannot be decoded: one line, the same on every machine.
+
+    Args:
+        error: the exception of the decoder.
+        file: the picture, to name its format.
+    """
+    if isinstance(error, UnreadableImage):
         return str(error)
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"decompression bomb: far more than {PIXELS / 1e6:.0f} megapixels"
+        return f"decompression bomb: far more than {MAX_PIXELS / 1e6:.0f} megapixels, the limit"
     kind = ""
     if file is not None:
         file.seek(0)
-        kind = sniff(file.read(16))
+        kind = detect_format(file.read(16))
     if isinstance(error, Image.UnidentifiedImageError):
         return f"damaged {kind}" if kind else "not a PNG, JPEG, WebP, BMP, TIFF or GIF"
     lines = str(error).strip().splitlines()
     return f"damaged {kind or 'picture'}: {lines[0] if lines else type(error).__name__}"
 
 
-def survey(file: BinaryIO) -> Survey:
-    """A picture's size and kind of colour, from its header.
+def read_header(file: BinaryIO) -> ImageSummary:
+    """A picture's size, and whether it is in colour, from its header.
 
     Raises:
-        Exception: whatever the decoder finds wrong; `reason` puts it into words.
+        Exception: any error of the decoder; `describe_error` turns it into a reason.
     """
     with Image.open(file, formats=FORMATS) as picture:
-        return Survey(size=picture.size, colour=_in_colour(picture))
+        return ImageSummary(size=picture.size, colour=_is_colour(picture))
 
 
-def _in_colour(picture: Image.Image) -> bool:
+def _is_colour(picture: Image.Image) -> bool:
     if picture.mode in GREY:
         return False
     palette = picture.palette
     if picture.mode not in ("P", "PA") or palette is None or not palette.palette:
         return True
-    form = palette.rawmode or palette.mode  # "RGB", "BGRX" or "RGB;L", plane after plane
-    width = len(form.partition(";")[0])
+    layout = palette.rawmode or palette.mode  # "RGB", "BGRX", or "RGB;L" with one plane after another
+    width = len(layout.partition(";")[0])
     entries = np.frombuffer(bytes(palette.palette)[: len(palette.palette) // width * width], np.uint8)
-    entries = entries.reshape(width, -1).T if form.endswith(";L") else entries.reshape(-1, width)
+    entries = entries.reshape(width, -1).T if layout.endswith(";L") else entries.reshape(-1, width)
     return bool((entries[:, :3] != entries[:, :1]).any())
 
 
-def decode(file: BinaryIO, form: Form) -> np.ndarray:
-    """A picture in the dataset's form: (side, side, C) uint8.
+def decode(file: BinaryIO, spec: ImageSpec) -> np.ndarray:
+    """Decode a picture to the dataset's shape: (side, side, C) uint8.
 
     Raises:
-        Exception: whatever the decoder finds wrong; `reason` puts it into words.
+        Exception: any error of the decoder; `describe_error` turns it into a reason.
     """
     with Image.open(file, formats=FORMATS) as picture:
         width, height = picture.size
-        most = PIXELS // 2 if picture.format == "WEBP" else PIXELS  # its decoder keeps three copies
-        if width * height > most:
+        limit = MAX_PIXELS // 2 if picture.format == "WEBP" else MAX_PIXELS  # the WebP decoder keeps three copies
+        if width * height > limit:
             text = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
-            raise Unreadable(f"decompression bomb: {text}; at most {most / 1e6:.0f} are decoded")
-        picture.draft(None, (2 * form.side, 2 * form.side))  # changes nothing but a JPEG that is larger
+            raise UnreadableImage(f"decompression bomb: {text}; the limit is {limit / 1e6:.0f}")
+        picture.draft(None, (2 * spec.side, 2 * spec.side))  # has an effect only on a larger JPEG
         picture.load()
-        turn = UPRIGHT.get(_orientation(picture))
-        return fit(picture, form, turn)
+        transpose = EXIF_TRANSPOSE.get(_exif_orientation(picture))
+        return fit(picture, spec, transpose)
 
 
-def as_record(file: BinaryIO, facts: DataSpec) -> np.ndarray:
-    """A picture of anybody's as a model's data has them: (H, W, C) uint8 of grey levels 0..K-1.
+def decode_for_dataset(file: BinaryIO, facts: DataSpec) -> np.ndarray:
+    """Decode a user's picture like the records of a dataset: (H, W, C) uint8, grey levels 0..K-1.
 
     Raises:
-        Unreadable: says why.
+        UnreadableImage: the picture cannot be read; the message is the reason.
     """
     C, H, _ = facts.shape
     try:
-        image = decode(file, Form(H, C))
+        image = decode(file, ImageSpec(H, C))
     except Exception as error:
-        raise Unreadable(reason(error, file)) from error
+        raise UnreadableImage(describe_error(error, file)) from error
     return np.rint(image.astype(np.float64) * (((facts.levels or 256) - 1) / 255)).astype(np.uint8)
 
 
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation; 1 (upright) where there is none that can be read. TIFF is turned by Pillow."""
+def _exif_orientation(picture: Image.Image) -> int:
+    """The EXIF orientation; 1 (upright) if it is absent or unreadable. Pillow itself rotates TIFF."""
     if "exif" not in picture.info and "Raw profile type exif" not in picture.info:
         return 1
     try:
@@ -180,31 +185,31 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def fit(picture: Image.Image, form: Form, turn: Image.Transpose | None = None) -> np.ndarray:
-    """A decoded picture in the dataset's form: (side, side, C) uint8."""
-    picture = _flat(picture)
-    if form.channels == 1 and picture.mode != "L":
+def fit(picture: Image.Image, spec: ImageSpec, transpose: Image.Transpose | None = None) -> np.ndarray:
+    """Convert, resize, crop and rotate a decoded picture to the dataset's shape: (side, side, C) uint8."""
+    picture = _to_grey_or_rgb(picture)
+    if spec.channels == 1 and picture.mode != "L":
         picture = picture.convert("L")
-    if picture.size != (form.side, form.side):
+    if picture.size != (spec.side, spec.side):
         width, height = picture.size
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
         box = (left, top, left + short, top + short)
-        picture = picture.resize((form.side, form.side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    if turn is not None:
-        picture = picture.transpose(turn)
-    if form.channels == 3 and picture.mode != "RGB":
+        picture = picture.resize((spec.side, spec.side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    if transpose is not None:
+        picture = picture.transpose(transpose)
+    if spec.channels == 3 and picture.mode != "RGB":
         picture = picture.convert("RGB")
-    pixels = np.asarray(picture).reshape(form.side, form.side, form.channels)
-    return pixels if form.levels == 256 else np.minimum(pixels, form.levels - 1)  # bicubic overshoots
+    pixels = np.asarray(picture).reshape(spec.side, spec.side, spec.channels)
+    return pixels if spec.levels == 256 else np.minimum(pixels, spec.levels - 1)  # bicubic resampling overshoots
 
 
-def _flat(picture: Image.Image) -> Image.Image:
-    """The picture as "L" or "RGB", with transparency laid on white."""
+def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
+    """Convert to mode "L" or "RGB", with transparency composited on white."""
     if picture.mode in ("L", "RGB") and "transparency" not in picture.info:
         return picture
     if picture.mode in GREY and picture.mode not in ("1", "L", "LA", "La"):
-        return Image.fromarray(_wide_grey(np.asarray(picture)))
+        return Image.fromarray(_to_8_bits(np.asarray(picture)))
     if picture.has_transparency_data:
         pixels = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         white = Image.new("RGB", picture.size, "white")
@@ -213,38 +218,38 @@ def _flat(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode in GREY else "RGB")
 
 
-def _wide_grey(values: np.ndarray) -> np.ndarray:
-    """Grey levels of 16 bits, or fractions of 1, as bytes."""
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Convert 16-bit grey levels, or fractions of 1, to bytes."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f" and not 0 <= low <= high <= 1:
-        raise Unreadable(f"floating-point grey from {low:g} to {high:g}; only 0 to 1 has a known scale")
+        raise UnreadableImage(f"floating-point grey from {low:g} to {high:g}: only 0 to 1 has a known scale")
     if not 0 <= low <= high <= 65535:
-        raise Unreadable(f"grey levels from {low:g} to {high:g}; only 16 bits have a known scale")
+        raise UnreadableImage(f"grey levels from {low:g} to {high:g}: only 8 and 16 bits have a known scale")
     factor = np.float32(255 if values.dtype.kind == "f" else 1 / 257)
     bytes_ = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), 64):  # in bands, because floats take four times the room
+    for start in range(0, len(values), 64):  # in bands of 64 rows: floats take four times the memory
         bytes_[start : start + 64] = np.rint(values[start : start + 64] * factor)
     return bytes_
 
 
 def has_scale(low: float, high: float) -> bool:
-    """Whether `to_levels` knows what numbers from `low` to `high` mean."""
+    """Whether `to_levels` can map values from `low` to `high` to bytes."""
     return low >= -1 and (high <= 1 or (low >= 0 and high <= 65535))
 
 
 def to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """An array's numbers as bytes, by the range `low` to `high` that all of the source's numbers have.
+    """Map an array's values to bytes, by the range `low` to `high` of all values of the source.
 
-    Bytes stay; what runs from 0 to 1 or from -1 to 1 is stretched to 0..255, what runs to 255 is rounded,
-    and what runs to 65535 is divided by 257.
+    Bytes stay as they are. Ranges 0 to 1 and -1 to 1 are scaled to 0..255, values up to 255 are rounded, and values up
+    to 65535 are divided by 257.
 
     Raises:
-        Unreadable: this record holds something that is no number.
+        UnreadableImage: the record holds NaN or infinity.
     """
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise Unreadable("holds NaN or infinity")
+        raise UnreadableImage("holds NaN or infinity")
     if high <= 1:
         values = values * 255.0 if low >= 0 else (values + 1.0) * 127.5
     elif high > 255:
@@ -252,9 +257,9 @@ def to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(values).astype(np.uint8)
 
 
-def fit_array(values: np.ndarray, form: Form) -> np.ndarray:
-    """An array (H, W) or (H, W, 1|2|3|4) uint8 in the dataset's form: (side, side, C) uint8."""
+def fit_array(values: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """Convert an array (H, W) or (H, W, 1|2|3|4) uint8 to the dataset's shape: (side, side, C) uint8."""
     values = values.reshape(*values.shape[:2], -1)
-    if values.shape == (form.side, form.side, form.channels):
+    if values.shape == (spec.side, spec.side, spec.channels):
         return values
-    return fit(Image.fromarray(values.squeeze(2) if values.shape[2] == 1 else values), form)
+    return fit(Image.fromarray(values.squeeze(2) if values.shape[2] == 1 else values), spec)

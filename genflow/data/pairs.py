@@ -1,9 +1,9 @@
-"""Pairs of noise and what a teacher makes of it, as Arrow shards: training on them is reflow.
+"""Pairs of noise and the sample that a teacher draws from it, as Arrow shards; training on them is reflow.
 
     label int64 · seed int64 · noise fixed_size_list<float32>[C*H*W] · x fixed_size_list<float32>[C*H*W]
 
-x is what the teacher's ODE gave, not rounded to grey levels. Like a dataset's, every shard is an Arrow IPC stream of
-one record batch; the folder is an artifact of the kind `pairs`, which a recipe names as `data.pairs`.
+x is the result of the teacher's ODE, not rounded to grey levels. Every shard is an Arrow IPC stream of one record
+batch, like the shards of a dataset. The folder is an artifact of the kind `pairs`; a recipe names it as `data.pairs`.
 
 References:
     Flow Straight and Fast: Rectified Flow (Liu et al., 2022)   https://arxiv.org/abs/2209.03003
@@ -33,15 +33,15 @@ def write_pairs(
     """Write one shard.
 
     Args:
-        path: the file; its folder exists.
-        facts: of the dataset that the teacher was trained on.
-        seeds: (N,) int64, of which the noise is a function.
+        path: the file to write, in an existing folder.
+        facts: the specification of the dataset that the teacher was trained on.
+        seeds: (N,) int64; the noise is a function of them.
         labels: (N,) int64.
         noise: (N, C, H, W) float32.
         x: (N, C, H, W) float32.
     """
     width = pa.list_(pa.float32(), facts.dims)
-    form = pa.schema(
+    arrow_schema = pa.schema(
         [("label", pa.int64()), ("seed", pa.int64()), ("noise", width), ("x", width)],
         metadata={"shape": ",".join(map(str, facts.shape))},
     )
@@ -49,18 +49,18 @@ def write_pairs(
         pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(v, np.float32).ravel()), type=width)
         for v in (noise, x)
     ]
-    batch = pa.record_batch([pa.array(labels, pa.int64()), pa.array(seeds, pa.int64()), *lists], schema=form)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, form) as writer:
+    batch = pa.record_batch([pa.array(labels, pa.int64()), pa.array(seeds, pa.int64()), *lists], schema=arrow_schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema) as writer:
         writer.write_batch(batch)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Memory-mapped pairs; they stand where a training split stands.
+    """Memory-mapped pairs, used in place of a training split.
 
     Args:
-        tables: one Arrow table a shard.
-        facts: the dataset's.
+        tables: one Arrow table per shard.
+        facts: the dataset's specification.
     """
 
     tables: tuple[pa.Table, ...]
@@ -68,7 +68,7 @@ class Pairs:
 
     @classmethod
     def open(cls, artifact: Artifact, facts: DataSpec) -> "Pairs":
-        """Verify and memory-map pairs.
+        """Verify the files and memory-map them.
 
         Raises:
             DataError: a file is missing or corrupt.
@@ -89,17 +89,17 @@ class Pairs:
         return {name: [_values(t.column(name)).reshape(shape) for t in self.tables] for name, shape in shapes.items()}
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """`label` (B,), or `noise` or `x` (B, C, H, W), of some rows, in their order."""
+        """One column of the given rows, in their order: `label` (B,), `noise` or `x` (B, C, H, W)."""
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         views = self._views[name]
         out = np.empty((len(rows), *views[0].shape[1:]), views[0].dtype)
         for number in np.unique(shard):
-            here = shard == number
-            out[here] = views[number][rows[here] - self._starts[number]]
+            mask = shard == number
+            out[mask] = views[number][rows[mask] - self._starts[number]]
         return out
 
     def batch(self, rows: np.ndarray, device: "torch.device") -> "Batch":
-        """The rows as what a family takes: x with the noise it came from."""
+        """The rows as a batch for a family: x with the noise that the teacher started from."""
         import torch
 
         from genflow.batch import Batch

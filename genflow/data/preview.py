@@ -1,4 +1,4 @@
-"""Records as a picture to look at: a grid of images, or points of the plane, as PNG bytes; and a dataset's facts."""
+"""Draw records as PNG bytes: a grid of images, or a density plot of points of the plane; and describe a dataset."""
 
 import io
 import math
@@ -11,20 +11,20 @@ from genflow.data.shards import Dataset, Split, to_display
 from genflow.errors import UsageError
 from genflow.specs import DataSpec
 
-CELL = 64  # pixels that a small picture is enlarged to, at most
+CELL = 64  # pixels: a small picture is enlarged up to this size
 GAP = 2
-PAPER = 216  # the grey level between pictures: neither black nor white, so that both have an edge
+BACKGROUND = 216  # grey level between pictures: neither black nor white, so that the edges of both are visible
 INK = np.array((31, 58, 147))
 
 
 def render(records: np.ndarray, facts: DataSpec, columns: int | None = None, limit: float | None = None) -> bytes:
-    """Records, as `from_x` gives them, as PNG bytes: a grid of pictures, or points of the plane.
+    """Draw the records that `from_x` returns: a grid of pictures, or points of the plane, as PNG bytes.
 
     Args:
         records: (N, H, W, C) grey levels 0..K-1, or (N, 1, 1, 2) points.
-        facts: the dataset's facts.
-        columns: pictures in a line.
-        limit: points from -limit to limit are shown; None: nearly all.
+        facts: the dataset's specification.
+        columns: pictures per row.
+        limit: show points from -limit to limit; None: nearly all points.
     """
     if facts.is_points:
         return scatter(records.reshape(-1, 2), limit)
@@ -32,17 +32,17 @@ def render(records: np.ndarray, facts: DataSpec, columns: int | None = None, lim
 
 
 def columns(facts: DataSpec) -> int | None:
-    """How many samples a line holds: one of each class in turn, if they are few enough; else nobody says."""
+    """Samples per row of a grid: the number of classes, if it is 2 to 20; else None."""
     return facts.classes if 1 < facts.classes <= 20 else None
 
 
 def grid(images: np.ndarray, columns: int | None = None, scale: int | None = None) -> bytes:
-    """Pictures side by side, line by line, as PNG bytes.
+    """Draw pictures in a grid, row by row, as PNG bytes.
 
     Args:
         images: (N, H, W, C) uint8, C = 1 or 3.
-        columns: pictures in a line; None: about as many as there are lines.
-        scale: how many times pictures are enlarged, by repeating pixels; None: small ones to about 64 pixels.
+        columns: pictures per row; None: a nearly square grid.
+        scale: enlargement by repeating pixels; None: enlarge small pictures to about 64 pixels.
     """
     count, height, width, channels = images.shape
     columns = min(columns or math.ceil(math.sqrt(max(count, 1))), max(count, 1))
@@ -50,7 +50,7 @@ def grid(images: np.ndarray, columns: int | None = None, scale: int | None = Non
     scale = scale or max(1, CELL // max(height, width))
     images = images.repeat(scale, 1).repeat(scale, 2)
     height, width = height * scale + GAP, width * scale + GAP
-    sheet = np.full((max(lines, 1) * height + GAP, columns * width + GAP, channels), PAPER, np.uint8)
+    sheet = np.full((max(lines, 1) * height + GAP, columns * width + GAP, channels), BACKGROUND, np.uint8)
     for number, image in enumerate(images):
         top, left = (number // columns) * height + GAP, (number % columns) * width + GAP
         sheet[top : top + height - GAP, left : left + width - GAP] = image
@@ -58,18 +58,18 @@ def grid(images: np.ndarray, columns: int | None = None, scale: int | None = Non
 
 
 def scatter(points: np.ndarray, limit: float | None = None, side: int = 512) -> bytes:
-    """Points of the plane as PNG bytes: the more points in a place, the darker it is.
+    """Draw points of the plane as PNG bytes: a place with more points is darker.
 
     Args:
         points: (N, 2), x to the right and y upwards.
-        limit: the picture shows -limit to limit; None: all but the outermost 1 in 1,000, with a margin.
-        side: the picture's side in pixels.
+        limit: show -limit to limit; None: all but the outermost 1 in 1,000 points, with a margin.
+        side: width and height of the PNG in pixels.
     """
     points = points[np.isfinite(points).all(1)]
     if limit is None:
         limit = 1.1 * float(np.quantile(np.abs(points), 0.999)) if len(points) else 1.0
     limit = limit or 1.0
-    cells = side // 2  # a point is 2 x 2 pixels
+    cells = side // 2  # each bin is drawn as 2 x 2 pixels
     counts, _, _ = np.histogram2d(-points[:, 1], points[:, 0], bins=cells, range=[[-limit, limit]] * 2)
     occupied = counts[counts > 0]
     typical = float(np.median(occupied)) if occupied.size else 1.0
@@ -79,13 +79,13 @@ def scatter(points: np.ndarray, limit: float | None = None, side: int = 512) -> 
 
 
 def pngs(records: np.ndarray, facts: DataSpec) -> list[bytes]:
-    """Each record as a PNG file of its own size.
+    """Each record as a PNG file, at its own size.
 
     Raises:
-        UsageError: they are points of the plane.
+        UsageError: the records are points of the plane.
     """
     if facts.is_points:
-        raise UsageError("points of the plane are no pictures", "use --out samples.npy or grid.png")
+        raise UsageError("points of the plane cannot be saved as pictures", "use --out samples.npy or grid.png")
     return [_png(image) for image in to_display(records, facts)]
 
 
@@ -104,7 +104,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def preview(dataset: Dataset) -> bytes:
-    """A look at the training split as PNG bytes: a line of pictures for each of up to 16 classes, or 64 pictures."""
+    """Draw a part of the training split as PNG bytes: a row of pictures per class (up to 16), or 64 pictures."""
     split, facts = dataset.splits["train"], dataset.facts
     if facts.is_points:
         return render(split.take(np.arange(min(len(split), 20_000))), facts)
@@ -115,11 +115,11 @@ def preview(dataset: Dataset) -> bytes:
 
 
 def _lines_of_classes(split: Split, facts: DataSpec) -> tuple[np.ndarray, int]:
-    """The first pictures of each class, class by class, with blanks where a class has too few; and their number."""
+    """The first pictures of each class, class by class, filled up with blanks; and the number per class."""
     shown = min(facts.classes, 16)
     columns = 10
     C, H, W = facts.shape
-    images = np.full((shown * columns, H, W, C), PAPER, np.uint8)
+    images = np.full((shown * columns, H, W, C), BACKGROUND, np.uint8)
     for label in range(shown):
         rows = np.flatnonzero(split.labels == label)[:columns]
         if len(rows):
@@ -127,8 +127,8 @@ def _lines_of_classes(split: Split, facts: DataSpec) -> tuple[np.ndarray, int]:
     return images, columns
 
 
-def show(dataset: Dataset) -> dict[str, Any]:
-    """A dataset's facts as a `genflow.data/1` document."""
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Describe a dataset as a `genflow.data/1` document."""
     artifact, facts = dataset.artifact, dataset.facts
     return {
         "schema": "genflow.data/1",

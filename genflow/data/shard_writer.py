@@ -1,4 +1,4 @@
-"""Carrying out the plan of a dataset: a shard is decoded and written as one, and the shards' counts add up to facts."""
+"""Decode and write the shards of a dataset, and compute the dataset's specification from their counts."""
 
 import hashlib
 import math
@@ -11,46 +11,46 @@ from typing import Any
 import numpy as np
 
 from genflow.data.shards import shard_name, write_shard
-from genflow.data.sources.base import Bad, Form, Part
+from genflow.data.sources.base import BadRecord, ImageSpec, Part
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.files import explain_disk_errors
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a shard turned out to hold.
+class ShardResult:
+    """The contents of a written shard.
 
     Args:
-        split, number: which shard it is.
-        rows: records in it; with none there is no file.
-        sha256: of the file.
-        bad: the records left out.
-        histogram: (256,) how often each grey level occurs; empty for points.
-        moments: sum and sum of squares of a point's coordinates.
-        class_counts: (classes,) records a class.
+        split, number: identify the shard.
+        rows: records in the file; a shard without records has no file.
+        sha256: hash of the file.
+        bad: unreadable records, which are left out.
+        histogram: (256,) count of each grey level; empty for points.
+        moments: sum and sum of squares of the points' coordinates.
+        class_counts: (classes,) records per class.
     """
 
     split: str
     number: int
     rows: int
     sha256: str
-    bad: list[Bad]
+    bad: list[BadRecord]
     histogram: np.ndarray
     moments: tuple[float, float]
     class_counts: np.ndarray
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardTask:
     """One shard to write.
 
     Args:
         folder: the split's folder.
-        split, number, total: which shard of which split it is.
-        part: where its records come from.
-        form: what they are brought into.
-        facts: what is known of the dataset.
+        split, number, total: the split, the number of the shard and the number of shards.
+        part: the rows of the source that it contains.
+        spec: the specification of the images.
+        facts: the dataset's specification, without counts.
     """
 
     folder: str
@@ -58,41 +58,41 @@ class Shard:
     number: int
     total: int
     part: Part
-    form: Form
+    spec: ImageSpec
     facts: DataSpec
 
     @property
     def file(self) -> str:
-        """The shard's name."""
+        """The name of the file."""
         return shard_name(self.number, self.total)
 
-    def write(self) -> Written:
-        """Decode the records and write the file, whole or not at all."""
+    def write(self) -> ShardResult:
+        """Decode the records and write the file atomically."""
         C, H, W = self.facts.shape
         shape, dtype = ((2,), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
         values = np.empty((len(self.part), *shape), dtype)
         ids: list[str] = []
         labels: list[int] = []
-        heights: list[float] = []
-        bad: list[Bad] = []
-        for record in self.part.records(self.form):
-            if isinstance(record, Bad):
+        log_density: list[float] = []
+        bad: list[BadRecord] = []
+        for record in self.part.records(self.spec):
+            if isinstance(record, BadRecord):
                 bad.append(record)
                 continue
             values[len(ids)] = record.value
             ids.append(record.id)
             labels.append(record.label)
-            heights.append(record.log_density)
+            log_density.append(record.log_density)
         values, label = values[: len(ids)], np.array(labels, np.int64)
         sha256 = ""
         if ids:
             final = Path(self.folder) / self.file
             attempt = final.with_name(f"{self.file}.tmp-{os.getpid()}")
             with explain_disk_errors(final):
-                sha256 = write_shard(attempt, self.facts, values, ids, label, np.array(heights))
+                sha256 = write_shard(attempt, self.facts, values, ids, label, np.array(log_density))
                 os.replace(attempt, final)
         exact = values.astype(np.float64) if self.facts.is_points else np.zeros(0)
-        return Written(
+        return ShardResult(
             self.split,
             self.number,
             len(ids),
@@ -105,49 +105,49 @@ class Shard:
 
 
 def _histogram(values: np.ndarray) -> np.ndarray:
-    """How often each byte occurs, in pieces, because `bincount` widens what it counts to eight bytes."""
+    """Count each byte value, in pieces: `bincount` converts its input to eight bytes per value."""
     flat, piece = values.reshape(-1), 2**20
     counts = (np.bincount(flat[start : start + piece], minlength=256) for start in range(0, flat.size, piece))
     return sum(counts, np.zeros(256, np.int64))
 
 
 @dataclass
-class Outcome:
-    """What became of the shards, in order."""
+class ShardResults:
+    """The results of all shards, in order."""
 
     facts: DataSpec
-    written: list[Written] = field(default_factory=list)
+    written: list[ShardResult] = field(default_factory=list)
 
     @property
-    def bad(self) -> list[Bad]:
-        """Every record that could not be read."""
+    def bad(self) -> list[BadRecord]:
+        """Every unreadable record."""
         return [bad for shard in self.written for bad in shard.bad]
 
-    def files(self, planned: Iterable[Shard]) -> dict[str, dict[str, int]]:
-        """The names of the shards that hold records, with how many, split by split."""
+    def files(self, planned: Iterable[ShardTask]) -> dict[str, dict[str, int]]:
+        """For each split, the names of the files and their numbers of records; shards without records are left out."""
         rows = {(shard.split, shard.number): shard.rows for shard in self.written}
         names: dict[str, dict[str, int]] = {}
         for shard in planned:
-            if held := rows[shard.split, shard.number]:
-                names.setdefault(shard.split, {})[shard.file] = held
+            if count := rows[shard.split, shard.number]:
+                names.setdefault(shard.split, {})[shard.file] = count
         return names
 
-    def complete(self, where: str) -> DataSpec:
-        """The dataset's facts.
+    def dataset_spec(self, where: str) -> DataSpec:
+        """The complete specification of the dataset.
 
         Raises:
-            DataError: nothing to train on is left, or it has no contrast.
+            DataError: no training record is left, or all pixels have one value.
         """
         train = [shard for shard in self.written if shard.split == "train"]
         count = sum(shard.rows for shard in train)
         if not count:
-            raise DataError(f"none of the pictures in {where} that are to train on can be read")
+            raise DataError(f"no picture of the training split in {where} can be read")
         if self.facts.is_points:
             mean, sigma = _moments(train, 2 * count, self.facts.scale)
         else:
             mean, sigma = _bin_centres(sum(shard.histogram for shard in train), self.facts.levels or 256)
         if not sigma:
-            raise DataError(f"all pixels of {where} have one value: there is nothing to learn")
+            raise DataError(f"all pixels of {where} have one value, so a model has nothing to learn")
         splits: dict[str, int] = {}
         for shard in self.written:
             splits[shard.split] = splits.get(shard.split, 0) + shard.rows
@@ -172,7 +172,7 @@ def _bin_centres(histogram: Any, levels: int) -> tuple[float, float]:
     return (2 * first / total + 1) / levels - 1, 2 * math.sqrt(variance) / levels
 
 
-def _moments(train: list[Written], count: int, scale: float) -> tuple[float, float]:
+def _moments(train: list[ShardResult], count: int, scale: float) -> tuple[float, float]:
     """Mean and standard deviation of x = point / scale."""
     mean = math.fsum(shard.moments[0] for shard in train) / count
     square = math.fsum(shard.moments[1] for shard in train) / count

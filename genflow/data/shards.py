@@ -1,15 +1,15 @@
-"""Arrow shards: decoded pixels that a batch is a view of, in files that other tools read without genflow.
+"""Arrow shards: decoded pixels, memory-mapped for batches, in files that other tools read without genflow.
 
-A dataset's folder is laid out as the `datasets` library lays one out, and every shard is an Arrow IPC
-*stream* of one record batch, so `pyarrow.ipc.open_stream` and `datasets.load_from_disk` both read it:
+A dataset's folder has the layout of the `datasets` library, and every shard is an Arrow IPC *stream* of one record
+batch, so `pyarrow.ipc.open_stream` and `datasets.load_from_disk` both read it:
 
     dataset_dict.json   facts.json   manifest.json
     train/  data-00000-of-00002.arrow  ...  state.json  dataset_info.json
     val/    ...
 
     image  fixed_size_list<uint8>[H*W*C]   grey levels 0..K-1, row by row, channels last
-    label  int64                           K classes by name in the metadata; absent where there are none
-    id     string                          where the record came from
+    label  int64                           class names in the metadata; absent for data without classes
+    id     string                          the origin of the record in the source
 
 Points of the plane have `point fixed_size_list<float32>[2]` and `log_density float64` instead of `image`.
 """
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from genflow.batch import Batch
 
 FACTS = "facts.json"
-OPEN = 512  # shards of a split that stay mapped; each holds a file open
+MAX_MAPPED = 512  # shards of a split that stay mapped; each keeps a file open
 
 
 def schema(facts: DataSpec) -> pa.Schema:
-    """The shards' schema, with what `datasets` and genflow need to read them in its metadata."""
+    """The shards' schema; its metadata contains the types for `datasets` and the shape for genflow."""
     C, H, W = facts.shape
     features: dict[str, Any]
     if facts.is_points:
@@ -80,25 +80,26 @@ def write_shard(
     """Write one shard and return the SHA-256 of its bytes.
 
     Args:
-        path: the file; its folder exists.
-        facts: the dataset's shape, levels and classes (its counts may still be unknown).
+        path: the file to write, in an existing folder.
+        facts: the dataset's shape, levels and classes; the counts may be unknown.
         values: (N, H, W, C) uint8 grey levels, or (N, 2) float32 points.
-        ids: (N,) where each record came from.
+        ids: (N,) the origin of each record.
         labels: (N,) integers, for data with classes.
         log_density: (N,) the true log-density of each point.
     """
-    form = schema(facts)
+    arrow_schema = schema(facts)
     flat = np.ascontiguousarray(values).reshape(len(values), -1)
-    if len(flat) and flat.shape[1] != form.field(0).type.list_size:
+    if len(flat) and flat.shape[1] != arrow_schema.field(0).type.list_size:
         raise ValueError(f"records of {values.shape[1:]} do not fit the dataset's shape {facts.shape}")
-    columns: list[pa.Array] = [pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), type=form.field(0).type)]
+    records = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), type=arrow_schema.field(0).type)
+    columns: list[pa.Array] = [records]
     if facts.is_points:
         columns.append(pa.array(np.asarray(log_density, np.float64)))
     if facts.classes:
         columns.append(pa.array(np.asarray(labels, np.int64)))
     columns.append(pa.array([str(id) for id in ids], pa.string()))
-    batch = pa.record_batch(columns, schema=form)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, form) as writer:
+    batch = pa.record_batch(columns, schema=arrow_schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema) as writer:
         writer.write_batch(batch)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -110,12 +111,12 @@ def shard_name(number: int, total: int) -> str:
 
 
 def write_index(folder: Path, facts: DataSpec, shards: dict[str, dict[str, int]]) -> None:
-    """Write what makes the folder a dataset: facts.json, and the files that `datasets.load_from_disk` reads.
+    """Write the index of a dataset: facts.json, and the files that `datasets.load_from_disk` reads.
 
     Args:
         folder: the dataset's folder.
-        facts: complete, with counts and fingerprint.
-        shards: the shards' file names, each with its number of rows, split by split.
+        facts: the complete specification, with counts and fingerprint.
+        shards: for each split, the files of its shards and their numbers of rows.
     """
     features = json.loads(schema(facts).metadata[b"huggingface"])["info"]["features"]
     for split, names in shards.items():
@@ -136,17 +137,17 @@ def write_index(folder: Path, facts: DataSpec, shards: dict[str, dict[str, int]]
 
 
 class Shards(Sequence[pa.Table]):
-    """A split's shards, mapped when they are asked for. Of very many only the last ones stay open.
+    """A split's shards, memory-mapped on first use; the `MAX_MAPPED` last used ones stay open.
 
     Args:
-        files: of the shards.
-        rows: of each; None: they are looked at.
+        files: the files of the shards.
+        rows: rows of each shard; None: read them from the files.
     """
 
     def __init__(self, files: Sequence[Path], rows: Sequence[int] | None = None) -> None:
         self._files = files
         self.rows = [map_stream(file).num_rows for file in files] if rows is None else list(rows)
-        self._map = lru_cache(OPEN)(map_stream)
+        self._map = lru_cache(MAX_MAPPED)(map_stream)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -167,8 +168,8 @@ class Split:
 
     Args:
         name: "train", "val" or "test".
-        tables: one Arrow table a shard.
-        facts: the dataset's facts.
+        tables: one Arrow table per shard.
+        facts: the dataset's specification.
     """
 
     name: str
@@ -180,27 +181,27 @@ class Split:
 
     @cached_property
     def _view(self) -> Callable[[int], np.ndarray]:
-        """A shard's records, a view of the file."""
+        """A function that returns a shard's records as a view of the file."""
         C, H, W = self.facts.shape
         shape, dtype = ((1, 1, 2), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
 
         def view(number: int) -> np.ndarray:
-            column = self.tables[number].column(0)  # `combine_chunks` of a single one would copy it into memory
+            column = self.tables[number].column(0)  # `combine_chunks` would copy even a single chunk into memory
             values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
             flat = values.flatten().to_numpy(zero_copy_only=False)
             return flat.astype(dtype, copy=False).reshape(-1, *shape)
 
-        return lru_cache(OPEN)(view)
+        return lru_cache(MAX_MAPPED)(view)
 
     @cached_property
     def _label(self) -> Callable[[int], np.ndarray]:
-        """A shard's labels."""
-        return lru_cache(OPEN)(lambda number: self.tables[number].column("label").to_numpy())
+        """A function that returns a shard's labels."""
+        return lru_cache(MAX_MAPPED)(lambda number: self.tables[number].column("label").to_numpy())
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        """(N, H, W, C) uint8 grey levels, or (N, 1, 1, 2) float32 points; a view where there is one shard."""
+        """(N, H, W, C) uint8 grey levels, or (N, 1, 1, 2) float32 points; a view if there is one shard."""
         C, H, W = self.facts.shape
         if not self.tables:
             return np.zeros((0, 1, 1, 2), np.float32) if self.facts.is_points else np.zeros((0, H, W, C), np.uint8)
@@ -209,14 +210,14 @@ class Split:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64; all `classes` (= 0, "no label") where the data has none."""
+        """(N,) int64; all 0, which equals `classes` and means "no label", for data without classes."""
         if not self.facts.classes:
             return np.zeros(len(self), np.int64)
         return np.concatenate([table.column("label").to_numpy() for table in self.tables] or [np.zeros(0, np.int64)])
 
     @cached_property
     def ids(self) -> list[str]:
-        """(N,) where each record came from."""
+        """(N,) the origin of each record."""
         return [id for table in self.tables for id in table.column("id").to_pylist()]
 
     @cached_property
@@ -232,7 +233,7 @@ class Split:
         return np.cumsum([0, *rows])
 
     def batch(self, rows: np.ndarray, device: "torch.device") -> "Batch":
-        """The records of `rows` as what a family takes."""
+        """The records of `rows` as a batch for a family."""
         import torch
 
         from genflow.batch import Batch
@@ -245,22 +246,22 @@ class Split:
         """The records of `rows`, in that order: (B, H, W, C)."""
         return self._gather(rows, self._view)
 
-    def _gather(self, rows: np.ndarray, of: Callable[[int], np.ndarray]) -> np.ndarray:
-        """What the shards say of `rows`, touching only those that they lie in."""
+    def _gather(self, rows: np.ndarray, read: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The values of `rows`, in their order; reads only the shards that contain them."""
         if len(self.tables) == 1:
-            return of(0)[rows]
+            return read(0)[rows]
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         out: np.ndarray | None = None
         for number in np.unique(shard):
-            here, values = shard == number, of(int(number))
+            mask, values = shard == number, read(int(number))
             out = np.empty((len(rows), *values.shape[1:]), values.dtype) if out is None else out
-            out[here] = values[rows[here] - self._starts[number]]
+            out[mask] = values[rows[mask] - self._starts[number]]
         return self.pixels[:0] if out is None else out
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared dataset: its facts and its splits."""
+    """A prepared dataset: its specification and its splits."""
 
     artifact: Artifact
     facts: DataSpec
@@ -287,7 +288,7 @@ class Dataset:
 
     @property
     def reference(self) -> str:
-        """The split to measure against: test, else val, else train."""
+        """The split that models are measured against: test, else val, else train."""
         return next(name for name in ("test", "val", "train") if self.facts.splits.get(name))
 
 
@@ -295,7 +296,7 @@ def map_stream(path: Path) -> pa.Table:
     """Memory-map a shard.
 
     Raises:
-        DataError: it is no Arrow stream.
+        DataError: the file is missing or not an Arrow stream.
     """
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
@@ -304,13 +305,13 @@ def map_stream(path: Path) -> pa.Table:
 
 
 def to_x(values: "np.ndarray | Tensor", facts: DataSpec) -> "Tensor":
-    """Records (B, H, W, C) as what is trained on: x (B, C, H, W) float32.
+    """Convert records (B, H, W, C) to the model's input x (B, C, H, W) float32.
 
     x = (2k + 1)/K - 1 for grey levels k in 0..K-1 (bin centres); x = point / scale for points.
     """
-    import torch  # not at the top: what writes shards needs no torch, which costs 1.5 s and 200 MB a worker
+    import torch  # not at the top: workers that write shards do not need it, and it costs 1.5 s and 200 MB each
 
-    if isinstance(values, np.ndarray):  # a view of the file cannot be written to, and torch warns about that
+    if isinstance(values, np.ndarray):  # a view of the file is read-only, and torch warns about that
         values = np.require(values, requirements=["C", "W"])
     tensor = torch.as_tensor(values)
     x = tensor.permute(0, 3, 1, 2).to(torch.float32)
@@ -320,7 +321,7 @@ def to_x(values: "np.ndarray | Tensor", facts: DataSpec) -> "Tensor":
 
 
 def from_x(x: "Tensor", facts: DataSpec) -> np.ndarray:
-    """The nearest records to x: (B, H, W, C) uint8 grey levels, or float32 points."""
+    """Round x to the nearest records: (B, H, W, C) uint8 grey levels, or float32 points."""
     x = x.detach().float().cpu().permute(0, 2, 3, 1)
     if facts.levels is None:
         return (x * facts.scale).numpy()
@@ -329,7 +330,7 @@ def from_x(x: "Tensor", facts: DataSpec) -> np.ndarray:
 
 
 def to_display(images: np.ndarray, facts: DataSpec) -> np.ndarray:
-    """Grey levels 0..K-1 as 0..255, for files and screens: (N, H, W, C) uint8."""
+    """Scale grey levels 0..K-1 to 0..255, for files and screens: (N, H, W, C) uint8."""
     levels = facts.levels or 256
     if levels == 256:
         return images.astype(np.uint8, copy=False)

@@ -1,8 +1,8 @@
-"""Which rows a training step sees: a pure function of (seed, step), so a killed run goes on to the same rows.
+"""The rows of a training step: a pure function of (seed, step), so that a resumed run reads the same rows.
 
-The stream is one endless concatenation of permutations, one an epoch. Step s of global batch B reads
-positions sB .. (s+1)B - 1; a worker takes its share of them, so the number of workers changes no row. Nothing of a
-permutation is stored: what stands at a position is computed, so that ten million rows take no more memory than ten.
+The stream is an endless concatenation of permutations, one per epoch. Step s with global batch B reads positions
+sB .. (s+1)B - 1. Each worker reads its part of them, so the number of workers changes no row. A permutation is not
+stored: the row at a position is computed, so ten million rows take no more memory than ten.
 """
 
 import numpy as np
@@ -19,12 +19,12 @@ class Stream:
     """Batches of a split for one worker.
 
     Args:
-        split: the rows, or a teacher's pairs.
-        batch: the global batch B.
+        split: the training split, or a teacher's pairs.
+        batch: the global batch size B.
         seed: the run's seed.
-        rank: this worker's number.
+        rank: this worker's rank.
         world: the number of workers.
-        device: where batches go.
+        device: the device of the batches.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class Stream:
     ) -> None:
         self.split, self.batch, self.seed, self.device = split, batch, seed, torch.device(device)
         self._total = len(split)
-        self.start, self.stop = share(batch, rank, world)
+        self.start, self.stop = rank_range(batch, rank, world)
 
     def rows(self, step: int) -> np.ndarray:
-        """The rows of this worker's share of a step."""
+        """The rows of a step that this worker reads."""
         positions = np.arange(step * self.batch + self.start, step * self.batch + self.stop)
         epochs, offsets = np.divmod(positions, self._total)
         parts = [
@@ -49,6 +49,6 @@ class Stream:
         return self.split.batch(self.rows(step), self.device)
 
 
-def share(batch: int, rank: int, world: int) -> tuple[int, int]:
-    """The rows start..stop of a global batch that a worker owns; they differ by at most one between workers."""
+def rank_range(batch: int, rank: int, world: int) -> tuple[int, int]:
+    """The positions [start, stop) of a worker in the global batch; sizes differ by at most one between workers."""
     return batch * rank // world, batch * (rank + 1) // world

@@ -1,6 +1,6 @@
-"""Pipelines: stages and what they need from each other, as values that are checked before anything runs.
+"""Pipelines: graphs of stages, checked before any stage runs.
 
     graph    a pipeline file as a graph of stages
-    plan     a dry run: which stages are cached and which are to do
+    plan     a dry run: the state of each stage, such as cached or to do
     study    seeds x runs x datasets as a pipeline
 """

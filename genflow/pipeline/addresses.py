@@ -1,7 +1,7 @@
-"""Where a stage's artifact will be, before it is made: what the dry run asks.
+"""The id of a stage's artifact before the artifact exists; the dry run calls these functions.
 
-Each function takes the store and the job's document and returns the artifact's id. `jobs/<stage>.py` declares which one
-is its own. Imports stand inside the functions: a dry run of one stage loads what that stage needs.
+Each function takes the store and the job's document and returns the artifact's id. `jobs/<stage>.py` declares its
+function. Imports are inside the functions, so a dry run of one stage loads only the modules of that stage.
 """
 
 from genflow.recipe.schema import parse
@@ -26,7 +26,7 @@ def train(store: Store, document: Json) -> str:
 
 
 def train_ended(store: Store, document: Json) -> Json | None:
-    """How the run diverged, {message, hint, code, kind}, if it did and was not finished since."""
+    """The error {message, hint, code, kind} of a run that diverged and has not finished since; else None."""
     from genflow import runs
 
     return runs.divergence(store, runs.plan(store, parse(document["recipe"])))
@@ -40,7 +40,7 @@ def reflow(store: Store, document: Json) -> str:
 
 
 def evaluate(store: Store, document: Json) -> str:
-    """The evaluation's id; empty for several runs, which have one each."""
+    """The evaluation's id; empty for several runs, because each has its own evaluation."""
     from genflow.evaluation import evaluate
 
     if len(document["inputs"]["runs"]) > 1:

@@ -1,4 +1,4 @@
-"""A pipeline as a value: stages, what each of them needs, and the order that follows.
+"""A pipeline as a value: stages, the dependencies between them, and an order that respects these.
 
     name: quickstart
     stages:
@@ -7,12 +7,12 @@
       few:     {job: train, preset: consistency, data: digits, init: flow}
       report:  {job: compare, runs: [vae, ...], evaluate: {samples: 1000}}
 
-Which keys a stage has, and which of them name other stages, is what its program declares (`pipeline/stages.py`). A
-train stage names its dataset (and the run that it starts from, and a teacher's pairs), a reflow stage its teacher, an
-evaluate or compare stage its runs: by the stage that makes them or by an artifact that exists. Those names are the
-edges. A tables stage takes every evaluation of a study, and is carried out even where some of them failed.
-`jobs/pipeline.py` carries the graph out; every job knows its artifact by its content address, so running a pipeline
-again does only what is missing.
+The program of a stage declares its keys, and which of them name other stages (`pipeline/stages.py`). A train stage
+names its dataset, and optionally an initial run and a teacher's pairs; a reflow stage names its teacher; an evaluate or
+compare stage names its runs. Each name is another stage or an artifact in the store; the names of stages are the edges
+of the graph. A tables stage takes every evaluation of a study, and runs even if some of them failed.
+`jobs/pipeline.py` runs the graph. Every job finds its artifact by its content address, so running a pipeline again
+makes only the missing artifacts.
 """
 
 from dataclasses import dataclass, field
@@ -32,12 +32,12 @@ class Node:
 
     Args:
         name: unique in its pipeline.
-        job: which program carries it out.
-        stage: what that program declares.
-        needs: the stages whose artifacts it takes.
-        recipe: what the job is told, before its inputs are known.
+        job: the program that runs the stage.
+        stage: the declaration of that program.
+        needs: the stages whose artifacts it reads.
+        recipe: the job's recipe, before the ids of its inputs are known.
         references: by key, the stages or artifacts whose ids become `inputs` of the job's document.
-        values: the keys that are copied into the job's document.
+        values: further keys, copied into the job's document.
     """
 
     name: str
@@ -50,22 +50,22 @@ class Node:
 
     @property
     def takes_failures(self) -> bool:
-        """Whether it is carried out even where something that it needs failed: a failure is a measurement."""
+        """Whether the stage runs even if a stage that it needs failed; such a failure counts as a measurement."""
         return self.stage.takes_failures
 
     def document(self, made: dict[str, Json], failed: dict[str, Json] | None = None) -> Json:
-        """The job's document, once what it needs is made.
+        """The job's document, once the stages that it needs are finished.
 
         Args:
             made: results by stage name.
-            failed: what failed, by stage name: {stage, kind, message}.
+            failed: failures by stage name: {stage, kind, message}.
 
         Raises:
-            UsageError: a stage that it names makes something else.
+            UsageError: a needed stage makes another kind of artifact.
         """
         recipe, inputs = self.recipe.model_dump(mode="json"), {}
         for need in self.stage.needs:
-            if need.room == "inputs":
+            if need.section == "inputs":
                 inputs[need.path] = self._input(need, made)
             elif (name := look_up(recipe, need.path)) in made:
                 *sections, key = need.path.split(".")
@@ -73,8 +73,8 @@ class Node:
                 section[key] = self._id(need, name, made)
         if self.takes_failures:
             inputs["failed"] = {name: found for name, found in (failed or {}).items() if name in self.needs}
-        told = {"recipe": recipe} if self.stage.sections else {}
-        return {**told, **self.values, "inputs": inputs}
+        own = {"recipe": recipe} if self.stage.sections else {}
+        return {**own, **self.values, "inputs": inputs}
 
     def _input(self, need: Need, made: dict[str, Json]) -> Any:
         names = self.references[need.key]
@@ -94,29 +94,29 @@ class Node:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages in an order in which each comes after what it needs."""
+    """Stages in an order in which each comes after the stages that it needs."""
 
     name: str
     stages: tuple[Node, ...]
 
 
 def load(document: Json, where: str, overrides: Json | None = None) -> Pipeline:
-    """A pipeline file's document as a pipeline.
+    """Parse the document of a pipeline file.
 
     Args:
-        document: with `name` and `stages`.
-        where: what to call it in an error.
-        overrides: sections laid over every stage that has them (`--set train.steps=10`).
+        document: has `name` and `stages`.
+        where: the file's name, for error messages.
+        overrides: sections that override those of every stage that has them (`--set train.steps=10`).
 
     Raises:
-        UsageError: an unknown key, job or stage, or a circle, in one line.
+        UsageError: a key, job or stage is unknown, or stages depend on each other in a cycle.
     """
     for key in document:
         if key not in ("name", "stages"):
             raise UsageError(f"{where}: unknown key {key}{nearest(key, ['name', 'stages'])}")
     name = str(document.get("name") or Path(where).stem)
     if not NAME.fullmatch(name):
-        raise UsageError(f"{where}: name {name!r}: use letters, digits, '.', '_' and '-'")
+        raise UsageError(f"{where}: name {name!r} is invalid", "use letters, digits, '.', '_' and '-'")
     described = document.get("stages")
     if not isinstance(described, dict) or not described:
         raise UsageError(f"{where}: a pipeline needs `stages`, a mapping of names to stages")
@@ -129,7 +129,7 @@ def _node(name: str, value: Any, names: list[str], kinds: dict[str, Stage], wher
     at = f"{where}: stage {name}"
     job = value.get("job") if isinstance(value, dict) else value
     if not isinstance(value, dict) or not isinstance(job, str) or job not in kinds:
-        raise UsageError(f"{at}: job is one of {', '.join(kinds)}, not {job!r}")
+        raise UsageError(f"{at}: job must be one of {', '.join(kinds)}, not {job!r}")
     stage = kinds[job]
     for key in value:
         if key not in stage.keys:
@@ -138,9 +138,9 @@ def _node(name: str, value: Any, names: list[str], kinds: dict[str, Stage], wher
     recipe = _recipe(stage, value, overrides, at)
     needs: list[str] = []
     for need in stage.needs:
-        told = named[need] if need.room == "inputs" else (look_up(recipe.model_dump(), need.path),)
-        needs += [other for other in told if other in names]
-    references = {need.key: found for need, found in named.items() if need.room == "inputs"}
+        others = named[need] if need.section == "inputs" else (look_up(recipe.model_dump(), need.path),)
+        needs += [other for other in others if other in names]
+    references = {need.key: found for need, found in named.items() if need.section == "inputs"}
     values = {key: value[key] for key in stage.values if key in value}
     return Node(name, job, stage, tuple(needs), recipe, references, values)
 
@@ -149,51 +149,51 @@ def _names(need: Need, value: Json, names: list[str], at: str) -> tuple[str, ...
     """The stages or artifacts that a key names.
 
     Raises:
-        UsageError: it names none, or is no name.
+        UsageError: the value is missing or has the wrong type.
     """
     given = value.get(need.key)
     if need.count == "one":
         if not isinstance(given, str):
-            raise UsageError(f"{at}: {need.key} names a stage or a {need.reads}, not {given!r}")
+            raise UsageError(f"{at}: {need.key} must name a stage or a {need.reads}, not {given!r}")
         return (given,)
     if need.count == "optional":
         return (given,) if isinstance(given, str) and given else ()
     listed = isinstance(given, list) and all(isinstance(name, str) for name in given)
     if need.count == "by_stage":
         if given is not None and not listed:
-            raise UsageError(f"{at}: {need.key} is a list of stages, not {given!r}")
+            raise UsageError(f"{at}: {need.key} must be a list of stages, not {given!r}")
         return tuple(name for name in given or () if name in names)
     if not listed or not given:
-        raise UsageError(f"{at}: {need.key} is a list of stages or {need.reads}s, not {value.get(need.key, ())!r}")
+        raise UsageError(f"{at}: {need.key} must be a list of stages or {need.reads}s, not {value.get(need.key, ())!r}")
     return tuple(given)
 
 
 def _recipe(stage: Stage, value: Json, overrides: Json, at: str) -> Recipe:
-    """defaults < preset < the stage < --set, which reaches only the stages that have the section < names of others."""
+    """Merge, in increasing priority: defaults, preset, the stage, --set of sections that the stage has, references."""
     if not stage.sections:
         return Recipe()
     own = {key: value[key] for key in stage.sections if key in value}
     fixed: Json = {}
     for need in stage.needs:
         section, _, key = need.path.partition(".")
-        if need.room == "recipe" and key:
+        if need.section == "recipe" and key:
             fixed.setdefault(section, {})[key] = value.get(need.key, "")
-        elif need.room == "recipe" and need.key in value:
+        elif need.section == "recipe" and need.key in value:
             own[section] = value[need.key]
     overrides = {key: section for key, section in overrides.items() if key in stage.keys}
     return compose(value.get("preset") if stage.preset else None, [own], overrides, fixed, where=at)
 
 
 def _in_order(nodes: list[Node], where: str) -> list[Node]:
-    """The stages, each after what it needs, otherwise as they stand in the file."""
+    """Sort the stages topologically; otherwise keep the order of the file."""
     ordered: list[Node] = []
     left = list(nodes)
     while left:
         done = {node.name for node in ordered}
         ready = [node for node in left if done.issuperset(node.needs)]
         if not ready:
-            circle = ", ".join(node.name for node in left)
-            raise UsageError(f"{where}: stages need each other in a circle: {circle}")
+            cycle = ", ".join(node.name for node in left)
+            raise UsageError(f"{where}: these stages depend on each other in a cycle: {cycle}")
         ordered.append(ready[0])
         left.remove(ready[0])
     return ordered

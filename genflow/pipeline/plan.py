@@ -1,4 +1,4 @@
-"""What running a pipeline would do, as far as it can be known before anything runs."""
+"""The dry run of a pipeline: the state of every stage, as far as it is known before any stage runs."""
 
 from genflow.errors import GenflowError
 from genflow.pipeline.graph import Node, Pipeline
@@ -6,23 +6,23 @@ from genflow.pipeline.stages import function, nested
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 
-NAMED = 5  # stages that are waited for, by name
+MAX_NAMED = 5  # missing dependencies that a row names; for more it gives their number
 
 
-def foresee(pipeline: Pipeline, store: Store) -> list[Json]:
-    """One row a stage: its artifact if it can be named yet, and whether it is cached, to do, or waits for another.
+def dry_run(pipeline: Pipeline, store: Store) -> list[Json]:
+    """One row per stage: its artifact's id if it is known, and its state: cached, to do, or after other stages.
 
-    Where failures are measurements, a training that diverged before is not done again: its state is "diverged".
+    If another stage counts failures as measurements, a run that diverged is not trained again: its state is "diverged".
     """
     made: dict[str, Json] = {}
     measured = {need for node in pipeline.stages if node.takes_failures for need in node.needs}
     rows = []
     for node in pipeline.stages:
         lacking = [need for need in node.needs if need not in made]
-        artifact, state = "", "after " + (", ".join(lacking) if len(lacking) <= NAMED else f"{len(lacking)} stages")
+        artifact, state = "", "after " + (", ".join(lacking) if len(lacking) <= MAX_NAMED else f"{len(lacking)} stages")
         if not lacking:
             try:
-                artifact, result = _foresee(node, made, store)
+                artifact, result = _existing(node, made, store)
                 state = "cached" if result else "to do"
                 if result:
                     made[node.name] = result
@@ -36,8 +36,8 @@ def foresee(pipeline: Pipeline, store: Store) -> list[Json]:
     return rows
 
 
-def _foresee(node: Node, made: dict[str, Json], store: Store) -> tuple[str, Json | None]:
-    """The artifact's id, and the part of the result that names it if it is there."""
+def _existing(node: Node, made: dict[str, Json], store: Store) -> tuple[str, Json | None]:
+    """The artifact's id, and, if the artifact exists, the part of the result that contains the id."""
     if not node.stage.address:
         return "", None
     id = function(node.stage.address)(store, node.document(made))
@@ -45,5 +45,5 @@ def _foresee(node: Node, made: dict[str, Json], store: Store) -> tuple[str, Json
 
 
 def _ended(node: Node, made: dict[str, Json], store: Store) -> bool:
-    """Whether an earlier attempt ended in a way that is a measurement."""
+    """Whether an earlier attempt ended in a failure that counts as a measurement."""
     return bool(node.stage.ended) and function(node.stage.ended)(store, node.document(made)) is not None

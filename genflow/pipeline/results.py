@@ -1,8 +1,8 @@
-"""What the programs in `jobs/` return: the document that `--json` prints, by the program's name.
+"""The results of the programs in `jobs/`: the documents that `--json` prints.
 
-Each is a `TypedDict`, so that the type checker knows its keys while it stays the JSON object that events, Ray tasks and
-the command carry. The documents of `tune` and `tables` are stored in their artifacts and described where they are
-written: `tuning/results.py` and `tables/document.py`.
+Each is a `TypedDict`: the type checker knows its keys, and events, Ray tasks and the command pass it on as a JSON
+object. The documents of `tune` and `tables` are stored in their artifacts and described where they are written:
+`tuning/results.py` and `tables/document.py`.
 """
 
 from typing import Any, NotRequired, TypedDict
@@ -12,12 +12,12 @@ from genflow.system.documents import Json
 
 
 class Made(TypedDict):
-    """What every stage's result has.
+    """The keys that the result of every stage has.
 
     Attributes:
         schema: name and version of the document, such as `genflow.train/1`.
         path: the artifact's folder.
-        cached: whether it was there already.
+        cached: whether the artifact existed before.
     """
 
     schema: str
@@ -29,13 +29,13 @@ class Prepared(Made):
     """`genflow.prepare/1`.
 
     Attributes:
-        dataset: its id.
-        name: as people say it.
-        images: rows of all splits.
-        bad: records that could not be read.
-        skipped: files that were left out, by reason.
+        dataset: the dataset's id.
+        name: the dataset's name.
+        images: the number of rows in all splits.
+        bad: the number of unreadable records.
+        skipped: the number of skipped files by reason.
         facts: the dataset's `DataSpec`.
-        seconds: what the command took; absent where the dataset is only looked up.
+        seconds: the duration of the command; absent if the dataset is only looked up.
     """
 
     dataset: str
@@ -48,18 +48,18 @@ class Prepared(Made):
 
 
 class Trained(Made):
-    """`genflow.train/1`. The figures are None for a run of a version that did not record them.
+    """`genflow.train/1`. A figure is None for a run of a genflow version that did not record it.
 
     Attributes:
-        run: its id.
-        name: as people say it.
-        family, net: their kinds.
-        dataset: the id of the data.
-        steps: of training.
-        images: that the loss has seen.
-        seconds, cpu_seconds: of training.
-        parameters: of the nets.
-        world: workers.
+        run: the run's id.
+        name: the run's name.
+        family, net: the kinds of the family and the net.
+        dataset: the dataset's id.
+        steps: training steps.
+        images: images that the loss has been computed on.
+        seconds, cpu_seconds: wall-clock and CPU time of training.
+        parameters: the number of parameters of the nets.
+        world: the number of workers.
     """
 
     run: str
@@ -79,12 +79,12 @@ class PairsWritten(Made):
     """`genflow.reflow/1`.
 
     Attributes:
-        pairs: their id.
-        count: of pairs.
+        pairs: the id of the pairs.
+        count: the number of pairs.
         run: the teacher's id.
-        dataset: the id of the teacher's data.
-        options: how the teacher sampled.
-        seconds: what writing took.
+        dataset: the id of the teacher's dataset.
+        options: the teacher's sampling options.
+        seconds: the duration of writing.
     """
 
     pairs: str
@@ -99,9 +99,9 @@ class Evaluated(Made):
     """`genflow.evaluate/1`.
 
     Attributes:
-        runs: their ids.
+        runs: the ids of the runs.
         best: the id of the run with the smallest `fd`.
-        rows: one evaluation a run, with its id as `evaluation`.
+        rows: one evaluation per run, with its id as `evaluation`.
     """
 
     runs: list[str]
@@ -113,8 +113,8 @@ class Compared(Evaluated):
     """`genflow.compare/1`.
 
     Attributes:
-        report: its id.
-        verdict: in sentences.
+        report: the report's id.
+        verdict: the conclusions, as sentences.
     """
 
     report: str
@@ -126,8 +126,8 @@ class PipelineDone(TypedDict):
 
     Attributes:
         schema: name and version of the document.
-        pipeline: its name.
-        cached: whether every stage was made already.
+        pipeline: the pipeline's name.
+        cached: whether the artifacts of all stages existed before.
         stages: each stage's result, with its name as `stage` and its program as `job`.
     """
 
@@ -142,10 +142,10 @@ class Served(TypedDict):
 
     Attributes:
         schema: name and version of the document.
-        name: of the application.
+        name: the name of the application.
         address: its URL from this machine.
-        state: `ended`, or `changed` where an application that runs was given other models.
-        models: {name, run} of each.
+        state: `ended`, or `changed` if the models of a running application were replaced.
+        models: {name, run} of each model.
         version: a hash of the models.
     """
 
@@ -162,7 +162,7 @@ class Probed(TypedDict):
 
     Attributes:
         schema: name and version of the document.
-        nodes: of each its name and address, and what is wrong with `requirements`, `store` and `MLflow`.
+        nodes: the name and address of each node, and its problems with `requirements`, `store` and `MLflow`.
     """
 
     schema: str

@@ -1,11 +1,11 @@
-"""The stages that a pipeline may have, as the programs in `jobs/` declare them.
+"""The registry of pipeline stages, which the programs in `jobs/` declare.
 
 `jobs/<stage>.py` assigns `STAGE = Stage(...)` at its top level, and the folder is the registry: the pipeline's graph,
-its dry run, the runner and the summary ask `declared()`, and name no stage themselves. The declaration is read from
-the file's syntax tree, because this package never imports `jobs`; so it holds literals alone.
+its dry run, the runner and the summary call `declared()` and do not contain the name of any stage. The declaration is
+read from the file's syntax tree, because this package never imports `jobs`; so it consists of literals.
 
-The module itself keeps the protocol `Program`: `main` and `find`. A program without a `STAGE` (tune, serve, ...) is
-started by its own command and cannot stand in a pipeline. docs/adding-a-stage.md has an example.
+The module implements the protocol `Program`: `main` and `find`. A program without a `STAGE` (tune, serve, ...) has its
+own command and cannot be a stage of a pipeline. docs/adding-a-stage.md has an example.
 """
 
 import importlib
@@ -24,14 +24,14 @@ FOLDERS = [resources_dir() / "jobs"]
 
 @dataclass(frozen=True)
 class Need:
-    """A key of a stage in a pipeline file that names another stage, or an artifact that exists.
+    """A dependency: a key of a stage in a pipeline file that names another stage or an artifact in the store.
 
     Args:
-        key: in the pipeline file, such as `data`.
-        reads: the key of the other stage's result that holds the artifact's id, such as `dataset`.
-        into: where the job's document takes the id: `recipe.` or `inputs.` and a path.
-        count: `one` name, an `optional` one, `several` in a list, or `by_stage`: a list of stages alone, of which the
-            job is handed a mapping from the stage's name to the id, without the stages that have none.
+        key: the key in the pipeline file, such as `data`.
+        reads: the key of the other stage's result that contains the artifact's id, such as `dataset`.
+        into: the place of the id in the job's document: `recipe.` or `inputs.` and a path.
+        count: `one` name, an `optional` name, `several` names in a list, or `by_stage`: a list of stages only, for
+            which the job receives a mapping from stage name to id, without the stages that have no id.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Need:
     count: Literal["one", "optional", "several", "by_stage"] = "one"
 
     @property
-    def room(self) -> str:
+    def section(self) -> str:
         """The first part of `into`: `recipe` or `inputs`."""
         return self.into.partition(".")[0]
 
@@ -52,26 +52,25 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What a program in `jobs/` says of itself as a stage of a pipeline.
+    """The declaration of a program in `jobs/` as a stage of a pipeline.
 
     Args:
-        makes: the key of its result that holds the artifact's id; a path such as `rows.0.evaluation` where it lies
-            deeper.
-        folder: where the store keeps such artifacts; empty: it is known from the result alone.
-        sections: the keys of the recipe that it reads, and that a pipeline file may set.
-        values: further keys of the pipeline file, copied into the job's document as they are.
+        makes: the key of the result that contains the artifact's id, or a path such as `rows.0.evaluation`.
+        folder: the folder of the store for these artifacts; empty: only the result contains the artifact's place.
+        sections: the sections of the recipe that it reads and that a pipeline file may set.
+        values: further keys of the pipeline file, copied into the job's document unchanged.
         needs: the keys that name other stages.
-        preset: whether `preset` names a file in `pipelines/` that the recipe starts from.
-        cores: CPU cores that it holds while it runs. 0 for a program that waits for Ray tasks of its own: holding a
-            core, it could wait for tasks that find none.
-        goes_first: whether all other stages wait until every such stage is done.
-        takes_failures: whether it runs although something that it needs failed; its document has `inputs.failed`.
-        address: `module:function` in genflow, (store, document) -> the artifact's id before it is made, or "" where
-            it cannot be known yet. Empty: a dry run says "to do".
+        preset: whether the key `preset` names a file in `pipelines/` that the recipe starts from.
+        cores: CPU cores that it reserves while it runs. 0 for a program that waits for its own Ray tasks: if it
+            reserved a core, its tasks could lack one.
+        goes_first: whether all other stages wait until every stage with this flag is finished.
+        takes_failures: whether it runs even if a stage that it needs failed; its document then has `inputs.failed`.
+        address: `module:function` in genflow, (store, document) -> the artifact's id before the artifact exists, or ""
+            if the id is not known yet. Empty: a dry run shows "to do".
         ended: `module:function` in genflow, (store, document) -> {message, hint, code, kind} of an earlier attempt
-            whose failure is a measurement, or None.
+            whose failure counts as a measurement, or None.
         listed: whether the summary of a pipeline has a line for it.
-        order: where a list of all stages names it.
+        order: its place in a list of all stages.
     """
 
     makes: str
@@ -90,20 +89,20 @@ class Stage:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every key that such a stage may have in a pipeline file."""
+        """Every key that the stage may have in a pipeline file."""
         preset = ("preset",) if self.preset else ()
         return ("job", *preset, *(need.key for need in self.needs), *self.values, *self.sections)
 
 
 class Program(Protocol):
-    """What the runner calls in `jobs/<stage>.py`."""
+    """The functions of `jobs/<stage>.py` that the runner calls."""
 
     def main(self, document: Json, emit: Callable[..., None]) -> Mapping[str, Any]:
-        """Make the artifact, or find it made, and return the result, in which `cached` says which it was."""
+        """Make the artifact unless it exists, and return the result; `cached` is whether it existed."""
         ...
 
     def find(self, document: Json) -> Mapping[str, Any] | None:
-        """The result, if the artifact is made already; None if there is something to do. It must not start Ray."""
+        """The result if the artifact exists, else None. It must not start Ray."""
         ...
 
 
@@ -127,13 +126,13 @@ def function(reference: str) -> Callable[..., Any]:
 
 
 def artifact(job: str, result: Json) -> str:
-    """The id that the summary shows of a stage's result; empty if it shows none."""
+    """The artifact's id in a stage's result, for the summary; empty if the summary does not list the stage."""
     stage = declared().get(job)
     return str(look_up(result, stage.makes) or "") if stage and stage.listed else ""
 
 
 def look_up(document: Any, path: str) -> Any:
-    """The value at a path such as `rows.0.evaluation`; None if there is none."""
+    """The value at a path such as `rows.0.evaluation`; None if it does not exist."""
     for part in path.split("."):
         try:
             document = document[int(part) if isinstance(document, list) else part]
@@ -143,7 +142,7 @@ def look_up(document: Any, path: str) -> Any:
 
 
 def nested(path: str, value: Any) -> Any:
-    """A document that has the value at the path, and nothing else."""
+    """A document with only this value at this path."""
     for part in reversed(path.split(".")):
         value = [value] if part == "0" else {part: value}
     return value

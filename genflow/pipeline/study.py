@@ -1,19 +1,20 @@
-"""A study: the same runs for several seeds, and what is measured of them, as one pipeline.
+"""A study: the same runs for several seeds, and their measurements, as one pipeline.
 
     seeds: [0, 1, 2]
-    budget: 0.5                      # CPU minutes of a training with share 1; left out where runs have their own
-    data: {data: digits, grid: {source: grid25_unlabelled}}       # a dataset in the store, or how to prepare it
+    budget: 0.5                      # CPU minutes of a training with share 1; omitted if runs set their own
+    data: {data: digits, grid: {source: grid25_unlabelled}}       # a dataset in the store, or a section to prepare one
     measured: {samples: 2000, steps: [1, 2, 4]}                   # the section `evaluate` of every row
     runs:
       flow: {preset: flow_matching, share: 1}
       few: {preset: consistency, init: flow, share: 0.4}
     rows:
       flow_10: {title: "Flow matching", run: flow, sample: {steps: 10}}
-    trials:                                                       # every run of `of` again, otherwise
+    trials:                                                       # repeat every run of `of` with other settings
       slow: {of: [flow], lr_times: 0.333, seeds: 1, measured: {steps: []}}
       grid: {of: [flow], data: grid, share: 0.25}
 
-A run becomes a stage `<run>-s<seed>`, a row a stage `<row>-m<seed>`; a trial adds the run and the row `<run>-<trial>`.
+A run becomes a stage `<run>-s<seed>`; a row becomes a stage `<row>-m<seed>`. A trial adds a run and a row, both named
+`<run>-<trial>`.
 The tables (`genflow tables`) and the page of results (`make results`) are studies.
 """
 
@@ -27,24 +28,24 @@ from genflow.recipe.compose import compose
 from genflow.recipe.files import read
 from genflow.system.documents import Json
 
-NO_END = 1_000_000_000  # steps: the CPU time is the budget
-OTHERS = ("init", "pairs", "run")  # keys of a run that name another run
-OWN = ("share", "lr_times", "seeds")  # keys of a run that are the study's, not its stage's
+NO_STEP_LIMIT = 1_000_000_000  # steps: the CPU time limits the training
+RUN_REFERENCES = ("init", "pairs", "run")  # keys of a run that name another run
+STUDY_KEYS = ("share", "lr_times", "seeds")  # keys of a run that configure the study and are not copied into its stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is trained and measured.
+    """The trainings and measurements of a study.
 
     Args:
-        seeds: one training of every run each.
+        seeds: each run is trained once per seed.
         data: datasets by stage name: an artifact's name, or the section of a prepare stage.
         measured: the `evaluate` section of every row.
-        runs: train and reflow stages by name, without their data and seed. `share` is a run's share of the budget,
-            `lr_times` a factor on its preset's learning rate, `seeds` how many of the seeds it is made for.
+        runs: train and reflow stages by name, without data and seed. `share` is a run's fraction of the budget,
+            `lr_times` multiplies the learning rate of its preset, and `seeds` is the number of seeds that it uses.
         rows: {title, run, sample, measured} by name.
-        budget: CPU minutes of a training with `share` 1; None: runs say their own.
-        trials: {of: [run], ...what differs} by name.
+        budget: CPU minutes of a training with `share` 1; None: each run sets its own limit.
+        trials: {of: [run], ...changed settings} by name.
     """
 
     seeds: list[int]
@@ -57,10 +58,10 @@ class Study:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The study of a file.
+        """Read a study from a file.
 
         Raises:
-            UsageError: it cannot be read, or has a key that no study has.
+            UsageError: the file is unreadable, or has an unknown key.
         """
         document = read(path)
         known = list(cls.__dataclass_fields__)
@@ -69,11 +70,11 @@ class Study:
                 raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")
         return cls(**document)
 
-    def only(self, names: Iterable[str]) -> Self:
-        """These rows, and the runs that they need; no trials.
+    def select_rows(self, names: Iterable[str]) -> Self:
+        """The study with only these rows and the runs that they need, without trials.
 
         Raises:
-            UsageError: there is no such row.
+            UsageError: a row does not exist.
         """
         names = list(names)
         for name in names:
@@ -81,12 +82,12 @@ class Study:
                 raise UsageError(f"no row {name}{nearest(name, list(self.rows))}")
         rows = {name: row for name, row in self.rows.items() if name in names}
         needed = [row["run"] for row in rows.values()]
-        for name in needed:  # grows while it is walked: what a run starts from is needed, too
-            needed += [self.runs[name][key] for key in OTHERS if key in self.runs[name]]
+        for name in needed:  # the list grows during iteration by the runs that a run refers to
+            needed += [self.runs[name][key] for key in RUN_REFERENCES if key in self.runs[name]]
         return replace(self, runs={n: r for n, r in self.runs.items() if n in needed}, rows=rows, trials={})
 
-    def whole(self) -> Self:
-        """With its trials as runs and rows."""
+    def with_trials(self) -> Self:
+        """The study with its trials expanded to runs and rows."""
         runs, rows = dict(self.runs), dict(self.rows)
         for trial, described in self.trials.items():
             own = {key: value for key, value in described.items() if key not in ("of", "measured")}
@@ -98,39 +99,39 @@ class Study:
         return replace(self, runs=runs, rows=rows, trials={})
 
     def pipeline(self, name: str) -> Json:
-        """As a pipeline: a stage for every run and seed, and for every row and seed."""
-        study = self.whole()
+        """The study as a pipeline document: a stage for every run and seed, and for every row and seed."""
+        study = self.with_trials()
         stages: dict[str, Json] = {
             key: {"job": "prepare", "data": section} for key, section in self.data.items() if isinstance(section, dict)
         }
         for seed in self.seeds:
             for run in study.runs:
                 if seed in study.seeds_of(run):
-                    stages[f"{run}-s{seed}"] = study._made(run, seed)
+                    stages[f"{run}-s{seed}"] = study._training_stage(run, seed)
             for row in study.rows:
                 if seed in study.seeds_of(study.rows[row]["run"]):
-                    stages[f"{row}-m{seed}"] = study._measuring(row, seed)
+                    stages[f"{row}-m{seed}"] = study._evaluation_stage(row, seed)
         return {"name": name, "stages": stages}
 
     def first_row(self, run: str) -> str:
-        """The first row of a run: its likelihood is measured there, and its trials sample as that one does."""
+        """The first row of a run: it measures the likelihood, and the run's trials use its sampling options."""
         return next(name for name, row in self.rows.items() if row["run"] == run)
 
     def seeds_of(self, run: str) -> list[int]:
-        """The seeds that a run is made for."""
+        """The seeds that a run uses."""
         return self.seeds[: self.runs[run].get("seeds", len(self.seeds))]
 
     def cpu_minutes(self, run: str) -> float | None:
-        """What a run's training may take; None if it says so itself."""
+        """The limit of a run's training in CPU minutes; None if the run sets its own."""
         return None if self.budget is None else self.budget * self.runs[run].get("share", 1)
 
-    def _made(self, name: str, seed: int) -> Json:
+    def _training_stage(self, name: str, seed: int) -> Json:
         run = self.runs[name]
-        stage = {key: value for key, value in run.items() if key not in OWN}
-        stage |= {key: f"{run[key]}-s{seed}" for key in OTHERS if key in run}
+        stage = {key: value for key, value in run.items() if key not in STUDY_KEYS}
+        stage |= {key: f"{run[key]}-s{seed}" for key in RUN_REFERENCES if key in run}
         if run.get("job") == "reflow":
             return {**stage, "reflow": {**run.get("reflow", {}), "seed": seed}}
-        train: Json = {"steps": NO_END, **run.get("train", {}), "seed": seed}
+        train: Json = {"steps": NO_STEP_LIMIT, **run.get("train", {}), "seed": seed}
         if (minutes := self.cpu_minutes(name)) is not None:
             train["cpu_minutes"] = minutes
         if factor := run.get("lr_times"):
@@ -139,9 +140,9 @@ class Study:
         data = data if isinstance(self.data.get(data), dict) else self.data.get(data, data)
         return {"job": "train", "name": f"{name}-s{seed}", **stage, "data": data, "train": train}
 
-    def _measuring(self, name: str, seed: int) -> Json:
+    def _evaluation_stage(self, name: str, seed: int) -> Json:
         row = self.rows[name]
-        once = {} if self.first_row(row["run"]) == name else {"likelihood": 0}  # the run's, however it is sampled
+        once = {} if self.first_row(row["run"]) == name else {"likelihood": 0}  # it does not depend on the sampler
         return {
             "job": "evaluate",
             "runs": [f"{row['run']}-s{seed}"],

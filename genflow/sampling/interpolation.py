@@ -105,9 +105,9 @@ def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataS
     records = []
     for path in paths:
         try:
-            with images.guarded(), images.open_regular(str(path)) as file:
-                records.append(images.as_record(file, facts))
-        except images.Unreadable as error:
+            with images.strict_pillow_warnings(), images.open_image_file(str(path)) as file:
+                records.append(images.decode_for_dataset(file, facts))
+        except images.UnreadableImage as error:
             raise DataError(f"--between {path}: {error}", "name two PNG, JPEG, WebP, BMP, TIFF or GIF files") from error
     label = np.array([facts.classes if labels is None else labels[0]])
     return EndImages(np.stack(records)[None], label, [[str(path) for path in paths]])

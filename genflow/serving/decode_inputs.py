@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from genflow.data import images
-from genflow.data.sources.base import Survey
+from genflow.data.sources.base import ImageSummary
 from genflow.families.base import has_encoder
 from genflow.serving.models import Model
 from genflow.serving.responses import RequestError
@@ -41,17 +41,17 @@ def _parse_images(model: Model, request: EncodeRequest) -> list[np.ndarray]:
                 raise RequestError(
                     422, f"the images have more than {MAX_PIXELS / 1e6:.0f} megapixels in total", "images"
                 )
-            records.append(images.as_record(file, model.facts))
-        except images.Unreadable as error:
+            records.append(images.decode_for_dataset(file, model.facts))
+        except images.UnreadableImage as error:
             raise RequestError(422, f"image {i}: {error}", "images") from error
     return records
 
 
-def _read_header(file: io.BytesIO) -> Survey:
+def _read_header(file: io.BytesIO) -> ImageSummary:
     try:
-        return images.survey(file)
+        return images.read_header(file)
     except Exception as error:
-        raise images.Unreadable(images.reason(error, file)) from error
+        raise images.UnreadableImage(images.describe_error(error, file)) from error
     finally:
         file.seek(0)
 

@@ -1,8 +1,8 @@
 """Read a constant of a module without importing the module.
 
-A registry asks every file of a folder what it declares. Importing the files would cost seconds (torch, pyarrow) before
-the first line of output, and the library must not import the programs in `jobs/` at all. So a declaration is written
-as literals, and read from the syntax tree, as setuptools reads a version named by `attr:`.
+A registry reads the declaration of every file in a folder. Importing the files would take seconds (torch, pyarrow)
+before the first line of output, and the library must not import the programs in `jobs/`. So a declaration consists of
+literals and is read from the syntax tree, as setuptools reads a version specified by `attr:`.
 """
 
 import ast
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-LONGEST = 60  # lines of a declaration
+MAX_LINES = 60  # lines of a declaration
 Vocabulary = Mapping[str, Callable[..., Any]]
 
 
@@ -19,30 +19,31 @@ def constant(file: Path, name: str, vocabulary: Vocabulary | None = None) -> Any
 
     Args:
         file: the module.
-        name: the constant's; its line begins with it.
+        name: the name of the constant, at the beginning of its line.
         vocabulary: constructors that the value may call, by name.
 
     Returns:
         The value; None if the module assigns no such name.
 
     Raises:
-        ValueError: the value is not made of literals and the vocabulary.
+        ValueError: the value has other parts than literals and calls of the vocabulary.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
         if line.startswith(f"{name} = "):
             try:
-                return _value(_statement(lines[number : number + LONGEST]), vocabulary or {})
+                return _value(_statement(lines[number : number + MAX_LINES]), vocabulary or {})
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{file}: {name} is not a literal that can be read unexecuted: {error}") from error
+                message = f"{file}: {name} is not a literal, so it cannot be read without importing the module: {error}"
+                raise ValueError(message) from error
     return None
 
 
 def _statement(lines: list[str]) -> ast.expr:
-    """The right side of the assignment that begins with the first line: to parse it alone takes a tenth of the time.
+    """The right side of the assignment that begins at the first line; parsing only it takes a tenth of the time.
 
     Raises:
-        ValueError: it does not end.
+        ValueError: the assignment does not end.
     """
     for end in range(1, len(lines) + 1):
         try:
@@ -51,7 +52,7 @@ def _statement(lines: list[str]) -> ast.expr:
             continue
         if isinstance(node, ast.Assign):
             return node.value
-    raise ValueError("the statement is too long, or incomplete")
+    raise ValueError(f"the statement is incomplete, or longer than {MAX_LINES} lines")
 
 
 def _value(node: ast.expr, vocabulary: Vocabulary) -> Any:

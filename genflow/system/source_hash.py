@@ -1,13 +1,12 @@
-"""Which code made an artifact: a hash of source files, the same from a checkout, a wheel and a bundle.
+"""A hash of the source files that made an artifact: the same for a checkout, a wheel and a bundle.
 
-The files that decide a result are not listed by hand. They are found by following imports from a few roots, such as
-the training loop:
+The files that decide a result are found by following imports from a few roots, such as the training loop:
 
-    code_of("genflow/training/loop.py")   the loop and every module that it imports, directly or through others
+    code_of("genflow/training/loop.py")   the loop and every module that it imports, directly or indirectly
 
-The walk reads the syntax tree of each file, so it finds imports inside functions, and executes nothing. It leaves out
-imports that only a type checker sees, and stops at `NOT_OF_THE_RESULT`. A module that is loaded by name (a family, a
-net, a metric) is in no import statement: name its file as a root.
+The search reads the syntax tree of each file, so it finds imports inside functions and executes nothing. It skips
+imports under `TYPE_CHECKING` and the modules of `NOT_HASHED`. A module that is loaded by name (a family, a net, a
+metric) is in no import statement: pass its file as a root.
 """
 
 import ast
@@ -20,9 +19,9 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-# Modules that cannot change a number. Options come from the recipe, whose values are hashed themselves; the store
-# moves bytes whose hashes the manifest holds; the rest starts processes, talks to people or writes a log.
-NOT_OF_THE_RESULT = (
+# Modules that cannot change a result. The values of the recipe are hashed themselves; the store copies bytes whose
+# hashes are in the manifest; the others start processes, print messages or write logs.
+NOT_HASHED = (
     "genflow/__init__.py", "genflow/errors.py", "genflow/cli", "genflow/launch", "genflow/recipe", "genflow/storage",
     "genflow/system", "genflow/tracking", "genflow/tuning/tracking.py",
     "jobs/runtime/cluster.py", "jobs/runtime/entrypoint.py", "jobs/runtime/resources.py",
@@ -30,54 +29,54 @@ NOT_OF_THE_RESULT = (
 
 
 def resources_dir() -> Path:
-    """The folder that holds `jobs/` and `pipelines/`: the checkout or bundle, or `genflow/_home` in a wheel."""
+    """The folder that contains `jobs/` and `pipelines/`: the checkout or bundle, or `genflow/_home` in a wheel."""
     inside = PACKAGE / "_home"
     return inside if inside.is_dir() else PACKAGE.parent
 
 
 @cache
 def code_of(*roots: str, also: tuple[str, ...] = ()) -> str:
-    """The SHA-256 over some modules, what they import, and further files.
+    """The SHA-256 of some modules, their imports, and further files.
 
     Args:
-        roots: files as the repository names them, such as `"genflow/training/loop.py"`.
-        also: files and folders that no import names: templates, modules that are loaded by name.
+        roots: paths in the repository, such as `"genflow/training/loop.py"`.
+        also: files and folders that no import leads to: templates, modules that are loaded by name.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: a file does not exist.
     """
     return fingerprint(*dict.fromkeys((*imported(*roots), *also)))
 
 
 def imported(*roots: str) -> tuple[str, ...]:
-    """The roots and every module of genflow/ and jobs/ that they import, directly or not, sorted.
+    """The roots and every module of genflow/ and jobs/ that they import, directly or indirectly, sorted.
 
     Args:
-        roots: files as the repository names them; a root that is in `NOT_OF_THE_RESULT` is followed all the same.
+        roots: paths in the repository; a root is followed even if it is in `NOT_HASHED`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: a file does not exist.
     """
     found: set[str] = set()
-    ahead = list(roots)
-    while ahead:
-        name = ahead.pop()
+    queue = list(roots)
+    while queue:
+        name = queue.pop()
         if name not in found:
             found.add(name)
             names = (_file_of(module) for module in _modules(_path(name)))
-            ahead += [file for file in names if file and not _is_left_out(file)]
+            queue += [file for file in names if file and not _is_left_out(file)]
     return tuple(sorted(found))
 
 
 @cache
 def fingerprint(*names: str) -> str:
-    """The SHA-256 over files and folders, whole.
+    """The SHA-256 of files and of all files in folders.
 
     Args:
-        names: as the repository names them, such as `"genflow/data"`, `"jobs/prepare.py"`.
+        names: paths in the repository, such as `"genflow/data"`, `"jobs/prepare.py"`.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
+        FileNotFoundError: a file or folder does not exist.
     """
     whole = hashlib.sha256()
     for name in sorted(names):
@@ -87,10 +86,10 @@ def fingerprint(*names: str) -> str:
 
 
 def sources(name: str) -> list[tuple[str, Path]]:
-    """The files of a file or folder with the names they have in the repository, in order.
+    """The files of a file or folder, with their paths in the repository, sorted.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
+        FileNotFoundError: the file or folder does not exist.
     """
     start = _path(name)
     if start.is_file():
@@ -103,7 +102,7 @@ def sources(name: str) -> list[tuple[str, Path]]:
 
 
 def digest(value: Any, length: int = 10) -> str:
-    """A short hash of a JSON value: the same for equal values, whatever the order of keys."""
+    """A short hash of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
@@ -119,7 +118,7 @@ def _hash(file: Path) -> str:
 
 @cache
 def _modules(file: Path) -> tuple[str, ...]:
-    """The modules that a file imports, as `genflow.data.shards` or, of a name in a module, `genflow.batch.Batch`."""
+    """The modules or names that a file imports, such as `genflow.data.shards` and `genflow.batch.Batch`."""
     return tuple(_imports(ast.parse(file.read_bytes()).body))
 
 
@@ -133,7 +132,7 @@ def _imports(body: Sequence[ast.AST]) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and _is_for_types(node.test):
             yield from _imports(node.orelse)
-        else:  # expressions hold no import, so that only blocks of statements are entered
+        else:  # expressions contain no imports, so visit only blocks of statements
             for block in ("body", "handlers", "orelse", "finalbody", "cases"):
                 if isinstance(inside := getattr(node, block, None), list):
                     yield from _imports(inside)
@@ -145,7 +144,7 @@ def _is_for_types(test: ast.expr) -> bool:
 
 
 def _file_of(module: str) -> str:
-    """The file of a module, or of the module that has this name in it; empty if it is none of ours."""
+    """The file of a module, or of the module that contains this name; empty for modules outside genflow and jobs."""
     if module.partition(".")[0] not in (PACKAGE.name, "jobs"):
         return ""
     for parts in (module.split("."), module.split(".")[:-1]):
@@ -156,4 +155,4 @@ def _file_of(module: str) -> str:
 
 
 def _is_left_out(file: str) -> bool:
-    return any(file == name or file.startswith(f"{name}/") for name in NOT_OF_THE_RESULT)
+    return any(file == name or file.startswith(f"{name}/") for name in NOT_HASHED)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.data.stream import share
+from genflow.data.stream import rank_range
 from genflow.errors import GenflowError
 from genflow.families.base import DIAGNOSE_EVERY, Family
 from genflow.maths.rng import BatchRng
@@ -97,7 +97,7 @@ def fit(
     gradients = {player: kind(getattr(family, player), session.world) for player in family.players}
     named = {f"{player}.{name}": o for player, own in optimizers.items() for name, o in own.items()}
     ema = Ema(family, train.ema)
-    start, stop = share(train.batch, session.rank, session.world)
+    start, stop = rank_range(train.batch, session.rank, session.world)
     amp = _use_bfloat16(train.precision, device)
     if train.compile:
         for player in family.players:

@@ -214,7 +214,7 @@ class Training:
         }  # fmt: skip
 
     def _stream(self) -> Stream:
-        rows = runs.rows(self.context.store, self.recipe, self.context.data)
+        rows = runs.training_rows(self.context.store, self.recipe, self.context.data)
         return Stream(rows, self.recipe.train.batch, self.recipe.train.seed, device=self.device)
 
     def _train(self, saved: Checkpoints, share: float) -> list[float]:
@@ -242,7 +242,7 @@ class Training:
             should_stop=lambda: share < 1 and used >= share,
         )  # fmt: skip
         stream = self._stream()
-        family = runs.fresh(self.context.store, self.recipe, self.context.data.facts)
+        family = runs.initial_family(self.context.store, self.recipe, self.context.data.facts)
         every_step = train.model_copy(update={"log_every": 1})  # so that `used` is up to date; it changes no result
         try:
             loop.fit(family, stream, session, every_step, full_batches=stream)

@@ -1,6 +1,6 @@
-"""What the stage programs need of Ray.
+"""The code that the stage programs share, most of it for Ray.
 
-    entrypoint    read the document, emit events, end with the right exit code
+    entrypoint    read the document, emit events, exit with the right code
     cluster       find a Ray cluster or start one on this machine
     resources     nodes, CPUs and GPUs of the cluster
     train/        Ray Train: the worker group, one worker, the stop signal, Prometheus gauges

@@ -1,4 +1,4 @@
-"""What every job does around its work: read its document, speak in events, end with the right code."""
+"""The entry point of every job: read its document, emit events, exit with the right code."""
 
 import contextlib
 import os
@@ -24,44 +24,45 @@ def execute(main: Main) -> None:
     environment.set_defaults()
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
-        # A job is asked to stop by SIGINT, from the command or from Ray. Where either was started in the background of
-        # a shell, SIGINT is ignored and the job inherits that: it would run on until it is killed, without saving.
+        # The command and Ray stop a job by SIGINT. If a shell started them in the background, they ignore SIGINT, and
+        # the job inherits that: without this handler it would run until it is killed, and not save.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     document = read(Path(sys.argv[1]))
-    sys.exit(attempt(main, document, events.emit))
+    sys.exit(run_and_report(main, document, events.emit))
 
 
-def attempt(main: Main, document: Json, emit: Emit) -> int:
-    """Run a job's `main`, turn what happens into one `result` or one `error` event, and return the exit code."""
+def run_and_report(main: Main, document: Json, emit: Emit) -> int:
+    """Run a job's `main`, emit one `result` or one `error` event, and return the exit code."""
     try:
         emit("result", document=main(document, emit))
         return 0
     except GenflowError as error:
-        fail(emit, error)
+        emit_error(emit, error)
         return error.code
     except KeyboardInterrupt as error:
         code = 143 if error.args == ("SIGTERM",) else 130
-        emit("error", message="interrupted", hint="run the same command again: it goes on", code=code, kind="Stopped")
+        emit("error", message="interrupted", hint="run the same command again to resume", code=code, kind="Stopped")
         return code
     except Exception as error:
         if is_out_of_memory(error):
-            fail(emit, ResourceError("out of memory", "try a smaller --set train.batch, or a machine with more"), error)
+            hint = "use a smaller --set train.batch, or a machine with more memory"
+            emit_error(emit, ResourceError("out of memory", hint), error)
             return ResourceError.code
         first = str(error).strip().splitlines()
         message = f"{type(error).__name__}: {first[0] if first else 'no message'}"
-        fail(emit, GenflowError(message, "run it again with -v for the traceback"), error)
+        emit_error(emit, GenflowError(message, "run it again with -v for the traceback"), error)
         return GenflowError.code
 
 
-def warn_of_gap(emit: Emit, id: str, sent: sync.SendResult) -> None:
-    """Say what MLflow lacks of a run, a search or a report; nothing if it has all."""
+def warn_if_incomplete(emit: Emit, id: str, sent: sync.SendResult) -> None:
+    """Emit a warning if MLflow lacks data of a run, a search or a report."""
     if not sent.complete:
-        hint = "genflow ui sends the rest when it is back"
-        emit("warning", message=f"MLflow lacks some of {id}: {sent.problem}", hint=hint)
+        hint = "when MLflow is available again, genflow ui sends the rest"
+        emit("warning", message=f"MLflow lacks some data of {id}: {sent.problem}", hint=hint)
 
 
-def fail(emit: Emit, error: GenflowError, cause: BaseException | None = None) -> None:
-    """Say what went wrong as one event; the traceback rides along for -v."""
+def emit_error(emit: Emit, error: GenflowError, cause: BaseException | None = None) -> None:
+    """Emit an error as one event, which contains the traceback for -v."""
     emit(
         "error",
         message=error.message,
@@ -77,5 +78,5 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def verbose() -> bool:
-    """Whether the command was given -v."""
+    """Whether the command has the flag -v."""
     return bool(os.environ.get("GENFLOW_VERBOSE"))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from genflow.cli import sample as command
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.errors import UsageError
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import Data
@@ -21,7 +21,7 @@ from jobs import train
 def store(tmp_path_factory) -> Store:
     """A store with one small run on digits."""
     store = Store(tmp_path_factory.mktemp("drawing"))
-    prepare(store, Data(source="digits"), here, lambda event, **fields: None)
+    prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)
     layers = {"name": "small", "data": {"name": "digits"}, "net": {"width": 8}, "train": {"steps": 2, "batch": 8}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENFLOW_STORE", str(store.root))

@@ -1,4 +1,4 @@
-"""Every kind of picture that people have, decoded; and the hostile ones, refused with a reason."""
+"""Decoding of common and rare image files; damaged and hostile files give a reason."""
 
 import io
 import struct
@@ -10,10 +10,20 @@ import pytest
 from PIL import Image
 
 from genflow.data import images
-from genflow.data.images import PIXELS, Unreadable, decode, fit_array, guarded, has_scale, reason, survey, to_levels
-from genflow.data.sources.base import Form
+from genflow.data.images import (
+    MAX_PIXELS,
+    UnreadableImage,
+    decode,
+    describe_error,
+    fit_array,
+    has_scale,
+    read_header,
+    strict_pillow_warnings,
+    to_levels,
+)
+from genflow.data.sources.base import ImageSpec
 
-GREY, COLOUR = Form(8, 1), Form(8, 3)
+GREY, COLOUR = ImageSpec(8, 1), ImageSpec(8, 3)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
@@ -31,7 +41,7 @@ def ramp(size: int = 8) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG"])
 def test_formats(kind: str) -> None:
-    """Every format decodes to the picture that was saved; lossy ones nearly."""
+    """Every format decodes to the saved picture; JPEG approximately."""
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}.get(kind, {})
     pixels = decode(encoded(Image.fromarray(ramp()), kind, **options), COLOUR)
     tolerance = {"JPEG": 12, "GIF": 0}.get(kind, 0)
@@ -39,8 +49,8 @@ def test_formats(kind: str) -> None:
     assert np.abs(pixels.astype(int) - ramp()).max() <= tolerance
 
 
-def test_transparency_is_laid_on_white() -> None:
-    """A fully transparent pixel is white, a half transparent black one is grey, in every mode with transparency."""
+def test_transparency_is_composited_on_white() -> None:
+    """In every mode with transparency, a transparent pixel becomes white, and a half-transparent black one grey."""
     rgba = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
     rgba.putpixel((0, 0), (0, 0, 0, 0))
     for image in (rgba, rgba.convert("LA")):
@@ -58,7 +68,7 @@ def test_transparency_is_laid_on_white() -> None:
 
 
 def test_sixteen_bits() -> None:
-    """16-bit grey is divided by 257: 65535 is white, and the order of bytes does not matter."""
+    """16-bit grey of either byte order is divided by 257, so 65535 is white."""
     values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     expected = np.rint(values / 257).astype(np.uint8)
     for kind in ("PNG", "TIFF"):
@@ -68,11 +78,11 @@ def test_sixteen_bits() -> None:
 
 
 def test_float_and_wide_tiff() -> None:
-    """Fractions are stretched; numbers without a known scale are refused rather than guessed."""
+    """Fractions are scaled to 0..255; values of an unknown scale are an error."""
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert (decode(encoded(Image.fromarray(values), "TIFF"), GREY)[:, :, 0] == np.rint(values * 255)).all()
     for wrong in (values * 1e6, (values * 1e6).astype(np.int32)):
-        with pytest.raises(Unreadable, match="known scale"):
+        with pytest.raises(UnreadableImage, match="known scale"):
             decode(encoded(Image.fromarray(wrong), "TIFF"), GREY)
 
 
@@ -88,7 +98,7 @@ def test_one_bit_and_cmyk() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(kind: str, orientation: int) -> None:
-    """A picture that its camera turned comes out as `ImageOps.exif_transpose` shows it."""
+    """The EXIF orientation is applied as `ImageOps.exif_transpose` does."""
     from PIL import ImageOps
 
     exif = Image.Exif()
@@ -100,7 +110,7 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
 
 
 def test_centre_crop() -> None:
-    """The centre square of a wide picture is kept, and the whole height."""
+    """The centre square of a picture is kept, with the full short side."""
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = ramp()
     assert (decode(encoded(Image.fromarray(wide), "PNG"), COLOUR) == ramp()).all()
@@ -108,14 +118,14 @@ def test_centre_crop() -> None:
 
 
 def test_resizing_is_antialiased() -> None:
-    """A fine black-and-white checkerboard shrinks to an even grey, not to a pattern."""
+    """A fine black-and-white checkerboard shrinks to uniform grey, not to a pattern."""
     board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     pixels = decode(encoded(Image.fromarray(board), "PNG"), GREY)
     assert np.abs(pixels.astype(int) - 127.5).max() <= 2
 
 
 def test_large_jpeg_is_reduced_while_decoding() -> None:
-    """A JPEG decoded at reduced scale differs little from one decoded whole."""
+    """A JPEG that is decoded at reduced scale differs from a full decode by at most 6 of 255 levels."""
     smooth = Image.fromarray(ramp(32)).resize((640, 640), Image.Resampling.BICUBIC)
     jpeg, png = encoded(smooth, "JPEG", quality=98), encoded(smooth, "PNG")
     assert np.abs(decode(jpeg, COLOUR).astype(int) - decode(png, COLOUR)).max() <= 6
@@ -130,7 +140,7 @@ def test_grey_in_a_colour_dataset_and_back() -> None:
 
 
 def test_first_frame() -> None:
-    """Of an animation the first frame is taken."""
+    """The first frame of an animation is used."""
     frames = [Image.new("L", (8, 8), level) for level in (10, 200, 250)]
     for kind in ("GIF", "PNG", "TIFF"):
         file = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -141,37 +151,37 @@ def test_first_frame() -> None:
     ("mode", "colour"), [("1", False), ("L", False), ("LA", False), ("RGB", True), ("RGBA", True), ("P", True)]
 )
 def test_survey_sees_colour_by_mode(mode: str, colour: bool) -> None:
-    """Whether a picture is in colour is judged by its mode."""
-    found = survey(encoded(Image.fromarray(ramp()).convert(mode), "PNG"))
+    """The mode of a picture decides whether it is in colour."""
+    found = read_header(encoded(Image.fromarray(ramp()).convert(mode), "PNG"))
     assert (found.size, found.colour) == ((8, 8), colour)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF"])
 def test_survey_sees_grey_palettes(kind: str) -> None:
-    """A palette of greys alone is grey; one with a colour is colour."""
+    """A palette of only greys is grey; a palette with a colour is colour."""
     image = Image.new("P", (8, 8), 1)
     image.putpalette([v for level in range(256) for v in (255 - level,) * 3])
-    assert not survey(encoded(image, kind)).colour
+    assert not read_header(encoded(image, kind)).colour
     image.putpalette([v for level in range(256) for v in (255 - level, 3, 3)])
-    assert survey(encoded(image, kind)).colour
+    assert read_header(encoded(image, kind)).colour
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_truncated(kind: str) -> None:
-    """Half a file ends with a reason, in every format."""
+    """Half a file gives a one-line reason, in every format."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     whole = encoded(Image.fromarray(noise), kind).getvalue()
     half = io.BytesIO(whole[: len(whole) // 2])
-    with guarded(), pytest.raises(Exception) as caught:  # noqa: PT011  decoders raise what they like
+    with strict_pillow_warnings(), pytest.raises(Exception) as caught:  # noqa: PT011  decoders raise many types
         decode(half, COLOUR)
-    text = reason(caught.value, half)
+    text = describe_error(caught.value, half)
     assert text
     assert "\n" not in text
-    assert "0x" not in text  # no addresses: the list of bad files is the same in every run
+    assert "0x" not in text  # no memory addresses: the list of bad files is the same in every run
 
 
 def bomb(width: int, height: int) -> io.BytesIO:
-    """A tiny PNG that claims to be huge."""
+    """A small PNG file whose header claims a huge size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -183,24 +193,24 @@ def bomb(width: int, height: int) -> io.BytesIO:
 
 @pytest.mark.parametrize("size", [(8193, 8192), (10_000, 10_000), (50_000, 50_000)])
 def test_bomb(size: tuple[int, int]) -> None:
-    """More pixels than the cap are refused by the header, and the reason says so."""
-    assert size[0] * size[1] > PIXELS
-    with guarded(), pytest.raises(Exception, match=r".") as caught:
+    """A header with more pixels than the limit is rejected as a decompression bomb."""
+    assert size[0] * size[1] > MAX_PIXELS
+    with strict_pillow_warnings(), pytest.raises(Exception, match=r".") as caught:
         decode(bomb(*size), COLOUR)
-    assert reason(caught.value).startswith("decompression bomb")
+    assert describe_error(caught.value).startswith("decompression bomb")
 
 
 def test_other_formats_are_refused() -> None:
-    """What is not on the list is not decoded, even if Pillow could."""
+    """A format that is not on the list is rejected, even if Pillow can decode it."""
     for kind in ("PPM", "TGA", "ICO", "PCX"):
         file = encoded(Image.new("RGB", (16, 16)), kind)
         with pytest.raises(Image.UnidentifiedImageError) as caught:
             decode(file, COLOUR)
-        assert reason(caught.value, file) == "not a PNG, JPEG, WebP, BMP, TIFF or GIF"
+        assert describe_error(caught.value, file) == "not a PNG, JPEG, WebP, BMP, TIFF or GIF"
 
 
-def test_open_regular_never_waits(tmp_path: Path) -> None:
-    """A pipe that nobody writes to, a device and an empty file are refused at once."""
+def test_open_image_file_never_blocks(tmp_path: Path) -> None:
+    """A pipe without a writer, a device, an empty file and a missing file are rejected without blocking."""
     import os
 
     os.mkfifo(tmp_path / "pipe.png")
@@ -211,8 +221,8 @@ def test_open_regular_never_waits(tmp_path: Path) -> None:
         str(tmp_path / "empty.png"): "empty file",
         str(tmp_path / "none.png"): "No such file",
     }.items():
-        with pytest.raises(Unreadable, match=text):
-            images.open_regular(path)
+        with pytest.raises(UnreadableImage, match=text):
+            images.open_image_file(path)
 
 
 @pytest.mark.parametrize(
@@ -228,19 +238,19 @@ def test_open_regular_never_waits(tmp_path: Path) -> None:
     ],
 )
 def test_levels(values: np.ndarray, low: float, high: float, expected: list[int]) -> None:
-    """Numbers become bytes by the range that all of them have."""
+    """Values become bytes by the range of all values of the source."""
     assert to_levels(values, low, high).tolist() == expected
 
 
 def test_ranges_without_a_scale() -> None:
-    """A range that is none of the usual ones has no known meaning."""
+    """A range other than the known ones is not accepted, and NaN is an error."""
     assert not has_scale(-5, 3)
     assert not has_scale(0, 1e6)
-    with pytest.raises(Unreadable, match="NaN"):
+    with pytest.raises(UnreadableImage, match="NaN"):
         to_levels(np.array([np.nan, 1.0]), 0, 1)
 
 
 def test_levels_are_kept_when_resizing() -> None:
-    """With K = 17 grey levels, resizing never invents an eighteenth."""
+    """With K = 17 grey levels, resizing never produces a level above 16."""
     image = (np.indices((8, 8)).sum(0) % 2 * 16).astype(np.uint8)
-    assert fit_array(image, Form(13, 1, levels=17)).max() <= 16
+    assert fit_array(image, ImageSpec(13, 1, levels=17)).max() <= 16

@@ -1,4 +1,4 @@
-"""From a source to a committed artifact: splits, bytes, bad pictures, the cache, and what is said on the way."""
+"""Preparing a dataset: splits, bytes, unreadable pictures, the cache, progress and warnings."""
 
 import os
 import random
@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from genflow.data import plan
-from genflow.data.prepare import find, here, prepare
+from genflow.data.prepare import find, in_process, prepare
 from genflow.data.shards import Dataset
-from genflow.data.sources.base import Survey
+from genflow.data.sources.base import ImageSummary
 from genflow.data.sources.find import find as find_source
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
@@ -31,7 +31,7 @@ def folder_of(path: Path, count: int = 300, classes: int = 3, side: int = 10) ->
 
 
 def test_held_out_share(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """`val` is that share of the training rows, disjoint from them, and another seed holds out others."""
+    """`val` is this fraction of the rows, disjoint from train, and another seed selects other rows."""
     folder = folder_of(tmp_path / "x")
     one, two = prepared(folder, val=0.2), prepared(folder, val=0.2, seed=1)
     assert one.facts.splits == {"train": 240, "val": 60}
@@ -43,7 +43,7 @@ def test_held_out_share(prepared: Callable[..., Dataset], tmp_path: Path) -> Non
 
 
 def test_own_val_split_is_kept(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """Where the source has a val split of its own, nothing else is held out; a test split leaves val to train."""
+    """If the source has a val split, no other rows are held out; with only a test split, val comes from train."""
     folder_of(tmp_path / "a" / "train", 20)
     folder_of(tmp_path / "a" / "val", 6)
     assert prepared(tmp_path / "a", val=0.5).facts.splits == {"train": 20, "val": 6}
@@ -53,7 +53,7 @@ def test_own_val_split_is_kept(prepared: Callable[..., Dataset], tmp_path: Path)
 
 
 def test_same_bytes(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """Other times, another place and another order on the disk make another id, but the same bytes."""
+    """Other mtimes, another path and another order on disk give another id, but the same bytes."""
     one, two = folder_of(tmp_path / "one" / "pets"), tmp_path / "two" / "pets"
     files = [file.relative_to(one) for file in one.rglob("*.png")]
     random.Random(0).shuffle(files)
@@ -69,7 +69,7 @@ def test_same_bytes(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
 
 
 def test_order_of_results_does_not_matter(store: Store, prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """Workers may finish in any order: the facts and the files are the same."""
+    """The facts and the files are the same if workers finish in another order."""
     folder = folder_of(tmp_path / "x", 600)
     expected = prepared(folder)
     from contextlib import nullcontext
@@ -85,25 +85,25 @@ def test_order_of_results_does_not_matter(store: Store, prepared: Callable[..., 
 
 
 def test_shards_are_bounded(tmp_path: Path) -> None:
-    """A shard has at most 4,096 rows and 64 MB, and slow sources are cut into enough for many workers."""
+    """A shard has at most 4,096 rows and 64 MB; a source that decodes slowly gets shards of at least 128 rows."""
     source = find_source(Data(source="grid25", samples=50_000))
-    form = plan.settle(source, Data(), Survey())
-    assert max(len(s.part) for s in plan.shards(source, Data(), form, tmp_path / "a")) <= 4096
+    form = plan.image_spec(source, Data(), ImageSummary())
+    assert max(len(s.part) for s in plan.plan_shards(source, Data(), form, tmp_path / "a")) <= 4096
     folder = find_source(Data(source=str(folder_of(tmp_path / "x"))))
     large = Data(size=512)
-    shards = plan.shards(folder, large, plan.settle(folder, large, Survey(colour=True)), tmp_path / "b")
+    shards = plan.plan_shards(folder, large, plan.image_spec(folder, large, ImageSummary(colour=True)), tmp_path / "b")
     assert all(len(shard.part) * 3 * 512**2 <= plan.SHARD_BYTES for shard in shards)
-    assert len(plan.shards(folder, Data(), plan.settle(folder, Data(), Survey()), tmp_path / "c")) == 4
+    assert len(plan.plan_shards(folder, Data(), plan.image_spec(folder, Data(), ImageSummary()), tmp_path / "c")) == 4
 
 
 def test_bad_pictures_end_before_anything_is_committed(
     store: Store, prepared: Callable[..., Dataset], tmp_path: Path
 ) -> None:
-    """More than `max_bad` end with exit code 6, the first three by name, all in a list, and no dataset."""
+    """More than `max_bad` unreadable pictures exit with code 6, list all of them in a file, and leave no dataset."""
     folder = folder_of(tmp_path / "pets", 40)
     for number in range(5):
         (folder / "class0" / f"bad{number}.jpg").write_bytes(b"\xff\xd8\xff broken")
-    with pytest.raises(DataError, match="5 of 45 pictures cannot be read, and at most 0 may be") as caught:
+    with pytest.raises(DataError, match=r"5 of 45 pictures in .*/pets cannot be read, and --max-bad is 0 ") as caught:
         prepared(folder)
     assert caught.value.code == 6
     assert "'class0/bad0.jpg': damaged JPEG" in caught.value.message
@@ -115,7 +115,7 @@ def test_bad_pictures_end_before_anything_is_committed(
 
 
 def test_tolerated_bad_pictures(store: Store, prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """Up to `max_bad` they are left out and listed in the dataset; a stricter run refuses even what is cached."""
+    """Up to `max_bad` unreadable pictures are left out and listed; a stricter run fails even if the dataset exists."""
     folder = folder_of(tmp_path / "pets", 40)
     (folder / "class1" / "bad,\n.png").write_bytes(b"")
     dataset = prepared(folder, max_bad=1)
@@ -131,7 +131,7 @@ def test_tolerated_bad_pictures(store: Store, prepared: Callable[..., Dataset], 
 
 
 def test_bad_pictures_move_no_other(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """Which rows are held out does not depend on whether a picture can be read."""
+    """An unreadable picture does not change which other rows are held out."""
     folder = folder_of(tmp_path / "x", 60)
     before = prepared(folder)
     victim = before.splits["train"].ids[7]
@@ -142,13 +142,13 @@ def test_bad_pictures_move_no_other(prepared: Callable[..., Dataset], tmp_path: 
 
 
 def test_cached_without_workers(store: Store, tmp_path: Path) -> None:
-    """The second time nothing is carried out; a changed option or picture makes another dataset."""
+    """A second run starts no workers; a changed option or picture makes another dataset."""
     folder = folder_of(tmp_path / "x", 30)
     entered = []
 
     def workers() -> Any:
         entered.append(1)
-        return here()
+        return in_process()
 
     def run(**options: Any) -> tuple[str, bool]:
         artifact, cached = prepare(store, Data(source=str(folder), **options), workers, lambda event, **fields: None)
@@ -165,7 +165,7 @@ def test_cached_without_workers(store: Store, tmp_path: Path) -> None:
 
 
 def test_facts_match_the_pixels(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """Mean, sigma and class counts are those of the training split."""
+    """Mean, sigma and class counts describe the training split."""
     dataset = prepared(folder_of(tmp_path / "x"))
     x = (2.0 * dataset.splits["train"].pixels + 1) / 256 - 1
     assert dataset.facts.mean == pytest.approx(x.mean(), abs=1e-12)
@@ -175,7 +175,7 @@ def test_facts_match_the_pixels(prepared: Callable[..., Dataset], tmp_path: Path
 
 
 def test_data_without_contrast(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """Pictures that are all of one grey teach nothing."""
+    """Pictures with a single grey level are an error."""
     for number in range(3):
         Image.new("L", (8, 8), 9).save(tmp_path / f"{number}.png")
     with pytest.raises(DataError, match="one value"):
@@ -183,11 +183,12 @@ def test_data_without_contrast(prepared: Callable[..., Dataset], tmp_path: Path)
 
 
 def test_progress_and_warnings(store: Store, tmp_path: Path) -> None:
-    """Headers and pictures are counted up to the end, and remarks about the source are said."""
+    """Progress of headers and images reaches the total, and notes of the source become warnings."""
     folder = folder_of(tmp_path / "x", 30)
     Image.new("L", (8, 8)).save(folder / "stray.png")
     said: list[dict[str, Any]] = []
-    prepare(store, Data(source=str(folder)), here, lambda event, **fields: said.append({"event": event, **fields}))
+    data = Data(source=str(folder))
+    prepare(store, data, in_process, lambda event, **fields: said.append({"event": event, **fields}))
     last = {event["what"]: event for event in said if event["event"] == "progress"}
     assert last["headers"]["step"] == last["headers"]["steps"] == 31
     assert last["images"]["step"] == last["images"]["steps"] == 31
@@ -195,7 +196,7 @@ def test_progress_and_warnings(store: Store, tmp_path: Path) -> None:
 
 
 def test_names(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """A dataset is called after its folder, cleaned, unless it is given a name that can be one."""
+    """The default name is the folder's name without special characters; an invalid name is an error."""
     folder = folder_of(tmp_path / "My Pets (2024)", 10)
     assert prepared(folder).artifact.name == "My-Pets-2024"
     assert prepared(folder, name="mine").artifact.name == "mine"

@@ -1,4 +1,4 @@
-"""Shards that other tools read, and pixels that survive the way to x and back."""
+"""Shards are readable by other tools, and pixels are unchanged after conversion to x and back."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from genflow.specs import DataSpec
 
 
 def test_pyarrow_alone(prepared: Callable[..., Dataset]) -> None:
-    """`pyarrow` reads pixels, labels and ids, and finds the shape and the levels in the metadata."""
+    """`pyarrow` reads pixels, labels and ids, and the metadata contains shape and levels."""
     dataset = prepared("digits")
     file = next((dataset.artifact.path / "train").glob("*.arrow"))
     table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
@@ -28,7 +28,7 @@ def test_pyarrow_alone(prepared: Callable[..., Dataset]) -> None:
 
 
 def test_datasets_alone(prepared: Callable[..., Dataset]) -> None:
-    """`datasets.load_from_disk` reads splits, and labels with their names."""
+    """`datasets.load_from_disk` reads the splits, and the labels with their names."""
     datasets = pytest.importorskip("datasets")
     dataset = prepared("digits")
     loaded = datasets.load_from_disk(str(dataset.artifact.path))
@@ -42,7 +42,7 @@ def test_datasets_alone(prepared: Callable[..., Dataset]) -> None:
 
 
 def test_batches_are_views_of_the_file(prepared: Callable[..., Dataset]) -> None:
-    """Pixels and labels lie where the file is mapped: no copy, which would be as large as the data."""
+    """Pixels and labels are in the mapped memory of the file, so the data is not copied."""
     split = prepared("digits").splits["train"]
     table = split.tables[0]
     start = table.column(0).chunk(0).values.buffers()[-1].address
@@ -53,14 +53,14 @@ def test_batches_are_views_of_the_file(prepared: Callable[..., Dataset]) -> None
 
 
 def _mapped(file: str) -> list[tuple[int, int]]:
-    """Where this process has a file mapped."""
+    """The address ranges at which this process has mapped a file."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file)]
     return [(int(low, 16), int(high, 16)) for low, high in (line[0].split("-") for line in lines)]
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_x_and_back(levels: int) -> None:
-    """Every grey level goes to its bin's centre, within (-1, 1), and comes back."""
+    """Every grey level maps to its bin centre within (-1, 1), and back to the same level."""
     facts = DataSpec((1, 1, 1), levels)
     records = np.arange(levels, dtype=np.uint8).reshape(-1, 1, 1, 1)
     x = to_x(records, facts)
@@ -78,7 +78,7 @@ def test_layout() -> None:
 
 
 def test_take_over_shards(tmp_path: Path) -> None:
-    """Rows are taken from any shards in the order asked for."""
+    """Rows from several shards are returned in the requested order."""
     facts = DataSpec((1, 2, 2), 256)
     values = np.random.default_rng(0).integers(0, 256, (10, 2, 2, 1)).astype(np.uint8)
     tables = []
@@ -93,14 +93,14 @@ def test_take_over_shards(tmp_path: Path) -> None:
     assert split.ids == [str(row) for row in range(10)]
 
 
-def test_wrong_shape_is_refused(tmp_path: Path) -> None:
-    """Records that do not fit the facts never reach a file."""
+def test_wrong_shape_is_an_error(tmp_path: Path) -> None:
+    """Records of another shape than the dataset's are not written."""
     with pytest.raises(ValueError, match="do not fit"):
         write_shard(tmp_path / "a.arrow", DataSpec((1, 2, 2), 256), np.zeros((3, 3, 3, 1), np.uint8), ["a", "b", "c"])
 
 
 def test_corrupt_shard(prepared: Callable[..., Dataset]) -> None:
-    """One flipped bit is found when the dataset is opened."""
+    """Opening a dataset detects one flipped bit."""
     dataset = prepared("digits")
     file = next((dataset.artifact.path / "train").glob("*.arrow"))
     content = bytearray(file.read_bytes())
@@ -111,7 +111,7 @@ def test_corrupt_shard(prepared: Callable[..., Dataset]) -> None:
 
 
 def test_facts_survive() -> None:
-    """Facts written as JSON come back equal; unknown fields of a later version are left aside."""
+    """Facts survive a JSON round trip; unknown fields of a later version are ignored."""
     facts = DataSpec((3, 8, 8), 256, ("a", "b"), {"train": 5}, 0.1, 0.4, class_counts=(2, 3), fingerprint="f")
     document = json.loads(json.dumps(facts.to_json()))
     assert DataSpec.from_json({**document, "later": 1}) == facts

@@ -21,7 +21,7 @@ import json, sys
 from pathlib import Path
 
 import genflow
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.evaluation import evaluate
 from genflow.evaluation.features.extractor import load_features
@@ -35,7 +35,7 @@ from support.trained_run import trained_run
 def quiet(*args, **fields): pass
 
 store = Store(Path(sys.argv[1]))
-artifact, _ = prepare(store, Data(source="ring8", samples=600, val=0.3), here, quiet)
+artifact, _ = prepare(store, Data(source="ring8", samples=600, val=0.3), in_process, quiet)
 data = Dataset.open(artifact)
 runs = [trained_run(store, data, "vae", name=f"vae-{steps}", steps=steps) for steps in (2, 40)]
 options = Evaluate(samples=100, sweep_samples=50, steps=(), likelihood=0, bootstrap=3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.evaluation.features import classifier
 from genflow.evaluation.features.extractor import load_features
@@ -29,7 +29,7 @@ def measured(tmp_path_factory):
     patch.setattr(classifier, "MAX_STEPS", 60)
     patch.setattr(classifier, "MIN_STEPS", 60)
     store = Store(tmp_path_factory.mktemp("broken"))
-    artifact, _ = prepare(store, Data(source="digits", val=0.3), here, quiet)
+    artifact, _ = prepare(store, Data(source="digits", val=0.3), in_process, quiet)
     data = Dataset.open(artifact)
     extractor = load_features(store, data, "classifier", quiet)
     suite = MetricSuite(extractor, Evaluate(samples=N, bootstrap=5))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from support import TESTS
 from support.bucket import Server, machine
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.errors import SetupError
 from genflow.evaluation import evaluate
 from genflow.recipe.compose import compose
@@ -55,7 +55,7 @@ def state(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def digits(store: Store) -> None:
-    prepare(store, Data(source="digits"), here, lambda event, **fields: None)
+    prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)
 
 
 def killed(document: dict[str, Any], folder: Path, after: int) -> None:

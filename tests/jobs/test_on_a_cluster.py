@@ -20,7 +20,7 @@ import pytest
 from support import TESTS
 from support.processes import descendants
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.errors import ClusterError, ResourceError, SetupError, Stopped, UsageError
 from genflow.launch import remote
 from genflow.launch.ray_dashboard import Dashboard
@@ -84,7 +84,7 @@ def head(mlflow_database: Path) -> Iterator[Head]:
             store = Store(Path(folder) / "store")
             store.root.mkdir(exist_ok=True)
             shutil.copy(mlflow_database, store.root)
-            prepare(store, Data(source="digits"), here, lambda event, **fields: None)
+            prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)
             address = f"http://127.0.0.1:{port}"
             wait_for(lambda: answers(address))
             yield Head(address, process, store)

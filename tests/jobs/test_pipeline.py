@@ -1,4 +1,4 @@
-"""Pipelines carried out: side by side, only what is missing, and a failure leaves the rest."""
+"""Running pipelines: only missing stages run, and a failed stage does not stop the others."""
 
 import functools
 import sys
@@ -13,6 +13,7 @@ from genflow.pipeline.graph import load
 from genflow.recipe.compose import assignments
 from genflow.recipe.files import read
 from genflow.system.source_hash import resources_dir
+from jobs import pipeline
 from jobs import pipeline as job
 
 SMALL = {"steps": 3, "batch": 8, "checkpoint_every": 3}
@@ -34,7 +35,7 @@ def events():
 
 
 def silent_stage_task(job, document, environment):
-    """A stage in a Ray worker that sends nothing to MLflow."""
+    """Run a stage in a Ray worker without sending anything to MLflow."""
     from jobs.pipeline import _stage_task
 
     silence()
@@ -43,10 +44,10 @@ def silent_stage_task(job, document, environment):
 
 @pytest.fixture
 def run(store, monkeypatch, ray_local, events, without_mlflow):
-    """Run a pipeline in a store of its own, collecting its events."""
+    """Run a pipeline in its own store and collect its events."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
     monkeypatch.setattr(job, "_stage_task", silent_stage_task)
-    mine = [sys.modules[__name__], sys.modules[silence.__module__]]  # a worker can import neither
+    mine = [sys.modules[__name__], sys.modules[silence.__module__]]  # workers cannot import these
     for module in mine:
         cloudpickle.register_pickle_by_value(module)
     yield lambda doc: job.main(doc, lambda event, **fields: events.append({"event": event, **fields}))
@@ -56,7 +57,7 @@ def run(store, monkeypatch, ray_local, events, without_mlflow):
 
 @pytest.mark.ray
 def test_a_pipeline_makes_what_is_missing_and_then_nothing(run, events):
-    """Run again, every stage is cached; with one stage changed, only that one is made."""
+    """In a second run every stage is cached; if one stage changes, only that one runs."""
     first = run(document(vae=train("vae"), flow=train("flow_matching")))
     events.clear()
     again = run(document(vae=train("vae"), flow=train("flow_matching")))
@@ -71,7 +72,7 @@ def test_a_pipeline_makes_what_is_missing_and_then_nothing(run, events):
 
 @pytest.mark.ray
 def test_a_failing_stage_leaves_the_others(run, store, events):
-    """What does not need the failed stage is made; what needs it is skipped; the error names the stage."""
+    """Stages that do not need the failed stage run, and the error names the failed stage."""
     broken = {"job": "evaluate", "runs": ["nowhere"]}
     with pytest.raises(GenflowError, match="stage broken"):
         run(document(broken=broken, flow=train("flow_matching")))
@@ -83,7 +84,7 @@ def test_a_failing_stage_leaves_the_others(run, store, events):
 
 @pytest.mark.ray
 def test_a_teacher_its_pairs_and_a_student(run, store):
-    """Reflow as a pipeline: actors write the pairs, the student learns from them, and both stand in the report."""
+    """Reflow as a pipeline: actors write the pairs, and the student trains on them."""
     stages = {
         "teacher": train("flow_matching", name="teacher"),
         "pairs": {"job": "reflow", "run": "teacher", "reflow": {"pairs": 1500}, "sample": {"steps": 2}},
@@ -102,7 +103,7 @@ def test_a_teacher_its_pairs_and_a_student(run, store):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_pipeline_of_rectified_flow(run, store):
-    """The one that is shipped, whole, on digits: teacher and student at each price, each with its best sampler."""
+    """The shipped pipeline runs on digits, and measures teacher and student for each number of evaluations."""
     pipeline = {"name": "rectified_flow", **read(resources_dir() / "pipelines" / "rectified_flow.yaml")}
     tiny = ["data.source=digits", "train.steps=60", "reflow.pairs=2000", "evaluate.samples=99", "evaluate.likelihood=0"]
     done = run({"pipeline": pipeline, "overrides": assignments(tiny)})
@@ -114,8 +115,7 @@ def test_the_pipeline_of_rectified_flow(run, store):
 
 
 class Inline:
-    """The four words of Ray that a pipeline says, carried out in this process: what is tried is the pipeline's own
-    bookkeeping, and Ray's part is tried above."""
+    """Ray's functions that the runner calls, executed in this process, to test only the pipeline's bookkeeping."""
 
     def remote(self, **options):
         return lambda function: SimpleNamespace(remote=lambda *args: functools.partial(function, *args))
@@ -128,12 +128,12 @@ class Inline:
 
 
 def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
-    """The last stage is told what was measured and which training ended how; the pipeline does not fail."""
-    told = []
+    """The last stage receives the evaluations and the failures, and the pipeline does not fail."""
+    received = []
 
     def stage_task(name, document, environment):
         if name == "tables":
-            told.append(document)
+            received.append(document)
             return {"document": {"report": "tables-1a", "cached": False}}
         if name == "train" and document["recipe"]["name"] == "bad":
             return {"error": {"message": "not finite", "hint": "", "code": 1, "kind": "NonFinite"}}
@@ -153,10 +153,10 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     whole = load({"name": "tiny", "stages": {**stages, "tables": last}}, "tiny")
     failed = {}
     job._run(whole, made, failed, lambda event, **fields: None)
-    job._complain(whole, made, failed)
+    pipeline._raise_failures(whole, made, failed)
 
-    assert told[0]["inputs"]["evaluations"] == {"good-m0": "good-2b"}
-    failed = told[0]["inputs"]["failed"]
+    assert received[0]["inputs"]["evaluations"] == {"good-m0": "good-2b"}
+    failed = received[0]["inputs"]["failed"]
     assert {name: (f["stage"], f["kind"]) for name, f in failed.items()} == {
         "bad": ("bad", "NonFinite"), "bad-m0": ("bad", "NonFinite"),
     }  # fmt: skip
@@ -165,12 +165,12 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     made, failed, whole = {}, {}, load({"name": "tiny", "stages": stages}, "tiny")
     job._run(whole, made, failed, lambda event, **fields: None)
     with pytest.raises(GenflowError, match="stage bad: not finite"):
-        job._complain(whole, made, failed)
+        pipeline._raise_failures(whole, made, failed)
     assert set(made) == {"good", "good-m0"}
 
 
-def test_data_is_prepared_before_anything_holds_the_cores(store, monkeypatch):
-    """Ray Data's tasks would wait behind a queue of trainings until it gives up; so these wait instead."""
+def test_data_is_prepared_before_trainings_reserve_cores(store, monkeypatch):
+    """Prepare stages run first: with all cores reserved by trainings, Ray Data would give up waiting for one."""
     order = []
 
     def stage_task(name, document, environment):
@@ -189,7 +189,7 @@ def test_data_is_prepared_before_anything_holds_the_cores(store, monkeypatch):
 
 
 def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monkeypatch, events, without_mlflow):
-    """Its end is kept beside it: tables that take failures do not train it again; a pipeline of its own does."""
+    """The failure is stored with the run: a pipeline with tables does not train it again, one without does."""
     from genflow import runs
     from genflow.pipeline import plan
     from genflow.training import loop
@@ -209,13 +209,13 @@ def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monk
         training_job.main(alone.stages[0].document({}), lambda event, **fields: None)
 
     made, failed = {}, {}
-    job._look(whole, made, failed, lambda event, **fields: events.append(fields))
-    assert {name: told["kind"] for name, told in failed.items()} == {"bad": "NonFinite", "bad-m0": "NonFinite"}
+    pipeline._find_existing(whole, made, failed, lambda event, **fields: events.append(fields))
+    assert {name: failure["kind"] for name, failure in failed.items()} == {"bad": "NonFinite", "bad-m0": "NonFinite"}
     assert failed["bad"]["message"] == "the loss is not finite (step 7)"
     assert [event["status"] for event in events] == ["failed", "skipped"]
-    assert plan.foresee(whole, store)[0]["state"] == "diverged"
-    assert plan.foresee(alone, store)[0]["state"] == "to do"
+    assert plan.dry_run(whole, store)[0]["state"] == "diverged"
+    assert plan.dry_run(alone, store)[0]["state"] == "to do"
     made, failed = {}, {}
-    job._look(alone, made, failed, lambda event, **fields: None)
+    pipeline._find_existing(alone, made, failed, lambda event, **fields: None)
     assert (made, failed) == ({}, {})
     assert runs.divergence(store, runs.plan(store, alone.stages[0].recipe))["code"] == 1

@@ -1,4 +1,4 @@
-"""Preparing on Ray: the same bytes as without it, one-line errors, and no Ray where there is nothing to do."""
+"""Preparing on Ray: the same bytes as without it, one-line errors, and no Ray for a finished dataset."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def run(source: Path | str, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def other_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store that the job uses, beside the one of `prepared`."""
+    """The store that the job uses, separate from the store of `prepared`."""
     monkeypatch.setenv("GENFLOW_STORE", str(tmp_path / "other"))
     return Store()
 
@@ -44,7 +44,7 @@ def other_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def test_two_workers_write_the_same_bytes(
     ray_local: None, other_store: Store, prepared: Callable[..., Dataset], tmp_path: Path
 ) -> None:
-    """Two Ray workers and this process alone write the same files, and the result names what was made."""
+    """Two Ray workers write the same files as this process, and the result describes the dataset."""
     folder = pets(tmp_path / "pets")
     expected = prepared(folder)
     result = run(folder)
@@ -59,8 +59,8 @@ def test_two_workers_write_the_same_bytes(
 
 
 @pytest.mark.ray
-def test_errors_come_back_from_workers_as_they_are(ray_local: None, other_store: Store, tmp_path: Path) -> None:
-    """A source that turns out damaged on a worker ends in the same one line as here."""
+def test_errors_of_workers_are_raised_unchanged(ray_local: None, other_store: Store, tmp_path: Path) -> None:
+    """A source that a worker finds damaged raises the same error as in this process."""
     file = tmp_path / "x-images-idx3-ubyte"
     file.write_bytes(b"\0\0\x08\x03" + (100).to_bytes(4, "big") + (4).to_bytes(4, "big") * 2 + b"\1" * 99)
     with pytest.raises(DataError, match="is truncated"):
@@ -69,8 +69,8 @@ def test_errors_come_back_from_workers_as_they_are(ray_local: None, other_store:
 
 
 @pytest.mark.ray
-def test_job_in_a_folder_of_traps(tmp_path: Path) -> None:
-    """As a command, with a Ray of its own: files that are called like modules do not matter; then `cached`, at once."""
+def test_files_named_like_modules_do_not_disturb_the_job(tmp_path: Path) -> None:
+    """The job runs as a command with its own Ray in a folder with ray.py, numpy.py, ...; a second run is cached."""
     folder = pets(tmp_path / "pets", 20)
     for name in ("ray", "numpy", "PIL", "pyarrow", "jobs", "token"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')\n")

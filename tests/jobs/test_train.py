@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from support import TESTS
 from support.processes import descendants
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.errors import GenflowError, ResourceError, SetupError
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import Cluster, Data
@@ -37,7 +37,7 @@ STEPS = 60
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A store with digits that jobs of this process use."""
     store = Store(tmp_path_factory.mktemp("train") / "store")
-    prepare(store, Data(source="digits"), here, lambda event, **fields: None)
+    prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENFLOW_STORE", str(store.root))
         yield store

@@ -16,7 +16,7 @@ import yaml
 from support import TESTS
 from support.objectives import bowl
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.errors import GenflowError, UsageError
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import Data, parse
@@ -34,7 +34,7 @@ LR = {"train.lr": "log:1e-4:1"}
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A store with a few points of grid25."""
     store = Store(tmp_path_factory.mktemp("tune") / "store")
-    prepare(store, Data(source="grid25", samples=600, val=0.3), here, lambda event, **fields: None)
+    prepare(store, Data(source="grid25", samples=600, val=0.3), in_process, lambda event, **fields: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENFLOW_STORE", str(store.root))
         yield store

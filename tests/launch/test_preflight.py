@@ -173,12 +173,12 @@ def test_the_probe_of_a_node(tmp_path: Path, mlflow: str) -> None:
     from jobs import probe
 
     marker = tmp_path / "abc.marker"
-    assert "does not see the store" in probe.unseen(str(tmp_path), str(marker))
+    assert "does not see the store" in probe.store_problem(str(tmp_path), str(marker))
     marker.write_text("another")
-    assert "sees another folder" in probe.unseen(str(tmp_path), str(marker))
+    assert "sees another folder" in probe.store_problem(str(tmp_path), str(marker))
     marker.write_text("abc")
-    assert probe.unseen(str(tmp_path), str(marker)) == ""
-    assert probe.silent(mlflow) == probe.silent("") == probe.silent("sqlite:////x/mlflow.db") == ""
-    assert "finds no MLflow" in probe.silent(f"{mlflow}/elsewhere")
-    assert "does not reach MLflow" in probe.silent("http://127.0.0.1:9")
-    assert probe.lacking() == ""
+    assert probe.store_problem(str(tmp_path), str(marker)) == ""
+    assert [probe.mlflow_problem(uri) for uri in (mlflow, "", "sqlite:////x/mlflow.db")] == ["", "", ""]
+    assert "finds no MLflow" in probe.mlflow_problem(f"{mlflow}/elsewhere")
+    assert "does not reach MLflow" in probe.mlflow_problem("http://127.0.0.1:9")
+    assert probe.missing_requirements() == ""

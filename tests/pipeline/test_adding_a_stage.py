@@ -1,4 +1,4 @@
-"""docs/adding-a-stage.md is true: its stage joins the registry, passes its own test, and runs in a pipeline."""
+"""docs/adding-a-stage.md works: its stage joins the registry, passes its own test, and runs in a pipeline."""
 
 import functools
 import importlib
@@ -27,7 +27,7 @@ BLOCKS = re.findall(r"^## \d\. .*?`([\w/.]+)`\n.*?```(?:python|yaml)\n(.*?)```",
 
 
 class Inline:
-    """Ray's three functions that the runner calls, carried out in this process."""
+    """Ray's three functions that the runner calls, executed in this process."""
 
     def remote(self, **options: Any) -> Any:
         return lambda function: SimpleNamespace(remote=lambda *args: functools.partial(function, *args))
@@ -41,7 +41,7 @@ class Inline:
 
 @pytest.fixture
 def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The page's files, with its program in a folder that joins the registry."""
+    """The files of the page, with its program in a folder that is added to the registry."""
     folder, files = tmp_path / "jobs", dict(BLOCKS)
     folder.mkdir()
     (folder / "card.py").write_text(files["jobs/card.py"])
@@ -61,21 +61,21 @@ def run(store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_page_has_a_program_a_test_and_a_pipeline(guide: dict[str, str]) -> None:
-    """Three files, and the program is a stage once its file is there, last in the list."""
+    """The page has three files, and its program becomes the last stage of the registry."""
     assert list(guide) == ["jobs/card.py", "tests/jobs/test_card.py", "card.yaml"]
     assert list(stages.declared())[-1] == "card"
     assert stages.declared()["card"] == importlib.import_module("jobs.card").STAGE
 
 
-def test_its_pipeline_is_one(guide: dict[str, str]) -> None:
-    """The card needs the run, and its document names what the run's stage made."""
+def test_its_pipeline_loads(guide: dict[str, str]) -> None:
+    """The card depends on the run's stage, and its document contains the id of the run."""
     card = load(yaml.safe_load(guide["card.yaml"]), "card.yaml").stages[-1]
     assert (card.name, card.needs) == ("card", ("vae",))
     assert card.document({"vae": {"run": "vae-1a"}}) == {"title": "Points on a ring", "inputs": {"runs": ["vae-1a"]}}
 
 
 def test_its_test_passes(guide: dict[str, str], tmp_path: Path) -> None:
-    """The page's own test, run by pytest in a process whose `jobs` has the program."""
+    """The test of the page passes in a pytest process whose `jobs` has the program."""
     (tmp_path / "test_card.py").write_text(guide["tests/jobs/test_card.py"])
     (tmp_path / "conftest.py").write_text(
         "import jobs, pytest\nfrom genflow.storage.store import Store\n"
@@ -88,7 +88,7 @@ def test_its_test_passes(guide: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_its_program_runs_alone(guide: dict[str, str], run: str, store: Store, tmp_path: Path) -> None:
-    """`python -m jobs.card recipe.yaml` ends with one result, and the card is in the store."""
+    """`python -m jobs.card recipe.yaml` emits one result, and the card is in the store."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"title": "Digits", "inputs": {"runs": [run]}}))
     script = (
@@ -97,20 +97,20 @@ def test_its_program_runs_alone(guide: dict[str, str], run: str, store: Store, t
     )
     environment = {**os.environ, "GENFLOW_STORE": str(store.root)}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    told = [event for line in done.stdout.splitlines() if (event := events.parse(line))]
-    assert [event["event"] for event in told] == ["note", "result"], done.stderr
-    assert [artifact.id for artifact in store.artifacts("reports")] == [told[-1]["document"]["report"]]
+    emitted = [event for line in done.stdout.splitlines() if (event := events.parse(line))]
+    assert [event["event"] for event in emitted] == ["note", "result"], done.stderr
+    assert [artifact.id for artifact in store.artifacts("reports")] == [emitted[-1]["document"]["report"]]
 
 
 def test_it_runs_in_a_pipeline(
     guide: dict[str, str], run: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The runner makes the card and then finds it; the dry run lists it; the summary shows the artifact's id."""
+    """The dry run lists the card, the runner makes it and then finds it, and the summary shows its id."""
     monkeypatch.setitem(sys.modules, "ray", Inline())
     stage = {"job": "card", "runs": [run], "title": "Digits"}
     pipeline = load({"stages": {"card": stage}}, "card.yaml")
     planned = {"stage": "card", "job": "card", "needs": [], "artifact": "", "state": "to do"}
-    assert plan.foresee(pipeline, store) == [planned]
+    assert plan.dry_run(pipeline, store) == [planned]
     made: dict[str, Any] = {}
     failed: dict[str, Any] = {}
     runner._run(pipeline, made, failed, lambda event, **fields: None)

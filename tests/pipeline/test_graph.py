@@ -1,4 +1,4 @@
-"""A pipeline is a value: stages, what they need, and the order that follows."""
+"""Loading pipelines: stages, their dependencies and their order."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def names(made: Pipeline) -> list[str]:
 
 
 def test_stages_come_after_what_they_need() -> None:
-    """Whatever their order in the file; otherwise as they stand there."""
+    """Stages are sorted topologically, and otherwise keep the order of the file."""
     report = {"job": "compare", "runs": ["flow", "vae"]}
     vae = {"job": "train", "preset": "vae", "data": "digits"}
     made = pipeline(report=report, vae=vae, flow=FLOW, digits=DIGITS)
@@ -31,16 +31,16 @@ def test_stages_come_after_what_they_need() -> None:
     assert [stage.needs for stage in made.stages] == [(), ("digits",), ("digits",), ("flow", "vae")]
 
 
-def test_names_of_nobody_are_references_to_the_store() -> None:
-    """A dataset or run that no stage makes is taken from the store, and needs nothing."""
+def test_names_that_are_not_stages_refer_to_the_store() -> None:
+    """A dataset or run that no stage makes is read from the store and adds no dependency."""
     made = pipeline(flow={**FLOW, "data": "faces"}, report={"job": "evaluate", "runs": ["latest"]})
     assert [stage.needs for stage in made.stages] == [(), ()]
     assert made.stages[0].document({})["recipe"]["data"]["name"] == "faces"
     assert made.stages[1].document({})["inputs"] == {"runs": ["latest"]}
 
 
-def test_documents_name_what_was_made() -> None:
-    """Once a stage is done, those that need it are told its artifact's id."""
+def test_documents_contain_the_ids_of_artifacts() -> None:
+    """The documents of dependent stages contain the artifact's id of a finished stage."""
     compare = {"job": "compare", "runs": ["flow", "old"], "evaluate": {"samples": 64}}
     made = pipeline(digits=DIGITS, flow=FLOW, report=compare)
     digits, flow, report = made.stages
@@ -52,8 +52,8 @@ def test_documents_name_what_was_made() -> None:
     assert report.document(done)["recipe"]["evaluate"]["samples"] == 64
 
 
-def test_a_stage_lies_over_its_preset_and_set_over_both() -> None:
-    """defaults < preset < the stage < --set, which reaches only the stages that have the section."""
+def test_a_stage_overrides_its_preset_and_set_overrides_both() -> None:
+    """Priority: defaults < preset < stage < --set; --set applies only to stages that have the section."""
     made = pipeline({"train": {"steps": 9}}, digits=DIGITS, flow={**FLOW, "train": {"steps": 5, "batch": 3}})
     flow = made.stages[1].recipe
     assert (flow.train.steps, flow.train.batch, flow.train.lr) == (9, 3, 0.02)
@@ -64,40 +64,40 @@ def test_a_stage_lies_over_its_preset_and_set_over_both() -> None:
     ("document", "message"),
     [
         ({"stages": {}, "stage": {}}, r"unknown key stage \(did you mean stages\?\)"),
-        ({"name": "a/b", "stages": {"d": DIGITS}}, "name 'a/b': use letters"),
+        ({"name": "a/b", "stages": {"d": DIGITS}}, "name 'a/b' is invalid"),
         ({"name": "x"}, "a pipeline needs `stages`"),
         ({"stages": []}, "a pipeline needs `stages`"),
-        ({"stages": {"d": 3}}, "stage d: job is one of prepare, train, reflow, evaluate, compare, tables, not 3"),
-        ({"stages": {"d": {"job": "prepar"}}}, "stage d: job is one of .* not 'prepar'"),
+        ({"stages": {"d": 3}}, "stage d: job must be one of prepare, train, reflow, evaluate, compare, tables, not 3"),
+        ({"stages": {"d": {"job": "prepar"}}}, "stage d: job must be one of .* not 'prepar'"),
         ({"stages": {"d": {**DIGITS, "dat": 1}}}, r"stage d: unknown key dat \(did you mean data\?\)"),
         ({"stages": {"d": {"job": "prepare", "data": {"sauce": 1}}}}, "stage d: unknown key data.sauce"),
         ({"stages": {"d": {"job": "prepare", "data": 3}}}, "stage d: data is a section of keys, not 3"),
-        ({"stages": {"f": {**FLOW, "data": 3}}}, "stage f: data names a stage or a dataset, not 3"),
+        ({"stages": {"f": {**FLOW, "data": 3}}}, "stage f: data must name a stage or a dataset, not 3"),
         ({"stages": {"f": {**FLOW, "preset": "flow_match"}}}, r"\(did you mean flow_matching\?\)"),
         ({"stages": {"f": {**FLOW, "preset": 5}}}, "there is no preset 5"),
         ({"stages": {"f": {**FLOW, "preset": "quickstart"}}}, "quickstart is a pipeline"),
         ({"stages": {"f": {**FLOW, "train": {"steps": 0}}}}, "stage f: train.steps: input should be greater than 0"),
-        ({"stages": {"r": {"job": "compare", "runs": "flow"}}}, "stage r: runs is a list of stages or runs"),
-        ({"stages": {"r": {"job": "compare", "runs": []}}}, "stage r: runs is a list of stages or runs"),
-        ({"stages": {"r": {"job": "compare", "runs": ["r"]}}}, "stages need each other in a circle: r"),
-        ({"stages": {"a": {"job": "compare", "runs": ["b"]}, "b": {"job": "compare", "runs": ["a"]}}}, "circle: a, b"),
+        ({"stages": {"r": {"job": "compare", "runs": "flow"}}}, "stage r: runs must be a list of stages or runs"),
+        ({"stages": {"r": {"job": "compare", "runs": []}}}, "stage r: runs must be a list of stages or runs"),
+        ({"stages": {"r": {"job": "compare", "runs": ["r"]}}}, "these stages depend on each other in a cycle: r"),
+        ({"stages": {"a": {"job": "compare", "runs": ["b"]}, "b": {"job": "compare", "runs": ["a"]}}}, "cycle: a, b"),
     ],
 )
 def test_mistakes_name_the_file_the_stage_and_the_key(document: dict[str, Any], message: str) -> None:
-    """In one line, before anything runs."""
+    """The error is one line, raised before any stage runs."""
     with pytest.raises(UsageError, match=message) as refused:
         load(document, "test.yaml")
     assert "\n" not in refused.value.message
 
 
-def test_the_files_name_is_the_pipelines_name() -> None:
-    """Where it gives none."""
+def test_the_default_name_is_that_of_the_file() -> None:
+    """A pipeline without a name gets the file's name without suffix."""
     assert load({"stages": {"digits": DIGITS}}, "pipelines/nightly.yaml").name == "nightly"
 
 
 @pytest.mark.parametrize("file", sorted(p.name for p in (resources_dir() / "pipelines").glob("*.yaml")))
-def test_every_pipeline_of_the_house_is_one(file: str) -> None:
-    """Each file under pipelines/ with stages loads, and is named as its file."""
+def test_every_shipped_pipeline_loads(file: str) -> None:
+    """Each file in pipelines/ with stages loads, and has the name of its file."""
     document = read(Path(resources_dir() / "pipelines" / file))
     if "stages" not in document:
         return

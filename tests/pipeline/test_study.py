@@ -1,4 +1,4 @@
-"""A study: seeds times runs times rows, as one pipeline."""
+"""Studies: seeds x runs x rows as one pipeline."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def stages(made: Study) -> dict[str, graph.Node]:
 
 
 def test_a_budget_is_shared_and_reaches_every_training():
-    """Half a minute of CPU time for a share of 1, a fifth for 0.4; no other end."""
+    """A share of 1 gets 0.5 minutes of CPU time, and a share of 0.4 gets 0.2."""
     found = stages(study())
     assert (found["flow-s1"].recipe.train.cpu_minutes, found["few-s1"].recipe.train.cpu_minutes) == (0.5, 0.2)
     assert found["flow-s1"].recipe.train.seed == 1
@@ -36,14 +36,14 @@ def test_a_budget_is_shared_and_reaches_every_training():
 
 
 def test_a_likelihood_is_measured_once_a_run():
-    """In the first row of the run, however many rows draw from it."""
+    """Only the first row of a run measures the likelihood."""
     found = stages(study())
     counts = {name: found[f"{name}-m0"].recipe.evaluate.likelihood for name in ROWS}
     assert counts == {"flow_4": 8, "few": 8, "flow_8": 0}
 
 
 def test_a_trial_trains_again_and_samples_as_the_first_row():
-    """A third of the preset's rate, for one seed; on other data for every seed, which a stage prepares."""
+    """One trial halves the learning rate for one seed; another trains every seed on data that a stage prepares."""
     trials = {"slow": {"of": ["flow"], "lr_times": 0.5, "seeds": 1, "measured": {"steps": []}},
               "grid": {"of": ["flow"], "data": "grid", "share": 0.1}}  # fmt: skip
     found = stages(study(trials=trials, data={"data": "digits-1a", "grid": {"source": "grid25"}}))
@@ -56,8 +56,8 @@ def test_a_trial_trains_again_and_samples_as_the_first_row():
     assert found["grid"].recipe.data.source == "grid25"
 
 
-def test_a_file_with_an_unknown_key_is_refused(tmp_path: Path):
-    """With the nearest right one."""
+def test_an_unknown_key_is_an_error(tmp_path: Path):
+    """The error suggests the nearest valid key."""
     file = tmp_path / "plan.yaml"
     file.write_text("seeds: [0]\nrunz: {}\n")
     with pytest.raises(UsageError, match="did you mean runs"):
@@ -65,7 +65,7 @@ def test_a_file_with_an_unknown_key_is_refused(tmp_path: Path):
 
 
 def test_every_stage_of_the_tables_fits_its_family():
-    """Each run resolves, on pictures and on points; each row's sampling is one that its run's family has."""
+    """Each run resolves, on pictures and on points, and its family accepts the sampling options of each row."""
     made = graph.load(plan.load().of("mine-1a", seeds=1).stages("tables"), "tables.yaml")
     resolved: dict[str, tuple[Recipe, str]] = {}
     for stage in made.stages:
@@ -80,16 +80,16 @@ def test_every_stage_of_the_tables_fits_its_family():
             build.sample_options(build.family_of(run, FACTS[kind]), {**run.sample, **stage.recipe.sample})
 
 
-def test_the_teachers_cost_lies_within_the_budget():
-    """The teacher's share and that of the run which learns from it are one together."""
+def test_the_teachers_cost_is_within_the_budget():
+    """The shares of a teacher and of the run that starts from it add up to 1."""
     made = plan.load()
     for run in made.runs.values():
         if "init" in run:
             assert run["share"] + made.runs[run["init"]]["share"] == pytest.approx(1)
 
 
-def test_the_last_stage_is_carried_out_even_if_something_failed():
-    """It is told what was measured and what failed; any other stage waits for all that it needs."""
+def test_the_last_stage_runs_even_if_another_failed():
+    """Its document contains the evaluations and the failures; no other stage accepts failures."""
     made = graph.load(plan.load().of("mine-1a", seeds=1).stages("tables"), "tables.yaml")
     last = made.stages[-1]
     assert last.takes_failures

@@ -10,7 +10,7 @@ from PIL import Image
 from support.trained_run import trained_run
 
 from genflow.cli import sample
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset, to_display
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
@@ -23,7 +23,7 @@ from genflow.storage.store import Store
 def store(tmp_path_factory) -> Store:
     """Digits, a VAE and a flow of a few steps, and a GAN, which has no encoder."""
     store = Store(tmp_path_factory.mktemp("walks"))
-    prepare(store, Data(source="digits"), here, lambda event, **fields: None)
+    prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)
     data = Dataset.open(store.find("datasets", "digits"))
     for kind in ("vae", "flow_matching", "gan"):
         trained_run(store, data, kind, name=kind, steps=2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.recipe.schema import Data
 from genflow.serving import app
@@ -22,8 +22,8 @@ def train_models(root: Path) -> tuple[Store, list[Artifact]]:
     """Return a store with two runs on digits, `flow` and `vae`, and one on points, `ring`."""
     store = Store(root)
     quiet = lambda event, **fields: None  # noqa: E731
-    digits = Dataset.open(prepare(store, Data(source="digits"), here, quiet)[0])
-    ring = Dataset.open(prepare(store, Data(source="ring8", samples=500), here, quiet)[0])
+    digits = Dataset.open(prepare(store, Data(source="digits"), in_process, quiet)[0])
+    ring = Dataset.open(prepare(store, Data(source="ring8", samples=500), in_process, quiet)[0])
     return store, [
         trained_run(store, digits, "flow_matching", "flow", steps=30, sample={"steps": 4}),
         trained_run(store, digits, "vae", "vae", steps=5),

@@ -25,7 +25,7 @@ def trained_run(
     whole = recipe(kind, data.facts, net or ("mlp" if kind != "vae" else "auto"), train=train, name=name,
                    data={"name": data.artifact.name}, **sections)  # fmt: skip
     run = runs.plan(store, whole)
-    runs.begin(store, run)
+    runs.create_folder(store, run)
     torch.manual_seed(key(0, "weights"))
     family = build.family_of(whole, data.facts)
     folder = store.folder("runs", run.id)

@@ -1,4 +1,4 @@
-"""A constant of a module, read without importing it."""
+"""Reading a constant of a module without importing the module."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 from genflow.system.declarations import constant
 
 
-def test_a_constant_that_is_computed_is_refused(tmp_path: Path) -> None:
-    """A value is made of literals and the constructors of its vocabulary; a name or another call cannot be read."""
+def test_a_computed_constant_is_an_error(tmp_path: Path) -> None:
+    """Literals and the constructors of the vocabulary can be read; a name or another call is an error."""
     file = tmp_path / "module.py"
     file.write_text("raise SystemExit\nA = ('x', 1)\nB = dict(a=1)\nC = sys.argv\n")
     assert constant(file, "A") == ("x", 1)

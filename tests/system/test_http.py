@@ -139,7 +139,7 @@ def test_no_caller_uses_a_proxy_for_this_machine(listen: Callable[..., Server], 
     Dashboard(address).request("/dashboard")
     client.Client(address, key="secret").models()
     assert endpoints.is_healthy(address)
-    assert probe.silent(address) == ""
+    assert probe.mlflow_problem(address) == ""
     assert serve.get_json(f"{address}/serve") == (200, {"data": []})
     assert server.requests == ["GET /dashboard", "GET /v1/models", "GET /healthz", "GET /health", "GET /serve"]
     assert proxy.requests == []

@@ -1,4 +1,4 @@
-"""The hash of the code that made an artifact."""
+"""The hash of the source files that made an artifact."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ GREY = FACTS["grey"]
 
 
 def forget() -> None:
-    """Read every file again."""
+    """Clear the caches, so that every file is read again."""
     for cached in (source_hash.code_of, source_hash.fingerprint, source_hash._hash, source_hash._modules):
         cached.cache_clear()
 
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the checkout that the hash is taken of."""
+    """A copy of the checkout, which is hashed instead of the original."""
     root = source_hash.PACKAGE.parent
     for folder in ("genflow", "jobs"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.html"))
@@ -36,7 +36,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def edited(copy: Path) -> Callable[[str], None]:
-    """Add a line to a file of the copy."""
+    """A function that adds a line to a file of the copy."""
 
     def edit(name: str) -> None:
         with open(copy / name, "a") as file:
@@ -46,8 +46,8 @@ def edited(copy: Path) -> Callable[[str], None]:
     return edit
 
 
-def test_changes_with_the_source_alone(copy: Path, edited: Callable[[str], None]) -> None:
-    """A changed line changes the hash; compiled files do not; the order of names does not matter."""
+def test_only_source_files_change_the_hash(copy: Path, edited: Callable[[str], None]) -> None:
+    """A changed line changes the hash; compiled files and the order of names do not."""
     names = ("genflow/data", "jobs/prepare.py")
     before = source_hash.fingerprint(*names)
     (copy / "genflow/data/__pycache__").mkdir()
@@ -59,7 +59,7 @@ def test_changes_with_the_source_alone(copy: Path, edited: Callable[[str], None]
 
 
 def test_a_wheel_has_the_same_hash(copy: Path) -> None:
-    """In a wheel `jobs/` lies in genflow/_home, and both hashes are those of the checkout."""
+    """In a wheel `jobs/` is in genflow/_home, and both hashes equal those of the checkout."""
     names = ("genflow/data", "jobs/prepare.py")
     before = source_hash.fingerprint(*names), source_hash.code_of("jobs/tune.py")
     (copy / "genflow/_home").mkdir()
@@ -72,13 +72,13 @@ def test_a_wheel_has_the_same_hash(copy: Path) -> None:
 
 @pytest.mark.parametrize("of", [source_hash.fingerprint, source_hash.code_of])
 def test_a_name_that_does_not_exist(of: Callable[..., str]) -> None:
-    """It is a programming error, not an empty hash."""
+    """An unknown file raises an error instead of giving an empty hash."""
     with pytest.raises(FileNotFoundError):
         of("genflow/nowhere.py")
 
 
 def test_imports_are_followed(copy: Path) -> None:
-    """Through other modules, inside functions and `try`, by either form of import; not where only types are checked."""
+    """Indirect imports, both forms of import, imports in functions and in `try` are found; TYPE_CHECKING is skipped."""
     files = {
         "root": "import genflow.made.plain\nfrom genflow.made import named\n"
                 "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from genflow.made import typed\n"
@@ -95,8 +95,8 @@ def test_imports_are_followed(copy: Path) -> None:
     assert found == set(files) - {"typed", "alone"}
 
 
-def test_a_relative_import_is_refused(copy: Path) -> None:
-    """It would be missed."""
+def test_a_relative_import_is_an_error(copy: Path) -> None:
+    """A relative import raises an error, because the search cannot follow it."""
     (copy / "genflow/relative.py").write_text("from . import batch\n")
     with pytest.raises(ValueError, match="relative"):
         source_hash.imported("genflow/relative.py")
@@ -110,7 +110,7 @@ def test_a_relative_import_is_refused(copy: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_change_that_may_change_the_result_is_another_run(edited: Callable[[str], None], name: str) -> None:
-    """How pixels are scaled and rows are ordered, the loop, the run's own family and net, and what these import."""
+    """A change in data scaling, row order, the training loop, the run's family or net, or their imports."""
     before = runs.address(recipe("ddpm", GREY, "mlp"), GREY)
     edited(name)
     assert runs.address(recipe("ddpm", GREY, "mlp"), GREY) != before
@@ -125,23 +125,23 @@ def test_a_change_that_may_change_the_result_is_another_run(edited: Callable[[st
     ],
 )  # fmt: skip
 def test_a_change_that_cannot_change_the_result_is_the_same_run(edited: Callable[[str], None], name: str) -> None:
-    """Other families and nets, messages, tracking, storage, evaluation, serving."""
+    """A change in other families and nets, messages, tracking, storage, evaluation or serving keeps the run's id."""
     before = runs.address(recipe("ddpm", GREY, "mlp"), GREY)
     edited(name)
     assert runs.address(recipe("ddpm", GREY, "mlp"), GREY) == before
 
 
 def test_what_is_left_out_exists(copy: Path) -> None:
-    """Every path in the list of what is left out exists, so a module that moves must be moved there too."""
-    assert [name for name in source_hash.NOT_OF_THE_RESULT if not source_hash._path(name).exists()] == []
+    """Every path in NOT_HASHED exists, so the list is updated when a module moves."""
+    assert [name for name in source_hash.NOT_HASHED if not source_hash._path(name).exists()] == []
 
 
 def test_a_change_in_a_source_gives_another_dataset(edited: Callable[[str], None]) -> None:
-    """Sources are loaded by name, so no import leads to them."""
+    """The files of sources are hashed, although no import leads to them."""
     data = Data(source="digits")
-    before = plan.key(find(data), data)
+    before = plan.address_hash(find(data), data)
     edited("genflow/data/sources/digits.py")
-    assert plan.key(find(data), data) != before
+    assert plan.address_hash(find(data), data) != before
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_change_in_a_source_gives_another_dataset(edited: Callable[[str], None
     ],
 )
 def test_the_other_stages_follow_their_imports(root: str, needed: list[str]) -> None:
-    """Each stage's code holds what its numbers come from, and no tracking or storage."""
+    """The hashed files of each stage include those that compute its numbers, and no tracking or storage."""
     found = source_hash.imported(root)
     assert set(needed) <= set(found)
     assert [name for name in found if name.startswith(("genflow/tracking", "genflow/storage"))] == []

@@ -4,7 +4,7 @@ import pytest
 from support.trained_run import trained_run
 
 from genflow.cli.dispatch import find_run
-from genflow.data.prepare import here, prepare
+from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
 from genflow.recipe.schema import Data
@@ -18,7 +18,7 @@ Runs = tuple[Store, list[Artifact]]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Artifact]]:
     """A store with two runs that are not registered in MLflow."""
     store = Store(tmp_path_factory.mktemp("registry"))
-    data = Dataset.open(prepare(store, Data(source="digits"), here, lambda event, **fields: None)[0])
+    data = Dataset.open(prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)[0])
     return store, [trained_run(store, data, "vae", name=f"vae-{i}", steps=2 + i) for i in range(2)]
 
 

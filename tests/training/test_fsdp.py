@@ -110,7 +110,7 @@ def tensors(file: Path) -> dict[str, Any]:
 def test_a_family_that_cannot_be_sharded_is_rejected(store: Store, prepared: Callable[..., Dataset]) -> None:
     """The error comes before anything starts."""
     prepared("digits")
-    with pytest.raises(UsageError, match="a GAN's nets cannot be sharded"):
+    with pytest.raises(UsageError, match="the nets of a GAN cannot be sharded"):
         runs.plan(store, compose("gan", {"data": {"name": "digits"}, "cluster": {"strategy": "fsdp"}}))
 
 

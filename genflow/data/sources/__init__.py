@@ -1,11 +1,11 @@
-"""Data sources, one a file; the folder is the registry.
+"""Data sources, one per file; the folder is the registry.
 
-A module that opens something assigns `OPENS = Opens(...)` at its top level, and has
+A module that opens sources assigns `OPENS = Opens(...)` at its top level, and defines
 
-    open_name(name, data) -> Source             where it opens names: built-in data sets, or what follows a prefix
-    open_path(path, data) -> Source | None      where it opens files or folders; None for what is not its own
+    open_name(name, data) -> Source             if it opens names: built-in data sets, or names with a prefix
+    open_path(path, data) -> Source | None      if it opens files or folders; None for paths that it does not support
 
-`sources/find.py` asks the modules in their declared order. A declaration is made of literals, because it is read
+`sources/find.py` tries the modules in their declared order. A declaration consists of literals, because it is read
 without importing the module: `genflow prepare --help` names every built-in data set, and loads neither NumPy nor Arrow.
 docs/adding-a-source.md has an example.
 """
@@ -21,14 +21,14 @@ from genflow.system import declarations
 
 @dataclass(frozen=True, kw_only=True)
 class Opens:
-    """What a module of this folder opens.
+    """The sources that a module opens.
 
     Args:
         names: built-in data sets.
-        prefix: what names that it opens begin with, such as `stack:`; empty: none.
-        files: kinds of file, as messages list them.
+        prefix: prefix of the names that it opens, such as `stack:`; empty: none.
+        files: file types, as messages list them.
         folders: contents of a folder, as messages list them.
-        order: modules with a smaller number are asked first, and named first in messages.
+        order: modules with a smaller number are tried first, and named first in messages.
     """
 
     names: tuple[str, ...] = ()
@@ -37,19 +37,19 @@ class Opens:
     folders: tuple[str, ...] = ()
     order: int = 100
 
-    def has(self, text: str) -> bool:
-        """Whether a text is a name that it opens."""
+    def matches(self, text: str) -> bool:
+        """Whether the module opens this name."""
         return text in self.names or bool(self.prefix and text.startswith(self.prefix))
 
 
 def kinds() -> dict[str, Opens]:
-    """What each module opens, by the module's name, in the order in which they are asked."""
+    """The declaration of each module by the module's name, in the order in which they are tried."""
     found = {file.stem: kind for folder in __path__ for file in Path(folder).glob("*.py") if (kind := _read(file))}
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 
 
 def module(kind: str) -> ModuleType:
-    """A module of this folder, imported."""
+    """Import a module of this folder."""
     return importlib.import_module(f"{__name__}.{kind}")
 
 
@@ -59,25 +59,25 @@ def names() -> tuple[str, ...]:
 
 
 def files() -> str:
-    """The kinds of file, as a list in words."""
+    """The supported file types, as text."""
     return ", ".join(word for kind in kinds().values() for word in kind.files)
 
 
 def folders() -> str:
-    """What a folder may hold, in words."""
+    """The supported contents of a folder, as text."""
     return " or ".join(word for kind in kinds().values() for word in kind.folders)
 
 
 def prefix_of(text: str) -> str:
-    """The prefix that a text begins with; empty if it begins with none."""
+    """The declared prefix of a name; empty if it has none."""
     return next((kind.prefix for kind in kinds().values() if kind.prefix and text.startswith(kind.prefix)), "")
 
 
-def described() -> str:
-    """What a source may be, in words: for the help of the command."""
+def describe() -> str:
+    """All supported sources, as text for the help of the command."""
     derived = [f"{kind.prefix}NAME" for kind in kinds().values() if kind.prefix]
-    ways = [*names(), f"a path to {folders()}", *derived]
-    return f"{', '.join(ways[:-1])}, or {ways[-1]}"
+    choices = [*names(), f"a path to {folders()}", *derived]
+    return f"{', '.join(choices[:-1])}, or {choices[-1]}"
 
 
 @cache

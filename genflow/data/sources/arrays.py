@@ -1,6 +1,6 @@
-"""Pictures that lie in arrays in files, with labels beside them; `idx.py` and `npz.py` say how they are found.
+"""Sources that store pictures and labels as arrays in files; `idx.py` and `npz.py` find the arrays.
 
-Arrays are read as streams, a few hundred rows at a time, so a file may be larger than the memory.
+Arrays are read as streams, 512 rows at a time, so a file may be larger than the memory.
 """
 
 import gzip
@@ -17,26 +17,26 @@ from typing import IO, Any
 
 import numpy as np
 
-from genflow.data.images import Unreadable, fit_array, to_levels
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.data.images import UnreadableImage, fit_array, to_levels
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
-CHUNK = 512  # rows in memory at a time
+ROWS_PER_READ = 512  # rows in memory at a time
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, struct.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class Array:
-    """An array in a file, read in rows.
+    """An array in a file, read row by row.
 
     Args:
         path: the file.
-        member: the array's name in an `.npz`; "" in an idx file.
-        start: where the numbers begin, in bytes.
+        member: the array's name in an `.npz`; "" for an idx file.
+        start: offset of the data in bytes.
         shape: (N, ...).
-        dtype: the numbers' type, as NumPy spells it.
-        planar: whether a row is (C, H, W) rather than (H, W) or (H, W, C).
+        dtype: the NumPy dtype string.
+        planar: whether a row is (C, H, W) instead of (H, W) or (H, W, C).
     """
 
     path: str
@@ -47,13 +47,16 @@ class Array:
     planar: bool = False
 
     def open(self) -> IO[bytes]:
-        """The file, at its beginning, unpacked on the way."""
+        """Open the file at its beginning, decompressed while it is read."""
         if self.member:
             return zipfile.ZipFile(self.path).open(self.member)
         return gzip.open(self.path) if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
 
     def rows(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """The rows `wanted`, which ascend, each with its number.
+        """Yield the rows with the given numbers, each with its number.
+
+        Args:
+            wanted: row numbers in ascending order.
 
         Raises:
             DataError: the file is truncated or damaged.
@@ -62,25 +65,26 @@ class Array:
         size = item.itemsize * math.prod(self.shape[1:])
         try:
             with self.open() as file:
-                for first in range(int(wanted[0]), int(wanted[-1]) + 1, CHUNK):
-                    last = min(first + CHUNK, int(wanted[-1]) + 1)
-                    here = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
-                    if not len(here):
+                for first in range(int(wanted[0]), int(wanted[-1]) + 1, ROWS_PER_READ):
+                    last = min(first + ROWS_PER_READ, int(wanted[-1]) + 1)
+                    in_chunk = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
+                    if not len(in_chunk):
                         continue
                     file.seek(self.start + first * size)
                     data = file.read((last - first) * size)
                     if len(data) < (last - first) * size:
                         raise EOFError
                     block = np.frombuffer(data, item).reshape(-1, *self.shape[1:])
-                    for row in here:
+                    for row in in_chunk:
                         picture = block[row - first]
                         yield int(row), np.moveaxis(picture, 0, -1) if self.planar else picture
                 if wanted[-1] == self.shape[0] - 1:
-                    file.read(1)  # at the end, gzip and zip compare their checksums
+                    file.read(1)  # gzip and zip verify their checksums at the end of the file
         except EOFError as error:
-            raise DataError(f"{self.path} is truncated: it ends before its {self.shape[0]} rows do") from error
+            message = f"{self.path} is truncated: it ends before the last of its {self.shape[0]} rows"
+            raise DataError(message, "copy or download the file again") from error
         except READ_ERRORS as error:
-            raise DataError(f"{self.path} is damaged: {error}") from error
+            raise DataError(f"{self.path} is damaged: {error}", "copy or download the file again") from error
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
@@ -103,41 +107,41 @@ class ArrayPart:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def survey(self) -> Survey:
+    def summarize(self) -> ImageSummary:
         low, high = math.inf, -math.inf
         for _, picture in self.array.rows(self.numbers):
             finite = picture[np.isfinite(picture)]
             if finite.size:
                 low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-        return look(self.array, low, high)
+        return summary_of_shape(self.array, low, high)
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         labels = np.zeros(len(self.numbers), np.int64) if self.labels is None else self.labels
         rows = self.array.rows(self.numbers)
         for (row, picture), label in zip(rows, labels, strict=True):
             id = f"{self.prefix}/{row}"
             try:
-                yield Record(id, fit_array(to_levels(picture, form.low, form.high), form), int(label))
-            except Unreadable as error:
-                yield Bad(id, str(error))
+                yield Record(id, fit_array(to_levels(picture, spec.low, spec.high), spec), int(label))
+            except UnreadableImage as error:
+                yield BadRecord(id, str(error))
 
 
-def look(array: Array, low: float = math.inf, high: float = -math.inf) -> Survey:
-    """What an array's shape says of its pictures."""
+def summary_of_shape(array: Array, low: float = math.inf, high: float = -math.inf) -> ImageSummary:
+    """Summarize pictures by the shape of their array."""
     height, width, channels = array.picture_shape
-    return Survey(size=(width, height), colour=channels > 2, low=low, high=high)
+    return ImageSummary(size=(width, height), colour=channels > 2, low=low, high=high)
 
 
-Found = dict[str, tuple[Array, np.ndarray | None]]
+SplitArrays = dict[str, tuple[Array, np.ndarray | None]]
 
 
 @dataclass
 class Arrays(Source):
-    """Arrays of pictures in files, one array a split, and their labels.
+    """Arrays of pictures in files, one array per split, and their labels.
 
     Args:
-        path: what the person named, absolute.
-        files: the files it consists of.
+        path: the absolute path of the source.
+        files: the files of the source.
     """
 
     path: str
@@ -145,8 +149,8 @@ class Arrays(Source):
     kind = ""
 
     @abstractmethod
-    def read(self) -> Found:
-        """Each split's array and its labels, as they stand in the files."""
+    def read(self) -> SplitArrays:
+        """Each split's array, and its labels as stored in the files."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -162,43 +166,54 @@ class Arrays(Source):
     def class_names(self) -> tuple[str, ...]:
         return self._content[1]
 
-    def survey(self, options: Data) -> Survey | None:
+    def summarize(self, options: Data) -> ImageSummary | None:
         arrays = [array for array, _ in self._content[0].values()]
         if any(array.dtype != "|u1" for array in arrays):
             return None
-        return Survey.total(look(array) for array in arrays)
+        return ImageSummary.merge(summary_of_shape(array) for array in arrays)
 
     def part(self, split: str, rows: np.ndarray) -> ArrayPart:
         array, labels = self._content[0][split]
         return ArrayPart(array, rows, None if labels is None else labels[rows], split)
 
     @cached_property
-    def _content(self) -> tuple[Found, tuple[str, ...]]:
+    def _content(self) -> tuple[SplitArrays, tuple[str, ...]]:
         """Each split's array and labels, 0..classes-1, and the classes' names."""
         try:
             found = self.read()
         except READ_ERRORS as error:
-            raise DataError(f"{self.path} is damaged: {error}") from error
-        return number_labels(found, self.path)
+            raise DataError(f"{self.path} is damaged: {error}", "copy or download the file again") from error
+        return encode_labels(found, self.path)
 
 
-def number_labels(found: Found, where: str) -> tuple[Found, tuple[str, ...]]:
-    """Replace labels of any kind by numbers 0..classes-1, in the order of their names.
+def encode_labels(found: SplitArrays, where: str) -> tuple[SplitArrays, tuple[str, ...]]:
+    """Encode labels of any type as numbers 0..classes-1, in sorted order.
+
+    Args:
+        found: each split's array and raw labels.
+        where: the source, for error messages.
+
+    Returns:
+        Each split's array and encoded labels, and the class names.
 
     Raises:
-        DataError: labels that do not match the pictures, or that only some splits have.
+        DataError: the number of labels is not the number of pictures, or only some splits have labels.
     """
     given = {split: labels for split, (_, labels) in found.items() if labels is not None}
     for split, labels in given.items():
         if len(labels) != found[split][0].shape[0]:
-            raise DataError(f"{where}: {found[split][0].shape[0]} pictures but {len(labels)} labels in {split}")
+            pictures = found[split][0].shape[0]
+            message = f"{where}: {pictures} pictures but {len(labels)} labels in {split}"
+            raise DataError(message, "give every picture one label")
     if not given:
         return found, ()
     if missing := found.keys() - given.keys():
-        raise DataError(f"{where}: {', '.join(sorted(missing))} has no labels, but {', '.join(given)} has")
+        message = f"{where}: no labels in {', '.join(sorted(missing))}, but in {', '.join(given)}"
+        raise DataError(message, "add labels to every split, or remove them from all")
     values = np.unique(np.concatenate(list(given.values())))
     if extra := sorted(set(values.tolist()) - set(np.unique(given["train"]).tolist())):
-        raise DataError(f"{where}: the label {extra[0]!r} does not occur in train")
+        message = f"{where}: the label {extra[0]!r} does not occur in train"
+        raise DataError(message, "use the same classes in all splits")
     names = tuple(str(value) for value in values.tolist())
     if len(names) < 2:
         return {split: (array, None) for split, (array, _) in found.items()}, ()

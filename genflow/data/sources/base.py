@@ -1,7 +1,7 @@
-"""What sources give: records, the form they are brought into, and the parts of a source that travel to workers.
+"""The interface of data sources: `Source`, its parts that are sent to workers, and the records that they yield.
 
-A `Source` knows what it holds without decoding it. `source.part(split, rows)` is a small value that a worker
-anywhere can turn into records; a record that cannot be read comes out as `Bad`, with the reason.
+A `Source` lists its contents without decoding them. `source.part(split, rows)` is a small value that any worker can
+turn into records; an unreadable record becomes a `BadRecord` with the reason.
 """
 
 import math
@@ -22,9 +22,9 @@ class Record(NamedTuple):
     """One row of a dataset.
 
     Args:
-        id: where it came from, as text that can always be written.
+        id: its origin in the source, as valid UTF-8.
         value: (side, side, C) uint8 grey levels, or (2,) float32, a point.
-        label: the class's number; 0 where there are no classes.
+        label: the number of the class; 0 for data without classes.
         log_density: the true log-density at a point, in nats.
     """
 
@@ -34,22 +34,22 @@ class Record(NamedTuple):
     log_density: float = 0.0
 
 
-class Bad(NamedTuple):
-    """A record that cannot be read, and why."""
+class BadRecord(NamedTuple):
+    """An unreadable record, and the reason."""
 
     id: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Form:
-    """What every picture of a dataset is brought into.
+class ImageSpec:
+    """The shape and range to which every picture of a dataset is converted.
 
     Args:
         side: height and width in pixels.
         channels: 1 or 3.
         levels: K; grey levels are 0..K-1.
-        low, high: the range of the source's numbers, where they are not bytes.
+        low, high: the range of the source's values, if they are not bytes.
     """
 
     side: int
@@ -60,19 +60,19 @@ class Form:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W), as facts have it."""
+        """(C, H, W), the order of `DataSpec`."""
         return self.channels, self.side, self.side
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What can be said of some pictures before they are decoded; surveys add up.
+class ImageSummary:
+    """Properties of some pictures that are known without decoding them; summaries can be added.
 
     Args:
-        size: (width, height) if all have the same.
+        size: (width, height) if all pictures have the same size.
         mixed: whether sizes differ.
-        colour: whether any is in colour, judged by its mode (and its palette), not by its pixels.
-        low, high: the range of the numbers, where they are not bytes.
+        colour: whether any picture is in colour by its mode and palette; pixels are not read.
+        low, high: the range of the values, if they are not bytes.
     """
 
     size: tuple[int, int] | None = None
@@ -81,10 +81,10 @@ class Survey:
     low: float = math.inf
     high: float = -math.inf
 
-    def __add__(self, other: "Survey") -> "Survey":
+    def __add__(self, other: "ImageSummary") -> "ImageSummary":
         sizes = {size for size in (self.size, other.size) if size}
         mixed = self.mixed or other.mixed or len(sizes) > 1
-        return Survey(
+        return ImageSummary(
             None if mixed or not sizes else sizes.pop(),
             mixed,
             self.colour or other.colour,
@@ -93,51 +93,51 @@ class Survey:
         )
 
     @classmethod
-    def total(cls, surveys: Iterable["Survey"]) -> "Survey":
-        """The survey of everything."""
-        return reduce(Survey.__add__, surveys, cls())
+    def merge(cls, summaries: Iterable["ImageSummary"]) -> "ImageSummary":
+        """The sum of some summaries."""
+        return reduce(ImageSummary.__add__, summaries, cls())
 
 
 def printable(path: str) -> str:
-    """A file's name as text that can always be written: bytes that are no UTF-8 become escapes."""
+    """A file's name as valid UTF-8: other bytes become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def clean(name: str) -> str:
-    """A file's name as a dataset's name: letters, digits, `.`, `_` and `-`, at most 60."""
+def dataset_name(name: str) -> str:
+    """Derive a dataset's name from a file's name: letters, digits, `.`, `_` and `-`, at most 60 characters."""
     text = re.sub(r"[^A-Za-z0-9._-]+", "-", printable(name)).strip("-._")
     return text[:60].rstrip("-._") or "data"
 
 
 class Part(Protocol):
-    """Some rows of a source, as a value that a worker can read without the rest."""
+    """Some rows of a source, as a value that is pickled and sent to a worker."""
 
     def __len__(self) -> int: ...
 
-    def survey(self) -> Survey:
-        """Look at the pictures without decoding them."""
+    def summarize(self) -> ImageSummary:
+        """Summarize the pictures without decoding them."""
         ...
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
-        """Every row, in order."""
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
+        """Decode every row, in order."""
         ...
 
 
 @dataclass
 class Source(ABC):
-    """Where a dataset comes from.
+    """The origin of a dataset.
 
     Args:
-        name: what the dataset is called if nobody says otherwise.
-        skipped: what was passed over, and how often, by reason.
-        notes: one-line remarks that a person should see.
+        name: the default name of the dataset.
+        skipped: the number of skipped files by reason.
+        notes: one-line warnings for the user.
     """
 
     name: str
     skipped: dict[str, int] = field(default_factory=dict, kw_only=True)
     notes: list[str] = field(default_factory=list, kw_only=True)
 
-    smallest_shard = 4096  # rows; fewer where decoding is slow, so that every worker gets a share
+    smallest_shard = 4096  # rows; smaller for sources that decode slowly, so that there is a shard for every worker
 
     @property
     def levels(self) -> int | None:
@@ -146,29 +146,29 @@ class Source(ABC):
 
     @property
     def scale(self) -> float:
-        """What points of the plane are divided by, so that both coordinates together have variance 1."""
+        """The divisor of points of the plane that gives both coordinates together variance 1."""
         return 1.0
 
     @property
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What it is, for the manifest: its kind and path."""
+        """The source's kind and path, for the manifest."""
 
     @abstractmethod
     def listing(self) -> list[list[Any]]:
-        """What its content is known by without reading it: names, sizes and times of its files."""
+        """Names, sizes and modification times of the files, which identify the content without reading it."""
 
     @abstractmethod
     def splits(self) -> dict[str, int]:
-        """Rows of each split it has, always `train` first."""
+        """The number of rows of each split, always with `train` first."""
 
     @abstractmethod
     def class_names(self) -> tuple[str, ...]:
-        """The labels' names in order; empty where there are none."""
+        """The class names, in the order of the labels; empty without labels."""
 
     @abstractmethod
-    def survey(self, options: Data) -> Survey | None:
-        """What can be known of all of it at no cost; None: every part has to be looked at."""
+    def summarize(self, options: Data) -> ImageSummary | None:
+        """The summary of all pictures, if it is known without opening each file; None: summarize every part."""
 
     @abstractmethod
     def part(self, split: str, rows: np.ndarray) -> Part:

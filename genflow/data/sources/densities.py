@@ -1,14 +1,14 @@
-"""Densities in the plane whose logarithm is known: what a family learns can be compared with the truth.
+"""Densities in the plane with a known logarithm: a trained model can be compared with the true density.
 
 grid25        25 Gaussians of sigma 0.05 on the grid {-4, -2, 0, 2, 4}^2; the label is the mode
-grid25_unlabelled  the same without labels: nobody is told which mode to draw
-grid25_uneven      the same without labels, the n-th mode with weight proportional to 1/n: from 26 % to 1 %
+grid25_unlabelled  the same without labels: a model does not receive the mode
+grid25_uneven      the same without labels; the weight of the n-th mode is proportional to 1/n, from 26 % to 1 %
 ring8         8 Gaussians of sigma 0.02 on a circle of radius 2; the label is the mode
 moons         two interlocking half circles of radius 1, blurred by sigma 0.1; the label is the half circle
 checkerboard  the 8 dark squares of a 4 x 4 board on [-4, 4]^2, uniform: log p = -log 32 on them; no labels
 
-Each half circle of `moons` *is* a mixture of 128 equal Gaussians on equal steps of its arc (a quarter of sigma
-apart, so that it looks seamless); its log-density is therefore exact, not the approximation of an integral.
+Each half circle of `moons` *is* a mixture of 128 equal Gaussians at equal steps of its arc. They are a quarter of sigma
+apart, so the arc looks continuous. The log-density is therefore exact, not the approximation of an integral.
 
 References:
     Grid: Srivastava et al., "VEEGAN" (2017) https://arxiv.org/abs/1705.07761
@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 
 from genflow.data.sources import Opens
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source
 from genflow.errors import UsageError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(
     names=("grid25", "grid25_unlabelled", "grid25_uneven", "ring8", "moons", "checkerboard"), order=3
 )
-BLOCK = 1024  # points that one generator draws
-ARC = 128  # Gaussians a half circle
+BLOCK = 1024  # points per random generator
+GAUSSIANS_PER_ARC = 128
 
 
 class Density(ABC):
@@ -40,10 +40,10 @@ class Density(ABC):
 
     Attributes:
         scale: x = point / scale has standard deviation 1 (the mean of both coordinates' variances is 1).
-        class_names: the labels' names; empty where points have none.
-        modes: (M, 2) the centres of separate modes, in the order of the labels; None where there are none.
-        sigma: each mode's standard deviation; 0 where there are none.
-        weights: (M,) the modes' shares; None where there are no modes.
+        class_names: the class names; empty for points without labels.
+        modes: (M, 2) the centres of separate modes, in the order of the labels; None for a density without modes.
+        sigma: the standard deviation of each mode; 0 for a density without modes.
+        weights: (M,) the weights of the modes; None for a density without modes.
     """
 
     scale: float
@@ -58,19 +58,19 @@ class Density(ABC):
 
     @abstractmethod
     def log_density(self, points: np.ndarray) -> np.ndarray:
-        """log p at points (N, 2), in nats, in the plane's own units: (N,) float64."""
+        """log p at points (N, 2), unscaled, in nats: (N,) float64."""
 
 
 class Gaussians(Density):
     """A mixture of round Gaussians.
 
     Args:
-        means: (M, 2) their centres.
-        sigma: their common standard deviation.
-        labels: (M,) the label of each.
-        class_names: the labels' names.
-        separate: whether each Gaussian is a mode of its own.
-        weights: (M,) their shares; None: equal.
+        means: (M, 2) the centres.
+        sigma: the common standard deviation.
+        labels: (M,) the label of each Gaussian.
+        class_names: the class names.
+        separate: whether each Gaussian is a separate mode.
+        weights: (M,) the weights, up to a factor; None: equal weights.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class Gaussians(Density):
     def log_density(self, points: np.ndarray) -> np.ndarray:
         result = np.empty(len(points))
         for start in range(0, len(points), BLOCK):
-            here = points[start : start + BLOCK].astype(np.float64)
-            distance2 = ((here[:, None] - self.means) ** 2).sum(-1)
+            block = points[start : start + BLOCK].astype(np.float64)
+            distance2 = ((block[:, None] - self.means) ** 2).sum(-1)
             exponent = -distance2 / (2 * self.sigma**2)
             peak = exponent.max(1)
             result[start : start + BLOCK] = peak + np.log(np.exp(exponent - peak[:, None]) @ self.shares)
@@ -111,7 +111,7 @@ class Checkerboard(Density):
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         which = rng.integers(0, len(self.corners), count)
-        # odd multiples of 2^-20: float32 holds them exactly, and none lies on an edge
+        # odd multiples of 2^-20: exact in float32, and never on an edge
         inside = (2 * rng.integers(0, 2**20, (count, 2)) + 1) / 2**20
         return (self.corners[which] + inside).astype(np.float32), np.zeros(count, np.int64)
 
@@ -133,7 +133,7 @@ def _grid25_unlabelled() -> Gaussians:
 
 
 def _grid25_uneven() -> Gaussians:
-    order = 7 * np.arange(25) % 25  # neighbours in weight are no neighbours in the plane
+    order = 7 * np.arange(25) % 25  # modes with similar weights are not neighbours in the plane
     return Gaussians(GRID[order], 0.05, np.zeros(25, np.int64), (), weights=1 / np.arange(1.0, 26.0))
 
 
@@ -144,10 +144,11 @@ def _ring8() -> Gaussians:
 
 
 def _moons() -> Gaussians:
-    angles = (np.arange(ARC) + 0.5) * (math.pi / ARC)
+    angles = (np.arange(GAUSSIANS_PER_ARC) + 0.5) * (math.pi / GAUSSIANS_PER_ARC)
     upper = np.stack([np.cos(angles) - 0.5, np.sin(angles) - 0.25], 1)
     means = np.concatenate([upper, -upper])
-    return Gaussians(means, 0.1, np.arange(2 * ARC) // ARC, ("upper", "lower"), separate=False)
+    labels = np.arange(2 * GAUSSIANS_PER_ARC) // GAUSSIANS_PER_ARC
+    return Gaussians(means, 0.1, labels, ("upper", "lower"), separate=False)
 
 
 DENSITIES = dict(
@@ -161,23 +162,23 @@ def density(name: str) -> Density:
 
 
 def open_name(name: str, data: Data) -> Source:
-    """The points of a density.
+    """Draw points from a density.
 
     Raises:
-        UsageError: an option for pictures.
+        UsageError: an option applies to pictures only.
     """
     if data.size is not None or data.channels != "auto":
-        raise UsageError(f"{name} is a density in the plane: it has no size and no channels")
-    return Plane(name, data.samples, data.seed)
+        raise UsageError(f"{name} is a density in the plane: it has no size and no channels", "omit --size, --channels")
+    return DensitySource(name, data.samples, data.seed)
 
 
 @dataclass
-class Plane(Source):
+class DensitySource(Source):
     """Points drawn from a density.
 
     Args:
-        samples: how many.
-        seed: the draws' seed.
+        samples: the number of points.
+        seed: the seed of the random generators.
     """
 
     samples: int
@@ -204,16 +205,16 @@ class Plane(Source):
     def class_names(self) -> tuple[str, ...]:
         return density(self.name).class_names
 
-    def survey(self, options: Data) -> Survey:
-        return Survey()
+    def summarize(self, options: Data) -> ImageSummary:
+        return ImageSummary()
 
-    def part(self, split: str, rows: np.ndarray) -> "PlanePart":
-        return PlanePart(self.name, self.seed, rows)
+    def part(self, split: str, rows: np.ndarray) -> "DensityPart":
+        return DensityPart(self.name, self.seed, rows)
 
 
 @dataclass(frozen=True)
-class PlanePart:
-    """Some of the points: block b of 1,024 is drawn by the generator of (seed, b)."""
+class DensityPart:
+    """Some of the points: the random generator of (seed, b) draws block b of 1,024 points."""
 
     name: str
     seed: int
@@ -222,16 +223,16 @@ class PlanePart:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def survey(self) -> Survey:
-        return Survey()
+    def summarize(self) -> ImageSummary:
+        return ImageSummary()
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         truth = density(self.name)
         for block in np.unique(self.rows // BLOCK):
             rng = np.random.default_rng([self.seed, int(block)])
             points, labels = truth.sample(rng, BLOCK)
             rows = self.rows[self.rows // BLOCK == block]
-            heights = truth.log_density(points)
+            log_density = truth.log_density(points)
             for row in rows:
-                here = row % BLOCK
-                yield Record(f"{self.name}/{row}", points[here], int(labels[here]), float(heights[here]))
+                offset = row % BLOCK
+                yield Record(f"{self.name}/{row}", points[offset], int(labels[offset]), float(log_density[offset]))

@@ -1,4 +1,4 @@
-"""Scikit-learn's digits, the data that is always there."""
+"""Scikit-learn's digits, which are always available."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 
 from genflow.data.images import fit_array
 from genflow.data.sources import Opens
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source
 from genflow.recipe.schema import Data
 
 OPENS = Opens(names=("digits",), order=1)
@@ -43,8 +43,8 @@ class Digits(Source):
     def class_names(self) -> tuple[str, ...]:
         return tuple("0123456789")
 
-    def survey(self, options: Data) -> Survey:
-        return Survey(size=(8, 8))
+    def summarize(self, options: Data) -> ImageSummary:
+        return ImageSummary(size=(8, 8))
 
     def part(self, split: str, rows: np.ndarray) -> "DigitsPart":
         images, labels = self._data
@@ -52,7 +52,7 @@ class Digits(Source):
 
     @cached_property
     def _data(self) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.datasets import load_digits  # half a second that a finished dataset need not cost
+        from sklearn.datasets import load_digits  # not at the top: it takes 0.5 s, also for a finished dataset
 
         images, labels = load_digits(return_X_y=True)
         return images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int64)
@@ -69,9 +69,9 @@ class DigitsPart:
     def __len__(self) -> int:
         return len(self.images)
 
-    def survey(self) -> Survey:
-        return Survey(size=(8, 8))
+    def summarize(self) -> ImageSummary:
+        return ImageSummary(size=(8, 8))
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         for image, label, number in zip(self.images, self.labels, self.numbers, strict=True):
-            yield Record(f"digits/{number}", fit_array(image, form), int(label))
+            yield Record(f"digits/{number}", fit_array(image, spec), int(label))

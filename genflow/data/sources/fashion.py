@@ -1,4 +1,4 @@
-"""Fashion-MNIST, as Debian packages it.
+"""Fashion-MNIST from Debian's package.
 
 References:
     Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): https://arxiv.org/abs/1708.07747
@@ -17,10 +17,10 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-
 
 
 def open_name(name: str, data: Data) -> Source:
-    """The package's files.
+    """Open the files of the package.
 
     Raises:
-        SetupError: it is not installed.
+        SetupError: the package is not installed.
     """
     if not FASHION.is_dir():
         raise SetupError("Fashion-MNIST is not installed on this machine", "apt-get install dataset-fashion-mnist")

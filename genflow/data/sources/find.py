@@ -1,4 +1,4 @@
-"""From what a person named to a `Source`: a data set that is built in, a file, or a folder, known by its content."""
+"""Find the `Source` that a user named: a built-in data set, or a file or folder, recognised by its content."""
 
 import difflib
 import os
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from genflow.data import sources
-from genflow.data.sources.base import Source, clean, printable
+from genflow.data.sources.base import Source, dataset_name, printable
 from genflow.data.sources.folder import Folder
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
@@ -15,49 +15,49 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def find(data: Data) -> Source:
-    """The source that `data.source` names.
+    """Find the source that `data.source` names.
 
     Raises:
-        UsageError: there is no such source, or an option does not apply to it.
+        UsageError: the source does not exist, or an option does not apply to it.
         SetupError: a built-in data set is not installed.
-        DataError: it holds nothing, or cannot be read.
+        DataError: the source is empty or unreadable.
     """
     text, known = data.source, ", ".join(sources.names())
     if not text:
-        raise UsageError("no source was named", f"one of {known}, or a path")
+        raise UsageError("no data source was given", f"use one of {known}, or a path")
     for kind, opens in sources.kinds().items():
-        if opens.has(text):
+        if opens.matches(text):
             named: Source = sources.module(kind).open_name(text, data)
             return named
     if re.match(r"[a-z][a-z0-9+]*://", text):
-        raise UsageError(f"the source {text} is a URL; a source is a path", "download it first")
+        raise UsageError(f"the source {text} is a URL, but a source is a local path", "download it first")
     path = Path(os.path.abspath(os.path.expanduser(text)))
     try:
         if path.is_dir() or path.is_file():
-            return _at(path, data)
+            return _open_path(path, data)
     except PermissionError as error:
         raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{text[:200]!r} is no path: {error}") from error
-    reason = "neither a file nor a folder" if path.exists() else "no such file or folder, and no built-in data set"
+        raise UsageError(f"{text[:200]!r} is not a valid path: {error}") from error
+    reason = "neither a file nor a folder" if path.exists() else "no such file, folder or built-in data set"
     close = difflib.get_close_matches(text, sources.names(), n=1)
     raise UsageError(
         f"unknown source {printable(text[:200])!r}: {reason}" + (f" (did you mean {close[0]}?)" if close else ""),
-        f"name one of {known}, or a path",
+        f"use one of {known}, or a path",
     )
 
 
-def _at(path: Path, data: Data) -> Source:
-    """The source of a file or a folder: the first module that takes it."""
+def _open_path(path: Path, data: Data) -> Source:
+    """Open a file or a folder with the first module that supports it."""
     for kind, opens in sources.kinds().items():
         if (opens.files or opens.folders) and (source := sources.module(kind).open_path(path, data)):
             found: Source = source
             return found
     if path.is_dir():
-        return Folder(clean(path.name), str(path))  # without a picture: its error counts what it has instead
+        return Folder(dataset_name(path.name), str(path))  # has no pictures; the error of `Folder` lists its contents
     if path.suffix.lower() in ARCHIVES:
-        raise UsageError(f"{printable(str(path))} is an archive", "unpack it and name the folder")
+        raise UsageError(f"{printable(str(path))} is an archive, which cannot be read", "unpack it and use the folder")
     raise UsageError(
-        f"{printable(str(path))} is no file that can be prepared",
-        f"name a folder of {sources.folders()}, or a file that is {sources.files()}",
+        f"{printable(str(path))} is not a supported file",
+        f"use a folder of {sources.folders()}, or a file of type {sources.files()}",
     )

@@ -1,10 +1,10 @@
-"""A folder of pictures: flat, one folder a class, or `train`, `val` and `test` folders of either kind.
+"""A folder of pictures: flat, one folder per class, or `train`, `val` and `test` folders of either layout.
 
 - The order is natural (`2.png` before `10.png`) and does not depend on the file system.
-- Every file with a picture's suffix is a picture; any other file is one if its first bytes say so.
-- Hidden files and folders (`.name`) are passed over. Links are followed, wherever they lead, but a folder
-  that is reached by a link is entered once, and never if it contains the source: so there are no loops.
-- The class is the first folder below the split. Pictures beside class folders leave the data without labels.
+- A file is a picture if it has the suffix of an image format, or if its first bytes are those of one.
+- Hidden files and folders (`.name`) are skipped. Links are followed, also to other file systems. A linked folder is
+  entered once, and never if it contains the source, so there are no loops.
+- The class is the first folder below the split. If a split has both pictures and class folders, the data has no labels.
 """
 
 import os
@@ -20,27 +20,27 @@ from typing import Any
 import numpy as np
 
 from genflow.data import images
-from genflow.data.images import SUFFIXES, guarded
+from genflow.data.images import SUFFIXES, strict_pillow_warnings
 from genflow.data.sources import Opens
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey, clean, printable
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(folders=("pictures",), order=7)
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-ORDER = ("train", "val", "test")
+SPLIT_ORDER = ("train", "val", "test")
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
-    """A key that sorts names as people count: digits as numbers, letters without regard to case."""
+    """A sort key for natural order: digits compare as numbers, and letters ignore case."""
     words = re.findall(r"[0-9]+|[^0-9]+", text)
     key = [(0, int(word), "") if word[0] in "0123456789" else (1, 0, word.casefold()) for word in words]
     return [*key, (2, 0, text)]
 
 
 def open_path(path: Path, data: Data) -> Source | None:
-    """A folder that holds pictures; None for anything else."""
-    folder = Folder(clean(path.name), str(path))
+    """Open a folder that contains pictures; return None for other paths."""
+    folder = Folder(dataset_name(path.name), str(path))
     return folder if path.is_dir() and folder.holds_pictures() else None
 
 
@@ -55,30 +55,30 @@ class FolderPart:
     def __len__(self) -> int:
         return len(self.names)
 
-    def survey(self) -> Survey:
-        return Survey.total(self._surveys())
+    def summarize(self) -> ImageSummary:
+        return ImageSummary.merge(self._summaries())
 
-    def _surveys(self) -> Iterator[Survey]:
-        with guarded():
+    def _summaries(self) -> Iterator[ImageSummary]:
+        with strict_pillow_warnings():
             for name in self.names:
                 try:
-                    with images.open_regular(f"{self.root}/{name}") as file:
-                        yield images.survey(file)
-                except Exception:  # the reason is found when the picture is decoded
-                    yield Survey()
+                    with images.open_image_file(f"{self.root}/{name}") as file:
+                        yield images.read_header(file)
+                except Exception:  # decoding the picture will report the reason
+                    yield ImageSummary()
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
-        with guarded():
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
+        with strict_pillow_warnings():
             for name, label in zip(self.names, self.labels, strict=True):
                 file = None
                 try:
-                    with images.open_regular(f"{self.root}/{name}") as file:
+                    with images.open_image_file(f"{self.root}/{name}") as file:
                         try:
-                            yield Record(printable(name), images.decode(file, form), label)
+                            yield Record(printable(name), images.decode(file, spec), label)
                         except Exception as error:
-                            yield Bad(printable(name), images.reason(error, file))
-                except images.Unreadable as error:
-                    yield Bad(printable(name), str(error))
+                            yield BadRecord(printable(name), images.describe_error(error, file))
+                except images.UnreadableImage as error:
+                    yield BadRecord(printable(name), str(error))
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Folder(Source):
     """A folder of pictures.
 
     Args:
-        root: the folder, absolute.
+        root: the absolute path of the folder.
     """
 
     root: str
@@ -104,18 +104,18 @@ class Folder(Source):
         return {split: len(names) for split, (names, _) in self._layout.items()}
 
     def class_names(self) -> tuple[str, ...]:
-        self._layout  # noqa: B018  finds the classes
+        self._layout  # noqa: B018  sets `_classes`
         return tuple(printable(name) for name in self._classes)
 
-    def survey(self, options: Data) -> Survey | None:
-        return Survey() if options.size and options.channels != "auto" else None
+    def summarize(self, options: Data) -> ImageSummary | None:
+        return ImageSummary() if options.size and options.channels != "auto" else None
 
     def part(self, split: str, rows: np.ndarray) -> FolderPart:
         names, labels = self._layout[split]
         return FolderPart(self.root, [names[row] for row in rows], [labels[row] for row in rows])
 
     def holds_pictures(self) -> bool:
-        """Whether there is any picture."""
+        """Whether the folder contains any picture."""
         return bool(self._found)
 
     @cached_property
@@ -128,18 +128,18 @@ class Folder(Source):
 
     @cached_property
     def _files(self) -> list[tuple[str, int, int]]:
-        """What was found, in natural order."""
+        """The pictures in natural order."""
         if not self._found:
             others = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
             raise DataError(
                 f"no pictures in {printable(self.root)}" + (f" (skipped: {others})" if others else ""),
-                "name a folder of PNG, JPEG, WebP, BMP, TIFF or GIF files",
+                "use a folder of PNG, JPEG, WebP, BMP, TIFF or GIF files",
             )
         return sorted(self._found, key=lambda file: [natural(word) for word in file[0].split("/")])
 
     @cached_property
     def _layout(self) -> dict[str, tuple[list[str], list[int]]]:
-        """The names and labels of each split."""
+        """The file names and labels of each split."""
         names = [name for name, _, _ in self._files]
         folders = {name.partition("/")[0] if "/" in name else "" for name in names}
         own = "train" in folders and folders <= SPLITS.keys()
@@ -154,12 +154,12 @@ class Folder(Source):
                 [name for name, _ in grouped[split]],
                 [number.get(rest.partition("/")[0], 0) for _, rest in grouped[split]],
             )
-            for split in ORDER
+            for split in SPLIT_ORDER
             if split in grouped
         }
 
     def _find_classes(self, grouped: dict[str, list[tuple[str, str]]]) -> tuple[str, ...]:
-        """The class folders in natural order; none if there is one alone, or if pictures lie beside them."""
+        """The class folders in natural order; empty if there is only one, or if pictures are next to them."""
         every = {
             split: {rest.partition("/")[0] if "/" in rest else "" for _, rest in files}
             for split, files in grouped.items()
@@ -168,21 +168,21 @@ class Folder(Source):
         if "" in set().union(*every.values()) or len(classes) < 2:
             if len(classes - {""}) > 1:
                 self.notes.append(
-                    f"pictures lie beside the {len(classes - {''})} folders of {printable(self.root)}: "
-                    "the data has no labels"
+                    f"{printable(self.root)} has pictures next to its {len(classes - {''})} class folders, "
+                    "so the data has no labels"
                 )
             return ()
         for split, found in every.items():
             if extra := sorted(found - classes, key=natural):
                 raise DataError(
-                    f"{printable(self.root)}/{split} has the class {printable(extra[0])}, which train has not",
+                    f"{printable(self.root)}/{split} has the class {printable(extra[0])}, which is not in train",
                     "give every split the same class folders",
                 )
         return tuple(sorted(classes, key=natural))
 
 
 def _walk(root: str, skipped: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """Every picture below a folder, as its relative path, size in bytes and time in nanoseconds."""
+    """Yield the relative path, size in bytes and mtime in nanoseconds of every picture below a folder."""
     ancestors = {_identity(os.stat(folder)) for folder in (root, *map(str, Path(os.path.realpath(root)).parents))}
     entered: set[tuple[int, int]] = set()
     folders = [""]
@@ -229,10 +229,10 @@ def _is_picture(path: str, skipped: Counter[str]) -> bool:
     if suffix in SUFFIXES:
         return True
     try:
-        with images.open_regular(path) as file:
-            if images.sniff(file.read(16)):
+        with images.open_image_file(path) as file:
+            if images.detect_format(file.read(16)):
                 return True
-    except images.Unreadable:
+    except images.UnreadableImage:
         pass
     skipped[f"not a picture ({printable(suffix)})" if suffix else "not a picture"] += 1
     return False

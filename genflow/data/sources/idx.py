@@ -1,4 +1,4 @@
-"""The idx format of MNIST and its successors: `train-images-idx3-ubyte`, gzipped or not, and what lies beside it.
+"""The idx format of MNIST and its successors: files such as `train-images-idx3-ubyte`, gzipped or not.
 
 References:
     The format: http://yann.lecun.com/exdb/mnist/ (Y. LeCun, C. Cortes, C. Burges).
@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from genflow.data.sources import Opens
-from genflow.data.sources.arrays import Array, Arrays, Found
-from genflow.data.sources.base import Source, clean
+from genflow.data.sources.arrays import Array, Arrays, SplitArrays
+from genflow.data.sources.base import Source, dataset_name
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
 IDX_FILE = re.compile(r"(?P<stem>.*?)[-_.]?(?P<what>images|labels)[-_.]idx[1-4][-_.]ubyte(\.gz)?", re.IGNORECASE)
 
 OPENS = Opens(files=("idx",), order=5)
-FASHION_START = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9, 5, 5, 7, 9)  # its first training labels, by which it is known
+FASHION_START = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9, 5, 5, 7, 9)  # its first training labels, which identify it
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -29,12 +29,12 @@ FASHION_CLASSES = (
 
 
 def open_path(path: Path, data: Data) -> Source | None:
-    """A folder that has idx files, or one such file and its labels; None for anything else."""
+    """Open a folder of idx files, or one such file with its labels; return None for other paths."""
     if path.is_dir():
         files = idx_files(path)
-        return Idx(clean(path.name), str(path), files) if files else None
+        return Idx(dataset_name(path.name), str(path), files) if files else None
     if IDX_FILE.fullmatch(path.name):
-        return Idx(clean(re.split(r"[-_.]?(images|labels)[-_.]idx", path.name)[0]), str(path), idx_files(path))
+        return Idx(dataset_name(re.split(r"[-_.]?(images|labels)[-_.]idx", path.name)[0]), str(path), idx_files(path))
     return None
 
 
@@ -44,7 +44,7 @@ class Idx(Arrays):
 
     kind = "idx"
 
-    def read(self) -> Found:
+    def read(self) -> SplitArrays:
         return read_idx(self.files)
 
     def class_names(self) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class Idx(Arrays):
 
 
 def idx_files(path: Path) -> list[str]:
-    """The idx files that a folder, or a file and its labels beside it, consist of; unpacked before gzipped."""
+    """The idx files of a folder, or one file and its labels; a plain file takes precedence over its gzipped copy."""
     folder = path if path.is_dir() else path.parent
     names = {entry.name for entry in folder.iterdir() if IDX_FILE.fullmatch(entry.name) and entry.is_file()}
     names -= {f"{name}.gz" for name in names}
@@ -65,8 +65,12 @@ def idx_files(path: Path) -> list[str]:
     return [str(folder / name) for name in sorted(names)]
 
 
-def read_idx(files: list[str]) -> Found:
-    """The splits in idx files: what is called t10k or test is the test split, the rest is to train on."""
+def read_idx(files: list[str]) -> SplitArrays:
+    """The splits in idx files: names with t10k or test are the test split, all others the training split.
+
+    Raises:
+        DataError: two files belong to one split, or a file is damaged.
+    """
     pairs: dict[str, dict[str, str]] = {}
     for file in files:
         match = IDX_FILE.fullmatch(Path(file).name)
@@ -76,13 +80,14 @@ def read_idx(files: list[str]) -> Found:
         split = "test" if "t10k" in stem or "test" in stem else "train"
         files_of_split = pairs.setdefault(split, {})
         if other := files_of_split.get(match["what"].lower()):
-            raise DataError(f"{file} and {Path(other).name} both say that they are the {split} split",
-                            "name one of the files instead of the folder")
+            raise DataError(f"the names of {file} and {Path(other).name} both mean the {split} split",
+                            "use one of the files as the source instead of the folder")
         files_of_split[match["what"].lower()] = file
-    found: Found = {}
+    found: SplitArrays = {}
     for split in sorted(pairs, reverse=True):  # train before test
         if "images" not in pairs[split]:
-            raise DataError(f"{pairs[split]['labels']} has no images beside it")
+            raise DataError(f"{pairs[split]['labels']} has labels, but the file with its images is missing",
+                            "put the images file into the same folder")
         labels = _idx_header(pairs[split]["labels"], (1,)) if "labels" in pairs[split] else None
         array = _idx_header(pairs[split]["images"], (3, 4))
         values = None
@@ -103,7 +108,7 @@ def _idx_header(path: str, dims: tuple[int, ...]) -> Array:
                 raise DataError(f"{path} is not an idx file of {kind}: its magic number is 0x{head.hex()}")
             shape = struct.unpack(f">{head[3]}I", file.read(4 * head[3]))
     except (EOFError, struct.error) as error:
-        raise DataError(f"{path} is truncated: it ends within its header") from error
+        raise DataError(f"{path} is truncated: its header is incomplete", "copy or download the file again") from error
     if not all(shape):
-        raise DataError(f"{path} holds no data: its shape is {shape}")
+        raise DataError(f"{path} contains no data: its shape is {shape}")
     return Array(path, "", 4 + 4 * head[3], shape, "|u1")

@@ -1,4 +1,4 @@
-"""NumPy's `.npz`: pictures and labels by the names that people give them (`x_train`, `images`, `labels`, ...)."""
+"""NumPy's `.npz`: arrays of pictures and labels with common names (`x_train`, `images`, `labels`, ...)."""
 
 import math
 import zipfile
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from genflow.data.sources import Opens
-from genflow.data.sources.arrays import Array, Arrays, Found
-from genflow.data.sources.base import Source, clean
+from genflow.data.sources.arrays import Array, Arrays, SplitArrays
+from genflow.data.sources.base import Source, dataset_name
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
@@ -23,9 +23,9 @@ OTHERS = {
 
 
 def open_path(path: Path, data: Data) -> Source | None:
-    """An `.npz` file; None for anything else."""
+    """Open an `.npz` file; return None for other paths."""
     is_npz = path.is_file() and path.suffix.lower() == ".npz"
-    return Npz(clean(path.stem), str(path), [str(path)]) if is_npz else None
+    return Npz(dataset_name(path.stem), str(path), [str(path)]) if is_npz else None
 
 
 @dataclass
@@ -34,19 +34,19 @@ class Npz(Arrays):
 
     kind = "npz"
 
-    def read(self) -> Found:
+    def read(self) -> SplitArrays:
         return read_npz(self.path)
 
 
-def read_npz(path: str) -> Found:
-    """The splits in an `.npz`, by the arrays' usual names.
+def read_npz(path: str) -> SplitArrays:
+    """The splits in an `.npz`, by the common names of its arrays.
 
     Raises:
-        DataError: no array holds pictures, or one holds Python objects, which are never unpickled.
+        DataError: no array contains pictures, or one contains Python objects, which are never unpickled.
     """
     with zipfile.ZipFile(path) as archive:
         members = {name.removesuffix(".npy").lower(): name for name in archive.namelist() if name.endswith(".npy")}
-    found: Found = {}
+    found: SplitArrays = {}
     for split, (images, labels) in {"train": (PICTURES, LABELS), **OTHERS}.items():
         image = next((members[name] for name in images if name in members), None)
         if image is None and split == "train" and len(members) == 1:
@@ -56,8 +56,8 @@ def read_npz(path: str) -> Found:
         label = next((members[name] for name in labels if name in members), None)
         found[split] = _npy_pictures(path, image), None if label is None else _npy_labels(path, label)
     if "train" not in found:
-        have = ", ".join(members) or "none"
-        raise DataError(f"{path} has no array of pictures; its arrays: {have}", f"name one of them {PICTURES[0]}")
+        arrays = ", ".join(members) or "none"
+        raise DataError(f"{path} has no array of pictures; its arrays: {arrays}", f"name the pictures {PICTURES[0]}")
     return found
 
 
@@ -69,31 +69,32 @@ def _npy_header(path: str, member: str) -> Array:
         shape, fortran, dtype = read(file)
         start, size = file.tell(), archive.getinfo(member).file_size
     if dtype.hasobject:
-        raise DataError(f"{path}: {member} holds Python objects, which are not read", "save plain arrays")
+        raise DataError(f"{path}: {member} contains Python objects, which are not read", "save numeric arrays")
     if fortran and len(shape) > 1:
         raise DataError(f"{path}: {member} is in Fortran order", "save it with np.ascontiguousarray")
     if size < start + math.prod(shape) * dtype.itemsize:
-        raise DataError(f"{path}: {member} is truncated: it is smaller than its shape {shape}")
+        message = f"{path}: {member} is truncated: it has fewer bytes than its shape {shape} needs"
+        raise DataError(message, "copy or download the file again")
     return Array(path, member, start, shape, dtype.str)
 
 
 def _npy_pictures(path: str, member: str) -> Array:
-    """An array of pictures: (N, H, W), (N, H, W, C) or (N, C, H, W), told apart by where 1 to 4 channels stand."""
+    """An array of pictures: (N, H, W), (N, H, W, C) or (N, C, H, W); the axis with 1 to 4 entries is C."""
     array = _npy_header(path, member)
     name = f"{path}: {member}"
     if np.dtype(array.dtype).kind not in "buif":
-        raise DataError(f"{name} holds {np.dtype(array.dtype)}, not numbers")
+        raise DataError(f"{name} contains {np.dtype(array.dtype)}, not numbers")
     if len(array.shape) not in (3, 4) or not all(array.shape):
         raise DataError(f"{name} has the shape {array.shape}; pictures are (N, H, W), (N, H, W, C) or (N, C, H, W)")
     if len(array.shape) == 4 and not 1 <= array.shape[3] <= 4:
         if not 1 <= array.shape[1] <= 4:
-            raise DataError(f"{name} has shape {array.shape}: neither the second nor the last size is 1..4 channels")
+            raise DataError(f"{name} has the shape {array.shape}: neither axis 2 nor axis 4 has 1 to 4 channels")
         return Array(path, member, array.start, array.shape, array.dtype, planar=True)
     return array
 
 
 def _npy_labels(path: str, member: str) -> np.ndarray:
-    """Labels: (N,) or (N, 1) integers or words, or (N, classes) one-hot."""
+    """Labels: (N,) or (N, 1) integers or strings, or (N, classes) one-hot."""
     _npy_header(path, member)
     with np.load(path, allow_pickle=False) as archive:
         labels = np.asarray(archive[member.removesuffix(".npy")])
@@ -104,5 +105,5 @@ def _npy_labels(path: str, member: str) -> np.ndarray:
     if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "buiUS":
-        raise DataError(f"{path}: {member} holds {labels.dtype}; labels are whole numbers or words")
+        raise DataError(f"{path}: {member} contains {labels.dtype}; labels are integers or strings")
     return labels.astype(str) if labels.dtype.kind == "S" else labels

@@ -1,7 +1,7 @@
-"""Parquet and Arrow files whose rows hold pictures: encoded (bytes) or as arrays, with labels beside them.
+"""Parquet and Arrow files with a column of pictures, as encoded bytes or as arrays, and a column of labels.
 
-One file or a folder of them, such as what `datasets` saves and downloads. Files are read batch by batch. The
-columns are found by their types and usual names; class names are taken from the metadata of `datasets`.
+The source is one file or a folder of files, for example a data set that `datasets` saved or downloaded. Files are read
+batch by batch. The columns are found by type and common names; class names come from the metadata of `datasets`.
 """
 
 import json
@@ -17,22 +17,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genflow.data.images import guarded
+from genflow.data.images import strict_pillow_warnings
 from genflow.data.sources import Opens
-from genflow.data.sources.base import Bad, Form, Record, Source, Survey, clean, printable
-from genflow.data.sources.folder import ORDER, SPLITS, natural
-from genflow.data.sources.parquet_cells import Cell, find_picture
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
+from genflow.data.sources.folder import SPLIT_ORDER, SPLITS, natural
+from genflow.data.sources.parquet_cells import ImageColumn, find_image_column
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(files=(".parquet", ".arrow", ".feather", ".ipc"), order=8)
 LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "fine_label")
-BATCH = 256  # rows of a Parquet file in memory at a time
+BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
 
 
 def batches(path: str, columns: list[str], wanted: np.ndarray) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The batches of a file in which rows of `wanted` lie, each with the number of its first row.
+    """Yield the batches of a file that contain rows of `wanted`, each with the number of its first row.
 
     Raises:
         DataError: the file is damaged.
@@ -47,7 +47,8 @@ def batches(path: str, columns: list[str], wanted: np.ndarray) -> Iterator[tuple
                 yield start, batch.select(columns)
             start += batch.num_rows
     except READ_ERRORS as error:
-        raise DataError(f"{printable(path)} is damaged: {str(error).splitlines()[0]}") from error
+        message = f"{printable(path)} is damaged: {str(error).splitlines()[0]}"
+        raise DataError(message, "copy or download the file again") from error
 
 
 def _parquet_batches(path: str, columns: list[str], wanted: np.ndarray) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -57,7 +58,7 @@ def _parquet_batches(path: str, columns: list[str], wanted: np.ndarray) -> Itera
             count = file.metadata.row_group(group).num_rows
             if np.searchsorted(wanted, start) < np.searchsorted(wanted, start + count):
                 offset = start
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
                     yield offset, batch
                     offset += batch.num_rows
             start += count
@@ -74,8 +75,12 @@ def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
             yield from pa.ipc.open_stream(source)
 
 
-def header(path: str) -> tuple[pa.Schema, int]:
-    """A file's schema and the number of its rows."""
+def read_schema(path: str) -> tuple[pa.Schema, int]:
+    """A file's schema and its number of rows.
+
+    Raises:
+        DataError: the file is damaged, or of another format.
+    """
     try:
         if path.endswith(".parquet"):
             with pq.ParquetFile(path) as file:
@@ -87,19 +92,21 @@ def header(path: str) -> tuple[pa.Schema, int]:
         return schema, sum(batch.num_rows for batch in _arrow_batches(path))
     except READ_ERRORS as error:
         kind = "Parquet" if path.endswith(".parquet") else "Arrow"
-        raise DataError(f"{printable(path)} is not a readable {kind} file: {str(error).splitlines()[0]}") from error
+        message = f"{printable(path)} is not a readable {kind} file: {str(error).splitlines()[0]}"
+        raise DataError(message, "copy or download the file again") from error
 
 
 def open_path(path: Path, data: Data) -> Source | None:
-    """A file, or a folder that has such files; None for anything else.
+    """Open a file, or a folder with such files; return None for other paths.
 
     Raises:
-        DataError: the folder's files are of several kinds.
+        DataError: the folder contains files of several types.
     """
     if path.is_dir():
         files = table_files(path)
-        return Tables(clean(path.name), str(path), files) if files else None
-    return Tables(clean(path.stem), str(path.parent), [path.name]) if path.suffix.lower() in OPENS.files else None
+        return Tables(dataset_name(path.name), str(path), files) if files else None
+    is_table = path.suffix.lower() in OPENS.files
+    return Tables(dataset_name(path.stem), str(path.parent), [path.name]) if is_table else None
 
 
 @dataclass(frozen=True)
@@ -108,37 +115,37 @@ class TablePart:
 
     Args:
         root: the folder of the files.
-        runs: file by file its name, and the rows wanted of it, ascending.
-        labels: one a row.
-        cell: how a picture lies in its column.
+        file_rows: each file's name, and the requested row numbers in ascending order.
+        labels: one per row.
+        cell: the column of pictures.
     """
 
     root: str
-    runs: list[tuple[str, np.ndarray]]
+    file_rows: list[tuple[str, np.ndarray]]
     labels: np.ndarray
-    cell: Cell
+    cell: ImageColumn
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def _cells(self) -> Iterator[tuple[str, pa.Array, int]]:
-        """Each row's id, the column that holds it, and its place in there."""
-        for name, rows in self.runs:
+        """Yield each row's id, a column that contains it, and its index in that column."""
+        for name, rows in self.file_rows:
             for start, batch in batches(f"{self.root}/{name}", [self.cell.column], rows):
                 column = batch.column(0)
-                here = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
-                for row in here:
+                in_batch = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
+                for row in in_batch:
                     yield f"{printable(name)}#{row}", column, int(row) - start
 
-    def survey(self) -> Survey:
-        with guarded():
-            return Survey.total(self.cell.survey(column, place) for _, column, place in self._cells())
+    def summarize(self) -> ImageSummary:
+        with strict_pillow_warnings():
+            return ImageSummary.merge(self.cell.summarize(column, index) for _, column, index in self._cells())
 
-    def records(self, form: Form) -> Iterator[Record | Bad]:
-        with guarded():
-            for (id, column, place), label in zip(self._cells(), self.labels, strict=True):
-                value = self.cell.decode(column, place, form)
-                yield Bad(id, value) if isinstance(value, str) else Record(id, value, int(label))
+    def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
+        with strict_pillow_warnings():
+            for (id, column, index), label in zip(self._cells(), self.labels, strict=True):
+                value = self.cell.decode(column, index, spec)
+                yield BadRecord(id, value) if isinstance(value, str) else Record(id, value, int(label))
 
 
 @dataclass
@@ -146,8 +153,8 @@ class Tables(Source):
     """Parquet or Arrow files.
 
     Args:
-        root: the folder they lie in, absolute.
-        files: their names in it, in order.
+        root: the absolute path of the folder.
+        files: the names of the files in it, in order.
     """
 
     root: str
@@ -173,47 +180,48 @@ class Tables(Source):
     def class_names(self) -> tuple[str, ...]:
         return self._labels[1]
 
-    def survey(self, options: Data) -> Survey | None:
+    def summarize(self, options: Data) -> ImageSummary | None:
         if self._cell.encoded and options.size and options.channels != "auto":
-            return Survey()
+            return ImageSummary()
         return None
 
     def part(self, split: str, rows: np.ndarray) -> TablePart:
-        runs, start = [], 0
+        file_rows, start = [], 0
         for name, count in self._layout[split]:
-            here = rows[(rows >= start) & (rows < start + count)] - start
-            if len(here):
-                runs.append((name, here))
+            in_file = rows[(rows >= start) & (rows < start + count)] - start
+            if len(in_file):
+                file_rows.append((name, in_file))
             start += count
         labels = self._labels[0].get(split)
-        return TablePart(self.root, runs, np.zeros(len(rows), np.int64) if labels is None else labels[rows], self._cell)
+        chosen = np.zeros(len(rows), np.int64) if labels is None else labels[rows]
+        return TablePart(self.root, file_rows, chosen, self._cell)
 
     @cached_property
     def _schema(self) -> pa.Schema:
-        return header(f"{self.root}/{self.files[0]}")[0]
+        return read_schema(f"{self.root}/{self.files[0]}")[0]
 
     @cached_property
-    def _cell(self) -> Cell:
-        return find_picture(self._schema, printable(f"{self.root}/{self.files[0]}"))
+    def _cell(self) -> ImageColumn:
+        return find_image_column(self._schema, printable(f"{self.root}/{self.files[0]}"))
 
     @cached_property
     def _layout(self) -> dict[str, list[tuple[str, int]]]:
-        """Each split's files and their numbers of rows; a file is of the split that its name begins with."""
+        """Each split's files and their numbers of rows; the beginning of a file's name decides its split."""
         grouped: dict[str, list[tuple[str, int]]] = {}
         for name in self.files:
-            schema, count = header(f"{self.root}/{name}")
+            schema, count = read_schema(f"{self.root}/{name}")
             if self._cell.column not in schema.names:
                 raise DataError(
-                    f"{printable(name)} has no column {self._cell.column!r}, which {printable(self.files[0])} has",
-                    "name a folder of files of one kind",
+                    f"{printable(name)} has no column {self._cell.column!r}, but {printable(self.files[0])} has",
+                    "use a folder of files with the same columns",
                 )
             grouped.setdefault(_split(name), []).append((name, count))
         if "train" not in grouped:
             grouped = {"train": [file for files in grouped.values() for file in files]}
         rows = {split: sum(count for _, count in files) for split, files in grouped.items()}
-        filled = {split: grouped[split] for split in ORDER if rows.get(split)}
+        filled = {split: grouped[split] for split in SPLIT_ORDER if rows.get(split)}
         if "train" not in filled:
-            raise DataError(f"{printable(self.root)} has no rows to train on")
+            raise DataError(f"{printable(self.root)} has no rows in the training split")
         return filled
 
     @cached_property
@@ -226,16 +234,18 @@ class Tables(Source):
         names = _declared_names(self._schema, column)
         every = sorted({label for labels in found.values() for label in labels}, key=lambda v: natural(str(v)))
         if names and all(isinstance(label, int) for label in every):
-            if every[0] == every[-1] == -1:  # how `datasets` says that there are none
+            if every[0] == every[-1] == -1:  # how `datasets` marks missing labels
                 return {}, ()
             if wrong := [label for label in every if not 0 <= label < len(names)]:
-                raise DataError(f"{printable(self.root)}: the label {wrong[0]} is none of the {len(names)} classes")
+                message = f"{printable(self.root)}: the label {wrong[0]} is none of the {len(names)} declared classes"
+                raise DataError(message, f"use labels from 0 to {len(names) - 1}")
             return {split: np.array(labels, np.int64) for split, labels in found.items()}, names
         if extra := [label for label in every if label not in set(found["train"])]:
-            raise DataError(f"{printable(self.root)}: the label {extra[0]!r} does not occur in train")
+            message = f"{printable(self.root)}: the label {extra[0]!r} does not occur in train"
+            raise DataError(message, "use the same classes in all splits")
         if len(every) < 2:
             return {}, ()
-        number = {label: place for place, label in enumerate(every)}
+        number = {label: index for index, label in enumerate(every)}
         coded = {split: np.array([number[label] for label in labels], np.int64) for split, labels in found.items()}
         return coded, tuple(str(label) for label in every)
 
@@ -246,13 +256,13 @@ class Tables(Source):
                 values = batch.column(0)
                 if values.null_count:
                     row = start + int(np.flatnonzero(pc.is_null(values).to_numpy(zero_copy_only=False))[0])
-                    raise DataError(f"{printable(name)}#{row} has no {column}", "fill it in, or drop the column")
+                    raise DataError(f"{printable(name)}#{row} has no {column}", "add the value, or remove the column")
                 labels += values.to_pylist()
         return labels
 
 
 def _split(name: str) -> str:
-    """The split that a file's folder or name begins with; `train` if it says nothing."""
+    """The split at the beginning of a file's name or of its folder's; `train` by default."""
     for word in reversed(name.split("/")):
         match = re.match(r"(train|validation|valid|val|test)(?![a-z0-9])", word, re.IGNORECASE)
         if match:
@@ -268,7 +278,7 @@ def _can_be_label(kind: pa.DataType) -> bool:
 
 
 def _declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """The names of a `ClassLabel` of the `datasets` library."""
+    """The class names of a `ClassLabel` of the `datasets` library; empty if the column is none."""
     try:
         document = json.loads((schema.metadata or {})[b"huggingface"])
         return tuple(str(name) for name in document["info"]["features"][column]["names"])
@@ -277,7 +287,11 @@ def _declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
 
 
 def table_files(folder: Path) -> list[str]:
-    """The Parquet or Arrow files below a folder, in natural order, without the caches that `datasets` leaves."""
+    """The Parquet or Arrow files below a folder, in natural order, without the cache files of `datasets`.
+
+    Raises:
+        DataError: the files are of several types.
+    """
     found = [
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*")
@@ -289,7 +303,7 @@ def table_files(folder: Path) -> list[str]:
     kinds = {Path(name).suffix.lower() for name in found}
     if len(kinds) > 1:
         raise DataError(
-            f"{printable(str(folder))} holds files of several kinds: {', '.join(sorted(kinds))}",
-            "name one file, or a folder of one kind",
+            f"{printable(str(folder))} contains files of several types: {', '.join(sorted(kinds))}",
+            "use one file, or a folder with files of one type",
         )
     return sorted(found, key=lambda name: [natural(word) for word in name.split("/")])

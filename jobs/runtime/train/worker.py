@@ -52,7 +52,7 @@ def work(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     folder = store.folder("runs", settings["run"])
     data = Dataset.open(_dataset(store, settings["dataset"], folder))
-    family, rows = runs.fresh(store, recipe, data.facts), runs.rows(store, recipe, data)
+    family, rows = runs.initial_family(store, recipe, data.facts), runs.training_rows(store, recipe, data)
     device = _device(recipe, settings["alone"])
     full_batches = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
     batches = Stream(rows, recipe.train.batch, recipe.train.seed, rank, world, device)
@@ -67,7 +67,8 @@ def work(settings: dict[str, Any]) -> None:
 
     def draw_grid(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
-        drawn = runs.fresh(store, recipe, data.facts).to(device) if session.sharded else family  # else all must draw
+        # Without a full copy, every worker would have to draw.
+        drawn = runs.initial_family(store, recipe, data.facts).to(device) if session.sharded else family
         loop.with_average(drawn, average, lambda: _write_grid(drawn, recipe, file, device))
         assert journal is not None
         store.upload(file)

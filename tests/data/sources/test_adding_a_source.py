@@ -1,4 +1,4 @@
-"""docs/adding-a-source.md is true: its source joins the registry, is found by content, and passes its own test."""
+"""docs/adding-a-source.md works: its source joins the registry, opens its files, and passes its own test."""
 
 import os
 import re
@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^## \d\. .*?`([\w/.]+)`\n.*?```python\n(.*?)```", GUIDE, r
 
 @pytest.fixture
 def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The page's files, with its source in a folder that joins the registry."""
+    """The files of the page, with its source in a folder that is added to the registry."""
     folder, files = tmp_path / "sources", dict(BLOCKS)
     folder.mkdir()
     (folder / "pixel_csv.py").write_text(files["genflow/data/sources/pixel_csv.py"])
@@ -32,13 +32,13 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 
 
 def test_the_page_has_a_source_and_a_test(guide: dict[str, str]) -> None:
-    """Two files, and the source is asked last once its file is there."""
+    """The page has two files, and the registry tries its source last."""
     assert list(guide) == ["genflow/data/sources/pixel_csv.py", "tests/data/sources/test_pixel_csv.py"]
     assert list(sources.kinds().items())[-1] == ("pixel_csv", sources.Opens(files=(".csv",)))
 
 
-def test_a_file_is_its_own_and_the_message_names_it(guide: dict[str, str], tmp_path: Path) -> None:
-    """A CSV file is found, and the message about a file of another kind lists .csv."""
+def test_its_files_open_and_messages_list_their_type(guide: dict[str, str], tmp_path: Path) -> None:
+    """A CSV file opens, and the hint about an unsupported file lists .csv."""
     for name in ("a.csv", "a.txt"):
         (tmp_path / name).write_text("label,pixel\nx,1\n")
     assert find(Data(source=str(tmp_path / "a.csv"))).about["kind"] == "pixel_csv"
@@ -48,7 +48,7 @@ def test_a_file_is_its_own_and_the_message_names_it(guide: dict[str, str], tmp_p
 
 
 def test_its_test_passes(guide: dict[str, str], tmp_path: Path) -> None:
-    """The page's own test, run by pytest in a process whose registry has the source."""
+    """The test of the page passes in a pytest process whose registry has the source."""
     (tmp_path / "test_pixel_csv.py").write_text(guide["tests/data/sources/test_pixel_csv.py"])
     joined = f"\nfrom genflow.data import sources\nsources.__path__.append({str(tmp_path / 'sources')!r})\n"
     (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text() + joined)

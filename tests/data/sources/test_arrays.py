@@ -31,13 +31,13 @@ def write_idx(
 
 
 def rows(dataset: Dataset, split: str = "train") -> dict[str, tuple[np.ndarray, int]]:
-    """A split's records by their ids."""
+    """A split's pixels and labels by record id."""
     part = dataset.splits[split]
     return {id: (pixels, label) for id, pixels, label in zip(part.ids, part.pixels, part.labels, strict=True)}
 
 
 def test_idx_round_trip(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Every picture and label of plain and gzipped idx files arrives; t10k is the test split."""
+    """Every picture and label of plain and gzipped idx files is stored; t10k is the test split."""
     folder = write_idx(tmp_path / "mnist")
     write_idx(folder, IMAGES[:10] ^ 255, LABELS[:10], "t10k")
     dataset = prepared(folder, val=0.25)
@@ -52,20 +52,20 @@ def test_idx_round_trip(tmp_path: Path, prepared: Callable[..., Dataset]) -> Non
 
 
 def test_idx_without_labels_and_one_file(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Images without labels are data without classes; a file is a source too, with the labels beside it."""
+    """Images without labels give no classes; a single images file uses the labels file next to it."""
     assert prepared(write_idx(tmp_path / "bare", labels=None)).facts.classes == 0
     file = write_idx(tmp_path / "one") / "train-images-idx3-ubyte"
     assert prepared(file).facts.classes == 4
 
 
 def test_fashion_is_recognised(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Fashion-MNIST gets its garments' names wherever it lies, by how its labels begin."""
+    """Fashion-MNIST is recognised by its first labels and gets its class names, in any folder."""
     labels = np.array([*FASHION_START, *range(10), *range(10), *range(4)], np.uint8)
     assert prepared(write_idx(tmp_path / "any", labels=labels)).facts.class_names == FASHION_CLASSES
 
 
 def test_idx_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """A wrong magic number, a truncated file and labels of another number each end in one line."""
+    """A wrong magic number, a truncated file and a wrong number of labels are each an error."""
     wrong = write_idx(tmp_path / "magic", labels=None)
     (wrong / "train-images-idx3-ubyte").write_bytes(b"\0\0\x0d\x03" + b"\0" * 40)
     with pytest.raises(DataError, match="magic number is 0x00000d03"):
@@ -80,7 +80,7 @@ def test_idx_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_damaged_gzip(tmp_path: Path, prepared: Callable[..., Dataset], damage: str) -> None:
-    """A gzip file that ends early, or whose checksum is wrong, is refused."""
+    """A gzip file that is truncated or has a wrong checksum is an error."""
     (tmp_path / "x").mkdir()
     packed = bytearray(gzip.compress(idx(IMAGES), compresslevel=0))
     if damage == "cut":
@@ -94,7 +94,7 @@ def test_damaged_gzip(tmp_path: Path, prepared: Callable[..., Dataset], damage: 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_npz_round_trip(tmp_path: Path, prepared: Callable[..., Dataset], compressed: bool) -> None:
-    """`x_train`, `y_train` and `x_test`, `y_test` are found, colour last, words as labels."""
+    """`x_train`, `y_train`, `x_test` and `y_test` are found, with channels last and strings as labels."""
     colour = np.random.default_rng(1).integers(0, 256, (40, 6, 6, 3)).astype(np.uint8)
     words = np.array(["bee", "ant"])[LABELS % 2]
     save = np.savez_compressed if compressed else np.savez
@@ -107,7 +107,7 @@ def test_npz_round_trip(tmp_path: Path, prepared: Callable[..., Dataset], compre
 
 
 def test_npz_layouts_and_ranges(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Channels may stand first; fractions and signed fractions become the bytes they were made of."""
+    """Channels first, fractions, signed fractions and integers become the original bytes."""
     for name, array in {
         "planar": np.stack([IMAGES, IMAGES, IMAGES], 1),
         "unit": IMAGES / np.float32(255),
@@ -120,14 +120,14 @@ def test_npz_layouts_and_ranges(tmp_path: Path, prepared: Callable[..., Dataset]
 
 
 def test_npz_one_hot_and_column_labels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Labels may be one-hot or stand in a column."""
+    """Labels may be one-hot, or have the shape (N, 1)."""
     for name, labels in {"hot": np.eye(4)[LABELS], "column": LABELS[:, None]}.items():
         np.savez(tmp_path / f"{name}.npz", images=IMAGES, labels=labels)
         assert (prepared(tmp_path / f"{name}.npz", val=0).splits["train"].labels == LABELS).all()
 
 
 def test_npz_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Python objects are never unpickled; arrays that hold no pictures and odd ranges are refused."""
+    """Python objects, arrays without pictures, unknown ranges and damaged files are errors."""
     np.savez(tmp_path / "object.npz", images=np.array([{"a": 1}], object))
     np.savez(tmp_path / "flat.npz", images=np.zeros((4, 5)))
     np.savez(tmp_path / "range.npz", images=IMAGES - 1000.0)
@@ -136,7 +136,7 @@ def test_npz_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     for name, text in {
         "object": "Python objects",
         "flat": "has the shape",
-        "range": "run from -1000 to",
+        "range": "range from -1000 to",
         "none": "its arrays: weights, bias",
         "zip": "damaged",
     }.items():
@@ -145,11 +145,11 @@ def test_npz_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
 
 
 def test_nan_is_a_bad_record(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """A picture with NaN is left out and listed, if that is tolerated."""
+    """A picture with NaN is an error, or is left out and listed if `max_bad` allows it."""
     values = IMAGES / 255
     values[7, 0, 0] = np.nan
     np.savez(tmp_path / "nan.npz", values)
-    with pytest.raises(DataError, match=r"1 of 40 pictures cannot be read.*'train/7': holds NaN or infinity"):
+    with pytest.raises(DataError, match=r"1 of 40 pictures in .* cannot be read.*'train/7': holds NaN or infinity"):
         prepared(tmp_path / "nan.npz")
     dataset = prepared(tmp_path / "nan.npz", max_bad=1, val=0)
     assert dataset.facts.splits == {"train": 39}
@@ -157,7 +157,7 @@ def test_nan_is_a_bad_record(tmp_path: Path, prepared: Callable[..., Dataset]) -
 
 
 def test_digits(prepared: Callable[..., Dataset]) -> None:
-    """Digits are 8 x 8 with 17 grey levels, stored as they are; facts describe x = (2k + 1)/17 - 1."""
+    """Digits are stored unchanged, 8 x 8 with 17 grey levels; the facts describe x = (2k + 1)/17 - 1."""
     dataset = prepared("digits")
     pixels, facts = dataset.splits["train"].pixels, dataset.facts
     assert facts.shape == (1, 8, 8)

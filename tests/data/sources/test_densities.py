@@ -1,4 +1,4 @@
-"""The 2-D densities: their log-densities are true, and their samples come from them."""
+"""The 2-D densities: their log-densities are correct, and their samples follow them."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def cells(name: str, side: float, count: int) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_integrates_to_one(name: str) -> None:
-    """The density's integral over the plane is 1 (midpoint rule)."""
+    """The integral of the density over the plane is 1 (midpoint rule)."""
     side, count = {"ring8": (2.2, 500), "moons": (2.5, 200), "checkerboard": (5, 100)}.get(name, (4.5, 450))
     points, area = cells(name, side, count)
     assert np.exp(density(name).log_density(points)).sum() * area == pytest.approx(1, abs=2e-4)
@@ -29,7 +29,7 @@ def test_integrates_to_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_follow_the_density(name: str) -> None:
-    """A chi-squared test: counts in coarse cells agree with the integral of the density over them."""
+    """Counts in coarse cells agree with the integral of the density over them (chi-squared test)."""
     truth, count = density(name), 20_000
     points, _ = truth.sample(np.random.default_rng(0), count)
     own = {"checkerboard": (4, 8, 10), "ring8": (2.2, 11, 50), "moons": (2.2, 11, 20)}
@@ -48,13 +48,13 @@ def test_samples_follow_the_density(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_entropy(name: str) -> None:
-    """The mean of -log p over samples is the entropy, which is known in closed form but for the moons."""
+    """The mean of -log p over samples is the entropy, for all densities with a closed form (not the moons)."""
     truth = density(name)
     points, _ = truth.sample(np.random.default_rng(1), 20_000)
     mean = -truth.log_density(points).mean()
     gauss = math.log(2 * math.pi * math.e * truth.sigma**2) if truth.sigma else 0
     known = {"grid25": gauss + math.log(25), "ring8": gauss + math.log(8), "checkerboard": math.log(32)}
-    if truth.weights is not None:  # of the choice of a mode, and of the Gaussian around it
+    if truth.weights is not None:  # entropy of the choice of a mode, plus that of the Gaussian around it
         known |= {name: gauss - float((truth.weights * np.log(truth.weights)).sum())}
     if name in known:
         assert mean == pytest.approx(known[name], abs=0.03)
@@ -62,7 +62,7 @@ def test_entropy(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prepared(name: str, prepared: Callable[..., Dataset]) -> None:
-    """Points are stored with their labels and the log-density at the very float32 that is stored; x has unit scale."""
+    """Points are stored with labels and the log-density at the stored float32 values; x has unit scale."""
     dataset = prepared(name, samples=3000)
     facts, split, truth = dataset.facts, dataset.splits["train"], density(name)
     assert facts.shape == (2, 1, 1)
@@ -82,7 +82,7 @@ def test_prepared(name: str, prepared: Callable[..., Dataset]) -> None:
 
 
 def test_more_samples_begin_with_the_same(prepared: Callable[..., Dataset]) -> None:
-    """Point number n is a function of (seed, n): asking for more changes none, another seed changes all."""
+    """Point n is a function of (seed, n): more samples change none, another seed changes all."""
     few, many = prepared("moons", samples=1500, val=0), prepared("moons", samples=5000, val=0)
     other = prepared("moons", samples=1500, val=0, seed=1)
     first = few.splits["train"].pixels
@@ -91,6 +91,6 @@ def test_more_samples_begin_with_the_same(prepared: Callable[..., Dataset]) -> N
 
 
 def test_edges_of_the_board() -> None:
-    """Light squares and what lies beyond the board have density zero."""
+    """Light squares and points outside the board have density zero."""
     points = np.array([[-3.0, -3.0], [-1.0, -3.0], [3.0, 3.0], [5.0, 5.0], [-1.0, -1.0]])
     assert np.isfinite(density("checkerboard").log_density(points)).tolist() == [True, False, True, False, True]

@@ -1,4 +1,4 @@
-"""Folders of pictures as people have them: order, classes, splits, links, and what is no picture."""
+"""Folders of pictures: order, classes, splits, links, and files that are not pictures."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from genflow.data.shards import Dataset
-from genflow.data.sources.base import Bad, Form, Record
+from genflow.data.sources.base import BadRecord, ImageSpec, Record
 from genflow.data.sources.folder import Folder, natural
 from genflow.errors import DataError
 
@@ -24,25 +24,25 @@ def picture(path: Path, level: int = 100, size: int = 8, mode: str = "L") -> Pat
 
 def names(folder: Folder, split: str = "train") -> list[str]:
     part = folder.part(split, np.arange(folder.splits()[split]))
-    return [record.id for record in part.records(Form(8, 1))]
+    return [record.id for record in part.records(ImageSpec(8, 1))]
 
 
 def test_natural_order(tmp_path: Path) -> None:
-    """2 comes before 10, whatever the order in which the files were made."""
+    """2 sorts before 10, and the order of creation does not matter."""
     for name in ("10.png", "b.png", "2.png", "A3.png", "a12.png", "1.png"):
         picture(tmp_path / name)
     assert names(Folder("x", str(tmp_path))) == ["1.png", "2.png", "10.png", "A3.png", "a12.png", "b.png"]
     assert natural("07") != natural("7")
 
 
-def test_one_folder_a_class(tmp_path: Path) -> None:
-    """Class folders give labels in natural order, also from pictures deeper down."""
+def test_one_folder_per_class(tmp_path: Path) -> None:
+    """Class folders give labels in natural order, also for pictures in deeper folders."""
     for name in ("cat 10/a.png", "cat 2/x/y/z.png", "cat 2/b.png"):
         picture(tmp_path / name)
     folder = Folder("x", str(tmp_path))
     assert folder.class_names() == ("cat 2", "cat 10")
     part = folder.part("train", np.arange(3))
-    assert [(r.id, r.label) for r in part.records(Form(8, 1)) if isinstance(r, Record)] == [
+    assert [(r.id, r.label) for r in part.records(ImageSpec(8, 1)) if isinstance(r, Record)] == [
         ("cat 2/b.png", 0),
         ("cat 2/x/y/z.png", 0),
         ("cat 10/a.png", 1),
@@ -50,14 +50,14 @@ def test_one_folder_a_class(tmp_path: Path) -> None:
 
 
 def test_flat_and_single_folder_have_no_labels(tmp_path: Path) -> None:
-    """One folder of pictures is no class, nor is no folder."""
+    """A single folder of pictures gives no classes, and neither does a flat folder."""
     picture(tmp_path / "images" / "a.png")
     assert Folder("x", str(tmp_path)).class_names() == ()
     assert Folder("x", str(tmp_path / "images")).class_names() == ()
 
 
-def test_pictures_beside_class_folders(tmp_path: Path) -> None:
-    """A picture beside the class folders leaves the data without labels, and that is said."""
+def test_pictures_next_to_class_folders(tmp_path: Path) -> None:
+    """If a picture is next to the class folders, the data has no labels, and a note reports it."""
     for name in ("a/1.png", "b/1.png", "stray.png"):
         picture(tmp_path / name)
     folder = Folder("x", str(tmp_path))
@@ -66,7 +66,7 @@ def test_pictures_beside_class_folders(tmp_path: Path) -> None:
 
 
 def test_split_folders(tmp_path: Path) -> None:
-    """Folders called train, val and test are splits, with classes below them."""
+    """Folders named train, val and test are splits, with classes below them."""
     for name in ("train/a/1.png", "train/b/1.png", "train/b/2.png", "val/a/1.png", "test/b/1.png"):
         picture(tmp_path / name)
     folder = Folder("x", str(tmp_path))
@@ -75,15 +75,15 @@ def test_split_folders(tmp_path: Path) -> None:
 
 
 def test_test_class_that_train_lacks(tmp_path: Path) -> None:
-    """A class in test that is not in train is a mistake."""
+    """A class in test that is not in train is an error."""
     for name in ("train/a/1.png", "train/b/1.png", "test/c/1.png"):
         picture(tmp_path / name)
-    with pytest.raises(DataError, match="class c, which train has not"):
+    with pytest.raises(DataError, match="class c, which is not in train"):
         Folder("x", str(tmp_path)).class_names()
 
 
-def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
-    """Hidden files, texts, pipes and broken links are passed over and counted; upper case and no suffix are not."""
+def test_files_that_are_not_pictures_are_counted(tmp_path: Path) -> None:
+    """Hidden files, texts, pipes and broken links are skipped and counted; pictures with any suffix or none are not."""
     picture(tmp_path / "GOOD.PNG")
     picture(tmp_path / "no_suffix")
     picture(tmp_path / ".hidden.png")
@@ -103,15 +103,15 @@ def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
     }
 
 
-def test_lying_suffix(tmp_path: Path) -> None:
-    """A JPEG that is called .png is decoded as what it is."""
+def test_wrong_suffix(tmp_path: Path) -> None:
+    """A JPEG with the suffix .png is decoded by its content."""
     Image.new("L", (8, 8), 50).save(tmp_path / "a.png", "JPEG")
-    records = list(Folder("x", str(tmp_path)).part("train", np.arange(1)).records(Form(8, 1)))
+    records = list(Folder("x", str(tmp_path)).part("train", np.arange(1)).records(ImageSpec(8, 1)))
     assert isinstance(records[0], Record)
 
 
 def test_odd_names(tmp_path: Path) -> None:
-    """Spaces, newlines, any script and bytes that are no UTF-8 are names too, and come out as text."""
+    """Names with spaces, newlines, other scripts and invalid UTF-8 give valid text ids."""
     for name in ("a b.png", "new\nline.png", "图片.png", "ü.png"):
         picture(tmp_path / name)
     os.rename(picture(tmp_path / "plain.png"), os.fsencode(tmp_path) + b"/\xff\xfe.png")
@@ -121,7 +121,7 @@ def test_odd_names(tmp_path: Path) -> None:
 
 
 def test_links(tmp_path: Path) -> None:
-    """Links to files and folders are followed, out of the source too; loops end."""
+    """Links to files and folders are followed, also outside the source; loops end."""
     source, outside = tmp_path / "source", tmp_path / "outside"
     picture(source / "real.png")
     picture(outside / "far.png")
@@ -136,25 +136,25 @@ def test_links(tmp_path: Path) -> None:
     assert folder.skipped == {"link to a folder that was entered before": 4}
 
 
-def test_unreadable_pictures_come_out_as_bad(tmp_path: Path) -> None:
-    """A broken picture is a reason between its neighbours, not an exception."""
+def test_unreadable_pictures_become_bad_records(tmp_path: Path) -> None:
+    """A broken picture gives a `BadRecord` with the reason, and its neighbours are decoded."""
     picture(tmp_path / "1.png")
     (tmp_path / "2.png").write_text("this is no picture")
     (tmp_path / "3.png").write_bytes(picture(tmp_path / "4.png").read_bytes()[:40])
-    records = list(Folder("x", str(tmp_path)).part("train", np.arange(4)).records(Form(8, 1)))
-    assert [type(record) for record in records] == [Record, Bad, Bad, Record]
-    assert records[1] == Bad("2.png", "not a PNG, JPEG, WebP, BMP, TIFF or GIF")
+    records = list(Folder("x", str(tmp_path)).part("train", np.arange(4)).records(ImageSpec(8, 1)))
+    assert [type(record) for record in records] == [Record, BadRecord, BadRecord, Record]
+    assert records[1] == BadRecord("2.png", "not a PNG, JPEG, WebP, BMP, TIFF or GIF")
 
 
 def test_no_pictures(tmp_path: Path) -> None:
-    """A folder without pictures says what it holds instead."""
+    """The error about a folder without pictures counts the other files."""
     (tmp_path / "photo.heic").write_bytes(b"x" * 20)
     with pytest.raises(DataError, match=r"no pictures in .* \(skipped: 1 not a picture \(\.heic\)\)"):
         Folder("x", str(tmp_path)).class_names()
 
 
 def test_native_size_and_channels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Equal small pictures keep their size; mixed or large ones become 64; one in colour makes three channels."""
+    """Small pictures of one size keep it; mixed or large ones become 64; one colour picture gives three channels."""
     for number in range(4):
         picture(tmp_path / "same" / f"{number}.png", size=12)
         picture(tmp_path / "mixed" / f"{number}.png", size=20 + number)

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, from `datasets` and from anybody else."""
+"""Parquet and Arrow files, from `datasets` and from other tools."""
 
 import io
 from collections.abc import Callable
@@ -28,7 +28,7 @@ ENCODED = [png(image) for image in IMAGES]
 
 
 def forms() -> dict[str, pa.Array]:
-    """One picture column in every form."""
+    """The same pictures as a column of every supported type."""
     flat = pa.array(IMAGES.ravel())
     fixed = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(flat, 6), 6)
     return {
@@ -57,7 +57,7 @@ def write(path: Path, table: pa.Table, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
 @pytest.mark.parametrize("form", list(forms()))
 def test_every_form(tmp_path: Path, prepared: Callable[..., Dataset], form: str, kind: str) -> None:
-    """A picture arrives bit by bit, however it lies in the column, and whatever the file."""
+    """Pictures are bit-exact for every column type and every file type."""
     table = pa.table({"id": list(range(30)), "image": forms()[form], "label": LABELS})
     dataset = prepared(write(tmp_path / "data", table, kind), val=0.2)
     found: dict[str, Any] = {}
@@ -71,7 +71,7 @@ def test_every_form(tmp_path: Path, prepared: Callable[..., Dataset], form: str,
 
 
 def test_labels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Words, sparse numbers, dictionaries and booleans are labels; floats are not."""
+    """Strings, sparse integers, dictionaries and booleans are labels; floats are not."""
     words = [("ant", "bee", "cow")[label] for label in LABELS]
     for name, labels, names in (
         ("words", pa.array(words), ("ant", "bee", "cow")),
@@ -88,7 +88,7 @@ def test_labels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
 
 
 def test_saved_by_datasets(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """What `datasets` saves to a folder is a source, with its splits and class names."""
+    """A folder that `datasets` saved is a source, with its splits and class names."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"])})
     rows = {"image": [Image.fromarray(image) for image in IMAGES], "label": LABELS}
@@ -101,7 +101,7 @@ def test_saved_by_datasets(tmp_path: Path, prepared: Callable[..., Dataset]) -> 
 
 
 def test_own_shards(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """A prepared dataset is a source as well, and keeps its grey levels."""
+    """A prepared dataset is also a source, and keeps its grey levels."""
     digits = prepared("digits")
     again = prepared(digits.artifact.path, name="again")
     assert again.facts.levels == 17
@@ -110,7 +110,7 @@ def test_own_shards(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
 
 
 def test_splits_by_name(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Files called train-... and test-... are splits."""
+    """Files named train-... and test-... are splits."""
     table = pa.table({"image": pa.array(ENCODED)})
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
         write(tmp_path / name, table, "parquet")
@@ -118,20 +118,20 @@ def test_splits_by_name(tmp_path: Path, prepared: Callable[..., Dataset]) -> Non
 
 
 def test_bad_cells(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """Nulls, broken bytes and ragged lists are bad records with a reason."""
+    """Nulls, broken bytes and ragged lists become bad records with a reason."""
     encoded = pa.array([*ENCODED[:3], None, b"junk", ENCODED[0][:50]])
     dataset = prepared(write(tmp_path / "a", pa.table({"image": encoded}), "parquet"), max_bad=3, val=0)
     assert dataset.artifact.file("bad.csv").read_text().splitlines()[1:3] == [
-        "a.parquet#3,the row holds no bytes",
+        "a.parquet#3,the cell has no bytes",
         'a.parquet#4,"not a PNG, JPEG, WebP, BMP, TIFF or GIF"',
     ]
     ragged = pa.array([[[1, 2], [3, 4]], [[1, 2], [3]], None], pa.list_(pa.list_(pa.uint8())))
     dataset = prepared(write(tmp_path / "b", pa.table({"image": ragged}), "file"), max_bad=2, val=0)
-    assert "rows are of different lengths" in dataset.artifact.file("bad.csv").read_text()
+    assert "the rows of the picture have different lengths" in dataset.artifact.file("bad.csv").read_text()
 
 
 def test_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
-    """No picture column, missing labels and damaged files each end in one line."""
+    """A missing picture column, missing labels and damaged files are errors."""
     (tmp_path / "junk.parquet").write_bytes(b"PAR1 junk")
     (tmp_path / "junk.arrow").write_bytes(b"")
     write(tmp_path / "none", pa.table({"a": [1.0], "b": ["x"]}), "parquet")

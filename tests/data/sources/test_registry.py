@@ -1,4 +1,4 @@
-"""The folder of sources is the registry: what each module declares is read without importing it."""
+"""The folder of sources is the registry: declarations are read without importing the modules."""
 
 import subprocess
 import sys
@@ -12,22 +12,22 @@ from genflow.data.sources.densities import DENSITIES
 KINDS = sources.kinds()
 
 
-def test_modules_are_asked_in_their_declared_order() -> None:
-    """Names first, then files and folders; a folder of pictures is one even where tables lie in it."""
+def test_modules_are_tried_in_their_declared_order() -> None:
+    """Names come first, then files and folders; pictures come before tables, for a folder that contains both."""
     assert list(KINDS) == ["digits", "fashion", "densities", "stacked", "idx", "npz", "folder", "parquet"]
 
 
 def test_the_built_in_data_sets() -> None:
-    """They stand in messages and in the help of `genflow prepare`, in this order."""
+    """Messages and the help of `genflow prepare` list the built-in data sets in this order."""
     names = "digits, fashion, grid25, grid25_unlabelled, grid25_uneven, ring8, moons, checkerboard"
     assert ", ".join(sources.names()) == names
-    assert sources.described() == f"{names}, a path to pictures, or stack:NAME"
+    assert sources.describe() == f"{names}, a path to pictures, or stack:NAME"
     assert tuple(DENSITIES) == KINDS["densities"].names
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_module_keeps_what_it_declares(name: str) -> None:
-    """What is read is what the imported module holds, and the functions that belong to it are there."""
+    """The declaration equals the constant of the imported module, and the declared functions exist."""
     kind, module = KINDS[name], sources.module(name)
     assert kind == module.OPENS
     assert hasattr(module, "open_name") == bool(kind.names or kind.prefix)
@@ -35,7 +35,7 @@ def test_a_module_keeps_what_it_declares(name: str) -> None:
 
 
 def test_the_registry_is_read_without_its_modules() -> None:
-    """The help of a command loads neither NumPy nor Arrow nor the recipe."""
-    script = "import sys; from genflow.data import sources; sources.described(); print('\\n'.join(sys.modules))"
+    """Describing the sources imports neither NumPy nor Arrow nor pydantic."""
+    script = "import sys; from genflow.data import sources; sources.describe(); print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & {"numpy", "pyarrow", "PIL", "pydantic", "genflow.data.sources.digits"} == set()

@@ -95,7 +95,7 @@ def test_a_run_that_starts_from_another_is_made_after_it(store, measured):
     first = store.find("runs", measured[1]["run"])
     recipe = compose("consistency", {"init": first.id, "data": {"name": measured[1]["dataset"]}})
     run = runs.plan(store, recipe)
-    runs.begin(store, run)
+    runs.create_folder(store, run)
     meta = {"family": "consistency", "init": first.id}
     store.finalize("runs", run.id, name=run.name, parents=[first.id], meta=meta)
     lines = reproduce.commands(store, [{**measured[1], "run": run.id}])

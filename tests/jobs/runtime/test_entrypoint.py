@@ -1,4 +1,4 @@
-"""A job's frame: how it hears that it is asked to stop."""
+"""The entry point of jobs: reaction to stop signals."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import time
 from jobs.runtime.entrypoint import execute
 
 def main(document, emit):
-    emit("note", message="it runs")
+    emit("note", message="running")
     time.sleep(120)
 
 execute(main)
@@ -23,8 +23,8 @@ execute(main)
 
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_job_hears_signals_that_its_parent_ignores(tmp_path: Path, signum: signal.Signals, exit_code: int) -> None:
-    """A cluster or a command that a shell started in the background ignores SIGINT, and its jobs inherit that."""
+def test_a_job_handles_signals_that_its_parent_ignores(tmp_path: Path, signum: signal.Signals, exit_code: int) -> None:
+    """A shell starts background commands with SIGINT ignored; a job that inherits this still stops."""
     document = tmp_path / "recipe.yaml"
     document.write_text("{}")
     path = {"PYTHONPATH": str(source_hash.resources_dir())}
@@ -33,13 +33,14 @@ def test_a_job_hears_signals_that_its_parent_ignores(tmp_path: Path, signum: sig
         stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN),
     )  # fmt: skip
     assert process.stdout is not None
-    said = [event["event"] for line in iter(process.stdout.readline, "") if (event := heard(line, process, signum))]
+    lines = iter(process.stdout.readline, "")
+    emitted = [event["event"] for line in lines if (event := parse_and_signal(line, process, signum))]
     assert process.wait() == exit_code
-    assert said == ["note", "error"]
+    assert emitted == ["note", "error"]
 
 
-def heard(line: str, process: "subprocess.Popen[str]", signum: signal.Signals) -> events.Event | None:
-    """The event in a line; the first one is answered by the signal."""
+def parse_and_signal(line: str, process: "subprocess.Popen[str]", signum: signal.Signals) -> events.Event | None:
+    """Parse the event in a line; after the note, send the signal."""
     event = events.parse(line)
     if event and event["event"] == "note":
         process.send_signal(signum)
