@@ -46,7 +46,7 @@ found = {
     "best": table.best(rows, "swd"), "best_run": table.best_run(store, "swd").id,
     "report": page.build(store, rows).file("report.html").read_text(),
     "choices": metrics.names(), "mode": metrics.mode("swd"),
-    "searched": metrics.measure(store, Engine.load(runs[1]), data, ruler, metrics.known(["swd"]), 100, 0),
+    "searched": metrics.measure(store, Engine.load(runs[1]), data, ruler, metrics.check(["swd"]), 100, 0),
 }
 Path(sys.argv[2]).unlink()
 found["id_without_it"] = evaluate.evaluation_id(runs[0], artifact, options)
