@@ -20,7 +20,7 @@ def measure(requests: int) -> float:
 
     from genflow.system import environment
 
-    environment.loopback()
+    environment.configure_local_ray()
     import ray
     from fastapi import FastAPI, Response
     from ray import serve

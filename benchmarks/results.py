@@ -21,7 +21,7 @@ from genflow.cli import console
 from genflow.errors import GenflowError
 from genflow.evaluation.interval import over_trainings
 from genflow.evaluation.metrics.base import number
-from genflow.evaluation.metrics.likelihood import in_words as likelihood
+from genflow.evaluation.metrics.likelihood import likelihood_text as likelihood
 from genflow.launch import local
 from genflow.pipeline import graph
 from genflow.pipeline.study import Study
@@ -71,7 +71,7 @@ def execute(plan: Plan, overrides: Document, store: Store) -> tuple[Found, list[
                 problems.append(f"{event['name']}: {event['message']}")
 
         try:
-            local.run_here("pipeline", document, store, on_event)
+            local.run_local("pipeline", document, store, on_event)
         except GenflowError as error:
             if not problems:  # the error is not that of a stage
                 raise

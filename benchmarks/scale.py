@@ -59,7 +59,7 @@ def trained(data: str, sets: list[str], nodes: int) -> Document:
     document = {"recipe": plan.recipe.model_dump(mode="json")}
     if nodes:
         environment.set_defaults()
-        environment.loopback()
+        environment.configure_local_ray()
         import ray
         from ray.cluster_utils import Cluster
 

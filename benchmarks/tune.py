@@ -46,7 +46,7 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
     ruler, task = bench.ruler, bench.task  # opened once, as in a worker
     start = time.perf_counter()
     for params in settings:
-        recipe = runs.plan(store, space.applied(bench.recipe, params)).recipe
+        recipe = runs.plan(store, space.apply(bench.recipe, params)).recipe
         family = runs.initial_family(store, recipe, bench.data.facts)
         stream = Stream(runs.training_rows(store, recipe, bench.data), recipe.train.batch, recipe.train.seed)
         averages: Document = {}

@@ -1,11 +1,11 @@
-"""A small client of a served model: standard library and NumPy.
+"""An HTTP client for served models. It needs only the standard library and NumPy.
 
     from genflow.client import Client
 
     client = Client("http://127.0.0.1:8000")
-    pictures = client.samples("pictures", n=16, seed=7)   # (16, C, H, W) uint8
+    images = client.samples("pictures", n=16, seed=7)   # (16, C, H, W) uint8
 
-The samples are those that `Engine.draw` and `genflow sample` give for the same seed and settings.
+For the same seed and settings, the samples equal those of `Engine.draw` and `genflow sample`.
 """
 
 import base64
@@ -25,17 +25,17 @@ from genflow.errors import GenflowError, ResourceError, SetupError, UsageError
 from genflow.system import http
 
 Document = dict[str, Any]
-TRIES = 4  # where the server says that it is busy
-MOST_WAIT_S = 30.0
+TRIES = 4  # requests in total while the server is busy
+MAX_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Bytes, and what the server says of them.
+    """A response of the server.
 
     Args:
-        body: in the format that was asked for.
-        headers: names in lower letters; `x-genflow-checkpoint`, `-seed`, `-steps`, `-nfe`, `-seconds`.
+        body: bytes in the requested format.
+        headers: by lower-case name, with `x-genflow-checkpoint`, `-seed`, `-steps`, `-nfe` and `-seconds`.
     """
 
     body: bytes
@@ -43,11 +43,11 @@ class Answer:
 
 
 class Client:
-    """Models at an address.
+    """The models of a server.
 
     Args:
-        address: such as `http://127.0.0.1:8000`.
-        key: the API key; by default that of GENFLOW_API_KEY.
+        address: the server's URL, such as `http://127.0.0.1:8000`.
+        key: the API key; default: GENFLOW_API_KEY.
         timeout: seconds for one request.
     """
 
@@ -56,35 +56,35 @@ class Client:
         self._key, self._timeout = key or os.environ.get("GENFLOW_API_KEY", ""), timeout
 
     def models(self) -> list[Document]:
-        """The models' cards."""
+        """The model cards, as JSON documents."""
         return list(json.loads(self._ask("/v1/models").body)["data"])
 
     def samples(self, model: str, **asked: Any) -> np.ndarray:
-        """Samples as (N, C, H, W) uint8, or (N, 2, 1, 1) float32 for points of the plane.
+        """Draw samples: images (N, C, H, W) uint8, or 2-D points (N, 2, 1, 1) float32.
 
         Args:
-            model: its name.
+            model: the model's name.
             asked: n, seed, steps, sampler, label, guidance, and the family's own options.
 
         Raises:
-            UsageError: the request is wrong; the message names the field.
-            ResourceError: the server is busy, also after waiting as long as it asked for.
-            SetupError: the server cannot be reached, or asks for another key.
+            UsageError: the request is invalid; the message names the field.
+            ResourceError: the server is still busy after all retries, or its Retry-After exceeds `MAX_WAIT_S`.
+            SetupError: the server cannot be reached or rejects the key.
         """
         return np.load(io.BytesIO(self.draw(model, format="npy", **asked).body), allow_pickle=False)
 
     def draw(self, model: str, **asked: Any) -> Answer:
-        """Samples in the `format` that is asked for, and what the server says of them; raises as `samples` does."""
+        """Draw samples in the requested `format`, with the response's headers. Raises the errors of `samples`."""
         return self._ask(self._path(model, "samples"), asked)
 
     def encode(self, model: str, pictures: Sequence[bytes | Path], label: str | int | None = None) -> np.ndarray:
-        """The codes (N, ...) float32 of picture files, of which `decode` makes them again."""
+        """Encode image files to latent codes (N, ...) float32, which `decode` turns back into images."""
         files = [base64.b64encode(each if isinstance(each, bytes) else each.read_bytes()).decode() for each in pictures]
         answer = self._ask(self._path(model, "encode"), {"images": files, "label": label, "format": "npy"})
         return np.load(io.BytesIO(answer.body), allow_pickle=False)
 
     def decode(self, model: str, codes: np.ndarray, label: str | int | None = None) -> np.ndarray:
-        """The pictures (N, C, H, W) uint8 of codes; between two codes lie the pictures between two pictures."""
+        """Decode latent codes to images (N, C, H, W) uint8. Codes between two codes interpolate their images."""
         file = io.BytesIO()
         np.save(file, codes.astype(np.float32))
         asked = {"codes": base64.b64encode(file.getvalue()).decode(), "label": label, "format": "npy"}
@@ -98,7 +98,7 @@ class Client:
             try:
                 return self._once(path, body)
             except _Busy as busy:
-                if attempt == TRIES - 1 or busy.seconds > MOST_WAIT_S:
+                if attempt == TRIES - 1 or busy.seconds > MAX_WAIT_S:
                     raise ResourceError(busy.message, busy.hint) from busy
                 time.sleep(busy.seconds)
         raise AssertionError("unreachable")
@@ -117,19 +117,19 @@ class Client:
         return Answer(answer.body, dict(answer.headers))
 
 
-class _Busy(GenflowError):  # noqa: N818  said of a server
-    """The server asks for patience."""
+class _Busy(GenflowError):  # noqa: N818  not a fault of this program
+    """The server is busy; `seconds` is its Retry-After."""
 
     seconds = 1.0
 
 
 def _reason(answer: http.Response) -> GenflowError:
-    """What a refusal says, as one of genflow's own errors."""
+    """The error of a response whose status is not 2xx."""
     try:
-        said = answer.json()["error"]
+        error = answer.json()["error"]
     except (ValueError, KeyError, TypeError):
-        return GenflowError(f"{answer.url} answered {answer.status}")
-    message, hint = said["message"], said.get("hint", "")
+        return GenflowError(f"{answer.url} responded with status {answer.status}")
+    message, hint = error["message"], error.get("hint", "")
     if answer.status in (429, 503):
         busy = _Busy(message, hint)
         busy.seconds = float(answer.headers.get("retry-after") or 1)

@@ -22,7 +22,7 @@ from genflow.recipe.files import dump, read
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
-from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.files import explain_disk_errors, write_atomically
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -141,7 +141,7 @@ def cpu_seconds(store: Store, run: Artifact) -> list[float]:
 def create_folder(store: Store, run: RunPlan) -> None:
     """Create the run's folder with its recipe and facts, and delete partial files. The caller holds the run's lock."""
     folder = store.folder("runs", run.id)
-    with clear_disk_errors(folder):
+    with explain_disk_errors(folder):
         for partial in sorted(folder.rglob("*.tmp-*"), reverse=True):  # left by a killed attempt
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)

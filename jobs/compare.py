@@ -1,4 +1,4 @@
-"""Compare runs of one dataset: measure what is not measured yet, then write the report.
+"""Compare runs on one dataset: measure runs without an evaluation, then write the report.
 
     python -m jobs.compare recipe.yaml
 """
@@ -13,7 +13,7 @@ from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
 from genflow.system.documents import Json
-from jobs.evaluate import found, measured, pairs
+from jobs.evaluate import finished_rows, measure_runs, runs_with_data
 from jobs.runtime.entrypoint import Emit, execute
 
 STAGE = Stage(
@@ -26,30 +26,30 @@ STAGE = Stage(
 
 
 def main(document: Json, emit: Emit) -> Compared:
-    """Compare the runs of `inputs.runs`, or find them compared.
+    """Compare the runs of `inputs.runs`; an existing report is reused.
 
     Returns:
-        A `genflow.compare/1` document: the report, the verdict in sentences, and one row a run.
+        A `genflow.compare/1` document: the report, the verdict in sentences, and one row per run.
 
     Raises:
-        UsageError: there is no such run, or they are of different data.
+        UsageError: there is no such run, or the runs have different datasets.
         DataError: there is too little data to measure against, or a file is corrupt.
     """
     store = Store()
-    fingerprints = {run.meta["fingerprint"]: run for run, _ in pairs(store, document)}
+    fingerprints = {run.meta["fingerprint"]: run for run, _ in runs_with_data(store, document)}
     if len(fingerprints) > 1:
         mixed = ", ".join(f"{run.name} on {run.meta['dataset_name']}" for run in fingerprints.values())
         raise UsageError(f"runs of different datasets cannot be compared: {mixed}")
-    rows = measured(store, document, emit)
+    rows = measure_runs(store, document, emit)
     if existing := store.get("reports", page.address(rows)):
         return result(existing, rows, cached=True)
     return result(page.build(store, rows), rows, cached=False)
 
 
 def find(document: Json) -> Compared | None:
-    """The result, if the runs are compared already; None if there is something to do."""
+    """The result if the report exists; None otherwise."""
     store = Store()
-    rows = found(store, pairs(store, document), parse(document["recipe"]))
+    rows = finished_rows(store, runs_with_data(store, document), parse(document["recipe"]))
     existing = store.get("reports", page.address(rows)) if rows else None
     return result(existing, rows, cached=True) if existing and rows else None
 
@@ -63,7 +63,7 @@ def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Compa
         "runs": [row["run"] for row in rows],
         "cached": cached,
         "best": best(rows),
-        "verdict": verdict(page.named(rows)),
+        "verdict": verdict(page.with_unique_names(rows)),
         "rows": rows,
     }
 

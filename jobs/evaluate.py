@@ -2,8 +2,9 @@
 
     python -m jobs.evaluate recipe.yaml
 
-With `cluster.workers` above 1, samples are drawn and reduced to features in shares, each a Ray task. A share is the
-same whoever draws it, so no figure depends on the number of workers; times are those of the first share, drawn here.
+With `cluster.workers` above 1, samples are drawn in shares, and each share is a Ray task that returns features. A share
+does not depend on the worker that draws it, so only times depend on the number of workers. This process draws the first
+share, and times are measured on it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from genflow.evaluation import evaluate
 from genflow.evaluation.report.table import best
 from genflow.evaluation.results import Evaluation
-from genflow.evaluation.samples import Executor, Reduced, Share
+from genflow.evaluation.samples import DrawnFeatures, Executor, Share
 from genflow.pipeline.results import Evaluated
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import Recipe, parse
@@ -30,31 +31,33 @@ STAGE = Stage(
     sections=("evaluate", "sample"),
     needs=(Need("runs", "run", into="inputs.runs", count="several"),),
     address="genflow.pipeline.addresses:evaluate",
-    listed=False,  # the report shows what was measured
+    listed=False,  # the report shows the results
     order=4,
 )
 
 
 def main(document: Json, emit: Emit) -> Evaluated:
-    """Measure every run of `inputs.runs`, or the one of `inputs.run`, or find it measured.
+    """Measure every run of `inputs.runs`, or the one of `inputs.run`; existing evaluations are reused.
 
     Returns:
-        A `genflow.evaluate/1` document with one row a run.
+        A `genflow.evaluate/1` document with one row per run.
 
     Raises:
         UsageError: there is no such run, or the features cannot be used.
         DataError: there is too little data to measure against, or a file is corrupt.
     """
     store = Store()
-    return result(measured(store, document, emit))
+    return result(measure_runs(store, document, emit))
 
 
-def measured(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
-    """Every run's evaluation, made where it is missing and told to MLflow."""
+def measure_runs(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
+    """The evaluation of every run; new ones are also sent to MLflow."""
     recipe = parse(document["recipe"])
     rows = [
-        evaluate.evaluate(store, run, data, recipe.evaluate, emit, recipe.sample, carry(store, run, data, recipe))
-        for run, data in pairs(store, document)
+        evaluate.evaluate(
+            store, run, data, recipe.evaluate, emit, recipe.sample, executor_for(store, run, data, recipe)
+        )
+        for run, data in runs_with_data(store, document)
     ]
     for row in rows:
         if not row["cached"]:
@@ -62,24 +65,24 @@ def measured(store: Store, document: Json, emit: Emit) -> list[Evaluation]:
     return rows
 
 
-def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Executor | None:
-    """Who draws a run's shares: Ray tasks, as many at once as the recipe has workers; None: nobody else."""
+def executor_for(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Executor | None:
+    """Draws shares in Ray tasks, as many at a time as the recipe has workers; None for a single worker."""
     count, gpus = recipe.cluster.workers, recipe.cluster.gpus
     if count == 1:
         return None
 
-    def drawn(shares: Sequence[Share]) -> Iterator[Reduced]:
+    def drawn(shares: Sequence[Share]) -> Iterator[DrawnFeatures]:
         import ray
         import torch
 
-        told = (store.url, run.id, data.id, recipe.evaluate.features, recipe.sample, torch.get_num_threads())
+        arguments = (store.url, run.id, data.id, recipe.evaluate.features, recipe.sample, torch.get_num_threads())
         with ray_cluster(num_cpus=max(environment.cores(), count)):
             task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_share)
             left = iter(shares)
-            ahead = [task.remote(*told, share) for share in islice(left, count)]
+            ahead = [task.remote(*arguments, share) for share in islice(left, count)]
             while ahead:
-                part: Reduced = ray.get(ahead.pop(0))
-                ahead += [task.remote(*told, share) for share in islice(left, 1)]
+                part: DrawnFeatures = ray.get(ahead.pop(0))
+                ahead += [task.remote(*arguments, share) for share in islice(left, 1)]
                 yield part
 
     return drawn
@@ -87,30 +90,30 @@ def carry(store: Store, run: Artifact, data: Artifact, recipe: Recipe) -> Execut
 
 def _share(
     url: str, run: str, data: str, features: str, sample: dict[str, Any], threads: int, share: Share
-) -> Reduced:
-    """On a worker: as many threads as the others have, because sums of other lengths round otherwise."""
+) -> DrawnFeatures:
+    """The Ray task. It uses as many threads as the driver, because the number of threads changes rounding."""
     import torch
 
     torch.set_num_threads(threads)
     store = Store(url)
-    return evaluate.carried(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
+    return evaluate.draw_share(store, store.find("runs", run), store.find("datasets", data), features, sample, share)
 
 
 def find(document: Json) -> Evaluated | None:
-    """The result, if every run is measured already; None if there is something to do."""
+    """The result if every run has an evaluation; None otherwise."""
     store = Store()
-    rows = found(store, pairs(store, document), parse(document["recipe"]))
+    rows = finished_rows(store, runs_with_data(store, document), parse(document["recipe"]))
     return result(rows) if rows else None
 
 
-def found(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Evaluation] | None:
-    """The runs' evaluations, if there is one of each."""
+def finished_rows(store: Store, runs: list[tuple[Artifact, Artifact]], recipe: Recipe) -> list[Evaluation] | None:
+    """The existing evaluations of all runs; None if one is missing."""
     rows = [evaluate.find(store, run, data, recipe.evaluate, recipe.sample) for run, data in runs]
     return [row for row in rows if row] if all(rows) else None
 
 
-def pairs(store: Store, document: Json) -> list[tuple[Artifact, Artifact]]:
-    """Each run and the dataset it was trained on."""
+def runs_with_data(store: Store, document: Json) -> list[tuple[Artifact, Artifact]]:
+    """Each run and the dataset that it was trained on."""
     inputs = document["inputs"]
     runs = [store.find("runs", reference) for reference in inputs.get("runs") or [inputs["run"]]]
     return [(run, store.find("datasets", run.meta["dataset"])) for run in runs]

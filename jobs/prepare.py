@@ -105,7 +105,7 @@ def _scheduling_options() -> dict[str, Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if Store().shared is None:
+    if Store().mirror is None:
         return {}
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 

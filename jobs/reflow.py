@@ -11,7 +11,7 @@ from genflow.pipeline.results import PairsWritten
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.sampling.reflow import ReflowPlan, Teacher, plan
-from genflow.storage.files import clear_disk_errors
+from genflow.storage.files import explain_disk_errors
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from genflow.system.documents import Json
@@ -45,10 +45,10 @@ def main(document: Json, emit: Emit) -> PairsWritten:
         if done := store.get("pairs", task.id):
             return result(done, cached=True)
         folder = store.folder("pairs", task.id)
-        with clear_disk_errors(folder):
+        with explain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if store.shared:
-            store.shared.gather(folder)  # fetches the shards that earlier attempts wrote on any machine
+        if store.mirror:
+            store.mirror.download_missing(folder)  # fetches the shards that earlier attempts wrote on any machine
         recipe = parse(document["recipe"])
         with ray_cluster(num_cpus=max(environment.cores(), recipe.cluster.workers)):
             cpu_seconds = _write(task, folder, recipe.cluster.workers, recipe.cluster.gpus, emit)
@@ -124,8 +124,8 @@ class _PairWriter:
     def write(self, file: str, first: int, last: int) -> tuple[int, float]:
         started = time.process_time()
         count, took = self._teacher.write(self._folder, file, first, last), time.process_time() - started
-        if self._store.shared:
-            self._store.shared.bucket.upload(self._folder / file, f"pairs/{self._folder.name}/{file}")
+        if self._store.mirror:
+            self._store.mirror.bucket.upload(self._folder / file, f"pairs/{self._folder.name}/{file}")
         return count, took
 
 

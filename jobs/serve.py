@@ -1,6 +1,6 @@
-"""Serve models on Ray Serve until somebody says stop; or change the models of an application that runs.
+"""Serve models on Ray Serve until a signal stops the job, or change the models of a running application.
 
-    python -m jobs.serve recipe.yaml
+python -m jobs.serve recipe.yaml
 """
 
 import contextlib
@@ -10,67 +10,71 @@ import time
 from genflow.errors import ClusterError, DataError, GenflowError, SetupError
 from genflow.pipeline.results import Served
 from genflow.serving import endpoints
-from genflow.serving.engine_cache import try_out
-from genflow.serving.model_list import ServedModel, as_documents, signature
+from genflow.serving.engine_cache import check_models
+from genflow.serving.model_list import ServedModel, list_version, to_documents
 from genflow.storage.store import Store
 from genflow.system import environment, http
 from genflow.system.documents import Json
 from jobs.runtime.cluster import is_submitted, ray_cluster
 from jobs.runtime.entrypoint import Emit, execute
 from jobs.runtime.serve import haproxy
-from jobs.runtime.serve.retry_middleware import BUSY
+from jobs.runtime.serve.retry_middleware import MAX_PER_REPLICA
 
 READY_S = 120.0
-SERVE = {
+SERVE_VARIABLES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.runtime.serve.retry_middleware:middlewares",
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # else one that hangs is given its minute to end well
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # otherwise Ray waits a minute for a hung replica
 }
 
 
 def main(document: Json, emit: Emit) -> Served:
     """Deploy `inputs.models` as the application `inputs.name`.
 
-    Every model is loaded and drawn from here first, so that what does not work never takes the place of what does.
+    First load every model and draw one sample from it here, so that a broken model never replaces a working one.
 
     Returns:
-        A `genflow.serve/1` document, when the endpoint has ended, or has changed.
+        A `genflow.serve/1` document, after the endpoint has ended or its models have changed.
 
     Raises:
-        DataError: a model does not work.
+        DataError: a model cannot be loaded or cannot draw.
         SetupError: Serve does not start.
     """
     inputs = document["inputs"]
     models = [ServedModel(**entry) for entry in inputs["models"]]
-    try_out(models)
+    check_models(models)
     if inputs.get("running"):
-        return change(inputs, models, emit)
-    # before Ray starts: its daemons inherit it; and somebody waits for these, with Ray's own 15 a training goes first
+        return change_models(inputs, models, emit)
+    # Set before Ray starts, because its daemons inherit it. Clients wait for these workers: with Ray's default niceness
+    # of 15, a training on the same machine would go first.
     replicas = max(inputs.get("replicas", 1), inputs.get("most_replicas", 0))
-    os.environ |= SERVE | {"RAY_worker_niceness": "0", "GENFLOW_SERVE_MOST": str(BUSY * replicas)}
+    os.environ |= SERVE_VARIABLES | {"RAY_worker_niceness": "0", "GENFLOW_SERVE_MOST": str(MAX_PER_REPLICA * replicas)}
     with contextlib.ExitStack() as stack:
-        # a Ray of our own is this machine alone: HAProxy has the address, and what is behind it the loopback
+        # A Ray that this job starts is on this machine only. HAProxy binds the address; Ray's proxy and the replicas
+        # bind the loopback.
         if proxy := "" if is_submitted() else haproxy.available():
-            os.environ |= stack.enter_context(haproxy.opened(proxy, inputs["host"], BUSY * replicas))
+            os.environ |= stack.enter_context(
+                haproxy.haproxy_variables(proxy, inputs["host"], MAX_PER_REPLICA * replicas)
+            )
         stack.enter_context(ray_cluster(num_cpus=max(environment.cores(), replicas), logs=False))
-        begin(inputs, "127.0.0.1" if proxy else inputs["host"])
+        start_serve(inputs, "127.0.0.1" if proxy else inputs["host"])
         try:
             deploy(inputs, models)
             store = Store()
             endpoints.write(store, inputs)
-            emit("note", message=_welcome(inputs, models))
-            _wait(inputs, emit)
+            emit("note", message=_serving_note(inputs, models))
+            _watch_health(inputs, emit)
         except KeyboardInterrupt:
-            emit("note", message="answering what is under way, then ending")
+            emit("note", message="answering the current requests, then stopping")
         finally:
-            end(inputs)
+            shut_down(inputs)
     return _result(inputs, models, "ended")
 
 
-def begin(inputs: Json, host: str) -> None:
-    """Start Serve's controller and its proxy, on one address and no other.
+def start_serve(inputs: Json, host: str) -> None:
+    """Start Serve's controller and its proxy on one address.
 
     Raises:
-        ClusterError: the cluster serves something else: it has one address, and a proxy that runs keeps its own.
+        ClusterError: the cluster already serves another application; its running proxy keeps its address.
         SetupError: Serve does not start.
     """
     from ray import serve
@@ -78,20 +82,21 @@ def begin(inputs: Json, host: str) -> None:
 
     if others := sorted(set(serve.status().applications) - {inputs["name"]}):
         raise ClusterError(
-            f"this cluster serves {', '.join(others)} already, and has one address for all",
-            f"genflow endpoints down {others[0]}; or several models in one: genflow serve RUN RUN --name {others[0]}",
+            f"this cluster already serves {', '.join(others)}, and has only one address",
+            f"genflow endpoints down {others[0]}, or serve several models in one endpoint: "
+            f"genflow serve RUN RUN --name {others[0]}",
         )
-    serve.shutdown()  # what an endpoint that did not come to its end has left
+    serve.shutdown()  # remove what a crashed endpoint left
     try:
         where = HTTPOptions(host=host, port=inputs["port"], location=ProxyLocation.HeadOnly)
         serve.start(http_options=where)
     except (RuntimeError, OSError) as error:
-        hint = "choose another --port; 0 takes a free one"
+        hint = "choose another --port; 0 selects a free one"
         raise SetupError(f"Ray Serve does not start: {str(error).splitlines()[0]}", hint) from error
 
 
 def deploy(inputs: Json, models: list[ServedModel]) -> None:
-    """Bring the application to these models, and wait until every request is answered by them."""
+    """Deploy these models, and wait until the application answers with them."""
     import logging
 
     from ray import serve
@@ -100,28 +105,28 @@ def deploy(inputs: Json, models: list[ServedModel]) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     document = {key: value for key, value in inputs.items() if key not in ("running", "host", "port")}
-    document["models"] = as_documents(models)
+    document["models"] = to_documents(models)
     try:
         serve.run(application(document), name=inputs["name"], route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
         raise GenflowError(f"the application does not start: {str(error).splitlines()[0]}", "genflow doctor") from error
-    wanted = signature(models)
+    expected = list_version(models)
     end = time.monotonic() + READY_S
     version = ""
     while time.monotonic() < end:
-        status, answer = ask(f"{address(inputs)}/healthz")
+        status, answer = get_json(f"{endpoint_url(inputs)}/healthz")
         version = answer.get("version", "") if status == 200 else ""
-        if version == wanted:
+        if version == expected:
             return
         time.sleep(0.1)
-    raise DataError(f"the application answers with version {version or 'none'} instead of {wanted}",
+    raise DataError(f"the application still answers with version {version or 'none'} instead of {expected}",
                     "the old models stay")  # fmt: skip
 
 
-def change(inputs: Json, models: list[ServedModel], emit: Emit) -> Served:
-    """Give an application that runs other models; nothing restarts, and no request is lost."""
+def change_models(inputs: Json, models: list[ServedModel], emit: Emit) -> Served:
+    """Change the models of a running application, without a restart or a lost request."""
     running = inputs["running"]
-    environment.loopback(int(running["gcs"].rpartition(":")[2]))
+    environment.configure_local_ray(int(running["gcs"].rpartition(":")[2]))
     import logging
 
     import ray
@@ -130,19 +135,19 @@ def change(inputs: Json, models: list[ServedModel], emit: Emit) -> Served:
     ray.init(address=running["gcs"], logging_level=logging.ERROR, log_to_driver=False)
     try:
         deploy(inputs, models)
-    except GenflowError:  # else a replica that starts later would meet what could not be served
+    except GenflowError:  # restore the configuration, so that a replica that starts later loads the old models
         deploy(inputs, [ServedModel(**entry) for entry in running["inputs"]["models"]])
         raise
     else:
         endpoints.write(Store(), inputs, running)
-        emit("note", message=_welcome(inputs, models))
+        emit("note", message=_serving_note(inputs, models))
     finally:
         ray.shutdown()
     return _result(inputs, models, "changed")
 
 
-def end(inputs: Json) -> None:
-    """Drain: what is under way is answered, then the application goes, and Serve and its port with the last one."""
+def shut_down(inputs: Json) -> None:
+    """Answer the current requests, then remove the application. Stop Serve with the last one, which frees the port."""
     from ray import serve
 
     endpoints.remove(Store(), inputs["name"])
@@ -152,22 +157,22 @@ def end(inputs: Json) -> None:
         serve.shutdown()
 
 
-def address(inputs: Json) -> str:
-    """Where the application is reached from this machine."""
+def endpoint_url(inputs: Json) -> str:
+    """Return the URL of the application on this machine."""
     host = "127.0.0.1" if inputs["host"] in ("0.0.0.0", "::") else inputs["host"]
     return f"http://{host}:{inputs['port']}"
 
 
-def metrics() -> str:
-    """Where Prometheus finds Ray's metrics and ours."""
+def metrics_url() -> str:
+    """Return the URL where Prometheus can read the metrics of Ray and genflow."""
     import ray
 
     node = next(node for node in ray.nodes() if node["Alive"])
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
-def ask(url: str) -> tuple[int, Json]:
-    """GET a JSON document: the status and the document; 0 where nobody answers."""
+def get_json(url: str) -> tuple[int, Json]:
+    """GET a JSON document: return its status and content; status 0 without an answer."""
     try:
         answer = http.request(url, timeout=5)
         return answer.status, answer.json() if answer.ok else {}
@@ -175,32 +180,32 @@ def ask(url: str) -> tuple[int, Json]:
         return 0, {}
 
 
-def _wait(inputs: Json, emit: Emit) -> None:
-    """Until a signal; says when the application stops answering, and when it does again."""
-    well, strikes = True, 0
+def _watch_health(inputs: Json, emit: Emit) -> None:
+    """Wait for a signal; report when the application stops answering, and when it answers again."""
+    healthy, failures = True, 0
     while True:
         time.sleep(2)
-        status, _ = ask(f"{address(inputs)}/healthz")
-        strikes = 0 if status == 200 else strikes + 1
-        if well and strikes >= 3:
-            well = False
+        status, _ = get_json(f"{endpoint_url(inputs)}/healthz")
+        failures = 0 if status == 200 else failures + 1
+        if healthy and failures >= 3:
+            healthy = False
             emit("warning", message="no replica answers; Serve is starting another", hint="")
-        elif not well and not strikes:
-            well = True
-            emit("note", message="it answers again")
+        elif not healthy and not failures:
+            healthy = True
+            emit("note", message="the application answers again")
 
 
-def _welcome(inputs: Json, models: list[ServedModel]) -> str:
+def _serving_note(inputs: Json, models: list[ServedModel]) -> str:
     names = ", ".join(model.name for model in models)
-    where = address(inputs)
-    return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics()}"
+    where = endpoint_url(inputs)
+    return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics_url()}"
 
 
 def _result(inputs: Json, models: list[ServedModel], state: str) -> Served:
     return {
-        "schema": "genflow.serve/1", "name": inputs["name"], "address": address(inputs), "state": state,
+        "schema": "genflow.serve/1", "name": inputs["name"], "address": endpoint_url(inputs), "state": state,
         "models": [{"name": model.name, "run": model.run} for model in models],
-        "version": signature(models),
+        "version": list_version(models),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Write the two tables of a study: what its evaluations say, beside what textbooks claim.
+"""Write the two tables of a study, and the verdicts of its evaluations on claims of textbooks.
 
     python -m jobs.tables recipe.yaml
 """
@@ -30,11 +30,11 @@ STAGE = Stage(
 
 
 def main(document: Json, emit: Emit) -> Json:
-    """Write the tables, or find them written.
+    """Write the tables; existing ones are reused.
 
     Args:
         document: {study, inputs: {evaluations: {stage: id}, failed: {stage: {stage, kind, message}}}}.
-        emit: told what MLflow lacks.
+        emit: receives a warning if MLflow could not be reached.
 
     Returns:
         A `genflow.tables/1` document.
@@ -61,7 +61,7 @@ def main(document: Json, emit: Emit) -> Json:
 
 
 def find(document: Json) -> Json | None:
-    """The result, if the tables are written already; None if there is something to do."""
+    """The result if the tables exist; None otherwise."""
     for artifact in Store().artifacts("reports"):
         if artifact.meta.get("inputs") == key(document):
             return result(artifact, cached=True)
@@ -69,8 +69,8 @@ def find(document: Json) -> Json | None:
 
 
 def key(document: Json) -> str:
-    """What decides the tables: the study, its evaluations, what failed, and the code."""
-    failed = {name: told["message"] for name, told in document["inputs"]["failed"].items()}
+    """A hash of everything that decides the tables: the study, its evaluations, failures and the code."""
+    failed = {name: failure["message"] for name, failure in document["inputs"]["failed"].items()}
     study = {name: value for name, value in document["study"].items() if name != "command"}
     code = source_hash.code_of("jobs/tables.py", also=TEMPLATES)
     return digest([study, document["inputs"]["evaluations"], failed, code])
@@ -88,15 +88,15 @@ def result(artifact: Artifact, *, cached: bool) -> Json:
 
 
 def _journal(store: Store, artifact: Artifact, document: Json, emit: Emit) -> None:
-    """Into MLflow, as a run of its own: the tables, the report, and every quantity as a metric."""
+    """Log the tables, the report and every quantity to MLflow, as a separate run."""
     database.prepare(store)
     path, dataset = journal_path(store.root, artifact.id), document["dataset_name"]
     with Journal(path, experiment=dataset, name=artifact.id) as journal:
         journal.tags({"kind": "tables", "dataset": document["dataset"]})
         values = {
             f"{method}/{name.replace('@', '_at_')}": quantity["value"]
-            for method, told in document["methods"].items()
-            for name, quantity in told["quantities"].items()
+            for method, described in document["methods"].items()
+            for name, quantity in described["quantities"].items()
             if isinstance(quantity.get("value"), int | float)
         }
         journal.metrics(0, values, stream=artifact.id)

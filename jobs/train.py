@@ -113,8 +113,8 @@ def result(run: Artifact, *, cached: bool) -> Trained:
 
 def _forget(store: Store, run: RunPlan) -> None:
     with store.lock("runs", run.id, wait=False):
-        store.forget("runs", run.id)
-        sync.forget(store, run.id)
+        store.delete("runs", run.id)
+        sync.delete_journals(store, run.id)
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
         sender.start()
         try:
             yield
-            journal.keep()  # fetches the worker's lines, if it was on another machine
+            journal.sync_with_bucket()  # fetches the worker's lines, if it was on another machine
             if weights := Checkpoints(folder / "checkpoints").newest():
                 journal.model(weights, run.name, step=int(weights.name.removeprefix("step_")))
             status = "FINISHED"
@@ -165,7 +165,7 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     if alone:
         from jobs.runtime.train import worker_group
 
-        worker_group.alone(settings)
+        worker_group.run_in_process(settings)
         return
     needed = math.ceil(cluster.workers * cluster.cpus)
     if not on_cluster and needed > environment.cores():
@@ -174,11 +174,11 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
         from jobs.runtime import resources
         from jobs.runtime.train import worker_group
 
-        if (nodes := resources.total()) is not None:
+        if (nodes := resources.node_resources()) is not None:
             capacity.require(nodes, cluster.workers, cluster.cpus, cluster.gpus)
         if resources.are_busy(cluster):
             emit("note", message="the cluster is busy: waiting for free CPUs or GPUs")
-        worker_group.together(settings, cluster, spread=on_cluster)
+        worker_group.run_on_ray(settings, cluster, spread=on_cluster)
 
 
 def _describe(store: Store, run: RunPlan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures that several test folders share."""
 
 import ast
 import functools
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support import ROOT, TESTS
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: with two threads on a busy machine it is ten times slower
-# before Ray: it reads them once a process, whichever test is the first to import it
+os.environ["OMP_NUM_THREADS"] = "1"  # before importing torch: two threads on a busy machine are ten times slower
+# before importing Ray, which reads these variables once per process
 os.environ.update(RAY_AUTH_MODE="token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 
 import torch
@@ -117,7 +117,7 @@ def prepared(store: Store) -> Callable[..., Dataset]:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """One Ray with two CPUs for the whole session: starting it takes five seconds."""
+    """One local Ray with two CPUs for the whole session, because starting it takes five seconds."""
     from jobs.runtime.cluster import ray_cluster
 
     with ray_cluster(num_cpus=2):
@@ -149,12 +149,14 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shelf_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Any]]:
-    """One store of small models for all tests of serving, and the models as they are served."""
-    from support.served import listed, trained
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Any]]:
+    """A store of small runs for all tests of serving, and the runs as served models."""
+    from support.served import train_models
 
-    store, runs = trained(tmp_path_factory.mktemp("serving") / "store")
-    return store, listed(store, runs)
+    from genflow.serving.model_list import served_models
+
+    store, runs = train_models(tmp_path_factory.mktemp("serving") / "store")
+    return store, served_models(store, runs)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from support import ROOT
 
 from genflow.errors import GenflowError, ResourceError, SetupError, is_out_of_memory
 from genflow.launch.local import failure
-from genflow.storage.files import clear_disk_errors
+from genflow.storage.files import explain_disk_errors
 
 spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
 assert spec is not None
@@ -42,7 +42,7 @@ def test_a_family_that_is_killed(made: Any, kills: int) -> None:
     assert outcome.attempts >= 1
 
 
-def finished(made: Any, folder: Path) -> tuple[Any, str]:
+def trained_run(made: Any, folder: Path) -> tuple[Any, str]:
     store = chaos.Store(shutil.copytree(made.root, folder / "store"))
     recipe = chaos.recipe_file(folder / "x.yaml", "vae", 1, "vae", 12)
     assert chaos.command(store, recipe, "vae").wait() == 0
@@ -52,7 +52,7 @@ def finished(made: Any, folder: Path) -> tuple[Any, str]:
 @pytest.mark.slow
 def test_the_comparison_detects_violations(made: Any, tmp_path: Path) -> None:
     """A missing metric, a duplicate, a changed value and a half-written folder are each reported."""
-    calm, run = finished(made, tmp_path)
+    calm, run = trained_run(made, tmp_path)
     folder = shutil.copytree(calm.root, tmp_path / "other")
     store, outcome = chaos.Store(folder), chaos.Outcome("vae", 1, 0)
     chaos.compare(calm, store, run, outcome)
@@ -79,9 +79,9 @@ def test_out_of_memory_and_disk_errors_are_recognised() -> None:
     cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     assert all(map(is_out_of_memory, (MemoryError(), OutOfMemoryError("x"), cpu)))
     assert not is_out_of_memory(RuntimeError("x"))
-    with pytest.raises(ResourceError, match="disk full while writing there"), clear_disk_errors(Path("there")):
+    with pytest.raises(ResourceError, match="disk full while writing there"), explain_disk_errors(Path("there")):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(SetupError, match="cannot write there: Read-only"), clear_disk_errors(Path("there")):
+    with pytest.raises(SetupError, match="cannot write there: Read-only"), explain_disk_errors(Path("there")):
         raise RuntimeError("I/O error (os error 30)")
 
 
@@ -98,12 +98,12 @@ def test_the_error_names_the_failed_worker() -> None:
     pytest.importorskip("ray.train")
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-    from jobs.runtime.train.worker_group import lost
+    from jobs.runtime.train.worker_group import failed_workers
 
     other = RuntimeError("Connection closed by peer")
-    assert lost({0: other, 1: WorkerHealthCheckTimeoutError("x")}) == "worker 1 hangs"
-    assert lost({0: WorkerHealthCheckFailedError("x", other), 1: other}) == "worker 0 died"
-    assert lost({0: MemoryError()}) == "worker 0 ran out of memory"
+    assert failed_workers({0: other, 1: WorkerHealthCheckTimeoutError("x")}) == "worker 1 hangs"
+    assert failed_workers({0: WorkerHealthCheckFailedError("x", other), 1: other}) == "worker 0 died"
+    assert failed_workers({0: MemoryError()}) == "worker 0 ran out of memory"
 
 
 def test_partial_files_of_a_killed_attempt_are_deleted(prepared: Any, store: Any) -> None:

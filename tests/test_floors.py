@@ -129,7 +129,7 @@ def test_jobs_do_not_import_the_command_line() -> None:
 
 @pytest.mark.parametrize(("library", "places"), [("ray", RAY), ("mlflow", MLFLOW)])
 def test_a_large_library_is_imported_in_few_modules(library: str, places: tuple[str, ...]) -> None:
-    """Ray only in jobs/ and functions of launch/ray_jobs; MLflow only in functions of its client and in its model."""
+    """Ray in jobs/ and in functions of launch/ray_jobs; MLflow in functions of its client, and in its model."""
     for module in modules():
         for name, at_load in imports(module):
             if name.partition(".")[0] != library:

@@ -1,4 +1,4 @@
-"""Every command in the README and the guides is real: it parses, and those that need no cluster are run."""
+"""Every command in the README and the guides parses; those of the README that need no cluster also run."""
 
 import importlib
 import json
@@ -33,7 +33,7 @@ EVERY = [(document.name, args) for document in DOCUMENTS for args in commands(do
 
 @pytest.mark.parametrize(("document", "args"), EVERY, ids=lambda v: " ".join(v) if isinstance(v, list) else v)
 def test_a_documented_command_parses(document, args):
-    """Its verb and every flag exist."""
+    """The command and all its flags exist."""
     group = typer.main.get_command(app.app)
     name = args.pop(0)
     command = group.commands[name]
@@ -43,16 +43,16 @@ def test_a_documented_command_parses(document, args):
 
 
 def test_documented_make_targets_exist():
-    """What the documents tell people to make is in the Makefile."""
+    """Every make target in the documents is in the Makefile."""
     makefile = (ROOT / "Makefile").read_text()
-    told = {t for path in DOCUMENTS for t in re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.MULTILINE)}
+    targets = {t for path in DOCUMENTS for t in re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.MULTILINE)}
 
-    assert {"quickstart", "test"} <= told
-    assert not [target for target in told if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
+    assert {"quickstart", "test"} <= targets
+    assert not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
 
 
 def test_linked_files_exist():
-    """No document points to a file that is not there."""
+    """Every relative link in the documents points to an existing file."""
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
             if not target.startswith("http"):
@@ -86,15 +86,15 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ra
         monkeypatch.delenv(name, raising=False)
     (tmp_path / ".genflow").mkdir()
     shutil.copy(mlflow_database, tmp_path / ".genflow")
-    monkeypatch.setattr(local, "run_here", run_in_this_process)
-    monkeypatch.setattr(classifier, "LEAST", 5)
-    monkeypatch.setattr(classifier, "MOST", 5)
+    monkeypatch.setattr(local, "run_local", run_in_this_process)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 5)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 5)
     small = {
         "prepare": ["--set", "data.val=0.3"],
         "train": ["--steps", "4", "--set", "train.batch=8", "--set", "net.width=8"],
         "tune": ["--trials", "2", "--set", "tune.steps=2", "--set", "train.batch=8", "--set", "net.width=8",
                  "--set", "tune.samples=16", "--set", "tune.confirm=0"],
-        "tables": ["--dry-run"],  # whole, it is hours
+        "tables": ["--dry-run"],  # the full command takes hours
         "compare": ["--samples", "16", "--set", "evaluate.sweep_samples=16", "--set", "evaluate.steps=[1,2]",
                     "--set", "evaluate.likelihood=4", "--set", "evaluate.bootstrap=3"],
     }  # fmt: skip
@@ -115,14 +115,14 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ra
     assert json.loads((report.parent / "manifest.json").read_text())["files"]["report.html"]["size"] < 10_000_000
 
 
-def test_the_table_of_families_is_the_codes_own():
-    """README's table is what `genflow families` says; `make docs` renews it."""
+def test_the_table_of_families_is_up_to_date():
+    """The README's table equals the output of `genflow families`; `make docs` updates it."""
     text = (ROOT / "README.md").read_text()
-    assert families.rewritten(text) == text
+    assert families.update_table(text) == text
 
 
-def test_a_family_says_what_it_can(capsys):
-    """As JSON: what each family is, from its class and its signature."""
+def test_families_as_json(capsys):
+    """The JSON document contains the properties of each family."""
     families.families(json=True)
     found = {family["kind"]: family for family in json.loads(capsys.readouterr().out)["families"]}
     assert found["consistency"]["teacher"] == "required"

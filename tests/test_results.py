@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 from support import ROOT
-from support.finished import finished
 from support.small import FACTS
+from support.trained_run import trained_run
 
 from genflow import build
 from genflow.errors import UsageError
@@ -62,13 +62,13 @@ def test_selected_rows_include_the_runs_that_they_need() -> None:
 
 @pytest.fixture
 def found(store, prepared, monkeypatch):
-    """Evaluations of two seeds of a VAE and one of flow matching; the third run failed."""
-    monkeypatch.setattr(classifier, "MOST", 20)
-    monkeypatch.setattr(classifier, "LEAST", 20)
+    """Two seeds of a VAE and one of flow matching, measured; the third run failed."""
+    monkeypatch.setattr(classifier, "MAX_STEPS", 20)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     data = prepared("digits", val=0.2)
 
     def measured(kind, seed):
-        run = finished(store, data, kind, name=f"{kind}-{seed}")
+        run = trained_run(store, data, kind, name=f"{kind}-{seed}")
         options = Evaluate(samples=60, steps=(), likelihood=4, bootstrap=3, seed=seed)
         return evaluate.evaluate(store, run, data.artifact, options, lambda event, **fields: None)
 

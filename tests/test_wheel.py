@@ -1,4 +1,4 @@
-"""The wheel carries jobs/ and pipelines/ inside the package, and works from anywhere."""
+"""The wheel contains jobs/ and pipelines/ inside the package, and works from any folder."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from genflow.storage.store import Store
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The wheel's contents, as pip would lay them out."""
+    """A folder with the contents of the wheel, as pip installs them."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -36,7 +36,7 @@ def run(installed: Path, folder: Path, *args: str) -> subprocess.CompletedProces
 
 
 def test_the_wheel_adds_one_package(installed):
-    """Nothing but genflow lands in site-packages: `jobs` and `pipelines` are nobody's global names."""
+    """The wheel adds only `genflow` to site-packages; `jobs` and `pipelines` are not top-level packages."""
     assert {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")} == {"genflow"}
     assert {p.name for p in (installed / "genflow/_home").iterdir()} == {"jobs", "pipelines", "cluster.yaml"}
 

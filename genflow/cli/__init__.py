@@ -1,1 +1,1 @@
-"""The command line. `app` registers the commands; each command is in the module of its name."""
+"""The command line: `app` registers the commands, and each command is in the module of the same name."""

@@ -1,4 +1,4 @@
-"""`python -m genflow.cli` is the program `genflow`."""
+"""`python -m genflow.cli` runs the program `genflow`."""
 
 from genflow.cli.app import main
 

@@ -1,8 +1,8 @@
-"""The program `genflow`: registers the commands, and turns an error into one line and an exit code.
+"""The program `genflow`: register the commands, and turn an error into one line and an exit code.
 
-Help is instant: no module that this one imports may import more than Typer as it is loaded, so everything heavy is
-imported inside a command. Results go to standard output, progress and errors to standard error; see `console` and
-`errors` for the contract on JSON and exit codes.
+To keep `--help` fast, the modules imported here import only Typer at load time. Each command imports heavy packages
+inside its function. Results go to standard output; progress and errors go to standard error. `console` defines the JSON
+output and `errors` the exit codes.
 """
 
 import os
@@ -35,7 +35,8 @@ app = typer.Typer(
     help="Train, compare, sample and serve families of image generators on your own images.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="-v anywhere shows the traceback of an error. GENFLOW_STORE is where artifacts lie (default: .genflow).",
+    epilog="Add -v to any command to see the traceback of an error. GENFLOW_STORE names the folder for datasets, runs "
+    "and reports (default: .genflow).",
 )
 for command in (
     quickstart, prepare, train, tune, reflow, evaluate, compare, tables, recommend, sample, export, serve, run, ui,
@@ -50,8 +51,8 @@ app.add_typer(cluster.app, name="cluster")
 
 
 def main() -> None:
-    """The `genflow` program."""
-    verbose = _take_verbose()
+    """Run the program `genflow` and exit with the code of the command."""
+    verbose = _pop_verbose_flag()
     command = typer.main.get_command(app)
     try:
         code = command.main(args=sys.argv[1:], prog_name="genflow", standalone_mode=False)
@@ -64,19 +65,20 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        if hasattr(error, "format_message"):  # Typer's own, of a wrong flag or argument
-            sys.exit(_misused(error, verbose))
+        if hasattr(error, "format_message"):  # raised by Typer for a wrong flag or argument
+            sys.exit(_report_usage_error(error, verbose))
         first = str(error).strip().splitlines()
         wrapped = GenflowError(
-            f"{type(error).__name__}: {first[0] if first else 'no message'}", "run it again with -v for the traceback"
+            f"{type(error).__name__}: {first[0] if first else 'no message'}",
+            "run the same command with -v to see the traceback",
         )
         wrapped.__cause__ = error
         code = console.fail(wrapped, verbose)
     sys.exit(code or 0)
 
 
-def _misused(error: Any, verbose: bool) -> int:
-    """A wrong flag or argument, in one line; a command without any shows its help."""
+def _report_usage_error(error: Any, verbose: bool) -> int:
+    """Print a wrong flag or argument as one line; print the help if a command received no arguments."""
     context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         print(context.get_help())
@@ -86,17 +88,17 @@ def _misused(error: Any, verbose: bool) -> int:
     return console.fail(UsageError(text[:1].lower() + text[1:], f"{path} --help"), verbose)
 
 
-def _take_verbose() -> bool:
-    """-v and --verbose may stand anywhere."""
+def _pop_verbose_flag() -> bool:
+    """Remove -v and --verbose from the arguments, wherever they are; whether verbose output is on."""
     flags = [a for a in sys.argv[1:] if a in ("-v", "--verbose")]
     sys.argv[1:] = [a for a in sys.argv[1:] if a not in flags]
     if flags:
-        os.environ["GENFLOW_VERBOSE"] = "1"  # the job that a command sends shall know it, too
+        os.environ["GENFLOW_VERBOSE"] = "1"  # jobs inherit this variable
     return bool(os.environ.get("GENFLOW_VERBOSE"))
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         print(f"genflow {__version__}")
         raise typer.Exit

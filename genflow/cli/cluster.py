@@ -1,4 +1,4 @@
-"""`genflow cluster`: Ray's own launcher, with a check of the cluster's file before it and an address after it."""
+"""`genflow cluster`: check a cluster file, then call Ray's cluster launcher."""
 
 import contextlib
 import os
@@ -17,15 +17,15 @@ from genflow.cli.dispatch import Document
 from genflow.cli.options import Address, AsJson, Yes
 from genflow.errors import ClusterError, SetupError, UsageError
 
-app = typer.Typer(help="A cluster's machines: bring them up and down, and look at them.", no_args_is_help=True)
-File = Annotated[str, typer.Argument(metavar="[FILE]", help="The cluster's file; cluster.yaml if left out.")]
+app = typer.Typer(help="Start, inspect and stop the machines of a Ray cluster.", no_args_is_help=True)
+ClusterFile = Annotated[str, typer.Argument(metavar="[FILE]", help="Cluster file; default: cluster.yaml.")]
 
-TUNNEL_S = 60.0  # the longest that an ssh tunnel takes to stand
+TUNNEL_S = 60.0  # timeout for opening an ssh tunnel
 
 
 @app.command()
-def validate(file: File = "", json: AsJson = False) -> None:
-    """Check a cluster's file, or a manifest of KubeRay's, without asking any machine."""
+def validate(file: ClusterFile = "", json: AsJson = False) -> None:
+    """Check a cluster file or a KubeRay manifest without contacting any machine."""
     from genflow.launch import cluster_config
 
     path = _path(file)
@@ -34,36 +34,37 @@ def validate(file: File = "", json: AsJson = False) -> None:
     if json:
         console.document({"schema": "genflow.cluster.validate/1", "file": str(path), "problems": found})
     else:
-        print("\n".join(f"✘ {path}: {problem}" for problem in found) or f"✔ {path}: {_words(document)}")
+        print("\n".join(f"✘ {path}: {problem}" for problem in found) or f"✔ {path}: {_summary(document)}")
     if found:
-        raise UsageError(f"{path} has {len(found)} problem{'s' * (len(found) > 1)}", "mend the lines above")
+        raise UsageError(f"{path} has {len(found)} problem{'s' * (len(found) > 1)}", "fix the problems listed above")
 
 
 @app.command()
-def up(file: File = "", yes: Yes = False) -> None:
-    """Bring a cluster up by Ray's launcher, with token authentication."""
+def up(file: ClusterFile = "", yes: Yes = False) -> None:
+    """Start a cluster with Ray's launcher and token authentication."""
     from genflow.launch import cluster_config
     from genflow.launch.ray_dashboard import PORT
     from genflow.system import environment
 
-    path, document = _launchable(file)
+    path, document = _read_launcher_file(file)
     if not os.environ.get("RAY_AUTH_TOKEN"):
         environment.ensure_token()
     if found := cluster_config.problems(document, Path.cwd()):
         raise UsageError(f"{path}: {found[0]}", f"genflow cluster validate {path}")
-    console.confirm(f"bring up {_words(document)}? [y/N] ", f"{path} would be brought up", yes)
-    _launch(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
+    console.confirm(f"start {_summary(document)}? [y/N] ", f"this would start {_summary(document)}", yes)
+    _run_launcher(document, "up", str(path), "-y", "--no-config-cache", "--disable-usage-stats")
     console.next_commands(f"genflow cluster dashboard {path}", f"genflow doctor --cluster --address 127.0.0.1:{PORT}")
 
 
 @app.command()
-def status(file: File = "", address: Address = "", json: AsJson = False) -> None:
-    """Show a cluster's nodes, their resources, and the versions there."""
+def status(file: ClusterFile = "", address: Address = "", json: AsJson = False) -> None:
+    """Show a cluster's nodes, their resources, and its Ray and Python versions."""
     from genflow.launch.ray_dashboard import Dashboard
     from genflow.system import environment
 
     named = address or ("" if file else os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
-    with contextlib.nullcontext(named) if named else _tunnel(*_launchable(file), environment.free_port()) as where:
+    tunnel = None if named else _tunnel(*_read_launcher_file(file), environment.free_port())
+    with tunnel or contextlib.nullcontext(named) as where:
         dashboard = Dashboard.at(where)
         facts = {"address": dashboard.address, "authentication": dashboard.mode(), "ray": dashboard.ray_version()}
         facts, nodes = facts | {"python": dashboard.python_version()}, dashboard.nodes()
@@ -78,38 +79,40 @@ def status(file: File = "", address: Address = "", json: AsJson = False) -> None
 
 @app.command()
 def dashboard(
-    file: File = "",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")] = 8265,
+    file: ClusterFile = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Local port; 0: any free port.")] = 8265,
 ) -> None:
-    """Open a tunnel to a cluster's dashboard, until Ctrl-C."""
+    """Open an ssh tunnel to a cluster's dashboard until Ctrl-C."""
     from genflow.system import environment
 
-    path, document = _launchable(file)
+    path, document = _read_launcher_file(file)
     port = port or environment.free_port()
     if not environment.is_free(port):
-        raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow cluster dashboard --port 0 takes a free one")
+        raise SetupError(f"port {port} on 127.0.0.1 is already in use", "genflow cluster dashboard --port 0")
     with _tunnel(path, document, port) as address:
-        print(f"dashboard  {address}   (Ctrl-C ends the tunnel)", flush=True)
-        print(f"           export RAY_API_SERVER_ADDRESS={address} for commands with --cluster", flush=True)
+        print(f"dashboard  {address}   (press Ctrl-C to close the tunnel)", flush=True)
+        print(f"           for commands with --cluster: export RAY_API_SERVER_ADDRESS={address}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(3600)
 
 
 @app.command()
-def down(file: File = "", yes: Yes = False) -> None:
-    """Take a cluster down."""
+def down(file: ClusterFile = "", yes: Yes = False) -> None:
+    """Stop a cluster; cloud machines and their disks are deleted."""
     from genflow.launch import cluster_config
 
-    path, document = _launchable(file)
-    what = "Ray on its machines is stopped" if cluster_config.is_local(document) else "its machines and their disks go"
-    console.confirm(f"{document['cluster_name']}: {what}. Sure? [y/N] ", what, yes)
-    _launch(document, "down", str(path), "-y")
-    print(f"down     {document['cluster_name']}")
+    path, document = _read_launcher_file(file)
+    name = document["cluster_name"]
+    local = cluster_config.is_local(document)
+    effect = f"stop Ray on the machines of {name}" if local else f"delete the machines of {name} and their disks"
+    console.confirm(f"{effect}? [y/N] ", f"this would {effect}", yes)
+    _run_launcher(document, "down", str(path), "-y")
+    print(f"stopped  {name}")
 
 
 def _path(reference: str) -> Path:
-    """The file that is meant: FILE, or cluster.yaml here, or the one that genflow ships."""
+    """FILE; otherwise cluster.yaml in the current folder; otherwise the cluster.yaml that genflow ships."""
     from genflow.system.source_hash import resources_dir
 
     if reference:
@@ -118,18 +121,25 @@ def _path(reference: str) -> Path:
     return here if here.exists() else resources_dir() / here
 
 
-def _launchable(reference: str) -> tuple[Path, Document]:
+def _read_launcher_file(reference: str) -> tuple[Path, Document]:
+    """A cluster file for Ray's launcher, and its path.
+
+    Raises:
+        UsageError: the file is unreadable, or is a Kubernetes manifest.
+    """
     from genflow.launch import cluster_config
 
     path = _path(reference)
     document = cluster_config.read(path)
     if cluster_config.is_manifest(document):
-        raise UsageError(f"{path} is Kubernetes' own to bring up", f"kubectl apply -f {path}")
+        raise UsageError(
+            f"{path} is a Kubernetes manifest, which Ray's launcher cannot use", f"kubectl apply -f {path}"
+        )
     return path, document
 
 
-def _words(document: Document) -> str:
-    """A cluster's file in a few words."""
+def _summary(document: Document) -> str:
+    """A one-line summary of a cluster file."""
     from genflow.launch import cluster_config
 
     if cluster_config.is_manifest(document):
@@ -148,46 +158,49 @@ def _resources(have: Document) -> tuple[str, str, str]:
     return f"{have.get('CPU', 0):g}", f"{have.get('GPU', 0):g}", f"{have.get('memory', 0) / 2**30:.1f} GiB"
 
 
-def _ray(document: Document) -> tuple[list[str], dict[str, str]]:
-    """Ray's launcher as a command, and its environment."""
+def _launcher(document: Document) -> tuple[list[str], dict[str, str]]:
+    """The command that runs Ray's launcher, and its environment variables."""
     from genflow.launch import cluster_config
 
     variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    if cluster_config.is_local(document):  # Ray 2.60's second autoscaler never contacts the workers
+    if cluster_config.is_local(document):  # autoscaler v2 of Ray 2.60 never contacts the workers
         variables.setdefault("RAY_UP_enable_autoscaler_v2", "0")
     return [sys.executable, "-m", "ray.scripts.scripts"], variables
 
 
-def _launch(document: Document, *arguments: str) -> None:
-    command, variables = _ray(document)
+def _run_launcher(document: Document, *arguments: str) -> None:
+    command, variables = _launcher(document)
     code = subprocess.run([*command, *arguments], env=variables, stdout=sys.stderr.fileno(), check=False).returncode
     if code:
-        raise ClusterError(f"`ray {arguments[0]}` ended with code {code}", "what it says stands above")
+        raise ClusterError(f"`ray {arguments[0]}` failed with exit code {code}", "see its output above")
 
 
 @contextlib.contextmanager
 def _tunnel(path: Path, document: Document, port: int) -> Iterator[str]:
-    """An ssh tunnel from a port of this machine's loopback to the head's dashboard; its address.
+    """Open an ssh tunnel from a loopback port of this machine to the head's dashboard; yield its address.
 
     Raises:
-        ClusterError: it does not come to stand.
+        ClusterError: the tunnel is not open within TUNNEL_S seconds, or the launcher exits.
     """
     from genflow.system import environment
 
-    command, variables = _ray(document)
+    command, variables = _launcher(document)
     process = subprocess.Popen(
         [*command, "dashboard", str(path), "--port", str(port), "--no-config-cache"], env=variables, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
-        ends = time.monotonic() + TUNNEL_S
+        deadline = time.monotonic() + TUNNEL_S
         while environment.is_free(port):
-            if process.poll() is not None or time.monotonic() > ends:
+            if process.poll() is not None or time.monotonic() > deadline:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGTERM)
-                said = [line.strip() for line in process.communicate()[0].splitlines() if line.strip()]
-                why = said[-1] if said else f"no answer within {TUNNEL_S:g} s"
-                raise ClusterError(f"no tunnel to the head of {path}: {why}", f"genflow cluster up {path}")
+                output = [line.strip() for line in process.communicate()[0].splitlines() if line.strip()]
+                why = output[-1] if output else f"no answer within {TUNNEL_S:g} s"
+                raise ClusterError(
+                    f"cannot open a tunnel to the head of {path}: {why}",
+                    f"start the cluster if it is not running: genflow cluster up {path}",
+                )
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -1,7 +1,7 @@
-"""What a person sees: progress on standard error, results on standard output, errors as one line.
+"""Terminal output: progress on standard error, results on standard output, each error on one line.
 
-`--json` prints exactly one document on standard output. Colour and movement only on a terminal; NO_COLOR,
-TERM=dumb and CI are honoured; elsewhere a line every few seconds.
+`--json` prints exactly one document on standard output. Colours and progress bars appear only on a terminal, and
+NO_COLOR, TERM=dumb and CI are respected. Without a terminal, progress is one line every few seconds.
 """
 
 import os
@@ -15,21 +15,21 @@ from genflow.errors import GenflowError, UsageError
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.system.events import Event
 
-EVERY_SECONDS = 10.0  # between two progress lines off a terminal
+EVERY_SECONDS = 10.0  # between two progress lines without a terminal
 
 
 def is_live() -> bool:
-    """Whether standard error is a terminal that can move its cursor."""
+    """Whether standard error is a terminal that can redraw lines."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
 def note(text: str) -> None:
-    """One line about what is going on."""
+    """Print one line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def fail(error: GenflowError, verbose: bool) -> int:
-    """Print an error as one line, and the command that mends it; return the exit code."""
+    """Print an error as one line, followed by its hint; return the exit code."""
     if verbose:
         import traceback
 
@@ -44,14 +44,14 @@ def fail(error: GenflowError, verbose: bool) -> int:
 
 
 def document(value: Any) -> None:
-    """Print the one JSON document."""
+    """Print the JSON document of a command."""
     import json
 
     print(json.dumps(value, indent=2, default=str))
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 41s, 3m05s, 2h10m."""
+    """Seconds in readable form: 41s, 3m05s, 2h10m; `?` for None."""
     if seconds is None:
         return "?"
     whole = round(seconds)
@@ -62,12 +62,12 @@ def duration(seconds: float | None) -> str:
 
 
 def date(seconds: float) -> str:
-    """A time since the epoch as a local date and time, to the minute."""
+    """Seconds since the epoch as local date and time, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A plain table: the first `left` columns to the left, numbers to the right."""
+    """A plain-text table: the first `left` columns are left-aligned, the others right-aligned."""
     cells = [[str(cell) for cell in row] for row in [headers, *rows]]
     widths = [max(width(row[i]) for row in cells) for i in range(len(headers))]
 
@@ -81,7 +81,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
 
 
 def width(text: str) -> int:
-    """The columns that text takes on a terminal: a Chinese character takes two, a combining accent none."""
+    """Terminal columns that a text needs: a Chinese character needs two, a combining accent none."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -89,53 +89,58 @@ def width(text: str) -> int:
     return cell_len(text)
 
 
-def setting(value: Any) -> str:
-    """A setting as it would be typed."""
+def format_setting(value: Any) -> str:
+    """A setting as a user would type it."""
     import json
 
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def trials(metrics: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[list[str], Any]:
-    """The head and the lines of a table of a search's trials."""
+def trial_rows(metrics: Sequence[str], keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[list[str], Any]:
+    """Header and rows of a table of trials."""
     short = [key.removeprefix("train.").removeprefix("family.") for key in keys]
-    head = ["trial", "state", *metrics, "N", "budget", *(short if len(set(short)) == len(short) else keys)]
+    header = ["trial", "state", *metrics, "N", "budget", *(short if len(set(short)) == len(short) else keys)]
     lines = []
     for row in rows:
         values = [f"{row['values'][name]:.4g}" if name in row["values"] else "—" for name in metrics]
-        params = [setting(row["params"][key]) if key in row["params"] else "preset" for key in keys]
+        params = [format_setting(row["params"][key]) if key in row["params"] else "preset" for key in keys]
         share = f"{row['share']:.0%}" if row["share"] else "—"
         lines.append([str(row["trial"]), row["status"], *values, str(row.get("samples", "—")), share, *params])
-    return head, lines
+    return header, lines
 
 
 def next_commands(*commands: str) -> None:
-    """What to do now, after a result."""
+    """Print commands that a user may run next."""
     print("\nNext:  " + "\n       ".join(commands))
 
 
 def confirm(question: str, consequence: str, yes: bool) -> None:
-    """Ask before something is done that cannot be undone; any answer but yes ends the command.
+    """Ask for confirmation; any answer except yes ends the command.
+
+    Args:
+        question: shown on a terminal.
+        consequence: the error message without a terminal.
+        yes: whether --yes was given, which skips the question.
 
     Raises:
-        UsageError: standard input is no terminal, and --yes was not given.
+        UsageError: standard input is not a terminal, and --yes was not given.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(consequence, "say --yes")
+        raise UsageError(consequence, "add --yes to confirm")
     if input(question).strip().lower() not in ("y", "yes"):
         raise SystemExit(0)
 
 
 class Progress:
-    """Draws a job's events: one bar a task on a terminal, one line a task every few seconds elsewhere."""
+    """Show the events of a job: a bar per task on a terminal, otherwise a line per task every few seconds."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._live: Any = None
         self._tasks: dict[str, Any] = {}
-        self._told: dict[str, float] = {}
-        self._table = ""  # of a search's best trials, above the bars
+        self._printed_at: dict[str, float] = {}
+        self._table = ""  # the best trials of a search, shown above the bars
         self._best: Any = None
         self._quiet = quiet
 
@@ -143,16 +148,16 @@ class Progress:
         if is_live() and not self._quiet:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Plain
+            from rich.progress import Progress as RichProgress
             from rich.text import Text
 
-            shown = self
+            outer = self
 
-            class Bars(Plain):
-                """The bars, below a table where there is one."""
+            class Bars(RichProgress):
+                """Progress bars below the table of trials, if there is one."""
 
                 def get_renderables(self) -> Any:
-                    yield from [Text(shown._table, no_wrap=True, overflow="ellipsis")] if shown._table else []
+                    yield from [Text(outer._table, no_wrap=True, overflow="ellipsis")] if outer._table else []
                     yield from super().get_renderables()
 
             self._live = Bars(
@@ -193,15 +198,15 @@ class Progress:
             self._live.update(self._tasks[task], completed=min(1.0, share), text=text)
             return
         now = time.monotonic()
-        if not self._quiet and (now - self._told.get(task, -1e9) >= EVERY_SECONDS or share >= 1):
-            self._told[task] = now
+        if not self._quiet and (now - self._printed_at.get(task, -1e9) >= EVERY_SECONDS or share >= 1):
+            self._printed_at[task] = now
             note(f"{task}  {share:4.0%}  {text}")
 
     def _trials(self, event: "Event") -> None:
-        """A search's trials: a live table, or elsewhere a line a trial that is over."""
+        """Show the trials of a search: a live table on a terminal, otherwise a line per finished trial."""
         if self._live:
-            head, lines = trials(event["metrics"], event["keys"], event["rows"])
-            self._table = table(head, lines, left=2) if lines else ""
+            header, lines = trial_rows(event["metrics"], event["keys"], event["rows"])
+            self._table = table(header, lines, left=2) if lines else ""
             self._live.refresh()
             return
         if not event["over"]:
@@ -209,11 +214,11 @@ class Progress:
         row, metric = event["row"], event["metrics"][0]
         value = f"{metric} {row['values'][metric]:.4g}" if metric in row["values"] else row.get("why", "")
         best = event["rows"][0]["trial"] == row["trial"] and row["status"] == "finished"
-        params = "  ".join(f"{key}={setting(x)}" for key, x in row["params"].items())
+        params = "  ".join(f"{key}={format_setting(x)}" for key, x in row["params"].items())
         self._print(f"trial {row['trial']:<4} {row['status']:<9} {value}{'  (best)' if best else ''}  {params}")
 
     def _stage(self, event: "Event") -> None:
-        text = {"cached": "cached", "skipped": "skipped: what it needs failed", "failed": "failed"}
+        text = {"cached": "cached", "skipped": "skipped: a stage that it needs failed", "failed": "failed"}
         if event["status"] in text:
             from genflow.pipeline import stages
 
@@ -230,7 +235,7 @@ class Progress:
 
 
 def describe(event: "Event", share: float) -> str:
-    """A progress event's numbers in words."""
+    """The numbers of a progress event as text."""
     parts = [f"{event['step']:,}/{event['steps']:,}" if event.get("steps") else f"{event['step']:,}"]
     if (loss := event.get("loss")) is not None:
         parts.append(f"loss {loss:.4g}")

@@ -12,12 +12,12 @@ from genflow.cli.options import AsJson, DataRef, Yes
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
 
-app = typer.Typer(help="The datasets in the store.", no_args_is_help=True)
+app = typer.Typer(help="List, show and delete datasets in the store.", no_args_is_help=True)
 
 
 @app.command("ls")
 def list_data(json: AsJson = False) -> None:
-    """List the datasets."""
+    """List the datasets in the store."""
     from genflow.storage.store import Store
 
     store = Store()
@@ -42,10 +42,12 @@ def list_data(json: AsJson = False) -> None:
 @app.command()
 def show(
     dataset: DataRef,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The preview's file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File for the preview; default: NAME-preview.png.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Print a dataset's facts and write a preview."""
+    """Print a dataset's size, shape and classes, and write a preview image."""
     from genflow.data import preview
     from genflow.data.shards import Dataset
     from genflow.storage.files import write_atomically
@@ -69,7 +71,7 @@ def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:
         "dataset": dataset.artifact.id,
         "path": dataset.artifact.path,
         "rows": ", ".join(f"{rows:,} {name}" for name, rows in facts.splits.items()),
-        "shape": "points of the plane" if facts.is_points else "{} × {} × {} (C × H × W)".format(*facts.shape),
+        "shape": "points in the plane" if facts.is_points else "{} × {} × {} (C × H × W)".format(*facts.shape),
         "levels": facts.levels or "continuous",
         "mean, sigma": f"{facts.mean:.4f}, {facts.sigma_data:.4f}",
         "fingerprint": facts.fingerprint[:16],
@@ -84,5 +86,5 @@ def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:
 
 @app.command()
 def rm(dataset: DataRef, yes: Yes = False) -> None:
-    """Delete a dataset."""
+    """Delete a dataset from the store."""
     remove("datasets", dataset, yes)

@@ -1,4 +1,4 @@
-"""What commands share: compose a recipe, send a job, show a plan, and find runs."""
+"""Code shared by commands: compose a recipe, send a job, show a plan, find runs, and check arguments."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -23,16 +23,16 @@ def is_verbose() -> bool:
 def compose_recipe(
     family: str | None, files: Sequence[Document], sets: list[str], flags: dict[str, Any]
 ) -> "Recipe":  # fmt: skip
-    """The recipe of a command, later layers over earlier ones: the family's preset, files, --set, flags.
+    """Compose the recipe of a command from layers; later ones override: the family's preset, files, --set, flags.
 
     Args:
-        family: None for a job that trains nothing.
-        files: what was read from the files of --config.
-        sets: KEY=VALUE each.
-        flags: by the recipe's keys; None and "" are flags that were not given.
+        family: None for a job without training.
+        files: contents of the --config files.
+        sets: KEY=VALUE strings from --set.
+        flags: values by recipe key; None and "" mean that the flag was not given.
 
     Raises:
-        UsageError: a key or a value is wrong.
+        UsageError: a key or a value is invalid.
     """
     from genflow.recipe.compose import assignments, compose
 
@@ -40,7 +40,7 @@ def compose_recipe(
 
 
 def nest_flags(flags: dict[str, Any]) -> Document:
-    """Flags that were given, as sections: `{"train.steps": 10}` as `{"train": {"steps": 10}}`."""
+    """Nest the given flags by section: `{"train.steps": 10}` becomes `{"train": {"steps": 10}}`."""
     from genflow.recipe.compose import merge
 
     document: Document = {}
@@ -53,32 +53,32 @@ def nest_flags(flags: dict[str, Any]) -> Document:
 
 def send(
     stage: str, document: Document, store: "Store", cluster: bool, address: str,
-    *, json: bool, hear: Callable[[Document], None] | None = None,
+    *, json: bool, on_event: Callable[[Document], None] | None = None,
 ) -> Document:  # fmt: skip
-    """Send a job, draw its progress, and return its result; a job that was left to itself ends the command.
+    """Send a job, show its progress, and return its result. If the user detaches with Ctrl-C, the command exits.
 
     Args:
-        stage: the job.
-        document: what it is told.
-        store: of this machine.
-        cluster: whether it runs on a Ray cluster, rather than in a child process of this machine.
-        address: of the cluster's dashboard; empty: the usual Ray variables, or 127.0.0.1:8265.
-        json: whether one document is printed, and nothing else.
-        hear: told every event, besides the progress.
+        stage: name of the job.
+        document: recipe and inputs of the job.
+        store: store of this machine.
+        cluster: True runs the job on a Ray cluster, False in a child process on this machine.
+        address: address of the cluster's dashboard; empty uses RAY_API_SERVER_ADDRESS, RAY_ADDRESS or 127.0.0.1:8265.
+        json: whether to print one JSON document for a detached job.
+        on_event: an additional callback for every event.
     """
     from genflow.launch import local, remote
 
     with console.Progress() as progress:
 
-        def told(event: Document) -> None:
+        def handle(event: Document) -> None:
             progress(event)
-            if hear:
-                hear(event)
+            if on_event:
+                on_event(event)
 
         if cluster:
-            done = remote.run_there(stage, document, store, told, address=address, verbose=is_verbose())
+            done = remote.run_on_cluster(stage, document, store, handle, address=address, verbose=is_verbose())
         else:
-            done = local.run_here(stage, document, store, told, verbose=is_verbose())
+            done = local.run_local(stage, document, store, handle, verbose=is_verbose())
     if done.get("schema") == "genflow.job/1":
         if json:
             console.document(done)
@@ -87,7 +87,7 @@ def send(
 
 
 def show_plan(recipe: "Recipe | Document", stages: list[tuple[str, str, str]], json: bool) -> None:
-    """Print a recipe, whole, and what would be done with it."""
+    """Print the complete recipe, and the jobs that would run: (job, artifact, state)."""
     from genflow.recipe.files import dump
 
     document = recipe if isinstance(recipe, dict) else recipe.model_dump(mode="json")
@@ -101,11 +101,12 @@ def show_plan(recipe: "Recipe | Document", stages: list[tuple[str, str, str]], j
 
 
 def find_run(store: "Store", reference: str) -> "Artifact":
-    """A run by id, prefix, name, `latest`, `best:METRIC` (fd, kid: the smallest; others: the largest), or MLflow's name
-    for it, `models:/NAME@ALIAS`.
+    """Find a run by id, id prefix, name, `latest`, `best:METRIC` or MLflow's `models:/NAME@ALIAS`.
+
+    `best:fd` and `best:kid` choose the smallest value, `best:` of other metrics the largest.
 
     Raises:
-        UsageError: there is none, or nothing was measured.
+        UsageError: there is no such run, or no run was measured.
     """
     if reference.startswith("models:/"):
         from genflow.tracking import model_registry
@@ -118,59 +119,64 @@ def find_run(store: "Store", reference: str) -> "Artifact":
     return best_run(store, reference.removeprefix("best:"))
 
 
-def need_family(family: str) -> None:
-    """Raises UsageError, with the nearest, where there is no such family."""
+def require_family(family: str) -> None:
+    """Raise UsageError for an unknown family, with the nearest known name."""
     from genflow.families import kinds
 
     known = kinds()
     if family not in known:
-        raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"families: {', '.join(known)}")
+        raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"choose one of: {', '.join(known)}")
 
 
-def need_dataset(recipe: "Recipe", store: "Store") -> None:
-    """Raises UsageError, with those that there are, where the recipe names no dataset."""
+def require_dataset(recipe: "Recipe", store: "Store") -> None:
+    """Raise UsageError if the recipe names no dataset; the hint lists the datasets in the store."""
     if not recipe.data.name:
         names = dict.fromkeys(a.name for a in store.artifacts("datasets"))
-        have = f"there are: {', '.join(names)}" if names else "there is none yet: genflow prepare digits"
-        raise UsageError("no dataset was named", f"--data NAME; {have}")
+        if not names:
+            raise UsageError(
+                "no dataset given, and the store has none", "genflow prepare digits, then add --data digits"
+            )
+        raise UsageError("no dataset given", f"add --data NAME; datasets in the store: {', '.join(names)}")
 
 
-def check_out(out: Path | None) -> None:
-    """Raises UsageError where no file can be written, before hours of work end there."""
+def check_output_path(out: Path | None) -> None:
+    """Raise UsageError if --out cannot be written, so that a long job does not fail at its end."""
     if out is None:
         return
     folder = out.absolute().parent
     if not folder.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {folder}", f"mkdir -p {folder}")
+        raise UsageError(f"--out {out}: folder {folder} does not exist", f"mkdir -p {folder}")
     if out.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"--out {out}: no file can be written there", "name another file")
+        raise UsageError(f"--out {out}: this file cannot be written", "choose another file")
 
 
-def absolute(source: str) -> str:
-    """A path as an absolute one, so that the job finds it from anywhere; names stay."""
+def absolute_if_path(source: str) -> str:
+    """Make a path absolute, so that a job with another working folder finds it; leave a name as it is."""
     expanded = Path(source).expanduser()
     return str(expanded.absolute()) if expanded.exists() or os.sep in source else source
 
 
 def resolve_features(spec: str, store: "Store") -> str:
-    """What a job is told of `evaluate.features`: a name, or a path that it finds from anywhere.
+    """Resolve `evaluate.features` to a built-in name or an absolute path.
 
     Raises:
-        SetupError: "imagenet", and its package is not installed.
+        SetupError: the features are "imagenet", and the package for them is not installed.
     """
     if spec == "imagenet":
-        from genflow.evaluation.features import imagenet  # torch, which no other command line waits for
+        from genflow.evaluation.features import imagenet  # imports torch, which is slow
 
         return str(imagenet.module(store))
-    return spec if spec in ("classifier", "random") else absolute(spec)
+    return spec if spec in ("classifier", "random") else absolute_if_path(spec)
 
 
 def remove(kind: str, reference: str, yes: bool) -> None:
-    """Delete a run or a dataset, after asking."""
+    """Delete a run or a dataset after confirmation."""
     from genflow.storage.store import Store
 
     store = Store()
     artifact = find_run(store, reference) if kind == "runs" else store.find(kind, reference)
-    console.confirm(f"delete {artifact.id} from {store.url}? [y/N] ", f"{artifact.id} would be deleted", yes)
+    console.confirm(
+        f"delete {artifact.id} from {store.url}? [y/N] ", f"this would delete {artifact.id} from {store.url}", yes
+    )
     store.remove(artifact)
     print(f"deleted  {artifact.id}")

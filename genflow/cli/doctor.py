@@ -2,18 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from genflow.cli import console
-from genflow.cli.options import Address, AsJson, OnCluster
+from genflow.cli.options import Address, AsJson
 from genflow.errors import BY_CODE, GenflowError, SetupError
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.launch.preflight import Check
 
 
-def doctor(cluster: OnCluster = False, address: Address = "", json: AsJson = False) -> None:
-    """Check this machine (and a cluster), with the cure for what is wrong."""
+def doctor(
+    cluster: Annotated[bool, typer.Option("--cluster/--local", help="Also check a Ray cluster.")] = False,
+    address: Address = "",
+    json: AsJson = False,
+) -> None:
+    """Check this machine, and with --cluster a cluster; print how to fix each problem."""
     from genflow.launch import local_checks
 
     checks = [*local_checks.checks(), *(_cluster(address) if cluster else ())]
@@ -32,7 +38,7 @@ def doctor(cluster: OnCluster = False, address: Address = "", json: AsJson = Fal
 
 
 def _cluster(address: str) -> Iterator["Check"]:
-    """What is checked of a cluster before a job is sent there."""
+    """The checks that run before a job is sent to a cluster."""
     from genflow.launch import remote
     from genflow.launch.preflight import Check
 

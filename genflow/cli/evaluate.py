@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, check_out, compose_recipe, find_run, resolve_features, send
+from genflow.cli.dispatch import Document, check_output_path, compose_recipe, find_run, resolve_features, send
 from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
 from genflow.errors import UsageError
 
@@ -15,13 +15,18 @@ from genflow.errors import UsageError
 def evaluate(
     runs: RunRefs,
     samples: Samples = None,
-    features: Annotated[str, typer.Option(help="classifier, random, or a module by path.")] = "",
+    features: Annotated[str, typer.Option(help="Feature extractor: classifier, random, imagenet, or a file.")] = "",
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
     json: AsJson = False,
 ) -> None:
-    """Measure runs: distances with intervals and floors, likelihood, speed, quality against steps."""
+    """Measure sample quality, likelihood and speed of runs.
+
+    Distances such as fd come with a confidence interval and the floor: the value that held-out data reaches.
+
+    Quality is also measured for several numbers of sampling steps.
+    """
     flags = {"evaluate.samples": samples, "evaluate.features": features}
     ids, done = _measure("evaluate", runs, sets, flags, cluster, address, json)
     if json:
@@ -35,15 +40,15 @@ def evaluate(
 
 def compare(
     runs: RunRefs,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy report.html here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy report.html to this file.")] = None,
     samples: Samples = None,
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
     json: AsJson = False,
 ) -> None:
-    """Compare runs by measurement: a table here, and one self-contained HTML file."""
-    check_out(out)
+    """Measure runs, print a table, and write a self-contained HTML report."""
+    check_output_path(out)
     ids, done = _measure("compare", runs, sets, {"evaluate.samples": samples}, cluster, address, json)
     if out and "path" in done:
         shutil.copyfile(Path(done["path"]) / "report.html", out)
@@ -59,14 +64,16 @@ def compare(
 def _measure(
     job: str, references: list[str], sets: list[str], flags: dict[str, Any], cluster: bool, address: str, json: bool
 ) -> tuple[list[str], Document]:
-    """Send a job that measures runs; their ids, and its result."""
+    """Send a job that measures runs; return the ids of the runs and the job's result."""
     from genflow.storage.store import Store
 
     store = Store()
     runs = [find_run(store, reference) for reference in references]
     if len({run.meta.get("fingerprint") for run in runs}) > 1:
         pairs = ", ".join(f"{run.name} on {run.meta.get('dataset_name')}" for run in runs)
-        raise UsageError(f"runs of different datasets cannot be compared: {pairs}")
+        raise UsageError(
+            f"runs on different datasets cannot be compared: {pairs}", "genflow runs ls shows the dataset of each run"
+        )
     recipe = compose_recipe(None, [], sets, flags)
     spec = resolve_features(recipe.evaluate.features, store)
     recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
@@ -76,13 +83,13 @@ def _measure(
 
 
 def show_table(done: Document) -> None:
-    """Print the comparison's table."""
+    """Print the table of a comparison."""
     from genflow.evaluation.report.table import columns, rows
 
     print(console.table(columns(), rows(done), left=2))
 
 
 def report_file(done: Document) -> str:
-    """The file of a comparison's report."""
+    """Path of the report file of a comparison."""
     path = Path(done["path"])
     return str(path if path.suffix == ".html" else path / "report.html")

@@ -12,11 +12,11 @@ from genflow.cli.options import AsJson, RunRef
 
 def export(
     run: RunRef,
-    to: Annotated[str, typer.Option(help="safetensors, diffusers or torch_export.")] = "safetensors",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
+    to: Annotated[str, typer.Option(help="Format: safetensors, diffusers or torch_export.")] = "safetensors",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default: NAME-export.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Write a run for other tools."""
+    """Export a run for other tools."""
     from genflow.sampling.engine import Engine
     from genflow.sampling.export import check_form, write
     from genflow.storage.store import Store

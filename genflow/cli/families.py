@@ -1,4 +1,4 @@
-"""`genflow families`: every family's own words about itself, read from its code and never written twice."""
+"""`genflow families`: a table of the model families, generated from the attributes of their classes."""
 
 import inspect
 from pathlib import Path
@@ -20,13 +20,13 @@ BEGIN, END = "<!-- genflow families -->\n", "<!-- end -->\n"
 
 def families(
     json: AsJson = False,
-    into: Annotated[Path | None, typer.Option(help="Renew the table in this Markdown file.", hidden=True)] = None,
+    into: Annotated[Path | None, typer.Option(help="Update the table in this Markdown file.", hidden=True)] = None,
 ) -> None:
-    """List the families: objective, evaluations, likelihood, codes."""
+    """List the model families: objective, network evaluations per sample, likelihood, encoder."""
     if into is not None:
         from genflow.storage.files import write_atomically
 
-        write_atomically(into, rewritten(into.read_text(encoding="utf-8")))
+        write_atomically(into, update_table(into.read_text(encoding="utf-8")))
         return
     found = describe_all()
     if json:
@@ -37,7 +37,7 @@ def families(
 
 
 def describe_all() -> list[Document]:
-    """Every family as a JSON document."""
+    """All families as JSON documents."""
     from genflow.families import family_class, kinds
 
     return [_describe(kind, family_class(kind)) for kind in kinds()]
@@ -69,12 +69,12 @@ def _describe(kind: str, family: "type[Family]") -> Document:
 
 
 def _is_conditional(family: "type[Family]") -> bool:
-    """Whether its loss looks at the batch's labels."""
+    """Whether the loss of a family uses the labels of the batch."""
     return "label" in inspect.getsource(family.loss)
 
 
 def _row(found: Document) -> tuple[str, ...]:
-    """A family's line of the table."""
+    """The table row of a family."""
     kinds = {"lower-bound": "lower bound", "ode-estimate": "ODE estimate", "exact-dequantized": "exact, dequantized"}
     return (
         found["kind"],
@@ -102,7 +102,7 @@ def _markdown() -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def rewritten(text: str) -> str:
-    """A document with the table between its two marks made anew."""
+def update_table(text: str) -> str:
+    """Replace the table between the markers BEGIN and END with the current one."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}{_markdown()}{END}{rest.partition(END)[2]}"

@@ -1,4 +1,4 @@
-"""`genflow jobs`: the jobs of a cluster."""
+"""`genflow jobs`: list, follow and stop jobs on a cluster."""
 
 from typing import Annotated
 
@@ -8,13 +8,13 @@ from genflow.cli import console
 from genflow.cli.dispatch import is_verbose
 from genflow.cli.options import Address, AsJson
 
-app = typer.Typer(help="Jobs on a cluster.", no_args_is_help=True)
-Job = Annotated[str, typer.Argument(help="The job's id.")]
+app = typer.Typer(help="List, follow and stop jobs on a cluster.", no_args_is_help=True)
+Job = Annotated[str, typer.Argument(help="Job id, its first characters, or `latest`.")]
 
 
 @app.command("ls")
 def list_jobs(address: Address = "", json: AsJson = False) -> None:
-    """List a cluster's genflow jobs."""
+    """List the genflow jobs on a cluster."""
     from genflow.launch import remote
 
     jobs = remote.jobs_list(address)
@@ -29,9 +29,9 @@ def list_jobs(address: Address = "", json: AsJson = False) -> None:
 def logs(
     job: Job,
     address: Address = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the job ends.")] = False,
 ) -> None:
-    """Print a job's log."""
+    """Print the log of a job."""
     from genflow.launch import remote
 
     for text in remote.jobs_logs(address, job, follow=follow):
@@ -40,11 +40,11 @@ def logs(
 
 @app.command()
 def attach(
-    job: Annotated[str, typer.Argument(help="The job's id, a prefix, or `latest`.")],
+    job: Annotated[str, typer.Argument(help="Job id, its first characters, or `latest`.")],
     address: Address = "",
     json: AsJson = False,
 ) -> None:
-    """Follow a job again."""
+    """Show the progress of a job until it ends."""
     from genflow.launch import remote
 
     with console.Progress() as progress:
@@ -58,9 +58,9 @@ def attach(
 
 @app.command()
 def stop(job: Job, address: Address = "") -> None:
-    """Stop a job; its run can go on later."""
+    """Stop a job after it has saved a checkpoint; the same command can resume it later."""
     from genflow.launch import remote
 
     stopped = remote.jobs_stop(address, job)
-    again = "serves again" if job.startswith("serve-") else "goes on from its last checkpoint"
-    print(f"stopped  {stopped['id']}; the same command again {again}")
+    again = "start the endpoint again" if job.startswith("serve-") else "resume from its last checkpoint"
+    print(f"stopped  {stopped['id']}; run the same command again to {again}")

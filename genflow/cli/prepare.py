@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, absolute, compose_recipe, send, show_plan
+from genflow.cli.dispatch import Document, absolute_if_path, compose_recipe, send, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.data import sources
 from genflow.errors import UsageError
@@ -14,22 +14,24 @@ from genflow.errors import UsageError
 
 def prepare(
     source: Annotated[str, typer.Argument(help=f"{sources.describe()}.")],
-    name: Annotated[str, typer.Option(help="What to call the dataset.")] = "",
-    size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
-    channels: Annotated[str, typer.Option(help="auto, 1 or 3.")] = "auto",
-    val: Annotated[float | None, typer.Option(help="Share held out for measuring.")] = None,
-    max_bad: Annotated[int | None, typer.Option(help="Unreadable pictures to tolerate.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the dataset; default: from the source.")] = "",
+    size: Annotated[int | None, typer.Option(help="Width and height of the images in pixels.")] = None,
+    channels: Annotated[str, typer.Option(help="Color channels: auto, 1 or 3.")] = "auto",
+    val: Annotated[float | None, typer.Option(help="Fraction of the images held out for evaluation.")] = None,
+    max_bad: Annotated[
+        int | None, typer.Option(help="Fail if more images than this are unreadable; default: 0.")
+    ] = None,
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
-    """Turn pictures into a dataset of Arrow shards."""
+    """Convert images to a dataset of Arrow shards in the store."""
     from genflow.storage.store import Store
 
     if channels not in ("auto", "1", "3"):
-        raise UsageError(f"--channels is auto, 1 or 3, not {channels!r}")
+        raise UsageError(f"--channels must be auto, 1 or 3, not {channels!r}", "leave out --channels to detect them")
     given: dict[str, Any] = {
         "source": find_source(source), "channels": channels if channels == "auto" else int(channels),
         "name": name, "size": size, "val": val, "max_bad": max_bad,
@@ -47,16 +49,16 @@ def prepare(
 
 
 def find_source(text: str) -> str:
-    """A source as the job finds it from anywhere; `stack:NAME` of a dataset in the store is that of its own source."""
+    """Resolve a source to a name or an absolute path; `stack:DATASET` becomes `stack:` with that dataset's source."""
     from genflow.storage.store import Store
 
     if not (prefix := sources.prefix_of(text)):
-        return absolute(text)
+        return absolute_if_path(text)
     base = text.removeprefix(prefix)
     if base in sources.names() or Path(base).expanduser().exists():
-        return prefix + absolute(base)
+        return prefix + absolute_if_path(base)
     known = {dataset.name: dataset.meta["options"]["source"] for dataset in Store().artifacts("datasets")}
-    return prefix + known.get(base, absolute(base))
+    return prefix + known.get(base, absolute_if_path(base))
 
 
 def _show(done: Document) -> None:
@@ -66,6 +68,6 @@ def _show(done: Document) -> None:
     print(f"dataset  {done['name']}  ({done['dataset']}){'  cached' if done['cached'] else ''}")
     print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes · {done['path']}")
     if done.get("bad"):
-        print(f"         {done['bad']} unreadable, listed in {done['path']}/bad.csv")
+        print(f"         {done['bad']} unreadable images, listed in {done['path']}/bad.csv")
     name = done["name"]
     console.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")

@@ -11,11 +11,14 @@ from genflow.cli.options import AsJson, RunRef
 
 def promote(
     run: RunRef,
-    alias: Annotated[str, typer.Option(help="Which alias its model gets in MLflow.")] = "champion",
-    name: Annotated[str, typer.Option(help="Of the model; by default the run's.")] = "",
+    alias: Annotated[str, typer.Option(help="Alias of the model in MLflow.")] = "champion",
+    name: Annotated[str, typer.Option(help="Name of the model in MLflow; default: the run's name.")] = "",
     json: AsJson = False,
 ) -> None:
-    """Give a run's model an alias in MLflow, by which it can be served: models:/NAME@ALIAS."""
+    """Register a run as a model in MLflow under an alias.
+
+    `genflow serve models:/NAME@ALIAS` then serves it.
+    """
     from genflow.storage.store import Store
     from genflow.tracking import model_registry
 

@@ -12,20 +12,20 @@ from genflow.errors import UsageError
 
 
 def recommend(
-    max_latency: Annotated[str, typer.Option(metavar="TIME", help="One sample alone takes at most this: 50ms.")] = "",
+    max_latency: Annotated[str, typer.Option(metavar="TIME", help="Longest time for one sample, such as 50ms.")] = "",
     min_quality: Annotated[
-        str, typer.Option(metavar="FD", help="The largest fd that is good enough: 2.5, or 3x the floor.")
+        str, typer.Option(metavar="FD", help="Largest acceptable fd: 2.5, or 3x for three times the floor.")
     ] = "",
-    data: Annotated[str, typer.Option(help="The dataset; else the newest.", autocompletion=complete_data)] = "",
+    data: Annotated[str, typer.Option(help="Dataset; default: the newest.", autocompletion=complete_data)] = "",
     json: AsJson = False,
 ) -> None:
-    """Say which run, sampler and steps to deploy, from everything that was measured, with the serve command."""
+    """Recommend a run, sampler and number of steps to deploy, from all measurements in the store."""
     from genflow.evaluation import selection
     from genflow.storage.store import Store
 
-    most_ms = latency(max_latency) if max_latency else None
+    most_ms = parse_latency(max_latency) if max_latency else None
     choices = selection.choices(Store(), data)
-    most_fd = quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
+    most_fd = parse_quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
     chosen = selection.choose(choices, most_ms, most_fd)
     best = selection.front(choices)
     document = {
@@ -43,35 +43,38 @@ def recommend(
     rows = [_row(point, point is chosen) for point in best]
     if not any(point is chosen for point in best):
         rows.insert(0, _row(chosen, True))
-    head = ("", "run", "family", "sampler", "steps", "nfe", "fd (95 %)", "× floor", "ms alone", "ms in 64")
-    print(console.table(head, rows, left=4))
-    print(f"\n{sentence(chosen, len(choices))}")
+    header = ("", "run", "family", "sampler", "steps", "nfe", "fd (95 %)", "× floor", "ms alone", "ms in 64")
+    print(console.table(header, rows, left=4))
+    print(f"\n{summary_sentence(chosen, len(choices))}")
     console.next_commands(*document["commands"])
 
 
-def latency(text: str) -> float:
+def parse_latency(text: str) -> float:
     """`50ms`, `0.2s` or `50` as milliseconds.
 
     Raises:
-        UsageError: it is no time above 0.
+        UsageError: the text is not a time above 0.
     """
     found = re.fullmatch(r"([\d.]+)\s*(ms|s|)", text.strip())
     value = _number(found[1]) if found else None
     if found is None or not value:
-        raise UsageError(f"--max-latency is a time such as 50ms or 0.2s, not {text!r}")
+        raise UsageError(f"--max-latency must be a time such as 50ms or 0.2s, not {text!r}", "--max-latency 50ms")
     return value * (1000 if found[2] == "s" else 1)
 
 
-def quality(text: str, floor: float | None) -> float:
+def parse_quality(text: str, floor: float | None) -> float:
     """`2.5` as a distance, `3x` as three times the floor.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is neither, or is a multiple of an unknown floor.
     """
     found = re.fullmatch(r"([\d.]+)\s*(x|×|)", text.strip())
     value = _number(found[1]) if found else None
     if found is None or not value or (found[2] and not floor):
-        raise UsageError(f"--min-quality is a largest fd such as 2.5, or 3x for three times the floor, not {text!r}")
+        raise UsageError(
+            f"--min-quality must be an fd such as 2.5, or 3x for three times the floor, not {text!r}",
+            "--min-quality 2.5",
+        )
     return value * (floor or 1 if found[2] else 1)
 
 
@@ -83,7 +86,7 @@ def _number(text: str) -> float | None:
 
 
 def commands(chosen: Document) -> list[str]:
-    """What serves it, and what asks the served model for these settings."""
+    """The command that serves the run, and the command that draws from the endpoint with the chosen settings."""
     import shlex
 
     options = {key: value for key, value in chosen["options"].items() if key in ("steps", "sampler", "guidance")}
@@ -92,16 +95,16 @@ def commands(chosen: Document) -> list[str]:
     return [shlex.join(["genflow", "serve", chosen["run"]]), ask]
 
 
-def sentence(chosen: Document, measured: int) -> str:
-    """The choice in a sentence."""
+def summary_sentence(chosen: Document, measured: int) -> str:
+    """The recommendation as a sentence."""
     from genflow.evaluation.report.table import number
 
     how = f" with {chosen['options']['sampler']}" if chosen["options"].get("sampler") else ""
     steps = f" in {chosen['options']['steps']} steps" if chosen["options"].get("steps") else ""
-    equal = f" {chosen['equal']} cannot be told from it by fd." if chosen["equal"] else ""
+    equal = f" fd does not distinguish it from {chosen['equal']}." if chosen["equal"] else ""
     return (
-        f"Deploy {chosen['name']}{how}{steps}: fd {number(chosen['fd']['value'])}, {number(chosen['ms_alone'])} ms a "
-        f"picture alone; chosen of {measured} measured settings.{equal}"
+        f"Deploy {chosen['name']}{how}{steps}: fd {number(chosen['fd']['value'])}, {number(chosen['ms_alone'])} ms "
+        f"for a single sample; chosen from {measured} measured settings.{equal}"
     )
 
 

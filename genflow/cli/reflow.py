@@ -11,19 +11,22 @@ from genflow.cli.options import Address, AsJson, DryRun, OnCluster, RunRef, Sets
 
 def reflow(
     run: RunRef,
-    pairs: Annotated[int | None, typer.Option(help="How many pairs.")] = None,
-    sampler: Annotated[str, typer.Option(help="How the teacher draws: euler, midpoint, heun, ab2 ...")] = "",
-    steps: Annotated[int | None, typer.Option(help="Its sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Its guidance scale; 1 is none.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of noises and labels.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Teachers at work at once.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="Number of pairs.")] = None,
+    sampler: Annotated[str, typer.Option(help="Sampler of the teacher: euler, midpoint, heun, ab2 ...")] = "",
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of the teacher.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the teacher; 1: no guidance.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the noise and the labels.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of parallel workers.")] = None,
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
-    """Let a trained run write pairs of noise and samples, from which a straighter one learns."""
+    """Draw pairs of noise and sample from a trained run.
+
+    A flow trained on such pairs has straighter paths and needs fewer sampling steps.
+    """
     from genflow.storage.store import Store
 
     store = Store()

@@ -16,19 +16,19 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
 
 
 def quickstart(json: AsJson = False, dry_run: DryRun = False) -> None:
-    """Prepare digits, train a VAE, a DDPM and flow matching, compare them, and write report.html."""
+    """Prepare digits, train three families (VAE, DDPM, flow matching), and write a comparison to report.html."""
     run("quickstart", dry_run=dry_run, json=json)
 
 
 def run(
-    pipeline: Annotated[str, typer.Argument(help="A file, or the name of one in pipelines/.")],
+    pipeline: Annotated[str, typer.Argument(help="Pipeline file, or the name of a file in pipelines/.")],
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
-    """Run a pipeline: only what is missing, side by side."""
+    """Run a pipeline: skip finished stages, and run independent stages in parallel."""
     from genflow.pipeline.graph import load
     from genflow.recipe.compose import assignments
     from genflow.storage.store import Store
@@ -48,13 +48,13 @@ def run(
 
 
 def _read(reference: str) -> tuple[Document, Path]:
-    """A pipeline's document, and its file.
+    """The content of a pipeline file, and its path.
 
     Args:
         reference: a path, or a name in pipelines/.
 
     Raises:
-        UsageError: there is no such file, or it is no pipeline.
+        UsageError: there is no such file, or it is not a pipeline.
     """
     from genflow.recipe.files import read
     from genflow.system.source_hash import resources_dir
@@ -66,17 +66,17 @@ def _read(reference: str) -> tuple[Document, Path]:
         path = resources_dir() / path
     if not path.exists():
         known = sorted(p.stem for p in (resources_dir() / "pipelines").glob("*.yaml") if "stages" in read(p))
-        raise UsageError(f"no pipeline {reference!r}{nearest(reference, known)}", f"pipelines: {', '.join(known)}")
+        raise UsageError(f"no pipeline {reference!r}{nearest(reference, known)}", f"choose one of: {', '.join(known)}")
     document = {"name": path.stem, **read(path)}
     if "claims" in document:
-        raise UsageError(f"{path.name} is the plan of the tables, not a pipeline", "genflow tables --data NAME")
+        raise UsageError(f"{path.name} is the plan of `genflow tables`, not a pipeline", "genflow tables --data NAME")
     if "stages" not in document:
-        raise UsageError(f"{path} is a recipe of one run, not a pipeline", f"genflow train FAMILY -c {path}")
+        raise UsageError(f"{path} is a recipe for one run, not a pipeline", f"genflow train FAMILY -c {path}")
     return document, path
 
 
 def _show_plan(pipeline: "Pipeline", json: bool) -> None:
-    """What running the pipeline would do, as far as it can be known before anything runs."""
+    """Print the state of each stage, as far as it is known before the pipeline runs."""
     from genflow.pipeline.plan import dry_run
     from genflow.storage.store import Store
 

@@ -1,4 +1,4 @@
-"""`genflow runs`: the runs in the store."""
+"""`genflow runs`: list, show and delete runs in the store."""
 
 import typer
 
@@ -6,28 +6,28 @@ from genflow.cli import console
 from genflow.cli.dispatch import find_run, remove
 from genflow.cli.options import AsJson, RunRef, Yes
 
-app = typer.Typer(help="The runs in the store.", no_args_is_help=True)
+app = typer.Typer(help="List, show and delete runs in the store.", no_args_is_help=True)
 
 
 @app.command("ls")
 def list_runs(json: AsJson = False) -> None:
-    """List the runs."""
+    """List the runs in the store."""
     from genflow.storage.store import Store
 
     store = Store()
     finished = store.artifacts("runs")
     ids = {run.id for run in finished}
-    broken = [name for name in store.names("runs") if name not in ids]
+    unfinished = [name for name in store.names("runs") if name not in ids]
     if json:
         runs = [{"run": run.id, "name": run.name, "created": run.manifest["created"], **run.meta} for run in finished]
-        console.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": broken})
+        console.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": unfinished})
         return
     rows = [
         (run.id, run.meta.get("family", ""), run.meta.get("dataset_name", ""), f"{run.meta.get('steps', 0):,}",
          console.duration(run.meta.get("seconds")), console.date(run.manifest.get("created", 0)))
         for run in finished
     ]  # fmt: skip
-    rows += [(name, "", "", "", "", "unfinished: train it again to go on") for name in broken]
+    rows += [(name, "", "", "", "", "unfinished: run the same command to resume") for name in unfinished]
     if not rows:
         print(f"no runs in {store.url}")
         console.next_commands("genflow quickstart", "genflow train flow_matching --data NAME")
@@ -37,7 +37,7 @@ def list_runs(json: AsJson = False) -> None:
 
 @app.command()
 def show(run: RunRef, json: AsJson = False) -> None:
-    """Show a run: what it is, where it lies, what was measured."""
+    """Show a run: its settings, its folder and its evaluations."""
     from genflow.recipe.files import read
     from genflow.storage.store import Store
 
@@ -62,5 +62,5 @@ def show(run: RunRef, json: AsJson = False) -> None:
 
 @app.command()
 def rm(run: RunRef, yes: Yes = False) -> None:
-    """Delete a run."""
+    """Delete a run from the store."""
     remove("runs", run, yes)

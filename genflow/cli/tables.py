@@ -1,4 +1,4 @@
-"""`genflow tables`: the plan and its cost before it starts, the pipeline, the tables after it."""
+"""`genflow tables`: print the plan and its estimated time, run the pipeline, print the tables."""
 
 import shutil
 import time
@@ -8,38 +8,50 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, check_out, resolve_features, send
+from genflow.cli.dispatch import Document, check_output_path, resolve_features, send
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets, complete_data
 from genflow.errors import DIVERGED, UsageError, nearest
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
 
-OVERHEAD_S = 4.0  # of a stage: its worker, imports, checkpoints
-MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with a sweep and without, until one was seen
-KNOWN = ("cached", "diverged")  # states of stages that are not carried out again
-FORMS = {".html": "report.html", ".md": "tables.md", ".json": "tables.json"}  # of the tables, by the suffix of --out
+OVERHEAD_S = 4.0  # per stage: start of a worker, imports, checkpoints
+MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with and without a sweep, before one was measured
+SETTLED = ("cached", "diverged")  # states of stages that do not run again
+FORMS = {".html": "report.html", ".md": "tables.md", ".json": "tables.json"}  # file to copy for each suffix of --out
 
 
 def tables(
-    data: Annotated[str, typer.Option(help="The dataset; digits is prepared.", autocompletion=complete_data)],
-    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Trainings of every family; 3 if left out.")] = None,
+    data: Annotated[
+        str,
+        typer.Option(help="Dataset in the store, or a built-in source: digits, fashion.", autocompletion=complete_data),
+    ],
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Training runs per family; default: 3.")] = None,
     budget: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="CPU minutes of each training; 0.12 if left out.")
+        float | None, typer.Option(metavar="MINUTES", help="CPU minutes per training run; default: 0.12.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy the report (.html) or .md, .json here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy the result: .html, .md or .json.")] = None,
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
-    """Measure the two tables that the field quotes from memory: every family, a few seeds, one budget, your data."""
+    """Train all families with the same budget on your data, and print two comparison tables.
+
+    Every family is trained with several seeds.
+
+    The tables check common claims about these families by measurement.
+    """
     if budget is not None and budget <= 0:
-        raise UsageError(f"--budget is CPU minutes above 0, not {budget:g}", "genflow tables --data NAME --budget 1")
-    check_out(out)
+        raise UsageError(
+            f"--budget must be CPU minutes above 0, not {budget:g}", "genflow tables --data NAME --budget 1"
+        )
+    check_output_path(out)
     if out and out.suffix not in FORMS:
-        raise UsageError(f"--out {out}: tables are written as {', '.join(FORMS)}", f"--out {out.with_suffix('.html')}")
+        raise UsageError(
+            f"--out {out}: tables can be written as {', '.join(FORMS)}", f"--out {out.with_suffix('.html')}"
+        )
     from genflow.pipeline import graph
     from genflow.recipe.compose import assignments
     from genflow.storage.store import Store
@@ -58,14 +70,14 @@ def tables(
         console.document({"schema": "genflow.plan/1", "pipeline": whole.name, **left.document(), "stages": left.rows})
         return
     print_ = print if dry_run else console.note
-    for line in left.words(study, data):
+    for line in left.summary(study, data):
         print_(line)
     if dry_run:
         rows = [(row["stage"], row["job"], row["artifact"], row["state"]) for row in left.rows]
         print(console.table(("stage", "job", "artifact", "state"), rows, left=4))
         return
     document = {"pipeline": stages, "overrides": overrides}
-    done = send("pipeline", document, store, cluster, address, json=json, hear=left.hear)
+    done = send("pipeline", document, store, cluster, address, json=json, on_event=left.update)
     made: Document = next(stage for stage in done["stages"] if stage["job"] == "tables")
     if out:
         shutil.copyfile(Path(made["path"]) / FORMS[out.suffix], out)
@@ -100,10 +112,10 @@ def _command(data: str, seeds: int | None, budget: float | None, sets: list[str]
 
 
 def _dataset(store: "Store", name: str) -> Any:
-    """A dataset of the store by its id; else, if the name is that of a source, how to prepare it.
+    """The id of a dataset in the store; for a built-in source without dataset, the settings that prepare it.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the name is neither.
     """
     try:
         return store.find("datasets", name).id
@@ -114,18 +126,19 @@ def _dataset(store: "Store", name: str) -> Any:
             return {"source": name, "val": 0.2}
         known = sorted({dataset.name for dataset in store.artifacts("datasets")} | {"digits", "fashion"})
         raise UsageError(
-            f"no dataset {name!r}{nearest(name, known)}", f"genflow prepare {name}; or --data digits"
+            f"no dataset {name!r}{nearest(name, known)}",
+            f"prepare it first: genflow prepare SOURCE --name {name}; or use --data digits",
         ) from error
 
 
 class RemainingWork:
-    """What is still to do, and what it will cost.
+    """The stages that still have to run, and their estimated time.
 
     Args:
-        rows: of the plan: {stage, job, needs, artifact, state}.
-        seconds: of each stage that is to do.
-        training: CPU seconds of those trainings.
-        cores: of this machine.
+        rows: the plan: {stage, job, needs, artifact, state}.
+        seconds: estimated seconds of each stage that has to run.
+        training: CPU seconds of training in these stages.
+        cores: number of CPU cores of this machine.
     """
 
     def __init__(self, rows: list[Document], seconds: dict[str, float], training: float, cores: int) -> None:
@@ -134,17 +147,17 @@ class RemainingWork:
         self.training = training
         self.cores = cores
         self._began = 0.0
-        self._told = 0.0
+        self._printed_at = 0.0
         self._spent = 0.0
 
     @classmethod
     def of(cls, whole: Any, store: "Store") -> "RemainingWork":
-        """Of a pipeline, as far as it can be known before anything runs."""
+        """The remaining work of a pipeline, as far as it is known before the pipeline runs."""
         from genflow.pipeline import plan
         from genflow.system import environment
 
         rows = plan.dry_run(whole, store)
-        to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] not in KNOWN]
+        to_do = [stage for stage, row in zip(whole.stages, rows, strict=True) if row["state"] not in SETTLED]
         seen = _measured(store)
         seconds, training = {}, 0.0
         for stage in to_do:
@@ -159,43 +172,43 @@ class RemainingWork:
         return cls(rows, seconds, training, environment.cores())
 
     def document(self) -> Document:
-        """For JSON: seconds and CPU hours."""
+        """The number of stages, CPU hours and seconds, for JSON."""
         hours = round(sum(self.seconds.values()) / 3600, 3)
         return {"to_do": len(self.seconds), "cpu_hours": hours, "eta_seconds": round(self.eta())}
 
     def eta(self) -> float:
-        """Seconds on this machine's cores."""
+        """Estimated seconds if all cores of this machine are used."""
         return sum(self.seconds.values()) / self.cores
 
-    def words(self, study: Any, data: str) -> list[str]:
-        """The plan in a few lines."""
+    def summary(self, study: Any, data: str) -> list[str]:
+        """The plan as two lines of text."""
         families = len({run["preset"] for run in study.runs.values()})
         seeds = len(study.seeds)
         trainings = [row for row in self.rows if row["job"] == "train"]
-        to_do = [row for row in trainings if row["state"] not in KNOWN]
+        to_do = [row for row in trainings if row["state"] not in SETTLED]
         hours = sum(self.seconds.values()) / 3600
         about = "" if not self.seconds else (
             f"; about {console.duration(self.eta())} on {self.cores} cores, {hours:.2f} CPU hours, "
-            f"{self.training / 3600:.2f} of them training"
+            f"{self.training / 3600:.2f} for training"
         )  # fmt: skip
         return [
             f"tables   {data}: {families} families × {seeds} seed{'s' * (seeds > 1)}, "
-            f"{console.duration(60 * study.budget)} of CPU each; again at other learning rates, for less time, "
-            "and on data whose modes are known",
-            f"         {len(to_do)} of {len(trainings)} trainings and {len(self.seconds)} of {len(self.rows)} stages "
-            f"are to do{about}",
+            f"{console.duration(60 * study.budget)} of CPU time each; plus runs with other learning rates, with less "
+            "time, and on data with known modes",
+            f"         to do: {len(to_do)} of {len(trainings)} training runs, {len(self.seconds)} of {len(self.rows)} "
+            f"stages{about}",
         ]
 
-    def hear(self, event: Document) -> None:
-        """Follow the pipeline's events, and say now and then how far it is."""
+    def update(self, event: Document) -> None:
+        """Update the estimate after a pipeline event, and print it at most every 30 s."""
         self._began = self._began or time.monotonic()
         if event["event"] != "stage" or event["status"] in ("running", "cached"):
             return
         self._spent += self.seconds.pop(event["name"], 0.0)
         now = time.monotonic()
-        if not self.seconds or now - self._told < 30:
+        if not self.seconds or now - self._printed_at < 30:
             return
-        self._told = now
+        self._printed_at = now
         pace = (now - self._began) / self._spent if self._spent else 1 / self.cores
         left = pace * sum(self.seconds.values())
         done = len(self.rows) - len(self.seconds)
@@ -203,7 +216,7 @@ class RemainingWork:
 
 
 def _measured(store: "Store") -> dict[bool, float]:
-    """Seconds that evaluations in this store took, with a sweep and without: the median of either."""
+    """Median seconds of the evaluations in this store, with and without a sweep."""
     import json
     from statistics import median
 

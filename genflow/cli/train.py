@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, compose_recipe, need_dataset, need_family, send, show_plan
+from genflow.cli.dispatch import Document, compose_recipe, require_dataset, require_family, send, show_plan
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 
@@ -16,38 +16,51 @@ NO_END = 1_000_000_000
 
 def train(
     family: Annotated[
-        str, typer.Argument(help="vae, ddpm, flow_matching ...; left out: FILE's.", autocompletion=complete_family)
+        str,
+        typer.Argument(
+            help="vae, ddpm, flow_matching ...; default: the family in FILE.", autocompletion=complete_family
+        ),
     ] = "",
     data: Data = "",
     config: Config = [],
     sets: Sets = [],
-    name: Annotated[str, typer.Option(help="What to call the run.")] = "",
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Wall-clock budget.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Number of training steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this wall-clock time in minutes.")] = None,
     init: Init = "",
-    workers: Annotated[int | None, typer.Option(help="Workers; they change no result.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of training workers; the result does not depend on it.")
+    ] = None,
     cluster: OnCluster = False,
     address: Address = "",
-    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on where it broke off, or start anew.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.")
+    ] = True,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
-    """Train a family on a dataset. The same command again goes on where it was broken off."""
+    """Train a model family on a dataset.
+
+    If training was interrupted, run the same command again to resume it.
+    """
     from genflow.recipe.files import read
     from genflow.storage.store import Store
 
     files = [read(path) for path in config]
     family = _family(family, files)
     if minutes and not steps:
-        steps = NO_END  # minutes alone are the whole budget
+        steps = NO_END  # without --steps, only --minutes limits the run
     flags: dict[str, Any] = {"name": name, "data.name": data, "train.steps": steps, "train.minutes": minutes}
     recipe = compose_recipe(family, files, sets, {**flags, "cluster.workers": workers, "init": init})
     if recipe.family.get("kind") != family:
-        raise UsageError(f"the recipe's family.kind is {recipe.family.get('kind')!r}, and the command says {family}")
+        raise UsageError(
+            f"family.kind in the recipe is {recipe.family.get('kind')!r}, but the command names {family}",
+            f"genflow train {recipe.family.get('kind')}",
+        )
     store = Store()
-    need_dataset(recipe, store)
+    require_dataset(recipe, store)
     inputs: Document = {"fresh": not resume}
-    if dry_run or cluster:  # here the job says the same as soon, and torch is imported once
+    if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
 
         plan = runs.plan(store, recipe)
@@ -55,7 +68,7 @@ def train(
     if dry_run:
         state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
         broken = plan.id in store.names("runs") and not store.get("runs", plan.id)
-        show_plan(recipe, [("train", plan.id, "to go on with" if broken else state)], json)
+        show_plan(recipe, [("train", plan.id, "to resume" if broken else state)], json)
         return
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": inputs}
     done = send("train", document, store, cluster, address, json=json)
@@ -66,10 +79,10 @@ def train(
 
 
 def _family(family: str, files: Sequence[Document]) -> str:
-    """The family that was named; else that of the last file that names one.
+    """The family argument, or the family in the last recipe file that names one.
 
     Raises:
-        UsageError: none was named, or there is no such family.
+        UsageError: no family is named, or the family is unknown.
     """
     sections = [file["family"] for file in reversed(files) if isinstance(file.get("family"), dict)]
     family = family or next((str(section["kind"]) for section in sections if "kind" in section), "")
@@ -77,8 +90,8 @@ def _family(family: str, files: Sequence[Document]) -> str:
         from genflow.families import kinds
 
         known = ", ".join(kinds())
-        raise UsageError("no family was named", f"genflow train FAMILY --data NAME; families: {known}")
-    need_family(family)
+        raise UsageError("no family given", f"genflow train FAMILY --data NAME; choose one of: {known}")
+    require_family(family)
     return family
 
 

@@ -9,10 +9,10 @@ from genflow.errors import SetupError
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 5000,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any free port.")] = 5000,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
-    """Open MLflow on the loopback, and say where the Ray dashboard is."""
+    """Start the MLflow UI on 127.0.0.1, and print the address of the Ray dashboard."""
     import subprocess
     import webbrowser
 
@@ -27,9 +27,9 @@ def ui(
         sync.sync(store)
     port = port or environment.free_port()
     if not environment.is_free(port):
-        raise SetupError(f"port {port} on 127.0.0.1 is taken", "genflow ui --port 0 takes a free one")
+        raise SetupError(f"port {port} on 127.0.0.1 is already in use", "genflow ui --port 0")
     address = f"http://127.0.0.1:{port}"
-    print(f"MLflow         {address}/#/experiments   (Ctrl-C ends it)", flush=True)
+    print(f"MLflow         {address}/#/experiments   (press Ctrl-C to stop)", flush=True)
     dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     running = not environment.is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
     print(f"Ray dashboard  {dashboard if running else 'no cluster is running on this machine'}", flush=True)
@@ -43,4 +43,4 @@ def ui(
         process.wait()
         return
     if code:
-        raise SetupError(f"MLflow's server ended with code {code}", "genflow doctor")
+        raise SetupError(f"the MLflow server failed with exit code {code}", "genflow doctor")

@@ -14,7 +14,7 @@ from genflow.data.shards import shard_name, write_shard
 from genflow.data.sources.base import BadRecord, ImageSpec, Part
 from genflow.errors import DataError
 from genflow.specs import DataSpec
-from genflow.storage.files import clear_disk_errors
+from genflow.storage.files import explain_disk_errors
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ShardTask:
         if ids:
             final = Path(self.folder) / self.file
             attempt = final.with_name(f"{self.file}.tmp-{os.getpid()}")
-            with clear_disk_errors(final):
+            with explain_disk_errors(final):
                 sha256 = write_shard(attempt, self.facts, values, ids, label, np.array(log_density))
                 os.replace(attempt, final)
         exact = values.astype(np.float64) if self.facts.is_points else np.zeros(0)

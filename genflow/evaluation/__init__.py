@@ -1,13 +1,15 @@
-"""How good, how varied, how likely and how fast the samples of a run are, each with its uncertainty.
+"""Measure the quality, variety, likelihood and speed of a run, each with its uncertainty.
 
-    features/       pictures -> vectors, by a small network trained once per dataset, or by another network
-    metrics/        one metric a file, and the folder is the registry
-    metric_suite    metrics of features, with the same of real rows as their floors
-    interval        what another N samples would have given
-    samples         drawn in shares, here or on workers, and reduced to features
-    sweep           quality against the number of steps
-    evaluate        all of it for one run, as one document
-    sample_grids    what a run draws, to look at
-    steps_needed, selection     how many steps are enough; which run, sampler and steps to deploy
-    report/         the table of a comparison, and its page
+    evaluate        measures one run and writes one document
+    results         the types of that document
+    features/       pictures -> vectors, by a small classifier trained once per dataset, or by another network
+    metrics/        one metric per file; the folder is the registry
+    metric_suite    computes metrics of features, and their floors from real data
+    interval        95 % intervals: half-sampling, means, proportions
+    samples         draws samples, in this process or on workers, and converts them to features
+    sweep           quality against the number of steps, for one checkpoint
+    sample_grids    pictures of samples, sampling paths and interpolations
+    steps_needed    how many steps are enough
+    selection       which run, sampler and number of steps to deploy
+    report/         the table and the HTML report of a comparison
 """

@@ -1,18 +1,18 @@
-"""Measure one run: quality, variety, likelihood and speed, as one document and a grid to look at.
+"""Measure one run: quality, variety, likelihood and speed, as one JSON document with pictures of samples.
 
-    metrics     fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
-    likelihood  {value, low, high, unit, kind, method, stderr, nfe, n, bars}, or null; null beside guided samples
-    straightness  {value, low, high, n} of a family that walks an ODE: 0 for straight ways; else null
+    metrics       fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
+    likelihood    {value, low, high, unit, kind, method, stderr, nfe, n, bars}; null without one or with guidance
+    straightness  {value, low, high, n}: 0 for straight paths; null for families that integrate no ODE
     memorization  nearest, copies: metrics of the distance to training pictures; null for points
-    modes       of a density in the plane, or of stacks, that were found; else null
-    classes     the share of each class among samples, as the judge sees it, beside real data's; null without classes
-    sweep       quality against steps from the one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, ms_alone,
-                own}], with each number of evaluations once: by the best of the samplers that were tried (see `sweep`)
-    speed       ms_batch_1, ms_batch_64, images_per_second, memory_mb while drawing, and how busy the machine was
+    modes         captured modes of a density in the plane or of stacks; null for other data
+    classes       the share of each class among samples and in real data, by a classifier; null without classes
+    sweep         quality against steps for one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, ms_alone, own}],
+                  one entry per number of evaluations: that of the best tried sampler (see `sweep`)
+    speed         ms_batch_1, ms_batch_64, images_per_second, memory_mb while sampling, and the load of the machine
 
-The samples are drawn from the same noise for every run. A metric's floor is the same metric of as many real
-training rows against the same reference: what a perfect model would get.
-These follow from the files in `metrics/`. See docs/decisions/0006-metrics-with-intervals-and-floors.md.
+Every run is sampled from the same noise. The floor of a metric is its value for as many real training rows against the
+same reference: the value of a perfect model. Sections and metrics are declared by the files in `metrics/`.
+See docs/decisions/0006-metrics-with-intervals-and-floors.md.
 """
 
 import json
@@ -31,8 +31,8 @@ from genflow.evaluation.features.extractor import Embed, Emit, address, load_fea
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics.base import Metric, Samples
 from genflow.evaluation.results import Evaluation, Identity, SweepPoint
-from genflow.evaluation.sample_grids import pictures
-from genflow.evaluation.samples import Executor, Reduced, Share, reduced
+from genflow.evaluation.sample_grids import render_all
+from genflow.evaluation.samples import DrawnFeatures, Executor, Share, draw_features
 from genflow.recipe.files import read
 from genflow.recipe.schema import Evaluate, parse
 from genflow.sampling.engine import RECIPE, Engine
@@ -43,16 +43,16 @@ from genflow.system.source_hash import digest
 from genflow.tracking.journal import Journal, journal_path
 
 SCHEMA = "genflow.evaluate/1"
-FEW_ROWS = 100  # of the reference, below which somebody should be told
-TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # of a run's manifest
-_tools: dict[tuple[str, ...], tuple[Engine, Embed]] = {}  # of the evaluation that this worker draws shares of
-Tell = Callable[[int, str], None]
+MIN_REFERENCE_ROWS = 100  # with fewer reference rows, a warning is emitted
+TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # copied from the manifest
+_worker_tools: dict[tuple[str, ...], tuple[Engine, Embed]] = {}  # on a worker: those of its latest evaluation
+Progress = Callable[[int, str], None]
 
 
 def evaluation_id(
     run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
 ) -> str:
-    """The content address of an evaluation, from the run, the data, the options, the features and the code."""
+    """The content address of an evaluation: a hash of the run, the data, the options, the features and the code."""
     facts = DataSpec.from_json(dataset.file(FACTS).read_text())
     asked = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
@@ -66,7 +66,7 @@ def evaluation_id(
 def find(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
 ) -> Evaluation | None:
-    """The finished evaluation's document, if there is one."""
+    """The document of the finished evaluation; None if there is none."""
     artifact = store.get("evaluations", evaluation_id(run, dataset, options, sample))
     if artifact is None:
         return None
@@ -76,18 +76,18 @@ def find(
 
 def evaluate(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit,
-    sample: dict[str, Any] | None = None, carry: Executor | None = None,
+    sample: dict[str, Any] | None = None, executor: Executor | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Measure a run, or find it measured.
+    """Measure a run, or return its existing evaluation.
 
     Args:
-        store: where the run is, and where the evaluation goes.
+        store: holds the run; the evaluation is written to it.
         run: a finished run.
-        dataset: what it was trained on.
+        dataset: the dataset that it was trained on.
         options: the recipe's `evaluate` section.
-        emit: told of progress.
-        sample: options of the family's sampling that override the run's own.
-        carry: draws shares elsewhere (see `samples.reduced`); it changes no figure but times.
+        emit: receives progress events.
+        sample: sampling options that override those of the run.
+        executor: draws shares on workers (see `samples.draw_features`); only times depend on it.
 
     Returns:
         A `genflow.evaluate/1` document.
@@ -100,7 +100,7 @@ def evaluate(
     with store.lock("evaluations", id):
         if found := find(store, run, dataset, options, sample):
             return found
-        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, carry, id)
+        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, executor, id)
         with store.stage("evaluations", id, name=run.name) as staged:
             (staged.path / "metrics.json").write_text(json.dumps(document, indent=1))
             for name, png in drawn.items():
@@ -113,74 +113,75 @@ def evaluate(
 
 
 def engine_of(run: Artifact, sample: dict[str, Any]) -> Engine:
-    """A run's engine, with options of its sampling that override its own."""
+    """The sampling engine of a run; `sample` overrides the run's own sampling options."""
     engine = Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
     engine.options = build.sample_options(engine.family, {**engine.options, **sample})
     return engine
 
 
-def carried(
+def draw_share(
     store: Store, run: Artifact, dataset: Artifact, features: str, sample: dict[str, Any], share: Share
-) -> Reduced:
-    """On a worker: a share of an evaluation's samples. The judge is there already."""
+) -> DrawnFeatures:
+    """Draw a share of an evaluation's samples on a worker; the feature extractor must already be in the store."""
     key = (str(store.root), run.id, dataset.id, features, json.dumps(sample, sort_keys=True))
-    if key not in _tools:
-        _tools.clear()
+    if key not in _worker_tools:
+        _worker_tools.clear()
         embed = load_features(store, Dataset.open(dataset), features, lambda event, **fields: None).embed
-        _tools[key] = engine_of(run, sample), embed
-    engine, embed = _tools[key]
-    return samples.reduce(engine, embed, share, lambda count: None)
+        _worker_tools[key] = engine_of(run, sample), embed
+    engine, embed = _worker_tools[key]
+    return samples.draw_share(engine, embed, share, lambda count: None)
 
 
 def _measure(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any],
-    carry: Executor | None, id: str,
+    executor: Executor | None, id: str,
 ) -> tuple[Evaluation, dict[str, bytes]]:  # fmt: skip
-    """The document, and what the run draws as PNG by file name."""
+    """The document, and PNG pictures by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
     engine = engine_of(run, sample)
-    ruler = MetricSuite(load_features(store, data, options.features, emit), options)
-    by = ruler.judge
-    n = min(options.samples, len(by.floor))
+    suite = MetricSuite(load_features(store, data, options.features, emit), options)
+    extractor = suite.extractor
+    n = min(options.samples, len(extractor.floor))
     if n < options.samples:
-        emit("note", message=f"{run.name}: measured on {n:,} samples, as many as real rows can stand beside them")
-    if len(by.reference) < FEW_ROWS:
-        emit("warning", message=f"{dataset.name} has only {len(by.reference)} held-out rows: its metrics are coarse",
+        emit("note", message=f"{run.name}: measured on {n:,} samples only, because there are no more real rows")
+    if len(extractor.reference) < MIN_REFERENCE_ROWS:
+        rows = len(extractor.reference)
+        emit("warning", message=f"{dataset.name} has only {rows} held-out rows, so the metrics are inaccurate",
              hint="prepare it with a larger --val")  # fmt: skip
     few = min(options.sweep_samples, n)
-    ways = sweep.ways(engine, options)
-    # guided samples are of no density that a family knows, so no likelihood stands beside them
+    settings = sweep.settings_to_try(engine, options)
+    # guidance changes the distribution of samples, so the likelihood of the family would not describe them
     likely = options.likelihood if engine.options.get("guidance", 1.0) == 1.0 else 0
-    total = n + few * len(ways) + min(likely, len(by.real.reference))
-    tell = _progress(emit, run.id, total)
+    total = n + few * len(settings) + min(likely, len(extractor.real.reference))
+    progress = _progress(emit, run.id, total)
 
     asked = [metric for metric in metrics.every() if metric.applies(data, options)]
-    # most of what looks at pictures looks at the first ones; points are few bytes, and all of them are drawn
+    # keep only as many pictures as some metric needs; points are small and are all kept, because they are plotted
     keep = n if data.facts.is_points else max(metric.records for metric in asked)
-    drawn = reduced(
-        engine, by.embed, samples.seeds(options.seed, n), samples.labels(data, by.real, n), keep,
-        lambda k: tell(k, "drawing samples"), carry,
+    drawn = draw_features(
+        engine, extractor.embed, samples.seeds(options.seed, n), samples.labels(data, extractor.real, n), keep,
+        lambda k: progress(k, "drawing samples"), executor,
     )  # fmt: skip
-    alone = samples.milliseconds_alone(engine, int(drawn.labels[0]))
+    alone = samples.single_sample_ms(engine, int(drawn.labels[0]))
     own: SweepPoint = {
         "steps": engine.options.get("steps"), "sampler": engine.options.get("sampler"), "nfe": drawn.nfe,
         "ms_per_image": drawn.ms, "ms_alone": alone, "own": True,
-        "fd": ruler.distance(drawn.features[:few], drawn.labels[:few]),
+        "fd": suite.distance(drawn.features[:few], drawn.labels[:few]),
     }  # fmt: skip
     points = [own]
-    points += sweep.measure(engine, ruler, drawn, few, ways, options.seed, tell, emit)
-    measured = _metrics(ruler, asked, Samples(
-        store, engine, data, by, options.model_copy(update={"likelihood": likely}), drawn.labels, emit, tell,
+    points += sweep.measure(engine, suite, drawn, few, settings, options.seed, progress, emit)
+    measured = _metrics(suite, asked, Samples(
+        store, engine, data, extractor, options.model_copy(update={"likelihood": likely}), drawn.labels, emit, progress,
         drawn.records, drawn.features, drawn.classes,
     ))  # fmt: skip
-    tell(total, "measured")
+    progress(total, "measured")
     document = {
         "schema": SCHEMA,
         "evaluation": id,
         **_identity(run, data, engine),
-        "reference": {"split": by.real.split, "rows": len(by.reference)},
-        "features": {**by.about, "artifact": by.artifact.id},
+        "reference": {"split": extractor.real.split, "rows": len(extractor.reference)},
+        "features": {**extractor.about, "artifact": extractor.artifact.id},
         "samples": n,
         "seed": options.seed,
         "evaluate": options.model_dump(mode="json"),
@@ -199,20 +200,20 @@ def _measure(
         "sweep": sweep.curve(points),
         "seconds": round(time.monotonic() - started, 1),
     }
-    return cast(Evaluation, document), pictures(engine, data, by, drawn.records, options.seed)
+    return cast(Evaluation, document), render_all(engine, data, extractor, drawn.records, options.seed)
 
 
-def _metrics(ruler: MetricSuite, asked: Sequence[Metric], of: Samples) -> dict[str, Any]:
-    """The document's `metrics`, and the section of every metric that has one, null where it does not apply."""
+def _metrics(suite: MetricSuite, asked: Sequence[Metric], inputs: Samples) -> dict[str, Any]:
+    """The document's `metrics`, and one entry per section; null for a section that does not apply."""
     found: dict[str, Any] = {"metrics": {}}
     found |= {metric.section: None for metric in metrics.every() if metric.section}
     for metric in asked:
         if metric.section:
-            found[metric.section] = found[metric.section] or metric.measure(of)
+            found[metric.section] = found[metric.section] or metric.measure(inputs)
         else:
             suits = metric.needs == "features"
-            readings = ruler.measure(metric, of.features, of.labels) if suits else metric.measure(of)
-            found["metrics"] |= {name: reading.metric(of.judge) for name, reading in readings.items()}
+            readings = suite.measure(metric, inputs.features, inputs.labels) if suits else metric.measure(inputs)
+            found["metrics"] |= {name: reading.metric(inputs.extractor) for name, reading in readings.items()}
     return found
 
 
@@ -236,19 +237,19 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
     }
 
 
-def _progress(emit: Emit, run: str, total: int) -> Tell:
+def _progress(emit: Emit, run: str, total: int) -> Progress:
     done = 0
 
-    def tell(count: int, what: str) -> None:
+    def progress(count: int, what: str) -> None:
         nonlocal done
         done = min(done + count, total)
         emit("progress", stage="evaluate", run=run, step=done, steps=total, what=what)
 
-    return tell
+    return progress
 
 
 def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluation, artifact: Artifact) -> None:
-    """Into the run's journal, with the step as the number of evaluations, so that MLflow's chart is the curve."""
+    """Log to the run's journal, with nfe as the step, so that MLflow plots quality against evaluations."""
     with Journal(journal_path(store.root, run.id), experiment=dataset.name, name=run.name) as journal:
         for point in document["sweep"]:
             journal.metrics(point["nfe"], {"eval/fd": point["fd"]["value"]}, stream=f"{artifact.id}/sweep")

@@ -1,18 +1,18 @@
-"""How far a metric would move if the same model drew another N samples: half-sampling.
+"""95 % intervals for the variation of a metric between sets of N samples of the same model: half-sampling.
 
-A statistic T of N samples is computed again on R random halves, drawn *without* replacement. For a mean, a
-half of size m = N/2 has conditional variance (1/m)(1 - m/N) s^2 = s^2 / N: exactly that of the whole sample.
-So, to first order, the spread of T over halves is the spread of T over fresh sets of N samples:
+A statistic T of N samples is computed on R random halves, drawn *without* replacement. For a mean, a half of size
+m = N/2 has conditional variance (1/m)(1 - m/N) s^2 = s^2 / N, which is exactly that of the whole sample. To first
+order, the standard deviation of T over halves therefore equals that over new sets of N samples:
 
     low, high = T -+ t_{R-1, 0.975} sqrt(m / (N - m)) std(T over halves)
 
-The usual bootstrap repeats samples, and a repeated point is its own nearest neighbour: it shifts the Fréchet
-distance upward and shrinks every neighbourhood. Halves repeat nothing, and their bias (T of fewer samples)
-is no part of a spread. Close to the floor, where the Fréchet distance is quadratic in the noise, the interval
-comes out too wide rather than too narrow.
+The usual bootstrap repeats samples, and a repeated point is its own nearest neighbour: this increases the Fréchet
+distance and shrinks every neighbourhood. Halves repeat no sample, and the bias of a statistic of fewer samples does not
+affect a standard deviation. Close to the floor, where the Fréchet distance is quadratic in the noise, the interval is
+too wide rather than too narrow.
 
-What is the same for every run is held fixed: the reference, and the labels that were asked for. A half therefore
-has half of each label's samples.
+The reference and the requested labels are the same for every run and are held fixed. A half therefore contains half of
+the samples of each label.
 
 References:
     The Jackknife and Bootstrap (Shao, Tu, 1995), section 2.3, for delete-d and half samples
@@ -40,22 +40,22 @@ class Interval:
     high: float
 
     def metric(self, n: int, features: str, floor: float | None) -> MetricValue:
-        """The metric as the JSON contract has it: with its N, its features and real data's own value at that N."""
+        """The metric as in the JSON document; `floor` is the value of real data for the same n."""
         return {
             "value": self.value, "low": self.low, "high": self.high, "n": n, "features": features, "floor": floor,
         }  # fmt: skip
 
 
 def halves(strata: np.ndarray, repeats: int, seed: int = 0) -> np.ndarray:
-    """Random halves of n samples, each with half of every stratum: one of each pair of neighbours within it.
+    """Random halves of n samples, stratified: each contains one of every random pair of samples of a stratum.
 
     Args:
-        strata: (n,) what was not random about each sample: its label; all equal if nothing was.
-        repeats: how many halves, at least two.
-        seed: of the choice.
+        strata: (n,) the property of each sample that is not random, such as its label; constant if there is none.
+        repeats: number of halves; at least two are made.
+        seed: seed of the choice.
 
     Returns:
-        (repeats, n // 2) row numbers, each row without repetition.
+        (repeats, n // 2) row indices; no index is repeated within a half.
     """
     n = len(strata)
     rng = np.random.default_rng([seed, n])
@@ -79,27 +79,29 @@ def half_sampled(
 
     Args:
         value: the statistic of all n samples.
-        statistic: of some rows of them.
+        statistic: computes it from row indices.
         rows: from `halves`, (R, m).
-        n: samples in all.
-        bounds: what the statistic can be at all.
+        n: total number of samples.
+        bounds: the smallest and largest possible value of the statistic.
     """
     repeats, m = rows.shape
     spread = np.std([statistic(half) for half in rows], ddof=1) * math.sqrt(m / (n - m))
-    reach = float(_student(repeats - 1) * spread)
-    return Interval(value, max(bounds[0], value - reach), min(bounds[1], value + reach))
+    half_width = float(_student(repeats - 1) * spread)
+    return Interval(value, max(bounds[0], value - half_width), min(bounds[1], value + half_width))
 
 
 def mean(values: np.ndarray) -> Interval:
     """The interval of a mean of independent values (N,)."""
     n = len(values)
     centre = float(np.mean(values))
-    reach = float(_student(n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
-    return Interval(centre, centre - reach, centre + reach)
+    half_width = float(_student(n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    return Interval(centre, centre - half_width, centre + half_width)
 
 
 def over_trainings(found: Sequence[dict[str, Any]]) -> Interval:
-    """The interval of a metric over several trainings of one recipe, by Student's t; of one training, its own.
+    """The interval of a metric over several trainings of one recipe, by Student's t.
+
+    For a single training, the interval of its metric is returned.
 
     Args:
         found: the metric of each training, {value, low, high}.
@@ -110,9 +112,10 @@ def over_trainings(found: Sequence[dict[str, Any]]) -> Interval:
 
 
 def order(a: Interval, b: Interval) -> int:
-    """Which of two is larger: 1 if a is, -1 if b is, 0 if they differ by no more than their errors together.
+    """1 if a is significantly larger than b, -1 if b is larger than a, 0 if they do not differ significantly.
 
-    The errors are those on the sides that face each other: a > b if a - b > sqrt((a - a_low)^2 + (b_high - b)^2).
+    They differ if the difference exceeds the combined errors on the sides that face each other:
+    a > b if a - b > sqrt((a - a_low)^2 + (b_high - b)^2).
     """
     if a.value < b.value:
         return -order(b, a)
@@ -120,16 +123,16 @@ def order(a: Interval, b: Interval) -> int:
 
 
 def proportion(hits: np.ndarray) -> Interval:
-    """Wilson's interval for a share of independent hits (N,); it stays honest at 0 and at 1."""
+    """Wilson's interval for the share of independent hits (N,); it has the right coverage at shares of 0 and 1, too."""
     n = len(hits)
     share = float(np.mean(hits))
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    reach = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return Interval(share, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)))
+    half_width = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return Interval(share, max(0.0, min(share, centre - half_width)), min(1.0, max(share, centre + half_width)))
 
 
 def _student(freedom: int) -> np.float64:
-    """The 97.5 % quantile of Student's t; a NumPy scalar, so that a product with float32 is in double precision."""
-    from scipy import special  # scipy.stats takes half a second to import, in every process that measures
+    """The 97.5 % quantile of Student's t; a NumPy scalar, so that products with float32 are float64."""
+    from scipy import special  # importing scipy.stats would take half a second in every process that measures
 
     return np.float64(special.stdtrit(freedom, 0.975))

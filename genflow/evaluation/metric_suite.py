@@ -1,4 +1,4 @@
-"""The metrics of a set of features against the real data's, each with its interval and its floor."""
+"""Metrics that compare features of samples with features of real data, each with its interval and its floor."""
 
 from dataclasses import replace
 
@@ -11,67 +11,67 @@ from genflow.evaluation.metrics.base import Features, Metric, Reading
 from genflow.evaluation.results import MetricValue
 from genflow.recipe.schema import Evaluate
 
-FLOOR_DRAWS = 3  # sets of real rows that a floor is the mean of, where there are so many
+FLOOR_DRAWS = 3  # a floor is the mean over up to so many sets of real rows
 
 
 class MetricSuite:
-    """Measures features against a judge's reference.
+    """Compares features with the reference of a feature extractor.
 
-    A floor is the same metric of as many real training rows, which share none with the reference and were kept
-    from the judge: what a perfect model would get at that N, asked for the same labels. It is the mean over up to
-    three such sets.
+    The floor of a metric is its value for as many real training rows with the same labels: the value of a perfect
+    model at that N. These rows are not in the reference, and the extractor was not trained on them. The floor is the
+    mean over up to three such sets of rows.
 
     Args:
-        judge: the features.
+        extractor: the feature extractor with the features of real data.
         options: the recipe's `evaluate` section.
     """
 
-    def __init__(self, judge: FeatureReference, options: Evaluate) -> None:
-        self.judge, self.options = judge, options
+    def __init__(self, extractor: FeatureReference, options: Evaluate) -> None:
+        self.extractor, self.options = extractor, options
 
-    def quality(self, features: np.ndarray, labels: np.ndarray) -> dict[str, MetricValue]:
-        """Every metric that features (N, D) with labels (N,) are enough for."""
+    def measure_all(self, features: np.ndarray, labels: np.ndarray) -> dict[str, MetricValue]:
+        """Every metric that needs only features (N, D) and labels (N,)."""
         needed = [metric for metric in metrics.every() if metric.needs == "features"]
         found = [self.measure(metric, features, labels) for metric in needed]
-        return {name: reading.metric(self.judge) for readings in found for name, reading in readings.items()}
+        return {name: reading.metric(self.extractor) for readings in found for name, reading in readings.items()}
 
     def measure(self, metric: Metric, features: np.ndarray, labels: np.ndarray) -> dict[str, Reading]:
-        """What one metric says of features (N, D) with labels (N,), with its floors."""
-        floors = [self.read(metric, rows, labels, 2) for rows in self._real(labels)]
-        found = self.read(metric, features, labels)
+        """One metric of features (N, D) with labels (N,), with floors."""
+        floors = [self.measure_without_floor(metric, rows, labels, 2) for rows in self._real(labels)]
+        found = self.measure_without_floor(metric, features, labels)
         real = {name: [floor[name].interval.value for floor in floors] for name in found}
         return {name: replace(reading, floor=float(np.mean(real[name]))) for name, reading in found.items()}
 
-    def read(
+    def measure_without_floor(
         self, metric: Metric, features: np.ndarray, labels: np.ndarray, repeats: int = 0
     ) -> dict[str, Reading]:
-        """The same without floors; `repeats` are half-samples for the intervals, 0: as the options say."""
+        """The same without floors; `repeats` is the number of half-samples, 0 for the number in the options."""
         repeats = repeats or self.options.bootstrap
         found: dict[str, Reading] = metric.measure(
-            Features(features, labels, self.judge, repeats, self.options.seed)
+            Features(features, labels, self.extractor, repeats, self.options.seed)
         )
         return found
 
     def distance(self, features: np.ndarray, labels: np.ndarray) -> MetricValue:
-        """The Fréchet distance of features (N, D) with labels (N,) alone, as a metric."""
-        gaussian = self.judge.once(frechet.Gaussian)
+        """Only the Fréchet distance of features (N, D) with labels (N,), as a metric."""
+        gaussian = self.extractor.cached(frechet.Gaussian)
         floor = float(np.mean([gaussian.distance(rows) for rows in self._real(labels)]))
         found = frechet.frechet(features, gaussian, self.options.bootstrap, self.options.seed, labels)
-        return found.metric(len(features), self.judge.name, floor)
+        return found.metric(len(features), self.extractor.name, floor)
 
     def _real(self, labels: np.ndarray) -> list[np.ndarray]:
-        """Up to three sets of real training rows, no row twice, each with as many of every label as `labels` has.
+        """Up to three sets of real training rows, no row twice, each with the label counts of `labels`.
 
-        Where a label is asked for more often than there are such rows, rows of other labels stand in for it: one set.
+        If there are too few rows of a label even for one set, rows of other labels replace them in a single set.
         """
         asked, counts = np.unique(labels, return_counts=True)
-        rows = [np.flatnonzero(self.judge.labels == label) for label in asked]
+        rows = [np.flatnonzero(self.extractor.labels == label) for label in asked]
         sets = min([FLOOR_DRAWS, *(len(own) // count for own, count in zip(rows, counts, strict=True))])
         chosen = [
             np.concatenate([own[i * count : (i + 1) * count] for own, count in zip(rows, counts, strict=True)])
             for i in range(max(1, sets))
         ]
         if not sets:
-            others = np.setdiff1d(np.arange(len(self.judge.labels)), chosen[0])
+            others = np.setdiff1d(np.arange(len(self.extractor.labels)), chosen[0])
             chosen = [np.concatenate([chosen[0], others[: len(labels) - len(chosen[0])]])]
-        return [self.judge.floor[np.sort(own)] for own in chosen]
+        return [self.extractor.floor[np.sort(own)] for own in chosen]

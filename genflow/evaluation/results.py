@@ -1,4 +1,4 @@
-"""The types of an evaluation's document, metrics.json (schema genflow.evaluate/1; see `measure`)."""
+"""The types of an evaluation's document, metrics.json (schema genflow.evaluate/1; see `evaluate`)."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -10,9 +10,9 @@ class MetricValue(TypedDict):
         value: the estimate.
         low: lower end of its 95 % interval.
         high: upper end.
-        n: points on either side, which the value depends on.
-        features: in which it was measured.
-        floor: the same metric of as many real training rows; None: it has none.
+        n: number of samples; the value depends on it.
+        features: name of the features that it was measured on.
+        floor: the same metric of as many real training rows; None if there is none.
     """
 
     value: float
@@ -24,7 +24,7 @@ class MetricValue(TypedDict):
 
 
 class Likelihood(TypedDict):
-    """Of held-out rows.
+    """The likelihood of held-out rows.
 
     Args:
         value: the mean over rows.
@@ -32,13 +32,13 @@ class Likelihood(TypedDict):
         high: upper end.
         unit: bits/dim, or nats for points.
         kind: lower-bound, ode-estimate or exact-dequantized.
-        method: in words.
-        stderr: of the mean, over rows.
-        method_stderr: of the mean, by the method's own noise.
-        nfe: network evaluations a row.
-        n: rows.
-        split: that they are of.
-        bars: the same of simple models, by name.
+        method: name of the method.
+        stderr: standard error of the mean over rows.
+        method_stderr: standard error of the mean caused by the method's own randomness.
+        nfe: network evaluations per row.
+        n: number of rows.
+        split: the split that the rows belong to.
+        bars: the likelihood of simple baseline models, by name.
     """
 
     value: float
@@ -56,14 +56,14 @@ class Likelihood(TypedDict):
 
 
 class SweepPoint(TypedDict):
-    """One way of sampling from the one checkpoint.
+    """One setting of sampling from a checkpoint.
 
     Args:
-        steps: of the sampler; None: the family has none.
-        sampler: its name; None: the family has none.
-        nfe: network evaluations a sample.
-        ms_per_image: milliseconds a sample, in batches of 64.
-        ms_alone: milliseconds of a sample alone.
+        steps: steps of the sampler; None if the family has none.
+        sampler: name of the sampler; None if the family has none.
+        nfe: network evaluations per sample.
+        ms_per_image: milliseconds per sample, in batches of 64.
+        ms_alone: milliseconds per sample, in a batch of 1.
         own: whether it is the run's own setting.
         fd: the Fréchet distance.
     """
@@ -78,16 +78,16 @@ class SweepPoint(TypedDict):
 
 
 class Speed(TypedDict):
-    """How fast samples are drawn.
+    """The speed of sampling.
 
     Args:
-        ms_batch_1: milliseconds of a sample alone.
-        ms_batch_64: milliseconds a sample in batches of 64.
-        images_per_second: the same, the other way round.
-        memory_mb: largest resident memory while drawing.
+        ms_batch_1: milliseconds per sample, in a batch of 1.
+        ms_batch_64: milliseconds per sample, in batches of 64.
+        images_per_second: samples per second, in batches of 64.
+        memory_mb: peak resident memory while sampling.
         device: cpu or cuda.
-        threads: of torch.
-        load: of the machine in the last minute; None: it does not say.
+        threads: number of threads of torch.
+        load: load average of the machine over the last minute; None if it is not available.
     """
 
     ms_batch_1: float
@@ -119,7 +119,7 @@ class Identity(TypedDict):
 
 
 class Evaluation(Identity):
-    """The document of one measured run. `path` and `cached` are added when it is returned; the file lacks them."""
+    """The document of one measured run; `path` and `cached` are not in the file and are added when it is returned."""
 
     schema: str
     evaluation: str

@@ -1,11 +1,11 @@
-"""What a run draws, to look at, beside real data: grids, the way from noise to data, the way between two samples.
+"""Pictures of a run's samples: grids, sampling paths from noise to data, and interpolations between samples.
 
-    grid.png      of seeds that every run shares, a class a line
-    real.png      real rows, laid out alike
-    nearest.png   the samples that stand out most as near to one training picture, above those pictures
-    way.png       for each of some samples two lines, from noise on the left to the sample on the right: x_t (scaled to
-                  the size of a picture), and below it the guess at x_0; of families that walk, and none of points
-    between.png   from one sample to another, by way of the noises between theirs; none of points
+    grid.png      samples of the seeds that all runs share, one class per row
+    real.png      real rows in the same layout
+    nearest.png   the samples that are most unusually close to one training picture, above those pictures
+    way.png       sampling paths, from noise on the left to the sample on the right. Two rows per sample: x_t (scaled
+                  to the range of a picture), and the prediction of x_0. Only for families with steps, not for points
+    between.png   interpolations between two samples through the interpolated noise; not for points
 """
 
 import numpy as np
@@ -19,44 +19,46 @@ from genflow.evaluation.metrics.memorization import standouts
 from genflow.sampling.engine import Engine
 
 COLUMNS, CLASSES = 8, 10
-WALKS = 3  # samples whose way is shown, and pairs that are walked between
+PATHS = 3  # number of sampling paths, and of interpolated pairs
 
 
-def pictures(
-    engine: Engine, data: Dataset, judge: FeatureReference, records: np.ndarray, seed: int
+def render_all(
+    engine: Engine, data: Dataset, extractor: FeatureReference, records: np.ndarray, seed: int
 ) -> dict[str, bytes]:
     """The pictures as PNG by file name.
 
     Args:
-        engine: the run's.
-        data: what it was trained on.
-        judge: which real rows are shown.
-        records: the samples that were measured, (N, H, W, C) or points; of pictures the first 200 are looked at.
-        seed: the evaluation's.
+        engine: the engine of the run.
+        data: the dataset that it was trained on.
+        extractor: selects the real rows that are shown.
+        records: the measured samples, (N, H, W, C) or points; nearest.png considers the first 200.
+        seed: the seed of the evaluation.
     """
-    facts, split = data.facts, data.splits[judge.real.split]
+    facts, split = data.facts, data.splits[extractor.real.split]
     if facts.is_points:
-        truth = split.take(judge.real.reference)
+        truth = split.take(extractor.real.reference)
         real = preview.render(truth[: len(records)], facts, limit=_limit(truth))
-        return {"grid.png": grid(engine, data, judge, records, seed), "real.png": real}
+        return {"grid.png": grid(engine, data, extractor, records, seed), "real.png": real}
     lines = min(facts.classes, CLASSES) or COLUMNS
-    alike = standouts(records, data, COLUMNS)
-    beside = alike.reshape(-1, 2, *alike.shape[1:]).swapaxes(0, 1).reshape(alike.shape)  # a line of either
+    similar = standouts(records, data, COLUMNS)
+    # one row of samples, one of their training pictures
+    pairs = similar.reshape(-1, 2, *similar.shape[1:]).swapaxes(0, 1).reshape(similar.shape)
     found = {
-        "grid.png": grid(engine, data, judge, records, seed),
-        "real.png": preview.render(split.take(_real(data, judge, lines)), facts, COLUMNS),
-        "nearest.png": preview.render(beside, facts, len(alike) // 2),
-        "between.png": preview.render(between(engine, seed), facts, COLUMNS),
+        "grid.png": grid(engine, data, extractor, records, seed),
+        "real.png": preview.render(split.take(_real(data, extractor, lines)), facts, COLUMNS),
+        "nearest.png": preview.render(pairs, facts, len(similar) // 2),
+        "between.png": preview.render(interpolations(engine, seed), facts, COLUMNS),
     }
-    way = ways(engine, seed)
-    return found if way is None else {**found, "way.png": preview.render(way[0], facts, way[1])}
+    paths = sampling_paths(engine, seed)
+    return found if paths is None else {**found, "way.png": preview.render(paths[0], facts, paths[1])}
 
 
-def grid(engine: Engine, data: Dataset, judge: FeatureReference, records: np.ndarray, seed: int) -> bytes:
-    """grid.png alone; the arguments are those of `pictures`."""
+def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np.ndarray, seed: int) -> bytes:
+    """Only grid.png; the arguments are those of `render_all`."""
     facts = data.facts
     if facts.is_points:
-        return preview.render(records, facts, limit=_limit(data.splits[judge.real.split].take(judge.real.reference)))
+        truth = data.splits[extractor.real.split].take(extractor.real.reference)
+        return preview.render(records, facts, limit=_limit(truth))
     count = (min(facts.classes, CLASSES) or COLUMNS) * COLUMNS
     labels = np.arange(count) // COLUMNS if facts.classes else np.zeros(count, np.int64)
     images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist()).images
@@ -67,8 +69,8 @@ def _limit(truth: np.ndarray) -> float:
     return 1.1 * float(np.abs(truth).max())
 
 
-def _real(data: Dataset, judge: FeatureReference, lines: int) -> np.ndarray:
-    rows, labels = judge.real.reference, data.splits[judge.real.split].labels
+def _real(data: Dataset, extractor: FeatureReference, lines: int) -> np.ndarray:
+    rows, labels = extractor.real.reference, data.splits[extractor.real.split].labels
     if not data.facts.classes:
         return rows[np.resize(np.arange(len(rows)), lines * COLUMNS)]
     of_class = [rows[labels[rows] == label] for label in range(lines)]
@@ -76,22 +78,22 @@ def _real(data: Dataset, judge: FeatureReference, lines: int) -> np.ndarray:
 
 
 def _labels(engine: Engine) -> list[int]:
-    """A class a walk, as far apart as they go; no label where there is none."""
+    """One class per path or pair, spread evenly over the classes."""
     classes = engine.facts.classes
-    return [index * classes // WALKS for index in range(WALKS)]
+    return [index * classes // PATHS for index in range(PATHS)]
 
 
-def ways(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
-    """The first samples of the grid's seeds on their way, (2 WALKS columns, H, W, C), and the columns; None of a family
-    that does not walk."""
+def sampling_paths(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
+    """Sampling paths of three seeds, (2 PATHS columns, H, W, C), and the number of columns; None for a family without
+    steps."""
     at: list[np.ndarray] = []
     guessed: list[np.ndarray] = []
 
     def watch(x: Tensor, guess: Tensor) -> None:
-        at.append(from_x(x[:WALKS], engine.facts))
-        guessed.append(from_x(guess[:WALKS], engine.facts))
+        at.append(from_x(x[:PATHS], engine.facts))
+        guessed.append(from_x(guess[:PATHS], engine.facts))
 
-    drawn = engine.draw(samples.seeds(seed, WALKS, "way shown"), _labels(engine), watch=watch).images
+    drawn = engine.draw(samples.seeds(seed, PATHS, "way shown"), _labels(engine), watch=watch).images
     if not at:
         return None
     chosen = np.unique(np.linspace(0, len(at) - 1, min(COLUMNS - 1, len(at))).round().astype(int))
@@ -100,9 +102,9 @@ def ways(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
     return stacked.reshape(-1, *stacked.shape[3:]), len(chosen) + 1
 
 
-def between(engine: Engine, seed: int) -> np.ndarray:
-    """Lines of 8 samples, (8 WALKS, H, W, C), each from one seed's sample to another's."""
-    ends = [samples.seeds(seed, WALKS, f"between {side}") for side in ("a", "b")]
+def interpolations(engine: Engine, seed: int) -> np.ndarray:
+    """Rows of 8 samples, (8 PATHS, H, W, C); each row interpolates between the noise of two seeds."""
+    ends = [samples.seeds(seed, PATHS, f"between {side}") for side in ("a", "b")]
     shares = np.linspace(0, 1, COLUMNS).tolist()
     toward = [(end, share) for end in ends[1] for share in shares]
     seeds = [end for end in ends[0] for _ in shares]

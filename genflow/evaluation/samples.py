@@ -1,8 +1,8 @@
-"""Drawing samples to be measured: the same noise and the same labels for every run, in timed batches.
+"""Draw the samples that are measured: the same noise and labels for every run, in timed batches.
 
-Many samples are drawn in shares of 512, here or on workers, and a share is reduced where it is drawn: to features and
-classes, which is all that most metrics ask for. What a share comes to is a function of its seeds and labels alone, so
-no figure depends on how many workers there were; and few pictures are kept, so memory does not grow with their size.
+Samples are drawn in shares of 512, in this process or on workers. The process that draws a share also converts it to
+features and classes, because most metrics need nothing else. A share depends only on its seeds and labels, so no metric
+depends on the number of workers. Only a few pictures are kept, so memory hardly grows with the number of samples.
 """
 
 import time
@@ -20,19 +20,19 @@ from genflow.sampling.engine import Engine
 from genflow.system.peak_memory import peak
 
 BATCH = 64
-SHARE = 8 * BATCH  # samples that are drawn and reduced as one
-REPEATS, PATIENCE_S = 8, 0.25  # single samples that are timed, and seconds after which three are enough
+SHARE = 8 * BATCH  # samples per share
+REPEATS, PATIENCE_S = 8, 0.25  # single samples to time; after so many seconds, three are enough
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Drawn records, their labels, what they took.
+    """Drawn records, their labels and their cost.
 
     Args:
-        records: as a split has them, (N, H, W, C) or (N, 1, 1, 2).
+        records: in the format of a split, (N, H, W, C) or (N, 1, 1, 2).
         labels: (N,).
-        nfe: network evaluations each.
-        ms: median milliseconds a sample, in batches of 64.
+        nfe: network evaluations per sample.
+        ms: median milliseconds per sample, in batches of 64.
     """
 
     records: np.ndarray
@@ -43,12 +43,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Share:
-    """Samples that are drawn and reduced as one.
+    """A set of samples that one process draws and converts to features.
 
     Args:
         seeds: (N,).
-        labels: (N,) class numbers; `classes` for none.
-        keep: how many of the records to keep, the first ones.
+        labels: (N,) class numbers; the number of classes means no label.
+        keep: number of records to keep, from the first on.
     """
 
     seeds: Sequence[int]
@@ -57,17 +57,17 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """Samples of which most are kept as features only.
+class DrawnFeatures:
+    """Features of samples, with only the first records.
 
     Args:
-        records: of the first K, as `Sample` has them.
+        records: the first K samples, in the format of `Sample`.
         features: (N, D).
-        classes: (N,) what the judge's classifier sees; None if it cannot tell.
+        classes: (N,) predicted by the classifier of the features; None if they have none.
         labels: (N,).
-        nfe: network evaluations each.
-        ms: median milliseconds a sample of those that were drawn here, in batches of 64.
-        memory_mb: the peak while drawing here.
+        nfe: network evaluations per sample.
+        ms: median milliseconds per sample in batches of 64, of the samples drawn in this process.
+        memory_mb: peak memory of this process while sampling.
     """
 
     records: np.ndarray
@@ -79,32 +79,32 @@ class Reduced:
     memory_mb: float
 
 
-Executor = Callable[[Sequence[Share]], Iterable[Reduced]]
-"""Draws shares elsewhere and gives them back in their order."""
+Executor = Callable[[Sequence[Share]], Iterable[DrawnFeatures]]
+"""Draws shares on workers and returns them in order."""
 
 
 def seeds(seed: int, count: int, purpose: str = "evaluate") -> list[int]:
-    """The seeds of samples 0..count-1: a function of the evaluation's seed, so every run has the same noise."""
+    """The seeds of samples 0..count-1: they depend only on the evaluation's seed, so all runs share the noise."""
     return [key(purpose, seed, index) for index in range(count)]
 
 
 def labels(data: Dataset, real: DataSplits, count: int) -> np.ndarray:
-    """The labels of the floor's rows: samples and the real rows that stand beside them have one class balance."""
+    """The labels to sample: those of the floor's rows, so that samples and floor have the same class balance."""
     return data.splits["train"].labels[real.floor[:count]]
 
 
-def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, **options: Any) -> Sample:
-    """Draw one sample for each seed, in batches of 64 that are timed one by one.
+def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, progress: Emit, **options: Any) -> Sample:
+    """Draw one sample per seed, in batches of 64, each of which is timed.
 
     Args:
-        engine: the run's.
+        engine: the engine of the run.
         seeds: (N,).
-        labels: (N,) class numbers; `classes` for none.
-        tell: called with the number of samples of each batch.
-        options: of the family's `sample`.
+        labels: (N,) class numbers; the number of classes means no label.
+        progress: called with the number of samples of each batch.
+        options: options of the family's `sample`.
 
     Raises:
-        UsageError: the family refuses the options.
+        UsageError: the family rejects the options.
     """
     records, took, nfe = [], [], 0
     for start in range(0, len(seeds), BATCH):
@@ -113,41 +113,41 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, tell: Emit, *
         records.append(drawn.images)
         nfe = drawn.nfe
         took.append(1000 * drawn.seconds / len(chosen))
-        tell(len(chosen))
+        progress(len(chosen))
     whole = [ms for ms, part in zip(took, records, strict=True) if len(part) == BATCH] or took
-    return Sample(np.concatenate(records), labels, nfe, median(whole[1:] or whole))  # the first one warms up
+    return Sample(np.concatenate(records), labels, nfe, median(whole[1:] or whole))  # the first batch warms up
 
 
-def reduced(
-    engine: Engine, embed: Embed, seeds: Sequence[int], labels: np.ndarray, keep: int, tell: Emit,
-    carry: Executor | None = None,
-) -> Reduced:  # fmt: skip
-    """Draw one sample for each seed and keep its features; the first share always here, where it is timed.
+def draw_features(
+    engine: Engine, embed: Embed, seeds: Sequence[int], labels: np.ndarray, keep: int, progress: Emit,
+    executor: Executor | None = None,
+) -> DrawnFeatures:  # fmt: skip
+    """Draw one sample per seed and convert it to features. This process draws and times the first share.
 
     Args:
-        engine: the run's.
-        embed: the judge's.
+        engine: the engine of the run.
+        embed: the feature extractor.
         seeds: (N,).
         labels: (N,).
-        keep: how many records to keep, the first ones.
-        tell: called with the number of samples that were drawn.
-        carry: draws the other shares; None: here, one after the other.
+        keep: number of records to keep, from the first on.
+        progress: called with the number of drawn samples.
+        executor: draws the other shares; None: this process draws them one after the other.
     """
     shares = [
         Share(seeds[start : start + SHARE], labels[start : start + SHARE], max(0, keep - start))
         for start in range(0, len(seeds), SHARE)
     ]
-    parts = [reduce(engine, embed, shares[0], tell)]
-    if carry is None:
-        parts += [reduce(engine, embed, share, tell) for share in shares[1:]]
+    parts = [draw_share(engine, embed, shares[0], progress)]
+    if executor is None:
+        parts += [draw_share(engine, embed, share, progress) for share in shares[1:]]
         here = parts
     else:
         here = parts[:1]
-        for part in carry(shares[1:]) if shares[1:] else ():
+        for part in executor(shares[1:]) if shares[1:] else ():
             parts.append(part)
-            tell(len(part.labels))
+            progress(len(part.labels))
     seen = [part.classes for part in parts if part.classes is not None]
-    return Reduced(
+    return DrawnFeatures(
         np.concatenate([part.records for part in parts]),
         np.concatenate([part.features for part in parts]),
         np.concatenate(seen) if seen else None,
@@ -158,16 +158,16 @@ def reduced(
     )
 
 
-def reduce(engine: Engine, embed: Embed, share: Share, tell: Emit) -> Reduced:
-    """Draw a share, and keep what is asked of it."""
+def draw_share(engine: Engine, embed: Embed, share: Share, progress: Emit) -> DrawnFeatures:
+    """Draw a share and convert it to features."""
     with peak(engine.device) as memory:
-        drawn = draw(engine, share.seeds, share.labels, tell)
+        drawn = draw(engine, share.seeds, share.labels, progress)
     features, classes = embed(drawn.records)
-    return Reduced(drawn.records[: share.keep], features, classes, share.labels, drawn.nfe, drawn.ms, memory.mb)
+    return DrawnFeatures(drawn.records[: share.keep], features, classes, share.labels, drawn.nfe, drawn.ms, memory.mb)
 
 
-def milliseconds_alone(engine: Engine, label: int, **options: Any) -> float:
-    """Median milliseconds of a sample that is asked for alone, filled up as every batch is (see `engine.ROWS`)."""
+def single_sample_ms(engine: Engine, label: int, **options: Any) -> float:
+    """Median milliseconds to draw a single sample; the engine pads its batch as always (see `engine.ROWS`)."""
     took, start = [], time.perf_counter()
     for index in range(REPEATS):
         took.append(1000 * engine.draw([index], [label], **options).seconds)

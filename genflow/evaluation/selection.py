@@ -1,7 +1,7 @@
-"""Which run, sampler and steps to deploy: every measured setting of every run, and the choice among them.
+"""Select the run, sampler and number of steps to deploy, from every measured setting of every run.
 
-Settings compare where they were measured on the same data, by the same features, on as many samples. Latency is that of
-one sample asked for alone, because that is what a visitor waits for.
+Settings are comparable if they were measured with the same data, features and number of samples. Latency is the time of
+a single sample in a batch of 1, because that is what the user of a service waits for.
 """
 
 import json
@@ -20,15 +20,15 @@ LATENCY = "ms_alone"
 
 
 def choices(store: Store, data: str = "") -> list[Choice]:
-    """Every setting that was measured, once, by the newest evaluation: {run, name, family, options, nfe, fd, ms_alone,
-    ms_per_image, evaluation}.
+    """Every measured setting, by its newest evaluation: {run, name, family, options, nfe, fd, ms_alone, ms_per_image,
+    evaluation}. Only settings that are comparable with the newest one are returned.
 
     Args:
-        store: of the evaluations.
-        data: a dataset; empty: that of the newest evaluation.
+        store: holds the evaluations.
+        data: a dataset; empty: the dataset of the newest evaluation.
 
     Raises:
-        UsageError: nothing was measured, or there is no such dataset.
+        UsageError: no run was measured, or there is no such dataset.
     """
     wanted = store.find("datasets", data).id if data else ""
     newest: dict[str, tuple[tuple[Any, ...], Choice]] = {}
@@ -44,7 +44,7 @@ def choices(store: Store, data: str = "") -> list[Choice]:
                 newest.pop(key, None)
                 newest[key] = (alike, choice)
     if not newest:
-        raise UsageError("nothing was measured yet" + (f" on {data}" if data else ""), "genflow evaluate RUN")
+        raise UsageError("no run was measured yet" + (f" on {data}" if data else ""), "genflow evaluate RUN")
     last = list(newest.values())[-1][0]
     return [choice for alike, choice in newest.values() if alike == last]
 
@@ -65,24 +65,26 @@ def _choice(document: dict[str, Any], point: dict[str, Any]) -> Choice:
 
 
 def front(found: list[Choice]) -> list[Choice]:
-    """Those that no other beats in distance without being slower, fastest first."""
+    """The Pareto front of fd and latency, fastest first."""
     return front_of(found, LATENCY)
 
 
 def choose(found: list[Choice], most_ms: float | None = None, most_fd: float | None = None) -> Choice:
-    """The choice: under a latency the least distance, for a quality the least latency, and for neither the fastest
-    within the tolerance of the least distance of all (`recommend.enough`, by latency).
+    """Select a setting.
+
+    With a limit on latency: the one with the smallest fd. With only a limit on fd: the fastest. Without limits: the
+    fastest whose fd is within the tolerance of the smallest (`steps_needed.enough`, by latency).
 
     Args:
         found: from `choices`.
-        most_ms: milliseconds that one sample may take.
-        most_fd: the largest distance that is good enough.
+        most_ms: largest allowed milliseconds per sample.
+        most_fd: largest allowed fd.
 
     Returns:
-        The choice, with `equal`: how many others within the limits cannot be told from it.
+        The choice, with `equal`: the number of other settings within the limits whose fd does not differ significantly.
 
     Raises:
-        GateError: nothing that was measured fits.
+        GateError: no measured setting is within the limits.
     """
     fast = [choice for choice in found if most_ms is None or choice[LATENCY] <= most_ms]
     fit = [choice for choice in fast if most_fd is None or choice["fd"]["value"] <= most_fd]
@@ -106,13 +108,13 @@ def _interval(choice: Choice) -> Interval:
 def _nothing(
     found: list[Choice], fast: list[Choice], most_ms: float | None, most_fd: float | None
 ) -> tuple[str, str]:
-    """Why nothing fits, and what comes nearest."""
+    """The message and hint if no setting is within the limits; the hint names the closest one."""
     if not fast:
         least = min(found, key=lambda choice: choice[LATENCY])
         said = f"no measured setting takes at most {number(most_ms or 0)} ms"
-        ms = math.ceil(10 * least[LATENCY]) / 10  # rounded up, or the cure would not cure
+        ms = math.ceil(10 * least[LATENCY]) / 10  # round up, so that the suggested limit is met
         return said, f"the fastest is {least['name']}: --max-latency {ms:g}ms"
     best = min(fast, key=lambda choice: choice["fd"]["value"])
     within = f" within {number(most_ms)} ms" if most_ms is not None else ""
     said = f"no measured setting reaches fd {number(most_fd or 0)}{within}"
-    return said, f"the best is {best['name']} with fd {number(best['fd']['value'])}: train longer, or ask for less"
+    return said, f"the best is {best['name']} with fd {number(best['fd']['value'])}: train longer, or allow a larger fd"

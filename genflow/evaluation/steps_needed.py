@@ -1,9 +1,9 @@
-"""How many steps are enough, from a run's measured quality against steps: for tables, for serving, for people.
+"""How many steps are enough, from a run's measured quality against steps.
 
-    enough      the fewest network evaluations whose distance is at most (1 + tolerance) times the smallest
-    needed      the same as an interval, from the intervals of the distances
-    front       the points that no other beats (Pareto)
-    recommend   the same as sampling options for a run
+    enough      the point with the fewest network evaluations whose fd is at most (1 + tolerance) times the smallest
+    needed      that number of evaluations with an interval, from the intervals of fd
+    front       the Pareto front of fd and cost
+    recommend   the sampling options of `enough` for a run
 """
 
 from collections.abc import Sequence
@@ -11,26 +11,26 @@ from typing import Any
 
 from genflow.evaluation.interval import Interval
 
-TOLERANCE = 0.1  # of the best distance
+TOLERANCE = 0.1  # as a share of the smallest fd
 Point = dict[str, Any]
 
 
 def enough(points: Sequence[Point], tolerance: float = TOLERANCE, price: str = "nfe") -> Point:
-    """The cheapest point that is good enough; among equals in price the one with fewer steps."""
+    """The cheapest point whose fd is within the tolerance; of equally expensive points, the one with fewer steps."""
     best = min(point["fd"]["value"] for point in points)
     good = [point for point in points if point["fd"]["value"] <= (1 + tolerance) * best]
     return min(good, key=lambda point: (point[price], point.get("steps") or 1))
 
 
 def needed(points: Sequence[Point], tolerance: float = TOLERANCE) -> Interval:
-    """The evaluations that are enough, and the ends of what the distances' own intervals leave open.
+    """The number of evaluations that is enough, with an interval that follows from the intervals of fd.
 
-    With b the smallest distance, `low` is the fewest evaluations whose distance may lie within (1 + tolerance) b, and
-    `high` the fewest whose distance does so for certain; if there are none, those of the best point.
+    With b the smallest fd, `low` is the smallest number of evaluations with fd.low <= (1 + tolerance) b, and `high` the
+    smallest with fd.high <= (1 + tolerance) b; if there is none, the number of the best point.
 
     Args:
-        points: of a sweep: [{nfe, fd: {value, low, high}}].
-        tolerance: a share of the smallest distance.
+        points: a sweep: [{nfe, fd: {value, low, high}}].
+        tolerance: as a share of the smallest fd.
     """
     best = min(points, key=lambda point: point["fd"]["value"])
     allowed = (1 + tolerance) * best["fd"]["value"]
@@ -41,16 +41,16 @@ def needed(points: Sequence[Point], tolerance: float = TOLERANCE) -> Interval:
 
 
 def still_improves(points: Sequence[Point], tolerance: float = TOLERANCE) -> bool:
-    """Whether the most evaluations that were tried are the only ones that are enough: then more may be needed."""
+    """Whether only the largest tried number of evaluations is enough: then an even larger one may be better."""
     return len(points) > 1 and enough(points, tolerance)["nfe"] == max(point["nfe"] for point in points)
 
 
 def front(points: Sequence[Point], price: str) -> list[Point]:
-    """The points that no other beats in distance without costing more, cheapest first (the Pareto front).
+    """The Pareto front of fd and cost, cheapest point first.
 
     Args:
-        points: with `fd` and the price.
-        price: its key, such as "nfe" or "ms_alone".
+        points: dictionaries with `fd` and the cost.
+        price: the key of the cost, such as "nfe" or "ms_alone".
     """
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (point[price], point["fd"]["value"])):
@@ -63,12 +63,11 @@ def recommend(document: dict[str, Any], tolerance: float = TOLERANCE) -> dict[st
     """Sampling options for a run, from its `genflow.evaluate/1` document.
 
     Args:
-        document: with `options` and `sweep`: [{steps, sampler, nfe, fd: {value, ...}}].
-        tolerance: a share of the smallest distance.
+        document: has `options` and `sweep`: [{steps, sampler, nfe, fd: {value, ...}}].
+        tolerance: as a share of the smallest fd.
 
     Returns:
-        `{options, nfe, fd, best, tolerance, evaluation}`; None where nothing can be chosen: a family without steps, or
-        no measurement.
+        `{options, nfe, fd, best, tolerance, evaluation}`; None for a family without steps, or without a sweep.
     """
     points = [point for point in document.get("sweep") or [] if point.get("steps")]
     if not points:
@@ -85,7 +84,7 @@ def recommend(document: dict[str, Any], tolerance: float = TOLERANCE) -> dict[st
 
 
 def options(point: Point, document: dict[str, Any]) -> dict[str, Any]:
-    """The sampling options of a point of a run's sweep; {} for a family without any."""
+    """The sampling options of a point of a run's sweep; {} for a family without steps and samplers."""
     sampler = point.get("sampler") or (document.get("options") or {}).get("sampler")
     found = {"steps": point.get("steps"), "sampler": sampler}
     return {name: value for name, value in found.items() if value}

@@ -1,8 +1,8 @@
-"""Quality against cost from one checkpoint: the first samples again, with other numbers of steps and other samplers.
+"""Quality against cost for one checkpoint: draw the first samples again with other numbers of steps and samplers.
 
-Without `evaluate.samplers` the run's own sampler takes `evaluate.steps` steps. With them, each of the samplers spends
-`evaluate.steps` *evaluations*, and the curve keeps the best at each: what the checkpoint can do for that price. (The
-least of several noisy numbers is a little too good; their intervals say how noisy they are.)
+Without `evaluate.samplers`, the run's own sampler uses `evaluate.steps` steps. Otherwise each listed sampler uses
+`evaluate.steps` *evaluations*, and the curve keeps the best sampler for each number of evaluations. (The minimum of
+several noisy values is biased downwards; the intervals show how noisy the values are.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,11 @@ from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Evaluate
 from genflow.sampling.engine import Engine
 
-FEW = (1, 2, 4)  # evaluations at which a run that learnt from another stands beside it
+FEW_EVALUATIONS = (1, 2, 4)  # numbers of evaluations at which a run is compared with its teacher
 
 
-def ways(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
-    """The settings to try besides the run's own, as options of its `sample`.
+def settings_to_try(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
+    """The settings to try in addition to the run's own, as sampling options.
 
     Raises:
         UsageError: there is no such sampler.
@@ -40,35 +40,35 @@ def ways(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
             for steps in range(1, count + 1)
             if (price := SAMPLERS[name].evaluations) and price(steps) == count
         ]
-    return [way for way in found if any(engine.options[name] != value for name, value in way.items())]
+    return [setting for setting in found if any(engine.options[name] != value for name, value in setting.items())]
 
 
 def measure(
-    engine: Engine, ruler: MetricSuite, drawn: samples.Reduced, few: int, ways: Sequence[dict[str, Any]], seed: int,
-    tell: Callable[[int, str], None], emit: Emit,
+    engine: Engine, suite: MetricSuite, drawn: samples.DrawnFeatures, few: int, settings: Sequence[dict[str, Any]],
+    seed: int, progress: Callable[[int, str], None], emit: Emit,
 ) -> list[SweepPoint]:  # fmt: skip
-    """The first `few` samples again, each way; what the sampler refuses is left out."""
+    """Draw and measure the first `few` samples with each setting; settings that the sampler rejects are skipped."""
     points: list[SweepPoint] = []
-    for way in ways:
-        what = f"quality at {way['steps']} steps" + (f" of {way['sampler']}" if "sampler" in way else "")
+    for setting in settings:
+        what = f"quality with {setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
         try:
             point = samples.draw(
-                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: tell(k, w), **way
+                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: progress(k, w), **setting
             )
         except UsageError as error:
-            emit("note", message=f"no {what}: {error.message}")
+            emit("note", message=f"skipped {what}: {error.message}")
             continue
-        found = ruler.distance(ruler.judge.embed(point.records)[0], point.labels)
-        alone = samples.milliseconds_alone(engine, int(drawn.labels[0]), **way)
+        found = suite.distance(suite.extractor.embed(point.records)[0], point.labels)
+        alone = samples.single_sample_ms(engine, int(drawn.labels[0]), **setting)
         points.append({
-            "sampler": way.get("sampler", engine.options.get("sampler")), "steps": way["steps"], "nfe": point.nfe,
-            "ms_per_image": point.ms, "ms_alone": alone, "own": False, "fd": found,
+            "sampler": setting.get("sampler", engine.options.get("sampler")), "steps": setting["steps"],
+            "nfe": point.nfe, "ms_per_image": point.ms, "ms_alone": alone, "own": False, "fd": found,
         })  # fmt: skip
     return points
 
 
 def curve(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """Each number of evaluations once, by the way with the least distance; the run's own setting always stays."""
+    """One point per number of evaluations: the one with the smallest fd, or the run's own setting if it is there."""
     best: dict[int, SweepPoint] = {}
     for point in points:
         known = best.get(point["nfe"])
@@ -77,14 +77,14 @@ def curve(points: Sequence[SweepPoint]) -> list[SweepPoint]:
     return [best[nfe] for nfe in sorted(best)]
 
 
-def beside_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Few-step figures of runs that started from another, beside what that one's plain samplers do for the same price.
+def compare_with_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Compare runs that started from another run (their teacher) with it, at the same small numbers of evaluations.
 
     Args:
         rows: `genflow.evaluate/1` documents.
 
     Returns:
-        For each run with its teacher among the rows, and each of 1, 2 and 4 evaluations that both were measured at:
+        For each run whose teacher is among the rows, and each of 1, 2 and 4 evaluations that both were measured with:
         {name, teacher, nfe, fd, sampler, teacher_fd, teacher_sampler}.
     """
     by_run = {row["run"]: row for row in rows}
@@ -93,7 +93,7 @@ def beside_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         teacher = by_run.get(row.get("init") or "")
         if teacher is None:
             continue
-        for nfe in FEW:
+        for nfe in FEW_EVALUATIONS:
             own, plain = ({p["nfe"]: p for p in r["sweep"]}.get(nfe) for r in (row, teacher))
             if own and plain:
                 found.append(

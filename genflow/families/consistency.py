@@ -1,23 +1,23 @@
-"""Consistency: one answer along the whole way from noise to data, so that a step or two are enough.
+"""Consistency: one output along the whole path from noise to data, so that one or two steps are enough.
 
 A trained run on any Gaussian path is a function f(y, u) -> x_0 of the straight path's variables (maths/paths.py),
 
     y_u = (1 - u) x_0 + u eps,   f(y, 0) = y
 
-which at first is the *mean* of what y_u may have come from. It is tuned until neighbours on a way agree:
+which at first is the *mean* of the data from which y_u may come. It is tuned until neighbours on a path agree:
 
     loss = E w(u, r) d(f(y_u, u), stop_gradient f(y_r, r)),   w = 1/(u - r),   d(a, b) = sqrt(||a - b||^2 + c^2) - c
-    tune:     y_r = (1 - r) x + r eps          the same data and noise: no teacher is asked (ECT)
+    tune:     y_r = (1 - r) x + r eps          the same data and noise, without a teacher (ECT)
     distill:  y_r = the teacher's ODE, one midpoint step from (y_u, u)      (CD)
 
-The next time r = u - max(ratio u, least), and 0 where it would be below `least`: without that floor the chain
-has many tiny links near the data, and their noise stays in every sample.
+The next time is r = u - max(ratio u, least), and 0 where r would be below `least`. Without that minimum the chain
+has many tiny links near the data, and their errors stay in every sample.
 
-A small c makes d a distance, and the expected distance is least at the median, not at the mean. In many dimensions
-the two are close, on points they are not: a tuned run on points whose smaller mode holds 30 % of the data drew 17 to
-22 % of its samples from it with c = 0.01, and 29 to 31 % with c = 1 (1,500 steps, four seeds, two evaluations).
+With a small c, d is a distance, and the expected distance is minimal at the median, not at the mean. In many
+dimensions the two are close; on points they are not. A tuned run on points whose smaller mode has 30 % of the data drew
+17 to 22 % of its samples from it with c = 0.01, and 29 to 31 % with c = 1 (1,500 steps, four seeds, two evaluations).
 
-Sampling: f(noise), and for each further step noise is added anew and f asked again.
+Sampling: f(noise); each further step adds new noise and evaluates f again.
 
 References:
     Consistency Models (Song et al., 2023), algorithms 1 and 2            https://arxiv.org/abs/2303.01469
@@ -44,10 +44,10 @@ from genflow.maths.paths import Time, along, over
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
 
-RATIO = {"tune": (0.25, 0.05), "distill": (0.5, 0.5)}  # at the beginning and at the end of training
-LEAST = {"tune": 0.05, "distill": 0.25}  # the teacher's step is right over a longer way than a line to the data
+RATIO = {"tune": (0.25, 0.05), "distill": (0.5, 0.5)}  # at the start and at the end of training
+LEAST = {"tune": 0.05, "distill": 0.25}  # the teacher's step stays accurate over a longer interval than a straight line
 LEAST_HUBER = 1.0  # for points, per square root of a dimension: nearly the squared distance
-LARGEST_RATIO = 80.0  # of noise to data, EDM's sigma_max: beyond, what eps says of the data is rounding
+LARGEST_RATIO = 80.0  # of noise to data, EDM's sigma_max: beyond it, x_0 from eps is only rounding error
 
 
 class Consistency(Family):
@@ -56,14 +56,14 @@ class Consistency(Family):
     Args:
         nets: {"net": the source's}.
         facts: of the data.
-        source: the family section of the run it starts from; follows from `init`.
-        mode: tune on the data itself, or distill the source's ODE.
-        least: the shortest step of the chain, in u; 0: what suits the mode.
-        ratio: the step as a share of u at the end of training; 0: what suits the mode.
-        first: share of rows that look at pure noise, where a single step begins.
-        huber: c of the metric, per square root of a dimension; for points at least 1.
-        guidance: of the teacher, if it is distilled; 1 is none.
-        forget: share of labels dropped while training, so that samples without a label work.
+        source: the family section of the run it starts from; set by `init`.
+        mode: tune on the data, or distill the source's ODE.
+        least: the shortest step of the chain, in u; 0: the mode's default.
+        ratio: the step as a share of u at the end of training; 0: the mode's default.
+        first: share of rows that train at pure noise, where one-step sampling starts.
+        huber: c of the metric, per square root of a dimension; at least 1 for points.
+        guidance: of the teacher in mode `distill`; 1: no guidance.
+        forget: share of labels dropped during training, so that sampling without a label works.
     """
 
     title = "Consistency"
@@ -91,9 +91,9 @@ class Consistency(Family):
         try:
             view = own(nets, facts, **options)  # type: ignore[call-arg, arg-type]
         except TypeError as error:
-            raise UsageError(f"family.source: {error}", "leave it out: it follows from init") from error
+            raise UsageError(f"family.source: {error}", "omit it: --init sets it") from error
         assert isinstance(view, Gaussian)
-        # In tuples, so that neither is a submodule: the first shares this net, the second is no part of the run.
+        # Tuples, so that neither is a submodule: the first shares this net, the second is not part of the run.
         self._view: tuple[Gaussian, ...] = (view,)
         self._teacher: tuple[Gaussian, ...] = ()
         self.mode, self.first = mode, first
@@ -122,7 +122,7 @@ class Consistency(Family):
         if type(view) is not type(self._view[0]):
             raise UsageError(
                 f"{self.title} cannot start from this run of {view.title}: family.source says {self._view[0].title}",
-                "leave family.source out: it follows from init",
+                "omit family.source: --init sets it",
             )
         super().init_from(source)
         if self.mode == "distill":
@@ -138,7 +138,7 @@ class Consistency(Family):
         self.ratio = begin * (end / begin) ** min(1.0, position)
 
     def answer(self, net: Guided, y: Tensor, u: Time) -> Tensor:
-        """f(y, u) for y (B, ...) at u, one for all or (B,), nearest to farthest: what y_u came from."""
+        """f(y, u), the estimate of x_0, for y (B, ...) at u, a scalar or (B,), within nearest to farthest."""
         return _denoise(self._view[0], net, y, u)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
@@ -160,12 +160,12 @@ class Consistency(Family):
         return (distance / (u - r) / math.sqrt(self.facts.dims)).mean(), {"apart": (apart / self.facts.dims).mean()}
 
     def next(self, u: Tensor) -> Tensor:
-        """r (B,), the next time towards the data on the chain: 0 where it would be below `least`."""
+        """The next time r (B,) of the chain towards the data; 0 where it would be below `least`."""
         r = u - (self.ratio * u).clamp(min=self.least)
         return r.masked_fill(r < self.least, 0.0)
 
     def _teach(self, y: Tensor, u: Tensor, r: Tensor, label: Tensor) -> Tensor:
-        """The teacher's ODE dy/du = (y - x_0)/u from u to r, by one midpoint step. Two evaluations, four if guided."""
+        """The teacher's ODE dy/du = (y - x_0)/u from u to r by one midpoint step: 2 evaluations, 4 with guidance."""
         if not self._teacher:
             raise UsageError("there is no teacher to distill", "start the run with --init")
         teacher = self._teacher[0].to(y.device)
@@ -190,8 +190,8 @@ class Consistency(Family):
             noise: (B, C, H, W).
             label: (B,).
             rng: of the noise that is added before each further step.
-            steps: evaluations; step k of n begins at u = (1 - k/n)^p.
-            middle: where the second of two steps begins; it sets p.
+            steps: evaluations; step k of n starts at u = (1 - k/n)^p.
+            middle: u at which the second of two steps starts; it sets p.
         """
         net = Guided(self.net, label, self.facts.classes)
         power = math.log(middle) / math.log(0.5)
@@ -206,24 +206,24 @@ class Consistency(Family):
 
 
 def _source(options: object) -> tuple[type[Family], dict[str, Any]]:
-    """The class of the source, and its options.
+    """The source's class and options.
 
     Raises:
-        UsageError: it is on no Gaussian path.
+        UsageError: the source has no Gaussian path.
     """
     given = dict(options) if isinstance(options, dict) else {}
     kind = str(given.pop("kind", "flow_matching"))
     own = families.family_class(kind)
     if not issubclass(own, Gaussian):
         raise UsageError(
-            f"Consistency starts from a run on a Gaussian path, and {own.title} is on none",
+            f"Consistency starts from a run with a Gaussian path, and {own.title} has none",
             "--init a run of flow_matching or ddpm",
         )
     return own, given
 
 
 def _denoise(family: Gaussian, net: Guided, y: Tensor, u: Time) -> Tensor:
-    """E[x_0 | y_u] of a family's net, for y (B, ...) on the straight path at u, one for all or (B,)."""
+    """E[x_0 | y_u] by a family's net, for y (B, ...) on the straight path at u, a scalar or (B,)."""
     path = family.path
     t: Time = along(path.time, u, y)
     t = t.flatten() if isinstance(t, Tensor) else t

@@ -1,9 +1,10 @@
-"""The parcel: what travels to a cluster, laid out as the repository is.
+"""The bundle: the files that a job on a cluster needs, in the same layout as the repository.
 
     genflow/  jobs/  pipelines/  recipe.yaml
 
-It is the same from a checkout and from a wheel, byte by byte, and it stays in the store as the record of what was
-sent. Third-party packages are the cluster's own: docs/decisions/0003-how-code-reaches-the-cluster.md.
+Ray uploads it as the job's `working_dir`. A checkout and a wheel produce the same bytes. The bundle stays in the store
+as a record of the job. Third-party packages must be installed on the cluster; see
+docs/decisions/0003-how-code-reaches-the-cluster.md.
 """
 
 import os
@@ -14,60 +15,60 @@ from typing import Any
 
 from genflow.errors import ResourceError
 from genflow.recipe.files import dump
-from genflow.storage.files import clear_disk_errors
+from genflow.storage.files import explain_disk_errors
 from genflow.storage.store import Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
 Document = dict[str, Any]
 
-SOURCES = ("genflow", "jobs", "pipelines")  # a pipeline composes its stages from presets where it runs
+SOURCES = ("genflow", "jobs", "pipelines")  # pipelines/ has the presets, which a pipeline reads on the cluster
 RECIPE = "recipe.yaml"
-MOST_BYTES = 50_000_000  # Ray's dashboard takes 100 MiB; genflow itself is 1 MB
+MAX_BYTES = 50_000_000  # Ray's dashboard accepts 100 MiB; genflow is about 1 MB
 
 
 def identity(document: Document) -> str:
-    """The content address of a parcel."""
+    """The content address of a bundle: a hash of its document and of the source code."""
     return digest({"document": document, "code": source_hash.fingerprint(*SOURCES)}, 16)
 
 
-def weigh() -> str:
-    """How much is uploaded, with its largest files, in words.
+def describe_size() -> str:
+    """The size of the upload and its three largest files, as text.
 
     Raises:
-        ResourceError: it is too large for Ray; the largest files are named.
+        ResourceError: the upload has more than MAX_BYTES; the message names the largest files.
     """
     sizes = {name: file.stat().st_size for name, file in _files()}
     largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
-    shown = ", ".join(f"{name} ({_size(sizes[name])})" for name in largest)
-    whole = sum(sizes.values())
-    if whole > MOST_BYTES:
+    listed = ", ".join(f"{name} ({_size(sizes[name])})" for name in largest)
+    total = sum(sizes.values())
+    if total > MAX_BYTES:
         raise ResourceError(
-            f"the parcel has {_size(whole)}, and Ray takes 100 MB; the largest files: {shown}",
-            f"move data out of {source_hash.PACKAGE} and {source_hash.resources_dir() / 'jobs'}",
+            f"the upload of {_size(total)} exceeds the limit of {_size(MAX_BYTES)}; the largest files: {listed}",
+            f"move data files out of {source_hash.PACKAGE} and {source_hash.resources_dir() / 'jobs'}",
         )
-    return f"{_size(whole)}; the largest files: {shown}"
+    return f"{_size(total)}; the largest files: {listed}"
 
 
 def _files() -> list[tuple[str, Path]]:
-    return [pair for name in SOURCES for pair in source_hash.sources(name)]
+    return [pair for folder in SOURCES for pair in source_hash.sources(folder)]
 
 
 def _size(bytes: int) -> str:
     return f"{bytes / 1e6:.1f} MB" if bytes >= 1e5 else f"{bytes / 1e3:.0f} kB"
 
 
-def lay_out(document: Document, into: Path) -> Path:
-    """Write a job's parcel into a folder.
+def write(document: Document, into: Path) -> Path:
+    """Write the bundle of a job to a folder.
 
     Args:
-        document: what the job is told.
-        into: the folder, empty or absent.
+        document: recipe and inputs of the job.
+        into: an empty or missing folder.
 
     Raises:
-        ResourceError: it is too large for Ray; the largest files are named.
+        ResourceError: the bundle has more than MAX_BYTES; the message names the largest files.
     """
-    weigh()
+    describe_size()
     for name, file in _files():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,27 +77,27 @@ def lay_out(document: Document, into: Path) -> Path:
     return into
 
 
-def keep(document: Document, store: Store, name: str) -> Path:
-    """Lay a parcel out in the store, where it stays: `<store>/parcels/<name>`.
+def save(document: Document, store: Store, name: str) -> Path:
+    """Save the bundle of a job in the store, as `<store>/parcels/<name>`.
 
     Raises:
-        ResourceError: from `lay_out`, or the disk is full.
+        ResourceError: the bundle has more than MAX_BYTES, or the disk is full.
         SetupError: the store cannot be written.
     """
     final = store.root / "parcels" / name
-    with clear_disk_errors(final):
-        if final.is_dir():  # named by its content, and renamed when it was whole
+    with explain_disk_errors(final):
+        if final.is_dir():  # complete, because it was renamed after the last write
             return final
         final.parent.mkdir(parents=True, exist_ok=True)
-        attempt = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=final.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=final.parent))
         try:
-            lay_out(document, attempt)
-            attempt.chmod(0o755)
+            write(document, partial)
+            partial.chmod(0o755)
             try:
-                os.rename(attempt, final)
+                os.rename(partial, final)
             except OSError:
-                if not final.is_dir():  # else another command was first
+                if not final.is_dir():  # otherwise another command has just saved the same bundle
                     raise
         finally:
-            shutil.rmtree(attempt, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     return final

@@ -1,4 +1,4 @@
-"""Whether machines can ever hold the workers that somebody asks for. A value in, an error or nothing out."""
+"""Check whether the nodes of a cluster have enough resources for the requested workers."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,30 +7,31 @@ from genflow.errors import ResourceError
 
 
 def require(nodes: Iterable[Mapping[str, float]], workers: int, cpus: float, gpus: float) -> None:
-    """Refuse at once what would wait for ever.
+    """Reject a request that Ray would keep waiting forever.
 
     Args:
-        nodes: what each of them has in all, whoever uses it now, such as `{"CPU": 8, "GPU": 1}`.
-        workers: how many.
-        cpus: CPUs each of them needs.
-        gpus: GPUs each of them needs.
+        nodes: total resources of each node, used or not, such as `{"CPU": 8, "GPU": 1}`.
+        workers: number of workers.
+        cpus: CPUs per worker.
+        gpus: GPUs per worker.
 
     Raises:
-        ResourceError: not all of them would find a place, even on idle nodes.
+        ResourceError: even idle nodes cannot run all workers at the same time.
     """
-    every = list(nodes)
-    room = sum(_room(node, cpus, gpus) for node in every)
-    if workers > room:
-        have = ", ".join(f"{sum(node.get(kind, 0) for node in every):g} {kind}" for kind in ("CPU", "GPU"))
+    available = list(nodes)
+    fitting = sum(_fitting_workers(node, cpus, gpus) for node in available)
+    if workers > fitting:
+        total = ", ".join(f"{sum(node.get(kind, 0) for node in available):g} {kind}" for kind in ("CPU", "GPU"))
         each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         count = f"{workers} workers need {each} each" if workers > 1 else f"a worker needs {each}"
+        nodes_of = f"{len(available)} node{'s' * (len(available) != 1)} with {total}"
         raise ResourceError(
-            f"{count}, and the cluster's {len(every)} node{'s' * (len(every) != 1)} with {have} can hold {room}",
-            f"--set cluster.workers={room}, or add nodes" if room else "ask for less, or add nodes that have it",
+            f"{count}, but the cluster's {nodes_of} can run {fitting}",
+            f"--set cluster.workers={fitting}, or add nodes" if fitting else "request less, or add larger nodes",
         )
 
 
-def _room(node: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many workers an idle node holds."""
+def _fitting_workers(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Number of workers that fit on an idle node."""
     limits = [node.get(kind, 0) / need for kind, need in (("CPU", cpus), ("GPU", gpus)) if need]
     return math.floor(min(limits) + 1e-9)

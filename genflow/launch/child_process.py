@@ -1,4 +1,4 @@
-"""A job as a child process of this machine: what it sees, how signals reach it, and that it dies with its parent."""
+"""A job as a child process on this machine: its environment, its events, and the signals that it receives."""
 
 import os
 import signal
@@ -13,8 +13,17 @@ from genflow.system import events
 from genflow.system.source_hash import resources_dir
 
 
-def follow(process: "subprocess.Popen[str]", on_event: Callable[[events.Event], None], noise: Any) -> Any:
-    """Pass a job's events on until it ends, and its stop signals to it; return its last word."""
+def follow(process: "subprocess.Popen[str]", on_event: Callable[[events.Event], None], log: Any) -> Any:
+    """Forward the events of a job until it ends, and forward SIGTERM and Ctrl-C to it.
+
+    Args:
+        process: the job, with its standard output as a text pipe.
+        on_event: called with every event except the last.
+        log: file for output lines that are not events; None uses standard error.
+
+    Returns:
+        The last event, a result or an error; None if the job reported neither.
+    """
     last = None
     before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
     try:
@@ -24,16 +33,16 @@ def follow(process: "subprocess.Popen[str]", on_event: Callable[[events.Event], 
                 for line in process.stdout:
                     event = events.parse(line)
                     if event is None:
-                        print(line, end="", file=noise or sys.stderr)
+                        print(line, end="", file=log or sys.stderr)
                     elif event["event"] in ("result", "error"):
                         last = event
                     else:
                         on_event(event)
                 break
             except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)  # it saves and ends by itself
-                process.send_signal(signal.SIGCONT)  # if it was stopped
-                on_event({"event": "note", "message": "stopping; press Ctrl-C again to stop at once"})
+                process.send_signal(signal.SIGINT)  # the job saves a checkpoint and exits
+                process.send_signal(signal.SIGCONT)  # a job suspended by SIGSTOP could not react
+                on_event({"event": "note", "message": "stopping; press Ctrl-C again to stop immediately"})
         process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -44,13 +53,13 @@ def follow(process: "subprocess.Popen[str]", on_event: Callable[[events.Event], 
 
 
 def environment(store: Store, verbose: bool) -> dict[str, str]:
-    """What a child sees: this process's variables, the store, and genflow before all else on its path."""
+    """The environment of a child: this process's variables, the store, and genflow first on PYTHONPATH."""
     paths = [str(resources_dir()), str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "GENFLOW_STORE": store.url,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in paths if p)),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONSAFEPATH": "1",  # a ray.py in the current folder must not stand before Ray
+        "PYTHONSAFEPATH": "1",  # a file ray.py in the current folder must not shadow the package ray
         **({"GENFLOW_VERBOSE": "1"} if verbose else {}),
     }

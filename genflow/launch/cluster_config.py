@@ -1,7 +1,7 @@
-"""What is wrong with a cluster's file, as far as it shows before any machine is asked for: one line a problem.
+"""Check a cluster file before any machine is started; each problem is one line.
 
-Files of Ray's launcher (`cluster.yaml`) are held against the schema that Ray ships, and Kubernetes manifests
-(RayCluster, RayJob, RayService) against what KubeRay would refuse or leave open.
+Files for Ray's launcher (`cluster.yaml`) are validated against the schema that Ray ships. Kubernetes manifests
+(RayCluster, RayJob, RayService) are checked for settings that KubeRay rejects or that leave a cluster unprotected.
 """
 
 import importlib.metadata
@@ -22,61 +22,67 @@ Document = dict[str, Any]
 
 TOKEN = "RAY_AUTH_MODE=token"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CLOSED = (6379, 8265, 10001)  # Ray's own ports, which no other network may reach
-ANYBODY = ("0.0.0.0/0", "::/0")
+RAY_PORTS = (6379, 8265, 10001)  # must not be reachable from other networks
+ANY_ADDRESS = ("0.0.0.0/0", "::/0")
 COMMANDS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
     "head_start_ray_commands", "worker_start_ray_commands",
 )  # fmt: skip
 MANIFESTS = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("rayClusterConfig",)}
-INSTALLED = re.compile(r"(?:rayproject/ray(?:-ml)?:|\bray(?:\[[^\]]*\])?==|\bray)(\d+\.\d+(?:\.\d+)?)")
+RAY_VERSION = re.compile(r"(?:rayproject/ray(?:-ml)?:|\bray(?:\[[^\]]*\])?==|\bray)(\d+\.\d+(?:\.\d+)?)")
 
 
 def read(path: Path) -> Document:
-    """A cluster's file; of several YAML documents, the one that describes a cluster.
+    """Read a cluster file; among several YAML documents, return the first that describes a cluster.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the file is unreadable, is not YAML, or describes no cluster.
     """
     try:
-        every = [part for part in yaml.safe_load_all(path.read_text(encoding="utf-8")) if isinstance(part, dict)]
+        parts = [part for part in yaml.safe_load_all(path.read_text(encoding="utf-8")) if isinstance(part, dict)]
     except OSError as error:
-        raise UsageError(f"no cluster's file {path}: {error.strerror}", "genflow cluster validate FILE") from error
+        raise UsageError(
+            f"cannot read the cluster file {path}: {error.strerror}",
+            "give the path of a cluster file, such as cluster.yaml",
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    found = [part for part in every if part.get("kind") in MANIFESTS or "provider" in part or "cluster_name" in part]
+    found = [part for part in parts if part.get("kind") in MANIFESTS or "provider" in part or "cluster_name" in part]
     if not found:
-        raise UsageError(f"{path} describes no cluster: it has neither `provider` nor a `kind` of KubeRay's")
+        raise UsageError(f"{path} is not a cluster file: it has neither `provider` nor a KubeRay `kind`")
     return found[0]
 
 
 def is_manifest(document: Document) -> bool:
-    """Whether it is one of KubeRay's, rather than the launcher's."""
+    """Whether it is a KubeRay manifest, not a file for Ray's launcher."""
     return document.get("kind") in MANIFESTS
 
 
 def is_local(document: Document) -> bool:
-    """Whether its machines are there already (`provider: {type: local}`)."""
+    """Whether it lists existing machines (`provider: {type: local}`)."""
     return bool(document.get("provider", {}).get("type") == "local")
 
 
 def problems(document: Document, folder: Path) -> list[str]:
-    """Everything that is wrong, in the order in which a reader meets it.
+    """All problems of a cluster file.
 
     Args:
-        document: the file.
-        folder: where its relative paths begin.
+        document: content of the file.
+        folder: base folder of its relative paths.
     """
     if is_manifest(document):
         return list(_manifest(document))
     broken = [f"{where}: {what}" for where, what in _schema(document)]
-    if broken:  # what follows takes the shape for granted
+    if broken:  # the other checks need a valid structure
         return broken
-    return [*_token(document), *_doors(document), *_versions(document, folder), *_bounds(document), *_hosts(document)]
+    return [
+        *_token(document), *_exposed_ports(document), *_versions(document, folder), *_size_limits(document),
+        *_hosts(document),
+    ]  # fmt: skip
 
 
 def _schema(document: Document) -> Iterator[tuple[str, str]]:
-    """What Ray's own schema does not accept."""
+    """Violations of Ray's schema."""
     import jsonschema
 
     found = importlib.util.find_spec("ray")
@@ -84,50 +90,51 @@ def _schema(document: Document) -> Iterator[tuple[str, str]]:
     assert found.origin is not None
     schema = json.loads((Path(found.origin).parent / "autoscaler/ray-schema.json").read_text())
     for error in jsonschema.Draft7Validator(schema).iter_errors(document):
-        yield ".".join(map(str, error.absolute_path)) or "the file", error.message
+        yield ".".join(map(str, error.absolute_path)) or "top level", error.message
 
 
 def _token(document: Document) -> Iterator[str]:
-    """Token authentication on every node, with a file that only its owner reads."""
+    """Token authentication on every node, with a token file that only its owner can read."""
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [command for command in document.get(key, []) if "ray start" in command]
         if not starts:
-            yield f"{key}: nothing here starts Ray with {TOKEN}; Ray's default asks nobody for a token"
+            yield f"{key}: no command starts Ray with {TOKEN}; without it Ray requires no token"
         elif not any(TOKEN in command for command in document[key]):
-            yield f"{key}: Ray starts without {TOKEN}: whoever reaches it owns it"
+            yield f"{key}: Ray starts without {TOKEN}, so any client that reaches it can run code: add {TOKEN}"
     mounts = [Path(there).expanduser() for there in document.get("file_mounts", {}).values()]
     if environment.token_path() not in mounts:
         path = environment.token_path()
-        yield f"file_mounts: Ray's token {path} does not travel: '~/.ray/auth_token': '{path}'"
+        yield f"file_mounts: Ray's token is not copied to the nodes: add '~/.ray/auth_token': '{path}'"
     elif not environment.token_path().exists():
-        yield f"file_mounts: there is no token {environment.token_path()} yet: genflow doctor makes it"
+        yield f"file_mounts: the token {environment.token_path()} does not exist: genflow doctor creates it"
     elif stat.S_IMODE(environment.token_path().stat().st_mode) & 0o077:
-        yield f"file_mounts: other users may read the token {environment.token_path()}: chmod 600 it"
+        path = environment.token_path()
+        yield f"file_mounts: other users can read the token {path}: chmod 600 {path}"
     if not any("chmod 600" in command and "auth_token" in command for command in _commands(document)):
-        yield "setup_commands: nothing keeps the token private on the nodes: chmod 600 ~/.ray/auth_token"
+        yield "setup_commands: other users on the nodes can read the token: add chmod 600 ~/.ray/auth_token"
     for text in _texts(document):
         if re.search(r"RAY_AUTH_TOKEN=|--auth-token|AWS_SECRET_ACCESS_KEY=|PASSWORD=", text):
-            yield "a secret stands in a command, where `ps` and every log show it: mount a file instead"
+            yield "a command contains a secret, which `ps` and logs show: copy a file with file_mounts instead"
             break
 
 
-def _doors(document: Document) -> Iterator[str]:
-    """Nothing of Ray's listens where another network reaches it."""
+def _exposed_ports(document: Document) -> Iterator[str]:
+    """Ray listens only on addresses that other networks cannot reach."""
     for command in document.get("head_start_ray_commands", []):
         host = re.search(r"--dashboard-host[= ](\S+)", command)
         if host and host[1] not in LOOPBACK:
-            yield (f"head_start_ray_commands: --dashboard-host={host[1]} shows the dashboard to the network: "
-                   "127.0.0.1, and `genflow cluster dashboard` opens a tunnel")  # fmt: skip
+            yield (f"head_start_ray_commands: --dashboard-host={host[1]} exposes the dashboard to the network: "
+                   "use 127.0.0.1, and open a tunnel with `genflow cluster dashboard`")  # fmt: skip
     for rule in (document.get("provider", {}).get("security_group") or {}).get("IpPermissions", []):
         ranges = [r.get("CidrIp") or r.get("CidrIpv6") for r in rule.get("IpRanges", []) + rule.get("Ipv6Ranges", [])]
         low, high = rule.get("FromPort", 0), rule.get("ToPort", 65535)
-        open_ports = [str(port) for port in CLOSED if low <= port <= high]
-        if open_ports and set(ranges) & set(ANYBODY):
-            yield f"provider.security_group: anybody reaches port {', '.join(open_ports)}: open 22 alone"
+        open_ports = [str(port) for port in RAY_PORTS if low <= port <= high]
+        if open_ports and set(ranges) & set(ANY_ADDRESS):
+            yield f"provider.security_group: port {', '.join(open_ports)} is open to the internet: open only port 22"
 
 
 def _versions(document: Document, folder: Path) -> Iterator[str]:
-    """Ray there is Ray here; Python there is new enough."""
+    """The cluster has the same minor release of Ray as this machine, and Python 3.11 or newer."""
     here = importlib.metadata.version("ray")
     texts = [(key, command) for key in COMMANDS for command in document.get(key, [])]
     texts += [("docker", str(image)) for key, image in (document.get("docker") or {}).items() if "image" in key]
@@ -136,38 +143,38 @@ def _versions(document: Document, folder: Path) -> Iterator[str]:
         if pinned.is_file():
             texts.append((str(pinned), "".join(re.findall(r"^ray==\S+$", pinned.read_text(), re.M))))
     for where, text in texts:
-        for there in INSTALLED.findall(text):
+        for there in RAY_VERSION.findall(text):
             if there.split(".")[:2] != here.split(".")[:2]:
-                yield f"{where}: Ray {there} there, and Ray {here} here: the same minor release on both sides"
+                yield f"{where}: Ray {there} on the cluster, but Ray {here} on this machine: use the same minor release"
         for python in re.findall(r"--python[= ](\d+)\.(\d+)", text):
             if tuple(map(int, python)) < (3, 11):
                 yield f"{where}: Python {'.'.join(python)}: genflow needs 3.11 or newer"
 
 
-def _bounds(document: Document) -> Iterator[str]:
-    """The cluster grows so far and no further, and its head stays."""
+def _size_limits(document: Document) -> Iterator[str]:
+    """The cluster has an upper size limit, and its head is not a spot machine."""
     kinds = document.get("available_node_types")
     if is_local(document):
         return
     if not kinds:
-        yield "available_node_types: no kind of node is described, and Ray would choose"
+        yield "available_node_types: is missing, so Ray would choose the machine types"
         return
     head = document.get("head_node_type")
     if head not in kinds:
-        yield f"head_node_type: {head!r} is none of {', '.join(kinds)}"
+        yield f"head_node_type: {head!r} is not one of {', '.join(kinds)}"
     elif "spot" in json.dumps(kinds[head]["node_config"]).lower() or "preemptible" in json.dumps(kinds[head]):
-        yield f"available_node_types.{head}: the head on spot takes every job with it when it goes"
+        yield f"available_node_types.{head}: the head is a spot machine; if it is reclaimed, all jobs are lost"
     if "max_workers" not in document:
-        yield "max_workers: no bound is set: a bill may be"
+        yield "max_workers: is missing, so costs are not limited"
     for name, kind in kinds.items():
         if name != head and "max_workers" not in kind:
-            yield f"available_node_types.{name}.max_workers: no bound is set"
+            yield f"available_node_types.{name}.max_workers: is missing, so costs are not limited"
         if kind.get("min_workers", 0) > kind.get("max_workers", document.get("max_workers", 0)):
             yield f"available_node_types.{name}: min_workers is above max_workers"
 
 
 def _hosts(document: Document) -> Iterator[str]:
-    """Machines that are there already: addresses, and a key to reach them."""
+    """For existing machines: valid addresses, and an ssh key."""
     if not is_local(document):
         return
     provider = document["provider"]
@@ -176,42 +183,43 @@ def _hosts(document: Document) -> Iterator[str]:
     for key in ("head_ip", "worker_ips"):
         if key not in provider:
             yield f"provider.{key} is missing"
-    every = [provider.get("head_ip"), *provider.get("worker_ips", [])]
-    for twice in sorted({str(ip) for ip in every if every.count(ip) > 1}):
-        yield f"provider: {twice} stands twice: one Ray a machine"
+    addresses = [provider.get("head_ip"), *provider.get("worker_ips", [])]
+    for twice in sorted({str(ip) for ip in addresses if addresses.count(ip) > 1}):
+        yield f"provider: {twice} is listed twice, but a machine can run only one Ray node"
     key = document.get("auth", {}).get("ssh_private_key")
     if key and not Path(key).expanduser().is_file():
-        yield f"auth.ssh_private_key: there is no {key}"
+        yield f"auth.ssh_private_key: file {key} does not exist"
 
 
 def _manifest(document: Document) -> Iterator[str]:
-    """A RayCluster, RayJob or RayService."""
+    """Problems of a RayCluster, RayJob or RayService."""
     spec: Any = document.get("spec") or {}
     for key in MANIFESTS[document["kind"]]:
         spec = spec.get(key) or {}
     here = importlib.metadata.version("ray")
     if (spec.get("authOptions") or {}).get("mode") != "token":
-        yield "authOptions: mode: token is not set: whoever reaches the cluster owns it"
+        yield "authOptions: mode is not token, so any client that reaches the cluster can run code: add mode: token"
     if str(spec.get("rayVersion", "")).split(".")[:2] != here.split(".")[:2]:
-        yield f"rayVersion: {spec.get('rayVersion')} there, and Ray {here} here: the same minor release on both sides"
+        version = spec.get("rayVersion")
+        yield f"rayVersion: {version} on the cluster, but Ray {here} on this machine: use the same minor release"
     head = spec.get("headGroupSpec") or {}
     if head.get("serviceType", "ClusterIP") != "ClusterIP":
-        yield f"headGroupSpec.serviceType: {head['serviceType']} shows the dashboard outside: ClusterIP, and a tunnel"
+        yield f"headGroupSpec.serviceType: {head['serviceType']} exposes the dashboard: use ClusterIP and a tunnel"
     if head.get("enableIngress"):
-        yield "headGroupSpec.enableIngress shows the dashboard outside: kubectl port-forward"
+        yield "headGroupSpec.enableIngress exposes the dashboard: remove it, and use kubectl port-forward"
     groups = spec.get("workerGroupSpecs") or []
     for group in groups:
         name = group.get("groupName", "?")
         if not group.get("minReplicas", 0) <= group.get("replicas", 0) <= group.get("maxReplicas", -1):
-            yield f"workerGroupSpecs.{name}: minReplicas <= replicas <= maxReplicas does not hold"
+            yield f"workerGroupSpecs.{name}: needs minReplicas <= replicas <= maxReplicas"
     for where, group in [("headGroupSpec", head), *((f"workerGroupSpecs.{g.get('groupName')}", g) for g in groups)]:
         containers = ((group.get("template") or {}).get("spec") or {}).get("containers") or []
         if not containers:
-            yield f"{where}: no container"
+            yield f"{where}: has no container"
         for container in containers:
-            for there in INSTALLED.findall(str(container.get("image"))):
+            for there in RAY_VERSION.findall(str(container.get("image"))):
                 if there.split(".")[:2] != here.split(".")[:2]:
-                    yield f"{where}: the image {container['image']} has Ray {there}, and here is Ray {here}"
+                    yield f"{where}: image {container['image']} has Ray {there}, but this machine has Ray {here}"
 
 
 def _commands(document: Document) -> list[str]:

@@ -1,4 +1,4 @@
-"""Run a job in a child process of this machine."""
+"""Run a job in a child process on this machine."""
 
 import os
 import shutil
@@ -18,59 +18,59 @@ from genflow.storage.store import Store
 from genflow.system import environment, events
 
 Document = dict[str, Any]
-Show = Callable[[events.Event], None]
+OnEvent = Callable[[events.Event], None]
 
 
-def run_here(
-    stage: str, document: Document, store: Store, on_event: Show, *, verbose: bool = False
-) -> Document:
-    """Run a job in a child process of this machine and return its result.
+def run_local(stage: str, document: Document, store: Store, on_event: OnEvent, *, verbose: bool = False) -> Document:
+    """Run a job in a child process on this machine and return its result.
 
     Args:
-        stage: the job's name: `jobs/<stage>.py`.
+        stage: name of the job: `jobs/<stage>.py`.
         document: `{"recipe": ..., "inputs": ...}`.
-        store: where artifacts go.
-        on_event: called with every event but the last.
-        verbose: whether the job's own output is shown.
+        store: where the job writes artifacts.
+        on_event: called with every event except the last.
+        verbose: whether to show the output of the job.
 
     Raises:
-        GenflowError: the job's error, of its own kind; or that it died.
+        GenflowError: the error of the job, with its own class; or the job exited without reporting an error.
     """
     environment.set_defaults()
     log = store.root / "logs" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(dump(document))
-        with open(Path(folder) / "log", "w") as noise:
+        with open(Path(folder) / "log", "w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"jobs.{stage}", str(recipe)],
                 env=child_process.environment(store, verbose), preexec_fn=environment.die_with_parent,
                 text=True, errors="replace",
-                start_new_session=True,  # signals of the terminal reach it through this process alone, once
-                stdout=subprocess.PIPE, stderr=None if verbose else noise,
+                start_new_session=True,  # a Ctrl-C on the terminal reaches it only once, through this process
+                stdout=subprocess.PIPE, stderr=None if verbose else output,
             )  # fmt: skip
-            last = child_process.follow(process, on_event, None if verbose else noise)
+            last = child_process.follow(process, on_event, None if verbose else output)
         if last and last["event"] == "result":
             return last["document"]
         error = failure(last, process.returncode)
-        if error.code == GenflowError.code and not verbose:  # nobody foresaw it: keep what the job said
+        if error.code == GenflowError.code and not verbose:  # an unexpected error: keep the output of the job
             log.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder) / "log", log)
-            error.hint = f"{error.hint}; its log: {log}".removeprefix("; ")
+            error.hint = f"{error.hint}; log: {log}".removeprefix("; ")
         raise error
 
 
 def failure(last: events.Event | None, code: int) -> GenflowError:
-    """The error that a job ended with, or that it ended without a word."""
+    """The error that a job reported; otherwise an error that describes its exit code or signal."""
     if last is None:
-        if code == -signal.SIGKILL:  # the kernel says nothing to whom it ends
-            return GenflowError("the job was killed (signal 9): by somebody, or by the kernel when memory ran out",
-                                "run the same command again: it goes on; for less memory, a smaller --set train.batch")
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code} without a word"
-        return GenflowError(f"the job {how}", "run the same command again: it goes on")
+        if code == -signal.SIGKILL:  # the kernel does not report why
+            return GenflowError(
+                "the job was killed (signal 9), by a user or because memory ran out",
+                "run the same command again to resume; a smaller --set train.batch=N needs less memory",
+            )
+        how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code} without reporting an error"
+        return GenflowError(f"the job {how}", "run the same command again to resume")
     kind = BY_CODE.get(last.get("code", 1), GenflowError)
     error = kind(last["message"], last.get("hint", ""))
-    error.code = last.get("code", 1)  # 130 and 143 have no class of their own
+    error.code = last.get("code", 1)  # 130 and 143 have no error class
     if trace := last.get("traceback"):
         error.add_note(trace)
     return error

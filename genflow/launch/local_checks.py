@@ -1,4 +1,4 @@
-"""What this machine needs for training and serving, one check a line; `preflight` has those of a cluster."""
+"""Checks of this machine for training and serving; `preflight` has the checks of a cluster."""
 
 import importlib.metadata
 import os
@@ -15,12 +15,12 @@ from genflow.storage.store import Store
 from genflow.system import environment
 from genflow.system.source_hash import resources_dir
 
-NEEDED_BYTES = 2 * 10**9  # a small run's shards, checkpoints and MLflow store, with room to spare
+NEEDED_BYTES = 2 * 10**9  # more than the shards, checkpoints and MLflow database of a small run need
 PACKAGES = {"torch": "2.9", "ray": "2.60", "mlflow": "3.17.2", "pyarrow": "18", "pillow": "11", "pydantic": "2.9"}
 
 
 def checks() -> Iterator[Check]:
-    """Python, the packages, the device, the store, Ray's token, the loopback, and the files that genflow ships."""
+    """Check Python, packages, device, store, Ray's token, the loopback interface, and the files that genflow ships."""
     version = platform.python_version()
     yield Check("python", _is_at_least(version, "3.11"), version, "genflow needs Python 3.11 or newer")
     for package, least in PACKAGES.items():
@@ -30,7 +30,7 @@ def checks() -> Iterator[Check]:
     yield _token()
     yield _loopback()
     missing = [name for name in ("jobs", "pipelines") if not (resources_dir() / name).is_dir()]
-    cure = "install genflow again: its wheel carries them"
+    cure = "reinstall genflow: its wheel contains both folders"
     yield Check("jobs and pipelines", not missing, str(resources_dir()), cure)
 
 
@@ -43,7 +43,7 @@ def _package(package: str, least: str) -> Check:
 
 
 def _is_at_least(have: str, least: str) -> bool:
-    """Whether a version is not older than another by PEP 440; False for text that is no version."""
+    """Whether a version is at least another one by PEP 440; False for text that is not a version."""
     try:
         return Version(have.removesuffix("+")) >= Version(least)  # a Python built from a checkout ends in "+"
     except InvalidVersion:
@@ -64,7 +64,7 @@ def _torch() -> Check:
 
 
 def _store() -> Check:
-    cure = "set GENFLOW_STORE to a folder you may write, with some space"
+    cure = f"set GENFLOW_STORE to a writable folder with more than {NEEDED_BYTES / 1e9:g} GB of free space"
     try:
         root = Store().root
         nearest = next(p for p in (root, *root.parents) if p.exists())
@@ -88,4 +88,6 @@ def _loopback() -> Check:
         with socket.create_server(("127.0.0.1", 0)):
             return Check("loopback", True, "127.0.0.1")
     except OSError as error:
-        return Check("loopback", False, str(error), "Ray and MLflow need the loopback interface: ip link set lo up")
+        return Check(
+            "loopback", False, str(error), "Ray and MLflow need the loopback interface; run: ip link set lo up"
+        )

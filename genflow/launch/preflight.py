@@ -1,7 +1,7 @@
-"""What can be known of a cluster before a job is sent to it: one list, which commands obey and the doctor shows.
+"""Checks of a cluster before a job is sent to it. Commands stop at the first failure; `genflow doctor` shows all.
 
-Each check is one line with its cure and its exit code. The last of them ask every node, by a job of a few seconds
-(`jobs/probe.py`); what it found is remembered for an hour, as long as the cluster has the same nodes.
+Each check has one line of text, a fix and an exit code. The last checks run a probe job of a few seconds on every node
+(`jobs/probe.py`). Its result is cached for an hour while the cluster has the same nodes.
 """
 
 import json
@@ -27,20 +27,20 @@ from genflow.tracking import database
 Document = dict[str, Any]
 Probe = Callable[[Document], Document]
 
-REMEMBERED_S = 3600.0
-OPEN = "GENFLOW_OPEN_CLUSTER"  # set to 1, a cluster that asks nobody for a token will do, off the loopback, too
+PROBE_CACHE_S = 3600.0  # maximum age of a cached probe result
+ALLOW_OPEN = "GENFLOW_OPEN_CLUSTER"  # 1 permits a remote cluster without token authentication
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a list of checks.
+    """The result of one check.
 
     Args:
-        name: what was looked at.
-        ok: whether it will do.
-        found: what there is, or what is wrong with it.
-        cure: the command that mends it.
-        code: the exit code of a command that meets it.
+        name: what was checked.
+        ok: whether the check passed.
+        found: the observed value, or the problem.
+        cure: how to fix the problem.
+        code: exit code of a command that stops at this check.
     """
 
     name: str
@@ -50,109 +50,109 @@ class Check:
     code: int = SetupError.code
 
     def error(self) -> GenflowError:
-        """What a command ends with that obeys this check."""
+        """The error for a failed check."""
         return BY_CODE.get(self.code, GenflowError)(self.found, self.cure)
 
 
-def obey(checks: Iterator[Check]) -> None:
-    """Raise what the first check that fails says."""
+def raise_first_failure(checks: Iterator[Check]) -> None:
+    """Raise the error of the first failed check, if there is one."""
     for check in checks:
         if not check.ok:
             raise check.error()
 
 
 def checks(dashboard: Dashboard, document: Document, store: Store, probe: Probe) -> Iterator[Check]:
-    """Every check, in the order in which one needs another; nothing after what makes the rest unknowable.
+    """Run the checks in order of dependence; stop if the remaining checks depend on a failed one.
 
     Args:
-        dashboard: of the cluster.
-        document: the job's, with what it asks for.
-        store: where artifacts go.
-        probe: runs `jobs/probe.py` on the cluster, and returns what it found.
+        dashboard: dashboard of the cluster.
+        document: recipe and inputs of the job, with the resources that it requests.
+        store: where the job writes artifacts.
+        probe: runs `jobs/probe.py` on the cluster and returns its result.
     """
     facts: Document = {}
 
-    def learn(key: str, look: Callable[[], Any]) -> Callable[[], str]:
-        def told() -> str:
-            facts[key] = look()
+    def save(key: str, query: Callable[[], Any]) -> Callable[[], str]:
+        def query_and_save() -> str:
+            facts[key] = query()
             return str(facts[key])
 
-        return told
+        return query_and_save
 
     steps: list[tuple[str, Callable[[], str], bool]] = [
-        ("address", lambda: dashboard.address if learn("mode", dashboard.mode)() else "", True),
-        ("Ray there", learn("ray", dashboard.ray_version), True),
-        ("token", lambda: _closed(dashboard, facts["mode"]), False),
+        ("address", lambda: dashboard.address if save("mode", dashboard.mode)() else "", True),
+        ("Ray there", save("ray", dashboard.ray_version), True),
+        ("token", lambda: _authentication(dashboard, facts["mode"]), False),
         ("Python there", dashboard.python_version, False),
-        ("genflow there", lambda: f"{__version__} travels with the job", False),
-        ("nodes", lambda: f"{len(learn('nodes', dashboard.nodes)() and facts['nodes'])}", True),
+        ("genflow there", lambda: f"{__version__} is uploaded with the job", False),
+        ("nodes", lambda: f"{len(save('nodes', dashboard.nodes)() and facts['nodes'])}", True),
         ("resources", lambda: _resources(facts["nodes"], document), False),
-        ("upload", bundle.weigh, False),
+        ("upload", bundle.describe_size, False),
         ("MLflow", lambda: _tracking(facts["nodes"]), False),
     ]
-    well = True
-    for name, look, needed in steps:
-        check = _attempt(name, look)
+    passed = True
+    for name, query, required in steps:
+        check = _attempt(name, query)
         yield check
-        well &= check.ok
-        if needed and not check.ok:
+        passed &= check.ok
+        if required and not check.ok:
             return
-    if well:
-        yield from _nodes(dashboard, facts["nodes"], store, probe)
+    if passed:
+        yield from _probe_nodes(dashboard, facts["nodes"], store, probe)
 
 
-def _attempt(name: str, look: Callable[[], str]) -> Check:
+def _attempt(name: str, query: Callable[[], str]) -> Check:
     try:
-        return Check(name, True, look())
+        return Check(name, True, query())
     except GenflowError as error:
         return Check(name, False, error.message, error.hint, error.code)
 
 
-def _closed(dashboard: Dashboard, mode: str) -> str:
-    """That the cluster asks for a token, where others could reach it."""
+def _authentication(dashboard: Dashboard, mode: str) -> str:
+    """Require token authentication unless the cluster is on the loopback or the user permits an open cluster."""
     if mode == "token":
-        return "asked for, and taken"
+        return "required, and accepted"
     if dashboard.is_local:
-        return "not asked for, on this machine's loopback"
-    if os.environ.get(OPEN) == "1":
-        return f"not asked for, and {OPEN}=1 says that this is meant"
+        return "not required on this machine's loopback"
+    if os.environ.get(ALLOW_OPEN) == "1":
+        return f"not required, permitted by {ALLOW_OPEN}=1"
     raise ClusterError(
-        f"{dashboard.address} asks nobody for a token: whoever reaches it owns it, and what you send",
-        f"start Ray there with RAY_AUTH_MODE=token, or say {OPEN}=1",
+        f"{dashboard.address} requires no token: any client that reaches it can run code and read your jobs",
+        f"start Ray on the cluster with RAY_AUTH_MODE=token, or set {ALLOW_OPEN}=1",
     )
 
 
 def _resources(nodes: list[Document], document: Document) -> str:
-    """That the cluster can ever hold what is asked for; how far one that grows may grow, the job on the head knows."""
+    """Require enough total resources for the workers. For an autoscaling cluster, the job on the head checks this."""
     stages = document["pipeline"]["stages"].values() if "pipeline" in document else [document.get("recipe", {})]
     sections = [Cluster(**stage.get("cluster", {})) for stage in stages]
     have = ", ".join(f"{sum(n['resources'].get(kind, 0) for n in nodes):g} {kind}" for kind in ("CPU", "GPU"))
     if any(node["group"] for node in nodes):
-        return f"{have}, and it grows with the work"
+        return f"{have}, with autoscaling"
     for section in sections:
         capacity.require([n["resources"] for n in nodes], section.workers, section.cpus, section.gpus)
     return have
 
 
 def _tracking(nodes: list[Document]) -> str:
-    """That MLflow, where one is named, is no file of one machine and no secret."""
+    """Require a tracking URI that all nodes can use and that contains no password."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if re.match(r"[^/]*//[^/@]*@", uri):
-        raise UsageError("MLFLOW_TRACKING_URI holds a password, which everybody on the cluster could read",
-                         "take it out; MLFLOW_TRACKING_USERNAME and _PASSWORD belong on the head")  # fmt: skip
+        raise UsageError("MLFLOW_TRACKING_URI contains a password, which all users of the cluster could read",
+                         "remove it, and set MLFLOW_TRACKING_USERNAME and _PASSWORD on the head")  # fmt: skip
     if not uri:
         return "in the store"
     database.refuse_local_uri_on_cluster(uri, len(nodes))
     return uri
 
 
-def _nodes(dashboard: Dashboard, nodes: list[Document], store: Store, probe: Probe) -> Iterator[Check]:
-    """What every node says of itself."""
+def _probe_nodes(dashboard: Dashboard, nodes: list[Document], store: Store, probe: Probe) -> Iterator[Check]:
+    """Probe every node, or use the cached result for the same nodes; yield the checks."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     key = [dashboard.address, sorted(node["id"] for node in nodes), store.url, uri]
-    memory = store.root / "probes" / f"{digest(key, 16)}.json"
-    if (found := _remembered(memory)) is None:
-        marker = memory.with_name(f"{secrets.token_hex(8)}.marker")
+    cache = store.root / "probes" / f"{digest(key, 16)}.json"
+    if (found := _cached_probe(cache)) is None:
+        marker = cache.with_name(f"{secrets.token_hex(8)}.marker")
         try:
             write_atomically(marker, marker.stem.encode())
             found = probe({"store": store.url, "marker": str(marker), "uri": uri})["nodes"]
@@ -161,32 +161,36 @@ def _nodes(dashboard: Dashboard, nodes: list[Document], store: Store, probe: Pro
             return
         finally:
             marker.unlink(missing_ok=True)
-    every = list(_told(found, store.url, uri))
-    if all(check.ok for check in every):
-        write_atomically(memory, json.dumps(found).encode())
-    yield from every
+    checks = list(_node_checks(found, store.url, uri))
+    if all(check.ok for check in checks):
+        write_atomically(cache, json.dumps(found).encode())
+    yield from checks
 
 
-def _told(found: list[Document], store: str, uri: str) -> Iterator[Check]:
-    """The nodes' answers as checks; the first node that lacks something is named."""
+def _node_checks(found: list[Document], store: str, uri: str) -> Iterator[Check]:
+    """Convert the probe results to checks; a failed check names the first node with the problem."""
     cures = {
-        "requirements": "install genflow's requirements there, and start Ray with that environment first on PATH",
-        "store": f"mount {store} there under the same path, or let GENFLOW_STORE name one that every node sees",
-        "MLflow": f"let every node reach {uri}, or unset MLFLOW_TRACKING_URI",
+        "requirements": "install genflow's requirements on it, and start Ray with that environment first on PATH",
+        "store": f"mount {store} on it under the same path, or set GENFLOW_STORE to a folder that all nodes share",
+        "MLflow": f"make {uri} reachable from every node, or unset MLFLOW_TRACKING_URI",
     }
-    well = {"requirements": "every one has them", "store": f"every one sees {store}",
-            "MLflow": f"every one reaches {uri}" if uri else "in the store"}  # fmt: skip
+    passed = {
+        "requirements": "installed on every node",
+        "store": f"every node has {store}",
+        "MLflow": f"every node reaches {uri}" if uri else "in the store",
+    }
     for name, cure in cures.items():
         bad = [node for node in found if node[name]]
-        where = [f"the node {node['name']} ({node['address']}) {node[name]}" for node in bad]
+        where = [f"node {node['name']} ({node['address']}) {node[name]}" for node in bad]
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        yield Check(f"nodes: {name}", not bad, where[0] + more if bad else well[name], cure if bad else "")
+        yield Check(f"nodes: {name}", not bad, where[0] + more if bad else passed[name], cure if bad else "")
 
 
-def _remembered(memory: Path) -> list[Document] | None:
+def _cached_probe(cache: Path) -> list[Document] | None:
+    """The cached probe result, if it is younger than PROBE_CACHE_S."""
     try:
-        if time.time() - memory.stat().st_mtime < REMEMBERED_S:
-            found: list[Document] = json.loads(memory.read_text())
+        if time.time() - cache.stat().st_mtime < PROBE_CACHE_S:
+            found: list[Document] = json.loads(cache.read_text())
             return found
     except (OSError, ValueError):
         pass

@@ -1,4 +1,4 @@
-"""Ray's dashboard over HTTP: where it is, whether it lets us in, and what the cluster behind it has."""
+"""Requests to Ray's dashboard over HTTP: its address, authentication, versions and nodes."""
 
 import importlib.metadata
 import os
@@ -10,102 +10,108 @@ from urllib.parse import urlsplit
 from genflow.errors import ClusterError, UsageError
 from genflow.system import environment, http
 
-PORT = 8265  # where Ray's dashboard listens
-ANSWER_S = 10.0  # the longest that one request waits
+PORT = 8265  # default port of Ray's dashboard
+TIMEOUT_S = 10.0  # of one request
 
 
-class Unreachable(ClusterError):  # noqa: N818  a state of the cluster, which may pass
-    """Nobody answers, at this moment."""
+class Unreachable(ClusterError):  # noqa: N818  may be temporary
+    """The dashboard does not answer at the moment."""
 
 
-class Missing(UsageError):  # noqa: N818
-    """The dashboard does not know what is asked for."""
+class NotFound(UsageError):  # noqa: N818
+    """The dashboard has no such object."""
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A cluster, seen from outside.
+    """The dashboard of a cluster.
 
     Args:
-        address: `http://head:8265`.
+        address: its URL, such as `http://head:8265`.
     """
 
     address: str
 
     @classmethod
     def at(cls, address: str | None) -> "Dashboard":
-        """The cluster that a person means: an address, or the usual Ray variables, or this machine.
+        """The dashboard at an address; by default at RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine.
 
         Raises:
-            UsageError: that is no dashboard's address.
+            UsageError: the address is not a dashboard's.
         """
-        named = (address, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
-        given = next((name.strip() for name in named if name and name.strip() not in ("", "auto")), f"127.0.0.1:{PORT}")
+        candidates = (address, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
+        given = next(
+            (name.strip() for name in candidates if name and name.strip() not in ("", "auto")), f"127.0.0.1:{PORT}"
+        )
         hint = f"give the dashboard's address, such as http://HOST:{PORT}"
         if given.startswith("ray://"):
-            raise UsageError(f"{given} is the address of Ray Client, which genflow does not use", hint)
+            raise UsageError(f"{given} is a Ray Client address, which genflow cannot use", hint)
         try:
             parts = urlsplit(given if "://" in given else f"http://{given}")
             port = parts.port
         except ValueError as error:
-            raise UsageError(f"{given!r} is no address: {error}", hint) from error
+            raise UsageError(f"{given!r} is not a valid address: {error}", hint) from error
         host_like = parts.hostname and re.fullmatch(r"[\w.:-]+", parts.hostname) and not set("?#") & set(given)
         if parts.scheme not in ("http", "https") or not host_like:
-            raise UsageError(f"{given!r} is no dashboard's address", hint)
+            raise UsageError(f"{given!r} is not a dashboard address", hint)
         if parts.username or parts.password:
-            raise UsageError("the address holds a password", "Ray knows a token instead: ~/.ray/auth_token")
+            raise UsageError("the address contains a password", "Ray uses a token instead: ~/.ray/auth_token")
         host = parts.netloc if port or "://" in given else f"{parts.netloc}:{PORT}"
         return cls(f"{parts.scheme}://{host}{parts.path.rstrip('/')}")
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine, or at the other end of a tunnel."""
+        """Whether the address is on the loopback of this machine, possibly through a tunnel."""
         return http.is_loopback(urlsplit(self.address).netloc)
 
     def mode(self) -> str:
-        """Whether it asks for a token: `token` or `disabled`.
+        """The authentication mode: `token` or `disabled`.
 
         Raises:
-            ClusterError: it is unreachable, or is no dashboard of Ray's.
+            ClusterError: the server is unreachable, or is not a Ray dashboard.
         """
         try:
-            answer = self.ask("/api/authentication_mode", missing="authentication")
-        except Missing:  # older than tokens
+            answer = self.request("/api/authentication_mode", missing="authentication")
+        except NotFound:  # this Ray is older than token authentication
             return "disabled"
         return str(answer.get("authentication_mode", "disabled")) if isinstance(answer, dict) else "disabled"
 
     def ray_version(self) -> str:
-        """Which Ray runs there.
+        """The Ray version of the cluster.
 
         Raises:
-            ClusterError: it refuses the token, or is of another minor release than the one here.
+            ClusterError: the cluster rejects the token, or its minor release differs from the local one.
         """
-        answer = self.ask("/api/version")
+        answer = self.request("/api/version")
         if not isinstance(answer, dict) or "ray_version" not in answer:
-            raise ClusterError(f"what answers at {self.address} is not Ray's dashboard", "give the dashboard's address")
+            raise ClusterError(
+                f"the server at {self.address} is not a Ray dashboard", "give the dashboard's address with --address"
+            )
         there, here = str(answer["ray_version"]), importlib.metadata.version("ray")
         if there.split(".")[:2] != here.split(".")[:2]:
             raise ClusterError(
-                f"the cluster runs Ray {there}, and this genflow Ray {here}",
-                f"install ray=={here} on the cluster: Ray's minor releases break callers",
+                f"the cluster runs Ray {there}, but this machine has Ray {here}",
+                f"install the same version on both sides: ray=={here} on the cluster, or ray=={there} here",
             )
         return there
 
     def python_version(self) -> str:
-        """Which Python runs there.
+        """The Python version of the cluster.
 
         Raises:
-            ClusterError: one that is too old.
+            ClusterError: it is older than 3.11.
         """
-        python = str(self.ask("/api/v0/cluster_metadata")["data"]["pythonVersion"])
+        python = str(self.request("/api/v0/cluster_metadata")["data"]["pythonVersion"])
         if tuple(map(int, python.split(".")[:2])) < (3, 11):
-            raise ClusterError(f"the cluster runs Python {python}", "genflow needs Python 3.11 or newer there")
+            raise ClusterError(f"the cluster runs Python {python}", "genflow needs Python 3.11 or newer on the cluster")
         return python
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are alive: `id`, `name`, `address`, whether it is the `head`, the `resources` it has in all,
-        and the `group` that an autoscaler made it for (empty: nobody did)."""
-        answer = self.ask("/api/v0/nodes?detail=1&limit=10000")
+        """The nodes that are alive: `id`, `name`, `address`, `head` (bool), total `resources`, and `group`.
+
+        The group is the autoscaler's node group; it is empty for a node that no autoscaler started.
+        """
+        answer = self.request("/api/v0/nodes?detail=1&limit=10000")
         return [
             {"id": node["node_id"], "name": node["node_name"], "address": node["node_ip"], "head": node["is_head_node"],
              "resources": node["resources_total"], "group": (node.get("labels") or {}).get("ray.io/node-group", "")}
@@ -113,51 +119,58 @@ class Dashboard:
             if node["state"] == "ALIVE"
         ]  # fmt: skip
 
-    def ask(self, path: str, method: str = "GET", *, missing: str = "") -> Any:
-        """One request; its JSON answer.
+    def request(self, path: str, method: str = "GET", *, missing: str = "") -> Any:
+        """Send a request and return its JSON answer.
 
         Args:
-            path: with its query.
+            path: path with query string.
             method: GET or POST.
-            missing: what to call that which a 404 says is not there.
+            missing: description of the requested object, for the error after status 404.
 
         Raises:
-            ClusterError: nobody answers, or the answer is no.
-            Missing: there is no such thing.
+            ClusterError: the dashboard does not answer, or answers with an error.
+            NotFound: the object does not exist.
         """
         try:
-            answer = http.request(self.address + path, method=method, headers=headers(), timeout=ANSWER_S)
+            answer = http.request(self.address + path, method=method, headers=headers(), timeout=TIMEOUT_S)
         except http.RequestFailed as error:
             raise Unreachable(
                 f"no Ray dashboard answers at {self.address}: {error}",
-                "is it the dashboard's address, and is the cluster up? For one of `ray up`: ray dashboard cluster.yaml",
+                "check that the cluster is running, and give the dashboard's address with --address; for a cluster of "
+                "`genflow cluster up`, open a tunnel: genflow cluster dashboard",
             ) from error
         if answer.status == 404 and missing:
-            raise Missing(f"the cluster has no {missing}", "genflow jobs ls")
+            raise NotFound(f"the cluster has no {missing}", "genflow jobs ls")
         if not answer.ok:
-            raise self._refusal(answer)
+            raise self._error_for(answer)
         try:
             return answer.json()
         except ValueError as error:
-            raise ClusterError(f"what answers at {self.address} is not Ray's dashboard", "give the dashboard's address"
-                               ) from error
+            raise ClusterError(
+                f"the server at {self.address} is not a Ray dashboard", "give the dashboard's address with --address"
+            ) from error
 
-    def _refusal(self, answer: http.Response) -> ClusterError:
-        """The error that an HTTP status means."""
+    def _error_for(self, answer: http.Response) -> ClusterError:
+        """The error for an HTTP status."""
         path = environment.token_path()
-        cure = f"copy the head's ~/.ray/auth_token to {path}, mode 0600, or name another: RAY_AUTH_TOKEN_PATH"
+        cure = f"copy ~/.ray/auth_token of the head node to {path} with mode 0600, or set RAY_AUTH_TOKEN_PATH"
         if answer.status == 401:
-            return ClusterError(f"the cluster at {self.address} asks for a token, and there is none", cure)
+            return ClusterError(f"the cluster at {self.address} requires a token, and this machine has none", cure)
         if answer.status == 403:
             source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
-            return ClusterError(f"the cluster at {self.address} refuses the token of {source}", cure)
+            return ClusterError(f"the cluster at {self.address} rejects the token from {source}", cure)
         if answer.status >= 500:
-            return Unreachable(f"the dashboard at {self.address} answers {answer.status}", "is the cluster well?")
-        return ClusterError(f"what answers at {self.address} is not Ray's dashboard ({answer.status} for {answer.url})",
-                            "give the dashboard's address")
+            return Unreachable(
+                f"the dashboard at {self.address} answers with status {answer.status}",
+                "check that the cluster is running",
+            )
+        return ClusterError(
+            f"the server at {self.address} is not a Ray dashboard ({answer.status} for {answer.url})",
+            "give the dashboard's address with --address",
+        )
 
 
 def headers() -> dict[str, str]:
-    """What a request carries: Ray's token, if there is one."""
+    """The headers of a request: Ray's token, if there is one."""
     token = environment.token()
     return {"Authorization": f"Bearer {token}"} if token else {}

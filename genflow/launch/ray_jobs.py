@@ -1,7 +1,7 @@
-"""Jobs on a Ray cluster: start one, follow what it says through lost connections, list and stop them.
+"""Jobs on a Ray cluster: submit, list and stop them, and follow their logs across lost connections.
 
-The one file of `genflow/` that imports ray, inside a function: uploading a parcel and following a log are the
-work of Ray's own client, which takes a second to import. Everything else is a request to the dashboard.
+This is the only file of `genflow/` that imports ray, and it does so inside a function, because the import takes a
+second. Ray's client uploads bundles and streams logs; everything else is a request to the dashboard.
 """
 
 import asyncio
@@ -16,120 +16,126 @@ from pathlib import Path
 from typing import Any
 
 from genflow.errors import ClusterError, UsageError
-from genflow.launch.ray_dashboard import Dashboard, Missing, Unreachable, headers
+from genflow.launch.ray_dashboard import Dashboard, NotFound, Unreachable, headers
 from genflow.system import environment
 
-PROBE = "probe"  # the stage that asks every node before a job is sent: nobody's own job
+PROBE = "probe"  # the stage of the probe job, which `genflow jobs ls` does not list
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-POLL_S = 0.3  # between two looks at a log that is still empty; Ray's tail would begin after 3 s
-SILENCE_S = 60.0  # after this much of it, look whether the tail is dead or the job has nothing to say
-PATIENCE_S = 300.0  # how long to look for a cluster that was there before
+POLL_S = 0.3  # poll interval while a log is empty; Ray's log stream would begin after 3 s
+SILENCE_S = 60.0  # without output for this long, check whether the log stream is broken
+RECONNECT_S = 300.0  # time to wait for a cluster that stopped answering
 
 Job = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of the cluster behind a dashboard."""
+    """The jobs of a cluster."""
 
     dashboard: Dashboard
 
     def all(self) -> list[Job]:
-        """Every job that was submitted, the newest first."""
-        every = [answer for answer in self.dashboard.ask("/api/jobs/") if answer.get("submission_id")]
-        jobs = [_job(answer) for answer in sorted(every, key=lambda answer: -(answer.get("start_time") or 0))]
+        """All submitted jobs, newest first."""
+        submitted = [answer for answer in self.dashboard.request("/api/jobs/") if answer.get("submission_id")]
+        jobs = [_job(answer) for answer in sorted(submitted, key=lambda answer: -(answer.get("start_time") or 0))]
         return [job for job in jobs if job["stage"] != PROBE]
 
     def get(self, id: str) -> Job:
         """One job.
 
         Raises:
-            Missing: there is none of that id.
+            NotFound: no job has this id.
         """
-        return _job(self.dashboard.ask(f"/api/jobs/{id}", missing=f"job {id}"))
+        return _job(self.dashboard.request(f"/api/jobs/{id}", missing=f"job {id}"))
 
     def find(self, reference: str) -> Job:
-        """A job by its id, a prefix of it, or `latest`; of several attempts at one thing, the newest.
+        """Find a job by id, id prefix or `latest`; among several attempts of the same job, the newest.
 
         Raises:
-            UsageError: none is meant, or several.
+            UsageError: no job matches, or several different jobs match.
         """
-        every = self.all()
-        if reference == "latest" and every:
-            return every[0]
-        close = [job for job in every if job["id"] == reference] or [
-            job for job in every if reference and job["id"].startswith(reference)
+        jobs = self.all()
+        if reference == "latest" and jobs:
+            return jobs[0]
+        matches = [job for job in jobs if job["id"] == reference] or [
+            job for job in jobs if reference and job["id"].startswith(reference)
         ]
-        if len({job["id"].rpartition("-")[0] for job in close}) == 1:
-            return close[0]
-        known = ", ".join(job["id"] for job in (close or every)[:8]) or "none"
-        how = "is ambiguous" if close else "does not exist"
-        raise UsageError(f"job {reference!r} {how}; there are: {known}", "genflow jobs ls")
+        if len({job["id"].rpartition("-")[0] for job in matches}) == 1:
+            return matches[0]
+        known = ", ".join(job["id"] for job in (matches or jobs)[:8]) or "none"
+        if matches:
+            raise UsageError(f"job {reference!r} is ambiguous; it matches: {known}", "give more characters of the id")
+        raise UsageError(f"job {reference!r} does not exist; jobs on the cluster: {known}", "genflow jobs ls")
 
     def log(self, id: str) -> str:
-        """All that a job has said."""
-        return str(self.dashboard.ask(f"/api/jobs/{id}/logs", missing=f"job {id}")["logs"] or "")
+        """The complete log of a job."""
+        return str(self.dashboard.request(f"/api/jobs/{id}/logs", missing=f"job {id}")["logs"] or "")
 
     def stop(self, id: str) -> bool:
-        """Ask a job to save and end; whether it was running."""
-        return bool(self.dashboard.ask(f"/api/jobs/{id}/stop", "POST", missing=f"job {id}")["stopped"])
+        """Request that a job saves and stops; whether it was running."""
+        return bool(self.dashboard.request(f"/api/jobs/{id}/stop", "POST", missing=f"job {id}")["stopped"])
 
-    def submit(self, id: str, entrypoint: str, parcel: Path, variables: Mapping[str, str], stage: str) -> None:
-        """Upload a parcel and start a job in it.
+    def submit(self, id: str, entrypoint: str, folder: Path, variables: Mapping[str, str], stage: str) -> None:
+        """Upload a bundle and start a job with it as working folder.
 
         Raises:
-            ClusterError: the cluster does not take it.
+            ClusterError: the cluster rejects the job.
         """
-        environment = {"working_dir": str(parcel), "env_vars": dict(variables)}
+        environment = {"working_dir": str(folder), "env_vars": dict(variables)}
         try:
             self._client().submit_job(
                 entrypoint=entrypoint, submission_id=id, runtime_env=environment, metadata={"genflow": stage}
             )
-        except Exception as error:  # requests', Ray's, and RuntimeError with the server's traceback
+        except Exception as error:  # from requests or Ray, or a RuntimeError with the server's traceback
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            raise ClusterError(f"the cluster does not take the job: {lines[-1] if lines else type(error).__name__}"
-                               ) from error
+            raise ClusterError(
+                f"the cluster rejected the job: {lines[-1] if lines else type(error).__name__}"
+            ) from error
 
-    def follow(self, id: str, say: Callable[[str], None]) -> Iterator[str]:
-        """A job's log, line by line, until the job has ended; through lost connections.
+    def follow(self, id: str, notify: Callable[[str], None]) -> Iterator[str]:
+        """Yield the log of a job line by line until the job ends; reconnect after lost connections.
 
         Args:
-            id: the job's.
-            say: is told when the connection is lost, and when it is back.
+            id: id of the job.
+            notify: called with a message when the connection is lost or restored.
 
         Raises:
-            ClusterError: the cluster stays away, or comes back without the job.
+            ClusterError: the cluster does not return within RECONNECT_S seconds, or returns without the job.
         """
         seen, rest, lost = 0, "", 0.0
         while True:
             try:
-                ended = self.get(id)["status"] in ENDED  # asked first: then the log below is all there is
+                ended = (
+                    self.get(id)["status"] in ENDED
+                )  # read before the log, so that the log of an ended job is complete
                 for text in [self.log(id)[seen:]] if ended else self._chunks(id, seen):
                     if lost:
                         lost = 0.0
-                        say("the cluster is back")
+                        notify("the cluster answers again")
                     seen += len(text)
                     *whole, rest = (rest + text).split("\n")
                     yield from whole
                 if ended:
                     break
-            except Missing as error:
+            except NotFound as error:
                 raise ClusterError(
-                    f"the cluster no longer knows the job {id}: its head was started anew",
-                    "run the same command again: it goes on",
+                    f"the cluster no longer has the job {id}: its head node was restarted",
+                    "run the same command again to resume",
                 ) from error
             except Unreachable as error:
                 if not lost:
                     lost = time.monotonic()
-                    say(f"lost the cluster ({error.message}); looking for it")
-                if time.monotonic() - lost > PATIENCE_S:
-                    raise ClusterError(error.message, f"the job may go on: genflow jobs logs {id}") from error
+                    notify(f"lost the connection to the cluster ({error.message}); reconnecting")
+                if time.monotonic() - lost > RECONNECT_S:
+                    raise ClusterError(
+                        error.message, f"the job may still be running; check later: genflow jobs logs {id}"
+                    ) from error
                 time.sleep(1)
         if rest:
             yield rest
 
     def _chunks(self, id: str, seen: int) -> Iterator[str]:
-        """What a job says after the first `seen` characters, as long as the connection holds."""
+        """Yield the log after its first `seen` characters, until the job ends or the log stream breaks."""
         while not (text := self.log(id)):
             if self.get(id)["status"] in ENDED:
                 return
@@ -143,30 +149,30 @@ class Jobs:
                 chunk = chunks.get(timeout=SILENCE_S)
             except queue.Empty:
                 if len(self.log(id)) > seen:
-                    return  # the job speaks, and nothing arrives
+                    return  # the log grows, but the stream is silent: reconnect
                 continue
             if chunk is None:
                 return
             if isinstance(chunk, Exception):
-                raise Unreachable(f"the log of {id} broke off: {type(chunk).__name__}") from chunk
-            fresh = chunk[max(0, seen - arrived) :]  # a tail begins at the beginning
+                raise Unreachable(f"the log stream of {id} broke: {type(chunk).__name__}") from chunk
+            fresh = chunk[max(0, seen - arrived) :]  # a new stream repeats the log from its beginning
             arrived += len(chunk)
             if fresh:
                 seen = arrived
                 yield fresh
 
     def _tail(self, id: str) -> "queue.Queue[str | Exception | None]":
-        """A thread that listens to a job: pieces of its log, then None or what went wrong."""
+        """Start a thread that streams the log of a job into a queue, followed by None or an exception."""
         chunks: queue.Queue[str | Exception | None] = queue.Queue()
         client = self._client()
 
-        async def listen() -> None:
+        async def stream() -> None:
             async for text in client.tail_job_logs(id):
                 chunks.put(text)
 
         def run() -> None:
             try:
-                asyncio.run(listen())
+                asyncio.run(stream())
                 chunks.put(None)
             except Exception as error:
                 chunks.put(error)
@@ -175,7 +181,7 @@ class Jobs:
         return chunks
 
     def _client(self) -> Any:
-        """Ray's own client. It obeys RAY_API_SERVER_ADDRESS before its argument."""
+        """Ray's job client. Set RAY_API_SERVER_ADDRESS, because it overrides the client's argument."""
         environment.set_defaults()
         before = os.environ.get("RAY_API_SERVER_ADDRESS")
         os.environ["RAY_API_SERVER_ADDRESS"] = self.dashboard.address

@@ -1,1 +1,1 @@
-"""The recipe: the schema of one run's settings, how layers of settings compose, and its YAML files."""
+"""The recipe: the schema of a run's settings, the composition of layers of settings, and YAML files."""

@@ -1,4 +1,4 @@
-"""Compose a recipe from its layers.
+"""Compose a recipe from layers. Later layers win:
 
     defaults  <  preset (pipelines/<family>.yaml)  <  -c file  <  --set key=value  <  a flag of the command
 """
@@ -8,12 +8,12 @@ from typing import Any
 
 from genflow.errors import UsageError, nearest
 from genflow.recipe.files import read
-from genflow.recipe.schema import PLAIN, Recipe, parse
+from genflow.recipe.schema import TOP_LEVEL_KEYS, Recipe, parse
 from genflow.system.source_hash import resources_dir
 
 
-def scalar(text: str) -> Any:
-    """A value typed on the command line: JSON if it is JSON, so that `1e-4` is a number; else a string."""
+def parse_value(text: str) -> Any:
+    """The value of a command-line text: JSON if it is valid JSON, so that `1e-4` is a number; otherwise a string."""
     try:
         return json.loads(text)
     except ValueError:
@@ -22,10 +22,10 @@ def scalar(text: str) -> Any:
     return {"true": True, "false": False, "null": None, "none": None}.get(lowered, text)
 
 
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, section by section. Another `kind` starts its section anew."""
-    merged = dict(below)
-    for key, value in above.items():
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Merge two documents section by section; values of `override` win. A section with another `kind` is replaced."""
+    merged = dict(base)
+    for key, value in override.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             if "kind" in value and value["kind"] != old.get("kind", value["kind"]):
@@ -40,22 +40,22 @@ def assignments(pairs: list[str]) -> dict[str, Any]:
     """`["train.lr=1e-4"]` as `{"train": {"lr": 0.0001}}`.
 
     Raises:
-        UsageError: a pair without `=`, or a key that has no section.
+        UsageError: a pair has no `=`, or a key has no section.
     """
     document: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UsageError(f"--set {pair!r} is not of the form key=value", "example: --set train.lr=1e-3")
+            raise UsageError(f"--set {pair!r} does not have the form key=value", "example: --set train.lr=1e-3")
         section, dot, name = key.partition(".")
         if not dot:
-            if section in Recipe.model_fields and section not in PLAIN:
-                raise UsageError(f"--set {key} names a section; name a key in it", f"example: --set {key}.KEY=VALUE")
-            document[key] = scalar(text)
+            if section in Recipe.model_fields and section not in TOP_LEVEL_KEYS:
+                raise UsageError(f"--set {key} names a section, not a key in it", f"example: --set {key}.KEY=VALUE")
+            document[key] = parse_value(text)
             continue
-        if section in Recipe.model_fields and section not in PLAIN:
-            document = merge(document, {section: {name: scalar(text)}})
+        if section in Recipe.model_fields and section not in TOP_LEVEL_KEYS:
+            document = merge(document, {section: {name: parse_value(text)}})
             continue
         raise UsageError(f"unknown section {section!r} in --set {pair}{nearest(section, list(Recipe.model_fields))}")
     return document
@@ -65,7 +65,7 @@ def preset(name: str) -> dict[str, Any]:
     """A family's preset, or another recipe of `pipelines/` by name.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no preset has that name.
     """
     folder = resources_dir() / "pipelines"
     path = folder / f"{name}.yaml"
@@ -76,12 +76,12 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
-    """defaults < the family's preset < every layer in turn, as a recipe.
+    """A recipe from the defaults, the family's preset and the layers, in this order; later ones win.
 
     Args:
         kind: a family; None: no preset.
-        layers: documents, or lists of documents; later ones win.
-        where: what to call it in an error.
+        layers: documents, or lists of documents.
+        where: the name of the recipe in an error message.
 
     Raises:
         UsageError: from `preset` and `parse`.

@@ -1,4 +1,4 @@
-"""Recipe files: YAML in, YAML out."""
+"""Read and write recipe files (YAML)."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def read(path: Path) -> dict[str, Any]:
     """A recipe file as a document.
 
     Raises:
-        UsageError: no such file, not YAML, or not a mapping.
+        UsageError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
         document = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-13-45; ten thousand brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the date 2026-13-45; 10,000 brackets
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
@@ -43,26 +43,26 @@ def dump(recipe: "BaseModel | dict[str, Any]") -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number, and a key that stands twice is an error."""
+    """YAML in which 1e-4 is a number and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a scalar", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Short lists on one line."""
+    """YAML with lists in flow style: `[1, 2]`."""
 
 
-for _side in (_Loader, _Dumper):  # the dumper too, so that a name such as 1e-4 is written in quotes
-    _side.add_implicit_resolver(
+for _class in (_Loader, _Dumper):  # the dumper too, so that a name such as 1e-4 is written in quotes
+    _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
         list("-+0123456789."),

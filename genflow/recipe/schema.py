@@ -1,9 +1,9 @@
 """The recipe: the whole configuration of one run, as one typed, frozen value.
 
-Sections that belong to the pipeline (`data, train, evaluate, cluster`) are typed here. The sections
-`net`, `family` and `sample` are the keyword arguments of a net's `__init__`, a family's `__init__` and its
-`sample`; their one schema is that signature, and `genflow.build.resolve` binds them to it. A key that does
-not exist is refused with the nearest one that does.
+The sections that all families share (`data, train, evaluate, cluster, reflow, tune`) are typed here. The sections
+`net`, `family` and `sample` are the keyword arguments of a net's `__init__`, a family's `__init__` and a family's
+`sample`. Their only schema is that signature, to which `genflow.build.resolve` binds them. An unknown key is an error
+that suggests the nearest known key.
 """
 
 import re
@@ -20,89 +20,89 @@ Natural = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses what it does not know."""
+    """A frozen group of settings that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class Data(Section):
-    """What to prepare, or which prepared dataset to use."""
+    """The dataset: what to prepare, or which prepared dataset to use."""
 
-    name: str = ""  # the dataset's name in the store; prepare takes it from the source if empty
-    pairs: str = ""  # pairs of noise and samples that a teacher wrote (genflow reflow); empty: the dataset's own rows
+    name: str = ""  # name of the dataset in the store; empty: derived from the source
+    pairs: str = ""  # (noise, sample) pairs from `genflow reflow`, by id or name; empty: the dataset
     source: str = ""  # digits | grid25 | ring8 | moons | checkerboard | a path | stack:NAME
-    size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side in pixels; None: the source's own, at most 64
-    channels: Literal["auto", 1, 3] = "auto"
-    val: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share held out where the source has no split of its own
-    max_bad: Natural = 0  # pictures that may be unreadable before preparing fails
-    samples: Positive = 20_000  # rows of a 2-D density
-    seed: Natural = 0
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side, 4 to 1024 pixels; null: the source's, at most 64
+    channels: Literal["auto", 1, 3] = "auto"  # 1: grey, 3: RGB, auto: as in the source
+    val: Annotated[float, Field(ge=0, lt=1)] = 0.1  # validation share, 0 to 1, for a source without a split of its own
+    max_bad: Natural = 0  # largest number of unreadable images; preparing fails above it
+    samples: Positive = 20_000  # number of points of a 2-D density, or of images of a stack
+    seed: Natural = 0  # seed of the split, of a 2-D density and of a stack
 
 
 class Train(Section):
-    """The one training loop's settings. `batch` is the global batch: the number of workers changes no result."""
+    """The settings of the training loop. `batch` is the global batch: the number of workers changes no result."""
 
-    steps: Positive = 3000
-    minutes: Annotated[float, Field(gt=0)] | None = None  # a wall-clock budget; whichever ends first
+    steps: Positive = 3000  # number of training steps
+    minutes: Annotated[float, Field(gt=0)] | None = None  # wall-clock budget; training ends with it or with `steps`
     cpu_minutes: Annotated[float, Field(gt=0)] | None = (
-        None  # the same of one worker's CPU time: fair on a busy machine
+        None  # budget in minutes of one worker's CPU time, which is fair on a busy machine
     )
-    batch: Positive = 32
-    lr: Annotated[float, Field(gt=0, lt=10)] = 0.01
+    batch: Positive = 32  # global batch size in samples, over all workers
+    lr: Annotated[float, Field(gt=0, lt=10)] = 0.01  # peak learning rate, below 10
     optimizer: Literal["muon", "adamw"] = "muon"
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of AdamW
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup: Natural = 50  # steps of linear rise
-    decay: Annotated[float, Field(ge=0, le=1)] = 0.6  # the last share of the budget, in which lr falls to 0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # AdamW's beta1, 0 to 1
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99  # AdamW's beta2, 0 to 1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # weight decay, 0 or more
+    warmup: Natural = 50  # steps of linear learning-rate warm-up
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.6  # final share of the budget, 0 to 1, over which lr falls to 0
     clip: Annotated[float, Field(gt=0)] = 5.0  # largest gradient norm
-    ema: Annotated[float, Field(gt=0, le=0.25)] = 0.10  # sigma_rel of the power-function average
-    seed: Natural = 0
-    on_trouble: Literal["stop", "rollback"] = "stop"  # a loss that diverges: end, or go back and halve the rate
-    checkpoint_every: Positive = 500
-    log_every: Positive = 20
+    ema: Annotated[float, Field(gt=0, le=0.25)] = 0.10  # sigma_rel of the power-function EMA, up to 0.25
+    seed: Natural = 0  # seed of weights, batches and noise
+    on_trouble: Literal["stop", "rollback"] = "stop"  # on divergence: stop, or reload a checkpoint and halve lr
+    checkpoint_every: Positive = 500  # steps between checkpoints
+    log_every: Positive = 20  # steps between log entries
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: Natural = 0  # CPU threads a worker; 0: one; more help only where no other process wants the cores
-    compile: bool = False
+    threads: Natural = 0  # CPU threads per worker; 0: one thread; more help only on idle cores
+    compile: bool = False  # torch.compile on or off
 
 
 class Evaluate(Section):
-    """What is measured, on how many samples."""
+    """What an evaluation measures, and on how many samples."""
 
-    samples: Annotated[int, Field(ge=16)] = 2000
-    steps: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32)  # the quality-against-steps sweep
-    samplers: tuple[str, ...] = ()  # each tried at these numbers of *evaluations*, the best kept; empty: the run's own
-    sweep_samples: Annotated[int, Field(ge=16)] = 500
-    likelihood: Natural = 256  # images whose likelihood is computed; 0: none
-    features: str = "classifier"  # or random, or a path to a TorchScript module or safetensors
-    classification: bool = False  # whether a classifier is trained on the samples and tried on real pictures
-    bootstrap: Positive = 50
-    seed: Natural = 0
+    samples: Annotated[int, Field(ge=16)] = 2000  # number of samples, at least 16
+    steps: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32)  # sampling steps of the quality-against-steps sweep
+    samplers: tuple[str, ...] = ()  # samplers of the sweep, the best kept per evaluation count; empty: the run's
+    sweep_samples: Annotated[int, Field(ge=16)] = 500  # samples per point of the sweep, at least 16
+    likelihood: Natural = 256  # number of images whose likelihood is computed; 0: none
+    features: str = "classifier"  # classifier | random | a path to a TorchScript module or safetensors
+    classification: bool = False  # training of a classifier on the samples, tested on real images, on or off
+    bootstrap: Positive = 50  # number of bootstrap resamples per confidence interval
+    seed: Natural = 0  # seed of the samples
 
 
 class Reflow(Section):
-    """Pairs of noise and samples that a teacher writes; the section `sample` says how it samples."""
+    """The (noise, sample) pairs that a teacher writes. The section `sample` sets how the teacher samples."""
 
-    pairs: Positive = 15_000
-    seed: Natural = 0
+    pairs: Positive = 15_000  # number of pairs
+    seed: Natural = 0  # seed of the noise
 
 
 class Tune(Section):
-    """A search for better settings: over what, how, and by which measure."""
+    """A hyperparameter search: its space, its method and its metrics."""
 
-    space: dict[str, Any] = {}  # by key of the recipe: log:lo:hi, uniform:lo:hi, int:lo:hi, choice:a,b
-    trials: Positive = 20
-    steps: Positive | None = None  # training steps of a trial; null: the recipe's own budget
-    minutes: Annotated[float, Field(gt=0)] | None = None  # of wall-clock time for all trials; whichever ends first
-    metric: tuple[str, ...] = ("fd",)  # two or more: a Pareto front, and the first decides
+    space: dict[str, Any] = {}  # recipe key -> range: log:LO:HI, uniform:LO:HI, int:LO:HI or choice:A,B
+    trials: Positive = 20  # number of trials
+    steps: Positive | None = None  # training steps per trial; null: the recipe's own budget
+    minutes: Annotated[float, Field(gt=0)] | None = None  # wall-clock minutes for all trials; null: no limit
+    metric: tuple[str, ...] = ("fd",)  # metrics to optimize; several: a Pareto front, ranked by the first
     searcher: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Annotated[Literal["asha", "pbt", "none"], BeforeValidator(lambda said: said or "none")] = "asha"
-    rungs: Annotated[int, Field(ge=1, le=20)] = 3  # times that a trial is measured
-    reduction: Annotated[int, Field(ge=2, le=10)] = 3  # of a trial's budget from one rung down to the one before
-    samples: Annotated[int, Field(ge=16)] = 500  # at the last rung; fewer before
-    target: float | None = None  # a value of the first metric at which the search may end
-    confirm: Natural = 3  # fresh seeds with which the best and the preset are trained again; 0: none
-    seed: Natural = 0
+    scheduler: Annotated[Literal["asha", "pbt", "none"], BeforeValidator(lambda value: value or "none")] = "asha"
+    rungs: Annotated[int, Field(ge=1, le=20)] = 3  # measurements per trial, 1 to 20
+    reduction: Annotated[int, Field(ge=2, le=10)] = 3  # ratio of the budgets of two successive rungs, 2 to 10
+    samples: Annotated[int, Field(ge=16)] = 500  # samples at the last rung, at least 16; fewer at earlier rungs
+    target: float | None = None  # value of the first metric at which the search ends; null: no target
+    confirm: Natural = 3  # new seeds with which the best trial and the preset are retrained; 0: none
+    seed: Natural = 0  # seed of the search
 
     @field_validator("space")
     @classmethod
@@ -116,20 +116,20 @@ class Tune(Section):
 
 
 class Cluster(Section):
-    """Where it runs."""
+    """The resources of a run."""
 
-    workers: Positive = 1
-    gpus: Annotated[float, Field(ge=0)] = 0  # GPUs a worker
-    cpus: Annotated[float, Field(gt=0)] = 1  # CPUs a worker
-    retries: Natural = 3
-    strategy: Literal["ddp", "fsdp"] = "ddp"  # a copy of the net on every worker, or a share of it
+    workers: Positive = 1  # number of training workers
+    gpus: Annotated[float, Field(ge=0)] = 0  # GPUs per worker, 0 or more; a fraction shares a GPU
+    cpus: Annotated[float, Field(gt=0)] = 1  # CPUs per worker, above 0
+    retries: Natural = 3  # restarts after a worker or a node fails
+    strategy: Literal["ddp", "fsdp"] = "ddp"  # per worker, ddp: a copy of the net; fsdp: a shard
 
 
 class Recipe(Section):
-    """One run, whole."""
+    """All settings of one run."""
 
-    name: str = ""
-    init: str = ""  # a run to start from: its averaged weights, and the teacher of a family that learns from one
+    name: str = ""  # name of the run: letters, digits, '.', '_' and '-', at most 80; empty: derived
+    init: str = ""  # run whose averaged weights are the start, and the teacher of a distilled family; empty: none
     data: Data = Data()
     net: dict[str, Any] = {}
     family: dict[str, Any] = {}
@@ -148,7 +148,7 @@ class Recipe(Section):
         return value
 
     def replace(self, **sections: Any) -> "Recipe":
-        """A copy with whole sections replaced. Only these are validated: the others were when the recipe was parsed.
+        """A copy with whole sections replaced. Only these are validated; the others already were.
 
         Raises:
             UsageError: from `parse`.
@@ -157,7 +157,7 @@ class Recipe(Section):
         return self.model_copy(update={name: getattr(given, name) for name in sections})
 
 
-PLAIN = ("name", "init")  # keys that are no section
+TOP_LEVEL_KEYS = ("name", "init")  # keys that are not sections
 SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "train": Train,
@@ -173,13 +173,13 @@ def parse(document: dict[str, Any], where: str = "recipe") -> Recipe:
 
     Args:
         document: sections by name.
-        where: what to call the document in an error.
+        where: the name of the document in an error message.
 
     Raises:
-        UsageError: an unknown key, a wrong type or a value out of range, in one line.
+        UsageError: a key is unknown, or a value has a wrong type or is out of range; one line.
     """
     for section, value in document.items():
-        if section in Recipe.model_fields and section not in PLAIN and not isinstance(value, dict | Section):
+        if section in Recipe.model_fields and section not in TOP_LEVEL_KEYS and not isinstance(value, dict | Section):
             raise UsageError(f"{where}: {section} is a section of keys, not {value!r}")
     try:
         return Recipe.model_validate(document)
@@ -188,7 +188,7 @@ def parse(document: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
-    """The first mistake of a validation error, as one line with the nearest right key."""
+    """The first problem of a validation error, as one line that suggests the nearest known key."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
     key = ".".join(path)
@@ -202,15 +202,15 @@ def explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
             if key_there:
                 return f"{where}: unknown key {key} (did you mean {key_there}?)"
         return f"{where}: unknown key {key}{nearest(key, fields)}"
-    # a union reports each of its members; the key is what comes before them
+    # a union adds its members to the path; the key is the part before them
     parts = path[:2] if path and path[0] in SECTIONS else path
-    if schema is not Recipe:  # a section whose schema is a signature: where is its name
-        return f"{where}.{'.'.join(parts[:1])}: {_lowered(first['msg'])}, not {first['input']!r}"
+    if schema is not Recipe:  # a section whose schema is a signature: `where` is the section's name
+        return f"{where}.{'.'.join(parts[:1])}: {_lowercase_first(first['msg'])}, not {first['input']!r}"
     given = f", not {first['input']!r}" if not isinstance(first.get("input"), dict) else ""
-    return f"{where}: {'.'.join(parts)}: {_lowered(first['msg'])}{given}"
+    return f"{where}: {'.'.join(parts)}: {_lowercase_first(first['msg'])}{given}"
 
 
-def _lowered(message: str) -> str:
+def _lowercase_first(message: str) -> str:
     message = message.removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

@@ -1,7 +1,8 @@
-"""Sampling: trained runs at work.
+"""Sample from trained runs.
 
-    engine           a run's averaged weights, and samples that depend on their own seed alone
-    interpolation    walks between two pictures or two seeds
+    engine           load a run's averaged weights, and draw samples that depend only on their own seed
+    interpolation    interpolate between two images or two seeds
     reflow           pairs of noise and samples that a teacher draws
+    files            write samples as a grid, a folder, an array or a table
     export           safetensors, diffusers and torch.export folders
 """

@@ -1,7 +1,7 @@
-"""The engine: requests -> noise by seed -> family.sample -> pictures. Knows no HTTP, no Ray, no training.
+"""The engine: requests -> noise by seed -> family.sample -> images. Knows no HTTP, no Ray, no training.
 
-A sample is a function of its seed: its noise, and every draw on its way, come from a generator of its own. It is so
-to the bit: kernels choose their sums by the batch's size, so the net sees whole multiples of `ROWS` rows and no others.
+A sample is a function of its seed, to the bit: its noise, and every random draw of its sampler, come from its own
+generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `ROWS` rows.
 """
 
 import json
@@ -28,18 +28,18 @@ from genflow.storage.store import Artifact
 from genflow.training import checkpoint
 
 RECIPE = "recipe.yaml"
-ROWS = 16  # measured: with 1 to 12 rows convolutions and products round otherwise than with 16, 32, 48 or 64
+ROWS = 16  # measured: 1 to 12 rows round differently from 16, 32, 48 or 64 rows
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Samples and what they cost.
+class SampleBatch:
+    """Samples and their cost.
 
     Args:
         images: (N, H, W, C) uint8 grey levels 0..K-1, or (N, 1, 1, 2) float32 points.
-        labels: (N,) the labels that were asked for.
-        nfe: network evaluations each sample took.
-        seconds: wall-clock seconds for all of them.
+        labels: (N,) the requested labels.
+        nfe: network evaluations of each sample.
+        seconds: wall-clock seconds for all samples.
     """
 
     images: np.ndarray
@@ -52,11 +52,11 @@ class Engine:
     """A trained family, ready to sample.
 
     Args:
-        family: with the weights to use, in eval mode.
+        family: with the weights to use.
         recipe: resolved.
-        step: the training step the weights belong to.
-        device: where to run.
-        frozen: take the family over for good; False leaves one that is still being trained as it is.
+        step: the training step of the weights.
+        device: a torch device's name.
+        frozen: put the family into eval mode without gradients; False: leave a family in training unchanged.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Engine:
         """
         folder = checkpoint.Checkpoints(run.path / "checkpoints").newest()
         if folder is None:
-            raise DataError(f"run {run.id} has no readable checkpoint in {run.path}", "train it again")
+            raise DataError(f"run {run.id} has no readable checkpoint in {run.path}", "retrain it")
         return cls.from_folder(run.path, folder, average=average, device=device)
 
     @classmethod
     def from_folder(
         cls, folder: Path, weights: Path | None = None, *, average: bool = True, device: str = "cpu"
     ) -> "Engine":
-        """The engine of a folder with recipe.yaml and facts.json, and of weights there or elsewhere."""
+        """The engine of a folder with recipe.yaml and facts.json; the weights may be in another folder."""
         facts = DataSpec.from_json(json.loads((folder / FACTS).read_text()))
         recipe = parse(read_recipe(folder / RECIPE), str(folder / RECIPE))
         family = build.family_of(recipe, facts)
@@ -100,120 +100,121 @@ class Engine:
         padded: bool = True,
         watch: Watcher | None = None,
         **options: Any,
-    ) -> Drawn:
+    ) -> SampleBatch:
         """One sample for each seed.
 
         Args:
             seeds: any integers.
-            labels: one class a sample, `classes` for none; None: none for all.
-            toward: for each sample another seed and a share s: its noise is that far on the way round the sphere from
-                its own seed's noise to the other's. At 0 it is the seed's own sample.
-            batch: samples drawn together; it changes no sample.
-            padded: fill the last batch up to a multiple of `ROWS`; without, its samples may differ by rounding.
-            watch: called at every evaluation with x_t and the guess at x_0 (see `Family.show`); what it raises
-                ends the drawing.
+            labels: one class for each sample, `classes` for no label; None: no labels.
+            toward: for each sample a second seed and a share s in [0, 1]: the noise is the spherical interpolation
+                (slerp) from the first seed's noise at s = 0 to the second seed's at s = 1.
+            batch: batch size; it changes no sample.
+            padded: pad the last batch to a multiple of `ROWS`; without padding its samples may differ by rounding.
+            watch: called at every evaluation with x_t and the estimate of x_0 (see `Family.show`); an exception that
+                it raises ends the sampling.
             options: of the family's `sample`; they override the recipe's.
 
         Raises:
             UsageError: an unknown option, or a label out of range.
         """
         checked = build.sample_options(self.family, {**self.options, **options})
-        wanted = self._labels(labels, len(seeds))
+        checked_labels = self._labels(labels, len(seeds))
         images, nfe, start = [], 0, time.perf_counter()
-        for rows, filled in _batches(len(seeds), batch, padded):
-            rng = SampleRng([seeds[row] for row in filled], "sample", self.device)
-            noise = rng.normal((len(filled), *self.family.noise_shape))
+        for rows, padded_rows in _batches(len(seeds), batch, padded):
+            rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
+            noise = rng.normal((len(padded_rows), *self.family.noise_shape))
             if toward is not None:
-                noise = self._between(noise, [toward[row] for row in filled])
+                noise = self._interpolate(noise, [toward[row] for row in padded_rows])
             with self.family.watched(watch):
-                samples = self.family.sample(noise, self._tensor(wanted[filled]), rng, **checked)
+                samples = self.family.sample(noise, self._tensor(checked_labels[padded_rows]), rng, **checked)
             images.append(from_x(samples.x[: len(rows)], self.facts))
             nfe = samples.nfe
-        return self._drawn(images, wanted, nfe, start)
+        return self._to_batch(images, checked_labels, nfe, start)
 
     def encode(
         self, images: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
     ) -> np.ndarray:
-        """The codes of real records: what `decode` turns back into them.
+        """The codes of real records; `decode` turns them back into the records.
 
         Args:
             images: (N, H, W, C) grey levels 0..K-1, or (N, 1, 1, 2) points.
             labels: (N,) as in `draw`.
-            seeds: (N,) of what a family draws on the way, such as the place within a grey level.
+            seeds: (N,) of the random draws of encoding, such as dequantization noise within a grey level.
             watch: as in `draw`.
 
         Returns:
-            (N, ...) float32; of the shape of noise, or of the latent space.
+            (N, ...) float32, in the shape of the noise or of the latent space.
 
         Raises:
             UsageError: the family has no encoder.
         """
-        wanted, codes = self._labels(labels, len(images)), []
-        for rows, filled in _batches(len(images)):
-            rng = SampleRng([seeds[row] for row in filled], "code", self.device)
+        checked_labels, codes = self._labels(labels, len(images)), []
+        for rows, padded_rows in _batches(len(images)):
+            rng = SampleRng([seeds[row] for row in padded_rows], "code", self.device)
             with self.family.watched(watch):
-                code = self.family.encode(self.to_x(images[filled]), self._tensor(wanted[filled]), rng)
+                x, label = self.to_x(images[padded_rows]), self._tensor(checked_labels[padded_rows])
+                code = self.family.encode(x, label, rng)
             codes.append(code[: len(rows)].float().cpu().numpy())
         return np.concatenate(codes)
 
     def decode(
         self, codes: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
-    ) -> Drawn:
-        """The records of codes (N, ...) as `encode` gives them; the other arguments are those of `encode`."""
-        wanted, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
-        for rows, filled in _batches(len(codes)):
-            rng = SampleRng([seeds[row] for row in filled], "sample", self.device)
-            code = torch.from_numpy(codes[filled]).to(self.device)
+    ) -> SampleBatch:
+        """The records of codes (N, ...) that `encode` returned; the other arguments are those of `encode`."""
+        checked_labels, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
+        for rows, padded_rows in _batches(len(codes)):
+            rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
+            code = torch.from_numpy(codes[padded_rows]).to(self.device)
             with self.family.watched(watch):
-                x = self.family.decode(code, self._tensor(wanted[filled]), rng)
+                x = self.family.decode(code, self._tensor(checked_labels[padded_rows]), rng)
             images.append(from_x(x[: len(rows)], self.facts))
-        return self._drawn(images, wanted, 0, start)
+        return self._to_batch(images, checked_labels, 0, start)
 
     def _labels(self, labels: Sequence[int] | None, n: int) -> np.ndarray:
-        """The labels (N,) that the family is told.
+        """Check the labels, and return them as an array (N,).
 
         Raises:
-            UsageError: one is out of range, or there are too few.
+            UsageError: a label is out of range, or their number is not n.
         """
         classes = self.facts.classes
-        wanted = np.full(n, classes) if labels is None else np.asarray(labels, np.int64)
-        if len(wanted) != n:
-            raise UsageError(f"{len(wanted)} labels for {n} seeds")
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() <= classes):
+        checked_labels = np.full(n, classes) if labels is None else np.asarray(labels, np.int64)
+        if len(checked_labels) != n:
+            raise UsageError(f"{len(checked_labels)} labels for {n} seeds")
+        if len(checked_labels) and not (checked_labels.min() >= 0 and checked_labels.max() <= classes):
             names = ", ".join(f"{i}={name}" for i, name in enumerate(self.facts.class_names))
-            wrong = int(wanted[(wanted < 0) | (wanted > classes)][0])
+            wrong = int(checked_labels[(checked_labels < 0) | (checked_labels > classes)][0])
             raise UsageError(f"label {wrong} is out of range", names or "this model has no classes")
-        return wanted
+        return checked_labels
 
     def _tensor(self, labels: np.ndarray) -> Tensor:
         return torch.from_numpy(labels).to(self.device)
 
-    def _drawn(self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float) -> Drawn:
+    def _to_batch(self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float) -> SampleBatch:
         C, H, W = self.facts.shape
         stacked = np.concatenate(images) if images else np.zeros((0, H, W, C), np.uint8)
-        return Drawn(stacked, labels, nfe, time.perf_counter() - start)
+        return SampleBatch(stacked, labels, nfe, time.perf_counter() - start)
 
-    def _between(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
-        """The noises on the way to those of other seeds; the ends are the seeds' own, to the bit."""
+    def _interpolate(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
+        """Interpolate from the noises to those of other seeds; at 0 and 1 they are the seeds' own noises to the bit."""
         others = SampleRng([seed for seed, _ in toward], "sample", self.device).normal(noise.shape)
         share = torch.tensor([share for _, share in toward], dtype=torch.float64, device=noise.device)
         s = share.reshape(-1, *[1] * (noise.ndim - 1))
         return torch.where(s == 0, noise, torch.where(s == 1, others, slerp(noise, others, share)))
 
     def to_x(self, images: np.ndarray) -> Tensor:
-        """Grey levels (B, H, W, C) as the family sees them, on the engine's device."""
+        """Convert grey levels (B, H, W, C) to the family's input x, on the engine's device."""
         return to_x(images, self.facts).to(self.device)
 
 
 def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
-    """The rows of each batch, and the same filled up to a multiple of `ROWS` with its last row."""
+    """The rows of each batch, and the same rows padded to a multiple of `ROWS` by repeating the last row."""
     for first in range(0, n, batch):
         rows = range(first, min(first + batch, n))
         yield rows, [*rows, *[rows[-1]] * (-len(rows) % ROWS if padded else 0)]
 
 
 def labels_for(label: str, n: int, facts: DataSpec) -> list[int] | None:
-    """The labels of n samples: a class by name or number, `all` for each in turn, `none`.
+    """The labels of n samples: a class by name or number, `all` to cycle through the classes, or `none`.
 
     Raises:
         UsageError: there is no such class.
@@ -228,6 +229,6 @@ def labels_for(label: str, n: int, facts: DataSpec) -> list[int] | None:
     if label.isdecimal() and len(label) < 10 and int(label) < len(names):
         return [int(label)] * n
     if not names:
-        raise UsageError(f"label {label}: this model has no classes", "leave the label out")
+        raise UsageError(f"label {label}: this model has no classes", "omit the label")
     known = ", ".join(f"{i}={name}" for i, name in enumerate(names[:20]))
     raise UsageError(f"label {label}: no such class{nearest(label, names)}", f"classes: {known}")

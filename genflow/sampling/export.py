@@ -1,9 +1,9 @@
-"""Write a run as a folder that other programs read.
+"""Export a run as a folder that other programs read.
 
-    safetensors    the averaged weights, the recipe, the facts and a card; `Engine.from_folder` draws from it
-    diffusers      a folder that `diffusers.DiffusionPipeline.from_pretrained` loads and its stock pipelines sample:
-                   runs of a Gaussian path whose net is `unet2d`, without a label
-    torch_export   one program file, noise and label in, samples out, that PyTorch alone runs: one-pass samplers
+    safetensors    the averaged weights, the recipe, the facts and a model card; `Engine.from_folder` loads it
+    diffusers      `diffusers.DiffusionPipeline.from_pretrained` loads it as a stock pipeline, without labels;
+                   only for runs of a Gaussian path with the net `unet2d`
+    torch_export   one program that maps noise and label to samples and needs only PyTorch; only for one-pass samplers
 """
 
 import json
@@ -21,13 +21,13 @@ from genflow.storage.store import Artifact
 
 
 def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
-    """Write a run, and its newest picture of samples, into a folder.
+    """Export a run and its newest sample grid.
 
     Args:
-        run: what is written.
-        engine: of that run, with its averaged weights.
+        run: the run.
+        engine: of the run, with its averaged weights.
         form: one of `FORMS`.
-        folder: made if it does not exist.
+        folder: an empty folder; created if it does not exist.
 
     Raises:
         UsageError: the form is unknown, the folder is not empty, or the run's family or net does not fit the form.
@@ -45,13 +45,13 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
 
 
 def check_form(form: str) -> None:
-    """Raises UsageError, with the nearest, where there is no such form."""
+    """Raise UsageError with the nearest name if there is no such form."""
     if form not in FORMS:
         raise UsageError(f"cannot export to {form!r}{nearest(form, list(FORMS))}", f"use --to {', '.join(FORMS)}")
 
 
 def forms(family: type[Family]) -> list[str]:
-    """What a family's runs can be exported to, as far as the family alone decides it."""
+    """The forms to which a family's runs can be exported; the run's net may exclude some."""
     can = {
         "diffusers": family.stock_scheduler is not Family.stock_scheduler,
         "torch_export": family.steps.startswith("1"),
@@ -73,20 +73,20 @@ from genflow.sampling.engine import Engine
 
 engine = Engine.from_folder(Path("."))
 images = engine.draw(seeds=range(16)).images  # (16, H, W, C) uint8"""
-    rest = """`weights.safetensors` holds the averaged weights; `recipe.yaml` the whole configuration; `facts.json` the
-data's facts."""
+    rest = """`weights.safetensors` has the averaged weights, `recipe.yaml` the complete configuration, `facts.json` the
+facts of the data."""
     write_atomically(folder / "README.md", _card(run.id, engine, "genflow", use, rest))
 
 
 def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
-    """The net for "no label", the scheduler that walks its path, and the stock pipeline of both."""
+    """Save a stock pipeline of the net for "no label" and the scheduler of its path."""
     scheduler = engine.family.stock_scheduler()
     net: Any = getattr(engine.family, "net", None)
     if scheduler is None or not hasattr(net, "unconditional"):
         why = "its net" if scheduler else "its noise"
         raise UsageError(
-            f"run {run.id} cannot go to diffusers: no stock pipeline knows {why}",
-            "ddpm (linear or cosine, T=1000) and flow_matching can, trained with --set net.kind=unet2d",
+            f"run {run.id} cannot be exported to diffusers: no stock pipeline supports {why}",
+            "train ddpm (linear or cosine, T=1000) or flow_matching with --set net.kind=unet2d",
         )
     import diffusers
 
@@ -100,28 +100,28 @@ def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
         for file in sorted(Path(scratch).rglob("*")):
             if file.is_file():
                 write_atomically(folder / file.relative_to(scratch), file.read_bytes())
-    more = ", use_clipped_model_output=True" if clips else ""  # as the run does: the noise follows the clipped guess
+    more = ", use_clipped_model_output=True" if clips else ""  # as in the run: noise from the clipped x_0
     use = f"""from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained(".")
 images = pipeline(batch_size=16, num_inference_steps={engine.options["steps"]}{more}).images"""
-    rest = 'It draws what the run draws for "no label": a stock pipeline has no labels.'
+    rest = 'The samples are those of the run for "no label", because a stock pipeline has no labels.'
     write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", use, rest))
 
 
 def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
-    """The sampler as one program, for any number of rows."""
+    """Save the sampler as one program, for any number of rows."""
     import torch
 
     one = {**engine.options, **({"steps": 1} if "steps" in engine.options else {})}
     if "torch_export" not in forms(type(engine.family)):
         raise UsageError(
-            f"run {run.id} cannot go to torch_export: {type(engine.family).title} samples in many steps",
-            "vae, gan and consistency sample in one; --to safetensors takes every run",
+            f"run {run.id} cannot be exported to torch_export: {type(engine.family).title} samples in many steps",
+            "vae, gan and consistency sample in one step; --to safetensors exports every run",
         )
     try:
         program = traced(engine.family, one)
-    except Exception as error:  # whatever tracing stumbles over
+    except Exception as error:  # tracing may raise anything
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"run {run.id} cannot be traced by torch.export: {first}", "use --to safetensors") from error
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,13 +134,13 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
 sample = torch.export.load("sample.pt2").module()
 noise = torch.randn(16, {", ".join(map(str, engine.family.noise_shape))})
 x = sample(noise, torch.full((16,), {engine.facts.classes}))  # (16, C, H, W) in [-1, 1]; the last label is "none\""""
-    write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs PyTorch and nothing else."))
+    write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs only PyTorch."))
 
 
 def traced(family: Family, options: dict[str, Any]) -> Any:
     """A `torch.export` program: noise (B, ...) and label (B,) in, x (B, C, H, W) out, for any B.
 
-    A sampler that draws on its way cannot be traced, nor one whose steps depend on the data.
+    A sampler that draws random numbers cannot be traced, and neither can one whose steps depend on the data.
     """
     import torch
     from torch import Tensor, nn

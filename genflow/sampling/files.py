@@ -1,4 +1,4 @@
-"""Samples as files: a grid of pictures, a folder of them, an array, or a table, by the ending of the path."""
+"""Write samples as a grid, a folder of images, an array or a table; the path's suffix decides."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ from genflow.storage.files import write_atomically
 
 
 def form_of(out: Path) -> str:
-    """`.png`, `.npy`, `.parquet`, or `folder` for a path without an ending.
+    """`.png`, `.npy`, `.parquet`, or `folder` for a path without a suffix.
 
     Raises:
-        UsageError: no form of samples has this ending.
+        UsageError: the suffix is none of these.
     """
     form = out.suffix or "folder"
     if form not in ("folder", ".png", ".npy", ".parquet"):
@@ -28,19 +28,19 @@ def write(
     out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec,
     columns: int | None,
 ) -> None:  # fmt: skip
-    """Write samples in the form that `out` has by its ending.
+    """Write samples in the form of `form_of(out)`.
 
     Args:
         out: a file, or a folder.
         images: (N, H, W, C) uint8 grey levels 0..K-1, or (N, 1, 1, 2) float32 points.
-        labels: (N,); `facts.classes` is no label.
-        index: the numbers by which a sample is found again, such as its seed, by name.
+        labels: (N,); `facts.classes` means no label.
+        index: numbers that identify each sample, by name, for example its seed.
         facts: of the dataset.
         columns: of a grid.
 
     Raises:
-        UsageError: no form has this ending.
-        SetupError: it cannot be written.
+        UsageError: the suffix is unknown.
+        SetupError: the file or folder cannot be written.
     """
     form = form_of(out)
     try:
@@ -67,16 +67,16 @@ def _write_folder(
 
 
 def _parquet(images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec) -> bytes:
-    """A Parquet file of PNG pictures, with the features by which Hugging Face's `datasets` reads them."""
+    """A Parquet file of PNG images, with the metadata by which Hugging Face's `datasets` decodes them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pngs = preview.pngs(images, facts)
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     features |= {what: {"dtype": "int64", "_type": "Value"} for what in index}
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns: dict[str, Any] = {
-        "image": pa.array([{"bytes": png, "path": None} for png in pngs], picture),
+        "image": pa.array([{"bytes": png, "path": None} for png in pngs], image),
         **{what: pa.array(values, pa.int64()) for what, values in index.items()},
     }
     if facts.classes:

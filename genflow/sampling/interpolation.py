@@ -1,8 +1,8 @@
-"""What `genflow sample --interpolate` draws: walks between the codes of two pictures, one walk a row.
+"""Interpolate between two images or two seeds for `genflow sample --interpolate`, one interpolation in each row.
 
-A family with an encoder walks between real pictures: the first and the last of a row are the pictures themselves,
-what lies between is decoded, from the one's code to the other's. A family without walks between the noises of two
-seeds, and its ends are what these seeds draw.
+A family with an encoder interpolates between real images: a row starts and ends with the images themselves, and decodes
+the interpolated codes between them. A family without an encoder interpolates between the noises of two seeds, and a row
+starts and ends with the samples of these seeds.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from genflow.data.shards import Dataset
 from genflow.errors import DataError, UsageError
 from genflow.maths.rng import key
 from genflow.maths.slerp import slerp
-from genflow.sampling.engine import Drawn, Engine
+from genflow.sampling.engine import Engine, SampleBatch
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
 
@@ -25,13 +25,13 @@ COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Ends:
-    """Real pictures to walk between.
+class EndImages:
+    """Real images to interpolate between.
 
     Args:
-        images: (R, 2, H, W, C) records, the ends of each row.
-        labels: (R,) what each row is encoded and decoded as; `classes` for no label.
-        names: (R, 2) where they come from.
+        images: (R, 2, H, W, C) records, the first and the last image of each row.
+        labels: (R,) labels for encoding and decoding; `classes` for no label.
+        names: (R, 2) ids or paths of the images.
     """
 
     images: np.ndarray
@@ -40,39 +40,42 @@ class Ends:
 
 
 def layout(n: int | None, own: bool) -> tuple[int, int]:
-    """Rows and columns of n pictures; None: 8 rows, or one between a person's `own` two pictures.
+    """Rows and columns of n images; None: 8 rows, or one row between the user's `own` two images.
 
     Raises:
-        UsageError: n makes no whole rows.
+        UsageError: n images do not fill whole rows.
     """
     if own and (n is None or n >= 3):
         return 1, n or COLUMNS
     n = COLUMNS * COLUMNS if n is None else n
     if n < 3 or (n > COLUMNS and n % COLUMNS):
         near = max(1, round(n / COLUMNS)) * COLUMNS
-        raise UsageError(f"-n {n} makes no rows of {COLUMNS} pictures", f"use -n {near}, or 3 to {COLUMNS} for one row")
+        hint = f"use -n {near}, or 3 to {COLUMNS} for one row"
+        raise UsageError(f"-n {n} images do not fill rows of {COLUMNS}", hint)
     return max(1, n // COLUMNS), min(n, COLUMNS)
 
 
-def held_out(store: Store, dataset: str, rows: int, seed: int, labels: Sequence[int] | None, facts: DataSpec) -> Ends:
-    """Pairs of pictures that training did not see; the pair of a row is a function of its seed, seed + row.
+def held_out(
+    store: Store, dataset: str, rows: int, seed: int, labels: Sequence[int] | None, facts: DataSpec
+) -> EndImages:
+    """Pairs of images from the reference split; the pair of a row is a function of its seed, seed + row.
 
     Args:
-        store: where the dataset is.
+        store: holds the dataset.
         dataset: its id.
         rows: R.
         seed: of the first row.
-        labels: the class of each row, both of whose ends are of it; None: any two, and no label.
+        labels: the class of both images of each row; None: any two images, and no label.
         facts: of the data.
 
     Raises:
-        DataError: the dataset is gone, or holds too few pictures of a class.
+        DataError: the dataset is missing, or has fewer than two images of a class.
     """
     artifact = store.get("datasets", dataset)
     if artifact is None:
         raise DataError(
             f"the dataset {dataset} that this run was trained on is not in the store",
-            "prepare it again, or walk between pictures of your own: --between a.png b.png",
+            "prepare it again, or use your own images: --between a.png b.png",
         )
     data = Dataset.open(artifact)
     split = data.splits[data.reference]
@@ -81,24 +84,24 @@ def held_out(store: Store, dataset: str, rows: int, seed: int, labels: Sequence[
         own = np.arange(len(split)) if labels is None else np.flatnonzero(split.labels == labels[row])
         if len(own) < 2:
             what = "" if labels is None else f" of class {facts.class_names[labels[row]]}"
-            raise DataError(f"{artifact.name} holds {len(own)} pictures{what} to walk between; it takes two",
+            raise DataError(f"{artifact.name} has {len(own)} images{what}; an interpolation needs two",
                             "use --label with another class, or --label none")  # fmt: skip
         chosen.append(np.random.default_rng(key(seed + row, "pair")).choice(own, 2, replace=False))
     ids = split.ids
     kept = np.full(rows, facts.classes) if labels is None else np.asarray(labels, np.int64)
     names = [[ids[i] for i in pair] for pair in chosen]
-    return Ends(np.stack([split.take(pair) for pair in chosen]), kept, names)
+    return EndImages(np.stack([split.take(pair) for pair in chosen]), kept, names)
 
 
-def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataSpec) -> Ends:
-    """Two pictures of a person's own, in the dataset's size, colours and grey levels, as one row.
+def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataSpec) -> EndImages:
+    """Two images of the user as one row, converted to the dataset's size, colours and grey levels.
 
     Raises:
-        DataError: one of them cannot be read; the message says why.
-        UsageError: the data is no pictures.
+        DataError: an image cannot be read; the message says why.
+        UsageError: the data is not images.
     """
     if facts.is_points:
-        raise UsageError("--between takes pictures, and this run's data is points of the plane", "leave it out")
+        raise UsageError("--between needs images, and this run's data is points of the plane", "omit --between")
     records = []
     for path in paths:
         try:
@@ -107,11 +110,11 @@ def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataS
         except images.UnreadableImage as error:
             raise DataError(f"--between {path}: {error}", "name two PNG, JPEG, WebP, BMP, TIFF or GIF files") from error
     label = np.array([facts.classes if labels is None else labels[0]])
-    return Ends(np.stack(records)[None], label, [[str(path) for path in paths]])
+    return EndImages(np.stack(records)[None], label, [[str(path) for path in paths]])
 
 
-def walk_pictures(engine: Engine, ends: Ends, columns: int, seed: int) -> Drawn:
-    """Rows of: the one end, `columns` - 2 pictures decoded from its code to the other's, the other end."""
+def walk_pictures(engine: Engine, ends: EndImages, columns: int, seed: int) -> SampleBatch:
+    """Rows of the first image, `columns` - 2 decoded interpolations of the two codes, and the second image."""
     rows, labels = len(ends.labels), ends.labels.tolist()
     seeds = ([key(seed + row, "end", side) for row in range(rows)] for side in (0, 1))
     a, b = (torch.from_numpy(engine.encode(ends.images[:, i], labels, own)) for i, own in enumerate(seeds))
@@ -122,13 +125,13 @@ def walk_pictures(engine: Engine, ends: Ends, columns: int, seed: int) -> Drawn:
     drawn = engine.decode(code.numpy(), every, [seed + row for row in range(rows) for _ in range(inner)])
     shaped = drawn.images.reshape(rows, inner, *drawn.images.shape[1:])
     images = np.concatenate([ends.images[:, :1], shaped, ends.images[:, 1:]], 1)
-    return Drawn(images.reshape(-1, *images.shape[2:]), ends.labels.repeat(columns), drawn.nfe, drawn.seconds)
+    return SampleBatch(images.reshape(-1, *images.shape[2:]), ends.labels.repeat(columns), drawn.nfe, drawn.seconds)
 
 
 def walk_noise(
     engine: Engine, rows: int, columns: int, seed: int, labels: Sequence[int] | None, options: dict[str, object]
-) -> Drawn:
-    """Rows from what seed `seed + 2 row` draws to what the next seed draws, by way of the noises between."""
+) -> SampleBatch:
+    """Rows from the sample of seed `seed + 2 row` to that of the next seed, by interpolating their noises."""
     shares = torch.linspace(0, 1, columns, dtype=torch.float64).tolist() if columns > 1 else [0.5]
     toward = [(seed + 2 * row + 1, share) for row in range(rows) for share in shares]
     seeds = [seed + 2 * row for row in range(rows) for _ in range(columns)]

@@ -1,8 +1,8 @@
-"""Reflow is data: a teacher turns noise into samples, and the pairs are what a straighter student learns from.
+"""Reflow is a dataset: a teacher maps noise to samples, and a student with straighter paths trains on the pairs.
 
-    noise_i = the draws of a seed that is a function of (seed, i)      x_i = the teacher's ODE from noise_i
+    noise_i = noise of a seed that is a function of (seed, i)      x_i = the teacher's ODE from noise_i
 
-A pair is a function of its number, so shards may be written by anybody in any order, and are the same bytes.
+A pair is a function of its number, so any process may write any shard in any order, with the same bytes.
 
 References:
     Flow Straight and Fast: Rectified Flow (Liu et al., 2022)                        https://arxiv.org/abs/2209.03003
@@ -30,8 +30,8 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
-SHARD = 1000  # pairs a shard
-BATCH = 250  # drawn together; fixed, because a kernel may round differently in another company
+SHARD = 1000  # pairs in each shard
+BATCH = 250  # batch size; fixed, because the rounding of a kernel may depend on it
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class ReflowPlan:
     Args:
         id: `<run's name>-<content address>`.
         run: the teacher.
-        dataset: its dataset.
-        count: pairs.
+        dataset: the teacher's dataset.
+        count: number of pairs.
         seed: of noises and labels.
-        options: of the teacher's sampling, complete.
+        options: all sampling options of the teacher.
     """
 
     id: str
@@ -63,28 +63,28 @@ class ReflowPlan:
 
 
 def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
-    """Name the pairs of a teacher.
+    """Check the options, and derive the id of a teacher's pairs.
 
     Args:
-        store: where the teacher is, and its dataset.
-        reference: the run.
-        recipe: `reflow` says how many, `sample` how; what it leaves open is the teacher's own setting.
+        store: holds the teacher and its dataset.
+        reference: the teacher's run.
+        recipe: `reflow` has the number of pairs, and `sample` overrides the teacher's sampling options.
 
     Raises:
-        UsageError: there is no such run, its samples are no function of its noise, or an option does not fit.
+        UsageError: there is no such run, its samples are no function of its noise, or an option is invalid.
     """
     run = store.find("runs", reference)
     dataset = store.find("datasets", run.meta["dataset"])
     engine = Engine.load(run)
     if not engine.family.learns_pairs:
         raise UsageError(
-            f"{engine.family.title} has no path between noise and data, so its pairs teach nothing",
+            f"{engine.family.title} has no path between noise and data, so a student cannot learn from its pairs",
             "use a run of flow_matching or ddpm",
         )
     options = build.sample_options(engine.family, {**engine.options, **recipe.sample})
     if SAMPLERS[options["sampler"]].stochastic or options["eta"]:
         raise UsageError("a stochastic sampler gives no pairs: its samples are no function of the noise",
-                         "--set sample.sampler=midpoint, or another that draws nothing")  # fmt: skip
+                         "--set sample.sampler=midpoint, or another deterministic sampler")  # fmt: skip
     code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.facts))
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code]
     id = f"{run.name}-{digest(deciding)}"
@@ -95,31 +95,31 @@ class Teacher:
     """A trained family that writes pairs.
 
     Args:
-        task: whose, and how.
-        device: where it runs.
+        plan: of the pairs.
+        device: a torch device's name.
     """
 
-    def __init__(self, task: ReflowPlan, device: str = "cpu") -> None:
-        self.task, self.engine = task, Engine.load(task.run, device=device)
-        self._labels = Dataset.open(task.dataset, verify=False).splits["train"].labels
+    def __init__(self, plan: ReflowPlan, device: str = "cpu") -> None:
+        self.plan, self.engine = plan, Engine.load(plan.run, device=device)
+        self._labels = Dataset.open(plan.dataset, verify=False).splits["train"].labels
 
     @property
     def family(self) -> Family:
-        """The teacher itself."""
+        """The teacher's family."""
         return self.engine.family
 
     def pair(self, numbers: range) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Seeds (N,), labels (N,), noises and samples (N, C, H, W) of pairs by number."""
-        seeds = [key("pair", self.task.seed, number) for number in numbers]
+        seeds = [key("pair", self.plan.seed, number) for number in numbers]
         rng = SampleRng(seeds, "sample", self.engine.device)
         noise = rng.normal((len(seeds), *self.family.noise_shape))
-        # the classes' balance is the data's: a random row's label
-        labels = self._labels[[key("row", self.task.seed, number) % len(self._labels) for number in numbers]]
-        x = self.family.sample(noise, torch.from_numpy(labels).to(self.engine.device), rng, **self.task.options).x
+        # the label of a random training row, so that classes are as frequent as in the data
+        labels = self._labels[[key("row", self.plan.seed, number) % len(self._labels) for number in numbers]]
+        x = self.family.sample(noise, torch.from_numpy(labels).to(self.engine.device), rng, **self.plan.options).x
         return np.array(seeds), labels, noise.cpu().numpy(), x.float().cpu().numpy()
 
     def write(self, folder: Path, file: str, first: int, last: int) -> int:
-        """Write a shard, whole or not at all; one that is there already is left. Returns how many pairs it has."""
+        """Write a shard atomically, unless it exists; return the number of its pairs."""
         if not (folder / file).exists():
             parts = [self.pair(range(a, min(a + BATCH, last))) for a in range(first, last, BATCH)]
             seeds, labels, noise, x = (np.concatenate(columns) for columns in zip(*parts, strict=True))

@@ -1,12 +1,18 @@
-"""Serving: samplers behind HTTP. Knows no Ray; `jobs/serve.py` puts it on Ray Serve.
+"""Serve trained models over HTTP. Independent of Ray; `jobs/serve.py` runs it on Ray Serve.
 
-    app        the HTTP interface (FastAPI): routes, documentation, the playground
-    guard      what stands before it: sizes, time, keys, rates, request ids, the log
-    requests   what may be asked, typed
-    service    what runs in a replica: a request in, a reply out
-    batcher    requests that fit together are drawn together, within bounds
-    worker     the process that draws what is in a batch
-    entries    the models of a deployment, as they are written down
-    shelf      the models: their cards, and the engines in memory
-    replies    what comes back, and errors in one shape
+app              the HTTP interface (FastAPI): routes, the API documentation, the playground
+middleware       checks before the app: sizes, timeouts, API keys, rate limits, request ids, the request log
+schemas          the request bodies (pydantic)
+openapi          descriptions of responses in the OpenAPI document
+docs_page        the page at /docs
+service          the models of one replica: turns a request into a response
+batcher          queues requests, and draws those with equal settings in one batch
+engine_process   the child process that draws the batches
+engine_cache     the engines in memory, least recently used out first
+models           what is known of a model without its weights
+model_list       the models of an endpoint, as the configuration stores them
+decode_inputs    reads images and codes from a request
+encode_outputs   writes samples and codes in the requested format
+responses        response bodies, and errors in one format
+endpoints        the files in the store that describe running endpoints
 """

@@ -1,4 +1,4 @@
-"""The HTTP interface: what is asked of a `Backend`, in addresses, with documentation, and the playground at `/`."""
+"""The HTTP interface: routes that call a `Backend`, the API documentation at `/docs`, and the playground at `/`."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -13,59 +13,64 @@ from starlette.exceptions import HTTPException
 from genflow import __version__
 from genflow.serving import docs_page
 from genflow.serving.middleware import Limits, RequestLimitsMiddleware
-from genflow.serving.openapi import CODES, ERROR, PICTURES, REFUSALS
+from genflow.serving.openapi import CODE_RESPONSES, ERROR, ERROR_RESPONSES, SAMPLE_RESPONSES
 from genflow.serving.responses import Reply, RequestError, json_reply
 from genflow.serving.schemas import (
-    Asked,
     DecodeRequest,
     EncodeRequest,
     ImagesRequest,
+    ModelRequest,
     SampleRequest,
     Task,
     WalkRequest,
 )
 
-PAGE = Path(__file__).with_name("playground.html")
+PLAYGROUND = Path(__file__).with_name("playground.html")
 Document = dict[str, Any]
+OnResponse = Callable[[str, str, int, float], None]  # method, path, status, seconds
 
 
 class Backend(Protocol):
-    """Who draws: a `Service` in this process, or replicas of one."""
+    """The part that draws samples: a `Service`, or a replica that wraps one."""
 
-    async def answer(self, task: Task, name: str, asked: Asked) -> Reply:
-        """What a `Service` answers, or a refusal."""
+    async def answer(self, task: Task, name: str, request: ModelRequest) -> Reply:
+        """Return the response to one request; an error is a `Reply`, too."""
 
-    def stream(self, name: str, asked: SampleRequest) -> AsyncIterator[bytes]:
-        """Server-sent events."""
+    def stream(self, name: str, request: SampleRequest) -> AsyncIterator[bytes]:
+        """Yield server-sent events."""
 
     async def cards(self) -> list[Document]:
-        """Every model's card."""
+        """Return the description of every model."""
 
     async def health(self) -> Document:
-        """What it is busy with; raises if it does not work."""
+        """Return the models and the state of the queue.
+
+        Raises:
+            Exception: no samples can be drawn.
+        """
 
 
 def create(
-    backend: Backend, limits: Limits | None = None, seen: Callable[[str, str, int, float], None] = lambda *_: None
+    backend: Backend, limits: Limits | None = None, on_response: OnResponse = lambda *_: None
 ) -> RequestLimitsMiddleware:
-    """The whole app, as something that speaks ASGI.
+    """Build the ASGI app with its middleware.
 
     Args:
-        backend: who draws.
-        limits: what a request may be.
-        seen: told of every request that was answered: method, path, status, seconds.
+        backend: draws the samples.
+        limits: bounds on requests.
+        on_response: called after each response with method, path, status and seconds.
     """
     limits = limits or Limits()
     app = FastAPI(
         title="genflow",
         version=__version__,
-        summary="Samples of trained image generators. A sample is a function of its seed.",
-        docs_url=None,  # FastAPI's loads scripts from elsewhere
+        summary="Draw samples from trained generative models. The same seed gives the same sample.",
+        docs_url=None,  # FastAPI's page loads scripts from another host
         openapi_url="/openapi.json" if limits.docs else None,
         redoc_url=None,
     )
-    _errors(app)
-    page = PAGE.read_text(encoding="utf-8")
+    _add_error_handlers(app)
+    page = PLAYGROUND.read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
     async def playground() -> HTMLResponse:
@@ -77,19 +82,19 @@ def create(
         async def docs(request: Request) -> HTMLResponse:
             return HTMLResponse(docs_page.page(app.openapi(), str(request.base_url).rstrip("/")))
 
-    @app.get("/healthz", tags=["about"], summary="Whether it works")
+    @app.get("/healthz", tags=["about"], summary="Health")
     async def healthz(request: Request) -> Response:
-        """200 with what it is busy with; 503 if no replica answers."""
+        """200 with the models and the length of the queue; 503 if no replica answers."""
         try:
             return _respond(json_reply({"status": "ok", **await backend.health()}), request)
         except Exception as error:
             raise RequestError(503, f"no replica answers: {type(error).__name__}", retry_after=2) from error
 
-    @app.get("/v1/models", tags=["about"], summary="The models: family, data, recipe, metrics, lineage, options")
+    @app.get("/v1/models", tags=["about"], summary="List the models: family, data, options, metrics, recipe, lineage")
     async def models(request: Request) -> Response:
         return _respond(json_reply({"object": "list", "data": await backend.cards()}), request)
 
-    @app.get("/v1/models/{name}", tags=["about"], summary="One model", responses={404: ERROR})
+    @app.get("/v1/models/{name}", tags=["about"], summary="Describe one model", responses={404: ERROR})
     async def model(name: str, request: Request) -> Response:
         cards = await backend.cards()
         found = [card for card in cards if card["id"] == name]
@@ -99,55 +104,60 @@ def create(
         return _respond(json_reply(found[0]), request)
 
     @app.post("/v1/models/{name}/samples", tags=["samples"], summary="Draw samples", response_class=Response,
-              responses={**PICTURES, **REFUSALS})  # fmt: skip
-    async def samples(name: str, asked: SampleRequest, request: Request) -> Response:
-        """`n` samples from `seed`, `seed + 1`, ... The same seed gives the same sample in any company.
+              responses={**SAMPLE_RESPONSES, **ERROR_RESPONSES})  # fmt: skip
+    async def samples(name: str, payload: SampleRequest, request: Request) -> Response:
+        """Draw `n` samples from `seed`, `seed + 1`, ... The same seed gives the same sample in any batch.
 
-        Further keys are options of the model's family, such as `temperature`; `GET /v1/models` lists them.
+        Other keys are options of the model's family, such as `temperature`; `GET /v1/models` lists them.
         """
-        return _respond(await backend.answer("samples", name, asked), request)
+        return _respond(await backend.answer("samples", name, payload), request)
 
-    @app.post("/v1/models/{name}/samples/stream", tags=["samples"], summary="Watch noise become samples",
-              response_class=StreamingResponse, responses=REFUSALS)  # fmt: skip
-    async def stream(name: str, asked: SampleRequest, request: Request) -> Response:
-        """Server-sent events: `step` {evaluation, noisy, guess} at each network evaluation, then `done`, or `error`.
+    @app.post("/v1/models/{name}/samples/stream", tags=["samples"], summary="Stream the steps of sampling",
+              response_class=StreamingResponse, responses=ERROR_RESPONSES)  # fmt: skip
+    async def stream(name: str, payload: SampleRequest, request: Request) -> Response:
+        """Server-sent events: `step` {evaluation, noisy, guess} at each network evaluation, then `done` or `error`.
 
-        `noisy` and `guess` hold a PNG of each sample in base64: where it is on its way, and where it is going.
+        `noisy` holds the current state of each sample and `guess` the predicted final sample, as base64 PNG.
         """
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(backend.stream(name, asked), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(backend.stream(name, payload), media_type="text/event-stream", headers=headers)
 
-    @app.post("/v1/models/{name}/walks", tags=["samples"], summary="Walk from one seed to another",
-              response_class=Response, responses={**PICTURES, **REFUSALS})  # fmt: skip
-    async def walks(name: str, asked: WalkRequest, request: Request) -> Response:
-        """`n` samples on the great circle between the noises of `seed` and `to_seed`; the ends are their samples."""
-        return _respond(await backend.answer("walks", name, asked), request)
+    @app.post("/v1/models/{name}/walks", tags=["samples"], summary="Interpolate between two seeds",
+              response_class=Response, responses={**SAMPLE_RESPONSES, **ERROR_RESPONSES})  # fmt: skip
+    async def walks(name: str, payload: WalkRequest, request: Request) -> Response:
+        """Draw `n` samples by spherical interpolation between the noises of `seed` and `to_seed`.
 
-    @app.post("/v1/models/{name}/encode", tags=["codes"], summary="The codes of pictures",
-              responses={**CODES, **REFUSALS})  # fmt: skip
-    async def encode(name: str, asked: EncodeRequest, request: Request) -> Response:
-        """What the model can make the pictures of again: the noise they come from, or a place in the latent space."""
-        return _respond(await backend.answer("encode", name, asked), request)
+        The first and the last are the samples of these two seeds.
+        """
+        return _respond(await backend.answer("walks", name, payload), request)
 
-    @app.post("/v1/models/{name}/decode", tags=["codes"], summary="The pictures of codes", response_class=Response,
-              responses={**PICTURES, **REFUSALS})  # fmt: skip
-    async def decode(name: str, asked: DecodeRequest, request: Request) -> Response:
-        """The way back from `encode`; between two codes lie the pictures between two pictures."""
-        return _respond(await backend.answer("decode", name, asked), request)
+    @app.post("/v1/models/{name}/encode", tags=["codes"], summary="Encode images",
+              responses={**CODE_RESPONSES, **ERROR_RESPONSES})  # fmt: skip
+    async def encode(name: str, payload: EncodeRequest, request: Request) -> Response:
+        """Return the codes from which the model reconstructs the images: their noise, or their latent vectors."""
+        return _respond(await backend.answer("encode", name, payload), request)
 
-    @app.post("/v1/images/generations", tags=["samples"], summary="The shape of OpenAI's interface",
-              responses=REFUSALS)  # fmt: skip
-    async def generations(asked: ImagesRequest, request: Request) -> Response:
-        """The prompt is a class's name. Answers `{created, data: [{b64_json}]}`."""
-        if asked.size != "auto":
+    @app.post("/v1/models/{name}/decode", tags=["codes"], summary="Decode codes into images", response_class=Response,
+              responses={**SAMPLE_RESPONSES, **ERROR_RESPONSES})  # fmt: skip
+    async def decode(name: str, payload: DecodeRequest, request: Request) -> Response:
+        """The inverse of `encode`. Codes interpolated between two codes give images between two images."""
+        return _respond(await backend.answer("decode", name, payload), request)
+
+    @app.post("/v1/images/generations", tags=["samples"], summary="OpenAI-compatible image generation",
+              responses=ERROR_RESPONSES)  # fmt: skip
+    async def generations(payload: ImagesRequest, request: Request) -> Response:
+        """The prompt is the name of a class. Returns `{created, data: [{b64_json}]}`."""
+        if payload.size != "auto":
             cards = await backend.cards()
-            card = next((card for card in cards if card["id"] == (asked.model or cards[0]["id"])), None)
-            size = f"{card['data']['shape'][2]}x{card['data']['shape'][1]}" if card else asked.size
-            if asked.size != size:
-                raise RequestError(422, f"this model draws {size}", "size", f"size={size}, or auto")
-        wanted: Document = {"n": asked.n, "seed": asked.seed, "label": asked.prompt or "all", "format": "json"}
-        wanted |= {key: value for key in ("steps", "guidance") if (value := getattr(asked, key)) is not None}
-        reply = await backend.answer("samples", asked.model or "", SampleRequest.model_validate(wanted))
+            card = next((card for card in cards if card["id"] == (payload.model or cards[0]["id"])), None)
+            size = f"{card['data']['shape'][2]}x{card['data']['shape'][1]}" if card else payload.size
+            if payload.size != size:
+                raise RequestError(
+                    422, f"this model produces images of {size}", "size", f"use size={size} or size=auto"
+                )
+        options: Document = {"n": payload.n, "seed": payload.seed, "label": payload.prompt or "all", "format": "json"}
+        options |= {key: value for key in ("steps", "guidance") if (value := getattr(payload, key)) is not None}
+        reply = await backend.answer("samples", payload.model or "", SampleRequest.model_validate(options))
         if reply.status != 200:
             return _respond(reply, request)
         drawn = json.loads(reply.body)
@@ -158,26 +168,26 @@ def create(
         }  # fmt: skip
         return _respond(json_reply(document), request)
 
-    return RequestLimitsMiddleware(app, limits, seen)
+    return RequestLimitsMiddleware(app, limits, on_response)
 
 
 def _respond(reply: Reply, request: Request) -> Response:
     body = reply.body
-    if reply.status >= 400:  # the replica does not know the request's id
+    if reply.status >= 400:  # the backend does not know the request's id
         document = json.loads(body)
         document["error"]["request"] = request.state.request
         body = json.dumps(document).encode()
-    return Response(body, reply.status, reply.headers, reply.media)
+    return Response(body, reply.status, reply.headers, reply.media_type)
 
 
-def _errors(app: FastAPI) -> None:
-    """Every error in one shape."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Return every error in the same format."""
 
-    async def refused(request: Request, error: Exception) -> Response:
+    async def request_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
         return _respond(error.reply(), request)
 
-    async def wrong(request: Request, error: Exception) -> Response:
+    async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
@@ -186,17 +196,20 @@ def _errors(app: FastAPI) -> None:
         message = f"{key}: {message[:1].lower()}{message[1:]}" if key else message
         return _respond(RequestError(422, message, key).reply(), request)
 
-    async def http(request: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        words = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this address"}
-        message = words.get(error.status_code, str(error.detail))
+        messages = {
+            404: f"there is nothing at {request.url.path}",
+            405: f"{request.url.path} does not allow {request.method}",
+        }
+        message = messages.get(error.status_code, str(error.detail))
         reply = RequestError(error.status_code, message, hint="see /docs").reply()
-        return _respond(Reply(reply.body, reply.media, reply.status, dict(error.headers or {})), request)
+        return _respond(Reply(reply.body, reply.media_type, reply.status, dict(error.headers or {})), request)
 
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        return _respond(RequestError(500, "something went wrong here, and the log says what").reply(), request)
+    async def internal_error(request: Request, error: Exception) -> Response:
+        return _respond(RequestError(500, "internal error; see the server's log").reply(), request)
 
-    app.add_exception_handler(RequestError, refused)
-    app.add_exception_handler(RequestValidationError, wrong)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(RequestError, request_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, internal_error)

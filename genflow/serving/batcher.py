@@ -1,10 +1,11 @@
-"""Requests that fit together are drawn together.
+"""Dynamic batching: requests with equal settings are drawn in one batch.
 
-One thread has batch after batch drawn, while the event loop takes requests in. Whatever waits with the same key when
-the thread becomes free goes into its next batch, so nobody waits for company, and under load batches are full. The
-number of waiting requests is bounded, and so is the time that they wait: a request whose turn cannot come before its
-deadline is refused at once, one whose client goes away leaves the queue, and a batch that nobody waits for any more is
-broken off at its next network evaluation.
+One thread draws batch after batch, while the event loop accepts requests. When the thread is free, its next batch takes
+all queued requests with the same key. So no request waits for a batch to fill, and under load the batches are full.
+
+The length of the queue and the waiting time are bounded. A request that cannot be drawn before its deadline is rejected
+at once. A request leaves the queue when its client disconnects. A batch without any waiting client is cancelled at its
+next network evaluation.
 """
 
 import asyncio
@@ -18,258 +19,273 @@ from typing import Any
 
 import numpy as np
 
-from genflow.sampling.engine import ROWS as FILLED
-from genflow.sampling.engine import Drawn
+from genflow.sampling.engine import ROWS as ROW_MULTIPLE
+from genflow.sampling.engine import SampleBatch
 from genflow.serving.responses import RequestError
 
-ROWS = 64  # of a batch
+MAX_BATCH_ROWS = 64  # samples
 
 
-class Abandoned(Exception):  # noqa: N818
-    """Nobody waits for this batch any more."""
+class BatchCancelled(Exception):  # noqa: N818
+    """No client waits for this batch any more."""
 
 
 @dataclass(eq=False, repr=False)
-class Job:
+class QueuedRequest:
     """A request in the queue.
 
     Args:
-        key: what requests must share to be drawn together: the model, what is asked of it, and its options.
-        seeds: (N,) one a sample.
-        labels: (N,).
-        given: (N,) what each is made of besides: where a walk leads, a picture, a code; None for plain samples.
+        key: requests with equal keys can share a batch: the model, the task, and its options.
+        seeds: (N,) one for each sample.
+        labels: (N,) class indices.
+        inputs: (N,) further input of each sample: the end of a walk, an image, or a code; None for plain samples.
         deadline: on the monotonic clock.
-        watch: told what its rows look like on the way, in the drawing thread; such a job is drawn alone.
+        on_frame: called in the drawing thread with the intermediate samples; such a request gets a batch of its own.
     """
 
     key: tuple[Any, ...]
     seeds: Sequence[int]
     labels: Sequence[int]
-    given: Sequence[Any] | None
+    inputs: Sequence[Any] | None
     deadline: float
-    watch: Callable[[Any], None] | None = None
-    done: "asyncio.Future[Served]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    taken: int = 0
-    parts: list[Drawn] = field(default_factory=list)
+    on_frame: Callable[[Any], None] | None = None
+    result: "asyncio.Future[RequestResult]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    scheduled: int = 0
+    parts: list[SampleBatch] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
-    begun: float = 0.0
-    rows: int = 0  # of the largest batch it was in
-    seconds: float = 0.0
+    started: float = 0.0
+    batch_rows: int = 0  # samples in the largest of its batches
+    drawing_seconds: float = 0.0
 
     @property
-    def left(self) -> int:
-        """Samples that are still to be drawn."""
-        return len(self.seeds) - self.taken
+    def remaining(self) -> int:
+        """Samples that are in no batch yet."""
+        return len(self.seeds) - self.scheduled
 
-    def over(self, now: float) -> bool:
-        """Whether nobody waits for it."""
-        return self.done.done() or now > self.deadline
+    def is_finished(self, now: float) -> bool:
+        """Whether no client waits for it: it is answered or cancelled, or its deadline has passed."""
+        return self.result.done() or now > self.deadline
 
 
 @dataclass(frozen=True)
-class Served:
-    """A job's samples, and where its time went.
+class RequestResult:
+    """The samples of a request, with its timings.
 
     Args:
-        images: as the engine draws them, or codes.
-        labels: (N,).
-        nfe: evaluations of each sample.
-        waited: seconds in the queue.
-        drawing: seconds of the batches that it was in.
-        rows: of the largest of them.
+        images: (N, ...) as the engine returns them, or codes.
+        labels: (N,) class indices.
+        nfe: network evaluations of each sample.
+        queue_seconds: time in the queue.
+        drawing_seconds: time to draw the batches that contain the request.
+        batch_rows: samples in the largest of these batches.
     """
 
     images: np.ndarray
     labels: np.ndarray
     nfe: int
-    waited: float
-    drawing: float
-    rows: int
+    queue_seconds: float
+    drawing_seconds: float
+    batch_rows: int
 
 
-Piece = tuple[Job, int, int]
-Draw = Callable[[Job, list[int], list[int], list[Any], Callable[[], None]], Drawn]
+RequestSlice = tuple[QueuedRequest, int, int]
+DrawBatch = Callable[[QueuedRequest, list[int], list[int], list[Any], Callable[[], None]], SampleBatch]
 
 
 class Batcher:
-    """The queue and the thread.
+    """The queue, and the thread that draws.
 
     Args:
-        draw: draws samples for a job's key, its seeds, labels and what else is given; called in the thread. It calls
-            its last argument at every network evaluation, and ends when that raises.
-        rows: samples of a batch at most.
-        most_jobs: requests that may wait.
-        patience_s: how long the queue may be when another request is taken into it, or as long as a full batch takes.
+        draw: draws one batch, called in the thread with the first request, and the seeds, labels and inputs of all
+            rows. It calls its last argument at every network evaluation, and stops when that raises.
+        rows: largest number of samples in a batch.
+        max_queued: largest number of requests in the queue.
+        max_backlog_s: while the queue needs more seconds than this, and more than one full batch takes, new requests
+            are rejected.
     """
 
     def __init__(
-        self, draw: Draw, *, rows: int = ROWS, most_jobs: int = 128, patience_s: float = 1.0
+        self, draw: DrawBatch, *, rows: int = MAX_BATCH_ROWS, max_queued: int = 128, max_backlog_s: float = 1.0
     ) -> None:
-        self._draw, self.rows, self.most_jobs = draw, rows, most_jobs
-        self.patience_s = patience_s
-        self._queue: deque[Job] = deque()
+        self._draw, self.rows, self.max_queued = draw, rows, max_queued
+        self.max_backlog_s = max_backlog_s
+        self._queue: deque[QueuedRequest] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
-        self._drawn_at = 0.0  # when the batch that is being drawn will be, by what others took
-        self._cut: set[Job] = set()  # jobs of which a part is being drawn, and a part is left
-        self._given: set[asyncio.Task[None] | None] = set()  # batches that the thread draws, or will draw next
-        self._pace: dict[Hashable, float] = {}  # seconds a sample
-        self._fullest: dict[Hashable, int] = {}  # samples of the fullest batch
-        self.beat = time.monotonic()  # when the thread last gave a sign of life
+        self._expected_end = 0.0  # of the running batches, estimated from earlier ones
+        self._partial: set[QueuedRequest] = set()  # partly in a running batch, partly in no batch yet
+        self._running: set[asyncio.Task[None] | None] = set()  # the batch in the thread, and at most one that is ready
+        self._seconds_per_sample: dict[Hashable, float] = {}  # by key
+        self._largest_batch: dict[Hashable, int] = {}  # number of samples, by key
+        self.last_progress = time.monotonic()  # when the thread last reported progress
 
     @property
     def busy(self) -> bool:
-        """Whether something is being drawn."""
-        return bool(self._given)
+        """Whether a batch is being drawn."""
+        return bool(self._running)
 
     def backlog(self) -> float:
-        """Seconds until the queue is drawn, by what batches took before."""
-        running = max(0.0, self._drawn_at - time.monotonic()) if self.busy else 0.0
-        return running + sum(job.left * self._pace.get(job.key, 0.0) for job in (*self._queue, *self._cut))
+        """Seconds until the queue is empty, estimated from earlier batches."""
+        running = max(0.0, self._expected_end - time.monotonic()) if self.busy else 0.0
+        return running + sum(self._estimate(request, request.remaining) for request in (*self._queue, *self._partial))
+
+    def _estimate(self, request: QueuedRequest, samples: int) -> float:
+        return samples * self._seconds_per_sample.get(request.key, 0.0)
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._queue)
 
-    async def run(self, job: Job) -> Served:
-        """A job's samples.
+    async def run(self, request: QueuedRequest) -> RequestResult:
+        """Queue a request and return its samples.
 
         Raises:
-            Refused: the queue is full, or its turn did not, or cannot, come before the deadline.
+            RequestError: the queue is full, or the request is not, or cannot be, drawn before its deadline.
         """
-        self._admit(job)
-        self._queue.append(job)
-        self._give()
-        timer = asyncio.get_running_loop().call_later(max(0.0, job.deadline - time.monotonic()), self._expire, job)
+        self._admit(request)
+        self._queue.append(request)
+        self._start_batches()
+        remaining_s = max(0.0, request.deadline - time.monotonic())
+        timer = asyncio.get_running_loop().call_later(remaining_s, self._expire, request)
         try:
-            return await job.done
+            return await request.result
         finally:
             timer.cancel()
-            job.done.cancel()  # if it was broken off from outside; no change otherwise
-            if job in self._queue:  # `remove` of a job that is not there writes out its pictures, for its error
-                self._queue.remove(job)
+            request.result.cancel()  # has an effect only if the caller cancelled `run`
+            if request in self._queue:  # on a miss, `remove` would format all its images for the error message
+                self._queue.remove(request)
 
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """Something else that belongs into the drawing thread."""
+    async def call_in_thread(self, function: Callable[[], Any]) -> Any:
+        """Run another function in the drawing thread, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _admit(self, job: Job) -> None:
-        backlog, pace = self.backlog(), self._pace.get(job.key, 0.0)
-        own, patience = len(job.seeds) * pace, max(self.patience_s, self.rows * pace)
-        soon = max(1, math.ceil(backlog))
-        if len(self._queue) >= self.most_jobs or (self._queue and backlog > patience):
-            message = f"{len(self._queue)} requests wait already, for about {backlog:.0f} s"
-            raise RequestError(503, message, hint="try again", retry_after=soon)
-        if backlog + own > job.deadline - time.monotonic():
+    def _admit(self, request: QueuedRequest) -> None:
+        backlog, own = self.backlog(), self._estimate(request, len(request.seeds))
+        limit = max(self.max_backlog_s, self._estimate(request, self.rows))
+        retry_after = max(1, math.ceil(backlog))
+        if len(self._queue) >= self.max_queued or (self._queue and backlog > limit):
+            message = f"{len(self._queue)} requests are waiting, for about {backlog:.0f} s"
+            raise RequestError(503, message, hint="try again later", retry_after=retry_after)
+        if backlog + own > request.deadline - time.monotonic():
             if backlog < own:
-                message = f"this would take about {own:.0f} s, longer than a request may"
-                raise RequestError(422, message, "n", "ask for fewer samples, or fewer steps")
-            raise RequestError(503, f"the queue is {backlog:.0f} s long", hint="try again", retry_after=soon)
+                message = f"this would take about {own:.0f} s, longer than the limit for a request"
+                raise RequestError(422, message, "n", "request fewer samples, or fewer steps")
+            raise RequestError(
+                503, f"the queue needs about {backlog:.0f} s", hint="try again later", retry_after=retry_after
+            )
 
-    def _expire(self, job: Job) -> None:
-        if not job.done.done():
-            soon = max(1, math.ceil(self.backlog()))
-            late = RequestError(503, "not drawn before the deadline", hint="try again", retry_after=soon)
-            job.done.set_exception(late)
+    def _expire(self, request: QueuedRequest) -> None:
+        if not request.result.done():
+            retry_after = max(1, math.ceil(self.backlog()))
+            error = RequestError(503, "not drawn before the deadline", hint="try again later", retry_after=retry_after)
+            request.result.set_exception(error)
 
-    def _give(self) -> None:
-        """Give the thread the next batch, and a second one as soon as it can be full: then it waits for nobody."""
-        while self._queue and (not self._given or (len(self._given) == 1 and self._is_full())):
-            if pieces := self._take():
+    def _start_batches(self) -> None:
+        """Submit the next batch to the thread, and a second one as soon as it can be full, so that it need not wait."""
+        while self._queue and (not self._running or (len(self._running) == 1 and self._can_fill_batch())):
+            if slices := self._next_batch():
                 now = time.monotonic()
-                if not self._given:
-                    self.beat = self._drawn_at = now
-                self._drawn_at += sum((b - a) * self._pace.get(job.key, 0.0) for job, a, b in pieces)
-                self._given.add(asyncio.get_running_loop().create_task(self._have_drawn(pieces)))
+                if not self._running:
+                    self.last_progress = self._expected_end = now
+                self._expected_end += sum(self._estimate(request, b - a) for request, a, b in slices)
+                self._running.add(asyncio.get_running_loop().create_task(self._run_batch(slices)))
 
-    def _is_full(self) -> bool:
-        """Whether those in the queue that fit to the first would fill a batch."""
+    def _can_fill_batch(self) -> bool:
+        """Whether the first request and those with the same key would fill a batch."""
         now, first = time.monotonic(), self._queue[0]
-        fitting = (job.left for job in self._queue if job.key == first.key and job.watch is None and not job.over(now))
-        return sum(fitting) >= self.rows
+        fitting = [request for request in self._queue if request.key == first.key and request.on_frame is None]
+        return sum(request.remaining for request in fitting if not request.is_finished(now)) >= self.rows
 
-    async def _have_drawn(self, pieces: list[Piece]) -> None:
+    async def _run_batch(self, slices: list[RequestSlice]) -> None:
         try:
-            drawn, start = await asyncio.get_running_loop().run_in_executor(self._thread, self._draw_pieces, pieces)
-            self._deliver(pieces, drawn, start)
-        except Abandoned:
+            drawn, start = await asyncio.get_running_loop().run_in_executor(self._thread, self._draw_batch, slices)
+            self._deliver(slices, drawn, start)
+        except BatchCancelled:
             pass
         except Exception as error:
-            for job, _, _ in pieces:
-                if not job.done.done():
-                    job.done.set_exception(error)
+            for request, _, _ in slices:
+                if not request.result.done():
+                    request.result.set_exception(error)
         finally:
-            self._given.discard(asyncio.current_task())
-            for job in {job for job, _, _ in pieces if job in self._cut}:  # behind whoever came meanwhile
-                self._cut.discard(job)
-                self._queue.append(job)
-            self._give()
+            self._running.discard(asyncio.current_task())
+            # partly drawn requests queue behind those that arrived in the meantime
+            for request in {request for request, _, _ in slices if request in self._partial}:
+                self._partial.discard(request)
+                self._queue.append(request)
+            self._start_batches()
 
-    def _take(self) -> list[Piece]:
-        """The next batch: the first in the queue, and whoever has its key. What is left of a job waits for it."""
+    def _next_batch(self) -> list[RequestSlice]:
+        """Take the next batch from the queue: the first request, and further ones with the same key.
+
+        The rest of a request that does not fit is queued again after the batch.
+        """
         now = time.monotonic()
-        while self._queue and self._queue[0].over(now):
+        while self._queue and self._queue[0].is_finished(now):
             self._queue.popleft()
-        pieces: list[Piece] = []
-        free, rest = self.rows, deque[Job]()
-        for job in self._queue:
-            alone = job.watch is not None or (bool(pieces) and pieces[0][0].watch is not None)
-            if not free or (pieces and (alone or job.key != pieces[0][0].key)) or job.over(now):
-                rest.append(job)
+        slices: list[RequestSlice] = []
+        free, rest = self.rows, deque[QueuedRequest]()
+        for request in self._queue:
+            alone = request.on_frame is not None or (bool(slices) and slices[0][0].on_frame is not None)
+            if not free or (slices and (alone or request.key != slices[0][0].key)) or request.is_finished(now):
+                rest.append(request)
                 continue
-            count = min(free, job.left)
-            pieces.append((job, job.taken, job.taken + count))
-            job.taken, free = job.taken + count, free - count
-            if job.left:
-                self._cut.add(job)
+            count = min(free, request.remaining)
+            slices.append((request, request.scheduled, request.scheduled + count))
+            request.scheduled, free = request.scheduled + count, free - count
+            if request.remaining:
+                self._partial.add(request)
         self._queue = rest
-        return pieces
+        return slices
 
-    def _draw_pieces(self, pieces: list[Piece]) -> tuple[Drawn, float]:
-        """Draw a batch, and say when that began; in the thread."""
-        jobs = [job for job, _, _ in pieces]
-        seeds = [seed for job, a, b in pieces for seed in job.seeds[a:b]]
-        labels = [label for job, a, b in pieces for label in job.labels[a:b]]
-        given = [each for job, a, b in pieces for each in (job.given or ())[a:b]]
+    def _draw_batch(self, slices: list[RequestSlice]) -> tuple[SampleBatch, float]:
+        """Draw a batch in the thread, and return it with its start time."""
+        requests = [request for request, _, _ in slices]
+        seeds = [seed for request, a, b in slices for seed in request.seeds[a:b]]
+        labels = [label for request, a, b in slices for label in request.labels[a:b]]
+        inputs = [each for request, a, b in slices for each in (request.inputs or ())[a:b]]
 
-        def alive() -> None:
-            self.beat = now = time.monotonic()
-            if all(job.over(now) for job in jobs):
-                raise Abandoned
+        def on_evaluation() -> None:
+            self.last_progress = now = time.monotonic()
+            if all(request.is_finished(now) for request in requests):
+                raise BatchCancelled
 
-        alive()
+        on_evaluation()
         start = time.monotonic()
-        return self._draw(jobs[0], seeds, labels, given, alive), start
+        return self._draw(requests[0], seeds, labels, inputs, on_evaluation), start
 
-    def _deliver(self, pieces: list[Piece], drawn: Drawn, start: float) -> None:
-        """Give every job its rows, and its samples when they are complete."""
+    def _deliver(self, slices: list[RequestSlice], drawn: SampleBatch, start: float) -> None:
+        """Distribute the rows to their requests, and complete those that have all their samples."""
         took, total = time.monotonic() - start, len(drawn.images)
-        key = pieces[0][0].key
-        pace = drawn.seconds / (math.ceil(total / FILLED) * FILLED)  # without the time that loading the model took
-        known, fullest = self._pace.get(key, pace), self._fullest.get(key, 0)
-        # fuller batches take less a sample: what a queue takes is known from the fullest, and from others at the most
-        self._pace[key] = 0.7 * known + 0.3 * pace if total == fullest else min(known, pace)
-        self._fullest[key] = max(fullest, total)
-        while len(self._pace) > 1000:
-            oldest = next(iter(self._pace))
-            del self._pace[oldest], self._fullest[oldest]
+        key = slices[0][0].key
+        # `drawn.seconds` excludes the time to load the model
+        per_sample = drawn.seconds / (math.ceil(total / ROW_MULTIPLE) * ROW_MULTIPLE)
+        known, largest = self._seconds_per_sample.get(key, per_sample), self._largest_batch.get(key, 0)
+        # A sample costs less in a fuller batch, and a queue is drawn in full batches. So the largest batches give the
+        # estimate, and a smaller one can only lower it.
+        self._seconds_per_sample[key] = 0.7 * known + 0.3 * per_sample if total == largest else min(known, per_sample)
+        self._largest_batch[key] = max(largest, total)
+        while len(self._seconds_per_sample) > 1000:
+            oldest = next(iter(self._seconds_per_sample))
+            del self._seconds_per_sample[oldest], self._largest_batch[oldest]
         row = 0
-        for job, a, b in pieces:
+        for request, a, b in slices:
             images, labels = drawn.images[row : row + b - a], drawn.labels[row : row + b - a]
             row += b - a
-            job.parts.append(Drawn(images, labels, drawn.nfe, drawn.seconds))
-            job.begun, job.seconds, job.rows = job.begun or start, job.seconds + took, max(job.rows, total)
-            if not job.left and not job.done.done():
-                parts = job.parts
-                served = Served(
+            request.parts.append(SampleBatch(images, labels, drawn.nfe, drawn.seconds))
+            request.started = request.started or start
+            request.drawing_seconds += took
+            request.batch_rows = max(request.batch_rows, total)
+            if not request.remaining and not request.result.done():
+                parts = request.parts
+                result = RequestResult(
                     np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]),
-                    drawn.nfe, job.begun - job.arrived, job.seconds, job.rows,
+                    drawn.nfe, request.started - request.arrived, request.drawing_seconds, request.batch_rows,
                 )  # fmt: skip
-                job.done.set_result(served)
+                request.result.set_result(result)
 
     def close(self) -> None:
-        """End the thread."""
-        for task in self._given:
+        """Stop the thread."""
+        for task in self._running:
             if task:
                 task.cancel()
         self._queue.clear()

@@ -1,4 +1,4 @@
-"""What a request brings along: picture files, and codes."""
+"""Decode the images or codes of a request."""
 
 import base64
 import io
@@ -11,39 +11,43 @@ from genflow.data.sources.base import ImageSummary
 from genflow.families.base import has_encoder
 from genflow.serving.models import Model
 from genflow.serving.responses import RequestError
-from genflow.serving.schemas import MOST_CODES, DecodeRequest, EncodeRequest
+from genflow.serving.schemas import MAX_CODES, DecodeRequest, EncodeRequest
 
-MOST_PIXELS = 32_000_000  # of all the pictures of a request
+MAX_PIXELS = 32_000_000  # all images of a request together
 
 
-def given(model: Model, asked: EncodeRequest | DecodeRequest) -> list[np.ndarray]:
-    """One picture (H, W, C) uint8 of grey levels, or one code (...) float32, for each that was sent.
+def parse_inputs(model: Model, request: EncodeRequest | DecodeRequest) -> list[np.ndarray]:
+    """Return the images, each (H, W, C) uint8 grey levels, or the codes, each (...) float32.
 
     Raises:
-        Refused: the family has no encoder, or these are no pictures, or no codes of it.
+        RequestError: the family has no encoder, or the images or codes are invalid.
     """
     if not has_encoder(model.family):
-        raise RequestError(422, f"{model.family.title} has no encoder", "model", "GET /v1/models says which can encode")
-    return _pictures(model, asked) if isinstance(asked, EncodeRequest) else _codes(model, asked)
+        raise RequestError(
+            422, f"{model.family.title} has no encoder", "model", "GET /v1/models lists the models that can encode"
+        )
+    return _parse_images(model, request) if isinstance(request, EncodeRequest) else _parse_codes(model, request)
 
 
-def _pictures(model: Model, asked: EncodeRequest) -> list[np.ndarray]:
+def _parse_images(model: Model, request: EncodeRequest) -> list[np.ndarray]:
     if model.facts.is_points:
-        raise RequestError(422, "points of the plane are no pictures", "images")
-    found, pixels = [], 0
-    for i, text in enumerate(asked.images):
-        file = io.BytesIO(_bytes(text, "images"))
+        raise RequestError(422, "this model was trained on points, not on images", "images")
+    records, pixels = [], 0
+    for i, text in enumerate(request.images):
+        file = io.BytesIO(_decode_base64(text, "images"))
         try:
-            pixels += math.prod(_header(file).size or (0,))
-            if pixels > MOST_PIXELS:  # a picture of one colour is a small file, however large it is
-                raise RequestError(422, f"pictures of more than {MOST_PIXELS / 1e6:.0f} megapixels in all", "images")
-            found.append(images.decode_for_dataset(file, model.facts))
+            pixels += math.prod(_read_header(file).size or (0,))
+            if pixels > MAX_PIXELS:  # a huge image of one colour can be a small file
+                raise RequestError(
+                    422, f"the images have more than {MAX_PIXELS / 1e6:.0f} megapixels in total", "images"
+                )
+            records.append(images.decode_for_dataset(file, model.facts))
         except images.UnreadableImage as error:
-            raise RequestError(422, f"picture {i}: {error}", "images") from error
-    return found
+            raise RequestError(422, f"image {i}: {error}", "images") from error
+    return records
 
 
-def _header(file: io.BytesIO) -> ImageSummary:
+def _read_header(file: io.BytesIO) -> ImageSummary:
     try:
         return images.read_header(file)
     except Exception as error:
@@ -52,28 +56,28 @@ def _header(file: io.BytesIO) -> ImageSummary:
         file.seek(0)
 
 
-def _codes(model: Model, asked: DecodeRequest) -> list[np.ndarray]:
+def _parse_codes(model: Model, request: DecodeRequest) -> list[np.ndarray]:
     shape = ", ".join(map(str, model.code_shape))
-    wrong = RequestError(422, f"codes: a .npy file of float32, (N, {shape}), in base64", "codes")
-    file = io.BytesIO(_bytes(asked.codes, "codes"))
-    try:  # the header alone: NumPy would set aside what it promises
+    malformed = RequestError(422, f"codes: expected a .npy file of float32, (N, {shape}), in base64", "codes")
+    file = io.BytesIO(_decode_base64(request.codes, "codes"))
+    try:  # read the header only: np.load would allocate the shape that it declares
         if np.lib.format.read_magic(file) != (1, 0):
-            raise wrong
+            raise malformed
         (n, *rest), fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        held = np.frombuffer(file.read(), "<f4")
+        values = np.frombuffer(file.read(), "<f4")
     except (ValueError, EOFError, TypeError) as error:
-        raise wrong from error
-    if dtype != np.dtype("<f4") or fortran or tuple(rest) != model.code_shape or held.size != n * math.prod(rest):
-        raise wrong
-    if not 1 <= n <= MOST_CODES:
-        raise RequestError(422, f"codes: {n} codes; between 1 and {MOST_CODES} are decoded", "codes")
-    if not np.isfinite(held).all():
-        raise RequestError(422, "codes: some are no numbers", "codes")
-    return list(held.reshape(n, *rest))
+        raise malformed from error
+    if dtype != np.dtype("<f4") or fortran or tuple(rest) != model.code_shape or values.size != n * math.prod(rest):
+        raise malformed
+    if not 1 <= n <= MAX_CODES:
+        raise RequestError(422, f"codes: got {n}; the number must be between 1 and {MAX_CODES}", "codes")
+    if not np.isfinite(values).all():
+        raise RequestError(422, "codes: some values are NaN or infinite", "codes")
+    return list(values.reshape(n, *rest))
 
 
-def _bytes(text: str, field: str) -> bytes:
+def _decode_base64(text: str, field: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise RequestError(422, f"{field}: this is no base64", field) from error
+        raise RequestError(422, f"{field}: invalid base64", field) from error

@@ -1,4 +1,4 @@
-"""The page at `/docs`: the OpenAPI document, readable, with a curl for each address. It loads nothing from anywhere."""
+"""The page at `/docs`: the OpenAPI document as HTML, with a curl command for each route. It loads no other file."""
 
 import json
 import re
@@ -27,11 +27,11 @@ th { color: var(--soft); font-weight: 600; } td.what { color: var(--soft); } p {
 
 
 def page(openapi: Document, address: str) -> str:
-    """The document as HTML.
+    """Render the OpenAPI document as HTML.
 
     Args:
-        openapi: of the app.
-        address: where it is reached, for the commands.
+        openapi: the app's OpenAPI document.
+        address: the base URL in the commands.
     """
     parts = [
         _operation(openapi, path, verb, operation, address)
@@ -45,8 +45,8 @@ def page(openapi: Document, address: str) -> str:
 <h1>genflow API</h1>
 <p>{escape(info.get("summary", ""))} Version {escape(info["version"])}. <a href="/">Playground</a> ·
 <a href="/openapi.json">openapi.json</a></p>
-<p>Every error is <code>{{"error": {{"code", "field", "message", "hint", "request"}}}}</code>. 429 and 503 say in
-<code>Retry-After</code> when to try again. Where keys are asked for, send
+<p>Every error has the format <code>{{"error": {{"code", "field", "message", "hint", "request"}}}}</code>. With status
+429 or 503, the header <code>Retry-After</code> gives the seconds to wait. If the server requires a key, send the header
 <code>Authorization: Bearer KEY</code>.</p>
 {"".join(parts)}
 </body></html>
@@ -56,15 +56,15 @@ def page(openapi: Document, address: str) -> str:
 def _operation(openapi: Document, path: str, verb: str, operation: Document, address: str) -> str:
     schema = _schema(openapi, operation)
     answers = {code: answer["description"] for code, answer in operation.get("responses", {}).items() if code[0] == "2"}
-    said = "".join(f"<p>{_prose(text)}</p>" for text in answers.values() if text != "Successful Response")
-    description = _prose(operation.get("description", "")).replace("\n\n", "</p><p>")
+    said = "".join(f"<p>{_html(text)}</p>" for text in answers.values() if text != "Successful Response")
+    description = _html(operation.get("description", "")).replace("\n\n", "</p><p>")
     return f"""<section><h2><span class="verb">{verb.upper()}</span> <code>{escape(path)}</code></h2>
 <p><b>{escape(operation.get("summary", ""))}.</b> {description}</p>{_fields(openapi, schema)}
 <pre>{escape(_curl(path, verb, schema, address))}</pre>{said}</section>"""
 
 
 def _schema(openapi: Document, operation: Document) -> Document:
-    """Of the request's body; {} where there is none."""
+    """Return the schema of the request body; {} without a body."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     return _resolved(openapi, content.get("schema", {}))
 
@@ -81,21 +81,21 @@ def _fields(openapi: Document, schema: Document) -> str:
     rows = ""
     for name, field in schema["properties"].items():
         default = "required" if name in required else f"<code>{escape(json.dumps(field.get('default')))}</code>"
-        rows += f"<tr><td><code>{escape(name)}</code></td><td>{escape(_kind(field))}</td><td>{default}</td>"
-        rows += f'<td class="what">{_prose(field.get("description", ""))}</td></tr>'
+        rows += f"<tr><td><code>{escape(name)}</code></td><td>{escape(_type_name(field))}</td><td>{default}</td>"
+        rows += f'<td class="what">{_html(field.get("description", ""))}</td></tr>'
     head = "<tr><th>field</th><th>type</th><th>default</th><th></th></tr>"
     return f'<div class="wide"><table>{head}{rows}</table></div>'
 
 
-def _prose(text: str) -> str:
-    """Docstrings' backticks as code."""
+def _html(text: str) -> str:
+    """Escape the text, and show backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _kind(field: Document) -> str:
-    """A field's type and bounds in a few words."""
+def _type_name(field: Document) -> str:
+    """Describe a field's type and bounds."""
     if "anyOf" in field:
-        return " or ".join(_kind(each) for each in field["anyOf"])
+        return " or ".join(_type_name(each) for each in field["anyOf"])
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))
     if "const" in field:
@@ -104,7 +104,8 @@ def _kind(field: Document) -> str:
     if low is not None and high is not None and abs(high) < 2**31:
         return f"{field['type']} {low:g} to {high:g}"
     if field.get("type") == "array":
-        return f"list of {_kind(field['items'])}, {field.get('minItems', 0)} to {field.get('maxItems', 'any number')}"
+        most = field.get("maxItems", "any number")
+        return f"list of {_type_name(field['items'])}, {field.get('minItems', 0)} to {most}"
     return str(field.get("type", "any"))
 
 

@@ -1,12 +1,12 @@
-"""What is being served: a small file for each endpoint in the store, written when it answers, gone when it ends."""
+"""The running endpoints: one small file for each in the store, written when it is ready, removed when it ends."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from genflow.storage.files import NODE, write_atomically
-from genflow.storage.lock import born
+from genflow.storage.files import HOSTNAME, write_atomically
+from genflow.storage.lock import process_start_time
 from genflow.storage.store import Store
 from genflow.system import http
 
@@ -18,13 +18,13 @@ def _folder(store: Store) -> Path:
 
 
 def write(store: Store, inputs: Document, running: Document | None = None) -> None:
-    """Say that an endpoint answers; `running` is what was said of it before its models changed."""
+    """Record a running endpoint; `running` is its earlier record if only its models change."""
     document = {
         "schema": "genflow.endpoint/1",
         "name": inputs["name"],
-        "node": running["node"] if running else NODE,
+        "node": running["node"] if running else HOSTNAME,
         "pid": running["pid"] if running else os.getpid(),
-        "born": running["born"] if running else born(os.getpid()),
+        "born": running["born"] if running else process_start_time(os.getpid()),
         "gcs": running["gcs"] if running else os.environ.get("RAY_ADDRESS", ""),
         "inputs": {key: value for key, value in inputs.items() if key != "running"},
     }
@@ -33,19 +33,19 @@ def write(store: Store, inputs: Document, running: Document | None = None) -> No
 
 
 def remove(store: Store, name: str) -> None:
-    """Say that it is gone."""
+    """Remove the record of an endpoint."""
     (_folder(store) / f"{name}.json").unlink(missing_ok=True)
 
 
-def alive(store: Store) -> list[Document]:
-    """The endpoints whose process lives; what a dead one left behind is removed."""
+def list_running(store: Store) -> list[Document]:
+    """Return the endpoints whose process is running, and remove the files of the others."""
     found = []
     for path in sorted(_folder(store).glob("*.json")):
         try:
             document = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if lives(document):
+        if is_running(document):
             found.append(document)
         else:
             path.unlink(missing_ok=True)
@@ -53,17 +53,17 @@ def alive(store: Store) -> list[Document]:
 
 
 def get(store: Store, name: str) -> Document | None:
-    """The endpoint of a name, if it lives."""
-    return next((document for document in alive(store) if document["name"] == name), None)
+    """Return the endpoint of this name if it is running."""
+    return next((document for document in list_running(store) if document["name"] == name), None)
 
 
-def lives(document: Document) -> bool:
-    """Whether an endpoint's process lives; of another machine's, nothing is known but its file."""
-    return bool(document["node"] != NODE or document["born"] == born(document["pid"]))
+def is_running(document: Document) -> bool:
+    """Whether the process of an endpoint is running; assumed for an endpoint on another machine."""
+    return bool(document["node"] != HOSTNAME or document["born"] == process_start_time(document["pid"]))
 
 
-def is_well(address: str) -> bool:
-    """Whether an endpoint answers."""
+def is_healthy(address: str) -> bool:
+    """Whether an endpoint answers its health check."""
     try:
         return http.request(f"{address}/healthz", timeout=5).status == 200
     except http.RequestFailed:

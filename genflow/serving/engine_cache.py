@@ -1,4 +1,4 @@
-"""The engines in memory: loaded on first use, the least recently used leaves when the bound is reached."""
+"""An LRU cache of engines: loaded on first use, the least recently used is evicted at the size limit."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from genflow.serving.responses import RequestError
 from genflow.storage.store import Artifact
 
 
-def _load(run: Artifact) -> Engine:
+def _load_engine(run: Artifact) -> Engine:
     import torch
 
     return Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -21,49 +21,50 @@ class EngineCache:
     """The engines in memory.
 
     Args:
-        most_bytes: bound on them; the one in use may be larger than it.
-        make: makes an engine of a run.
+        max_bytes: limit on their total size; one engine alone may exceed it.
+        load: loads the engine of a run.
     """
 
-    def __init__(self, most_bytes: int, make: Callable[[Artifact], Engine] = _load) -> None:
-        self.most_bytes, self._make = most_bytes, make
+    def __init__(self, max_bytes: int, load: Callable[[Artifact], Engine] = _load_engine) -> None:
+        self.max_bytes, self._load = max_bytes, load
         self._engines: OrderedDict[str, tuple[Engine, int]] = OrderedDict()
 
     def engine(self, entry: ServedModel) -> Engine:
-        """The model's engine, loaded if it is not in memory."""
+        """Return the engine of a model, and load it if it is not in memory."""
         if entry.path not in self._engines:
             model = Model(entry)
-            while self._engines and self.held() + model.bytes > self.most_bytes:
+            while self._engines and self.used_bytes() + model.bytes > self.max_bytes:
                 self._engines.popitem(last=False)
-            self._engines[entry.path] = self._make(model.run), model.bytes
+            self._engines[entry.path] = self._load(model.run), model.bytes
         self._engines.move_to_end(entry.path)
         return self._engines[entry.path][0]
 
-    def held(self) -> int:
-        """Bytes that the engines in memory take, by their files."""
+    def used_bytes(self) -> int:
+        """Bytes of the engines in memory, estimated from their files."""
         return sum(size for _, size in self._engines.values())
 
     def loaded(self) -> list[str]:
-        """The folders of the runs in memory, the one used last at the end."""
+        """Return the folders of the loaded runs, the most recently used last."""
         return list(self._engines)
 
 
-def try_out(listed: Sequence[ServedModel]) -> None:
-    """Load every model and draw from it, before anything is replaced by it.
+def check_models(models: Sequence[ServedModel]) -> None:
+    """Load every model and draw one sample from it, before they replace others.
 
     Raises:
-        DataError: one of them does not work; says which and why.
+        DataError: a model cannot be loaded or cannot draw.
+        UsageError: a model produces NaN or infinite samples.
     """
     import numpy as np
 
-    for entry in listed:
+    for entry in models:
         try:
             model = Model(entry)
-            drawn = EngineCache(0).engine(entry).draw([0], **model.options({"steps": 1} if model.stepwise else {}))
+            drawn = EngineCache(0).engine(entry).draw([0], **model.options({"steps": 1} if model.has_steps else {}))
         except RequestError as error:
-            raise DataError(f"model {entry.name} draws nothing: {error.message}") from error
+            raise DataError(f"model {entry.name} cannot draw a sample: {error.message}") from error
         except (GenflowError, OSError, ValueError, RuntimeError, KeyError) as error:
-            hint = error.hint if isinstance(error, GenflowError) else "genflow sample it to see more"
+            hint = error.hint if isinstance(error, GenflowError) else f"for details: genflow sample {entry.run}"
             raise DataError(f"model {entry.name} does not work: {str(error).splitlines()[0]}", hint) from error
         if not np.isfinite(drawn.images).all():
-            raise UsageError(f"model {entry.name} draws what are no numbers", "train it again")
+            raise UsageError(f"model {entry.name} produced NaN or infinite samples", "retrain it")

@@ -1,11 +1,12 @@
-"""The process that draws: the engines in memory, and nothing else. Its replica speaks to it through a socket.
+"""The child process that holds the engines and draws. Its replica sends it commands through a socket.
 
-A process of its own, because one that answers requests, too, is held up by Python's lock. It ends when its replica
-does, however that ends, and the replica ends when it does: a request under way is then sent to another replica.
+A separate process, because drawing in the replica's own process would compete with answering for Python's global
+interpreter lock. The child ends when its replica ends, even if the replica is killed. The replica ends when its child
+does, so that the proxy sends the current requests to another replica.
 
-    python -m genflow.serving.engine_process SOCKET BEAT BYTES
+    python -m genflow.serving.engine_process SOCKET HEARTBEAT BYTES
 
-SOCKET and BEAT are file descriptors, BYTES is the bound on the engines' memory.
+SOCKET and HEARTBEAT are file descriptors, BYTES is the limit of the engines' memory.
 """
 
 import copy
@@ -26,25 +27,25 @@ from typing import Any
 import numpy as np
 
 from genflow.serving.model_list import ServedModel
-from genflow.serving.schemas import FRAMES, Task
+from genflow.serving.schemas import STREAM_FRAMES, Task
 from genflow.system import environment, subprocesses
 
-SILENT_S = 7.0  # without a beat of its heart, a process is stopped or starved
-BEAT = struct.Struct("d")  # of the heart: when, on the monotonic clock that all processes of a machine share
+HEARTBEAT_TIMEOUT_S = 7.0  # after this time without a heartbeat, a process counts as stopped or starved
+HEARTBEAT = struct.Struct("d")  # its time, on the monotonic clock that all processes of a machine share
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is drawn at once.
+    """The work of one call of the engine.
 
     Args:
         entry: the model.
-        task: what is asked of it.
-        options: of sampling.
+        task: samples, walks, encode or decode.
+        options: sampling options.
         seeds: (N,).
-        labels: (N,).
-        given: (N,) what each is made of besides: where a walk leads, a picture, a code.
-        watched: whether frames are sent.
+        labels: (N,) class indices.
+        inputs: (N,) further input of each sample: the end of a walk, an image, or a code.
+        send_frames: whether to send the intermediate samples.
     """
 
     entry: ServedModel
@@ -52,183 +53,185 @@ class Batch:
     options: dict[str, Any]
     seeds: Sequence[int]
     labels: Sequence[int]
-    given: Sequence[Any] = field(default=())
-    watched: bool = False
+    inputs: Sequence[Any] = field(default=())
+    send_frames: bool = False
 
 
-Frame = tuple[int, np.ndarray, np.ndarray]  # number of the evaluation, records on their way, the guess of their ends
+StepFrame = tuple[int, np.ndarray, np.ndarray]  # number of the evaluation, current records, predicted final records
 
 
 class EngineProcess:
-    """The replica's side. One thread at a time may call it.
+    """The replica's handle of the child process. Only one thread at a time may call it.
 
     Args:
-        most_bytes: bound on the engines in memory; the one in use may be larger than it.
-        lost: called when the process has died; it need not come back.
+        max_bytes: limit of the engines' memory; one engine alone may exceed it.
+        on_exit: called when the child has ended unexpectedly; it need not return.
     """
 
-    def __init__(self, most_bytes: int, lost: Callable[[], None] = lambda: None) -> None:
-        self._lost = lost
-        self.loaded: list[str] = []  # the runs in memory, the one used last at the end
+    def __init__(self, max_bytes: int, on_exit: Callable[[], None] = lambda: None) -> None:
+        self._on_exit = on_exit
+        self.loaded: list[str] = []  # folders of the loaded runs, the most recently used last
         with tempfile.TemporaryFile() as file:
-            file.write(BEAT.pack(time.monotonic() + 60))  # for it to begin in
+            file.write(HEARTBEAT.pack(time.monotonic() + 60))  # it has 60 s to start
             file.flush()
-            self._heart, beat = mmap.mmap(file.fileno(), BEAT.size), file.fileno()
+            self._heartbeat, heartbeat_fd = mmap.mmap(file.fileno(), HEARTBEAT.size), file.fileno()
             self._process, self._socket = subprocesses.spawn(
-                "genflow.serving.engine_process", str(beat), str(most_bytes), passed=[beat]
+                "genflow.serving.engine_process", str(heartbeat_fd), str(max_bytes), pass_fds=[heartbeat_fd]
             )
 
-    def draw(self, batch: Batch, alive: Callable[[], None], watch: Callable[[Frame], None] | None = None) -> Any:
-        """What `Engine.draw`, `encode` or `decode` gives for the batch.
+    def draw(
+        self, batch: Batch, on_evaluation: Callable[[], None], on_frame: Callable[[StepFrame], None] | None = None
+    ) -> Any:
+        """Return the result of `Engine.draw`, `encode` or `decode` for the batch.
 
         Args:
-            batch: what to draw.
-            alive: called at every network evaluation; what it raises ends the drawing at the next one.
-            watch: told of the frames.
+            batch: the batch.
+            on_evaluation: called at every network evaluation; an exception from it cancels the batch and is raised.
+            on_frame: called with the intermediate samples.
         """
-        return self._call("draw", batch, alive, watch)
+        return self._call("draw", batch, on_evaluation, on_frame)
 
     def load(self, entry: ServedModel) -> None:
-        """Have a model in memory, if there is room for it beside those that were loaded or used after it.
+        """Load a model into memory, where it stays until others need the space.
 
         Raises:
-            Exception: whatever is wrong with it.
+            Exception: the error of the child that could not load it.
         """
         self._call("load", entry)
 
     def check(self) -> None:
-        """Raise if it gives no sign of life.
+        """Check the heartbeat of the child.
 
         Raises:
-            RuntimeError: it is stopped, starved or dead.
+            RuntimeError: the child is stopped, starved or dead.
         """
-        silent = time.monotonic() - BEAT.unpack(self._heart[:])[0]
-        if silent > SILENT_S:
-            raise RuntimeError(f"the process that draws has been silent for {silent:.0f} s")
+        silent = time.monotonic() - HEARTBEAT.unpack(self._heartbeat[:])[0]
+        if silent > HEARTBEAT_TIMEOUT_S:
+            raise RuntimeError(f"the engine process has sent no heartbeat for {silent:.0f} s")
 
     def lower_priority(self, by: int) -> None:
-        """Let it wait for those that answer, where both want one core. Called before it has drawn."""
+        """Raise the niceness of the child to `by`, so that the replica goes first. Call it before the first batch."""
         os.setpriority(os.PRIO_PROCESS, self._process.pid, by)
 
     def close(self) -> None:
-        """End it."""
+        """Kill the child process."""
         self._process.kill()
         self._process.wait()
         self._socket.close()
 
     def _call(
-        self, what: str, given: Any, alive: Callable[[], None] = lambda: None,
-        watch: Callable[[Frame], None] | None = None,
+        self, command: str, argument: Any, on_evaluation: Callable[[], None] = lambda: None,
+        on_frame: Callable[[StepFrame], None] | None = None,
     ) -> Any:  # fmt: skip
-        given_up: BaseException | None = None
+        cancel_error: BaseException | None = None
         try:
-            self._socket.send((what, given))
+            self._socket.send((command, argument))
             while True:
                 kind, value = self._socket.recv()
-                if kind == "frame" and watch:
-                    watch(value)
-                elif kind == "beat" and given_up is None:
+                if kind == "frame" and on_frame:
+                    on_frame(value)
+                elif kind == "evaluation" and cancel_error is None:
                     try:
-                        alive()
-                    except Exception as error:  # it is heard to its end, so that its answer is not that to the next
-                        given_up = error
-                        self._socket.send(GIVE_UP)
+                        on_evaluation()
+                    except Exception as error:  # keep reading: the child still answers this command
+                        cancel_error = error
+                        self._socket.send(CANCEL)
                 elif kind in ("done", "failed"):
                     break
         except (EOFError, OSError) as error:
-            self._lost()
-            raise RuntimeError("the process that draws has died") from error
-        if given_up:
-            raise given_up
+            self._on_exit()
+            raise RuntimeError("the engine process has died") from error
+        if cancel_error:
+            raise cancel_error
         if kind == "failed":
             raise value
         result, self.loaded = value
         return result
 
 
-# --- In the process itself
+# --- In the child process
 
-GIVE_UP = ("give up", None)
+CANCEL = ("cancel", None)
 
 
-class _GivenUp(Exception):  # noqa: N818
-    """Nobody waits for what is being drawn."""
+class _DrawingCancelled(Exception):  # noqa: N818
+    """The replica cancelled the batch."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do what comes through the socket, until the other end is closed."""
+    """Run the commands from the socket until the replica closes its end."""
     environment.die_with_parent(signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who ends the replica ends this
-    end, beat, most_bytes = map(int, arguments)
-    heart = mmap.mmap(beat, BEAT.size)
-    threading.Thread(target=_beat, args=(heart,), name="heart", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the replica, which ends this process
+    end, heartbeat_fd, max_bytes = map(int, arguments)
+    heartbeat = mmap.mmap(heartbeat_fd, HEARTBEAT.size)
+    threading.Thread(target=_write_heartbeats, args=(heartbeat,), name="heartbeat", daemon=True).start()
     from genflow.serving.engine_cache import EngineCache
 
-    shelf, replica = EngineCache(most_bytes), Connection(end)
+    engines, replica = EngineCache(max_bytes), Connection(end)
     while True:
         try:
-            what, given = replica.recv()
+            command, argument = replica.recv()
         except (EOFError, OSError):
             return
-        if (what, given) == GIVE_UP:  # it came when there was nothing to give up any more
+        if (command, argument) == CANCEL:  # the batch was already complete
             continue
         answer: tuple[str, Any]
         try:
-            drawn = _draw(shelf, given, replica) if what == "draw" else None
-            if what == "load":
-                shelf.engine(given)
-            answer = ("done", (drawn, shelf.loaded()))
+            drawn = _draw(engines, argument, replica) if command == "draw" else None
+            if command == "load":
+                engines.engine(argument)
+            answer = ("done", (drawn, engines.loaded()))
         except Exception as error:
-            answer = ("failed", _portable(error))
+            answer = ("failed", _picklable(error))
         try:
             replica.send(answer)
         except OSError:
             return
 
 
-def _beat(heart: mmap.mmap) -> None:
+def _write_heartbeats(heartbeat: mmap.mmap) -> None:
     while True:
-        heart[:] = BEAT.pack(time.monotonic())
+        heartbeat[:] = HEARTBEAT.pack(time.monotonic())
         time.sleep(1.0)
 
 
-def _draw(shelf: Any, batch: Batch, replica: Connection) -> Any:
-    """Draw a batch, telling the replica of every evaluation."""
+def _draw(engines: Any, batch: Batch, replica: Connection) -> Any:
+    """Draw a batch, and report every network evaluation to the replica."""
     from torch import Tensor
 
     from genflow.data.shards import from_x
-    from genflow.sampling.engine import Drawn, Engine
+    from genflow.sampling.engine import Engine, SampleBatch
 
-    engine: Engine = shelf.engine(batch.entry)
+    engine: Engine = engines.engine(batch.entry)
     rows, steps, count = len(batch.seeds), batch.options.get("steps", 1), 0
-    every = max(1, -(-2 * steps // FRAMES)) if steps > FRAMES // 2 else 1
+    every = max(1, -(-2 * steps // STREAM_FRAMES)) if steps > STREAM_FRAMES // 2 else 1
 
-    def watch(x: Tensor, guess: Tensor) -> None:
+    def on_evaluation(x: Tensor, guess: Tensor) -> None:
         nonlocal count
-        replica.send(("beat", None))
+        replica.send(("evaluation", None))
         if replica.poll():
-            if replica.recv() == GIVE_UP:
-                raise _GivenUp
-            raise RuntimeError("the replica speaks while something is drawn for it")
-        if batch.watched and not count % every and count // every < 2 * FRAMES:
+            if replica.recv() == CANCEL:
+                raise _DrawingCancelled
+            raise RuntimeError("the replica sent a command while a batch is being drawn")
+        if batch.send_frames and not count % every and count // every < 2 * STREAM_FRAMES:
             frame = (count + 1, from_x(x[:rows], engine.facts), from_x(guess[:rows], engine.facts))
             replica.send(("frame", frame))
         count += 1
 
     if batch.task == "encode":
         start = time.monotonic()
-        codes = engine.encode(np.stack(batch.given), batch.labels, batch.seeds, watch)
-        return Drawn(codes, np.asarray(batch.labels), 0, time.monotonic() - start)
+        codes = engine.encode(np.stack(batch.inputs), batch.labels, batch.seeds, on_evaluation)
+        return SampleBatch(codes, np.asarray(batch.labels), 0, time.monotonic() - start)
     if batch.task == "decode":
-        return engine.decode(np.stack(batch.given), batch.labels, batch.seeds, watch)
-    toward = batch.given if batch.task == "walks" else None
-    return engine.draw(batch.seeds, batch.labels, toward=toward, watch=watch, **batch.options)
+        return engine.decode(np.stack(batch.inputs), batch.labels, batch.seeds, on_evaluation)
+    toward = batch.inputs if batch.task == "walks" else None
+    return engine.draw(batch.seeds, batch.labels, toward=toward, watch=on_evaluation, **batch.options)
 
 
-def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same and can be sent."""
+def _picklable(error: Exception) -> Exception:
+    """Return the error if it can be pickled, else a RuntimeError with its message."""
     try:
-        copy.copy(error)  # takes it apart and puts it together as the other end will
+        copy.copy(error)  # rebuilds it from `__reduce__`, as unpickling does
         pickle.dumps(error)
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
@@ -236,6 +239,6 @@ def _portable(error: Exception) -> Exception:
 
 
 if __name__ == "__main__":
-    from genflow.serving import engine_process  # as the replica knows it: what is sent is of that module's classes
+    from genflow.serving import engine_process  # not `__main__`: pickled classes belong to this module
 
     engine_process.main(sys.argv[1:])

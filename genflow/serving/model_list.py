@@ -1,4 +1,4 @@
-"""The models of a deployment, as they are written down. Without torch: the command needs no more."""
+"""The models of an endpoint, as the configuration stores them. Imports no torch, to keep the command fast."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +9,13 @@ from genflow.system.source_hash import digest
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model to serve, as it is written in a deployment.
+    """A model to serve.
 
     Args:
-        name: in addresses.
+        name: the model's name in URLs.
         run: the run's id.
-        path: the run's folder, seen by every replica.
-        evaluation: the folder of its newest evaluation; empty: none.
+        path: the run's folder; every replica must see it.
+        evaluation: the folder of the run's newest evaluation; empty: none.
     """
 
     name: str
@@ -24,25 +24,26 @@ class ServedModel:
     evaluation: str = ""
 
 
-def entries(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[ServedModel]:
-    """The runs as models, each with its newest evaluation; two of one name are told apart by their ids."""
-    made: list[ServedModel] = []
+def served_models(store: Store, runs: Sequence[Artifact], names: Sequence[str] = ()) -> list[ServedModel]:
+    """Return the runs as models, each with its newest evaluation.
+
+    The second of two models with the same name is called by its run's id.
+    """
+    models: list[ServedModel] = []
     for index, run in enumerate(runs):
         name = names[index] if index < len(names) else run.name
-        if name in [entry.name for entry in made]:
+        if name in [model.name for model in models]:
             name = run.id
-        measured = [e for e in store.artifacts("evaluations") if e.meta.get("run") == run.id]
-        made.append(ServedModel(name, run.id, str(run.path), str(measured[-1].path) if measured else ""))
-    return made
+        evaluations = [artifact for artifact in store.artifacts("evaluations") if artifact.meta.get("run") == run.id]
+        models.append(ServedModel(name, run.id, str(run.path), str(evaluations[-1].path) if evaluations else ""))
+    return models
 
 
-def as_documents(listed: Sequence[ServedModel]) -> list[dict[str, str]]:
-    """Entries as a deployment's configuration holds them."""
-    return [asdict(entry) for entry in listed]
+def to_documents(models: Sequence[ServedModel]) -> list[dict[str, str]]:
+    """Return the models as the configuration stores them."""
+    return [asdict(model) for model in models]
 
 
-def signature(listed: Sequence[ServedModel]) -> str:
-    """What distinguishes one deployed list from another."""
-    return digest(as_documents(listed))
-
-
+def list_version(models: Sequence[ServedModel]) -> str:
+    """Return the version of a list of models: a digest of its content."""
+    return digest(to_documents(models))

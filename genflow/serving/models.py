@@ -1,7 +1,4 @@
-"""The models that are served: what is known of each from its files, and the engines that are in memory.
-
-A model that is asked for is loaded; the one that was not asked for longest goes when the bound would be passed.
-"""
+"""The metadata of a served model, read from the files of its run and evaluation without loading the weights."""
 
 import functools
 import json
@@ -24,64 +21,64 @@ from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
 from genflow.training import checkpoint
 
-LARGER_IN_MEMORY = 2.0  # an engine over its weights' file: the weights, and what it works on
+MEMORY_FACTOR = 2.0  # memory of an engine / size of its weights file: the weights, and the activations
 
 
-def located(path: str) -> Path:
-    """An artifact's folder on this machine: as it was written down, or brought from the bucket that is the store."""
+def local_folder(path: str) -> Path:
+    """Return an artifact's folder on this machine: `path` itself, or a copy downloaded from the store's bucket."""
     folder = Path(path)
-    if path and not folder.is_dir() and (store := Store()).shared:
+    if path and not folder.is_dir() and (store := Store()).mirror:
         artifact = store.get(folder.parent.name, folder.name)
         return artifact.path if artifact else folder
     return folder
 
 
 class Model:
-    """What is known of a model without its weights.
+    """The metadata of a model, its options, and their defaults.
 
     Raises:
-        DataError: its folder lacks what a run has.
+        DataError: the folder contains no finished run.
     """
 
     def __init__(self, entry: ServedModel) -> None:
         self.entry, self.name = entry, entry.name
-        folder = located(entry.path)
+        folder = local_folder(entry.path)
         manifest = read_manifest(folder)
         newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
         if manifest is None or newest is None:
-            raise DataError(f"model {entry.name}: {folder} holds no finished run", "genflow runs ls")
+            raise DataError(f"model {entry.name}: {folder} contains no finished run", "genflow runs ls")
         self.run = Artifact("runs", entry.run, folder, manifest)
         self.step = int(checkpoint.read_state(newest)["step"])
-        self.bytes = int(LARGER_IN_MEMORY * (newest / "weights.safetensors").stat().st_size)
+        self.bytes = int(MEMORY_FACTOR * (newest / "weights.safetensors").stat().st_size)
         self.facts = DataSpec.from_json((folder / "facts.json").read_text())
         self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
-        metrics = located(entry.evaluation) / "metrics.json"
-        self.measured: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
-        self.recommended = recommend(self.measured)
-        chosen = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
-        self.defaults: dict[str, Any] = self.schema.model_validate(chosen).model_dump(mode="json")
+        metrics = local_folder(entry.evaluation) / "metrics.json"
+        self.evaluation: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
+        self.recommended = recommend(self.evaluation)
+        options = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
+        self.defaults: dict[str, Any] = self.schema.model_validate(options).model_dump(mode="json")
 
     @property
-    def stepwise(self) -> bool:
-        """Whether there are steps to watch."""
+    def has_steps(self) -> bool:
+        """Whether sampling has a choosable number of steps, which can be streamed."""
         return "steps" in self.schema.model_fields
 
     @functools.cached_property
     def code_shape(self) -> tuple[int, ...]:
-        """The shape of a code, without the batch."""
+        """The shape of a code, without the batch dimension."""
         return build.family_of(self.recipe, self.facts).code_shape
 
-    def options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """A request's options, checked and complete.
+    def options(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Validate a request's options and add the defaults.
 
         Raises:
-            Refused: the family has no such option, or the value cannot work.
+            RequestError: the family has no such option, or its value is invalid.
         """
         known = list(self.schema.model_fields)
         try:
-            options = self.schema.model_validate({**self.defaults, **given}, strict=True).model_dump(mode="json")
+            options = self.schema.model_validate({**self.defaults, **values}, strict=True).model_dump(mode="json")
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             key = str(first["loc"][0]) if first["loc"] else None
@@ -90,16 +87,18 @@ class Model:
                 raise RequestError(422, message, key, f"options: {', '.join(known) or 'none'}") from error
             raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
         if options.get("guidance", 1.0) != 1.0 and not self.facts.classes:
-            raise RequestError(422, "guidance needs a model with classes", "guidance", "leave guidance at 1")
+            raise RequestError(
+                422, "guidance needs a model that was trained with classes", "guidance", "use guidance=1"
+            )
         return options
 
     def card(self) -> dict[str, Any]:
-        """What `GET /v1/models` says of it."""
+        """Return the model's description in `GET /v1/models`."""
         facts, meta = self.facts, self.run.meta
         properties = self.schema.model_json_schema().get("properties", {})
         metrics = {
             name: {key: value[key] for key in ("value", "low", "high", "n", "floor", "features") if key in value}
-            for name, value in (self.measured.get("metrics") or {}).items()
+            for name, value in (self.evaluation.get("metrics") or {}).items()
         }
         return {
             "id": self.name,
@@ -123,7 +122,7 @@ class Model:
                 "fingerprint": facts.fingerprint,
             },
             "abilities": {
-                "steps": self.stepwise,
+                "steps": self.has_steps,
                 "guidance": "guidance" in self.schema.model_fields and bool(facts.classes),
                 "encode": has_encoder(self.family),
             },
@@ -133,12 +132,12 @@ class Model:
             },
             "recommended": self.recommended,
             "metrics": metrics,
-            "speed": self.measured.get("speed"),
+            "speed": self.evaluation.get("speed"),
             "recipe": self.recipe.model_dump(mode="json"),
             "lineage": {
                 "run": self.run.id,
                 "parents": self.run.manifest.get("parents", []),
-                "evaluation": self.measured.get("evaluation"),
+                "evaluation": self.evaluation.get("evaluation"),
                 "init": self.recipe.init or None,
                 "genflow": self.run.manifest.get("genflow"),
                 "manifest": MANIFEST,
@@ -147,15 +146,13 @@ class Model:
         }
 
 
-def model_of(models: dict[str, Model], name: str) -> Model:
-    """The model of a name; without a name the first.
+def find_model(models: dict[str, Model], name: str) -> Model:
+    """Return the model of this name; for an empty name the first model.
 
     Raises:
-        Refused: there is none of that name.
+        RequestError: there is no model of this name.
     """
     found = models.get(name or next(iter(models)))
     if found is None:
         raise RequestError(404, f"there is no model {name!r}", "model", f"models: {', '.join(models)}")
     return found
-
-

@@ -1,9 +1,9 @@
-"""What the OpenAPI document says of answers and errors."""
+"""Descriptions and examples of responses and errors for the OpenAPI document."""
 
 from typing import Any
 
 ERROR = {
-    "description": "What is wrong, and in which field.",
+    "description": "The error, and the field that caused it.",
     "content": {
         "application/json": {
             "example": {
@@ -15,9 +15,9 @@ ERROR = {
         }
     },
 }  # fmt: skip
-PICTURES: dict[int | str, Any] = {
+SAMPLE_RESPONSES: dict[int | str, Any] = {
     200: {
-        "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` say what they are.",
+        "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` describe them.",
         "content": {
             "image/png": {}, "image/webp": {}, "application/x-npy": {},
             "application/json": {
@@ -30,7 +30,7 @@ PICTURES: dict[int | str, Any] = {
         },
     }
 }  # fmt: skip
-CODES: dict[int | str, Any] = {
+CODE_RESPONSES: dict[int | str, Any] = {
     200: {
         "description": "The codes.",
         "content": {
@@ -44,4 +44,4 @@ CODES: dict[int | str, Any] = {
         },
     }
 }  # fmt: skip
-REFUSALS: dict[int | str, Any] = dict.fromkeys((400, 404, 413, 422, 503), ERROR)
+ERROR_RESPONSES: dict[int | str, Any] = dict.fromkeys((400, 404, 413, 422, 503), ERROR)

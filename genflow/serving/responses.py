@@ -1,13 +1,13 @@
-"""What comes back: a body with its type and headers, and errors in one shape.
+"""Responses: a body with its media type and headers, and errors in one format.
 
-    {"error": {"code": "invalid", "field": "steps", "message": "...", "hint": "...", "request": "1f0c..."}}
+{"error": {"code": "invalid", "field": "steps", "message": "...", "hint": "...", "request": "1f0c..."}}
 """
 
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
-CODES = {
+ERROR_CODES = {
     400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "timeout",
     413: "too_large", 414: "too_long", 415: "not_json", 422: "invalid", 429: "too_many_requests", 431: "too_large",
     500: "internal", 503: "overloaded", 504: "deadline",
@@ -16,32 +16,32 @@ CODES = {
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, as it crosses from a replica to the HTTP app.
+    """A response, before the HTTP app sends it.
 
     Args:
-        body: its bytes.
-        media: its type.
-        status: of HTTP.
-        headers: beyond type and length.
-        facts: for metrics: model, n, nfe, rows of the batch, seconds by stage.
+        body: bytes of the body.
+        media_type: value of Content-Type.
+        status: HTTP status code.
+        headers: further headers; Content-Type and Content-Length are added later.
+        measurements: values for the metrics: model, n, nfe, rows of the batch, seconds of each stage.
     """
 
     body: bytes
-    media: str = "application/json"
+    media_type: str = "application/json"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    measurements: dict[str, Any] = field(default_factory=dict)
 
 
 class RequestError(Exception):
-    """A request that is answered with an error.
+    """An error in a request, or in answering it, that is sent to the client.
 
     Args:
-        status: of HTTP.
+        status: HTTP status code.
         message: what is wrong, in one line.
-        field: which field of the request.
-        hint: what would mend it.
-        retry_after: seconds after which it may be tried again.
+        field: the field of the request that is wrong.
+        hint: how to fix it.
+        retry_after: seconds until the client may try again.
     """
 
     def __init__(
@@ -54,24 +54,24 @@ class RequestError(Exception):
         return type(self), (self.status, self.message, self.field, self.hint, self.retry_after)
 
     def reply(self, request: str = "") -> Reply:
-        """The refusal as an answer."""
+        """Return the error as a response; `request` is the request's id."""
         error = {
-            "code": CODES.get(self.status, "error"),
+            "code": ERROR_CODES.get(self.status, "error"),
             "field": self.field,
-            "message": printable(self.message),
-            "hint": printable(self.hint),
+            "message": one_line(self.message),
+            "hint": one_line(self.hint),
             "request": request,
         }
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
         return Reply(json.dumps({"error": error}).encode(), status=self.status, headers=headers)
 
 
-def printable(text: str, most: int = 400) -> str:
-    """One line that every client can read, of bounded length."""
+def one_line(text: str, max_length: int = 400) -> str:
+    """Return the text as valid UTF-8 in one line of at most `max_length` characters."""
     line = " ".join(text.encode("utf-8", "replace").decode().split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
 
 
 def json_reply(document: Any, status: int = 200) -> Reply:
-    """A document as an answer."""
+    """Return a document as a JSON response."""
     return Reply(json.dumps(document, default=str).encode(), status=status)

@@ -1,17 +1,19 @@
-"""What may be asked, typed. A model's own options (`temperature`, `spacing` ...) ride along as further keys: their
-schema is the signature of its family's `sample`, which the replica knows.
+"""The request bodies.
+
+The options of a model's family (`temperature`, `spacing` ...) are extra keys. `models.Model` validates them with a
+schema made from the signature of the family's `sample`.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST_SAMPLES = 1024  # a request
-MOST_EVALUATIONS = 20_000  # samples x steps of a request
-FRAMES = 64  # intermediate pictures of a stream
+MAX_SAMPLES = 1024  # per request
+MAX_EVALUATIONS = 20_000  # samples x steps per request
+STREAM_FRAMES = 64  # intermediate states in a stream, approximately
 
 Task = Literal["samples", "walks", "encode", "decode"]
-MOST_CODES = 64  # of a request
+MAX_CODES = 64  # per request
 
 Base64 = Annotated[str, Field(max_length=1 << 20)]
 Format = Literal["png", "webp", "json", "npy"]
@@ -19,30 +21,34 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Label = Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0, lt=2**31)] | None
 
 
-class _Asked(BaseModel):
-    """What all requests have."""
+class _BaseRequest(BaseModel):
+    """Fields of every request."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     seed: Seed = Field(0, description="Seed of the first sample; the next has seed + 1.")
-    format: Format = Field("png", description="`json` holds each picture as base64 PNG; `npy` is (N, C, H, W) uint8.")
-    layout: Literal["grid", "single"] = Field("grid", description="`single`: one bare picture, for n = 1.")
+    format: Format = Field("png", description="`json`: each image as base64 PNG; `npy`: (N, C, H, W) uint8.")
+    layout: Literal["grid", "single"] = Field(
+        "grid", description="`grid`: all samples in one image; `single`: the sample itself, for n = 1."
+    )
 
     def options(self) -> dict[str, Any]:
-        """The options of the family's `sample` that were given."""
+        """Return the options of the family's `sample` that the request sets."""
         return {}
 
 
-class _Drawn(_Asked):
-    """What is asked of sampling."""
+class _SamplingRequest(_BaseRequest):
+    """Fields of requests that sample."""
 
     model_config = ConfigDict(extra="allow")
 
     steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description="Sampling steps; by default what the run's own measurements recommend."
+        None, description="Sampling steps; by default the number that the run's evaluation recommends."
     )
-    sampler: Annotated[str, Field(max_length=40)] | None = Field(None, description="Such as `ab2`, `heun`, `ddim`.")
-    guidance: Annotated[float, Field(ge=0, le=20)] | None = Field(None, description="1 is none.")
+    sampler: Annotated[str, Field(max_length=40)] | None = Field(None, description="For example `ab2`, `heun`, `ddim`.")
+    guidance: Annotated[float, Field(ge=0, le=20)] | None = Field(
+        None, description="Guidance scale; 1 means no guidance."
+    )
 
     def options(self) -> dict[str, Any]:
         """See `_Asked`."""
@@ -50,58 +56,62 @@ class _Drawn(_Asked):
         return {**{key: value for key, value in named.items() if value is not None}, **(self.model_extra or {})}
 
 
-class SampleRequest(_Drawn):
-    """Samples of a model."""
+class SampleRequest(_SamplingRequest):
+    """Draw samples from a model."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"n": 16, "seed": 7}, {"n": 4, "seed": 7, "label": "3", "format": "json"}]}
     )
 
-    n: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = Field(1, description="How many.")
-    label: Label = Field("all", description="A class by name or number; `all`: each in turn; `none` or null.")
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = Field(1, description="Number of samples.")
+    label: Label = Field(
+        "all", description="A class by name or index; `all`: each class in turn; `none` or null: no class."
+    )
 
 
-class WalkRequest(_Drawn):
-    """A walk from one seed's noise to another's, on the great circle between them."""
+class WalkRequest(_SamplingRequest):
+    """Interpolate between the noises of two seeds, on the great circle between them (slerp)."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"n": 8, "seed": 1, "to_seed": 2, "label": "3"}]})
 
-    n: Annotated[int, Field(ge=2, le=256)] = Field(8, description="How many samples, both ends among them.")
-    to_seed: Seed = Field(1, description="Where the walk ends.")
-    label: Label = Field(None, description="One class for all of them; null: none.")
+    n: Annotated[int, Field(ge=2, le=256)] = Field(8, description="Number of samples, including both ends.")
+    to_seed: Seed = Field(1, description="Seed of the last sample.")
+    label: Label = Field(None, description="The class of all samples; null: no class.")
 
 
-class EncodeRequest(_Asked):
-    """The codes of pictures, from which the model can make them again."""
+class EncodeRequest(_BaseRequest):
+    """Encode images into codes, from which the model can reconstruct them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": ["iVBORw0KGgo..."], "label": "3"}]})
 
-    images: Annotated[list[Base64], Field(min_length=1, max_length=MOST_CODES)] = Field(
-        description="Picture files (PNG, JPEG, WebP ...) in base64; they are brought to the model's size and colours."
+    images: Annotated[list[Base64], Field(min_length=1, max_length=MAX_CODES)] = Field(
+        description="Image files (PNG, JPEG, WebP ...) in base64; they are converted to the model's size and colours."
     )
-    label: Label = Field(None, description="The class of all of them; null: none.")
-    format: Literal["json", "npy"] = Field("json", description="`npy`: (N, ...) float32; `json` holds that in base64.")
+    label: Label = Field(None, description="The class of all images; null: no class.")
+    format: Literal["json", "npy"] = Field(
+        "json", description="`npy`: (N, ...) float32; `json`: the same file in base64."
+    )
 
     @property
     def n(self) -> int:
-        """How many."""
+        """Number of images."""
         return len(self.images)
 
 
-class DecodeRequest(_Asked):
-    """The pictures of codes."""
+class DecodeRequest(_BaseRequest):
+    """Decode codes into images."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"codes": "k05VTVBZ...", "label": "3"}]})
 
-    codes: Base64 = Field(description="What `encode` answered as `codes`: a .npy file in base64, (N, ...) float32.")
-    label: Label = Field(None, description="The class of all of them; null: none.")
+    codes: Base64 = Field(description="The `codes` that `encode` returns: a .npy file in base64, (N, ...) float32.")
+    label: Label = Field(None, description="The class of all images; null: no class.")
 
 
-Asked = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
+ModelRequest = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
 
 
 class ImagesRequest(BaseModel):
-    """The shape of OpenAI's `images/generations`: the prompt is a class's name."""
+    """The request format of OpenAI's `images/generations`. The prompt is the name of a class."""
 
     model_config = ConfigDict(
         extra="ignore",
@@ -110,10 +120,12 @@ class ImagesRequest(BaseModel):
         json_schema_extra={"examples": [{"prompt": "3", "n": 2, "response_format": "b64_json"}]},
     )
 
-    prompt: Annotated[str, Field(max_length=200)] = Field("", description="A class; empty: each in turn.")
-    model: Annotated[str, Field(max_length=200)] | None = Field(None, description="By default the first one.")
+    prompt: Annotated[str, Field(max_length=200)] = Field("", description="A class; empty: every class in turn.")
+    model: Annotated[str, Field(max_length=200)] | None = Field(None, description="By default the first model.")
     n: Annotated[int, Field(ge=1, le=64)] = 1
-    size: Annotated[str, Field(max_length=20)] = Field("auto", description="`auto`, or the model's own, as `28x28`.")
+    size: Annotated[str, Field(max_length=20)] = Field(
+        "auto", description="`auto`, or the size of the model's images, for example `28x28`."
+    )
     seed: Seed = 0
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=0, le=20)] | None = None

@@ -1,9 +1,9 @@
 """Storage: artifacts in a folder or in a bucket.
 
     store       artifacts by kind and id: find, stage, finalize, remove, lock
-    manifest    the file that makes a folder an artifact: sizes, SHA-256, parents
-    files       atomic writes, fsync, disk errors in one line
+    manifest    the file that marks a folder as a finished artifact: sizes, SHA-256, parents
+    files       atomic writes, fsync, one-line disk errors
     mirror      this machine's copy of a store in a bucket
-    s3          the bucket's requests and their retries
-    lock        a lock that several machines respect
+    s3          requests to a bucket, with retries
+    lock        a lock that several machines share through a bucket
 """

@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, fsync, leftovers of killed processes, disk errors in one line."""
+"""Files that survive a crash: atomic writes, fsync, removal of leftovers of killed processes, one-line disk errors."""
 
 import os
 import re
@@ -10,23 +10,23 @@ from pathlib import Path
 
 from genflow.errors import GenflowError, ResourceError, SetupError
 
-NODE = os.uname().nodename  # whose process ids an attempt's name speaks of: a store may be shared
+HOSTNAME = os.uname().nodename  # part of a temporary name: process ids are per machine, and a store may be shared
 
 
-def sweep(folder: Path) -> None:
-    """Remove what processes of this machine that are gone left unfinished in a folder."""
-    for torn in folder.glob(f"*.tmp-{NODE}-*"):
-        pid = int(torn.name.rpartition(f".tmp-{NODE}-")[2].partition("-")[0])
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary folders of processes of this machine that no longer run."""
+    for leftover in folder.glob(f"*.tmp-{HOSTNAME}-*"):
+        pid = int(leftover.name.rpartition(f".tmp-{HOSTNAME}-")[2].partition("-")[0])
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            shutil.rmtree(torn, ignore_errors=True)
-        except PermissionError:  # alive, and somebody else's
+            shutil.rmtree(leftover, ignore_errors=True)
+        except PermissionError:  # alive, and owned by another user
             continue
 
 
 def sync_folder(path: Path) -> None:
-    """Put a folder's entries on the disk for good."""
+    """Flush a folder's entries to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,7 +35,7 @@ def sync_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Replace a small file: readers see the old content or the new one."""
+    """Replace a small file atomically: a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     attempt = path.with_name(f".{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
     try:
@@ -52,20 +52,25 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 
 @contextmanager
-def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or forbidden disk into one line, whoever met it."""
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn an error about a full or read-only disk into one line, whichever library raised it.
+
+    Raises:
+        ResourceError: the disk is full.
+        SetupError: the path cannot be written.
+    """
     try:
         yield
     except GenflowError:
         raise
     except Exception as error:
         number = getattr(error, "errno", None)
-        if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors has an error of its own
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors raises its own error type
             number = int(found[1])
         if number in (28, 122):  # ENOSPC, EDQUOT
-            raise ResourceError(f"disk full while writing {path}", "free some space and run the command again"
+            raise ResourceError(f"disk full while writing {path}", "free some space, then run the same command again"
                                 ) from error
         if number in (13, 30, 1, 20):  # EACCES, EROFS, EPERM, ENOTDIR
-            cure = "set GENFLOW_STORE to a folder you may write"
-            raise SetupError(f"cannot write {path}: {os.strerror(number)}", cure) from error
+            hint = "set GENFLOW_STORE to a folder that you can write to"
+            raise SetupError(f"cannot write {path}: {os.strerror(number)}", hint) from error
         raise

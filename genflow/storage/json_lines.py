@@ -1,7 +1,7 @@
-"""Files of one JSON document a line that are only appended to: a run's journal, a search's record, a trial's reports.
+"""Append-only files with one JSON document per line: a run's journal, a search's log, a trial's reports.
 
-A writer that is killed may leave a torn last line. The next entry begins on a new line, and readers skip lines that are
-not JSON, so a crash costs one line.
+A killed writer may leave an incomplete last line. The next writer starts a new line, and readers skip lines that are
+not JSON. A crash therefore costs one line.
 """
 
 import errno
@@ -15,12 +15,12 @@ from genflow.storage.files import sync_folder
 
 
 def end_torn_line(descriptor: int) -> None:
-    """Write a newline where the last writer was killed in the middle of a line. Call it once, when the file is opened.
+    """Write a newline if the last line is incomplete. Call it once, when the file is opened.
 
-    A check before every append would race with other writers: the end of a line that is still being written looks torn.
+    A check before every append would race with other writers: a line that is still being written looks incomplete.
 
     Args:
-        descriptor: of a file that is open for reading and appending.
+        descriptor: the file, open for reading and appending.
     """
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
@@ -28,15 +28,15 @@ def end_torn_line(descriptor: int) -> None:
 
 
 def append_line(descriptor: int, entry: Mapping[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
-    """Append an entry with one write, so that with O_APPEND the lines of several writers never mix. No fsync.
+    """Append an entry with one write and without fsync. With O_APPEND, the lines of several writers never mix.
 
     Args:
-        descriptor: of a file that is open for appending.
+        descriptor: the file, open for appending.
         entry: a JSON document.
-        default: converts a value that JSON does not have; None: such a value is an error.
+        default: converts a value that JSON cannot represent; None: such a value raises TypeError.
 
     Raises:
-        OSError: the disk is full; a part of the line may be written.
+        OSError: the disk is full; part of the line may have been written.
     """
     line = json.dumps(entry, default=default, separators=(",", ":")).encode() + b"\n"
     if os.write(descriptor, line) < len(line):
@@ -44,10 +44,10 @@ def append_line(descriptor: int, entry: Mapping[str, Any], *, default: Callable[
 
 
 def append_durably(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append an entry to a file of one writer, which is created if it is missing, and fsync it and its folder.
+    """Append an entry to a file that has one writer, and fsync the file and its folder. Creates a missing file.
 
     Raises:
-        OSError: from `append_line`, or the file cannot be written.
+        OSError: from `append_line`, or because the file cannot be written.
     """
     with open(path, "ab+", buffering=0) as file:
         end_torn_line(file.fileno())
@@ -57,7 +57,7 @@ def append_durably(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a file in order; none if there is no file. A torn line is passed over."""
+    """The entries of a file in order; an empty list if there is no file. Incomplete lines are skipped."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,12 +1,12 @@
-"""The right to make something, among machines that share a bucket and nothing else.
+"""A lock that several machines share through a bucket, and through nothing else.
 
-    locks/<name>~<nonce>.claim    who claims it, written once; the server's clock says when
-    locks/<name>~<nonce>.beat     written again every few seconds, while its holder lives
+    locks/<name>~<nonce>.claim    the claim of one process, written once; its time is the server's
+    locks/<name>~<nonce>.beat     the heartbeat, written every `HEARTBEAT_S` seconds while the process lives
 
-Who sees a living claim that is not younger than his own takes his own back. Of two claims the second is written after
-the first is there (S3 lists what was written before), so its writer sees the first, and never both go on. A claim has
-ended when its holder's process is gone from this machine, or when it has not been heard of for `LONGEST_S`.
-All times are the server's: no machine's clock counts.
+A process that sees a live claim at least as old as its own withdraws its own. Two claims never both succeed: the second
+is written after the first exists, and S3 lists everything that was written before, so the second process sees the first
+claim. A claim ends when its process has ended (checked on the same machine only) or when its heartbeat is older than
+`EXPIRY_S`. All times come from the server, so the clocks of the machines do not matter.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from typing import Any
 from genflow.errors import GenflowError, UsageError
 from genflow.storage.s3 import Bucket
 
-BEAT_S, LONGEST_S = 5.0, 40.0
-TRIES = 3  # of two who come at one moment both take their claims back
-_held: set[str] = set()  # this process's own: one that it could not take back, because the bucket was gone, is none
+HEARTBEAT_S, EXPIRY_S = 5.0, 40.0
+TRIES = 3  # two processes that claim at the same moment both withdraw
+_own_claims: set[str] = set()  # of this process; without those that it could not delete because the bucket was down
 
 
-def machine() -> str:
-    """This machine, and the table that its process ids are of."""
+def machine_id() -> str:
+    """This machine, its boot and its process id namespace."""
     node = os.uname().nodename
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -38,8 +38,8 @@ def machine() -> str:
         return node
 
 
-def born(pid: int) -> str:
-    """When a process began, so that another one with its number is not taken for it; empty if there is none."""
+def process_start_time(pid: int) -> str:
+    """When a process started, which tells it from a later process with the same id; empty if there is no process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -48,102 +48,105 @@ def born(pid: int) -> str:
 
 @contextlib.contextmanager
 def lease(bucket: Bucket, name: str, *, wait: bool) -> Iterator[None]:
-    """Hold the right while in the block.
+    """Hold the lock while in the block.
 
     Raises:
-        UsageError: somebody holds it and `wait` is false; it is named.
+        UsageError: another process holds the lock and `wait` is false; the message names the process.
         SetupError: the bucket cannot be reached.
     """
     key = f"locks/{name}~{uuid.uuid4().hex}"
-    holder = {"machine": machine(), "pid": os.getpid(), "born": born(os.getpid()), "node": os.uname().nodename}
-    _held.add(key)
+    pid = os.getpid()
+    claim = {"machine": machine_id(), "pid": pid, "born": process_start_time(pid), "node": os.uname().nodename}
+    _own_claims.add(key)
     try:
-        _acquire(bucket, key, holder, name, wait=wait)
+        _acquire(bucket, key, claim, name, wait=wait)
     except BaseException:
-        _held.discard(key)
+        _own_claims.discard(key)
         raise
-    over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(bucket, key, over), name="lease", daemon=True)
+    stop = threading.Event()
+    thread = threading.Thread(target=_send_heartbeats, args=(bucket, key, stop), name="lease", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join()
         with contextlib.suppress(GenflowError):
-            for end in (".beat", ".claim"):
-                bucket.delete(key + end)
-        _held.discard(key)
+            for suffix in (".beat", ".claim"):
+                bucket.delete(key + suffix)
+        _own_claims.discard(key)
 
 
-def holder(bucket: Bucket, name: str) -> dict[str, Any] | None:
-    """Who holds a right at this moment, as far as the bucket knows; None: nobody.
+def current_holder(bucket: Bucket, name: str) -> dict[str, Any] | None:
+    """The claim of the process that holds a lock; None if the lock is free.
 
-    Without a claim of one's own there is no clock to compare with, so a holder whose machine died is believed in.
+    The claim of another machine always counts: without a claim of its own, the caller has no time to compare with.
     """
-    for claim in bucket.list("locks"):
-        if claim.partition("~")[0] == name and claim.endswith(".claim"):
-            said = _said(bucket, f"locks/{claim}")
-            if said and _lives(said, f"locks/{claim}"):
-                return said
+    for key in bucket.list("locks"):
+        if key.partition("~")[0] == name and key.endswith(".claim"):
+            claim = _read_claim(bucket, f"locks/{key}")
+            if claim and _may_be_alive(claim, f"locks/{key}"):
+                return claim
     return None
 
 
-def _acquire(bucket: Bucket, key: str, holder: dict[str, Any], name: str, *, wait: bool) -> None:
-    """Claim until nobody stands in the way."""
-    left, seen = TRIES, dict[str, int]()
-    while other := _claim(bucket, key, holder):
-        left -= 1
-        # who is on this machine is known to live; of another machine's, it is once it has been heard of again
-        lives = other["machine"] == machine() or seen.setdefault(other["claim"], other["heard"]) != other["heard"]
-        if not wait and left <= 0 and lives:
+def _acquire(bucket: Bucket, key: str, claim: dict[str, Any], name: str, *, wait: bool) -> None:
+    """Claim the lock until no other process holds it."""
+    tries, first_seen = TRIES, dict[str, int]()
+    while other := _claim(bucket, key, claim):
+        tries -= 1
+        # a process on this machine was checked; one on another machine is alive if its heartbeat has changed
+        alive = other["machine"] == machine_id() or (
+            first_seen.setdefault(other["claim"], other["heard"]) != other["heard"]
+        )
+        if not wait and tries <= 0 and alive:
             raise UsageError(f"{name.partition('-')[2]} is being made by process {other['pid']} on {other['node']}",
                              "wait for it, or stop that process")  # fmt: skip
         time.sleep(random.uniform(0.2, 1.0))
 
 
-def _claim(bucket: Bucket, key: str, holder: dict[str, Any]) -> dict[str, Any] | None:
-    """Claim; whoever stands in the way, or None."""
-    bucket.write(f"{key}.claim", json.dumps(holder).encode())
+def _claim(bucket: Bucket, key: str, claim: dict[str, Any]) -> dict[str, Any] | None:
+    """Write the claim. Return the claim of the process that holds the lock, or None if this process now holds it."""
+    bucket.write(f"{key}.claim", json.dumps(claim).encode())
     folder, _, own = key.rpartition("/")
-    what = own.partition("~")[0]
-    there = {name: known for name, known in bucket.list(folder).items() if name.partition("~")[0] == what}
-    mine = there.get(f"{own}.claim")
-    if mine is None:  # somebody took us for dead
+    lock_name = own.partition("~")[0]
+    listed = {name: version for name, version in bucket.list(folder).items() if name.partition("~")[0] == lock_name}
+    mine = listed.get(f"{own}.claim")
+    if mine is None:  # another process took this one for dead and deleted its claim
         return {"pid": 0, "node": "another machine", "machine": "", "claim": "", "heard": 0}
-    for name, known in there.items():
-        nonce, _, end = name.partition(".")
-        if end != "claim" or nonce == own or known is None or known[1] > mine[1]:
+    for name, version in listed.items():
+        nonce, _, suffix = name.partition(".")
+        if suffix != "claim" or nonce == own or version is None or version[1] > mine[1]:
             continue
-        other = _said(bucket, f"{folder}/{name}")
-        beat = there.get(f"{nonce}.beat") or known
-        heard = max(known[1], beat[1])
-        if other is None or not _lives(other, f"{folder}/{name}") or mine[1] - heard > LONGEST_S * 1e9:
-            for gone in (f"{nonce}.beat", f"{nonce}.claim"):
-                bucket.delete(f"{folder}/{gone}")
+        other = _read_claim(bucket, f"{folder}/{name}")
+        heartbeat = listed.get(f"{nonce}.beat") or version
+        heard = max(version[1], heartbeat[1])
+        if other is None or not _may_be_alive(other, f"{folder}/{name}") or mine[1] - heard > EXPIRY_S * 1e9:
+            for expired in (f"{nonce}.beat", f"{nonce}.claim"):
+                bucket.delete(f"{folder}/{expired}")
             continue
         bucket.delete(f"{key}.claim")
         return {**other, "claim": nonce, "heard": heard}
     return None
 
 
-def _said(bucket: Bucket, key: str) -> dict[str, Any] | None:
+def _read_claim(bucket: Bucket, key: str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(bucket.read(key) or b"null") or {}) or None
     except ValueError:
         return None
 
 
-def _lives(holder: dict[str, Any], claim: str) -> bool:
-    """Whether a holder may be alive: of another machine's, nothing is known."""
-    if holder.get("machine") != machine():
+def _may_be_alive(claim: dict[str, Any], key: str) -> bool:
+    """Whether the process of a claim may be alive. A process on another machine cannot be checked, so it may be."""
+    if claim.get("machine") != machine_id():
         return True
-    if holder.get("pid") == os.getpid():
-        return claim.removesuffix(".claim") in _held
-    return bool(holder.get("born") == born(int(holder.get("pid", 0))))
+    if claim.get("pid") == os.getpid():
+        return key.removesuffix(".claim") in _own_claims
+    return bool(claim.get("born") == process_start_time(int(claim.get("pid", 0))))
 
 
-def _beat(bucket: Bucket, key: str, over: threading.Event) -> None:
-    while not over.wait(BEAT_S):
-        with contextlib.suppress(GenflowError, OSError):  # the next beat may come through
+def _send_heartbeats(bucket: Bucket, key: str, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
+        with contextlib.suppress(GenflowError, OSError):  # the next heartbeat may succeed
             bucket.write(f"{key}.beat", b"")

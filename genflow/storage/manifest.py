@@ -1,4 +1,4 @@
-"""The manifest: the list of an artifact's files with sizes and hashes; the artifact exists once it is written."""
+"""The manifest lists an artifact's files with sizes and hashes. An artifact exists once its manifest is written."""
 
 import hashlib
 import json
@@ -17,7 +17,15 @@ from genflow.storage.mirror import MANIFEST
 
 def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
              meta: dict[str, Any] | None = None, only: Callable[[str], bool] | None = None) -> dict[str, Any]:
-    """A manifest for the files in `path`; they and their folders are fsynced first."""
+    """The manifest of the files in `path`, after an fsync of the files and their folders.
+
+    Args:
+        path: the folder.
+        kind, id, name: the artifact's.
+        parents: ids of the artifacts that this one was made from.
+        meta: a JSON document about the artifact.
+        only: selects files by their relative path; None: all files.
+    """
     files = {}
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST):
         relative = file.relative_to(path).as_posix()
@@ -38,7 +46,7 @@ def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[st
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; None if it has none that can be read."""
+    """The manifest of a folder; None if it is missing or cannot be read."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -47,32 +55,32 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def verify(path: Path, manifest: dict[str, Any]) -> None:
-    """Compare the files in `path` with the manifest; of a bucket's mirror, those that differ are brought again.
+    """Compare the files in `path` with the manifest. In the mirror of a bucket, files that differ are downloaded again.
 
     Raises:
-        DataError: a file is missing or differs.
+        DataError: a file is missing or differs, and no bucket has it.
     """
-    bucket = mirror.of(path)
+    bucket = mirror.containing(path)
     for name, facts in manifest["files"].items():
         file = path / name
         if bucket:
-            bucket.fetch(file, facts)  # unless it is whole
+            bucket.fetch_file(file, facts)  # does nothing if the file is intact
             continue
         if not file.is_file():
-            raise DataError(f"{file} is missing", f"rm -r {path} and run the command that made it again")
+            raise DataError(f"{file} is missing", f"rm -r {path}, then run the command that made it again")
         if file.stat().st_size != facts.get("size") or hash_file(file) != facts.get("sha256"):
-            raise DataError(f"{file} is corrupt: it differs from what was committed",
-                            f"rm -r {path} and run the command that made it again")
+            raise DataError(f"{file} is corrupt: it differs from its manifest",
+                            f"rm -r {path}, then run the command that made it again")
 
 
 def hash_file(path: Path) -> str:
-    """The SHA-256 of a file, in constant memory."""
+    """The SHA-256 of a file, computed in constant memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_and_hash(path: Path) -> str:
-    """Put a file on the disk for good and return its SHA-256."""
+    """Flush a file to the disk (fsync) and return its SHA-256."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,17 +1,17 @@
-"""A store in a bucket, as this machine works with it: a folder that mirrors what it needs, each file verified.
+"""The mirror: a local folder with the parts of a store in a bucket that this machine needs, each file verified.
 
     $GENFLOW_CACHE, else ~/.cache/genflow
-      <bucket>-<digest>/          laid out as a store's folder, and as the bucket is
-        genflow-mirror.json       which bucket it mirrors
-        datasets/ runs/ ...       what was made here, or was needed here
-        manifests/<kind>/         of what is in the bucket, so that a list is cheap
+      <bucket>-<digest>/          same layout as a store in a folder, and as the bucket
+        genflow-mirror.json       names the bucket that this folder mirrors
+        datasets/ runs/ ...       artifacts that this machine made or used
+        manifests/<kind>/         copies of the bucket's manifests, so that listing artifacts is cheap
 
-The bucket is the truth. What is made here is sent file by file, its manifest last; so a reader sees the whole or
-nothing, and what a killed writer left is not seen. What is needed is brought, each file compared with the manifest's
-SHA-256 before it gets its name. A file that turns out corrupt here is brought again.
+The bucket is the truth. Files are uploaded one by one and the manifest last: a reader sees a whole artifact or none;
+files that a killed writer uploaded are not visible. A downloaded file gets its name after its SHA-256 was compared with
+the manifest. A local file that is corrupt is downloaded again.
 
-What is only ever appended to (a journal, a search's record) is levelled: the longer of the two copies wins, where one
-begins with the other; the bucket's, where they differ.
+Append-only files (a journal, a search's log) are synchronized: if one copy starts with the whole other copy, both
+become the longer one; if the copies differ, both become the bucket's.
 """
 
 import contextlib
@@ -27,77 +27,82 @@ from pathlib import Path
 from typing import Any
 
 from genflow.errors import DataError, SetupError
-from genflow.storage.s3 import Bucket, Known, endpoint
+from genflow.storage.s3 import Bucket, ObjectVersion, endpoint
 
 MARKER, MANIFEST = "genflow-mirror.json", "manifest.json"
-AT_ONCE = 8  # transfers
+PARALLEL_TRANSFERS = 8
 Manifest = dict[str, Any]
 
 
-def at(url: str) -> "BucketMirror":
+def for_url(url: str) -> "BucketMirror":
     """The mirror of the store at `s3://bucket/prefix`."""
     bucket, server = Bucket(url), endpoint()
     cache = Path(os.environ.get("GENFLOW_CACHE") or Path.home() / ".cache" / "genflow").expanduser().absolute()
     root = cache / f"{bucket.name}-{hashlib.sha256(f'{server} {bucket.url}'.encode()).hexdigest()[:10]}"
-    return _at(bucket.url, server, root)
+    return _open(bucket.url, server, root)
 
 
 @functools.lru_cache(maxsize=8)
-def _at(url: str, server: str, root: Path) -> "BucketMirror":
+def _open(url: str, server: str, root: Path) -> "BucketMirror":
     bucket = Bucket(url)
     bucket.check()
     if not (root / MARKER).is_file():
         try:
-            _place(root / MARKER, json.dumps({"url": url, "endpoint": server}).encode())
+            _replace_file(root / MARKER, json.dumps({"url": url, "endpoint": server}).encode())
         except OSError as error:
             raise SetupError(f"cannot write the cache {root}: {error.strerror}",
-                             "set GENFLOW_CACHE to a folder you may write") from error
+                             "set GENFLOW_CACHE to a folder that you can write to") from error
     return BucketMirror(bucket, root)
 
 
-def of(path: Path) -> "BucketMirror | None":
-    """The mirror that a path lies in; None for a folder that is nobody's mirror."""
+def containing(path: Path) -> "BucketMirror | None":
+    """The mirror that contains a path; None if no mirror does.
+
+    Raises:
+        SetupError: AWS_ENDPOINT_URL is not the server that the mirror was made for.
+    """
     root = next((folder for folder in (path, *path.parents) if (folder / MARKER).is_file()), None)
     if root is None:
         return None
     document = json.loads((root / MARKER).read_text())
     if document["endpoint"] != endpoint():
         raise SetupError(f"{root} mirrors {document['url']} at {document['endpoint'] or 'Amazon S3'}, "
-                         f"and AWS_ENDPOINT_URL says {endpoint() or 'Amazon S3'}", "set it to the same")
-    return _at(document["url"], document["endpoint"], root)
+                         f"but AWS_ENDPOINT_URL is {endpoint() or 'Amazon S3'}", "set AWS_ENDPOINT_URL to the first")
+    return _open(document["url"], document["endpoint"], root)
 
 
 class BucketMirror:
     """A bucket and the folder that mirrors it.
 
     Args:
-        bucket: the truth.
-        root: the folder.
+        bucket: the bucket, which is the truth.
+        root: the local folder.
     """
 
     def __init__(self, bucket: Bucket, root: Path) -> None:
         self.bucket, self.root, self.url = bucket, root, bucket.url
-        self._level: dict[str, tuple[Known | None, int]] = {}  # the bucket's copy when it was last the same as ours
+        # by key: the object and the local size when both copies were last the same
+        self._synced: dict[str, tuple[ObjectVersion | None, int]] = {}
 
     def key(self, path: Path) -> str:
-        """What a file or folder of the mirror is called in the bucket."""
+        """The key in the bucket of a file or folder of the mirror."""
         return path.relative_to(self.root).as_posix()
 
     # --- Artifacts: folders with a manifest
 
     def names(self, kind: str) -> list[str]:
-        """What the bucket has of a kind, finished or not."""
-        return sorted(name for name, known in self.bucket.list(kind).items() if known is None and ".tmp-" not in name)
+        """The ids of a kind in the bucket, finished or not."""
+        return sorted(name for name, info in self.bucket.list(kind).items() if info is None and ".tmp-" not in name)
 
     def manifest(self, folder: Path) -> Manifest | None:
-        """The bucket's manifest of a folder; None: it does not exist."""
-        key, kept = f"{self.key(folder)}/{MANIFEST}", self._kept(folder)
-        known = self.bucket.known(key) if kept else None
-        if kept and known is None:
+        """The bucket's manifest of a folder; None if the artifact does not exist."""
+        key, cached = f"{self.key(folder)}/{MANIFEST}", self._cached_manifest_path(folder)
+        version = self.bucket.version(key) if cached else None
+        if cached and version is None:
             return None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            document = json.loads(kept.read_text()) if kept else {}
-            if tuple(document["known"]) == known:
+            document = json.loads(cached.read_text()) if cached else {}
+            if tuple(document["known"]) == version:
                 return dict(document["manifest"])
         try:
             manifest = json.loads(self.bucket.read(key) or b"null")
@@ -105,111 +110,113 @@ class BucketMirror:
             return None
         if not isinstance(manifest, dict) or "files" not in manifest:
             return None
-        if kept:
-            _place(kept, json.dumps({"known": known, "manifest": manifest}).encode())
+        if cached:
+            _replace_file(cached, json.dumps({"known": version, "manifest": manifest}).encode())
         return manifest
 
-    def _kept(self, folder: Path) -> Path | None:
-        """Where a copy of an artifact's manifest is kept.
+    def _cached_manifest_path(self, folder: Path) -> Path | None:
+        """Where a copy of an artifact's manifest is cached; None for a checkpoint, whose manifest is not cached.
 
-        None is of a checkpoint's: it may be made twice in the second that is all that S3 tells of a time.
+        A checkpoint may be written twice within a second, and S3's times have a resolution of one second.
         """
         kind, *rest = self.key(folder).split("/")
         return self.root / "manifests" / kind / f"{rest[0]}.json" if len(rest) == 1 else None
 
     def manifests(self, folders: Iterable[Path]) -> list[Manifest | None]:
-        """Several at once."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        """The manifests of several folders, read in parallel."""
+        with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
             return list(pool.map(self.manifest, folders))
 
-    def send(self, files: Path, folder: Path, manifest: Manifest) -> None:
-        """Make a folder exist in the bucket: its files, and last its manifest.
+    def upload_folder(self, files: Path, folder: Path, manifest: Manifest) -> None:
+        """Upload a folder: its files, and last its manifest.
 
         Args:
-            files: where they lie.
-            folder: the folder of the mirror that they are.
-            manifest: of them.
+            files: the local folder that holds the files.
+            folder: the folder of the mirror that they become.
+            manifest: the manifest of the files.
         """
         key = self.key(folder)
-        there = self.bucket.list(key, deep=True)
-        if MANIFEST in there and self.manifest(folder) == manifest:
+        listed = self.bucket.list(key, deep=True)
+        if MANIFEST in listed and self.manifest(folder) == manifest:
             return
-        if kept := self._kept(folder):
-            kept.unlink(missing_ok=True)
-        self.bucket.delete(f"{key}/{MANIFEST}")  # else it would speak of other files for a moment
-        sealed = self._sealed(key, there)
-        wanted = [n for n, facts in manifest["files"].items() if sealed.get(n) != facts["sha256"]]
-        self._each(lambda name: self.bucket.upload(files / name, f"{key}/{name}"), wanted)
+        if cached := self._cached_manifest_path(folder):
+            cached.unlink(missing_ok=True)
+        self.bucket.delete(f"{key}/{MANIFEST}")  # the old manifest does not describe the files during the upload
+        uploaded = self._uploaded_hashes(key, listed)
+        wanted = [n for n, facts in manifest["files"].items() if uploaded.get(n) != facts["sha256"]]
+        self._in_parallel(lambda name: self.bucket.upload(files / name, f"{key}/{name}"), wanted)
         self.bucket.write(f"{key}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
 
-    def _sealed(self, key: str, there: dict[str, Known | None]) -> dict[str, str]:
-        """The SHA-256 of files that lie in finished folders of a folder already: a run's checkpoints."""
+    def _uploaded_hashes(self, key: str, listed: dict[str, ObjectVersion | None]) -> dict[str, str]:
+        """The SHA-256 of files below a folder that are in a finished subfolder, such as a run's checkpoint."""
         found: dict[str, str] = {}
-        for name in there:
+        for name in listed:
             inner, _, last = name.rpartition("/")
             if inner and last == MANIFEST:
                 manifest = self.manifest(self.root / key / inner) or {"files": {}}
                 found |= {f"{inner}/{file}": facts["sha256"] for file, facts in manifest["files"].items()}
         return found
 
-    def bring(self, folder: Path, manifest: Manifest) -> Path:
-        """Make a folder be here, whole and verified.
+    def fetch_folder(self, folder: Path, manifest: Manifest) -> Path:
+        """Download a folder, unless it is here, and verify it.
 
         Raises:
-            DataError: a file of the bucket is not what was committed.
+            DataError: a file of the bucket differs from the manifest.
         """
-        if _same(folder, manifest):
+        if _is_complete(folder, manifest):
             return folder
-        with self._alone(folder):
-            if _same(folder, manifest):  # another process of this machine was first
+        with self._file_lock(folder):
+            if _is_complete(folder, manifest):  # another process of this machine has downloaded it
                 return folder
             (folder / MANIFEST).unlink(missing_ok=True)
-            self._each(lambda name: self.fetch(folder / name, manifest["files"][name]), list(manifest["files"]))
-            _place(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+            files = manifest["files"]
+            self._in_parallel(lambda name: self.fetch_file(folder / name, files[name]), list(files))
+            _replace_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         return folder
 
-    def fetch(self, path: Path, facts: dict[str, Any]) -> None:
-        """Make a file be here, whole.
+    def fetch_file(self, path: Path, facts: dict[str, Any]) -> None:
+        """Download a file, unless an intact copy is here.
 
         Args:
-            path: in the mirror.
-            facts: its size and sha256.
+            path: the file in the mirror.
+            facts: its size and sha256, from a manifest.
 
         Raises:
-            DataError: the bucket has another one, or none.
+            DataError: the bucket's file is missing or differs.
         """
-        if is_whole(path, facts):
+        if is_intact(path, facts):
             return
-        attempt = _attempt(path)
+        attempt = _temporary_path(path)
         try:
-            for _ in range(2):  # a broken transfer is mended by another; a broken object is not
-                got = self.bucket.download(self.key(path), attempt)
-                if got == facts["sha256"]:
+            for _ in range(2):  # repeating helps after a broken transfer, not with a corrupt object
+                digest = self.bucket.download(self.key(path), attempt)
+                if digest == facts["sha256"]:
                     os.replace(attempt, path)
                     return
         finally:
             attempt.unlink(missing_ok=True)
-        what = "is missing" if got is None else "is corrupt: it differs from what was committed"
+        what = "is missing" if digest is None else "is corrupt: it differs from its manifest"
         where = f"{self.url}/{self.key(path)}"
         artifact = "/".join(self.key(path).split("/")[:2])
-        raise DataError(f"{where} {what}", f"aws s3 rm --recursive {self.url}/{artifact}, and make it again")
+        hint = f"aws s3 rm --recursive {self.url}/{artifact}, then run the command that made it again"
+        raise DataError(f"{where} {what}", hint)
 
-    def forget(self, folder: Path) -> None:
-        """Delete a folder from the bucket: its manifest first, so that it stops existing at once."""
-        if kept := self._kept(folder):
-            kept.unlink(missing_ok=True)
+    def delete_folder(self, folder: Path) -> None:
+        """Delete a folder from the bucket: the manifest first, so that the artifact stops existing at once."""
+        if cached := self._cached_manifest_path(folder):
+            cached.unlink(missing_ok=True)
         self.bucket.delete(f"{self.key(folder)}/{MANIFEST}")
         self.bucket.delete_all(self.key(folder))
 
     # --- Single files, and folders that grow
 
-    def push(self, path: Path) -> None:
-        """Send one small file that is replaced as a whole."""
+    def upload_file(self, path: Path) -> None:
+        """Upload one small file that is always replaced as a whole."""
         self.bucket.write(self.key(path), path.read_bytes())
 
-    def pull(self, path: Path) -> bool:
-        """Bring one file that no manifest speaks of; whether the bucket has it."""
-        attempt = _attempt(path)
+    def download_file(self, path: Path) -> bool:
+        """Download one file that is in no manifest. Return whether the bucket has it."""
+        attempt = _temporary_path(path)
         try:
             if self.bucket.download(self.key(path), attempt) is None:
                 return False
@@ -218,101 +225,104 @@ class BucketMirror:
         finally:
             attempt.unlink(missing_ok=True)
 
-    def gather(self, folder: Path) -> None:
-        """Bring what the bucket has of a folder that is not finished, and this machine has not."""
-        there = self.bucket.list(self.key(folder), deep=True)
-        files = {name: known for name, known in there.items() if known and not name.endswith("/")}
-        lacking = [n for n, known in files.items() if n != MANIFEST and not _has(folder / n, known[0])]
-        self._each(lambda name: self.pull(folder / name), lacking)
+    def download_missing(self, folder: Path) -> None:
+        """Download the files of an unfinished folder that this machine does not have."""
+        listed = self.bucket.list(self.key(folder), deep=True)
+        files = {name: version for name, version in listed.items() if version and not name.endswith("/")}
+        missing = [n for n, version in files.items() if n != MANIFEST and not _has_size(folder / n, version[0])]
+        self._in_parallel(lambda name: self.download_file(folder / name), missing)
 
-    def newest(self, folder: Path, prefix: str) -> Path | None:
-        """Bring the newest finished folder of a row, such as a run's checkpoints; None if there is none.
+    def fetch_newest(self, folder: Path, prefix: str) -> Path | None:
+        """Download the newest finished folder of a numbered series, such as a run's checkpoints; None if there is none.
 
-        One that is corrupt in the bucket is passed over. What this machine has and the bucket has not does not count.
+        Folders that are corrupt in the bucket are skipped. Folders that only this machine has do not count.
         """
         names = [n for n in self.bucket.list(self.key(folder)) if n.startswith(prefix) and ".tmp-" not in n]
         for name in sorted(names, reverse=True):
             if manifest := self.manifest(folder / name):
                 with contextlib.suppress(DataError):
-                    path = self.bring(folder / name, manifest)
+                    path = self.fetch_folder(folder / name, manifest)
                     for file, facts in manifest["files"].items():
-                        self.fetch(path / file, facts)  # unless it is whole
+                        self.fetch_file(path / file, facts)  # does nothing if the file is intact
                     return path
         return None
 
     def sync(self, path: Path) -> int:
-        """Bring both copies of a file that is only appended to up to the longer one; its size in bytes.
+        """Make both copies of an append-only file the same, and return the size in bytes.
 
-        This end keeps its inode, because a process may have it open.
+        The local file keeps its inode, because a process may have it open.
         """
-        with self._alone(path):
-            key, known = self.key(path), self.bucket.known(self.key(path))
-            ours = path.read_bytes() if path.is_file() else b""
-            if (known, len(ours)) == self._level.get(key):
-                return len(ours)
-            same = known is not None and self._level.get(key, (None, 0))[0] == known  # it is what ours began with
-            theirs = ours[: known[0]] if known and same else (self.bucket.read(key) or b"" if known else b"")
-            if ours.startswith(theirs):
-                if len(ours) > len(theirs) or known is None:
-                    self.bucket.write(key, ours)
+        with self._file_lock(path):
+            key, version = self.key(path), self.bucket.version(self.key(path))
+            local = path.read_bytes() if path.is_file() else b""
+            if (version, len(local)) == self._synced.get(key):
+                return len(local)
+            unchanged = version is not None and self._synced.get(key, (None, 0))[0] == version  # a prefix of `local`
+            if version is None:
+                remote = b""
+            else:
+                remote = local[: version[0]] if unchanged else self.bucket.read(key) or b""
+            if local.startswith(remote):
+                if len(local) > len(remote) or version is None:
+                    self.bucket.write(key, local)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "ab") as file:
-                    if not theirs.startswith(ours):
+                    if not remote.startswith(local):
                         file.truncate(0)
-                        ours = b""
-                    file.write(theirs[len(ours) :])
-                ours = theirs
-            self._level[key] = (self.bucket.known(key), len(ours))
-            return len(ours)
+                        local = b""
+                    file.write(remote[len(local) :])
+                local = remote
+            self._synced[key] = (self.bucket.version(key), len(local))
+            return len(local)
 
     def sync_all(self, folder: Path) -> None:
-        """Level every file that the bucket has in a folder."""
-        for name, known in self.bucket.list(self.key(folder)).items():
-            if known and not _has(folder / name, known[0]):
+        """Synchronize every append-only file that the bucket has in a folder."""
+        for name, version in self.bucket.list(self.key(folder)).items():
+            if version and not _has_size(folder / name, version[0]):
                 self.sync(folder / name)
 
     @contextlib.contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
-        """No other process of this machine does the same at this moment."""
+    def _file_lock(self, path: Path) -> Iterator[None]:
+        """Hold a lock on a path against the other processes of this machine."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{self.key(path).replace('/', '~')}.mirror", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _each(self, do: Callable[[str], Any], names: list[str]) -> None:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+    def _in_parallel(self, do: Callable[[str], Any], names: list[str]) -> None:
+        with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
             for _ in pool.map(do, names):
                 pass
 
 
-def is_whole(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a file is what a manifest says of it."""
-    if not _has(path, facts.get("size", -1)):
+def is_intact(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a file has the size and the SHA-256 of a manifest."""
+    if not _has_size(path, facts.get("size", -1)):
         return False
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == facts.get("sha256")
 
 
-def _has(path: Path, size: int) -> bool:
+def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _same(folder: Path, manifest: Manifest) -> bool:
-    """Whether a folder is here, by its manifest, which was written last; its bytes are verified where they are read."""
+def _is_complete(folder: Path, manifest: Manifest) -> bool:
+    """Whether a folder was downloaded completely: its manifest is written last. Bytes are verified on read."""
     try:
         return bool(json.loads((folder / MANIFEST).read_text()) == manifest)
     except (OSError, ValueError):
         return False
 
 
-def _attempt(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
 
 
-def _place(path: Path, content: bytes) -> None:
-    attempt = _attempt(path)
+def _replace_file(path: Path, content: bytes) -> None:
+    attempt = _temporary_path(path)
     attempt.write_bytes(content)
     os.replace(attempt, path)

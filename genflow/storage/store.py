@@ -1,21 +1,21 @@
-"""The artifact store: a folder of folders, each of which exists only once its manifest does.
+"""The artifact store: a folder of artifacts. An artifact is a folder that exists only once its manifest is written.
 
     .genflow/
       datasets/<name>-<key>/      Arrow shards, facts.json
-      features/<name>-<key>/      the judge's network for one dataset
+      features/<name>-<key>/      the feature extractor's network for one dataset
       runs/<name>-<key>/          recipe.yaml, facts.json, checkpoints/step_00001000/, samples/
       searches/<name>-<key>/      best.yaml, search.json, trials/0007/
       evaluations/<name>-<key>/   metrics.json, sample grids
       reports/<name>-<key>/       report.html
-      journals/<run id>.jsonl     what a run measured (see `journal`)
+      journals/<run id>.jsonl     the measurements of a run (see `genflow.tracking.journal`)
 
-Commit protocol: files are written into `X.tmp-<attempt>`, each is fsynced, the manifest (schema, versions,
-what it was made from, per file its size and SHA-256) is written last, and the folder is renamed and its
-parent fsynced. A reader therefore sees the old state or the new one. What has no valid manifest does not
-exist. No format that is used here protects its bytes (one flipped bit in an Arrow file is read as data), so
-the hashes are checked on read.
+Commit protocol: files are written into `X.tmp-<attempt>` and fsynced; the manifest (schema, versions, parents, and the
+size and SHA-256 of each file) is written last; then the folder is renamed and its parent fsynced. A reader therefore
+sees the old state or the new one. A folder without a valid manifest does not exist. None of the file formats detects a
+changed byte (a flipped bit in an Arrow file is read as data), so the hashes are checked on read.
 
-A store may lie in a bucket, `s3://bucket/prefix`, laid out in the same way; `shared` mirrors it on each machine.
+A store may also be in a bucket, `s3://bucket/prefix`, with the same layout; `genflow.storage.mirror` keeps a copy on
+each machine.
 """
 
 import errno
@@ -32,13 +32,13 @@ from typing import Any
 
 from genflow.errors import SetupError, UsageError
 from genflow.storage import mirror
-from genflow.storage.files import NODE, clear_disk_errors, sweep, sync_folder, write_atomically
+from genflow.storage.files import HOSTNAME, explain_disk_errors, remove_leftovers, sync_folder, write_atomically
 from genflow.storage.lock import lease
 from genflow.storage.manifest import describe, read_manifest, verify
 from genflow.storage.mirror import MANIFEST
 
 KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
-MAKES = {
+COMMAND_FOR = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
     "pairs": "genflow reflow RUN makes some",
@@ -54,10 +54,10 @@ class Artifact:
     """A finished folder of the store and its manifest.
 
     Args:
-        kind, id: what it is.
-        folder: where it lies, or will, on the machine that found it.
-        manifest: what it holds.
-        url: of the store, if that is a bucket; then its files are brought here when they are asked for.
+        kind, id: its place in the store.
+        folder: its path on this machine; in a bucket's mirror, the path may not exist yet.
+        manifest: its manifest.
+        url: the URL of a store in a bucket, whose files are downloaded on first use; empty for a folder.
     """
 
     kind: str
@@ -68,58 +68,58 @@ class Artifact:
 
     @property
     def path(self) -> Path:
-        """Its folder, whole, on this machine."""
+        """The folder on this machine, with all of its files."""
         if not self.url:
             return self.folder
-        here = mirror.at(self.url)
-        return here.bring(here.root / self.kind / self.id, self.manifest)
+        here = mirror.for_url(self.url)
+        return here.fetch_folder(here.root / self.kind / self.id, self.manifest)
 
     @property
     def name(self) -> str:
-        """The name that people gave it."""
+        """The name that the user chose."""
         return str(self.manifest.get("name") or self.id.rpartition("-")[0])
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What its maker wrote down about it."""
+        """The JSON document that was committed with it."""
         return self.manifest.get("meta", {})
 
     def file(self, name: str) -> Path:
-        """The path of one of its files, on this machine."""
+        """The path on this machine of one of its files."""
         if not self.url or name not in self.manifest["files"]:
             return self.path / name
-        here = mirror.at(self.url)
+        here = mirror.for_url(self.url)
         path = here.root / self.kind / self.id / name
-        here.fetch(path, self.manifest["files"][name])
+        here.fetch_file(path, self.manifest["files"][name])
         return path
 
     def verify(self) -> "Artifact":
         """Check every file against the manifest.
 
         Raises:
-            DataError: a file is missing, or differs from what was committed.
+            DataError: a file is missing or differs from the manifest.
         """
         verify(self.path, self.manifest)
         return self
 
 
 class Store:
-    """A folder of artifacts, or a bucket of them and this machine's mirror of it.
+    """Artifacts in a folder, or in a bucket that is mirrored on this machine.
 
     Args:
         root: the folder, or `s3://bucket/prefix`; None: GENFLOW_STORE, or `.genflow` in the current folder.
 
     Attributes:
-        root: the folder; of a bucket, the mirror.
-        shared: the mirror, of a bucket.
-        url: by which another process, or another machine, opens the same store.
+        root: the folder; for a bucket, the folder of its mirror.
+        mirror: the mirror of a bucket; None for a folder.
+        url: opens the same store in another process or, for a bucket, on another machine.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         text = str(root or os.environ.get("GENFLOW_STORE") or ".genflow")
-        self.shared = mirror.at(text) if "://" in text else mirror.of(Path(text).expanduser().absolute())
-        if self.shared:
-            self.root, self.url = self.shared.root, self.shared.url
+        self.mirror = mirror.for_url(text) if "://" in text else mirror.containing(Path(text).expanduser().absolute())
+        if self.mirror:
+            self.root, self.url = self.mirror.root, self.mirror.url
             return
         self.root = Path(text).expanduser().absolute()
         self.url = str(self.root)
@@ -127,32 +127,32 @@ class Store:
             raise SetupError(f"the store {self.root} is a file, not a folder", "set GENFLOW_STORE to a folder")
 
     def folder(self, kind: str, id: str) -> Path:
-        """Where the artifact lies, or will."""
+        """The artifact's path, whether it exists or not."""
         return self.root / kind / id
 
     def get(self, kind: str, id: str) -> Artifact | None:
-        """The artifact, if it is finished."""
+        """The artifact; None if it is not finished."""
         path = self.folder(kind, id)
-        manifest = self.shared.manifest(path) if self.shared else read_manifest(path)
+        manifest = self.mirror.manifest(path) if self.mirror else read_manifest(path)
         return self._artifact(kind, id, manifest) if manifest else None
 
     def _artifact(self, kind: str, id: str, manifest: dict[str, Any]) -> Artifact:
-        return Artifact(kind, id, self.folder(kind, id), manifest, self.url if self.shared else "")
+        return Artifact(kind, id, self.folder(kind, id), manifest, self.url if self.mirror else "")
 
     def names(self, kind: str) -> list[str]:
-        """The ids of a kind, finished or begun."""
-        if self.shared:
-            return self.shared.names(kind)
+        """The ids of a kind, finished or not."""
+        if self.mirror:
+            return self.mirror.names(kind)
         folder = self.root / kind
         if not folder.is_dir():
             return []
-        return sorted(p.name for p in folder.iterdir() if p.is_dir() and ".tmp-" not in p.name)  # an attempt was killed
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and ".tmp-" not in p.name)
 
     def artifacts(self, kind: str) -> list[Artifact]:
-        """Every finished artifact of a kind, oldest first."""
+        """The finished artifacts of a kind, oldest first."""
         names = self.names(kind)
         folders = [self.folder(kind, name) for name in names]
-        manifests = self.shared.manifests(folders) if self.shared else map(read_manifest, folders)
+        manifests = self.mirror.manifests(folders) if self.mirror else map(read_manifest, folders)
         found = [self._artifact(kind, name, m) for name, m in zip(names, manifests, strict=True) if m]
         return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id))
 
@@ -160,10 +160,10 @@ class Store:
         """An artifact by its id, a prefix of it, its name (the newest of that name), or `latest`.
 
         Raises:
-            UsageError: none, or several, are meant; the message lists those that exist.
+            UsageError: no artifact or several match; the message lists the existing ones.
         """
         every = self.artifacts(kind)
-        noun = {"features": "judge", "pairs": "pairs", "searches": "search"}.get(kind, kind[:-1])
+        noun = {"features": "feature extractor", "pairs": "pairs", "searches": "search"}.get(kind, kind[:-1])
         if not reference:
             raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
         if reference == "latest" and every:
@@ -181,15 +181,15 @@ class Store:
             raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
         names = list(dict.fromkeys(a.name for a in reversed(every)))
         known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.url} has none"
-        raise UsageError(f"no {noun} {reference!r}{known}", MAKES[kind])
+        raise UsageError(f"no {noun} {reference!r}{known}", COMMAND_FOR[kind])
 
     @contextmanager
     def stage(self, kind: str, id: str, *, name: str = "") -> Iterator["Staged"]:
-        """A folder to fill; `staged.commit(...)` makes it the artifact. Left without, it is removed."""
+        """A temporary folder. `staged.commit(...)` makes it the artifact; without a commit it is deleted at the end."""
         path = self.folder(kind, id)
-        attempt = path.with_name(f"{path.name}.tmp-{NODE}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
-        with clear_disk_errors(path):
-            sweep(path.parent)
+        attempt = path.with_name(f"{path.name}.tmp-{HOSTNAME}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        with explain_disk_errors(path):
+            remove_leftovers(path.parent)
             attempt.mkdir(parents=True)
             staged = Staged(self, kind, id, name, attempt)
             try:
@@ -199,53 +199,53 @@ class Store:
 
     def finalize(self, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
              meta: dict[str, Any] | None = None, only: Callable[[str], bool] | None = None) -> Artifact:
-        """Finish a folder that grew in place (a run): write its manifest, last and atomically."""
+        """Finish a folder that was filled in place, such as a run: write its manifest, last and atomically."""
         path = self.folder(kind, id)
-        with clear_disk_errors(path):
-            if self.shared:
-                self.shared.gather(path)  # what other machines made of it
+        with explain_disk_errors(path):
+            if self.mirror:
+                self.mirror.download_missing(path)  # files that other machines wrote
             manifest = describe(path, kind, id, name=name, parents=parents, meta=meta, only=only)
-            if self.shared:
-                self.shared.send(path, path, manifest)
+            if self.mirror:
+                self.mirror.upload_folder(path, path, manifest)
             write_atomically(path / MANIFEST, json.dumps(manifest, indent=1))
         return self._artifact(kind, id, manifest)
 
     def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact: the manifest first, so that it stops existing at once."""
-        self.forget(artifact.kind, artifact.id)
+        """Delete an artifact: the manifest first, so that the artifact stops existing at once."""
+        self.delete(artifact.kind, artifact.id)
 
-    def forget(self, kind: str, id: str) -> None:
+    def delete(self, kind: str, id: str) -> None:
         """Delete a folder of the store, finished or not."""
-        if self.shared:
-            self.shared.forget(self.folder(kind, id))
+        if self.mirror:
+            self.mirror.delete_folder(self.folder(kind, id))
         (self.folder(kind, id) / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.folder(kind, id), ignore_errors=True)
 
     def upload(self, *files: Path) -> None:
-        """Let other machines see files of a folder that is not finished yet; in a folder store they do."""
-        if self.shared:
+        """Upload files of an unfinished folder, so that other machines see them. Does nothing for a folder store."""
+        if self.mirror:
             for file in files:
-                self.shared.push(file)
+                self.mirror.upload_file(file)
 
     def sync(self, file: Path) -> Path:
-        """Let this machine and the others have the same of a file that is only appended to, such as a journal."""
-        if self.shared:
-            self.shared.sync(file)
+        """Synchronize an append-only file, such as a journal, with the bucket. Does nothing for a folder store."""
+        if self.mirror:
+            self.mirror.sync(file)
         return file
 
     def available(self, file: Path) -> bool:
-        """Whether this machine sees a file that another one shared."""
-        return file.is_file() or bool(self.shared and self.shared.pull(file))
+        """Whether a file is here or can be downloaded from the bucket."""
+        return file.is_file() or bool(self.mirror and self.mirror.download_file(file))
 
     @contextmanager
     def lock(self, kind: str, id: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold the right to make this artifact. It ends with the process, however that ends.
+        """Hold the lock on making this artifact. The lock ends with the process, even if the process is killed.
 
         Raises:
-            UsageError: another process holds it and `wait` is false; it is named.
+            UsageError: another process holds the lock and `wait` is false; the message names the process.
         """
         folder = self.root / "locks"
-        with clear_disk_errors(folder):
+        with explain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             file = open(folder / f"{kind}-{id}.lock", "a+")  # noqa: SIM115  closed below, after unlocking
         with file:
@@ -259,8 +259,8 @@ class Store:
             file.truncate()
             file.write(f"{os.getpid()} on {os.uname().nodename}")
             file.flush()
-            if self.shared and kind in KINDS:  # the others are of this machine alone
-                with lease(self.shared.bucket, f"{kind}-{id}", wait=wait):
+            if self.mirror and kind in KINDS:  # locks of other kinds are for this machine only
+                with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait):
                     yield
             else:
                 yield
@@ -277,14 +277,14 @@ class Staged:
     path: Path
 
     def commit(self, *, parents: list[str] | None = None, meta: dict[str, Any] | None = None) -> Artifact:
-        """Make the folder the artifact, at once and for good. If another process was first, theirs stays."""
+        """Make the folder the artifact, atomically. If the artifact exists already, return that one."""
         manifest = describe(self.path, self.kind, self.id, name=self.name, parents=parents, meta=meta)
         final = self.store.folder(self.kind, self.id)
-        if bucket := self.store.shared:
+        if bucket := self.store.mirror:
             if existing := self.store.get(self.kind, self.id):
                 return existing
-            bucket.send(self.path, final, manifest)
-            shutil.rmtree(final, ignore_errors=True)  # what it was before it was deleted elsewhere
+            bucket.upload_folder(self.path, final, manifest)
+            shutil.rmtree(final, ignore_errors=True)  # an old copy, if another machine has deleted the artifact
         write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1))
         try:
             os.rename(self.path, final)

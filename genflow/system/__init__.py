@@ -1,9 +1,9 @@
-"""The operating system and the network; mostly the standard library.
+"""Access to the operating system and the network, mostly through the standard library.
 
     environment     environment variables, tokens, ports, process priority
-    events          the JSON lines by which a job reports progress and its result
+    events          the JSON lines with which a job reports progress and its result
     http            one HTTP client; a request to this machine never goes through a proxy
-    subprocesses    a helper process and its socket
-    source_hash     a hash of the source files that decide a result
-    peak_memory     the most memory that a process used
+    subprocesses    helper processes connected by a socket pair
+    source_hash     a hash of the source files that determine a result
+    peak_memory     peak memory of a process
 """

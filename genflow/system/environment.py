@@ -1,6 +1,6 @@
-"""The one place that sets the variables which Ray, MLflow, OpenMP and gloo read before they are imported.
+"""The only module that sets the variables that Ray, MLflow, OpenMP and gloo read when they are imported.
 
-Standard library only, because it must run first. `docs/decisions/` says why each of them is there.
+It uses the standard library only, because it must run first. `docs/decisions/` gives the reason for each variable.
 """
 
 import contextlib
@@ -17,23 +17,23 @@ from pathlib import Path
 from genflow.errors import SetupError
 
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
-"""This machine in NO_PROXY; not every reader of the variable understands a network."""
+"""This machine's entries in NO_PROXY. Some readers of the variable do not understand a network such as 127.0.0.0/8."""
 
 
 def set_defaults() -> None:
-    """What every genflow process wants: no telemetry, no banners, no pickle."""
+    """Set the defaults of every genflow process: no telemetry, no banners, no pickle."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS": "0",  # an event line must never be folded away
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line appears twice
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that tells workers what they do not ask for
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for one controller poll
+        "RAY_DEDUP_LOGS": "0",  # otherwise Ray drops repeated event lines
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise every line is printed twice
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an extra process that genflow does not use
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # seconds; a report waits for one poll of the controller
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "40",  # a worker that hangs is noticed within a minute, not ten
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "40",  # a hanging worker is detected within one minute, not ten
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables would stand between the events
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search has a record of its own
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # and needs no snapshots
+        "RAY_AIR_NEW_OUTPUT": "0",  # otherwise Tune prints tables between the events
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search has its own log
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # seconds; a search needs no snapshots
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
@@ -47,21 +47,21 @@ def set_defaults() -> None:
 
 
 def keep_loopback_direct() -> None:
-    """Name this machine in NO_PROXY, for the libraries that send requests of their own: Ray's client, MLflow's.
+    """Add this machine to NO_PROXY, for libraries that send their own requests: the clients of Ray and MLflow.
 
     `requests` sends a request for 127.0.0.1, and the token in it, to HTTP_PROXY unless NO_PROXY names that address.
     """
     if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
         return
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    named = [part.strip() for part in given.split(",") if part.strip()]
-    if "*" not in named:
-        named += [host for host in LOOPBACK if host not in named]
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(named)
+    current = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [part.strip() for part in current.split(",") if part.strip()]
+    if "*" not in hosts:
+        hosts += [host for host in LOOPBACK if host not in hosts]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
 def token_path() -> Path:
-    """Where Ray reads its token from."""
+    """The file from which Ray reads its token."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
@@ -71,18 +71,19 @@ def token() -> str:
     Raises:
         SetupError: the file cannot be read.
     """
-    if named := os.environ.get("RAY_AUTH_TOKEN"):
-        return named.strip()
+    if value := os.environ.get("RAY_AUTH_TOKEN"):
+        return value.strip()
+    path = token_path()
     try:
-        return token_path().read_text().strip()
+        return path.read_text().strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"cannot read Ray's token {token_path()}: {error}", "chmod 600 it, as its owner") from error
+        raise SetupError(f"cannot read Ray's token {path}: {error}", f"as its owner: chmod 600 {path}") from error
 
 
 def ensure_token() -> Path:
-    """Create Ray's token with mode 0600 before Ray would write it world-readable; mend the mode if it did.
+    """Create Ray's token with mode 0600 (Ray creates it world-readable), or correct the mode of an existing token.
 
     Raises:
         SetupError: the file cannot be written.
@@ -97,19 +98,23 @@ def ensure_token() -> Path:
         elif stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o600)
     except FileExistsError:
-        pass  # another process created it in this very moment
+        pass  # another process has just created it
     except OSError as error:
         raise SetupError(
-            f"cannot write Ray's token {path}: {error.strerror}", "set RAY_AUTH_TOKEN_PATH to a file you may write"
+            f"cannot write Ray's token {path}: {error.strerror}",
+            "set RAY_AUTH_TOKEN_PATH to a file that you can write to",
         ) from error
     return path
 
 
-def loopback(port: int | None = None) -> int:
-    """Prepare a Ray of this process's own: every socket on 127.0.0.1, the token on, the GCS port known.
+def configure_local_ray(port: int | None = None) -> int:
+    """Prepare a local Ray: all sockets on 127.0.0.1, token authentication, a known GCS port.
 
-    Must run before `import ray`. Without the first variable Ray listens on every interface with eight
-    sockets; without RAY_ADDRESS a second Ray on the host confuses Ray's own actors.
+    Call this before `import ray`. Without RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, Ray opens eight sockets on all
+    interfaces. Without RAY_ADDRESS, Ray's own actors may connect to another Ray on the host.
+
+    Args:
+        port: the GCS port; None: a free one.
 
     Returns:
         The GCS port.
@@ -128,7 +133,7 @@ def loopback(port: int | None = None) -> int:
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether this process could listen on a port."""
+    """Whether this process can listen on a port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -139,43 +144,47 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def free_port() -> int:
-    """A port on the loopback that nobody listens on at this moment."""
+    """A port of the loopback interface on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def cores() -> int:
-    """The CPU cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def lower_priority(by: int) -> None:
-    """Let this process's threads wait for those that compute, where both want one core.
+    """Let this process's threads yield to other processes that need the same core.
 
-    They neither interrupt a thread that runs, nor have as much of a core as it has. What starts later inherits that.
+    The threads do not preempt a running thread and get a smaller share of the core. Threads and processes that they
+    start inherit both.
+
+    Args:
+        by: added to the niceness, which is at most 19.
     """
     niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + by)
-    for task in Path("/proc/self/task").glob("[0-9]*"):  # no such folder but on Linux
+    for task in Path("/proc/self/task").glob("[0-9]*"):  # the folder exists on Linux only
         with contextlib.suppress(OSError):
             os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, int(task.name), niceness)
 
 
-def die_with_parent(by: int = signal.SIGTERM) -> None:
-    """Ask Linux to end this process by this signal when its parent dies, however that dies."""
+def die_with_parent(signal_number: int = signal.SIGTERM) -> None:
+    """Make Linux send this process a signal when its parent exits for any reason. Does nothing on other systems."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, by)
+        ctypes.CDLL(None).prctl(1, signal_number)  # PR_SET_PDEATHSIG
 
 
 @functools.cache
 def tune_malloc() -> None:
-    """Let glibc keep the memory of a network's tensors for the next ones; elsewhere nothing.
+    """Make glibc keep freed memory of tensors for the next tensors. Does nothing with another C library.
 
-    It would give the end of its heap back to the kernel after each of them, to be zeroed page by page the next time: a
-    fifth of the time of drawing 64 pictures of 28x28 by a U-Net on one core, a tenth of that of training. The most
-    memory that a process takes stays the same: tensors of over 32 MB still come from the kernel, since a heap of such
-    would be torn to pieces by what lies between them.
+    By default glibc returns the end of its heap to the kernel after each tensor, and the kernel zeroes the pages again
+    for the next one. This takes a fifth of the time of sampling 64 images of 28x28 with a U-Net on one core, and a
+    tenth of the time of training. Peak memory stays the same: tensors above 32 MB still come from the kernel, because
+    they would fragment the heap.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

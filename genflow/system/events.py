@@ -1,12 +1,12 @@
-"""How a job speaks to the person who waits for it: one JSON event a line, on standard output.
+"""How a job reports to the command that started it: one JSON event per line, on standard output.
 
-A job may run in a child process, in a Ray task, or on a cluster a continent away. In every case its
-standard output reaches the command, perhaps with a prefix that Ray adds, so the event is marked:
+A job may run in a child process, in a Ray task, or on a remote cluster. In every case its standard output reaches the
+command. Ray may add a prefix to a line, so each event starts with a mark:
 
     ::genflow::{"event": "progress", "stage": "train", "step": 1200, ...}
 
-Events: `progress` (a step of a stage), `note` (one line to show), `warning`, `result` (the job's document,
-exactly one) and `error` (message, hint, code). `jobs/` emit, `genflow.progress` draws.
+Events: `progress` (a step of a stage), `note` (one line for the user), `warning`, `result` (the job's document, exactly
+one) and `error` (message, hint, code). `jobs/` emits the events; the command line displays them.
 """
 
 import json
@@ -19,12 +19,12 @@ Event = dict[str, Any]
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Print one event as one line, whole, at once."""
+    """Print one event as one line and flush it."""
     print(MARK + json.dumps({"event": event, **fields}, default=str), file=sys.stdout, flush=True)
 
 
 def parse(line: str) -> Event | None:
-    """The event in a line of output, whatever prefix stands before it; None if there is none."""
+    """The event in a line of output, after any prefix; None if the line has no event."""
     _, mark, text = line.partition(MARK)
     if not mark:
         return None

@@ -1,9 +1,9 @@
-"""One HTTP request through the standard library, for every part of genflow that asks a server something.
+"""One HTTP request through the standard library, for every part of genflow that is an HTTP client.
 
-- A request to this machine never goes through a proxy, whatever HTTP_PROXY and NO_PROXY say: a token for a local
-  server would be sent to the proxy in clear text. Other requests use the proxy that the environment names.
-- A redirect is not followed: a token or a key reaches the server that was named, and no other.
-- Every status is an answer. Only a request without an answer raises.
+- A request to this machine never uses a proxy, regardless of HTTP_PROXY and NO_PROXY: the proxy would receive the token
+  of a local server in clear text. Other requests use the proxy of the environment.
+- Redirects are not followed, so that a token or key reaches only the server in the URL.
+- Every status is a response. Only a request without a response raises.
 """
 
 import functools
@@ -18,19 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class RequestFailed(OSError):  # noqa: N818  the end of a request, not a fault of this program
-    """There is no answer: no connection, no answer in time, or one that is not HTTP. Its text is the reason."""
+class RequestFailed(OSError):  # noqa: N818  not a fault of this program
+    """No response: no connection, a timeout, or an answer that is not HTTP. The text is the reason."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """An answer.
+    """An HTTP response.
 
     Args:
-        url: that was asked.
-        status: of any kind, such as 200, 302, 404 or 503.
-        body: all of it.
-        headers: by their names in lower case.
+        url: the URL of the request.
+        status: any status, such as 200, 302, 404 or 503.
+        body: the whole body.
+        headers: values by lower-case name.
     """
 
     url: str
@@ -47,7 +47,7 @@ class Response:
         """The body as JSON.
 
         Raises:
-            ValueError: it is not JSON.
+            ValueError: the body is not JSON.
         """
         return json.loads(self.body)
 
@@ -60,38 +60,37 @@ def request(
     headers: Mapping[str, str] | None = None,
     timeout: float = 10.0,
 ) -> Response:
-    """Send one request and read the whole answer.
+    """Send one request and read the whole response.
 
     Args:
         url: `http://` or `https://`.
-        method: by default GET, or POST where there is `data`.
+        method: default: GET, or POST if there is `data`.
         data: the body.
-        headers: of the request.
-        timeout: seconds for each step that waits for the server: the connection, the answer's head, each read.
+        headers: the request's headers.
+        timeout: seconds for each wait: for the connection, for the response's head, for each read.
 
     Raises:
-        RequestFailed: there is no answer.
+        RequestFailed: there is no response.
     """
     try:
-        asked = urllib.request.Request(url, data, dict(headers or {}), method=method)
-        proxies = {} if is_loopback(asked.host) else urllib.request.getproxies()
-        with _opener(tuple(sorted(proxies.items()))).open(asked, timeout=timeout) as answer:
-            return Response(
-                url, answer.status, answer.read(), {name.lower(): value for name, value in answer.headers.items()}
-            )
+        prepared = urllib.request.Request(url, data, dict(headers or {}), method=method)
+        proxies = {} if is_loopback(prepared.host) else urllib.request.getproxies()
+        with _opener(tuple(sorted(proxies.items()))).open(prepared, timeout=timeout) as response:
+            fields = {name.lower(): value for name, value in response.headers.items()}
+            return Response(url, response.status, response.read(), fields)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise RequestFailed(_reason(error)) from error
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether the host of a URL, with or without its port, is this machine by its own name or number.
+    """Whether the host of a URL, with or without a port, is `localhost` or a loopback address.
 
-    No name is looked up. The unspecified address counts: connecting to 0.0.0.0 reaches this machine.
+    No DNS lookup is made. The unspecified address counts, because connecting to 0.0.0.0 reaches this machine.
     """
     name = (host or "").rpartition("@")[2]
     if name.startswith("["):
         return _is_this_machine(name[1:].partition("]")[0])
-    before, _, port = name.rpartition(":")  # http.client, too, takes what follows the last colon for the port
+    before, _, port = name.rpartition(":")  # http.client, too, takes the text after the last colon as the port
     return _is_this_machine(name) or (port.isdigit() and _is_this_machine(before))
 
 
@@ -104,7 +103,7 @@ def _is_this_machine(name: str) -> bool:
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """A number as a connection reads it, so that 127.1 is 127.0.0.1; None for a name."""
+    """The address of a numeric host as `connect` reads it (127.1 is 127.0.0.1); None for a name."""
     try:
         return ipaddress.ip_address(name)
     except ValueError:
@@ -116,7 +115,7 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 @functools.cache
 def _opener(proxies: tuple[tuple[str, str], ...]) -> urllib.request.OpenerDirector:
-    """An opener without urllib's handlers for redirects, errors, files and FTP; making one reads the certificates."""
+    """An opener without urllib's handlers for redirects, errors, files and FTP. Creating one loads certificates."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(dict(proxies)),
@@ -129,6 +128,6 @@ def _opener(proxies: tuple[tuple[str, str], ...]) -> urllib.request.OpenerDirect
 
 
 def _reason(error: Exception) -> str:
-    """Why there is no answer, in a few words."""
+    """Why there is no response, in a few words."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__

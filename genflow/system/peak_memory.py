@@ -1,7 +1,7 @@
-"""Peak memory of this process while something runs.
+"""Peak memory of this process during a block of code.
 
-On Linux the kernel's high-water mark of resident memory is set back first, so it is that of the block; elsewhere it is
-that of the process so far. With a GPU it is what PyTorch allocated there.
+On Linux the kernel's high-water mark of resident memory is reset first, so the result is the peak of the block. On
+other systems it is the peak of the process so far. On a GPU it is the peak that PyTorch allocated there.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ MB = 1024 * 1024
 
 
 class Peak:
-    """What a block needed, once it is over.
+    """The peak memory of a block.
 
     Attributes:
-        mb: in MB of 1,048,576 bytes; 0 while the block goes on.
+        mb: in MB of 1,048,576 bytes; 0 until the block ends.
     """
 
     mb: float = 0.0
@@ -26,10 +26,10 @@ class Peak:
 
 @contextlib.contextmanager
 def peak(device: str = "cpu") -> Iterator[Peak]:
-    """`with peak() as used: ...`, then `used.mb`."""
+    """Measure a block: `with peak() as used: ...`, then read `used.mb`."""
     used, gpu = Peak(), device.startswith("cuda")
     if gpu:
-        import torch  # here, because who asks for no GPU shall not wait for it
+        import torch  # imported here because the import is slow and only a GPU needs it
 
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -45,5 +45,5 @@ def _resident() -> float:
     with contextlib.suppress(OSError, StopIteration, ValueError):
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / MB if sys.platform == "darwin" else most / 1024
+    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KB elsewhere
+    return maximum / MB if sys.platform == "darwin" else maximum / 1024

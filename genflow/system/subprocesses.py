@@ -1,4 +1,4 @@
-"""A process beside this one, and the socket between them. Each learns of the other's end from the socket's."""
+"""Start a helper process connected by a socket pair; either side sees EOF when the other exits."""
 
 import os
 import socket
@@ -11,18 +11,18 @@ from typing import Any
 
 
 def spawn(
-    module: str, *arguments: str, passed: Sequence[int] = (), **options: Any
+    module: str, *arguments: str, pass_fds: Sequence[int] = (), **options: Any
 ) -> tuple["subprocess.Popen[bytes]", Connection]:
-    """Run `python -m module SOCKET ARGUMENTS`, where SOCKET is the number of the file descriptor of its end.
+    """Run `python -m MODULE SOCKET ARGUMENTS`, where SOCKET is the file descriptor of the helper's socket.
 
     Args:
-        module: of genflow.
-        arguments: after the socket's.
-        passed: other file descriptors that it keeps.
-        options: of `subprocess.Popen`.
+        module: the module to run.
+        arguments: further command-line arguments.
+        pass_fds: further file descriptors that the helper inherits.
+        options: keyword arguments of `subprocess.Popen`.
 
     Returns:
-        The process, and this end.
+        The process, and the connection to it.
     """
     ours, theirs = socket.socketpair()
     home = str(Path(__file__).parents[2])
@@ -31,6 +31,6 @@ def spawn(
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(theirs.fileno()), *arguments],
-            pass_fds=(theirs.fileno(), *passed), env=environment, stdin=subprocess.DEVNULL, **options,
+            pass_fds=(theirs.fileno(), *pass_fds), env=environment, stdin=subprocess.DEVNULL, **options,
         )  # fmt: skip
     return process, Connection(ours.detach())

@@ -1,8 +1,10 @@
-"""The two tables that the field quotes from memory, as measurements with error bars (`genflow tables`).
+"""Two tables that compare families of generative models, measured with error bars (`genflow tables`).
 
-    plan         pipelines/tables.yaml: what is trained, measured, and claimed; what it costs
-    quantities   evaluations of several seeds -> numbers with intervals, one set a method
-    claims       what textbooks say, as data, and the verdict of the measurements
-    cells        numbers -> the words in the tables' cells; as text and as Markdown
-    page         the report, one HTML file
+    plan         pipelines/tables.yaml: what is trained, measured and claimed
+    quantities   evaluations of several seeds -> one set of numbers with intervals per method
+    claims       claims of textbooks as data, and the verdict of the measurements on each
+    document     the `genflow.tables/1` JSON document, from which everything else is rendered
+    formatting   numbers -> text of the cells; the tables as text and as Markdown
+    summary      the verdict and the description of the measurement, as sentences
+    page         the report, one self-contained HTML file
 """

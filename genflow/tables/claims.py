@@ -1,17 +1,17 @@
-"""What textbooks say, as data, and what the measurements say of it.
+"""Claims of textbooks as data, and the verdict of the measurements on each.
 
     - says: GANs drop modes that VAEs keep
       source: Xiao et al. 2022, https://arxiv.org/abs/2112.07804
-      about: coverage                     # the column that it stands under
+      about: coverage                     # the column of the tables that it is listed under
       test: gan.recall < vae.recall
 
 A test is `METHOD.QUANTITY RELATION [NUMBER *] (METHOD.QUANTITY | NUMBER)`, or `METHOD.likelihood is KIND`. Its verdict
 is a function of the two intervals alone:
 
-    confirmed   the difference is as claimed, and larger than both errors together (`interval.order`)
-    refuted     the opposite holds, as clearly
-    undecided   neither: this number of seeds and samples cannot tell
-    not measured   one of the two is missing
+    confirmed      the difference is as claimed, and larger than the combined errors (`interval.order`)
+    refuted        the opposite difference is larger than the combined errors
+    undecided      neither: this number of seeds and samples does not decide it
+    not measured   one of the two quantities is missing
 """
 
 import re
@@ -22,7 +22,7 @@ from genflow.errors import UsageError
 from genflow.evaluation.interval import Interval, order
 
 Quantity = dict[str, Any]
-Quantities = dict[str, dict[str, Quantity]]  # by method and name
+Quantities = dict[str, dict[str, Quantity]]  # by method, then by name
 Verdict = Literal["confirmed", "refuted", "undecided", "not measured"]
 TERM = r"[\w]+\.[\w@/]+"
 COMPARES = re.compile(rf"({TERM}) (<|>|<=|>=) (?:([\d.]+) \* )?({TERM}|[\d.]+)")
@@ -34,10 +34,13 @@ class Claim:
     """One claim.
 
     Args:
-        says: in words.
-        source: who says so, with an address.
-        about: the column of the tables that it stands under.
-        test: how it is tested.
+        says: the claim as a sentence.
+        source: the publication, with a URL.
+        about: the column of the tables that the claim is listed under.
+        test: the test, in the syntax above.
+
+    Raises:
+        UsageError: the test has a syntax error.
     """
 
     says: str
@@ -53,26 +56,26 @@ class Claim:
             )
 
 
-def judged(left: Interval, relation: str, right: Interval) -> Verdict:
+def decide(left: Interval, relation: str, right: Interval) -> Verdict:
     """The verdict on `left RELATION right`.
 
     Args:
         left: a value with its 95 % interval.
         relation: <, <=, > or >=.
-        right: the same.
+        right: another value with its interval.
     """
     if relation.startswith(">"):
-        return judged(right, relation.replace(">", "<"), left)
-    told = order(left, right)
-    if told < 0 or (relation == "<=" and left.high <= right.low):
+        return decide(right, relation.replace(">", "<"), left)
+    sign = order(left, right)
+    if sign < 0 or (relation == "<=" and left.high <= right.low):
         return "confirmed"
-    if told > 0 or (relation == "<" and left.low >= right.high):
+    if sign > 0 or (relation == "<" and left.low >= right.high):
         return "refuted"
     return "undecided"
 
 
 def verdicts(claims: list[Claim], quantities: Quantities) -> list[dict[str, Any]]:
-    """Each claim with its two sides as they were measured, and the verdict: {says, source, about, test, left, right,
+    """Each claim with the two measured quantities and the verdict: {says, source, about, test, left, right,
     verdict}."""
     return [{**asdict(claim), **_verdict(claim, quantities)} for claim in claims]
 
@@ -82,7 +85,7 @@ def _verdict(claim: Claim, quantities: Quantities) -> dict[str, Any]:
         found = _quantity(asks[1], quantities)
         if found is None:
             return {"left": None, "right": asks[2], "verdict": "not measured"}
-        return {"left": found["kind"], "right": asks[2], "verdict": _told(found["kind"] == asks[2])}
+        return {"left": found["kind"], "right": asks[2], "verdict": _confirmed_if(found["kind"] == asks[2])}
     asks = COMPARES.fullmatch(claim.test)
     assert asks is not None
     one, relation, times, other = asks.groups()
@@ -91,10 +94,10 @@ def _verdict(claim: Claim, quantities: Quantities) -> dict[str, Any]:
     measured = {"left": left, "right": right}
     if left is None or right is None or left.get("value") is None or right.get("value") is None:
         return {**measured, "verdict": "not measured"}
-    return {**measured, "verdict": judged(interval(left), relation, interval(right, float(times or 1)))}
+    return {**measured, "verdict": decide(interval(left), relation, interval(right, float(times or 1)))}
 
 
-def _told(holds: bool) -> Verdict:
+def _confirmed_if(holds: bool) -> Verdict:
     return "confirmed" if holds else "refuted"
 
 
@@ -108,6 +111,6 @@ def _constant(value: float) -> Quantity:
 
 
 def interval(quantity: Quantity, times: float = 1.0) -> Interval:
-    """A quantity's interval; an upper end that is None is open."""
+    """The interval of a quantity, multiplied by `times`; an upper end of None becomes infinity."""
     high = float("inf") if quantity["high"] is None else quantity["high"]
     return Interval(times * quantity["value"], times * quantity["low"], times * high)

@@ -1,4 +1,4 @@
-"""The tables as one document, from what a study measured: the JSON that everything else is made of."""
+"""The tables as one JSON document, built from the evaluations of a study; text, Markdown and HTML follow from it."""
 
 import json
 from typing import Any
@@ -10,42 +10,51 @@ from genflow.storage.store import Store
 from genflow.tables import formatting, summary
 from genflow.tables.claims import Claim, verdicts
 from genflow.tables.plan import COLUMNS, TABLES
-from genflow.tables.quantities import Found, curve, quantities
+from genflow.tables.quantities import Evaluations, curve, quantities
 
 SCHEMA = "genflow.tables/1"
 Document = dict[str, Any]
 
 
-def gather(store: Store, evaluations: dict[str, str]) -> Found:
-    """The evaluations' documents by row and seed, from their ids by stage (`<row>-m<seed>`)."""
-    found: Found = {}
+def gather(store: Store, evaluations: dict[str, str]) -> Evaluations:
+    """Load the documents of evaluations, by row and seed.
+
+    Args:
+        store: holds the evaluations.
+        evaluations: their ids by stage, `<row>-m<seed>`.
+
+    Raises:
+        GenflowError: an evaluation no longer exists.
+    """
+    found: Evaluations = {}
     for stage, id in evaluations.items():
         artifact = store.get("evaluations", id)
         if artifact is None:
-            raise GenflowError(f"the evaluation {id} of stage {stage} is gone", "run the same command again")
+            raise GenflowError(f"the evaluation {id} of stage {stage} no longer exists", "run the same command again")
         row, _, seed = stage.rpartition("-m")
         document = json.loads(artifact.file("metrics.json").read_text())
         found.setdefault(row, {})[int(seed)] = {**document, "path": str(artifact.path)}
     return found
 
 
-def build(store: Store, study: Document, found: Found, failed: dict[str, Document]) -> Document:
-    """A `genflow.tables/1` document, without the report's id and path.
+def build(store: Store, study: Document, found: Evaluations, failed: dict[str, Document]) -> Document:
+    """A `genflow.tables/1` document, without the id and path of the report.
 
     Args:
-        store: where the runs are.
-        study: of the plan: seeds, budget, tolerance, runs, rows, trials, claims.
-        found: what was measured.
-        failed: what failed, by stage: {stage, kind, message}.
+        store: holds the runs.
+        study: the plan's seeds, budget, tolerance, runs, rows, trials and claims.
+        found: the evaluations.
+        failed: failures by stage: {stage, kind, message}; `stage` is the one that failed first.
 
     Raises:
-        GenflowError: nothing was measured.
+        GenflowError: there is no evaluation of any method.
     """
     measured = quantities(study, found, failed)
     first = next((row for name in measured for row in found.get(name, {}).values()), None)
     if first is None:
-        why = "; ".join(f"{name}: {told['message']}" for name, told in failed.items())
-        raise GenflowError(f"nothing was measured, so there are no tables ({why})", "mend it and run it again")
+        reasons = "; ".join(f"{name}: {failure['message']}" for name, failure in failed.items())
+        message = f"nothing was measured, so there are no tables ({reasons})"
+        raise GenflowError(message, "fix the cause and run the same command again")
     methods = {name: _method(name, study, found, measured[name]) for name in measured}
     rows = [row for seeds in found.values() for row in seeds.values()]
     seconds = {row["run"]: sum(cpu_seconds(store, store.find("runs", row["run"]))[-1:]) for row in rows}
@@ -70,16 +79,16 @@ def build(store: Store, study: Document, found: Found, failed: dict[str, Documen
         "tables": [_table(name, study, methods) for name in TABLES],
         "claims": verdicts([Claim(**claim) for claim in study["claims"]], measured),
         "failed": [
-            {"stage": name, "message": told["message"], "kind": told["kind"]}
-            for name, told in failed.items()
-            if told["stage"] == name  # what only waited for it says nothing of its own
+            {"stage": name, "message": failure["message"], "kind": failure["kind"]}
+            for name, failure in failed.items()
+            if failure["stage"] == name  # stages that only waited for a failed one are not listed
         ],
         "command": study.get("command", "genflow tables"),
     }
     return {**document, "verdict": summary.verdict(document), "about": summary.about(document, study)}
 
 
-def _method(name: str, study: Document, found: Found, measured: dict[str, Any]) -> Document:
+def _method(name: str, study: Document, found: Evaluations, measured: dict[str, Any]) -> Document:
     row = study["rows"][name]
     kind = study["runs"][row["run"]]["preset"]
     method = {

@@ -1,29 +1,31 @@
-"""Numbers as the words in the tables' cells, and the tables as text and as Markdown."""
+"""Numbers as text in the cells of the tables, and the tables as text and as Markdown."""
 
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from genflow.evaluation.metrics.base import number
-from genflow.evaluation.metrics.likelihood import in_words as likelihood
+from genflow.evaluation.metrics.likelihood import likelihood_text as likelihood
 
 Quantity = dict[str, Any]
-Cells = dict[str, list[str]]  # by column; each cell is some short lines
-WIDTH = 24  # characters of a column of the text
+Cells = dict[str, list[str]]  # by column; a cell is a list of short lines
+WIDTH = 24  # largest width of a column in the text version, in characters
 MARKS = {"confirmed": "✓", "refuted": "✗", "undecided": "?", "not measured": "–"}
 
 
 def cells(method: dict[str, Any], tolerance: float, target: float = 0.0) -> Cells:
-    """Every column's cell of a method.
+    """The cells of a method, by column.
 
     Args:
-        method: {title, objective, mathematics, quantities, samples}.
-        tolerance: of the steps needed.
-        target: of the time to a quality, in floors.
+        method: {objective, mathematics, quantities}.
+        tolerance: of the steps needed, as a share of the best fd.
+        target: the quality for the training time, as a multiple of the floor of fd.
     """
     found = method["quantities"]
     makers: dict[str, Callable[[], list[str]]] = {
-        "objective": lambda: [method["objective"], *_if(found, "straightness", "ways bend by {}")],
+        "objective": lambda: [
+            method["objective"], *_optional(found, "straightness", "curvature of the paths {} (0: straight)"),
+        ],
         "steps": lambda: _steps(found, tolerance),
         "quality": lambda: _quality(found),
         "mathematics": lambda: [method["mathematics"]],
@@ -35,33 +37,35 @@ def cells(method: dict[str, Any], tolerance: float, target: float = 0.0) -> Cell
     return {column: make() or ["not measured"] for column, make in makers.items()}
 
 
-def spoken(quantity: Quantity, form: Callable[[float], str] = number) -> str:
-    """A value, with its interval in brackets where it has one."""
+def format_quantity(quantity: Quantity, form: Callable[[float], str] = number) -> str:
+    """A value, with its interval in parentheses if it has one; "8 or more" if the interval has no upper end."""
     if quantity["value"] is None:
         return "–"
-    said = form(quantity["value"])
+    text = form(quantity["value"])
     if quantity["high"] is None:
-        return f"{said} or more"
-    return said if quantity["low"] == quantity["high"] else f"{said} ({form(quantity['low'])}–{form(quantity['high'])})"
+        return f"{text} or more"
+    return text if quantity["low"] == quantity["high"] else f"{text} ({form(quantity['low'])}–{form(quantity['high'])})"
 
 
 def share(value: float) -> str:
-    """Two decimals, within what a share can be."""
+    """A share with two decimals, clamped to 0..1."""
     return f"{min(1.0, max(0.0, value)):.2f}"
 
 
 def percent(value: float) -> str:
-    """Whole percents, not below none."""
+    """A share as whole percent, at least 0 %."""
     return f"{100 * max(0.0, value):.0f} %"
 
 
 def count(value: float) -> str:
-    """A number of things, whole where it is whole."""
+    """A count: without decimals if it is whole, else with one decimal."""
     return f"{value:.0f}" if value == int(value) else f"{max(0.0, value):.1f}"
 
 
-def _if(found: dict[str, Quantity], name: str, form: str, way: Callable[[float], str] = number) -> list[str]:
-    return [form.format(spoken(found[name], way))] if name in found else []
+def _optional(
+    found: dict[str, Quantity], name: str, form: str, form_number: Callable[[float], str] = number
+) -> list[str]:
+    return [form.format(format_quantity(found[name], form_number))] if name in found else []
 
 
 def _steps(found: dict[str, Quantity], tolerance: float) -> list[str]:
@@ -70,10 +74,10 @@ def _steps(found: dict[str, Quantity], tolerance: float) -> list[str]:
     steps = found["steps"]
     if steps["tried"] == 1:
         return ["1"]
-    lines = [spoken(steps, count), f"to come within {percent(tolerance)} of its best"]
+    lines = [format_quantity(steps, count), f"to be within {percent(tolerance)} of its best fd"]
     if steps["high"] is None:
-        lines.append("more than were tried may be needed")
-    return [*lines, f"{steps['tried']} were tried"]
+        lines.append("more than the largest tried number may be needed")
+    return [*lines, f"tried up to {steps['tried']}"]
 
 
 def _quality(found: dict[str, Quantity]) -> list[str]:
@@ -81,63 +85,66 @@ def _quality(found: dict[str, Quantity]) -> list[str]:
         return []
     fd = found["fd"]
     floor = f", {fd['value'] / fd['floor']:.1f}\u00a0×\u00a0floor" if fd["floor"] else ""
-    lines = [f"fd {_positive(fd)}{floor}", f"at {_evaluations(found)}"]
-    lines += _if(found, "kid", "KID {} × 1000", lambda value: number(1000 * value))
-    lines += _real(found, "precision", "precision")
-    lines += _real(found, "classification", "teaches a classifier")
+    lines = [f"fd {_positive(fd)}{floor}", f"with {_evaluations(found)}"]
+    lines += _optional(found, "kid", "KID {} × 1000", lambda value: number(1000 * value))
+    lines += _with_real(found, "precision", "precision")
+    lines += _with_real(found, "classification", "accuracy of a classifier trained on samples")
     if "copies" in found:
         real = found["copies"]["floor"]
-        beside = f", held-out {100 * real:.1f} %" if real is not None else ""
-        lines.append(f"copies {100 * found['copies']['value']:.1f} %{beside}")
+        held_out = f", held-out data {100 * real:.1f} %" if real is not None else ""
+        lines.append(f"copies {100 * found['copies']['value']:.1f} %{held_out}")
     return lines
 
 
 def _evaluations(found: dict[str, Quantity]) -> str:
     evaluations = count(found["nfe"]["value"])
-    return f"{evaluations} evaluation{'s' if evaluations != '1' else ''}"
+    return f"{evaluations} network evaluation{'s' if evaluations != '1' else ''}"
 
 
 def _positive(quantity: Quantity) -> str:
-    return spoken({**quantity, "low": max(0.0, quantity["low"])})
+    return format_quantity({**quantity, "low": max(0.0, quantity["low"])})
 
 
-def _real(found: dict[str, Quantity], name: str, title: str) -> list[str]:
+def _with_real(found: dict[str, Quantity], name: str, title: str) -> list[str]:
     if name not in found:
         return []
     floor = found[name]["floor"]
-    return [f"{title} {spoken(found[name], share)}" + (f", real {share(floor)}" if floor is not None else "")]
+    real = f", real data {share(floor)}" if floor is not None else ""
+    return [f"{title} {format_quantity(found[name], share)}{real}"]
 
 
 def _likelihood(found: dict[str, Quantity]) -> list[str]:
-    told = found.get("likelihood")
-    if told is None:
+    quantity = found.get("likelihood")
+    if quantity is None:
         return []
-    if told["kind"] == "none":
+    if quantity["kind"] == "none":
         return ["none"]
-    if told["value"] is None:
+    if quantity["value"] is None:
         return ["not measured"]
-    kinds = {"lower-bound": "a bound", "exact-dequantized": "exact", "ode-estimate": "an estimate"}
-    method = f", {told['method']}" if told["method"] else ""
-    unit = "" if told["unit"] == "nats" else f" {told['unit']}"
-    cost = f"{told['nfe']} evaluation{'s' if told['nfe'] != 1 else ''} a picture"
-    return [likelihood(told) + unit, kinds[told["kind"]] + method, cost]
+    kinds = {"lower-bound": "lower bound of the likelihood", "exact-dequantized": "exact", "ode-estimate": "estimate"}
+    method = f", {quantity['method']}" if quantity["method"] else ""
+    unit = "" if quantity["unit"] == "nats" else f" {quantity['unit']}"
+    cost = f"{quantity['nfe']} network evaluation{'s' if quantity['nfe'] != 1 else ''} per picture"
+    return [likelihood(quantity) + unit, kinds[quantity["kind"]] + method, cost]
 
 
 def _coverage(found: dict[str, Quantity]) -> list[str]:
-    lines = _real(found, "recall", "recall") + _real(found, "coverage", "coverage")
+    lines = _with_real(found, "recall", "recall") + _with_real(found, "coverage", "coverage")
     for trial, name in (("grid", "modes"), ("uneven", "uneven modes")):
         if f"{trial}_captured" in found:
             captured = found[f"{trial}_captured"]
             lines.append(f"{count(captured['value'])} of {captured['of']} {name}")
-            lines.append(f"{percent(found[f'{trial}_share']['value'])} of points in one")
+            lines.append(f"{percent(found[f'{trial}_share']['value'])} of points near a mode")
             kl = found[f"{trial}_kl"]
-            lines.append(f"KL {_positive(kl)}, real {number(kl['floor'])}")
+            lines.append(f"KL divergence {_positive(kl)}, real data {number(kl['floor'])}")
     if "stacked_captured" in found:
         captured, kl = found["stacked_captured"], found["stacked_kl"]
-        lines.append(f"{spoken(captured, count)} of {captured['of']:,} modes of stacked digits")
-        lines.append(f"real {count(found['stacked_ceiling']['value'])}; KL {_positive(kl)}, real {number(kl['floor'])}")
+        lines.append(f"{format_quantity(captured, count)} of {captured['of']:,} modes of stacked digits")
+        lines.append(f"real data {count(found['stacked_ceiling']['value'])}")
+        lines.append(f"KL divergence {_positive(kl)}, real data {number(kl['floor'])}")
     if "rarest" in found:
-        lines.append(f"rarest class {found['rarest']['class']}: {spoken(found['rarest'], number)} of its real share")
+        rarest = found["rarest"]
+        lines.append(f"most neglected class {rarest['class']}: {format_quantity(rarest)} × its share in real data")
     return lines
 
 
@@ -146,38 +153,40 @@ def _speed(found: dict[str, Quantity], target: float) -> list[str]:
         return []
     lines = [
         _evaluations(found),
-        f"{number(found['ms']['value'])} ms in batches of 64",
-        f"{number(found['ms_alone']['value'])} ms alone",
-        f"{number(found['images_per_second']['value'])} pictures/s",
+        f"{number(found['ms']['value'])} ms per sample in batches of 64",
+        f"{number(found['ms_alone']['value'])} ms in a batch of 1",
+        f"{number(found['images_per_second']['value'])} samples/s",
     ]
     if found["steps"]["tried"] > 1:
-        lines.insert(2, f"{number(found['ms_needed']['value'])} ms with the steps needed")
+        lines.insert(2, f"{number(found['ms_needed']['value'])} ms per sample with the steps needed")
     if "train_rate" in found:
-        lines.append(f"trains on {number(found['train_rate']['value'])} pictures a CPU s")
+        lines.append(f"trains on {number(found['train_rate']['value'])} images per CPU s")
     if "seconds_to" in found:
         seconds = found["seconds_to"]
-        within = f"within {count(target)} × floor"
+        within = f"fd within {count(target)} × floor"
         if seconds["value"] is None:
-            lines.append(f"not {within} after {number(seconds['tried'])} CPU s of training")
+            lines.append(f"no {within} after {number(seconds['tried'])} CPU s of training")
         else:
-            lines.append(f"{within} after {spoken(seconds)} CPU s of training")
+            lines.append(f"{within} after {format_quantity(seconds)} CPU s of training")
     if "memory_mb" in found:
-        lines.append(f"peak {number(found['memory_mb']['value'])} MB")
+        lines.append(f"peak memory {number(found['memory_mb']['value'])} MB")
     return lines
 
 
 def _stability(found: dict[str, Quantity]) -> list[str]:
-    lines = _if(found, "spread", "fd varies by {}", percent) + _if(found, "worst", "worst fd {}")
+    lines = _optional(found, "spread", "standard deviation of fd over seeds {}", percent)
+    lines += _optional(found, "worst", "worst fd {}")
     if "diverged" in found:
         each = found["diverged"]["each"]
         lines.append(f"{sum(each):.0f} of {len(each)} trainings diverged")
     if "lr_sensitivity" in found:
-        told = found["lr_sensitivity"]
-        if told["value"] is None:
-            lines.append("diverged at " + {"slow": "a third of", "fast": "three times"}[told["failed"]] + " the rate")
+        quantity = found["lr_sensitivity"]
+        if quantity["value"] is None:
+            times = {"slow": "a third of", "fast": "three times"}[quantity["failed"]]
+            lines.append(f"diverged at {times} the learning rate")
         else:
-            rates = ", ".join(f"× {number(value)}" for value in told["each"])
-            lines.append(f"fd at a third and three times the rate: {rates}")
+            rates = ", ".join(f"× {number(value)}" for value in quantity["each"])
+            lines.append(f"fd at a third and three times the learning rate: {rates}")
     return lines
 
 
@@ -213,35 +222,35 @@ def _line(words: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def claim_line(claim: dict[str, Any]) -> str:
-    """A claim and what was measured, in one line."""
-    return f"{MARKS[claim['verdict']]} {claim['says']}: {claim['verdict']} ({measured(claim)})"
+    """A claim, its verdict and the measured quantities, in one line."""
+    return f"{MARKS[claim['verdict']]} {claim['says']}: {claim['verdict']} ({measured_sides(claim)})"
 
 
-def measured(claim: dict[str, Any]) -> str:
-    """The two sides of a claim's test as they were measured."""
+def measured_sides(claim: dict[str, Any]) -> str:
+    """The measured quantities on both sides of a claim's test, as text."""
     left, right = claim["left"], claim["right"]
     if isinstance(left, str) or isinstance(right, str):
         return left or "not measured"
     if claim["verdict"] == "not measured":
         return "not measured"
     sides = [_side(side) for side in (left, right)]
-    return " against ".join(side for side in sides if side) or "not measured"
+    return " compared with ".join(side for side in sides if side) or "not measured"
 
 
 def _side(side: Quantity | None) -> str:
     if side is None or side.get("value") is None:
         return "not measured"
     ends = [end for end in (side["value"], side["low"], side["high"]) if end is not None]
-    return spoken(side, count if all(end == int(end) for end in ends) else number)
+    return format_quantity(side, count if all(end == int(end) for end in ends) else number)
 
 
 # --- As Markdown
 
 
 def as_markdown(document: dict[str, Any]) -> str:
-    """The document of `genflow tables` as a page."""
+    """The document of `genflow tables` as a Markdown page."""
     about = document["about"]
-    parts = [f"# {document['dataset_name']}: the two tables, measured\n"]
+    parts = [f"# {document['dataset_name']}: generative models compared in two tables\n"]
     parts += [f"{line}\n" for line in document["verdict"]]
     for table in document["tables"]:
         head = ["", *(name for _, name in table["columns"])]
@@ -250,11 +259,12 @@ def as_markdown(document: dict[str, Any]) -> str:
         ]
         parts += [f"## {table['title']}\n", _markdown([head, ["---"] * len(head), *rows])]
     claims = [["claim", "measured", "verdict", "source"], ["---"] * 4]
-    claims += [[c["says"], measured(c), c["verdict"], c["source"]] for c in document["claims"]]
-    parts += ["## What textbooks say\n", _markdown(claims)]
+    claims += [[c["says"], measured_sides(c), c["verdict"], c["source"]] for c in document["claims"]]
+    parts += ["## Claims of textbooks\n", _markdown(claims)]
     if document["failed"]:
-        parts += ["## What failed\n", "".join(f"- {f['stage']}: {f['message']}\n" for f in document["failed"])]
-    parts += ["## How\n", *(f"- {line}" for line in about), "", f"`{document['command']}`\n"]
+        parts += ["## Failed stages\n", "".join(f"- {f['stage']}: {f['message']}\n" for f in document["failed"])]
+    parts += ["## How it was measured, and its limits\n", *(f"- {line}" for line in about), ""]
+    parts.append(f"`{document['command']}`\n")
     return "\n".join(parts)
 
 

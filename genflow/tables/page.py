@@ -1,4 +1,4 @@
-"""The report of the tables: one HTML file that needs nothing outside itself."""
+"""The report of the tables: one self-contained HTML file."""
 
 import math
 from collections import Counter
@@ -9,35 +9,36 @@ from genflow import __version__
 from genflow.data.shards import FACTS
 from genflow.evaluation.report import charts, loss_curves, reproduce
 from genflow.evaluation.report.charts import Point, Series
-from genflow.evaluation.report.html import picture, template
-from genflow.evaluation.report.page import class_bars, shown_of
+from genflow.evaluation.report.html import data_uri, template
+from genflow.evaluation.report.page import class_bars, embedded_picture
 from genflow.evaluation.report.table import number
 from genflow.evaluation.steps_needed import front
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
 from genflow.tables import formatting
 from genflow.tables.plan import COLUMNS
-from genflow.tables.quantities import Found
+from genflow.tables.quantities import Evaluations
 
 Document = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "page.html.j2"
-PICTURES_BYTES = 5_000_000  # of all pictures together
+PICTURES_BYTES = 5_000_000  # limit for all pictures together
 MODES = {
-    "grid": ("25 Gaussians", "Points of the plane, equally many in each; nobody is told which one to draw."),
-    "uneven": ("25 Gaussians of unequal weight", "From 26 % of the points down to 1 %."),
+    "grid": ("25 Gaussians", "Points in the plane, equally many in each Gaussian. The training data has no labels."),
+    "uneven": ("25 Gaussians of unequal weight", "Points in the plane, between 26 % and 1 % of them in each Gaussian."),
     "stacked": (
         "Stacked digits",
-        "Three digits in the three channels of one picture: 1,000 modes, which a classifier of single digits reads.",
+        "Three digits in the three colour channels of one picture: 1,000 modes. A classifier of single digits reads "
+        "each channel.",
     ),
 }
-FRONT = 6  # the colour of the Pareto front
+FRONT = 6  # index of the colour of the Pareto front
 
 
-def render(store: Store, document: Document, found: Found) -> str:
-    """The page.
+def render(store: Store, document: Document, found: Evaluations) -> str:
+    """The HTML of the page.
 
     Args:
-        store: where the runs, their journals and the dataset are.
+        store: holds the runs, their journals and the dataset.
         document: `genflow.tables/1`.
         found: the evaluations, for their pictures and runs.
     """
@@ -46,7 +47,7 @@ def render(store: Store, document: Document, found: Found) -> str:
     facts = DataSpec.from_json(store.find("datasets", document["dataset"]).file(FACTS).read_text())
     budget = PICTURES_BYTES // (7 * len(shown) + 4)
     index = {name: i for i, name in enumerate(document["methods"])}
-    # once each, by its first row
+    # each run once, with its first row
     runs = dict(reversed({row["run"]: (name, row) for name, row in reversed(shown)}.items()))
     run_names = [document["methods"][name]["title"] for name, _ in runs.values()]
     by_title = list(zip(run_names, runs.values(), strict=True))
@@ -58,69 +59,69 @@ def render(store: Store, document: Document, found: Found) -> str:
         tables=document["tables"],
         columns=COLUMNS,
         claims=_grouped(document["claims"]),
-        told=Counter(claim["verdict"] for claim in document["claims"]),
-        measured=formatting.measured,
-        keys={name: charts.key(i) for name, i in index.items()},
-        real=picture(Path(shown[0][1]["path"]) / "real.png", budget),
+        counts=Counter(claim["verdict"] for claim in document["claims"]),
+        measured=formatting.measured_sides,
+        keys={name: charts.legend_key(i) for name, i in index.items()},
+        real=data_uri(Path(shown[0][1]["path"]) / "real.png", budget),
         grids=[
             {
                 "title": document["methods"][name]["title"],
-                "image": picture(Path(row["path"]) / "grid.png", budget),
+                "image": data_uri(Path(row["path"]) / "grid.png", budget),
                 "row": row,
             }
             for name, row in shown
         ],
         names=[document["methods"][name]["title"] for name, _ in shown],
-        ways=[shown_of(row, "way.png", budget) for _, row in shown],
-        between=[shown_of(row, "between.png", budget) for _, row in shown],
-        nearest=[shown_of(row, "nearest.png", budget) for _, row in shown],
+        paths=[embedded_picture(row, "way.png", budget) for _, row in shown],
+        interpolations=[embedded_picture(row, "between.png", budget) for _, row in shown],
+        nearest=[embedded_picture(row, "nearest.png", budget) for _, row in shown],
         modes=_modes(document, found, by_title, min(seed.values()), budget),
         run_names=run_names,
-        bars=[class_bars({**row, "name": title}, index[name]) for title, (name, row) in by_title],
-        against_steps=_chart(document, index, "nfe", "network evaluations a sample"),
-        against_time=_chart(document, index, "ms_alone", "milliseconds of one sample alone", with_front=True),
+        class_charts=[class_bars({**row, "name": title}, index[name]) for title, (name, row) in by_title],
+        against_steps=_chart(document, index, "nfe", "network evaluations per sample"),
+        against_time=_chart(document, index, "ms_alone", "milliseconds per sample, in a batch of 1", with_front=True),
         losses=[
             (title, loss_curves.chart(lost, title, index[name], recipe.train.batch), loss_curves.warnings(lost))
             for title, (name, row), recipe in zip(run_names, runs.values(), recipes, strict=True)
             for lost in [loss_curves.losses(store, row["run"])]
         ],
         differences=reproduce.differences(recipes),
-        own=reproduce.own(recipes),
+        unique_settings=reproduce.unique_settings(recipes),
         commands=[document["command"], *reproduce.commands(store, [row for _, row in runs.values()])[1:-1]],
         version=__version__,
     )  # fmt: skip
 
 
 def _grouped(claims: list[Document]) -> dict[str, list[Document]]:
-    """The claims by the column that they stand under, in the columns' order."""
+    """The claims by the column that they are listed under, in the order of the columns."""
     by = {column: [claim for claim in claims if claim["about"] == column] for column in COLUMNS}
     return {column: own for column, own in by.items() if own}
 
 
 def _modes(
-    document: Document, found: Found, by_title: list[tuple[str, tuple[str, Document]]], seed: int, budget: int
+    document: Document, found: Evaluations, by_title: list[tuple[str, tuple[str, Document]]], seed: int, budget: int
 ) -> list[tuple[str, str, str, list[tuple[str, str, str]]]]:
-    """For each kind of data whose modes are known: its title, a remark, real data, and every run's (title, picture,
-    what was found)."""
+    """For each trial with known modes: its title, a remark, the picture of real data, and for every run (title,
+    picture, result)."""
     shown = []
-    for trial, (title, told) in MODES.items():
-        runs = [(called, document["methods"][name]["run"]) for called, (name, _) in by_title]
-        rows = [(called, found.get(f"{run}-{trial}", {})) for called, run in runs]
-        have = [(called, row[seed]) for called, row in rows if seed in row and row[seed].get("modes")]
+    for trial, (heading, remark) in MODES.items():
+        runs = [(title, document["methods"][name]["run"]) for title, (name, _) in by_title]
+        rows = [(title, found.get(f"{run}-{trial}", {})) for title, run in runs]
+        have = [(title, row[seed]) for title, row in rows if seed in row and row[seed].get("modes")]
         if have:
-            real = picture(Path(have[0][1]["path"]) / "real.png", budget)
-            grids = [(called, shown_of(row, "grid.png", budget), _found(row["modes"])) for called, row in have]
-            shown.append((title, told, real, grids))
+            real = data_uri(Path(have[0][1]["path"]) / "real.png", budget)
+            grids = [(title, embedded_picture(row, "grid.png", budget), _found(row["modes"])) for title, row in have]
+            shown.append((heading, remark, real, grids))
     return shown
 
 
 def _found(modes: Document) -> str:
-    said = f"{modes['captured']:,} of {modes['of']:,} modes"
+    text = f"{modes['captured']:,} of {modes['of']:,} modes"
     if "ceiling" in modes:
-        said += f", as many real ones {modes['ceiling']:,}"
+        text += f" (as many real samples: {modes['ceiling']:,})"
     if "high_quality" in modes:
-        said += f", {100 * modes['high_quality']['value']:.0f} % of points in one"
-    return f"{said}; KL {number(modes['kl']['value'])}, real {number(modes['kl']['floor'])}"
+        text += f", {100 * modes['high_quality']['value']:.0f} % of points near a mode"
+    return f"{text}; KL divergence {number(modes['kl']['value'])}, real data {number(modes['kl']['floor'])}"
 
 
 def _chart(document: Document, index: dict[str, int], price: str, x_label: str, *, with_front: bool = False) -> str:
@@ -135,18 +136,18 @@ def _chart(document: Document, index: dict[str, int], price: str, x_label: str, 
     if with_front:
         best = front(every, price)
         line = [Point(at[price], at["fd"]["value"], at["fd"]["value"], at["fd"]["value"]) for at in best]
-        series.insert(0, Series("the front", FRONT, line, marks=False))
-    said = ". ".join(point.text for line in series for point in line.points if point.text)
+        series.insert(0, Series("Pareto front", FRONT, line, marks=False))
+    text = ". ".join(point.text for line in series for point in line.points if point.text)
     floor = next((at["fd"]["floor"] for at in every if at["fd"]["floor"]), None)
     powers = [2.0**i for i in range(math.floor(math.log2(max(at["nfe"] for at in every))) + 1)]
     return charts.chart(
         series, x_label=x_label, y_label="fd ↓", log_x=True, x_ticks=powers if price == "nfe" else None, floor=floor,
-        alt=f"fd, lower is better, against {x_label}. {said}.",
+        alt=f"fd (lower is better) against {x_label}. {text}.",
     )  # fmt: skip
 
 
 def _point(title: str, at: Document, price: str) -> Point:
     fd = at["fd"]
     low, high = max(0.0, fd["low"]), fd["high"]
-    said = f"{title}: fd {number(fd['value'])} ({number(low)} to {number(high)}) at {at['nfe']} evaluations"
-    return Point(at[price], fd["value"], low, high, f"{said}, {number(at['ms_alone'])} ms alone", at["own"])
+    text = f"{title}: fd {number(fd['value'])} ({number(low)} to {number(high)}) with {at['nfe']} network evaluations"
+    return Point(at[price], fd["value"], low, high, f"{text}, {number(at['ms_alone'])} ms in a batch of 1", at["own"])

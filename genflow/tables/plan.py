@@ -1,4 +1,4 @@
-"""The plan of the tables: a study with claims, on a dataset of one's own, and what it costs."""
+"""The plan of the tables: a study with claims, for any dataset."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,12 +25,15 @@ COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Study):
-    """A study whose rows are methods in tables.
+    """A study whose rows are the methods of the tables.
 
     Args:
-        tolerance: how much worse than its best a method may be where its steps are enough, as a share.
-        target: fd over its floor, of the quality that the time to it is told of.
-        claims: what textbooks say.
+        tolerance: how much larger than its best the fd of a method may be with the steps needed, as a share.
+        target: the fd, as a multiple of its floor, for which the training time is reported.
+        claims: claims of textbooks, as arguments of `Claim`.
+
+    Raises:
+        UsageError: a claim has a wrong key, test or column.
     """
 
     tolerance: float = TOLERANCE
@@ -49,16 +52,16 @@ class Plan(Study):
 
     @property
     def methods(self) -> dict[str, Document]:
-        """The rows that stand in a table."""
+        """The rows that appear in a table."""
         return {name: row for name, row in self.rows.items() if row.get("tables")}
 
     def of(self, data: Any, *, seeds: int | None = None, budget: float | None = None) -> "Plan":
-        """For a dataset, with so many seeds and CPU minutes a family.
+        """The plan for a dataset, with a number of seeds and a budget.
 
         Args:
             data: an artifact's id, or the section of a prepare stage.
             seeds: None: as the plan says.
-            budget: of a training with share 1; None: as the plan says.
+            budget: CPU minutes of a training with share 1; None: as the plan says.
         """
         changed: Document = {"data": {"data": data, **self.data}}
         if seeds is not None:
@@ -68,12 +71,12 @@ class Plan(Study):
         return replace(self, **changed)
 
     def document(self) -> Document:
-        """What the last stage is told: all that decides the tables, besides the evaluations."""
+        """The input of the last stage: everything that decides the tables, except the evaluations."""
         keys = ("seeds", "budget", "tolerance", "target", "runs", "rows", "trials", "claims")
         return {key: getattr(self, key) for key in keys}
 
     def stages(self, name: str) -> Document:
-        """The pipeline, with the stage that writes the tables last."""
+        """The stages of the pipeline; the last one writes the tables."""
         pipeline = self.pipeline(name)
         study = self.document()
         needs = [key for key, stage in pipeline["stages"].items() if stage["job"] in ("train", "evaluate")]
@@ -82,5 +85,5 @@ class Plan(Study):
 
 
 def load() -> Plan:
-    """The plan that comes with genflow."""
+    """The plan that is part of genflow, pipelines/tables.yaml."""
     return Plan.load(resources_dir() / FILE)

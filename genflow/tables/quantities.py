@@ -1,23 +1,25 @@
-"""From the evaluations of several seeds to one set of numbers a method, each with its interval.
+"""From evaluations of several seeds to one set of quantities per method, each with its interval.
 
-A quantity is {value, low, high, each, floor}: the mean over seeds with Student's 95 % interval (of one seed: over its
-samples), the seeds' own values, and real data's value where there is one. `high` is None where it is open.
+A quantity is {value, low, high, each, floor}: the mean over seeds with Student's 95 % interval (for a single seed: the
+interval over its samples), the values of the seeds, and the value of real data if there is one. `high` is None if the
+interval has no upper end.
 
     fd kid precision recall density coverage agreement classification copies      as `genflow evaluate` measures them
-    fd@N            the distance at N evaluations
-    steps           evaluations that are enough (evaluation/recommend.py); the widest interval of any seed
-    ms, ms_needed, ms_alone     milliseconds a sample: as the row samples, and at `steps`, in batches of 64; and alone
+    fd@N            fd with N network evaluations
+    steps           network evaluations needed (evaluation/steps_needed.py); the widest interval over the seeds
+    ms, ms_needed   milliseconds per sample in batches of 64: with the row's setting, and with `steps` evaluations
+    ms_alone        milliseconds per sample in a batch of 1
     images_per_second, memory_mb, nfe
-    train_rate      training images a CPU second
-    spread          standard deviation of fd over seeds, as a share of its mean; its interval is a chi-squared one
-    diverged        share of trainings that failed by themselves, of seeds and learning rates (Wilson's interval)
-    worst           the largest fd of a seed
-    lr_sensitivity  the worse fd at a third and at three times the learning rate, over fd at it, of the same seed
-    seconds_to      CPU seconds of the shortest training that was tried whose fd is within `target` floors
-    rarest          the share of the class that samples neglect most, over real data's
+    train_rate      training images per CPU second
+    spread          standard deviation of fd over seeds, divided by its mean; chi-squared interval
+    diverged        share of trainings that diverged, over seeds and learning rates; Wilson's interval
+    worst           the largest fd of any seed
+    lr_sensitivity  the larger fd at a third and at three times the learning rate, divided by fd at the preset's rate
+    seconds_to      CPU seconds of the shortest tried training whose fd is at most `target` times its floor
+    rarest          the share of the most neglected class among samples, divided by its share in real data
     straightness, likelihood
-    grid_captured, grid_share, grid_kl, uneven_...    modes found, share of points in one, KL to the true weights
-    stacked_captured, stacked_kl, stacked_ceiling     the same of stacks, and modes that as many real stacks show
+    grid_captured, grid_share, grid_kl, uneven_...    modes found, share of points near one, KL to the true weights
+    stacked_captured, stacked_kl, stacked_ceiling     the same for stacks, and the modes that as many real stacks show
 """
 
 import math
@@ -32,79 +34,82 @@ from genflow.evaluation import steps_needed
 from genflow.evaluation.interval import over_trainings, proportion
 
 Document = dict[str, Any]
-Found = dict[str, dict[int, Document]]  # `genflow.evaluate/1` rows by row and seed
+Evaluations = dict[str, dict[int, Document]]  # `genflow.evaluate/1` rows by row and seed
 Quantity = dict[str, Any]
 LR_TRIALS, MODE_TRIALS, TIME_TRIALS = ("slow", "fast"), ("grid", "uneven", "stacked"), ("quarter", "half")
 
 
-def quantities(study: Document, found: Found, failed: dict[str, Document]) -> dict[str, dict[str, Quantity]]:
+def quantities(study: Document, found: Evaluations, failed: dict[str, Document]) -> dict[str, dict[str, Quantity]]:
     """The quantities of every method.
 
     Args:
-        study: of the plan: rows, runs, seeds, trials, tolerance.
-        found: what was measured.
-        failed: what failed, by stage: {stage, kind, message}.
+        study: the plan's rows, runs, seeds, trials and tolerance.
+        found: the evaluations.
+        failed: failures by stage: {stage, kind, message}.
     """
     methods = {name: row for name, row in study["rows"].items() if row.get("tables")}
     return {name: _of(name, row["run"], study, found, failed) for name, row in methods.items()}
 
 
-def _of(name: str, run: str, study: Document, found: Found, failed: dict[str, Document]) -> dict[str, Quantity]:
+def _of(name: str, run: str, study: Document, found: Evaluations, failed: dict[str, Document]) -> dict[str, Quantity]:
     own = list(found.get(name, {}).values())
     ended = diverged(run, study, found, failed)
-    told: dict[str, Quantity] = {"diverged": ended} if ended else {}
+    result: dict[str, Quantity] = {"diverged": ended} if ended else {}
     if not own:
-        return told
-    told |= {metric: over(row["metrics"].get(metric) for row in own) for metric in own[0]["metrics"]}
-    told |= {name: over(row["memorization"][name] for row in own) for name in own[0].get("memorization") or {}}
-    told["straightness"] = over(row["straightness"] for row in own)
-    told |= {f"fd@{point['nfe']}": point["fd"] for point in curve(own)}
+        return result
+    result |= {metric: over_seeds(row["metrics"].get(metric) for row in own) for metric in own[0]["metrics"]}
+    result |= {name: over_seeds(row["memorization"][name] for row in own) for name in own[0].get("memorization") or {}}
+    result["straightness"] = over_seeds(row["straightness"] for row in own)
+    result |= {f"fd@{point['nfe']}": point["fd"] for point in curve(own)}
     tolerance = study["tolerance"]
-    told["steps"] = steps(own, tolerance)
+    result["steps"] = steps(own, tolerance)
     needed = [steps_needed.enough(row["sweep"], tolerance) for row in own]
-    told |= {
-        "nfe": plain(row["nfe"] for row in own),
-        "ms": plain(row["speed"]["ms_batch_64"] for row in own),
-        "ms_needed": plain(point["ms_per_image"] for point in needed),
-        "ms_alone": plain(row["speed"]["ms_batch_1"] for row in own),
-        "images_per_second": plain(row["speed"]["images_per_second"] for row in own),
-        "memory_mb": plain(row["speed"].get("memory_mb") for row in own),
-        "train_memory_mb": plain(row["training"].get("memory_mb") for row in own),
-        "train_rate": plain(_rate(row["training"]) for row in own),
+    result |= {
+        "nfe": without_interval(row["nfe"] for row in own),
+        "ms": without_interval(row["speed"]["ms_batch_64"] for row in own),
+        "ms_needed": without_interval(point["ms_per_image"] for point in needed),
+        "ms_alone": without_interval(row["speed"]["ms_batch_1"] for row in own),
+        "images_per_second": without_interval(row["speed"]["images_per_second"] for row in own),
+        "memory_mb": without_interval(row["speed"].get("memory_mb") for row in own),
+        "train_memory_mb": without_interval(row["training"].get("memory_mb") for row in own),
+        "train_rate": without_interval(_rate(row["training"]) for row in own),
         "spread": spread([row["metrics"]["fd"]["value"] for row in own]),
         "worst": _exact(max(row["metrics"]["fd"]["value"] for row in own)),
-        "likelihood": likelihood([r["likelihood"] for r in _likely(run, study, found)], own[0].get("has_likelihood")),
+        "likelihood": likelihood(
+            [row["likelihood"] for row in _likelihood_rows(run, study, found)], own[0].get("has_likelihood")
+        ),
     }
     if sensitive := lr_sensitivity(run, study, found, failed, found.get(_first(run, study), {})):
-        told["lr_sensitivity"] = sensitive
-    told["seconds_to"] = seconds_to(run, study, found)
+        result["lr_sensitivity"] = sensitive
+    result["seconds_to"] = seconds_to(run, study, found)
     classes = [row["classes"]["rarest"] for row in own if row.get("classes")]
     if classes:
-        told["rarest"] = {**over(classes), "class": min(classes, key=lambda rarest: rarest["value"])["class"]}
+        result["rarest"] = {**over_seeds(classes), "class": min(classes, key=lambda rarest: rarest["value"])["class"]}
     for trial in MODE_TRIALS:
-        told |= _modes(trial, [row["modes"] for row in found.get(f"{run}-{trial}", {}).values() if row.get("modes")])
-    return {key: quantity for key, quantity in told.items() if quantity}
+        result |= _modes(trial, [row["modes"] for row in found.get(f"{run}-{trial}", {}).values() if row.get("modes")])
+    return {key: quantity for key, quantity in result.items() if quantity}
 
 
 def _modes(trial: str, seen: list[Document]) -> dict[str, Quantity]:
-    """What is known of a trial's modes, over seeds."""
+    """The quantities of a trial with known modes, over seeds; {} if it was not measured."""
     if not seen:
         return {}
-    found = [{"value": m["captured"], "low": low, "high": high} for m in seen for low, high in [_reach(m)]]
-    told = {f"{trial}_captured": {**over(found), "of": seen[0]["of"]}, f"{trial}_kl": over(m["kl"] for m in seen)}
-    told[f"{trial}_share"] = over(m.get("high_quality") for m in seen)
-    told[f"{trial}_ceiling"] = plain(m.get("ceiling") for m in seen)
-    return told
+    found = [{"value": m["captured"], "low": low, "high": high} for m in seen for low, high in [_captured_interval(m)]]
+    result = {f"{trial}_captured": {**over_seeds(found), "of": seen[0]["of"]}}
+    result[f"{trial}_kl"] = over_seeds(m["kl"] for m in seen)
+    result[f"{trial}_share"] = over_seeds(m.get("high_quality") for m in seen)
+    result[f"{trial}_ceiling"] = without_interval(m.get("ceiling") for m in seen)
+    return result
 
 
-def _reach(modes: Document) -> list[float]:
-    """The interval of the number of modes, where sampling leaves one."""
+def _captured_interval(modes: Document) -> list[float]:
+    """The interval of the number of captured modes; without one, the number itself twice."""
     found: list[float] = modes.get("interval") or [modes["captured"]] * 2
     return found
 
 
-def over(metrics: Iterable[Quantity | None]) -> Quantity:
-    """A metric over seeds; {} if no seed has it."""
+def over_seeds(metrics: Iterable[Quantity | None]) -> Quantity:
+    """The quantity of a metric over seeds; {} if no seed has it."""
     have = [metric for metric in metrics if metric is not None]
     if not have:
         return {}
@@ -113,10 +118,10 @@ def over(metrics: Iterable[Quantity | None]) -> Quantity:
     return {**vars(over_trainings(have)), "each": [metric["value"] for metric in have], "floor": floor}
 
 
-def plain(values: Iterable[float | None]) -> Quantity:
-    """A number that has no interval of its own, over seeds."""
+def without_interval(values: Iterable[float | None]) -> Quantity:
+    """The quantity over seeds of a number without an interval of its own."""
     have = [value for value in values if value is not None]
-    return over({"value": value, "low": value, "high": value} for value in have)
+    return over_seeds({"value": value, "low": value, "high": value} for value in have)
 
 
 def _exact(value: float) -> Quantity:
@@ -124,10 +129,10 @@ def _exact(value: float) -> Quantity:
 
 
 def steps(rows: list[Document], tolerance: float) -> Quantity:
-    """The evaluations that are enough: the median over seeds, and the widest that any seed's distances leave open."""
+    """The network evaluations needed: the median over seeds, and an interval that contains those of all seeds."""
     each = [steps_needed.needed(row["sweep"], tolerance) for row in rows]
     tried, high = max(point["nfe"] for row in rows for point in row["sweep"]), max(interval.high for interval in each)
-    open_end = tried > 1 and high >= tried  # nothing beyond it was tried
+    open_end = tried > 1 and high >= tried  # no larger number was tried
     return {
         "value": sorted(interval.value for interval in each)[(len(each) - 1) // 2],
         "low": min(interval.low for interval in each),
@@ -139,7 +144,7 @@ def steps(rows: list[Document], tolerance: float) -> Quantity:
 
 
 def spread(values: list[float]) -> Quantity:
-    """The standard deviation over seeds as a share of the mean; {} of fewer than two.
+    """The standard deviation over seeds divided by the mean; {} for fewer than two seeds.
 
     (n - 1) s^2 / sigma^2 is chi-squared with n - 1 degrees of freedom for normal values.
     """
@@ -151,8 +156,11 @@ def spread(values: list[float]) -> Quantity:
     return {"value": share, "low": low, "high": high, "each": values, "floor": None}
 
 
-def diverged(run: str, study: Document, found: Found, failed: dict[str, Document]) -> Quantity:
-    """The share of trainings, of every seed and learning rate, that ended because something went wrong in them."""
+def diverged(run: str, study: Document, found: Evaluations, failed: dict[str, Document]) -> Quantity:
+    """The share of trainings that diverged, over all seeds and learning rates; {} if none was tried.
+
+    Trainings that failed for another reason, such as a full disk, are not counted.
+    """
     trials = [f"{run}-{trial}" for trial in LR_TRIALS if run in study["trials"].get(trial, {}).get("of", ())]
     stages = [f"{run}-s{seed}" for seed in study["seeds"]]
     stages += [f"{trial}-s{study['seeds'][0]}" for trial in trials]
@@ -167,11 +175,11 @@ def diverged(run: str, study: Document, found: Found, failed: dict[str, Document
 
 
 def lr_sensitivity(
-    run: str, study: Document, found: Found, failed: dict[str, Document], own: dict[int, Document]
+    run: str, study: Document, found: Evaluations, failed: dict[str, Document], own: dict[int, Document]
 ) -> Quantity:
-    """How much worse samples become at other learning rates: the larger of two ratios of fd, of the same seed.
+    """How much fd grows at other learning rates: the larger of two ratios of fd, for the same seed.
 
-    Its interval takes the errors of both distances over samples; no end where a training failed.
+    The interval combines the errors of both distances over samples. `value` is None if a training failed.
     """
     seed = study["seeds"][0]
     if seed not in own:
@@ -184,21 +192,22 @@ def lr_sensitivity(
         if seed in found.get(f"{run}-{trial}", {}):
             fd = found[f"{run}-{trial}"][seed]["metrics"]["fd"]
             ratio = fd["value"] / base["value"]
-            reach = ratio * math.hypot(*((m["high"] - m["low"]) / 2 / m["value"] for m in (fd, base)))
-            ratios[trial] = (ratio, reach)
+            half_width = ratio * math.hypot(*((m["high"] - m["low"]) / 2 / m["value"] for m in (fd, base)))
+            ratios[trial] = (ratio, half_width)
     if not ratios:
         return {}
-    value, reach = max(ratios.values())
+    value, half_width = max(ratios.values())
     each = [ratios[trial][0] for trial in LR_TRIALS if trial in ratios]
-    return {"value": value, "low": max(0.0, value - reach), "high": value + reach, "each": each, "floor": None}
+    low, high = max(0.0, value - half_width), value + half_width
+    return {"value": value, "low": low, "high": high, "each": each, "floor": None}
 
 
-def seconds_to(run: str, study: Document, found: Found) -> Quantity:
-    """CPU seconds of the shortest training of a run, of those that were tried, whose fd is within `target` floors.
+def seconds_to(run: str, study: Document, found: Evaluations) -> Quantity:
+    """CPU seconds of the shortest tried training of a run whose fd is at most `target` times its floor.
 
-    Each is a training of its own with a schedule of its own, of the first seed. `low` is the longest that is clearly
-    too short, `high` the shortest that is clearly enough (None: none is); `value` is None if none reaches it. A
-    training that diverged reaches nothing.
+    Each budget is a separate training of the first seed with its own schedule. `low` is the longest training whose
+    fd is clearly too large, `high` the shortest whose fd is clearly small enough (None: there is none). `value` is
+    None if no training reaches the target. Trainings that diverged are ignored.
     """
     seed, target = study["seeds"][0], study.get("target")
     rows = [found.get(name, {}).get(seed) for name in (_first(run, study), *(f"{run}-{t}" for t in TIME_TRIALS))]
@@ -220,13 +229,13 @@ def seconds_to(run: str, study: Document, found: Found) -> Quantity:
 
 
 def likelihood(found: list[Document | None], has: str | None = None) -> Quantity:
-    """Bits a dimension with their kind; kind `none` of a family that has no likelihood."""
+    """Bits per dimension (nats for points) with their kind; kind `none` for a family without a likelihood."""
     have = [one for one in found if one]
     if not have:
         return {"value": None, "low": None, "high": None, "each": [], "floor": None, "kind": has or "none"}
     kept = {key: have[0][key] for key in ("kind", "method", "unit", "nfe", "bars")}
     stderr = float(np.mean([one["stderr"] for one in have]))
-    return {**over(have), **kept, "stderr": stderr}
+    return {**over_seeds(have), **kept, "stderr": stderr}
 
 
 def curve(rows: list[Document]) -> list[Document]:
@@ -238,7 +247,7 @@ def curve(rows: list[Document]) -> list[Document]:
     return [
         {
             "nfe": nfe,
-            "fd": over(point["fd"] for point in at),
+            "fd": over_seeds(point["fd"] for point in at),
             "ms": float(np.mean([point["ms_per_image"] for point in at])),
             "ms_alone": float(np.mean([point["ms_alone"] for point in at])),
             "own": any(point["own"] for point in at),
@@ -248,12 +257,12 @@ def curve(rows: list[Document]) -> list[Document]:
 
 
 def _first(run: str, study: Document) -> str:
-    """The first row of a run that has trials' own setting: the one whose fd the trials' is compared with."""
+    """The first row of a run, which trials are compared with: they sample with the same setting."""
     return next(name for name, row in study["rows"].items() if row["run"] == run)
 
 
-def _likely(run: str, study: Document, found: Found) -> list[Document]:
-    """The evaluations that carry a run's likelihood: those of its first row."""
+def _likelihood_rows(run: str, study: Document, found: Evaluations) -> list[Document]:
+    """The evaluations that hold the likelihood of a run: those of its first row."""
     return list(found.get(_first(run, study), {}).values())
 
 

@@ -1,4 +1,4 @@
-"""What the tables say, in sentences, and what they do not say."""
+"""The verdict of the tables as sentences, and the description and limits of the measurement."""
 
 from collections import Counter
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 from genflow.evaluation.interval import order
 from genflow.evaluation.report.table import number
 from genflow.tables.claims import interval
-from genflow.tables.formatting import count, measured, percent
+from genflow.tables.formatting import count, measured_sides, percent
 
 Document = dict[str, Any]
-FAR = 10  # floors from real data: beyond it samples are hardly recognisable
+FAR = 10  # multiple of the floor of fd above which samples are hardly recognisable
 
 
 def verdict(document: Document) -> list[str]:
     """The sentences, most important first."""
     parts = (_quality, _training, _steps, _speed, _coverage, _stability, _claims)
-    return [said for part in parts if (said := part(document))]
+    return [sentence for part in parts if (sentence := part(document))]
 
 
 def _named(document: Document, quantity: str) -> list[tuple[str, Document]]:
-    """Titles and quantities of the methods that have one."""
+    """The title and the quantity of each method that has it."""
     found = [(m["title"], m["quantities"].get(quantity)) for m in document["methods"].values()]
     return [(title, q) for title, q in found if q and q.get("value") is not None]
 
@@ -30,22 +30,22 @@ def _quality(document: Document) -> str:
         return ""
     title, best = ranked[0]
     equal = [name for name, fd in ranked[1:] if order(interval(fd), interval(best)) == 0]
-    beside = f"; {_list(equal)} cannot be told from it" if equal else ""
+    equal_text = f"; {_list(equal)} {'does' if len(equal) == 1 else 'do'} not differ significantly" if equal else ""
     last, least = ranked[-1]
     apart = order(interval(least), interval(best)) != 0
-    worst = f" The worst is {last} with {number(least['value'])}." if apart else ""
-    floor = f", where real data has {number(best['floor'])}" if best["floor"] else ""
-    return f"{title} has the best samples: fd {number(best['value'])}{floor}{beside}.{worst}"
+    worst = f" {last} has the worst: fd {number(least['value'])}." if apart else ""
+    floor = f" (real data: {number(best['floor'])})" if best["floor"] else ""
+    return f"{title} has the best samples: fd {number(best['value'])}{floor}{equal_text}.{worst}"
 
 
 def _training(document: Document) -> str:
-    """A warning where even the best samples are far from real data: then the verdicts say little of the families."""
+    """A warning if even the best fd is far above its floor: then the verdicts say little about the families."""
     ratios = [fd["value"] / fd["floor"] for _, fd in _named(document, "fd") if fd["floor"]]
     if not ratios or min(ratios) <= FAR:
         return ""
     return (
-        f"These models are barely trained: the best of them is {min(ratios):.0f} times as far from real data as other "
-        f"real data is. Confirmed and refuted hold for this budget alone; a larger --budget says more of the families."
+        f"These models are barely trained: the smallest fd is {min(ratios):.0f} times the fd of real data. The "
+        f"verdicts hold for this training budget only; a larger --budget says more about the families."
     )
 
 
@@ -58,7 +58,7 @@ def _steps(document: Document) -> str:
         more = " or more" if steps["high"] is None else ""
         parts.append(f"{title} {count(steps['value'])}{more}")
     within = percent(document["tolerance"])
-    return f"Network evaluations to come within {within} of a method's own best: {'; '.join(parts)}."
+    return f"Network evaluations needed to be within {within} of the method's own best fd: {'; '.join(parts)}."
 
 
 def _speed(document: Document) -> str:
@@ -67,8 +67,8 @@ def _speed(document: Document) -> str:
         return ""
     (fast, least), (slow, most) = ranked[0], ranked[-1]
     return (
-        f"With the evaluations that each needs, {fast} is the fastest ({number(least['value'])} ms a picture in "
-        f"batches of 64) and {slow} the slowest ({number(most['value'])} ms)."
+        f"With as many evaluations as each method needs, {fast} is the fastest ({number(least['value'])} ms per sample "
+        f"in batches of 64) and {slow} the slowest ({number(most['value'])} ms)."
     )
 
 
@@ -78,18 +78,16 @@ def _coverage(document: Document) -> str:
         for title, found in _named(document, "grid_captured")
         if found["value"] < found["of"]
     ]
-    parts = [f"Modes of the grid of Gaussians are lost by {_list(missing)}."] if missing else []
+    parts = [f"Methods that miss modes of the grid of Gaussians: {_list(missing)}."] if missing else []
     ceilings = [found["value"] for _, found in _named(document, "stacked_ceiling")]
-    stacks: dict[tuple[str, float], str] = {}  # rows that share a training share its trial
+    stacks: dict[tuple[str, float], str] = {}  # methods that share a run share its trial
     for method in document["methods"].values():
         found = method["quantities"].get("stacked_captured")
         if found and found["high"] < ceilings[0]:
             stacks.setdefault((method["run"], found["value"]), f"{method['title']} {count(found['value'])}")
     if stacks:
         real = count(ceilings[0])
-        parts.append(
-            f"Of the modes of stacked digits as many real ones show {real}, and {_list(list(stacks.values()))}."
-        )
+        parts.append(f"Captured modes of stacked digits: as many real samples {real}, {_list(list(stacks.values()))}.")
     return " ".join(parts)
 
 
@@ -104,65 +102,67 @@ def _stability(document: Document) -> str:
 
 def _claims(document: Document) -> str:
     claims = document["claims"]
-    told = Counter(claim["verdict"] for claim in claims)
-    counts = [f"{told[name]} {name}" for name in ("confirmed", "refuted", "undecided", "not measured") if told[name]]
-    against = [f"“{c['says']}” ({measured(c)})" for c in claims if c["verdict"] == "refuted"]
+    number_of = Counter(claim["verdict"] for claim in claims)
+    names = ("confirmed", "refuted", "undecided", "not measured")
+    counts = [f"{number_of[name]} {name}" for name in names if number_of[name]]
+    against = [f"“{c['says']}” ({measured_sides(c)})" for c in claims if c["verdict"] == "refuted"]
     refuted = f" Refuted on this data: {'; '.join(against)}." if against else ""
-    return f"Of {len(claims)} textbook claims {_list(counts)}.{refuted}" if claims else ""
+    return f"Verdicts on {len(claims)} claims of textbooks: {_list(counts)}.{refuted}" if claims else ""
 
 
 def about(document: Document, study: Document) -> list[str]:
-    """How it was measured, and its limits."""
+    """How the numbers were measured, and their limits; sentences without a full stop."""
     seeds, features = document["seeds"], document["features"]
     times = {name: run.get("share", 1) for name, run in study["runs"].items()}
     budget = document["budget_cpu_minutes"]
     grid = percent(study["trials"].get("grid", {}).get("share", 1))
     teacher = next(((n, r["init"]) for n, r in study["runs"].items() if r.get("init") in study["runs"]), None)
     parts = [
-        f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))}); every family had "
-        f"{number(60 * budget)} CPU seconds of training for each seed, on one thread"
+        f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))}); every family was trained "
+        f"for {number(60 * budget)} CPU seconds per seed, on one thread"
     ]
     if teacher:
         name, source = teacher
-        parts[0] += f"; of {name}'s, {percent(times[source])} went to the run of flow matching that it learns from"
-    n = "one training: intervals are over its samples" if len(seeds) == 1 else "over seeds (Student's t)"
-    named = f"{features['name']}" + (f", {percent(features['accuracy'])} right" if "accuracy" in features else "")
+        parts[0] += f"; {name} spent {percent(times[source])} of them on the flow matching run that it starts from"
+    n = "over the samples of one training" if len(seeds) == 1 else "over seeds (Student's t)"
+    named = f"{features['name']}" + (f" ({percent(features['accuracy'])} accuracy)" if "accuracy" in features else "")
     return [
         parts[0],
-        f"Intervals are 95 %, {n}. With few seeds they are wide, and many claims stay undecided: more --seeds decide "
-        "more",
-        f"{document['samples']:,} samples against {document['reference']['rows']:,} real rows of the "
-        f"{document['reference']['split']} split; features {named}. {_distance(features)}",
-        "Points where quality against steps is measured have fewer samples than the table's fd, and so more bias: they "
-        "compare with each other, not with it",
-        f"Modes are counted on points of the plane without labels, after {grid} of the budget",
+        f"Intervals are 95 % intervals {n}. With few seeds they are wide, and many claims remain undecided: use more "
+        "--seeds to decide more claims",
+        f"{document['samples']:,} samples are compared with {document['reference']['rows']:,} real rows of the "
+        f"{document['reference']['split']} split, with the features {named}. {_distance(features)}",
+        "The curves of quality against steps use fewer samples than the fd in the tables and are more biased: compare "
+        "their points with each other, not with the tables",
+        f"Modes are counted on points in the plane without labels, after trainings with {grid} of the budget",
         *_more_trials(study),
-        "The sensitivity to the learning rate is one training each at a third and at three times the preset's rate: "
-        "its interval is over samples",
-        f"Milliseconds belong to {document['machine']}, with two stages at a time",
-        "The presets decide as much as the families: a claim refuted here is refuted for this data, budget and preset",
+        "The sensitivity to the learning rate is measured with one training at a third and one at three times the "
+        "preset's rate: its interval is over samples",
+        f"Times in milliseconds hold for {document['machine']}, with two stages running at the same time",
+        "The presets influence the results as much as the families: a claim refuted here is refuted for this data, "
+        "budget and preset",
         f"{number(document['cost_hours']['training_cpu'])} CPU hours of training, "
         f"{number(document['cost_hours']['measuring'])} hours of measuring",
     ]  # fmt: skip
 
 
 def _more_trials(study: Document) -> list[str]:
-    """What the trials that not every study has do not say."""
+    """The limits of trials that are optional in a study."""
     trials, parts = study["trials"], []
     if "stacked" in trials:
         share = percent(trials["stacked"].get("share", 1))
-        parts.append(f"Modes of stacked digits are those of one training, after {share} of the budget: its interval is "
-                     "over samples, and holds for this number of them")  # fmt: skip
+        parts.append(f"Modes of stacked digits are counted for one training with {share} of the budget: the interval "
+                     "is over samples and holds for this number of samples")  # fmt: skip
     if "half" in trials and study.get("target"):
-        parts.append("The time to a quality is that of whole trainings at a quarter, half and all of the budget, one "
-                     "each; between them nothing was tried")  # fmt: skip
+        parts.append("The training time to a given fd is that of complete trainings with a quarter, half and all of "
+                     "the budget, one each; nothing between them was tried")  # fmt: skip
     return parts
 
 
 def _distance(features: Document) -> str:
     if features.get("distance") == "FID":
-        return "They are an Inception network's, so the distance is FID, at this number of samples"
-    return "The distance is no FID and does not compare with published numbers"
+        return "The features are those of an Inception network, so the distance is FID at this number of samples"
+    return "The distance is not FID: do not compare it with published numbers"
 
 
 def _list(words: list[str]) -> str:

@@ -1,10 +1,10 @@
-"""Tracking: what a run measured, on its way to MLflow. Training never waits for MLflow.
+"""Tracking: send the measurements of runs to MLflow. Training never waits for MLflow.
 
-    journal          one file a run, appended by the training thread
-    sender           a process that sends a journal to MLflow while the run is under way
-    sync             send the journals that MLflow lacks, after an outage or a kill
-    database         where MLflow is, and that its database exists
-    mlflow_client    every call to MLflow
-    pyfunc_model     the model that MLflow loads and serves
+    journal          one append-only file per run, written by the training thread
+    sender           a process that sends a journal to MLflow while the run is training
+    sync             sends what MLflow lacks, after an outage or a kill
+    database         MLflow's URI, and the creation of its database
+    mlflow_client    all calls to MLflow
+    pyfunc_model     the code of the model that MLflow loads and serves
     model_registry   registered models and their aliases
 """

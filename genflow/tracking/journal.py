@@ -1,18 +1,18 @@
-"""A run's journal: what it measured and made, one JSON document a line, in a file beside the run.
+"""A run's journal: the measurements and files of a run, one JSON document per line, in the store.
 
-The training thread writes here and nowhere else; `genflow.tracking.sync` sends what is written to MLflow, in a
-process of its own. So an outage of MLflow delays nothing (a line costs microseconds), loses nothing (the file
-stays) and doubles nothing (every line carries its time, and MLflow keeps one row a key, time, step and value).
+The training thread writes only here. `genflow.tracking.sync` sends the entries to MLflow in another process. An outage
+of MLflow therefore delays nothing (a line costs microseconds), loses nothing (the file stays) and duplicates nothing
+(every line has a time, and MLflow keeps one row per key, time, step and value).
 
     {"t": 1764000000000, "journal": {"id": "5f0c...", "experiment": "digits", "name": "fm-digits"}}
     {"t": 1764000000412, "step": 100, "stream": "train", "metrics": {"loss": 0.231, "grad_norm": "inf"}}
     {"t": 1764000000933, "step": 100, "image": {"key": "samples/ema", "file": "runs/fm-1a2b/samples/100.png"}}
 
-`t` is milliseconds since 1970. The other entries are `params`, `tags`, `artifact`, `model` and `status`. JSON
-has no word for a number that is not finite: these are the strings "nan", "inf" and "-inf".
+`t` is in milliseconds since 1970. The other entries are `params`, `tags`, `artifact`, `model` and `status`. JSON cannot
+represent numbers that are not finite, so these are the strings "nan", "inf" and "-inf".
 
-A journal is only ever appended to. The torn last line of a writer that was killed is closed by a newline when
-the next one opens the file, and every reader passes over it.
+A journal is append-only. If a killed writer left an incomplete last line, the next writer ends it with a newline, and
+readers skip it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from genflow.errors import GenflowError
 from genflow.storage import mirror
-from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.files import explain_disk_errors, write_atomically
 from genflow.storage.json_lines import append_line, end_torn_line
 
 Entry = dict[str, Any]
@@ -37,56 +37,56 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
 def journal_path(store_root: str | Path, run_id: str) -> Path:
-    """Where the journal of a run lies: `<store>/journals/<run id>.jsonl`."""
+    """The path of a run's journal: `<store>/journals/<run id>.jsonl`."""
     return Path(store_root) / "journals" / f"{run_id}.jsonl"
 
 
 class Journal:
-    """The writing end. It says nothing twice: a run that goes on from an older checkpoint may repeat itself.
+    """Writes a journal. It skips entries that the journal has, because a run that resumes repeats some steps.
 
-    It holds a shared lock on its file while it is open, by which `has_writer` knows that it is alive.
+    It holds a shared lock on the file while it is open, so that `has_writer` can detect it.
 
     Args:
-        path: the file, from `journal_path`; made if it is not there.
-        experiment: the MLflow experiment, which is the dataset's name. Only the first writer's word counts.
+        path: the file, from `journal_path`; created if it is missing.
+        experiment: the MLflow experiment, which is the dataset's name. Only the first writer of a journal sets it.
         name: the run's name in MLflow; empty: the run's id.
-        parent: the run id of the journal whose MLflow run this one is a child of; empty: of none.
+        parent: the run id of the parent run in MLflow; empty: no parent.
 
     Raises:
         ResourceError: the disk is full.
-        SetupError: the file cannot be written, or the bucket that it is kept in does not answer.
+        SetupError: the file cannot be written, or the store's bucket does not respond.
     """
 
     def __init__(self, path: str | Path, *, experiment: str = "genflow", name: str = "", parent: str = "") -> None:
         self.path = Path(path)
         self._root = self.path.absolute().parent.parent
-        self._last: dict[str, int] = {}  # the last step of each metric of the stream "train"
-        self._torn = False  # whether the last line was written in part, because the disk was full
-        self._said: set[tuple[Any, ...]] = set()  # everything else that must not be said twice
-        with clear_disk_errors(self.path):
+        self._last: dict[str, int] = {}  # last step of each metric of the stream "train"
+        self._torn = False  # whether a full disk left the last line incomplete
+        self._written: set[tuple[Any, ...]] = set()  # keys of all other entries that are written once
+        with explain_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.keep()
+            self.sync_with_bucket()
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_SH)
             end_torn_line(self._file)
         for _, entry in entries(self.path):
             self._remember(entry)
-        if ("journal",) not in self._said:
+        if ("journal",) not in self._written:
             name = name or self.path.stem
-            of = {"parent": parent} if parent else {}
-            self._append({"journal": {"id": uuid.uuid4().hex, "experiment": experiment, "name": name, **of}})
+            child = {"parent": parent} if parent else {}
+            self._append({"journal": {"id": uuid.uuid4().hex, "experiment": experiment, "name": name, **child}})
 
     def metrics(self, step: int, values: Mapping[str, Any], *, stream: str = "train") -> None:
-        """Write numbers, unless they are there already.
+        """Write metrics, unless the journal has them.
 
-        The stream "train" only goes forward: a metric at or before its last step is passed over. Any other
-        stream is a set of measurements in any order, in which each metric has one value a step. What is
-        measured anew under other conditions needs a stream of its own, such as the evaluation's id.
+        In the stream "train" steps only increase: a metric at or before its last step is skipped. Every other stream
+        takes steps in any order and keeps one value per metric and step. Measurements under other conditions need their
+        own stream, such as the evaluation's id.
 
         Args:
             step: the training step; for a quality curve, the number of network evaluations.
             values: numbers (or tensors of one number) by name, such as {"loss": 0.2}.
-            stream: what the steps belong to.
+            stream: the series that the step belongs to.
         """
         step = int(step)
         fresh = {key: _jsonable(float(value)) for key, value in values.items() if self._is_new(stream, key, step)}
@@ -94,46 +94,46 @@ class Journal:
             self._append({"step": step, "stream": stream, "metrics": fresh})
 
     def image(self, step: int, key: str, file: str | Path) -> None:
-        """Show a picture under `key`, such as "samples/ema"; one picture a key and step."""
-        if ("image", key, step) not in self._said:
-            self._append({"step": int(step), "image": {"key": key, "file": self._place(file)}})
+        """Log an image under `key`, such as "samples/ema"; one image per key and step."""
+        if ("image", key, step) not in self._written:
+            self._append({"step": int(step), "image": {"key": key, "file": self._store_relative(file)}})
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Write down settings by flat name. MLflow never changes one: the first value of each stays."""
-        fresh = {key: value for key, value in values.items() if ("params", key) not in self._said}
+        """Log settings by flat name. MLflow never changes a setting, so the first value of each stays."""
+        fresh = {key: value for key, value in values.items() if ("params", key) not in self._written}
         if fresh:
             self._append({"params": fresh})
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        """Label the run; a later value replaces an earlier one."""
+        """Set tags of the run; a later value replaces an earlier one."""
         self._append({"tags": {key: str(value) for key, value in values.items()}})
 
     def artifact(self, file: str | Path, folder: str = "") -> None:
-        """Keep a file, or a folder's contents, with the run in MLflow, under `folder`."""
-        self._append({"artifact": {"file": self._place(file), "artifact_path": folder}})
+        """Log a file, or the contents of a folder, as an artifact of the run in MLflow, under `folder`."""
+        self._append({"artifact": {"file": self._store_relative(file), "artifact_path": folder}})
 
     def model(self, checkpoint: str | Path, name: str, *, step: int = 0) -> None:
-        """Register a checkpoint's folder as a new version of the model `name`, once."""
-        place = self._place(checkpoint)
-        if ("model", name, place) not in self._said:
-            self._append({"step": int(step), "model": {"checkpoint": place, "name": name}})
+        """Register a checkpoint folder, once, as a new version of the model `name`."""
+        path = self._store_relative(checkpoint)
+        if ("model", name, path) not in self._written:
+            self._append({"step": int(step), "model": {"checkpoint": path, "name": name}})
 
     def status(self, status: Status) -> None:
-        """Say where the run stands. A journal that was left without a last word counts as KILLED."""
+        """Log the run's status. A run whose journal ends without a final status counts as KILLED."""
         self._append({"status": status})
 
-    def keep(self) -> None:
-        """Have the same here and in the bucket, if the store is one."""
-        if bucket := mirror.of(self.path):
+    def sync_with_bucket(self) -> None:
+        """Synchronize the journal with the bucket, if the store is in a bucket."""
+        if bucket := mirror.containing(self.path):
             bucket.sync(self.path)
 
     def close(self) -> None:
-        """Give the file up; closing twice is no harm."""
+        """Close the file. Closing twice is allowed."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-            with contextlib.suppress(GenflowError):  # it is kept here, and the sender says what it cannot send
-                self.keep()
+            with contextlib.suppress(GenflowError):  # the file stays here, and the sender reports what it cannot send
+                self.sync_with_bucket()
 
     def __enter__(self) -> "Journal":
         return self
@@ -142,8 +142,8 @@ class Journal:
         self.close()
 
     def _append(self, entry: Entry) -> None:
-        """One entry, one write, and never an fsync."""
-        with clear_disk_errors(self.path):
+        """Append one entry with one write and without fsync."""
+        with explain_disk_errors(self.path):
             if self._torn:
                 end_torn_line(self._file)
             self._torn = True
@@ -156,38 +156,38 @@ class Journal:
         if "metrics" in entry and stream == "train":
             self._last.update({key: max(step, self._last.get(key, step)) for key in entry["metrics"]})
         elif "metrics" in entry:
-            self._said.update((stream, key, step) for key in entry["metrics"])
+            self._written.update((stream, key, step) for key in entry["metrics"])
         elif "image" in entry:
-            self._said.add(("image", entry["image"]["key"], step))
+            self._written.add(("image", entry["image"]["key"], step))
         elif "params" in entry:
-            self._said.update(("params", key) for key in entry["params"])
+            self._written.update(("params", key) for key in entry["params"])
         elif "model" in entry:
-            self._said.add(("model", entry["model"]["name"], entry["model"]["checkpoint"]))
+            self._written.add(("model", entry["model"]["name"], entry["model"]["checkpoint"]))
         elif "journal" in entry:
-            self._said.add(("journal",))
+            self._written.add(("journal",))
 
     def _is_new(self, stream: str, key: str, step: int) -> bool:
         if stream == "train":
             return key not in self._last or step > self._last[key]
-        return (stream, key, step) not in self._said
+        return (stream, key, step) not in self._written
 
-    def _place(self, file: str | Path) -> str:
-        """A path relative to the store where it lies inside, so that the store can be moved."""
+    def _store_relative(self, file: str | Path) -> str:
+        """The path relative to the store if the file is inside it, so that the store can be moved; else absolute."""
         path = Path(file).absolute()
         return str(path.relative_to(self._root) if path.is_relative_to(self._root) else path)
 
 
 @dataclass
 class Cursor:
-    """How far a journal was sent, and where to: `<run id>.cursor.json` beside it.
+    """How far a journal was sent and to which MLflow: `<run id>.cursor.json` next to the journal.
 
     Args:
-        uri: the tracking URI; empty: nothing was sent yet.
+        uri: the tracking URI; empty: nothing was sent.
         journal: the journal's own id.
         experiment: MLflow's id of the experiment.
         run: MLflow's id of the run.
-        offset: in bytes.
-        status: the last that MLflow was told.
+        offset: position in the journal in bytes.
+        status: the last status that was sent.
     """
 
     uri: str = ""
@@ -199,40 +199,40 @@ class Cursor:
 
     @classmethod
     def read(cls, journal: Path) -> "Cursor":
-        """The cursor of a journal; a new one if it is lost."""
+        """The cursor of a journal; a new one if the file is missing or cannot be read."""
         try:
             return cls(**json.loads(journal.with_suffix(".cursor.json").read_text()))
         except (OSError, ValueError, TypeError):
             return cls()
 
     def write(self, journal: Path) -> None:
-        """Save it, atomically."""
+        """Save the cursor atomically."""
         write_atomically(journal.with_suffix(".cursor.json"), json.dumps(vars(self)))
 
 
 def entries(path: str | Path, offset: int = 0) -> Iterator[tuple[int, Entry]]:
-    """Read a journal from a byte offset: each whole entry, after the offset at which the next one begins."""
+    """Read a journal from a byte offset. Yields the offset after each complete entry, and the entry."""
     with open(path, "rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
-                return  # being written at this moment, or torn
+                return  # incomplete: being written now, or left by a killed writer
             offset += len(line)
             try:
                 entry = json.loads(line)
             except ValueError:
-                continue  # torn, and closed by a later writer
+                continue  # left by a killed writer and ended by a later one
             if isinstance(entry, dict):
                 yield offset, entry
 
 
-def opening(path: str | Path) -> Entry:
-    """The entry that says whose journal it is; empty if there is none yet."""
+def header(path: str | Path) -> Entry:
+    """The entry with the journal's id, experiment and name; empty if there is none yet."""
     return next((entry for _, entry in entries(path) if "journal" in entry), {})
 
 
 def curves(path: str | Path, stream: str = "train") -> dict[str, list[tuple[int, float]]]:
-    """The metrics of a stream: for each, its (step, value) pairs in the order of writing."""
+    """The metrics of a stream: (step, value) pairs by name, in the order of writing."""
     found: dict[str, list[tuple[int, float]]] = {}
     for _, entry in entries(path):
         if "metrics" in entry and entry.get("stream") == stream:

@@ -1,14 +1,13 @@
-"""The one file that imports MLflow: it carries a journal's entries through, as far as a deadline lets it.
+"""The only module that imports MLflow: it sends the entries of a journal until a deadline.
 
-Whatever is sent twice is one thing in MLflow: a metric's row is keyed by key, time, step and value; a picture by
-its key, step and time; a model's version by its checkpoint; the run itself by a tag with the journal's own id.
-So the cursor, which says how far a journal was sent, may be lost at any moment.
+Sending is idempotent. A metric is identified by key, time, step and value; an image by key, step and time; a model
+version by its checkpoint; the run by a tag with the journal's id. The cursor, which stores how far a journal was sent,
+may therefore be lost at any time.
 
-Two things can go wrong, and no third. An *outage* stops the pass: the journal waits where it is. A *refusal*
-(a name that MLflow forbids, a file that is gone) concerns one entry, which is noted and passed over, because it
-must not hold up those behind it.
+There are two kinds of errors. `MlflowUnavailable` ends the replay, and the rest is sent later. `MlflowRejected` (an
+invalid name, a missing file) concerns one entry, which is recorded and skipped, so that later entries are still sent.
 
-The imports are inside the functions: they take two seconds.
+The imports are inside the functions because they take two seconds.
 """
 
 import json
@@ -29,48 +28,50 @@ from typing import Any
 from genflow.storage.manifest import sync_and_hash
 from genflow.storage.store import Store
 from genflow.system import environment
-from genflow.tracking.journal import Cursor, Entry, entries, has_writer, opening
+from genflow.tracking.journal import Cursor, Entry, entries, has_writer, header
 
-BATCH = 1000  # metrics that one request may carry
-CALL_SECONDS = 10  # the longest that one request waits for an answer
+BATCH = 1000  # largest number of metrics in one request
+CALL_TIMEOUT_S = 10  # of one request
 MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
-REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
+REJECTION_CODES = {
+    "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"
+}  # fmt: skip
 
 Row = tuple[str, float, int, int]  # key, value, milliseconds, step
 
 
-class MlflowUnavailable(Exception):  # noqa: N818  said of MLflow, not of us
-    """MLflow cannot take anything now."""
+class MlflowUnavailable(Exception):  # noqa: N818  not a fault of this program
+    """MLflow cannot accept requests now."""
 
 
-class Missing(MlflowUnavailable):
-    """MLflow does not know what is asked for."""
+class MlflowNotFound(MlflowUnavailable):
+    """MLflow does not have the requested object."""
 
 
 class MlflowRejected(Exception):  # noqa: N818
-    """MLflow will never take this one thing."""
+    """MLflow will never accept this entry."""
 
 
 @dataclass
-class Sent:
-    """What became of a journal.
+class SendResult:
+    """The result of sending a journal.
 
     Args:
-        entries: how many entries were sent now.
-        complete: whether all that the journal holds is in MLflow.
-        problem: why not, in a line.
-        refused: what was passed over, and why.
+        entries: the number of entries that were sent this time.
+        complete: whether MLflow has every entry of the journal.
+        problem: the reason if it has not, in one line.
+        rejected: the reasons for which entries were skipped.
     """
 
     entries: int = 0
     complete: bool = False
     problem: str = ""
-    refused: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
 
 
 def create_database(file: Path, artifacts: str) -> None:
-    """Create MLflow's sqlite database with every migration, on the disk for good."""
+    """Create MLflow's sqlite database with all migrations, and fsync it."""
     _load()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -79,40 +80,41 @@ def create_database(file: Path, artifacts: str) -> None:
 
 
 class JournalReplay:
-    """One pass over one journal, by whoever holds its lock.
+    """One replay of one journal. The caller holds the journal's lock.
 
     Args:
         path: the journal.
-        store: from whose folder the journal's paths start.
+        store: the store; paths in the journal are relative to its root.
         uri: MLflow's tracking URI.
-        artifacts: where a new experiment keeps its files; None: MLflow decides.
-        ends: when to stop, on the monotonic clock.
-        sent: is filled in.
+        artifacts: the artifact location of a new experiment; None: MLflow's default.
+        deadline: when to stop, in seconds of the monotonic clock.
+        sent: receives the result.
     """
 
-    def __init__(self, path: Path, store: Store, uri: str, artifacts: str | None, ends: float, sent: Sent) -> None:
-        self.path, self.store, self.uri, self.artifacts, self.ends, self.sent = path, store, uri, artifacts, ends, sent
-        self.root = store.root
-        self.place = without_password(uri)
+    def __init__(self, path: Path, store: Store, uri: str, artifacts: str | None, deadline: float,
+                 sent: SendResult) -> None:  # fmt: skip
+        self.path, self.store, self.root, self.uri, self.artifacts = path, store, store.root, uri, artifacts
+        self.deadline, self.sent = deadline, sent
+        self.public_uri = without_password(uri)
         self.cursor = Cursor.read(path)
-        self.waiting = 0  # entries that were read and are still before the cursor
+        self.waiting = 0  # entries that were read and are not counted in the cursor yet
         self.metrics: list[Row] = []
 
     def run(self) -> None:
-        """Send what is behind the cursor.
+        """Send the entries after the cursor.
 
         Raises:
-            Outage: not everything arrived; the next pass goes on where this one stopped.
+            MlflowUnavailable: some entries were not sent; the next replay resumes there.
         """
-        writing = has_writer(self.path)  # asked first, so that all it wrote is read below
-        kept = self.store.sync(self.path).stat().st_size  # what came later waits until it is kept, too
-        first = opening(self.path)
+        writing = has_writer(self.path)  # checked first, so that all entries of a finished writer are read below
+        synced = self.store.sync(self.path).stat().st_size  # later entries wait until they are in the bucket too
+        first = header(self.path)
         if not first:
             return
         self._connect(first)
         end = self.cursor.offset
         for after, entry in entries(self.path, self.cursor.offset):
-            if after > kept:
+            if after > synced:
                 break
             end = after
             self.waiting += 1
@@ -125,8 +127,8 @@ class JournalReplay:
                 self._send(entry)
             except (MlflowUnavailable, OSError):
                 raise
-            except Exception as error:  # a refusal, or an entry of another version
-                self.sent.refused.append(line(error)[:300])
+            except Exception as error:  # a rejected entry, or an entry of another version
+                self.sent.rejected.append(one_line(error)[:300])
             self._advance(end)
         self._flush()
         if self.cursor.status == "RUNNING" and not writing:
@@ -140,41 +142,48 @@ class JournalReplay:
         self.waiting = 0
 
     def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """One request, within the deadline; whatever goes wrong is an outage or a refusal."""
+        """Send one request within the deadline.
+
+        Raises:
+            MlflowNotFound: MLflow does not have the object.
+            MlflowRejected: MLflow will never accept the request.
+            MlflowUnavailable: any other error, or the deadline has passed.
+        """
         from mlflow.exceptions import MlflowException
 
-        left = self.ends - time.monotonic()
-        if left <= 0:
-            raise MlflowUnavailable(f"MLflow at {self.place} is slow")
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, min(CALL_SECONDS, int(left))))
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise MlflowUnavailable(f"MLflow at {self.public_uri} is slow")
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, min(CALL_TIMEOUT_S, int(remaining))))
         try:
             return function(*args, **options)
         except MlflowException as error:
-            text = line(error)
+            text = one_line(error)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise Missing(text) from error
-            if error.error_code in REFUSALS:
+                raise MlflowNotFound(text) from error
+            if error.error_code in REJECTION_CODES:
                 raise MlflowRejected(text) from error
-            if "Max retries exceeded" in text:  # the reason stands last in urllib3's nested message
+            if "Max retries exceeded" in text:  # the reason is the last part of urllib3's nested message
                 text = text.rpartition(": ")[2].strip("\"')")
-            raise MlflowUnavailable(f"MLflow at {self.place}: {text[:300]}") from error
+            raise MlflowUnavailable(f"MLflow at {self.public_uri}: {text[:300]}") from error
 
-    # --- Where it goes: one experiment a dataset, one run a journal
+    # --- Destination: one experiment per dataset, one run per journal
 
     def _connect(self, first: Entry) -> None:
         _load()
         from mlflow import MlflowClient
 
         journal = first["journal"]
-        registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri  # MLflow's own: the current folder
+        registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri  # MLflow's default is the current folder
         self.client = self._call(MlflowClient, self.uri, registry)
-        if (self.cursor.uri, self.cursor.journal) == (self.place, journal["id"]) and self._is_there(self.cursor.run):
+        sent_here = (self.cursor.uri, self.cursor.journal) == (self.public_uri, journal["id"])
+        if sent_here and self._run_exists(self.cursor.run):
             return
         experiment = self._experiment(journal["experiment"])
-        self.cursor = Cursor(self.place, journal["id"], experiment, self._run(experiment, first, self.path))
+        self.cursor = Cursor(self.public_uri, journal["id"], experiment, self._run(experiment, first, self.path))
 
     def _run(self, experiment: str, first: Entry, path: Path) -> str:
-        """The id of a journal's run, which is made if it is not there, and before it the run that it is a child of."""
+        """The id of a journal's run. Creates the run, and before it its parent run, if they do not exist."""
         from mlflow.entities import ViewType
 
         journal = first["journal"]
@@ -183,19 +192,19 @@ class JournalReplay:
         if not found:
             tags = {"genflow.journal": journal["id"], "genflow.run": path.stem}
             if (parent := path.with_name(f"{journal.get('parent')}.jsonl")).is_file():
-                tags["mlflow.parentRunId"] = self._run(experiment, opening(parent), parent)
+                tags["mlflow.parentRunId"] = self._run(experiment, header(parent), parent)
             named = {"run_name": journal["name"], "start_time": first["t"], "tags": tags}
             found = [self._call(self.client.create_run, experiment, **named)]
         return str(found[0].info.run_id)
 
-    def _is_there(self, run: str) -> bool:
+    def _run_exists(self, run: str) -> bool:
         try:
             return bool(self._call(self.client.get_run, run))
-        except Missing:  # somebody began a new database
+        except MlflowNotFound:  # the database was replaced
             return False
 
     def _experiment(self, name: str) -> str:
-        """The experiment's id. A new run brings one back that was deleted."""
+        """The experiment's id. Creates the experiment if it does not exist, and restores it if it was deleted."""
         experiment = self._call(self.client.get_experiment_by_name, name)
         if experiment is None:
             try:
@@ -203,13 +212,13 @@ class JournalReplay:
             except MlflowRejected as error:
                 experiment = self._call(self.client.get_experiment_by_name, name)
                 if experiment is None:
-                    raise MlflowUnavailable(line(error)) from error
-                # else another run was first
+                    raise MlflowUnavailable(one_line(error)) from error
+                # otherwise another run has created it
         if experiment.lifecycle_stage == "deleted":
             self._call(self.client.restore_experiment, experiment.experiment_id)
         return str(experiment.experiment_id)
 
-    # --- What goes
+    # --- Entries
 
     def _flush(self) -> None:
         while self.metrics:
@@ -217,14 +226,14 @@ class JournalReplay:
             self.metrics = self.metrics[BATCH:]
 
     def _metrics(self, rows: list[Row]) -> None:
-        """Send rows in one request; if MLflow refuses, halve them until the bad row stands alone."""
+        """Send rows in one request. If MLflow rejects it, bisect the rows until only bad rows are left out."""
         from mlflow.entities import Metric
 
         try:
             self._call(self.client.log_batch, self.cursor.run, metrics=[Metric(*row) for row in rows])
         except MlflowRejected as error:
             if len(rows) == 1:
-                self.sent.refused.append(line(error)[:300])
+                self.sent.rejected.append(one_line(error)[:300])
                 return
             self._metrics(rows[: len(rows) // 2])
             self._metrics(rows[len(rows) // 2 :])
@@ -249,7 +258,7 @@ class JournalReplay:
             self._status(entry["status"], entry["t"])
 
     def _params(self, params: dict[str, Any]) -> None:
-        """Settings, 100 a request and 6000 characters each, which is what MLflow takes."""
+        """Send settings, at most 100 per request and 6000 characters each: MLflow's limits."""
         from mlflow.entities import Param
 
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()}
@@ -260,16 +269,16 @@ class JournalReplay:
     def _image(self, image: dict[str, str], step: int, t: int) -> None:
         from PIL import Image
 
-        name = f"{image['key'].replace('/', '~')}+step+{step}+timestamp+{t}+"  # as MLflow begins its files' names
-        there = [Path(file.path).name for file in self._call(self.client.list_artifacts, self.cursor.run, "images")]
-        if any(file.startswith(name) and file.endswith(".webp") for file in there):  # which it writes last
+        name = f"{image['key'].replace('/', '~')}+step+{step}+timestamp+{t}+"  # how MLflow's file names start
+        files = [Path(file.path).name for file in self._call(self.client.list_artifacts, self.cursor.run, "images")]
+        if any(file.startswith(name) and file.endswith(".webp") for file in files):  # the file that MLflow writes last
             return
         path = self._file(image["file"])
         try:
             picture = Image.open(path)
             picture.load()
         except OSError as error:
-            raise MlflowRejected(f"{path} is no picture") from error
+            raise MlflowRejected(f"{path} is not an image") from error
         where = {"key": image["key"], "step": step, "timestamp": t, "synchronous": True}
         self._call(self.client.log_image, self.cursor.run, picture, **where)
 
@@ -282,46 +291,46 @@ class JournalReplay:
 
     def _file(self, name: str) -> Path:
         path = self.root / name
-        if not path.exists() and not self._brought(path):
-            raise MlflowRejected(f"{path} is gone")
+        if not path.exists() and not self._download(path):
+            raise MlflowRejected(f"{path} does not exist")
         return path
 
-    def _brought(self, path: Path) -> bool:
-        """Whether a bucket has it: a file, or what lies in a folder."""
-        if self.store.shared and not self.store.available(path):
-            self.store.shared.gather(path)
+    def _download(self, path: Path) -> bool:
+        """Download a file or the files of a folder, if the store is in a bucket. Return whether the path exists now."""
+        if self.store.mirror and not self.store.available(path):
+            self.store.mirror.download_missing(path)
         return path.exists()
 
     def _model(self, checkpoint: Path, name: str, step: int) -> None:
-        """Register a checkpoint as a version of a model; a tag says which checkpoint a version is."""
+        """Register a checkpoint as a version of a model. A tag of the version names the checkpoint."""
         from mlflow.entities import LoggedModelOutput
 
-        mark = {"genflow.checkpoint": f"{self.cursor.journal}/{checkpoint.name}"}
+        tag = {"genflow.checkpoint": f"{self.cursor.journal}/{checkpoint.name}"}
         try:
             self._call(self.client.create_registered_model, name)
-        except MlflowRejected:  # it is there, or its name is impossible, which the next call says
+        except MlflowRejected:  # it exists, or its name is invalid; then the next call raises
             versions = self._call(self.client.search_model_versions, f"name = '{name}'")
-            if any(mark.items() <= version.tags.items() for version in versions):
+            if any(tag.items() <= version.tags.items() for version in versions):
                 return
-        query = f"tags.`genflow.checkpoint` = '{mark['genflow.checkpoint']}'"
-        begun = self._call(self.client.search_logged_models, [self.cursor.experiment], query)
-        origin = {"source_run_id": self.cursor.run, "tags": mark}
+        query = f"tags.`genflow.checkpoint` = '{tag['genflow.checkpoint']}'"
+        existing = self._call(self.client.search_logged_models, [self.cursor.experiment], query)
+        origin = {"source_run_id": self.cursor.run, "tags": tag}
         create = self.client.create_logged_model
-        model = begun[0] if begun else self._call(create, self.cursor.experiment, "sampler", **origin)
+        model = existing[0] if existing else self._call(create, self.cursor.experiment, "sampler", **origin)
         with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
-            stage(checkpoint, self.root / "runs" / self.path.stem, Path(folder))
-            self._call(package, Path(folder), run_id=self.cursor.run, model_id=model.model_id)
+            copy_model_files(checkpoint, self.root / "runs" / self.path.stem, Path(folder))
+            self._call(save_pyfunc_model, Path(folder), run_id=self.cursor.run, model_id=model.model_id)
             self._call(self.client.log_model_artifacts, model.model_id, f"{folder}/model")
         self._call(self.client.finalize_logged_model, model.model_id, "READY")
-        with suppress(MlflowRejected):  # it was said before
+        with suppress(MlflowRejected):  # already logged
             self._call(self.client.log_outputs, self.cursor.run, [LoggedModelOutput(model.model_id, step)])
-        origin = {"run_id": self.cursor.run, "model_id": model.model_id, "tags": mark}
-        # by its place: "models:/ID" would be looked up at MLflow's global URI, which is the current folder
+        origin = {"run_id": self.cursor.run, "model_id": model.model_id, "tags": tag}
+        # by location: MLflow would look up "models:/ID" at its global URI, which is the current folder
         self._call(self.client.create_model_version, name, model.artifact_location, **origin)
 
 
-def stage(checkpoint: Path, run: Path, folder: Path) -> None:
-    """Copy the code and what sampling needs of a run to a neutral place: MLflow writes its path into the model."""
+def copy_model_files(checkpoint: Path, run: Path, folder: Path) -> None:
+    """Copy the code and the files for sampling to a neutral folder, because MLflow writes the path into the model."""
     shutil.copy(MODEL_CODE, folder / "model.py")
     shutil.copytree(checkpoint, folder / "checkpoint", ignore=shutil.ignore_patterns("optimizer*"))
     for name in ("recipe.yaml", "facts.json"):
@@ -329,15 +338,15 @@ def stage(checkpoint: Path, run: Path, folder: Path) -> None:
             shutil.copy(run / name, folder / "checkpoint")
 
 
-def package(folder: Path, *, run_id: str, model_id: str) -> None:
-    """Make `folder`/model of what was staged there: an MLflow model of code and safetensors, without a pickle."""
+def save_pyfunc_model(folder: Path, *, run_id: str, model_id: str) -> None:
+    """Save `folder`/model, an MLflow model without pickle, from the files of `copy_model_files`."""
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    optional = [ColSpec("double", name, required=False) for name in ("steps", "label")]  # a column may have gaps
+    optional = [ColSpec("double", name, required=False) for name in ("steps", "label")]  # may have missing values
     request = Schema([ColSpec("long", "n"), ColSpec("long", "seed"), *optional])
-    with warnings.catch_warnings(action="ignore"):  # it wants an example to try the model with, which costs seconds
+    with warnings.catch_warnings(action="ignore"):  # MLflow wants an input example, which costs seconds
         mlflow.pyfunc.save_model(
             path=str(folder / "model"),
             python_model=str(folder / "model.py"),
@@ -349,8 +358,8 @@ def package(folder: Path, *, run_id: str, model_id: str) -> None:
         )
 
 
-def begin(uri: str, registry: str) -> tuple[Any, Any]:
-    """A client of MLflow and its registry, and what it raises."""
+def connect(uri: str, registry: str) -> tuple[Any, Any]:
+    """A client of MLflow and its registry, and the exception class that it raises."""
     _load()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -358,23 +367,23 @@ def begin(uri: str, registry: str) -> tuple[Any, Any]:
     return MlflowClient(uri, registry), MlflowException
 
 
-def line(error: BaseException) -> str:
-    """An error in one line."""
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def without_password(uri: str) -> str:
-    """A URI as it may be shown and written down."""
+    """A URI without user name and password, for messages and files."""
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _load() -> None:
-    """Import MLflow with its messages kept off both outputs, which belong to the command."""
+    """Import MLflow and silence its messages on stdout and stderr, which belong to the command."""
     environment.set_defaults()
     os.environ.update(
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",  # MLflow's own make 4 minutes a call; the next pass is ours
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",  # MLflow's retries take 4 minutes per call; the next replay retries
     )
     import mlflow
 

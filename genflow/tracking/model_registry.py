@@ -1,10 +1,10 @@
-"""MLflow's model registry by genflow's names: which run an alias or a version means, and who gets an alias.
+"""MLflow's model registry: find the run of an alias or a version, and set an alias.
 
     models:/pictures@champion      the version that has the alias
     models:/pictures/3             a version
     models:/pictures               the newest version
 
-A run registers its last checkpoint under its own name, or under the name that it is promoted with.
+Promoting a run registers its last checkpoint under the run's name, or under a given name.
 """
 
 import os
@@ -17,7 +17,7 @@ from genflow.errors import SetupError, UsageError
 from genflow.storage.store import Artifact, Store
 from genflow.tracking.database import prepare
 from genflow.tracking.journal import Journal, journal_path
-from genflow.tracking.mlflow_client import begin, line, without_password
+from genflow.tracking.mlflow_client import connect, one_line, without_password
 from genflow.tracking.sync import replay
 
 SCHEME = "models:/"
@@ -25,15 +25,16 @@ ALIAS = r"[A-Za-z0-9_-]{1,100}"
 
 
 def run_of(store: Store, reference: str) -> str:
-    """The id of the run that a `models:/` reference means.
+    """The id of the run of a `models:/` reference.
 
     Raises:
-        UsageError: MLflow knows no such model, version or alias.
-        SetupError: MLflow does not answer.
+        UsageError: MLflow has no such model, version or alias.
+        SetupError: MLflow does not respond.
     """
     found = re.fullmatch(rf"models:/([^/@]+)(?:@({ALIAS})|/([0-9]+))?", reference)
     if found is None:
-        raise UsageError(f"{reference} names no model", "models:/NAME@ALIAS, models:/NAME/VERSION, or models:/NAME")
+        hint = "models:/NAME@ALIAS, models:/NAME/VERSION, or models:/NAME"
+        raise UsageError(f"{reference} is not a model reference", hint)
     name, alias, number = found.groups()
     with _client(store) as client:
         if alias:
@@ -43,45 +44,45 @@ def run_of(store: Store, reference: str) -> str:
         else:
             version = max(_versions(client, name), key=lambda each: int(each.version), default=None)
         if version is None:
-            raise UsageError(f"MLflow knows no model {name}", "genflow promote RUN --alias champion")
+            raise UsageError(f"MLflow has no model {name}", "genflow promote RUN --alias champion")
         run = client.get_run(version.run_id).data.tags.get("genflow.run")
     if not run:
-        raise UsageError(f"{reference} is a model that genflow did not make", "genflow runs ls")
+        raise UsageError(f"{reference} is a model that genflow did not register", "genflow runs ls")
     return str(run)
 
 
 def promote(store: Store, run: Artifact, name: str, alias: str) -> str:
-    """Give an alias to a run's version of a model, which is registered if it is not yet.
+    """Set an alias of a model to a run's version. Registers the version if it is not registered.
 
     Args:
-        store: where the run is.
+        store: the store of the run.
         run: a finished run.
-        name: of the model; empty: the run's own.
-        alias: such as `champion`; it leaves the version that has it now.
+        name: the model's name; empty: the run's name.
+        alias: such as `champion`; it moves from the version that has it now.
 
     Returns:
-        The reference that it can be served by.
+        The `models:/` reference, which `genflow serve` accepts.
 
     Raises:
-        UsageError: the alias or the name cannot be one.
-        SetupError: MLflow does not answer.
+        UsageError: the alias or the name is invalid.
+        SetupError: MLflow does not respond.
     """
     name = name or run.name
     if not re.fullmatch(ALIAS, alias) or re.fullmatch(r"latest|v[0-9]+", alias):
-        raise UsageError(f"--alias {alias}: letters, digits, - and _ alone, and neither `latest` nor v1, v2, ...")
+        raise UsageError(f"--alias {alias}: use only letters, digits, - and _, and neither `latest` nor v1, v2, ...")
     if not re.fullmatch(r"[^/:.%\"']{1,200}", name):
-        raise UsageError(f"--name {name}: no / : . % and quotes")
+        raise UsageError(f"--name {name}: do not use / : . % or quotes")
     from genflow.training.checkpoint import Checkpoints
 
     newest = Checkpoints(run.path / "checkpoints").newest()
     if newest is None:
-        raise UsageError(f"run {run.id} has no readable checkpoint", "train it again")
+        raise UsageError(f"run {run.id} has no readable checkpoint", "retrain it")
     meta = run.meta
     with Journal(journal_path(store.root, run.id), experiment=str(meta.get("dataset_name")), name=run.name) as journal:
         journal.model(newest, name, step=int(meta.get("steps", 0)))
     sent = replay(store, run.id, deadline_s=120.0)
     if not sent.complete:
-        raise SetupError(f"MLflow did not take the model: {sent.problem}", "genflow doctor")
+        raise SetupError(f"MLflow did not accept the model: {sent.problem}", "genflow doctor")
     with _client(store) as client:
         own = [v for v in _versions(client, name) if client.get_run(v.run_id).data.tags.get("genflow.run") == run.id]
         if not own:
@@ -96,12 +97,12 @@ def _versions(client: Any, name: str) -> list[Any]:
 
 @contextmanager
 def _client(store: Store) -> Iterator[Any]:
-    """MLflow's client; its errors become ours."""
+    """MLflow's client, whose errors are turned into genflow's."""
     uri = prepare(store)
-    client, wrong = begin(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    client, wrong = connect(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     try:
         yield client
     except wrong as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UsageError(f"MLflow: {line(error)}", "genflow promote RUN --alias champion") from error
-        raise SetupError(f"MLflow at {without_password(uri)}: {line(error)[:300]}", "genflow doctor") from error
+            raise UsageError(f"MLflow: {one_line(error)}", "genflow promote RUN --alias champion") from error
+        raise SetupError(f"MLflow at {without_password(uri)}: {one_line(error)[:300]}", "genflow doctor") from error

@@ -1,9 +1,9 @@
-"""What MLflow runs when it serves a registered model: a table of requests in, a table of pictures out.
+"""The code that MLflow runs for a registered model. Input: a table of requests. Output: a table of images.
 
     mlflow.pyfunc.load_model("models:/fm-digits/1").predict([{"n": 4, "seed": 0, "steps": 10}])
 
-MLflow copies this file into the model and executes it ("models from code", so nothing is pickled); beside it
-lie this package and the checkpoint.
+MLflow copies this file into the model and executes it ("models from code", so nothing is pickled). The model also
+contains this package and the checkpoint.
 """
 
 import base64
@@ -21,32 +21,32 @@ from genflow.errors import UsageError
 
 
 class Sampler(PythonModel):
-    """Draws pictures from a checkpoint."""
+    """Draws images from a checkpoint."""
 
     def load_context(self, context: Any) -> None:
-        """Load the engine from the checkpoint that lies in the model."""
+        """Load the engine from the model's checkpoint."""
         from genflow.sampling.engine import Engine
 
         self.engine = Engine.from_folder(Path(context.artifacts["checkpoint"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Draw the pictures that were asked for.
+        """Draw the requested images.
 
         Args:
-            context: MLflow's; the checkpoint was loaded from it.
-            model_input: one request a row: `n` pictures from the seeds `seed`, `seed` + 1, ...; optionally the
-                number of `steps` and the class `label`.
-            params: none are known.
+            context: unused; `load_context` has loaded the checkpoint.
+            model_input: one request per row: `n` images from the seeds `seed`, `seed` + 1, ...; optionally the number
+                of `steps` and the class `label`.
+            params: unused.
 
         Returns:
-            One picture a row: `seed`, and `png` in base64.
+            One image per row: its `seed`, and `png` in base64.
 
         Raises:
-            UsageError: the model draws points of the plane, or a request is wrong.
+            UsageError: the model draws 2-D points, or a request is invalid.
         """
         levels = self.engine.facts.levels
         if levels is None:
-            raise UsageError("this model draws points of the plane, which are no pictures", "genflow sample RUN")
+            raise UsageError("this model draws 2-D points, not images", "genflow sample RUN")
         rows = []
         for request in model_input.to_dict("records"):
             given = {key: int(value) for key, value in request.items() if pd.notna(value)}
@@ -54,15 +54,15 @@ class Sampler(PythonModel):
             labels = [given["label"]] * len(seeds) if "label" in given else None
             options: dict[str, Any] = {"steps": given["steps"]} if "steps" in given else {}
             drawn = self.engine.draw(seeds, labels=labels, **options)
-            pictures = (drawn.images.astype(np.uint32) * 255 // (levels - 1)).astype(np.uint8)
-            rows += [{"seed": seed, "png": _png(picture)} for seed, picture in zip(seeds, pictures, strict=True)]
+            images = (drawn.images.astype(np.uint32) * 255 // (levels - 1)).astype(np.uint8)
+            rows += [{"seed": seed, "png": _png(image)} for seed, image in zip(seeds, images, strict=True)]
         return pd.DataFrame(rows, columns=["seed", "png"])
 
 
-def _png(picture: np.ndarray) -> str:
-    """A picture (H, W, C) of bytes as a PNG file in base64."""
+def _png(image: np.ndarray) -> str:
+    """An image (H, W, C) uint8 as a PNG file in base64."""
     file = io.BytesIO()
-    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(file, "PNG")
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 

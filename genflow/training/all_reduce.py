@@ -1,6 +1,6 @@
-"""The gradients of several workers become one: summed in buckets, each as soon as backward has filled it.
+"""All-reduce the gradients of several workers in buckets, each as soon as backward has filled it.
 
-The last layers' gradients come first, so their sum travels while those of the first layers are computed.
+Backward computes the last layers' gradients first, so their sum overlaps with the backward pass of the first layers.
 
 References:
     PyTorch Distributed (Li et al., 2020), section 3.2   https://arxiv.org/abs/2006.15704
@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-LEAST, MOST = 1 << 20, 25 << 20  # bytes of a bucket: below, a message costs more than its content; above, none overlaps
-PARTS = 16  # that a net is divided into, within those
+MIN_BUCKET_BYTES = 1 << 20  # below, a message costs more than its content
+MAX_BUCKET_BYTES = 25 << 20  # above, no sum overlaps with backward
+BUCKETS = 16  # buckets of a net, within those limits
 
 
 class Gradients:
@@ -23,65 +24,65 @@ class Gradients:
 
     Args:
         module: the player.
-        world: workers; each brings its share of the mean, so that the sum is the gradient of the whole batch.
+        world: workers; each contributes its share of the mean, so the sum is the gradient of the whole batch.
     """
 
     def __init__(self, module: nn.Module, world: int) -> None:
         self.factor = 1
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._buckets = _buckets(self._parameters[::-1]) if world > 1 else []
-        self._left: list[int] = []
-        self._under_way: list[tuple[Any, Tensor, list[Tensor]]] = []
-        self._begin()
+        self._missing: list[int] = []
+        self._pending: list[tuple[Any, Tensor, list[Tensor]]] = []
+        self._reset()
         for number, bucket in enumerate(self._buckets):
             for parameter in bucket:
-                parameter.register_post_accumulate_grad_hook(self._filling(number))
+                parameter.register_post_accumulate_grad_hook(self._hook_for(number))
 
-    def take(self, clip: float) -> float:
-        """Wait for the sums, scale them down to the norm `clip`; the norm they had, the same on every worker."""
-        while len(self._under_way) < len(self._buckets):  # some parameter had no part in the loss
-            self._send()
-        for work, flat, grads in self._under_way:
+    def reduce_and_clip(self, clip: float) -> float:
+        """Wait for the sums, clip them to the norm `clip`, and return the norm before; the same on every worker."""
+        while len(self._pending) < len(self._buckets):  # some parameters had no gradient
+            self._launch_next()
+        for work, flat, grads in self._pending:
             if work is not None:
                 work.wait()
                 parts = flat.split([g.numel() for g in grads])
                 torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(parts, grads, strict=True)])
-        self._begin()
+        self._reset()
         grads = [p.grad for p in self._parameters if p.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         if math.isfinite(norm) and norm > clip:
             torch._foreach_mul_(grads, clip / norm)
         return norm
 
-    def _begin(self) -> None:
-        self._left = [len(bucket) for bucket in self._buckets]
-        self._under_way = []
+    def _reset(self) -> None:
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._pending = []
 
-    def _filling(self, number: int) -> Callable[[Tensor], None]:
-        def filled(_: Tensor) -> None:
-            self._left[number] -= 1
-            while len(self._under_way) < len(self._buckets) and not self._left[len(self._under_way)]:
-                self._send()
+    def _hook_for(self, number: int) -> Callable[[Tensor], None]:
+        def hook(_: Tensor) -> None:
+            self._missing[number] -= 1
+            while len(self._pending) < len(self._buckets) and not self._missing[len(self._pending)]:
+                self._launch_next()
 
-        return filled
+        return hook
 
-    def _send(self) -> None:
-        """Begin to sum the next bucket: in one order, so that all workers speak of the same one."""
-        grads = [p.grad for p in self._buckets[len(self._under_way)] if p.grad is not None]
+    def _launch_next(self) -> None:
+        """Start the all-reduce of the next bucket; the order is fixed, so that all workers reduce the same bucket."""
+        grads = [p.grad for p in self._buckets[len(self._pending)] if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads]) if grads else torch.empty(0)
-        self._under_way.append((dist.all_reduce(flat, async_op=True) if grads else None, flat, grads))
+        self._pending.append((dist.all_reduce(flat, async_op=True) if grads else None, flat, grads))
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The parameters in their order, in lists of about one size."""
+    """Split the parameters, in their order, into lists of about the same size in bytes."""
     sizes = [p.numel() * p.element_size() for p in parameters]
-    most = min(MOST, max(LEAST, sum(sizes) // PARTS))
+    limit = min(MAX_BUCKET_BYTES, max(MIN_BUCKET_BYTES, sum(sizes) // BUCKETS))
     made: list[list[nn.Parameter]] = []
     room = 0
     for parameter, size in zip(parameters, sizes, strict=True):
         if size > room or not made:
             made.append([])
-            room = most
+            room = limit
         made[-1].append(parameter)
         room -= size
     return made

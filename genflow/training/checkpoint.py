@@ -1,9 +1,9 @@
-"""Checkpoints: weights, their average, the optimizer and the clock, as safetensors and JSON, never pickle.
+"""Checkpoints: weights, averaged weights, optimizer state and clock, as safetensors and JSON, never pickle.
 
     checkpoints/step_00001000/  weights.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
 
-A checkpoint exists once its folder does: it is written beside, fsynced, and renamed (see `store`). Of a store in a
-bucket, it exists once it is there: it is sent before training goes on.
+A checkpoint exists once its folder does: it is written to a temporary folder, fsynced, and renamed (see `store`). In a
+bucket it exists once it is uploaded, and training continues only then.
 """
 
 import json
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from genflow.errors import DataError
 from genflow.storage import mirror
-from genflow.storage.files import clear_disk_errors, sync_folder, write_atomically
+from genflow.storage.files import explain_disk_errors, sync_folder, write_atomically
 from genflow.storage.manifest import describe, read_manifest, verify
 from genflow.storage.store import MANIFEST
 from genflow.training import fsdp
-from genflow.training.fsdp import share_of, whole
+from genflow.training.fsdp import full_tensor, shard_like
 
 STATE = "state.json"
 
@@ -39,7 +39,7 @@ class State(TypedDict):
         cpu_seconds: CPU seconds of one worker, over all attempts.
         parameters: of all nets.
         rollbacks: how often the learning rate was halved after a divergence.
-        run: the run's id, of an export.
+        run: the run's id; only in an export.
     """
 
     step: int
@@ -55,8 +55,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie.
-        keep: how many of the newest stay.
+        folder: of the checkpoints.
+        keep: how many of the newest to keep.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -69,9 +69,9 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("step_*") if ".tmp-" not in p.name and (p / MANIFEST).is_file())
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose files are what was committed; a corrupt one is passed over."""
-        if (bucket := self._mirror()) and not (self.folder.parent / MANIFEST).is_file():  # else all of it was brought
-            return bucket.newest(self.folder, "step_")
+        """The newest checkpoint whose files match its manifest; a corrupt one is skipped."""
+        if (bucket := self._mirror()) and not (self.folder.parent / MANIFEST).is_file():  # else it is all here
+            return bucket.fetch_newest(self.folder, "step_")
         for path in reversed(self.steps()):
             manifest = read_manifest(path)
             try:
@@ -83,29 +83,29 @@ class Checkpoints:
         return None
 
     def _mirror(self) -> mirror.BucketMirror | None:
-        return mirror.of(self.folder)
+        return mirror.containing(self.folder)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Commit what `write(folder)` puts into a folder, then let go of the oldest."""
+        """Commit the files that `write(folder)` writes, then delete the oldest checkpoints."""
         path = self.folder / f"step_{step:08d}"
         attempt = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
-        with clear_disk_errors(path):
+        with explain_disk_errors(path):
             attempt.mkdir(parents=True)
             try:
                 write(attempt)
                 manifest = describe(attempt, "checkpoints", path.name)
                 write_atomically(attempt / MANIFEST, json.dumps(manifest))
-                if path.exists():  # of an earlier attempt; equal, because a run is a function of its recipe
+                if path.exists():  # from an earlier attempt; it is equal, because a run is a function of its recipe
                     shutil.rmtree(path)
                 os.rename(attempt, path)
                 sync_folder(self.folder)
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
         if bucket := self._mirror():
-            bucket.send(path, path, manifest)
+            bucket.upload_folder(path, path, manifest)
             older = sorted(name for name in bucket.names(bucket.key(self.folder)) if name < path.name)
             for name in older[: 1 - self.keep or None]:
-                bucket.forget(self.folder / name)
+                bucket.delete_folder(self.folder / name)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         for torn in self.folder.glob("step_*.tmp-*"):
@@ -118,13 +118,13 @@ Tensors = dict[str, dict[str, Tensor]]  # by file
 def gather(
     module: nn.Module, average: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimizer], *, keep: bool = True
 ) -> Tensors:
-    """A run's tensors, on the CPU. Of a module that is cut every worker must ask for them.
+    """A run's tensors, on the CPU. If the module is sharded, every worker must call this.
 
     Args:
         module: its parameters and persistent buffers are saved.
-        average: the slow copy of the parameters, by name.
+        average: the averaged parameters, by name.
         optimizers: by name; their tensors are saved as `name/parameter/slot`.
-        keep: whether this worker wants them.
+        keep: whether this worker keeps the tensors.
     """
     found: Tensors = {"weights": module.state_dict(), "ema": average, "optimizer": {}}
     for name, optimizer in optimizers.items():
@@ -134,18 +134,18 @@ def gather(
     made: Tensors = {file: {} for file in found}
     for file, tensors in found.items():
         for name, tensor in tensors.items():
-            full = whole(tensor.detach())  # one after the other, since all of them may fit nowhere but in memory
+            full = full_tensor(tensor.detach())  # one at a time: all of them may not fit on the device
             if keep:
                 made[file][name] = full.cpu().contiguous()
     return made
 
 
 def write(folder: Path, tensors: Tensors, state: State) -> None:
-    """Put a run's state into a folder.
+    """Write a run's state into a folder.
 
     Args:
-        folder: empty.
-        tensors: what `gather` found.
+        folder: an empty folder.
+        tensors: the result of `gather`.
         state: of the training so far.
     """
     for file, own in tensors.items():
@@ -162,12 +162,12 @@ def read_state(folder: Path) -> State:
 def read(
     folder: Path, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], device: str = "cpu"
 ) -> tuple[dict[str, Tensor], State]:
-    """Take over what `write` saved; returns the average and the state. A module that is cut takes its share.
+    """Load what `write` saved; return the average and the state. A sharded module loads its shards.
 
     Raises:
-        DataError: the weights are another net's.
+        DataError: the weights do not fit the net.
     """
-    fsdp.load(module, _fitting(folder, module, device))
+    fsdp.load(module, _matching_weights(folder, module, device))
     slots = load_file(folder / "optimizer.safetensors")
     for name, optimizer in optimizers.items():
         document = optimizer.state_dict()
@@ -177,29 +177,29 @@ def read(
             owner, index, slot = key.split("/")
             if owner == name:
                 like = parameters[int(index)]
-                own = share_of(value, like) if value.shape == like.shape else value
+                own = shard_like(value, like) if value.shape == like.shape else value
                 document["state"].setdefault(int(index), {})[slot] = own
         optimizer.load_state_dict(document)
     return load_file(folder / "ema.safetensors", device=device), read_state(folder)
 
 
 def load_weights(folder: Path, module: nn.Module, *, average: bool = True) -> State:
-    """Load only what sampling needs, the average or the raw weights; returns the state.
+    """Load only what sampling needs, the averaged or the raw weights; return the state.
 
     Raises:
-        DataError: the weights are another net's.
+        DataError: the weights do not fit the net.
     """
-    module.load_state_dict(_fitting(folder, module))
-    if average and (folder / "ema.safetensors").exists():  # an export's one file of weights is the average
+    module.load_state_dict(_matching_weights(folder, module))
+    if average and (folder / "ema.safetensors").exists():  # an export has the average alone
         module.load_state_dict(load_file(folder / "ema.safetensors"), strict=False)
     return read_state(folder)
 
 
-def _fitting(folder: Path, module: nn.Module, device: str = "cpu") -> dict[str, Tensor]:
-    """A checkpoint's weights, if they are of this net.
+def _matching_weights(folder: Path, module: nn.Module, device: str = "cpu") -> dict[str, Tensor]:
+    """A checkpoint's weights, if their names and shapes are those of the net.
 
     Raises:
-        DataError: they are another's, such as one that an older genflow built from the same recipe.
+        DataError: they are not, for example because an older genflow built another net from the same recipe.
     """
     weights = load_file(folder / "weights.safetensors", device=device)
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -207,8 +207,8 @@ def _fitting(folder: Path, module: nn.Module, device: str = "cpu") -> dict[str, 
     if other := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
         name = other[0]
         raise DataError(
-            f"{folder}: {len(other)} tensors are not those of the net that this genflow builds from the recipe: {name} "
+            f"{folder}: {len(other)} tensors do not fit the net that this genflow builds from the recipe: {name} "
             f"is {found.get(name, 'missing')}, not {own.get(name, 'a part of it')}",
-            "train it again, or use the genflow that made it",
+            "retrain it, or use the version of genflow that wrote it",
         )
     return weights

@@ -1,9 +1,9 @@
-"""The slow copy of the weights: a power-function average, which suits short runs and long ones alike.
+"""Averaged weights: a power-function average, which suits both short and long runs.
 
     beta_n = (1 - 1/n)^(gamma + 1),   average_n = beta_n average_{n-1} + (1 - beta_n) weights_n
 
-Its width is a constant share sigma_rel of the training so far; a fixed 0.9999 would still be noise after a
-thousand steps.
+Its width is a constant share sigma_rel of the training so far. With a fixed beta = 0.9999 the average would still be
+mostly the initial weights after a thousand steps.
 
 References:
     Analyzing and Improving the Training Dynamics of Diffusion Models, EDM2 (Karras et al., 2024), section 3.1
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genflow.training.fsdp import share_of
+from genflow.training.fsdp import shard_like
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -39,7 +39,7 @@ class Ema:
     """A power-function average of a module's parameters.
 
     Args:
-        module: whose parameters are followed.
+        module: its trainable parameters are averaged.
         sigma_rel: the width, as a share of training.
     """
 
@@ -50,7 +50,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps have been made (step = 1, 2, ...)."""
+        """Add the weights after step number `step` (1, 2, ...) to the average."""
         beta = (1 - 1 / step) ** (self.gamma + 1)
         torch._foreach_lerp_(self._average, [p.detach() for _, p in self._source], 1 - beta)
 
@@ -60,6 +60,6 @@ class Ema:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+        """Load what `state` returned."""
         for (name, _), average in zip(self._source, self._average, strict=True):
-            average.copy_(share_of(state[name], average))
+            average.copy_(shard_like(state[name], average))

@@ -1,7 +1,7 @@
-"""Nets that fit no single device: each worker holds its share of every parameter, and of all that follows it (FSDP2).
+"""Shard nets that fit no single device (FSDP2): each worker holds a shard of every parameter.
 
-A parameter, its gradient, its average and its optimizer's slots are cut along the first dimension. A block of the net
-is put together where it is computed, and taken apart behind it.
+A parameter, its gradient, its average and its optimizer state are sharded along the first dimension. A block of the net
+is gathered before it is computed, and freed after it.
 
 References:
     PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel (Zhao et al., 2023)   https://arxiv.org/abs/2304.11277
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 
 def shard(module: nn.Module, device: torch.device, world: int) -> None:
-    """Cut a module's parameters for the workers: block by block, where it has blocks in a list.
+    """Shard a module's parameters over the workers, block by block if it has blocks (see `blocks`).
 
     Args:
-        module: with the same parameters on every worker.
-        device: where it is.
+        module: has the same parameters on every worker.
+        device: of the module.
         world: the number of workers.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -35,7 +35,7 @@ def shard(module: nn.Module, device: torch.device, world: int) -> None:
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """The modules that stand in lists and have parameters of several dimensions; the innermost lists' first."""
+    """The members of module lists that have parameters of two or more dimensions; the innermost lists first."""
     found: dict[int, nn.Module] = {}
     for holder in module.modules():
         if isinstance(holder, nn.ModuleList):
@@ -46,22 +46,24 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return list(found.values())[::-1]
 
 
-def is_cut(tensor: Any) -> bool:
-    """Whether a tensor is one of which each worker holds a share. Nobody has one before torch's module is loaded, and
-    loading it takes a second."""
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is sharded (a DTensor).
+
+    This does not import torch.distributed.tensor, which takes a second: no DTensor exists before it is imported.
+    """
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def whole(tensor: Any) -> Tensor:
-    """All of a tensor. Of one that is cut every worker must ask for it."""
-    full: Tensor = tensor.full_tensor() if is_cut(tensor) else tensor
-    return full
+def full_tensor(tensor: Any) -> Tensor:
+    """The whole tensor. If it is sharded, every worker must call this."""
+    gathered: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return gathered
 
 
-def share_of(tensor: Tensor, like: Any) -> Tensor:
-    """A whole tensor, cut as another one is."""
-    if not is_cut(like):
+def shard_like(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor, sharded in the same way as `like`."""
+    if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -70,25 +72,25 @@ def share_of(tensor: Tensor, like: Any) -> Tensor:
 
 @torch.no_grad()
 def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """`load_state_dict` of whole tensors into a module that may be cut."""
+    """`load_state_dict` with whole tensors, into a module that may be sharded."""
     state = module.state_dict()
-    module.load_state_dict({name: share_of(tensor, state[name]) for name, tensor in tensors.items()})
+    module.load_state_dict({name: shard_like(tensor, state[name]) for name, tensor in tensors.items()})
 
 
 class ShardedGradients:
-    """The gradients of a module that is cut: FSDP has summed them already.
+    """The gradients of a sharded module: FSDP has averaged them already.
 
     Args:
         module: the player.
-        world: workers; FSDP divides by it, so each worker's loss is to be multiplied by it.
+        world: workers; FSDP divides by this number, so each worker multiplies its loss by it (`factor`).
     """
 
     def __init__(self, module: nn.Module, world: int) -> None:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.factor = world
 
-    def take(self, clip: float) -> float:
-        """Scale them down to the norm `clip`; the norm they had, the same on every worker."""
+    def reduce_and_clip(self, clip: float) -> float:
+        """Clip the gradients to the norm `clip`, and return the norm before; the same on every worker."""
         grads = [p.grad for p in self._parameters if p.grad is not None]
         norm = _norm(grads)
         if math.isfinite(norm) and norm > clip:
@@ -97,7 +99,7 @@ class ShardedGradients:
 
 
 def _norm(grads: Iterable[Any]) -> float:
-    local = [g.to_local() if is_cut(g) else g for g in grads]
+    local = [g.to_local() if is_sharded(g) else g for g in grads]
     squares = torch.stack(torch._foreach_norm(local)).square().sum()
     dist.all_reduce(squares)
     return float(squares.sqrt())

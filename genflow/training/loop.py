@@ -1,7 +1,7 @@
 """The one training loop, for every family and any number of players, workers and devices.
 
-It knows no family, no Ray and no MLflow. Every draw is a function of (seed, purpose, step, row), the batch of a
-step is a function of the step, and a checkpoint holds the rest; so a run that is killed anywhere goes on to the
+It knows no family, no Ray and no MLflow. Every random draw is a function of (seed, purpose, step, row), the batch of a
+step is a function of the step, and a checkpoint holds the rest. So a run that is killed at any point resumes to the
 same bits, and the number of workers changes only the order of sums.
 """
 
@@ -39,7 +39,7 @@ class FitResult:
         images: images seen.
         seconds: wall-clock seconds of training, over all attempts.
         cpu_seconds: CPU seconds of this worker, over all attempts.
-        done: whether the budget is used up; False if somebody asked it to stop.
+        done: whether the budget is used up; False if the run was asked to stop.
     """
 
     step: int
@@ -49,15 +49,15 @@ class FitResult:
     done: bool
 
 
-LARGEST_ROLLBACKS = 3
+MAX_ROLLBACKS = 3
 
 
 class NonFinite(GenflowError):  # noqa: N818  the loss's state, as numpy and torch call it
-    """The loss or its gradient is not a number; the weights have not moved."""
+    """The loss or its gradient is not finite; the weights have not been updated."""
 
 
-class TrainingDiverged(GenflowError):  # noqa: N818  the family's own word for it
-    """The family says that its training has gone wrong."""
+class TrainingDiverged(GenflowError):  # noqa: N818  the name that the families use
+    """The family's `diagnose` reports that training has failed."""
 
 
 def fit(
@@ -66,24 +66,24 @@ def fit(
     session: Session,
     train: Train,
     on_checkpoint: Callable[[int, dict[str, Tensor]], None] = lambda step, average: None,
-    whole: Callable[[int], Batch] | None = None,
+    full_batches: Callable[[int], Batch] | None = None,
 ) -> FitResult:
     """Train a family until its budget of steps or minutes is used up.
 
     Args:
-        family: with fresh weights, the same on every worker; its weights are moved.
-        batches: the batch of a step, this worker's share of it.
-        session: where this runs.
+        family: with initial weights, the same on every worker; they are trained in place.
+        batches: returns this worker's share of the batch of a step.
+        session: rank, device and callbacks.
         train: the recipe's section.
         on_checkpoint: called on rank 0 at every checkpoint with the step and the averaged weights.
-        whole: the whole batch of a step, for the family's `finish`; None: `batches` are whole.
+        full_batches: returns the whole batch of a step, for the family's `finish`; None: `batches` are whole.
 
     Raises:
-        NonFinite: the loss or gradient is not finite; raised before the optimizer moves.
-        TrainingDiverged: the family says in words what has gone wrong. Both errors end the run at once, or after
-            three rollbacks if the recipe asks for them.
+        NonFinite: the loss or gradient is not finite; raised before the optimizer's step.
+        TrainingDiverged: the family diagnoses a failure. Both errors end the run at once, or after three rollbacks if
+            the recipe asks for them.
     """
-    # Set the stage.
+    # Set up.
     if session.threads:
         torch.set_num_threads(session.threads)
     device = torch.device(session.device)
@@ -98,15 +98,15 @@ def fit(
     named = {f"{player}.{name}": o for player, own in optimizers.items() for name, o in own.items()}
     ema = Ema(family, train.ema)
     start, stop = rank_range(train.batch, session.rank, session.world)
-    amp = _precision(train.precision, device)
+    amp = _use_bfloat16(train.precision, device)
     if train.compile:
         for player in family.players:
             getattr(family, player).compile()
-    clock = _Clock(train)
+    clock = _BudgetClock(train)
     parameters = sum(p.numel() for p in family.parameters())
-    parts = _Parts()
+    timer = _StepTimer()
 
-    # Go on where an earlier attempt ended.
+    # Resume from the newest checkpoint.
     step, saved, rollbacks = 0, -1, 0
 
     def load() -> bool:
@@ -136,10 +136,10 @@ def fit(
             saved = step
 
     def roll_back(why: GenflowError) -> None:
-        """To the newest checkpoint, at half the rate; the draws of a step are a function of it, but not its end."""
+        """Load the newest checkpoint and halve the learning rate; the steps after it get the same draws again."""
         nonlocal rollbacks
         before = rollbacks
-        if train.on_trouble == "stop" or before >= LARGEST_ROLLBACKS or not load():
+        if train.on_trouble == "stop" or before >= MAX_ROLLBACKS or not load():
             raise why
         rollbacks = before + 1
         family.reset_diagnosis()
@@ -147,17 +147,17 @@ def fit(
     load()
     stopped = False
     clock.start()
-    clock.agree(session.world, device)
-    parts.mark("")
+    clock.synchronize(session.world, device)
+    timer.mark("")
     while not (done := clock.position(step) >= 1):
         batch = batches(step)
-        parts.mark("data")
-        lr = _schedule(train, step, clock.position(step)) * 0.5**rollbacks
+        timer.mark("data")
+        lr = _lr_factor(train, step, clock.position(step)) * 0.5**rollbacks
         family.prepare(clock.position(step))
         log: dict[str, Tensor] = {}
-        wrong: GenflowError | None = None
+        failure: GenflowError | None = None
 
-        # Every player moves in turn.
+        # Update the players one after another.
         for player in family.players:
             module: nn.Module = getattr(family, player)
             others = [getattr(family, name) for name in family.players if name != player]
@@ -165,16 +165,16 @@ def fit(
             rng = BatchRng(train.seed, f"loss/{player}", step, start=start, total=train.batch, device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 loss, numbers = family.loss(player, batch, rng)
-            parts.mark("loss")
+            timer.mark("loss")
             (loss * ((stop - start) / train.batch * gradients[player].factor)).backward()
             _require_grad(others, True)
-            parts.mark("backward")
-            norm = gradients[player].take(train.clip)
-            parts.mark("gather")
+            timer.mark("backward")
+            norm = gradients[player].reduce_and_clip(train.clip)
+            timer.mark("gather")
             if not math.isfinite(norm):
-                wrong = NonFinite(
+                failure = NonFinite(
                     f"the loss of {player} is not finite at step {step + 1} (loss {float(loss.detach()):.3g}, "
-                    f"gradient norm {norm:.3g}); the weights were not moved",
+                    f"gradient norm {norm:.3g}); the weights were not updated",
                     f"try --set train.lr={train.lr / 3:.2g}, or --set train.precision=fp32",
                 )
                 break
@@ -183,45 +183,46 @@ def fit(
                     group["lr"] = group["base_lr"] * lr
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            parts.mark("optimizer")
+            timer.mark("optimizer")
             suffix = "" if len(family.players) == 1 else f"/{player}"
             log |= {f"loss{suffix}": loss.detach(), **{k: v.detach() for k, v in numbers.items()}}
             log[f"gradient_norm{suffix}"] = torch.tensor(norm)
 
-        if wrong is None and (step + 1) % DIAGNOSE_EVERY == 0:
+        if failure is None and (step + 1) % DIAGNOSE_EVERY == 0:
             words = family.diagnose(_numbers(log, session, (stop - start) / train.batch))
             if words:
-                wrong = TrainingDiverged(f"{words} (step {step + 1})", f"try --set train.lr={train.lr / 3:.2g}")
-        if wrong is not None:
+                failure = TrainingDiverged(f"{words} (step {step + 1})", f"try --set train.lr={train.lr / 3:.2g}")
+        if failure is not None:
             module.zero_grad(set_to_none=True)
-            roll_back(wrong)
+            roll_back(failure)
             continue
 
         step += 1
         ema.update(step)
         family.after_step(step)
-        clock.agree(session.world, device)
-        parts.mark("average")
-        asked = False
+        clock.synchronize(session.world, device)
+        timer.mark("average")
+        stop_requested = False
         if step % train.log_every == 0:
-            asked = _report(log, step, lr * train.lr, clock, session, (stop - start) / train.batch, train, parts.take())
-            parts.mark("report")
+            share_of_batch, parts = (stop - start) / train.batch, timer.pop_means()
+            stop_requested = _report(log, step, lr * train.lr, clock, session, share_of_batch, train, parts)
+            timer.mark("report")
         if step % train.checkpoint_every == 0:
             save()
-            parts.mark("checkpoint")
-        # One worker may stop at any step; several only together, at a report, which tells them of each other.
-        if stopped := asked or (session.world == 1 and session.should_stop()):
+            timer.mark("checkpoint")
+        # One worker may stop at any step. Several stop together at a report, which shares the stop request.
+        if stopped := stop_requested or (session.world == 1 and session.should_stop()):
             break
     if done and not stopped and (session.rank == 0 or sharded):
-        on_average(family, ema.state(), lambda: family.finish(whole or batches))
+        with_average(family, ema.state(), lambda: family.finish(full_batches or batches))
     save(again=done and not stopped)
     return FitResult(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
 
 
-class _Parts:
-    """Where a step's time goes: wall-clock seconds of this worker.
+class _StepTimer:
+    """Wall-clock seconds of the parts of a step, on this worker.
 
-    On a GPU kernels run behind, and a part is how long the process waited in it; the sum is the step's time still.
+    GPU kernels run asynchronously, so a part is how long the process waited in it; the sum is still the step's time.
     """
 
     def __init__(self) -> None:
@@ -230,28 +231,28 @@ class _Parts:
         self._at = time.perf_counter()
 
     def mark(self, part: str) -> None:
-        """What happened since the last mark was this part; without a name, nobody's."""
+        """Count the time since the last mark as this part; with an empty name, discard it."""
         now = time.perf_counter()
         if part:
             self._seconds[part] = self._seconds.get(part, 0.0) + now - self._at
         self._steps += part == "average"
         self._at = now
 
-    def take(self) -> dict[str, float]:
-        """Seconds of each part, mean over the steps since it was asked for last."""
-        taken = {part: seconds / max(1, self._steps) for part, seconds in self._seconds.items()}
+    def pop_means(self) -> dict[str, float]:
+        """Mean seconds of each part over the steps since the last call; then reset."""
+        means = {part: seconds / max(1, self._steps) for part, seconds in self._seconds.items()}
         self._seconds, self._steps = {}, 0
-        return taken
+        return means
 
 
-class _Clock:
-    """How much of the budget is used, over all attempts of a run."""
+class _BudgetClock:
+    """The used share of the budget, over all attempts of a run."""
 
     def __init__(self, train: Train) -> None:
         self._train = train
         self._wall_before = self._cpu_before = 0.0
         self._wall = self._cpu = 0.0
-        self._agreed: float | None = None
+        self._synchronized: float | None = None
 
     def resume(self, state: checkpoint.State) -> None:
         self._wall_before, self._cpu_before = state["seconds"], state["cpu_seconds"]
@@ -266,26 +267,25 @@ class _Clock:
         return self._cpu_before + time.process_time() - self._cpu
 
     def position(self, step: int) -> float:
-        """The share of the budget that is used: the larger of steps and, if there is a limit, minutes."""
+        """The used share of the budget: of steps or, if they are limited, of minutes; the larger."""
         share = step / self._train.steps
-        return max(share, self._agreed if self._agreed is not None else self._used())
+        return max(share, self._synchronized if self._synchronized is not None else self._used())
 
     def _used(self) -> float:
-        """The share of minutes and of CPU minutes that is used, where the recipe limits them."""
+        """The larger used share of minutes and CPU minutes, where the recipe limits them; else 0."""
         limits = ((self.seconds, self._train.minutes), (self.cpu_seconds, self._train.cpu_minutes))
         return max((now() / (60 * limit) for now, limit in limits if limit is not None), default=0.0)
 
-    def agree(self, world: int, device: torch.device) -> None:
-        """Let all workers agree on the time, so that they end at one step and share one learning rate."""
+    def synchronize(self, world: int, device: torch.device) -> None:
+        """Broadcast rank 0's used time: all workers stop at the same step and use the same learning rate."""
         if world > 1 and (self._train.minutes is not None or self._train.cpu_minutes is not None):
             used = torch.tensor([self._used()], device=device)
             dist.broadcast(used, 0)
-            self._agreed = float(used)
+            self._synchronized = float(used)
 
 
-def _schedule(train: Train, step: int, position: float) -> float:
-    """The learning rate as a share of train.lr: a linear rise over `warmup` steps, a linear fall over the last
-    `decay` of the budget."""
+def _lr_factor(train: Train, step: int, position: float) -> float:
+    """The factor of train.lr: a linear rise over `warmup` steps, a linear fall over the last `decay` of the budget."""
     rise = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
     fall = min(1.0, (1 - position) / train.decay) if train.decay else 1.0
     return max(0.0, rise * fall)
@@ -296,29 +296,29 @@ def _require_grad(modules: Iterable[nn.Module], value: bool) -> None:
         module.requires_grad_(value)
 
 
-def _precision(wanted: str, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16: where the chip multiplies it in hardware, unless the recipe says."""
+def _use_bfloat16(wanted: str, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16: as the recipe says, or for `auto` if the hardware multiplies it."""
     if wanted != "auto":
         return wanted == "bf16"
     return multiplies_bfloat16(device)
 
 
 def _report(
-    log: dict[str, Tensor], step: int, lr: float, clock: _Clock, session: Session, weight: float, train: Train,
+    log: dict[str, Tensor], step: int, lr: float, clock: _BudgetClock, session: Session, weight: float, train: Train,
     parts: dict[str, float],
 ) -> bool:  # fmt: skip
-    """Log a step's numbers; whether any of several workers was asked to stop."""
+    """Log a step's numbers; return whether any of several workers was asked to stop."""
     if session.world > 1:
         log = {**log, "stop": torch.tensor(float(session.should_stop()))}
     numbers = _numbers(log, session, weight)
-    asked = numbers.pop("stop", 0.0) > 0
+    stop_requested = numbers.pop("stop", 0.0) > 0
     if session.rank == 0:
         seconds = clock.seconds()
         numbers |= {"lr": lr, "images": step * train.batch, "images_per_second": step * train.batch / seconds}
         numbers |= {"seconds": seconds, "position": clock.position(step)}
         session.log({"step": step, **numbers})
         session.watch({"step": step, **numbers}, parts)
-    return asked
+    return stop_requested
 
 
 def _numbers(log: dict[str, Tensor], session: Session, weight: float) -> dict[str, float]:
@@ -331,8 +331,8 @@ def _numbers(log: dict[str, Tensor], session: Session, weight: float) -> dict[st
     return dict(zip(log, values.tolist(), strict=True))
 
 
-def on_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any]) -> Any:
-    """Call `use` while the family holds its averaged weights, then give the raw ones back."""
+def with_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any]) -> Any:
+    """Call `use` while the family has the averaged weights, in eval mode; then restore the raw weights."""
     raw = {name: p.detach().clone() for name, p in family.named_parameters() if name in average}
     family.load_state_dict(average, strict=False)
     family.eval()

@@ -1,9 +1,9 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied.
+"""Muon: momentum SGD whose update matrices are orthogonalized.
 
     M <- mu M + G,    U = NewtonSchulz(G + mu M) ~ the nearest semi-orthogonal matrix,    W <- W - lr s U
 
-with s = sqrt(max(1, rows / columns)). `torch.optim.Muon` takes 2-D parameters only; here a convolution is the
-matrix (out, in k k), and matrices of one shape are iterated together in one batched product.
+with s = sqrt(max(1, rows / columns)). `torch.optim.Muon` takes 2-D parameters only; here a convolution is
+the matrix (out, in k k), and matrices of equal shape are orthogonalized together in batched products.
 
 References:
     Muon: an optimizer for hidden layers (Jordan et al., 2024)   https://kellerjordan.github.io/posts/muon/
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from genflow.training.fsdp import share_of, whole
+from genflow.training.fsdp import full_tensor, shard_like
 from genflow.training.precision import multiplies_bfloat16
 
 
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -56,18 +56,18 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(buffers, mu)
         torch._foreach_add_(buffers, grads)
         ahead = torch._foreach_add(grads, buffers, alpha=mu)
-        updates = orthogonalize(torch.stack([whole(g).reshape(shape) for g in ahead]))
+        updates = orthogonalize(torch.stack([full_tensor(g).reshape(shape) for g in ahead]))
         if decay:
             torch._foreach_mul_(params, 1 - lr * decay)
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
-        moves = [share_of(u.reshape(p.shape), p) for u, p in zip(updates.float(), params, strict=True)]
+        moves = [shard_like(u.reshape(p.shape), p) for u, p in zip(updates.float(), params, strict=True)]
         torch._foreach_add_(params, moves, alpha=-lr * scale)
 
 
 def orthogonalize(G: Tensor, steps: int = 5) -> Tensor:
     """The semi-orthogonal matrices near G (N, rows, columns), by Newton-Schulz with Jordan's coefficients.
 
-    Singular values end between 0.7 and 1.2, which is near enough; bfloat16 suffices where it is fast.
+    Singular values end between 0.7 and 1.2, which is close enough to 1; bfloat16 is used where it is fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if multiplies_bfloat16(G.device) else G.float()

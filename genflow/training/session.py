@@ -1,6 +1,6 @@
-"""Where a training loop runs, as a value: the loop knows its rank and its device, and nothing of Ray.
+"""The environment of a training loop as a value: the loop knows its rank and its device, and nothing of Ray.
 
-`jobs/train.py` makes one inside a Ray Train worker; a test makes one with a list.
+`jobs/runtime/train/worker.py` makes a session inside a Ray Train worker; a test makes one with a list.
 """
 
 from collections.abc import Callable
@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def _ignore(*_: Any, **__: Any) -> None:
     return None
 
 
 @dataclass
 class Session:
-    """The seam between `training.fit` and whatever runs it.
+    """The interface between `loop.fit` and its caller.
 
     Args:
         rank: this worker's number, 0..world-1.
         world: the number of workers.
         device: a torch device's name.
-        sharded: whether each worker holds a share of every parameter, instead of a copy.
-        threads: CPU threads for this worker; 0 leaves torch's own choice.
-        load: the newest verified checkpoint's folder, or None.
-        save: `save(step, write)` commits what `write(folder)` puts into a folder; called on rank 0.
+        sharded: whether each worker holds a shard of every parameter, instead of a copy.
+        threads: CPU threads for this worker; 0 keeps torch's default.
+        load: returns the newest verified checkpoint's folder, or None.
+        save: `save(step, write)` commits the files that `write(folder)` writes; called on rank 0.
         barrier: called on every rank after a checkpoint.
-        log: takes a dictionary of numbers; called on rank 0.
-        watch: takes the same, and the seconds of each part of a step, which nobody keeps; called on rank 0.
-        should_stop: whether somebody asked the run to save and end; of several workers, at the next report.
+        log: receives a dictionary of numbers; called on rank 0.
+        watch: receives the same numbers and the seconds of each part of a step, for gauges; called on rank 0.
+        should_stop: returns whether to save and end; several workers end at the next report.
     """
 
     rank: int = 0
@@ -36,9 +36,9 @@ class Session:
     device: str = "cpu"
     sharded: bool = False
     threads: int = 0
-    load: Callable[[], Path | None] = field(default=_nothing)
-    save: Callable[[int, Callable[[Path], None]], None] = field(default=_nothing)
-    barrier: Callable[[dict[str, Any]], None] = field(default=_nothing)
-    log: Callable[[dict[str, Any]], None] = field(default=_nothing)
-    watch: Callable[[dict[str, Any], dict[str, float]], None] = field(default=_nothing)
+    load: Callable[[], Path | None] = field(default=_ignore)
+    save: Callable[[int, Callable[[Path], None]], None] = field(default=_ignore)
+    barrier: Callable[[dict[str, Any]], None] = field(default=_ignore)
+    log: Callable[[dict[str, Any]], None] = field(default=_ignore)
+    watch: Callable[[dict[str, Any], dict[str, float]], None] = field(default=_ignore)
     should_stop: Callable[[], bool] = field(default=bool)

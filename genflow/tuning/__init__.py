@@ -1,13 +1,16 @@
-"""Searching for better settings: the space, a trial, the judgement of what was found. Knows no Ray.
+"""Search for better settings: the search space, the trials, and the analysis of their results. Knows no Ray.
 
-    space      which keys of the recipe, and over what; typed and checked before anything starts
-    trial      one choice of settings, trained and measured in stages that a kill cannot lose
-    rehearsal  a function in its place
-    metrics    what a trial is measured by, and which way is better
-    heredity   whether weights can be handed on
-    population what the record says of who took over whose weights
-    search     a search as a value: its address, its folder, its record of trials
-    chronicle  what MLflow is told
-    conclusion what comes of it, as documents
-    findings   the best, the front, the importance of each key, and what confirmation says
+    search      a search as a value: its content address, its folder, its task
+    space       the keys of the recipe to search over and their values, checked before anything starts
+    metrics     the metrics of a trial, and whether smaller or larger is better
+    trial       one set of settings, trained and measured in stages that survive a kill
+    objective   a function in place of training
+    reports     the types of a trial's results
+    trial_log   the trials of a search, appended to one file
+    warm_start  start a longer search with the trials of a shorter one
+    pbt         population-based training: exploits, and the settings of each member
+    pbt_check   whether weights fit a population's changing settings
+    tracking    a search's journals, for MLflow
+    analysis    the best trial, the Pareto front, the importance of each key, the confirmation
+    results     the result documents: search.json, best.yaml, trials.csv
 """

@@ -1,7 +1,7 @@
-"""What a search found: its best trial, the front, how much each key matters, and what confirmation says.
+"""Analyse a search: the best trial, the Pareto front, the importance of each key, the confirmation.
 
-The best of many noisy numbers is better than it is true: the search chose it for its luck, too. So the best settings
-and the preset are trained again with fresh seeds, which the search has never seen, and only their difference counts.
+The best of many noisy values is biased: the search selected it partly for its luck. So the best settings and the
+preset are trained again with fresh seeds that the search has not used, and only their difference counts.
 """
 
 from typing import Any
@@ -14,36 +14,36 @@ from genflow.tuning.reports import Row
 from genflow.tuning.space import Domain, Space
 
 Document = dict[str, Any]
-FEWEST = 5  # trials from which the importance of keys can be told
+MIN_TRIALS = 5  # trials below which no importance is computed
 
 
 def best(rows: list[Row], metric: str) -> Row | None:
-    """The best trial: of those measured furthest into their budget, the one with the best value."""
+    """The trial with the best value among those measured at the largest share of their budget."""
     good = [row for row in rows if metric in row["values"] and row["status"] in ("finished", "stopped")]
     if not good:
         return None
-    far = max(row["share"] for row in good)
-    good = [row for row in good if row["share"] == far]
+    longest = max(row["share"] for row in good)
+    good = [row for row in good if row["share"] == longest]
     return (min if metrics.mode(metric) == "min" else max)(good, key=lambda row: row["values"][metric])
 
 
-def front(rows: list[Row], names: tuple[str, ...]) -> list[Row]:
-    """The Pareto front of trials that were measured in full: no other is as good in all metrics and better in one."""
+def pareto_front(rows: list[Row], names: tuple[str, ...]) -> list[Row]:
+    """The Pareto front of the finished trials: no other trial is as good in all metrics and better in one."""
     good = [row for row in rows if row["status"] == "finished" and all(name in row["values"] for name in names)]
 
     def costs(row: Row) -> np.ndarray:
         return np.array([row["values"][name] * (1 if metrics.mode(name) == "min" else -1) for name in names])
 
-    def beaten(row: Row) -> bool:
+    def is_dominated(row: Row) -> bool:
         return any((costs(other) <= costs(row)).all() and (costs(other) < costs(row)).any() for other in good)
 
-    return sorted((row for row in good if not beaten(row)), key=lambda row: costs(row)[0])
+    return sorted((row for row in good if not is_dominated(row)), key=lambda row: costs(row)[0])
 
 
 def importance(rows: list[Row], space: Space, metric: str, seed: int = 0) -> dict[str, float]:
     """The share of the metric's variance that each key explains by itself (fANOVA); empty if there are too few trials.
 
-    Trials that were stopped count with the trials of their own rung only; the rung with most trials is used.
+    Only trials that were measured last at the same rung are compared; the rung with the most trials is used.
 
     References:
         An Efficient Approach for Assessing Hyperparameter Importance (Hutter, Hoos, Leyton-Brown, 2014)
@@ -53,7 +53,7 @@ def importance(rows: list[Row], space: Space, metric: str, seed: int = 0) -> dic
     usable = [
         row for row in rows
         if metric in row["values"] and row["status"] in ("finished", "stopped")
-        and all(space[key].holds(row["params"].get(key)) for key in space)
+        and all(space[key].contains(row["params"].get(key)) for key in space)
     ]  # fmt: skip
     shares = [row["share"] for row in usable]
     if not shares:
@@ -61,7 +61,7 @@ def importance(rows: list[Row], space: Space, metric: str, seed: int = 0) -> dic
     common = max(sorted(set(shares), reverse=True), key=shares.count)
     usable = [row for row in usable if row["share"] == common]
     varying = [key for key in space if len({str(row["params"][key]) for row in usable}) > 1]
-    if len(usable) < FEWEST or not varying or len({row["values"][metric] for row in usable}) < 2:
+    if len(usable) < MIN_TRIALS or not varying or len({row["values"][metric] for row in usable}) < 2:
         return {}
     if len(varying) == 1:
         return {varying[0]: 1.0}
@@ -77,29 +77,29 @@ def importance(rows: list[Row], space: Space, metric: str, seed: int = 0) -> dic
 
 
 def distribution(domain: Domain) -> Any:
-    """A domain as Optuna has it."""
+    """Convert a domain to Optuna's distribution."""
     from optuna import distributions
 
     if domain.values:
         return distributions.CategoricalDistribution(domain.values)
-    if domain.whole:
+    if domain.integer:
         return distributions.IntDistribution(int(domain.low), int(domain.high), log=domain.log)
     return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def confirmation(mine: list[Row], theirs: list[Row], metric: str) -> Document | None:
-    """Best against preset, seed by seed: the mean difference and its 95 % interval (Student's t over seeds).
+def confirmation(best_rows: list[Row], preset_rows: list[Row], metric: str) -> Document | None:
+    """Compare best and preset seed by seed: the mean difference and its 95 % interval (Student's t over seeds).
 
     Args:
-        mine: the best settings' trials, a seed each.
-        theirs: the preset's, with the same seeds in the same order.
-        metric: the search's first.
+        best_rows: the trials of the best settings, one for each seed.
+        preset_rows: the trials of the preset, with the same seeds in the same order.
+        metric: the search's first metric.
 
     Returns:
         {seeds, best, preset, difference {value, low, high, n}, upheld}; None if no pair was measured.
     """
     pairs = [
-        (a["values"][metric], b["values"][metric]) for a, b in zip(mine, theirs, strict=True)
+        (a["values"][metric], b["values"][metric]) for a, b in zip(best_rows, preset_rows, strict=True)
         if a["status"] == b["status"] == "finished"
     ]  # fmt: skip
     if not pairs:
@@ -115,11 +115,11 @@ def confirmation(mine: list[Row], theirs: list[Row], metric: str) -> Document | 
     }  # fmt: skip
 
 
-def words(found: Document, metric: str) -> str:
-    """A confirmation in words."""
+def confirmation_text(found: Document, metric: str) -> str:
+    """The confirmation as one sentence."""
     gap, seeds = found["difference"], found["seeds"]
     if gap["low"] is None:
-        return f"one fresh seed: {metric} differs from the preset's by {gap['value']:+.3g}; one seed tells no interval"
+        return f"one fresh seed: {metric} differs from the preset's by {gap['value']:+.3g}; one seed gives no interval"
     said = "confirmed" if found["upheld"] else "not confirmed"
     ends = f"{gap['low']:+.3g} to {gap['high']:+.3g}"
     return f"{said} on {seeds} fresh seeds: {metric} differs from the preset's by {gap['value']:+.3g} (95 %: {ends})"

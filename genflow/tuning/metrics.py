@@ -1,10 +1,9 @@
-"""What a trial is measured by: numbers of `evaluation/metrics`, and which way is better.
+"""The metrics of a trial: any number of `evaluation/metrics`, and whether smaller or larger is better.
 
-    fd kid precision recall density coverage agreement     of samples against held-out rows
-    bits_per_dim                                           of held-out pictures; nats of points
-    straightness                                           of the family's way
-    nfe ms ms_alone                                        of sampling by 64 and alone
-    loss                                                   the last training losses' mean; only if asked for by name
+    fd kid precision recall density coverage agreement     of samples against held-out rows (see `evaluation`)
+    bits_per_dim                                           of held-out images; nats of points
+    straightness nfe ms ms_alone                           of the sampling paths; of sampling in batches of 64 and of 1
+    loss                                                   the mean of the last training losses; only on request
 """
 
 from collections.abc import Callable, Sequence
@@ -23,22 +22,22 @@ from genflow.recipe.schema import Evaluate
 from genflow.sampling.engine import Engine
 from genflow.storage.store import Store
 
-HALVES = 2000  # reference rows from which on the search and its confirmation are measured against different halves
-FEWEST = 100  # samples at an early rung, if the last has so many
-LIKELY = 128  # pictures whose likelihood is measured at the most
+MIN_ROWS_TO_SPLIT = 2000  # reference rows; from here on a search and its confirmation use different halves of them
+MIN_SAMPLES = 100  # samples at an early rung, unless the last rung has fewer
+MAX_LIKELIHOOD_ROWS = 128  # the likelihood is measured on at most so many images
 Tell = Callable[..., None]
 
 
 def names() -> tuple[str, ...]:
-    """What a search can ask for."""
+    """The metrics that a search can use."""
     return (*(name for name, number in metrics.numbers().items() if number.tune), *metrics.COSTS)
 
 
-def known(wanted: Sequence[str]) -> tuple[str, ...]:
-    """The metrics by name, checked.
+def check(wanted: Sequence[str]) -> tuple[str, ...]:
+    """Check the names of metrics.
 
     Raises:
-        UsageError: there is no such metric, or one stands twice.
+        UsageError: there is no such metric, or a metric is named twice.
     """
     for name in wanted:
         if name not in names():
@@ -59,30 +58,30 @@ def is_better(metric: str, value: float, than: float) -> bool:
 
 
 def samples_at(share: float, samples: int) -> int:
-    """How many samples are drawn after a share of the budget: fewer where they decide less."""
-    return samples if share >= 1 else max(min(samples, FEWEST), round(samples * share))
+    """The number of samples to draw at a share of the budget: fewer at an early rung, which decides less."""
+    return samples if share >= 1 else max(min(samples, MIN_SAMPLES), round(samples * share))
 
 
 def held_out(judge: FeatureReference, part: int) -> FeatureReference:
-    """The judge with the half of its reference that a search (0) or its confirmation (1) is measured against.
+    """The features with one half of their reference rows: for a search (0) or for its confirmation (1).
 
-    Where there are too few rows for two halves, both are measured against all of them.
+    With fewer than `MIN_ROWS_TO_SPLIT` rows, both use all of them.
     """
-    if not are_halves(judge):
+    if not is_split(judge):
         return judge
     real = replace(judge.real, reference=judge.real.reference[part::2])
     return replace(judge, real=real, reference=judge.reference[part::2])
 
 
-def are_halves(judge: FeatureReference) -> bool:
-    """Whether search and confirmation have rows of their own."""
-    return len(judge.reference) >= HALVES
+def is_split(judge: FeatureReference) -> bool:
+    """Whether search and confirmation use different rows."""
+    return len(judge.reference) >= MIN_ROWS_TO_SPLIT
 
 
 def measure(
     store: Store, engine: Engine, data: Dataset, ruler: MetricSuite, wanted: Sequence[str], count: int, seed: int
 ) -> dict[str, float]:
-    """What is wanted of an engine.
+    """Measure an engine by the wanted metrics.
 
     Args:
         store: where an artifact that a metric needs is kept.
@@ -90,16 +89,16 @@ def measure(
         data: the dataset.
         ruler: over the held-out rows.
         wanted: metrics by name.
-        count: samples, at most as many as there are real rows to compare them with.
+        count: samples; at most as many as there are real rows to compare with are drawn.
         seed: of the samples' noise.
 
     Raises:
-        UsageError: the family or the data has no such number.
+        UsageError: the family or the data has no such metric.
     """
-    judge = ruler.judge
+    judge = ruler.extractor
     count = min(count, len(judge.floor))
     asked = samples.labels(data, judge.real, count)
-    options = ruler.options.model_copy(update={"seed": seed, "likelihood": min(LIKELY, count)})
+    options = ruler.options.model_copy(update={"seed": seed, "likelihood": min(MAX_LIKELIHOOD_ROWS, count)})
     model = Model(store, engine, data, judge, options, asked, _nobody, _nobody)
     needed = [metric for metric in metrics.every() if {number.name for number in metric.numbers} & set(wanted)]
     of_samples = [metric for metric in needed if metric.needs != "model"]
@@ -110,7 +109,7 @@ def measure(
         if of_samples:
             found |= _of_samples(of_samples, drawn, ruler, model)
     if "ms_alone" in wanted:
-        found["ms_alone"] = samples.milliseconds_alone(engine, int(asked[0]))
+        found["ms_alone"] = samples.single_sample_ms(engine, int(asked[0]))
     for metric in needed:
         if metric.needs == "model":
             found |= _values(metric, metric.measure(model), judge)
@@ -124,27 +123,27 @@ def _of_samples(
 ) -> dict[str, float]:
     if not np.isfinite(np.asarray(drawn.records, np.float64)).all():
         return {number.name: float("nan") for metric in needed for number in metric.numbers}
-    features, classes = ruler.judge.embed(drawn.records)
+    features, classes = ruler.extractor.embed(drawn.records)
     given = Samples(**vars(model), records=drawn.records, features=features, classes=classes)
     found: dict[str, float] = {}
     for metric in needed:
         suits = metric.needs == "features"
-        answer = ruler.read(metric, features, drawn.labels) if suits else metric.measure(given)
-        found |= _values(metric, answer, ruler.judge)
+        answer = ruler.measure_without_floor(metric, features, drawn.labels) if suits else metric.measure(given)
+        found |= _values(metric, answer, ruler.extractor)
     return found
 
 
 def _values(metric: Metric, answer: Any, judge: FeatureReference) -> dict[str, float]:
-    """The numbers that a metric's answer holds, by name."""
+    """The numbers in a metric's answer, by name."""
     if not metric.section:
         answer = {name: reading.metric(judge) for name, reading in answer.items()}
     row = {metric.section or "metrics": answer}
-    told = {number.name: number.of(row) for number in metric.numbers}
-    return {name: metric["value"] for name, metric in told.items() if metric}
+    values = {number.name: number.get(row) for number in metric.numbers}
+    return {name: metric["value"] for name, metric in values.items() if metric}
 
 
-def ruler_of(judge: FeatureReference, part: int, seed: int) -> MetricSuite:
-    """What measures a trial; its intervals are not asked for, so they are made from two halves only."""
+def metric_suite(judge: FeatureReference, part: int, seed: int) -> MetricSuite:
+    """The metric suite of a trial; its intervals are not used, so it makes two bootstrap draws only."""
     return MetricSuite(held_out(judge, part), Evaluate(bootstrap=2, seed=seed))
 
 

@@ -1,4 +1,4 @@
-"""A function in place of training, to try a search where the optimum is known."""
+"""A function in place of training, to test a search where the optimum is known."""
 
 import importlib
 import importlib.util
@@ -13,29 +13,29 @@ Document = dict[str, Any]
 
 
 class ObjectiveTrial:
-    """A trial that asks a function of the settings and of the share of the budget, and gets a number or several.
+    """A trial whose metrics are a function of the settings and of the share of the budget.
 
     Args:
         name: `module:function`.
         params: the settings.
-        wanted: the metrics; a lone number is the first.
+        wanted: the metrics; if the function returns one number, it is the first metric.
     """
 
     def __init__(self, name: str, params: Document, wanted: Sequence[str]) -> None:
-        self.function, self.params, self.wanted = objective(name), params, wanted
+        self.function, self.params, self.wanted = load_objective(name), params, wanted
 
     def advance(self, share: float) -> Measured:
-        """Ask the function."""
+        """Call the function."""
         answer = self.function(self.params, share)
         values = dict(answer) if isinstance(answer, dict) else {self.wanted[0]: answer}
         return {"values": {name: float(values[name]) for name in self.wanted}}
 
 
-def objective(name: str) -> Callable[[Document, float], Any]:
-    """The function that `module:function`, or `path/to/file.py:function`, names.
+def load_objective(name: str) -> Callable[[Document, float], Any]:
+    """Import the function that `module:function` or `path/to/file.py:function` names.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it cannot be imported.
     """
     module, _, function = name.rpartition(":")
     try:
@@ -47,17 +47,17 @@ def objective(name: str) -> Callable[[Document, float], Any]:
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
         return getattr(loaded, function)
-    except Exception as error:  # the file is a person's own: anything may be in it
-        raise UsageError(f"no objective {name!r}: {in_a_line(error)}", "--objective FILE.py:FUNCTION") from error
+    except Exception as error:  # the file is the user's own: importing it may raise anything
+        raise UsageError(f"no objective {name!r}: {one_line(error)}", "--objective FILE.py:FUNCTION") from error
 
 
-def contents(name: str) -> str:
-    """What decides a function's answers beside its name: its file's text."""
+def source_text(name: str) -> str:
+    """The source text of the objective's file, which is part of the search's content address; empty for a module."""
     file = Path(name.rpartition(":")[0])
     return file.read_text(errors="replace") if file.suffix == ".py" and file.is_file() else ""
 
 
-def in_a_line(error: BaseException) -> str:
-    """An error in one line, its kind before it where it is nobody's words."""
+def one_line(error: BaseException) -> str:
+    """An error as one line; the type comes first unless it is one of genflow's own errors."""
     text = error.message if isinstance(error, GenflowError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]

@@ -1,4 +1,4 @@
-"""Whether weights can be handed on: a population's settings change on the way, and its checkpoints have to fit them."""
+"""Check that a search can be a population: its settings change during training, and its checkpoints must fit them."""
 
 import torch
 
@@ -9,38 +9,38 @@ from genflow.specs import DataSpec
 from genflow.tuning import space
 from genflow.tuning.space import Space
 
-FIXED = ("steps", "minutes", "cpu_minutes", "batch", "optimizer", "seed")  # of `train`: a checkpoint goes with them
+FIXED = ("steps", "minutes", "cpu_minutes", "batch", "optimizer", "seed")  # of `train`: a checkpoint depends on them
 
 
 def check(tune: Tune, found: Space, run: Recipe, facts: DataSpec) -> None:
-    """That a search can be a population: it has two members and two rungs, and weights fit whatever the settings.
+    """Check that a search has two members and two rungs, and that weights fit all settings of the space.
 
     Args:
-        tune: the section.
-        found: the space.
+        tune: the recipe's section.
+        found: the search space.
         run: the preset, resolved.
         facts: of the data.
 
     Raises:
-        UsageError: it cannot be, in one line.
+        UsageError: one of these does not hold.
     """
     if len(tune.metric) > 1:
-        raise UsageError("population based training knows one metric", f"--metric {tune.metric[0]}")
+        raise UsageError("population-based training uses one metric", f"--metric {tune.metric[0]}")
     if tune.trials < 2 or tune.rungs < 2:
         what = f"{tune.trials} trials and {tune.rungs} rungs"
-        raise UsageError(f"a population needs two members and two rungs, and this has {what}",
+        raise UsageError(f"a population needs two members and two rungs, not {what}",
                          "--trials 8 --set tune.rungs=4")  # fmt: skip
     usual = _shapes(run, facts)
     for key, domain in found.items():
         section, _, name = key.partition(".")
         fits = name not in FIXED if section == "train" else section == "sample" or all(
-            _shapes(space.applied(run, {key: value}), facts) == usual for value in domain.ends
+            _shapes(space.apply(run, {key: value}), facts) == usual for value in domain.extremes
         )  # fmt: skip
         if not fits:
-            why = f"a population hands weights on, which do not fit another {key}"
+            why = f"a population copies weights between members, and they do not fit another {key}"
             raise UsageError(why, "--set tune.scheduler=asha")
 
 
 def _shapes(recipe: Recipe, facts: DataSpec) -> dict[str, torch.Size]:
-    """The shape of everything that a checkpoint of a recipe holds."""
+    """The shapes of the tensors in a checkpoint of a recipe."""
     return {name: tensor.shape for name, tensor in build.family_of(recipe, facts).state_dict().items()}

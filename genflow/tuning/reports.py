@@ -10,12 +10,12 @@ class Measured(TypedDict):
 
     Args:
         values: by metric.
-        step: training steps so far; this and the rest are of training, and an objective lacks them.
+        step: training steps so far; an objective has neither this nor the following fields.
         images: training rows so far.
         seconds: wall-clock seconds of training so far.
         cpu_seconds: CPU seconds of training so far.
         parameters: of all nets.
-        samples: that the metrics were measured on.
+        samples: how many samples the metrics were measured on.
     """
 
     values: dict[str, float]
@@ -28,13 +28,13 @@ class Measured(TypedDict):
 
 
 class Report(TypedDict, total=False):
-    """One line of reports.jsonl: `share` and `params`, then what was measured, or `status` and `why`, or both.
+    """One line of reports.jsonl: `share` and `params`, then the measurements, or `status` and `why`, or both.
 
     Args:
-        share: of the budget, at which the trial was measured.
+        share: the share of the budget at which the trial was measured.
         params: its settings, by key of the recipe.
         status: diverged or failed.
-        why: in one line.
+        why: the reason, in one line.
     """
 
     share: float
@@ -51,15 +51,15 @@ class Report(TypedDict, total=False):
 
 
 class Row(Measured):
-    """A trial as a search's results list it: its last report that has values, and how it stands.
+    """A trial in a search's results: its last report that has values, and its status.
 
     Args:
         trial: its number.
         params: its settings, by key of the recipe.
-        share: of the budget, at which it was measured last; 0: never.
+        share: the share of the budget at which it was measured last; 0: never.
         status: running, finished, stopped, diverged or failed.
-        why: in one line, if it diverged or failed.
-        schedule: of a population's member: {share, params} of each stage.
+        why: the reason in one line, if it diverged or failed.
+        schedule: only of a population's member: {share, params} of each stage.
     """
 
     trial: int

@@ -1,9 +1,9 @@
-"""What a search tells MLflow: a run for the search, and a child of it for each trial, through their journals.
+"""Track a search in MLflow through journals: one run for the search, and one child run for each trial.
 
-    <search>.jsonl        the space, the best so far against trials, importance, confirmation, best.yaml, the grid
-    <search>.0007.jsonl   the trial's settings and nothing else as parameters, so that they compare; metrics by step
+    <search>.jsonl        the space, the best value by number of trials, importance, confirmation, best.yaml, the grid
+    <search>.0007.jsonl   the trial's settings as its only parameters, so that MLflow compares by them; metrics by step
 
-A trial's process adds its training curves to the trial's journal.
+The trial's process adds its training curves to the trial's journal.
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "div
 
 
 class SearchTracker:
-    """The driver's end of the journals of a search.
+    """Write a search's journals, in the driver.
 
     Args:
-        store: where they lie.
-        search: whose.
+        store: the journals are stored in it.
+        search: the search.
     """
 
     def __init__(self, store: Store, search: Search) -> None:
@@ -37,8 +37,8 @@ class SearchTracker:
         self.own.params({f"space.{key}": str(domain) for key, domain in search.space.items()})
         self.own.status("RUNNING")
 
-    def begun(self, number: int, params: Document) -> None:
-        """A trial begins, or goes on; a population's member, at every rung."""
+    def on_start(self, number: int, params: Document) -> None:
+        """A trial starts or resumes; for a population's member, once for each rung."""
         if number in self.children:
             return
         path = journal_path(self.store.root, f"{self.search.id}.{number:04d}")
@@ -47,39 +47,39 @@ class SearchTracker:
         self.children[number].params(params)
         self.children[number].status("RUNNING")
 
-    def inherited(self, record: TrialLog) -> None:
-        """Trials of a kin that was shorter: this search's children, too, without their training curves."""
-        for row in record.rows():
+    def add_inherited(self, trial_log: TrialLog) -> None:
+        """Add the trials of a shorter search as children of this one, without their training curves."""
+        for row in trial_log.rows():
             if not journal_path(self.store.root, f"{self.search.id}.{row['trial']:04d}").exists():
-                self.begun(row["trial"], row["params"])
-                self.reported(row["trial"], record.reports(row["trial"]))
+                self.on_start(row["trial"], row["params"])
+                self.on_report(row["trial"], trial_log.reports(row["trial"]))
                 if row["status"] != "running":
-                    self.ended(row["trial"], row["status"], row.get("why", ""))
+                    self.on_end(row["trial"], row["status"], row.get("why", ""))
 
-    def reported(self, number: int, reports: list[Report]) -> None:
-        """A trial was measured; every report counts once."""
+    def on_report(self, number: int, reports: list[Report]) -> None:
+        """Add a trial's reports to its journal, each once."""
         for report in reports:
             if number in self.children and "values" in report:
                 values: Document = {f"quality/{name}": value for name, value in report["values"].items()}
                 values |= {name: report[name] for name in ("seconds", "samples") if name in report}
-                if self.search.recipe.tune.scheduler == "pbt":  # MLflow never changes a parameter
+                if self.search.recipe.tune.scheduler == "pbt":  # MLflow parameters cannot change
                     changing = report["params"].items()
                     values |= {f"settings/{key}": x for key, x in changing if isinstance(x, int | float)}
                 self.children[number].metrics(report.get("step", 0), values, stream=str(report["share"]))
 
-    def ended(self, number: int, status: str, why: str = "") -> None:
-        """A trial is over; MLflow learns how from here, because its process may not live to tell."""
+    def on_end(self, number: int, status: str, why: str = "") -> None:
+        """Write a trial's final status here in the driver, because the trial's process may have died."""
         if child := self.children.pop(number, None):
             child.tags({"ended": status, **({"why": why} if why else {})})
             child.status(STATUS[status])
             child.close()
 
-    def best(self, done: int, metric: str, value: float) -> None:
-        """The best value after a number of trials."""
+    def log_best(self, done: int, metric: str, value: float) -> None:
+        """Log the best value after `done` trials."""
         self.own.metrics(done, {f"best/{metric}": value}, stream="best")
 
-    def found(self, found: Document, folder: Path) -> None:
-        """What came of it all."""
+    def log_results(self, found: Document, folder: Path) -> None:
+        """Log the results, and store the result files as artifacts."""
         last = len(found["trials"])
         self.own.params({f"best.{key}": value for key, value in found["best"]["params"].items()})
         self.own.metrics(last, {f"importance/{key}": x for key, x in found["importance"].items()}, stream="importance")
@@ -92,7 +92,7 @@ class SearchTracker:
             self.own.image(last, "samples/best", folder / "grid.png")
 
     def close(self, status: Status) -> None:
-        """The last word; a trial that is under way is left to its next attempt."""
+        """Set the final status; a trial that is still running becomes KILLED until it resumes."""
         for child in self.children.values():
             child.status("KILLED")
             child.close()

@@ -1,10 +1,10 @@
-"""One trial: settings, trained and measured in stages, none of which is done twice.
+"""One trial: one set of settings, trained and measured in stages; no stage is done twice.
 
     trials/0007/  recipe.yaml  facts.json  checkpoints/step_00000300/  reports.jsonl
 
-A stage trains up to a share of the budget, measures, and writes one line. Asked for again, the line is read; killed
-between, training goes on from its checkpoint to the same bits (a budget of minutes apart, which is no number of steps).
-What goes wrong with the settings is a result, and is written down like one.
+A stage trains up to a share of the budget, measures, and appends one line to reports.jsonl. A repeated request reads
+that line. After a kill, training resumes from the checkpoint to the same bits, except with a budget of minutes, because
+the number of steps then varies. Settings that fail are a result, and are reported like one.
 """
 
 import json
@@ -35,30 +35,30 @@ from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints, read_state
 from genflow.training.session import Session
 from genflow.tuning import metrics, space
-from genflow.tuning.objective import ObjectiveTrial, in_a_line
+from genflow.tuning.objective import ObjectiveTrial, one_line
 from genflow.tuning.reports import Measured, Report
 
 REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
-SMOOTH = 20  # losses that the metric `loss` is the mean of
+SMOOTH = 20  # the metric `loss` is the mean of the last so many losses
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every trial of a search has in common, as plain values, because a trial may run on another machine.
+    """What all trials of a search share, as plain values, because a trial may run on another machine.
 
     Args:
-        store: its URL or folder.
+        store: URL or folder of the store.
         folder: of the search's trials.
-        recipe: as composed, without the trials' settings, as JSON.
-        dataset: its id.
+        recipe: as composed, without a trial's settings, as JSON.
+        dataset: id of the dataset.
         metrics: by name.
-        shares: of the budget at which a trial is measured, the last one 1.
-        samples: drawn for the last measurement.
-        part: of the held-out rows (see `metrics.held_out`).
+        shares: shares of the budget at which a trial is measured; the last one is 1.
+        samples: number of samples for the last measurement.
+        part: which half of the held-out rows to use (see `metrics.held_out`).
         seed: of the samples' noise.
-        objective: `module:function` to ask instead of training, called with the settings and the share.
-        journals: begin of the names of the trials' journals; empty: none is kept.
+        objective: `module:function` to call instead of training, with the settings and the share.
+        journals: prefix of the names of the trials' journals; empty: no journals.
     """
 
     store: str
@@ -75,14 +75,14 @@ class Task:
 
 
 class Stages(Protocol):
-    """Something that can be brought to a share of its budget and measured there."""
+    """A training, or an objective in its place, that advances to a share of its budget and measures."""
 
     def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
 
 
 class TrialContext:
-    """What trials share that follow each other in one process: the mapped shards, and the judge's features.
+    """What consecutive trials in one process share: the memory-mapped shards and the reference features.
 
     Args:
         task: of the search.
@@ -101,61 +101,61 @@ class TrialContext:
 
     @cached_property
     def data(self) -> Dataset:
-        """The shards."""
+        """The dataset."""
         return Dataset.open(self.store.find("datasets", self.task.dataset))
 
     @cached_property
     def judge(self) -> FeatureReference:
-        """The features; they were made before the first trial began."""
+        """The feature extractor and the reference features; they were computed before the first trial."""
         return load_features(self.store, self.data, self.recipe.evaluate.features, lambda *_, **__: None)
 
     @cached_property
     def ruler(self) -> MetricSuite:
-        """Over the part of the held-out rows that is this search's."""
-        return metrics.ruler_of(self.judge, self.task.part, self.task.seed)
+        """The metric suite over the task's part of the held-out rows."""
+        return metrics.metric_suite(self.judge, self.task.part, self.task.seed)
 
     def folder(self, number: int) -> Path:
-        """Where a trial lies."""
+        """A trial's folder."""
         return trial_folder(self.trials, number)
 
     def stages(self, number: int, params: Document) -> Stages:
-        """A trial's work."""
+        """The training or the objective of a trial."""
         if self.task.objective:
             return ObjectiveTrial(self.task.objective, params, self.task.metrics)
-        return Training(self, self.folder(number), space.applied(self.recipe, params), number)
+        return Training(self, self.folder(number), space.apply(self.recipe, params), number)
 
 
 class Trial:
-    """One choice of settings.
+    """One set of settings.
 
     Args:
-        bench: of its search.
+        context: of the search.
         number: 0, 1, ...
         params: the settings.
     """
 
-    def __init__(self, bench: TrialContext, number: int, params: Document) -> None:
-        self.bench, self.number, self.params = bench, number, params
-        self.folder = bench.folder(number)
+    def __init__(self, context: TrialContext, number: int, params: Document) -> None:
+        self.context, self.number, self.params = context, number, params
+        self.folder = context.folder(number)
         self._stages: Stages | None = None
 
     def report(self, rung: int) -> Report:
-        """The report of a rung, found or made; what goes wrong with the settings is one, too.
+        """The report of a rung: read it, or train and measure. Settings that fail give a report, too.
 
         Raises:
-            ResourceError: the disk is full, which is no fault of the settings.
-            SetupError: the store is out of reach.
+            ResourceError: the disk is full; the settings are not the cause.
+            SetupError: the store cannot be reached.
         """
-        self.bench.store.sync(self.folder / REPORTS)
-        there = read_reports(self.folder)
-        if rung < len(there):
-            return there[rung]
-        share = self.bench.task.shares[rung]
+        self.context.store.sync(self.folder / REPORTS)
+        reports = read_reports(self.folder)
+        if rung < len(reports):
+            return reports[rung]
+        share = self.context.task.shares[rung]
         self.folder.mkdir(parents=True, exist_ok=True)
         made: Report = {"share": share}
         try:
             if self._stages is None:
-                self._stages = self.bench.stages(self.number, self.params)
+                self._stages = self.context.stages(self.number, self.params)
             measured = self._stages.advance(share)
             made |= measured
             if bad := [name for name, value in measured["values"].items() if not math.isfinite(value)]:
@@ -165,9 +165,9 @@ class Trial:
         except (ResourceError, SetupError):
             raise
         except Exception as error:
-            made |= {"status": "failed", "why": in_a_line(error)}
+            made |= {"status": "failed", "why": one_line(error)}
         append_durably(self.folder / REPORTS, {**made, "params": self.params})
-        self.bench.store.sync(self.folder / REPORTS)
+        self.context.store.sync(self.folder / REPORTS)
         return made
 
 
@@ -175,21 +175,21 @@ class Training:
     """A run of the training loop, in stages.
 
     Args:
-        bench: of its search.
+        context: of the search.
         folder: of the trial.
         recipe: with the trial's settings.
-        number: the trial's.
+        number: of the trial.
     """
 
-    def __init__(self, bench: TrialContext, folder: Path, recipe: Recipe, number: int) -> None:
-        self.bench, self.folder = bench, folder
-        self.run = runs.plan(bench.store, recipe)
+    def __init__(self, context: TrialContext, folder: Path, recipe: Recipe, number: int) -> None:
+        self.context, self.folder = context, folder
+        self.run = runs.plan(context.store, recipe)
         self.recipe = self.run.recipe
         self.device = "cuda" if recipe.cluster.gpus and torch.cuda.is_available() else "cpu"
-        self.journal = f"{bench.task.journals}.{number:04d}" if bench.task.journals else ""
+        self.journal = f"{context.task.journals}.{number:04d}" if context.task.journals else ""
         write_atomically(folder / RECIPE, dump(self.recipe))
         write_atomically(folder / "facts.json", self.run.dataset.file("facts.json").read_bytes())
-        bench.store.upload(folder / RECIPE, folder / "facts.json")
+        context.store.upload(folder / RECIPE, folder / "facts.json")
 
     def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
@@ -199,22 +199,22 @@ class Training:
         assert weights is not None
         state = read_state(weights)
         engine = Engine.from_folder(self.folder, weights, device=self.device)
-        if share < 1:  # what follows from the weights is fitted at the end of training alone
+        if share < 1:  # the loop calls `finish` only at the end of training
             engine.family.finish(self._stream())
-        task = self.bench.task
+        task = self.context.task
         count = metrics.samples_at(share, task.samples)
-        bench = self.bench
-        values = metrics.measure(bench.store, engine, bench.data, bench.ruler, task.metrics, count, task.seed)
+        context = self.context
+        values = metrics.measure(context.store, engine, context.data, context.ruler, task.metrics, count, task.seed)
         if "loss" in task.metrics:
             values["loss"] = sum(losses) / len(losses) if losses else float("nan")
         return {
             "step": state["step"], "images": state["images"], "seconds": state["seconds"],
             "cpu_seconds": state["cpu_seconds"], "parameters": state["parameters"],
-            "samples": min(count, len(self.bench.judge.floor)), "values": values,
+            "samples": min(count, len(self.context.judge.floor)), "values": values,
         }  # fmt: skip
 
     def _stream(self) -> Stream:
-        rows = runs.training_rows(self.bench.store, self.recipe, self.bench.data)
+        rows = runs.training_rows(self.context.store, self.recipe, self.context.data)
         return Stream(rows, self.recipe.train.batch, self.recipe.train.seed, device=self.device)
 
     def _train(self, saved: Checkpoints, share: float) -> list[float]:
@@ -222,7 +222,7 @@ class Training:
         train = self.recipe.train
         losses: list[float] = []
         used = 0.0
-        journal = Journal(journal_path(self.bench.store.root, self.journal)) if self.journal else None
+        journal = Journal(journal_path(self.context.store.root, self.journal)) if self.journal else None
 
         def log(numbers: Document) -> None:
             nonlocal used
@@ -234,7 +234,7 @@ class Training:
 
         def save(step: int, write: Callable[[Path], None]) -> None:
             if journal:
-                journal.keep()
+                journal.sync_with_bucket()
             saved.save(step, write)
 
         session = Session(
@@ -242,10 +242,10 @@ class Training:
             should_stop=lambda: share < 1 and used >= share,
         )  # fmt: skip
         stream = self._stream()
-        family = runs.initial_family(self.bench.store, self.recipe, self.bench.data.facts)
-        every_step = train.model_copy(update={"log_every": 1})  # so that `used` is known; it changes no result
+        family = runs.initial_family(self.context.store, self.recipe, self.context.data.facts)
+        every_step = train.model_copy(update={"log_every": 1})  # so that `used` is up to date; it changes no result
         try:
-            loop.fit(family, stream, session, every_step, whole=stream)
+            loop.fit(family, stream, session, every_step, full_batches=stream)
         finally:
             if journal:
                 journal.close()
@@ -253,7 +253,7 @@ class Training:
 
 
 def position(weights: Path | None, train: Train) -> float:
-    """The share of the budget that a checkpoint has used."""
+    """The share of the budget that a checkpoint has used; 0 without a checkpoint."""
     if weights is None:
         return 0.0
     state = read_state(weights)
@@ -264,10 +264,10 @@ def position(weights: Path | None, train: Train) -> float:
 
 
 def trial_folder(trials: Path, number: int) -> Path:
-    """Where a trial lies."""
+    """A trial's folder."""
     return trials / f"{number:04d}"
 
 
 def read_reports(folder: Path) -> list[Report]:
-    """A trial's reports, rung by rung; a torn last line is none."""
+    """A trial's reports, rung by rung; an incomplete last line is skipped."""
     return cast(list[Report], read_lines(folder / REPORTS))

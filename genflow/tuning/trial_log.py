@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from genflow.storage import mirror
-from genflow.storage.files import clear_disk_errors
+from genflow.storage.files import explain_disk_errors
 from genflow.storage.json_lines import append_durably, read_lines
 from genflow.tuning import metrics
 from genflow.tuning.reports import Report, Row
@@ -12,57 +12,57 @@ from genflow.tuning.search import Document
 from genflow.tuning.trial import REPORTS, read_reports, trial_folder
 
 RECORD = "record.jsonl"
-WORST = 1e12  # what a searcher is told of a trial that has no value: worse than any
+WORST = 1e12  # the value that a searcher gets for a trial without one: worse than any
 
 
-class Listener(Protocol):
-    """Who wants to hear of trials."""
+class TrialListener(Protocol):
+    """Receives the start and the end of each trial."""
 
-    def begun(self, number: int, params: Document) -> None:
-        """A trial begins, or goes on."""
+    def on_start(self, number: int, params: Document) -> None:
+        """A trial starts or resumes."""
 
-    def ended(self, number: int, status: str, why: str = "") -> None:
-        """A trial is over."""
+    def on_end(self, number: int, status: str, why: str = "") -> None:
+        """A trial has ended."""
 
 
 class TrialLog:
-    """The record of a search's trials; only ever appended to, by the driver alone.
+    """The append-only log of a search's trials; only the driver writes it.
 
     Args:
-        folder: of the trials; the record lies in it.
-        listener: is told, too.
+        folder: of the trials; the log is stored in it.
+        listener: is called at the start and the end of each trial.
     """
 
-    def __init__(self, folder: Path, listener: "Listener | None" = None) -> None:
+    def __init__(self, folder: Path, listener: "TrialListener | None" = None) -> None:
         self.folder, self.path, self.listener = folder, folder / RECORD, listener
 
-    def begun(self, number: int, params: Document) -> None:
-        """A trial got its settings."""
+    def log_start(self, number: int, params: Document) -> None:
+        """Log a new trial's settings."""
         self._append({"trial": number, "params": params})
-        self.goes_on(number, params)
+        self.resume(number, params)
 
-    def goes_on(self, number: int, params: Document) -> None:
-        """A trial that got its settings before is carried on with; that is no news to the record."""
+    def resume(self, number: int, params: Document) -> None:
+        """Resume a trial; nothing is logged because its settings already are."""
         if self.listener:
-            self.listener.begun(number, params)
+            self.listener.on_start(number, params)
 
-    def ended(self, number: int, status: str, why: str = "") -> None:
-        """A trial is over: finished, stopped, diverged or failed."""
+    def log_end(self, number: int, status: str, why: str = "") -> None:
+        """Log how a trial ended: finished, stopped, diverged or failed."""
         self._append({"trial": number, "status": status, **({"why": why} if why else {})})
         if self.listener:
-            self.listener.ended(number, status, why)
+            self.listener.on_end(number, status, why)
 
-    def spent(self, seconds: float) -> None:
-        """How long the trials have taken, over all attempts."""
+    def log_seconds(self, seconds: float) -> None:
+        """Log how long the trials have taken, over all attempts."""
         self._append({"seconds": round(seconds, 1)})
 
     def entries(self) -> list[Document]:
-        """What happened, in order; a torn line is skipped."""
-        _level(self.path)
+        """All entries in order; an incomplete line is skipped."""
+        _sync(self.path)
         return read_lines(self.path)
 
-    def note(self, entry: Document) -> None:
-        """Something else that happened (see `population`)."""
+    def append(self, entry: Document) -> None:
+        """Append another entry (see `pbt`)."""
         self._append(entry)
 
     def seconds(self) -> float:
@@ -75,29 +75,29 @@ class TrialLog:
         for entry in self.entries():
             if "trial" in entry:
                 rows.setdefault(entry["trial"], {"status": "running"}).update(entry)
-        return [cast(Row, row | last(self.reports(number))) for number, row in sorted(rows.items())]
+        return [cast(Row, row | summarize(self.reports(number))) for number, row in sorted(rows.items())]
 
     def reports(self, number: int) -> list[Report]:
         """A trial's reports, rung by rung."""
         folder = trial_folder(self.folder, number)
-        _level(folder / REPORTS)
+        _sync(folder / REPORTS)
         return read_reports(folder)
 
     def _append(self, entry: Document) -> None:
-        with clear_disk_errors(self.path):
+        with explain_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_durably(self.path, entry)
-        _level(self.path)
+        _sync(self.path)
 
 
-def _level(path: Path) -> None:
-    """Have the same here and in the bucket, if the store is one."""
-    if bucket := mirror.of(path):
+def _sync(path: Path) -> None:
+    """Synchronize the file with the bucket, if the store is one."""
+    if bucket := mirror.containing(path):
         bucket.sync(path)
 
 
-def last(reports: list[Report]) -> Document:
-    """What is known of a trial from its reports: of the last one that has values, and the seconds of all."""
+def summarize(reports: list[Report]) -> Document:
+    """The last report that has values, without its status; share 0 if no report has."""
     with_values = [report for report in reports if "values" in report]
     found: Document = {**with_values[-1]} if with_values else {"values": {}, "share": 0.0}
     for gone in ("status", "why"):
@@ -105,8 +105,8 @@ def last(reports: list[Report]) -> Document:
     return found
 
 
-def told(metric: str, report: Report) -> float:
-    """A report's value as a searcher is told it: finite, whatever happened."""
+def searcher_value(metric: str, report: Report) -> float:
+    """A report's value for a searcher: always finite, and worse than any other if the trial has no valid value."""
     value = report.get("values", {}).get(metric)
     if value is None or report.get("status") or abs(value) > WORST or value != value:
         return WORST if metrics.mode(metric) == "min" else -WORST

@@ -9,28 +9,28 @@ import shutil
 from pathlib import Path
 
 from genflow.errors import UsageError
-from genflow.storage.files import clear_disk_errors, write_atomically
+from genflow.storage.files import explain_disk_errors, write_atomically
 from genflow.storage.store import Store
 from genflow.tuning.search import CONFIRM, RESUME_KEY, TRIALS, Search
 from genflow.tuning.trial_log import RECORD, TrialLog
 
 
 def inherit(store: Store, search: Search) -> tuple[str, int]:
-    """Give a search that has not begun the trials of the longest search that shares its resume key.
+    """Copy the trials of the longest search that shares the resume key, if this search has not started.
 
     Returns:
-        Whose they were, and how many; of nobody: ("", 0). A store in a bucket hands nothing on.
+        The id of that search and the number of its trials; ("", 0) if there is none. Not supported in a bucket.
     """
     own = search.folder(store)
-    if store.shared or search.recipe.tune.scheduler == "pbt" or (own / TRIALS / RECORD).exists():
+    if store.mirror or search.recipe.tune.scheduler == "pbt" or (own / TRIALS / RECORD).exists():
         return "", 0
     shorter = {folder: len(TrialLog(folder / TRIALS).rows()) for folder in _shorter(store, search)}
     for folder, count in sorted(shorter.items(), key=lambda pair: (-pair[1], pair[0])):
         if 0 < count <= search.trials:
             try:
-                with store.lock("searches", folder.name, wait=False), clear_disk_errors(own):
+                with store.lock("searches", folder.name, wait=False), explain_disk_errors(own):
                     _copy(folder, own)
-            except UsageError:  # it is under way
+            except UsageError:  # that search is running
                 continue
             return folder.name, count
     return "", 0
@@ -42,10 +42,10 @@ def _shorter(store: Store, search: Search) -> list[Path]:
     return [folder for folder in folders if folder != own]
 
 
-def _copy(theirs: Path, own: Path) -> None:
-    """The records last: what was broken off before them begins anew."""
+def _copy(source: Path, own: Path) -> None:
+    """Copy the trial logs last: a copy that was interrupted before them starts again."""
     for part in (CONFIRM, TRIALS):
-        for folder in (theirs / part).glob("[0-9]*"):
+        for folder in (source / part).glob("[0-9]*"):
             shutil.copytree(folder, own / part / folder.name, dirs_exist_ok=True)
-        if (record := theirs / part / RECORD).exists():
-            write_atomically(own / part / RECORD, record.read_bytes())
+        if (log := source / part / RECORD).exists():
+            write_atomically(own / part / RECORD, log.read_bytes())

@@ -1,4 +1,4 @@
-"""Where a job finds its Ray: the one it runs in, or one of its own on this machine, gone when the job is."""
+"""Connect a job to Ray: the cluster that it was submitted to, or a local Ray that stops with the job."""
 
 import contextlib
 import logging
@@ -16,21 +16,21 @@ IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a
 
 
 def is_submitted() -> bool:
-    """Whether this process is the entry point of a job that was sent to a Ray cluster."""
+    """Whether this process is the entry point of a job that was submitted to a Ray cluster."""
     return IN_A_JOB in os.environ
 
 
 @contextlib.contextmanager
 def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool = True) -> Iterator[None]:
-    """Be connected to Ray while in the block.
+    """Be connected to Ray within the block.
 
-    A Ray that this process is connected to, or whose submitted job it is, is joined and left alone. Otherwise
-    one is started on the loopback, with a token, and stopped at the end.
+    If this process is connected to Ray already, or is a submitted job, use that Ray and leave it running. Otherwise
+    start a local Ray on the loopback, with a token, and stop it at the end.
 
     Args:
-        num_cpus: how many tasks may run at once on a Ray of one's own; None: the cores of this machine.
-        dashboard: whether that Ray has a dashboard.
-        logs: whether what its workers print arrives here.
+        num_cpus: CPUs of a local Ray; None: the cores of this machine.
+        dashboard: whether a local Ray has a dashboard.
+        logs: whether the output of its workers is printed here.
 
     Raises:
         SetupError: Ray does not start.
@@ -42,19 +42,19 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
     submitted = is_submitted()
     before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
     if not submitted:
-        environment.loopback()  # before the import: Ray reads it once
+        environment.configure_local_ray()  # before the import: Ray reads it once
     import ray
 
     level = logging.INFO if verbose() else logging.ERROR
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if submitted:
-            # For Ray Train's cleaner: where another Ray runs on the head, it asks that one about its controller,
-            # hears of none, and takes the workers' places away in the middle of a run
+            # For Ray Train's cleanup process: without it, if another Ray runs on the head node, the process looks for
+            # the controller in that Ray, finds none, and removes the placement group in the middle of a run
             pinned = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}
             ray.init(logging_level=level, runtime_env={"env_vars": pinned})
         else:
-            # Ray puts the current folder on its workers' path, where a stray numpy.py would be found first
+            # Ray adds the current folder to its workers' import path, where a stray numpy.py would shadow numpy
             with contextlib.chdir(source_hash.resources_dir()):
                 ray.init(
                     address="local",
@@ -64,10 +64,10 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
                     logging_level=level,
                     log_to_driver=logs or verbose(),
                 )
-    except Exception as error:  # a raylet that is late raises just that
+    except Exception as error:  # a raylet that starts too late raises a plain Exception
         raise SetupError(f"Ray does not start: {str(error).strip().splitlines()[0]}", "genflow doctor") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place, which ends with code 15
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has installed its own handler, which exits with code 15
     try:
         yield
     finally:

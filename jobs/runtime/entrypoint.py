@@ -54,7 +54,7 @@ def run_and_report(main: Main, document: Json, emit: Emit) -> int:
         return GenflowError.code
 
 
-def warn_if_incomplete(emit: Emit, id: str, sent: sync.Sent) -> None:
+def warn_if_incomplete(emit: Emit, id: str, sent: sync.SendResult) -> None:
     """Emit a warning if MLflow lacks data of a run, a search or a report."""
     if not sent.complete:
         hint = "when MLflow is available again, genflow ui sends the rest"

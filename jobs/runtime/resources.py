@@ -1,4 +1,4 @@
-"""What a cluster's machines can hold: those that are there, and those that an autoscaler may add."""
+"""The resources of a cluster's nodes, including those that an autoscaler may add, and Ray's storage."""
 
 import contextlib
 import shutil
@@ -12,20 +12,20 @@ from genflow.recipe.files import read
 from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 
-LAUNCHED = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves it on the head, where entry points run
+BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")  # `ray up` writes it on the head node, where entry points run
 
 
-def total() -> list[dict[str, float]] | None:
-    """What each node has in all, those that an autoscaler may add included; None where that cannot be known."""
+def node_resources() -> list[dict[str, float]] | None:
+    """The total resources of each node, including nodes that an autoscaler may add; None if they are unknown."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if not any("ray.io/node-group" in node.get("Labels", {}) for node in nodes):
-        return [node["Resources"] for node in nodes]  # nobody adds nodes here
-    path = LAUNCHED.expanduser()
-    return growth(read(path)) if path.is_file() else None  # KubeRay keeps it elsewhere
+        return [node["Resources"] for node in nodes]  # there is no autoscaler
+    path = BOOTSTRAP_CONFIG.expanduser()
+    return nodes_when_grown(read(path)) if path.is_file() else None  # KubeRay has no such file
 
 
-def growth(launched: dict[str, Any]) -> list[dict[str, float]]:
-    """The nodes of a cluster.yaml, once it has grown as far as it may."""
+def nodes_when_grown(launched: dict[str, Any]) -> list[dict[str, float]]:
+    """The nodes of a cluster.yaml at its maximum size."""
     most = launched.get("max_workers", 2)
     nodes = []
     for name, kind in launched.get("available_node_types", {}).items():
@@ -35,27 +35,27 @@ def growth(launched: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def storage(store: Store) -> dict[str, Any]:
-    """Where Ray Train and Tune keep what is theirs: every node that takes part must see it.
+    """The storage arguments of Ray Train and Tune: a place that every node can access.
 
-    A folder store is seen by all. Of a bucket, the mirror will do where there is one node.
+    All nodes can access a folder store. With a bucket, one node uses its local mirror, and several use the bucket.
     """
-    if store.shared is None or len([node for node in ray.nodes() if node["Alive"]]) == 1:
+    if store.mirror is None or len([node for node in ray.nodes() if node["Alive"]]) == 1:
         return {"storage_path": str(store.root / "ray")}
-    bucket = store.shared.bucket
-    return {"storage_path": bucket.path("ray"), "storage_filesystem": bucket.files}
+    bucket = store.mirror.bucket
+    return {"storage_path": bucket.path("ray"), "storage_filesystem": bucket.filesystem}
 
 
-def clear(store: Store, name: str) -> None:
-    """Let go of what Ray kept there under a name."""
+def delete_storage(store: Store, name: str) -> None:
+    """Delete what Ray stored under a name."""
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
     with contextlib.suppress(OSError):
         (store.root / "ray").rmdir()
     with contextlib.suppress(GenflowError):
-        if store.shared and len([node for node in ray.nodes() if node["Alive"]]) > 1:
-            store.shared.bucket.delete_all(f"ray/{name}")
+        if store.mirror and len([node for node in ray.nodes() if node["Alive"]]) > 1:
+            store.mirror.bucket.delete_all(f"ray/{name}")
 
 
 def are_busy(cluster: Cluster) -> bool:
-    """Whether the workers have to wait for somebody else's to end, or for a node to come."""
+    """Whether the workers must wait for other jobs to end or for a new node."""
     free = ray.available_resources()
     return cluster.workers * cluster.cpus > free.get("CPU", 0) or cluster.workers * cluster.gpus > free.get("GPU", 0)

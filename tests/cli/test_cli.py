@@ -1,4 +1,4 @@
-"""The command line: every misuse ends in one line and the right code; --json is one document."""
+"""The command line: a wrong command ends with one line and the right exit code; --json prints one document."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from genflow.cli import app
 
 @pytest.fixture
 def genflow(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in an empty folder: (exit code, standard output, standard error)."""
+    """Run a command in this process in an empty folder; return (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GENFLOW_STORE", raising=False)
     monkeypatch.delenv("GENFLOW_VERBOSE", raising=False)
@@ -27,11 +27,11 @@ def genflow(monkeypatch, capsys, tmp_path):
     return run
 
 
-MISUSES = [
+WRONG_COMMANDS = [
     (["foo"], 2, "foo"),
     (["train"], 2, "family"),
     (["train", "ddpmm", "--data", "digits"], 2, "did you mean ddpm?"),
-    (["train", "ddpm"], 2, "no dataset was named"),
+    (["train", "ddpm"], 2, "no dataset given"),
     (["train", "ddpm", "--data", "nowhere"], 2, "no dataset 'nowhere'"),
     (["train", "ddpm", "--data", "digits", "--set", "train.lrr=1"], 2, "did you mean train.lr?"),
     (["train", "ddpm", "--data", "digits", "--set", "lr=1"], 2, "did you mean train.lr?"),
@@ -69,7 +69,7 @@ MISUSES = [
     (["tune", "vae", "--data", "digits", "-o", "/no/such/folder/best.yaml"], 2, "mkdir -p /no/such/folder"),
     (["run", "tables"], 2, "genflow tables --data NAME"),
     (["recommend"], 2, "nothing was measured yet"),
-    (["recommend", "--max-latency", "soon"], 2, "--max-latency is a time"),
+    (["recommend", "--max-latency", "soon"], 2, "--max-latency must be a time"),
     (["evaluate", "nothing"], 2, "no run 'nothing'"),
     (["compare", "best:fd"], 2, "best:fd"),
     (["run", "quickstartt"], 2, "did you mean quickstart?"),
@@ -82,23 +82,25 @@ MISUSES = [
 ]
 
 
-@pytest.mark.parametrize(("args", "code", "says"), MISUSES, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
-def test_misuse_is_one_line(genflow, args, code, says):
-    """A wrong command says what is wrong in one line, with the mending one after it, and exits with its code."""
+@pytest.mark.parametrize(
+    ("args", "code", "text"), WRONG_COMMANDS, ids=lambda v: " ".join(v) if isinstance(v, list) else None
+)
+def test_wrong_command_is_one_line(genflow, args, code, text):
+    """A wrong command prints the error in one line, at most one line with the fix, and exits with the right code."""
     got, out, err = genflow(*args)
 
     lines = err.strip().splitlines()
     assert got == code
     assert out == ""
     assert lines[0].startswith("error: ")
-    assert says in err
+    assert text in err
     assert len(lines) <= 2
     assert "Traceback" not in err
     assert not Path(".genflow").exists()
 
 
-def test_misuse_shows_its_traceback_with_v(genflow):
-    """-v may stand anywhere and adds the traceback."""
+def test_wrong_command_shows_its_traceback_with_v(genflow):
+    """-v adds the traceback, wherever it is in the command."""
     code, _, err = genflow("train", "ddpmm", "-v")
 
     assert code == 2
@@ -106,8 +108,8 @@ def test_misuse_shows_its_traceback_with_v(genflow):
 
 
 @pytest.mark.parametrize("args", [["runs", "ls"], ["data", "ls"]])
-def test_an_empty_store_is_no_error(genflow, args):
-    """Listing an empty store says so, and what to do."""
+def test_an_empty_store_is_not_an_error(genflow, args):
+    """Listing an empty store succeeds and suggests the next command."""
     code, out, _ = genflow(*args)
 
     assert code == 0
@@ -125,8 +127,8 @@ def test_json_is_one_document(genflow, args):
     assert json.loads(out)["schema"].startswith("genflow.")
 
 
-def test_dry_run_makes_nothing(genflow):
-    """--dry-run shows the plan and leaves no trace."""
+def test_dry_run_writes_nothing(genflow):
+    """--dry-run prints the plan and writes nothing."""
     code, out, _ = genflow("quickstart", "--dry-run")
 
     assert code == 0
@@ -136,7 +138,7 @@ def test_dry_run_makes_nothing(genflow):
 
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["runs", "--help"], ["--version"]])
 def test_help_is_success(genflow, args):
-    """Asking for help is no misuse."""
+    """--help and --version exit with code 0."""
     code, out, _ = genflow(*args)
 
     assert code == 0
@@ -144,7 +146,7 @@ def test_help_is_success(genflow, args):
 
 
 def test_help_imports_nothing_heavy():
-    """`genflow --help` pays for Typer and nothing else."""
+    """`genflow --help` imports none of the heavy packages."""
     heavy = ("torch", "ray", "mlflow", "numpy", "pydantic", "yaml", "pyarrow", "genflow.recipe", "genflow.storage")
     program = f"""
 import sys
@@ -161,7 +163,7 @@ except SystemExit:
 
 
 def test_every_command_has_at_most_a_dozen_flags():
-    """Besides --set, which is all else."""
+    """A command has at most 12 visible flags besides --set and --help."""
     import typer
 
     def commands(group):
@@ -175,11 +177,11 @@ def test_every_command_has_at_most_a_dozen_flags():
 
 
 def test_completion_knows_families(genflow, monkeypatch):
-    """The shell completes commands and families."""
-    for words, answer in (("genflow tr", "train"), ("genflow train flo", "flow_matching")):
+    """Shell completion completes commands and families."""
+    for words, completion in (("genflow tr", "train"), ("genflow train flo", "flow_matching")):
         monkeypatch.setenv("_GENFLOW_COMPLETE", "complete_bash")
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
         _, out, _ = genflow()
 
-        assert answer in out
+        assert completion in out

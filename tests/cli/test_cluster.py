@@ -1,4 +1,4 @@
-"""`genflow cluster`: what it asks of Ray's launcher, and what it says when that fails."""
+"""`genflow cluster`: the calls of Ray's launcher, and the errors when it fails."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ sys.exit(int("onprem" in sys.argv[2]))
 
 @pytest.fixture(autouse=True)
 def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a key, the shipped files, and a launcher that writes down what it is asked; it fails on-prem."""
+    """A home with an ssh key, the shipped files, and a fake launcher that records its arguments and fails on-prem."""
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh/id_ed25519").touch()
     for name in ("cluster.yaml", "onprem.yaml"):
@@ -37,55 +37,55 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
-    own = cluster._ray
-    monkeypatch.setattr(cluster, "_ray", lambda document: ([sys.executable, "-c", LAUNCHER], own(document)[1]))
+    own = cluster._launcher
+    monkeypatch.setattr(cluster, "_launcher", lambda document: ([sys.executable, "-c", LAUNCHER], own(document)[1]))
     return tmp_path / "asked"
 
 
 def test_up_makes_the_token_and_asks_the_launcher(launcher: Path, tmp_path: Path, capfd: Any) -> None:
-    """In a cloud with Ray's own autoscaler; what the launcher says goes to standard error."""
+    """`up` creates the token and calls the launcher; the launcher's output goes to standard error."""
     cluster.up("", yes=True)
     assert launcher.read_text() == "None up cluster.yaml -y --no-config-cache --disable-usage-stats\n"
     assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o077 == 0
-    said = capfd.readouterr()
-    assert "no route" in said.err
-    assert "genflow cluster dashboard cluster.yaml" in said.out
+    captured = capfd.readouterr()
+    assert "no route" in captured.err
+    assert "genflow cluster dashboard cluster.yaml" in captured.out
 
 
 def test_a_launcher_that_fails(launcher: Path) -> None:
-    """Code 4. On machines that are there already, the first autoscaler starts the workers."""
-    with pytest.raises(ClusterError, match="`ray up` ended with code 1"):
+    """A failed launcher is a ClusterError; for existing machines it runs with autoscaler v1."""
+    with pytest.raises(ClusterError, match="`ray up` failed with exit code 1"):
         cluster.up("onprem.yaml", yes=True)
     assert launcher.read_text().startswith("0 up onprem.yaml")
 
 
 @pytest.mark.parametrize("command", [cluster.up, cluster.down])
-def test_nobody_said_yes(command: Any, launcher: Path) -> None:
-    """Off a terminal nothing is asked, and nothing is done."""
+def test_without_confirmation(command: Any, launcher: Path) -> None:
+    """Without a terminal and --yes, the command fails and calls no launcher."""
     with pytest.raises(UsageError) as error:
         command("cluster.yaml", yes=False)
-    assert error.value.hint == "say --yes"
+    assert error.value.hint == "add --yes to confirm"
     assert not launcher.exists()
 
 
 def test_a_file_that_is_wrong_is_not_launched(launcher: Path, tmp_path: Path) -> None:
-    """Its first problem ends the command, before a machine is asked for."""
+    """The first problem of a file ends the command before the launcher runs."""
     file = tmp_path / "cluster.yaml"
     file.write_text(file.read_text().replace("RAY_AUTH_MODE=token ", ""))
-    with pytest.raises(UsageError, match="whoever reaches it owns it"):
+    with pytest.raises(UsageError, match="any client that reaches it can run code"):
         cluster.up("cluster.yaml", yes=True)
     assert not launcher.exists()
 
 
-def test_a_manifest_is_kubernetes_own() -> None:
-    """It is not the launcher's to bring up."""
+def test_a_manifest_is_not_launched() -> None:
+    """`up` refuses a Kubernetes manifest and names kubectl."""
     with pytest.raises(UsageError) as error:
         cluster.up(str(ROOT / "deploy/kuberay/cluster.yaml"), yes=True)
     assert error.value.hint.startswith("kubectl apply -f ")
 
 
 def test_a_tunnel(launcher: Path) -> None:
-    """Stands while it is used, on the port that was asked for, and is gone afterwards."""
+    """A tunnel listens on the given port while it is used, and is closed afterwards."""
     port = environment.free_port()
     with cluster._tunnel(Path("cluster.yaml"), {"provider": {"type": "aws"}}, port) as address:
         assert address == f"http://127.0.0.1:{port}"
@@ -94,17 +94,17 @@ def test_a_tunnel(launcher: Path) -> None:
     assert f"dashboard cluster.yaml --port {port}" in launcher.read_text()
 
 
-def test_a_tunnel_that_does_not_come_to_stand() -> None:
-    """Says why, in the launcher's last words."""
+def test_a_tunnel_that_fails() -> None:
+    """The error contains the last line of the launcher's output."""
     with (
-        pytest.raises(ClusterError, match=r"no tunnel to the head of onprem\.yaml: no route to host"),
+        pytest.raises(ClusterError, match=r"cannot open a tunnel to the head of onprem\.yaml: no route to host"),
         cluster._tunnel(Path("onprem.yaml"), {"provider": {"type": "local"}}, environment.free_port()),
     ):
-        raise AssertionError("it stands")
+        raise AssertionError("the tunnel is open")
 
 
 def test_validate_prints_every_problem(tmp_path: Path, capsys: Any) -> None:
-    """One line each on standard output, and code 2; none is a tick."""
+    """`validate` prints each problem as one line and fails; a valid file is one line with a tick."""
     environment.ensure_token()
     cluster.validate("cluster.yaml", json=False)
     assert capsys.readouterr().out.startswith("✔ cluster.yaml: genflow on aws")

@@ -9,7 +9,7 @@ NAMES = ["数字", "übung", "u\u0308bung", "digits", "ÜBUNG×2 — a"]
 
 @pytest.mark.parametrize("left", [1, 2])
 def test_columns_line_up(left: int) -> None:
-    """Every column ends where its rule does, also where a character takes two columns of the terminal, or none."""
+    """Columns are aligned even if a character needs two terminal columns or none."""
     table = console.table(("name", "rows"), [(name, str(10**i)) for i, name in enumerate(NAMES)], left=left)
     head, rule, *rows = table.split("\n")
     ends = console.width(rule.partition("  ")[0])
@@ -24,7 +24,7 @@ def test_columns_line_up(left: int) -> None:
 
 
 def test_a_table_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell keeps all its characters, whatever the terminal's width, and brackets are not read as markup."""
+    """A cell keeps all its characters on a narrow terminal, and brackets are not parsed as markup."""
     monkeypatch.setenv("COLUMNS", "40")
     long = "x" * 200
     assert console.table(("a", "b"), [(long, "[bold]1[/bold]")]).split("\n")[2] == f"{long}  [bold]1[/bold]"

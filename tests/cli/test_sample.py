@@ -1,4 +1,4 @@
-"""`genflow sample`: every form that is written is read by somebody else's library."""
+"""`genflow sample`: other libraries can read every output format."""
 
 import json
 from pathlib import Path
@@ -43,8 +43,8 @@ def sample(store, monkeypatch, tmp_path):
     return draw
 
 
-def test_every_form_holds_the_same_pictures(sample, capsys):
-    """A folder of PNG, an array and a Parquet table of one seed agree to the pixel."""
+def test_every_format_has_the_same_pixels(sample, capsys):
+    """PNG files, an array and a Parquet table from the same seed have identical pixels."""
     array = np.load(sample("a.npy"))
     folder = [np.asarray(Image.open(f)) for f in sorted(sample("pictures/").iterdir())]
     table = pq.read_table(sample("a.parquet"))
@@ -58,7 +58,7 @@ def test_every_form_holds_the_same_pictures(sample, capsys):
 
 
 def test_a_label_is_a_name_or_a_number(sample):
-    """--label 3 asks for one class; a class that is not there is refused with those that are."""
+    """--label 3 draws only class 3; an unknown class is a usage error."""
     assert set(pq.read_table(sample("a.parquet", "3"))["label"].to_pylist()) == {3}
     with pytest.raises(UsageError, match="no such class"):
         sample("c.npy", "eleven")
@@ -66,7 +66,7 @@ def test_a_label_is_a_name_or_a_number(sample):
 
 @pytest.mark.parametrize(("guidance", "nfe"), [(None, 4), (2.0, 8)])
 def test_the_document_counts_evaluations(sample, capsys, guidance, nfe):
-    """Guidance evaluates the net twice a step."""
+    """The JSON document counts two network evaluations per step with guidance."""
     sample("a.png", steps=4, guidance=guidance)
 
     assert json.loads(capsys.readouterr().out)["nfe"] == nfe

@@ -30,23 +30,23 @@ from genflow.recipe.schema import Data, Evaluate
 from genflow.sampling.engine import Engine
 from genflow.storage.store import Store
 from genflow.tuning import metrics
-from support.finished import finished
+from support.trained_run import trained_run
 
 def quiet(*args, **fields): pass
 
 store = Store(Path(sys.argv[1]))
 artifact, _ = prepare(store, Data(source="ring8", samples=600, val=0.3), in_process, quiet)
 data = Dataset.open(artifact)
-runs = [finished(store, data, "vae", name=f"vae-{steps}", steps=steps) for steps in (2, 40)]
+runs = [trained_run(store, data, "vae", name=f"vae-{steps}", steps=steps) for steps in (2, 40)]
 options = Evaluate(samples=100, sweep_samples=50, steps=(), likelihood=0, bootstrap=3)
 rows = [evaluate.evaluate(store, run, artifact, options, quiet) for run in runs]
-ruler = metrics.ruler_of(load_features(store, data, "classifier", quiet), 0, 0)
+ruler = metrics.metric_suite(load_features(store, data, "classifier", quiet), 0, 0)
 found = {
     "genflow": genflow.__file__, "rows": rows, "head": table.columns(), "table": table.rows({"rows": rows}),
     "best": table.best(rows, "swd"), "best_run": table.best_run(store, "swd").id,
     "report": page.build(store, rows).file("report.html").read_text(),
     "choices": metrics.names(), "mode": metrics.mode("swd"),
-    "searched": metrics.measure(store, Engine.load(runs[1]), data, ruler, metrics.known(["swd"]), 100, 0),
+    "searched": metrics.measure(store, Engine.load(runs[1]), data, ruler, metrics.check(["swd"]), 100, 0),
 }
 Path(sys.argv[2]).unlink()
 found["id_without_it"] = evaluate.evaluation_id(runs[0], artifact, options)

@@ -1,4 +1,4 @@
-"""Broken models, made of real rows: each is caught by its own column, and what it does well does not hide it."""
+"""Broken models, simulated with real rows: each error is detected by the metric meant for it."""
 
 import numpy as np
 import pytest
@@ -24,24 +24,25 @@ def quiet(event: str, **fields: object) -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Measure records with the labels they were asked for, as `genflow evaluate` does."""
+    """Measures records with their requested labels, as `genflow evaluate` does."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(classifier, "MOST", 60)
-    patch.setattr(classifier, "LEAST", 60)
+    patch.setattr(classifier, "MAX_STEPS", 60)
+    patch.setattr(classifier, "MIN_STEPS", 60)
     store = Store(tmp_path_factory.mktemp("broken"))
     artifact, _ = prepare(store, Data(source="digits", val=0.3), in_process, quiet)
     data = Dataset.open(artifact)
-    by = load_features(store, data, "classifier", quiet)
-    ruler = MetricSuite(by, Evaluate(samples=N, bootstrap=5))
+    extractor = load_features(store, data, "classifier", quiet)
+    suite = MetricSuite(extractor, Evaluate(samples=N, bootstrap=5))
 
     def measure(records: np.ndarray, labels: np.ndarray) -> dict:
-        features, classes = by.embed(records)
-        metrics = ruler.quality(features, labels)
-        metrics["agreement"] = proportion(classes == labels).metric(N, by.name, by.about["accuracy"])
-        metrics["classification"] = classification(records, labels, data, by).metric(by)
-        return {"name": "it", "metrics": metrics, "memorization": memorization(records, data, by.real), "modes": None}
+        features, classes = extractor.embed(records)
+        metrics = suite.measure_all(features, labels)
+        metrics["agreement"] = proportion(classes == labels).metric(N, extractor.name, extractor.about["accuracy"])
+        metrics["classification"] = classification(records, labels, data, extractor).metric(extractor)
+        copies = memorization(records, data, extractor.real)
+        return {"name": "it", "metrics": metrics, "memorization": copies, "modes": None}
 
-    measure.train, measure.real = data.splits["train"], by.real  # type: ignore[attr-defined]
+    measure.train, measure.real = data.splits["train"], extractor.real  # type: ignore[attr-defined]
     yield measure
     patch.undo()
 
@@ -52,7 +53,7 @@ def rows(measured, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_an_honest_model_is_not_accused(measured):
-    """Real rows that nobody measured against: near the floor in every column, and no sentence."""
+    """Real rows that are not in the reference have metrics near the floor, and the verdict reports no problem."""
     found = measured(*rows(measured, measured.real.floor[-N:]))
     metrics = found["metrics"]
     assert metrics["fd"]["value"] < 2 * metrics["fd"]["floor"]
@@ -61,7 +62,7 @@ def test_an_honest_model_is_not_accused(measured):
 
 
 def test_a_constant_model_covers_nothing(measured):
-    """One picture for everything: a plausible one, and recall and coverage are none."""
+    """A model that always draws one plausible picture has almost no recall and coverage."""
     picture, _ = rows(measured, measured.real.floor[:1])
     labels = measured.train.labels[measured.real.floor[:N]]
     metrics = measured(np.repeat(picture, N, 0), labels)["metrics"]
@@ -72,15 +73,15 @@ def test_a_constant_model_covers_nothing(measured):
 
 
 def test_a_memorizing_model_is_all_copies(measured):
-    """Training rows themselves: fd is that of real rows, and every sample stands out as a copy."""
-    found = measured(*rows(measured, measured.real.taught[:N]))
+    """Training rows as samples: fd is close to its floor, and almost every sample is a copy."""
+    found = measured(*rows(measured, measured.real.training[:N]))
     assert found["metrics"]["fd"]["value"] < 4 * found["metrics"]["fd"]["floor"]
     assert found["memorization"]["copies"]["value"] > 0.95
     assert "near copies" in _copies([found])
 
 
 def test_a_model_that_drops_modes_misses_them(measured):
-    """Whatever it is asked for, one of the digits 0 to 3, each of them real: precise, and the others are missing."""
+    """Real digits 0 to 3 for every requested class: precision is high, recall and coverage are low."""
     train, floor = measured.train, measured.real.floor
     few = floor[train.labels[floor] < 4]
     found = measured(train.take(np.resize(few, N)), train.labels[floor[:N]])
@@ -92,7 +93,7 @@ def test_a_model_that_drops_modes_misses_them(measured):
 
 
 def test_a_model_that_ignores_labels_teaches_nothing(measured):
-    """Real rows under labels drawn at random: nothing is missing, and neither judge nor pupil finds the labels."""
+    """Real rows with permuted labels: fd and recall are good, agreement and classification are not."""
     records, labels = rows(measured, measured.real.floor[-N:])
     found = measured(records, np.random.default_rng(0).permutation(labels))
     metrics = found["metrics"]
@@ -100,4 +101,4 @@ def test_a_model_that_ignores_labels_teaches_nothing(measured):
     assert metrics["recall"]["value"] > 0.9 * metrics["recall"]["floor"]
     assert metrics["agreement"]["value"] < 0.2
     assert metrics["classification"]["value"] < 0.5
-    assert "class that was asked for" in _labels([found])
+    assert "show the requested class" in _labels([found])

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.errors import UsageError
 from genflow.evaluation import evaluate as evaluation
@@ -21,8 +21,8 @@ SMALL = Evaluate(samples=120, sweep_samples=60, steps=(1, 2), likelihood=16, boo
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """Judges of a few steps."""
-    monkeypatch.setattr(classifier, "MOST", 20)
-    monkeypatch.setattr(classifier, "LEAST", 20)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 20)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def evaluate(store, events):
 def test_every_metric_carries_what_it_needs(store, prepared, evaluate, events):
     """N, features, an interval around the value, and the floor; the sweep has the run's own steps among the others."""
     data = prepared("digits", val=0.2)
-    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     found = evaluate(run, data)
 
     for metric in found["metrics"].values():
@@ -66,7 +66,7 @@ def test_every_metric_carries_what_it_needs(store, prepared, evaluate, events):
 def test_measured_again_it_is_found(store, prepared, evaluate):
     """The second time it is the same document, marked as cached; other options are another evaluation."""
     data = prepared("ring8", samples=600, val=0.3)
-    run = finished(store, data, "vae")
+    run = trained_run(store, data, "vae")
     first, again = evaluate(run, data), evaluate(run, data)
     other = evaluate(run, data, SMALL.model_copy(update={"seed": 1}))
     assert again == {**first, "cached": True}
@@ -78,7 +78,7 @@ def test_measured_again_it_is_found(store, prepared, evaluate):
 def test_numbers_are_a_function_of_run_data_and_seed(store, prepared, evaluate):
     """Deleted and measured again, every metric has the same value; only times differ."""
     data = prepared("digits", val=0.2)
-    run = finished(store, data, "vae")
+    run = trained_run(store, data, "vae")
     first = evaluate(run, data)
     store.remove(store.get("evaluations", first["evaluation"]))
     again = evaluate(run, data)
@@ -90,7 +90,7 @@ def test_numbers_are_a_function_of_run_data_and_seed(store, prepared, evaluate):
 def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, evaluate):
     """So that MLflow's own chart is quality against steps; a grid and a headline stand beside it."""
     data = prepared("ring8", samples=600, val=0.3)
-    run = finished(store, data, "flow_matching", sample={"sampler": "midpoint", "steps": 2})
+    run = trained_run(store, data, "flow_matching", sample={"sampler": "midpoint", "steps": 2})
     found = evaluate(run, data)
     path = journal_path(store.root, run.id)
     assert [step for step, _ in curves(path, f"{found['evaluation']}/sweep")["eval/fd"]] == [2, 4]
@@ -101,7 +101,7 @@ def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, ev
 def test_what_a_sampler_refuses_is_left_out(store, prepared, evaluate, events):
     """A number of steps beyond the family's range is a note, not a failure."""
     data = prepared("ring8", samples=600, val=0.3)
-    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     found = evaluate(run, data, SMALL.model_copy(update={"steps": (1, 5000)}))
     assert [point["steps"] for point in found["sweep"]] == [1, 2]
     assert any(event == "note" and "5000" in fields["message"] for event, fields in events)
@@ -145,7 +145,7 @@ def test_draws_of_the_truth_have_the_divergences_floor():
 def test_the_artifact_lists_its_parents(store, prepared, evaluate):
     """An evaluation names its run and dataset, and its grids verify."""
     data = prepared("ring8", samples=600, val=0.3)
-    run = finished(store, data, "vae")
+    run = trained_run(store, data, "vae")
     artifact = store.get("evaluations", evaluate(run, data)["evaluation"]).verify()
     assert artifact.manifest["parents"] == [run.id, data.artifact.id]
     assert {"metrics.json", "grid.png", "real.png"} <= set(artifact.manifest["files"])
@@ -155,22 +155,22 @@ def test_the_artifact_lists_its_parents(store, prepared, evaluate):
 def test_a_run_is_measured_as_it_is_told_to_sample(store, prepared, evaluate):
     """`sample` overrides the run's own options, has an evaluation of its own, and is refused before anything starts."""
     data = prepared("ring8", samples=600, val=0.3)
-    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     own = evaluate(run, data)
 
-    def told(sample):
+    def measured_with(sample):
         return evaluation.evaluate(store, run, data.artifact, SMALL, lambda event, **fields: None, sample)
 
-    other = told({"sampler": "midpoint", "steps": 3})
+    other = measured_with({"sampler": "midpoint", "steps": 3})
     assert (own["nfe"], other["nfe"]) == (2, 6)
     assert other["evaluation"] != own["evaluation"]
-    assert told({"sampler": "midpoint", "steps": 3})["cached"]
+    assert measured_with({"sampler": "midpoint", "steps": 3})["cached"]
     with pytest.raises(UsageError, match="stepz"):
-        told({"stepz": 3})
+        measured_with({"stepz": 3})
 
 
 def test_no_likelihood_stands_beside_guided_samples(store, prepared, evaluate):
     """What is guided has no density: the unguided model's would be another model's number."""
     data = prepared("digits", val=0.2)
-    run = finished(store, data, "flow_matching", sample={"steps": 1, "guidance": 2.0})
+    run = trained_run(store, data, "flow_matching", sample={"steps": 1, "guidance": 2.0})
     assert evaluate(run, data, SMALL.model_copy(update={"steps": ()}))["likelihood"] is None

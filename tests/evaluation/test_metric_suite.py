@@ -11,49 +11,49 @@ from genflow.recipe.schema import Evaluate
 
 
 @pytest.fixture
-def ruler(store, prepared):
+def suite(store, prepared):
     """A ruler for points whose labels are modes."""
     data = prepared("ring8", samples=2000, val=0.2)
     return MetricSuite(load_features(store, data, "classifier", lambda event, **fields: None), Evaluate(bootstrap=3))
 
 
-def test_floors_have_the_labels_that_samples_are_asked_for(ruler):
+def test_floors_have_the_labels_that_samples_are_asked_for(suite):
     """The first set is the rows that gave the labels; the next ones have as many of each, and no row twice."""
-    labels = ruler.judge.labels[:150]
-    floor = np.arange(len(ruler.judge.labels))[:, None]
-    tagged = MetricSuite(dataclasses.replace(ruler.judge, floor=floor), Evaluate())
+    labels = suite.extractor.labels[:150]
+    floor = np.arange(len(suite.extractor.labels))[:, None]
+    tagged = MetricSuite(dataclasses.replace(suite.extractor, floor=floor), Evaluate())
     sets = [rows[:, 0] for rows in tagged._real(labels)]
     assert len(sets) == 3
     assert sets[0].tolist() == list(range(150))
     for rows in sets:
-        assert (np.bincount(ruler.judge.labels[rows], minlength=8) == np.bincount(labels, minlength=8)).all()
+        assert (np.bincount(suite.extractor.labels[rows], minlength=8) == np.bincount(labels, minlength=8)).all()
     assert len(set(np.concatenate(sets).tolist())) == 450
 
 
-def test_real_rows_reach_their_floor(ruler):
+def test_real_rows_reach_their_floor(suite):
     """Real rows in the place of samples: no metric can be told from its floor."""
     n = 200
-    found = ruler.quality(ruler.judge.floor[-n:], ruler.judge.labels[-n:])
+    found = suite.measure_all(suite.extractor.floor[-n:], suite.extractor.labels[-n:])
     for name in ("kid", "precision", "recall", "coverage"):
-        reach = found[name]["high"] - found[name]["low"]
-        assert abs(found[name]["value"] - found[name]["floor"]) < reach + 0.02, name
+        width = found[name]["high"] - found[name]["low"]
+        assert abs(found[name]["value"] - found[name]["floor"]) < width + 0.02, name
 
 
-def test_a_collapsed_model_is_far_from_the_floor(ruler):
+def test_a_collapsed_model_is_far_from_the_floor(suite):
     """One mode instead of eight: recall and coverage fall, and the distance is many times its floor."""
     n = 200
-    one = ruler.judge.floor[ruler.judge.labels == 3]
-    found = ruler.quality(np.resize(one, (n, 2)), ruler.judge.labels[:n])
+    one = suite.extractor.floor[suite.extractor.labels == 3]
+    found = suite.measure_all(np.resize(one, (n, 2)), suite.extractor.labels[:n])
     assert found["fd"]["value"] > 20 * found["fd"]["floor"]
     assert found["coverage"]["high"] < 0.3 < found["coverage"]["floor"]
     assert found["recall"]["value"] < 0.3
 
 
-def test_a_label_asked_for_too_often_leaves_a_floor(ruler):
+def test_a_label_asked_for_too_often_leaves_a_floor(suite):
     """More of one label than there are real rows of it: others stand in, and the floor is a number at the same N."""
-    rows = np.flatnonzero(ruler.judge.labels == 3)
+    rows = np.flatnonzero(suite.extractor.labels == 3)
     labels = np.full(len(rows) + 40, 3)
-    (real,) = ruler._real(labels)
+    (real,) = suite._real(labels)
     assert len(real) == len(labels)
     assert len(np.unique(real, axis=0)) == len(real)
-    assert np.isfinite(ruler.distance(np.resize(ruler.judge.floor[rows], (len(labels), 2)), labels)["floor"])
+    assert np.isfinite(suite.distance(np.resize(suite.extractor.floor[rows], (len(labels), 2)), labels)["floor"])

@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.evaluation import evaluate, samples
 from genflow.evaluation.features import classifier
-from genflow.evaluation.metrics.class_balance import shown
+from genflow.evaluation.metrics.class_balance import class_shares
 from genflow.recipe.schema import Evaluate
 
 OPTIONS = Evaluate(samples=150, sweep_samples=32, steps=(), likelihood=0, bootstrap=3)
@@ -19,8 +19,8 @@ TIMES = ("speed", "seconds", "sweep", "machine", "path", "cached")
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Judges of a few steps, and shares of 32 samples."""
-    monkeypatch.setattr(classifier, "MOST", 20)
-    monkeypatch.setattr(classifier, "LEAST", 20)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 20)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     monkeypatch.setattr(samples, "BATCH", 16)
     monkeypatch.setattr(samples, "SHARE", 32)
 
@@ -32,17 +32,17 @@ def quiet(event: str, **fields: object) -> None:
 def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
     """All but the first are handed out, as values; every figure but the times is the same to the bit."""
     data = prepared("digits", val=0.2)
-    run = finished(store, data, "flow_matching", sample={"steps": 2})
+    run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     here = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
     artifact = store.get("evaluations", here["evaluation"])
     (artifact.path / "manifest.json").unlink()  # as if it had never been
     handed: list[samples.Share] = []
 
-    def carry(shares):
+    def executor(shares):
         handed.extend(shares)
-        return [evaluate.carried(store, run, data.artifact, "classifier", {}, share) for share in shares]
+        return [evaluate.draw_share(store, run, data.artifact, "classifier", {}, share) for share in shares]
 
-    there = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet, carry=carry)
+    there = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet, executor=executor)
     assert [len(share.seeds) for share in handed] == [32, 32, 32, 22]
     assert not there["cached"]
     assert {k: v for k, v in there.items() if k not in TIMES} == {k: v for k, v in here.items() if k not in TIMES}
@@ -51,8 +51,8 @@ def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
 def test_only_the_first_records_are_kept(store, prepared):
     """Features of all, pictures of as many as were asked for."""
     data = prepared("digits", val=0.2)
-    engine = evaluate.engine_of(finished(store, data, "vae"), {})
-    found = samples.reduced(
+    engine = evaluate.engine_of(trained_run(store, data, "vae"), {})
+    found = samples.draw_features(
         engine, lambda records: (records.reshape(len(records), -1), None), list(range(80)), np.zeros(80, np.int64), 40,
         lambda count: None,
     )  # fmt: skip
@@ -62,7 +62,7 @@ def test_only_the_first_records_are_kept(store, prepared):
 
 def test_classes_stand_beside_real_datas():
     """One class in ten where a quarter is real: its part is 0.4, and Wilson's interval holds it."""
-    found = shown(np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [75, 25]), ("a", "b"))
+    found = class_shares(np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [75, 25]), ("a", "b"))
     assert found["rarest"]["class"] == "b"
     assert found["rarest"]["value"] == pytest.approx(0.4)
     assert found["rarest"]["low"] < 0.4 < found["rarest"]["high"]
@@ -74,7 +74,7 @@ def test_a_run_shows_its_way_and_what_lies_between_samples(store, prepared):
     data = prepared("digits", val=0.2)
     found = {}
     for kind, options in (("flow_matching", {"steps": 4, "sampler": "euler"}), ("gan", {})):
-        run = finished(store, data, kind, sample=options, name=kind)
+        run = trained_run(store, data, kind, sample=options, name=kind)
         made = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
         found[kind] = store.get("evaluations", made["evaluation"])
     cell = 8 * 8 + 2

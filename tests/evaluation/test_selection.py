@@ -2,7 +2,7 @@
 
 import pytest
 
-from genflow.cli.recommend import commands, latency, quality
+from genflow.cli.recommend import commands, parse_latency, parse_quality
 from genflow.errors import GateError, UsageError
 from genflow.evaluation.selection import choose, front
 
@@ -56,19 +56,19 @@ def test_the_cure_of_a_latency_cures(ms):
     """The time that the hint names is enough for the setting that it names."""
     with pytest.raises(GateError) as slow:
         choose([choice("vae", 1.0, ms)], 0.01)
-    named = latency(slow.value.hint.rpartition(" ")[2])
+    named = parse_latency(slow.value.hint.rpartition(" ")[2])
     assert choose([choice("vae", 1.0, ms)], named)["name"] == "vae"
 
 
 def test_times_and_qualities_as_people_type_them():
     """50ms, 0.2s, 50; 2.5, 3x; anything else is refused in one line."""
-    assert [latency(text) for text in ("50ms", "0.2s", "50")] == [50, 200, 50]
-    assert (quality("2.5", 0.4), quality("3x", 0.4)) == (2.5, pytest.approx(1.2))
-    for read, wrong in ((latency, "fast"), (latency, "0ms"), (latency, "1.2.3")):
+    assert [parse_latency(text) for text in ("50ms", "0.2s", "50")] == [50, 200, 50]
+    assert (parse_quality("2.5", 0.4), parse_quality("3x", 0.4)) == (2.5, pytest.approx(1.2))
+    for read, wrong in ((parse_latency, "fast"), (parse_latency, "0ms"), (parse_latency, "1.2.3")):
         with pytest.raises(UsageError):
             read(wrong)
     with pytest.raises(UsageError):
-        quality("good", 0.4)
+        parse_quality("good", 0.4)
 
 
 def test_the_commands_serve_it_and_ask_for_it():

@@ -1,4 +1,4 @@
-"""Consistency's own facts: with perfect nets on any path its loss is nothing, and its teacher walks the true ODE."""
+"""Consistency: with a perfect net on any path its loss is zero, and its teacher solves the true ODE."""
 
 from typing import Any
 
@@ -28,12 +28,12 @@ SOURCES: list[dict[str, Any]] = [
 
 
 class Perfect(nn.Module):
-    """The best net of a source for a mixture: its clock is turned back into the path's time."""
+    """The optimal net of a source for a mixture; it converts the net's time back to the path's time."""
 
     def __init__(self, mixture: Mixture, source: dict[str, Any]) -> None:
         super().__init__()
         self.mixture, self.source = mixture, source
-        self.view: tuple[Gaussian, ...] = ()  # in a tuple: no submodule
+        self.view: tuple[Gaussian, ...] = ()  # a tuple, so that it is no submodule
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         path, kind = self.view[0].path, self.view[0].predict
@@ -58,7 +58,7 @@ def loss(model: Consistency, x: Tensor) -> float:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(s.values()))
 def test_a_perfect_net_of_any_source_agrees_with_itself(source: dict[str, Any]) -> None:
-    """Where all data is one point, f(y, u) is that point everywhere: no loss; for any other data there is some."""
+    """If all data is one point, f(y, u) is that point everywhere and the loss is zero; on other data it is not."""
     x = torch.full((16, 1, 1, 1), 0.5)
     model = perfect(Mixture([1.0], [[0.5]], 1e-4), source)
     assert loss(model, x) == pytest.approx(0, abs=5e-3)
@@ -69,15 +69,15 @@ def test_a_perfect_net_of_any_source_agrees_with_itself(source: dict[str, Any]) 
         torch.testing.assert_close(drawn.x, torch.full((4, 1, 1, 1), 0.5).to(drawn.x), rtol=0, atol=2e-2)
 
 
-def test_points_are_drawn_to_their_mean() -> None:
-    """Where three rows in ten are 1 and the others 0, and every link ends at the data, 0.3 costs less than 0."""
+def test_the_loss_of_points_is_smaller_at_the_mean_than_at_the_median() -> None:
+    """If three rows in ten are 1 and the others 0, and every link ends at the data, 0.3 has a smaller loss than 0."""
     x = (torch.arange(1000) % 10 < 3).float()[:, None, None, None]
     mean, median = (perfect(Mixture([1.0], [[at]], 1e-4), SOURCES[0], least=0.5) for at in (0.3, 0.0))
     assert loss(mean, x) < loss(median, x)
 
 
-def test_the_teacher_walks_its_ode() -> None:
-    """Its midpoint step is the solver's own; from u to the chain's next time quantiles stay quantiles."""
+def test_the_teacher_solves_its_ode() -> None:
+    """Its midpoint step equals the solver's; from u to the next time of the chain it maps quantiles to quantiles."""
     mixture = Mixture([0.6, 0.4], [[0.8], [-0.6]], 0.5)
     model = perfect(mixture, SOURCES[0], mode="distill")
     model._teacher = model._view
@@ -95,8 +95,8 @@ def test_the_teacher_walks_its_ode() -> None:
 
 
 @pytest.mark.parametrize("mode", ["tune", "distill"])
-def test_the_chain_comes_to_the_data_in_long_links(mode: str) -> None:
-    """From pure noise every link is at least `least`, the last one ends at 0 exactly, and late links are shorter."""
+def test_the_chain_reaches_the_data_in_few_links(mode: str) -> None:
+    """Every link is at least `least` long, the last one ends at exactly 0, and links get shorter during training."""
     model = perfect(Mixture([1.0], [[0.0]], 1.0), SOURCES[0], mode=mode)
     counts = []
     for position in (0.0, 1.0):
@@ -111,8 +111,8 @@ def test_the_chain_comes_to_the_data_in_long_links(mode: str) -> None:
     assert mode == "distill" or counts[0] < counts[1]
 
 
-def test_the_teacher_is_no_part_of_the_run() -> None:
-    """No weight or buffer of it is saved, it does not move, and a run loads and samples without it."""
+def test_the_teacher_is_not_part_of_the_run() -> None:
+    """None of its weights and buffers is saved or trained, and a run loads and samples without it."""
     source = shaken(family("flow_matching", GREY))
     chosen = recipe("consistency", GREY, family={"mode": "distill", "guidance": 2.0})
     model = build.family_of(chosen, GREY)
@@ -132,13 +132,13 @@ def test_the_teacher_is_no_part_of_the_run() -> None:
     assert torch.equal(*drawn)
 
 
-def test_what_it_cannot_start_from_is_refused() -> None:
-    """No run, a VAE, data of another shape, a run of another kind, one without an ODE to distill: one line each."""
+def test_a_source_that_does_not_fit_is_rejected() -> None:
+    """No run, a VAE, data of another shape, a run of another family, a run without an ODE to distill."""
     document = parse({"family": {"kind": "consistency"}, "data": {"name": "digits"}})
-    with pytest.raises(UsageError, match="none was named") as refused:
+    with pytest.raises(UsageError, match="none was named") as caught:
         build.resolve(document, GREY)
-    assert refused.value.hint == "genflow train flow_matching --data digits, then add --init flow_matching-digits"
-    with pytest.raises(UsageError, match="VAE is on none"):
+    assert caught.value.hint == "genflow train flow_matching --data digits, then add --init flow_matching-digits"
+    with pytest.raises(UsageError, match="VAE has none"):
         build.resolve(document, GREY, recipe("vae", GREY))
     flow = recipe("flow_matching", GREY)
     with pytest.raises(UsageError, match="was trained on data of 3×8×8, and this is 1×8×8"):
@@ -146,13 +146,13 @@ def test_what_it_cannot_start_from_is_refused() -> None:
     with pytest.raises(UsageError, match=r"this run of DDPM: family.source says Flow matching"):
         family("consistency", GREY).init_from(family("ddpm", GREY))
     tuned = recipe("consistency", GREY)
-    assert build.resolve(document, GREY, tuned).family["source"] == flow.family  # tuning goes on from a tuned run
+    assert build.resolve(document, GREY, tuned).family["source"] == flow.family  # tuning continues from a tuned run
     with pytest.raises(UsageError, match="no ODE to distill"):
         build.resolve(document.replace(family={"kind": "consistency", "mode": "distill"}), GREY, tuned)
 
 
-def test_a_source_of_any_prediction_is_taken_over() -> None:
-    """What follows from the source's section comes with it; f is what its own denoiser says."""
+def test_a_source_of_any_prediction_is_accepted() -> None:
+    """family.source becomes the source's section, and f equals the source's denoiser."""
     for source in [*SOURCES, {"kind": "ddpm", "schedule": "edm"}]:
         options = {key: value for key, value in source.items() if key != "kind"}
         theirs = recipe(source["kind"], GREY, "mlp", family=options)
@@ -164,7 +164,7 @@ def test_a_source_of_any_prediction_is_taken_over() -> None:
         assert chosen.family["source"] == theirs.family
         noise, label = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
         rng = SampleRng([1, 2], "sample")
-        if source.get("predict") == "eps":  # sampling begins a little below its singular end
+        if source.get("predict") == "eps":  # sampling starts slightly below the singular end
             continue
         expected = trained.sample(noise, label, rng, sampler="euler", steps=1).x.clamp(-1, 1)  # type: ignore[call-arg]
         drawn = model.sample(noise, label, rng, steps=1).x

@@ -21,7 +21,7 @@ from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
 from genflow.system.source_hash import resources_dir
 from genflow.training import checkpoint
-from genflow.training.loop import fit, on_average
+from genflow.training.loop import fit, with_average
 from genflow.training.session import Session
 
 KINDS = families.kinds()
@@ -83,7 +83,7 @@ def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: Dat
     Only modulation weights may have none, in a net without inputs for time and class.
     """
     model = shaken(family(kind, facts)).train()
-    told = facts.classes or any(port.time for port in model.ports(facts, **recipe(kind, facts).family).values())
+    conditioned = facts.classes or any(port.time for port in model.ports(facts, **recipe(kind, facts).family).values())
     for player in model.players:
         model.zero_grad()
         loss, numbers = model.loss(player, batch(facts), BatchRng(0, f"loss/{player}", 0, total=8))
@@ -93,7 +93,7 @@ def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: Dat
         loss.backward()
         weights = getattr(model, player).named_parameters()
         dead = [n for n, p in weights if p.grad is None or not p.grad.abs().sum() > 0]
-        assert [n for n in dead if told or not n.endswith("modulate.weight")] == []
+        assert [n for n in dead if conditioned or not n.endswith("modulate.weight")] == []
 
 
 def test_a_loss_is_a_function_of_its_rows(kind: str) -> None:
@@ -195,7 +195,7 @@ def test_a_checkpoint_restores_samples_to_the_bit(kind: str, tmp_path: Path) -> 
     fresh = Engine.from_folder(tmp_path, folder)
     average = load_file(folder / "ema.safetensors")
     way = options(model, {})
-    expected = on_average(model, average, lambda: draw(model, SEEDS, **way))
+    expected = with_average(model, average, lambda: draw(model, SEEDS, **way))
     assert torch.equal(draw(fresh.family, SEEDS, **way), expected)
     assert fresh.step == 3
     raw = Engine.from_folder(tmp_path, folder, average=False)
@@ -252,7 +252,8 @@ def test_it_learns_two_blobs_of_points(kind: str) -> None:
         model.init_from(teacher)
     fit(model, blobs, Session(), chosen.train, lambda step, weights: average.update(weights))
     steps = {"steps": max(4, chosen.sample["steps"])} if "steps" in chosen.sample else {}  # fewer are less exact
-    drawn = on_average(model, average, lambda: draw(model, list(range(2400)), **{**chosen.sample, **steps})).flatten(1)
+    drawn = with_average(model, average, lambda: draw(model, list(range(2400)), **{**chosen.sample, **steps}))
+    drawn = drawn.flatten(1)
     real = blobs(10_000, 4000).x.flatten(1)
     torch.testing.assert_close(drawn.mean(0), real.mean(0), rtol=0, atol=0.12)
     torch.testing.assert_close(drawn.std(0), real.std(0), rtol=0.35, atol=0)  # a VAE shows its decoder's mean

@@ -1,9 +1,9 @@
-"""The jobs that measure and compare: what they return, what they find again, and what they refuse."""
+"""The jobs `evaluate` and `compare`: their results, reuse of existing results, and errors."""
 
 from pathlib import Path
 
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.errors import UsageError
 from genflow.evaluation import evaluate as evaluation
@@ -17,27 +17,27 @@ SMALL = {"evaluate": {"samples": 60, "sweep_samples": 30, "steps": [1], "likelih
 
 
 @pytest.fixture
-def said():
+def events():
     return []
 
 
 @pytest.fixture
-def emit(said):
-    return lambda event, **fields: said.append((event, fields))
+def emit(events):
+    return lambda event, **fields: events.append((event, fields))
 
 
 @pytest.fixture
 def document(store, prepared, monkeypatch):
-    """A job's document for two runs on points of the plane."""
+    """The document of a job for two runs on points in the plane."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
-    monkeypatch.setattr(classifier, "MOST", 5)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 5)
     data = prepared("ring8", samples=400, val=0.3)
-    runs = [finished(store, data, "vae").id, finished(store, data, "flow_matching").id]
+    runs = [trained_run(store, data, "vae").id, trained_run(store, data, "flow_matching").id]
     return {"recipe": compose(None, SMALL).model_dump(mode="json"), "inputs": {"runs": runs}}
 
 
 def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
-    """One row a run; asked again, all are found and nothing is drawn."""
+    """There is one row per run; the second call reuses all evaluations and draws no samples."""
     assert evaluate.find(document) is None
     done = evaluate.main(document, emit)
     assert done["schema"] == "genflow.evaluate/1"
@@ -52,12 +52,12 @@ def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
     assert evaluate.main({**document, "inputs": {"run": done["runs"][1]}}, emit)["rows"] == again["rows"][1:]
 
 
-def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, said):
-    """After one run was evaluated, comparing measures the other one; asked again, the report is found."""
+def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, events):
+    """If one run is evaluated, `compare` measures only the other one; the second call reuses the report."""
     evaluate.main({**document, "inputs": {"runs": document["inputs"]["runs"][:1]}}, emit)
-    said.clear()
+    events.clear()
     done = compare.main(document, emit)
-    assert {fields["run"] for event, fields in said if event == "progress"} == {document["inputs"]["runs"][1]}
+    assert {fields["run"] for event, fields in events if event == "progress"} == {document["inputs"]["runs"][1]}
     assert done["schema"] == "genflow.compare/1"
     assert (Path(done["path"]) / "report.html").stat().st_size > 10_000
     assert (Path(done["path"]) / "compare.json").exists()
@@ -67,28 +67,28 @@ def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, 
     assert (again["report"], again["best"]) == (done["report"], done["best"])
 
 
-def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, said):
-    """Their distances have nothing to do with each other; it is said before anything is measured."""
-    other = finished(store, prepared("moons", samples=400, val=0.3), "vae")
+def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, events):
+    """The error is raised before anything is measured."""
+    other = trained_run(store, prepared("moons", samples=400, val=0.3), "vae")
     runs = [document["inputs"]["runs"][0], other.id]
     with pytest.raises(UsageError, match="different data"):
         compare.main({**document, "inputs": {"runs": runs}}, emit)
-    assert not said
+    assert not events
 
 
 def test_a_run_that_is_not_there_is_one_line(document, emit):
-    """The message names what there is."""
+    """The error lists the existing runs."""
     with pytest.raises(UsageError, match="no run 'nowhere'; there are: "):
         evaluate.main({**document, "inputs": {"runs": ["nowhere"]}}, emit)
 
 
 @pytest.mark.ray
 def test_the_number_of_workers_changes_no_figure(document, emit, store, monkeypatch, ray_local):
-    """One worker and three: the same metrics, memorization and modes to the bit, of samples in four shares."""
+    """With samples in four shares, one worker and three workers give metrics that are identical to the bit."""
     monkeypatch.setattr(samples, "SHARE", 16)
     document["inputs"]["runs"] = document["inputs"]["runs"][1:]
     (one,) = evaluate.main(document, emit)["rows"]
-    (store.get("evaluations", one["evaluation"]).path / "manifest.json").unlink()  # as if it had never been
+    (store.get("evaluations", one["evaluation"]).path / "manifest.json").unlink()  # makes the evaluation invisible
     document["recipe"]["cluster"]["workers"] = 3
     (three,) = evaluate.main(document, emit)["rows"]
     assert not three["cached"]

@@ -91,8 +91,8 @@ def test_three_machines_give_the_result_of_one_folder(
     killed(document(), tmp_path, after=170)
     begun = Store()
     assert begun.get("runs", expected["run"]) is None
-    assert begun.shared is not None
-    saved = begun.shared.names(f"runs/{expected['run']}/checkpoints")
+    assert begun.mirror is not None
+    saved = begun.mirror.names(f"runs/{expected['run']}/checkpoints")
     assert saved
     assert saved[-1] < "step_00000300"
 

@@ -115,7 +115,7 @@ def recipe(name: str, workers: int, **settings: Any) -> Recipe:
 
 def send(head: Head, recipe: Recipe, heard: Heard | None = None, **options: Any) -> dict[str, Any]:
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"run": run_id(head, recipe)}}
-    return remote.run_there("train", document, head.store, heard or Heard(), address=head.address, **options)
+    return remote.run_on_cluster("train", document, head.store, heard or Heard(), address=head.address, **options)
 
 
 def run_id(head: Head, recipe: Recipe) -> str:
@@ -155,10 +155,10 @@ def test_the_checks_before_a_job(head: Head, monkeypatch: pytest.MonkeyPatch) ->
     before = len(remote.jobs_list(head.address))
     every = list(remote.checks(head.address))
     assert [check.name for check in every if not check.ok] == []
-    assert {check.name: check.found for check in every}["nodes: store"] == f"every one sees {head.store.root}"
-    ran = len(Dashboard.at(head.address).ask("/api/jobs/"))
+    assert {check.name: check.found for check in every}["nodes: store"] == f"every node has {head.store.root}"
+    ran = len(Dashboard.at(head.address).request("/api/jobs/"))
     assert list(remote.checks(head.address)) == every
-    assert len(Dashboard.at(head.address).ask("/api/jobs/")) == ran
+    assert len(Dashboard.at(head.address).request("/api/jobs/")) == ran
     assert len(remote.jobs_list(head.address)) == before
 
 
@@ -208,14 +208,14 @@ def test_followed_and_stopped(head: Head) -> None:
     assert (left["job"], left["status"]) == (f"{id}-1", "RUNNING")
     second = Follower(head, long)
     wait_for(lambda: any(e["event"] == "progress" for e in second.heard.events))
-    assert f"{id}-1 is under way" in second.heard.notes()
+    assert f"{id}-1 is already running" in second.heard.notes()
     assert remote.jobs_stop(head.address, id)["status"] == "STOPPED"
     for follower in (first, second):
         follower.thread.join()
         assert type(follower.end) is Stopped
     assert not head.store.get("runs", id)
     assert checkpoints.newest()
-    with pytest.raises(UsageError, match="is not running: STOPPED"):
+    with pytest.raises(UsageError, match="is not running; its status is STOPPED"):
         remote.jobs_stop(head.address, id)
 
 
@@ -267,15 +267,15 @@ def test_a_pipeline(head: Head) -> None:
     train = {"job": "train", "preset": "flow_matching", "data": "ring", "net": {"width": 16}, "train": {"steps": 20}}
     stages = {"ring": {"job": "prepare", "data": {"source": "ring8", "samples": 500}}, "flow": train}
     document = {"pipeline": {"name": "tiny", "stages": stages}}
-    done = remote.run_there("pipeline", document, head.store, Heard(), address=head.address)
+    done = remote.run_on_cluster("pipeline", document, head.store, Heard(), address=head.address)
     assert [stage["job"] for stage in done["stages"]] == ["prepare", "train"]
     assert head.store.get("runs", done["stages"][1]["run"])
 
 
 def test_a_module_that_the_cluster_lacks(head: Head) -> None:
     """The error of a job with a missing module names it and the fix, and the job is not started again."""
-    with pytest.raises(SetupError, match=r"lacks jobs\.nothing") as error:
-        remote.run_there("nothing", {"recipe": {}}, head.store, Heard(), address=head.address)
+    with pytest.raises(SetupError, match=r"has no module jobs\.nothing") as error:
+        remote.run_on_cluster("nothing", {"recipe": {}}, head.store, Heard(), address=head.address)
     assert "first on PATH" in error.value.hint
 
 
@@ -283,7 +283,7 @@ def test_more_than_the_cluster_has(head: Head) -> None:
     """Three workers on two CPUs, or any GPU, are rejected before anything is sent."""
     before = len(remote.jobs_list(head.address))
     for cluster, line in (
-        ({"workers": 3}, "3 workers need 1 CPU each, and the cluster's 2 nodes with 2 CPU, 0 GPU can hold 2"),
+        ({"workers": 3}, "3 workers need 1 CPU each, but the cluster's 2 nodes with 2 CPU, 0 GPU can run 2"),
         ({"cpus": 2}, "a worker needs 2 CPU"),
         ({"gpus": 1}, "a worker needs 1 CPU and 1 GPU"),
     ):
@@ -295,19 +295,19 @@ def test_more_than_the_cluster_has(head: Head) -> None:
 def test_tokens(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong token and a missing token give different one-line errors, without the token."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong" * 12)
-    with pytest.raises(ClusterError, match="refuses the token of RAY_AUTH_TOKEN") as error:
+    with pytest.raises(ClusterError, match="rejects the token from RAY_AUTH_TOKEN") as error:
         remote.jobs_list(head.address)
     assert "wrong" not in error.value.message + error.value.hint
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(ClusterError, match="asks for a token, and there is none") as error:
+    with pytest.raises(ClusterError, match="requires a token, and this machine has none") as error:
         send(head, recipe("spread", 2))
     assert str(tmp_path / "none") in error.value.hint
 
 
 def test_no_such_job(head: Head) -> None:
     """The error about an unknown job lists the existing jobs."""
-    with pytest.raises(UsageError, match="job 'unknown' does not exist; there are:"):
+    with pytest.raises(UsageError, match="job 'unknown' does not exist; jobs on the cluster:"):
         list(remote.jobs_logs(head.address, "unknown"))
 
 
@@ -317,6 +317,6 @@ def test_files_of_one_machine_are_refused(head: Head, tmp_path: Path, monkeypatc
     with pytest.raises(SetupError, match="the cluster has 2 nodes"):
         send(head, recipe("spread", 2))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:5000")
-    with pytest.raises(UsageError, match="holds a password") as error:
+    with pytest.raises(UsageError, match="contains a password") as error:
         send(head, recipe("spread", 2))
     assert "secret" not in error.value.message + error.value.hint

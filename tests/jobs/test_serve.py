@@ -1,4 +1,4 @@
-"""The job that serves, where it can be tried without Ray: a cluster has one address for all that it serves."""
+"""Start and end of the serving job, without Ray: a cluster has one address for all its applications."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,41 +14,41 @@ INPUTS = {"name": "mine", "host": "127.0.0.1", "port": 8000}
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What Serve is told, in order."""
-    told: list[str] = []
+    """The calls to Serve, in order."""
+    calls: list[str] = []
     for name in ("start", "shutdown", "delete"):
-        monkeypatch.setattr(serve, name, lambda *_, name=name, **__: told.append(name))
-    monkeypatch.setattr(job.endpoints, "remove", lambda store, name: told.append(f"forget {name}"))
-    return told
+        monkeypatch.setattr(serve, name, lambda *_, name=name, **__: calls.append(name))
+    monkeypatch.setattr(job.endpoints, "remove", lambda store, name: calls.append(f"remove {name}"))
+    return calls
 
 
 def running(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=dict.fromkeys(names)))
 
 
-def test_what_else_a_cluster_serves_stays(monkeypatch: pytest.MonkeyPatch, called: list[str]) -> None:
-    """One line says what, and how to end it."""
+def test_another_application_is_not_replaced(monkeypatch: pytest.MonkeyPatch, called: list[str]) -> None:
+    """If the cluster serves another application, the error names it and the command that ends it."""
     running(monkeypatch, "other")
-    with pytest.raises(ClusterError, match="serves other already") as caught:
-        job.begin(INPUTS, "127.0.0.1")
+    with pytest.raises(ClusterError, match="already serves other") as caught:
+        job.start_serve(INPUTS, "127.0.0.1")
     assert "genflow endpoints down other" in caught.value.hint
     assert not called
 
 
 @pytest.mark.parametrize("left", [(), ("mine",)])
-def test_what_an_endpoint_left_goes_first(monkeypatch: pytest.MonkeyPatch, called: list[str], left: Any) -> None:
-    """Its proxy would keep the address that it had."""
+def test_leftovers_are_removed_first(monkeypatch: pytest.MonkeyPatch, called: list[str], left: Any) -> None:
+    """An earlier proxy is shut down before the start, because it would keep its old address."""
     running(monkeypatch, *left)
-    job.begin(INPUTS, "127.0.0.1")
+    job.start_serve(INPUTS, "127.0.0.1")
     assert called == ["shutdown", "start"]
 
 
 @pytest.mark.parametrize(("names", "last"), [(("mine",), "shutdown"), (("mine", "other"), "delete")])
-def test_the_last_endpoint_takes_serve_with_it(
+def test_serve_ends_with_the_last_application(
     monkeypatch: pytest.MonkeyPatch, called: list[str], names: tuple[str, ...], last: str
 ) -> None:
-    """And so the port is free again."""
+    """The last application shuts Serve down, which frees the port; others are only deleted."""
     monkeypatch.setenv("GENFLOW_STORE", "/tmp")
     running(monkeypatch, *names)
-    job.end(INPUTS)
-    assert called == ["forget mine", last]
+    job.shut_down(INPUTS)
+    assert called == ["remove mine", last]

@@ -1,9 +1,9 @@
-"""The tables of a small study, from real runs: the document, the page, and what MLflow gets."""
+"""The tables of a small study of real runs: the document, the page and what is sent to MLflow."""
 
 import json
 
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.errors import GenflowError
 from genflow.evaluation import evaluate
@@ -11,31 +11,31 @@ from genflow.evaluation.features import classifier
 from genflow.recipe.schema import Evaluate
 from genflow.tables import formatting
 from genflow.tracking import sync
-from genflow.tracking.mlflow_client import Sent
+from genflow.tracking.mlflow_client import SendResult
 from jobs import tables as job
 
 OPTIONS = {"samples": 60, "sweep_samples": 32, "likelihood": 4, "bootstrap": 3}
-CLAIM = {"about": "quality", "says": "Flow matching draws better than a VAE", "source": "nobody, https://example.org",
+CLAIM = {"about": "quality", "says": "Flow matching draws better than a VAE", "source": "a test, https://example.org",
          "test": "flow.fd < vae.fd"}  # fmt: skip
 
 
 @pytest.fixture
 def document(store, prepared, monkeypatch):
-    """The job's document: a VAE and flow matching, measured; the second seed of either diverged."""
+    """The document of the job: a VAE and flow matching are measured; the second seed of the VAE diverged."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
-    monkeypatch.setattr(classifier, "MOST", 20)
-    monkeypatch.setattr(classifier, "LEAST", 20)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 20)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     data = prepared("digits", val=0.2)
     kinds = {"vae": "vae", "flow": "flow_matching"}
     evaluations = {}
     for name, kind in kinds.items():
-        run = finished(store, data, kind, name=f"{name}-s0")
+        run = trained_run(store, data, kind, name=f"{name}-s0")
         steps = (1, 2) if name == "flow" else ()
         options = Evaluate(steps=steps, classification=name == "flow", **OPTIONS)
         found = evaluate.evaluate(store, run, data.artifact, options, lambda event, **f: None)
         evaluations[f"{name}-m0"] = found["evaluation"]
     ring = prepared("ring8", samples=400, val=0.3)
-    run = finished(store, ring, "vae", name="vae-grid-s0")
+    run = trained_run(store, ring, "vae", name="vae-grid-s0")
     found = evaluate.evaluate(store, run, ring.artifact, Evaluate(steps=(), **OPTIONS), lambda event, **f: None)
     evaluations["vae-grid-m0"] = found["evaluation"]
     study = {
@@ -51,9 +51,9 @@ def document(store, prepared, monkeypatch):
 
 
 def test_tables_report_and_artifacts(document, store, without_mlflow, monkeypatch):
-    """Both tables, the claim's verdict, the failure; the page needs nothing outside itself; again it is cached."""
+    """Both tables, the verdict and the failure are written; the page is self-contained; the second call is cached."""
     sent = []
-    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: sent.append(run) or Sent(1, True, ""))
+    monkeypatch.setattr(sync, "replay", lambda store, run, deadline_s: sent.append(run) or SendResult(1, True, ""))
     made = job.main(document, lambda event, **fields: None)
 
     assert [table["name"] for table in made["tables"]] == ["steps", "families"]
@@ -73,7 +73,9 @@ def test_tables_report_and_artifacts(document, store, without_mlflow, monkeypatc
     assert "<link" not in page
     assert len(page) < 10_000_000
     assert CLAIM["says"] in page
-    for title in ("From noise to picture", "Between two samples", "Modes", "Classes", "What differs"):
+    for title in (
+        "From noise to picture", "Interpolation between two samples", "Modes", "Classes", "Settings that differ",
+    ):
         assert f"<h2>{title}</h2>" in page
     assert "of 8 modes" in page
     assert "<i>genflow</i> <i>tables</i> <i>--data</i> <i>digits</i> <i>--seeds</i> <i>2</i>" in page
@@ -86,7 +88,7 @@ def test_tables_report_and_artifacts(document, store, without_mlflow, monkeypatc
 
 
 def test_nothing_measured_is_one_line(document, store):
-    """With every evaluation failed, there is nothing to put in a table."""
+    """If every evaluation failed, the job raises an error in one line."""
     document["inputs"]["evaluations"] = {}
     with pytest.raises(GenflowError, match="nothing was measured"):
         job.main(document, lambda event, **fields: None)

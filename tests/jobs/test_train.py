@@ -1,4 +1,4 @@
-"""Training as a job: the number of workers changes no loss, and a run that is killed goes on to the same bits."""
+"""Training as a job: the number of workers changes no loss, and a killed run resumes to the same bits."""
 
 import contextlib
 import json
@@ -44,9 +44,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 def document(name: str, workers: int = 1, *, steps: int = STEPS, **settings: Any) -> dict[str, Any]:
-    """A run of a tiny net; a batch of 15 does not fall into equal shares.
+    """A run of a tiny net; a batch of 15 does not divide into equal shares.
 
-    Muon may round to bfloat16 on its way, whatever the precision, which makes 1e-7 of the order of sums 5e-4.
+    The default optimizer is AdamW: Muon may use bfloat16 at any precision, and then a difference of 1e-7 from the order
+    of sums becomes 5e-4.
     """
     settings = {"steps": steps, "batch": 15, "log_every": 5, "checkpoint_every": 10, "warmup": 0, **settings}
     layers = {"name": name, "train": {"precision": "fp32", "optimizer": "adamw", **settings}}
@@ -59,7 +60,7 @@ def run(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights(store: Store, result: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """All that the last checkpoint holds: weights, average and optimizer."""
+    """All tensors of the last checkpoint: weights, average and optimizer."""
     newest = Checkpoints(Path(result["path"]) / "checkpoints").newest()
     assert newest is not None
     files = ("weights", "ema", "optimizer")
@@ -72,7 +73,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_local: None, tiny: Store) -> Callable[[str, str], dict[str, Any]]:
-    """The result of two workers whom nobody disturbs, by precision and optimizer."""
+    """The result of two workers that are not killed, by precision and optimizer."""
     made: dict[str, dict[str, Any]] = {}
 
     def make(precision: str, optimizer: str) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def undisturbed(ray_local: None, tiny: Store) -> Callable[[str, str], dict[str, 
 
 @pytest.mark.ray
 def test_workers_change_no_loss(undisturbed: Callable[[str, str], dict[str, Any]], tiny: Store) -> None:
-    """Two workers and one follow the same curve of the same global batch, and end at the same weights."""
+    """One and two workers have the same losses for the same global batch, and end at the same weights."""
     two, one = undisturbed("fp32", "adamw"), run(document("one"))
     losses = [dict(curves(journal_path(tiny.root, r["run"]))["train/loss"]) for r in (one, two)]
     assert sorted(losses[0]) == list(range(5, STEPS + 1, 5))
@@ -100,10 +101,10 @@ def test_workers_change_no_loss(undisturbed: Callable[[str, str], dict[str, Any]
 @pytest.mark.parametrize(
     ("precision", "optimizer"), [("fp32", "adamw"), pytest.param("bf16", "muon", marks=pytest.mark.slow)]
 )
-def test_killed_worker(
+def test_a_killed_worker_changes_no_bit(
     undisturbed: Callable[[str, str], dict[str, Any]], tiny: Store, precision: str, optimizer: str
 ) -> None:
-    """A worker dies by -9; all go on from the store's checkpoint, and end at the bits of undisturbed workers."""
+    """After kill -9 of a worker all resume from the store's checkpoint, and end at the bits of undisturbed workers."""
     expected = undisturbed(precision, optimizer)
     doomed = document(f"doomed-{precision}", 2, precision=precision, optimizer=optimizer)
     folder = tiny.root / "runs" / f"doomed-{precision}-{expected['run'].rpartition('-')[2]}"
@@ -124,32 +125,32 @@ def test_killed_worker(
 
 
 @pytest.mark.ray
-def test_error_of_a_worker_is_not_tried_again(ray_local: None, tiny: Store, tmp_path: Path) -> None:
-    """What a person has to mend comes out of a worker as it is, at the first attempt."""
+def test_an_error_that_the_user_must_fix_is_not_retried(ray_local: None, tiny: Store, tmp_path: Path) -> None:
+    """A SetupError in a worker ends the run at the first attempt, unchanged."""
     from jobs.runtime.train import worker_group
 
     recipe = document("lost")["recipe"]
     settings = {"store": str(tmp_path), "recipe": recipe, "dataset": "x", "run": "lost", "alone": False}
     with pytest.raises(SetupError, match="does not see the store"):
-        worker_group.together(settings, Cluster(workers=1, retries=1000), spread=False)
+        worker_group.run_on_ray(settings, Cluster(workers=1, retries=1000), spread=False)
 
 
 @pytest.mark.ray
-def test_more_than_the_machine_has(ray_local: None, tiny: Store) -> None:
-    """GPUs that nobody has are refused before any worker starts."""
+def test_resources_that_the_machine_lacks_are_rejected(ray_local: None, tiny: Store) -> None:
+    """A request for GPUs fails before any worker starts."""
     asked = document("greedy", 2)
     asked["recipe"]["cluster"]["gpus"] = 1
     with pytest.raises(ResourceError, match="2 workers need 1 CPU and 1 GPU each"):
         run(asked)
 
 
-def test_stopped_killed_and_gone_on_with(tiny: Store) -> None:
-    """Ctrl-C and SIGTERM save and exit with 130 and 143; after a -9 the same command ends at the same bits."""
+def test_a_stopped_or_killed_run_resumes(tiny: Store) -> None:
+    """Ctrl-C and SIGTERM save and exit with 130 and 143; after kill -9 the same command ends at the same bits."""
     endless = document("stubborn", steps=400, log_every=1, checkpoint_every=100)
     codes, steps = [], []
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        code_, step = run_until_signal(endless, tiny, signum)
-        codes.append(code_)
+        exit_code, step = run_until_signal(endless, tiny, signum)
+        codes.append(exit_code)
         steps.append(step)
     assert codes == [130, 143, -signal.SIGKILL]
     assert steps == sorted(steps)
@@ -162,7 +163,7 @@ def test_stopped_killed_and_gone_on_with(tiny: Store) -> None:
 
 
 def run_until_signal(document: dict[str, Any], store: Store, signum: signal.Signals) -> tuple[int, int]:
-    """Run the job in a process, send it a signal after some steps; its exit code and the step it got to."""
+    """Run the job in a process, send a signal after 20 steps; return the exit code and the last step."""
     recipe = store.root.parent / "recipe.yaml"
     recipe.write_text(json.dumps(document))
     command = [sys.executable, "-P", TESTS / "support/without_mlflow.py", "train", recipe]
@@ -179,15 +180,15 @@ def run_until_signal(document: dict[str, Any], store: Store, signum: signal.Sign
         elif event and event["event"] == "error":
             assert event["message"] == "interrupted"
             seen = event["code"]
-    code_ = process.wait()
-    assert seen in (0, code_)
-    return code_, step
+    exit_code = process.wait()
+    assert seen in (0, exit_code)
+    return exit_code, step
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_driver_leaves_nothing(tiny: Store) -> None:
-    """A job of two workers that dies by -9 leaves no process, and the same command goes on."""
+def test_a_killed_driver_leaves_no_process(tiny: Store) -> None:
+    """After kill -9 of a job with two workers no process is left, and the same command resumes."""
     recipe = tiny.root.parent / "two.yaml"
     recipe.write_text(json.dumps(document("orphans", 2, steps=2000, checkpoint_every=50)))
     process = subprocess.Popen([sys.executable, "-m", "jobs.train", str(recipe)], stdout=subprocess.DEVNULL,
@@ -206,12 +207,12 @@ def test_killed_driver_leaves_nothing(tiny: Store) -> None:
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
     ends = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < ends, "it does not happen"
+        assert time.monotonic() < ends, "timed out"
         time.sleep(0.05)
 
 
 def workers_below(pid: int) -> list[int]:
-    """Ray Train's workers among them."""
+    """The Ray Train workers among the descendants of a process."""
     found = []
     for child in descendants(pid):
         with contextlib.suppress(OSError):
@@ -220,8 +221,8 @@ def workers_below(pid: int) -> list[int]:
     return found
 
 
-def test_what_ended_the_workers() -> None:
-    """An error deep inside Ray's own comes out; memory is named; anything else is one line."""
+def test_explain_finds_the_cause() -> None:
+    """It returns genflow's own error from inside Ray's, names a lack of memory, and makes one line of other errors."""
     pytest.importorskip("ray.train")
     from ray.exceptions import OutOfMemoryError
     from ray.train import WorkerGroupError

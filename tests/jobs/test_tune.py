@@ -1,4 +1,4 @@
-"""A search as a job, over functions with a known optimum and over a tiny net: what it finds, and how it goes on."""
+"""A search as a job, over functions with a known optimum and over a tiny net: its results, and how it resumes."""
 
 import json
 import os
@@ -32,7 +32,7 @@ LR = {"train.lr": "log:1e-4:1"}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A store with digits and a judge of a few rows."""
+    """A store with a few points of grid25."""
     store = Store(tmp_path_factory.mktemp("tune") / "store")
     prepare(store, Data(source="grid25", samples=600, val=0.3), in_process, lambda event, **fields: None)
     with pytest.MonkeyPatch.context() as patch:
@@ -53,15 +53,15 @@ def search(described: dict[str, Any]) -> dict[str, Any]:
     return tune.main(described, lambda event, **fields: None)
 
 
-def test_tpe_comes_closer_to_a_known_optimum_than_chance(ray_local, store):
-    """The bowl's bottom is 0; the preset begins the search; asked again it is found."""
+def test_tpe_comes_closer_to_a_known_optimum_than_random_search(ray_local, store):
+    """The bowl's minimum is 0; the preset is the first trial; the same search again is cached."""
     from jobs.runtime.tune import searchers
 
     space = {**LR, "train.ema": "uniform:0.01:0.2"}
     settings = {"space": space, "trials": 24, "scheduler": "none", "seed": 1}
     found = search(document("bowl", searcher="tpe", **settings))
     described = document("bowl", searcher="random", **settings)
-    chance = searchers.drawn(plan(store, parse(described["recipe"]), described["inputs"]["objective"]))
+    chance = searchers.predefined_settings(plan(store, parse(described["recipe"]), described["inputs"]["objective"]))
     assert found["counts"]["finished"] == len(chance) == 24
     assert found["best"]["values"]["fd"] < 0.05
     assert found["best"]["values"]["fd"] <= min(bowl(params, 1.0) for params in chance)
@@ -72,8 +72,8 @@ def test_tpe_comes_closer_to_a_known_optimum_than_chance(ray_local, store):
     assert again["trials"] == found["trials"]
 
 
-def test_a_grid_tries_every_point_once_and_halving_stops_the_worse(ray_local, store):
-    """Nine points, of which ASHA lets only some go on to the whole budget, the best among them."""
+def test_a_grid_tries_every_point_once_and_asha_stops_the_worse(ray_local, store):
+    """Of nine points ASHA trains only some to the full budget, and the best is among them."""
     space = {"train.lr": "log:1e-4:1:3", "train.ema": [0.05, 0.1, 0.2]}
     found = search(document("bowl", space=space, searcher="grid", scheduler="asha"))
     assert len({json.dumps(row["params"]) for row in found["trials"]}) == 9
@@ -82,25 +82,25 @@ def test_a_grid_tries_every_point_once_and_halving_stops_the_worse(ray_local, st
     assert found["best"]["share"] == 1
 
 
-def test_what_goes_wrong_is_a_result(ray_local, store):
-    """An error and a value that is no number end their trial alone; if no trial has a value, the job says why."""
+def test_a_trial_that_fails_is_a_result(ray_local, store):
+    """An error or a NaN ends only its own trial; if no trial has a value, the job fails with the reason."""
     space = {"train.lr": [0.001, 0.02, 0.5]}
     found = search(document("bad", space=space, searcher="grid"))
     assert [row["status"] for row in found["trials"]] == ["failed", "finished", "diverged"]
     assert "too low" in found["trials"][0]["why"]
-    with pytest.raises(GenflowError, match="came to a result: ValueError: the rate is too low"):
+    with pytest.raises(GenflowError, match="has a result: ValueError: the rate is too low"):
         search(document("bad", space={"train.lr": [0.001, 0.002]}, searcher="grid"))
 
 
 def test_a_target_ends_the_search(ray_local, store):
-    """No trial begins after one has reached it."""
+    """No trial starts after one has reached the target."""
     found = search(document("bowl", searcher="random", trials=40, scheduler="none", target=0.5))
     assert len(found["trials"]) < 40
     assert found["target_reached"]
 
 
 def test_two_metrics_make_a_front(ray_local, store):
-    """Every number of steps is the best for its price."""
+    """Each number of steps is Pareto-optimal."""
     described = document("trade", space={"sample.steps": [1, 2, 4, 8]}, searcher="grid", scheduler="none",
                          metric=["fd", "ms"])  # fmt: skip
     found = search(described)
@@ -108,7 +108,7 @@ def test_two_metrics_make_a_front(ray_local, store):
 
 
 def test_a_search_over_a_net_trains_measures_and_confirms(ray_local, store):
-    """fd of drawn samples, a recipe that trains the winner in full, and its difference to the preset on fresh seeds."""
+    """It gives fd of samples, a recipe with the best settings, and their difference from the preset on fresh seeds."""
     found = search(document(searcher="grid", space={"train.lr": [0.002, 0.05]}, samples=32, confirm=2, steps=9))
     assert found["counts"]["finished"] + found["counts"]["stopped"] == 2
     assert all("fd" in row["values"] for row in found["trials"])
@@ -122,8 +122,8 @@ def test_a_search_over_a_net_trains_measures_and_confirms(ray_local, store):
     assert found["cached"] is False
 
 
-def test_a_larger_search_goes_on_from_a_smaller_one(ray_local, store, tmp_path):
-    """Six trials after three ask three times, and find what six at once would have; MLflow is told of all."""
+def test_a_longer_search_continues_from_a_shorter_one(ray_local, store, tmp_path):
+    """Six trials after three call the objective three times, with the same results as six at once; all are tracked."""
     count, file = tmp_path / "counted", tmp_path / "mine.py"
     file.write_text(
         "def f(params, share):\n"
@@ -154,31 +154,31 @@ def test_a_larger_search_goes_on_from_a_smaller_one(ray_local, store, tmp_path):
     assert '"quality/fd"' in children[0].read_text()
 
 
-def test_a_population_goes_on_from_its_best(ray_local, store):
-    """The worst take over the best's weights with other settings; all train to the end; the schedule says with what."""
+def test_a_population_continues_from_its_best(ray_local, store):
+    """The worst member copies the best's weights and changes the settings; all finish; the schedule has them all."""
     found = search(document(scheduler="pbt", trials=4, rungs=2, samples=32, confirm=0, steps=6))
     assert found["counts"]["finished"] == 4
     folder = Path(found["path"]) / "trials"
     lines = [[json.loads(line) for line in (folder / f"000{i}/reports.jsonl").open()] for i in range(4)]
     assert [[report["step"] for report in member] for member in lines] == [[3, 6]] * 4
-    turns = {entry["turn"]: entry["taken"] for entry in TrialLog(folder).entries() if "taken" in entry}
-    assert {turn: len(taken) for turn, taken in turns.items()} == {1: 1}
-    for turn, taken in turns.items():
-        (worst, got), = taken.items()
-        order = sorted(range(4), key=lambda i: lines[i][turn - 1]["values"]["fd"])
+    exploits = {entry["turn"]: entry["taken"] for entry in TrialLog(folder).entries() if "taken" in entry}
+    assert {rung: len(copies) for rung, copies in exploits.items()} == {1: 1}
+    for rung, copies in exploits.items():
+        (worst, got), = copies.items()
+        order = sorted(range(4), key=lambda i: lines[i][rung - 1]["values"]["fd"])
         assert (int(worst), got["from"]) == (order[-1], order[0])
-        assert lines[int(worst)][turn]["params"] == got["params"]
+        assert lines[int(worst)][rung]["params"] == got["params"]
         assert 1e-4 <= got["params"]["train.lr"] <= 1
-    (worst, got), = turns[1].items()
+    (worst, got), = exploits[1].items()
     last = next(row for row in found["trials"] if row["trial"] == int(worst))
     assert [stage["trial"] for stage in last["schedule"]] == [got["from"], int(worst)]
 
 
-def test_what_cannot_be_is_refused_before_anything_starts(store):
-    """Without Ray: no such metric, a grid without an end, weights that do not fit each other."""
+def test_an_invalid_search_is_rejected_before_anything_starts(store):
+    """Without Ray: an unknown metric, a grid over a range, a population whose weights do not fit."""
     for settings, says in [
         ({"metric": ["fid"]}, "unknown metric 'fid'"),
-        ({"searcher": "grid"}, "a grid needs a number of values of train.lr"),
+        ({"searcher": "grid"}, "a grid needs a finite number of values of train.lr"),
         ({"scheduler": "pbt", "space": {"net.width": "int:8:16"}}, "do not fit another net.width"),
         ({"scheduler": "pbt", "space": {"train.batch": "int:8:16"}}, "do not fit another train.batch"),
         ({"scheduler": "pbt", "trials": 1}, "two members and two rungs"),
@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(store):
 
 @pytest.fixture
 def job(store: Store, tmp_path: Path) -> Callable[..., subprocess.Popen]:
-    """`job(described)` starts a search in a process of its own."""
+    """`job(described)` starts a search in another process."""
     def start(described: dict[str, Any], **variables: str) -> subprocess.Popen:
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(described))
@@ -201,8 +201,8 @@ def job(store: Store, tmp_path: Path) -> Callable[..., subprocess.Popen]:
 
 
 @pytest.mark.slow
-def test_two_trials_at_once_outlive_a_worker_that_is_killed(store, job, tmp_path):
-    """kill -9 of a trial's process between its rungs: every trial has its result, and no rung is asked about twice."""
+def test_two_concurrent_trials_survive_a_killed_worker(store, job, tmp_path):
+    """kill -9 of a trial's process between two rungs: every trial has a result, and no rung is measured twice."""
     count = tmp_path / "counted"
     settings = {"space": {"train.lr": [0.001, 0.01, 0.1, 0.3]}, "searcher": "grid", "scheduler": "asha", "rungs": 2,
                 "reduction": 2}  # fmt: skip
@@ -221,8 +221,8 @@ def test_two_trials_at_once_outlive_a_worker_that_is_killed(store, job, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["asha", "pbt"])
-def test_a_killed_search_loses_no_trial_and_ends_as_if_nothing_had_been(ray_local, store, job, tmp_path, scheduler):
-    """kill -9 of the driver in the middle: no rung is measured twice, and every trial is the uninterrupted search's."""
+def test_a_killed_search_loses_no_trial_and_ends_like_an_uninterrupted_one(ray_local, store, job, tmp_path, scheduler):
+    """kill -9 of the driver: no rung is measured twice, and every trial equals the uninterrupted search's."""
     count = tmp_path / "counted"
     settings = {"trials": 12 if scheduler == "asha" else 4, "searcher": "tpe", "scheduler": scheduler, "seed": 5}
     process = job(document("counted", **settings), COUNTED=str(count), COUNTED_S="0.4")
@@ -231,7 +231,7 @@ def test_a_killed_search_loses_no_trial_and_ends_as_if_nothing_had_been(ray_loca
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(1)  # its worker may be about to write
+    time.sleep(1)  # the killed driver's worker may still write
     before = count.read_text().splitlines()
 
     process = job(document("counted", **settings), COUNTED=str(count), COUNTED_S="0")
@@ -243,7 +243,7 @@ def test_a_killed_search_loses_no_trial_and_ends_as_if_nothing_had_been(ray_loca
     assert killed["cached"]
     whole = search(document("bowl", **settings))
 
-    def told(found: dict[str, Any]) -> list[Any]:
+    def outcome(found: dict[str, Any]) -> list[Any]:
         return [(row["params"], row["values"], row["status"]) for row in found["trials"]]
 
-    assert told(killed) == told(whole)
+    assert outcome(killed) == outcome(whole)

@@ -1,4 +1,4 @@
-"""cluster.yaml and deploy/: one place writes them, Ray and KubeRay take them, and they are safe as they ship."""
+"""cluster.yaml and deploy/: they match their templates, Ray and KubeRay accept them, and they are secure."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ Document = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a token and a key."""
+    """A home with a Ray token and an ssh key."""
     for name in (".ray/auth_token", ".ssh/id_ed25519"):
         (tmp_path / name).parent.mkdir(mode=0o700)
         (tmp_path / name).touch(0o600)
@@ -37,15 +37,15 @@ def read(name: str) -> Document:
     return cluster_config.read(ROOT / name)
 
 
-def test_the_files_are_what_their_templates_say() -> None:
-    """`make deploy` would change nothing."""
+def test_the_files_match_their_templates() -> None:
+    """`make deploy` would change no file."""
     done = subprocess.run([sys.executable, "deploy/render.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_rays_launcher_takes_it(name: str) -> None:
-    """Ray ships the schema that `ray up` checks."""
+def test_rays_schema_accepts_it(name: str) -> None:
+    """The shipped files satisfy the schema of `ray up`."""
     import ray
 
     schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
@@ -53,14 +53,14 @@ def test_rays_launcher_takes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*LAUNCHED, *MANIFESTS])
-def test_a_file_that_ships_has_no_problem(name: str) -> None:
-    """`genflow cluster validate` finds nothing."""
+def test_a_shipped_file_has_no_problem(name: str) -> None:
+    """`genflow cluster validate` finds no problem in a shipped file."""
     assert cluster_config.problems(read(name), ROOT) == []
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_it_is_closed_to_strangers(name: str) -> None:
-    """Token authentication on every node, a private token file, the dashboard on the loopback; workers on spot."""
+def test_access_is_restricted(name: str) -> None:
+    """Token authentication on every node, a private token file, the dashboard on the loopback; only workers on spot."""
     cluster = read(name)
     starts = [" ".join(cluster[f"{node}_start_ray_commands"]) for node in ("head", "worker")]
     assert all("RAY_AUTH_MODE=token" in start for start in starts)
@@ -73,8 +73,8 @@ def test_it_is_closed_to_strangers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_its_first_line_is_the_command_that_uses_it(name: str) -> None:
-    """A file explains itself."""
+def test_its_first_line_is_the_command(name: str) -> None:
+    """The first line of a cluster file shows the command that starts it."""
     assert f"up {name}" in (ROOT / name).read_text().partition("\n")[0]
 
 
@@ -106,7 +106,7 @@ def drop(*path: str) -> Callable[[Document], None]:
     return change
 
 
-ANYBODY = {"FromPort": 8265, "ToPort": 8265, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+OPEN_RULE = {"FromPort": 8265, "ToPort": 8265, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
 SPOT = {"InstanceMarketOptions": {"MarketType": "spot"}}
 
 
@@ -114,35 +114,35 @@ SPOT = {"InstanceMarketOptions": {"MarketType": "spot"}}
     ("name", "change", "line"),
     [
         ("cluster.yaml", put("max_worker", value=1), "'max_worker' was unexpected"),
-        ("cluster.yaml", put("provider", "security_group", value={"IpPermissions": [ANYBODY]}), "anybody reaches port"),
+        ("cluster.yaml", put("provider", "security_group", value={"IpPermissions": [OPEN_RULE]}), "open to the inter"),
         ("cluster.yaml", put("provider", value={}), "provider: 'type' is a required property"),
         ("cluster.yaml", start("head", "RAY_AUTH_MODE=token", ""), "head_start_ray_commands: Ray starts without RAY_A"),
         ("cluster.yaml", start("worker", "RAY_AUTH_MODE=token", ""), "worker_start_ray_commands: Ray starts without"),
-        ("cluster.yaml", drop("head_start_ray_commands"), "nothing here starts Ray with RAY_AUTH_MODE=token"),
-        ("cluster.yaml", start("head", "127.0.0.1", "0.0.0.0"), "shows the dashboard to the network"),
-        ("cluster.yaml", drop("file_mounts"), "auth_token does not travel"),
-        ("cluster.yaml", put("setup_commands", value=["true"]), "nothing keeps the token private"),
-        ("cluster.yaml", put("setup_commands", 0, value="export RAY_AUTH_TOKEN=x"), "a secret stands in a command"),
-        ("cluster.yaml", put("setup_commands", 1, value="pip install 'ray[train]==2.9.1'"), "Ray 2.9.1 there"),
+        ("cluster.yaml", drop("head_start_ray_commands"), "no command starts Ray with RAY_AUTH_MODE=token"),
+        ("cluster.yaml", start("head", "127.0.0.1", "0.0.0.0"), "exposes the dashboard to the network"),
+        ("cluster.yaml", drop("file_mounts"), "token is not copied to the nodes"),
+        ("cluster.yaml", put("setup_commands", value=["true"]), "other users on the nodes can read"),
+        ("cluster.yaml", put("setup_commands", 0, value="export RAY_AUTH_TOKEN=x"), "a command contains a secret"),
+        ("cluster.yaml", put("setup_commands", 1, value="pip install 'ray[train]==2.9.1'"), "Ray 2.9.1 on the cluster"),
         ("cluster.yaml", put("setup_commands", 1, value="uv venv --python 3.10"), "Python 3.10: genflow needs 3.11"),
-        ("cluster.yaml", put("docker", value={"image": "rayproject/ray:2.50.0-py311"}), "docker: Ray 2.50.0 there"),
-        ("cluster.yaml", put("head_node_type", value="gpu"), "the head on spot takes every job with it"),
-        ("cluster.yaml", put("head_node_type", value="nobody"), "'nobody' is none of head, gpu, cpu"),
-        ("cluster.yaml", drop("max_workers"), "max_workers: no bound is set"),
-        ("cluster.yaml", drop("available_node_types", "gpu", "max_workers"), "gpu.max_workers: no bound is set"),
+        ("cluster.yaml", put("docker", value={"image": "rayproject/ray:2.50.0-py311"}), "docker: Ray 2.50.0 on"),
+        ("cluster.yaml", put("head_node_type", value="gpu"), "the head is a spot machine"),
+        ("cluster.yaml", put("head_node_type", value="unknown"), "'unknown' is not one of head, gpu, cpu"),
+        ("cluster.yaml", drop("max_workers"), "max_workers: is missing"),
+        ("cluster.yaml", drop("available_node_types", "gpu", "max_workers"), "gpu.max_workers: is missing"),
         ("cluster.yaml", put("available_node_types", "cpu", "min_workers", value=3), "min_workers is above max"),
-        ("deploy/onprem.yaml", put("provider", "worker_ips", value=["10.0.0.1"]), "10.0.0.1 stands twice"),
+        ("deploy/onprem.yaml", put("provider", "worker_ips", value=["10.0.0.1"]), "10.0.0.1 is listed twice"),
         ("deploy/onprem.yaml", drop("provider", "head_ip"), "provider.head_ip is missing"),
-        ("deploy/onprem.yaml", put("auth", "ssh_private_key", value="/no/key"), "there is no /no/key"),
-        ("deploy/kuberay/cluster.yaml", drop("spec", "authOptions"), "mode: token is not set"),
-        ("deploy/kuberay/cluster.yaml", put("spec", "rayVersion", value="2.9.0"), "rayVersion: 2.9.0 there"),
+        ("deploy/onprem.yaml", put("auth", "ssh_private_key", value="/no/key"), "file /no/key does not exist"),
+        ("deploy/kuberay/cluster.yaml", drop("spec", "authOptions"), "authOptions: mode is not token"),
+        ("deploy/kuberay/cluster.yaml", put("spec", "rayVersion", value="2.9.0"), "rayVersion: 2.9.0 on the cluster"),
         ("deploy/kuberay/job.yaml", put("spec", "rayClusterSpec", "headGroupSpec", "serviceType", value="LoadBalancer"),
-         "LoadBalancer shows the dashboard outside"),
-        ("deploy/kuberay/cluster.yaml", put("spec", "workerGroupSpecs", 0, "maxReplicas", value=-1), "does not hold"),
+         "LoadBalancer exposes the dashboard"),
+        ("deploy/kuberay/cluster.yaml", put("spec", "workerGroupSpecs", 0, "maxReplicas", value=-1), "minReplicas <="),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(name: str, change: Callable[[Document], None], line: str) -> None:
-    """Each is found, and at most one thing that follows from it."""
+    """Each mistake is reported in one line, with at most one problem that follows from it."""
     document = copy.deepcopy(read(name))
     change(document)
     found = cluster_config.problems(document, ROOT)
@@ -151,14 +151,14 @@ def test_a_mistake_is_one_line(name: str, change: Callable[[Document], None], li
     assert not [problem for problem in found if "\n" in problem]
 
 
-def test_a_token_that_others_may_read(token: Path) -> None:
-    """An open token file is a problem, and none at all is another."""
+def test_a_token_that_others_can_read(token: Path) -> None:
+    """A token file that other users can read is a problem, and a missing token file is another."""
     token.chmod(0o644)
     (problem,) = cluster_config.problems(read("cluster.yaml"), ROOT)
-    assert "other users may read" in problem
+    assert "other users can read" in problem
     token.unlink()
     (problem,) = cluster_config.problems(read("cluster.yaml"), ROOT)
-    assert "genflow doctor makes it" in problem
+    assert "genflow doctor creates it" in problem
 
 
 def clusters_of(name: str) -> Iterator[Document]:
@@ -168,7 +168,7 @@ def clusters_of(name: str) -> Iterator[Document]:
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_pod_of_kuberay(name: str) -> None:
-    """Every pod mounts the store under one path, has bounds, and is no root; the head trains nothing."""
+    """Every pod mounts the store at GENFLOW_STORE, has resource limits and is not root; the head runs no tasks."""
     (cluster,) = clusters_of(name)
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for group in groups:
@@ -183,17 +183,17 @@ def test_a_pod_of_kuberay(name: str) -> None:
     assert [group["maxReplicas"] for group in cluster["workerGroupSpecs"]] == [2, 4]
 
 
-def test_what_serving_needs_of_a_pod() -> None:
-    """The variables are those with which `genflow serve` starts Ray."""
-    from jobs.serve import SERVE
+def test_the_environment_of_a_serving_pod() -> None:
+    """The RayService sets the same variables as `genflow serve` does when it starts Ray."""
+    from jobs.serve import SERVE_VARIABLES
 
     (cluster,) = clusters_of("deploy/kuberay/service.yaml")
     (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    assert SERVE.items() <= {entry["name"]: entry["value"] for entry in container["env"]}.items()
+    assert SERVE_VARIABLES.items() <= {entry["name"]: entry["value"] for entry in container["env"]}.items()
 
 
-def test_a_rayservice_takes_what_serve_writes(tmp_path: Path) -> None:
-    """`genflow serve --config-out` fits, and so does the example; Ray Serve's own schema says so."""
+def test_a_rayservice_contains_the_config_of_serve(tmp_path: Path) -> None:
+    """The config of `genflow serve --config-out` and the shipped example satisfy the schema of Ray Serve."""
     from ray.serve.schema import ServeDeploySchema
 
     model = {"name": "m", "run": "m-1", "path": "/srv/genflow/runs/m-1", "evaluation": ""}
@@ -211,8 +211,8 @@ def test_a_rayservice_takes_what_serve_writes(tmp_path: Path) -> None:
         ServeDeploySchema.model_validate(configuration)
 
 
-def test_the_image_copies_what_there_is() -> None:
-    """Each COPY names what the repository has, and the parcel's rooms are among it."""
+def test_the_image_copies_existing_files() -> None:
+    """Each COPY in the Containerfile names existing files, including all folders of the bundle."""
     lines = (ROOT / "deploy/Containerfile").read_text().splitlines()
     copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
     assert {"genflow", "jobs", "pipelines"} <= set(copied)
@@ -221,18 +221,18 @@ def test_the_image_copies_what_there_is() -> None:
 
 @pytest.mark.skipif("GENFLOW_KUBERAY_CRDS" not in os.environ, reason="GENFLOW_KUBERAY_CRDS: KubeRay's config/crd/bases")
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_kuberay_takes_it(name: str) -> None:
-    """KubeRay's own resource definitions accept it, and know each of its keys."""
+def test_kuberay_accepts_it(name: str) -> None:
+    """KubeRay's resource definitions accept the manifest, without unknown keys."""
     document = read(name)
     file = Path(os.environ["GENFLOW_KUBERAY_CRDS"]) / f"ray.io_{document['kind'].lower()}s.yaml"
     (version,) = (v for v in yaml.safe_load(file.read_text())["spec"]["versions"] if v["name"] == "v1")
-    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}
     jsonschema.Draft202012Validator(schema).validate(document)
 
 
-def closed(schema: Any) -> Any:
-    """A schema of Kubernetes' that refuses keys which it does not know, as the API server does."""
+def strict(schema: Any) -> Any:
+    """Make a Kubernetes schema reject unknown keys, as the API server does."""
     if isinstance(schema, dict):
         free = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
         if isinstance(schema.get("properties"), dict) and not free:
@@ -241,5 +241,5 @@ def closed(schema: Any) -> Any:
             for key in ("type", "anyOf", "pattern"):
                 schema.pop(key, None)
     for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
-        closed(inner)
+        strict(inner)
     return schema

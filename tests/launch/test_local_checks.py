@@ -1,4 +1,4 @@
-"""The checks of `genflow doctor` on this machine."""
+"""The checks of `genflow doctor` for this machine."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from genflow.launch import local_checks
     ],
 )
 def test_versions_are_compared_as_versions(have: str, least: str, is_enough: bool) -> None:
-    """The order is that of PEP 440; text that is no version never passes."""
+    """Versions are ordered by PEP 440, and text that is not a version never passes."""
     assert local_checks._is_at_least(have, least) is is_enough
 
 
@@ -29,7 +29,7 @@ def test_an_old_python_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_old_package_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of an older minor release than the least one is reported, and the cure names the least one."""
+    """A package that is too old fails its check, and the fix names the minimum version."""
     monkeypatch.setattr(local_checks.importlib.metadata, "version", lambda package: "2.8.9")
     check = local_checks._package("torch", "2.9")
     assert not check.ok

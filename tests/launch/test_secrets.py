@@ -1,4 +1,4 @@
-"""Secrets stay where they are, and nothing that lies in a store is executed."""
+"""Secrets do not leave the environment, and nothing in a store is executed."""
 
 import ast
 import os
@@ -38,11 +38,11 @@ def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_nothing_is_unpickled() -> None:
-    """But Ray Data's rows within one job, which never lie in a store; arrays only without objects."""
+    """Only Ray Data's rows within a job are unpickled, never stored files; arrays are loaded without objects."""
     found = {
         (file.relative_to(ROOT).as_posix(), name)
-        for room in ("genflow", "jobs")
-        for file in (ROOT / room).rglob("*.py")
+        for folder in ("genflow", "jobs")
+        for file in (ROOT / folder).rglob("*.py")
         for name, call in calls(file)
         if name in UNPICKLING
         or (name.endswith("np.load") and "allow_pickle=False" not in ast.unparse(call))
@@ -60,7 +60,7 @@ class Attack:
 
 
 def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    """Whatever its name: it is refused, and what it would do is not done."""
+    """A pickle in place of any checkpoint file is rejected, and its code does not run."""
     from torch import nn
 
     mark, folder = tmp_path / "ran", tmp_path / "step_00000001"
@@ -73,7 +73,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 
 def arguments_below(pid: int) -> str:
-    """The command lines of a process's descendants, as any user of the machine sees them."""
+    """The command lines of a process's descendants, which all users of the machine can see."""
     lines = []
     for child in descendants(pid):
         try:
@@ -85,10 +85,9 @@ def arguments_below(pid: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_canaries_stay_where_they_are(tmp_path: Path) -> None:
-    """Of a run on two workers and its report: command lines, output, Ray's own logs, and all that lies in the store,
-    MLflow's database with it."""
-    temp = Path("/tmp") / f"gf-canary-{os.getpid()}"  # Ray's sockets want short paths
+def test_secrets_do_not_leak(tmp_path: Path) -> None:
+    """A run on two workers and its report leave no secret in command lines, output, Ray's logs, the store or MLflow."""
+    temp = Path("/tmp") / f"gf-canary-{os.getpid()}"  # Ray's sockets need short paths
     temp.mkdir()
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     settings |= {"GENFLOW_STORE": str(tmp_path / "store"), "RAY_TMPDIR": str(temp), "PYTHONPATH": str(ROOT), **CANARIES}
@@ -105,15 +104,15 @@ def test_canaries_stay_where_they_are(tmp_path: Path) -> None:
                 [sys.executable, "-m", "genflow.cli", *command], cwd=tmp_path, env=settings, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
-            said: list[str] = []
-            reader = threading.Thread(target=lambda p=process, s=said: s.append(p.stdout.read()))
+            output: list[str] = []
+            reader = threading.Thread(target=lambda p=process, o=output: o.append(p.stdout.read()))
             reader.start()
             while process.poll() is None:
                 seen += arguments_below(process.pid)
                 time.sleep(0.5)
             reader.join()
-            seen += said[0]
-            assert process.returncode == 0, said[0]
+            seen += output[0]
+            assert process.returncode == 0, output[0]
         files = [file for folder in (tmp_path, temp) for file in folder.rglob("*") if file.is_file()]
         assert len(files) > 30
         for name, canary in CANARIES.items():

@@ -1,7 +1,7 @@
-"""What other machines could reach while a local command runs: nothing.
+"""A local command opens no socket that other machines can reach.
 
-Each command runs in a network of its own that has, besides the loopback, a second interface with an address and the
-default route, as a laptop's has; and all that listens there is looked at, all the while.
+Each command runs in its own network namespace with the loopback and a second interface, which has an address and the
+default route, as on a laptop. The test records all listening sockets in that namespace until the command ends.
 """
 
 import ipaddress
@@ -30,7 +30,7 @@ NET = [f"--set={key}" for key in ("net.kind=mlp", "net.width=16", "net.depth=1",
 
 
 def in_a_network(*command: str) -> list[str]:
-    """A command as it runs in a network of its own."""
+    """The command line that runs a command in its own network namespace."""
     return ["unshare", "--net", "sh", "-c", NETWORK, "sh", *command]
 
 
@@ -42,15 +42,15 @@ def can_make_networks() -> bool:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
-    pytest.mark.skipif(not can_make_networks(), reason="a network of one's own: root, unshare, ip and veth"),
+    pytest.mark.skipif(not can_make_networks(), reason="a network namespace needs root, unshare, ip and veth"),
 ]
 
 
 def listening(pid: int) -> set[str]:
-    """The addresses on which anything listens in a process's network."""
+    """The addresses with a listening socket in a process's network namespace."""
     found: set[str] = set()
     if os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net"):
-        return found  # it has not left this one yet
+        return found  # the process is still in this namespace
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
@@ -60,7 +60,7 @@ def listening(pid: int) -> set[str]:
 
 
 def address(text: str) -> str:
-    """An address as the kernel writes it, as people do; IPv4 within IPv6 as IPv4."""
+    """Convert an address from the kernel's hexadecimal form; an IPv4-mapped IPv6 address becomes IPv4."""
     words = b"".join(struct.pack("<I", int(text[i : i + 8], 16)) for i in range(0, len(text), 8))
     if len(words) == 4:
         return socket.inet_ntoa(words)
@@ -70,7 +70,7 @@ def address(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
-    """`run(command...)`: the addresses that were listened on; at the words `ends_when` the command is asked to end."""
+    """`run(command...)`: the addresses with listening sockets; SIGINT is sent when `ends_when` is in the output."""
     tmp_path = tmp_path_factory.mktemp("sockets")
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     settings |= {"GENFLOW_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -83,14 +83,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
                 stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
         seen: set[str] = set()
-        asked = False
+        interrupted = False
         while process.poll() is None:
             try:
                 seen |= listening(process.pid)
             except OSError:
                 break
-            if ends_when and not asked and ends_when in log.read_text():
-                asked = True
+            if ends_when and not interrupted and ends_when in log.read_text():
+                interrupted = True
                 process.send_signal(signal.SIGINT)
             time.sleep(0.1)
         assert process.wait() in ((0, 130) if ends_when else (0,)), log.read_text()
@@ -100,8 +100,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
     return start
 
 
-def test_the_watch_sees_an_open_door(tmp_path: Path) -> None:
-    """A server on every interface, and one on the second, are seen as such: the tests below can fail."""
+def test_open_sockets_are_found(tmp_path: Path) -> None:
+    """Servers on all interfaces, on the second one and on the loopback are found, so the tests below can fail."""
     for host in ("0.0.0.0", "10.99.0.2", "127.0.0.1"):
         program = f"import socket, time; s = socket.create_server(({host!r}, 0)); time.sleep(30)"
         process = subprocess.Popen(in_a_network(sys.executable, "-c", program))
@@ -116,28 +116,28 @@ def test_the_watch_sees_an_open_door(tmp_path: Path) -> None:
 
 
 def test_train(run) -> None:
-    """Two workers: Ray's daemons, its workers, and gloo between them."""
+    """Training on two workers listens only on the loopback, including Ray's daemons and gloo."""
     assert run("train", "flow_matching", "--data", "digits", "--workers", "2", *NET) == {"127.0.0.1"}
 
 
 def test_tune(run) -> None:
-    """A search's trials."""
+    """A search listens only on the loopback."""
     arguments = ["--trials", "2", "--set", "tune.confirm=0", "--set", "tune.rungs=1", "--set", "tune.samples=16"]
     assert run("tune", "flow_matching", "--data", "digits", *arguments, *NET) == {"127.0.0.1"}
 
 
 def test_tables(run) -> None:
-    """A pipeline's stages, which is what the tables are."""
+    """A pipeline, like the one of `genflow tables`, listens only on the loopback."""
     done = run("run", str(ROOT / "tests/support/tiny.yaml"))
     assert done == {"127.0.0.1"}
 
 
 def test_serve(run) -> None:
-    """Serve's proxy and replicas, and whoever scrapes their metrics."""
+    """Serving listens only on the loopback, including the proxy, the replicas and the metrics."""
     assert run("train", "flow_matching", "--data", "digits", *NET) <= {"127.0.0.1"}
     assert run("serve", "latest", "--port", "0", ends_when="playground") == {"127.0.0.1"}
 
 
 def test_ui(run) -> None:
-    """MLflow's server."""
+    """The MLflow server listens only on the loopback."""
     assert run("ui", "--port", "0", ends_when="Uvicorn running") == {"127.0.0.1"}

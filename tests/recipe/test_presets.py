@@ -1,4 +1,4 @@
-"""The page of searches: what was found stands there, and a difference that fresh seeds do not uphold is called that."""
+"""The page of searches lists the results, and marks a difference that new seeds do not confirm."""
 
 import argparse
 from typing import Any
@@ -25,7 +25,7 @@ def searched(confirmed: tuple[list[float], list[float]] | None) -> dict[str, Any
         "seconds": 12.0, "space": {"train.lr": "log:0.004:0.1"}, "tune": {"steps": 600},
         "importance": {"train.lr": 0.75},
         "counts": {"finished": 2, "stopped": 0, "diverged": 0, "failed": 0}, "best": rows[0], "preset": rows[1],
-        "ranked": rows, "confirmation": proof, "confirmed": analysis.words(proof, "fd") if proof else "",
+        "ranked": rows, "confirmation": proof, "confirmed": analysis.confirmation_text(proof, "fd") if proof else "",
     }  # fmt: skip
 
 
@@ -37,8 +37,8 @@ def searched(confirmed: tuple[list[float], list[float]] | None) -> dict[str, Any
         (None, "| 600 | 2 finished | — | — | — | the preset is the best that was tried |"),
     ],
 )
-def test_the_page_says_what_the_searches_found(confirmed: Any, says: str, store: Store) -> None:
-    """The proof in the first table; space, settings and share of each key, and every trial, below it."""
+def test_the_page_lists_the_results_of_searches(confirmed: Any, says: str, store: Store) -> None:
+    """The first table has the confirmation; below it are the space, the settings, the importance and every trial."""
     asked = argparse.Namespace(data="fashion", trials=2, family=["gan"], confirm=None)
     text = presets.page({"gan": searched(confirmed)}, asked, store)
     assert says in text

@@ -1,4 +1,4 @@
-"""The recipe: precedence, numbers as people write them, and every mistake one line before anything starts."""
+"""The recipe: precedence, number formats, and one-line errors before anything starts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def yaml(tmp_path: Path, text: str) -> dict[str, Any]:
 
 
 def test_later_layers_win() -> None:
-    """defaults < preset < file < --set < flag."""
+    """Layers override in this order: defaults < preset < file < --set < flag."""
     own = preset("ddpm")
     file = {"train": {"lr": 0.3, "batch": 7}, "family": {"schedule": "linear"}}
     made = compose("ddpm", file, assignments(["train.lr=1e-4", "sample.steps=9"]), {"train": {"batch": 5}})
@@ -36,11 +36,11 @@ def test_later_layers_win() -> None:
     assert made.train.batch == 5  # a flag
 
 
-def test_another_kind_starts_its_section_anew() -> None:
+def test_another_kind_replaces_its_section() -> None:
     """Options of the U-Net do not follow a change to the MLP."""
-    below = {"net": {"kind": "unet", "multipliers": [1, 2]}, "train": {"lr": 1}}
-    assert merge(below, {"net": {"kind": "mlp"}}) == {"net": {"kind": "mlp"}, "train": {"lr": 1}}
-    assert merge(below, {"net": {"kind": "unet", "width": 8}})["net"] == {**below["net"], "width": 8}
+    base = {"net": {"kind": "unet", "multipliers": [1, 2]}, "train": {"lr": 1}}
+    assert merge(base, {"net": {"kind": "mlp"}}) == {"net": {"kind": "mlp"}, "train": {"lr": 1}}
+    assert merge(base, {"net": {"kind": "unet", "width": 8}})["net"] == {**base["net"], "width": 8}
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_another_kind_starts_its_section_anew() -> None:
     [("1e-4", 1e-4), ("1E-4", 1e-4), ("1.e-4", 1e-4), (".1e-3", 1e-4), ("+1e-4", 1e-4), ("0.0001", 1e-4), ("2e0", 2)],
 )
 def test_a_number_is_a_number(text: str, lr: float, tmp_path: Path) -> None:
-    """In a file (where YAML 1.1 reads 1e-4 as a word) and after --set."""
+    """1e-4 is a number in a file (where YAML 1.1 reads a string) and after --set."""
     assert parse(yaml(tmp_path, f"train: {{lr: {text}}}")).train.lr == pytest.approx(lr)
     assert parse(assignments([f"train.lr={text}"])).train.lr == pytest.approx(lr)
 
 
 @pytest.mark.parametrize("text", ["true", "True", "null", "None", "[1, 2]", '{"a": 1}', "word", "12", "1e-4"])
 def test_values_of_set_are_read_as_json_or_words(text: str) -> None:
-    """Whatever cannot be JSON is a word; Python's spellings of true and none are understood."""
+    """A value that is not JSON is a string; Python's spellings of true and none are accepted."""
     known = {"true": True, "True": True, "null": None, "None": None, "[1, 2]": [1, 2], '{"a": 1}': {"a": 1},
              "word": "word", "12": 12, "1e-4": 1e-4}  # fmt: skip
     assert assignments([f"net.x={text}"]) == {"net": {"x": known[text]}}
@@ -75,8 +75,8 @@ def test_values_of_set_are_read_as_json_or_words(text: str) -> None:
         ({"data": {"channels": 4}}, "data.channels: input should be 'auto', 1 or 3, not 4"),
     ],
 )
-def test_mistakes_name_the_key_and_the_cure(document: dict[Any, Any], message: str) -> None:
-    """Where, which key, what is allowed, what was given."""
+def test_an_error_names_the_key_and_the_allowed_values(document: dict[Any, Any], message: str) -> None:
+    """The message has the file, the key, the allowed values and the given value."""
     with pytest.raises(UsageError) as refused:
         parse(document, "my.yaml")
     assert refused.value.message == f"my.yaml: {message}"
@@ -90,8 +90,8 @@ def test_mistakes_name_the_key_and_the_cure(document: dict[Any, Any], message: s
         "name: !!python/object/apply:os.getcwd []",
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_recipe_is_one_line(text: str, tmp_path: Path) -> None:
-    """Duplicate keys, broken YAML, impossible dates, bottomless nesting, foreign tags: the file is named."""
+def test_an_invalid_file_is_a_one_line_error(text: str, tmp_path: Path) -> None:
+    """Duplicate keys, invalid YAML, invalid dates, deep nesting and unknown tags: one line with the file's name."""
     with pytest.raises(UsageError) as refused:
         yaml(tmp_path, text)
     assert "recipe.yaml" in refused.value.message
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_recipe_is_one_line(text: str, tmp_path: Path) -> None
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """No such file, a folder, bytes that are no text; an empty file is an empty recipe."""
+    """A missing file, a folder and invalid UTF-8 are errors; an empty file is an empty recipe."""
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
     for path in (tmp_path / "nowhere.yaml", tmp_path, tmp_path / "bytes.yaml"):
         with pytest.raises(UsageError, match="cannot read recipe"):
@@ -107,8 +107,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert yaml(tmp_path, "") == {}
 
 
-def test_presets_and_pipelines_are_told_apart() -> None:
-    """A preset that is a pipeline, and one that does not exist."""
+def test_a_pipeline_is_not_a_preset() -> None:
+    """Composing a pipeline or an unknown preset is an error."""
     with pytest.raises(UsageError, match="is a pipeline"):
         compose("quickstart")
     with pytest.raises(UsageError, match=r"no preset 'dppm' \(did you mean ddpm\?\)"):
@@ -117,7 +117,7 @@ def test_presets_and_pipelines_are_told_apart() -> None:
 
 @pytest.mark.parametrize("kind", families.kinds())
 def test_every_family_has_a_preset_that_resolves(kind: str) -> None:
-    """pipelines/<family>.yaml fits the family's own signature; its first line is the command."""
+    """pipelines/<family>.yaml matches the family's signature, and its first line is the command."""
     made = build.resolve(compose(kind), GREY, source(kind, GREY))
     assert made.family["kind"] == kind
     text = (ROOT / "pipelines" / f"{kind}.yaml").read_text()
@@ -127,21 +127,21 @@ def test_every_family_has_a_preset_that_resolves(kind: str) -> None:
 @pytest.mark.parametrize("kind", families.kinds())
 @pytest.mark.parametrize("name", ["plain", "1e-4", "007", "yes", "null", "2026-01-01", "1_000", "0x1F", "1.5"])
 def test_a_dumped_recipe_is_read_back(kind: str, name: str, tmp_path: Path) -> None:
-    """Whole and resolved, also where a name looks like a number, a date or a truth."""
+    """A resolved recipe survives a round trip, also if its name looks like a number, a date or a boolean."""
     whole = recipe(kind, GREY, name=name, train={"lr": 1e-4, "minutes": 3}, data={"source": "1e5", "name": name})
     (tmp_path / "recipe.yaml").write_text(dump(whole))
     assert parse(read(tmp_path / "recipe.yaml")) == whole
 
 
 def test_digests_are_of_values() -> None:
-    """The order of keys does not matter; any value does."""
+    """A digest does not depend on the order of keys, but on every value."""
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 1.5})
     assert flatten({"train": {"lr": 1}, "name": "x"}) == {"train.lr": 1, "name": "x"}
 
 
 def leaves(kind: str) -> Iterator[tuple[str, str, Any]]:
-    """Every key of a recipe with its field: the typed sections, and those whose schema is a signature."""
+    """Every key of a recipe with its field: of the typed sections, and of those whose schema is a signature."""
     own = families.family_class(kind)
     schemas: dict[str, type[BaseModel]] = {**SECTIONS, "sample": build.schema(own.sample)}
     schemas["family"] = build.schema(own.__init__)
@@ -151,7 +151,7 @@ def leaves(kind: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def wrong(field: Any) -> Iterator[Any]:
-    """Values of a wrong type, and values just out of range."""
+    """Values of a wrong type and values just out of range."""
     yield {"a": "mapping"}
     if field.annotation is not str:
         yield "banana"
@@ -169,8 +169,8 @@ MUTATIONS = [(kind, *leaf) for kind in families.kinds() for leaf in leaves(kind)
 
 
 @pytest.mark.parametrize(("kind", "section", "key", "field"), MUTATIONS, ids=[".".join(m[:3]) for m in MUTATIONS])
-def test_every_key_refuses_what_it_is_not(kind: str, section: str, key: str, field: Any) -> None:
-    """Misspelt, of a wrong type or out of range: one line that names the key, before anything starts."""
+def test_every_key_rejects_invalid_values(kind: str, section: str, key: str, field: Any) -> None:
+    """A misspelt key, a wrong type and a value out of range are one-line errors that name the key."""
     section, _, net = section.partition(":")
     base = {"kind": kind} if section == "family" else {"kind": net} if net else {}
     changes = [{f"{key}x": 1}, *({key: value} for value in wrong(field))]
@@ -183,14 +183,14 @@ def test_every_key_refuses_what_it_is_not(kind: str, section: str, key: str, fie
 
 
 def test_the_empty_recipe_is_the_defaults() -> None:
-    """And a frozen value."""
+    """An empty document is the default recipe, which is frozen."""
     assert parse({}) == Recipe()
     with pytest.raises(ValueError, match="frozen"):
         Recipe().train.lr = 1  # type: ignore[misc]
 
 
 def test_a_replaced_section_is_validated_and_the_others_are_kept() -> None:
-    """`replace` parses the sections that it is given, and takes over every other one as it is."""
+    """`replace` parses the given sections and keeps all others."""
     whole = parse({"name": "a", "train": {"steps": 7}, "net": {"kind": "mlp"}})
     changed = whole.replace(train={"lr": 0.5}, init="b")
     assert changed.train == parse({"train": {"lr": 0.5}}).train

@@ -1,4 +1,4 @@
-"""The engine: a sample is a function of its seed, and a wrong request is one line."""
+"""The engine: a sample is a function of its seed, and an invalid request gives a one-line error."""
 
 import json
 from pathlib import Path
@@ -25,8 +25,8 @@ def grey() -> Engine:
     return engine()
 
 
-def test_pictures_are_grey_levels(grey: Engine) -> None:
-    """(N, H, W, C) bytes 0..K-1, with the labels that were asked for and what they cost."""
+def test_images_are_grey_levels(grey: Engine) -> None:
+    """(N, H, W, C) bytes 0..K-1, with the requested labels and the cost."""
     drawn = grey.draw(range(5), labels=[0, 9, 10, 3, 3])
     assert drawn.images.shape == (5, 8, 8, 1)
     assert drawn.images.dtype == np.uint8
@@ -37,7 +37,7 @@ def test_pictures_are_grey_levels(grey: Engine) -> None:
 
 
 def test_points_are_in_their_own_coordinates() -> None:
-    """(N, 1, 1, 2) floats, scaled back."""
+    """(N, 1, 1, 2) floats, scaled back to the data's coordinates."""
     one = engine("points")
     drawn = one.draw(range(4))
     rng_free = one.draw(range(4), steps=4).images
@@ -49,29 +49,29 @@ def test_points_are_in_their_own_coordinates() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_the_batch_changes_no_picture(grey: Engine, batch: int) -> None:
-    """Seeds drawn in any batches, order and company: the same picture to the bit, because short batches are filled."""
+def test_the_batch_changes_no_image(grey: Engine, batch: int) -> None:
+    """In any batch size and order a seed gives the same image to the bit, because short batches are padded."""
     whole = grey.draw(range(40), labels=[i % 10 for i in range(40)]).images
     parts = grey.draw(range(10), labels=list(range(10)), batch=batch).images
     turned = grey.draw(range(9, -1, -1), labels=list(range(9, -1, -1)), batch=batch).images[::-1]
     assert np.array_equal(parts, whole[:10])
     assert np.array_equal(turned, whole[:10])
-    assert len({picture.tobytes() for picture in whole}) == 40
+    assert len({image.tobytes() for image in whole}) == 40
 
 
-def test_a_walk_goes_from_seed_to_seed(grey: Engine) -> None:
-    """At share 0 it is the seed's own sample, at 1 the other's, to the bit."""
+def test_toward_interpolates_from_seed_to_seed(grey: Engine) -> None:
+    """At share 0 it is the first seed's sample, at 1 the second seed's, to the bit."""
     walk = grey.draw([1] * 3, toward=[(2, 0.0), (2, 0.5), (2, 1.0)]).images
     assert np.array_equal(walk[[0, 2]], grey.draw([1, 2]).images)
     assert not np.array_equal(walk[1], walk[0])
 
 
 def test_every_evaluation_can_be_watched(grey: Engine) -> None:
-    """x_t, and the guess at x_0 that the last one ends in; what the watcher raises ends the drawing."""
-    told: list[tuple[torch.Tensor, torch.Tensor]] = []
-    drawn = grey.draw([3], steps=5, sampler="euler", watch=lambda x, guess: told.append((x, guess)))
-    assert len(told) == drawn.nfe == 5
-    levels = ((told[-1][1][0] + 1) * 8.5 - 0.5).round().clamp(0, 16).permute(1, 2, 0)
+    """The watcher gets x_t and the estimate of x_0, at last the sample; its exceptions end the sampling."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    drawn = grey.draw([3], steps=5, sampler="euler", watch=lambda x, guess: seen.append((x, guess)))
+    assert len(seen) == drawn.nfe == 5
+    levels = ((seen[-1][1][0] + 1) * 8.5 - 0.5).round().clamp(0, 16).permute(1, 2, 0)
     assert np.array_equal(levels.numpy(), drawn.images[0])
 
     def stop(x: torch.Tensor, guess: torch.Tensor) -> None:
@@ -83,7 +83,7 @@ def test_every_evaluation_can_be_watched(grey: Engine) -> None:
 
 
 def test_any_integer_is_a_seed(grey: Engine) -> None:
-    """Negative and huge ones too; no seeds, no pictures."""
+    """Negative and huge integers, too; no seeds give no images."""
     drawn = grey.draw([-1, 2**70, 0, 0])
     assert np.array_equal(drawn.images[2], drawn.images[3])
     assert not np.array_equal(drawn.images[0], drawn.images[1])
@@ -91,7 +91,7 @@ def test_any_integer_is_a_seed(grey: Engine) -> None:
 
 
 def test_options_override_the_recipes(grey: Engine) -> None:
-    """For one request; the engine's own stay as they were."""
+    """They change one request; the engine's options stay."""
     assert grey.draw([1], steps=9, sampler="euler").nfe == 9
     assert grey.draw([1], guidance=2.0, steps=3).nfe == 6
     assert grey.draw([1]).nfe == 4
@@ -109,26 +109,26 @@ def test_options_override_the_recipes(grey: Engine) -> None:
         (None, {"guidance": float("nan")}, "sample.guidance: input should be a finite number"),
     ],
 )
-def test_wrong_requests_are_one_line(grey: Engine, labels: list[int] | None, options: dict, message: str) -> None:
-    """Which field, what is allowed, what was given."""
-    with pytest.raises(UsageError, match=message) as refused:
+def test_invalid_requests_give_one_line(grey: Engine, labels: list[int] | None, options: dict, message: str) -> None:
+    """It has the field, the allowed values and the given value."""
+    with pytest.raises(UsageError, match=message) as caught:
         grey.draw([0], labels, **options)
-    assert "\n" not in refused.value.message
+    assert "\n" not in caught.value.message
 
 
-def test_a_model_without_classes_refuses_what_needs_them() -> None:
-    """A label, and guidance."""
+def test_a_model_without_classes_rejects_labels_and_guidance() -> None:
+    """Both give a UsageError; label 0, which means no label, is allowed."""
     one = engine("colour")
-    with pytest.raises(UsageError, match="label 1 is out of range") as refused:
+    with pytest.raises(UsageError, match="label 1 is out of range") as caught:
         one.draw([0], [1])
-    assert refused.value.hint == "this model has no classes"
+    assert caught.value.hint == "this model has no classes"
     with pytest.raises(UsageError, match="guidance needs data with labels"):
         one.draw([0], guidance=2.0)
     assert one.draw([0], [0]).images.shape == (1, 8, 8, 3)
 
 
-def test_it_only_looks() -> None:
-    """Nothing learns in an engine; around a family in training it leaves the family as it is."""
+def test_an_engine_does_not_train() -> None:
+    """Its family is in eval mode without gradients; with frozen=False a family in training stays unchanged."""
     made = engine()
     assert not made.family.training
     assert not any(p.requires_grad for p in made.family.parameters())
@@ -153,7 +153,7 @@ def run(store: Store) -> Artifact:
 
 
 def test_a_finished_run_is_loaded(run: Artifact) -> None:
-    """Its averaged weights, or the raw ones; its step and its sampling options."""
+    """With its averaged or its raw weights, its step and its sampling options."""
     made = Engine.load(run)
     assert (made.step, made.options["steps"], made.facts) == (5, 2, FACTS["grey"])
     assert not any(p.any() for p in made.family.parameters())
@@ -161,10 +161,10 @@ def test_a_finished_run_is_loaded(run: Artifact) -> None:
 
 
 @pytest.mark.parametrize("harm", ["remove", "flip"])
-def test_a_run_whose_checkpoint_is_gone_says_so(run: Artifact, harm: str) -> None:
-    """One line with the run and the cure."""
+def test_a_run_without_a_readable_checkpoint_is_an_error(run: Artifact, harm: str) -> None:
+    """The message names the run, and the hint says to retrain it."""
     file = next(Path(run.path / "checkpoints").rglob("ema.safetensors"))
     file.unlink() if harm == "remove" else file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(DataError, match="run r-1 has no readable checkpoint") as refused:
+    with pytest.raises(DataError, match="run r-1 has no readable checkpoint") as caught:
         Engine.load(run)
-    assert refused.value.hint == "train it again"
+    assert caught.value.hint == "retrain it"

@@ -1,4 +1,4 @@
-"""`genflow export`: every form is loaded by somebody else's program, which draws the run's own samples."""
+"""`genflow export`: another program loads each form, and draws the run's own samples."""
 
 import inspect
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import small
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow import families
 from genflow.cli import export
@@ -20,7 +20,7 @@ from genflow.sampling.export import forms, traced
 from genflow.storage.store import Store
 
 SEEDS = range(6)
-NOBODY = [10] * 6
+NO_LABELS = [10] * 6
 
 
 @pytest.fixture
@@ -29,21 +29,21 @@ def exported(store: Store, prepared, monkeypatch, tmp_path):  # type: ignore[no-
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
 
     def make(kind: str, to: str, net: str = "", **sections):  # type: ignore[no-untyped-def]
-        run = finished(store, prepared("digits", val=0.2), kind, name=f"{kind}-{to}-{net}", net=net, **sections)
+        run = trained_run(store, prepared("digits", val=0.2), kind, name=f"{kind}-{to}-{net}", net=net, **sections)
         export.export(run.id, to, tmp_path / "out", json=True)
         return Engine.load(run), tmp_path / "out"
 
     return make
 
 
-def give_noise(pipeline: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a pipeline of diffusers begin with the engine's own noise; torch's generators cannot draw it."""
+def use_noise_of_engine(pipeline: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a pipeline of diffusers start from the engine's noise, which torch's generators cannot draw."""
     noise = SampleRng(list(SEEDS), "sample").normal((len(SEEDS), 1, 8, 8))
     monkeypatch.setattr(sys.modules[type(pipeline).__module__], "randn_tensor", lambda shape, **_: noise)
 
 
 def test_safetensors_draw_the_runs_own_samples(exported, capsys):
-    """The folder alone gives the same pixels; a folder that holds something is left alone."""
+    """The folder gives the same pixels; a folder that is not empty is rejected."""
     engine, folder = exported("flow_matching", "safetensors")
     np.testing.assert_array_equal(Engine.from_folder(folder).draw(SEEDS).images, engine.draw(SEEDS).images)
     with pytest.raises(UsageError, match="not empty"):
@@ -54,22 +54,22 @@ def test_safetensors_draw_the_runs_own_samples(exported, capsys):
     ("family", "clip"), [({}, False), ({}, True), ({"schedule": "linear", "predict": "eps"}, True)]
 )
 def test_a_stock_pipeline_draws_the_runs_own_samples(exported, capsys, monkeypatch, family, clip):
-    """DDIMPipeline, loaded from the folder: the same numbers from the same noise, without a label."""
+    """DDIMPipeline, loaded from the folder, gives the same images from the same noise, without a label."""
     diffusers = pytest.importorskip("diffusers")
     engine, folder = exported("ddpm", "diffusers", "unet2d", family=family, sample={"clip": clip})
     pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder))
     assert type(pipeline).__name__ == "DDIMPipeline"
     pipeline.set_progress_bar_config(disable=True)
-    give_noise(pipeline, monkeypatch)
+    use_noise_of_engine(pipeline, monkeypatch)
     theirs = pipeline(
         batch_size=6, num_inference_steps=10, output_type="np", use_clipped_model_output=clip
     ).images
-    ours = engine.draw(SEEDS, NOBODY, steps=10, sampler="ddim").images  # grey levels 0..16
-    assert (np.floor(theirs * 17).clip(0, 16) == ours).mean() > 0.995  # but for a rounding at a level's edge
+    ours = engine.draw(SEEDS, NO_LABELS, steps=10, sampler="ddim").images  # grey levels 0..16
+    assert (np.floor(theirs * 17).clip(0, 16) == ours).mean() > 0.995  # except for rounding at a level's edge
 
 
 def test_a_flow_goes_to_eulers_scheduler(exported, capsys, monkeypatch):
-    """DDPMPipeline with FlowMatchEulerDiscreteScheduler, on the scheduler's own times."""
+    """DDPMPipeline with FlowMatchEulerDiscreteScheduler, at the scheduler's own times."""
     diffusers = pytest.importorskip("diffusers")
     from genflow.maths.guidance import Guided
     from genflow.maths.samplers import euler
@@ -77,10 +77,10 @@ def test_a_flow_goes_to_eulers_scheduler(exported, capsys, monkeypatch):
     engine, folder = exported("flow_matching", "diffusers", "unet2d")
     pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder))
     pipeline.set_progress_bar_config(disable=True)
-    give_noise(pipeline, monkeypatch)
+    use_noise_of_engine(pipeline, monkeypatch)
     theirs = pipeline(batch_size=6, num_inference_steps=10, output_type="np").images
     family, rng = engine.family, SampleRng(list(SEEDS), "sample")
-    net = Guided(family.net, torch.tensor(NOBODY), 10)
+    net = Guided(family.net, torch.tensor(NO_LABELS), 10)
     with torch.no_grad():
         times = pipeline.scheduler.sigmas.tolist()
         x = euler(family.denoiser(net), family.path, rng.normal((6, 1, 8, 8)), times, rng)
@@ -91,19 +91,19 @@ def test_a_flow_goes_to_eulers_scheduler(exported, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "to", "net", "sections", "message"),
     [
-        ("ddpm", "diffusers", "", {}, "no stock pipeline knows its net"),
-        ("ddpm", "diffusers", "unet2d", {"family": {"schedule": "edm"}}, "no stock pipeline knows its noise"),
-        ("vae", "diffusers", "", {}, "no stock pipeline knows its noise"),
+        ("ddpm", "diffusers", "", {}, "no stock pipeline supports its net"),
+        ("ddpm", "diffusers", "unet2d", {"family": {"schedule": "edm"}}, "no stock pipeline supports its noise"),
+        ("vae", "diffusers", "", {}, "no stock pipeline supports its noise"),
         ("flow_matching", "torch_export", "", {}, "samples in many steps"),
         ("flow_matching", "pickle", "", {}, "cannot export to 'pickle'"),
     ],
 )
-def test_what_cannot_go_is_refused_in_one_line(exported, kind, to, net, sections, message):
-    """And the cure says what can."""
-    with pytest.raises(UsageError, match=message) as refused:
+def test_a_run_that_does_not_fit_the_form_is_rejected_in_one_line(exported, kind, to, net, sections, message):
+    """The hint says what can be exported."""
+    with pytest.raises(UsageError, match=message) as caught:
         exported(kind, to, net, **sections)
-    assert "\n" not in refused.value.message
-    assert refused.value.hint
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
 
 
 READ = """
@@ -117,7 +117,7 @@ assert not any(name.split(".")[0] == "genflow" for name in sys.modules)
 
 @pytest.mark.parametrize("kind", ["gan", pytest.param("vae", marks=pytest.mark.slow)])
 def test_a_program_runs_without_genflow(exported, capsys, tmp_path: Path, kind: str):
-    """torch.export's program, in a process with genflow off its path, and for another number of rows."""
+    """torch.export's program runs in a process without genflow, with another number of rows than it was traced with."""
     engine, folder = exported(kind, "torch_export")
     noise = SampleRng(list(SEEDS), "sample").normal((6, *engine.family.noise_shape))
     np.save(tmp_path / "noise.npy", noise.numpy())
@@ -139,8 +139,8 @@ ONE_PASS = [kind for kind in families.kinds() if "torch_export" in forms(familie
         for data in ("grey", "points")
     ],
 )
-def test_whatever_samples_in_one_pass_can_be_traced(kind: str, data: str):
-    """For any number of rows, whatever the family and its net."""
+def test_every_one_pass_sampler_can_be_traced(kind: str, data: str):
+    """The traced program gives the family's samples, with another number of rows than it was traced with."""
     model = small.family(kind, small.FACTS[data]).requires_grad_(False)
     steps = {"steps": 1} if "steps" in inspect.signature(model.sample).parameters else {}
     program = traced(model, steps).module()

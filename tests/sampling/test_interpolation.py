@@ -1,4 +1,4 @@
-"""`genflow sample --interpolate`: real ends, whole rows, the same walk in every form."""
+"""`genflow sample --interpolate`: real end images, whole rows, the same images in every form."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.cli import sample
 from genflow.data.prepare import in_process, prepare
@@ -26,13 +26,13 @@ def store(tmp_path_factory) -> Store:
     prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)
     data = Dataset.open(store.find("datasets", "digits"))
     for kind in ("vae", "flow_matching", "gan"):
-        finished(store, data, kind, name=kind, steps=2)
+        trained_run(store, data, kind, name=kind, steps=2)
     return store
 
 
 @pytest.fixture
 def walk(store, monkeypatch, tmp_path, capsys):
-    """Walk into a file; the document it prints."""
+    """`walk(kind, out)` writes an interpolation, and returns the printed document."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
     monkeypatch.chdir(tmp_path)
 
@@ -44,8 +44,8 @@ def walk(store, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["vae", "flow_matching"])
-def test_a_row_begins_and_ends_with_held_out_pictures(store, walk, kind):
-    """Both ends of a row are pictures of the reference split, of the row's class, named in the document."""
+def test_a_row_starts_and_ends_with_held_out_images(store, walk, kind):
+    """Both ends of a row are images of the reference split and of the row's class; the document has their ids."""
     document = walk(kind, "w.npy")
     data = Dataset.open(store.find("datasets", "digits"))
     split = data.splits[data.reference]
@@ -56,19 +56,19 @@ def test_a_row_begins_and_ends_with_held_out_pictures(store, walk, kind):
         real = to_display(split.take(np.array(at)), data.facts).transpose(0, 3, 1, 2)
         np.testing.assert_array_equal(images[row, [0, 7]], real)
     assert document["interpolate"]["between"] == "pictures"
-    if kind == "flow_matching":  # its codes lead back to the pictures
+    if kind == "flow_matching":  # its codes decode to the images
         assert np.abs(images[:, 1].astype(int) - images[:, 0]).max() <= 16
 
 
-def test_another_seed_walks_between_other_pictures(walk):
+def test_another_seed_interpolates_between_other_images(walk):
     """A row is a function of its seed: the second row of seed 0 is the first of seed 1."""
     ends = [walk("vae", "w.npy", seed=seed, label="3")["interpolate"]["ends"] for seed in (0, 1)]
     assert ends[0][1] == ends[1][0]
     assert ends[0][0] != ends[1][0]
 
 
-def test_without_an_encoder_it_walks_between_seeds(store, walk):
-    """The ends of a row are what their seeds draw."""
+def test_without_an_encoder_it_interpolates_between_seeds(store, walk):
+    """The ends of a row are the samples of their seeds."""
     document = walk("gan", "w.npy", seed=5)
     images = np.load("w.npy").reshape(2, 8, 1, 8, 8)
     engine = Engine.load(store.find("runs", "gan"))
@@ -76,12 +76,12 @@ def test_without_an_encoder_it_walks_between_seeds(store, walk):
     shown = to_display(own, engine.facts).transpose(0, 3, 1, 2).reshape(2, 2, 1, 8, 8)
     assert np.abs(images[:, [0, 7]].astype(int) - shown).max() <= 16  # a level of 17, rounded
     assert document["interpolate"]["between"] == "seeds"
-    with pytest.raises(UsageError, match="GAN has no encoder"):
+    with pytest.raises(UsageError, match="needs an encoder, and GAN has none"):
         walk("gan", "w.npy", between=(Path("a.png"), Path("b.png")))
 
 
-def test_every_form_holds_the_same_walk(walk):
-    """A folder whose names sort by row and column, an array and a table agree; the grid has 8 columns."""
+def test_every_form_has_the_same_images(walk):
+    """A folder (names sort by row and column), an array and a table agree; the grid has 8 columns."""
     for out in ("w.npy", "w/", "w.parquet", "w.png"):
         walk("vae", out)
     array = np.load("w.npy")
@@ -92,8 +92,8 @@ def test_every_form_holds_the_same_walk(walk):
     assert Image.open("w.png").size == (8 * 66 + 2, 2 * 66 + 2)
 
 
-def test_two_pictures_of_ones_own(store, walk, tmp_path):
-    """Of any size and colour, brought into the data's form: the ends of one row, in the data's grey levels."""
+def test_two_images_of_the_user(store, walk, tmp_path):
+    """Of any size and colour, they are converted to the data's form, and are the ends of one row."""
     Image.new("RGB", (40, 30), (255, 255, 255)).save("a.png")
     Image.new("L", (8, 8), 0).save("b.png")
     document = walk("vae", "w.npy", n=None, between=(Path("a.png"), Path("b.png")))
@@ -110,19 +110,19 @@ def test_two_pictures_of_ones_own(store, walk, tmp_path):
 
 
 @pytest.mark.parametrize(("n", "expected"), [(64, (8, 8)), (8, (1, 8)), (3, (1, 3)), (None, (8, 8)), (24, (3, 8))])
-def test_n_is_the_number_of_pictures(n, expected):
-    """In rows of eight, or one shorter row."""
+def test_n_is_the_number_of_images(n, expected):
+    """They are in rows of eight, or in one shorter row."""
     assert layout(n, own=False) == expected
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 63])
-def test_what_makes_no_rows_is_refused(n):
-    """With the nearest number that does."""
-    with pytest.raises(UsageError, match="makes no rows of 8"):
+def test_a_number_that_does_not_fill_rows_is_rejected(n):
+    """The error says that rows have 8 images."""
+    with pytest.raises(UsageError, match="do not fill rows of 8"):
         layout(n, own=False)
 
 
-def test_an_option_without_effect_is_refused(walk):
-    """Codes are decoded in one way."""
-    with pytest.raises(UsageError, match="steps has no say in --interpolate"):
+def test_an_option_without_effect_is_rejected(walk):
+    """Decoding has no number of steps."""
+    with pytest.raises(UsageError, match="steps cannot be combined with --interpolate"):
         walk("flow_matching", "w.npy", steps=4)

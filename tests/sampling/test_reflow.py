@@ -1,11 +1,11 @@
-"""Reflow is data: a pair is a function of its number, and a student learns from it what flow matching learns."""
+"""Reflow is a dataset: a pair is a function of its number, and a student trains on it by flow matching."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from support.finished import finished
 from support.small import FACTS, family
+from support.trained_run import trained_run
 
 from genflow import runs
 from genflow.data.pairs import Pairs
@@ -27,27 +27,27 @@ def data(prepared) -> Dataset:
 
 
 def task(store: Store, data: Dataset, kind: str = "flow_matching", recipe: Recipe = ASKED) -> reflow.ReflowPlan:
-    return reflow.plan(store, finished(store, data, kind, steps=2).id, recipe)
+    return reflow.plan(store, trained_run(store, data, kind, steps=2).id, recipe)
 
 
-def written(store: Store, lesson: reflow.ReflowPlan) -> Artifact:
-    folder = store.folder("pairs", lesson.id)
+def written(store: Store, plan: reflow.ReflowPlan) -> Artifact:
+    folder = store.folder("pairs", plan.id)
     folder.mkdir(parents=True)
-    for shard in lesson.shards:
-        reflow.Teacher(lesson).write(folder, *shard)
-    return store.finalize("pairs", lesson.id, name=lesson.run.name, meta={"dataset": lesson.dataset.id})
+    for shard in plan.shards:
+        reflow.Teacher(plan).write(folder, *shard)
+    return store.finalize("pairs", plan.id, name=plan.run.name, meta={"dataset": plan.dataset.id})
 
 
 def test_a_pair_is_what_the_teacher_draws_from_its_noise(store: Store, data: Dataset) -> None:
-    """Whatever the shards: noise and sample of number i are the same bits, and the engine's own from that noise."""
-    lesson = task(store, data)
-    teacher = reflow.Teacher(lesson)
+    """Pair i has the same bits in any range, and its sample is the engine's from that noise."""
+    plan = task(store, data)
+    teacher = reflow.Teacher(plan)
     seeds, labels, noise, x = teacher.pair(range(7))
     again = teacher.pair(range(5, 7))
     assert np.array_equal(seeds[5:], again[0])
     assert np.array_equal(noise[5:], again[2])
     np.testing.assert_allclose(x[5:], again[3], atol=1e-5)
-    drawn = Engine.load(lesson.run).draw(seeds.tolist(), labels.tolist(), **lesson.options).images
+    drawn = Engine.load(plan.run).draw(seeds.tolist(), labels.tolist(), **plan.options).images
     levels = np.clip(np.rint((x + 1) * 17 / 2 - 0.5), 0, 16).transpose(0, 2, 3, 1)
     assert np.abs(levels - drawn).max() <= 1
 
@@ -64,18 +64,18 @@ def test_other_tools_read_the_pairs(store: Store, data: Dataset) -> None:
 
 
 def test_a_student_sees_the_noise_of_each_sample(store: Store, data: Dataset) -> None:
-    """A stream over pairs gives each row with its own noise: the velocity it should learn is noise - x, exactly."""
-    lesson = task(store, data)
-    pairs = Pairs.open(written(store, lesson), data.facts)
+    """A stream over pairs gives each row with its own noise, so the target velocity is exactly noise - x."""
+    plan = task(store, data)
+    pairs = Pairs.open(written(store, plan), data.facts)
     batch = Stream(pairs, 4, seed=1)(0)
-    _, _, noise, x = reflow.Teacher(lesson).pair(range(7))
+    _, _, noise, x = reflow.Teacher(plan).pair(range(7))
     rows = Stream(pairs, 4, seed=1).rows(0)
     torch.testing.assert_close(batch.noise, torch.from_numpy(noise[rows]))
     torch.testing.assert_close(batch.x, torch.from_numpy(x[rows]), rtol=0, atol=1e-5)
 
 
 def test_pairs_are_part_of_a_runs_address(store: Store, data: Dataset) -> None:
-    """A student is another run than its teacher, and pairs of another dataset are refused."""
+    """A run on pairs has another id than one without, and pairs of another dataset are rejected."""
     artifact = written(store, task(store, data))
     document = {"family": {"kind": "flow_matching"}, "net": {"kind": "mlp", "width": 8}, "data": {"name": "digits"}}
     plain = runs.plan(store, parse(document))
@@ -96,14 +96,14 @@ def test_pairs_are_part_of_a_runs_address(store: Store, data: Dataset) -> None:
     ("ddpm", parse({"sample": {"sampler": "ddpm"}}), "a stochastic sampler gives no pairs"),
     ("ddpm", parse({"sample": {"sampler": "ddim", "eta": 0.5}}), "a stochastic sampler gives no pairs"),
 ])  # fmt: skip
-def test_who_cannot_teach_is_told_so(store: Store, data: Dataset, kind: str, recipe: Recipe, message: str) -> None:
-    """A family without an ODE, or a sampler that draws noise on its way."""
+def test_a_run_without_pairs_is_rejected(store: Store, data: Dataset, kind: str, recipe: Recipe, message: str) -> None:
+    """A family without an ODE, or a stochastic sampler."""
     with pytest.raises(UsageError, match=message):
         task(store, data, kind, recipe if kind != "vae" else parse({}))
 
 
 def test_straightness_is_zero_for_lines_and_known_for_arcs() -> None:
-    """A constant velocity does not bend; on an arc of angle a, S = (a/2 / sin(a/2))^2 - 1 (arc over chord, squared)."""
+    """S = 0 for a constant velocity; on an arc of angle a, S = (a/2 / sin(a/2))^2 - 1 (arc over chord, squared)."""
     model = family("flow_matching", FACTS["points"])
     noise, label = torch.randn(5, 2, 1, 1, generator=torch.Generator().manual_seed(0)), torch.zeros(5, dtype=torch.long)
 
@@ -120,14 +120,14 @@ def test_straightness_is_zero_for_lines_and_known_for_arcs() -> None:
     torch.testing.assert_close(model.straightness(noise, label), torch.full((5,), expected), rtol=0.05, atol=0)
 
 
-def test_the_curve_keeps_the_best_sampler_at_each_price(store: Store, data: Dataset) -> None:
-    """Samplers are given evaluations, not steps; the own setting stays; a teacher stands beside its student."""
-    engine = Engine.load(finished(store, data, "flow_matching", steps=2, sample={"sampler": "ab2", "steps": 10}))
-    found = sweep.ways(engine, Evaluate(steps=(1, 4), samplers=("euler", "midpoint", "heun")))
+def test_the_curve_has_the_best_sampler_at_each_number_of_evaluations(store: Store, data: Dataset) -> None:
+    """The budget is in evaluations, not steps; the run's own setting is kept; a student is compared to its teacher."""
+    engine = Engine.load(trained_run(store, data, "flow_matching", steps=2, sample={"sampler": "ab2", "steps": 10}))
+    found = sweep.settings_to_try(engine, Evaluate(steps=(1, 4), samplers=("euler", "midpoint", "heun")))
     assert found == [{"steps": 1, "sampler": "euler"}, {"steps": 1, "sampler": "heun"},
                      {"steps": 4, "sampler": "euler"}, {"steps": 2, "sampler": "midpoint"}]  # fmt: skip
     with pytest.raises(UsageError, match="unknown sampler eulr"):
-        sweep.ways(engine, Evaluate(samplers=("eulr",)))
+        sweep.settings_to_try(engine, Evaluate(samplers=("eulr",)))
     point = lambda nfe, fd, sampler, own=False: {  # noqa: E731
         "nfe": nfe, "fd": {"value": fd}, "sampler": sampler, "own": own,
     }  # fmt: skip
@@ -136,6 +136,6 @@ def test_the_curve_keeps_the_best_sampler_at_each_price(store: Store, data: Data
     assert [(p["nfe"], p["sampler"]) for p in curve] == [(1, "heun"), (4, "ab2")]
     rows = [{"run": "t", "name": "teacher", "sweep": curve},
             {"run": "s", "name": "student", "init": "t", "sweep": [point(1, 5.0, "euler")]}]  # fmt: skip
-    (beside,) = sweep.beside_teachers(rows)
-    assert (beside["name"], beside["nfe"], beside["fd"]["value"]) == ("student", 1, 5.0)
-    assert (beside["teacher_sampler"], beside["teacher_fd"]["value"]) == ("heun", 8.0)
+    (pair,) = sweep.compare_with_teachers(rows)
+    assert (pair["name"], pair["nfe"], pair["fd"]["value"]) == ("student", 1, 5.0)
+    assert (pair["teacher_sampler"], pair["teacher_fd"]["value"]) == ("heun", 8.0)

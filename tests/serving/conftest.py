@@ -1,4 +1,4 @@
-"""Small models behind HTTP, in this process."""
+"""Fixtures of the tests of serving: an HTTP client and a server."""
 
 import threading
 import time
@@ -17,15 +17,15 @@ from genflow.system import environment
 
 
 @pytest.fixture(scope="module")
-def http(shelf_store: tuple[Store, list[ServedModel]]) -> Iterator[TestClient]:
-    with client(shelf_store[1]) as made:
+def http(model_store: tuple[Store, list[ServedModel]]) -> Iterator[TestClient]:
+    with client(model_store[1]) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def server(shelf_store: tuple[Store, list[ServedModel]]) -> Iterator[str]:
-    """The address of a server in a thread of this process."""
-    service, port = Service(shelf_store[1]), environment.free_port()
+def server(model_store: tuple[Store, list[ServedModel]]) -> Iterator[str]:
+    """The URL of a server in a thread of this process."""
+    service, port = Service(model_store[1]), environment.free_port()
     running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

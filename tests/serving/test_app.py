@@ -1,4 +1,4 @@
-"""The HTTP interface, in this process: what comes back is what the engine draws, and a wrong request is one line."""
+"""The HTTP interface in this process: responses contain the engine's samples, and errors are one line."""
 
 import base64
 import io
@@ -16,62 +16,64 @@ from genflow.sampling.engine import Engine, labels_for
 from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[ServedModel]]
+ModelStore = tuple[Store, list[ServedModel]]
 
 
-def engine(shelf_store: Shelved, name: str) -> Engine:
-    store, listed = shelf_store
+def engine(model_store: ModelStore, name: str) -> Engine:
+    store, listed = model_store
     return Engine.load(store.find("runs", next(entry.run for entry in listed if entry.name == name)))
 
 
 def events(text: str) -> list[tuple[str, Any]]:
-    """The server-sent events of a stream."""
+    """Parse the server-sent events of a stream."""
     found = [block.split("\n") for block in text.split("\n\n") if block]
     return [(lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))) for lines in found]
 
 
 @pytest.mark.parametrize("name", ["flow", "vae", "ring"])
-def test_the_picture_is_that_of_genflow_sample(http: TestClient, shelf_store: Shelved, name: str) -> None:
-    """To the byte, as PNG and as NumPy; the headers say what it is."""
-    own = engine(shelf_store, name)
-    drawn = own.draw(range(7, 12), labels_for("all", 5, own.facts))
+def test_samples_equal_those_of_genflow_sample(http: TestClient, model_store: ModelStore, name: str) -> None:
+    """PNG and NumPy bodies equal those of `genflow sample` to the byte, and the headers describe them."""
+    own_engine = engine(model_store, name)
+    drawn = own_engine.draw(range(7, 12), labels_for("all", 5, own_engine.facts))
     answer = http.post(f"/v1/models/{name}/samples", json={"n": 5, "seed": 7})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
-    assert answer.content == preview.render(drawn.images, own.facts, preview.columns(own.facts))
+    assert answer.content == preview.render(drawn.images, own_engine.facts, preview.columns(own_engine.facts))
     array = http.post(f"/v1/models/{name}/samples", json={"n": 5, "seed": 7, "format": "npy"}).content
-    assert array == preview.npy(drawn.images, own.facts)
-    assert answer.headers["x-genflow-checkpoint"].endswith(f"@{own.step}")
+    assert array == preview.npy(drawn.images, own_engine.facts)
+    assert answer.headers["x-genflow-checkpoint"].endswith(f"@{own_engine.step}")
     assert answer.headers["x-genflow-seed"] == "7"
     assert answer.headers["x-genflow-nfe"] == str(drawn.nfe)
     assert float(answer.headers["x-genflow-seconds"]) > 0
 
 
-def test_json_holds_each_picture(http: TestClient, shelf_store: Shelved) -> None:
-    """As base64 PNG, with the settings that were used, whole."""
-    asked = {"n": 3, "seed": -4, "label": "7", "steps": 2, "sampler": "euler", "format": "json"}
-    document = http.post("/v1/models/flow/samples", json=asked).json()
-    own = engine(shelf_store, "flow")
-    drawn = own.draw(range(-4, -1), [7] * 3, steps=2, sampler="euler")
+def test_json_contains_each_image(http: TestClient, model_store: ModelStore) -> None:
+    """JSON contains each image as base64 PNG, and all settings that were used."""
+    body = {"n": 3, "seed": -4, "label": "7", "steps": 2, "sampler": "euler", "format": "json"}
+    document = http.post("/v1/models/flow/samples", json=body).json()
+    own_engine = engine(model_store, "flow")
+    drawn = own_engine.draw(range(-4, -1), [7] * 3, steps=2, sampler="euler")
     assert document["labels"] == [7, 7, 7]
     assert (document["steps"], document["nfe"], document["options"]["sampler"]) == (2, 2, "euler")
     shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in document["images"]]
-    np.testing.assert_array_equal(np.stack(shown), np.load(io.BytesIO(preview.npy(drawn.images, own.facts)))[:, 0])
+    np.testing.assert_array_equal(
+        np.stack(shown), np.load(io.BytesIO(preview.npy(drawn.images, own_engine.facts)))[:, 0]
+    )
 
 
-def test_one_bare_picture(http: TestClient) -> None:
-    """layout=single is the picture itself, without loss in WebP, too."""
-    asked = {"seed": 3, "layout": "single"}
-    png = Image.open(io.BytesIO(http.post("/v1/models/flow/samples", json=asked).content))
-    webp = Image.open(io.BytesIO(http.post("/v1/models/flow/samples", json={**asked, "format": "webp"}).content))
+def test_single_layout_is_the_image_itself(http: TestClient) -> None:
+    """layout=single returns the image itself, and WebP is lossless."""
+    body = {"seed": 3, "layout": "single"}
+    png = Image.open(io.BytesIO(http.post("/v1/models/flow/samples", json=body).content))
+    webp = Image.open(io.BytesIO(http.post("/v1/models/flow/samples", json={**body, "format": "webp"}).content))
     assert png.size == webp.size == (8, 8)
     np.testing.assert_array_equal(np.asarray(png), np.asarray(webp.convert("L")))
 
 
 def test_a_walk_ends_at_the_samples_of_its_seeds(http: TestClient) -> None:
-    """And what lies between is neither."""
-    asked = {"seed": 1, "to_seed": 9, "n": 5, "label": 3, "format": "json"}
-    walk = http.post("/v1/models/flow/walks", json=asked).json()["images"]
+    """The first and last samples of a walk are those of its seeds, and all five differ."""
+    body = {"seed": 1, "to_seed": 9, "n": 5, "label": 3, "format": "json"}
+    walk = http.post("/v1/models/flow/walks", json=body).json()["images"]
     first, last = (
         http.post("/v1/models/flow/samples", json={"seed": s, "label": 3, "format": "json"}).json()["images"][0]
         for s in (1, 9)
@@ -80,32 +82,32 @@ def test_a_walk_ends_at_the_samples_of_its_seeds(http: TestClient) -> None:
     assert len(set(walk)) == 5
 
 
-def test_noise_becomes_samples(http: TestClient) -> None:
-    """A frame at each evaluation, the first of them noise, and at last what `samples` gives."""
-    asked = {"n": 2, "seed": 5, "steps": 3}
-    told = events(http.post("/v1/models/flow/samples/stream", json=asked).text)
-    assert [name for name, _ in told] == ["step", "step", "step", "done"]
-    assert [frame["evaluation"] for _, frame in told[:3]] == [1, 2, 3]
-    assert len(told[0][1]["noisy"]) == len(told[0][1]["guess"]) == 2
-    whole = http.post("/v1/models/flow/samples", json={**asked, "format": "json"}).json()
-    assert told[-1][1]["images"] == whole["images"]
+def test_a_stream_has_a_frame_per_evaluation(http: TestClient) -> None:
+    """A stream has a frame for each evaluation, and ends with the images that `samples` returns."""
+    body = {"n": 2, "seed": 5, "steps": 3}
+    received = events(http.post("/v1/models/flow/samples/stream", json=body).text)
+    assert [name for name, _ in received] == ["step", "step", "step", "done"]
+    assert [frame["evaluation"] for _, frame in received[:3]] == [1, 2, 3]
+    assert len(received[0][1]["noisy"]) == len(received[0][1]["guess"]) == 2
+    whole = http.post("/v1/models/flow/samples", json={**body, "format": "json"}).json()
+    assert received[-1][1]["images"] == whole["images"]
 
 
-def test_a_stream_says_what_is_wrong(http: TestClient) -> None:
-    """In an event of its own, because its first byte may have gone."""
-    told = events(http.post("/v1/models/flow/samples/stream", json={"sampler": "magic"}).text)
-    assert [(name, event["error"]["field"]) for name, event in told] == [("error", "sampler")]
+def test_a_stream_reports_an_error(http: TestClient) -> None:
+    """An error in a stream is an event, because the status has already been sent."""
+    received = events(http.post("/v1/models/flow/samples/stream", json={"sampler": "magic"}).text)
+    assert [(name, event["error"]["field"]) for name, event in received] == [("error", "sampler")]
 
 
 def test_points_of_the_plane(http: TestClient) -> None:
-    """As numbers in JSON, and as a picture of all of them."""
+    """Points are numbers in JSON, and one plot as PNG."""
     document = http.post("/v1/models/ring/samples", json={"n": 20, "format": "json"}).json()
     assert np.asarray(document["points"]).shape == (20, 2)
     assert Image.open(io.BytesIO(http.post("/v1/models/ring/samples", json={"n": 20}).content)).size == (512, 512)
 
 
-def test_the_shape_of_openai(http: TestClient) -> None:
-    """A prompt is a class, and the answer holds `data[].b64_json`."""
+def test_openai_format(http: TestClient) -> None:
+    """In OpenAI's format the prompt is a class, and the response contains `data[].b64_json`."""
     answer = http.post("/v1/images/generations", json={"prompt": "3", "n": 2, "seed": 1, "size": "8x8"}).json()
     same = http.post("/v1/models/flow/samples", json={"label": "3", "n": 2, "seed": 1, "format": "json"}).json()
     assert [picture["b64_json"] for picture in answer["data"]] == same["images"]
@@ -113,8 +115,8 @@ def test_the_shape_of_openai(http: TestClient) -> None:
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "size")
 
 
-def test_models_have_cards(http: TestClient) -> None:
-    """Family, data, options with their bounds, recipe, lineage."""
+def test_models_are_described(http: TestClient) -> None:
+    """GET /v1/models returns family, data, options with their bounds, recipe and lineage."""
     cards = {card["id"]: card for card in http.get("/v1/models").json()["data"]}
     assert list(cards) == ["flow", "vae", "ring"]
     flow = cards["flow"]
@@ -128,7 +130,7 @@ def test_models_have_cards(http: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "asked", "status", "field"),
+    ("path", "body", "status", "field"),
     [
         ("flow/samples", {"n": 0}, 422, "n"),
         ("flow/samples", {"n": "3"}, 422, "n"),
@@ -152,9 +154,9 @@ def test_models_have_cards(http: TestClient) -> None:
         ("none/samples", {}, 404, "model"),
     ],
 )
-def test_a_wrong_request_is_one_line(http: TestClient, path: str, asked: Any, status: int, field: str) -> None:
-    """In one shape, with the field's name and the request's id."""
-    answer = http.post(f"/v1/models/{path}", json=asked)
+def test_an_invalid_request_is_one_line(http: TestClient, path: str, body: Any, status: int, field: str) -> None:
+    """An invalid request gets an error of one line, with the field's name and the request's id."""
+    answer = http.post(f"/v1/models/{path}", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["field"]) == (status, field)
     assert error["message"]
@@ -162,8 +164,8 @@ def test_a_wrong_request_is_one_line(http: TestClient, path: str, asked: Any, st
     assert error["request"] == answer.headers["x-genflow-request"]
 
 
-def test_other_errors_have_the_same_shape(http: TestClient) -> None:
-    """No such address, no such method, no JSON."""
+def test_other_errors_have_the_same_format(http: TestClient) -> None:
+    """Unknown paths, wrong methods, other content types and unknown models get errors in the same format."""
     for answer, status in [
         (http.get("/nothing"), 404),
         (http.delete("/healthz"), 405),
@@ -174,8 +176,8 @@ def test_other_errors_have_the_same_shape(http: TestClient) -> None:
         assert set(answer.json()["error"]) == {"code", "field", "message", "hint", "request"}
 
 
-def test_it_documents_itself(http: TestClient) -> None:
-    """OpenAPI with examples of every request."""
+def test_openapi_and_docs_page(http: TestClient) -> None:
+    """The OpenAPI document has examples for every request, and /docs loads nothing from other hosts."""
     document = http.get("/openapi.json").json()
     assert "/v1/models/{name}/samples" in document["paths"]
     for schema in ("SampleRequest", "WalkRequest", "ImagesRequest"):
@@ -183,25 +185,25 @@ def test_it_documents_itself(http: TestClient) -> None:
     page = http.get("/docs")
     assert page.status_code == 200
     assert "http://testserver/v1/models/MODEL/samples" in page.text
-    assert not re.findall(r"(?:src|href)=.?(?:https?:)?//", page.text)  # it loads nothing from elsewhere
+    assert not re.findall(r"(?:src|href)=.?(?:https?:)?//", page.text)
 
 
-def test_the_page_needs_nothing_from_elsewhere(http: TestClient) -> None:
-    """No address of another host in it, and a policy that would not let it."""
+def test_the_playground_loads_nothing_from_other_hosts(http: TestClient) -> None:
+    """The playground names no other host, and its Content-Security-Policy forbids loading from one."""
     page = http.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     elsewhere = re.findall(r"(?:src|href|url|fetch|import)\W{1,3}https?:", page.text)
     assert not elsewhere
 
 
-def test_it_says_whether_it_works(http: TestClient) -> None:
-    """With the models, and what waits."""
+def test_healthz(http: TestClient) -> None:
+    """/healthz returns the models and the length of the queue."""
     health = http.get("/healthz").json()
     assert (health["status"], health["models"], health["waiting"]) == ("ok", ["flow", "vae", "ring"], 0)
 
 
 def base64_of(*images: np.ndarray) -> list[str]:
-    """Grey pictures (8, 8) as PNG files in base64."""
+    """Encode grey images (8, 8) as PNG files in base64."""
     found = []
     for image in images:
         file = io.BytesIO()
@@ -211,55 +213,57 @@ def base64_of(*images: np.ndarray) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["flow", "vae"])
-def test_codes_are_those_of_the_engine_and_lead_back(http: TestClient, shelf_store: Shelved, name: str) -> None:
-    """encode and decode over HTTP give what the engine gives, to the bit, alone or in company."""
-    own = engine(shelf_store, name)
-    records = own.draw(range(3), [4] * 3).images
-    shown = np.load(io.BytesIO(preview.npy(records, own.facts)))[:, 0]
-    asked = {"images": base64_of(*shown), "label": 4, "seed": 5}
-    document = http.post(f"/v1/models/{name}/encode", json=asked).json()
-    codes = own.encode(records, [4] * 3, range(5, 8))
+def test_encode_and_decode_equal_the_engine(http: TestClient, model_store: ModelStore, name: str) -> None:
+    """encode and decode over HTTP equal the engine to the bit, alone or in a batch."""
+    own_engine = engine(model_store, name)
+    records = own_engine.draw(range(3), [4] * 3).images
+    shown = np.load(io.BytesIO(preview.npy(records, own_engine.facts)))[:, 0]
+    body: dict[str, Any] = {"images": base64_of(*shown), "label": 4, "seed": 5}
+    document = http.post(f"/v1/models/{name}/encode", json=body).json()
+    codes = own_engine.encode(records, [4] * 3, range(5, 8))
     assert document["shape"] == list(codes.shape)
     assert document["labels"] == [4, 4, 4]
     np.testing.assert_array_equal(np.load(io.BytesIO(base64.b64decode(document["codes"]))), codes)
-    alone = {**asked, "images": asked["images"][2:], "seed": 7, "format": "npy"}
+    alone = {**body, "images": body["images"][2:], "seed": 7, "format": "npy"}
     last = http.post(f"/v1/models/{name}/encode", json=alone)
     np.testing.assert_array_equal(np.load(io.BytesIO(last.content)), codes[2:])
     back = http.post(f"/v1/models/{name}/decode", json={"codes": document["codes"], "label": "4", "format": "npy"})
-    assert back.content == preview.npy(own.decode(codes, [4] * 3, range(3)).images, own.facts)
+    assert back.content == preview.npy(own_engine.decode(codes, [4] * 3, range(3)).images, own_engine.facts)
 
 
 def npy(array: np.ndarray) -> str:
-    """An array as a file of NumPy's in base64."""
+    """Encode an array as a .npy file in base64."""
     file = io.BytesIO()
     np.save(file, array)
     return base64.b64encode(file.getvalue()).decode()
 
 
-PROMISE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9000000000, 1, 8, 8), }".ljust(118)
-HUGE = b"\x93NUMPY\x01\x00\x76\x00" + PROMISE
+HUGE_HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9000000000, 1, 8, 8), }".ljust(118)
+HUGE_FILE = b"\x93NUMPY\x01\x00\x76\x00" + HUGE_HEADER
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "asked", "message"),
+    ("name", "task", "body", "message"),
     [
         ("flow", "encode", {"images": []}, "images"),
-        ("flow", "encode", {"images": ["?"]}, "no base64"),
-        ("flow", "encode", {"images": [base64.b64encode(b"GIF89a").decode()]}, "picture 0: damaged GIF"),
+        ("flow", "encode", {"images": ["?"]}, "invalid base64"),
+        ("flow", "encode", {"images": [base64.b64encode(b"GIF89a").decode()]}, "image 0: damaged GIF"),
         ("flow", "encode", {"images": base64_of(np.zeros((6000, 6000), np.uint8))}, "megapixels"),
         ("flow", "encode", {"images": base64_of(np.zeros((8, 8), np.uint8)), "steps": 3}, "steps"),
-        ("ring", "encode", {"images": base64_of(np.zeros((8, 8), np.uint8))}, "no pictures"),
+        ("ring", "encode", {"images": base64_of(np.zeros((8, 8), np.uint8))}, "trained on points"),
         ("flow", "decode", {"codes": "AAAA"}, "a .npy file of float32"),
         ("flow", "decode", {"codes": npy(np.zeros((1, 1, 8, 9), np.float32))}, "(N, 1, 8, 8)"),
         ("flow", "decode", {"codes": npy(np.zeros((1, 1, 8, 8)))}, "a .npy file of float32"),
-        ("flow", "decode", {"codes": npy(np.full((1, 1, 8, 8), np.nan, np.float32))}, "no numbers"),
+        ("flow", "decode", {"codes": npy(np.full((1, 1, 8, 8), np.nan, np.float32))}, "NaN or infinite"),
         ("flow", "decode", {"codes": npy(np.zeros((65, 1, 8, 8), np.float32))}, "between 1 and 64"),
-        ("flow", "decode", {"codes": base64.b64encode(HUGE).decode()}, "a .npy file of float32"),
-        ("flow", "decode", {"codes": npy(np.zeros((1, 1, 8, 8), np.float32)), "label": "all"}, "within one class"),
+        ("flow", "decode", {"codes": base64.b64encode(HUGE_FILE).decode()}, "a .npy file of float32"),
+        ("flow", "decode", {"codes": npy(np.zeros((1, 1, 8, 8), np.float32)), "label": "all"}, "label=all"),
     ],
 )
-def test_wrong_codes_are_one_line(http: TestClient, name: str, task: str, asked: dict[str, Any], message: str) -> None:
-    """What is no picture or no code of the model is refused before it reaches the queue."""
-    answer = http.post(f"/v1/models/{name}/{task}", json=asked)
+def test_invalid_images_and_codes_are_one_line(
+    http: TestClient, name: str, task: str, body: dict[str, Any], message: str
+) -> None:
+    """Data that are no image or no code of the model get status 422 with one line."""
+    answer = http.post(f"/v1/models/{name}/{task}", json=body)
     assert answer.status_code == 422, answer.text
     assert message in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""The client, and `genflow sample` of an address."""
+"""The HTTP client, and `genflow sample` with a URL."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from genflow.sampling.engine import Engine, labels_for
 from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[ServedModel]]
+ModelStore = tuple[Store, list[ServedModel]]
 
 
-def test_samples_are_the_engines(server: str, shelf_store: Shelved) -> None:
-    """As numbers, to the bit."""
-    store, entries = shelf_store
+def test_samples_equal_the_engine(server: str, model_store: ModelStore) -> None:
+    """The client returns the engine's samples to the bit."""
+    store, entries = model_store
     engine = Engine.load(store.find("runs", entries[0].run))
     own = engine.draw(range(3, 7), labels_for("all", 4, engine.facts)).images
     drawn = Client(server).samples("flow", n=4, seed=3)
@@ -26,8 +26,8 @@ def test_samples_are_the_engines(server: str, shelf_store: Shelved) -> None:
     np.testing.assert_array_equal(drawn[:, 0], np.rint(own[..., 0] * (255 / 16)))
 
 
-def test_a_refusal_is_genflows_own_error(server: str) -> None:
-    """With the server's words; an address without a server says so."""
+def test_server_errors_become_genflow_errors(server: str) -> None:
+    """The client raises UsageError with the server's message, and SetupError without a server."""
     with pytest.raises(UsageError, match="sampler: input should be"):
         Client(server).samples("flow", sampler="magic")
     with pytest.raises(UsageError, match="there is no model 'a b'"):
@@ -36,8 +36,9 @@ def test_a_refusal_is_genflows_own_error(server: str) -> None:
         Client("http://127.0.0.1:1").models()
 
 
-def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first model's, or a named one's; what only a run can do is refused."""
+def test_genflow_sample_with_a_url(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`genflow sample URL` samples the first or the named model, and rejects options that need a run."""
+
     def draw(address: str, out: Path, *sets: str) -> None:
         sample.sample(address, n=4, seed=1, steps=2, out=out, sets=list(sets))
 
@@ -45,15 +46,15 @@ def test_genflow_sample_of_an_address(server: str, tmp_path: Path, capsys: pytes
     assert Image.open(tmp_path / "grid.png").size[0] > 100
     draw(f"{server}v1/models/ring", tmp_path / "x.npy")
     assert np.load(tmp_path / "x.npy").shape == (4, 2, 1, 1)
-    assert "4 of ring at http://127.0.0.1" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="asked for samples alone"):
+    assert "4 from ring at http://127.0.0.1" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="need a local run, not a served model"):
         draw(server, tmp_path / "grid.png", "weights=raw")
     with pytest.raises(UsageError, match="written as"):
         draw(server, tmp_path / "folder")
 
 
-def test_codes_go_there_and_back(server: str, tmp_path: Path) -> None:
-    """The client sends picture files and arrays of codes."""
+def test_encode_and_decode(server: str, tmp_path: Path) -> None:
+    """The client encodes image files, and decodes arrays of codes."""
     client = Client(server)
     drawn = client.samples("vae", n=2, seed=1, label=3)
     files = []

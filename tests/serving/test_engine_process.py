@@ -1,4 +1,4 @@
-"""The process that draws: it draws what the engine does, and neither outlives its replica nor hangs unseen."""
+"""The engine process: its samples, cancellation, errors, heartbeat, and its end with the replica."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ import pytest
 from genflow.errors import DataError
 from genflow.sampling.engine import Engine
 from genflow.serving import engine_process
-from genflow.serving.engine_process import Batch, EngineProcess, Frame
+from genflow.serving.engine_process import Batch, EngineProcess, StepFrame
 from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
-Shelved = tuple[Store, list[ServedModel]]
+ModelStore = tuple[Store, list[ServedModel]]
 
 
 @pytest.fixture(scope="module")
@@ -48,84 +48,86 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_it_draws_what_the_engine_draws(drawing: EngineProcess, shelf_store: Shelved) -> None:
-    """And says so at every evaluation; frames are sent to those alone who watch."""
-    store, (flow, *_) = shelf_store
-    beats: list[int] = []
-    frames: list[Frame] = []
-    drawn = drawing.draw(batch(flow, watched=True), lambda: beats.append(1), frames.append)
+def test_samples_equal_the_engine(drawing: EngineProcess, model_store: ModelStore) -> None:
+    """The process draws the engine's samples, and reports every evaluation with a frame."""
+    store, (flow, *_) = model_store
+    evaluations: list[int] = []
+    frames: list[StepFrame] = []
+    drawn = drawing.draw(batch(flow, send_frames=True), lambda: evaluations.append(1), frames.append)
     own = Engine.load(store.find("runs", flow.run)).draw([3, 4], [1, 2], steps=4)
     np.testing.assert_array_equal(drawn.images, own.images)
-    assert len(beats) == len(frames) == drawn.nfe
+    assert len(evaluations) == len(frames) == drawn.nfe
     assert [number for number, _, _ in frames] == list(range(1, drawn.nfe + 1))
     assert frames[-1][2].shape == own.images.shape
     assert drawing.loaded == [flow.path]
 
 
-def test_what_is_given_up_leaves_nothing_behind(drawing: EngineProcess, shelf_store: Shelved) -> None:
-    """The error of who asked comes back, the next answer is that to the next question."""
-    flow = shelf_store[1][0]
+def test_a_cancelled_batch_leaves_the_socket_clean(drawing: EngineProcess, model_store: ModelStore) -> None:
+    """The callback's exception cancels the batch and is raised, and the next command gets its own answer."""
+    flow = model_store[1][0]
     long = Batch(flow, "samples", {"steps": 1000}, [0], [0])
-    beats: list[int] = []
+    evaluations: list[int] = []
 
-    def alive() -> None:
-        beats.append(1)
-        if len(beats) == 3:
+    def cancel_third() -> None:
+        evaluations.append(1)
+        if len(evaluations) == 3:
             raise TimeoutError("enough")
 
     for _ in range(2):
-        beats.clear()
+        evaluations.clear()
         with pytest.raises(TimeoutError, match="enough"):
-            drawing.draw(long, alive)
+            drawing.draw(long, cancel_third)
     drawn = drawing.draw(batch(flow), lambda: None)
     assert drawn.nfe == 4
     assert drawn.images.shape[0] == 2
 
 
-def test_an_error_comes_back_as_it_is(drawing: EngineProcess, shelf_store: Shelved, tmp_path: Path) -> None:
-    """And the process goes on."""
-    with pytest.raises(DataError, match="holds no finished run"):
+def test_an_error_keeps_its_type(drawing: EngineProcess, model_store: ModelStore, tmp_path: Path) -> None:
+    """An error of the child is raised with its type, and the child draws the next batch."""
+    with pytest.raises(DataError, match="contains no finished run"):
         drawing.load(ServedModel("none", "none-1", str(tmp_path)))
-    assert drawing.draw(batch(shelf_store[1][1]), lambda: None).images.shape[0] == 2
+    assert drawing.draw(batch(model_store[1][1]), lambda: None).images.shape[0] == 2
 
 
-def test_the_bound_holds(shelf_store: Shelved) -> None:
-    """With room for one model there is one in memory: the one that was asked for last."""
+def test_the_memory_limit_holds(model_store: ModelStore) -> None:
+    """With memory for one model, only the most recently loaded one stays."""
     small = EngineProcess(1)
     try:
-        for entry in shelf_store[1]:
+        for entry in model_store[1]:
             small.load(entry)
             assert small.loaded == [entry.path]
     finally:
         small.close()
 
 
-def test_its_death_is_told(shelf_store: Shelved) -> None:
-    """To the one who waits for it, and to the replica."""
-    told: list[str] = []
-    dies = EngineProcess(2**30, lambda: told.append("lost"))
-    dies.load(shelf_store[1][0])
+def test_the_death_of_the_process_is_reported(model_store: ModelStore) -> None:
+    """If the process dies, the current call raises and `on_exit` is called."""
+    calls: list[str] = []
+    dies = EngineProcess(2**30, lambda: calls.append("lost"))
+    dies.load(model_store[1][0])
 
     def kill() -> None:
         os.kill(dies._process.pid, signal.SIGKILL)
         dies._process.wait()
 
     with pytest.raises(RuntimeError, match="has died"):
-        dies.draw(Batch(shelf_store[1][0], "samples", {"steps": 1000}, [0], [0]), kill)
-    assert told == ["lost"]
+        dies.draw(Batch(model_store[1][0], "samples", {"steps": 1000}, [0], [0]), kill)
+    assert calls == ["lost"]
     dies.close()
 
 
-def test_its_silence_is_seen(drawing: EngineProcess, shelf_store: Shelved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stopped process does not pass for one that has nothing to do."""
-    drawing.load(shelf_store[1][0])
-    monkeypatch.setattr(engine_process, "SILENT_S", 2.0)
+def test_a_stopped_process_fails_the_check(
+    drawing: EngineProcess, model_store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process fails `check`, and passes again once it continues."""
+    drawing.load(model_store[1][0])
+    monkeypatch.setattr(engine_process, "HEARTBEAT_TIMEOUT_S", 2.0)
 
     def silent() -> bool:
         try:
             drawing.check()
         except RuntimeError as error:
-            return "has been silent" in str(error)
+            return "no heartbeat" in str(error)
         return False
 
     os.kill(drawing._process.pid, signal.SIGSTOP)
@@ -140,8 +142,8 @@ REPLICA = """
 import time
 from genflow.serving.engine_process import EngineProcess
 made = EngineProcess(1)
-before = made._heart[:]
-while made._heart[:] == before:  # until it has begun
+before = made._heartbeat[:]
+while made._heartbeat[:] == before:  # until it has begun
     time.sleep(0.05)
 print(made._process.pid, flush=True)
 time.sleep(1e6)
@@ -149,8 +151,8 @@ time.sleep(1e6)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_it_dies_with_its_replica(stopped: bool) -> None:
-    """However that ends, and even if it is stopped itself."""
+def test_the_process_ends_with_its_replica(stopped: bool) -> None:
+    """The process ends when its replica is killed, even if the process is stopped."""
     replica = subprocess.Popen([sys.executable, "-c", REPLICA], stdout=subprocess.PIPE, text=True)
     assert replica.stdout
     pid = int(replica.stdout.readline())

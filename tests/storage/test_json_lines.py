@@ -1,4 +1,4 @@
-"""Files of one JSON document a line: what a killed writer or a full disk leaves costs one line and no other."""
+"""Files with one JSON document per line: a killed writer or a full disk costs one line only."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,8 @@ from genflow.storage import json_lines
 from genflow.storage.json_lines import append_durably, append_line, end_torn_line, read_lines
 
 
-def test_a_torn_line_is_passed_over_and_closed_by_the_next(tmp_path: Path) -> None:
-    """The entry after it is on a line of its own."""
+def test_an_incomplete_line_is_skipped_and_ended_by_the_next_writer(tmp_path: Path) -> None:
+    """Readers skip an incomplete line, and the next entry is on a new line."""
     file = tmp_path / "record.jsonl"
     assert read_lines(file) == []
     append_durably(file, {"a": 1})
@@ -20,8 +20,8 @@ def test_a_torn_line_is_passed_over_and_closed_by_the_next(tmp_path: Path) -> No
     assert read_lines(file) == [{"a": 1}, {"a": "é\n"}]
 
 
-def test_a_line_that_is_written_in_part_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the next writer's line is whole."""
+def test_a_partial_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partial write raises the error of a full disk, and the next line is complete."""
     file, write = tmp_path / "journal.jsonl", os.write
     with open(file, "ab+", buffering=0) as out:
         with monkeypatch.context() as patch:
@@ -33,8 +33,8 @@ def test_a_line_that_is_written_in_part_is_a_full_disk(tmp_path: Path, monkeypat
     assert read_lines(file) == [{"a": 2}]
 
 
-def test_what_is_no_json_is_an_error_unless_a_default_is_given(tmp_path: Path) -> None:
-    """A record refuses it; a journal writes its text."""
+def test_a_value_that_is_not_json_needs_a_default(tmp_path: Path) -> None:
+    """Without `default` the value raises TypeError; `default=str` writes its text."""
     with open(tmp_path / "x.jsonl", "ab+", buffering=0) as out:
         with pytest.raises(TypeError):
             append_line(out.fileno(), {"a": tmp_path})

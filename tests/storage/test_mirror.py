@@ -1,4 +1,4 @@
-"""A store in a bucket: laid out as a folder, verified on every machine, whole or not there."""
+"""A store in a bucket: same layout as a folder, verified on every machine; artifacts are whole or do not exist."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from genflow.training.checkpoint import Checkpoints
 
 @pytest.fixture
 def machines(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`machines("a")` opens the store as a machine that has a cache of its own; each test has its own prefix."""
+    """`machines("a")` opens the store as a machine with its own cache. Each test has its own prefix in the bucket."""
     server.share = 0.0
 
     def on(name: str) -> Store:
@@ -38,7 +38,7 @@ def make(store: Store, id: str = "x-1", text: str = "hello", kind: str = "report
 
 
 def test_what_one_machine_makes_another_finds(machines: Any) -> None:
-    """By id, name and `latest`; its files arrive when they are asked for, and not before."""
+    """An artifact is found by id, name and `latest`; its files are downloaded on first use."""
     make(machines("a"))
     store = machines("b")
     found = store.find("reports", "latest")
@@ -50,17 +50,17 @@ def test_what_one_machine_makes_another_finds(machines: Any) -> None:
     assert store.find("reports", "x") == store.get("reports", "x-1") == found
 
 
-def test_the_bucket_is_laid_out_as_a_folder_is(machines: Any) -> None:
-    """Other tools find what they would find in a folder; nothing else is there."""
+def test_the_bucket_has_the_layout_of_a_folder(machines: Any) -> None:
+    """The bucket has exactly the files of the artifact."""
     store = machines("a")
     make(store)
-    assert store.shared is not None
-    there = {name for name, known in store.shared.bucket.list("reports/x-1", deep=True).items() if known}
+    assert store.mirror is not None
+    there = {name for name, known in store.mirror.bucket.list("reports/x-1", deep=True).items() if known}
     assert there == {"inner/a.txt", "b.bin", "manifest.json"}
 
 
-def test_a_corrupt_file_of_the_cache_is_brought_again(machines: Any) -> None:
-    """One flipped bit is seen where the artifact is verified, and mended from the bucket."""
+def test_a_corrupt_local_file_is_downloaded_again(machines: Any) -> None:
+    """A flipped bit is detected by `verify`, and the file is downloaded again."""
     make(machines("a"))
     found = machines("b").find("reports", "x")
     file = found.path / "b.bin"
@@ -69,12 +69,12 @@ def test_a_corrupt_file_of_the_cache_is_brought_again(machines: Any) -> None:
     assert file.read_bytes() == bytes(1000)
 
 
-def test_a_corrupt_object_is_never_taken(machines: Any) -> None:
-    """What the bucket has must be what was committed; the error says which object, and no file gets its name."""
+def test_a_corrupt_object_is_an_error(machines: Any) -> None:
+    """A corrupt object raises an error with its key, and leaves no file."""
     store = machines("a")
     make(store)
-    assert store.shared is not None
-    store.shared.bucket.write("reports/x-1/b.bin", bytes(999) + b"\1")
+    assert store.mirror is not None
+    store.mirror.bucket.write("reports/x-1/b.bin", bytes(999) + b"\1")
     found = machines("b").find("reports", "x")
     with pytest.raises(DataError, match=r"s3://bucket/.*/reports/x-1/b\.bin is corrupt"):
         _ = found.path
@@ -82,10 +82,10 @@ def test_a_corrupt_object_is_never_taken(machines: Any) -> None:
 
 
 def test_without_its_manifest_it_does_not_exist(machines: Any) -> None:
-    """What a writer sent before it was killed is seen by nobody, and replaced by whoever makes it again."""
+    """The files of a killed writer are not visible, and the next writer replaces them."""
     store = machines("a")
-    assert store.shared is not None
-    store.shared.bucket.write("reports/x-1/inner/a.txt", b"half")
+    assert store.mirror is not None
+    store.mirror.bucket.write("reports/x-1/inner/a.txt", b"half")
     assert store.get("reports", "x-1") is None
     assert store.artifacts("reports") == []
     assert store.names("reports") == ["x-1"]
@@ -93,16 +93,16 @@ def test_without_its_manifest_it_does_not_exist(machines: Any) -> None:
     assert machines("b").find("reports", "x").file("inner/a.txt").read_text() == "hello"
 
 
-def test_who_is_second_gets_the_first_ones(machines: Any) -> None:
-    """Two that make one artifact end with one, whose files are those of its manifest."""
+def test_the_second_writer_gets_the_first_artifact(machines: Any) -> None:
+    """Two machines that make the same artifact end with one, whose files match its manifest."""
     make(machines("a"), text="first")
     second = make(machines("b"), text="second")
     assert second.meta == {"text": "first"}
     assert second.verify().file("inner/a.txt").read_text() == "first"
 
 
-def test_deleted_is_deleted_everywhere(machines: Any) -> None:
-    """A machine that has a copy does not believe in it."""
+def test_an_artifact_is_deleted_on_every_machine(machines: Any) -> None:
+    """A deleted artifact does not exist on a machine that has a copy."""
     a = machines("a")
     artifact = make(a)
     b = machines("b")
@@ -116,23 +116,23 @@ def write_step(folder: Path, content: str) -> None:
     (folder / "state.json").write_text(content)
 
 
-def test_checkpoints_go_on_on_another_machine(machines: Any) -> None:
-    """The newest sealed one; one without its manifest is passed over; the oldest are let go in the bucket, too."""
+def test_another_machine_resumes_from_the_newest_checkpoint(machines: Any) -> None:
+    """Another machine gets the newest checkpoint with a manifest; old checkpoints are deleted in the bucket too."""
     a = machines("a")
     saved = Checkpoints(a.folder("runs", "r-1") / "checkpoints")
     for step in (1, 2, 3):
         saved.save(step, lambda folder, step=step: write_step(folder, str(step)))
-    a.shared.bucket.write("runs/r-1/checkpoints/step_00000004/state.json", b"4")
+    a.mirror.bucket.write("runs/r-1/checkpoints/step_00000004/state.json", b"4")
     b = machines("b")
     newest = Checkpoints(b.folder("runs", "r-1") / "checkpoints").newest()
     assert newest is not None
     assert newest.name == "step_00000003"
     assert (newest / "state.json").read_text() == "3"
-    assert b.shared.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003", "step_00000004"]
+    assert b.mirror.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003", "step_00000004"]
 
 
-def test_a_checkpoint_that_is_corrupt_here_is_brought_again(machines: Any) -> None:
-    """Else a run would go on from an older one, on this machine alone."""
+def test_a_corrupt_local_checkpoint_is_downloaded_again(machines: Any) -> None:
+    """A checkpoint that is corrupt only here is downloaded again, so that the run does not resume from an older one."""
     store = machines("a")
     saved = Checkpoints(store.folder("runs", "r-1") / "checkpoints")
     saved.save(1, lambda folder: write_step(folder, "1"))
@@ -143,16 +143,16 @@ def test_a_checkpoint_that_is_corrupt_here_is_brought_again(machines: Any) -> No
     assert (newest / "state.json").read_text() == "2"
 
 
-def test_a_run_is_sealed_from_what_several_machines_made(machines: Any) -> None:
-    """A worker's checkpoint and the driver's recipe end in one manifest."""
+def test_a_run_is_finalized_with_the_files_of_several_machines(machines: Any) -> None:
+    """The manifest of a run lists the worker's checkpoint and the driver's recipe."""
     worker = machines("worker")
     Checkpoints(worker.folder("runs", "r-1") / "checkpoints").save(1, lambda folder: write_step(folder, "1"))
     driver = machines("driver")
     folder = driver.folder("runs", "r-1")
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text("{}")
-    sealed = driver.finalize("runs", "r-1", name="r", only=lambda name: ".tmp-" not in name)
-    assert {"recipe.yaml", "checkpoints/step_00000001/state.json"} <= set(sealed.manifest["files"])
+    finished = driver.finalize("runs", "r-1", name="r", only=lambda name: ".tmp-" not in name)
+    assert {"recipe.yaml", "checkpoints/step_00000001/state.json"} <= set(finished.manifest["files"])
     assert machines("third").find("runs", "r").verify().path.is_dir()
 
 
@@ -160,12 +160,12 @@ def journal(store: Store) -> Path:
     return journal_path(store.root, "r-1")
 
 
-def test_a_journal_goes_on_on_another_machine(machines: Any) -> None:
-    """What was said on the first is not said again on the second; the first's end that nobody kept is let go."""
+def test_a_journal_continues_on_another_machine(machines: Any) -> None:
+    """The second machine does not repeat entries of the first; an entry that was never synchronized is dropped."""
     a = machines("a")
     with Journal(journal(a)) as first:
         first.metrics(1, {"loss": 1.0})
-    first = Journal(journal(a))  # never closed: killed, with a line that nobody kept
+    first = Journal(journal(a))  # never closed: killed before its last line was synchronized
     first.metrics(2, {"loss": 2.0})
     b = machines("b")
     with Journal(journal(b)) as second:
@@ -180,63 +180,63 @@ def test_a_journal_goes_on_on_another_machine(machines: Any) -> None:
     first.close()
 
 
-def test_one_process_of_all_machines_makes_a_thing(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second is refused, with the first's name; when the first is gone, it may."""
+def test_one_process_of_all_machines_holds_a_lock(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that another machine holds raises an error that names the process; a free lock can be taken."""
     a = machines("a")
     with a.lock("runs", "r-1", wait=False):
         other = machines("b")
         refused = pytest.raises(UsageError, match=r"r-1 is being made by process \d+ on ")
         with refused, other.lock("runs", "r-1", wait=False):
             pass
-        assert lock.holder(other.shared.bucket, "runs-r-1")
+        assert lock.current_holder(other.mirror.bucket, "runs-r-1")
     with other.lock("runs", "r-1", wait=False):
         pass
-    assert lock.holder(other.shared.bucket, "runs-r-1") is None
+    assert lock.current_holder(other.mirror.bucket, "runs-r-1") is None
 
 
-def test_a_dead_machine_holds_nothing_for_long(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim of another machine that nobody renews ends by the server's clock; of this one, with its process."""
+def test_the_lock_of_a_dead_process_expires(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim of a dead process of this machine ends at once; one of another machine ends without a heartbeat."""
     store = machines("a")
-    bucket = store.shared.bucket
-    gone = {"machine": lock.machine(), "pid": 2**22 + 1, "born": "1", "node": "here"}
+    bucket = store.mirror.bucket
+    gone = {"machine": lock.machine_id(), "pid": 2**22 + 1, "born": "1", "node": "here"}
     bucket.write("locks/runs-r-1~0.claim", json.dumps(gone).encode())
     with store.lock("runs", "r-1", wait=False):
         pass
     bucket.write("locks/runs-r-1~0.claim", json.dumps({**gone, "machine": "another"}).encode())
-    monkeypatch.setattr(lock, "LONGEST_S", 2.0)
+    monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
     started = time.monotonic()
     with store.lock("runs", "r-1", wait=False):
         pass
     assert time.monotonic() - started > 0.5  # it did wait; how long is up to the machine
 
 
-def test_of_many_at_one_moment_one_holds_it(machines: Any) -> None:
-    """Claims written at the same time: never two inside, and each gets its turn."""
-    bucket = machines("a").shared.bucket
-    inside, most, turns = 0, 0, 0
+def test_one_of_several_simultaneous_claims_succeeds(machines: Any) -> None:
+    """With four claims at the same time, one process at a time holds the lock, and each gets it."""
+    bucket = machines("a").mirror.bucket
+    inside, peak, turns = 0, 0, 0
     guard = threading.Lock()
 
-    def want() -> None:
-        nonlocal inside, most, turns
+    def contend() -> None:
+        nonlocal inside, peak, turns
         with lock.lease(bucket, "x", wait=True):
             with guard:
                 inside += 1
-                most = max(most, inside)
+                peak = max(peak, inside)
                 turns += 1
             time.sleep(0.05)
             with guard:
                 inside -= 1
 
-    threads = [threading.Thread(target=want) for _ in range(4)]
+    threads = [threading.Thread(target=contend) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (most, turns) == (1, 4)
+    assert (peak, turns) == (1, 4)
 
 
-def test_a_server_that_fails_now_and_then(machines: Any, server: Server) -> None:
-    """Of all requests 40 % end in a 500, a 503 or a closed connection, and every byte arrives."""
+def test_failed_requests_are_retried(machines: Any, server: Server) -> None:
+    """Every byte arrives although 40 % of the requests end in a 500, a 503 or a closed connection."""
     store, before = machines("a"), server.failed
     server.share = 0.4
     content = {f"{n}.bin": hashlib.sha256(bytes([n])).digest() * 300_000 for n in range(3)}  # more than one part each
@@ -252,8 +252,8 @@ def test_a_server_that_fails_now_and_then(machines: Any, server: Server) -> None
     assert server.failed > before
 
 
-def test_a_server_that_is_gone(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line, after the deadline and not before."""
+def test_an_unreachable_server_is_an_error(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreachable server is a one-line error after the deadline, with the variable to check."""
     machines("a")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("GENFLOW_STORE_DEADLINE", "1")
@@ -266,27 +266,27 @@ def test_a_server_that_is_gone(machines: Any, monkeypatch: pytest.MonkeyPatch) -
     assert "\n" not in caught.value.message
 
 
-def test_a_bucket_that_is_not_there(machines: Any) -> None:
-    """It is not an empty store."""
+def test_a_missing_bucket_is_an_error(machines: Any) -> None:
+    """A missing bucket is an error and not an empty store."""
     machines("a")
-    with pytest.raises(SetupError, match="there is no bucket nobody-has-it"):
-        Store("s3://nobody-has-it/x")
+    with pytest.raises(SetupError, match="there is no bucket does-not-exist"):
+        Store("s3://does-not-exist/x")
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3://UPPER/x", "gs://bucket/x", "s3://bucket//x", "s3://bucket/x?y"])
-def test_what_is_no_store(url: str) -> None:
-    """It is said at once, without a request."""
-    with pytest.raises(UsageError, match="is no folder, and no s3://bucket/prefix"):
+def test_an_invalid_store_url_is_an_error(url: str) -> None:
+    """An invalid URL is an error without a request."""
+    with pytest.raises(UsageError, match="is neither a folder nor s3://bucket/prefix"):
         Store(url)
 
 
-def test_the_same_place_by_its_folder(machines: Any) -> None:
-    """A process that is told the mirror's folder knows that it is one, and whose."""
+def test_a_mirror_folder_opens_its_bucket(machines: Any) -> None:
+    """A store that is opened by the mirror's folder is the bucket's store."""
     store = machines("a")
     make(store)
     assert Store(store.root).url == store.url
     assert Store(store.root).find("reports", "x").verify()
-    assert mirror.of(store.root.parent) is None
+    assert mirror.containing(store.root.parent) is None
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,10 @@ def test_the_same_place_by_its_folder(machines: Any) -> None:
         ("301 Moved Permanently", "PermanentRedirect", "AWS_REGION"),
     ],
 )
-def test_what_no_repetition_mends(
+def test_permanent_errors_are_not_retried(
     machines: Any, server: Server, monkeypatch: pytest.MonkeyPatch, status: str, code: str, words: str
 ) -> None:
-    """A wrong key, an expired one and a wrong region are said at once, by one request, with what mends them."""
+    """A wrong key, an expired key and a wrong region are errors at once; the hint names the variable to set."""
     store = machines("a")
     body = f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode()
 
@@ -319,8 +319,8 @@ def test_what_no_repetition_mends(
     assert words in caught.value.hint
 
 
-def test_a_checkpoint_that_is_made_twice_in_a_second(machines: Any) -> None:
-    """The second one counts, although S3 tells times in seconds and both manifests have one size."""
+def test_a_checkpoint_may_be_written_twice_in_a_second(machines: Any) -> None:
+    """The last write counts, although S3's times are in seconds and the manifests have the same size."""
     saved = Checkpoints(machines("a").folder("runs", "r-1") / "checkpoints")
     for content in "123":
         saved.save(1, lambda folder, content=content: write_step(folder, content))

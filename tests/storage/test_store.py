@@ -1,4 +1,4 @@
-"""The store: an artifact exists whole or not at all, and every changed byte is found."""
+"""The store: an artifact is whole or does not exist, and every changed byte is detected."""
 
 import contextlib
 import multiprocessing
@@ -11,7 +11,7 @@ import pytest
 from support import ROOT, TESTS
 
 from genflow.errors import DataError, ResourceError, SetupError, UsageError
-from genflow.storage.files import NODE, clear_disk_errors, write_atomically
+from genflow.storage.files import HOSTNAME, explain_disk_errors, write_atomically
 from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
 
@@ -24,8 +24,8 @@ def make(store: Store, id: str = "digits-abc", *, name: str = "digits") -> Artif
         return staged.commit(parents=["p"], meta={"rows": 3})
 
 
-def test_what_is_committed_is_found_with_all_that_was_said_of_it(store: Store) -> None:
-    """Name, parents, meta, and per file its size and SHA-256."""
+def test_a_committed_artifact_is_found_with_its_manifest(store: Store) -> None:
+    """The manifest has name, parents, meta, and the size and SHA-256 of each file."""
     made = make(store)
     found = store.get("datasets", "digits-abc")
     assert found is not None
@@ -37,7 +37,7 @@ def test_what_is_committed_is_found_with_all_that_was_said_of_it(store: Store) -
 
 
 def test_without_its_manifest_it_does_not_exist(store: Store) -> None:
-    """Nor with a torn one; and it can be made again over what lies there."""
+    """An artifact without a valid manifest does not exist, and can be made again over its files."""
     for damage in ("", '{"files": ', "[]", "{}"):
         made = make(store)
         (made.path / MANIFEST).write_text(damage) if damage else (made.path / MANIFEST).unlink()
@@ -46,8 +46,8 @@ def test_without_its_manifest_it_does_not_exist(store: Store) -> None:
     assert make(store).verify()
 
 
-def test_a_folder_that_was_left_uncommitted_is_gone(store: Store) -> None:
-    """Whether the work failed or simply did not commit."""
+def test_a_folder_that_is_not_committed_is_deleted(store: Store) -> None:
+    """A staged folder is deleted if the block raises or does not commit."""
     with store.stage("datasets", "a-1") as staged:
         (staged.path / "half").write_text("written")
     with pytest.raises(ZeroDivisionError), store.stage("datasets", "a-1"):
@@ -56,7 +56,7 @@ def test_a_folder_that_was_left_uncommitted_is_gone(store: Store) -> None:
 
 
 def test_attempts_of_killed_processes_are_ignored(store: Store) -> None:
-    """Even one that was killed between its manifest and its renaming."""
+    """A temporary folder does not count, even if its manifest is written."""
     made = make(store)
     made.path.rename(made.path.with_name("digits-abc.tmp-123-ff"))
     assert store.artifacts("datasets") == []
@@ -64,12 +64,12 @@ def test_attempts_of_killed_processes_are_ignored(store: Store) -> None:
     assert [a.id for a in store.artifacts("datasets")] == ["digits-abc"]
 
 
-def test_what_a_killed_process_left_is_swept_by_the_next_maker(store: Store) -> None:
-    """Its folder goes; one of a living process, and one of another machine, stay."""
+def test_leftovers_of_a_killed_process_are_deleted(store: Store) -> None:
+    """The temporary folder of a dead process is deleted; those of a live process and of another machine stay."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     folder = store.folder("reports", "x").parent
-    names = [f"x.tmp-{NODE}-{gone.pid}-1", f"x.tmp-{NODE}-{os.getpid()}-1", f"x.tmp-elsewhere-{gone.pid}-1"]
+    names = [f"x.tmp-{HOSTNAME}-{gone.pid}-1", f"x.tmp-{HOSTNAME}-{os.getpid()}-1", f"x.tmp-elsewhere-{gone.pid}-1"]
     for name in names:
         (folder / name).mkdir(parents=True)
     with store.stage("reports", "y") as staged:
@@ -78,7 +78,7 @@ def test_what_a_killed_process_left_is_swept_by_the_next_maker(store: Store) -> 
 
 
 def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new(store: Store) -> None:
-    """Killed before every rename and fsync in turn: a reader sees nothing, or a whole artifact."""
+    """Wherever a writer is killed between system calls, a reader sees no artifact or a whole one."""
     script = """
 import os, sys
 from pathlib import Path
@@ -112,8 +112,8 @@ make(Store(sys.argv[3]))
     assert seen[-1] == 1
 
 
-def test_every_changed_byte_is_found(store: Store) -> None:
-    """In a file it is named; in the manifest's list of files it is found too, or the artifact stops existing."""
+def test_every_changed_byte_is_detected(store: Store) -> None:
+    """A changed byte of a file is an error that names the file; a changed manifest fails to verify or is invalid."""
     made = make(store)
     content = {file: file.read_bytes() for file in made.path.rglob("*") if file.is_file()}
     for file, whole in content.items():
@@ -146,8 +146,8 @@ def _write_many(root: Path, text: str, barrier: "multiprocessing.synchronize.Bar
             staged.commit()
 
 
-def test_of_two_writers_one_wins_whole(store: Store) -> None:
-    """Two processes commit the same artifact at the same moment, thirty times: each is one writer's, whole."""
+def test_one_of_two_writers_wins(store: Store) -> None:
+    """Of two processes that commit the same artifact at the same time, one wins; thirty times."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     writers = [context.Process(target=_write_many, args=(store.root, text, barrier)) for text in "xy"]
@@ -164,8 +164,8 @@ def test_of_two_writers_one_wins_whole(store: Store) -> None:
     assert not list((store.root / "datasets").glob("*.tmp-*"))
 
 
-def test_the_second_of_two_writers_gets_the_first_ones(store: Store) -> None:
-    """What exists stays as it is."""
+def test_the_second_of_two_writers_gets_the_first_artifact(store: Store) -> None:
+    """A commit returns the existing artifact and does not change it."""
     with store.stage("datasets", "a-1") as late:
         (late.path / "facts.json").write_text("late")
         first = make(store, "a-1")
@@ -173,8 +173,8 @@ def test_the_second_of_two_writers_gets_the_first_ones(store: Store) -> None:
     assert first.verify()
 
 
-def test_names_people_use(store: Store) -> None:
-    """The id, a prefix of it, its key, the name (the newest of that name), and `latest`."""
+def test_an_artifact_is_found_by_several_names(store: Store) -> None:
+    """`find` accepts the id, a prefix of it, the key, the name (the newest artifact of that name), and `latest`."""
     for id, name in (("digits-aa1", "digits"), ("digits-ab2", "digits"), ("moons-c3", "moons")):
         make(store, id, name=name)
     expected = {
@@ -193,29 +193,29 @@ def test_names_people_use(store: Store) -> None:
         store.find("runs", "latest")
 
 
-def test_a_name_that_is_another_ones_prefix_means_itself(store: Store) -> None:
-    """`digits` is the dataset of that name, although `digits_small-..` begins alike."""
+def test_a_name_wins_over_a_longer_name_with_the_same_prefix(store: Store) -> None:
+    """`digits` is the dataset of that name, although `digits_small-..` has the same prefix."""
     make(store, "digits-1", name="digits")
     make(store, "digits_small-2", name="digits_small")
     assert store.find("datasets", "digits").id == "digits-1"
 
 
-def test_a_folder_that_grew_in_place_is_sealed(store: Store) -> None:
-    """A run: its manifest is written last, and names the files that belong to it."""
+def test_a_folder_that_was_filled_in_place_is_finalized(store: Store) -> None:
+    """`finalize` writes the manifest of a folder, with the selected files only."""
     folder = store.folder("runs", "r-1")
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "weights").write_text("w")
     (folder / "checkpoints.tmp-1").write_text("torn")
     assert store.get("runs", "r-1") is None
-    sealed = store.finalize("runs", "r-1", meta={"steps": 3}, only=lambda name: ".tmp-" not in name)
-    assert list(sealed.manifest["files"]) == ["checkpoints/weights"]
+    finished = store.finalize("runs", "r-1", meta={"steps": 3}, only=lambda name: ".tmp-" not in name)
+    assert list(finished.manifest["files"]) == ["checkpoints/weights"]
     assert store.get("runs", "r-1").verify().meta == {"steps": 3}  # type: ignore[union-attr]
-    store.remove(sealed)
+    store.remove(finished)
     assert not folder.exists()
 
 
-def test_one_maker_at_a_time(store: Store) -> None:
-    """The second is told who holds the lock; it ends with its holder, however that ends."""
+def test_one_process_holds_a_lock(store: Store) -> None:
+    """A held lock raises an error that names the process; a killed process releases its lock."""
     with (
         store.lock("runs", "r-1"),
         pytest.raises(UsageError, match=rf"r-1 is being made by process {os.getpid()} on") as refused,
@@ -236,8 +236,8 @@ with Store({str(store.root)!r}).lock("runs", "r-1"):
         pass
 
 
-def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
-    """Old content or new; nothing is left beside."""
+def test_small_files_are_replaced_atomically(tmp_path: Path) -> None:
+    """Writing a small file replaces its content and leaves no temporary file."""
     file = tmp_path / "deep" / "state.json"
     write_atomically(file, "old")
     write_atomically(file, b"new")
@@ -245,20 +245,20 @@ def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
     assert [p.name for p in file.parent.iterdir()] == ["state.json"]
 
 
-def test_the_disk_speaks_in_one_line(tmp_path: Path) -> None:
-    """Full: exit 5. Forbidden, or a file where a folder should be: exit 3. Anything else as it is."""
+def test_disk_errors_are_one_line(tmp_path: Path) -> None:
+    """A full disk is a ResourceError, a read-only one a SetupError; other errors are not changed."""
     for number, kind in ((28, ResourceError), (122, ResourceError), (13, SetupError), (30, SetupError), (2, OSError)):
-        with pytest.raises(kind), clear_disk_errors(tmp_path):
+        with pytest.raises(kind), explain_disk_errors(tmp_path):
             raise OSError(number, os.strerror(number))
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="is a file, not a folder"):
         Store(tmp_path / "file")
-    with pytest.raises(UsageError, match="is no folder, and no s3:"):
+    with pytest.raises(UsageError, match="is neither a folder nor s3:"):
         Store("gs://bucket/prefix")
 
 
 def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """GENFLOW_STORE, or .genflow in the current folder; absolute either way, and reading makes nothing."""
+    """The store is GENFLOW_STORE or .genflow in the current folder, as an absolute path; reading creates no file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GENFLOW_STORE", raising=False)
     assert Store().root == tmp_path / ".genflow"

@@ -1,4 +1,4 @@
-"""Helpers that several test files share. `tests/` is on the path, so a test imports them as `support.small`."""
+"""Helpers that several test files share. `tests/` is on the path, so that a test can import `support.small`."""
 
 from pathlib import Path
 

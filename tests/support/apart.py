@@ -1,8 +1,8 @@
-"""Train on two raylets that have no folder in common, from a driver that has another.
+"""Train on two raylets and a driver that have separate cache folders.
 
     python apart.py recipe.json CACHES
 
-What they share is the bucket that the environment names.
+They share only the bucket that the environment variables name.
 """
 
 import json

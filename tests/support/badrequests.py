@@ -1,4 +1,4 @@
-"""Requests that must be refused: made from the OpenAPI document, broken in every way that is known to hurt servers."""
+"""Malformed requests: made from the OpenAPI document, with the values and bodies that are known to break servers."""
 
 import json
 import random
@@ -21,7 +21,7 @@ RAW = [
 
 
 def bodies(document: dict[str, Any], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """(path, body) pairs: fields of the documented requests with values that are wrong, and bodies that are no JSON."""
+    """Yield (path, body) pairs: documented fields with invalid values, and bodies that are not JSON."""
     chance = random.Random(seed)
     schemas = document["components"]["schemas"]
     paths = {
@@ -37,11 +37,11 @@ def bodies(document: dict[str, Any], count: int, seed: int) -> Iterator[tuple[st
         if chance.random() < 0.3:
             yield target, chance.choice(RAW)
             continue
-        unforeseen = ["temperature", "eta", "spacing", "clip", "magic", "__class__", "", "self"]
-        fields = [*schemas[schema]["properties"], *unforeseen]
+        unknown = ["temperature", "eta", "spacing", "clip", "magic", "__class__", "", "self"]
+        fields = [*schemas[schema]["properties"], *unknown]
         chosen = chance.sample(fields, chance.randint(1, 4))
         body = {field: chance.choice(WRONG) for field in chosen}
-        # never so much that a request which happens to be right costs more than a moment
+        # keep valid requests cheap: few samples and few steps, or numbers over the limit
         if isinstance(body.get("n"), int) and body["n"] > 4:
             body["n"] = chance.choice([-5, 0, 10**6])
         if isinstance(body.get("steps"), int) and body["steps"] > 4:

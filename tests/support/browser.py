@@ -1,4 +1,4 @@
-"""A real browser, driven by its own protocol: enough to click, to type, and to look."""
+"""A minimal driver of Chromium over its DevTools protocol: click, type, take screenshots."""
 
 import base64
 import itertools
@@ -18,20 +18,20 @@ from websockets.sync.client import connect
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-def found() -> str | None:
-    """The program, if there is one."""
+def find_browser() -> str | None:
+    """Return the path of a Chromium browser, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One tab."""
+    """A browser tab."""
 
     def __init__(self, socket: Any) -> None:
         self._socket, self._ids = socket, itertools.count(1)
-        self.complaints: list[str] = []  # what the page's console reports
+        self.errors: list[str] = []  # exceptions, and errors in the console
 
     def call(self, method: str, **params: Any) -> Any:
-        """A command of the browser's protocol."""
+        """Send a DevTools command and return its result."""
         id = next(self._ids)
         self._socket.send(json.dumps({"id": id, "method": method, "params": params}))
         while True:
@@ -40,18 +40,18 @@ class Page:
                 assert "error" not in message, message
                 return message["result"]
             if message.get("method") == "Runtime.exceptionThrown":
-                self.complaints.append(json.dumps(message["params"])[:500])
+                self.errors.append(json.dumps(message["params"])[:500])
             if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
-                self.complaints.append(message["params"]["entry"]["text"])
+                self.errors.append(message["params"]["entry"]["text"])
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
     def until(self, script: str, seconds: float = 60.0) -> Any:
-        """Wait until an expression is true."""
+        """Wait until a JavaScript expression is true, and return its value."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):
             assert time.monotonic() < end, f"{script} never became true; {self.run('document.body.innerText')[:800]}"
@@ -59,17 +59,17 @@ class Page:
         return value
 
     def size(self, width: int, height: int) -> None:
-        """The window, in the page's pixels."""
+        """Set the size of the window in CSS pixels."""
         small = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=small)
 
     def dark(self, on: bool) -> None:
-        """What the system prefers."""
+        """Emulate the system's preference for a dark or light scheme."""
         value = "dark" if on else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": value}])
 
     def click(self, selector: str) -> None:
-        """Click in the middle of an element, as a hand does."""
+        """Click in the middle of an element with mouse events."""
         box = self.run(
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
             f" return [r.x + r.width / 2, r.y + r.height / 2]; }})(document.querySelector({json.dumps(selector)}))"
@@ -82,8 +82,8 @@ class Page:
         for kind, typed in (("keyDown", text), ("keyUp", "")):
             self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, text=typed)
 
-    def picture(self, path: Path) -> Path:
-        """The whole page as PNG."""
+    def screenshot(self, path: Path) -> Path:
+        """Save a screenshot of the whole page as PNG."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
@@ -91,7 +91,7 @@ class Page:
 
 @contextmanager
 def page(program: str, url: str) -> Iterator[Page]:
-    """A headless browser with one page open."""
+    """Start a headless browser and yield its one open page."""
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
@@ -122,7 +122,7 @@ def _port(file: Path, process: "subprocess.Popen[bytes]") -> int:
             return int(text[0])
         assert process.poll() is None, "the browser ended"
         time.sleep(0.1)
-    raise AssertionError("the browser does not say where it listens")
+    raise AssertionError("the browser wrote no DevTools port")
 
 
 def _get(url: str) -> str:

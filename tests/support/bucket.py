@@ -1,4 +1,4 @@
-"""An S3 server on the loopback, with a bucket, that can be told to misbehave."""
+"""An S3 server on the loopback interface that can be made to fail."""
 
 import logging
 import os
@@ -16,30 +16,35 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGIO
 
 
 class Server:
-    """moto's S3, behind a door where requests may fail.
+    """moto's S3 server, with injected failures.
 
     Args:
-        share: of requests that fail, by a 500, a 503 or a closed connection in turn; drawn by the seed.
+        seed: of the choice of requests that fail.
+
+    Attributes:
+        share: share of requests that fail, in turn by a 500, a 503 or a closed connection.
+        failed: number of failed requests.
+        requests: number of requests.
     """
 
     def __init__(self, seed: int = 0) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.moto = DomainDispatcherApplication(create_backend_app)
-        self.share, self.failed, self.asked = 0.0, 0, 0
+        self.share, self.failed, self.requests = 0.0, 0, 0
         self.random = random.Random(seed)
         self.web = make_server("127.0.0.1", 0, self.answer, threaded=True)
         self.url = f"http://127.0.0.1:{self.web.server_port}"
         threading.Thread(target=self.web.serve_forever, daemon=True).start()
 
     def answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        self.asked += 1
+        self.requests += 1
         if self.random.random() >= self.share:
             return self.moto(environ, start)
         self.failed += 1
-        how = self.failed % 3
-        if how == 0:
+        kind = self.failed % 3
+        if kind == 0:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        start("503 Slow Down" if how == 1 else "500 Internal Server Error", [("Content-Length", "0")])
+        start("503 Slow Down" if kind == 1 else "500 Internal Server Error", [("Content-Length", "0")])
         return []
 
     def create(self, bucket: str) -> None:
@@ -50,7 +55,7 @@ class Server:
                         region="us-east-1", allow_bucket_creation=True).create_dir(bucket)  # fmt: skip
 
     def variables(self, **more: str) -> dict[str, str]:
-        """What a process needs to find it."""
+        """The environment variables with which a process reaches the server."""
         return {**KEYS, "AWS_ENDPOINT_URL": self.url, "AWS_EC2_METADATA_DISABLED": "true", **more}
 
     def close(self) -> None:
@@ -58,7 +63,7 @@ class Server:
 
 
 def machine(patch: pytest.MonkeyPatch, server: Server, cache: Any, url: str = "s3://bucket/a/b") -> None:
-    """Make this process one that has a cache of its own."""
+    """Make this process act as a machine with its own cache."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         patch.delenv(name)
     own = {"GENFLOW_CACHE": str(cache), "GENFLOW_STORE": url, "GENFLOW_STORE_DEADLINE": "20"}

@@ -1,16 +1,17 @@
-"""Evaluations made by hand, for tests of what is made of them."""
+"""Hand-made evaluation documents, for tests of code that reads them."""
 
 from typing import Any
 
 METRICS = ("fd", "kid", "precision", "recall", "density", "coverage")
 
 
-def metric(value: float, reach: float = 0.1, floor: float = 0.5) -> dict[str, Any]:
-    return {"value": value, "low": value - reach, "high": value + reach, "n": 100, "features": "f", "floor": floor}
+def metric(value: float, half_width: float = 0.1, floor: float = 0.5) -> dict[str, Any]:
+    low, high = value - half_width, value + half_width
+    return {"value": value, "low": low, "high": high, "n": 100, "features": "f", "floor": floor}
 
 
 def evaluation(fd: float = 2.0, sweep: dict[int, float] | None = None, **more: Any) -> dict[str, Any]:
-    """A `genflow.evaluate/1` row with the distances of `sweep` by evaluations."""
+    """A `genflow.evaluate/1` row; `sweep` maps numbers of evaluations to fd."""
     points = [
         {"nfe": nfe, "steps": nfe, "sampler": "euler", "fd": metric(value), "ms_per_image": 0.5 * nfe,
          "ms_alone": 2.0 * nfe, "own": nfe == max(sweep or {1: 0})}
@@ -26,7 +27,7 @@ def evaluation(fd: float = 2.0, sweep: dict[int, float] | None = None, **more: A
 
 
 def study(**more: Any) -> dict[str, Any]:
-    """Two methods of two runs, three seeds, and trials of the learning rate."""
+    """A study with two methods, two runs, three seeds and trials of the learning rate."""
     rows = {
         "gan": {"title": "GAN", "run": "gan", "tables": ["families"]},
         "flow": {"title": "Flow matching", "run": "flow", "tables": ["families"]},

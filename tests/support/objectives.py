@@ -1,4 +1,4 @@
-"""Functions with a known optimum, to be searched in place of training."""
+"""Objectives with a known optimum, in place of training."""
 
 import math
 import os
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def bowl(params: dict[str, Any], share: float) -> float:
-    """(log10 lr + 2)^2 + (ema - 0.1)^2: 0 at lr = 0.01, ema = 0.1. Less of the budget sees less clearly."""
+    """(log10 lr + 2)^2 + (ema - 0.1)^2: 0 at lr = 0.01, ema = 0.1, plus 0.1 (1 - share)."""
     return (math.log10(params["train.lr"]) + 2) ** 2 + (params.get("train.ema", 0.1) - 0.1) ** 2 + 0.1 * (1 - share)
 
 
 def counted(params: dict[str, Any], share: float) -> float:
-    """The same, slowly, with a line in $COUNTED for every time that it was asked."""
+    """`bowl` after a pause of $COUNTED_S seconds; every call appends a line to $COUNTED."""
     time.sleep(float(os.environ.get("COUNTED_S", "0")))
     with Path(os.environ["COUNTED"]).open("a") as file:
         file.write(f"{params['train.lr']!r} {share}\n")
@@ -22,19 +22,19 @@ def counted(params: dict[str, Any], share: float) -> float:
 
 
 def bad(params: dict[str, Any], share: float) -> float:
-    """An error for low rates, no number for high ones."""
+    """An error for low learning rates, NaN for high ones."""
     if params["train.lr"] < 0.01:
         raise ValueError("the rate is too low")
     return math.nan if params["train.lr"] > 0.1 else bowl(params, share)
 
 
 def trade(params: dict[str, Any], share: float) -> dict[str, float]:
-    """Quality against time: of steps s, fd = 1/s and ms = s, so that every s is on the front."""
+    """Quality against time: fd = 1/s and ms = s for s steps, so that every s is on the Pareto front."""
     return {"fd": 1 / params["sample.steps"], "ms": float(params["sample.steps"])}
 
 
 def deadly(params: dict[str, Any], share: float) -> float:
-    """The same; the first time that a rate of 0.01 is asked about at the end, its own process is killed by -9."""
+    """`counted`; its first call with lr = 0.01 and the full budget kills its own process with SIGKILL."""
     once = Path(os.environ["COUNTED"]).with_suffix(".killed")
     if params["train.lr"] == 0.01 and share == 1 and not once.exists():
         once.touch()

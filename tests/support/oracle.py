@@ -1,4 +1,4 @@
-"""A Gaussian mixture: the one data distribution whose denoiser, velocity and density are known in closed form.
+"""A Gaussian mixture: a data distribution whose denoiser, velocity and density have a closed form.
 
     p(x_0) = sum_k w_k N(m_k, s^2 I)
     p(x_t) = sum_k w_k N(alpha m_k, v I),   v = alpha^2 s^2 + sigma^2
@@ -15,12 +15,12 @@ from genflow.maths.paths import Path, Prediction, Time, along, target
 
 
 class Mixture:
-    """A mixture of equally wide Gaussians over x (B, D) or (B, C, H, W), in double precision.
+    """A mixture of Gaussians with equal standard deviations over x (B, D) or (B, C, H, W), in double precision.
 
     Args:
         weights: (K,), summing to 1.
         means: (K, D).
-        std: s.
+        std: the standard deviation s of every component.
     """
 
     def __init__(self, weights: Sequence[float], means: Sequence[Sequence[float]], std: float) -> None:
@@ -37,7 +37,7 @@ class Mixture:
         return self.weights.log() - 0.5 * squares / v - 0.5 * D * (2 * math.pi * v).log(), v
 
     def denoise_at(self, x: Tensor, alpha: Time, sigma: Time) -> Tensor:
-        """E[x_0 | x_t], at one alpha and sigma or at those of each row."""
+        """E[x_0 | x_t]; alpha and sigma are numbers or have one value per row."""
         flat = x.double().flatten(1)
         parts, v = self._log_parts(flat, alpha, sigma)
         a = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1, 1)
@@ -45,7 +45,7 @@ class Mixture:
         return (parts.softmax(1)[..., None] * each).sum(1).reshape(x.shape)
 
     def denoiser(self, path: Path):
-        """The `denoise` that samplers take."""
+        """The argument `denoise` of samplers."""
         return lambda x, t: self.denoise_at(x, along(path.alpha, t, x), along(path.sigma, t, x))
 
     def velocity(self, y: Tensor, u: float) -> Tensor:
@@ -53,7 +53,7 @@ class Mixture:
         return (y - self.denoise_at(y, 1 - u, u)) / u
 
     def predict(self, kind: Prediction, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """The best net's answer for x_t."""
+        """The output of an optimal network for x_t."""
         x0 = self.denoise_at(x, alpha, sigma)
         return target(kind, x0, (x.double() - alpha * x0) / sigma, alpha, sigma)
 
@@ -62,7 +62,7 @@ class Mixture:
         return self._log_parts(x.double().flatten(1), 1.0, 0.0)[0].logsumexp(1)
 
     def cdf(self, y: Tensor, u: float) -> Tensor:
-        """P(y_u <= y) in one dimension, y (B, 1): the ODE carries every sample along its own quantile."""
+        """P(y_u <= y) in one dimension, y (B, 1): along the ODE, every sample keeps its quantile."""
         std = math.sqrt(((1 - u) * self.std) ** 2 + u**2)
         return (self.weights * torch.special.ndtr((y - (1 - u) * self.means[:, 0]) / std)).sum(1, keepdim=True)
 

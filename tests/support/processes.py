@@ -8,7 +8,7 @@ LISTENING = "0A"
 
 
 def descendants(pid: int) -> set[int]:
-    """A process and all its descendants."""
+    """The ids of a process and all its descendants."""
     children = defaultdict(list)
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -25,7 +25,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def listening(pids: set[int]) -> set[str]:
-    """The TCP addresses, in hexadecimal, on which the given processes listen."""
+    """The addresses, in hexadecimal, on which the processes listen."""
     sockets = set()
     for pid in pids:
         try:

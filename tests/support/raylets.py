@@ -1,9 +1,9 @@
-"""A cluster of two raylets on this machine, for as long as standard input stays open.
+"""Run a cluster of two raylets on this machine until standard input is closed.
 
     python raylets.py FOLDER DASHBOARD_PORT AGENT_PORT
 
-Every socket is on the loopback, where `ray start --address` would refuse a second node. Each node has a folder of
-its own, as on a machine of its own: otherwise the second one unpacks a job's parcel over the first one's.
+Every socket is on the loopback, where `ray start --address` would reject a second node. Each node has its own folder:
+otherwise the second node would unpack a job's bundle over the first node's copy.
 """
 
 import sys
@@ -25,7 +25,8 @@ cluster = Cluster(
         **memory,
     },
 )
-write_ray_address(cluster.gcs_address, f"{folder}/a")  # as `ray start` does: else jobs take any Ray of this machine
+# as `ray start` does; otherwise a job may connect to another Ray of this machine
+write_ray_address(cluster.gcs_address, f"{folder}/a")
 cluster.add_node(num_cpus=1, include_log_monitor=True, temp_dir=f"{folder}/b", **memory)
 print("ready", flush=True)
 sys.stdin.read()

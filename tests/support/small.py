@@ -1,4 +1,4 @@
-"""Small data and small models that several tests share."""
+"""Small datasets and models that several tests share."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ FACTS = {
     "colour": DataSpec((3, 8, 8), levels=256),
     "points": DataSpec((2, 1, 1), levels=None, scale=1.5),
 }
-NETS: dict[str, dict[str, Any]] = {  # a net that is not named here is built with its own defaults
-    "mlp": {"width": 32, "depth": 2, "waves": 0},  # with waves and weights at random it is too rough for any solver
+NETS: dict[str, dict[str, Any]] = {  # other nets use their own defaults
+    "mlp": {"width": 32, "depth": 2, "waves": 0},  # with waves, random weights are too rough for any solver
     "conv": {"width": 16, "blocks": 1},
     "unet": {"width": 16, "blocks": 1},
     "fixup": {"width": 8, "blocks": 1},
@@ -38,20 +38,20 @@ def recipe(kind: str, facts: DataSpec, net: str = "auto", **sections: Any) -> Re
 
 
 def source(kind: str, facts: DataSpec, net: str = "auto") -> Recipe | None:
-    """The resolved recipe of a run that a family can start from, if it must start from one."""
+    """The resolved recipe of a teacher run, if the family requires one; else None."""
     needs = families.family_class(kind).teacher == "required"
     return recipe("flow_matching", facts, net) if needs else None
 
 
 def family(kind: str, facts: DataSpec, net: str = "auto", *, seed: int = 0, **sections: Any) -> Family:
-    """A family with a small net and weights that are a function of the seed, in eval mode."""
+    """A family with a small net in eval mode. Its weights are a function of the seed."""
     torch.manual_seed(seed)
     return build.family_of(recipe(kind, facts, net, **sections), facts).eval()
 
 
 @torch.no_grad()
 def shaken(module: Any, size: float = 0.05) -> Any:
-    """The module, every weight moved a little: gates that start at zero are open."""
+    """Add noise to every weight, so that gates that start at zero are open. Returns the module."""
     generator = torch.Generator().manual_seed(1)
     for p in module.parameters():
         p.add_(size * torch.randn(p.shape, generator=generator))
@@ -59,7 +59,7 @@ def shaken(module: Any, size: float = 0.05) -> Any:
 
 
 def batch(facts: DataSpec, step: int = 0, rows: int = 8) -> Batch:
-    """A batch that is a function of the step: grey levels at bin centres, or points."""
+    """A batch as a function of the step: grey levels at bin centres, or points."""
     generator = torch.Generator().manual_seed(step)
     label = torch.randint(facts.classes + 1, (rows,), generator=generator)
     if facts.levels is None:

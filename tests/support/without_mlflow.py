@@ -9,15 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from genflow.tracking import database, sync
-from genflow.tracking.mlflow_client import Sent
+from genflow.tracking.mlflow_client import SendResult
 from genflow.tracking.sender import Sender
 
 
 def silence(patch: Callable[[Any, str, Any], None] = setattr) -> None:
     """Replace the functions that contact MLflow, for all jobs of this process."""
 
-    def complete(*_: object, **__: object) -> Sent:
-        return Sent(complete=True)
+    def complete(*_: object, **__: object) -> SendResult:
+        return SendResult(complete=True)
 
     def finish(self: Sender, deadline_s: float = 0.0) -> bool:
         self.sent = complete()

@@ -1,4 +1,4 @@
-"""Ray's token is private from the first moment."""
+"""Ray's token is private from its creation; memory of tensors is reused."""
 
 import os
 import platform
@@ -25,8 +25,8 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_it_is_made_private(path: Path) -> None:
-    """Whatever the umask; 256 bits; the folder too; made once."""
+def test_the_token_is_private(path: Path) -> None:
+    """Token and folder are private for any umask; the token has 256 bits and is created once."""
     before = os.umask(0)
     try:
         assert environment.ensure_token() == path
@@ -39,8 +39,8 @@ def test_it_is_made_private(path: Path) -> None:
     assert path.read_text() == first == environment.token()
 
 
-def test_one_that_others_may_read_is_mended(path: Path) -> None:
-    """As Ray itself writes it."""
+def test_a_world_readable_token_is_corrected(path: Path) -> None:
+    """The mode of a world-readable token, as Ray writes it, is corrected."""
     path.parent.mkdir()
     path.write_text("x")
     path.chmod(0o644)
@@ -48,22 +48,22 @@ def test_one_that_others_may_read_is_mended(path: Path) -> None:
     assert mode(path) == 0o600
 
 
-def test_a_local_ray_asks_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Ray that genflow starts has token authentication, whatever the environment said before."""
+def test_a_local_ray_requires_the_token(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local Ray has token authentication, even if the environment disables it."""
     for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    environment.loopback()
+    environment.configure_local_ray()
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert path.exists()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_large_tensors_get_the_memory_of_those_before() -> None:
-    """The kernel gives pages for the first ones, and is not asked again.
+def test_tensors_reuse_freed_memory() -> None:
+    """After the first tensors, further tensors cause few page faults.
 
-    Without, each round takes 38,849 pages, unless something lies at the end of the heap by chance: in half of all
-    processes.
+    Without `tune_malloc`, each round takes 38,849 pages in half of all processes. In the other half, an allocation at
+    the end of the heap prevents that by chance.
     """
     script = """
         import resource, torch

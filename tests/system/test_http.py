@@ -1,4 +1,4 @@
-"""The one HTTP helper: what is an answer, and which requests a proxy gets to see."""
+"""The HTTP client: which results are responses, and which requests use a proxy."""
 
 import socket
 import threading
@@ -21,18 +21,18 @@ HERE = ["127.0.0.1", "127.8.9.10", "127.1", "localhost", "LocalHost"]
 
 
 class Server:
-    """Listens on the loopback, writes down what it is asked, and gives one answer to everything."""
+    """Listens on the loopback interface, records requests, and gives the same response to all of them."""
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str], host: str = "127.0.0.1") -> None:
-        self.asked: list[str] = []
-        self.carried: list[str] = []
+        self.requests: list[str] = []
+        self.received_headers: list[str] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                server.asked.append(f"{self.command} {self.path}")
-                server.carried.append(str(self.headers))
+                server.requests.append(f"{self.command} {self.path}")
+                server.received_headers.append(str(self.headers))
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
                     self.send_header(name, value)
@@ -75,7 +75,7 @@ def listen() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def proxy(listen: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> Server:
-    """A proxy that answers everything itself, named in the environment as everybody's."""
+    """A proxy that responds to all requests itself. The environment names it for all schemes."""
     for name in VARIABLES:
         monkeypatch.delenv(name.upper(), raising=False)
         monkeypatch.delenv(name, raising=False)
@@ -86,29 +86,29 @@ def proxy(listen: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> Ser
 
 
 @pytest.mark.parametrize("host", HERE)
-def test_this_machine_is_asked_directly(host: str, listen: Callable[..., Server], proxy: Server) -> None:
-    """A request to 127/8 or localhost reaches the server there, and no proxy."""
+def test_requests_to_this_machine_use_no_proxy(host: str, listen: Callable[..., Server], proxy: Server) -> None:
+    """A request to 127.0.0.0/8 or localhost reaches the server and not the proxy."""
     server = listen(200, b'{"from": "the server"}', host=host if host == "127.8.9.10" else "127.0.0.1")
     assert http.request(f"http://{host}:{server.port}/x").json() == {"from": "the server"}
-    assert server.asked == ["GET /x"]
-    assert proxy.asked == []
+    assert server.requests == ["GET /x"]
+    assert proxy.requests == []
 
 
-def test_this_machine_by_ipv6_is_asked_directly(listen: Callable[..., Server], proxy: Server) -> None:
-    """A request to ::1 reaches the server there, and no proxy."""
+def test_requests_to_this_machine_by_ipv6_use_no_proxy(listen: Callable[..., Server], proxy: Server) -> None:
+    """A request to ::1 reaches the server and not the proxy."""
     try:
         server = listen(host="::1")
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
     assert http.request(f"http://[::1]:{server.port}/x").ok
-    assert server.asked == ["GET /x"]
-    assert proxy.asked == []
+    assert server.requests == ["GET /x"]
+    assert proxy.requests == []
 
 
-def test_other_machines_are_asked_through_the_proxy(proxy: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment's proxy is used for all other hosts but those of NO_PROXY, so the tests above can fail."""
+def test_requests_to_other_machines_use_the_proxy(proxy: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests to other hosts use the environment's proxy, except for hosts in NO_PROXY."""
     assert http.request("http://head.invalid:8265/x").json() == {"from": "the proxy"}
-    assert proxy.asked == ["GET http://head.invalid:8265/x"]
+    assert proxy.requests == ["GET http://head.invalid:8265/x"]
     monkeypatch.setenv("NO_PROXY", "head.invalid")
     with pytest.raises(http.RequestFailed):
         http.request("http://head.invalid:8265/x")
@@ -118,8 +118,8 @@ def test_other_machines_are_asked_through_the_proxy(proxy: Server, monkeypatch: 
     "host",
     [*HERE, "127.0.0.1:8265", "localhost:1", "[::1]", "[::1]:1", "::1", "::1:80", "[::ffff:127.0.0.1]:1", "0.0.0.0:1"],
 )
-def test_what_is_this_machine(host: str) -> None:
-    """127/8 in each of its spellings, ::1, localhost and the unspecified address; with a port or without."""
+def test_loopback_hosts(host: str) -> None:
+    """Loopback: all spellings of 127.0.0.0/8, ::1, localhost and the unspecified address, with or without a port."""
     assert http.is_loopback(host)
 
 
@@ -127,46 +127,46 @@ def test_what_is_this_machine(host: str) -> None:
     "host", ["", None, "head", "head:127", "10.0.0.1", "128.0.0.1:8265", "localhost.example", "127.0.0.1.example",
              "127.0.0.1@head", "[fe80::1]:1", "my-localhost"],
 )  # fmt: skip
-def test_what_is_another_machine(host: str | None) -> None:
-    """A name that merely looks like the loopback is another machine's."""
+def test_hosts_that_are_not_loopback(host: str | None) -> None:
+    """A host name that only resembles a loopback address is not loopback."""
     assert not http.is_loopback(host)
 
 
-def test_every_caller_asks_this_machine_directly(listen: Callable[..., Server], proxy: Server) -> None:
-    """The dashboard, the endpoints, the client, the probe of MLflow and the watch of an endpoint: none uses a proxy."""
+def test_no_caller_uses_a_proxy_for_this_machine(listen: Callable[..., Server], proxy: Server) -> None:
+    """Dashboard, endpoints, client, MLflow probe and endpoint watch do not use a proxy for this machine."""
     server = listen(200, b'{"data": []}')
     address = f"http://127.0.0.1:{server.port}"
-    Dashboard(address).ask("/dashboard")
+    Dashboard(address).request("/dashboard")
     client.Client(address, key="secret").models()
-    assert endpoints.is_well(address)
+    assert endpoints.is_healthy(address)
     assert probe.mlflow_problem(address) == ""
-    assert serve.ask(f"{address}/serve") == (200, {"data": []})
-    assert server.asked == ["GET /dashboard", "GET /v1/models", "GET /healthz", "GET /health", "GET /serve"]
-    assert proxy.asked == []
+    assert serve.get_json(f"{address}/serve") == (200, {"data": []})
+    assert server.requests == ["GET /dashboard", "GET /v1/models", "GET /healthz", "GET /health", "GET /serve"]
+    assert proxy.requests == []
 
 
-def test_rays_own_client_asks_this_machine_directly(
+def test_rays_client_uses_no_proxy_for_this_machine(
     listen: Callable[..., Server], proxy: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's client would send the token to the proxy: `requests` knows the loopback by NO_PROXY alone."""
+    """Ray's client does not send the token to the proxy, although `requests` only reads NO_PROXY."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "canary" * 6)
-    monkeypatch.setenv("no_proxy", "")  # what is set here is taken back at the end
+    monkeypatch.setenv("no_proxy", "")  # so that monkeypatch restores it at the end
     monkeypatch.setenv("NO_PROXY", "")
     server = listen(200, b'{"ray_version": "2.60.0", "version": "4"}')
     jobs = Jobs(Dashboard(f"http://127.0.0.1:{server.port}"))
     assert jobs._client().get_version() == "4"
-    assert server.asked
-    assert proxy.asked == []
+    assert server.requests
+    assert proxy.requests == []
     monkeypatch.setattr(environment, "LOOPBACK", ())
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")
     with pytest.raises(GenflowError):
         jobs._client()
-    assert "canary" in proxy.carried[0]
+    assert "canary" in proxy.received_headers[0]
 
 
-def test_the_hosts_that_a_person_keeps_from_the_proxy_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NO_PROXY is extended, never replaced; `*` already names all hosts; without a proxy nothing is set."""
+def test_no_proxy_is_extended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NO_PROXY is extended and never replaced; `*` is kept; without a proxy it is not set."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "x")
         monkeypatch.delenv(name)
@@ -185,13 +185,13 @@ def test_the_hosts_that_a_person_keeps_from_the_proxy_stay(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("status", [201, 302, 404, 503])
-def test_every_status_is_an_answer(status: int, listen: Callable[..., Server]) -> None:
-    """A redirect is not followed, and an error's body and headers can be read."""
-    server = listen(status, b"words", {"Location": "/elsewhere", "Retry-After": "7"})
+def test_every_status_is_a_response(status: int, listen: Callable[..., Server]) -> None:
+    """Redirects are not followed, and the body and headers of an error can be read."""
+    server = listen(status, b"text", {"Location": "/elsewhere", "Retry-After": "7"})
     answer = http.request(f"http://127.0.0.1:{server.port}/x", data=b"{}", headers={"Authorization": "secret"})
-    assert (answer.status, answer.body, answer.headers["retry-after"]) == (status, b"words", "7")
+    assert (answer.status, answer.body, answer.headers["retry-after"]) == (status, b"text", "7")
     assert answer.ok is (status == 201)
-    assert server.asked == ["POST /x"]
+    assert server.requests == ["POST /x"]
     with pytest.raises(ValueError, match="Expecting value"):
         answer.json()
 
@@ -205,13 +205,13 @@ def test_every_status_is_an_answer(status: int, listen: Callable[..., Server]) -
         ("http://127.0.0.1:port/", "nonnumeric port"),
     ],
 )
-def test_no_answer(url: str, reason: str) -> None:
-    """There is one error for all of them, and its text is the reason; files are not read."""
+def test_a_request_without_a_response(url: str, reason: str) -> None:
+    """A request without a response raises one error with the reason; file URLs are not read."""
     with pytest.raises(http.RequestFailed, match=reason):
         http.request(url)
 
 
-def test_a_server_that_says_nothing() -> None:
-    """The wait ends with the timeout."""
+def test_a_silent_server_times_out() -> None:
+    """A silent server ends the request with the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(http.RequestFailed, match="timed out"):
         http.request(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05)

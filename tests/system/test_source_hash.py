@@ -78,7 +78,7 @@ def test_a_name_that_does_not_exist(of: Callable[..., str]) -> None:
 
 
 def test_imports_are_followed(copy: Path) -> None:
-    """Indirect imports, both forms, and imports in functions and `try` are found; TYPE_CHECKING is skipped."""
+    """Indirect imports, both forms of import, imports in functions and in `try` are found; TYPE_CHECKING is skipped."""
     files = {
         "root": "import genflow.made.plain\nfrom genflow.made import named\n"
                 "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from genflow.made import typed\n"

@@ -1,10 +1,10 @@
-"""Textbook claims: the verdict is a function of two intervals."""
+"""Claims of textbooks: the verdict depends only on two intervals."""
 
 import pytest
 
 from genflow.errors import UsageError
 from genflow.evaluation.interval import Interval
-from genflow.tables.claims import Claim, judged, verdicts
+from genflow.tables.claims import Claim, decide, verdicts
 from genflow.tables.plan import load
 
 LOW, HIGH, WIDE = Interval(1.0, 0.9, 1.1), Interval(2.0, 1.8, 2.2), Interval(1.5, 0.5, 2.5)
@@ -23,18 +23,18 @@ LOW, HIGH, WIDE = Interval(1.0, 0.9, 1.1), Interval(2.0, 1.8, 2.2), Interval(1.5
     ],
 )
 def test_a_claim_is_decided_where_the_errors_allow(left, relation, right, verdict):
-    """Confirmed or refuted if the difference is larger than both errors together; else undecided."""
-    assert judged(left, relation, right) == verdict
+    """A claim is confirmed or refuted if the difference exceeds the combined errors, else undecided."""
+    assert decide(left, relation, right) == verdict
 
 
-TOLD_OF_EQUALS = [("<=", "confirmed"), (">=", "confirmed"), ("<", "refuted"), (">", "refuted")]
+VERDICTS_ON_EQUAL_VALUES = [("<=", "confirmed"), (">=", "confirmed"), ("<", "refuted"), (">", "refuted")]
 
 
-@pytest.mark.parametrize(("relation", "verdict"), TOLD_OF_EQUALS)
+@pytest.mark.parametrize(("relation", "verdict"), VERDICTS_ON_EQUAL_VALUES)
 def test_equal_values_without_errors(relation, verdict):
-    """2 <= 2 holds and 2 < 2 does not: numbers of steps and of modes often have no error."""
+    """2 <= 2 is confirmed and 2 < 2 refuted: counts of steps and modes often have no error."""
     two = Interval(2, 2, 2)
-    assert judged(two, relation, two) == verdict
+    assert decide(two, relation, two) == verdict
 
 
 def test_the_reverse_of_a_claim_has_the_reverse_verdict():
@@ -42,45 +42,45 @@ def test_the_reverse_of_a_claim_has_the_reverse_verdict():
     for left in (LOW, HIGH, WIDE):
         for right in (LOW, HIGH, WIDE):
             if left is not right:
-                told = {judged(left, "<", right), judged(left, ">", right)}
-                assert told in ({"confirmed", "refuted"}, {"undecided"})
+                verdict_on = {decide(left, "<", right), decide(left, ">", right)}
+                assert verdict_on in ({"confirmed", "refuted"}, {"undecided"})
 
 
 def test_an_open_end_decides_nothing_beyond_it():
-    """Steps that still improve at 64 may be more than 100, and may not."""
+    """If fd still improves at 64 steps, a claim about 100 steps remains undecided."""
     open_end = Interval(64, 64, float("inf"))
-    assert judged(open_end, ">=", Interval(100, 100, 100)) == "undecided"
-    assert judged(open_end, ">", Interval(4, 4, 4)) == "confirmed"
+    assert decide(open_end, ">=", Interval(100, 100, 100)) == "undecided"
+    assert decide(open_end, ">", Interval(4, 4, 4)) == "confirmed"
 
 
-def quantity(value, reach=0.0):
-    return {"value": value, "low": value - reach, "high": value + reach}
+def quantity(value, half_width=0.0):
+    return {"value": value, "low": value - half_width, "high": value + half_width}
 
 
-def told(test, **quantities):
+def verdict_on(test, **quantities):
     (found,) = verdicts([Claim("x", "y", "speed", test)], quantities)
     return found["verdict"]
 
 
 def test_tests_are_read_as_they_are_written():
-    """A factor, a constant, a kind of likelihood, and what nobody measured."""
+    """A test can have a factor, a constant or a kind of likelihood; a missing quantity is "not measured"."""
     slow, fast = {"ms": quantity(30, 1)}, {"ms": quantity(2, 0.1), "likelihood": {"kind": "none"}}
-    assert told("ddpm.ms >= 10 * gan.ms", ddpm=slow, gan=fast) == "confirmed"
-    assert told("ddpm.ms >= 20 * gan.ms", ddpm=slow, gan=fast) == "refuted"
-    assert told("gan.ms < 2.5", gan=fast) == "confirmed"
-    assert told("gan.likelihood is none", gan=fast) == "confirmed"
-    assert told("gan.likelihood is lower-bound", gan=fast) == "refuted"
-    assert told("gan.ms < vae.ms", gan=fast) == "not measured"
+    assert verdict_on("ddpm.ms >= 10 * gan.ms", ddpm=slow, gan=fast) == "confirmed"
+    assert verdict_on("ddpm.ms >= 20 * gan.ms", ddpm=slow, gan=fast) == "refuted"
+    assert verdict_on("gan.ms < 2.5", gan=fast) == "confirmed"
+    assert verdict_on("gan.likelihood is none", gan=fast) == "confirmed"
+    assert verdict_on("gan.likelihood is lower-bound", gan=fast) == "refuted"
+    assert verdict_on("gan.ms < vae.ms", gan=fast) == "not measured"
 
 
 def test_a_test_that_cannot_be_read_is_refused():
-    """In one line that shows how it is written."""
+    """A test with a syntax error raises a UsageError."""
     with pytest.raises(UsageError, match="cannot read the test 'gan is bad'"):
         Claim("x", "y", "speed", "gan is bad")
 
 
-def test_the_plans_claims_speak_of_its_methods():
-    """Every side of every test is a method of the plan; every claim names its source."""
+def test_claims_of_the_plan_name_its_methods():
+    """Both sides of every test are methods of the plan, and every claim has a source with a URL."""
     plan = load()
     for claim in plan.claims:
         sides = [word.partition(".")[0] for word in claim["test"].split() if "." in word and word[0].isalpha()]

@@ -1,4 +1,4 @@
-"""What the tables say in sentences."""
+"""The sentences of the tables' verdict."""
 
 import pytest
 from support.made_up import metric
@@ -13,24 +13,24 @@ def said(fd: float, floor: float = 0.5) -> str:
 
 
 @pytest.mark.parametrize(("fd", "warned"), [(20.0, True), (5.1, True), (4.9, False), (0.5, False)])
-def test_verdicts_on_barely_trained_models_are_called_so(fd: float, warned: bool) -> None:
-    """Where even the best is more than ten floors away; the ratio is named."""
+def test_verdicts_on_barely_trained_models_have_a_warning(fd: float, warned: bool) -> None:
+    """If even the best fd is more than ten times its floor, a warning states the ratio."""
     assert ("barely trained" in said(fd)) == warned
     if warned:
-        assert f"{fd / 0.5:.0f} times as far" in said(fd)
+        assert f"{fd / 0.5:.0f} times the fd of real data" in said(fd)
 
 
-def test_without_a_floor_nothing_is_said_of_it() -> None:
-    """Points of a plane may have none."""
+def test_without_a_floor_there_is_no_warning() -> None:
+    """The floor of points in the plane can be 0."""
     assert "barely" not in said(100.0, floor=0.0)
 
 
-def test_modes_that_real_stacks_show_and_samples_do_not() -> None:
-    """Only of a method whose interval ends below what as many real stacks show, and once of a training."""
+def test_methods_that_miss_modes_of_stacks_are_listed() -> None:
+    """Only methods whose interval ends below the ceiling are listed, and each run only once."""
     def method(title: str, captured: float, run: str = "") -> dict:
         stacked = {"stacked_captured": metric(captured, 20), "stacked_ceiling": metric(905, 0)}
         return {"title": title, "run": run or title, "quantities": stacked}
 
     methods = {"gan": method("GAN", 700), "again": method("GAN, again", 700, "GAN"), "flow": method("Flow", 890)}
-    told = " ".join(verdict({"methods": methods, "claims": [], "tolerance": 0.1}))
-    assert told == "Of the modes of stacked digits as many real ones show 905, and GAN 700."
+    sentences = " ".join(verdict({"methods": methods, "claims": [], "tolerance": 0.1}))
+    assert sentences == "Captured modes of stacked digits: as many real samples 905, GAN 700."

@@ -1,4 +1,4 @@
-"""The journal: whole lines, nothing twice, nothing lost but what a kill tore."""
+"""The journal: complete lines, no duplicates, and nothing lost except the line that a kill cut off."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from genflow.errors import ResourceError
-from genflow.tracking.journal import Cursor, Journal, curves, entries, has_writer, journal_path, opening
+from genflow.tracking.journal import Cursor, Journal, curves, entries, has_writer, header, journal_path
 
 
 @pytest.fixture
@@ -18,12 +18,12 @@ def path(tmp_path):
     return journal_path(tmp_path, "fm-1a2b")
 
 
-def all_of(path, kind):
+def values_of(path, kind):
     return [entry[kind] for _, entry in entries(path) if kind in entry]
 
 
-def test_every_line_is_a_json_document_of_the_standard(path):
-    """No NaN or Infinity stands bare, so that any JSON reader can read a journal."""
+def test_every_line_is_standard_json(path):
+    """NaN and Infinity are written as strings, so that any JSON reader can read a journal."""
     with Journal(path) as journal:
         journal.metrics(1, {"loss": float("nan"), "up": float("inf"), "down": float("-inf"), "fine": 0.25})
 
@@ -37,16 +37,16 @@ def test_every_line_is_a_json_document_of_the_standard(path):
     assert (read["up"], read["down"], read["fine"]) == (float("inf"), float("-inf"), 0.25)
 
 
-def test_the_first_writer_says_whose_journal_it_is(path):
-    """Experiment, name and the journal's id are written once."""
+def test_the_first_writer_writes_the_header(path):
+    """Only the first writer writes experiment, name and the journal's id."""
     Journal(path, experiment="digits", name="fm").close()
     Journal(path, experiment="other").close()
-    assert len(all_of(path, "journal")) == 1
-    assert opening(path)["journal"].items() >= {"experiment": "digits", "name": "fm"}.items()
+    assert len(values_of(path, "journal")) == 1
+    assert header(path)["journal"].items() >= {"experiment": "digits", "name": "fm"}.items()
 
 
 def test_a_resumed_run_does_not_repeat_its_training_steps(path):
-    """What lies at or before a metric's last step is passed over, each metric for itself."""
+    """A metric at or before its own last step is skipped."""
     with Journal(path) as journal:
         for step in (10, 20, 30):
             journal.metrics(step, {"loss": 1 / step})
@@ -60,8 +60,8 @@ def test_a_resumed_run_does_not_repeat_its_training_steps(path):
     }
 
 
-def test_other_streams_take_steps_in_any_order_but_each_once(path):
-    """Quality against evaluations may be measured at 50 first and at 10 later."""
+def test_other_streams_take_steps_in_any_order_and_once(path):
+    """A stream other than "train" takes steps in any order, and each step once."""
     for _ in range(2):
         with Journal(path) as journal:
             for nfe in (50, 10, 20):
@@ -70,31 +70,31 @@ def test_other_streams_take_steps_in_any_order_but_each_once(path):
     assert curves(path) == {}
 
 
-def test_pictures_params_and_models_are_said_once(path):
-    """A run that goes on says them again; the journal does not."""
+def test_images_params_and_models_are_written_once(path):
+    """A resumed run logs images, settings and models again; the journal writes them once."""
     for lr in (0.1, 0.2):
         with Journal(path) as journal:
             journal.params({"train.lr": lr})
             journal.image(5, "samples/ema", path.parent / "5.png")
             journal.model(path.parent / "step_5", "fm")
-    assert all_of(path, "params") == [{"train.lr": 0.1}]
-    assert len(all_of(path, "image")) == len(all_of(path, "model")) == 1
+    assert values_of(path, "params") == [{"train.lr": 0.1}]
+    assert len(values_of(path, "image")) == len(values_of(path, "model")) == 1
 
 
-def test_files_in_the_store_are_named_from_its_root(path, tmp_path):
-    """The store can be moved; files elsewhere keep their absolute path."""
+def test_files_in_the_store_have_relative_paths(path, tmp_path):
+    """Files in the store are written relative to it; other files keep their absolute path."""
     with Journal(path) as journal:
         journal.artifact(tmp_path / "runs" / "a" / "recipe.yaml")
         journal.artifact("/elsewhere/report.html", "reports")
-    assert all_of(path, "artifact") == [
+    assert values_of(path, "artifact") == [
         {"file": "runs/a/recipe.yaml", "artifact_path": ""},
         {"file": "/elsewhere/report.html", "artifact_path": "reports"},
     ]
 
 
 @pytest.mark.parametrize("kept", [1, 30, -1])
-def test_a_torn_last_line_costs_itself_alone(path, kept):
-    """However much of its last line a killed writer got out, the next writer's lines are whole."""
+def test_an_incomplete_last_line_costs_one_line(path, kept):
+    """However much of the last line a killed writer wrote, the next writer's lines are complete."""
     with Journal(path) as journal:
         journal.metrics(1, {"loss": 1.0})
         before = path.stat().st_size
@@ -108,8 +108,8 @@ def test_a_torn_last_line_costs_itself_alone(path, kept):
     assert curves(path) == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
 
 
-def test_a_full_disk_is_one_clear_error_and_tears_one_line(path):
-    """When there is room again, the next line begins on a line of its own."""
+def test_a_full_disk_is_an_error_and_costs_one_line(path):
+    """After a full disk, the next entry is on a new line."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Journal(path) as journal:
         journal.metrics(1, {"loss": 1.0})
@@ -139,7 +139,7 @@ def writer(path, *arguments):
 
 
 def test_a_killed_writer_and_its_successor_write_each_step_once(path):
-    """kill -9 in the middle of writing, then again from an older checkpoint."""
+    """After `kill -9`, a run that resumes from an older checkpoint writes each step once."""
     first = writer(path, 0, 10**9, "train")
     assert first.stdout.readline() == "writing\n"
     assert has_writer(path)
@@ -153,8 +153,8 @@ def test_a_killed_writer_and_its_successor_write_each_step_once(path):
     assert curves(path)["loss"] == [(step, step / 2) for step in range(reached + 100)]
 
 
-def test_writers_side_by_side_never_mix_their_lines(path):
-    """The driver and a worker have the same journal open."""
+def test_simultaneous_writers_never_mix_their_lines(path):
+    """Three processes that write to the same journal never mix their lines."""
     streams = ("a", "b", "c")
     for process in [writer(path, 0, 2000, stream) for stream in streams]:
         process.communicate()
@@ -164,8 +164,8 @@ def test_writers_side_by_side_never_mix_their_lines(path):
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_entries_go_on_from_an_offset(path):
-    """A reader that comes back reads exactly what is new, and no line that is still being written."""
+def test_entries_are_read_from_an_offset(path):
+    """Reading from an offset yields exactly the new entries, without an incomplete line."""
     with Journal(path) as journal:
         journal.metrics(1, {"loss": 1.0})
         end = [offset for offset, _ in entries(path)][-1]
@@ -178,7 +178,7 @@ def test_entries_go_on_from_an_offset(path):
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"offset": 3, "colour": 1}'])
 def test_a_cursor_that_cannot_be_read_is_a_new_one(path, content):
-    """Lost, torn or of another version: sending starts at the beginning."""
+    """A cursor that is missing, incomplete or of another version is replaced by a new one."""
     path.parent.mkdir(parents=True)
     Cursor(uri="sqlite:///a", offset=17).write(path)
     assert Cursor.read(path).offset == 17

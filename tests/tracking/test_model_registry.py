@@ -1,7 +1,7 @@
-"""MLflow's aliases lead to runs, in a real MLflow."""
+"""Aliases of MLflow's model registry refer to runs, in a real MLflow."""
 
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.cli.dispatch import find_run
 from genflow.data.prepare import in_process, prepare
@@ -16,14 +16,14 @@ Runs = tuple[Store, list[Artifact]]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Artifact]]:
-    """A store with two runs, of which MLflow's registry knows nothing yet."""
+    """A store with two runs that are not registered in MLflow."""
     store = Store(tmp_path_factory.mktemp("registry"))
     data = Dataset.open(prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)[0])
-    return store, [finished(store, data, "vae", name=f"vae-{i}", steps=2 + i) for i in range(2)]
+    return store, [trained_run(store, data, "vae", name=f"vae-{i}", steps=2 + i) for i in range(2)]
 
 
 def test_an_alias_moves_from_run_to_run(runs: Runs) -> None:
-    """`models:/NAME@ALIAS` is the run that was promoted last, and a version stays the run that it was."""
+    """`models:/NAME@ALIAS` is the run that was promoted last, and a version always refers to the same run."""
     store, (first, second) = runs
     for run in (first, second, first):
         assert model_registry.promote(store, run, "pictures", "champion") == "models:/pictures@champion"
@@ -36,10 +36,11 @@ def test_an_alias_moves_from_run_to_run(runs: Runs) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "message"),
-    [("models:/nobody@champion", "nobody"), ("models:/a/b/c", "names no model"), ("models:/nobody", "no model nobody")],
+    [("models:/missing@champion", "missing"), ("models:/a/b/c", "is not a model reference"),
+     ("models:/missing", "no model missing")],
 )
-def test_what_mlflow_does_not_know_is_one_line(runs: Runs, reference: str, message: str) -> None:
-    """With a cure."""
+def test_an_unknown_reference_is_a_one_line_error(runs: Runs, reference: str, message: str) -> None:
+    """An unknown or invalid reference is a one-line error with a hint."""
     with pytest.raises(UsageError, match=message) as refused:
         find_run(runs[0], reference)
     assert "\n" not in refused.value.message
@@ -47,14 +48,14 @@ def test_what_mlflow_does_not_know_is_one_line(runs: Runs, reference: str, messa
 
 
 @pytest.mark.parametrize(("name", "alias"), [("a/b", "champion"), ("a", "latest"), ("a", "v1"), ("a", "")])
-def test_impossible_names_are_refused_before_anything_is_sent(runs: Runs, name: str, alias: str) -> None:
-    """MLflow keeps some for itself."""
+def test_invalid_names_are_rejected_before_any_request(runs: Runs, name: str, alias: str) -> None:
+    """An invalid name or alias is an error before any request."""
     with pytest.raises(UsageError):
         model_registry.promote(runs[0], runs[1][0], name, alias)
 
 
-def test_promoting_leaves_the_runs_end_alone(runs: Runs) -> None:
-    """A second model of a run is no news of when and how it ended."""
+def test_promoting_keeps_the_runs_end(runs: Runs) -> None:
+    """Promoting a run a second time does not change its status and end time in MLflow."""
     store, (_, run) = runs
     ends = []
     for name in ("one", "two"):

@@ -1,4 +1,4 @@
-"""From a journal to a real MLflow: everything arrives, once, whatever dies on the way."""
+"""Sending a journal to a real MLflow: every entry arrives once, even if processes are killed on the way."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ from genflow.tracking.mlflow_client import without_password
 from genflow.tracking.sender import Sender
 
 RUN = "fm-1a2b"
-FIRST_CONTACT = """
+CREATE_DATABASE = """
 import sqlite3, sys
 from genflow.tracking import database
 from genflow.storage.store import Store
@@ -37,7 +37,7 @@ with sqlite3.connect(uri.removeprefix("sqlite:///")) as connection:
 
 
 def python(code, *arguments):
-    """A Python process that knows genflow, wherever it runs."""
+    """Start a Python process that can import genflow from any folder."""
     environment = {**os.environ, "PYTHONPATH": str(Path(sync.__file__).parents[2])}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -45,20 +45,20 @@ def python(code, *arguments):
 
 
 @pytest.fixture(scope="session")
-def first_contact(tmp_path_factory):
-    """A store that four processes opened at the same moment, and what each of them saw."""
+def simultaneous_start(tmp_path_factory):
+    """A store that four processes opened at the same time, with the output and exit code of each."""
     store = Store(tmp_path_factory.mktemp("first"))
-    processes = [python(FIRST_CONTACT, store.root) for _ in range(4)]
+    processes = [python(CREATE_DATABASE, store.root) for _ in range(4)]
     return store, [(process.communicate()[0], process.returncode) for process in processes]
 
 
 @pytest.fixture
-def store(first_contact, tmp_path, monkeypatch):
-    """A store with an empty MLflow database, and a current folder in which nothing may appear."""
+def store(simultaneous_start, tmp_path, monkeypatch):
+    """A store with an empty MLflow database, and a current folder that must stay empty."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = tmp_path / "a store #1 100%"
     root.mkdir()
-    shutil.copy(first_contact[0].root / "mlflow.db", root)
+    shutil.copy(simultaneous_start[0].root / "mlflow.db", root)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     yield Store(root)
@@ -94,7 +94,7 @@ def picture(path, value=128, mode="L"):
 
 
 def write_a_whole_run(store):
-    """A journal with one of everything."""
+    """Write a journal with every kind of entry."""
     folder = store.folder("runs", RUN)
     with journal_of(store) as journal:
         journal.status("RUNNING")
@@ -117,12 +117,12 @@ def files_of(store):
     return sorted(path.name for path in (store.root / "mlartifacts").rglob("*") if path.is_file())
 
 
-# --- Where MLflow is
+# --- The tracking URI and the database
 
 
-def test_four_processes_make_first_contact_at_once(first_contact):
-    """The database is made once, under another name: each of them sees it whole."""
-    store, ends = first_contact
+def test_four_processes_create_the_database_once(simultaneous_start):
+    """Of four simultaneous processes one creates the database, and all see it complete."""
+    store, ends = simultaneous_start
     assert [code for _, code in ends] == [0] * 4
     assert len({seen for seen, _ in ends}) == 1
     assert int(ends[0][0]) > 50
@@ -131,7 +131,7 @@ def test_four_processes_make_first_contact_at_once(first_contact):
 
 
 def test_the_tracking_uri_is_absolute(store, monkeypatch):
-    """Jobs run in another folder."""
+    """The tracking URI is absolute, because jobs run in another folder."""
     assert database.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
     assert database.tracking_uri(store) == f"sqlite:///{Path.cwd()}/mine.db"
@@ -150,8 +150,8 @@ def test_the_tracking_uri_is_absolute(store, monkeypatch):
         ("postgresql+psycopg://head/mlflow", 2, False),
     ],
 )
-def test_a_file_is_refused_where_there_are_several_nodes(uri, nodes, refused):
-    """Only one of them would see it."""
+def test_a_local_file_is_rejected_on_several_nodes(uri, nodes, refused):
+    """A URI of a local file is an error on a cluster with several nodes."""
     if not refused:
         database.refuse_local_uri_on_cluster(uri, nodes)
         return
@@ -161,13 +161,13 @@ def test_a_file_is_refused_where_there_are_several_nodes(uri, nodes, refused):
 
 
 def test_importing_tracking_does_not_import_mlflow():
-    """It takes two seconds, and every command imports this."""
+    """Importing `genflow.tracking.sync` does not import MLflow, which takes two seconds."""
     code = "import sys, genflow.tracking.sync; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_pages_are_served_on_the_loopback_by_one_worker(store, monkeypatch):
-    """And a server that runs elsewhere is not served again."""
+def test_mlflow_pages_are_served_on_the_loopback_interface(store, monkeypatch):
+    """MLflow's pages are served on 127.0.0.1 by one worker, and not for a remote tracking server."""
     command = " ".join(database.ui_command(store, port=5123))
     assert f"--backend-store-uri sqlite:///{store.root}/mlflow.db" in command
     assert "--host 127.0.0.1 --port 5123 --workers 1" in command
@@ -176,19 +176,19 @@ def test_the_pages_are_served_on_the_loopback_by_one_worker(store, monkeypatch):
         database.ui_command(store)
 
 
-def test_a_password_is_written_nowhere():
-    """Neither into the cursor nor into a message."""
+def test_a_password_is_removed_from_a_uri():
+    """`without_password` removes user name and password from a URI."""
     assert without_password("https://me:secret@mlflow.example/a@b") == "https://mlflow.example/a@b"
 
 
-# --- What arrives
+# --- Complete runs
 
 
 def test_a_whole_run_arrives(store, capfd):
-    """Run, experiment, params, tags, metrics with their times, pictures, files and status."""
+    """MLflow has the run, experiment, params, tags, metrics with times, images, files and status."""
     write_a_whole_run(store)
     sent = sync.replay(store, RUN)
-    assert (sent.complete, sent.problem, sent.refused) == (True, "", [])
+    assert (sent.complete, sent.problem, sent.rejected) == (True, "", [])
     assert capfd.readouterr().out == ""
     run, client = run_of(store), client_of(store)
     assert (run.info.run_name, run.info.status) == ("fm-digits", "FINISHED")
@@ -206,8 +206,8 @@ def test_a_whole_run_arrives(store, capfd):
     assert {"recipe.yaml", "500.png", "1000.png"} <= set(files_of(store))
 
 
-def test_a_lost_cursor_doubles_nothing(store):
-    """Everything is sent again, and MLflow holds what it held."""
+def test_a_lost_cursor_duplicates_nothing(store):
+    """Without a cursor everything is sent again, and MLflow has no duplicates."""
     write_a_whole_run(store)
     sync.replay(store, RUN)
     before = (rows(store), files_of(store), run_of(store).info)
@@ -221,10 +221,10 @@ def test_a_lost_cursor_doubles_nothing(store):
 
 
 def test_a_lost_database_is_filled_again(store):
-    """The journal is the truth; MLflow's database is a picture of it."""
+    """A deleted database is created again and filled from the journal."""
     write_a_whole_run(store)
     sync.replay(store, RUN)
-    (store.root / "mlflow.db").unlink()  # this process still has it open, so another must find out
+    (store.root / "mlflow.db").unlink()  # this process still has it open, so another process must replay
     sender = Sender(store, RUN)
     sender.start()
     assert sender.finish(deadline_s=60), sender.sent
@@ -232,7 +232,7 @@ def test_a_lost_database_is_filled_again(store):
 
 
 def test_a_searchs_trials_are_children_of_its_run(store):
-    """Whichever journal is sent first, MLflow shows the trials below the search, with what they were and found."""
+    """The trials of a search are child runs with params and metrics, even if a trial's journal is sent first."""
     for number in range(2):
         path = journal_path(store.root, f"search-1.{number:04d}")
         with Journal(path, experiment="digits", name=f"trial-{number}", parent="search-1") as journal:
@@ -242,7 +242,7 @@ def test_a_searchs_trials_are_children_of_its_run(store):
     with Journal(journal_path(store.root, "search-1"), experiment="digits", name="search") as journal:
         journal.metrics(2, {"best/fd": 1.0}, stream="best")
         journal.status("FINISHED")
-    assert sync.replay(store, "search-1.0001").complete  # before its parent was
+    assert sync.replay(store, "search-1.0001").complete  # before its parent
     assert sync.replay_all(store, "search-1").complete
     parent = run_of(store, "search-1")
     query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
@@ -253,17 +253,17 @@ def test_a_searchs_trials_are_children_of_its_run(store):
 
 
 def test_runs_of_one_dataset_share_an_experiment(store):
-    """So that MLflow's own pages compare them."""
+    """Runs of one dataset are in one experiment, so that MLflow's pages can compare them."""
     for run in ("vae-1", "ddpm-2"):
         journal_of(store, run, name=run).close()
         sync.replay(store, run)
     assert len({run_of(store, run).info.experiment_id for run in ("vae-1", "ddpm-2")}) == 1
 
 
-def test_what_mlflow_refuses_does_not_hold_up_the_rest(store):
-    """A forbidden name, a file that is gone, a file that is no picture: noted, and passed over."""
+def test_rejected_entries_do_not_block_the_rest(store):
+    """An invalid name, a missing file and a file that is not an image are recorded and skipped."""
     bad = store.root / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("not an image")
     with journal_of(store) as journal:
         journal.metrics(1, {"loss": 1.0, "what?!": 2.0, "lr": 3.0})
         journal.image(1, "samples/ema", store.root / "gone.png")
@@ -273,12 +273,12 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(store):
         journal.status("FINISHED")
     sent = sync.replay(store, RUN)
     assert sent.complete
-    assert len(sent.refused) == 4
+    assert len(sent.rejected) == 4
     assert [(key, step) for key, step, *_ in rows(store)] == [("loss", 1), ("loss", 2), ("lr", 1)]
 
 
-def test_an_experiment_that_was_deleted_comes_back_for_a_new_run(store):
-    """A run must not be lost because its dataset's older runs were thrown away."""
+def test_a_deleted_experiment_is_restored_for_a_new_run(store):
+    """A deleted experiment is restored when a new run needs it."""
     journal_of(store, "old").close()
     sync.replay(store, "old")
     client_of(store).delete_experiment(run_of(store, "old").info.experiment_id)
@@ -287,16 +287,16 @@ def test_an_experiment_that_was_deleted_comes_back_for_a_new_run(store):
     assert run_of(store, "new").info.lifecycle_stage == "active"
 
 
-# --- When things die
+# --- Killed processes and outages
 
 
 def until(condition, seconds=120):
-    """Wait for what another process does."""
+    """Wait until another process makes a condition true."""
     for _ in range(seconds * 20):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError(f"it did not come true in {seconds} s")
+    raise AssertionError(f"the condition was not true within {seconds} s")
 
 
 WRITER = """
@@ -320,17 +320,17 @@ def writer(store, code=WRITER):
     return process
 
 
-def test_a_killed_run_is_marked_and_goes_on_as_the_same_run(store):
-    """kill -9, the next command's sync, resuming from an older step: one run, one row a step."""
+def test_a_killed_run_is_marked_and_resumes_as_the_same_run(store):
+    """A run that is killed, synchronized and resumed from an older step is one run with one row per step."""
     process = writer(store)
-    assert sync.sync(store).entries == 0, "a living writer has its own sender"
+    assert sync.sync(store).entries == 0, "a live writer has its own sender"
     assert sync.replay(store, RUN).complete
     assert run_of(store).info.status == "RUNNING"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert sync.sync(store).complete
     assert run_of(store).info.status == "KILLED"
-    assert sync.sync(store).entries == 0, "nothing is left to say"
+    assert sync.sync(store).entries == 0, "everything was sent"
     with journal_of(store) as journal:
         journal.status("RUNNING")
         for step in range(250, 400):
@@ -343,8 +343,8 @@ def test_a_killed_run_is_marked_and_goes_on_as_the_same_run(store):
     assert rows(store) == [("loss", step, step / 2, 0) for step in range(400)]
 
 
-def test_the_sender_carries_a_run_while_it_goes_on(store):
-    """It sends before the end, and its end leaves nothing behind."""
+def test_the_sender_sends_during_the_run(store):
+    """The sender sends entries before the run ends, and the rest at the end."""
     write_a_whole_run(store)
     sender = Sender(store, RUN, every_s=0.2)
     sender.start()
@@ -358,7 +358,7 @@ def test_the_sender_carries_a_run_while_it_goes_on(store):
 
 
 def test_the_sender_outlives_a_killed_run(store):
-    """A run that is killed with -9 is in MLflow, whole and marked, without another command."""
+    """After `kill -9` of a run, its sender sends the rest and marks the run KILLED."""
     start = "from genflow.tracking.sender import Sender; sender = Sender(store, sys.argv[2]); sender.start()"
     process = writer(store, WRITER.replace('journal.status("RUNNING")', start))
     process.send_signal(signal.SIGKILL)
@@ -367,21 +367,21 @@ def test_the_sender_outlives_a_killed_run(store):
     assert len(rows(store)) == 301
 
 
-@pytest.fixture(params=["nobody listens", "nobody answers"])
+@pytest.fixture(params=["no listener", "no response"])
 def dead_server(request, monkeypatch):
     """The address of an MLflow that is down."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        if request.param == "nobody answers":
+        if request.param == "no response":
             server.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
         yield request.param
 
 
-def test_an_outage_keeps_everything_for_later(store, dead_server, monkeypatch):
-    """Sending gives up at its deadline and says so; afterwards each row is there exactly once."""
+def test_after_an_outage_everything_is_sent(store, dead_server, monkeypatch):
+    """During an outage sending stops at its deadline with a reason; after it each row is sent once."""
     write_a_whole_run(store)
-    if dead_server == "nobody listens":
+    if dead_server == "no listener":
         sender = Sender(store, RUN, every_s=0.2)
         sender.start()
         assert not sender.finish(deadline_s=6)
@@ -395,8 +395,8 @@ def test_an_outage_keeps_everything_for_later(store, dead_server, monkeypatch):
     assert len(rows(store)) == 3004
 
 
-def test_a_changed_uri_moves_nobodys_old_runs(store, monkeypatch):
-    """What began in the store's database is not published on a server by the next command."""
+def test_a_changed_uri_does_not_move_old_runs(store, monkeypatch):
+    """A journal that was partly sent to the store's database is not sent to a new tracking URI."""
     journal_of(store).close()
     sync.replay(store, RUN)
     with journal_of(store) as journal:
@@ -411,7 +411,7 @@ def test_a_changed_uri_moves_nobodys_old_runs(store, monkeypatch):
 
 
 def a_checkpoint(store):
-    """The folder of a run with a tiny untrained flow, as training leaves it."""
+    """The folder of a run with a tiny untrained flow, and its checkpoint."""
     import torch
 
     from genflow import build
@@ -432,8 +432,8 @@ def a_checkpoint(store):
     return folder, weights
 
 
-def test_a_checkpoint_becomes_a_model_that_draws_the_same_pictures(store, monkeypatch):
-    """Registered once under its run's name, without a pickle or a path of ours, and it samples as the engine does."""
+def test_a_registered_model_draws_the_engines_samples(store, monkeypatch):
+    """A checkpoint is registered once, without pickle and local paths, and draws the engine's samples."""
     import mlflow
 
     from genflow.sampling.engine import Engine
@@ -442,9 +442,9 @@ def test_a_checkpoint_becomes_a_model_that_draws_the_same_pictures(store, monkey
     with journal_of(store) as journal:
         journal.model(weights, "fm.digits", step=7)
         journal.status("FINISHED")
-    assert sync.replay(store, RUN).refused == []
+    assert sync.replay(store, RUN).rejected == []
     journal_path(store.root, RUN).with_suffix(".cursor.json").unlink()
-    assert sync.replay(store, RUN).refused == []
+    assert sync.replay(store, RUN).rejected == []
     client = client_of(store)
     (found,) = client.search_model_versions("name = 'fm.digits'")
     assert found.run_id == run_of(store).info.run_id
@@ -472,7 +472,7 @@ def test_a_checkpoint_becomes_a_model_that_draws_the_same_pictures(store, monkey
 
 @pytest.mark.slow
 def test_everything_arrives_through_a_server(store, monkeypatch):
-    """The pages' own server takes runs, pictures and models over HTTP, and gives them back."""
+    """MLflow's server stores runs, images and models over HTTP, and returns them."""
     import mlflow
 
     environment.set_defaults()
@@ -493,7 +493,7 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
             if sent.complete:
                 break
             time.sleep(1)
-        assert (sent.complete, sent.refused) == (True, [])
+        assert (sent.complete, sent.rejected) == (True, [])
         assert len(rows(store)) == 3004
         monkeypatch.setattr(sys, "path", list(sys.path))
         assert len(mlflow.pyfunc.load_model("models:/fm.digits/1").predict([{"n": 2, "seed": 5}])) == 2
@@ -507,8 +507,8 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
         server.wait()
 
 
-def test_a_sender_that_was_killed(store):
-    """Another one sends what is left, at the end of the run."""
+def test_a_killed_sender_is_replaced(store):
+    """If the sender was killed, another one sends the rest at the end of the run."""
     with Journal(journal_path(store.root, "killed-1"), experiment="digits", name="killed") as journal:
         journal.metrics(1, {"train/loss": 0.5})
         sender = Sender(store, "killed-1", every_s=60)
@@ -521,8 +521,8 @@ def test_a_sender_that_was_killed(store):
     assert logged(store, "killed-1") == [1, 2]
 
 
-def test_one_process_sends_one_run_after_another(store, monkeypatch):
-    """What it imported for the first it does not import again; told of another place, it is another process."""
+def test_several_runs_in_turn_use_one_sender(store, monkeypatch):
+    """A second run reuses the first run's sender; another environment gets a new process."""
     monkeypatch.setattr(Sender, "_idle", None)
     processes = []
     for id in ("first-1", "second-1"):
@@ -543,14 +543,14 @@ def test_one_process_sends_one_run_after_another(store, monkeypatch):
     other._process.kill()
 
 
-def test_a_finished_run_whose_end_was_not_told(store):
-    """The same command, that finds the run finished, tells MLflow; told, it asks nobody."""
+def test_catch_up_sends_the_rest_of_a_finished_run(store):
+    """`catch_up` sends the rest of a finished run, and sends nothing if MLflow has everything."""
     with Journal(journal_path(store.root, "late-1"), experiment="digits", name="late") as journal:
         journal.metrics(1, {"train/loss": 0.5})
         journal.status("FINISHED")
     assert sync.catch_up(store, "late-1", deadline_s=60).entries
     assert logged(store, "late-1") == [1]
-    assert sync.catch_up(store, "late-1") == sync.Sent(complete=True)
+    assert sync.catch_up(store, "late-1") == sync.SendResult(complete=True)
 
 
 def logged(store, name):

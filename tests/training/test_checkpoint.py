@@ -1,4 +1,4 @@
-"""Checkpoints exist whole or not at all, and give back what was put into them."""
+"""Checkpoints are atomic, and restore what was saved."""
 
 import json
 from pathlib import Path
@@ -33,8 +33,8 @@ def optimizers(module: nn.Sequential) -> dict[str, torch.optim.Optimizer]:
     }
 
 
-def test_the_newest_few_stay(tmp_path: Path) -> None:
-    """Two by default, by step and not by date."""
+def test_the_newest_two_are_kept(tmp_path: Path) -> None:
+    """Two by default, ordered by step and not by date."""
     kept = Checkpoints(tmp_path / "checkpoints")
     assert kept.newest() is None
     for step in (500, 1000, 1500, 12_000):
@@ -44,7 +44,7 @@ def test_the_newest_few_stay(tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
-    """And nothing else: no half-written folder."""
+    """No half-written folder is left."""
     kept = Checkpoints(tmp_path)
     kept.save(1, write())
 
@@ -58,8 +58,8 @@ def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
     assert kept.newest() == tmp_path / "step_00000001"
 
 
-def test_a_torn_attempt_is_ignored_and_swept(tmp_path: Path) -> None:
-    """What a killed process left beside is no checkpoint, whole as it may look, and goes with the next save."""
+def test_an_incomplete_save_is_ignored_and_deleted(tmp_path: Path) -> None:
+    """The temporary folder of a killed process is no checkpoint, even if complete, and the next save deletes it."""
     kept = Checkpoints(tmp_path)
     kept.save(1, write())
     (tmp_path / "step_00000001").rename(tmp_path / "step_00000009.tmp-1-ab")
@@ -71,8 +71,8 @@ def test_a_torn_attempt_is_ignored_and_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest"])
-def test_a_corrupt_checkpoint_is_passed_over(harm: str, tmp_path: Path) -> None:
-    """One flipped bit, a missing byte, a missing file or a torn manifest: the one before is the newest."""
+def test_a_corrupt_checkpoint_is_skipped(harm: str, tmp_path: Path) -> None:
+    """After a flipped bit, a missing byte, a missing file or an incomplete manifest, the previous one is the newest."""
     kept = Checkpoints(tmp_path)
     kept.save(1, write())
     kept.save(2, write())
@@ -87,8 +87,8 @@ def test_a_corrupt_checkpoint_is_passed_over(harm: str, tmp_path: Path) -> None:
     assert kept.newest() == tmp_path / "step_00000002"
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
-    """Weights, buffers, average, both optimizers' states and the clock; the next step is the same step."""
+def test_everything_is_restored(tmp_path: Path) -> None:
+    """Weights, buffers, average, both optimizers' states and the clock; the next step has the same result."""
     model = net()
     own = optimizers(model)
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
@@ -126,8 +126,8 @@ def test_sampling_loads_the_average_and_the_buffers(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), model.parameters(), strict=True))
 
 
-def test_weights_of_another_net_are_one_line(tmp_path: Path) -> None:
-    """What fits not, by name and shape, and what to do; the net is left as it was."""
+def test_weights_of_another_net_give_a_one_line_error(tmp_path: Path) -> None:
+    """It has the name and both shapes of a tensor, and a hint; the net stays unchanged."""
     module = net()
     checkpoint.write(tmp_path, checkpoint.gather(module, {}, {}), {"step": 1})
     other = nn.Sequential(nn.Linear(4, 7), nn.BatchNorm1d(7))
@@ -136,7 +136,7 @@ def test_weights_of_another_net_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"8 tensors .*: 0\.weight is \(6, 4\), not \(7, 4\)") as caught:
             load(tmp_path, other)  # type: ignore[operator]
         assert "\n" not in caught.value.message
-        assert "train it again" in caught.value.hint
+        assert "retrain it" in caught.value.hint
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 

@@ -1,4 +1,4 @@
-"""The power-function average has the profile that it promises."""
+"""The power-function average has the documented weight profile."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def profile(steps: int, sigma_rel: float) -> tuple[torch.Tensor, Ema]:
 
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.10, 0.25])
-def test_gamma_gives_the_width_that_was_asked_for(sigma_rel: float) -> None:
-    """EDM2, equation 126, and the width measured on the profile's own weights."""
+def test_gamma_gives_the_requested_width(sigma_rel: float) -> None:
+    """EDM2, equation 126, agrees with the width measured on the profile's weights."""
     gamma = gamma_of(sigma_rel)
     assert (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5) == pytest.approx(sigma_rel)
     weights, _ = profile(2000, sigma_rel)
@@ -49,20 +49,20 @@ def test_the_profile_is_the_power_function() -> None:
     torch.testing.assert_close(weights[200:], (expected / expected.sum())[200:], rtol=0.08, atol=1e-6)
 
 
-def test_the_first_update_takes_the_weights_as_they_are() -> None:
-    """The initial weights leave no trace."""
+def test_the_first_update_copies_the_weights() -> None:
+    """The initial weights have no influence."""
     weights, _ = profile(1, 0.10)
     assert weights.tolist() == [1.0]
 
 
-def test_a_width_that_no_average_has_is_refused() -> None:
-    """A plain mean is 0.2887 wide, and nothing is wider."""
+def test_a_width_that_no_average_has_is_rejected() -> None:
+    """A plain mean has the largest possible width, 0.2887."""
     with pytest.raises(ValueError, match=r"below 0\.2887"):
         gamma_of(0.30)
 
 
-def test_the_average_follows_what_is_trained_and_survives_its_state() -> None:
-    """Frozen parameters are left out; load takes over what state gave."""
+def test_only_trained_parameters_are_averaged_and_the_state_restores_them() -> None:
+    """Frozen parameters are excluded; load restores what state returned."""
     weights, ema = profile(5, 0.10)
     assert list(ema.state()) == ["mark"]
     other = Ema(Marks(5), 0.10)

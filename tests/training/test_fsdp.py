@@ -1,4 +1,4 @@
-"""Shares of a net: two workers that hold half of every parameter each train as two that hold all of them."""
+"""FSDP: two workers with shards train as two workers with full copies."""
 
 import functools
 import json
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.pair import two_workers
 from support.small import FACTS, NETS, family
+from support.two_workers import two_workers
 
 from genflow import runs
 from genflow.data.shards import Dataset
@@ -42,7 +42,7 @@ for kind, net, facts in cases:
         train = {"batch": 6, "log_every": 1, "warmup": 2, "precision": "fp32", "checkpoint_every": 2}
         seen = {}
         checkpoints = Checkpoints(folder / f"{kind}-{net}-{sharded}")
-        for steps in (2, 4):  # the second goes on from the first's end
+        for steps in (2, 4):  # the second run resumes from the end of the first
             chosen = recipe(kind, FACTS[facts], net, train={**train, "steps": 4})
             torch.manual_seed(3)
             model = build.family_of(chosen, FACTS[facts])
@@ -53,7 +53,7 @@ for kind, net, facts in cases:
                 rank=rank, world=2, sharded=sharded, load=checkpoints.newest, save=checkpoints.save,
                 log=log, should_stop=lambda: steps == 2 and 2 in seen, barrier=lambda _: dist.barrier(),
             )
-            loop.fit(model, own, session, chosen.train, whole=lambda step: batch(FACTS[facts], step, rows=6))
+            loop.fit(model, own, session, chosen.train, full_batches=lambda step: batch(FACTS[facts], step, rows=6))
         if rank == 0:
             (folder / f"{kind}-{net}-{sharded}.json").write_text(json.dumps(seen))
 """
@@ -68,11 +68,11 @@ DIFFUSERS = ("ddpm", "unet2d", "grey")  # its import alone takes both workers fo
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Some cases, by two workers with copies and by two with shares; each is stopped once and goes on."""
+    """Some cases, by two workers with copies and by two with shards; each is stopped once and resumed."""
 
     @functools.cache
     def train(*cases: tuple[str, str, str]) -> Path:
-        folder = tmp_path_factory.mktemp("shares")
+        folder = tmp_path_factory.mktemp("shards")
         two_workers(WORKER, folder, json.dumps(cases))
         return folder
 
@@ -80,8 +80,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(("kind", "net", "facts"), [*CASES, pytest.param(*DIFFUSERS, marks=pytest.mark.slow)])
-def test_shares_train_as_copies_do(trained: Callable[..., Path], kind: str, net: str, facts: str) -> None:
-    """The same losses, norms and, in the same files, weights, averages and slots, to rounding."""
+def test_shards_train_as_copies_do(trained: Callable[..., Path], kind: str, net: str, facts: str) -> None:
+    """Losses, norms, weights, averages and optimizer states agree up to rounding, in files of the same form."""
     folder = trained(*([DIFFUSERS] if net == "unet2d" else CASES))
     copies, shares = (json.loads((folder / f"{kind}-{net}-{sharded}.json").read_text()) for sharded in (False, True))
     assert list(shares) == list(copies) == ["1", "2", "3", "4"]
@@ -91,7 +91,7 @@ def test_shares_train_as_copies_do(trained: Callable[..., Path], kind: str, net:
     assert one.keys() == other.keys()
     for name, own in one.items():
         assert {key: tensor.shape for key, tensor in own.items()} == {k: t.shape for k, t in other[name].items()}
-        # as a whole: Muon makes a step of full size of a gradient that is nothing but rounding
+        # compare whole files: Muon makes a full-size step even if a gradient is only rounding error
         apart = sum(float((other[name][key] - tensor).double().square().sum()) for key, tensor in own.items())
         size = sum(float(tensor.double().square().sum()) for tensor in own.values())
         assert apart < 0.02**2 * size, name
@@ -107,22 +107,22 @@ def tensors(file: Path) -> dict[str, Any]:
     return load_file(file)
 
 
-def test_who_cannot_share_is_told(store: Store, prepared: Callable[..., Dataset]) -> None:
-    """Before anything starts, with what to do instead."""
+def test_a_family_that_cannot_be_sharded_is_rejected(store: Store, prepared: Callable[..., Dataset]) -> None:
+    """The error comes before anything starts."""
     prepared("digits")
     with pytest.raises(UsageError, match="the nets of a GAN cannot be sharded"):
         runs.plan(store, compose("gan", {"data": {"name": "digits"}, "cluster": {"strategy": "fsdp"}}))
 
 
-def test_blocks_are_what_stands_in_lists() -> None:
-    """So that no more than one of them is whole at a time."""
+def test_blocks_are_the_members_of_module_lists() -> None:
+    """They are sharded one by one, and the net itself is none of them."""
     net = family("ddpm", FACTS["grey"], "dit").net
     assert len(fsdp.blocks(net)) >= NETS["dit"]["depth"]
     assert net not in fsdp.blocks(net)
 
 
-def test_what_is_not_cut_stays_as_it_is() -> None:
-    """On one worker nothing changes."""
+def test_an_unsharded_tensor_stays_unchanged() -> None:
+    """full_tensor and shard_like return the tensor itself."""
     x = torch.ones(3)
-    assert fsdp.whole(x) is x
-    assert fsdp.share_of(x, x) is x
+    assert fsdp.full_tensor(x) is x
+    assert fsdp.shard_like(x, x) is x

@@ -1,4 +1,4 @@
-"""The one loop: what is killed anywhere goes on to the same bits, and what cannot go on says so before it moves."""
+"""The training loop: a killed run resumes to the same bits, and a failure is raised before the weights change."""
 
 import itertools
 import math
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.pair import two_workers
 from support.small import FACTS, batch, family, recipe
+from support.two_workers import two_workers
 from torch import Tensor
 
 from genflow import build, families
@@ -31,7 +31,7 @@ QUICK = {"steps": 6, "batch": 8, "checkpoint_every": 2, "log_every": 1, "warmup"
 
 
 class KilledError(Exception):
-    """What a test's batches raise where a process would be killed."""
+    """Raised by a test's batches where a process would be killed."""
 
 
 def start(kind: str = "flow_matching", facts: Any = POINTS, **train: object) -> tuple[Family, Train]:
@@ -55,7 +55,7 @@ def session(folder: Path, log: Callable[[dict[str, Any]], None] = lambda numbers
 
 
 def bits(folder: Path) -> dict[str, bytes]:
-    """The newest checkpoint's tensors, file by file."""
+    """The bytes of the newest checkpoint's tensor files."""
     newest = Checkpoints(folder).newest()
     assert newest is not None
     assert newest.name == "step_00000006"
@@ -65,7 +65,7 @@ def bits(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", families.kinds())
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(kind: str, precision: str, tmp_path: Path) -> None:
-    """Weights, average and optimizer state, killed right after a checkpoint (4) and between two (5)."""
+    """Weights, average and optimizer state, after a kill right after a checkpoint (4) and between two (5)."""
     facts = FACTS["grey"]
     whole, settings = start(kind, facts, precision=precision)
     loop.fit(whole, batches(facts), session(tmp_path / "whole"), settings)
@@ -80,8 +80,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(kind: str, precision:
         assert set(bits(tmp_path / "whole")) == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"}
 
 
-def test_a_stopped_run_saves_and_goes_on(tmp_path: Path) -> None:
-    """Asked to stop after step 3, it keeps step 3 although 2 and 4 were due, and goes on to the same bits."""
+def test_a_stopped_run_saves_and_resumes(tmp_path: Path) -> None:
+    """Asked to stop after step 3, it saves step 3, although saves are due at 2 and 4, and resumes to the same bits."""
     model, settings = start()
     loop.fit(model, batches(), session(tmp_path / "whole"), settings)
     model, _ = start()
@@ -95,8 +95,8 @@ def test_a_stopped_run_saves_and_goes_on(tmp_path: Path) -> None:
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
 
 
-def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
-    """Fitted again from its last checkpoint, no batch is asked for and nothing is saved."""
+def test_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    """Called again with the last checkpoint, `fit` requests no batch and saves nothing."""
     model, settings = start()
     loop.fit(model, batches(), session(tmp_path), settings)
     before = bits(tmp_path)
@@ -109,8 +109,8 @@ def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_ends_the_run_before_weights_move(bad: float, tmp_path: Path) -> None:
-    """The step, the loss and a cure are named; weights and checkpoints are those of the step before."""
+def test_a_loss_that_is_not_finite_ends_the_run_before_an_update(bad: float, tmp_path: Path) -> None:
+    """The error has the step, the player and a hint; weights and checkpoints are those of the step before."""
     model, settings = start()
     before: dict[str, Tensor] = {}
 
@@ -127,8 +127,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_weights_move(bad: float, 
     assert Checkpoints(tmp_path).newest().name == "step_00000002"  # type: ignore[union-attr]
 
 
-def test_a_corrupt_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    """It goes on from the one before, and replaces the corrupt one by the same bits."""
+def test_a_corrupt_newest_checkpoint_is_skipped(tmp_path: Path) -> None:
+    """The run resumes from the previous one, and replaces the corrupt one with the same bits."""
     model, settings = start()
     loop.fit(model, batches(), session(tmp_path / "whole"), settings)
     model, _ = start()
@@ -138,21 +138,21 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    asked: list[int] = []
+    steps: list[int] = []
 
     def watched(step: int) -> Batch:
-        asked.append(step)
+        steps.append(step)
         return batch(POINTS, step)
 
     fresh, _ = start()
     loop.fit(fresh, watched, session(tmp_path / "run"), settings)
-    assert asked == [2, 3, 4, 5]
+    assert steps == [2, 3, 4, 5]
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_the_learning_rate_rises_and_falls(optimizer: str) -> None:
-    """Linear over `warmup` steps, flat, linear to 0 over the last `decay` of the budget."""
+    """Linear over `warmup` steps, constant, then linear to 0 over the last `decay` of the budget."""
     model, settings = start(steps=20, warmup=4, decay=0.5, lr=0.1, optimizer=optimizer)
     rates: list[float] = []
     loop.fit(model, batches(), Session(log=lambda numbers: rates.append(numbers["lr"])), settings)
@@ -160,8 +160,8 @@ def test_the_learning_rate_rises_and_falls(optimizer: str) -> None:
     assert rates == pytest.approx(expected)
 
 
-def test_every_weight_is_moved_by_exactly_one_optimizer() -> None:
-    """Matrices by Muon, the rest (vectors, embeddings, single rows) by AdamW at a tenth of its rate."""
+def test_every_weight_has_exactly_one_optimizer() -> None:
+    """Muon for matrices, AdamW at a tenth of its rate for the rest (vectors, embeddings, single rows)."""
     model, settings = start("flow_matching", FACTS["grey"], lr=0.1)
     made = optimizers_of(model, settings)
     moved = [(name, p) for name, o in made.items() for group in o.param_groups for p in group["params"]]
@@ -174,8 +174,8 @@ def test_every_weight_is_moved_by_exactly_one_optimizer() -> None:
     assert list(optimizers_of(model, settings.model_copy(update={"optimizer": "adamw"}))) == ["adamw"]
 
 
-def test_an_optimizer_is_made_without_the_compiler() -> None:
-    """In a process of its own: torch would import it, which takes longer than a short training."""
+def test_an_optimizer_does_not_import_the_compiler() -> None:
+    """Tested in a new process; the import takes longer than a short training."""
     program = """
 import sys, torch
 from genflow.training.optim import optimizers_of
@@ -191,8 +191,8 @@ assert "torch._dynamo" not in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_gradients_are_scaled_down_to_the_clip() -> None:
-    """A norm above `clip` becomes `clip`; the norm that is logged is the one before."""
+def test_gradients_are_clipped() -> None:
+    """A norm above `clip` becomes `clip`; the logged norm is the one before clipping."""
     model, settings = start(clip=1e-3, optimizer="adamw")
     logged: list[float] = []
     norms: list[float] = []
@@ -211,8 +211,8 @@ def test_gradients_are_scaled_down_to_the_clip() -> None:
 
 
 def test_a_budget_of_minutes_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever ends first; the last checkpoint is the last step, and the learning rate has fallen by then."""
-    seconds = itertools.count(step=0.125)  # a clock that moves on whenever somebody looks at it
+    """The budget that ends first counts; the last step is saved, and the learning rate has decayed."""
+    seconds = itertools.count(step=0.125)  # a clock that advances at every reading
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(seconds), process_time=lambda: 0))
     model, settings = start(steps=10**6, minutes=1, checkpoint_every=10**6)
     rates: list[float] = []
@@ -224,8 +224,8 @@ def test_a_budget_of_minutes_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert Checkpoints(tmp_path).newest().name == f"step_{fitted.step:08d}"  # type: ignore[union-attr]
 
 
-def test_the_clock_is_carried_over_attempts(tmp_path: Path) -> None:
-    """Seconds and CPU seconds of earlier attempts count, for the report and for the budget of minutes."""
+def test_the_clock_counts_earlier_attempts(tmp_path: Path) -> None:
+    """Seconds and CPU seconds of earlier attempts count in the result and in the budget of minutes."""
     model, settings = start()
     first = loop.fit(model, batches(), session(tmp_path), settings.model_copy(update={"steps": 2}))
     fresh, _ = start()
@@ -235,10 +235,10 @@ def test_the_clock_is_carried_over_attempts(tmp_path: Path) -> None:
     spent = settings.model_copy(update={"steps": 100, "minutes": first.seconds / 60 / 2})
     again, _ = start()
     third = loop.fit(again, batches(killed_at=6), session(tmp_path), spent)
-    assert (third.step, third.done) == (6, True)  # the budget was used up before it began
+    assert (third.step, third.done) == (6, True)  # the budget was used up before it started
 
 
-def test_what_is_logged(tmp_path: Path) -> None:
+def test_the_logged_numbers(tmp_path: Path) -> None:
     """Every `log_every` steps: loss, the family's own numbers, gradient norm, rate, images, speed and position."""
     model, settings = start("vae", log_every=3)
     logged: list[dict[str, Any]] = []
@@ -252,8 +252,8 @@ def test_what_is_logged(tmp_path: Path) -> None:
     assert logged[1]["position"] == 1
 
 
-def test_the_average_is_used_and_given_back() -> None:
-    """on_average shows the averaged weights in eval mode, and then the raw ones again, even after an error."""
+def test_with_average_restores_the_raw_weights() -> None:
+    """The call sees the averaged weights in eval mode; the raw ones are restored, even after an error."""
     model, _ = start()
     raw = {name: p.clone() for name, p in model.state_dict().items()}
     average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -264,13 +264,13 @@ def test_the_average_is_used_and_given_back() -> None:
         raise KilledError
 
     with pytest.raises(KilledError):
-        loop.on_average(model, average, use)
+        loop.with_average(model, average, use)
     assert model.training
     assert all(torch.equal(p, raw[name]) for name, p in model.state_dict().items())
 
 
-def test_players_move_in_turn() -> None:
-    """Each player's loss moves that player alone, in order, and others get no gradient from it."""
+def test_players_are_updated_one_after_another() -> None:
+    """Each player's loss updates only that player, in order, and the others get no gradient from it."""
 
     class Two(Family):
         players = ("first", "second")
@@ -293,7 +293,7 @@ def test_players_move_in_turn() -> None:
     loop.fit(model, batches(), Session(log=logged.append), settings)
     assert model.seen == [("first", True, False), ("second", False, True)]
     assert {"loss/first", "loss/second", "gradient_norm/first", "gradient_norm/second"} <= set(logged[0])
-    assert logged[0]["loss/first"] != logged[0]["loss/second"]  # the first had moved already
+    assert logged[0]["loss/first"] != logged[0]["loss/second"]  # the first player was already updated
 
 
 WORKER = """
@@ -319,16 +319,16 @@ for budget in ({"steps": 6}, {"steps": 10**6, "minutes": 0.003}, {"steps": 10**6
     session = Session(
         rank=rank, world=2, log=lambda numbers: losses.append(numbers["loss"]),
         save=lambda step, write: losses.append(step),
-        should_stop=lambda: len(budget) == 3 and len(losses) == 2,  # the second worker has none, and is never asked
+        should_stop=lambda: len(budget) == 3 and len(losses) == 2,  # never true on the second worker
     )
     fitted = loop.fit(model, own, session, chosen.train)
     torch.save((fitted.step, losses, model.state_dict()), f"{folder}/{len(budget)}-{rank}.pt")
 """
 
 
-def test_two_workers_follow_the_curve_of_one(tmp_path: Path) -> None:
-    """Uneven shares of a batch of 7: the same losses and weights to rounding; with minutes they end together; asked to
-    stop, at one report, with a checkpoint."""
+def test_two_workers_have_the_losses_of_one(tmp_path: Path) -> None:
+    """With uneven shares of a batch of 7, losses and weights agree up to rounding. With a budget of minutes both end at
+    the same step; asked to stop, both end at the same report and save."""
     two_workers(WORKER, tmp_path)
     model, settings = start(batch=7, precision="fp32")
     alone: list[float] = []
@@ -344,19 +344,19 @@ def test_two_workers_follow_the_curve_of_one(tmp_path: Path) -> None:
     assert all(torch.equal(value, minutes[1][2][name]) for name, value in minutes[0][2].items())
 
 
-def test_the_family_is_told_where_it_is() -> None:
-    """prepare before and after_step after every step, with the numbers that they promise."""
+def test_the_family_receives_the_position_and_the_step() -> None:
+    """`prepare` is called before and `after_step` after every step, with the documented arguments."""
     model = family("flow_matching", POINTS)
-    told: list[tuple[str, float]] = []
-    model.prepare = lambda position: told.append(("before", position))  # type: ignore[method-assign]
-    model.after_step = lambda step: told.append(("after", step))  # type: ignore[method-assign]
+    calls: list[tuple[str, float]] = []
+    model.prepare = lambda position: calls.append(("before", position))  # type: ignore[method-assign]
+    model.after_step = lambda step: calls.append(("after", step))  # type: ignore[method-assign]
     _, settings = start(steps=2)
     loop.fit(model, batches(), Session(), settings)
-    assert told == [("before", 0.0), ("after", 1), ("before", 0.5), ("after", 2)]
+    assert calls == [("before", 0.0), ("after", 1), ("before", 0.5), ("after", 2)]
 
 
-class Unwell(families.family_class("flow_matching")):  # type: ignore[misc]
-    """Says at step 40 that something is wrong, as long as its rate is the full one; and fits a buffer at the end."""
+class Failing(families.family_class("flow_matching")):  # type: ignore[misc]
+    """Diagnoses a failure at step 40, once if `heals` and else always; and fits a buffer in `finish`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -364,55 +364,55 @@ class Unwell(families.family_class("flow_matching")):  # type: ignore[misc]
         self.heals = True
 
     def diagnose(self, numbers: dict[str, float]) -> str:
-        self.looks.append(numbers["loss"])
-        return "it cannot see" if len(self.looks) == 2 or (len(self.looks) > 2 and not self.heals) else ""
+        self.losses.append(numbers["loss"])
+        return "it cannot see" if len(self.losses) == 2 or (len(self.losses) > 2 and not self.heals) else ""
 
     def finish(self, data: Callable[[int], Batch]) -> None:
         assert not self.training
         self.mean.copy_(sum(data(i).x.mean() for i in range(3)) / 3)
 
 
-def unwell(folder: Path, **train: Any) -> tuple[Unwell, list[dict[str, Any]], Callable[[], Any]]:
+def failing(folder: Path, **train: Any) -> tuple[Failing, list[dict[str, Any]], Callable[[], Any]]:
     chosen = recipe("flow_matching", POINTS, train={**QUICK, "steps": 60, "checkpoint_every": 25, **train})
     torch.manual_seed(3)
-    well = build.family_of(chosen, POINTS)
-    model = Unwell({"net": well.net}, POINTS)
-    model.looks, logged = [], []
+    built = build.family_of(chosen, POINTS)
+    model = Failing({"net": built.net}, POINTS)
+    model.losses, logged = [], []
     whole = lambda step: batch(POINTS, 100 + step)  # noqa: E731
-    run = lambda: loop.fit(model, batches(), session(folder, logged.append), chosen.train, whole=whole)  # noqa: E731
+    run = lambda: loop.fit(model, batches(), session(folder, logged.append), chosen.train, full_batches=whole)  # noqa: E731
     return model, logged, run
 
 
-def test_trouble_ends_the_run_in_its_own_words(tmp_path: Path) -> None:
-    """The family's words, the step, and a smaller rate to try; the last checkpoint stays."""
-    _, _, run = unwell(tmp_path)
+def test_a_diagnosis_ends_the_run_with_the_familys_message(tmp_path: Path) -> None:
+    """The error has the family's message, the step and a smaller rate to try; the last checkpoint stays."""
+    _, _, run = failing(tmp_path)
     with pytest.raises(loop.TrainingDiverged, match=r"it cannot see \(step 40\)") as ended:
         run()
     assert "train.lr" in ended.value.hint
     assert Checkpoints(tmp_path).newest().name == "step_00000025"  # type: ignore[union-attr]
 
 
-def test_a_rollback_goes_on_from_the_newest_checkpoint_at_half_the_rate(tmp_path: Path) -> None:
-    """The steps after it are made again, and the run ends well."""
-    _, logged, run = unwell(tmp_path, on_trouble="rollback", decay=0.0)
+def test_a_rollback_resumes_from_the_newest_checkpoint_at_half_the_rate(tmp_path: Path) -> None:
+    """The steps after the checkpoint are repeated, and the run finishes."""
+    _, logged, run = failing(tmp_path, on_trouble="rollback", decay=0.0)
     assert run().step == 60
     steps = [numbers["step"] for numbers in logged]
     assert steps == [*range(1, 40), *range(26, 61)]
     assert logged[38]["lr"] == pytest.approx(2 * logged[39]["lr"])
 
 
-def test_rollbacks_have_an_end(tmp_path: Path) -> None:
-    """A run that does not heal ends with the family's words after three of them."""
-    model, _, run = unwell(tmp_path, on_trouble="rollback")
+def test_there_are_at_most_three_rollbacks(tmp_path: Path) -> None:
+    """A run that keeps failing then ends with the family's message."""
+    model, _, run = failing(tmp_path, on_trouble="rollback")
     model.heals = False
     with pytest.raises(loop.TrainingDiverged, match="it cannot see"):
         run()
-    assert len(model.looks) == 5
+    assert len(model.losses) == 5
 
 
-def test_what_follows_from_the_weights_is_fitted_once_at_the_end(tmp_path: Path) -> None:
-    """`finish` sees whole batches and the averaged weights, and its buffers are in the last checkpoint."""
-    model, _, run = unwell(tmp_path, steps=10)
+def test_finish_is_called_once_at_the_end(tmp_path: Path) -> None:
+    """`finish` gets whole batches, and its buffers are in the last checkpoint."""
+    model, _, run = failing(tmp_path, steps=10)
     run()
     newest = Checkpoints(tmp_path).newest()
     assert newest is not None
@@ -422,15 +422,15 @@ def test_what_follows_from_the_weights_is_fitted_once_at_the_end(tmp_path: Path)
 
 @pytest.mark.parametrize("limit", ["minutes", "cpu_minutes"])
 def test_a_budget_of_time_ends_a_run(limit: str, tmp_path: Path) -> None:
-    """Of the wall's clock or of the processor's: the run ends long before its steps do."""
+    """A budget of wall-clock or CPU minutes ends the run before its steps are done."""
     model, train = start(steps=1_000_000, **{limit: 0.005})
     fitted = loop.fit(model, batches(), session(tmp_path), train)
     assert fitted.done
     assert 0 < fitted.step < 1_000_000
 
 
-def test_where_a_steps_time_goes() -> None:
-    """At every log, the mean seconds of each part since the last; together they are no more than what went by."""
+def test_the_seconds_of_each_part_of_a_step() -> None:
+    """Each report has the mean seconds of each part since the last; their sum is at most the elapsed time."""
     model, settings = start(log_every=2)
     seen: list[dict[str, float]] = []
     began = time.perf_counter()
@@ -442,8 +442,8 @@ def test_where_a_steps_time_goes() -> None:
     assert 0 < 2 * sum(sum(parts.values()) for parts in seen) <= time.perf_counter() - began
 
 
-def test_our_adamw_is_torchs() -> None:
-    """To the bit, with weights that decay and without, fused or not."""
+def test_our_adamw_equals_torchs() -> None:
+    """To the bit, fused with weight decay, and unfused without."""
     for options in ({"weight_decay": 0.1, "fused": True}, {"weight_decay": 0.0}):
         weights = [torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4)) for _ in range(2)]
         made = [kind([p], lr=0.01, **options) for kind, p in zip((AdamW, torch.optim.AdamW), weights, strict=True)]

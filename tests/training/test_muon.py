@@ -1,4 +1,4 @@
-"""Muon: updates are orthogonal matrices, whatever the gradient's shape and scale."""
+"""Muon: updates are orthogonal matrices for gradients of any shape and scale."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(2, 16, 16), (3, 8, 32), (1, 48, 12)])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_singular_values_end_near_one(shape: tuple[int, ...], scale: float) -> None:
-    """Wide, tall and square matrices of any size alike; Jordan's coefficients promise 0.7 to 1.2."""
+    """Wide, tall and square matrices of any scale; Jordan's coefficients give about 0.7 to 1.2."""
     values = torch.linalg.svdvals(orthogonalize(scale * normal(*shape)).float())
-    assert values.min() > 0.5  # a square normal matrix has singular values near 0, which take longer
+    assert values.min() > 0.5  # singular values near 0, as a square normal matrix has, converge more slowly
     assert values.max() < 1.25
 
 
@@ -28,7 +28,7 @@ def test_directions_are_kept() -> None:
     assert float((X * (U @ Vh)).sum() / (X.norm() * (U @ Vh).norm())) > 0.98
 
 
-def test_one_step_moves_by_the_learning_rate() -> None:
+def test_the_size_of_an_update_is_the_learning_rate() -> None:
     """W <- W - lr sqrt(max(1, rows/columns)) U: the update's size does not depend on the gradient's."""
     for rows, columns in ((8, 8), (32, 8), (8, 32)):
         weight = nn.Parameter(torch.zeros(rows, columns))
@@ -38,8 +38,8 @@ def test_one_step_moves_by_the_learning_rate() -> None:
         assert float(weight.detach().norm()) == pytest.approx(expected, rel=0.2)
 
 
-def test_matrices_of_one_shape_move_as_if_alone() -> None:
-    """Batching them together is only faster; a convolution is the matrix (out, in k k)."""
+def test_matrices_of_equal_shape_are_updated_independently() -> None:
+    """Batching changes no result; a convolution is the matrix (out, in k k)."""
     grads = [normal(6, 2, 3, 3, seed=1), normal(6, 2, 3, 3, seed=2), normal(6, 18, seed=3)]
     together = [nn.Parameter(torch.ones_like(g)) for g in grads]
     alone = [nn.Parameter(torch.ones_like(g)) for g in grads]
@@ -57,8 +57,8 @@ def test_matrices_of_one_shape_move_as_if_alone() -> None:
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)  # Newton-Schulz in bfloat16
 
 
-def test_a_zero_gradient_and_none_move_nothing() -> None:
-    """No division by the norm of nothing."""
+def test_a_zero_or_missing_gradient_changes_nothing() -> None:
+    """There is no division by a zero norm."""
     still, without = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
     still.grad = torch.zeros(4, 4)
     Muon([still, without], lr=0.1).step()
@@ -67,7 +67,7 @@ def test_a_zero_gradient_and_none_move_nothing() -> None:
 
 
 def test_the_loss_falls() -> None:
-    """Least squares through two layers, to a hundredth in 150 steps."""
+    """Least squares with two layers: the loss falls to a hundredth in 150 steps."""
     x = normal(64, 8)
     y = x @ normal(8, 4, seed=1)
     net = nn.Sequential(nn.Linear(8, 32, bias=False), nn.Linear(32, 4, bias=False))

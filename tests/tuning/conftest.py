@@ -1,4 +1,4 @@
-"""A search's task, as small as can be."""
+"""The smallest possible task of a search."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ SMALL = {"data": {"name": "grid25"}, "net": {"kind": "mlp", "width": 16, "depth"
 
 @pytest.fixture
 def task(store: Store, prepared: Callable[..., Dataset]) -> Task:
-    """A search's task on points, with rungs at a third and at the whole of nine steps."""
+    """A task on points, with rungs after three and after nine steps."""
     data = prepared("grid25", samples=600, val=0.3)
     recipe = compose("flow_matching", SMALL, {"train": {"steps": 9, "batch": 8, "warmup": 0}})
     folder = store.folder("searches", "small") / "trials"

@@ -1,4 +1,4 @@
-"""What a search says of its trials has closed forms."""
+"""The analysis of a search's trials agrees with closed forms."""
 
 import math
 
@@ -13,8 +13,8 @@ def row(trial: int, status: str = "finished", share: float = 1.0, params: dict |
     return {"trial": trial, "status": status, "share": share, "params": params or {}, "values": values}
 
 
-def test_the_best_is_among_those_measured_in_full():
-    """An early value of few samples beats nobody, and what diverged is no winner."""
+def test_the_best_trial_is_among_those_measured_furthest():
+    """A better value at an earlier rung does not win, and neither does a trial that diverged."""
     rows = [row(0, fd=3.0), row(1, "stopped", 0.3, fd=1.0), row(2, "diverged", fd=0.1), row(3, fd=2.0)]
     assert analysis.best(rows, "fd")["trial"] == 3
     assert analysis.best(rows[1:2], "fd")["trial"] == 1
@@ -22,16 +22,16 @@ def test_the_best_is_among_those_measured_in_full():
     assert analysis.best([row(0, recall=0.1), row(1, recall=0.9)], "recall")["trial"] == 1
 
 
-def test_the_front_is_what_nobody_beats():
-    """Three corners of a staircase stay, the point behind it goes, and of equal ones both stay."""
+def test_the_front_has_the_trials_that_no_other_dominates():
+    """The three corners of a staircase are on the front, the dominated point is not, and equal points both are."""
     rows = [row(0, fd=1, ms=9), row(1, fd=2, ms=2), row(2, fd=9, ms=1), row(3, fd=3, ms=3), row(4, fd=2, ms=2)]
-    assert [r["trial"] for r in analysis.front(rows, ("fd", "ms"))] == [0, 1, 4, 2]
+    assert [r["trial"] for r in analysis.pareto_front(rows, ("fd", "ms"))] == [0, 1, 4, 2]
     larger = [row(0, recall=0.9, ms=9), row(1, recall=0.1, ms=1), row(2, recall=0.05, ms=2)]
-    assert {r["trial"] for r in analysis.front(larger, ("recall", "ms"))} == {0, 1}
+    assert {r["trial"] for r in analysis.pareto_front(larger, ("recall", "ms"))} == {0, 1}
 
 
 def test_importance_goes_to_the_key_that_matters():
-    """Of y = x + z/20 nearly all variance is x's; with too few trials nothing is said."""
+    """In y = x + z/20 nearly all variance is due to x; with too few trials the result is empty."""
     space = {name: Domain(name, 0.0, 1.0) for name in ("x", "z")}
     points = [((37 * i % 40) / 40, (23 * i % 40) / 40) for i in range(40)]
     rows = [row(i, params={"x": x, "z": z}, fd=x + z / 20) for i, (x, z) in enumerate(points)]
@@ -41,7 +41,7 @@ def test_importance_goes_to_the_key_that_matters():
 
 
 def test_a_confirmation_is_a_paired_t_interval():
-    """Mean difference over seeds, t with n - 1 degrees; one seed tells no interval; what is not measured is no pair."""
+    """Student's t over the seeds' differences, n - 1 degrees; one seed gives no interval, a failed trial no pair."""
     mine = [row(i, fd=value) for i, value in enumerate([1.0, 1.2, 1.1])]
     theirs = [row(i, fd=value) for i, value in enumerate([2.0, 2.1, 2.3])]
     found = analysis.confirmation(mine, theirs, "fd")

@@ -1,4 +1,4 @@
-"""What a search is, before it begins."""
+"""Plan a search: its rungs, the preset in its space, its id."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +26,10 @@ from genflow.tuning.search import plan
         (9000, 50, {"scheduler": "none"}, [9000]),
     ],
 )
-def test_nobody_is_compared_while_the_rate_rises(
+def test_no_rung_is_within_four_warm_ups(
     store: Store, prepared: Callable[..., Dataset], steps: int, warmup: int, tune: dict[str, Any], rungs: list[int]
 ) -> None:
-    """Rungs of successive halving lie behind four warm-ups; a population's are where they were asked for."""
+    """Rungs of successive halving come after four warm-ups; a population's rungs are evenly spaced."""
     prepared("grid25", samples=600, val=0.3)
     small = {"data": {"name": "grid25"}, "net": {"kind": "mlp", "width": 16, "depth": 1}, "sample": {"steps": 2}}
     search = plan(store, compose("flow_matching", small, {"train": {"steps": steps, "warmup": warmup}, "tune": tune}))
@@ -38,19 +38,19 @@ def test_nobody_is_compared_while_the_rate_rises(
 
 @pytest.mark.parametrize("family", families.kinds())
 @pytest.mark.parametrize("source", ["digits", "grid25"])
-def test_a_preset_lies_in_its_own_space(prepared: Callable[..., Dataset], family: str, source: str) -> None:
-    """So every search begins with it: what the preset leaves to the family counts as what the family makes of it."""
+def test_a_preset_is_in_its_own_space(prepared: Callable[..., Dataset], family: str, source: str) -> None:
+    """So every search starts with the preset; a value that the preset leaves to the family is the family's choice."""
     facts, recipe = prepared(source, samples=100).facts, compose(family)
     required = families.family_class(family).teacher == "required"
     init = build.resolve(compose("flow_matching"), facts) if required else None
     resolved = build.resolve(recipe, facts, init)
     found = space.space_of(recipe, resolved, facts)
-    own = space.own(resolved, found, facts)
-    assert {key: value for key, value in own.items() if not found[key].holds(value)} == {}
+    own = space.preset_values(resolved, found, facts)
+    assert {key: value for key, value in own.items() if not found[key].contains(value)} == {}
 
 
 def test_another_function_is_another_search(store: Store, prepared: Callable[..., Dataset], tmp_path: Path) -> None:
-    """A rehearsal's function that was changed is asked again; a file that does not run is one line."""
+    """A changed objective file gives another id; a file that does not run gives a one-line error."""
     prepared("grid25", samples=600, val=0.3)
     recipe, file = compose("flow_matching", {"data": {"name": "grid25"}}), tmp_path / "mine.py"
     found = []

@@ -1,4 +1,4 @@
-"""A trial is trained and measured in stages, and none of it is done twice."""
+"""A trial is trained and measured in stages, and no stage is done twice."""
 
 import json
 from dataclasses import replace
@@ -17,8 +17,8 @@ from genflow.tuning.trial import CHECKPOINTS, REPORTS, Trial, TrialContext, posi
 PARAMS = {"train.lr": 0.03}
 
 
-class Answering:
-    """Stages that answer one thing, or raise it."""
+class FixedStages:
+    """Stages that return a given result, or raise it."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -35,8 +35,8 @@ def weights(trial: Trial) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
-def test_stages_train_to_the_bits_of_one_go(task, tmp_path):
-    """Paused at a rung, measured, and carried on with by another process: the weights of an uninterrupted run."""
+def test_stages_train_to_the_bits_of_an_uninterrupted_run(task, tmp_path):
+    """Paused at a rung, measured and resumed by another trial object: the weights of an uninterrupted run."""
     first = Trial(TrialContext(task), 0, PARAMS)
     assert first.report(0)["step"] == 3
     assert Trial(TrialContext(task), 0, PARAMS).report(1)["step"] == 9
@@ -46,8 +46,8 @@ def test_stages_train_to_the_bits_of_one_go(task, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
-def test_a_report_is_read_where_it_is_there(task):
-    """A second asking trains and measures nothing."""
+def test_an_existing_report_is_read(task):
+    """A second request neither trains nor measures."""
     made = Trial(TrialContext(task), 0, PARAMS).report(0)
     again = Trial(TrialContext(task), 0, PARAMS)
     found = again.report(0)
@@ -56,7 +56,7 @@ def test_a_report_is_read_where_it_is_there(task):
 
 
 def test_a_stage_that_was_trained_and_not_measured_is_only_measured(task):
-    """Killed between the checkpoint and the report: not one step more is trained."""
+    """After a kill between checkpoint and report, no further step is trained."""
     trial = Trial(TrialContext(task), 0, PARAMS)
     made = trial.report(0)
     (trial.folder / REPORTS).unlink()
@@ -66,8 +66,8 @@ def test_a_stage_that_was_trained_and_not_measured_is_only_measured(task):
     assert found["values"] == made["values"]
 
 
-def test_a_torn_report_is_none(task):
-    """The next writer begins a line of its own."""
+def test_an_incomplete_report_is_skipped(task):
+    """The next report starts on a new line."""
     trial = Trial(TrialContext(task), 0, PARAMS)
     trial.report(0)
     with (trial.folder / REPORTS).open("a") as file:
@@ -77,11 +77,11 @@ def test_a_torn_report_is_none(task):
     assert [report["step"] for report in read_reports(trial.folder)] == [3, 9]
 
 
-def test_what_goes_wrong_with_the_settings_is_a_report(task):
-    """A loss that is no number diverged, and so did a metric; settings that make no recipe failed."""
+def test_settings_that_fail_give_a_report(task):
+    """A loss or a metric that is not finite gives `diverged`; settings that make no valid recipe give `failed`."""
     for number, answer in enumerate([NonFinite("the loss is not finite"), {"values": {"fd": float("nan")}}]):
         wild = Trial(TrialContext(task), 2 + number, PARAMS)
-        wild._stages = Answering(answer)
+        wild._stages = FixedStages(answer)
         assert wild.report(0)["status"] == "diverged"
         assert "is not finite" in read_reports(wild.folder)[0]["why"]
     wrong = Trial(TrialContext(task), 1, {"net.width": -1}).report(0)
@@ -89,17 +89,17 @@ def test_what_goes_wrong_with_the_settings_is_a_report(task):
     assert "net.width" in wrong["why"]
 
 
-def test_a_full_disk_is_no_fault_of_the_settings(task):
-    """It ends the search, rather than each trial after the other."""
+def test_a_full_disk_ends_the_search(task):
+    """The error is raised, and no report is written."""
     trial = Trial(TrialContext(task), 0, PARAMS)
-    trial._stages = Answering(ResourceError("disk full"))
+    trial._stages = FixedStages(ResourceError("disk full"))
     with pytest.raises(ResourceError):
         trial.report(0)
     assert read_reports(trial.folder) == []
 
 
 def test_the_position_of_a_checkpoint_is_the_larger_of_its_budgets(tmp_path):
-    """Steps, minutes of the clock, minutes of the CPU."""
+    """The largest share of steps, minutes and CPU minutes; 0 without a checkpoint."""
     (tmp_path / "state.json").write_text(json.dumps({"step": 5, "seconds": 30.0, "cpu_seconds": 45.0}))
     train = compose("flow_matching", {"train": {"steps": 100, "minutes": 2, "cpu_minutes": 1}}).train
     assert position(tmp_path, train) == 0.75

@@ -1,6 +1,6 @@
-"""Features: pictures as vectors, in which distances are measured.
+"""Features: pictures as vectors, between which distances are measured.
 
-    extractor     choose, train once and cache the feature network of a dataset
-    classifier    a small classifier trained on the dataset
-    imagenet      an ImageNet network from a package extra
+    extractor     selects, trains and caches the feature extractor of a dataset
+    classifier    the small classifier that is trained on the dataset
+    imagenet      an optional ImageNet network, from a Python package
 """

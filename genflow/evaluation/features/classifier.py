@@ -1,7 +1,8 @@
-"""The judge's network: a small classifier, trained once per dataset, whose last hidden layer is a picture's features.
+"""The default feature extractor: a small classifier, trained once per dataset; its last hidden layer is the features.
 
-It learns the labels; where there are none (or one only), by how many quarter turns a picture was rotated. Its
-64 features therefore tell apart what the data tells apart, at a price of seconds: no download, any picture size.
+It learns the labels of the dataset. Without labels (or with only one), it learns by how many quarter turns a picture
+was rotated. Its 64 features therefore separate what matters in this data. Training takes seconds, needs no download and
+works for any picture size.
 
     space-to-depth to at most 16 x 16 -> conv 32 -> conv 64, halved -> residual conv 64 -> conv 64, halved
     -> linear 64, the features -> linear classes
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 
 from genflow.maths.rng import key
 from genflow.training.muon import Muon
-from genflow.training.optim import AdamW, need_no_compiler
+from genflow.training.optim import AdamW, skip_compiler_import
 from genflow.training.precision import multiplies_bfloat16
 
 WIDTH, FEATURES = 32, 64
-GRID = 16  # the largest side that convolutions run on
-BATCH, EPOCHS, LEAST, MOST = 128, 30, 300, 1000  # of training: rows a step, passes, and bounds on the steps
-RATE = 0.1  # of Muon; AdamW moves what is not a matrix at a tenth of it
-EMBED = 500  # pictures embedded together
+GRID = 16  # largest side of the feature maps
+BATCH, EPOCHS, MIN_STEPS, MAX_STEPS = 128, 30, 300, 1000  # training: batch size, epochs, and bounds on the steps
+RATE = 0.1  # learning rate of Muon; AdamW trains all other parameters with a tenth of it
+EMBED_BATCH = 500  # batch size of inference
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -44,7 +45,7 @@ class Classifier(nn.Module):
 
     Args:
         shape: (C, H, W) of a picture.
-        classes: what it tells apart.
+        classes: number of outputs.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
@@ -62,7 +63,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Pictures x (N, C, H, W) in [-1, 1] as features (N, 64), none below zero."""
+        """Pictures x (N, C, H, W) in [-1, 1] as features (N, 64), all nonnegative."""
         x = F.pixel_unshuffle(F.pad(x, self.padding, value=-1.0), self.factor)
         x = self.halve(self.stem(x))
         x = self.shrink(x + self.residual(x)).flatten(1)
@@ -74,11 +75,11 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """What the classifier learns.
+    """The training task of the classifier.
 
     Args:
-        kind: "labels", or "turns" for quarter turns (half turns of pictures that are not square).
-        classes: answers.
+        kind: "labels", or "turns" for quarter turns (half turns for pictures that are not square).
+        classes: number of possible answers.
     """
 
     kind: str
@@ -86,13 +87,13 @@ class Task:
 
     @classmethod
     def of(cls, classes: int, shape: tuple[int, int, int]) -> "Task":
-        """The data's labels if it has two or more; else turns."""
+        """The labels of the data if there are two or more; else turns."""
         if classes >= 2:
             return cls("labels", classes)
         return cls("turns", 4 if shape[1] == shape[2] else 2)
 
     def ask(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures and right answers for one step."""
+        """Pictures and correct answers for one training step."""
         if self.kind == "labels":
             return x, labels
         turns = torch.randint(self.classes, (len(x),), generator=generator)
@@ -105,9 +106,9 @@ def to_input(display: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(display)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def enough(pictures: int) -> int:
-    """Steps of training on so many pictures: 30 passes, within bounds."""
-    return min(MOST, max(LEAST, EPOCHS * pictures // min(BATCH, pictures)))
+def default_steps(pictures: int) -> int:
+    """The number of training steps for a number of pictures: 30 epochs, but 300 to 1,000 steps."""
+    return min(MAX_STEPS, max(MIN_STEPS, EPOCHS * pictures // min(BATCH, pictures)))
 
 
 def train(
@@ -120,26 +121,26 @@ def train(
     steps: int | None = None,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Classifier:
-    """Train the network: the same bits for the same arguments on the same machine with the same threads.
+    """Train the network; the result is identical to the bit for the same arguments, machine and number of threads.
 
     Args:
-        display: rows to pictures (B, H, W, C) uint8 0..255.
-        labels: (N,), one a row.
-        task: what to learn.
+        display: maps row indices to pictures (B, H, W, C) uint8 0..255.
+        labels: (N,), one per row.
+        task: the training task.
         shape: (C, H, W).
-        seed: of the weights and the order.
-        steps: None: `enough`.
-        progress: told (step, steps).
+        seed: seed of the initial weights and the order of rows.
+        steps: number of steps; None: `default_steps`.
+        progress: called with (step, steps).
     """
     n = len(labels)
     batch = min(BATCH, n)
-    steps = steps or enough(n)
+    steps = steps or default_steps(n)
     answers = torch.from_numpy(labels)
     generator = torch.Generator().manual_seed(key(seed, "judge"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "judge weights"))
         net = Classifier(shape, task.classes).train()
-    need_no_compiler()
+    skip_compiler_import()
     optimizers = _optimizers(net)
     fast = multiplies_bfloat16(torch.device("cpu"))
     order = torch.empty(0, dtype=torch.long)
@@ -174,10 +175,10 @@ def _optimizers(net: Classifier) -> list[torch.optim.Optimizer]:
 
 @torch.no_grad()
 def embed(net: Classifier, display: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, 64) float64 and the classes that the network sees (N,), of pictures (N, H, W, C) uint8 0..255."""
+    """Features (N, 64) float64 and predicted classes (N,) of pictures (N, H, W, C) uint8 0..255."""
     features, classes = [], []
-    for start in range(0, len(display), EMBED):
-        found = net.features(to_input(display[start : start + EMBED]))
+    for start in range(0, len(display), EMBED_BATCH):
+        found = net.features(to_input(display[start : start + EMBED_BATCH]))
         features.append(found.double().numpy())
         classes.append(net.head(found).argmax(1).numpy())
     return np.concatenate(features or [np.zeros((0, FEATURES))]), np.concatenate(classes or [np.zeros(0, np.int64)])
@@ -185,11 +186,11 @@ def embed(net: Classifier, display: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 @torch.no_grad()
 def accuracy(net: Classifier, display: np.ndarray, labels: np.ndarray, task: Task) -> float:
-    """The share of right answers on pictures (N, H, W, C) uint8 0..255."""
+    """The share of correct answers on pictures (N, H, W, C) uint8 0..255."""
     generator = torch.Generator().manual_seed(key("judge accuracy"))
     right = 0
-    for start in range(0, len(display), EMBED):
-        x = to_input(display[start : start + EMBED])
-        x, y = task.ask(x, torch.from_numpy(labels[start : start + EMBED]), generator)
+    for start in range(0, len(display), EMBED_BATCH):
+        x = to_input(display[start : start + EMBED_BATCH])
+        x, y = task.ask(x, torch.from_numpy(labels[start : start + EMBED_BATCH]), generator)
         right += int((net(x).argmax(1) == y).sum())
     return right / max(1, len(display))

@@ -1,16 +1,16 @@
-"""Features: what turns pictures into the vectors that distances are measured between, and the real data's own.
+"""Feature extractors: they map pictures to vectors, between which distances are measured.
 
-    <dataset>-cnn@1a2b3c4d   the classifier of `classifier.py` on the data's labels, the default
-    rotation-cnn@1a2b3c4d    the same, on data without labels
-    random-cnn@1a2b3c4d      the same network with fixed random weights (`evaluate.features=random`): it knows no data
-    <file>@1a2b3c4d          any TorchScript module: (N, C, H, W) in [-1, 1] -> (N, D); or safetensors, the weights of
-                             a classifier of `classifier.py`, such as another dataset's judge
-    coordinates              points of the plane, as they are
+    <dataset>-cnn@1a2b3c4d   the network of `classifier.py`, trained on the labels of the dataset; the default
+    rotation-cnn@1a2b3c4d    the same network, trained on data without labels
+    random-cnn@1a2b3c4d      the same network with fixed random weights (`evaluate.features=random`), for any data
+    <file>@1a2b3c4d          any TorchScript module (N, C, H, W) in [-1, 1] -> (N, D); or a safetensors file with the
+                             weights of the network of `classifier.py`, such as that of another dataset
+    coordinates              the coordinates of points in the plane
 
-The name ends with a hash of the weights, so equal names mean equal features, and numbers under different names
-are not compared. The Fréchet distance is called `fd`; only on a module by path whose name says Inception and whose
-features are 2,048, as those of the published FID are, it is called FID. What is made for a dataset (the network, the
-features of its real rows) is an artifact.
+The name ends with a hash of the weights, so equal names mean equal features. Values for different names are never
+compared. The Fréchet distance is called `fd`. It is called FID only for a module by path whose name contains
+"inception" and that has 2,048 features, like the network of the published FID. The network and the features of the real
+rows of a dataset are stored as an artifact.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
-MADE_HERE = ("classifier", "random")
-INCEPTION = 2048  # features of the network that FID is defined on
-ROWS, FEWEST = 10_000, 8  # real rows on either side: of the reference, and of the floor
-FAR = 1e6  # where a point that is not finite is put: far from everything
+BUILT_IN = ("classifier", "random")
+INCEPTION = 2048  # number of features of the network that defines FID
+ROWS, MIN_ROWS = 10_000, 8  # largest and smallest number of rows, of the reference and of the floor
+FAR = 1e6  # replaces coordinates that are not finite, so that such points are far from all data
 WEIGHTS, VECTORS, DOCUMENT = "classifier.safetensors", "features.safetensors", "judge.json"
 T = TypeVar("T")
 Emit = Callable[..., None]
@@ -48,47 +48,48 @@ Embed = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Which real rows do what, in a fixed random order; none does two things.
+    """The roles of real rows, as row indices in a fixed random order; no row has two roles.
 
-    A network's features of rows that it was trained on lie further apart than those of rows it has not seen. So
-    the rows that are measured, on either side, are kept from the judge.
+    The features of rows that a network was trained on are further apart than those of unseen rows. Therefore the
+    extractor is trained neither on the rows of the reference nor on those of the floor.
 
     Args:
-        split: the split that samples are measured against.
-        reference: its rows.
-        floor: rows of the training split, measured against the reference in place of samples.
-        taught: rows of the training split that the judge learns from.
+        split: the split that samples are compared with.
+        reference: rows of that split.
+        floor: rows of the training split that are measured like samples, to get the floor of a metric.
+        training: rows of the training split that the extractor is trained on.
     """
 
     split: str
     reference: np.ndarray
     floor: np.ndarray
-    taught: np.ndarray
+    training: np.ndarray
 
     @classmethod
     def of(cls, data: Dataset) -> "DataSplits":
-        """From the data's splits. Where nothing is held out, the reference is a third of the training split."""
+        """Assign the rows of a dataset; without a held-out split, the reference is a third of the training split."""
         split = data.reference
         order = np.random.default_rng(0).permutation(len(data.splits["train"]))
         if split == "train":
             reference, order = np.split(order, [min(ROWS, len(order) // 3)])
         else:
             reference = np.random.default_rng(1).permutation(len(data.splits[split]))[:ROWS]
-        floor, taught = np.split(order, [min(ROWS, len(order) // 2)])
-        return cls(split, reference, floor, taught)
+        floor, training = np.split(order, [min(ROWS, len(order) // 2)])
+        return cls(split, reference, floor, training)
 
 
 @dataclass(frozen=True)
 class FeatureReference:
-    """Features for one dataset.
+    """A feature extractor for one dataset, with the features of its real rows.
 
     Args:
-        artifact: where it lies.
-        real: which real rows it has seen.
-        reference: their features (M, D) float64.
-        floor: the features of the floor's rows (F, D) float64.
-        labels: the labels of the floor's rows (F,).
-        embed: records, as a split has them, to features (N, D) and, if it can tell, their classes (N,).
+        artifact: the artifact that stores it.
+        real: the roles of real rows.
+        reference: features of the reference rows (M, D) float64.
+        floor: features of the floor's rows (F, D) float64.
+        labels: labels of the floor's rows (F,).
+        embed: maps records in the format of a split to features (N, D) and predicted classes (N,), or None instead of
+            classes if the network does not predict labels.
         about: name, kind, accuracy.
     """
 
@@ -99,57 +100,58 @@ class FeatureReference:
     labels: np.ndarray
     embed: Embed
     about: dict[str, Any]
-    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def once(self, make: Callable[[np.ndarray], T]) -> T:
-        """`make(reference)`, computed the first time that it is asked for."""
-        if make not in self._made:
-            self._made[make] = make(self.reference)
-        found: T = self._made[make]
+    def cached(self, make: Callable[[np.ndarray], T]) -> T:
+        """`make(reference)`, computed on the first call and cached."""
+        if make not in self._cache:
+            self._cache[make] = make(self.reference)
+        found: T = self._cache[make]
         return found
 
     @property
     def name(self) -> str:
-        """The features' name, as every metric carries it."""
+        """The name of the features, which every metric states."""
         return str(self.about["name"])
 
 
 def address(dataset: Artifact, facts: DataSpec, spec: str) -> str:
-    """The judge's id, known before it is made.
+    """The id of the artifact of a feature extractor, which need not exist yet.
 
     Args:
-        dataset: the artifact.
-        facts: the dataset's.
+        dataset: the dataset.
+        facts: the specification of its data.
         spec: "classifier", "random", or the path of a module.
 
     Raises:
         UsageError: there is no such file.
     """
     what = "coordinates" if facts.is_points else spec
-    if what not in ("coordinates", *MADE_HERE):
+    if what not in ("coordinates", *BUILT_IN):
         what = _hash(_module_path(spec))
     made_by = source_hash.code_of("genflow/evaluation/features/extractor.py")
     return f"{dataset.name}-{digest([facts.fingerprint, what, made_by])}"
 
 
 def load_features(store: Store, data: Dataset, spec: str, emit: Emit) -> FeatureReference:
-    """The judge of a dataset, made if it is not there yet.
+    """The feature extractor of a dataset; it is made and stored on the first call.
 
     Args:
-        store: where it is kept.
+        store: holds its artifact.
         data: the dataset.
         spec: "classifier", "random", or the path of a module.
-        emit: told of progress.
+        emit: receives progress events.
 
     Raises:
-        UsageError: the module cannot be read, or does not answer with one vector a picture.
-        DataError: the data has too few rows to tell anything.
+        UsageError: the module cannot be read, or does not return one vector per picture.
+        DataError: the data has too few rows.
     """
     id, real = address(data.artifact, data.facts, spec), DataSplits.of(data)
-    if min(len(real.reference), len(real.floor)) < FEWEST:
+    if min(len(real.reference), len(real.floor)) < MIN_ROWS:
         have = ", ".join(f"{rows} {name}" for name, rows in data.facts.splits.items())
         raise DataError(
-            f"dataset {data.artifact.name} has too few rows to measure against ({have}; {FEWEST} on either side)",
+            f"dataset {data.artifact.name} has too few rows to measure against ({have}; reference and floor need "
+            f"{MIN_ROWS} each)",
             "prepare it again with more pictures, or a larger --val",
         )
     artifact = store.get("features", id)
@@ -191,13 +193,13 @@ def _make(store: Store, id: str, data: Dataset, real: DataSplits, spec: str, emi
 
 
 def _distance(about: dict[str, Any], dims: int) -> str:
-    """What the Fréchet distance on the features is called."""
+    """The name of the Fréchet distance on these features."""
     is_inception = about["kind"] == "torchscript" and "inception" in about["name"].lower() and dims == INCEPTION
     return "FID" if is_inception else "fd"
 
 
 def _random(facts: DataSpec) -> classifier.Classifier:
-    """The network with weights that are a function of nothing but its shape."""
+    """The network with random weights that depend only on its shape."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key("random features"))
         return classifier.Classifier(facts.shape, 2)
@@ -207,7 +209,7 @@ def _loaded(path: Path, facts: DataSpec) -> classifier.Classifier:
     """The network with weights from a file.
 
     Raises:
-        UsageError: they are no classifier's, or one's of other pictures.
+        UsageError: the weights are not those of a classifier for pictures of this shape.
     """
     try:
         weights = load_weights(path)
@@ -217,7 +219,7 @@ def _loaded(path: Path, facts: DataSpec) -> classifier.Classifier:
         shape = " × ".join(map(str, facts.shape))
         raise UsageError(
             f"{path} does not hold a genflow classifier for pictures of {shape} (C × H × W)",
-            "take classifier.safetensors of a judge of pictures of that shape, or save a TorchScript module",
+            "use the classifier.safetensors of a feature extractor for pictures of that shape, or a TorchScript module",
         ) from error
     return net
 
@@ -227,22 +229,22 @@ def _train(folder: Path, data: Dataset, real: DataSplits, emit: Emit) -> dict[st
     task = classifier.Task.of(facts.classes, facts.shape)
 
     def display(rows: np.ndarray) -> np.ndarray:
-        return to_display(split.take(real.taught[rows]), facts)
+        return to_display(split.take(real.training[rows]), facts)
 
     def progress(step: int, steps: int) -> None:
         emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the features")
 
-    net = classifier.train(display, split.labels[real.taught], task, facts.shape, progress=progress)
+    net = classifier.train(display, split.labels[real.training], task, facts.shape, progress=progress)
     save_weights(net.state_dict(), folder / WEIGHTS)
     held_out = data.splits[real.split]
-    shown, labels = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
+    pictures, labels = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
     name = f"{data.artifact.name}-cnn" if task.kind == "labels" else "rotation-cnn"
     return {
         "name": f"{name}@{_hash(folder / WEIGHTS)[:8]}",
         "kind": "classifier",
         "task": task.kind,
         "classes": task.classes,
-        "accuracy": classifier.accuracy(net, shown, labels, task),
+        "accuracy": classifier.accuracy(net, pictures, labels, task),
     }
 
 
@@ -253,11 +255,11 @@ def _embedder(folder: Path, facts: DataSpec, about: dict[str, Any], spec: str) -
         case "classifier" | "random" | "weights":
             net = _loaded(_module_path(spec) if about["kind"] == "weights" else folder / WEIGHTS, facts)
             net.eval().requires_grad_(False)
-            tells = about.get("task") == "labels"
+            predicts_labels = about.get("task") == "labels"
 
             def embed(records: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
                 features, classes = classifier.embed(net, to_display(records, facts))
-                return features, classes if tells else None
+                return features, classes if predicts_labels else None
 
             return embed
         case _:
@@ -275,8 +277,8 @@ def _scripted(path: Path, facts: DataSpec) -> Embed:
     @torch.no_grad()
     def embed(records: np.ndarray) -> tuple[np.ndarray, None]:
         found = []
-        for start in range(0, len(records), classifier.EMBED):
-            x = classifier.to_input(to_display(records[start : start + classifier.EMBED], facts))
+        for start in range(0, len(records), classifier.EMBED_BATCH):
+            x = classifier.to_input(to_display(records[start : start + classifier.EMBED_BATCH], facts))
             try:
                 answer = module(x)
             except RuntimeError as error:
@@ -284,7 +286,7 @@ def _scripted(path: Path, facts: DataSpec) -> Embed:
                 raise UsageError(f"{path.name} fails on pictures of shape {tuple(x.shape)}: {last}") from error
             if not isinstance(answer, torch.Tensor) or answer.dim() != 2 or len(answer) != len(x):
                 shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-                raise UsageError(f"{path.name} answers {tuple(x.shape)} with {shape}, not one vector a picture")
+                raise UsageError(f"{path.name} returns {shape} for {tuple(x.shape)}, not one vector per picture")
             found.append(answer.double().numpy())
         return np.concatenate(found), None
 

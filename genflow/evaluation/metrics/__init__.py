@@ -1,9 +1,9 @@
-"""The metrics, one a file; the folder is the registry.
+"""The metrics, one per file; the folder is the registry.
 
-A module here declares `METRIC`, a `Metric` (base.py): what it needs, how it is measured, which way is better, and its
-columns. The document of an evaluation, the tables, `best:NAME`, the choices of a search and the addresses of
-evaluations follow from the folder. What is slow to import (torch, the data, the engine) is imported inside functions,
-because tables and `best:NAME` read the declarations alone. docs/adding-a-metric.md shows a whole one.
+Each module declares `METRIC`, a `Metric` (base.py): its inputs, its function, whether smaller or larger is better, and
+its columns. The document of an evaluation, the tables, `best:NAME`, the metrics of `genflow tune` and the addresses of
+evaluations are derived from the folder. Slow imports (torch, the data, the engine) belong inside functions, because
+tables and `best:NAME` need only the declarations. docs/adding-a-metric.md has a complete example.
 """
 
 import functools
@@ -12,22 +12,22 @@ import pkgutil
 
 from genflow.evaluation.metrics.base import Metric, Number
 
-COSTS = ("nfe", "ms", "ms_alone", "loss")  # what a search can ask for that no metric measures; smaller is better
+COSTS = ("nfe", "ms", "ms_alone", "loss")  # metrics of a search that no file here measures; smaller is better
 NOT_METRICS = ("base",)
 
 
 def kinds() -> list[str]:
-    """The names of the files."""
+    """The names of the modules, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_METRICS)
 
 
 def files() -> list[str]:
-    """The files as the repository names them: roots of what decides an evaluation (`source_hash.code_of`)."""
+    """The paths of the files in the repository; evaluations hash them and their imports (`source_hash.code_of`)."""
     return [f"genflow/evaluation/metrics/{kind}.py" for kind in kinds()]
 
 
 def every() -> tuple[Metric, ...]:
-    """The metrics in their order; the first, the Fréchet distance, is what tables rank by."""
+    """The metrics in their order. Tables are sorted by the first one, the Fréchet distance."""
     return _metrics(tuple(kinds()))
 
 
@@ -38,11 +38,11 @@ def _metrics(kinds: tuple[str, ...]) -> tuple[Metric, ...]:
 
 
 def numbers() -> dict[str, Number]:
-    """The numbers that runs are compared by, by name, in the metrics' order."""
+    """The numbers by which runs can be compared, by name, in the order of the metrics."""
     return {number.name: number for metric in every() for number in metric.numbers}
 
 
 def smaller_is_better(name: str) -> bool:
-    """Whether the smaller of two values is the better one; of a name that nothing measures, the larger is."""
+    """Whether smaller values of a number are better; False for an unknown name."""
     number = numbers().get(name)
     return number.better == "smaller" if number else name in COSTS

@@ -1,18 +1,18 @@
-"""Whether samples show the class that they were asked for, as the judge's classifier sees them.
+"""The share of samples that the classifier of the features assigns to the requested class.
 
-The floor is the classifier's own accuracy on held-out pictures.
+The floor is the accuracy of the classifier on held-out pictures.
 """
 
 from genflow.evaluation.interval import proportion
 from genflow.evaluation.metrics.base import Metric, Number, Reading, Samples, with_interval
 
 
-def measure(of: Samples) -> dict[str, Reading]:
-    """`agreement`, the share of samples; nothing where the judge tells no classes."""
-    if of.classes is None:
+def measure(inputs: Samples) -> dict[str, Reading]:
+    """`agreement`; {} if the features have no classifier."""
+    if inputs.classes is None:
         return {}
-    agree = proportion(of.classes == of.labels)
-    return {"agreement": Reading(agree, len(of.labels), floor=of.judge.about["accuracy"])}
+    agree = proportion(inputs.classes == inputs.labels)
+    return {"agreement": Reading(agree, len(inputs.labels), floor=inputs.extractor.about["accuracy"])}
 
 
 AGREEMENT = Number("agreement", better="larger")

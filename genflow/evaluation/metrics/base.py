@@ -1,4 +1,4 @@
-"""What a metric is: one `Metric` a file, which says what it needs, how it is measured, and how tables show it."""
+"""The interface of metrics: each file declares one `Metric` with its inputs, its function and its columns."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from genflow.evaluation.interval import Interval
 from genflow.evaluation.results import MetricValue
 
-if TYPE_CHECKING:  # the tables of the command line read metrics without torch
+if TYPE_CHECKING:  # the command line reads the declarations without importing torch
     from genflow.data.shards import Dataset
     from genflow.evaluation.features.extractor import Emit, FeatureReference
     from genflow.recipe.schema import Evaluate
@@ -18,62 +18,62 @@ if TYPE_CHECKING:  # the tables of the command line read metrics without torch
 
 Row = Mapping[str, Any]  # a `genflow.evaluate/1` document
 NONE = "—"
-ALL = 10**9  # records: every sample's
+ALL = 10**9  # value of `records`: those of every sample
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a metric with `needs="features"` sees: of samples, and of real rows in their place, which give its floor.
+    """The input of a metric with `needs="features"`: features of samples, or of real rows to get the floor.
 
     Args:
-        x: (N, D).
-        labels: (N,) what the samples were asked to be.
-        judge: the real data's features (`reference`), and what is computed from them once (`once`).
-        repeats: half-samples for an interval.
-        seed: of the half-samples.
+        x: features (N, D).
+        labels: (N,) the requested classes.
+        extractor: has the features of real data (`reference`) and caches what is computed from them (`cached`).
+        repeats: number of half-samples for an interval.
+        seed: seed of the half-samples.
     """
 
     x: np.ndarray
     labels: np.ndarray
-    judge: "FeatureReference"
+    extractor: "FeatureReference"
     repeats: int
     seed: int
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a metric with `needs="model"` sees: no samples are drawn for it.
+    """The input of a metric with `needs="model"`, which does not use the drawn samples.
 
     Args:
-        store: where an artifact that it needs is kept.
-        engine: the trained family with the options of its sampling.
-        data: what it was trained on.
-        judge: which real rows are held out (`real`), and their features.
+        store: stores artifacts that the metric needs.
+        engine: the trained family with its sampling options.
+        data: the dataset that it was trained on.
+        extractor: the roles of real rows (`real`) and their features.
         options: the recipe's `evaluate` section.
-        labels: (N,) what samples are asked to be.
-        emit: takes events.
-        tell: takes how many of its records are measured, and in words what they are.
+        labels: (N,) the classes to request.
+        emit: receives events.
+        progress: called with a number of finished records and a description of the work.
     """
 
     store: "Store"
     engine: "Engine"
     data: "Dataset"
-    judge: "FeatureReference"
+    extractor: "FeatureReference"
     options: "Evaluate"
     labels: np.ndarray
     emit: "Emit"
-    tell: Callable[[int, str], None]
+    progress: Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
 class Samples(Model):
-    """What a metric with `needs="samples"` sees.
+    """The input of a metric with `needs="samples"`.
 
     Args:
-        records: the first K samples as a split has them, (K, H, W, C) or (K, 1, 1, 2); K is at least what any metric of
-            this data asks for as `records`, where there are so many.
+        records: the first K samples in the format of a split, (K, H, W, C) or (K, 1, 1, 2). K is at least the largest
+            `records` of the metrics of this data, or the number of samples.
         features: (N, D).
-        classes: (N,) what the judge's classifier sees; None if it cannot tell.
+        classes: (N,) predicted by the classifier of the features; None if they have none.
     """
 
     records: np.ndarray
@@ -83,13 +83,13 @@ class Samples(Model):
 
 @dataclass(frozen=True)
 class Reading:
-    """A number with its interval, before it is a metric of the document.
+    """The result of a metric: a value with its interval.
 
     Args:
         interval: value, low and high.
-        n: samples that it was computed from.
-        features: what it was computed on, such as "pixels"; empty: the judge's features.
-        floor: real data's value; with `needs="features"` it is measured, and this is left out.
+        n: number of samples that it was computed from.
+        features: what it was computed on, such as "pixels"; empty: the features of the extractor.
+        floor: the value of real data. Omit it with `needs="features"`, where it is measured automatically.
     """
 
     interval: Interval
@@ -97,20 +97,20 @@ class Reading:
     features: str = ""
     floor: float | None = None
 
-    def metric(self, judge: "FeatureReference") -> MetricValue:
-        """{value, low, high, n, features, floor}."""
-        return self.interval.metric(self.n, self.features or judge.name, self.floor)
+    def metric(self, extractor: "FeatureReference") -> MetricValue:
+        """The entry of the document: {value, low, high, n, features, floor}."""
+        return self.interval.metric(self.n, self.features or extractor.name, self.floor)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number that runs are compared by, as `best:NAME` and `genflow tune --metric NAME`.
+    """A number by which runs can be compared, in `best:NAME` and `genflow tune --metric NAME`.
 
     Args:
-        name: one that no other metric has.
-        better: which way.
-        path: where the document holds it; empty: `metrics`, `name`.
-        tune: whether a search may ask for it.
+        name: a unique name.
+        better: whether smaller or larger values are better.
+        path: the keys that lead to it in the document; empty: `metrics`, `name`.
+        tune: whether `genflow tune` can use it.
     """
 
     name: str
@@ -118,8 +118,8 @@ class Number:
     path: tuple[str, ...] = ()
     tune: bool = True
 
-    def of(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """{value, low, high, ...} in a document; None if it has none."""
+    def get(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """{value, low, high, ...} from a document; None if the document lacks it."""
         found: Any = row
         for key in self.path or ("metrics", self.name):
             found = (found or {}).get(key)
@@ -128,15 +128,15 @@ class Number:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table with one line a run: plain text on the command line, HTML in the report.
+    """A column of a table with one row per run: plain text on the command line, HTML in the report.
 
     Args:
-        head: its title.
-        cell: a run's cell.
-        real: real data's cell, from the first run's document; the command line has none.
-        has: whether the table has the column, from the first run's document; the command line always has it.
-        best: the name of the number whose best runs are marked; empty: none are.
-        order: its place among the report's columns; None: the metric's.
+        head: the title.
+        cell: the cell of a run.
+        real: the cell of real data, from the document of the first run; only in the report.
+        has: whether the report has the column, from the document of the first run.
+        best: the name of the number whose best runs are highlighted; empty: none.
+        order: the position among the columns of the report; None: the order of the metric.
     """
 
     head: str
@@ -149,18 +149,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, as its file declares it by the name `METRIC`.
+    """A metric; each file declares one with the name `METRIC`.
 
     Args:
-        measure: takes a `Features`, `Samples` or `Model`, as `needs` says. Without `section` it returns a `Reading` by
-            name, {} where the data or the family has none; with it, a JSON document or None.
-        needs: what it is measured from.
-        numbers: what runs can be compared by.
-        section: the document's key for what `measure` returns; empty: its readings are among `metrics`. Where two
-            metrics have one section, the first answer counts.
-        applies: whether it is measured on this data with these options.
-        records: how many of the first samples' records it looks at; with 0 it sees features alone.
-        order: its place in documents and tables; those of genflow itself come before 100.
+        measure: takes `Features`, `Samples` or `Model`, depending on `needs`. Without `section` it returns a dictionary
+            of `Reading` by name, {} if the data or family has none. With `section` it returns a JSON object or None.
+        needs: its input.
+        numbers: the numbers by which runs can be compared.
+        section: the key of its result in the document; empty: its readings are entries of `metrics`. If two metrics
+            have the same section, the first result that is not empty is used.
+        applies: whether it is measured for this data and these options.
+        records: number of records of samples that it needs, from the first on; 0: only features.
+        order: its position in documents and tables; the metrics of genflow use numbers below 100.
         table: its columns on the command line.
         report: its columns in the report.
     """
@@ -177,7 +177,7 @@ class Metric:
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
+    """About three significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
@@ -189,26 +189,26 @@ def share(value: float) -> str:
 
 
 def with_interval(
-    of: Number, head: str, form: Callable[[float], str] = share, scale: float = 1, *, mark: bool = True
+    source: Number, head: str, form: Callable[[float], str] = share, scale: float = 1, *, mark: bool = True
 ) -> Column:
-    """A column of the report: a number above its interval, and real data's value.
+    """A column of the report with a number, its interval below it, and the value of real data.
 
     Args:
-        of: the number.
+        source: the number.
         head: the title, as HTML.
-        form: how a value is written.
-        scale: what values are multiplied by.
-        mark: whether the best of the column are marked.
+        form: formats a value.
+        scale: a factor for the values.
+        mark: whether the best values of the column are highlighted.
     """
 
     def cell(row: Row) -> str:
-        if not (found := of.of(row)):
+        if not (found := source.get(row)):
             return "–"
         value, low, high = (form(scale * found[key]) for key in ("value", "low", "high"))
         return f"{value}<small>{low} to {high}</small>"
 
     def real(row: Row) -> str:
-        floor = (of.of(row) or {}).get("floor")
+        floor = (source.get(row) or {}).get("floor")
         return "–" if floor is None else form(scale * floor)
 
-    return Column(head, cell, real, lambda row: of.of(row) is not None, of.name if mark else "")
+    return Column(head, cell, real, lambda row: source.get(row) is not None, source.name if mark else "")

@@ -1,11 +1,11 @@
-"""Which classes samples show: the share of each, as the judge's classifier sees it, beside real data's.
+"""The share of each class among samples and in real data, as predicted by the classifier of the features.
 
-    shares    of samples that show class i, with Wilson's interval
-    real      of as many real rows that were asked for the same labels, as the same classifier sees them
-    rarest    the class whose share is the smallest part of real data's, and that part: 1 if nothing is neglected
+    shares    share of samples of each class, with Wilson's interval
+    real      the same for as many real rows with the requested labels
+    rarest    the most neglected class, and its share divided by that in real data: 1 if no class is neglected
 
-A family that is told which class to draw, and heeds it, has real data's shares; one that is not told, or does not heed
-it, shows here what it forgets.
+A family that follows the requested class has the shares of real data. For one that is not conditional, or ignores the
+class, this section shows which classes it neglects.
 """
 
 from typing import Any
@@ -16,27 +16,27 @@ from genflow.evaluation.interval import proportion
 from genflow.evaluation.metrics.base import Metric, Samples
 
 
-def measure(of: Samples) -> dict[str, Any] | None:
-    """The classes that samples show, beside the floor's rows: these have the labels that samples are asked for."""
-    if of.classes is None:
+def measure(inputs: Samples) -> dict[str, Any] | None:
+    """The class shares of samples and of the floor's rows, which have the requested labels."""
+    if inputs.classes is None:
         return None
-    rows = of.data.splits["train"].take(of.judge.real.floor[: len(of.classes)])
-    real = of.judge.embed(rows)[1]
-    return None if real is None else shown(of.classes, real, of.data.facts.class_names)
+    rows = inputs.data.splits["train"].take(inputs.extractor.real.floor[: len(inputs.classes)])
+    real = inputs.extractor.embed(rows)[1]
+    return None if real is None else class_shares(inputs.classes, real, inputs.data.facts.class_names)
 
 
-def shown(classes: np.ndarray, real: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    """{names, shares, real, rarest, n} of the classes that samples (N,) and real rows (M,) show."""
+def class_shares(classes: np.ndarray, real: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
+    """{names, shares, real, rarest, n} from predicted classes of samples (N,) and of real rows (M,)."""
     shares = [proportion(classes == label) for label in range(len(names))]
     truth = np.bincount(real, minlength=len(names)) / len(real)
     parts = {label: shares[label].value / truth[label] for label in range(len(names)) if truth[label] > 0}
     least = min(parts, key=lambda label: parts[label])
-    reach = {end: getattr(shares[least], end) / truth[least] for end in ("value", "low", "high")}
+    ratio = {end: getattr(shares[least], end) / truth[least] for end in ("value", "low", "high")}
     return {
         "names": list(names),
         "shares": [vars(share) for share in shares],
         "real": truth.tolist(),
-        "rarest": {"class": names[least], **reach},
+        "rarest": {"class": names[least], **ratio},
         "n": len(classes),
     }
 

@@ -1,8 +1,8 @@
-"""Classification accuracy: how well a classifier that has only seen samples tells real pictures apart.
+"""Classification accuracy: the accuracy on real pictures of a classifier that was trained on samples only.
 
-It sees what a distance between moments does not: samples that look right and carry the wrong label, or the right ones
-without their variety. The classifier is the judge's (classifier.py), trained anew on the samples and the labels that
-they were asked for, and tried on the reference. Its floor is the same for as many real training pictures.
+It detects errors that a distance between moments does not: plausible samples with the wrong label, or samples with the
+right label but too little variety. The network of classifier.py is trained from scratch on the samples with their
+requested labels, and tested on the reference. The floor is the accuracy after training on as many real pictures.
 
 References:
     Classification Accuracy Score for Conditional Generative Models (Ravuri, Vinyals, 2019)
@@ -21,54 +21,54 @@ if TYPE_CHECKING:
     from genflow.evaluation.features.extractor import FeatureReference
     from genflow.recipe.schema import Evaluate
 
-STEPS = 100  # of the classifier's training: 25 passes over 500 samples; real rows have as many, so it is fair
-_floors: dict[tuple[str, str, int], float] = {}  # the same for every run of a dataset that a process measures
+STEPS = 100  # training steps: 25 epochs of 500 samples; the same number for the floor
+_floors: dict[tuple[str, str, int], float] = {}  # they are the same for every run of a dataset in this process
 
 
 def applies(data: "Dataset", options: "Evaluate") -> bool:
-    """Where it is asked for, of pictures with classes: it takes a training each time."""
+    """For pictures with classes, if the option is set: each measurement trains a network."""
     return options.classification and not data.facts.is_points and data.facts.classes > 1
 
 
-def measure(of: Samples) -> dict[str, Reading]:
+def measure(inputs: Samples) -> dict[str, Reading]:
     """`classification`."""
-    return {"classification": classification(of.records, of.labels, of.data, of.judge)}
+    return {"classification": classification(inputs.records, inputs.labels, inputs.data, inputs.extractor)}
 
 
 def classification(
-    records: np.ndarray, labels: np.ndarray, data: "Dataset", judge: "FeatureReference"
+    records: np.ndarray, labels: np.ndarray, data: "Dataset", extractor: "FeatureReference"
 ) -> Reading:
     """The accuracy, with Wilson's interval over real pictures.
 
     Args:
-        records: samples, as a split has them, (N, H, W, C).
-        labels: (N,) what they were asked to be.
-        data: whose held-out rows the classifier is tried on.
-        judge: which rows those are, and the floor's.
+        records: samples in the format of a split, (N, H, W, C).
+        labels: (N,) the requested classes.
+        data: has the held-out rows for the test.
+        extractor: selects these rows and those of the floor.
     """
     from genflow.data.shards import to_display
 
-    facts, real = data.facts, judge.real
+    facts, real = data.facts, extractor.real
     held_out, train = data.splits[real.split], data.splits["train"]
-    shown, truth = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
+    held_out_pictures, truth = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
     rows = real.floor[: len(records)]
-    found = _hits(to_display(records, facts), labels, shown, truth, data)
-    key = (data.artifact.id, judge.artifact.id, len(rows))
+    found = _correct(to_display(records, facts), labels, held_out_pictures, truth, data)
+    key = (data.artifact.id, extractor.artifact.id, len(rows))
     if key not in _floors:
-        learnt = _hits(to_display(train.take(rows), facts), train.labels[rows], shown, truth, data)
-        _floors[key] = float(learnt.mean())
+        hits = _correct(to_display(train.take(rows), facts), train.labels[rows], held_out_pictures, truth, data)
+        _floors[key] = float(hits.mean())
     return Reading(proportion(found), len(found), "pixels", _floors[key])
 
 
-def _hits(
-    learnt: np.ndarray, labels: np.ndarray, shown: np.ndarray, truth: np.ndarray, data: "Dataset"
+def _correct(
+    pictures: np.ndarray, labels: np.ndarray, held_out_pictures: np.ndarray, truth: np.ndarray, data: "Dataset"
 ) -> np.ndarray:
-    """Which of the pictures shown (M, H, W, C) a classifier that learnt others (N, H, W, C) gets right, (M,)."""
+    """Train on pictures (N, H, W, C); whether each held-out picture (M, H, W, C) is classified correctly, (M,)."""
     from genflow.evaluation.features import classifier
 
     task = classifier.Task("labels", data.facts.classes)
-    net = classifier.train(lambda rows: learnt[rows], labels, task, data.facts.shape, steps=STEPS)
-    return classifier.embed(net, shown)[1] == truth
+    net = classifier.train(lambda rows: pictures[rows], labels, task, data.facts.shape, steps=STEPS)
+    return classifier.embed(net, held_out_pictures)[1] == truth
 
 
 METRIC = Metric(

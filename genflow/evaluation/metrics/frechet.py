@@ -1,14 +1,14 @@
-"""The Fréchet distance between two sets of features, each taken as a Gaussian.
+"""The Fréchet distance between two sets of features, each modelled as a Gaussian.
 
     d^2 = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1^1/2 S_2 S_1^1/2)^1/2
 
-The last trace is the nuclear norm of A_1 S_2^1/2 for any A_1 with A_1^T A_1 = S_1. It is taken from the
-centred features themselves, so no covariance of the samples is formed, squared or inverted, and fewer samples
-than dimensions are no special case.
+The last trace is the nuclear norm of A_1 S_2^1/2 for any A_1 with A_1^T A_1 = S_1. It is computed from the
+centred features, without forming, squaring or inverting a covariance of the samples. The same code therefore handles
+fewer samples than dimensions.
 
-With N samples the distance is biased upward by about the number of dimensions over N; so it is compared at one
-N only, and stands beside the distance of N real rows, its floor. On our own features it is called `fd`; FID is
-the name of this distance on one particular Inception network.
+With N samples the distance is biased upwards by about the number of dimensions divided by N. Compare it only at the
+same N, and with its floor, the distance of N real rows. It is called `fd`; FID is the name of this distance on one
+particular Inception network.
 
 References:
     The Fréchet distance between multivariate normal distributions (Dowson, Landau, 1982)
@@ -25,7 +25,7 @@ from genflow.evaluation.metrics.base import NONE, Column, Features, Metric, Numb
 
 
 class Gaussian:
-    """The Gaussian of a reference, with the root of its covariance at hand.
+    """The Gaussian of a reference, with the square root of its covariance.
 
     Args:
         features: (M, D).
@@ -57,10 +57,10 @@ def frechet(
 
     Args:
         features: (N, D).
-        reference: of the real data.
-        repeats: half-samples for the interval.
-        seed: of the half-samples.
-        strata: (N,) the samples' labels, where these were given.
+        reference: the Gaussian of real data.
+        repeats: number of half-samples for the interval.
+        seed: seed of the half-samples.
+        strata: (N,) the requested labels of samples; None: none were requested.
     """
     n = len(features)
     value = reference.distance(features)
@@ -68,10 +68,10 @@ def frechet(
     return half_sampled(value, lambda half: reference.distance(features[half]), rows, n, bounds=(0.0, math.inf))
 
 
-def measure(of: Features) -> dict[str, Reading]:
+def measure(inputs: Features) -> dict[str, Reading]:
     """`fd`."""
-    found = frechet(of.x, of.judge.once(Gaussian), of.repeats, of.seed, of.labels)
-    return {"fd": Reading(found, len(of.x))}
+    found = frechet(inputs.x, inputs.extractor.cached(Gaussian), inputs.repeats, inputs.seed, inputs.labels)
+    return {"fd": Reading(found, len(inputs.x))}
 
 
 def _distance(row: Row) -> str:
@@ -86,5 +86,5 @@ def _floors(row: Row) -> str:
 
 METRIC = Metric(
     measure, needs="features", numbers=(Number("fd", better="smaller"),), order=10,
-    table=(Column("fd (95 %)", _distance), Column("× floor", _floors)),  # the report ranks by fd, and shows it itself
+    table=(Column("fd (95 %)", _distance), Column("× floor", _floors)),  # the report always has a column of fd
 )  # fmt: skip

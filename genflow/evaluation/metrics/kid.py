@@ -1,10 +1,10 @@
 """The kernel distance (KID): an unbiased estimate of the squared maximum mean discrepancy.
 
     k(x, y) = (x . y / D + 1)^3
-    MMD^2 = E k(x, x') - 2 E k(x, y) + E k(y, y'),   x, x' samples, y, y' real, all distinct
+    MMD^2 = E k(x, x') - 2 E k(x, y) + E k(y, y'),   x, x' distinct samples, y, y' distinct real rows
 
-Pairs of samples are taken within blocks of at most 1,000, which stays unbiased and needs constant memory. It is
-zero on average when the two distributions agree, so it can come out below zero.
+Pairs of samples are formed within blocks of at most 1,000: the estimate remains unbiased and needs constant memory. Its
+mean is zero if the two distributions are equal, so single values can be negative.
 
 References:
     Demystifying MMD GANs (Binkowski et al., 2018)                  https://arxiv.org/abs/1801.01401
@@ -28,11 +28,11 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real features, with the part of the discrepancy that is theirs alone.
+    """Features of real data, with the term of the discrepancy that depends only on them.
 
     Args:
         features: (M, D).
-        within: the mean of k over distinct pairs of them.
+        within: the mean of k over pairs of distinct rows.
     """
 
     features: np.ndarray
@@ -50,7 +50,7 @@ class Reference:
 def kid(
     features: np.ndarray, reference: Reference, repeats: int = 50, seed: int = 0, strata: np.ndarray | None = None
 ) -> Interval:
-    """The discrepancy between features (N, D) and the reference, with its interval; arguments as `frechet` has them."""
+    """The discrepancy between features (N, D) and the reference, with its interval; arguments as in `frechet`."""
     n = len(features)
     parts = np.array_split(np.arange(n), -(-n // BLOCK))
     cross = np.concatenate([kernel(features[part], reference.features).mean(1) for part in parts])
@@ -70,10 +70,10 @@ def kid(
     return half_sampled(statistic(np.arange(n)), statistic, rows, n)
 
 
-def measure(of: Features) -> dict[str, Reading]:
+def measure(inputs: Features) -> dict[str, Reading]:
     """`kid`."""
-    found = kid(of.x, of.judge.once(Reference.of), of.repeats, of.seed, of.labels)
-    return {"kid": Reading(found, len(of.x))}
+    found = kid(inputs.x, inputs.extractor.cached(Reference.of), inputs.repeats, inputs.seed, inputs.labels)
+    return {"kid": Reading(found, len(inputs.x))}
 
 
 KID = Number("kid", better="smaller")

@@ -1,11 +1,11 @@
-"""Log-likelihood as bits a dimension, and the two bars that any model of grey levels must pass.
+"""Log-likelihood in bits per dimension, and two baselines that any model of pixel levels must beat.
 
     bits/dim = -mean(log P) / (D ln 2)
 
-    levels        log2 K: every grey level equally likely
-    independent   pixels drawn apart from each other, each from its own histogram over the training split
+    levels        log2 K: all K pixel levels equally likely
+    independent   each pixel modelled independently, by its own histogram over the training split
 
-Points of the plane have a density instead of levels: nats a point, which may be negative.
+Points in the plane have a density instead of levels: the unit is nats per point, which may be negative.
 """
 
 import math
@@ -22,32 +22,33 @@ if TYPE_CHECKING:
     from genflow.sampling.engine import Engine
 
 BATCH = 32
-CELLS = 50_000_000  # of pixels times levels; beyond it the independent bar is left out
+CELLS = 50_000_000  # pixels times levels; above it the independent baseline is omitted
 
 
-def measure(of: Model) -> dict[str, Any] | None:
-    """What the family says of as many held-out records as `evaluate.likelihood` asks for."""
-    count, seed = of.options.likelihood, of.options.seed
-    return likelihood(of.engine, of.data, of.judge.real, count, seed, lambda done: of.tell(done, "likelihood"))
+def measure(inputs: Model) -> dict[str, Any] | None:
+    """The likelihood of the first `evaluate.likelihood` held-out records."""
+    count, seed = inputs.options.likelihood, inputs.options.seed
+    real = inputs.extractor.real
+    return likelihood(inputs.engine, inputs.data, real, count, seed, lambda done: inputs.progress(done, "likelihood"))
 
 
 def likelihood(
-    engine: "Engine", data: "Dataset", real: "DataSplits", images: int, seed: int, tell: "Emit"
+    engine: "Engine", data: "Dataset", real: "DataSplits", images: int, seed: int, progress: "Emit"
 ) -> dict[str, Any] | None:
-    """What the family says of held-out records.
+    """The likelihood of held-out records under a trained family.
 
     Args:
-        engine: the run's.
+        engine: the engine of the run.
         data: the dataset.
-        real: the first of its reference rows are used.
-        images: how many; 0: none.
-        seed: of the method's own draws.
-        tell: called with the number of records done.
+        real: has the reference rows, of which the first ones are used.
+        images: number of records; 0: none.
+        seed: seed of the method's own randomness.
+        progress: called with the number of finished records.
 
     Returns:
         {value, low, high, unit, kind, method, stderr, method_stderr, nfe, n, split, bars}; None if the family has no
-        likelihood. Every record's number carries the method's own randomness, independently of the others', so
-        the spread over records holds both: `stderr` is the whole, `method_stderr` the method's part of it.
+        likelihood. The randomness of the method is independent for each record, so the standard deviation over records
+        contains it: `stderr` is the total standard error, `method_stderr` the part caused by the method.
     """
     import torch
 
@@ -67,7 +68,7 @@ def likelihood(
         nats.append(found.nats.double().cpu().numpy())
         own.append(found.stderr.double().cpu().numpy())
         kind, method, nfe = found.kind, found.method, found.nfe
-        tell(len(part))
+        progress(len(part))
     if not nats:
         return None
     per_nat = 1.0 if data.facts.is_points else -bits_per_dim(1.0, data.facts.dims)
@@ -86,12 +87,12 @@ def likelihood(
         "nfe": nfe,
         "n": len(values),
         "split": real.split,
-        "bars": bars(data, real),
+        "bars": baselines(data, real),
     }
 
 
-def bars(data: "Dataset", real: "DataSplits") -> dict[str, float]:
-    """The bars: for pictures bits/dim by name; for points the true density's nats."""
+def baselines(data: "Dataset", real: "DataSplits") -> dict[str, float]:
+    """The baselines by name: for pictures in bits/dim; for points the nats of the true density."""
     from genflow.evaluation.features.extractor import ROWS
 
     facts, split = data.facts, data.splits[real.split]
@@ -99,22 +100,22 @@ def bars(data: "Dataset", real: "DataSplits") -> dict[str, float]:
         truth = split.log_density
         if truth is None:
             return {}
-        told = 0.0  # the families are told the label: log p(x | y) = log p(x) - log p(y) where x shows its y
+        label_term = 0.0  # the families are conditional: log p(x | y) = log p(x) - log p(y) if x determines y
         if facts.classes:
             share = np.bincount(split.labels, minlength=facts.classes) / len(split)
-            told = float(np.log(share[split.labels[real.reference]]).mean())
-        return {"truth": told - float(truth[real.reference].mean())}
+            label_term = float(np.log(share[split.labels[real.reference]]).mean())
+        return {"truth": label_term - float(truth[real.reference].mean())}
     found = {"levels": math.log2(facts.levels)}
     if facts.dims * facts.levels <= CELLS:
-        train = data.splits["train"].take(real.taught[:ROWS]).reshape(-1, facts.dims)
+        train = data.splits["train"].take(real.training[:ROWS]).reshape(-1, facts.dims)
         found["independent"] = independent(train, split.take(real.reference).reshape(-1, facts.dims), facts.levels)
     return found
 
 
 def independent(train: np.ndarray, held_out: np.ndarray, levels: int) -> float:
-    """Bits a pixel of held_out (M, D), coded with each pixel's own histogram over train (N, D).
+    """Bits per pixel of held_out (M, D), coded with each pixel's own histogram over train (N, D).
 
-    One count in all, spread over the levels, is added to each histogram, so that no level is impossible.
+    A total count of one, spread over the levels, is added to each histogram, so that no level has probability zero.
     """
     dims = train.shape[1]
     offset = np.arange(dims) * levels
@@ -123,8 +124,8 @@ def independent(train: np.ndarray, held_out: np.ndarray, levels: int) -> float:
     return float(bits[held_out + offset].mean())
 
 
-def in_words(found: dict[str, Any] | None) -> str:
-    """A likelihood with its error and its kind; a bound is called a bound."""
+def likelihood_text(found: dict[str, Any] | None) -> str:
+    """A likelihood with its error; ≤ marks a bound, ≈ an estimate."""
     if not found:
         return NONE
     kind = {"lower-bound": "≤ ", "ode-estimate": "≈ ", "exact-dequantized": ""}[found["kind"]]
@@ -135,5 +136,5 @@ def in_words(found: dict[str, Any] | None) -> str:
 METRIC = Metric(
     measure, needs="model", section="likelihood", order=60,
     numbers=(Number("bits_per_dim", better="smaller", path=("likelihood",)),),
-    table=(Column("bits/dim", lambda row: in_words(row.get("likelihood"))),),
+    table=(Column("bits/dim", lambda row: likelihood_text(row.get("likelihood"))),),
 )  # fmt: skip

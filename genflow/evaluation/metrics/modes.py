@@ -1,12 +1,12 @@
-"""Modes of a known density in the plane: how many were found, and how many points lie in one at all.
+"""Modes of a known density in the plane: how many the samples capture, and how many points are near one.
 
-    captured       modes with a point of high quality
-    high_quality   the share of such points
+    captured       number of modes with a point of high quality
+    high_quality   share of points of high quality
     kl             KL(q || w) in nats, q_i the share of points nearest to mode i, w_i its true share
 
-A point is of high quality if it lies within three standard deviations of a mode; a mode is captured if it has
-such a point. A model that finds all modes but smears between them, and one that is sharp but forgets modes,
-both show. With N points of the truth itself E[kl] is about (M - 1) / (2 N) for M modes: its floor.
+A point has high quality if it is within three standard deviations of a mode. A mode is captured if it has such a point.
+`high_quality` detects models that place points between modes, `captured` and `kl` those that miss modes. For N points
+of the true density with M modes, E[kl] is about (M - 1) / (2 N): the floor.
 
 References:
     VEEGAN (Srivastava et al., 2017), for the protocol     https://arxiv.org/abs/1705.07761
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from genflow.storage.store import Artifact
 
 
-def measure(of: Samples) -> dict[str, Any] | None:
-    """The modes that samples show."""
-    return modes(of.records.reshape(len(of.records), -1), of.data.artifact)
+def measure(inputs: Samples) -> dict[str, Any] | None:
+    """The section `modes`."""
+    return modes(inputs.records.reshape(len(inputs.records), -1), inputs.data.artifact)
 
 
 def modes(points: np.ndarray, dataset: "Artifact") -> dict[str, Any] | None:
-    """{captured, of, high_quality, kl} of points (N, 2) in the plane's own units; None where the truth has no modes."""
+    """{captured, of, high_quality, kl} of points (N, 2) in the units of the plane; None if the density has no modes."""
     from genflow.data.sources import densities
 
     source = dataset.meta.get("source", {})
@@ -43,7 +43,7 @@ def modes(points: np.ndarray, dataset: "Artifact") -> dict[str, Any] | None:
 
 
 def count(points: np.ndarray, centres: np.ndarray, sigma: float, weights: np.ndarray) -> dict[str, Any]:
-    """The same of points (N, 2), for modes of a sigma around centres (M, 2) with weights (M,) that sum to 1."""
+    """The same for given modes: standard deviation sigma, centres (M, 2) and weights (M,) that sum to 1."""
     distance = np.linalg.norm(points[:, None].astype(np.float64) - centres, axis=2)
     nearest = distance.argmin(1)
     good = distance.min(1) <= 3 * sigma
@@ -57,7 +57,7 @@ def count(points: np.ndarray, centres: np.ndarray, sigma: float, weights: np.nda
 
 
 def _divergence(nearest: np.ndarray, weights: np.ndarray) -> Interval:
-    """KL from the true weights (M,) to the shares of the modes that points lie nearest to (N,)."""
+    """KL(q || weights) with its interval; `nearest` (N,) is the mode nearest to each point."""
     n = len(nearest)
 
     def statistic(rows: np.ndarray) -> float:
@@ -70,7 +70,9 @@ def _divergence(nearest: np.ndarray, weights: np.ndarray) -> Interval:
 
 def _found(row: Row) -> str:
     found = row["modes"]
-    near = f"<small>{100 * found['high_quality']['value']:.0f} % near one</small>" if "high_quality" in found else ""
+    near = ""
+    if "high_quality" in found:
+        near = f"<small>{100 * found['high_quality']['value']:.0f} % of points near one</small>"
     return f"{found['captured']} of {found['of']}{near}"
 
 
@@ -81,5 +83,5 @@ def _by_real_rows(row: Row) -> str:
 METRIC = Metric(
     measure, needs="samples", section="modes", records=ALL, order=90,
     applies=lambda data, options: data.facts.is_points,
-    report=(Column("modes ↑", _found, _by_real_rows, lambda row: bool(row.get("modes")), order=25),),  # of stacks, too
+    report=(Column("modes ↑", _found, _by_real_rows, lambda row: bool(row.get("modes")), order=25),),  # for stacks, too
 )  # fmt: skip

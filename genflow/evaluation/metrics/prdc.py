@@ -1,12 +1,12 @@
-"""Precision, recall, density and coverage: fidelity and variety apart, by nearest neighbours in feature space.
+"""Precision, recall, density and coverage: separate measures of fidelity and variety, by nearest neighbours.
 
-A set's neighbourhood is the union of balls around its points, each reaching to the point's k-th neighbour.
+The neighbourhood of a set is the union of balls around its points; the radius is the distance to the k-th neighbour.
 
-    precision   share of samples inside the real neighbourhood                    are they plausible?
-    recall      share of real points inside the samples' neighbourhood            is everything there?
-    density     mean number of real balls around a sample, over k; 1 for real data, and above it for samples
-                that crowd where real data is dense
-    coverage    share of real balls with a sample inside                          recall that no outlier inflates
+    precision   share of samples inside the neighbourhood of real data: fidelity
+    recall      share of real points inside the neighbourhood of the samples: variety
+    density     mean number of real balls that contain a sample, divided by k; 1 for real data, larger for samples
+                that concentrate where real data is dense
+    coverage    share of real balls that contain a sample: variety, robust against outliers among samples
 
 Both sets have the same number n of points, because recall and coverage depend on it.
 
@@ -29,7 +29,7 @@ NUMBERS = tuple(Number(name, better="larger") for name in ("precision", "recall"
 
 
 def distances2(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Squared distances of rows x (N, D) to y (M, D), some rows at a time: (first row, (rows, M))."""
+    """Squared distances of rows x (N, D) to y (M, D), in chunks of rows: (first row, (rows, M))."""
     squares = np.square(y).sum(1)
     for start in range(0, len(x), CHUNK):
         part = x[start : start + CHUNK]
@@ -41,7 +41,7 @@ def radii2(x: np.ndarray, k: int) -> np.ndarray:
     k = min(k, len(x) - 1)
     found = np.empty(len(x))
     for start, block in distances2(x, x):
-        block[np.arange(len(block)), start + np.arange(len(block))] = -1.0  # itself comes first, whatever rounding says
+        block[np.arange(len(block)), start + np.arange(len(block))] = -1.0  # itself first
         found[start : start + len(block)] = np.partition(block, k, axis=1)[:, k]
     return found
 
@@ -65,22 +65,22 @@ def prdc(
     seed: int = 0,
     strata: np.ndarray | None = None,
 ) -> Prdc:
-    """The four metrics of features against a reference, on the first n rows of either, n the shorter length.
+    """The four metrics, from the first n rows of both sets, n being the smaller length.
 
     Args:
-        features: (N, D) of samples.
-        reference: (M, D) of real data.
-        k: neighbours that a ball reaches to.
-        repeats: half-samples for the intervals.
-        seed: of the half-samples.
-        strata: (N,) the samples' labels, where these were given.
+        features: features of samples (N, D).
+        reference: features of real data (M, D).
+        k: the neighbour whose distance is the radius of a ball.
+        repeats: number of half-samples for the intervals.
+        seed: seed of the half-samples.
+        strata: (N,) the requested labels of samples; None: none were requested.
     """
     n = min(len(features), len(reference))
     features, reference = features[:n], reference[:n]
-    reach = radii2(reference, k)
-    inside = np.empty((n, n), bool)  # inside[i, j]: sample i lies in real ball j
+    radii = radii2(reference, k)
+    inside = np.empty((n, n), bool)  # inside[i, j]: sample i is in real ball j
     for start, block in distances2(features, reference):
-        inside[start : start + len(block)] = block <= reach
+        inside[start : start + len(block)] = block <= radii
     per_sample = inside.sum(1)
     rows = halves(np.zeros(n) if strata is None else strata[:n], repeats, seed)
 
@@ -101,14 +101,14 @@ def prdc(
 
 
 def recalled(features: np.ndarray, reference: np.ndarray, k: int) -> float:
-    """The share of the reference (M, D) that lies in the neighbourhood of features (N, D)."""
-    reach = radii2(features, k)
-    return float(np.mean(np.concatenate([(block <= reach).any(1) for _, block in distances2(reference, features)])))
+    """The share of the reference (M, D) inside the neighbourhood of features (N, D)."""
+    radii = radii2(features, k)
+    return float(np.mean(np.concatenate([(block <= radii).any(1) for _, block in distances2(reference, features)])))
 
 
-def measure(of: Features) -> dict[str, Reading]:
+def measure(inputs: Features) -> dict[str, Reading]:
     """`precision`, `recall`, `density` and `coverage`."""
-    found = prdc(of.x, of.judge.reference, repeats=of.repeats, seed=of.seed, strata=of.labels)
+    found = prdc(inputs.x, inputs.extractor.reference, repeats=inputs.repeats, seed=inputs.seed, strata=inputs.labels)
     return {number.name: Reading(getattr(found, number.name), found.n) for number in NUMBERS}
 
 

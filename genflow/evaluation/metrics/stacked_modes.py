@@ -1,12 +1,13 @@
-"""Modes of stacks (data/stacks.py): a classifier of single pictures reads each channel, and k classes make k^3 modes.
+"""Modes of stacks (data/sources/stacked.py): a classifier of single pictures labels each channel; k classes give k^3
+modes.
 
-    captured   modes that some sample shows
+    captured   number of modes that at least one sample shows
     kl         KL(q || w) in nats, q_i the share of samples that show mode i, w_i its true share
-    ceiling    modes that as many held-out real stacks show, to the same reader; kl's floor is theirs, too
+    ceiling    the number of modes that as many held-out real stacks show; the floor of kl comes from them, too
 
-N samples of equally frequent modes show about M (1 - exp(-N / M)) of M: with 2,500 samples nobody shows all of 1,000.
-The variance of their number is sum_i exp(-l_i) (1 - exp(-l_i)) for l_i samples expected of mode i, at most
-sum_i l_i exp(-l_i): the expected number of modes that are shown exactly once, from which the interval is taken.
+N samples of M equally frequent modes show about M (1 - exp(-N / M)) modes: 2,500 samples do not show all of 1,000. The
+variance of this number is sum_i exp(-l_i) (1 - exp(-l_i)), where l_i is the expected number of samples of mode i. It is
+at most sum_i l_i exp(-l_i), the expected number of modes shown exactly once, from which the interval is computed.
 
 References:
     Unrolled generative adversarial networks (Metz et al., 2017)   https://arxiv.org/abs/1611.02163
@@ -33,42 +34,42 @@ WEIGHTS = "reader.safetensors"
 
 
 def is_stack(data: "Dataset") -> bool:
-    """Whether a dataset's modes are those of stacks."""
+    """Whether a dataset consists of stacks."""
     return bool(data.artifact.meta.get("source", {}).get("kind") == "stack")
 
 
-def measure(of: Samples) -> dict[str, Any]:
-    """The modes that samples show, as `shown` has them."""
-    return shown(of.store, of.data, of.judge.real, of.records, of.emit)
+def measure(inputs: Samples) -> dict[str, Any]:
+    """The section `modes`, from `measure_modes`."""
+    return measure_modes(inputs.store, inputs.data, inputs.extractor.real, inputs.records, inputs.emit)
 
 
-def shown(
+def measure_modes(
     store: "Store", data: "Dataset", real: "DataSplits", records: np.ndarray, emit: "Emit"
 ) -> dict[str, Any]:
-    """What samples show, beside what as many held-out real stacks show.
+    """The modes that samples show, compared with as many held-out real stacks.
 
     Args:
-        store: where the reader is kept.
-        data: stacks.
-        real: whose taught rows the reader learns from, and whose reference is the ceiling.
-        records: samples (N, H, W, 3); no more count than there are held-out stacks.
-        emit: told of the reader's training.
+        store: stores the classifier.
+        data: a dataset of stacks.
+        real: its `training` rows train the classifier, its `reference` rows give the ceiling.
+        records: samples (N, H, W, 3); only as many are counted as there are held-out stacks.
+        emit: receives the progress of training.
 
     Returns:
-        {captured, of, interval, ceiling, kl, reader}: `kl` as modes.py has it, `reader` {accuracy, on}.
+        {captured, of, interval, ceiling, kl, reader}: `kl` as in modes.py, `reader` {accuracy, on}.
     """
     from genflow.data.sources import stacked
 
     classes = int(data.artifact.meta["source"]["classes"])
-    read = reader(store, data, real, classes, emit)
+    classify = reader(store, data, real, classes, emit)
     held_out = data.splits[real.split]
     rows = real.reference[: len(records)]
     truth = stacked.modes([held_out.ids[row] for row in rows])
-    real_modes = read(held_out.take(rows))
+    real_modes = classify(held_out.take(rows))
     train = stacked.modes(data.splits["train"].ids)
     share = np.bincount(train.ravel(), minlength=classes) / train.size
     weights = np.einsum("i,j,k->ijk", share, share, share).ravel()
-    found = count(numbers(read(records[: len(rows)]), classes), weights)
+    found = count(numbers(classify(records[: len(rows)]), classes), weights)
     ceiling = count(numbers(real_modes, classes), weights)
     found["kl"]["floor"] = ceiling["kl"]["value"]
     reads = {"accuracy": float(np.mean(real_modes == truth)), "on": "held-out channels"}
@@ -76,32 +77,32 @@ def shown(
 
 
 def numbers(channels: np.ndarray, classes: int) -> np.ndarray:
-    """The modes' numbers (N,) of channels' classes (N, 3)."""
+    """The index of the mode (N,) of each stack, from the classes of its channels (N, 3)."""
     return channels @ classes ** np.arange(channels.shape[1])[::-1]
 
 
-def count(shown: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """{captured, of, interval, kl} of samples that show modes (N,) whose true shares are (M,)."""
-    n, modes = len(shown), len(weights)
+def count(found: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """{captured, of, interval, kl} from the modes that samples show (N,) and the true shares of modes (M,)."""
+    n, modes = len(found), len(weights)
 
     def divergence(rows: np.ndarray) -> float:
-        share = np.bincount(shown[rows], minlength=modes) / len(rows)
+        share = np.bincount(found[rows], minlength=modes) / len(rows)
         here = share > 0
         return float((share[here] * np.log(share[here] / weights[here])).sum())
 
-    times = np.bincount(shown, minlength=modes)
-    captured, reach = int((times > 0).sum()), Z * math.sqrt((times == 1).sum())
+    times = np.bincount(found, minlength=modes)
+    captured, half_width = int((times > 0).sum()), Z * math.sqrt((times == 1).sum())
     kl = half_sampled(divergence(np.arange(n)), divergence, halves(np.zeros(n), 50), n, (0.0, math.inf))
     return {
         "captured": captured,
         "of": modes,
-        "interval": [max(0.0, captured - reach), min(float(modes), captured + reach)],
+        "interval": [max(0.0, captured - half_width), min(float(modes), captured + half_width)],
         "kl": {**vars(kl), "n": n, "floor": None},
     }
 
 
 def reader(store: "Store", data: "Dataset", real: "DataSplits", classes: int, emit: "Emit") -> Any:
-    """What tells the class of each channel, records (N, H, W, 3) -> (N, 3); trained once, on training stacks."""
+    """The classifier of channels, records (N, H, W, 3) -> classes (N, 3); trained on the first call and stored."""
     from safetensors.torch import load_file, save_file
 
     from genflow.data.shards import to_display
@@ -125,11 +126,11 @@ def reader(store: "Store", data: "Dataset", real: "DataSplits", classes: int, em
     net.load_state_dict(load_file(artifact.file(WEIGHTS)))
     net.eval().requires_grad_(False)
 
-    def read(records: np.ndarray) -> np.ndarray:
+    def classify(records: np.ndarray) -> np.ndarray:
         found = classifier.embed(net, _channels(to_display(records, data.facts)))[1]
         return found.reshape(-1, stacked.CHANNELS)
 
-    return read
+    return classify
 
 
 def _train(
@@ -139,7 +140,7 @@ def _train(
     from genflow.data.sources import stacked
     from genflow.evaluation.features import classifier
 
-    split, rows = data.splits["train"], real.taught[: classifier.MOST * classifier.BATCH]
+    split, rows = data.splits["train"], real.training[: classifier.MAX_STEPS * classifier.BATCH]
     ids = split.ids
     labels = stacked.modes([ids[row] for row in rows]).ravel()
 
@@ -149,10 +150,10 @@ def _train(
         return np.take_along_axis(shown, channel[:, None, None, None], 3)
 
     def progress(step: int, steps: int) -> None:
-        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the reader")
+        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training a classifier")
 
-    pictures = data.artifact.meta["source"].get("pictures", len(labels))  # an older genflow did not write it down
-    steps = classifier.enough(pictures)  # however many stacks they make
+    pictures = data.artifact.meta["source"].get("pictures", len(labels))  # datasets of older versions lack it
+    steps = classifier.default_steps(pictures)  # independent of the number of stacks
     return classifier.train(display, labels, classifier.Task("labels", classes), shape, steps=steps, progress=progress)
 
 

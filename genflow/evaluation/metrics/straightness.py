@@ -1,4 +1,4 @@
-"""How far the ways from noise to data bend (`Family.straightness`): 0 for straight ways, which one step can follow."""
+"""Curvature of the paths from noise to data (`Family.straightness`): 0 for straight paths, which need one step only."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,12 @@ from genflow.evaluation.metrics.base import Metric, Model, Number
 if TYPE_CHECKING:
     from genflow.sampling.engine import Engine
 
-WAYS = 128  # samples whose way is measured
+PATHS = 128  # largest number of paths to measure
 
 
-def measure(of: Model) -> dict[str, Any] | None:
-    """The mean over samples with its 95 % interval, {value, low, high, n}; None of a family that walks no ODE."""
-    found = straightness(of.engine, of.labels, of.options.seed)
+def measure(inputs: Model) -> dict[str, Any] | None:
+    """The mean over paths with its 95 % interval, {value, low, high, n}; None for a family without an ODE."""
+    found = straightness(inputs.engine, inputs.labels, inputs.options.seed)
     if found is None:
         return None
     n = len(found)
@@ -24,13 +24,13 @@ def measure(of: Model) -> dict[str, Any] | None:
 
 
 def straightness(engine: "Engine", labels: np.ndarray, seed: int) -> np.ndarray | None:
-    """How far the ways from fresh noise to data bend, (N,), for the first 128 labels at most."""
+    """The curvature of paths from new noise to data, (N,), for at most the first 128 labels."""
     import torch
 
     from genflow.evaluation.samples import seeds
     from genflow.maths.rng import SampleRng
 
-    n = min(WAYS, len(labels))
+    n = min(PATHS, len(labels))
     rng = SampleRng(seeds(seed, n, "way"), "sample", engine.device)
     noise = rng.normal((n, *engine.family.noise_shape))
     found = engine.family.straightness(noise, torch.from_numpy(labels[:n]).to(engine.device))

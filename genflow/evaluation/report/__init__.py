@@ -1,10 +1,10 @@
-"""The comparison's report: one HTML file that needs no other file.
+"""The report of a comparison: one self-contained HTML file.
 
-    page           the page as a whole
-    summary        the sentences at its top
-    table          the table, which the terminal shows too
+    page           gathers the content of the page and renders it
+    summary        the verdict: sentences at the top of the page
+    table          the table that the command line prints, and `best:METRIC`
     charts         SVG charts
-    loss_curves    training losses and warnings about them
-    reproduce      the commands that make the runs again
-    html           templates and embedded pictures
+    loss_curves    charts of training losses, and warnings about them
+    reproduce      the commands that reproduce the runs, and the settings that differ
+    html           Jinja environment, and pictures as data URIs
 """

@@ -1,7 +1,8 @@
-"""Charts as inline SVG: lines with intervals, a floor, logarithmic axes; readable small, without colour, and aloud.
+"""Charts as inline SVG: lines with intervals, a floor and logarithmic axes.
 
-Colours come from the page's style (`--c0` to `--c7`), so one drawing serves light and dark. Lines also differ in
-their dashes and marks, because colours alone do not reach everybody. Every mark says its numbers on hovering.
+Colours come from the page's style sheet (`--c0` to `--c7`), so one drawing works in light and dark mode. Lines also
+differ in dashes and marks, for readers who cannot distinguish the colours. Each mark has a tooltip with its numbers.
+Each chart has a description for screen readers.
 """
 
 import math
@@ -12,21 +13,21 @@ from html import escape
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
 COLOURS = 8
-ROW, BARS = 22, 20  # of bars: the height of one, and how many at most
+ROW, MAX_BARS = 22, 20  # the height of one bar in pixels, and the largest number of bars
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A mark.
+    """A data point of a chart.
 
     Args:
-        x: its place.
-        y: its height.
-        low: the lower end of its interval; equal to y for none.
-        high: the upper end.
-        text: what it says on hovering.
-        own: whether it is drawn large.
+        x: value on the x axis.
+        y: value on the y axis.
+        low: lower end of the interval of y; equal to y if there is no interval.
+        high: upper end.
+        text: the tooltip of its mark.
+        own: whether its mark is drawn large, as the run's own setting.
     """
 
     x: float
@@ -39,13 +40,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A line, or a mark if it has one point.
+    """A line, or a single mark if it has one point.
 
     Args:
-        name: in the legend.
-        index: chooses colour, dashes and mark: one number a run, in every chart.
-        points: in the order of x.
-        marks: whether points are marked; a line without marks has no dashes.
+        name: its name in the legend.
+        index: selects colour, dashes and mark; a run has the same index in every chart.
+        points: sorted by x.
+        marks: whether each point has a mark; a line without marks is solid.
     """
 
     name: str
@@ -55,14 +56,14 @@ class Series:
 
 
 class Axis:
-    """From numbers to places.
+    """Maps values to pixel coordinates.
 
     Args:
-        low: the smallest number shown.
+        low: the smallest value on the axis.
         high: the largest.
-        start: the place of `low`.
-        end: the place of `high`.
-        log: whether equal ratios have equal lengths.
+        start: the coordinate of `low`.
+        end: the coordinate of `high`.
+        log: whether the axis is logarithmic.
     """
 
     def __init__(self, low: float, high: float, start: float, end: float, log: bool) -> None:
@@ -71,7 +72,7 @@ class Axis:
         self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
 
     def at(self, value: float) -> float:
-        """The place of a number, within the axis."""
+        """The coordinate of a value, clamped to the axis."""
         value = min(max(value, self.low), self.high)
         low, high = self.low, self.high
         if self.log:
@@ -79,7 +80,7 @@ class Axis:
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 2)
 
     def ticks(self) -> list[float]:
-        """Round numbers along the axis."""
+        """Round values for the labels of the axis."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for digits in ((1,), (1, 3), (1, 2, 5)):
@@ -104,17 +105,19 @@ def chart(
     floor: float | None = None,
     from_zero: bool = True,
 ) -> str:
-    """The drawing.
+    """A line chart as SVG; empty if there are no points.
+
+    The y axis is logarithmic if `from_zero`, all values are positive and they span more than a factor of 8.
 
     Args:
-        series: the lines; those without points are left out.
-        x_label: under the x axis.
-        y_label: above the y axis.
-        alt: the chart in words.
-        log_x: whether the x axis is logarithmic; the y axis is where values span more than a factor of 8.
-        x_ticks: the numbers on the x axis, rather than round ones.
-        floor: a horizontal line for the real data.
-        from_zero: whether a linear y axis begins at 0.
+        series: the lines; those without points are omitted.
+        x_label: label below the x axis.
+        y_label: label above the y axis.
+        alt: description for screen readers.
+        log_x: whether the x axis is logarithmic.
+        x_ticks: labels of the x axis; None: round values.
+        floor: a horizontal line, the value of real data.
+        from_zero: whether a linear y axis starts at 0.
     """
     every = [p for s in series for p in s.points]
     if not every:
@@ -137,31 +140,31 @@ def chart(
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">{body}</svg>'
 
 
-def bars(
+def share_bars(
     names: Sequence[str], shares: Sequence[dict[str, float]], real: Sequence[float], index: int, alt: str
 ) -> str:
-    """Horizontal bars of shares with their intervals, and real data's shares as upright strokes.
+    """A bar chart of shares with their intervals; vertical strokes mark the shares of real data.
 
     Args:
-        names: one a bar; of more than 20, those are shown whose share is furthest from the real one.
-        shares: {value, low, high} each.
-        real: real data's.
-        index: of the colour.
-        alt: the drawing in words.
+        names: one per bar. Of more than 20, only those are drawn whose share differs most from that of real data.
+        shares: {value, low, high} for each name.
+        real: shares of real data.
+        index: selects the colour.
+        alt: description for screen readers.
     """
     chosen = range(len(names))
-    if len(names) > BARS:
+    if len(names) > MAX_BARS:
         far = sorted(chosen, key=lambda i: -abs(shares[i]["value"] - real[i]))
-        chosen = sorted(far[:BARS])  # type: ignore[assignment]
+        chosen = sorted(far[:MAX_BARS])  # type: ignore[assignment]
     most = max([share["high"] for share in shares] + list(real))
     x = Axis(0.0, most, 112, WIDTH - RIGHT, False)
     parts, height = [], ROW * len(chosen) + 26
     for line, i in enumerate(chosen):
         share, top = shares[i], ROW * line + 4
         middle, wide = top + ROW / 2 - 2, round(x.at(share["value"]) - x.start, 2)
-        said = f"{names[i]}: {100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+        text = f"{names[i]}: {100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
         low, high = x.at(share["low"]), x.at(share["high"])
-        title = f"<title>{escape(said)}, real {100 * real[i]:.1f} %</title>"
+        title = f"<title>{escape(text)}, real data {100 * real[i]:.1f} %</title>"
         style = f'style="--c:var(--c{index % COLOURS})"'
         label = names[i] if len(names[i]) <= 14 else f"{names[i][:13]}…"
         parts += [
@@ -200,9 +203,9 @@ def _interval(series: Series, x: Axis, y: Axis) -> str:
         upper = [f"{x.at(p.x)},{y.at(p.high)}" for p in points]
         lower = [f"{x.at(p.x)},{y.at(p.low)}" for p in reversed(points)]
         return f'<polygon class="band" {style} points="{" ".join(upper + lower)}"/>'
-    bars = [f'<line class="bar" {style} x1="{x.at(p.x)}" x2="{x.at(p.x)}" y1="{y.at(p.low)}" y2="{y.at(p.high)}"/>'
+    lines = [f'<line class="bar" {style} x1="{x.at(p.x)}" x2="{x.at(p.x)}" y1="{y.at(p.low)}" y2="{y.at(p.high)}"/>'
             for p in points]  # fmt: skip
-    return "".join(bars)
+    return "".join(lines)
 
 
 def _line(series: Series, x: Axis, y: Axis) -> str:
@@ -232,19 +235,19 @@ def _mark(index: int, x: float, y: float, r: float, text: str) -> str:
 
 
 def _shape(index: int) -> int:
-    """Which mark and dashes: other ones when the colours begin again."""
+    """The index of mark and dashes; shifted by one each time the colours repeat."""
     return (index + index // COLOURS) % len(DASHES)
 
 
-def key(index: int) -> str:
-    """A series's mark and dashes, for legends and tables."""
+def legend_key(index: int) -> str:
+    """A sample of a series' line and mark, for legends and tables."""
     style = f'style="--c:var(--c{index % COLOURS})"'
     line = f'<line class="line" {style} x1="0" x2="30" y1="7" y2="7" stroke-dasharray="{DASHES[_shape(index)]}"/>'
     return f'<svg class="key" viewBox="0 0 30 14" aria-hidden="true">{line}{_mark(index, 15, 7, 4, "")}</svg>'
 
 
 def short(value: float) -> str:
-    """A number for an axis: 0.5, 20, 1.5k, 2M."""
+    """A value as a label of an axis: 0.5, 20, 1.5k, 2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

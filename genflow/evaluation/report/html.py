@@ -1,4 +1,4 @@
-"""Pages that need nothing outside themselves: one style, one script, one way to put pictures in."""
+"""Tools for self-contained HTML pages: the Jinja environment, and pictures as data URIs."""
 
 import base64
 import io
@@ -9,24 +9,29 @@ import jinja2
 from PIL import Image
 
 from genflow.evaluation.metrics.base import number, share
-from genflow.evaluation.metrics.likelihood import in_words
+from genflow.evaluation.metrics.likelihood import likelihood_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def template(path: Path, **tests: Callable[..., bool]) -> jinja2.Template:
-    """A template, which may include what lies beside it, and `style.css`; `tests` are its own, by name."""
+    """Load a template.
+
+    Args:
+        path: the template; it may include files from its own folder and from `templates/`.
+        tests: additional Jinja tests by name.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([path.parent, TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "share": share, "likely": in_words}
+    environment.filters |= {"number": number, "share": share, "likelihood": likelihood_text}
     environment.tests |= tests
     return environment.get_template(path.name)
 
 
-def picture(path: Path, budget: int) -> str:
-    """A PNG file as a data URI: as it is, or as WebP at as high a quality as stays within `budget` bytes."""
+def data_uri(path: Path, budget: int) -> str:
+    """A PNG file as a data URI; above `budget` bytes, as WebP of the highest quality that fits, or of quality 25."""
     data, kind = path.read_bytes(), "png"
     for quality in (90, 75, 50, 25):
         if len(data) <= budget:

@@ -1,4 +1,4 @@
-"""A run's training losses: a chart, and in words what a curve that looks wrong may mean."""
+"""Training losses of a run: a chart, and warnings about curves that indicate a problem."""
 
 import math
 
@@ -9,31 +9,31 @@ from genflow.evaluation.report.charts import Point, Series
 from genflow.storage.store import Store
 from genflow.tracking.journal import curves, journal_path
 
-CURVE_POINTS = 160  # of a loss curve
-FEWEST = 20  # points that a curve says something with
+CURVE_POINTS = 160  # largest number of points of a drawn curve
+MIN_POINTS = 20  # shorter curves get no warnings
 FALLING, RISEN, SPIKE = 0.03, 0.10, 5.0
 Curve = list[tuple[int, float]]
 
 
 def losses(store: Store, run: str) -> dict[str, Curve]:
-    """The training losses of a run by name, (step, loss); none if its journal is gone."""
+    """The training losses of a run by name, as (step, loss); {} if its journal no longer exists."""
     path = journal_path(store.root, run)
     found = curves(path) if path.exists() else {}
     return {name: pairs for name, pairs in found.items() if name.startswith("train/loss")}
 
 
 def chart(found: dict[str, Curve], name: str, index: int, batch: int) -> str:
-    """The losses of one run, in a chart of its own; empty if there are none.
+    """A chart of the losses of one run; empty if there are none.
 
     Args:
         found: from `losses`.
-        name: the run's.
-        index: of its first line's colour.
-        batch: the global batch, for the axis.
+        name: the run's name.
+        index: selects the colour of the first line.
+        batch: the global batch size; the x axis counts training images.
     """
     lines = []
     for offset, (title, pairs) in enumerate(found.items()):
-        thin = thinned([(step * batch, value) for step, value in pairs if math.isfinite(value)])
+        thin = downsample([(step * batch, value) for step, value in pairs if math.isfinite(value)])
         points = [Point(x, value, value, value) for x, value in thin]
         lines.append(Series(title, index + offset, points, marks=False))
     if not any(line.points for line in lines):
@@ -43,30 +43,31 @@ def chart(found: dict[str, Curve], name: str, index: int, batch: int) -> str:
     return charts.chart(lines, x_label="training images seen", y_label="loss", alt=alt, from_zero=False)
 
 
-def thinned(pairs: Curve) -> list[tuple[float, float]]:
-    """A curve of at most 160 points, each the mean of its neighbours: (x, y)."""
+def downsample(pairs: Curve) -> list[tuple[float, float]]:
+    """A curve of at most 160 points, each the mean of a group of consecutive points: (x, y)."""
     size = -(-len(pairs) // CURVE_POINTS) or 1
     groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def warnings(found: dict[str, Curve]) -> list[str]:
-    """What looks wrong in a run's losses, in sentences; of two players' losses only what is not finite.
+    """Warnings about the losses of a run, as sentences. For two players, only values that are not finite are reported.
 
     still falling   the last tenth lies below the tenth before it by more than 3 % of all that the loss fell, and by
                     more than twice the standard error of their difference
     rose again      the last tenth lies above the lowest tenth by more than 10 % of that fall, and clearly
     spikes          in the second half a value lies further above the median than 5 times the 90th percentile does
     """
-    said = []
+    messages = []
     for title, pairs in found.items():
         name = "the loss" if len(found) == 1 else title.removeprefix("train/")
         values = np.array([value for _, value in pairs])
         if not np.isfinite(values).all():
-            said.append(f"{name} was not finite {int((~np.isfinite(values)).sum())} times")
-        elif len(found) == 1 and len(values) >= FEWEST:
-            said += _warnings(name, values)
-    return [f"{words[0].upper()}{words[1:]}." for words in said]
+            bad = int((~np.isfinite(values)).sum())
+            messages.append(f"{name} was NaN or infinite in {bad} of {len(values)} records")
+        elif len(found) == 1 and len(values) >= MIN_POINTS:
+            messages += _warnings(name, values)
+    return [f"{words[0].upper()}{words[1:]}." for words in messages]
 
 
 def _warnings(name: str, values: np.ndarray) -> list[str]:
@@ -74,13 +75,14 @@ def _warnings(name: str, values: np.ndarray) -> list[str]:
     means = np.array([part.mean() for part in parts])
     errors = np.array([part.std(ddof=1) / math.sqrt(len(part)) for part in parts])
     fell = means[0] - means.min()
-    lowest, said = int(means.argmin()), []
+    lowest, messages = int(means.argmin()), []
     if means[-2] - means[-1] > max(FALLING * fell, 2 * math.hypot(errors[-1], errors[-2])):
-        said.append(f"{name} was still falling at the end: a longer training may do better")
+        messages.append(f"{name} was still decreasing at the end: longer training may improve the model")
     if lowest < 9 and means[-1] - means[lowest] > max(RISEN * fell, 2 * math.hypot(errors[-1], errors[lowest])):
-        said.append(f"{name} rose again after {10 * (lowest + 1)} % of the training")
+        messages.append(f"{name} increased again after {10 * (lowest + 1)} % of the training")
     late = values[len(values) // 2 :]
     middle, high = np.quantile(late, (0.5, 0.9))
     if high > middle and late.max() - middle > SPIKE * (high - middle):
-        said.append(f"{name} has spikes in the second half, up to {table.number(float(late.max()))}")
-    return said
+        top = table.number(float(late.max()))
+        messages.append(f"{name} has spikes in the second half of the training, up to {top}")
+    return messages

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing outside itself, from the documents of evaluated runs."""
+"""The report of a comparison: a self-contained HTML file, rendered from `genflow.evaluate/1` documents."""
 
 import json
 import math
@@ -12,66 +12,66 @@ from genflow.evaluation import metrics
 from genflow.evaluation.metrics.base import Column
 from genflow.evaluation.report import charts, loss_curves, reproduce, table
 from genflow.evaluation.report.charts import Point, Series
-from genflow.evaluation.report.html import picture, template
-from genflow.evaluation.report.summary import KINDS, tells_apart, verdict, was_busy
-from genflow.evaluation.sweep import beside_teachers
+from genflow.evaluation.report.html import data_uri, template
+from genflow.evaluation.report.summary import KINDS, differ, verdict, was_busy
+from genflow.evaluation.sweep import compare_with_teachers
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
-Row = Mapping[str, Any]  # an Evaluation, or one whose run was renamed
+Row = Mapping[str, Any]  # an Evaluation, whose name `with_unique_names` may have changed
 TEMPLATE = Path(__file__).parent / "templates/report.html.j2"
 TEMPLATES = "genflow/evaluation/report/templates"
-PICTURES_BYTES = 6_000_000  # of all grids together
+PICTURES_BYTES = 6_000_000  # limit for all pictures of the page together
 
 
 def address(rows: Sequence[Row]) -> str:
-    """The content address of the report of these evaluations."""
+    """The content address of the report of these evaluations; their order does not matter."""
     code = source_hash.code_of("genflow/evaluation/report/page.py", *metrics.files(), also=(TEMPLATES,))
     made_from = [sorted(row["evaluation"] for row in rows), code]
     return f"{rows[0]['dataset_name']}-{digest(made_from)}"
 
 
 def build(store: Store, rows: Sequence[Row]) -> Artifact:
-    """Write the report.
+    """Write the report to the store.
 
     Args:
-        store: where the runs, their journals and evaluations are, and where the report goes.
+        store: holds the runs, their journals and evaluations.
         rows: `genflow.evaluate/1` documents of runs on one dataset.
 
     Raises:
-        UsageError: the runs were not measured alike.
+        UsageError: the runs were measured on different datasets or with different features.
     """
     for what, values in (
         ("datasets", {row["fingerprint"] for row in rows}),
         ("features", {row["features"]["name"] for row in rows}),
     ):
         if len(values) > 1:
-            raise UsageError(f"runs measured on different {what} cannot be compared: {', '.join(sorted(values))}")
+            raise UsageError(f"runs measured with different {what} cannot be compared: {', '.join(sorted(values))}")
     ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
     with store.stage("reports", address(rows), name=rows[0]["dataset_name"]) as staged:
         (staged.path / "report.html").write_text(render(store, ranked), encoding="utf-8")
-        compared = {"schema": "genflow.compare/1", "verdict": verdict(named(ranked)), "rows": ranked}
+        compared = {"schema": "genflow.compare/1", "verdict": verdict(with_unique_names(ranked)), "rows": ranked}
         (staged.path / "compare.json").write_text(json.dumps(compared, indent=1))
         runs = [row["run"] for row in ranked]
         return staged.commit(parents=runs, meta={"runs": runs, "best": table.best(rows)})
 
 
-def named(rows: Sequence[Row]) -> list[Row]:
-    """The rows, with the id for a name where two runs share one."""
+def with_unique_names(rows: Sequence[Row]) -> list[Row]:
+    """The rows; runs that share a name are called by their ids instead."""
     names = [row["name"] for row in rows]
     return [{**row, "name": row["run"] if names.count(row["name"]) > 1 else row["name"]} for row in rows]
 
 
 def render(store: Store, rows: Sequence[Row]) -> str:
-    """The page.
+    """The HTML of the report.
 
     Args:
-        store: where the runs, their journals and evaluations are.
-        rows: best first.
+        store: holds the runs, their journals and evaluations.
+        rows: `genflow.evaluate/1` documents, best run first.
     """
-    shown = named(rows)
+    shown = with_unique_names(rows)
     first = shown[0]
     dataset = store.find("datasets", first["dataset"])
     facts = DataSpec.from_json(dataset.file("facts.json").read_text())
@@ -89,62 +89,62 @@ def render(store: Store, rows: Sequence[Row]) -> str:
         kinds=KINDS,
         columns=columns(first),
         best=_best(shown),
-        keys=[charts.key(index) for index in range(len(shown))],
-        real=picture(Path(first["path"]) / "real.png", budget),
-        grids=[picture(Path(row["path"]) / "grid.png", budget) for row in shown],
+        keys=[charts.legend_key(index) for index in range(len(shown))],
+        real=data_uri(Path(first["path"]) / "real.png", budget),
+        grids=[data_uri(Path(row["path"]) / "grid.png", budget) for row in shown],
         charts=[_against_steps(shown), _against_time(shown)],
-        few=beside_teachers(shown),
-        ways=[shown_of(row, "way.png", budget) for row in shown],
-        between=[shown_of(row, "between.png", budget) for row in shown],
-        nearest=[shown_of(row, "nearest.png", budget) for row in shown],
-        bars=[class_bars(row, index) for index, row in enumerate(shown)],
+        few_steps=compare_with_teachers(shown),
+        paths=[embedded_picture(row, "way.png", budget) for row in shown],
+        interpolations=[embedded_picture(row, "between.png", budget) for row in shown],
+        nearest=[embedded_picture(row, "nearest.png", budget) for row in shown],
+        class_charts=[class_bars(row, index) for index, row in enumerate(shown)],
         losses=[
             loss_curves.chart(lost, row["name"], index, recipes[index].train.batch)
             for index, (row, lost) in enumerate(zip(shown, lost_by_run, strict=True))
         ],
         warnings=[loss_curves.warnings(lost) for lost in lost_by_run],
         differences=reproduce.differences(recipes),
-        own=reproduce.own(recipes) if len(shown) > 1 else [],
+        unique_settings=reproduce.unique_settings(recipes) if len(shown) > 1 else [],
         seeds=sorted({recipe.train.seed for recipe in recipes}),
         commands=reproduce.commands(store, shown),
         version=__version__,
     )
 
 
-def shown_of(row: Row, name: str, budget: int) -> str:
-    """A picture of an evaluation as a data URI; empty if it has none."""
+def embedded_picture(row: Row, name: str, budget: int) -> str:
+    """A picture of an evaluation as a data URI; empty if the evaluation has no such file."""
     file = Path(row["path"]) / name
-    return picture(file, budget) if file.is_file() else ""
+    return data_uri(file, budget) if file.is_file() else ""
 
 
 def class_bars(row: Row, index: int) -> str:
-    """The share of each class among a run's samples beside real data's; empty where there are no classes."""
+    """A chart of class shares of a run's samples and of real data; empty if the data has no classes."""
     found = row.get("classes")
     if not found:
         return ""
     rarest = found["rarest"]
-    said = f"Classes that samples of {row['name']} show; the rarest, {rarest['class']}, has "
-    said += f"{table.number(rarest['value'])} of its real share"
-    return charts.bars(found["names"], found["shares"], found["real"], index, said)
+    text = f"Share of each class among samples of {row['name']}; the most neglected class, {rarest['class']}, has "
+    text += f"{table.number(rarest['value'])} times its share in real data"
+    return charts.share_bars(found["names"], found["shares"], found["real"], index, text)
 
 
 def columns(first: Row) -> list[Column]:
-    """The metrics' columns beside fd's, in their order, from the first run's document."""
+    """The columns that metrics declare for the report and that the document of the first run has; fd has its own."""
     declared = [(column.order or metric.order, column) for metric in metrics.every() for column in metric.report]
     return [column for _, column in sorted(declared, key=lambda pair: pair[0]) if column.has(first)]
 
 
 def _best(rows: list[Row]) -> dict[str, set[str]]:
-    """For each column the runs that cannot be told from its best."""
+    """The runs to highlight, by column: the best one and those that do not differ significantly from it."""
     found: dict[str, set[str]] = {}
     if len(rows) < 2:
         return found
     for name, number in metrics.numbers().items():
-        have = {row["run"]: told for row in rows if (told := number.of(row)) and "value" in told}
+        have = {row["run"]: value for row in rows if (value := number.get(row)) and "value" in value}
         if have:
             choose = min if number.better == "smaller" else max
-            top = choose(have.values(), key=lambda told: told["value"])
-            found[name] = {run for run, told in have.items() if not tells_apart(told, top)}
+            top = choose(have.values(), key=lambda value: value["value"])
+            found[name] = {run for run, value in have.items() if not differ(value, top)}
     for name in ("ms_batch_1", "ms_batch_64"):
         found[name] = {min(rows, key=lambda row: row["speed"][name])["run"]}
     return found
@@ -156,30 +156,30 @@ def _sweep(rows: list[Row], place: str, unit: str) -> list[Series]:
         points = []
         for at in row["sweep"]:
             fd, x = at["fd"], at[place]
-            said = f"{row['name']}: fd {table.number(fd['value'])} ({table.number(fd['low'])} to "
-            said += f"{table.number(fd['high'])}) at {table.number(x) if isinstance(x, float) else x} {unit}"
-            said += f", {at['sampler']}" if at.get("sampler") else ""
-            points.append(Point(x, fd["value"], fd["low"], fd["high"], said, at["own"]))
+            text = f"{row['name']}: fd {table.number(fd['value'])} ({table.number(fd['low'])} to "
+            text += f"{table.number(fd['high'])}) at {table.number(x) if isinstance(x, float) else x} {unit}"
+            text += f", {at['sampler']}" if at.get("sampler") else ""
+            points.append(Point(x, fd["value"], fd["low"], fd["high"], text, at["own"]))
         series.append(Series(row["name"], index, points))
     return series
 
 
 def _against_steps(rows: list[Row]) -> str:
-    series = _sweep(rows, "nfe", "evaluations")
+    series = _sweep(rows, "nfe", "network evaluations")
     most = max(point.x for line in series for point in line.points)
     powers = [2.0**i for i in range(math.floor(math.log2(most)) + 1)]
-    return _fd_chart(rows, series, "network evaluations a sample", powers)
+    return _fd_chart(rows, series, "network evaluations per sample", powers)
 
 
 def _against_time(rows: list[Row]) -> str:
-    return _fd_chart(rows, _sweep(rows, "ms_per_image", "ms"), "milliseconds a sample, in batches of 64", None)
+    return _fd_chart(rows, _sweep(rows, "ms_per_image", "ms"), "milliseconds per sample, in batches of 64", None)
 
 
 def _fd_chart(rows: list[Row], series: list[Series], x_label: str, x_ticks: list[float] | None) -> str:
-    said = ". ".join(". ".join(point.text for point in line.points) for line in series)
+    text = ". ".join(". ".join(point.text for point in line.points) for line in series)
     floor = rows[0]["sweep"][0]["fd"]["floor"]
     line = floor if floor > 0 else None
-    alt = f"fd, lower is better, against {x_label}; real data has {table.number(floor)}. {said}."
+    alt = f"fd (lower is better) against {x_label}; real data: {table.number(floor)}. {text}."
     return charts.chart(
         series, x_label=x_label, y_label="fd ↓", alt=alt, log_x=True, x_ticks=x_ticks, floor=line
     )

@@ -1,4 +1,4 @@
-"""How to make a comparison again: the commands, and the keys in which its runs differ."""
+"""How to reproduce a comparison: the commands, and the recipe keys in which its runs differ."""
 
 import json
 import shlex
@@ -14,14 +14,14 @@ from genflow.recipe.schema import Data, Evaluate, Recipe, flatten, parse
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 
-NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # what changes no weight
+NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # keys that do not change the weights
 
 
 def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`genflow prepare`, `train` for every run, and `compare`, with what differs from the presets.
+    """`genflow prepare`, `train` for every run, and `compare`, with the settings that differ from the presets.
 
     Args:
-        store: where the dataset and the runs are.
+        store: holds the dataset and the runs.
         rows: `genflow.evaluate/1` documents.
     """
     dataset = store.find("datasets", rows[0]["dataset"])
@@ -30,12 +30,12 @@ def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [_line("prepare", dataset.meta["options"]["source"], "--name", dataset.name, *_prepare(dataset))]
     trained = _lineage(store, runs)
     names = [run.name for run in trained]
-    called = {run.id: run.name if names.count(run.name) == 1 else run.id for run in trained}
+    name_by_run = {run.id: run.name if names.count(run.name) == 1 else run.id for run in trained}
     lines += [
-        _line("train", run.meta["family"], "--data", dataset.name, *_train(store, run, facts, called))
+        _line("train", run.meta["family"], "--data", dataset.name, *_train(store, run, facts, name_by_run))
         for run in trained
     ]
-    named = [called[run.id] for run in runs]
+    named = [name_by_run[run.id] for run in runs]
     defaults = Evaluate().model_dump(mode="json")
     sets = _sets({f"evaluate.{key}": value for key, value in rows[0]["evaluate"].items() if value != defaults[key]})
     sets += _sets({f"sample.{key}": value for key, value in rows[0].get("sample", {}).items()})
@@ -49,7 +49,7 @@ def _prepare(dataset: Artifact) -> list[str]:
 
 
 def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
-    """The runs, each after the one it starts from, if that is still in the store."""
+    """The runs and the runs they start from (if still in the store), each after its source."""
     found: dict[str, Artifact] = {}
 
     def add(run: Artifact) -> None:
@@ -63,8 +63,8 @@ def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
     return list(found.values())
 
 
-def _train(store: Store, run: Artifact, facts: DataSpec, called: dict[str, str]) -> list[str]:
-    """The options with which the family's preset becomes the run's recipe; `called` are names by the runs' ids."""
+def _train(store: Store, run: Artifact, facts: DataSpec, name_by_run: dict[str, str]) -> list[str]:
+    """The options that turn the family's preset into the run's recipe; `name_by_run` maps run ids to names."""
     recipe = recipe_of(run)
     kind, net = recipe.family["kind"], recipe.net["kind"]
     source = store.get("runs", recipe.init) if recipe.init else None
@@ -77,50 +77,53 @@ def _train(store: Store, run: Artifact, facts: DataSpec, called: dict[str, str])
         base = flatten(preset.model_dump(mode="json"))
         if other_net:
             del base["net.kind"]
-    except GenflowError:  # a preset that is gone, or fits no longer: everything is said
+    except GenflowError:  # the preset no longer exists or is invalid: state every setting
         base = {"family.kind": kind}
-    asked = {key: value for key, value in _deciding(recipe).items() if key not in base or base[key] != value}
+    asked = {key: value for key, value in _deciding_settings(recipe).items() if key not in base or base[key] != value}
     asked.pop("init", None)
-    start = ["--init", called.get(recipe.init, recipe.init)] if recipe.init else []
+    start = ["--init", name_by_run.get(recipe.init, recipe.init)] if recipe.init else []
     name = ["--name", recipe.name] if recipe.name else []
     return [*start, *name, *_sets(asked)]
 
 
 def recipe_of(run: Artifact) -> Recipe:
-    """A run's resolved recipe."""
+    """The resolved recipe of a run."""
     path = run.file("recipe.yaml")
     return parse(read(path), str(path))
 
 
 def differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:
-    """The keys that two recipes or more have and in which they differ, with each one's value or a dash."""
-    flat = [_deciding(recipe) for recipe in recipes]
+    """The keys in which recipes differ, with one value per recipe, or a dash if it lacks the key.
+
+    Keys that only one recipe has are omitted (see `unique_settings`).
+    """
+    flat = [_deciding_settings(recipe) for recipe in recipes]
     keys = dict.fromkeys(key for values in flat for key in values if sum(key in other for other in flat) > 1)
-    found = [(key, [_shown(values[key]) if key in values else "–" for values in flat]) for key in keys]
+    found = [(key, [_text(values[key]) if key in values else "–" for values in flat]) for key in keys]
     return [(key, values) for key, values in found if len(set(values)) > 1]
 
 
-def own(recipes: Sequence[Recipe]) -> list[list[str]]:
-    """For each recipe the keys that no other has, as `key=value`."""
-    flat = [_deciding(recipe) for recipe in recipes]
+def unique_settings(recipes: Sequence[Recipe]) -> list[list[str]]:
+    """For each recipe, the settings whose keys no other recipe has, as `key=value`."""
+    flat = [_deciding_settings(recipe) for recipe in recipes]
     return [
-        [f"{key}={_shown(values[key])}" for key in values if sum(key in other for other in flat) == 1]
+        [f"{key}={_text(values[key])}" for key in values if sum(key in other for other in flat) == 1]
         for values in flat
     ]
 
 
-def _deciding(recipe: Recipe) -> dict[str, Any]:
+def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
     values = flatten(recipe.model_dump(mode="json"))
     pairs = {"data.pairs": recipe.data.pairs} if recipe.data.pairs else {}
     return {key: value for key, value in values.items() if not key.startswith(NOT_OF_THE_RUN)} | pairs
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _sets(values: dict[str, Any]) -> list[str]:
-    return [word for key, value in values.items() for word in ("--set", f"{key}={_shown(value)}")]
+    return [word for key, value in values.items() for word in ("--set", f"{key}={_text(value)}")]
 
 
 def _line(*words: str) -> str:

@@ -1,4 +1,4 @@
-"""The comparison as rows of text, and which run is the best by a metric."""
+"""The comparison as a table of text, and the best run by a metric."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from genflow.storage.store import Artifact, Store
 
 
 def columns() -> list[str]:
-    """The table's head."""
+    """The titles of the columns."""
     return [column.head for column in _columns()]
 
 
 def rows(document: dict[str, Any]) -> list[list[str]]:
-    """One line a run, best distance first, from the document of `evaluate` or `compare`."""
+    """One row per run, smallest fd first, from the document of `genflow evaluate` or `genflow compare`."""
     found = sorted(document["rows"], key=lambda row: row["metrics"]["fd"]["value"])
     return [[column.cell(row) for column in _columns()] for row in found]
 
 
 def _columns() -> list[Column]:
-    """Whose run, quality, price: the first metric's columns stand before the number of evaluations."""
+    """Run, quality, cost: the columns of the first metric, then nfe, then those of the other metrics."""
     first, *others = metrics.every()
     return [
         Column("run", lambda row: row["name"]),
@@ -42,7 +42,7 @@ def _images_a_second(row: Row) -> str:
 
 
 def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
-    """The id of the run that a metric prefers.
+    """The id of the best run by a metric.
 
     Raises:
         UsageError: no run has the metric.
@@ -62,14 +62,16 @@ def _value(row: Row, metric: str) -> float | None:
     if metric == "ms":
         return row["speed"]["ms_batch_64"]
     declared = metrics.numbers().get(metric)
-    return ((declared.of(row) if declared else row["metrics"].get(metric)) or {}).get("value")
+    return ((declared.get(row) if declared else row["metrics"].get(metric)) or {}).get("value")
 
 
 def best_run(store: Store, metric: str) -> Artifact:
-    """The best of the measured runs in a store; the newest evaluation of each counts.
+    """The best of the measured runs in a store, by the newest evaluation of each.
+
+    Only runs with the same data and features as the newest evaluation are considered.
 
     Raises:
-        UsageError: nothing was measured, or there is no such metric.
+        UsageError: no run was measured, or there is no such metric.
     """
     newest: dict[str, dict[str, Any]] = {}
     for evaluation in store.artifacts("evaluations"):
@@ -78,8 +80,8 @@ def best_run(store: Store, metric: str) -> Artifact:
         if store.get("runs", document["run"]):
             newest[document["run"]] = document
     if not newest:
-        raise UsageError(f"best:{metric}: nothing was measured yet", "genflow evaluate RUN")
-    last = list(newest.values())[-1]  # distances on other data, or by other features, do not compare with it
+        raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")
+    last = list(newest.values())[-1]  # distances with other data or features are not comparable
     alike = [row for row in newest.values() if _measured_by(row) == _measured_by(last)]
     return store.find("runs", best(alike, metric))
 

@@ -1,10 +1,10 @@
-"""HAProxy before the replicas, where Ray is our own: far faster than Ray's own proxy (`benchmarks.proxies`).
+"""HAProxy in front of the replicas, if genflow started Ray: far faster than Ray's own proxy (`benchmarks.proxies`).
 
-Ray starts HAProxy, and tells it which replicas there are (`RAY_SERVE_ENABLE_HA_PROXY`). What it writes for it to read
-is not what we want: two more ports on every interface, a socket that anybody on the machine may give orders through, a
-bare 500 where a replica died. So the program that Ray is told to start is `become`, which mends the file first.
+Ray starts HAProxy and writes its configuration with the addresses of the replicas (`RAY_SERVE_ENABLE_HA_PROXY`). That
+configuration opens two more ports on every interface and a control socket for every user of the machine, and it returns
+a bare 500 if a replica dies. So Ray starts `exec_haproxy` instead, which corrects the configuration first.
 
-The standard library only, and little of it: it runs before HAProxy whenever the replicas change.
+`exec_haproxy` imports little, and only from the standard library: it runs before HAProxy whenever the replicas change.
 """
 
 import os
@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BUFFER = 256 << 10  # bytes of a request that are kept until it is answered; a longer one is not sent again
-CONNECTIONS = 1024
-REQUEST_S = 10  # in which a client must have sent a request
-TRIES = 6
-FULL_MS = 100  # for which a queue that was full is taken to be full still
-BACKEND = "    http-reuse always\n"
-ANSWERED = (400, 408, 500, 502, 503, 504)  # by HAProxy itself
+BUFFER_BYTES = 256 << 10  # bytes of a request that are kept until it is answered; a longer request is not retried
+MAX_CONNECTIONS = 1024
+REQUEST_S = 10  # time limit for a client to send a request
+MAX_ATTEMPTS = 6
+FULL_WINDOW_MS = 100  # after a 503 of a replica, reject requests for this time
+BACKEND_LINE = "    http-reuse always\n"
+ERROR_STATUSES = (400, 408, 500, 502, 503, 504)  # errors that HAProxy itself can return
 
 
 def available() -> str:
-    """HAProxy, as Ray's wheels for Linux bring it; empty where they do not, or RAY_SERVE_ENABLE_HA_PROXY is 0."""
+    """Return the path of HAProxy in Ray's wheel for Linux; empty without it, or if RAY_SERVE_ENABLE_HA_PROXY is 0."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0":
         return ""
     try:
@@ -38,35 +38,38 @@ def available() -> str:
 
 
 @contextmanager
-def opened(binary: str, host: str, most: int) -> Iterator[dict[str, str]]:
-    """The variables with which Ray has HAProxy stand before the replicas; while in the block.
+def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict[str, str]]:
+    """Yield the environment variables with which Ray uses HAProxy; its files exist inside the block.
 
     Args:
-        binary: of HAProxy.
-        host: the address that it listens on; the replicas themselves listen on the loopback.
-        most: requests under way; what is more is refused.
+        binary: path of HAProxy.
+        host: the address that HAProxy listens on; the replicas themselves listen on the loopback.
+        max_ongoing: limit of concurrent requests; requests over it are rejected.
     """
     from genflow.serving.responses import RequestError
     from genflow.system import environment, source_hash
-    from jobs.runtime.serve.retry_middleware import wire
+    from jobs.runtime.serve.retry_middleware import encode_error_response
 
-    with tempfile.TemporaryDirectory(prefix="genflow-", dir="/tmp") as name:  # private; sockets want short paths
+    with tempfile.TemporaryDirectory(
+        prefix="genflow-", dir="/tmp"
+    ) as name:  # readable by this user only; socket paths must be short
         folder = Path(name)
-        busy = RequestError(503, "there are too many requests", hint="try again", retry_after=1)
-        said = {
-            400: RequestError(400, "this is no HTTP request"),
-            408: RequestError(408, f"the request took over {REQUEST_S} s"),
+        busy = RequestError(503, "too many concurrent requests", hint="try again later", retry_after=1)
+        errors = {
+            400: RequestError(400, "not a valid HTTP request"),
+            408: RequestError(408, f"sending the request took longer than {REQUEST_S} s"),
             500: RequestError(503, "no replica answers", retry_after=1), 503: busy,
         }  # fmt: skip
-        for status, refused in (said | {502: said[500], 504: said[500]}).items():
-            (folder / f"{status}.http").write_bytes(wire(refused))
+        for status, error in (errors | {502: errors[500], 504: errors[500]}).items():
+            (folder / f"{status}.http").write_bytes(encode_error_response(error))
         script = folder / "haproxy"
-        given = ", ".join(repr(value) for value in (binary, str(folder), host, most))
+        arguments = ", ".join(repr(value) for value in (binary, str(folder), host, max_ongoing))
         path = str(source_hash.resources_dir())
         start = (
-            f"import sys; sys.path.insert(0, {path!r}); from jobs.runtime.serve import haproxy; haproxy.become({given})"
+            f"import sys; sys.path.insert(0, {path!r}); from jobs.runtime.serve import haproxy; "
+            f"haproxy.exec_haproxy({arguments})"
         )
-        script.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -SE -c {shlex.quote(start)} \"$@\"\n")
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -SE -c {shlex.quote(start)} "$@"\n')
         script.chmod(0o700)
         yield {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -75,13 +78,13 @@ def opened(binary: str, host: str, most: int) -> Iterator[dict[str, str]]:
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # ours are the replicas'
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # genflow's metrics come from the replicas
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS),
-            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER),
-            # a sample is a function of its seed: a request that a replica took to its grave may be sent again
+            "RAY_SERVE_HAPROXY_MAXCONN": str(MAX_CONNECTIONS),
+            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
+            # a sample is a function of its seed, so a request whose replica died can be sent again
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
-            "RAY_SERVE_HAPROXY_RETRIES": str(TRIES),
+            "RAY_SERVE_HAPROXY_RETRIES": str(MAX_ATTEMPTS),
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(environment.free_port()),
@@ -89,42 +92,42 @@ def opened(binary: str, host: str, most: int) -> Iterator[dict[str, str]]:
         }
 
 
-def become(binary: str, folder: str, host: str, most: int) -> None:
-    """Mend the file that the arguments name, and become HAProxy."""
+def exec_haproxy(binary: str, folder: str, host: str, max_ongoing: int) -> None:
+    """Correct the configuration file named after `-f`, and replace this process by HAProxy."""
     arguments = sys.argv[1:]
     if "-f" in arguments:
         path = arguments[arguments.index("-f") + 1]
         with open(path, encoding="utf-8") as file:
-            text = mended(file.read(), folder, host, most)
+            text = adapt_config(file.read(), folder, host, max_ongoing)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     os.execv(binary, [binary, *arguments])
 
 
-def mended(config: str, folder: str, host: str, most: int) -> str:
-    """Ray's configuration as we want it.
+def adapt_config(config: str, folder: str, host: str, max_ongoing: int) -> str:
+    """Correct Ray's configuration of HAProxy.
 
     Args:
-        config: as Ray writes it.
-        folder: where the answers to what no replica answers lie.
+        config: the configuration that Ray wrote.
+        folder: contains the error responses.
         host: the address to listen on.
-        most: requests under way.
+        max_ongoing: limit of concurrent requests.
     """
-    if "# mended" in config:
+    if "# adapted by genflow" in config:
         return config
     sections = re.split(r"(?m)^(?=[a-z])", config)
     kept = [section for section in sections if not section.startswith(("frontend prometheus", "listen stats"))]
     text = "".join(kept).replace("mode 666 level admin", "mode 600 level admin")
     text = re.sub(r"(?m)^ *errorfile .*\n", "", text)
-    files = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in ANSWERED)
+    files = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in ERROR_STATUSES)
     waits = f"    timeout http-request {REQUEST_S}s\n    option http-buffer-request\n    option forwardfor\n"
     text = text.replace("    mode http\n", f"    mode http\n{waits}{files}", 1)
     bound = f"[{host}]" if ":" in host else host
     text = re.sub(r"(?m)^(frontend http_frontend\n    bind )127\.0\.0\.1:", rf"\g<1>{bound}:", text)
-    full = f"{{ var(proc.full) -m found }} {{ date(0,ms),sub(proc.full) lt {FULL_MS} }}"
-    door = (
-        f"    http-request deny deny_status 503 if METH_POST {{ be_conn ge {most} }}\n"
+    full = f"{{ var(proc.full) -m found }} {{ date(0,ms),sub(proc.full) lt {FULL_WINDOW_MS} }}"
+    rules = (
+        f"    http-request deny deny_status 503 if METH_POST {{ be_conn ge {max_ongoing} }}\n"
         f"    http-request deny deny_status 503 if METH_POST {full}\n"
         "    http-response set-var(proc.full) date(0,ms) if { status 503 }\n"
     )
-    return "# mended\n" + text.replace(BACKEND, BACKEND + door)
+    return "# adapted by genflow\n" + text.replace(BACKEND_LINE, BACKEND_LINE + rules)

@@ -1,4 +1,4 @@
-"""A run's numbers as Ray's metrics, for Prometheus and deploy/grafana-training.json."""
+"""A run's numbers as metrics of Ray, for Prometheus and deploy/grafana-training.json."""
 
 import time
 from typing import Any
@@ -8,9 +8,9 @@ from ray.util.metrics import Gauge
 NAMES = {
     "loss": ("The loss, averaged over the workers.", ("run", "family", "player")),
     "gradient_norm": ("The gradient's norm before clipping.", ("run", "family", "player")),
-    "step": ("Steps made.", ("run", "family")),
-    "position": ("The share of the budget that is used.", ("run", "family")),
-    "images_per_second": ("Images a second of all workers, since the last report.", ("run", "family")),
+    "step": ("Training steps so far.", ("run", "family")),
+    "position": ("The used share of the budget.", ("run", "family")),
+    "images_per_second": ("Images per second of all workers, since the last report.", ("run", "family")),
     "part_seconds": ("Seconds of a part of a step, mean since the last report.", ("run", "family", "part")),
 }
 
@@ -32,7 +32,7 @@ class TrainingGauges:
         self._before = (time.monotonic(), 0.0)
 
     def __call__(self, numbers: dict[str, Any], parts: dict[str, float]) -> None:
-        """Show a step's numbers, as the loop logs them, and the seconds of a step's parts."""
+        """Set the gauges to a step's numbers, as the loop logs them, and to the seconds of a step's parts."""
         for name, value in numbers.items():
             kind, _, player = name.partition("/")
             if kind in ("loss", "gradient_norm"):

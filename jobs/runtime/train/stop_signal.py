@@ -1,6 +1,6 @@
-"""How several workers hear that somebody asked a run to stop: a bell that the driver rings and the first one hears.
+"""Ask several workers to save and stop: the driver sets a flag in an actor, and the first worker polls it.
 
-The loop's own reports carry it from the first worker to the others, so that all of them end at one step.
+The loop's reports share the request with the other workers, so that all of them end at the same step.
 """
 
 import contextlib
@@ -11,61 +11,61 @@ from typing import Any
 
 import ray
 
-LISTEN_S = 0.5  # between two questions whether it has rung
-SAVE_S = 45.0  # the longest that workers are waited for once it rang; a job is given 60
+POLL_S = 0.5  # between two polls
+SAVE_S = 45.0  # the driver waits so long for the workers to save; a stopped job has 60
 
 
 @ray.remote(num_cpus=0)
 class StopFlag:
-    """Rings once."""
+    """An actor with a flag that can be set once."""
 
     def __init__(self) -> None:
-        self._rung = False
+        self._is_set = False
 
-    def ring(self) -> None:
-        """Ask the run to stop."""
-        self._rung = True
+    def set(self) -> None:
+        """Request the stop."""
+        self._is_set = True
 
-    def has_rung(self) -> bool:
-        """Whether somebody asked."""
-        return self._rung
+    def is_set(self) -> bool:
+        """Whether the stop was requested."""
+        return self._is_set
 
 
 class StopPoller:
-    """Whether a bell has rung, asked beside the training thread.
+    """Returns whether the flag is set; a second thread polls it, so that training does not wait.
 
     Args:
-        bell: the actor.
+        flag: handle of a `StopFlag` actor.
     """
 
-    def __init__(self, bell: Any) -> None:
-        self._heard = False
-        threading.Thread(target=self._listen, args=(bell,), name="bell", daemon=True).start()
+    def __init__(self, flag: Any) -> None:
+        self._stopped = False
+        threading.Thread(target=self._poll, args=(flag,), name="stop-poller", daemon=True).start()
 
-    def _listen(self, bell: Any) -> None:
-        while not self._heard:
-            with contextlib.suppress(Exception):  # the node that has it may be gone: then Ray ends this run
-                self._heard = bool(ray.get(bell.has_rung.remote(), timeout=10))
-            time.sleep(LISTEN_S)
+    def _poll(self, flag: Any) -> None:
+        while not self._stopped:
+            with contextlib.suppress(Exception):  # the node of the actor may be gone; then Ray ends this run
+                self._stopped = bool(ray.get(flag.is_set.remote(), timeout=10))
+            time.sleep(POLL_S)
 
     def __call__(self) -> bool:
-        return self._heard
+        return self._stopped
 
 
-def fit(run: Callable[[], Any], bell: Any, say: Callable[[str], None]) -> None:
-    """Run, beside the main thread: in it, Ray would turn Ctrl-C into an exit with code 0. Ctrl-C rings the bell.
+def fit(run: Callable[[], Any], flag: Any, notify: Callable[[str], None]) -> None:
+    """Call `run` in a second thread: in the main thread Ray turns Ctrl-C into exit code 0. Ctrl-C sets the flag.
 
     Args:
         run: returns when the workers have ended.
-        bell: what they hear.
-        say: is told that they are asked to stop.
+        flag: handle of the `StopFlag` actor that the first worker polls.
+        notify: called with a message when the stop is requested.
 
     Raises:
-        KeyboardInterrupt: somebody asked to stop; the workers have saved, or did not within 45 seconds.
+        KeyboardInterrupt: Ctrl-C or a signal asked to stop; the workers have saved, or did not within 45 seconds.
         BaseException: what `run` raised.
     """
     outcome: list[BaseException] = []
-    ended = threading.Event()  # `Thread.join` that a signal interrupts takes the thread to have ended (Python 3.11)
+    ended = threading.Event()  # after a signal, `Thread.join` regards the thread as ended (Python 3.11)
 
     def work() -> None:
         try:
@@ -79,10 +79,10 @@ def fit(run: Callable[[], Any], bell: Any, say: Callable[[str], None]) -> None:
     try:
         ended.wait()
     except KeyboardInterrupt:
-        say("stopping: the workers save first")
+        notify("stopping: the workers save first")
         with contextlib.suppress(Exception):
-            ray.get(bell.ring.remote(), timeout=10)
-        ended.wait(SAVE_S)  # a second Ctrl-C ends this, too
+            ray.get(flag.set.remote(), timeout=10)
+        ended.wait(SAVE_S)  # a second Ctrl-C ends the waiting
         raise
     if outcome:
         raise outcome[0]

@@ -1,4 +1,4 @@
-"""What every worker of a training run does, inside Ray Train: open the data, build the family, fit it."""
+"""One worker of a training run, inside Ray Train: open the data, build the family, fit it."""
 
 import os
 import signal
@@ -37,13 +37,13 @@ def work(settings: dict[str, Any]) -> None:
     """Train this worker's share of a run.
 
     Args:
-        settings: plain values, because a worker may be another machine: `store`, `recipe`, `dataset` (its id),
-            `run` (its id), and whether this is the `alone` worker in the job's own process; if not, the `bell`.
-            The `alone` worker may get the `Recipe` itself, which this process has validated already.
+        settings: plain values, because a worker may run on another machine: `store`, `recipe`, `dataset` (its id),
+            `run` (its id), and `alone`: whether this is the only worker, in the job's process. Otherwise
+            `stop_flag` is the actor to poll. With `alone`, `recipe` may be a validated `Recipe`.
 
     Raises:
-        SetupError: the store is not what the job's own process sees.
-        KeyboardInterrupt: a signal asked the only worker to end; its state is saved.
+        SetupError: this node does not see the store that the job's process uses.
+        KeyboardInterrupt: a signal asked the only worker to stop; its state is saved.
     """
     store, recipe = _store(settings["store"]), settings["recipe"]
     if not isinstance(recipe, Recipe):
@@ -54,40 +54,40 @@ def work(settings: dict[str, Any]) -> None:
     data = Dataset.open(_dataset(store, settings["dataset"], folder))
     family, rows = runs.initial_family(store, recipe, data.facts), runs.training_rows(store, recipe, data)
     device = _device(recipe, settings["alone"])
-    whole = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
+    full_batches = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
     batches = Stream(rows, recipe.train.batch, recipe.train.seed, rank, world, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     checkpoints = Checkpoints(folder / "checkpoints")
 
     def log(numbers: dict[str, Any]) -> None:
         assert journal is not None
-        _say(numbers, journal, recipe, settings["run"])
+        _log_numbers(numbers, journal, recipe, settings["run"])
 
-    watch = _nothing if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
+    gauges = _ignore if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
 
-    def show(step: int, average: dict[str, torch.Tensor]) -> None:
+    def draw_grid(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
         # Without a full copy, every worker would have to draw.
         drawn = runs.initial_family(store, recipe, data.facts).to(device) if session.sharded else family
-        loop.on_average(drawn, average, lambda: _draw(drawn, recipe, file, device))
+        loop.with_average(drawn, average, lambda: _write_grid(drawn, recipe, file, device))
         assert journal is not None
         store.upload(file)
         journal.image(step, "samples/ema", file)
 
     def save(step: int, write: Callable[[Path], None]) -> None:
         assert journal is not None
-        journal.keep()  # before the checkpoint: who goes on from it measures nothing before it again
+        journal.sync_with_bucket()  # before the checkpoint: a resumed run does not log earlier steps again
         checkpoints.save(step, write)
 
-    with Stop(settings["alone"]) as stop:
-        asked = stop if settings["alone"] else StopPoller(settings["bell"]) if rank == 0 else bool
+    with StopOnSignal(settings["alone"]) as stop:
+        should_stop = stop if settings["alone"] else StopPoller(settings["stop_flag"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, save=save, log=log, watch=watch,
-            should_stop=asked, barrier=_nothing if settings["alone"] else ray.train.report,
+            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, save=save, log=log, watch=gauges,
+            should_stop=should_stop, barrier=_ignore if settings["alone"] else ray.train.report,
         )  # fmt: skip
         try:
-            fitted = loop.fit(family, batches, session, recipe.train, show, whole)
+            fitted = loop.fit(family, batches, session, recipe.train, draw_grid, full_batches)
         finally:
             if journal:
                 journal.close()
@@ -98,12 +98,12 @@ def work(settings: dict[str, Any]) -> None:
         raise KeyboardInterrupt(signal.Signals(stop.signum).name)
 
 
-def _nothing(*_: Any) -> None:
+def _ignore(*_: Any) -> None:
     return None
 
 
 def _store(url: str) -> Store:
-    """The store, or why this node does not reach it."""
+    """Open the store; the error says why this node cannot."""
     try:
         return Store(url)
     except SetupError as error:
@@ -112,7 +112,7 @@ def _store(url: str) -> Store:
 
 
 def _dataset(store: Store, id: str, run: Path) -> Artifact:
-    """The dataset, if this node sees the store that the job's own process wrote to."""
+    """The dataset, if this node sees the store that the job's process writes to."""
     dataset = store.get("datasets", id)
     if dataset is None or not store.available(run / RECIPE):
         raise SetupError(
@@ -123,17 +123,17 @@ def _dataset(store: Store, id: str, run: Path) -> Artifact:
 
 
 def _device(recipe: Recipe, alone: bool) -> str:
-    """The GPUs that Ray gave this worker; the machine's own for one worker alone; else the CPU.
+    """The device: the GPU that Ray assigned to this worker, the machine's GPU for a single worker, or the CPU.
 
-    A Ray worker that asked for no GPU sees all of them, and must take none.
+    A Ray worker that requested no GPU sees all of them, and must not use any.
     """
     if recipe.cluster.gpus or (alone and torch.cuda.is_available()):
         return str(ray.train.torch.get_device())
     return "cpu"
 
 
-def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) -> None:
-    """A step's numbers: into the journal, and to whoever waits."""
+def _log_numbers(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) -> None:
+    """Write a step's numbers to the journal, and emit the progress event."""
     step, position = numbers["step"], numbers["position"]
     journal.metrics(step, {f"train/{name}": x for name, x in numbers.items() if name not in ("step", "position")})
     left = numbers["seconds"] * (1 - position) / position if position > 0 else None
@@ -145,8 +145,8 @@ def _say(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) ->
     )  # fmt: skip
 
 
-def _draw(family: Family, recipe: Recipe, file: Path, device: str) -> None:
-    """Samples of fixed seeds, one class a column where there are classes."""
+def _write_grid(family: Family, recipe: Recipe, file: Path, device: str) -> None:
+    """Write a grid of samples with fixed seeds; with classes, each column has one class."""
     engine = Engine(family, recipe, device=device, frozen=False)
     classes = family.facts.classes
     count = GRID_COLUMNS * GRID_ROWS
@@ -154,11 +154,11 @@ def _draw(family: Family, recipe: Recipe, file: Path, device: str) -> None:
     write_atomically(file, render(engine.draw(range(count), labels).images, family.facts, GRID_COLUMNS))
 
 
-class Stop:
-    """Whether a signal asked this process to end, while in the block. The second signal ends it at once.
+class StopOnSignal:
+    """Returns whether SIGINT or SIGTERM asked to stop, within the block. The second signal ends the process at once.
 
     Args:
-        alone: whether this worker hears signals. Several hear a bell instead, and agree on a step.
+        alone: whether this is the only worker; several poll a stop flag instead, and end at the same step.
     """
 
     def __init__(self, alone: bool) -> None:
@@ -166,7 +166,7 @@ class Stop:
         self._signals = (signal.SIGINT, signal.SIGTERM) if alone and _is_main_thread() else ()
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopOnSignal":
         self._before = {signum: signal.signal(signum, self._ask) for signum in self._signals}
         return self
 

@@ -1,8 +1,8 @@
-"""The workers of a training run as a group: start them with Ray Train, wait, and say what ended them.
+"""The workers of a training run: start them with Ray Train, wait, and explain errors.
 
-One worker on one device needs no cluster: Ray Train's local mode enters the loop at once, in this process.
-Checkpoints are genflow's own in every mode, in the store; Ray restarts workers that die, and all of them go on
-from the newest checkpoint that verifies.
+One worker on one device needs no cluster: Ray Train's local mode runs the loop in this process. In every mode
+checkpoints are genflow's own, in the store; Ray restarts workers that die, and all of them resume from the newest
+valid checkpoint.
 """
 
 import contextlib
@@ -29,46 +29,46 @@ from jobs.runtime import resources
 from jobs.runtime.train.stop_signal import StopFlag, fit
 from jobs.runtime.train.worker import work
 
-LAST_WORDS_S = 1.0  # what workers print passes through their node's log monitor
-SIOCGIFADDR = 0x8915  # ask Linux for an interface's address
+LOG_DRAIN_S = 1.0  # time for the node's log monitor to forward the last output of the workers
+SIOCGIFADDR = 0x8915  # Linux ioctl: get an interface's address
 
 
-def alone(settings: dict[str, Any]) -> None:
-    """One worker in this process: Ray Train without a cluster.
+def run_in_process(settings: dict[str, Any]) -> None:
+    """Run one worker in this process: Ray Train without a cluster.
 
     Args:
         settings: for `worker.work`.
     """
     logger = logging.getLogger("ray")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # its informational lines are for Ray's developers
+    logger.setLevel(logging.ERROR)  # its informational lines are of no use to users
     try:
         TorchTrainer(work, train_loop_config=settings, scaling_config=ScalingConfig(num_workers=0)).fit()
     finally:
         logger.setLevel(level)
 
 
-def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> None:
-    """Several workers on the Ray that this process is connected to.
+def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> None:
+    """Run several workers on the Ray that this process is connected to.
 
     Args:
         settings: for `worker.work`.
-        cluster: how many, and what each of them gets.
-        spread: over as many nodes as there are, rather than over as few.
+        cluster: the number of workers, and the resources of each.
+        spread: place the workers on as many nodes as possible, instead of as few.
 
     Raises:
-        GenflowError: what a worker ended with; such an error is not tried again.
-        ResourceError: a worker got no place, or no memory.
-        KeyboardInterrupt: somebody asked to stop; the workers have saved.
+        GenflowError: a worker raised it; such an error is not retried.
+        ResourceError: the cluster has no resources for a worker, or a worker ran out of memory.
+        KeyboardInterrupt: the run was asked to stop; the workers have saved.
     """
-    name = f"{settings['run']}-{time.time_ns():x}"  # the store resumes, not Ray: a fresh name every time
+    name = f"{settings['run']}-{time.time_ns():x}"  # a new name every time: Ray does not resume
     store = Store(settings["store"])
-    # mypy reads the signatures of Ray Train's first version
+    # mypy uses the signatures of Ray Train V1
     failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
-    bell = StopFlag.remote()  # type: ignore[attr-defined]
+    stop_flag = StopFlag.remote()  # type: ignore[attr-defined]
     trainer = Trainer(
         work,
-        train_loop_config={**settings, "bell": bell},
+        train_loop_config={**settings, "stop_flag": stop_flag},
         torch_config=NamedInterface(),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
@@ -85,27 +85,27 @@ def together(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> Non
         ),
     )
     try:
-        fit(trainer.fit, bell, lambda text: events.emit("note", message=text))
+        fit(trainer.fit, stop_flag, lambda text: events.emit("note", message=text))
     except Exception as error:
         raise explain(error, cluster) from error
     finally:
-        time.sleep(LAST_WORDS_S)
-        resources.clear(store, name)
+        time.sleep(LOG_DRAIN_S)
+        resources.delete_storage(store, name)
 
 
 class Trainer(TorchTrainer):
-    """Ray's, without the process that hands out Ray Data's datasets: genflow's are files, which every worker maps."""
+    """Ray's trainer without the process for Ray Data's datasets; genflow's datasets are memory-mapped files."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        # mypy reads the first version of Ray Train
+        # mypy uses Ray Train V1
         made = super()._create_default_callbacks()  # type: ignore[misc]
         return [each for each in made if not isinstance(each, DatasetsCallback)]
 
 
 class StopOnUserError(UserCallback):
-    """What a person has to mend is not tried again. Raised in the controller, it ends the run.
+    """Do not retry an error that the user must fix: raise it in the controller, which ends the run.
 
-    Anything else is said in a line, and all workers go on from the newest checkpoint.
+    For any other error emit a note; Ray then restarts all workers from the newest checkpoint.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -113,11 +113,12 @@ class StopOnUserError(UserCallback):
             for cause in causes(error):
                 if isinstance(cause, GenflowError):
                     raise cause
-        events.emit("note", message=f"{lost(worker_exceptions)}; all go on from the newest checkpoint")
+        failed = failed_workers(worker_exceptions)
+        events.emit("note", message=f"{failed}; all workers resume from the newest checkpoint")
 
 
-def lost(errors: dict[int, Exception]) -> str:
-    """What became of workers, by rank, in a line: those that hung or died rather than those that lost them."""
+def failed_workers(errors: dict[int, Exception]) -> str:
+    """The ranks that hung, ran out of memory or died, in one line, without ranks that only lost the others."""
     hung = [rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckTimeoutError"]
     dead = [rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckFailedError"]
     if hung:
@@ -128,10 +129,10 @@ def lost(errors: dict[int, Exception]) -> str:
 
 
 class NamedInterface(TorchConfig):
-    """A process group over the network interface that has the node's address in Ray.
+    """A process group over the network interface of the node's address in Ray.
 
-    gloo by itself asks for the host's name, which many systems answer with 127.0.1.1; then workers on different
-    nodes wait for each other until they time out. torch's store, by which they meet, by itself listens everywhere.
+    By default gloo resolves the host name, which on many systems is 127.0.1.1; then workers on different nodes wait for
+    each other until they time out. By default torch's rendezvous store listens on all interfaces.
     """
 
     @property
@@ -140,28 +141,28 @@ class NamedInterface(TorchConfig):
 
         class Backend(inner):  # type: ignore[misc, valid-type]
             def on_start(self, worker_group: Any, backend_config: Any) -> None:
-                worker_group.execute(name_interface)
-                worker_group.execute(meet_at_one_address)
+                worker_group.execute(set_gloo_interface)
+                worker_group.execute(bind_store_to_address)
                 super().on_start(worker_group, backend_config)
 
         return Backend
 
 
-def name_interface() -> None:
+def set_gloo_interface() -> None:
     """On a worker: set GLOO_SOCKET_IFNAME, unless it is set."""
     name = interface_of(ray.util.get_node_ip_address())
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-def meet_at_one_address() -> None:
-    """On a worker: torch's store listens on the address that it is reached by, and on no other interface.
+def bind_store_to_address() -> None:
+    """On a worker: make torch's rendezvous store listen only on the address that workers connect to.
 
-    torch has no setting for it, and binds `::`, in local mode too; but it takes a socket that listens already.
+    torch has no setting for this and binds `::`, also in local mode; but it accepts a socket that already listens.
     """
     from torch.distributed import TCPStore
 
-    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # torch gives a function its name
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # torch has a function of the same name
 
     def store(host: str, port: int, rank: int, world: int, timeout: Any, use_libuv: bool = True) -> TCPStore:
         if rank:
@@ -171,11 +172,11 @@ def meet_at_one_address() -> None:
         return TCPStore(host, port, world, True, timeout, master_listen_fd=listener.detach())
 
     assert hasattr(rendezvous, "_create_c10d_store")
-    setattr(rendezvous, "_create_c10d_store", store)  # noqa: B010  mypy knows no such attribute
+    setattr(rendezvous, "_create_c10d_store", store)  # noqa: B010  mypy does not know the attribute
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has an IPv4 address; None where that cannot be known."""
+    """The network interface that has an IPv4 address; None if there is none."""
     for _, name in socket.if_nameindex():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
             request = struct.pack("256s", name.encode()[:15])
@@ -185,7 +186,7 @@ def interface_of(address: str) -> str | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and everything that Ray wrapped in it."""
+    """Iterate over an error and all errors that Ray wrapped in it."""
     waiting, seen = [error], set()
     while waiting:
         current = waiting.pop(0)
@@ -199,17 +200,17 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def explain(error: BaseException, cluster: Cluster) -> GenflowError:
-    """What ended the workers, in one line."""
-    every = list(causes(error))
-    for cause in every:
+    """Convert the error of a run to one line: the user's error, a lack of memory or resources, or the last cause."""
+    chain = list(causes(error))
+    for cause in chain:
         if isinstance(cause, GenflowError):
             return cause
-    if any(is_out_of_memory(cause) for cause in every):
+    if any(is_out_of_memory(cause) for cause in chain):
         return ResourceError("a worker ran out of memory", "try a smaller --set train.batch, or more --workers")
-    if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in every):
+    if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in chain):
         asked = f"{cluster.workers} workers with {cluster.cpus:g} CPU and {cluster.gpus:g} GPU each"
-        return ResourceError(f"{asked} found no place on the cluster", "wait for other jobs, or use fewer --workers")
-    last = every[-1]
+        return ResourceError(f"the cluster has no room for {asked}", "wait for other jobs, or use fewer --workers")
+    last = chain[-1]
     text = str(last).strip().splitlines()
     how = f"{type(last).__name__}: {text[0]}" if text else type(last).__name__
     return GenflowError(f"the workers died {cluster.retries + 1} times: {how}", "run it again with -v for their output")

@@ -1,4 +1,4 @@
-"""Ray Tune.
+"""Run a search's trials on Ray Tune.
 
     trainable    a trial as a Ray Tune trainable
     searchers    TPE, random and grid search that survive a kill

@@ -1,7 +1,7 @@
-"""Who says what a search tries next: by Ray Tune's own generators and searchers, behind the search's record.
+"""Propose the settings of the next trial with Ray Tune's generators and searchers, restored from the trial log.
 
-The record is told to a fresh searcher in the order in which it happened; so a search that was killed goes on with the
-settings that would have come (see docs/decisions/0011-how-a-search-resumes.md).
+A new searcher replays the log in chronological order, so a killed search continues with the settings that would have
+come (see docs/decisions/0011-how-a-search-resumes.md).
 """
 
 import itertools
@@ -20,27 +20,27 @@ from genflow.tuning.analysis import distribution
 from genflow.tuning.reports import Report
 from genflow.tuning.search import Search
 from genflow.tuning.space import Domain
-from genflow.tuning.trial_log import TrialLog, told
+from genflow.tuning.trial_log import TrialLog, searcher_value
 
-HALT = "halt"  # in a result: what ends the whole search, as an error's code, message and hint
-LOST = "its process died"  # of memory, or with its machine
+HALT = "halt"  # key of a result: an error that ends the whole search, as (code, message, hint)
+PROCESS_DIED = "its process died"  # out of memory, or with its machine
 
 
 class Proposer(Protocol):
-    """Who says what to try next."""
+    """Proposes the settings of new trials."""
 
     def propose(self, number: int) -> Json | None:
-        """The settings of a trial; None: there are no more."""
+        """The settings of a new trial; None: there are no more."""
 
     def tell(self, number: int, params: Json, report: Report) -> None:
-        """How it ended."""
+        """Add the last report of a trial that ended."""
 
 
-class Points:
-    """Settings that are known beforehand.
+class FixedProposer:
+    """Proposes a given list of settings.
 
     Args:
-        points: in order.
+        points: the settings, in order.
     """
 
     def __init__(self, points: list[Json]) -> None:
@@ -50,15 +50,15 @@ class Points:
         return self.points[number] if number < len(self.points) else None
 
     def tell(self, number: int, params: Json, report: Report) -> None:
-        """It changes nothing."""
+        """Ignored."""
 
 
-class Tpe:
-    """Optuna's tree-structured Parzen estimator, by Ray Tune's `OptunaSearch`, after the preset itself.
+class TpeProposer:
+    """Optuna's tree-structured Parzen estimator, by Ray Tune's `OptunaSearch`.
 
     Args:
-        search: whose space and metrics.
-        first: settings to begin with.
+        search: gives the space and the metrics.
+        first: settings to propose first.
     """
 
     def __init__(self, search: Search, first: list[Json]) -> None:
@@ -73,7 +73,9 @@ class Tpe:
             self.inner = OptunaSearch(
                 {key: distribution(domain) for key, domain in search.space.items()},
                 metric=names[0] if one else names, mode=modes[0] if one else modes, points_to_evaluate=first,
-                sampler=optuna.samplers.TPESampler(seed=search.recipe.tune.seed, n_startup_trials=startup(search)),
+                sampler=optuna.samplers.TPESampler(
+                    seed=search.recipe.tune.seed, n_startup_trials=startup_trials(search)
+                ),
             )  # fmt: skip
         self.names = names
         self.proposed: dict[int, Json] = {}
@@ -84,32 +86,32 @@ class Tpe:
         return dict(found) if found else None
 
     def tell(self, number: int, params: Json, report: Report) -> None:
-        # Settings that the record has and this Optuna would not propose come from another version of it
-        mistaken = self.proposed.get(number) != params
-        result = None if mistaken else {name: told(name, report) for name in self.names}
-        self.inner.on_trial_complete(str(number), result, error=mistaken)
+        # Another version of Optuna may have proposed other settings: mark its own proposal as failed
+        differs = self.proposed.get(number) != params
+        result = None if differs else {name: searcher_value(name, report) for name in self.names}
+        self.inner.on_trial_complete(str(number), result, error=differs)
 
 
-def startup(search: Search) -> int:
-    """Trials at random before TPE models anything: a quarter, at least 4, at most Optuna's own 10."""
+def startup_trials(search: Search) -> int:
+    """The number of random trials before TPE uses its model: a quarter, at least 4, at most Optuna's default of 10."""
     return max(4, min(10, search.trials // 4))
 
 
-def proposer(search: Search, preset: Json | None) -> Proposer:
-    """The search's proposer.
+def proposer_for(search: Search, preset: Json | None) -> Proposer:
+    """The proposer for `tune.searcher`.
 
     Args:
-        search: with `tune.searcher`.
-        preset: the preset's own settings, which any search but a grid tries first; None: they are not in the space.
+        search: the search.
+        preset: the preset's settings, which every search except a grid tries first; None: they are not in the space.
     """
     first = [preset] if preset and search.recipe.tune.searcher != "grid" else []
     if search.recipe.tune.searcher == "tpe":
-        return Tpe(search, first)
-    return Points((first + drawn(search))[: search.trials])
+        return TpeProposer(search, first)
+    return FixedProposer((first + predefined_settings(search))[: search.trials])
 
 
-def drawn(search: Search) -> list[Json]:
-    """A grid's points, or as many at random, by Ray Tune's own generator; a function of the seed."""
+def predefined_settings(search: Search) -> list[Json]:
+    """All points of a grid, or random settings by Ray Tune's generator; a function of the seed."""
     if search.recipe.tune.searcher == "grid":
         keys, values = list(search.space), [domain.values for domain in search.space.values()]
         return [dict(zip(keys, point, strict=True)) for point in itertools.product(*values)]
@@ -119,56 +121,56 @@ def drawn(search: Search) -> list[Json]:
 
 
 def ray_domain(domain: Domain) -> Any:
-    """A domain as Ray Tune has it."""
+    """Convert a domain to Ray Tune's."""
     if domain.values:
         return tune.choice(list(domain.values))
-    if domain.whole:  # Tune leaves the upper end out
+    if domain.integer:  # Tune excludes the upper end
         return (tune.lograndint if domain.log else tune.randint)(int(domain.low), int(domain.high) + 1)
     return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)
 
 
 class ResumableSearcher(Searcher):
-    """A proposer behind a search's record: what was proposed is proposed again, what has ended is over.
+    """A Tune searcher that first suggests the logged trials that have not ended, then new settings.
 
     Args:
-        record: of the search.
-        inner: who proposes what is not recorded.
-        total: trials in all.
+        trial_log: of the search.
+        inner: proposes the settings of new trials.
+        total: number of trials.
     """
 
-    def __init__(self, record: TrialLog, inner: Proposer, total: int) -> None:
+    def __init__(self, trial_log: TrialLog, inner: Proposer, total: int) -> None:
         super().__init__()
-        self.record, self.inner, self.total = record, inner, total
+        self.trial_log, self.inner, self.total = trial_log, inner, total
         self.params: dict[int, Json] = {}
-        self.numbers: dict[str, int] = {}  # by Tune's own id
+        self.numbers: dict[str, int] = {}  # by Tune's trial id
         ended = set()
-        for entry in record.entries():
+        for entry in trial_log.entries():
             number = entry.get("trial", -1)
             if "params" in entry:
                 inner.propose(number)
                 self.params[number] = entry["params"]
             elif "status" in entry and number not in ended:
                 ended.add(number)
-                inner.tell(number, self.params[number], end_of(record, number, entry))
+                inner.tell(number, self.params[number], last_report(trial_log, number, entry))
         self.ended = ended
         self.waiting = sorted(set(self.params) - ended)
 
     @property
     def left(self) -> int:
-        """Trials that are not over."""
+        """The number of trials that have not ended."""
         return self.total - len(self.ended)
 
     def suggest(self, trial_id: str) -> Any:
         if self.waiting:
             number = self.waiting.pop(0)
-            self.record.goes_on(number, self.params[number])
+            self.trial_log.resume(number, self.params[number])
         else:
             number = len(self.params)
             params = self.inner.propose(number) if number < self.total else None
             if params is None:
                 return Searcher.FINISHED
-            self.params[number] = {key: plain(value) for key, value in params.items()}
-            self.record.begun(number, self.params[number])
+            self.params[number] = {key: to_python(value) for key, value in params.items()}
+            self.trial_log.log_start(number, self.params[number])
         self.numbers[trial_id] = number
         return {"trial": number, "params": self.params[number]}
 
@@ -176,36 +178,36 @@ class ResumableSearcher(Searcher):
         number = self.numbers[trial_id]
         if result and HALT in result:
             return
-        entry = ending(self.record.reports(number), error)
-        self.record.ended(number, **entry)
+        entry = end_status(self.trial_log.reports(number), error)
+        self.trial_log.log_end(number, **entry)
         self.ended.add(number)
-        self.inner.tell(number, self.params[number], end_of(self.record, number, entry))
+        self.inner.tell(number, self.params[number], last_report(self.trial_log, number, entry))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the record is the state. Tune wants a file."""
+        """Write an empty file, which Tune requires; the trial log is the state."""
         Path(checkpoint_path).write_text("")
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Nothing to restore."""
 
 
-def ending(reports: list[Report], error: bool) -> Json:
-    """How a trial ended: its status, and why."""
+def end_status(reports: list[Report], error: bool) -> Json:
+    """The status with which a trial ended, and why."""
     if error or not reports:
-        return {"status": "failed", "why": LOST}
+        return {"status": "failed", "why": PROCESS_DIED}
     status = reports[-1].get("status") or ("finished" if reports[-1].get("share") == 1 else "stopped")
     return {"status": status, "why": reports[-1].get("why", "")}
 
 
-def end_of(record: TrialLog, number: int, entry: Json) -> Report:
-    """The last report of a trial that is over, with how it ended."""
-    reports = record.reports(number)
+def last_report(trial_log: TrialLog, number: int, entry: Json) -> Report:
+    """The last report of a trial that has ended, with its status if it diverged or failed."""
+    reports = trial_log.reports(number)
     report: Report = {**reports[-1]} if reports else {}
     if entry["status"] in ("diverged", "failed"):
         report["status"] = entry["status"]
     return report
 
 
-def plain(value: Any) -> Any:
-    """A number without numpy."""
+def to_python(value: Any) -> Any:
+    """Convert a numpy scalar to a Python number."""
     return value.item() if isinstance(value, np.generic) else value

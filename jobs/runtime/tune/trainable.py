@@ -1,7 +1,7 @@
-"""The trials of a search on Ray Tune: what carries one out, and what watches over all of them.
+"""Run the trials of a search on Ray Tune: the trainable of one trial, and the Tune run of all.
 
-What a trial is, and what it leaves, is `genflow.tuning.trial`; here is only where it runs. Tune's own snapshots are not
-used: the search's record is written at every event.
+`genflow.tuning.trial` defines a trial and its files; this module only runs it. Tune's own snapshots are not used,
+because the search's trial log is written at every event.
 """
 
 import functools
@@ -22,25 +22,25 @@ from genflow.system.documents import Json
 from genflow.tuning import metrics
 from genflow.tuning.trial import Task, Trial, TrialContext
 from jobs.runtime import resources
-from jobs.runtime.tune.asha import result_of
-from jobs.runtime.tune.pbt import Generation
+from jobs.runtime.tune.asha import tune_result
+from jobs.runtime.tune.pbt import RungSearcher
 from jobs.runtime.tune.searchers import HALT, ResumableSearcher
 
 
 @functools.lru_cache(maxsize=2)
-def bench(task: Task) -> TrialContext:
-    """The shards and features of a search, opened once in a process that carries out many of its trials."""
+def trial_context(task: Task) -> TrialContext:
+    """The shards and features of a search, opened once in a process that runs many of its trials."""
     return TrialContext(task)
 
 
 class TuneTrainable(tune.Trainable):
-    """A trial as Ray Tune carries one out: a step is a rung. The process is used again for the next trial."""
+    """A trial as a Ray Tune trainable: one step is one rung. The process is reused for the next trial."""
 
     def setup(self, config: Json) -> None:
         given: Json = {key: tuple(v) if isinstance(v, list) else v for key, v in config["task"].items()}
         task = Task(**given)
         self.reduction, self.rung = config["reduction"], config.get("rung", 0)
-        self.rungs = config["rung"] + 1 if "rung" in config else len(task.shares)  # of a population, one at a time
+        self.rungs = config["rung"] + 1 if "rung" in config else len(task.shares)  # PBT: one rung a run
         self.task, self.names = task, task.metrics
         self.number, self.params = config["trial"], config["params"]
         self.trial: Trial | None = None
@@ -51,50 +51,51 @@ class TuneTrainable(tune.Trainable):
 
     def step(self) -> Json:
         try:
-            self.trial = self.trial or Trial(bench(self.task), self.number, self.params)
+            self.trial = self.trial or Trial(trial_context(self.task), self.number, self.params)
             report = self.trial.report(self.rung)
-        except (ResourceError, SetupError) as error:  # it would end every trial
-            nothing = result_of(self.names, {"status": "failed"}, self.rung, self.reduction)  # Tune wants its numbers
-            return {**nothing, HALT: (error.code, error.message, error.hint), "done": True}
-        result = result_of(self.names, report, self.rung, self.reduction)
+        except (ResourceError, SetupError) as error:  # every other trial would end with it, too
+            # Tune requires the metrics in every result
+            placeholder = tune_result(self.names, {"status": "failed"}, self.rung, self.reduction)
+            return {**placeholder, HALT: (error.code, error.message, error.hint), "done": True}
+        result = tune_result(self.names, report, self.rung, self.reduction)
         self.rung += 1
         over = bool(report.get("status")) or self.rung >= self.rungs
         return {**result, "done": over}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trial's folder holds it."""
+        """Nothing to save: the state is in the trial's folder."""
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
-        """Nothing."""
+        """Nothing to load."""
 
 
-class Watch(tune.Callback):
-    """Tells of every report and every end, and of what somebody waits for.
+class ReportCallback(tune.Callback):
+    """Calls a function after every report and every end of a trial.
 
     Args:
-        told: called with a trial's number after each report, and with whether it is over.
+        on_report: called with a trial's number, and with whether the trial has ended.
     """
 
-    def __init__(self, told: Callable[[int, bool], None]) -> None:
-        self.told = told
+    def __init__(self, on_report: Callable[[int, bool], None]) -> None:
+        self.on_report = on_report
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Json, **info: Any) -> None:
-        self.told(trial.config["trial"], False)
+        self.on_report(trial.config["trial"], False)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.told(trial.config["trial"], True)
+        self.on_report(trial.config["trial"], True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.told(trial.config["trial"], True)
+        self.on_report(trial.config["trial"], True)
 
 
-class Reached(tune.Stopper):
-    """Ends the search once a trial, measured in full, has reached the target.
+class StopOnTarget(tune.Stopper):
+    """Ends the search once a trial has reached the target at the last rung, or a result has `HALT`.
 
     Args:
-        metric: the first.
-        target: its value.
-        last: the rung at which a trial is measured in full.
+        metric: the search's first metric.
+        target: value of the metric; None: no target.
+        last: the last rung, in multiples of the first.
     """
 
     def __init__(self, metric: str, target: float | None, last: int) -> None:
@@ -112,31 +113,31 @@ class Reached(tune.Stopper):
         return self.reached or self.halt is not None
 
 
-def carry_out(
-    task: Task, searcher: ResumableSearcher | Generation, scheduler: TrialScheduler | None,
-    watch: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
+def run_trials(
+    task: Task, searcher: ResumableSearcher | RungSearcher, scheduler: TrialScheduler | None,
+    on_report: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
     seconds: float | None = None, target: float | None = None,
 ) -> None:  # fmt: skip
-    """Carry out the trials that are left, on the Ray that this process is connected to.
+    """Run the trials that are left, on the Ray that this process is connected to.
 
     Args:
-        task: what they have in common.
-        searcher: who says which.
-        scheduler: who stops them; None: nobody.
-        watch: told of each report and each end.
-        workers: trials at once.
-        cpus: of each.
-        gpus: of each; a fraction shares one.
-        reduction: between two rungs.
-        seconds: after which no trial goes on; None: no limit.
-        target: of the first metric, at which to stop.
+        task: shared by all trials.
+        searcher: suggests the trials.
+        scheduler: stops trials early; None: no early stopping.
+        on_report: called after each report and each end, with the trial's number and whether it has ended.
+        workers: concurrent trials.
+        cpus: CPUs for each trial.
+        gpus: GPUs for each trial; with a fraction, trials share one.
+        reduction: factor between two rungs.
+        seconds: time budget, after which all trials stop; None: no limit.
+        target: value of the first metric at which to stop.
 
     Raises:
-        GenflowError: what would end every trial: a full disk, a store out of reach.
+        GenflowError: an error that would end every trial: a full disk, or a store that cannot be reached.
     """
-    name = f"{Path(task.folder).parent.name}-{time.time_ns():x}"  # the record goes on, not this name
+    name = f"{Path(task.folder).parent.name}-{time.time_ns():x}"  # a new name every time: Tune does not resume
     store = Store(task.store)
-    stop = Reached(task.metrics[0], target, reduction ** (len(task.shares) - 1))
+    stop = StopOnTarget(task.metrics[0], target, reduction ** (len(task.shares) - 1))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(TuneTrainable, {"CPU": cpus, **({"GPU": gpus} if gpus else {})}),
@@ -146,22 +147,22 @@ def carry_out(
             max_concurrent_trials=workers, time_budget_s=seconds, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=name, **resources.storage(store), verbose=0, stop=stop, callbacks=[Watch(watch)],
+            name=name, **resources.storage(store), verbose=0, stop=stop, callbacks=[ReportCallback(on_report)],
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )  # fmt: skip
     try:
-        _wait(tuner)
+        _fit_in_thread(tuner)
     finally:
-        resources.clear(store, name)
+        resources.delete_storage(store, name)
     if stop.halt:
         code, *words = stop.halt
         raise BY_CODE[code](*words)
 
 
-def _wait(tuner: tune.Tuner) -> None:
-    """Fit, beside the main thread: in it, Tune would turn Ctrl-C into something of its own."""
+def _fit_in_thread(tuner: tune.Tuner) -> None:
+    """Call `fit` in a second thread, because Tune handles Ctrl-C itself in the main thread."""
     outcome: list[Any] = []
 
     def fit() -> None:

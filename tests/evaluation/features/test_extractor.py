@@ -16,8 +16,8 @@ def quiet(event: str, **fields: object) -> None:
 @pytest.fixture
 def fast(monkeypatch):
     """Judges of a few steps: these tests are not about what they learn."""
-    monkeypatch.setattr(classifier, "MOST", 5)
-    monkeypatch.setattr(classifier, "LEAST", 5)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 5)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 5)
 
 
 def test_no_row_does_two_things(prepared):
@@ -25,7 +25,7 @@ def test_no_row_does_two_things(prepared):
     for val in (0.2, 0.0):
         data = prepared("digits", val=val, name=f"digits{val}")
         real = DataSplits.of(data)
-        train = [real.floor, real.taught] + ([real.reference] if real.split == "train" else [])
+        train = [real.floor, real.training] + ([real.reference] if real.split == "train" else [])
         together = np.concatenate(train)
         assert len(together) == len(set(together.tolist())) == len(data.splits["train"])
         assert real.split == ("val" if val else "train")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.metrics import likelihood
@@ -26,7 +26,7 @@ def test_a_level_that_was_never_seen_costs_much_but_not_everything():
 def test_the_number_is_the_mean_over_records_with_its_error(store, prepared):
     """The value does not depend on how records are batched, and its error is that of a mean over them."""
     data = prepared("digits", val=0.2)
-    engine = Engine.load(finished(store, data, "vae", steps=5))
+    engine = Engine.load(trained_run(store, data, "vae", steps=5))
     real = DataSplits.of(data)
     found = likelihood.likelihood(engine, data, real, 70, 0, lambda count: None)
     again = likelihood.likelihood(engine, data, real, 70, 0, lambda count: None)
@@ -42,7 +42,7 @@ def test_the_number_is_the_mean_over_records_with_its_error(store, prepared):
 def test_points_are_measured_in_nats_beside_the_truth(store, prepared):
     """For a density of the plane the bar is the true density's own number, given the label that families are told."""
     data = prepared("ring8", samples=900, val=0.3)
-    engine = Engine.load(finished(store, data, "flow_matching", steps=2))
+    engine = Engine.load(trained_run(store, data, "flow_matching", steps=2))
     found = likelihood.likelihood(engine, data, DataSplits.of(data), 16, 0, lambda count: None)
     entropy = math.log(2 * math.pi * math.e * 0.02**2)  # of one mode: the label says which
     assert found["unit"] == "nats"

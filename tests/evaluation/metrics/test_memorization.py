@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from genflow.evaluation.features.extractor import DataSplits
-from genflow.evaluation.metrics.memorization import memorization, neighbours, small, standouts
+from genflow.evaluation.metrics.memorization import downscale, memorization, neighbours, standouts
 from genflow.evaluation.report.summary import _copies
 
 
@@ -47,8 +47,8 @@ def test_blur_is_no_copy(digits) -> None:
 def test_distances_are_those_of_all_rows_at_once(digits) -> None:
     """Training rows come in blocks; the nearest and the next five are the same as by sorting every distance."""
     train = digits.splits["train"]
-    x = small(digits.splits["val"].take(np.arange(7)), digits.facts)
-    every = small(train.take(np.arange(len(train))), digits.facts)
+    x = downscale(digits.splits["val"].take(np.arange(7)), digits.facts)
+    every = downscale(train.take(np.arange(len(train))), digits.facts)
     distances = np.sort(np.sqrt(np.square(x[:, None] - every).mean(2)), axis=1)
     nearest, others, rows = neighbours(x, train)
     np.testing.assert_array_equal(rows, np.square(x[:, None] - every).sum(2).argmin(1))

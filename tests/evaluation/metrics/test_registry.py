@@ -56,10 +56,10 @@ def test_which_way_is_better(name: str, smaller: bool) -> None:
 def test_a_number_is_found_where_its_path_says() -> None:
     """Among the metrics, or in a section; None where the document has none."""
     row = {"metrics": {"fd": {"value": 1}}, "memorization": None, "likelihood": {"value": 2}}
-    assert metrics.numbers()["fd"].of(row) == {"value": 1}
-    assert metrics.numbers()["bits_per_dim"].of(row) == {"value": 2}
-    assert metrics.numbers()["copies"].of(row) is None
-    assert Number("new", better="larger").of(row) is None
+    assert metrics.numbers()["fd"].get(row) == {"value": 1}
+    assert metrics.numbers()["bits_per_dim"].get(row) == {"value": 2}
+    assert metrics.numbers()["copies"].get(row) is None
+    assert Number("new", better="larger").get(row) is None
 
 
 def test_every_metric_decides_the_address_of_an_evaluation() -> None:

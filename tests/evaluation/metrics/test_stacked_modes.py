@@ -16,15 +16,15 @@ def quiet(event: str, **fields: object) -> None:
 @pytest.fixture
 def stacks(prepared, monkeypatch) -> Dataset:
     """1,500 stacks, 600 of them held out, and a reader of 150 steps."""
-    monkeypatch.setattr(classifier, "MOST", 150)
-    monkeypatch.setattr(classifier, "LEAST", 150)
+    monkeypatch.setattr(classifier, "MAX_STEPS", 150)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 150)
     return prepared("stack:digits", samples=1500, val=0.4)
 
 
 def test_real_stacks_show_what_real_stacks_show(store, stacks):
     """Held-out rows in the place of samples: the ceiling, its divergence, and a reader that is right on them."""
     real = DataSplits.of(stacks)
-    found = stacked_modes.shown(store, stacks, real, stacks.splits["val"].take(real.reference[:400]), quiet)
+    found = stacked_modes.measure_modes(store, stacks, real, stacks.splits["val"].take(real.reference[:400]), quiet)
     assert found["reader"]["accuracy"] > 0.9
     assert (found["captured"], found["kl"]["value"]) == (found["ceiling"], found["kl"]["floor"])
     assert found["of"] == 1000
@@ -35,7 +35,7 @@ def test_dropped_modes_are_missed(store, stacks):
     """Ten real stacks over and over: at most ten modes, a divergence near log 100, and the reader is found again."""
     real = DataSplits.of(stacks)
     few = np.resize(real.reference[:10], 400)
-    found = stacked_modes.shown(store, stacks, real, stacks.splits["val"].take(few), quiet)
+    found = stacked_modes.measure_modes(store, stacks, real, stacks.splits["val"].take(few), quiet)
     assert found["captured"] <= 10
     assert found["interval"][1] <= 10
     assert found["kl"]["value"] == pytest.approx(np.log(100), abs=0.4)

@@ -1,4 +1,4 @@
-"""Losses in words: what looks wrong is said, what looks right is not."""
+"""Warnings about loss curves: problems are reported, normal curves are not."""
 
 import numpy as np
 import pytest
@@ -18,30 +18,32 @@ X = np.linspace(0, 1, 400)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_loss_that_came_to_rest_has_no_warning(seed):
-    """An exponential with noise."""
+def test_a_converged_loss_has_no_warning(seed):
+    """A noisy exponential decay gives no warning."""
     assert said(noisy(np.exp(-10 * X), seed)) == ""
 
 
-def test_a_loss_that_still_falls_is_called_so():
-    """A straight line downwards."""
-    assert said(noisy(1 - X)) == "The loss was still falling at the end: a longer training may do better."
+def test_a_loss_that_still_decreases_is_reported():
+    """A straight line downwards is reported as still decreasing."""
+    assert said(noisy(1 - X)) == (
+        "The loss was still decreasing at the end: longer training may improve the model."
+    )
 
 
-def test_a_loss_that_rises_again_is_called_so():
-    """A parabola with its lowest point at 45 %: in the fifth tenth."""
-    assert said(noisy((2 * (X - 0.45)) ** 2)) == "The loss rose again after 50 % of the training."
+def test_a_loss_that_increases_again_is_reported():
+    """A parabola has its minimum at 45 % of the training, in the fifth of ten parts."""
+    assert said(noisy((2 * (X - 0.45)) ** 2)) == "The loss increased again after 50 % of the training."
 
 
-def test_spikes_are_called_so():
-    """One value far above its neighbours, late."""
+def test_spikes_are_reported():
+    """One late value far above its neighbours is a spike."""
     values = noisy(np.exp(-10 * X))
     values[350] = 3.0
-    assert "spikes in the second half, up to 3.0" in said(values)
+    assert "spikes in the second half of the training, up to 3.0" in said(values)
 
 
-def test_what_is_not_finite_is_said_of_two_players_too():
-    """And of a game's losses nothing else: they need not fall."""
+def test_values_that_are_not_finite_are_reported_for_two_players():
+    """Losses of a game need not decrease, so only values that are not finite are reported."""
     falls = [(i, 1 - i / 100) for i in range(100)]
     told = warnings({"train/loss_a": falls, "train/loss_b": [*falls, (100, float("nan"))]})
-    assert told == ["Loss_b was not finite 1 times."]
+    assert told == ["Loss_b was NaN or infinite in 1 of 101 records."]

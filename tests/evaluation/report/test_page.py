@@ -1,11 +1,11 @@
-"""The report: one file, whole, about every run; and its sentences say no more than the numbers."""
+"""The report: a self-contained file with every run; its sentences claim no more than the numbers support."""
 
 import copy
 import re
 import shlex
 
 import pytest
-from support.finished import finished
+from support.trained_run import trained_run
 
 from genflow import runs
 from genflow.errors import UsageError
@@ -22,16 +22,16 @@ OPTIONS = Evaluate(samples=60, sweep_samples=30, steps=(1, 4), likelihood=8, boo
 
 @pytest.fixture
 def measured(store, prepared, monkeypatch):
-    """Documents of a VAE and of flow matching on digits, each trained for a moment."""
-    monkeypatch.setattr(classifier, "MOST", 5)
-    monkeypatch.setattr(classifier, "LEAST", 5)
+    """Documents of a VAE and of flow matching on digits, each trained for a few steps."""
+    monkeypatch.setattr(classifier, "MAX_STEPS", 5)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 5)
     data = prepared("digits", val=0.2)
-    made = [finished(store, data, "vae"), finished(store, data, "flow_matching", name="flow-b")]
+    made = [trained_run(store, data, "vae"), trained_run(store, data, "flow_matching", name="flow-b")]
     return [evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None) for run in made]
 
 
 def row(name: str, fd: float, **changes):
-    """A document as `measure` writes it, with an interval of 10 % around fd."""
+    """A document as `evaluate` returns it, with intervals of 10 %."""
     def metric(value, floor):
         return {"value": value, "low": 0.9 * value, "high": 1.1 * value, "n": 500, "features": "f", "floor": floor}
 
@@ -45,7 +45,7 @@ def row(name: str, fd: float, **changes):
 
 
 def test_the_page_needs_nothing_outside_itself(store, measured):
-    """No address, no storage, no request; pictures are inside; below ten megabytes; every run is named."""
+    """The page has no URL, storage or request; pictures are embedded; it is below 10 MB and names every run."""
     artifact = page.build(store, measured)
     text = artifact.file("report.html").read_text()
     assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", text))
@@ -61,26 +61,26 @@ def test_the_page_needs_nothing_outside_itself(store, measured):
 
 
 def test_the_report_is_the_same_for_the_same_evaluations(store, measured):
-    """Its address does not depend on the order of runs."""
+    """The address of a report does not depend on the order of runs."""
     assert page.address(measured) == page.address(measured[::-1])
     assert page.build(store, measured).id == page.address(measured)
 
 
 def test_names_are_text(store, measured):
-    """What people call things cannot become part of the page."""
+    """Names are escaped, so they cannot add markup to the page."""
     odd = [{**document, "name": "<script>alert(1)</script>"} for document in copy.deepcopy(measured)[:1]]
     assert "<script>alert" not in page.render(store, odd)
 
 
 def test_different_features_are_not_compared(store, measured):
-    """Distances under different judges are different quantities."""
+    """Distances with different features are different quantities."""
     other = {**measured[1], "features": {**measured[1]["features"], "name": "other@12345678"}}
     with pytest.raises(UsageError, match="features"):
         page.build(store, [measured[0], other])
 
 
 def test_the_commands_make_the_runs_again(store, measured):
-    """What `train` is told makes the run's own recipe out of the family's preset."""
+    """The options of `train` turn the family's preset into the run's own recipe."""
     lines = [shlex.split(line) for line in reproduce.commands(store, measured)]
     assert [line[1] for line in lines] == ["prepare", "train", "train", "compare"]
     for document, line in zip(measured, lines[1:3], strict=True):
@@ -91,7 +91,7 @@ def test_the_commands_make_the_runs_again(store, measured):
 
 
 def test_a_run_that_starts_from_another_is_made_after_it(store, measured):
-    """The source's command comes first and is named by --init; what follows from it is not said again."""
+    """The command of the source comes first; --init names it, and settings that follow from it are not repeated."""
     first = store.find("runs", measured[1]["run"])
     recipe = compose("consistency", {"init": first.id, "data": {"name": measured[1]["dataset"]}})
     run = runs.plan(store, recipe)
@@ -104,42 +104,42 @@ def test_a_run_that_starts_from_another_is_made_after_it(store, measured):
 
 
 def test_differences_are_the_changed_keys_alone(store, measured):
-    """A key of one run alone is listed for that run; a key that is equal is not listed."""
+    """A key that only one run has is listed for that run; a key with equal values is not listed."""
     recipes = [reproduce.recipe_of(store.find("runs", document["run"])) for document in measured]
     keys = dict(reproduce.differences(recipes))
     assert keys["family.kind"] == ["vae", "flow_matching"]
     assert "train.lr" not in keys
-    assert any(setting.startswith("family.beta=") for setting in reproduce.own(recipes)[0])
+    assert any(setting.startswith("family.beta=") for setting in reproduce.unique_settings(recipes)[0])
 
 
 def test_clear_differences_are_said_and_others_are_not():
-    """Far apart, there is a best run; within the errors, there is none."""
+    """With a significant difference there is a best run; without one there is none."""
     assert verdict([row("a", 5.0), row("b", 2.0)])[0].startswith("b has the best samples")
-    assert "cannot be told apart" in verdict([row("a", 2.1), row("b", 2.0)])[0]
-    assert "cannot be told from real ones" in verdict([row("a", 1.02)])[0]
+    assert "No run is significantly better" in verdict([row("a", 2.1), row("b", 2.0)])[0]
+    assert "no significant difference from real data" in verdict([row("a", 1.02)])[0]
 
 
-def test_a_broken_model_is_called_by_its_name():
-    """Lost variety, ignored labels, and a likelihood below the simplest bar each have a sentence."""
+def test_problems_of_a_model_are_reported():
+    """Lost variety, ignored labels and a likelihood below the simplest baseline are each reported."""
     bad = row("a", 9.0)
     for name in ("recall", "agreement"):
         bad["metrics"][name] |= {"value": 0.1, "low": 0.05, "high": 0.2}
     bars = {"levels": 4.0, "independent": 2.5}
     bad["likelihood"] = {"value": 3.0, "low": 2.9, "high": 3.1, "unit": "bits/dim", "kind": "lower-bound", "bars": bars}
     said = " ".join(verdict([bad, row("b", 2.0)]))
-    assert "missing from a (recall 0.10" in said
-    assert "asked for: a 10 %; real ones 80 %" in said
-    assert "worse than pixels drawn apart" in said
+    assert "missing from the samples of a (recall 0.10, real data 0.80" in said
+    assert "show the requested class: a 10 %; real data 80 %" in said
+    assert "worse than a model of independent pixels (2.50)" in said
 
 
 def test_a_likelihood_beyond_the_truth_is_an_error_of_the_estimate():
-    """No model can give data more nats than the density that drew it, on average."""
+    """On average, no model can assign data a higher density than the true density."""
     found = {"value": -4.0, "low": -4.1, "high": -3.9, "unit": "nats", "kind": "ode-estimate", "bars": {"truth": -2.9}}
-    assert "below the truth (-2.90)" in verdict([row("a", 2.0, likelihood=found)])[-1]
+    assert "below the true density (-2.90)" in verdict([row("a", 2.0, likelihood=found)])[-1]
 
 
 def test_the_table_has_a_cell_a_column(measured):
-    """Rows for the terminal, best first, as wide as the head."""
+    """Each row of the table has one cell per column, and the best run is first."""
     lines = table.rows({"rows": measured})
     assert {len(line) for line in lines} == {len(table.columns())}
     ranked = sorted(measured, key=lambda document: document["metrics"]["fd"]["value"])
@@ -147,7 +147,7 @@ def test_the_table_has_a_cell_a_column(measured):
 
 
 def test_the_best_run_is_found_by_metric(store, measured):
-    """best:fd is the smallest, best:recall the largest; an unknown metric is one line with the nearest."""
+    """best:fd is the run with the smallest fd; an unknown metric is an error that suggests a similar name."""
     smallest = min(measured, key=lambda document: document["metrics"]["fd"]["value"])
     assert table.best_run(store, "fd").id == smallest["run"]
     assert table.best_run(store, "ms").id == min(measured, key=lambda d: d["speed"]["ms_batch_64"])["run"]
@@ -155,16 +155,16 @@ def test_the_best_run_is_found_by_metric(store, measured):
         table.best_run(store, "recal")
 
 
-def test_the_best_run_is_one_of_those_that_compare(store, prepared, measured):
-    """Measured last on other data, that data's runs alone are looked at, however large their distance."""
+def test_the_best_run_is_one_of_the_comparable_runs(store, prepared, measured):
+    """Only runs on the data of the newest evaluation are considered, however large their distance."""
     data = prepared("ring8", samples=400, val=0.3)
-    run = finished(store, data, "vae", steps=1)
+    run = trained_run(store, data, "vae", steps=1)
     evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None)
     assert table.best_run(store, "fd").id == run.id
 
 
-def test_marks_stand_where_their_numbers_are():
-    """On a logarithmic axis equal ratios are equal lengths, and the floor is a line across."""
+def test_marks_are_drawn_at_their_values():
+    """On a logarithmic axis equal ratios have equal distances; the floor is one horizontal line."""
     points = [Point(x, 2.0, 2.0, 2.0) for x in (1, 10, 100)]
     drawn = charts.chart([Series("a", 0, points)], x_label="x", y_label="y", alt="words", log_x=True, floor=1.0)
     places = [float(x) for x in re.findall(r'<circle [^>]*cx="([\d.]+)"', drawn)]
@@ -175,7 +175,7 @@ def test_marks_stand_where_their_numbers_are():
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [5.0, 5.0], [-2.0, 3.0], [1e-9, 1e9]])
 def test_any_numbers_can_be_drawn(values):
-    """Equal, negative and far apart."""
+    """Equal, negative and very different values give valid coordinates."""
     points = [Point(i + 1, v, v, v) for i, v in enumerate(values)]
     drawn = charts.chart([Series("a", 1, points)], x_label="x", y_label="y", alt="a", from_zero=min(values) >= 0)
     assert "nan" not in drawn
@@ -183,12 +183,12 @@ def test_any_numbers_can_be_drawn(values):
 
 
 def test_stacks_that_lack_modes_are_compared_with_real_ones(store, measured):
-    """Not with all thousand modes, which as many real ones do not show either; the page holds for them, too."""
+    """Captured modes are compared with the ceiling, not with all 1,000 modes; the page shows the ceiling."""
     kl = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 2500, "floor": 0.27}
     modes = {"captured": 714, "of": 1000, "interval": [683.0, 745.0], "ceiling": 905, "kl": kl}
     one, other = ({**copy.deepcopy(document), "modes": modes} for document in measured)
     other["modes"] = {**modes, "captured": 890, "interval": [870.0, 910.0]}
     said = " ".join(verdict([one, other]))
-    assert said.count("714 of 1000 modes, where as many real ones show 905") == 1
+    assert said.count("714 of 1000 modes, as many real samples 905") == 1
     assert "890" not in said
     assert "<td>905</td>" in page.render(store, [one, other])

@@ -1,4 +1,4 @@
-"""A Ray of one's own: on the loopback, and gone without a trace."""
+"""A local Ray: on the loopback, and with the process's own signal handler."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from jobs.runtime.cluster import ray_cluster
 
 @pytest.mark.ray
 def test_every_socket_is_on_the_loopback(ray_local: None) -> None:
-    """Neither Ray's daemons nor this process listen where another machine could reach them."""
+    """Neither Ray's daemons nor this process listen on an address that another machine can reach."""
     here, mapped = "0100007F", "0000000000000000FFFF00000100007F"  # 127.0.0.1, and as IPv6 writes it
     addresses = listening(descendants(os.getpid()))
     assert here in addresses
@@ -19,8 +19,8 @@ def test_every_socket_is_on_the_loopback(ray_local: None) -> None:
 
 
 @pytest.mark.ray
-def test_a_ray_that_runs_is_joined(ray_local: None) -> None:
-    """Within a Ray, another is not started, and it is not stopped at the block's end."""
+def test_a_running_ray_is_used(ray_local: None) -> None:
+    """If this process is connected to Ray, no other is started, and it still runs after the block."""
     import ray
 
     before = ray.get_runtime_context().gcs_address
@@ -31,6 +31,6 @@ def test_a_ray_that_runs_is_joined(ray_local: None) -> None:
 
 @pytest.mark.ray
 def test_sigterm_keeps_its_meaning(ray_local: None) -> None:
-    """Ray's own handler, which ends a process with code 15, is not in place."""
+    """Ray's own handler, which exits with code 15, is not installed."""
     handler = signal.getsignal(signal.SIGTERM)
     assert getattr(handler, "__module__", "") != "ray._private.worker"

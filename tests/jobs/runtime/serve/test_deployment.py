@@ -1,4 +1,4 @@
-"""Ray Serve for real, started by the command: kills, other models, and the end, while requests come in."""
+"""Ray Serve, started by the command: kills, changes of models, and the end, under load."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
 pytestmark = pytest.mark.ray
-Shelved = tuple[Store, list[ServedModel]]
+ModelStore = tuple[Store, list[ServedModel]]
 
 
 def command(store: Store, *args: str) -> list[str]:
@@ -48,7 +48,7 @@ def until(condition: Callable[[], bool], seconds: float = 180) -> None:
 
 
 class Endpoint:
-    """What the command serves, and its processes."""
+    """The endpoint that the command serves, with its processes."""
 
     def __init__(self, process: "subprocess.Popen[str]", address: str, metrics: str) -> None:
         self.process, self.address, self.metrics = process, address, metrics
@@ -63,11 +63,11 @@ class Endpoint:
             return error.code, error.read(), dict(error.headers)
 
     def replicas(self) -> list[int]:
-        """The process ids of the replicas."""
+        """Return the process ids of the replicas."""
         return replicas("tested")
 
     def workers(self) -> list[int]:
-        """The process ids of those that draw for them."""
+        """Return the process ids of the engine processes."""
         return workers("tested")
 
     def drawn(self) -> float:
@@ -80,8 +80,8 @@ class Endpoint:
 
 
 @pytest.fixture(scope="module")
-def endpoint(shelf_store: Shelved, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    store, _ = shelf_store
+def endpoint(model_store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    store, _ = model_store
     log = tmp_path_factory.mktemp("serve") / "log"
     with open(log, "w") as file:
         process = subprocess.Popen(
@@ -89,11 +89,11 @@ def endpoint(shelf_store: Shelved, tmp_path_factory: pytest.TempPathFactory) -> 
             env=environment(store), stdout=file, stderr=file, text=True,
         )  # fmt: skip
     end = time.monotonic() + 240
-    while not (said := re.search(r"playground (\S+)/ .* metrics (\S+)", log.read_text())):
+    while not (match := re.search(r"playground (\S+)/ .* metrics (\S+)", log.read_text())):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.2)
-    yield Endpoint(process, said[1], said[2])
+    yield Endpoint(process, match[1], match[2])
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=120)
@@ -114,7 +114,7 @@ def slow(endpoint: Endpoint) -> Iterator[socket.socket]:
 
 
 class Load:
-    """Requests, one after another from several threads, and what came of them."""
+    """Sends requests from several threads, and records the responses."""
 
     def __init__(self, endpoint: Endpoint, threads: int = 3) -> None:
         self.endpoint, self.answers, self._stop = endpoint, [], threading.Event()  # type: ignore[var-annotated]
@@ -140,20 +140,20 @@ class Load:
             thread.join(timeout=120)
 
     def more(self, count: int) -> None:
-        """Wait until so many more were answered."""
+        """Wait until so many more requests are answered."""
         enough = len(self.answers) + count
         until(lambda: len(self.answers) >= enough)
 
-    def all_well(self) -> bool:
-        """Every request was answered, and always with the seed's own samples."""
+    def all_answered(self) -> bool:
+        """Whether every request was answered, and always with the same samples for the same seed."""
         wrong = [(status, body[:200]) for _, status, body in self.answers if status != 200]
         assert not wrong, wrong[:3]
         return len({(seed, body) for seed, _, body in self.answers}) == len(self._threads)
 
 
-def test_the_bytes_are_those_of_the_engine(endpoint: Endpoint, shelf_store: Shelved) -> None:
-    """Through proxy, front and replica; the same as from `genflow sample`."""
-    store, listed = shelf_store
+def test_samples_equal_the_engine(endpoint: Endpoint, model_store: ModelStore) -> None:
+    """Samples that pass the proxy and a replica equal those of `genflow sample` to the byte."""
+    store, listed = model_store
     engine = Engine.load(store.find("runs", listed[0].run))
     drawn = engine.draw(range(5, 12), labels_for("all", 7, engine.facts))
     status, body, headers = endpoint.ask("/v1/models/flow/samples", {"n": 7, "seed": 5})
@@ -163,29 +163,29 @@ def test_the_bytes_are_those_of_the_engine(endpoint: Endpoint, shelf_store: Shel
 
 
 def test_events_arrive_one_by_one(endpoint: Endpoint) -> None:
-    """A frame an evaluation, then the samples."""
+    """A stream has a frame for each evaluation, then the samples."""
     status, body, headers = endpoint.ask("/v1/models/flow/samples/stream", {"n": 1, "steps": 3})
     assert status == 200
     assert headers["content-type"].startswith("text/event-stream")
     assert re.findall(r"^event: (\w+)", body.decode(), re.MULTILINE) == ["step", "step", "step", "done"]
 
 
-def test_errors_keep_their_shape(endpoint: Endpoint) -> None:
-    """Through Ray's proxy, too."""
+def test_errors_keep_their_format(endpoint: Endpoint) -> None:
+    """An error of a replica passes the proxy unchanged."""
     status, body, _ = endpoint.ask("/v1/models/flow/samples", {"steps": 0})
     assert (status, json.loads(body)["error"]["field"]) == (422, "steps")
 
 
-def test_only_this_machine_hears_it(endpoint: Endpoint) -> None:
-    """The port is open on the loopback alone."""
+def test_only_the_loopback_is_open(endpoint: Endpoint) -> None:
+    """The port is open on the loopback address only."""
     port = int(endpoint.address.rpartition(":")[2])
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     mine = {fields[1] for fields in lines if fields[3] == "0A" and fields[1].endswith(f":{port:04X}")}
     assert mine == {f"0100007F:{port:04X}"}
 
 
-def test_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
-    """A request that would draw for long is broken off when its connection is: those that draw do less than half."""
+def test_disconnected_clients_free_their_places(endpoint: Endpoint) -> None:
+    """A long request is cancelled when its client disconnects: the engine processes compute less than half of it."""
     host, port = endpoint.address.removeprefix("http://").split(":")
     asked = {"n": 1024, "steps": 19, "sampler": "midpoint", "guidance": 2.0}
     start = endpoint.drawn()
@@ -202,20 +202,20 @@ def test_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
     assert endpoint.drawn() - start < 12 * whole
 
 
-def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
-    """Neither one that answers nor one that draws; the request is sent again, and gives the same bytes."""
+def test_a_killed_replica_loses_no_request(endpoint: Endpoint) -> None:
+    """If a replica or an engine process is killed, every request is still answered with the same bytes."""
     with Load(endpoint) as load:
         for find in (endpoint.replicas, endpoint.workers):
             until(lambda: len(endpoint.workers()) == 2)
             load.more(6)
             os.kill(find()[0], signal.SIGKILL)
             load.more(12)
-    assert load.all_well()
+    assert load.all_answered()
 
 
-def test_models_change_while_requests_come_in(endpoint: Endpoint, shelf_store: Shelved) -> None:
-    """Others are served, and nothing restarts; of models that do not work nothing comes."""
-    store, listed = shelf_store
+def test_models_change_under_load(endpoint: Endpoint, model_store: ModelStore) -> None:
+    """Models change without a restart or a lost request, and a broken model is rejected."""
+    store, listed = model_store
     before = set(endpoint.replicas())
     broken = store.folder("runs", "broken-1")
     with Load(endpoint) as load:
@@ -223,7 +223,7 @@ def test_models_change_while_requests_come_in(endpoint: Endpoint, shelf_store: S
         assert done.returncode == 0, done.stderr
         _copy_broken(Path(listed[0].path), broken)
         refused = genflow(store, "serve", "broken", "--name", "tested")
-    assert load.all_well()
+    assert load.all_answered()
     assert refused.returncode == 6, refused.stderr
     assert "does not work" in refused.stderr
     assert json.loads(endpoint.ask("/healthz")[1])["models"] == ["flow", "ring"]
@@ -242,7 +242,7 @@ def test_who_sends_headers_slowly_is_left(slow: socket.socket) -> None:
 
 
 def _copy_broken(run: Path, to: Path) -> None:
-    """A run whose weights are torn."""
+    """Copy a run and truncate its weights."""
     import shutil
 
     shutil.copytree(run, to)
@@ -252,8 +252,8 @@ def _copy_broken(run: Path, to: Path) -> None:
         file.write_bytes(file.read_bytes()[:1000])
 
 
-def test_it_can_be_watched(endpoint: Endpoint) -> None:
-    """Ray exports what the dashboard file shows."""
+def test_metrics_of_the_dashboard_exist(endpoint: Endpoint) -> None:
+    """Ray exports every metric that the dashboard file shows."""
     panels = json.loads((ROOT / "deploy/grafana-serving.json").read_text())["panels"]
     shown = {name for panel in panels for t in panel["targets"] for name in re.findall(r"ray_genflow_\w+", t["expr"])}
     until(lambda: not {name for name in shown if name not in _read(endpoint.metrics)})
@@ -264,9 +264,9 @@ def _read(url: str) -> str:
         return answer.read().decode()
 
 
-def test_it_is_listed_and_taken_down(endpoint: Endpoint, shelf_store: Shelved) -> None:
-    """What is under way is answered; then nobody listens, and no process is left."""
-    store, _ = shelf_store
+def test_the_endpoint_is_listed_and_ended(endpoint: Endpoint, model_store: ModelStore) -> None:
+    """`endpoints down` answers the current request, then closes the port and ends all processes."""
+    store, _ = model_store
     listed = json.loads(genflow(store, "endpoints", "ls", "--json").stdout)["endpoints"]
     assert [(row["name"], row["models"], row["status"]) for row in listed] == [("tested", ["flow", "ring"], "well")]
     answers: list[int] = []

@@ -1,4 +1,4 @@
-"""What stands in Ray's proxy: who is one too many is refused as he comes off the wire."""
+"""The middleware in Ray's proxy: admission control before parsing."""
 
 import asyncio
 import json
@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from jobs.runtime.serve import retry_middleware
-from jobs.runtime.serve.retry_middleware import AdmissionControl, RetryMiddleware, hurried, is_whole_post, wire
+from jobs.runtime.serve.retry_middleware import (
+    AdmissionControl,
+    RetryMiddleware,
+    encode_error_response,
+    is_whole_post,
+    with_header_timeout,
+)
 
 POST = b"POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -26,14 +32,14 @@ POST = b"POST /v1/models/flow/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r
         (b"", False),
     ],
 )
-def test_only_a_whole_request_is_refused_on_the_wire(data: bytes, whole: bool) -> None:
-    """What is not would leave its rest to be read as another request."""
+def test_only_a_whole_request_is_rejected_before_parsing(data: bytes, whole: bool) -> None:
+    """Only a complete POST counts as whole; the rest of a partial one would be parsed as another request."""
     assert is_whole_post(data) is whole
 
 
-def test_the_refusal_is_an_answer_like_any_other() -> None:
-    """With a status, a time to come back, an id, and a body of the length that it says."""
-    head, _, body = wire(AdmissionControl(0).refusal(), "1f0c2a7be4d05f63").partition(b"\r\n\r\n")
+def test_the_rejection_is_a_valid_response() -> None:
+    """The rejection has a status, Retry-After, a request id, and a body of the declared length."""
+    head, _, body = encode_error_response(AdmissionControl(0).error(), "1f0c2a7be4d05f63").partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
     assert lines[0] == "HTTP/1.1 503 Service Unavailable"
@@ -42,13 +48,13 @@ def test_the_refusal_is_an_answer_like_any_other() -> None:
     assert json.loads(body)["error"]["request"] == headers["x-genflow-request"]
 
 
-class Wire:
-    """A transport that remembers, and the rest of uvicorn's protocol that it is given to."""
+class RecordingTransport:
+    """A transport that records what is written, and what reaches uvicorn's protocol."""
 
     def __init__(self) -> None:
-        self.said: list[bytes] = []
+        self.written: list[bytes] = []
         self.passed: list[bytes] = []
-        wire = self
+        outer = self
 
         class Protocol:
             cycle: Any = None
@@ -58,41 +64,41 @@ class Wire:
                 pass
 
             def data_received(self, data: bytes) -> None:
-                wire.passed.append(data)
+                outer.passed.append(data)
 
-        self.protocol = hurried(Protocol)()
+        self.protocol = with_header_timeout(Protocol)()
 
     def write(self, data: bytes) -> None:
-        self.said.append(data)
+        self.written.append(data)
 
     def close(self) -> None:
         pass
 
 
-def test_a_shut_door_costs_nothing_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused without a look by uvicorn; let in again when it opens; parts of requests go their usual way."""
+def test_requests_over_the_limit_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the limit a whole request is not parsed; partial requests, and requests below the limit, are."""
 
     async def main() -> None:
-        door = AdmissionControl(most=1)
-        monkeypatch.setattr(retry_middleware, "DOOR", door)
-        shut, open_ = Wire(), Wire()
-        door.under_way = 1
-        shut.protocol.data_received(POST)
-        assert len(shut.said) == 1
-        assert shut.passed == []
-        shut.protocol.data_received(POST[:20])
-        assert shut.passed == [POST[:20]]
-        door.under_way = 0
-        open_.protocol.data_received(POST)
-        assert (open_.said, open_.passed) == ([], [POST])
-        shut.protocol._stop()
-        open_.protocol._stop()
+        admission = AdmissionControl(max_ongoing=1)
+        monkeypatch.setattr(retry_middleware, "ADMISSION", admission)
+        full, free = RecordingTransport(), RecordingTransport()
+        admission.ongoing = 1
+        full.protocol.data_received(POST)
+        assert len(full.written) == 1
+        assert full.passed == []
+        full.protocol.data_received(POST[:20])
+        assert full.passed == [POST[:20]]
+        admission.ongoing = 0
+        free.protocol.data_received(POST)
+        assert (free.written, free.passed) == ([], [POST])
+        full.protocol._cancel_timer()
+        free.protocol._cancel_timer()
 
     asyncio.run(main())
 
 
-def test_the_door_counts_and_opens_again() -> None:
-    """One at a time here: the second is refused while the first is under way, the third is not."""
+def test_the_limit_counts_ongoing_requests() -> None:
+    """With a limit of one, the second request is rejected during the first, and the third is accepted."""
 
     async def main() -> list[int]:
         gate, statuses = asyncio.Event(), []
@@ -103,7 +109,7 @@ def test_the_door_counts_and_opens_again() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
 
-        again = RetryMiddleware(app, door=AdmissionControl(most=1))
+        middleware = RetryMiddleware(app, admission=AdmissionControl(max_ongoing=1))
 
         async def ask() -> None:
             async def receive() -> Any:
@@ -113,7 +119,7 @@ def test_the_door_counts_and_opens_again() -> None:
                 if message["type"] == "http.response.start":
                     statuses.append(message["status"])
 
-            await again({"type": "http", "method": "POST"}, receive, send)
+            await middleware({"type": "http", "method": "POST"}, receive, send)
 
         first = asyncio.create_task(ask())
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Whoever stops several workers waits until they have saved."""
+"""Ctrl-C in the driver waits until the workers have saved."""
 
 import signal
 import sys
@@ -12,8 +12,8 @@ pytest.importorskip("ray")
 from jobs.runtime.train import stop_signal
 
 
-def test_the_workers_are_waited_for() -> None:
-    """A signal interrupts the waiting, and the waiting goes on until the run has ended."""
+def test_ctrl_c_waits_for_the_workers() -> None:
+    """KeyboardInterrupt is raised only after the run has ended."""
     asked, done = threading.Event(), []
 
     def run() -> None:
@@ -37,7 +37,9 @@ def waits_in_fit() -> bool:
     return bool(frame and frame.f_back and frame.f_back.f_code is stop_signal.fit.__code__)
 
 
-def test_what_ends_the_run_is_raised() -> None:
+def test_an_error_of_the_run_is_raised() -> None:
+    """`fit` raises the error of the second thread."""
+
     def run() -> None:
         raise ValueError("broken")
 

@@ -1,4 +1,4 @@
-"""Where workers meet: on one address, and on no other."""
+"""The rendezvous of workers listens on one address only."""
 
 import os
 import subprocess
@@ -16,8 +16,8 @@ import torch.distributed as dist
 from support.processes import listening
 whose, rank, world, port = sys.argv[1], *map(int, sys.argv[2:])
 if whose == "ours":
-    from jobs.runtime.train.worker_group import meet_at_one_address
-    meet_at_one_address()
+    from jobs.runtime.train.worker_group import bind_store_to_address
+    bind_store_to_address()
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
 dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=world)
 number = torch.ones(())
@@ -41,6 +41,6 @@ def addresses(whose: str, world: int) -> set[str]:
 
 
 def test_torchs_store_is_on_the_loopback() -> None:
-    """Two workers meet there; torch's own way listens on every interface, which is what this test would see."""
+    """Two workers connect there; for comparison, torch's own store listens on every interface."""
     assert addresses("ours", 2) == {"0100007F"}
     assert "0" * 32 in addresses("torch's", 1)

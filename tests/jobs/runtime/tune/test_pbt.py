@@ -1,4 +1,4 @@
-"""A population that is killed at every moment at which it can be, without a Ray: the end is the undisturbed one's."""
+"""A population that is killed at any moment ends like an uninterrupted one; without Ray."""
 
 import itertools
 from collections.abc import Callable
@@ -23,24 +23,24 @@ class Killed(BaseException):
     """kill -9."""
 
 
-def worker(bench: TrialContext, tick: Callable[[], None]) -> Callable[[ray_pbt.Generation], None]:
-    """Carries out a rung in this process; `tick` is called wherever a kill makes a difference."""
-    def carry_out(generation: ray_pbt.Generation) -> None:
+def runner(context: TrialContext, tick: Callable[[], None]) -> Callable[[ray_pbt.RungSearcher], None]:
+    """Run a rung in this process; call `tick` at every point where a kill makes a difference."""
+    def run_trials(members: ray_pbt.RungSearcher) -> None:
         number = 0
-        while (given := generation.suggest(str(number))) != "FINISHED":
+        while (given := members.suggest(str(number))) != "FINISHED":
             tick()
-            report = Trial(bench, given["trial"], given["params"]).report(given["rung"])
+            report = Trial(context, given["trial"], given["params"]).report(given["rung"])
             tick()
-            generation.on_trial_complete(str(number), {"fd": report["values"]["fd"]})
+            members.on_trial_complete(str(number), {"fd": report["values"]["fd"]})
             tick()
             number += 1
 
-    return carry_out
+    return run_trials
 
 
-def told(record: TrialLog) -> list[Any]:
-    rows = record.rows()
-    return [(r["params"], r["values"], r["status"], pbt.schedule(record, r["trial"])) for r in rows]
+def outcome(trial_log: TrialLog) -> list[Any]:
+    rows = trial_log.rows()
+    return [(r["params"], r["values"], r["status"], pbt.schedule(trial_log, r["trial"])) for r in rows]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def search(store: Store, prepared: Callable[..., Dataset]) -> Search:
 
 
 def trained(store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, kill: int = -1) -> TrialLog:
-    """The record of the search's population, killed at the given tick and gone on with."""
+    """The log of the search's population, killed at the given tick and resumed."""
     begin(store, search)
     ticks = itertools.count()
 
@@ -62,32 +62,32 @@ def trained(store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, kill:
         if next(ticks) == kill:
             raise Killed
 
-    note, take = TrialLog.note, pbt.take_over
+    note, take = TrialLog.append, pbt.copy_weights
     with monkeypatch.context() as patch:
-        patch.setattr(TrialLog, "note", lambda *args: (tick(), note(*args), tick()))
-        patch.setattr(pbt, "take_over", lambda *args: (take(*args), tick()))
+        patch.setattr(TrialLog, "append", lambda *args: (tick(), note(*args), tick()))
+        patch.setattr(pbt, "copy_weights", lambda *args: (take(*args), tick()))
         while True:
-            record = TrialLog(search.folder(store) / "trials")
+            trial_log = TrialLog(search.folder(store) / "trials")
             try:
-                ray_pbt.train(store, search, record, PRESET, worker(TrialContext(search.task(store)), tick))
-                return record
+                ray_pbt.train(store, search, trial_log, PRESET, runner(TrialContext(search.task(store)), tick))
+                return trial_log
             except Killed:
                 continue
 
 
-def test_a_population_killed_anywhere_ends_as_if_nothing_had_been(store, search, monkeypatch, tmp_path):
-    """Every moment in turn: the same settings, values, ends and schedules, and no rung measured twice."""
+def test_a_population_killed_at_any_moment_ends_like_an_uninterrupted_one(store, search, monkeypatch, tmp_path):
+    """For every moment: the same settings, values, statuses and schedules, and no rung is measured twice."""
     whole = trained(store, search, monkeypatch)
-    expected = told(whole)
+    expected = outcome(whole)
     assert [len(whole.reports(number)) for number in range(4)] == [3, 3, 3, 3]
     assert {status for _, _, status, _ in expected} == {"finished"}
-    assert all(pbt.taken(whole, turn) for turn in (1, 2))
-    moments = 3 * 4 * 3 + 2 * 5  # of each trial and rung three, of each turn five around its two lines and one copy
+    assert all(pbt.exploits_at(whole, rung) for rung in (1, 2))
+    moments = 3 * 4 * 3 + 2 * 5  # three a trial and rung; five an exploit, around its two lines and one copy
     for kill in range(moments):
         other = Store(tmp_path / f"killed-{kill}")
         (other.root / "datasets").mkdir(parents=True, exist_ok=True)
         for path in (store.root / "datasets").iterdir():
             (other.root / "datasets" / path.name).symlink_to(path)
-        record = trained(other, search, monkeypatch, kill)
-        assert told(record) == expected, f"killed at moment {kill}"
-        assert [len(record.reports(number)) for number in range(4)] == [3, 3, 3, 3]
+        trial_log = trained(other, search, monkeypatch, kill)
+        assert outcome(trial_log) == expected, f"killed at moment {kill}"
+        assert [len(trial_log.reports(number)) for number in range(4)] == [3, 3, 3, 3]

@@ -1,4 +1,4 @@
-"""A finished run of a small net, trained in this process without Ray, that tests of evaluation share."""
+"""Train a small run in this process, without Ray."""
 
 from dataclasses import asdict
 from typing import Any
@@ -17,10 +17,10 @@ from genflow.training.session import Session
 from support.small import recipe
 
 
-def finished(
+def trained_run(
     store: Store, data: Dataset, kind: str, name: str = "", steps: int = 20, net: str = "", **sections: Any
 ) -> Artifact:
-    """Train `kind` on the data for a few steps and seal the run."""
+    """Train the family `kind` on the data for a few steps, and finalize the run."""
     train = {"steps": steps, "batch": 16, "log_every": 5, "checkpoint_every": steps}
     whole = recipe(kind, data.facts, net or ("mlp" if kind != "vae" else "auto"), train=train, name=name,
                    data={"name": data.artifact.name}, **sections)  # fmt: skip
