@@ -200,7 +200,7 @@ def test_bomb(size: tuple[int, int]) -> None:
     assert describe_error(caught.value).startswith("decompression bomb")
 
 
-def test_other_formats_are_refused() -> None:
+def test_other_formats_are_rejected() -> None:
     """A format that is not on the list is rejected, even if Pillow can decode it."""
     for kind in ("PPM", "TGA", "ICO", "PCX"):
         file = encoded(Image.new("RGB", (16, 16)), kind)

@@ -311,7 +311,7 @@ def test_no_such_job(head: Head) -> None:
         list(remote.jobs_logs(head.address, "unknown"))
 
 
-def test_files_of_one_machine_are_refused(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_one_machine_are_rejected(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An MLflow database in a local file is rejected for two nodes; a password in MLflow's URI is always rejected."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(SetupError, match="the cluster has 2 nodes"):
