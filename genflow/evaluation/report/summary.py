@@ -136,17 +136,17 @@ def _variety(ranked: list[Row]) -> str:
     parts = []
     for row in ranked:
         missing = [
-            f"{name} {metric['value']:.2f}, real data {metric['floor']:.2f}"
+            f"{name} {metric['value']:.2f} instead of {metric['floor']:.2f}"
             for name in ("recall", "coverage")
             if (metric := row["metrics"][name])["high"] < LOW_VARIETY * metric["floor"]
         ]
         found = row.get("modes")
         if found and found.get("interval", [0, found["captured"]])[1] < found.get("ceiling", found["of"]):
-            reference = f", as many real samples {found['ceiling']}" if "ceiling" in found else ""
+            reference = f" instead of {found['ceiling']}" if "ceiling" in found else ""
             missing.append(f"{found['captured']} of {found['of']} modes{reference}")
         if missing:
             parts.append(f"{row['name']} ({_list(missing)})")
-    return f"Part of the data is missing from the samples of {_list(parts)}." if parts else ""
+    return f"Compared with real data, variety is missing from the samples of {_list(parts)}." if parts else ""
 
 
 def _labels(ranked: list[Row]) -> str:
