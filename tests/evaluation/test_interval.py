@@ -66,8 +66,8 @@ def test_the_interval_of_a_mean_is_students():
 def test_equal_means_differ_significantly_in_5_percent_of_draws():
     """The difference of two normal means with equal true values exceeds the combined errors in 5 % of draws."""
     rng = np.random.default_rng(0)
-    told = [order(Interval(a, a - Z, a + Z), Interval(b, b - Z, b + Z)) for a, b in rng.standard_normal((8000, 2))]
-    assert np.mean(np.abs(told)) == pytest.approx(0.05, abs=0.008)
+    signs = [order(Interval(a, a - Z, a + Z), Interval(b, b - Z, b + Z)) for a, b in rng.standard_normal((8000, 2))]
+    assert np.mean(np.abs(signs)) == pytest.approx(0.05, abs=0.008)
 
 
 def test_only_the_facing_errors_matter():

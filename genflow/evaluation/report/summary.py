@@ -151,22 +151,22 @@ def _variety(ranked: list[Row]) -> str:
 
 def _labels(ranked: list[Row]) -> str:
     """Runs whose samples often do not show the requested class."""
-    asked = [row for row in ranked if "agreement" in row["metrics"]]
+    measured = [row for row in ranked if "agreement" in row["metrics"]]
     weak = [
         f"{row['name']} {100 * metric['value']:.0f} %"
-        for row in asked
+        for row in measured
         if (metric := row["metrics"]["agreement"])["high"] < LOW_AGREEMENT * metric["floor"]
     ]
-    real = f"{100 * asked[0]['metrics']['agreement']['floor']:.0f} %" if asked else ""
+    real = f"{100 * measured[0]['metrics']['agreement']['floor']:.0f} %" if measured else ""
     return f"Share of samples that show the requested class: {_list(weak)}; real data {real}." if weak else ""
 
 
 def _copies(ranked: list[Row]) -> str:
     """Runs whose share of near copies of training pictures is significantly larger than that of held-out pictures."""
-    asked = [(row["name"], found["copies"]) for row in ranked if (found := row.get("memorization"))]
+    measured = [(row["name"], found["copies"]) for row in ranked if (found := row.get("memorization"))]
     suspicious = [
         f"{name} {100 * copies['value']:.1f} % (held-out pictures {100 * copies['floor']:.1f} %)"
-        for name, copies in asked
+        for name, copies in measured
         if copies["floor"] is not None and copies["low"] > copies["floor"] + (copies["high"] - copies["value"])
     ]
     return f"Share of samples that are near copies of a training picture: {_list(suspicious)}." if suspicious else ""

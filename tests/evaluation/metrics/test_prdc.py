@@ -67,11 +67,11 @@ def test_the_metrics_agree_with_a_tree_of_neighbours():
     """The four metrics agree with those computed from scikit-learn's neighbour search."""
     rng = np.random.default_rng(7)
     real, drawn = rng.standard_normal((150, 4)), 1.3 * rng.standard_normal((150, 4)) + 0.4
-    reach = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 5]
-    own = NearestNeighbors(n_neighbors=6).fit(drawn).kneighbors(drawn)[0][:, 5]
-    apart = np.linalg.norm(drawn[:, None] - real, axis=2)
+    real_radii = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 5]
+    drawn_radii = NearestNeighbors(n_neighbors=6).fit(drawn).kneighbors(drawn)[0][:, 5]
+    distances = np.linalg.norm(drawn[:, None] - real, axis=2)
     found = prdc(drawn, real, k=5, repeats=2)
-    assert found.precision.value == pytest.approx((apart <= reach).any(1).mean())
-    assert found.recall.value == pytest.approx((apart <= own[:, None]).any(0).mean())
-    assert found.density.value == pytest.approx((apart <= reach).sum(1).mean() / 5)
-    assert found.coverage.value == pytest.approx((apart <= reach).any(0).mean())
+    assert found.precision.value == pytest.approx((distances <= real_radii).any(1).mean())
+    assert found.recall.value == pytest.approx((distances <= drawn_radii[:, None]).any(0).mean())
+    assert found.density.value == pytest.approx((distances <= real_radii).sum(1).mean() / 5)
+    assert found.coverage.value == pytest.approx((distances <= real_radii).any(0).mean())
