@@ -54,12 +54,12 @@ def evaluation_id(
 ) -> str:
     """The content address of an evaluation: a hash of the run, the data, the options, the features and the code."""
     facts = DataSpec.from_json(dataset.file(FACTS).read_text())
-    asked = options.model_dump(mode="json", exclude={"features"})
+    settings = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
     recipe = parse(read(run.file(RECIPE)))
     by_name = (*build.source_files(recipe, facts), *metrics.files())
     code = source_hash.code_of("genflow/evaluation/evaluate.py", *by_name)
-    deciding = [run.id, facts.fingerprint, asked, features, code, *([sample] if sample else [])]
+    deciding = [run.id, facts.fingerprint, settings, features, code, *([sample] if sample else [])]
     return f"{run.name}-{digest(deciding)}"
 
 
@@ -156,9 +156,9 @@ def _measure(
     total = n + few * len(settings) + min(likely, len(extractor.real.reference))
     progress = _progress(emit, run.id, total)
 
-    asked = [metric for metric in metrics.every() if metric.applies(data, options)]
+    applicable = [metric for metric in metrics.every() if metric.applies(data, options)]
     # keep only as many pictures as some metric needs; points are small and are all kept, because they are plotted
-    keep = n if data.facts.is_points else max(metric.records for metric in asked)
+    keep = n if data.facts.is_points else max(metric.records for metric in applicable)
     drawn = draw_features(
         engine, extractor.embed, samples.seeds(options.seed, n), samples.labels(data, extractor.real, n), keep,
         lambda k: progress(k, "drawing samples"), executor,
@@ -171,7 +171,7 @@ def _measure(
     }  # fmt: skip
     points = [own]
     points += sweep.measure(engine, suite, drawn, few, settings, options.seed, progress, emit)
-    measured = _metrics(suite, asked, Samples(
+    measured = _metrics(suite, applicable, Samples(
         store, engine, data, extractor, options.model_copy(update={"likelihood": likely}), drawn.labels, emit, progress,
         drawn.records, drawn.features, drawn.classes,
     ))  # fmt: skip
@@ -203,11 +203,11 @@ def _measure(
     return cast(Evaluation, document), render_all(engine, data, extractor, drawn.records, options.seed)
 
 
-def _metrics(suite: MetricSuite, asked: Sequence[Metric], inputs: Samples) -> dict[str, Any]:
+def _metrics(suite: MetricSuite, applicable: Sequence[Metric], inputs: Samples) -> dict[str, Any]:
     """The document's `metrics`, and one entry per section; null for a section that does not apply."""
     found: dict[str, Any] = {"metrics": {}}
     found |= {metric.section: None for metric in metrics.every() if metric.section}
-    for metric in asked:
+    for metric in applicable:
         if metric.section:
             found[metric.section] = found[metric.section] or metric.measure(inputs)
         else:

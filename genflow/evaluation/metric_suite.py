@@ -64,8 +64,8 @@ class MetricSuite:
 
         If there are too few rows of a label even for one set, rows of other labels replace them in a single set.
         """
-        asked, counts = np.unique(labels, return_counts=True)
-        rows = [np.flatnonzero(self.extractor.labels == label) for label in asked]
+        requested, counts = np.unique(labels, return_counts=True)
+        rows = [np.flatnonzero(self.extractor.labels == label) for label in requested]
         sets = min([FLOOR_DRAWS, *(len(own) // count for own, count in zip(rows, counts, strict=True))])
         chosen = [
             np.concatenate([own[i * count : (i + 1) * count] for own, count in zip(rows, counts, strict=True)])

@@ -97,8 +97,8 @@ def sampling_paths(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
     if not at:
         return None
     chosen = np.unique(np.linspace(0, len(at) - 1, min(COLUMNS - 1, len(at))).round().astype(int))
-    lines = [[*(seen[i] for i in chosen), drawn] for seen in (at, guessed)]  # of (WALKS, H, W, C) each
-    stacked = np.stack([np.stack(line, 1) for line in lines], 1)  # (WALKS, 2, columns, H, W, C)
+    lines = [[*(seen[i] for i in chosen), drawn] for seen in (at, guessed)]  # each entry (PATHS, H, W, C)
+    stacked = np.stack([np.stack(line, 1) for line in lines], 1)  # (PATHS, 2, columns, H, W, C)
     return stacked.reshape(-1, *stacked.shape[3:]), len(chosen) + 1
 
 

@@ -38,24 +38,24 @@ def choices(store: Store, data: str = "") -> list[Choice]:
             continue
         for point in document["sweep"]:
             if LATENCY in point:
-                alike = (document["fingerprint"], document["features"]["name"], point["fd"]["n"])
+                conditions = (document["fingerprint"], document["features"]["name"], point["fd"]["n"])
                 choice = _choice(document, point)
                 key = json.dumps([choice["run"], choice["options"]], sort_keys=True)
                 newest.pop(key, None)
-                newest[key] = (alike, choice)
+                newest[key] = (conditions, choice)
     if not newest:
         raise UsageError("no run was measured yet" + (f" on {data}" if data else ""), "genflow evaluate RUN")
-    last = list(newest.values())[-1][0]
-    return [choice for alike, choice in newest.values() if alike == last]
+    newest_conditions = list(newest.values())[-1][0]
+    return [choice for conditions, choice in newest.values() if conditions == newest_conditions]
 
 
 def _choice(document: dict[str, Any], point: dict[str, Any]) -> Choice:
-    asked = {key: value for key, value in (document.get("sample") or {}).items() if key not in ("steps", "sampler")}
+    sampling = {key: value for key, value in (document.get("sample") or {}).items() if key not in ("steps", "sampler")}
     return {
         "run": document["run"],
         "name": document["name"],
         "family": document["family"],
-        "options": {**asked, **options(point, document)},
+        "options": {**sampling, **options(point, document)},
         "nfe": point["nfe"],
         "fd": point["fd"],
         "ms_alone": point["ms_alone"],

@@ -24,7 +24,7 @@ def cells(method: dict[str, Any], tolerance: float, target: float = 0.0) -> Cell
     found = method["quantities"]
     makers: dict[str, Callable[[], list[str]]] = {
         "objective": lambda: [
-            method["objective"], *_optional(found, "straightness", "curvature of the paths {} (0: straight)"),
+            method["objective"], *_optional(found, "straightness", "curvature of the paths {}; 0 is straight"),
         ],
         "steps": lambda: _steps(found, tolerance),
         "quality": lambda: _quality(found),

@@ -149,5 +149,6 @@ def _chart(document: Document, index: dict[str, int], price: str, x_label: str, 
 def _point(title: str, at: Document, price: str) -> Point:
     fd = at["fd"]
     low, high = max(0.0, fd["low"]), fd["high"]
-    text = f"{title}: fd {number(fd['value'])} ({number(low)} to {number(high)}) with {at['nfe']} network evaluations"
+    evaluations = f"{at['nfe']} network evaluation{'s' if at['nfe'] != 1 else ''}"
+    text = f"{title}: fd {number(fd['value'])} ({number(low)} to {number(high)}) with {evaluations}"
     return Point(at[price], fd["value"], low, high, f"{text}, {number(at['ms_alone'])} ms in a batch of 1", at["own"])

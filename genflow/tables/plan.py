@@ -13,8 +13,8 @@ Document = dict[str, Any]
 TARGET = 10.0
 FILE = "pipelines/tables.yaml"
 TABLES = {
-    "steps": ("One model of noise and data, four ways", ("objective", "steps", "quality", "mathematics")),
-    "families": ("Five families", ("likelihood", "coverage", "quality", "speed", "stability")),
+    "steps": ("Methods on the same path from noise to data", ("objective", "steps", "quality", "mathematics")),
+    "families": ("Families of generative models", ("likelihood", "coverage", "quality", "speed", "stability")),
 }
 COLUMNS = {
     "objective": "training objective", "steps": "steps needed", "quality": "sample quality",

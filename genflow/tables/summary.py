@@ -32,8 +32,8 @@ def _quality(document: Document) -> str:
     equal = [name for name, fd in ranked[1:] if order(interval(fd), interval(best)) == 0]
     equal_text = f"; {_list(equal)} {'does' if len(equal) == 1 else 'do'} not differ significantly" if equal else ""
     last, least = ranked[-1]
-    apart = order(interval(least), interval(best)) != 0
-    worst = f" {last} has the worst: fd {number(least['value'])}." if apart else ""
+    differs = order(interval(least), interval(best)) != 0
+    worst = f" {last} has the worst: fd {number(least['value'])}." if differs else ""
     floor = f" (real data: {number(best['floor'])})" if best["floor"] else ""
     return f"{title} has the best samples: fd {number(best['value'])}{floor}{equal_text}.{worst}"
 

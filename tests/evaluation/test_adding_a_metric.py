@@ -1,4 +1,4 @@
-"""docs/adding-a-metric.md is true: with its file in the folder, every part of genflow knows its metric."""
+"""docs/adding-a-metric.md is correct: with its file in the folder, every part of genflow uses the metric."""
 
 import json
 import os
@@ -56,7 +56,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a copy of genflow with the page's metric finds: two runs are measured, compared and searched by it."""
+    """Results of a copy of genflow with the metric of the page: two runs are measured, compared and searched by it."""
     copy = tmp_path_factory.mktemp("metric")
     for folder in ("genflow", "jobs"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -72,22 +72,22 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_page_is_one_file_and_its_test() -> None:
-    """Nothing else is written."""
+    """The page writes exactly these two files."""
     assert list(BLOCKS) == [METRIC, TEST]
 
 
 def test_it_is_in_the_document(seen: dict[str, Any]) -> None:
-    """With an interval, its N, its features and a floor that real rows gave."""
+    """The entry has an interval, n, the name of the features and a floor from real rows."""
     for row in seen["rows"]:
         found = row["metrics"]["swd"]
         assert set(found) == {"value", "low", "high", "n", "features", "floor"}
         assert found["low"] <= found["value"] <= found["high"]
-        assert found["value"] > found["floor"] > 0  # so short a training is no match for real rows
+        assert found["value"] > found["floor"] > 0  # so short a training does not reach the floor
         assert list(row["metrics"])[-1] == "swd"
 
 
 def test_it_is_a_column_of_both_tables(seen: dict[str, Any]) -> None:
-    """On the command line after the other metrics, and in the report with its interval."""
+    """It is a column after the other metrics on the command line, and a column of the report."""
     assert seen["head"][-4:] == ["bits/dim", "swd", "ms/img", "img/s train"]
     assert all(len(line) == len(seen["head"]) and float(line[-3]) > 0 for line in seen["table"])
     assert '<th scope="col">SWD ↓</th></tr>' in seen["report"]
@@ -99,8 +99,8 @@ def test_it_finds_the_best_run(seen: dict[str, Any]) -> None:
     assert (seen["best"], seen["best_run"]) == (best, best)
 
 
-def test_a_search_can_ask_for_it(seen: dict[str, Any]) -> None:
-    """It is a choice, the smaller is better, and a trial is measured by it alone."""
+def test_a_search_can_use_it(seen: dict[str, Any]) -> None:
+    """A search lists it, minimizes it, and can measure a trial by it only."""
     assert seen["choices"][-5:] == ["swd", "nfe", "ms", "ms_alone", "loss"]
     assert seen["mode"] == "min"
     assert list(seen["searched"]) == ["swd"]
@@ -108,12 +108,12 @@ def test_a_search_can_ask_for_it(seen: dict[str, Any]) -> None:
 
 
 def test_it_changes_the_address_of_an_evaluation(seen: dict[str, Any]) -> None:
-    """Without the file the same evaluation has another id, so that no document lacks a number."""
+    """Without the file, the same evaluation has a different id, so no old document is reused."""
     assert seen["rows"][0]["evaluation"] != seen["id_without_it"]
 
 
 def test_its_own_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's test of its metric, run."""
+    """The test file of the page passes."""
     metric, test = ModuleType("genflow.evaluation.metrics.swd"), ModuleType("test_swd")
     exec(compile(BLOCKS[METRIC], METRIC, "exec"), metric.__dict__)
     monkeypatch.setitem(sys.modules, metric.__name__, metric)

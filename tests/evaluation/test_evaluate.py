@@ -1,4 +1,4 @@
-"""A run measured, whole: what the document carries, and what it is a function of."""
+"""The complete evaluation of a run: the content of its document, and what it depends on."""
 
 import json
 
@@ -20,7 +20,7 @@ SMALL = Evaluate(samples=120, sweep_samples=60, steps=(1, 2), likelihood=16, boo
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    """Judges of a few steps."""
+    """Train feature extractors for a few steps only."""
     monkeypatch.setattr(classifier, "MAX_STEPS", 20)
     monkeypatch.setattr(classifier, "MIN_STEPS", 20)
 
@@ -32,7 +32,7 @@ def events():
 
 @pytest.fixture
 def evaluate(store, events):
-    """Measure a run, keeping what it says on the way."""
+    """Measure a run and record its events."""
     def run(artifact, data, options=SMALL):
         return evaluation.evaluate(
             store, artifact, data.artifact, options, lambda event, **f: events.append((event, f))
@@ -41,8 +41,8 @@ def evaluate(store, events):
     return run
 
 
-def test_every_metric_carries_what_it_needs(store, prepared, evaluate, events):
-    """N, features, an interval around the value, and the floor; the sweep has the run's own steps among the others."""
+def test_every_metric_has_its_interval_and_floor(store, prepared, evaluate, events):
+    """Each metric has n, features, an interval and a floor; the sweep includes the run's own steps."""
     data = prepared("digits", val=0.2)
     run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     found = evaluate(run, data)
@@ -55,7 +55,7 @@ def test_every_metric_carries_what_it_needs(store, prepared, evaluate, events):
     sections = ["metrics", "likelihood", "straightness", "memorization", "modes", "classes", "speed", "sweep"]
     assert [key for key in found if key in sections] == sections
     assert found["metrics"]["fd"]["n"] == 120
-    assert found["metrics"]["fd"]["value"] > found["metrics"]["fd"]["floor"] > 0  # twenty steps teach nothing
+    assert found["metrics"]["fd"]["value"] > found["metrics"]["fd"]["floor"] > 0  # twenty training steps are too few
     curve = [(point["steps"], point["nfe"], point["own"], point["fd"]["n"]) for point in found["sweep"]]
     assert curve == [(1, 1, False, 60), (2, 2, True, 60)]
     assert found["likelihood"]["kind"] == "ode-estimate"
@@ -63,8 +63,8 @@ def test_every_metric_carries_what_it_needs(store, prepared, evaluate, events):
     assert steps[-1]["step"] == steps[-1]["steps"]
 
 
-def test_measured_again_it_is_found(store, prepared, evaluate):
-    """The second time it is the same document, marked as cached; other options are another evaluation."""
+def test_an_evaluation_is_reused(store, prepared, evaluate):
+    """The second call returns the same document, marked as cached; other options give another evaluation."""
     data = prepared("ring8", samples=600, val=0.3)
     run = trained_run(store, data, "vae")
     first, again = evaluate(run, data), evaluate(run, data)
@@ -75,8 +75,8 @@ def test_measured_again_it_is_found(store, prepared, evaluate):
     assert evaluation.find(store, run, data.artifact, SMALL) == again
 
 
-def test_numbers_are_a_function_of_run_data_and_seed(store, prepared, evaluate):
-    """Deleted and measured again, every metric has the same value; only times differ."""
+def test_metrics_are_reproducible(store, prepared, evaluate):
+    """After deletion, a second measurement gives the same metrics; only times differ."""
     data = prepared("digits", val=0.2)
     run = trained_run(store, data, "vae")
     first = evaluate(run, data)
@@ -88,7 +88,7 @@ def test_numbers_are_a_function_of_run_data_and_seed(store, prepared, evaluate):
 
 
 def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, evaluate):
-    """So that MLflow's own chart is quality against steps; a grid and a headline stand beside it."""
+    """MLflow then plots quality against evaluations; the journal also has the metrics and a grid."""
     data = prepared("ring8", samples=600, val=0.3)
     run = trained_run(store, data, "flow_matching", sample={"sampler": "midpoint", "steps": 2})
     found = evaluate(run, data)
@@ -98,8 +98,8 @@ def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, ev
     assert any('"samples/evaluation"' in line for line in path.read_text().splitlines())
 
 
-def test_what_a_sampler_refuses_is_left_out(store, prepared, evaluate, events):
-    """A number of steps beyond the family's range is a note, not a failure."""
+def test_settings_that_a_sampler_rejects_are_skipped(store, prepared, evaluate, events):
+    """A number of steps outside the family's range emits a note and does not fail."""
     data = prepared("ring8", samples=600, val=0.3)
     run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     found = evaluate(run, data, SMALL.model_copy(update={"steps": (1, 5000)}))
@@ -108,7 +108,7 @@ def test_what_a_sampler_refuses_is_left_out(store, prepared, evaluate, events):
 
 
 def test_all_runs_share_noise_and_labels(prepared):
-    """The seeds do not depend on how many are drawn; the labels are those of the floor's rows."""
+    """Seeds do not depend on the number of samples, and the labels are those of the floor's rows."""
     data = prepared("digits", val=0.2)
     real = DataSplits.of(data)
     assert samples.seeds(3, 5) == samples.seeds(3, 9)[:5]
@@ -116,7 +116,7 @@ def test_all_runs_share_noise_and_labels(prepared):
 
 
 def test_modes_of_the_ring_are_counted(prepared):
-    """Points on three of eight modes: three captured; points between modes are of low quality."""
+    """Points on three of eight modes capture three modes; points between modes have low quality."""
     data = prepared("ring8", samples=600)
     points = np.array([[2.0, 0.0], [0.0, 2.01], [-2.0, 0.03], [0.0, 0.0]], np.float32)
     found = modes(points, data.artifact)
@@ -126,7 +126,7 @@ def test_modes_of_the_ring_are_counted(prepared):
 
 
 def test_the_divergence_of_modes_has_its_closed_form():
-    """Half of the points on each of two modes that weigh 3/4 and 1/4: 1/2 log(2/3) + 1/2 log 2; none if the truth."""
+    """Equal shares for modes with weights 3/4 and 1/4 give 1/2 log(2/3) + 1/2 log 2; the true shares give 0."""
     centres, weights = np.array([[0.0, 0.0], [4.0, 0.0]]), np.array([0.75, 0.25])
     half, true = (np.repeat(centres, [n, 100 - n], axis=0) for n in (50, 75))
     assert count(half, centres, 0.1, weights)["kl"]["value"] == pytest.approx(0.5 * np.log(2 / 3) + 0.5 * np.log(2))
@@ -136,14 +136,14 @@ def test_the_divergence_of_modes_has_its_closed_form():
 
 
 def test_draws_of_the_truth_have_the_divergences_floor():
-    """The mean over draws of N points of the truth is (M - 1) / (2 N)."""
+    """For N points of the true density with M modes, the mean divergence is (M - 1) / (2 N)."""
     rng, centres, weights = np.random.default_rng(0), np.arange(10.0).reshape(5, 2) * 4, np.full(5, 0.2)
     found = [count(centres[rng.integers(0, 5, 400)], centres, 0.1, weights)["kl"] for _ in range(200)]
     assert np.mean([kl["value"] for kl in found]) == pytest.approx(found[0]["floor"], rel=0.2)
 
 
 def test_the_artifact_lists_its_parents(store, prepared, evaluate):
-    """An evaluation names its run and dataset, and its grids verify."""
+    """The manifest lists run and dataset as parents, and the files pass verification."""
     data = prepared("ring8", samples=600, val=0.3)
     run = trained_run(store, data, "vae")
     artifact = store.get("evaluations", evaluate(run, data)["evaluation"]).verify()
@@ -152,8 +152,8 @@ def test_the_artifact_lists_its_parents(store, prepared, evaluate):
     assert json.loads(artifact.file("metrics.json").read_text())["schema"] == "genflow.evaluate/1"
 
 
-def test_a_run_is_measured_as_it_is_told_to_sample(store, prepared, evaluate):
-    """`sample` overrides the run's own options, has an evaluation of its own, and is refused before anything starts."""
+def test_sampling_options_override_those_of_the_run(store, prepared, evaluate):
+    """Other sampling options give another evaluation; unknown ones are an error."""
     data = prepared("ring8", samples=600, val=0.3)
     run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     own = evaluate(run, data)
@@ -169,8 +169,8 @@ def test_a_run_is_measured_as_it_is_told_to_sample(store, prepared, evaluate):
         measured_with({"stepz": 3})
 
 
-def test_no_likelihood_stands_beside_guided_samples(store, prepared, evaluate):
-    """What is guided has no density: the unguided model's would be another model's number."""
+def test_guided_samples_have_no_likelihood(store, prepared, evaluate):
+    """Guidance changes the distribution, so the likelihood of the model would not describe the samples."""
     data = prepared("digits", val=0.2)
     run = trained_run(store, data, "flow_matching", sample={"steps": 1, "guidance": 2.0})
     assert evaluate(run, data, SMALL.model_copy(update={"steps": ()}))["likelihood"] is None

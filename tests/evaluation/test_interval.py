@@ -1,4 +1,4 @@
-"""Intervals: they hold what they claim, and repeat nothing."""
+"""Intervals have the claimed coverage, and halves repeat no sample."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import pytest
 from genflow.evaluation.interval import Interval, Z, half_sampled, halves, mean, order, over_trainings, proportion
 
 
-def test_halves_repeat_nothing_and_have_half_of_every_stratum():
-    """No row twice in a half; of ten samples of each label, five."""
+def test_halves_have_half_of_every_stratum_without_repetition():
+    """No row is repeated in a half, and each half has five of ten samples of each label."""
     strata = np.repeat([2, 0, 1], 10)
     for half in halves(strata, 20, seed=3):
         assert len(set(half)) == 15
@@ -15,14 +15,14 @@ def test_halves_repeat_nothing_and_have_half_of_every_stratum():
 
 
 def test_halves_are_a_function_of_their_seed():
-    """The same seed gives the same halves, another seed others."""
+    """The same seed gives the same halves, another seed different ones."""
     strata = np.zeros(40)
     assert (halves(strata, 4, 1) == halves(strata, 4, 1)).all()
     assert (halves(strata, 4, 1) != halves(strata, 4, 2)).any()
 
 
 def test_the_spread_over_halves_is_the_error_of_a_mean():
-    """For a mean, half-sampling gives s / sqrt(N), and its intervals hold the truth about 95 % of the time."""
+    """For a mean, half-sampling gives s / sqrt(N), and about 95 % of the intervals contain the true mean."""
     rng, hits, errors = np.random.default_rng(0), [], []
     for seed in range(400):
         x = rng.standard_normal(60)
@@ -33,8 +33,8 @@ def test_the_spread_over_halves_is_the_error_of_a_mean():
     assert np.mean(errors) == pytest.approx(1, abs=0.03)
 
 
-def test_what_was_fixed_is_no_part_of_the_spread():
-    """Means that differ only by their label have no error once halves keep the labels' shares."""
+def test_fixed_labels_do_not_widen_the_interval():
+    """If values depend only on the label, the mean has no error with stratified halves."""
     labels = np.repeat([0, 1], 20)
     x = 10.0 * labels
     loose = half_sampled(x.mean(), lambda rows: x[rows].mean(), halves(np.zeros(40), 50), 40)
@@ -43,8 +43,8 @@ def test_what_was_fixed_is_no_part_of_the_spread():
     assert loose.high - loose.low > 2
 
 
-def test_intervals_stay_where_the_metric_can_be():
-    """An interval does not reach below a metric's least value."""
+def test_intervals_respect_the_bounds_of_the_metric():
+    """An interval does not extend below the smallest possible value of a metric."""
     x = np.random.default_rng(1).standard_normal(20)
     found = half_sampled(0.1, lambda rows: x[rows].mean(), halves(np.zeros(20), 10), 20, bounds=(0.0, 1.0))
     assert found.low == 0
@@ -52,7 +52,7 @@ def test_intervals_stay_where_the_metric_can_be():
 
 
 def test_a_share_of_all_or_none_is_not_certain():
-    """Wilson: ten hits of ten leave room below 1, and none of ten above 0."""
+    """Wilson's interval for ten of ten hits extends below 1, and for none of ten above 0."""
     assert proportion(np.ones(10, bool)).low == pytest.approx(0.722, abs=0.001)
     assert proportion(np.zeros(10, bool)).high == pytest.approx(0.278, abs=0.001)
 
@@ -63,22 +63,22 @@ def test_the_interval_of_a_mean_is_students():
     assert (found.value, found.high) == (1, pytest.approx(1 + 3.182446 * 1.154701 / 2))
 
 
-def test_equal_values_are_told_apart_one_time_in_twenty():
-    """The difference of two normal means with the same truth exceeds both errors together in 5 % of draws."""
+def test_equal_means_differ_significantly_in_5_percent_of_draws():
+    """The difference of two normal means with equal true values exceeds the combined errors in 5 % of draws."""
     rng = np.random.default_rng(0)
-    told = [order(Interval(a, a - Z, a + Z), Interval(b, b - Z, b + Z)) for a, b in rng.standard_normal((8000, 2))]
-    assert np.mean(np.abs(told)) == pytest.approx(0.05, abs=0.008)
+    signs = [order(Interval(a, a - Z, a + Z), Interval(b, b - Z, b + Z)) for a, b in rng.standard_normal((8000, 2))]
+    assert np.mean(np.abs(signs)) == pytest.approx(0.05, abs=0.008)
 
 
-def test_the_errors_that_face_each_other_decide():
-    """A long tail on the far side of either value changes nothing; on the near side it does."""
+def test_only_the_facing_errors_matter():
+    """A large error on the far side changes nothing; on the near side it makes the difference insignificant."""
     low, far, near = Interval(1.0, 0.9, 1.1), Interval(2.0, 1.9, 9.0), Interval(2.0, 0.5, 2.1)
     assert (order(low, far), order(far, low)) == (-1, 1)
     assert (order(low, near), order(near, low)) == (0, 0)
 
 
 def test_several_trainings_replace_a_trainings_own_interval():
-    """One keeps its own; of two, one apart, the mean and Student's t with one degree of freedom."""
+    """One training keeps its interval; two have their mean and Student's t with one degree of freedom."""
     own = {"value": 1.0, "low": 0.5, "high": 1.5}
     assert over_trainings([own]) == Interval(1.0, 0.5, 1.5)
     both = over_trainings([own, {**own, "value": 2.0}])

@@ -1,4 +1,4 @@
-"""Floors: real rows in the place of samples, with the samples' labels."""
+"""Floors: metrics of real rows with the labels of the samples."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ from genflow.recipe.schema import Evaluate
 
 @pytest.fixture
 def suite(store, prepared):
-    """A ruler for points whose labels are modes."""
+    """A metric suite for points whose labels are modes."""
     data = prepared("ring8", samples=2000, val=0.2)
     return MetricSuite(load_features(store, data, "classifier", lambda event, **fields: None), Evaluate(bootstrap=3))
 
 
-def test_floors_have_the_labels_that_samples_are_asked_for(suite):
-    """The first set is the rows that gave the labels; the next ones have as many of each, and no row twice."""
+def test_floors_have_the_requested_labels(suite):
+    """The first set has the rows that define the labels; the others have equal label counts, and no row is repeated."""
     labels = suite.extractor.labels[:150]
     floor = np.arange(len(suite.extractor.labels))[:, None]
     tagged = MetricSuite(dataclasses.replace(suite.extractor, floor=floor), Evaluate())
@@ -31,7 +31,7 @@ def test_floors_have_the_labels_that_samples_are_asked_for(suite):
 
 
 def test_real_rows_reach_their_floor(suite):
-    """Real rows in the place of samples: no metric can be told from its floor."""
+    """For real rows as samples, no metric differs significantly from its floor."""
     n = 200
     found = suite.measure_all(suite.extractor.floor[-n:], suite.extractor.labels[-n:])
     for name in ("kid", "precision", "recall", "coverage"):
@@ -40,7 +40,7 @@ def test_real_rows_reach_their_floor(suite):
 
 
 def test_a_collapsed_model_is_far_from_the_floor(suite):
-    """One mode instead of eight: recall and coverage fall, and the distance is many times its floor."""
+    """With one of eight modes, recall and coverage are low, and fd is many times its floor."""
     n = 200
     one = suite.extractor.floor[suite.extractor.labels == 3]
     found = suite.measure_all(np.resize(one, (n, 2)), suite.extractor.labels[:n])
@@ -49,8 +49,8 @@ def test_a_collapsed_model_is_far_from_the_floor(suite):
     assert found["recall"]["value"] < 0.3
 
 
-def test_a_label_asked_for_too_often_leaves_a_floor(suite):
-    """More of one label than there are real rows of it: others stand in, and the floor is a number at the same N."""
+def test_a_label_with_too_few_rows_has_a_floor(suite):
+    """If a label is requested more often than it has real rows, rows of other labels complete the set."""
     rows = np.flatnonzero(suite.extractor.labels == 3)
     labels = np.full(len(rows) + 40, 3)
     (real,) = suite._real(labels)

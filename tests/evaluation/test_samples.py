@@ -1,4 +1,4 @@
-"""Samples in shares: the same figures however many workers drew them; and what a run shows of itself."""
+"""Samples in shares: metrics do not depend on the number of workers; pictures of a run."""
 
 import io
 
@@ -18,7 +18,7 @@ TIMES = ("speed", "seconds", "sweep", "machine", "path", "cached")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Judges of a few steps, and shares of 32 samples."""
+    """Train feature extractors for a few steps only, and use shares of 32 samples."""
     monkeypatch.setattr(classifier, "MAX_STEPS", 20)
     monkeypatch.setattr(classifier, "MIN_STEPS", 20)
     monkeypatch.setattr(samples, "BATCH", 16)
@@ -29,13 +29,13 @@ def quiet(event: str, **fields: object) -> None:
     pass
 
 
-def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
-    """All but the first are handed out, as values; every figure but the times is the same to the bit."""
+def test_shares_drawn_on_workers_give_the_same_metrics(store, prepared):
+    """All shares but the first go to the executor; everything but times is identical to the bit."""
     data = prepared("digits", val=0.2)
     run = trained_run(store, data, "flow_matching", sample={"steps": 2})
     here = evaluate.evaluate(store, run, data.artifact, OPTIONS, quiet)
     artifact = store.get("evaluations", here["evaluation"])
-    (artifact.path / "manifest.json").unlink()  # as if it had never been
+    (artifact.path / "manifest.json").unlink()  # makes the evaluation invisible
     handed: list[samples.Share] = []
 
     def executor(shares):
@@ -49,7 +49,7 @@ def test_shares_drawn_elsewhere_give_the_same_figures(store, prepared):
 
 
 def test_only_the_first_records_are_kept(store, prepared):
-    """Features of all, pictures of as many as were asked for."""
+    """All features are kept, but only the requested number of pictures."""
     data = prepared("digits", val=0.2)
     engine = evaluate.engine_of(trained_run(store, data, "vae"), {})
     found = samples.draw_features(
@@ -60,8 +60,8 @@ def test_only_the_first_records_are_kept(store, prepared):
     assert np.array_equal(found.features[:40], found.records.reshape(40, -1))
 
 
-def test_classes_stand_beside_real_datas():
-    """One class in ten where a quarter is real: its part is 0.4, and Wilson's interval holds it."""
+def test_class_shares_are_compared_with_real_data():
+    """A class with a share of 0.1 among samples and 0.25 in real data has a ratio of 0.4, inside its interval."""
     found = class_shares(np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [75, 25]), ("a", "b"))
     assert found["rarest"]["class"] == "b"
     assert found["rarest"]["value"] == pytest.approx(0.4)
@@ -69,8 +69,8 @@ def test_classes_stand_beside_real_datas():
     assert found["real"] == [0.75, 0.25]
 
 
-def test_a_run_shows_its_way_and_what_lies_between_samples(store, prepared):
-    """A family that walks has a way, of as many columns as evaluations and the sample; a GAN has none."""
+def test_an_evaluation_has_pictures_of_paths_and_interpolations(store, prepared):
+    """A family with steps has sampling paths, with a column per evaluation and one for the sample; a GAN has none."""
     data = prepared("digits", val=0.2)
     found = {}
     for kind, options in (("flow_matching", {"steps": 4, "sampler": "euler"}), ("gan", {})):

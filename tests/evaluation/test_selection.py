@@ -1,4 +1,4 @@
-"""Which setting to deploy, of those that were measured."""
+"""The selection of a measured setting to deploy."""
 
 import pytest
 
@@ -27,22 +27,22 @@ FOUND = [
      (50.0, 3.0, "flow")],
 )  # fmt: skip
 def test_the_choice_within_the_limits(most_ms, most_fd, name):
-    """Under a latency the best, for a quality the fastest, for neither the fastest that is nearly the best."""
+    """With a limit on latency the best, on quality the fastest, without limits the fastest close to the best."""
     assert choose(FOUND, most_ms, most_fd)["name"] == name
 
 
-def test_others_that_are_as_good_are_counted():
-    """1.05 cannot be told from 1.0, each with errors of 0.1."""
+def test_settings_that_do_not_differ_significantly_are_counted():
+    """1.05 does not differ significantly from 1.0, with errors of 0.1 each."""
     assert choose(FOUND, 1000.0)["equal"] == 1
 
 
-def test_the_front_is_what_no_other_beats():
-    """Fastest first; neither slow nor bad stands on it."""
+def test_the_pareto_front():
+    """The front is sorted by latency, and contains neither "slow" nor "bad"."""
     assert [point["name"] for point in front(FOUND)] == ["gan", "flow4", "flow"]
 
 
-def test_limits_that_nothing_meets_name_the_nearest():
-    """A gate that is missed: exit code 7, with what comes nearest."""
+def test_limits_that_no_setting_meets():
+    """A missed limit is a GateError (exit code 7) whose hint names the closest setting."""
     with pytest.raises(GateError, match=r"no measured setting takes at most 1\.00 ms") as slow:
         choose(FOUND, 1.0)
     assert slow.value.hint == "the fastest is gan: --max-latency 2ms"
@@ -52,16 +52,16 @@ def test_limits_that_nothing_meets_name_the_nearest():
 
 
 @pytest.mark.parametrize("ms", [5.174, 0.0312, 41.96])
-def test_the_cure_of_a_latency_cures(ms):
-    """The time that the hint names is enough for the setting that it names."""
+def test_the_suggested_latency_is_sufficient(ms):
+    """With the latency from the hint, the setting that it names is selected."""
     with pytest.raises(GateError) as slow:
         choose([choice("vae", 1.0, ms)], 0.01)
     named = parse_latency(slow.value.hint.rpartition(" ")[2])
     assert choose([choice("vae", 1.0, ms)], named)["name"] == "vae"
 
 
-def test_times_and_qualities_as_people_type_them():
-    """50ms, 0.2s, 50; 2.5, 3x; anything else is refused in one line."""
+def test_limits_are_parsed():
+    """50ms, 0.2s and 50 are latencies, 2.5 and 3x qualities; other texts are a UsageError."""
     assert [parse_latency(text) for text in ("50ms", "0.2s", "50")] == [50, 200, 50]
     assert (parse_quality("2.5", 0.4), parse_quality("3x", 0.4)) == (2.5, pytest.approx(1.2))
     for read, wrong in ((parse_latency, "fast"), (parse_latency, "0ms"), (parse_latency, "1.2.3")):
@@ -71,8 +71,8 @@ def test_times_and_qualities_as_people_type_them():
         parse_quality("good", 0.4)
 
 
-def test_the_commands_serve_it_and_ask_for_it():
-    """The run by its id, and its settings as flags."""
+def test_the_commands_to_serve_and_request_a_setting():
+    """The commands name the run by its id and the setting by flags."""
     assert commands(FOUND[1]) == [
         "genflow serve flow-1a", "genflow sample --endpoint http://127.0.0.1:8000 --steps 16 --sampler ab2",
     ]  # fmt: skip

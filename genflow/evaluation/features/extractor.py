@@ -232,7 +232,8 @@ def _train(folder: Path, data: Dataset, real: DataSplits, emit: Emit) -> dict[st
         return to_display(split.take(real.training[rows]), facts)
 
     def progress(step: int, steps: int) -> None:
-        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training the features")
+        what = "training the feature extractor"
+        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what=what)
 
     net = classifier.train(display, split.labels[real.training], task, facts.shape, progress=progress)
     save_weights(net.state_dict(), folder / WEIGHTS)

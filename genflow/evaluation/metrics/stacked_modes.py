@@ -144,8 +144,8 @@ def _train(
     ids = split.ids
     labels = stacked.modes([ids[row] for row in rows]).ravel()
 
-    def display(asked: np.ndarray) -> np.ndarray:
-        stack, channel = np.divmod(asked, stacked.CHANNELS)
+    def display(indices: np.ndarray) -> np.ndarray:
+        stack, channel = np.divmod(indices, stacked.CHANNELS)
         shown = to_display(split.take(rows[stack]), data.facts)
         return np.take_along_axis(shown, channel[:, None, None, None], 3)
 

@@ -53,10 +53,14 @@ def downsample(pairs: Curve) -> list[tuple[float, float]]:
 def warnings(found: dict[str, Curve]) -> list[str]:
     """Warnings about the losses of a run, as sentences. For two players, only values that are not finite are reported.
 
-    still falling   the last tenth lies below the tenth before it by more than 3 % of all that the loss fell, and by
-                    more than twice the standard error of their difference
-    rose again      the last tenth lies above the lowest tenth by more than 10 % of that fall, and clearly
-    spikes          in the second half a value lies further above the median than 5 times the 90th percentile does
+    The curve is divided into ten parts. "Decrease" is the difference between the first and the lowest mean of a part.
+
+    still decreasing   the mean of the last part is below that of the previous part by more than 3 % of the decrease,
+                       and by more than twice the standard error of the difference
+    increased again    the mean of the last part is above the lowest mean by more than 10 % of the decrease, and by more
+                       than twice the standard error of the difference
+    spikes             in the second half, the largest value exceeds the median by more than 5 times the distance of the
+                       90th percentile from the median
     """
     messages = []
     for title, pairs in found.items():

@@ -150,14 +150,15 @@ def _best(rows: list[Row]) -> dict[str, set[str]]:
     return found
 
 
-def _sweep(rows: list[Row], place: str, unit: str) -> list[Series]:
+def _sweep(rows: list[Row], place: str) -> list[Series]:
     series = []
     for index, row in enumerate(rows):
         points = []
         for at in row["sweep"]:
             fd, x = at["fd"], at[place]
+            cost = f"{table.number(x)} ms" if place != "nfe" else f"{x} network evaluation{'s' if x != 1 else ''}"
             text = f"{row['name']}: fd {table.number(fd['value'])} ({table.number(fd['low'])} to "
-            text += f"{table.number(fd['high'])}) at {table.number(x) if isinstance(x, float) else x} {unit}"
+            text += f"{table.number(fd['high'])}) at {cost}"
             text += f", {at['sampler']}" if at.get("sampler") else ""
             points.append(Point(x, fd["value"], fd["low"], fd["high"], text, at["own"]))
         series.append(Series(row["name"], index, points))
@@ -165,14 +166,14 @@ def _sweep(rows: list[Row], place: str, unit: str) -> list[Series]:
 
 
 def _against_steps(rows: list[Row]) -> str:
-    series = _sweep(rows, "nfe", "network evaluations")
+    series = _sweep(rows, "nfe")
     most = max(point.x for line in series for point in line.points)
     powers = [2.0**i for i in range(math.floor(math.log2(most)) + 1)]
     return _fd_chart(rows, series, "network evaluations per sample", powers)
 
 
 def _against_time(rows: list[Row]) -> str:
-    return _fd_chart(rows, _sweep(rows, "ms_per_image", "ms"), "milliseconds per sample, in batches of 64", None)
+    return _fd_chart(rows, _sweep(rows, "ms_per_image"), "milliseconds per sample, in batches of 64", None)
 
 
 def _fd_chart(rows: list[Row], series: list[Series], x_label: str, x_ticks: list[float] | None) -> str:

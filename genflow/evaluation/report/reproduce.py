@@ -44,8 +44,8 @@ def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _prepare(dataset: Artifact) -> list[str]:
     defaults = Data().model_dump(mode="json")
-    asked = {key: value for key, value in dataset.meta["options"].items() if key not in ("source", "name")}
-    return _sets({f"data.{key}": value for key, value in asked.items() if value != defaults.get(key)})
+    changed = {key: value for key, value in dataset.meta["options"].items() if key not in ("source", "name")}
+    return _sets({f"data.{key}": value for key, value in changed.items() if value != defaults.get(key)})
 
 
 def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
@@ -79,11 +79,11 @@ def _train(store: Store, run: Artifact, facts: DataSpec, name_by_run: dict[str, 
             del base["net.kind"]
     except GenflowError:  # the preset no longer exists or is invalid: state every setting
         base = {"family.kind": kind}
-    asked = {key: value for key, value in _deciding_settings(recipe).items() if key not in base or base[key] != value}
-    asked.pop("init", None)
+    changed = {key: value for key, value in _deciding_settings(recipe).items() if key not in base or base[key] != value}
+    changed.pop("init", None)
     start = ["--init", name_by_run.get(recipe.init, recipe.init)] if recipe.init else []
     name = ["--name", recipe.name] if recipe.name else []
-    return [*start, *name, *_sets(asked)]
+    return [*start, *name, *_sets(changed)]
 
 
 def recipe_of(run: Artifact) -> Recipe:

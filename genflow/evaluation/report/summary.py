@@ -136,37 +136,37 @@ def _variety(ranked: list[Row]) -> str:
     parts = []
     for row in ranked:
         missing = [
-            f"{name} {metric['value']:.2f}, real data {metric['floor']:.2f}"
+            f"{name} {metric['value']:.2f} instead of {metric['floor']:.2f}"
             for name in ("recall", "coverage")
             if (metric := row["metrics"][name])["high"] < LOW_VARIETY * metric["floor"]
         ]
         found = row.get("modes")
         if found and found.get("interval", [0, found["captured"]])[1] < found.get("ceiling", found["of"]):
-            reference = f", as many real samples {found['ceiling']}" if "ceiling" in found else ""
+            reference = f" instead of {found['ceiling']}" if "ceiling" in found else ""
             missing.append(f"{found['captured']} of {found['of']} modes{reference}")
         if missing:
             parts.append(f"{row['name']} ({_list(missing)})")
-    return f"Part of the data is missing from the samples of {_list(parts)}." if parts else ""
+    return f"Compared with real data, variety is missing from the samples of {_list(parts)}." if parts else ""
 
 
 def _labels(ranked: list[Row]) -> str:
     """Runs whose samples often do not show the requested class."""
-    asked = [row for row in ranked if "agreement" in row["metrics"]]
+    measured = [row for row in ranked if "agreement" in row["metrics"]]
     weak = [
         f"{row['name']} {100 * metric['value']:.0f} %"
-        for row in asked
+        for row in measured
         if (metric := row["metrics"]["agreement"])["high"] < LOW_AGREEMENT * metric["floor"]
     ]
-    real = f"{100 * asked[0]['metrics']['agreement']['floor']:.0f} %" if asked else ""
+    real = f"{100 * measured[0]['metrics']['agreement']['floor']:.0f} %" if measured else ""
     return f"Share of samples that show the requested class: {_list(weak)}; real data {real}." if weak else ""
 
 
 def _copies(ranked: list[Row]) -> str:
     """Runs whose share of near copies of training pictures is significantly larger than that of held-out pictures."""
-    asked = [(row["name"], found["copies"]) for row in ranked if (found := row.get("memorization"))]
+    measured = [(row["name"], found["copies"]) for row in ranked if (found := row.get("memorization"))]
     suspicious = [
         f"{name} {100 * copies['value']:.1f} % (held-out pictures {100 * copies['floor']:.1f} %)"
-        for name, copies in asked
+        for name, copies in measured
         if copies["floor"] is not None and copies["low"] > copies["floor"] + (copies["high"] - copies["value"])
     ]
     return f"Share of samples that are near copies of a training picture: {_list(suspicious)}." if suspicious else ""

@@ -82,8 +82,8 @@ def best_run(store: Store, metric: str) -> Artifact:
     if not newest:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")
     last = list(newest.values())[-1]  # distances with other data or features are not comparable
-    alike = [row for row in newest.values() if _measured_by(row) == _measured_by(last)]
-    return store.find("runs", best(alike, metric))
+    comparable = [row for row in newest.values() if _measured_by(row) == _measured_by(last)]
+    return store.find("runs", best(comparable, metric))
 
 
 def _measured_by(row: dict[str, Any]) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The judge's network: any shape, the same bits every time, and it learns."""
+"""The classifier of features: it learns, is reproducible and accepts any picture size."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ def stripes(n: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.usefixtures("number_format")
-def test_it_learns_what_is_there():
-    """A hundred steps tell horizontal from vertical stripes on pictures it has not seen."""
+def test_it_learns_to_classify():
+    """After 60 steps it separates horizontal from vertical stripes in unseen pictures."""
     x, y = stripes(200, 0)
     task = Task("labels", 2)
     net = train(lambda rows: x[rows], y, task, (1, 8, 8), steps=60)
@@ -27,7 +27,7 @@ def test_it_learns_what_is_there():
 
 
 def test_training_is_a_function_of_its_arguments():
-    """The same data and seed give the same weights to the bit; another seed gives others."""
+    """The same data and seed give identical weights; another seed gives different ones."""
     x, y = stripes(64, 0)
     make = [train(lambda rows: x[rows], y, Task("labels", 2), (1, 8, 8), seed=seed, steps=8) for seed in (0, 0, 1)]
     same, again, other = (net.state_dict() for net in make)
@@ -37,7 +37,7 @@ def test_training_is_a_function_of_its_arguments():
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (1, 28, 28), (3, 17, 33), (3, 96, 64)])
 def test_any_picture_has_64_features(shape):
-    """Small, large, odd and oblong pictures, one by one or together."""
+    """Small, large, odd and rectangular pictures have 64 features, independent of the batch."""
     net = Classifier(shape, 3).eval()
     C, H, W = shape
     pictures = np.random.default_rng(0).integers(0, 256, (5, H, W, C)).astype(np.uint8)
@@ -47,8 +47,8 @@ def test_any_picture_has_64_features(shape):
     np.testing.assert_allclose(embed(net, pictures[2:3])[0], features[2:3], atol=1e-5)
 
 
-def test_pictures_without_labels_are_asked_for_their_turn():
-    """Four turns of a square picture, two of an oblong one; each is the picture turned."""
+def test_pictures_without_labels_are_classified_by_rotation():
+    """Square pictures have four rotations and rectangular ones two; the answer matches the rotation."""
     square, oblong = Task.of(0, (1, 8, 8)), Task.of(1, (1, 8, 6))
     assert (square.kind, square.classes, oblong.classes) == ("turns", 4, 2)
     x = torch.arange(48.0).reshape(1, 1, 8, 6).repeat(16, 1, 1, 1)

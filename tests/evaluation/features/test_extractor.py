@@ -1,4 +1,4 @@
-"""Judges: made once, named by what they are, and never shown the rows that are measured."""
+"""Feature extractors: made once, named by their weights, and never trained on rows that are measured."""
 
 import numpy as np
 import pytest
@@ -10,18 +10,18 @@ from genflow.evaluation.features.extractor import DataSplits, address, load_feat
 
 
 def quiet(event: str, **fields: object) -> None:
-    """Nobody listens."""
+    """Ignore events."""
 
 
 @pytest.fixture
 def fast(monkeypatch):
-    """Judges of a few steps: these tests are not about what they learn."""
+    """Train extractors for a few steps only: their accuracy does not matter here."""
     monkeypatch.setattr(classifier, "MAX_STEPS", 5)
     monkeypatch.setattr(classifier, "MIN_STEPS", 5)
 
 
-def test_no_row_does_two_things(prepared):
-    """What the judge learns from, what stands in for samples and the reference are apart, with and without val."""
+def test_no_row_has_two_roles(prepared):
+    """Training rows, floor and reference do not overlap, with and without a held-out split."""
     for val in (0.2, 0.0):
         data = prepared("digits", val=val, name=f"digits{val}")
         real = DataSplits.of(data)
@@ -31,8 +31,8 @@ def test_no_row_does_two_things(prepared):
         assert real.split == ("val" if val else "train")
 
 
-def test_a_judge_is_made_once(prepared, store, fast):
-    """The second asking finds the artifact, with the same name, features and answers."""
+def test_an_extractor_is_made_once(prepared, store, fast):
+    """The second call loads the artifact, with the same name and features."""
     data = prepared("digits", val=0.2)
     first = load_features(store, data, "classifier", quiet)
     again = load_features(store, data, "classifier", lambda event, **fields: pytest.fail("it was trained again"))
@@ -44,8 +44,8 @@ def test_a_judge_is_made_once(prepared, store, fast):
     assert again.embed(some)[1].shape == (9,)
 
 
-def test_data_without_labels_is_judged_by_turns(store, tmp_path, prepared, fast):
-    """The features say so in their name, and tell no classes."""
+def test_data_without_labels_uses_rotations(store, tmp_path, prepared, fast):
+    """The name says so, and no classes are predicted."""
     np.savez(tmp_path / "plain.npz", np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8))
     data = prepared(tmp_path / "plain.npz")
     found = load_features(store, data, "classifier", quiet)
@@ -54,7 +54,7 @@ def test_data_without_labels_is_judged_by_turns(store, tmp_path, prepared, fast)
 
 
 def test_points_are_their_own_features(store, prepared):
-    """Coordinates as they are; a point that is not finite lies far from everything."""
+    """Features are the coordinates; a point that is not finite is moved far away from all data."""
     found = load_features(store, prepared("ring8", samples=300), "classifier", quiet)
     features, classes = found.embed(np.array([[[[1.0, 2.0]]], [[[np.nan, np.inf]]]], np.float32))
     assert found.name == "coordinates"
@@ -63,8 +63,8 @@ def test_points_are_their_own_features(store, prepared):
     assert (features[1] >= 1e5).all()
 
 
-def test_a_torchscript_module_can_be_the_judge(store, prepared, tmp_path):
-    """It sees pictures in [-1, 1], channels first, and gives its file's name to the features."""
+def test_a_torchscript_module_can_be_the_extractor(store, prepared, tmp_path):
+    """Its input is in [-1, 1], channels first, and its file name is the name of the features."""
 
     class Corners(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,8 +79,8 @@ def test_a_torchscript_module_can_be_the_judge(store, prepared, tmp_path):
     assert found.reference[:, 1].max() == 1
 
 
-def test_random_features_know_no_data(store, prepared):
-    """The same weights for any data of that shape: the name is a function of the shape alone."""
+def test_random_features_do_not_depend_on_the_data(store, prepared):
+    """The weights, and so the name, depend only on the shape of pictures."""
     first = load_features(store, prepared("digits", val=0.2), "random", quiet)
     other = load_features(store, prepared("digits", val=0.4), "random", quiet)
     assert first.name == other.name
@@ -89,8 +89,8 @@ def test_random_features_know_no_data(store, prepared):
     assert first.embed(np.zeros((2, 8, 8, 1), np.uint8))[1] is None
 
 
-def test_another_datasets_judge_by_its_weights(store, prepared):
-    """Its safetensors by path: the same features as there, and a name of its own; other files are refused."""
+def test_the_extractor_of_another_dataset_by_its_weights(store, prepared):
+    """A safetensors file by path gives the same features as in the other dataset; other files are rejected."""
     made = load_features(store, prepared("digits", val=0.2), "random", quiet)
     path = made.artifact.path / "classifier.safetensors"
     data = prepared("digits", val=0.4)
@@ -105,7 +105,7 @@ def test_another_datasets_judge_by_its_weights(store, prepared):
     ("name", "dims", "called"), [("inception-2015.pt", 2048, "FID"), ("inception.pt", 64, "fd"), ("vgg.pt", 2048, "fd")]
 )
 def test_only_an_inception_by_path_is_called_fid(store, prepared, tmp_path, name, dims, called):
-    """Its name says so, and it has the 2,048 features that FID is defined on."""
+    """The distance is called FID only if the name contains "inception" and there are 2,048 features."""
 
     class Wide(torch.nn.Module):
         def __init__(self, dims: int) -> None:
@@ -122,7 +122,7 @@ def test_only_an_inception_by_path_is_called_fid(store, prepared, tmp_path, name
 
 @pytest.mark.parametrize("kind", ["missing", "text", "scalar"])
 def test_a_module_that_cannot_be_used_is_one_line(store, prepared, tmp_path, kind):
-    """No file, no module, or an answer that is not one vector a picture."""
+    """A missing file, a file that is no module, or an output that is not one vector per picture is a UsageError."""
 
     class Total(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -137,7 +137,7 @@ def test_a_module_that_cannot_be_used_is_one_line(store, prepared, tmp_path, kin
         load_features(store, prepared("digits", val=0.2), str(path), quiet)
 
 
-def test_too_little_data_is_said(store, prepared):
-    """Twenty rows are too few to stand on three sides."""
+def test_too_little_data_is_an_error(store, prepared):
+    """Twenty rows are too few for reference, floor and training."""
     with pytest.raises(DataError, match="too few rows"):
         load_features(store, prepared("ring8", samples=20, val=0.1), "classifier", quiet)

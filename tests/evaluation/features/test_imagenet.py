@@ -1,4 +1,4 @@
-"""The optional ImageNet network: its weights come in a package, and without it one line says how to get it."""
+"""The optional ImageNet network, with weights from a Python package."""
 
 import sys
 
@@ -10,7 +10,7 @@ from genflow.evaluation.features import imagenet
 
 
 def test_without_the_package_one_line_says_how_to_get_it(store, monkeypatch):
-    """And nothing is written, nor downloaded."""
+    """Without the package, the error names it, and nothing is written to the store."""
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(SetupError, match="not installed") as error:
         imagenet.module(store)
@@ -18,8 +18,8 @@ def test_without_the_package_one_line_says_how_to_get_it(store, monkeypatch):
     assert not store.root.exists()
 
 
-def test_its_features_are_those_of_imagenet(store):
-    """It knows a palace from a flower however they are cropped; grey pictures of 8 x 8 have 320 features, too."""
+def test_its_features_separate_objects(store):
+    """Two crops of one photo are more similar than crops of two photos; grey 8 x 8 pictures have 320 features, too."""
     pytest.importorskip("efficientnet_lite_pytorch")
     from sklearn.datasets import load_sample_images
 

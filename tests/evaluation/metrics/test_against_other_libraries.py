@@ -1,4 +1,4 @@
-"""The metrics beside other people's, on the same features: torchmetrics' FID and KID, and prdc by its authors."""
+"""The metrics agree with other libraries on the same features: FID and KID of torchmetrics, and the package prdc."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from genflow.evaluation.metrics.prdc import prdc
 
 @pytest.fixture
 def features():
-    """Real ones and drawn ones, (400, 16) each, not negative as a network's are, and some dimensions always zero."""
+    """Features of real data and samples, (400, 16) each: nonnegative like those of a network, one dimension zero."""
     rng = np.random.default_rng(3)
     mix = rng.standard_normal((16, 16))
     real = np.maximum(rng.standard_normal((400, 16)) @ mix, 0)
@@ -24,14 +24,14 @@ def features():
 
 
 def test_the_frechet_distance_is_torchmetrics(features):
-    """From means and covariances, by the eigenvalues of their product."""
+    """torchmetrics computes it from the eigenvalues of the product of covariances."""
     moments = [torch.from_numpy(m) for x in features for m in (x.mean(0), np.cov(x, rowvar=False))]
     real, drawn = features
     assert Gaussian(real).distance(drawn) == pytest.approx(float(_compute_fid(*moments)), rel=1e-6)
 
 
 def test_kid_is_torchmetrics(features):
-    """The unbiased estimate with the cubic kernel, of whole sets."""
+    """The unbiased estimate with the cubic kernel agrees for whole sets."""
     real, drawn = features
     theirs = poly_mmd(torch.from_numpy(real), torch.from_numpy(drawn))
     assert kid.kid(drawn, kid.Reference.of(real), 2).value == pytest.approx(float(theirs), rel=1e-9)
@@ -39,7 +39,7 @@ def test_kid_is_torchmetrics(features):
 
 @pytest.mark.parametrize("k", [3, 5])
 def test_neighbours_are_prdcs(features, k, capsys):
-    """Precision, recall, density and coverage as Naeem et al. published them."""
+    """Precision, recall, density and coverage agree with the code of Naeem et al."""
     real, drawn = features
     theirs = compute_prdc(real, drawn, nearest_k=k)
     ours = prdc(drawn, real, k=k, repeats=2)

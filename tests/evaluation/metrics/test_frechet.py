@@ -1,4 +1,4 @@
-"""The Fréchet distance against its closed form."""
+"""The Fréchet distance compared with closed forms."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from genflow.evaluation.metrics.frechet import Gaussian, frechet
 
 
 def exact(mean: np.ndarray, covariance: np.ndarray, n: int = 200, seed: int = 0) -> np.ndarray:
-    """Rows whose sample mean and sample covariance are exactly these."""
+    """Rows whose sample mean and covariance are exactly the given ones."""
     x = np.random.default_rng(seed).standard_normal((n, len(mean)))
     x -= x.mean(0)
     x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
@@ -23,7 +23,7 @@ def test_diagonal_gaussians_have_the_distance_of_their_standard_deviations():
 
 
 def test_general_gaussians_agree_with_the_matrix_root():
-    """For covariances that do not commute, the trace of the matrix square root, by another route."""
+    """For covariances that do not commute, the trace agrees with scipy's matrix square root."""
     rng = np.random.default_rng(2)
     S1, S2 = (m @ m.T + 0.1 * np.eye(5) for m in rng.standard_normal((2, 5, 5)))
     m1, m2 = rng.standard_normal((2, 5))
@@ -31,15 +31,15 @@ def test_general_gaussians_agree_with_the_matrix_root():
     assert Gaussian(exact(m1, S1)).distance(exact(m2, S2, seed=3)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_set_is_at_no_distance_from_itself():
-    """Zero up to rounding, even where features are constant or repeat each other."""
+def test_the_distance_of_a_set_to_itself_is_zero():
+    """The distance is zero up to rounding, even if features are constant or identical."""
     x = np.random.default_rng(4).standard_normal((50, 6))
     x[:, 3], x[:, 4] = 0, x[:, 0]
     assert Gaussian(x).distance(x) == pytest.approx(0, abs=1e-10)
 
 
-def test_fewer_samples_than_dimensions_are_no_special_case():
-    """The route of few samples and the route of many give the same number."""
+def test_fewer_samples_than_dimensions():
+    """With fewer samples than dimensions, the distance agrees with the formula with covariances."""
     rng = np.random.default_rng(5)
     reference, few = Gaussian(rng.standard_normal((300, 40))), rng.standard_normal((30, 40))
     centred = few - few.mean(0)
@@ -51,7 +51,7 @@ def test_fewer_samples_than_dimensions_are_no_special_case():
 
 
 def test_intervals_cover_what_other_samples_give():
-    """Of 95 % intervals about 95 % hold the mean over repetitions, far from the reference; more of them close to it."""
+    """About 95 % of the intervals contain the mean over repetitions; more do so close to the reference."""
     rng = np.random.default_rng(6)
     reference = Gaussian(rng.standard_normal((1000, 4)))
     for shift, lowest, highest in ((0.7, 0.88, 1.0), (0.0, 0.94, 1.0)):

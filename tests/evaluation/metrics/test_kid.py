@@ -1,4 +1,4 @@
-"""The kernel distance: unbiased, and equal to its definition."""
+"""The kernel distance is unbiased and agrees with its definition."""
 
 import itertools
 
@@ -18,15 +18,15 @@ def by_definition(x: np.ndarray, y: np.ndarray) -> float:
     return float(xx + yy - 2 * np.mean([k(a, b) for a in x for b in y]))
 
 
-def test_it_is_its_definition():
-    """Sums over matrices are sums over pairs of different rows."""
+def test_it_agrees_with_its_definition():
+    """The vectorized estimate equals the sums over pairs of different rows."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((12, 3)), rng.standard_normal((9, 3)) + 0.5
     assert kid.kid(x, kid.Reference.of(y)).value == pytest.approx(by_definition(x, y), rel=1e-10)
 
 
 def test_it_is_zero_on_average_for_equal_distributions():
-    """Unbiased: the mean over fresh pairs of sets is zero within its error, and some values are below it."""
+    """The mean over pairs of sets from one distribution is zero within its error, and some values are negative."""
     rng = np.random.default_rng(1)
     values = np.array([
         kid.kid(rng.standard_normal((40, 5)), kid.Reference.of(rng.standard_normal((40, 5))), 2).value
@@ -37,7 +37,7 @@ def test_it_is_zero_on_average_for_equal_distributions():
 
 
 def test_blocks_stay_unbiased(monkeypatch):
-    """In blocks of ten the estimate has the mean that it has in one."""
+    """The mean of the estimate is the same with blocks of ten as with a single block."""
     rng = np.random.default_rng(2)
     reference = kid.Reference.of(rng.standard_normal((200, 4)))
     sets = [rng.standard_normal((40, 4)) + 0.3 for _ in range(300)]

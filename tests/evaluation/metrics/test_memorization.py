@@ -1,4 +1,4 @@
-"""Whether a model repeats its training pictures: known copies, known strangers, known distances."""
+"""Memorization metrics for known copies, known held-out rows and known distances."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def digits(prepared):
 
 
 def test_the_share_of_copies_is_found(digits) -> None:
-    """A quarter of the samples are training rows: copies is a quarter more than held-out rows have."""
+    """If a quarter of the samples are training rows, `copies` increases accordingly."""
     real = DataSplits.of(digits)
     held_out = digits.splits["val"].take(real.reference[:200])
     mixed = np.concatenate([held_out[:150], digits.splits["train"].take(np.arange(50))])
@@ -27,7 +27,7 @@ def test_the_share_of_copies_is_found(digits) -> None:
 
 
 def test_held_out_rows_meet_their_floor(digits) -> None:
-    """The rows that the floor is made of score exactly the floor, and nothing is said of them."""
+    """The rows that define the floor have exactly the floor as value, and the verdict reports no copies."""
     real = DataSplits.of(digits)
     found = memorization(digits.splits["val"].take(real.reference), digits, real)
     assert {name: m["value"] for name, m in found.items()} == {name: m["floor"] for name, m in found.items()}
@@ -35,7 +35,7 @@ def test_held_out_rows_meet_their_floor(digits) -> None:
 
 
 def test_blur_is_no_copy(digits) -> None:
-    """Means of eight neighbours are nearer to training rows than held-out pictures are, and yet no copies."""
+    """Means of eight neighbours are closer to training rows than held-out pictures, but are not counted as copies."""
     real, train = DataSplits.of(digits), digits.splits["train"].take(np.arange(len(digits.splits["train"])))
     x = train.reshape(len(train), -1).astype(np.float32)
     near = np.square(x[:60, None] - x).sum(2).argsort(1)[:, 1:9]
@@ -44,8 +44,8 @@ def test_blur_is_no_copy(digits) -> None:
     assert found["copies"]["value"] <= 0.02
 
 
-def test_distances_are_those_of_all_rows_at_once(digits) -> None:
-    """Training rows come in blocks; the nearest and the next five are the same as by sorting every distance."""
+def test_distances_in_blocks_are_exact(digits) -> None:
+    """Processing training rows in blocks gives the same neighbours as sorting all distances."""
     train = digits.splits["train"]
     x = downscale(digits.splits["val"].take(np.arange(7)), digits.facts)
     every = downscale(train.take(np.arange(len(train))), digits.facts)
@@ -56,18 +56,18 @@ def test_distances_are_those_of_all_rows_at_once(digits) -> None:
     np.testing.assert_allclose(others, distances[:, 1:6].mean(1), rtol=1e-4)
 
 
-def test_a_copy_stands_out_beside_its_original(digits) -> None:
-    """Of twenty held-out rows and one copy, the copy comes first, followed by the very row."""
+def test_a_copy_is_shown_with_its_original(digits) -> None:
+    """Among twenty held-out rows and one copy, the copy comes first, followed by its training row."""
     train = digits.splits["train"]
     mixed = np.concatenate([digits.splits["val"].take(np.arange(20)), train.take(np.array([77]))])
-    shown = standouts(mixed, digits, 3)
-    assert shown.shape == (6, *mixed.shape[1:])
-    np.testing.assert_array_equal(shown[0], shown[1])
-    np.testing.assert_array_equal(shown[0], train.take(np.array([77]))[0])
+    rows = standouts(mixed, digits, 3)
+    assert rows.shape == (6, *mixed.shape[1:])
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], train.take(np.array([77]))[0])
 
 
 def test_points_and_data_without_held_out_rows(prepared) -> None:
-    """Points have no such number; where nothing is held out there is no floor."""
+    """The result is None for points; without a held-out split the floor is None."""
     points = prepared("ring8", samples=400)
     assert memorization(np.zeros((9, 1, 1, 2), np.float32), points, DataSplits.of(points)) is None
     digits = prepared("digits", val=0)

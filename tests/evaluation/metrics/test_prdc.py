@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage on sets whose answers are known."""
+"""Precision, recall, density and coverage of sets with known values."""
 
 import numpy as np
 import pytest
@@ -13,21 +13,21 @@ def cloud(centre: float, n: int = 100, seed: int = 0, dims: int = 2) -> np.ndarr
 
 
 def test_real_data_against_itself_is_complete():
-    """Every point lies in its own ball."""
+    """Every point is in its own ball, so precision, recall and coverage are 1."""
     x = cloud(0)
     found = prdc(x, x, repeats=2)
     assert found.precision.value == found.recall.value == found.coverage.value == 1
-    assert found.density.value > 1  # its own ball counts beside its neighbours'
+    assert found.density.value > 1  # a point is in its own ball and in those of its neighbours
 
 
 def test_samples_far_away_are_neither_plausible_nor_varied():
-    """All four metrics are zero."""
+    """All four metrics are zero for samples far from real data."""
     found = prdc(cloud(100), cloud(0), repeats=2)
     assert found.precision.value == found.recall.value == found.density.value == found.coverage.value == 0
 
 
 def test_a_dropped_mode_shows_in_recall_and_not_in_precision():
-    """Samples of one of two equal modes are plausible, and half of the data is missing."""
+    """Samples of one of two equal modes have high precision, but recall and coverage of 0.5."""
     both = np.concatenate([cloud(0, 50), cloud(100, 50, seed=1)])
     np.random.default_rng(2).shuffle(both)
     found = prdc(cloud(0, seed=3), both, repeats=2)
@@ -37,7 +37,7 @@ def test_a_dropped_mode_shows_in_recall_and_not_in_precision():
 
 
 def test_samples_that_crowd_at_the_centre_are_dense_and_lack_recall():
-    """A model that shrinks its distribution gains density above 1 and loses recall: quality bought with variety."""
+    """A model that shrinks the distribution has density above 1 and low recall."""
     real, x = cloud(0, 300, dims=8), cloud(0, 300, seed=4, dims=8)
     shrunk, honest = prdc(0.6 * x, real, repeats=2), prdc(x, real, repeats=2)
     assert shrunk.density.value > 1.3 > honest.density.value
@@ -45,33 +45,33 @@ def test_samples_that_crowd_at_the_centre_are_dense_and_lack_recall():
 
 
 def test_chunks_change_nothing(monkeypatch):
-    """Distances in chunks are the distances."""
+    """The size of chunks does not change the metrics."""
     x, y = cloud(0, 60), cloud(0.5, 60, 5)
     whole = prdc(x, y, repeats=3)
     monkeypatch.setattr(module, "CHUNK", 7)
     assert prdc(x, y, repeats=3) == whole
 
 
-def test_the_radius_reaches_to_the_kth_other_point():
-    """On a line of integers the third neighbour of an end is three away, and of an inner point two."""
+def test_the_radius_is_the_distance_to_the_kth_neighbour():
+    """On a line of integers the third neighbour of an end point is at distance 3, that of an inner point at 2."""
     x = np.arange(8.0)[:, None]
     assert radii2(x, 3).tolist() == [9, 4, 4, 4, 4, 4, 4, 9]
 
 
-def test_both_sides_have_as_many_points():
-    """Recall and coverage depend on the number, so the longer side is cut, and the metrics say the number."""
+def test_both_sets_have_the_same_number_of_points():
+    """The larger set is truncated, because recall and coverage depend on the number, and `n` states the number."""
     assert prdc(cloud(0, 80), cloud(0, 30), repeats=2).n == 30
 
 
 def test_the_metrics_agree_with_a_tree_of_neighbours():
-    """The same four numbers from scikit-learn's neighbour search, pair by pair."""
+    """The four metrics agree with those computed from scikit-learn's neighbour search."""
     rng = np.random.default_rng(7)
     real, drawn = rng.standard_normal((150, 4)), 1.3 * rng.standard_normal((150, 4)) + 0.4
-    reach = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 5]
-    own = NearestNeighbors(n_neighbors=6).fit(drawn).kneighbors(drawn)[0][:, 5]
-    apart = np.linalg.norm(drawn[:, None] - real, axis=2)
+    real_radii = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 5]
+    drawn_radii = NearestNeighbors(n_neighbors=6).fit(drawn).kneighbors(drawn)[0][:, 5]
+    distances = np.linalg.norm(drawn[:, None] - real, axis=2)
     found = prdc(drawn, real, k=5, repeats=2)
-    assert found.precision.value == pytest.approx((apart <= reach).any(1).mean())
-    assert found.recall.value == pytest.approx((apart <= own[:, None]).any(0).mean())
-    assert found.density.value == pytest.approx((apart <= reach).sum(1).mean() / 5)
-    assert found.coverage.value == pytest.approx((apart <= reach).any(0).mean())
+    assert found.precision.value == pytest.approx((distances <= real_radii).any(1).mean())
+    assert found.recall.value == pytest.approx((distances <= drawn_radii[:, None]).any(0).mean())
+    assert found.density.value == pytest.approx((distances <= real_radii).sum(1).mean() / 5)
+    assert found.coverage.value == pytest.approx((distances <= real_radii).any(0).mean())

@@ -15,7 +15,7 @@ from genflow.tuning import metrics as tuned
 
 
 def test_every_file_declares_one_metric() -> None:
-    """By the name `METRIC`, in an order that no two share, before that of a metric which names none."""
+    """Each file declares `METRIC`; the orders are unique and below the default of 100."""
     assert all(isinstance(metric, Metric) for metric in metrics.every())
     assert len(metrics.every()) == len(metrics.kinds())
     orders = [metric.order for metric in metrics.every()]
@@ -24,21 +24,21 @@ def test_every_file_declares_one_metric() -> None:
 
 
 def test_numbers_have_names_of_their_own() -> None:
-    """No two metrics give a number of one name."""
+    """No two numbers have the same name."""
     every = [number.name for metric in metrics.every() for number in metric.numbers]
     assert len(set(every)) == len(every)
     assert not set(every) & set(metrics.COSTS)
 
 
-def test_a_search_can_ask_for_these() -> None:
-    """In this order, which help and messages show."""
+def test_the_metrics_of_a_search() -> None:
+    """The names and their order, as help texts and messages list them."""
     assert " ".join(tuned.names()) == (
         "fd kid precision recall density coverage agreement bits_per_dim straightness nfe ms ms_alone loss"
     )
 
 
 def test_the_table_has_these_columns() -> None:
-    """In this order."""
+    """The titles of the columns of the command line."""
     assert table.columns() == [
         "run", "family", "fd (95 %)", "× floor", "nfe", "P / R", "bits/dim", "ms/img", "img/s train",
     ]  # fmt: skip
@@ -46,15 +46,15 @@ def test_the_table_has_these_columns() -> None:
 
 @pytest.mark.parametrize(
     ("name", "smaller"),
-    [("fd", True), ("recall", False), ("bits_per_dim", True), ("copies", True), ("ms", True), ("nobody's", False)],
+    [("fd", True), ("recall", False), ("bits_per_dim", True), ("copies", True), ("ms", True), ("unknown", False)],
 )
-def test_which_way_is_better(name: str, smaller: bool) -> None:
-    """As its file says; costs are better small, and of a name that nothing measures the larger value is."""
+def test_whether_smaller_is_better(name: str, smaller: bool) -> None:
+    """As the file of the metric declares; smaller costs are better; False for an unknown name."""
     assert metrics.smaller_is_better(name) == smaller
 
 
-def test_a_number_is_found_where_its_path_says() -> None:
-    """Among the metrics, or in a section; None where the document has none."""
+def test_a_number_is_found_by_its_path() -> None:
+    """A number is an entry of `metrics` or of a section; None if the document lacks it."""
     row = {"metrics": {"fd": {"value": 1}}, "memorization": None, "likelihood": {"value": 2}}
     assert metrics.numbers()["fd"].get(row) == {"value": 1}
     assert metrics.numbers()["bits_per_dim"].get(row) == {"value": 2}
@@ -63,14 +63,14 @@ def test_a_number_is_found_where_its_path_says() -> None:
 
 
 def test_every_metric_decides_the_address_of_an_evaluation() -> None:
-    """The files exist, and what they import inside functions is followed."""
+    """The files of metrics are hashed, and imports inside functions are followed."""
     found = source_hash.imported(*metrics.files())
     assert set(metrics.files()) <= set(found)
     assert {"genflow/evaluation/features/classifier.py", "genflow/data/sources/densities.py"} <= set(found)
 
 
-def test_classification_is_measured_where_it_is_asked_for(prepared) -> None:
-    """Of pictures with labels, and not of points."""
+def test_classification_is_measured_on_request(prepared) -> None:
+    """Only for pictures with labels, and only if the option is set."""
     (metric,) = (m for m in metrics.every() if [n.name for n in m.numbers] == ["classification"])
     digits, points = prepared("digits"), prepared("ring8", samples=100)
     assert metric.applies(digits, Evaluate(classification=True))
@@ -79,7 +79,7 @@ def test_classification_is_measured_where_it_is_asked_for(prepared) -> None:
 
 
 def test_tables_import_nothing_slow() -> None:
-    """`best:fd` and a table read the declarations of all metrics without torch, scipy or the data."""
+    """Reading the declarations of all metrics imports no torch, scipy, pyarrow, pydantic or sklearn."""
     script = "import sys; from genflow.evaluation.report import table; table.columns(); print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"torch", "scipy", "pyarrow", "pydantic", "sklearn"} & set(done.stdout.split()) == set()

@@ -1,4 +1,4 @@
-"""Modes of stacks: counted as they are, by a reader that is right, beside what real stacks show."""
+"""Modes of stacks, counted by an accurate classifier and compared with real stacks."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ def quiet(event: str, **fields: object) -> None:
 
 @pytest.fixture
 def stacks(prepared, monkeypatch) -> Dataset:
-    """1,500 stacks, 600 of them held out, and a reader of 150 steps."""
+    """1,500 stacks, 600 of them held out; the classifier is trained for 150 steps."""
     monkeypatch.setattr(classifier, "MAX_STEPS", 150)
     monkeypatch.setattr(classifier, "MIN_STEPS", 150)
     return prepared("stack:digits", samples=1500, val=0.4)
 
 
-def test_real_stacks_show_what_real_stacks_show(store, stacks):
-    """Held-out rows in the place of samples: the ceiling, its divergence, and a reader that is right on them."""
+def test_real_stacks_reach_the_ceiling(store, stacks):
+    """Held-out rows as samples have the ceiling as value, and the classifier is accurate on them."""
     real = DataSplits.of(stacks)
     found = stacked_modes.measure_modes(store, stacks, real, stacks.splits["val"].take(real.reference[:400]), quiet)
     assert found["reader"]["accuracy"] > 0.9
@@ -31,8 +31,8 @@ def test_real_stacks_show_what_real_stacks_show(store, stacks):
     assert found["ceiling"] == pytest.approx(1000 * (1 - np.exp(-0.4)), rel=0.08)
 
 
-def test_dropped_modes_are_missed(store, stacks):
-    """Ten real stacks over and over: at most ten modes, a divergence near log 100, and the reader is found again."""
+def test_missing_modes_are_detected(store, stacks):
+    """Ten repeated stacks show at most ten modes, the divergence is near log 100, and the classifier is stored once."""
     real = DataSplits.of(stacks)
     few = np.resize(real.reference[:10], 400)
     found = stacked_modes.measure_modes(store, stacks, real, stacks.splits["val"].take(few), quiet)
@@ -43,14 +43,14 @@ def test_dropped_modes_are_missed(store, stacks):
 
 
 def test_the_divergence_is_that_of_shares():
-    """Half of the samples in each of two of four equal modes: log 2."""
+    """Samples in two of four equal modes, half in each, have a divergence of log 2."""
     found = stacked_modes.count(np.array([0, 3] * 50), np.full(4, 0.25))
     assert found["kl"]["value"] == pytest.approx(np.log(2))
     assert (found["captured"], found["interval"]) == (2, [2, 2])
 
 
 def test_the_interval_of_the_count_holds_its_mean():
-    """Of 300 draws from 200 uneven modes: 95 % of the intervals, and more, hold the expected number of modes."""
+    """For 300 draws from 200 uneven modes, at least 95 % of the intervals contain the expected number of modes."""
     rng = np.random.default_rng(0)
     weights = rng.dirichlet(np.ones(200))
     expected = (1 - (1 - weights) ** 300).sum()

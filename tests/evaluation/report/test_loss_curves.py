@@ -45,5 +45,5 @@ def test_spikes_are_reported():
 def test_values_that_are_not_finite_are_reported_for_two_players():
     """Losses of a game need not decrease, so only values that are not finite are reported."""
     falls = [(i, 1 - i / 100) for i in range(100)]
-    told = warnings({"train/loss_a": falls, "train/loss_b": [*falls, (100, float("nan"))]})
-    assert told == ["Loss_b was NaN or infinite in 1 of 101 records."]
+    messages = warnings({"train/loss_a": falls, "train/loss_b": [*falls, (100, float("nan"))]})
+    assert messages == ["Loss_b was NaN or infinite in 1 of 101 records."]

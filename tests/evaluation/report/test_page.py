@@ -127,7 +127,7 @@ def test_problems_of_a_model_are_reported():
     bars = {"levels": 4.0, "independent": 2.5}
     bad["likelihood"] = {"value": 3.0, "low": 2.9, "high": 3.1, "unit": "bits/dim", "kind": "lower-bound", "bars": bars}
     said = " ".join(verdict([bad, row("b", 2.0)]))
-    assert "missing from the samples of a (recall 0.10, real data 0.80" in said
+    assert "missing from the samples of a (recall 0.10 instead of 0.80" in said
     assert "show the requested class: a 10 %; real data 80 %" in said
     assert "worse than a model of independent pixels (2.50)" in said
 
@@ -189,6 +189,6 @@ def test_stacks_that_lack_modes_are_compared_with_real_ones(store, measured):
     one, other = ({**copy.deepcopy(document), "modes": modes} for document in measured)
     other["modes"] = {**modes, "captured": 890, "interval": [870.0, 910.0]}
     said = " ".join(verdict([one, other]))
-    assert said.count("714 of 1000 modes, as many real samples 905") == 1
+    assert said.count("714 of 1000 modes instead of 905") == 1
     assert "890" not in said
     assert "<td>905</td>" in page.render(store, [one, other])
