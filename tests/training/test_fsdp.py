@@ -26,11 +26,11 @@ from genflow import build
 from genflow.training import checkpoint, loop
 from genflow.batch import Batch
 from genflow.training.checkpoint import Checkpoints
-from genflow.data.stream import share
+from genflow.data.stream import rank_range
 from genflow.training.session import Session
 
 folder, cases = Path(folder), json.loads(rest[0])
-start, stop = share(6, rank, 2)
+start, stop = rank_range(6, rank, 2)
 torch.set_num_threads(1)
 
 for kind, net, facts in cases:

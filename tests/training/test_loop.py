@@ -301,11 +301,11 @@ from support.small import FACTS, batch, recipe
 from genflow import build
 from genflow.training import loop
 from genflow.batch import Batch
-from genflow.data.stream import share
+from genflow.data.stream import rank_range
 from genflow.training.session import Session
 
 facts = FACTS["points"]
-start, stop = share(7, rank, 2)
+start, stop = rank_range(7, rank, 2)
 
 def own(step):
     whole = batch(facts, step, rows=7)
