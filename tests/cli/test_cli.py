@@ -68,7 +68,7 @@ MISUSES = [
     (["compare", "nothing", "-o", "/no/such/folder/report.html"], 2, "mkdir -p /no/such/folder"),
     (["tune", "vae", "--data", "digits", "-o", "/no/such/folder/best.yaml"], 2, "mkdir -p /no/such/folder"),
     (["run", "tables"], 2, "genflow tables --data NAME"),
-    (["recommend"], 2, "nothing was measured yet"),
+    (["recommend"], 2, "no run was measured yet"),
     (["recommend", "--max-latency", "soon"], 2, "--max-latency is a time"),
     (["evaluate", "nothing"], 2, "no run 'nothing'"),
     (["compare", "best:fd"], 2, "best:fd"),
