@@ -52,3 +52,12 @@ def test_serve_ends_with_the_last_application(
     running(monkeypatch, *names)
     job.shut_down(INPUTS)
     assert called == ["remove mine", last]
+
+
+def test_serve_files_of_genflow_0_1_find_their_imports() -> None:
+    """`jobs.replicas:build` and `jobs.proxy:middlewares` are the objects of today's modules."""
+    from jobs import proxy, replicas
+    from jobs.runtime.serve import deployment, retry_middleware
+
+    assert replicas.build is deployment.build
+    assert proxy.middlewares is retry_middleware.middlewares
