@@ -68,6 +68,6 @@ def _show(done: Document) -> None:
     print(f"dataset  {done['name']}  ({done['dataset']}){'  cached' if done['cached'] else ''}")
     print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes · {done['path']}")
     if done.get("bad"):
-        print(f"         {done['bad']} unreadable images, listed in {done['path']}/bad.csv")
+        print(f"         {done['bad']} unreadable image{'s' * (done['bad'] > 1)}, listed in {done['path']}/bad.csv")
     name = done["name"]
     console.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")
