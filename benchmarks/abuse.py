@@ -22,11 +22,10 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from benchmarks.serve import _until_it_answers
+from genflow.system.documents import Json
 
-Document = dict[str, Any]
 NOT_HTTP = [
     b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01",
     b"\x00" * 64,
@@ -144,7 +143,7 @@ def post(path: str, body: bytes) -> bytes:
     return head.encode("utf-8", "surrogateescape") + body
 
 
-async def fuzz(server: Server, count: int, seed: int, connections: int = 24) -> Document:
+async def fuzz(server: Server, count: int, seed: int, connections: int = 24) -> Json:
     """Send `count` malformed requests; a twentieth of them is not HTTP."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from support.badrequests import bodies
@@ -241,7 +240,7 @@ async def closed_loop(server: Server, clients: int, seconds: float) -> list[tupl
     return seen
 
 
-async def overload(server: Server, seconds: float) -> Document:
+async def overload(server: Server, seconds: float) -> Json:
     """Offer ten times the capacity, from clients that do not wait for each other."""
     warm = await closed_loop(server, 64, 5.0)
     calm = [took for _, status, took in await closed_loop(server, 64, seconds) if status == 200]
@@ -289,16 +288,16 @@ async def overload(server: Server, seconds: float) -> Document:
     }  # fmt: skip
 
 
-def _spread(values: list[float]) -> Document:
+def _spread(values: list[float]) -> Json:
     if len(values) < 2:
         return {}
     cuts = statistics.quantiles(values, n=100)
     return {"p50": round(cuts[49], 3), "p95": round(cuts[94], 3), "p99": round(cuts[98], 3)}
 
 
-async def deaths(server: Server) -> Document:
+async def deaths(server: Server) -> Json:
     """Under load, one after another: kill and stop a replica, kill and stop the process that draws for one."""
-    found: Document = {"violations": []}
+    found: Json = {"violations": []}
     kinds = (("killed replica", replicas, signal.SIGKILL), ("hung replica", replicas, signal.SIGSTOP),
              ("killed worker", workers, signal.SIGKILL), ("hung worker", workers, signal.SIGSTOP))  # fmt: skip
     for what, find, how in kinds:
@@ -334,7 +333,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("fuzz", "overload", "deaths"))
     asked = parser.parse_args()
     server = Server(asked.run, asked.replicas)
-    found: Document = {}
+    found: Json = {}
     try:
         if asked.only in (None, "fuzz"):
             found["fuzz"] = asyncio.run(fuzz(server, asked.fuzz, asked.seed))

@@ -17,9 +17,9 @@ from typing import Any
 
 from genflow.storage.store import Store
 from genflow.system import environment, source_hash
+from genflow.system.documents import Json
 from genflow.tracking.journal import Cursor, journal_path
 
-Document = dict[str, Any]
 STEPS = {
     "flow_matching": 600, "ddpm": 600, "vae": 1000, "gan": 1000, "normalizing_flow": 600, "consistency": 400,
     "meanflow": 400,
@@ -27,7 +27,7 @@ STEPS = {
 TEACHER, TEACHER_STEPS = "teacher", 1200  # the initial run of consistency
 
 
-def genflow(*words: str) -> Document:
+def genflow(*words: str) -> Json:
     """Run a command with --json; return its document.
 
     Raises:
@@ -38,7 +38,7 @@ def genflow(*words: str) -> Document:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
-    found: Document = json.loads(done.stdout)
+    found: Json = json.loads(done.stdout)
     return found
 
 
@@ -58,7 +58,7 @@ def command(asked: argparse.Namespace) -> str:
     return " ".join(["python -m benchmarks.presets", *given])
 
 
-def page(found: dict[str, Document], asked: argparse.Namespace, store: Store) -> str:
+def page(found: dict[str, Json], asked: argparse.Namespace, store: Store) -> str:
     """The searches as Markdown."""
     first = next(iter(found.values()))
     lines = [
@@ -78,7 +78,7 @@ def page(found: dict[str, Document], asked: argparse.Namespace, store: Store) ->
     return "\n".join(lines)
 
 
-def _line(family: str, document: Document) -> str:
+def _line(family: str, document: Json) -> str:
     counts = document["counts"]
     trials = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     proof = document["confirmation"]
@@ -92,7 +92,7 @@ def _line(family: str, document: Document) -> str:
     return f"{head} {mine} | {theirs} | {gap['value']:+.3g}{ends} | {said} |"
 
 
-def _section(family: str, document: Document, asked: argparse.Namespace, store: Store) -> list[str]:
+def _section(family: str, document: Json, asked: argparse.Namespace, store: Store) -> list[str]:
     metric, keys = document["metrics"][0], list(document["space"])
     importance = document["importance"]
     lines = [f"## {family}", "", f"`genflow {' '.join(words(family, asked))}`: {document['seconds']:,.0f} s", ""]

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,9 +27,9 @@ from genflow.pipeline.study import Study
 from genflow.recipe.compose import assignments
 from genflow.runs import cpu_seconds
 from genflow.storage.store import Store
+from genflow.system.documents import Json
 
-Document = dict[str, Any]
-Found = dict[str, dict[int, Document]]  # by row and seed: a row of a `genflow.evaluate/1` document
+Found = dict[str, dict[int, Json]]  # by row and seed: a row of a `genflow.evaluate/1` document
 PLAN = Path(__file__).with_suffix(".yaml")
 NONE = "—"
 
@@ -46,7 +45,7 @@ class Plan(Study):
     goal_floor: float
 
 
-def execute(plan: Plan, overrides: Document, store: Store) -> tuple[Found, list[str]]:
+def execute(plan: Plan, overrides: Json, store: Store) -> tuple[Found, list[str]]:
     """Run the missing stages; a stage that fails does not stop the others.
 
     Returns:
@@ -60,7 +59,7 @@ def execute(plan: Plan, overrides: Document, store: Store) -> tuple[Found, list[
     document = {"pipeline": plan.pipeline("results"), "overrides": overrides}
     with console.Progress() as progress:
 
-        def on_event(event: Document) -> None:
+        def on_event(event: Json) -> None:
             progress(event)
             if event["event"] != "stage":
                 return
@@ -150,7 +149,7 @@ The floor is {number(float(floor))}, the fd of as many real rows.
     )  # fmt: skip
 
 
-def _line(row: Document, seeds: dict[int, Document], store: Store, goal_floor: float) -> list[str]:
+def _line(row: Json, seeds: dict[int, Json], store: Store, goal_floor: float) -> list[str]:
     goals = row.get("goal", {})
     if "fd" in goals:
         goals = {**goals, "fd": goals["fd"] / goal_floor}
@@ -182,7 +181,7 @@ def _line(row: Document, seeds: dict[int, Document], store: Store, goal_floor: f
     ]
 
 
-def _cpu(found: list[Document], store: Store) -> str:
+def _cpu(found: list[Json], store: Store) -> str:
     """CPU seconds of the initial run + of making the pairs + of the run's own training, as text."""
     parts = [cpu_seconds(store, store.find("runs", row["run"])) for row in found]
     return " + ".join(f"{_mean(column):,.0f}" for column in zip(*parts, strict=True))

@@ -21,14 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Document = dict[str, Any]
+from genflow.system.documents import Json
+
 ROOT = Path(__file__).parents[1]
 
 
 # --- Parts, each run in its own process; each prints one JSON document
 
 
-def bare(data: str, sets: list[str]) -> Document:
+def bare(data: str, sets: list[str]) -> Json:
     """The training loop alone: no Ray, no journal, no checkpoint."""
     from genflow import runs
     from genflow.data.shards import Dataset
@@ -47,7 +48,7 @@ def bare(data: str, sets: list[str]) -> Document:
     return {"images_per_second": _steady(seen, plan.recipe.train.batch)}
 
 
-def trained(data: str, sets: list[str], nodes: int) -> Document:
+def trained(data: str, sets: list[str], nodes: int) -> Json:
     """Train as `genflow train` does: one worker in this process, or Ray Train's workers as in a job on a cluster."""
     from genflow.storage.store import Store
     from genflow.system import environment
@@ -73,7 +74,7 @@ def trained(data: str, sets: list[str], nodes: int) -> Document:
     return {"images_per_second": _steady(seen, plan.recipe.train.batch)}
 
 
-def read(shards: int, images: int) -> Document:
+def read(shards: int, images: int) -> Json:
     """Open a made dataset of 8x8 images and read it in random batches of 32."""
     import numpy as np
 
@@ -104,7 +105,7 @@ def read(shards: int, images: int) -> Document:
     }  # fmt: skip
 
 
-def make(shards: int, images: int) -> Document:
+def make(shards: int, images: int) -> Json:
     """Write the dataset that `read` opens, in the format of `prepare`, with the same noise in every shard."""
     import numpy as np
 
@@ -166,15 +167,15 @@ class Bench:
         }  # fmt: skip
         self._number = 0
 
-    def part(self, part: str, *arguments: str) -> Document:
+    def part(self, part: str, *arguments: str) -> Json:
         """Run a part in its own process."""
         print(f"{part} {' '.join(arguments)}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "benchmarks.scale", "--part", part, "--arguments", json.dumps(arguments)]
         done = subprocess.run(command, env=self._environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        found: Document = json.loads(done.stdout.splitlines()[-1])
+        found: Json = json.loads(done.stdout.splitlines()[-1])
         return found
 
-    def rates(self, configurations: dict[str, Callable[[list[str]], Document]]) -> dict[str, list[float]]:
+    def rates(self, configurations: dict[str, Callable[[list[str]], Json]]) -> dict[str, list[float]]:
         """Images a second of configurations that take turns."""
         found: dict[str, list[float]] = {name: [] for name in configurations}
         for _ in range(self.asked.rounds):
@@ -184,12 +185,12 @@ class Bench:
                 found[name].append(run(sets)["images_per_second"])
         return found
 
-    def trained(self, sets: list[str], workers: int = 1, nodes: int = 0) -> Document:
+    def trained(self, sets: list[str], workers: int = 1, nodes: int = 0) -> Json:
         """`genflow train` with a number of workers on a number of nodes."""
         sets = [*sets, f"cluster.workers={workers}", f"name=w{workers}-{self._number}"]
         return self.part("trained", self.asked.data, json.dumps(sets), str(nodes))
 
-    def bare(self, sets: list[str]) -> Document:
+    def bare(self, sets: list[str]) -> Json:
         """The training loop alone."""
         return self.part("bare", self.asked.data, json.dumps(sets))
 
@@ -203,7 +204,7 @@ class Bench:
             took.append(time.perf_counter() - start)
         return statistics.median(took)
 
-    def reading(self) -> list[Document]:
+    def reading(self) -> list[Json]:
         """Different numbers of shards with the same images, and of images with the same number of shards."""
         largest = self.asked.largest
         sizes = [(shards, largest // 10) for shards in (10, 100, 1000, 10_000, 100_000) if shards <= largest // 10]
@@ -215,9 +216,9 @@ class Bench:
             shutil.rmtree(next((self.folder / "datasets").glob(f"made-{shards}-{images}-*")))
         return rows
 
-    def starting(self) -> Document:
+    def starting(self) -> Json:
         """The seconds that commands take; for a training of 20 steps and for serving, each part."""
-        found: Document = {
+        found: Json = {
             "genflow --help": {"in all": self.command("--help")},
             "genflow runs ls": {"in all": self.command("runs", "ls")},
             "genflow data show": {"in all": self.command("data", "show", self.asked.data)},
@@ -274,14 +275,14 @@ class Bench:
             server.wait(timeout=120)
 
 
-def measured(asked: argparse.Namespace, folder: Path) -> Document:
+def measured(asked: argparse.Namespace, folder: Path) -> Json:
     """Measure; return the document."""
     from genflow.system import environment
 
     bench = Bench(asked, folder)
     bench.command("prepare", asked.data)
     if asked.only:  # keep the other measurements of --out
-        found: Document = json.loads(asked.out.with_suffix(".json").read_text())
+        found: Json = json.loads(asked.out.with_suffix(".json").read_text())
         again = f"python -m benchmarks.scale --largest {asked.largest} --rounds {asked.rounds} --only {asked.only}"
         commands = {**found.get("again", {}), asked.only: again}
         return {**found, asked.only: getattr(bench, asked.only)(), "again": commands}
@@ -307,7 +308,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     }  # fmt: skip
 
 
-def page(document: Document) -> str:
+def page(document: Json) -> str:
     """The document as Markdown."""
     lines = [
         "# Scaling", "",

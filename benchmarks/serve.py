@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-Document = dict[str, Any]
+from genflow.system.documents import Json
 
 
 class Bare:
@@ -41,10 +41,10 @@ class Bare:
 
         torch.set_num_threads(1)
         self._engine = Engine.load(find_run(Store(), run))
-        self._options: Document = {"steps": steps} if steps else {}
+        self._options: Json = {"steps": steps} if steps else {}
         self._engine.draw(range(64), **self._options)
 
-    def measure(self, seconds: float) -> Document:
+    def measure(self, seconds: float) -> Json:
         """Samples per second in batches, and the median milliseconds of a single sample."""
         count, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
@@ -118,7 +118,7 @@ def _diffusers(run: str, engine: Any, steps: int | None) -> Callable[[int], byte
     return draw
 
 
-async def load(port: int, name: str, clients: int, seconds: float, steps: int | None) -> Document:
+async def load(port: int, name: str, clients: int, seconds: float, steps: int | None) -> Json:
     """Load the server with clients that wait for each answer before the next request, over persistent connections."""
     took: list[float] = []
     ends: list[float] = []
@@ -162,7 +162,7 @@ async def load(port: int, name: str, clients: int, seconds: float, steps: int | 
 @contextlib.contextmanager
 def served(
     command: list[str], port: int, name: str, clients: int, asked: argparse.Namespace
-) -> Iterator[Callable[[], Document]]:
+) -> Iterator[Callable[[], Json]]:
     """Start a server for the block; the yielded function measures it with one client and with many."""
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -170,7 +170,7 @@ def served(
             _until_it_answers(port, server)
             asyncio.run(load(port, name, 4, 3.0, asked.steps))  # warm-up
 
-            def measure() -> Document:
+            def measure() -> Json:
                 alone, many = (asyncio.run(load(port, name, n, asked.seconds, asked.steps)) for n in (1, clients))
                 return {"alone": alone, "many": many}
 
@@ -224,13 +224,13 @@ def main() -> None:
             before, here, after = alone.measure(asked.seconds), ours(), alone.measure(asked.seconds)
             bare = {key: (before[key] + after[key]) / 2 for key in before}
             rounds.append({"bare": bare, "genflow": here, "plain": plainly()})
-    results: Document = {"rounds": rounds}
+    results: Json = {"rounds": rounds}
 
-    def ratio(of: Callable[[Document], float]) -> list[float]:
+    def ratio(of: Callable[[Json], float]) -> list[float]:
         found = [of(each) for each in rounds]
         return [round(value, 3) for value in (statistics.median(found), min(found), max(found))]
 
-    def many(each: Document, way: str) -> float:
+    def many(each: Json, way: str) -> float:
         rate: float = each[way]["many"]["samples_per_second"]
         return rate
 

@@ -25,14 +25,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-Document = dict[str, Any]
+from genflow.system.documents import Json
+
 PARTS = {
     "ray_start": "until Ray is up", "first_worker": "until the first worker runs", "trials": "the trials",
     "conclusion": "stopping Ray, the chart, the rest of MLflow",
 }  # fmt: skip
 
 
-def bare(store: Any, search: Any, settings: list[Document]) -> float:
+def bare(store: Any, search: Any, settings: list[Json]) -> float:
     """The seconds of the trainings and measurements alone."""
     from genflow import runs
     from genflow.data.stream import Stream
@@ -49,9 +50,9 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
         recipe = runs.plan(store, space.apply(bench.recipe, params)).recipe
         family = runs.initial_family(store, recipe, bench.data.facts)
         stream = Stream(runs.training_rows(store, recipe, bench.data), recipe.train.batch, recipe.train.seed)
-        averages: Document = {}
+        averages: Json = {}
 
-        def keep(step: int, average: Document, averages: Document = averages) -> None:
+        def keep(step: int, average: Json, averages: Json = averages) -> None:
             averages.update(average)
 
         loop.fit(family, stream, Session(threads=recipe.train.threads or 1), recipe.train, keep, whole=stream)
@@ -61,7 +62,7 @@ def bare(store: Any, search: Any, settings: list[Document]) -> float:
     return time.perf_counter() - start
 
 
-def staged(store: Any, search: Any, settings: list[Document]) -> float:
+def staged(store: Any, search: Any, settings: list[Json]) -> float:
     """The seconds of the same trials in this process, with all files that a trial writes."""
     from genflow.tuning.trial import Trial, TrialContext
 
@@ -74,7 +75,7 @@ def staged(store: Any, search: Any, settings: list[Document]) -> float:
     return time.perf_counter() - start
 
 
-def searched(document: Document) -> tuple[Document, Document]:
+def searched(document: Json) -> tuple[Json, Json]:
     """Run a search; return its document and its times."""
     from jobs import tune
 
@@ -105,7 +106,7 @@ def temporary_store(data: str, folder: Path) -> Any:
     return Store()
 
 
-def measured(asked: argparse.Namespace, folder: Path) -> Document:
+def measured(asked: argparse.Namespace, folder: Path) -> Json:
     """Measure; return the document."""
     from genflow.data.shards import Dataset
     from genflow.evaluation.features.extractor import load_features
@@ -148,7 +149,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Document:
     }  # fmt: skip
 
 
-def page(found: Document, asked: argparse.Namespace) -> str:
+def page(found: Json, asked: argparse.Namespace) -> str:
     """The document as Markdown."""
     trial, parts, machine, ratio = found["trial"], found["parts"], found["machine"], found["ratio"]["search_over_bare"]
     given = f"--data {asked.data} --family {asked.family} --trials {asked.trials} --steps {asked.steps}"

@@ -23,8 +23,8 @@ import numpy as np
 
 from genflow.errors import GenflowError, ResourceError, SetupError, UsageError
 from genflow.system import http
+from genflow.system.documents import Json
 
-Document = dict[str, Any]
 TRIES = 4  # requests in total while the server is busy
 MAX_WAIT_S = 30.0
 
@@ -55,7 +55,7 @@ class Client:
         self.address = address.rstrip("/")
         self._key, self._timeout = key or os.environ.get("GENFLOW_API_KEY", ""), timeout
 
-    def models(self) -> list[Document]:
+    def models(self) -> list[Json]:
         """The model cards, as JSON documents."""
         return list(json.loads(self._ask("/v1/models").body)["data"])
 
@@ -93,7 +93,7 @@ class Client:
     def _path(self, model: str, task: str) -> str:
         return f"/v1/models/{urllib.parse.quote(model, safe='')}/{task}"
 
-    def _ask(self, path: str, body: Document | None = None) -> Answer:
+    def _ask(self, path: str, body: Json | None = None) -> Answer:
         for attempt in range(TRIES):
             try:
                 return self._once(path, body)
@@ -103,7 +103,7 @@ class Client:
                 time.sleep(busy.seconds)
         raise AssertionError("unreachable")
 
-    def _once(self, path: str, body: Document | None) -> Answer:
+    def _once(self, path: str, body: Json | None) -> Answer:
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"

@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document
 from genflow.cli.options import Address, AsJson, Yes
 from genflow.errors import ClusterError, SetupError, UsageError
+from genflow.system.documents import Json
 
 app = typer.Typer(help="Start, inspect and stop the machines of a Ray cluster.", no_args_is_help=True)
 ClusterFile = Annotated[str, typer.Argument(metavar="[FILE]", help="Cluster file; default: cluster.yaml.")]
@@ -121,7 +121,7 @@ def _path(reference: str) -> Path:
     return here if here.exists() else resources_dir() / here
 
 
-def _read_launcher_file(reference: str) -> tuple[Path, Document]:
+def _read_launcher_file(reference: str) -> tuple[Path, Json]:
     """A cluster file for Ray's launcher, and its path.
 
     Raises:
@@ -138,7 +138,7 @@ def _read_launcher_file(reference: str) -> tuple[Path, Document]:
     return path, document
 
 
-def _summary(document: Document) -> str:
+def _summary(document: Json) -> str:
     """A one-line summary of a cluster file."""
     from genflow.launch import cluster_config
 
@@ -154,11 +154,11 @@ def _summary(document: Document) -> str:
     return f"{document['cluster_name']} on {provider['type']} in {where}, with workers {', '.join(kinds)}"
 
 
-def _resources(have: Document) -> tuple[str, str, str]:
+def _resources(have: Json) -> tuple[str, str, str]:
     return f"{have.get('CPU', 0):g}", f"{have.get('GPU', 0):g}", f"{have.get('memory', 0) / 2**30:.1f} GiB"
 
 
-def _launcher(document: Document) -> tuple[list[str], dict[str, str]]:
+def _launcher(document: Json) -> tuple[list[str], dict[str, str]]:
     """The command that runs Ray's launcher, and its environment variables."""
     from genflow.launch import cluster_config
 
@@ -168,7 +168,7 @@ def _launcher(document: Document) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "ray.scripts.scripts"], variables
 
 
-def _run_launcher(document: Document, *arguments: str) -> None:
+def _run_launcher(document: Json, *arguments: str) -> None:
     command, variables = _launcher(document)
     code = subprocess.run([*command, *arguments], env=variables, stdout=sys.stderr.fileno(), check=False).returncode
     if code:
@@ -176,7 +176,7 @@ def _run_launcher(document: Document, *arguments: str) -> None:
 
 
 @contextlib.contextmanager
-def _tunnel(path: Path, document: Document, port: int) -> Iterator[str]:
+def _tunnel(path: Path, document: Json, port: int) -> Iterator[str]:
     """Open an ssh tunnel from a loopback port of this machine to the head's dashboard; yield its address.
 
     Raises:

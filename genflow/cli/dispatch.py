@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from genflow.cli import console
 from genflow.errors import UsageError, nearest
+from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.recipe.schema import Recipe
     from genflow.storage.store import Artifact, Store
 
-Document = dict[str, Any]
 
 
 def is_verbose() -> bool:
@@ -21,7 +21,7 @@ def is_verbose() -> bool:
 
 
 def compose_recipe(
-    family: str | None, files: Sequence[Document], sets: list[str], flags: dict[str, Any]
+    family: str | None, files: Sequence[Json], sets: list[str], flags: dict[str, Any]
 ) -> "Recipe":  # fmt: skip
     """Compose the recipe of a command from layers; later ones override: the family's preset, files, --set, flags.
 
@@ -39,11 +39,11 @@ def compose_recipe(
     return compose(family, *files, assignments(sets), nest_flags(flags))
 
 
-def nest_flags(flags: dict[str, Any]) -> Document:
+def nest_flags(flags: dict[str, Any]) -> Json:
     """Nest the given flags by section: `{"train.steps": 10}` becomes `{"train": {"steps": 10}}`."""
     from genflow.recipe.compose import merge
 
-    document: Document = {}
+    document: Json = {}
     for key, value in flags.items():
         section, _, name = key.partition(".")
         if value not in (None, ""):
@@ -52,9 +52,9 @@ def nest_flags(flags: dict[str, Any]) -> Document:
 
 
 def send(
-    stage: str, document: Document, store: "Store", cluster: bool, address: str,
-    *, json: bool, on_event: Callable[[Document], None] | None = None,
-) -> Document:  # fmt: skip
+    stage: str, document: Json, store: "Store", cluster: bool, address: str,
+    *, json: bool, on_event: Callable[[Json], None] | None = None,
+) -> Json:  # fmt: skip
     """Send a job, show its progress, and return its result. If the user detaches with Ctrl-C, the command exits.
 
     Args:
@@ -70,7 +70,7 @@ def send(
 
     with console.Progress() as progress:
 
-        def handle(event: Document) -> None:
+        def handle(event: Json) -> None:
             progress(event)
             if on_event:
                 on_event(event)
@@ -86,7 +86,7 @@ def send(
     return done
 
 
-def show_plan(recipe: "Recipe | Document", stages: list[tuple[str, str, str]], json: bool) -> None:
+def show_plan(recipe: "Recipe | Json", stages: list[tuple[str, str, str]], json: bool) -> None:
     """Print the complete recipe, and the jobs that would run: (job, artifact, state)."""
     from genflow.recipe.files import dump
 

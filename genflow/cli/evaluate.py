@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, check_output_path, compose_recipe, find_run, resolve_features, send
+from genflow.cli.dispatch import check_output_path, compose_recipe, find_run, resolve_features, send
 from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
 from genflow.errors import UsageError
+from genflow.system.documents import Json
 
 
 def evaluate(
@@ -63,7 +64,7 @@ def compare(
 
 def _measure(
     job: str, references: list[str], sets: list[str], flags: dict[str, Any], cluster: bool, address: str, json: bool
-) -> tuple[list[str], Document]:
+) -> tuple[list[str], Json]:
     """Send a job that measures runs; return the ids of the runs and the job's result."""
     from genflow.storage.store import Store
 
@@ -82,14 +83,14 @@ def _measure(
     return ids, send(job, document, store, cluster, address, json=json)
 
 
-def show_table(done: Document) -> None:
+def show_table(done: Json) -> None:
     """Print the table of a comparison."""
     from genflow.evaluation.report.table import columns, rows
 
     print(console.table(columns(), rows(done), left=2))
 
 
-def report_file(done: Document) -> str:
+def report_file(done: Json) -> str:
     """Path of the report file of a comparison."""
     path = Path(done["path"])
     return str(path if path.suffix == ".html" else path / "report.html")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document
 from genflow.cli.options import AsJson
+from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.families.base import Family
@@ -36,14 +36,14 @@ def families(
     console.next_commands("genflow train flow_matching --data NAME", "genflow train FAMILY --data NAME --dry-run")
 
 
-def describe_all() -> list[Document]:
+def describe_all() -> list[Json]:
     """All families as JSON documents."""
     from genflow.families import family_class, kinds
 
     return [_describe(kind, family_class(kind)) for kind in kinds()]
 
 
-def _describe(kind: str, family: "type[Family]") -> Document:
+def _describe(kind: str, family: "type[Family]") -> Json:
     from genflow.families.base import has_encoder
     from genflow.recipe.files import read
     from genflow.sampling.export import forms
@@ -73,7 +73,7 @@ def _is_conditional(family: "type[Family]") -> bool:
     return "label" in inspect.getsource(family.loss)
 
 
-def _row(found: Document) -> tuple[str, ...]:
+def _row(found: Json) -> tuple[str, ...]:
     """The table row of a family."""
     kinds = {"lower-bound": "lower bound", "ode-estimate": "ODE estimate", "exact-dequantized": "exact, dequantized"}
     return (
@@ -88,7 +88,7 @@ def _row(found: Document) -> tuple[str, ...]:
     )
 
 
-def _conditional(found: Document) -> str:
+def _conditional(found: Json) -> str:
     if not found["conditional"]:
         return NONE
     return "on class, with guidance" if found["guidance"] else "on class"

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, absolute_if_path, compose_recipe, send, show_plan
+from genflow.cli.dispatch import absolute_if_path, compose_recipe, send, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.data import sources
 from genflow.errors import UsageError
+from genflow.system.documents import Json
 
 
 def prepare(
@@ -61,7 +62,7 @@ def find_source(text: str) -> str:
     return prefix + known.get(base, absolute_if_path(base))
 
 
-def _show(done: Document) -> None:
+def _show(done: Json) -> None:
     facts = done["facts"]
     splits = ", ".join(f"{rows:,} {name}" for name, rows in facts["splits"].items())
     size = "points" if facts["levels"] is None else f"{facts['shape'][1]}×{facts['shape'][2]}×{facts['shape'][0]}"

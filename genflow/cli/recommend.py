@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document
 from genflow.cli.options import AsJson, complete_data
 from genflow.errors import UsageError
+from genflow.system.documents import Json
 
 
 def recommend(
@@ -85,7 +85,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def commands(chosen: Document) -> list[str]:
+def commands(chosen: Json) -> list[str]:
     """The command that serves the run, and the command that draws from the endpoint with the chosen settings."""
     import shlex
 
@@ -95,7 +95,7 @@ def commands(chosen: Document) -> list[str]:
     return [shlex.join(["genflow", "serve", chosen["run"]]), ask]
 
 
-def summary_sentence(chosen: Document, measured: int) -> str:
+def summary_sentence(chosen: Json, measured: int) -> str:
     """The recommendation as a sentence."""
     from genflow.evaluation.report.table import number
 
@@ -108,7 +108,7 @@ def summary_sentence(chosen: Document, measured: int) -> str:
     )
 
 
-def _row(point: Document, chosen: bool) -> tuple[str, ...]:
+def _row(point: Json, chosen: bool) -> tuple[str, ...]:
     from genflow.evaluation.report.table import number
 
     fd = point["fd"]

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, send
+from genflow.cli.dispatch import send
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.errors import UsageError, nearest
+from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.pipeline.graph import Pipeline
@@ -47,7 +48,7 @@ def run(
     _show(done)
 
 
-def _read(reference: str) -> tuple[Document, Path]:
+def _read(reference: str) -> tuple[Json, Path]:
     """The content of a pipeline file, and its path.
 
     Args:
@@ -88,7 +89,7 @@ def _show_plan(pipeline: "Pipeline", json: bool) -> None:
     print(console.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
 
 
-def _show(done: Document) -> None:
+def _show(done: Json) -> None:
     from genflow.pipeline import stages
 
     reports = [stage for stage in done["stages"] if stage["job"] == "compare"]

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, find_run
+from genflow.cli.dispatch import find_run
 from genflow.cli.options import AsJson, RunRef, Sets, complete_run
 from genflow.errors import SetupError, UsageError
+from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.sampling.engine import Engine, SampleBatch
@@ -78,7 +79,7 @@ def sample(
         raise UsageError("--guide cannot be combined with --interpolate or --between", "remove --guide")
     if guide:
         engine.family.guided_by(Engine.load(find_run(store, guide)).family)
-    details: Document = {}
+    details: Json = {}
     if interpolate or between:
         drawn, index, details = _interpolate(store, found, engine, n, seed, options, label, between)
         columns: int | None = details["interpolate"]["columns"]
@@ -118,7 +119,7 @@ def _settings(options: dict[str, Any], sets: list[str]) -> tuple[dict[str, Any],
     return options | given.get("sample", {}), weights
 
 
-def _show(document: Document, out: Path) -> None:
+def _show(document: Json, out: Path) -> None:
     n, seed, nfe = document["n"], document["seed"], document["nfe"]
     print(f"samples  {out}  {n} from {document['run']}")
     if layout := document.get("interpolate"):
@@ -162,7 +163,7 @@ def _from_endpoint(
 def _interpolate(
     store: "Store", run: "Artifact", engine: "Engine", n: int | None, seed: int, options: dict[str, Any], label: str,
     between: tuple[Path, Path] | None,
-) -> tuple["SampleBatch", dict[str, list[int]], Document]:  # fmt: skip
+) -> tuple["SampleBatch", dict[str, list[int]], Json]:  # fmt: skip
     """The pictures of --interpolate, each one's row and column, and what the document says of them."""
     from genflow import build
     from genflow.families.base import has_encoder

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, find_run, send
+from genflow.cli.dispatch import find_run, send
 from genflow.cli.options import Address, AsJson, OnCluster, complete_run
 from genflow.errors import SetupError, UsageError
+from genflow.system.documents import Json
 
 MIN_KEY_LENGTH = 24  # characters
 
@@ -53,7 +54,7 @@ def serve(
     endpoint = name or models[0].name
     running = endpoints.get(store, endpoint)
     keys = [] if running else _keys(host, new_key)
-    inputs: Document = {
+    inputs: Json = {
         "name": endpoint, "models": to_documents(models), "host": host, "port": port or environment.free_port(),
         "replicas": replicas, "most_replicas": most, "memory_mb": memory, "keys": keys,
         "threads": max(1, (environment.cores() - 1) // max(replicas, most)), "per_minute": 600 if keys else 0,
@@ -75,7 +76,7 @@ def serve(
         print(f"endpoint {done['name']}  {done['address']}  {done['state']}")
 
 
-def _write_configuration(out: Path, inputs: Document) -> None:
+def _write_configuration(out: Path, inputs: Json) -> None:
     from genflow.recipe.files import dump
     from genflow.storage.files import write_atomically
 
@@ -85,7 +86,7 @@ def _write_configuration(out: Path, inputs: Document) -> None:
     console.next_commands(f"serve deploy {out}")
 
 
-def configuration(inputs: Document) -> Document:
+def configuration(inputs: Json) -> Json:
     """The application as a Ray Serve config, for `serve deploy` and KubeRay's RayService."""
     arguments = {key: value for key, value in inputs.items() if key not in ("host", "port")}
     return {

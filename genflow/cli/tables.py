@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, check_output_path, resolve_features, send
+from genflow.cli.dispatch import check_output_path, resolve_features, send
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets, complete_data
 from genflow.errors import DIVERGED, UsageError, nearest
+from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
@@ -78,7 +79,7 @@ def tables(
         return
     document = {"pipeline": stages, "overrides": overrides}
     done = send("pipeline", document, store, cluster, address, json=json, on_event=left.update)
-    made: Document = next(stage for stage in done["stages"] if stage["job"] == "tables")
+    made: Json = next(stage for stage in done["stages"] if stage["job"] == "tables")
     if out:
         shutil.copyfile(Path(made["path"]) / FORMS[out.suffix], out)
     if json:
@@ -89,7 +90,7 @@ def tables(
         raise SystemExit(1)
 
 
-def _show(made: Document, out: Path | None) -> None:
+def _show(made: Json, out: Path | None) -> None:
     from genflow.tables import formatting
 
     for table in made["tables"]:
@@ -141,7 +142,7 @@ class RemainingWork:
         cores: number of CPU cores of this machine.
     """
 
-    def __init__(self, rows: list[Document], seconds: dict[str, float], training: float, cores: int) -> None:
+    def __init__(self, rows: list[Json], seconds: dict[str, float], training: float, cores: int) -> None:
         self.rows = rows
         self.seconds = seconds
         self.training = training
@@ -171,7 +172,7 @@ class RemainingWork:
             seconds[stage.name] = took
         return cls(rows, seconds, training, environment.cores())
 
-    def document(self) -> Document:
+    def document(self) -> Json:
         """The number of stages, CPU hours and seconds, for JSON."""
         hours = round(sum(self.seconds.values()) / 3600, 3)
         return {"to_do": len(self.seconds), "cpu_hours": hours, "eta_seconds": round(self.eta())}
@@ -199,7 +200,7 @@ class RemainingWork:
             f"stages{about}",
         ]
 
-    def update(self, event: Document) -> None:
+    def update(self, event: Json) -> None:
         """Update the estimate after a pipeline event, and print it at most every 30 s."""
         self._began = self._began or time.monotonic()
         if event["event"] != "stage" or event["status"] in ("running", "cached"):

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import Document, compose_recipe, require_dataset, require_family, send, show_plan
+from genflow.cli.dispatch import compose_recipe, require_dataset, require_family, send, show_plan
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
+from genflow.system.documents import Json
 
 NO_END = 1_000_000_000
 
@@ -59,7 +60,7 @@ def train(
         )
     store = Store()
     require_dataset(recipe, store)
-    inputs: Document = {"fresh": not resume}
+    inputs: Json = {"fresh": not resume}
     if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
 
@@ -78,7 +79,7 @@ def train(
     _show(done)
 
 
-def _family(family: str, files: Sequence[Document]) -> str:
+def _family(family: str, files: Sequence[Json]) -> str:
     """The family argument, or the family in the last recipe file that names one.
 
     Raises:
@@ -95,7 +96,7 @@ def _family(family: str, files: Sequence[Document]) -> str:
     return family
 
 
-def _show(done: Document) -> None:
+def _show(done: Json) -> None:
     print(f"run      {done['name']}  ({done['run']}){'  cached' if done['cached'] else ''}")
     rate = f"{done['images'] / max(done['seconds'], 1e-9):,.0f} img/s"
     took = f"{done['steps']:,} steps, {done['images']:,} images, {console.duration(done['seconds'])} ({rate})"

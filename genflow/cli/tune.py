@@ -8,7 +8,6 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.dispatch import (
-    Document,
     check_output_path,
     compose_recipe,
     require_dataset,
@@ -17,6 +16,7 @@ from genflow.cli.dispatch import (
     show_plan,
 )  # fmt: skip
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
+from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
@@ -98,7 +98,7 @@ def _show_plan(plan: Any, store: "Store", json: bool) -> None:
     show_plan(document, [("tune", plan.id, state)], json)
 
 
-def _show(done: Document) -> None:
+def _show(done: Json) -> None:
     """Print the result of a search."""
     counts = ", ".join(f"{count} {status}" for status, count in done["counts"].items() if count)
     print(f"search   {done['name']}  ({done['search']}){'  cached' if done['cached'] else ''}")
@@ -119,12 +119,12 @@ def _show(done: Document) -> None:
     console.next_commands(done["command"])
 
 
-def _settings(params: Document) -> str:
+def _settings(params: Json) -> str:
     """The settings of a trial as text."""
     return ", ".join(f"{key}={console.format_setting(value)}" for key, value in params.items()) or "the preset"
 
 
-def _trials_table(names: list[str], keys: list[str], rows: list[Document], total: int) -> str:
+def _trials_table(names: list[str], keys: list[str], rows: list[Json], total: int) -> str:
     """Trials as a text table."""
     text = console.table(*console.trial_rows(names, keys, rows), left=2)
     return text + (f"\n… and {total - len(rows)} more, in trials.csv" if total > len(rows) else "")

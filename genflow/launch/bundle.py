@@ -11,23 +11,21 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from genflow.errors import ResourceError
 from genflow.recipe.files import dump
 from genflow.storage.files import explain_disk_errors
 from genflow.storage.store import Store
 from genflow.system import source_hash
+from genflow.system.documents import Json
 from genflow.system.source_hash import digest
-
-Document = dict[str, Any]
 
 SOURCES = ("genflow", "jobs", "pipelines")  # pipelines/ has the presets, which a pipeline reads on the cluster
 RECIPE = "recipe.yaml"
 MAX_BYTES = 50_000_000  # Ray's dashboard accepts 100 MiB; genflow is about 1 MB
 
 
-def identity(document: Document) -> str:
+def identity(document: Json) -> str:
     """The content address of a bundle: a hash of its document and of the source code."""
     return digest({"document": document, "code": source_hash.fingerprint(*SOURCES)}, 16)
 
@@ -58,7 +56,7 @@ def _size(bytes: int) -> str:
     return f"{bytes / 1e6:.1f} MB" if bytes >= 1e5 else f"{bytes / 1e3:.0f} kB"
 
 
-def write(document: Document, into: Path) -> Path:
+def write(document: Json, into: Path) -> Path:
     """Write the bundle of a job to a folder.
 
     Args:
@@ -77,7 +75,7 @@ def write(document: Document, into: Path) -> Path:
     return into
 
 
-def save(document: Document, store: Store, name: str) -> Path:
+def save(document: Json, store: Store, name: str) -> Path:
     """Save the bundle of a job in the store, as `<store>/parcels/<name>`.
 
     Raises:

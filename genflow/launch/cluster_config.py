@@ -17,8 +17,7 @@ import yaml
 
 from genflow.errors import UsageError
 from genflow.system import environment
-
-Document = dict[str, Any]
+from genflow.system.documents import Json
 
 TOKEN = "RAY_AUTH_MODE=token"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -32,7 +31,7 @@ MANIFESTS = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("ra
 RAY_VERSION = re.compile(r"(?:rayproject/ray(?:-ml)?:|\bray(?:\[[^\]]*\])?==|\bray)(\d+\.\d+(?:\.\d+)?)")
 
 
-def read(path: Path) -> Document:
+def read(path: Path) -> Json:
     """Read a cluster file; among several YAML documents, return the first that describes a cluster.
 
     Raises:
@@ -53,17 +52,17 @@ def read(path: Path) -> Document:
     return found[0]
 
 
-def is_manifest(document: Document) -> bool:
+def is_manifest(document: Json) -> bool:
     """Whether it is a KubeRay manifest, not a file for Ray's launcher."""
     return document.get("kind") in MANIFESTS
 
 
-def is_local(document: Document) -> bool:
+def is_local(document: Json) -> bool:
     """Whether it lists existing machines (`provider: {type: local}`)."""
     return bool(document.get("provider", {}).get("type") == "local")
 
 
-def problems(document: Document, folder: Path) -> list[str]:
+def problems(document: Json, folder: Path) -> list[str]:
     """All problems of a cluster file.
 
     Args:
@@ -81,7 +80,7 @@ def problems(document: Document, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _schema(document: Document) -> Iterator[tuple[str, str]]:
+def _schema(document: Json) -> Iterator[tuple[str, str]]:
     """Violations of Ray's schema."""
     import jsonschema
 
@@ -93,7 +92,7 @@ def _schema(document: Document) -> Iterator[tuple[str, str]]:
         yield ".".join(map(str, error.absolute_path)) or "top level", error.message
 
 
-def _token(document: Document) -> Iterator[str]:
+def _token(document: Json) -> Iterator[str]:
     """Token authentication on every node, with a token file that only its owner can read."""
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [command for command in document.get(key, []) if "ray start" in command]
@@ -118,7 +117,7 @@ def _token(document: Document) -> Iterator[str]:
             break
 
 
-def _exposed_ports(document: Document) -> Iterator[str]:
+def _exposed_ports(document: Json) -> Iterator[str]:
     """Ray listens only on addresses that other networks cannot reach."""
     for command in document.get("head_start_ray_commands", []):
         host = re.search(r"--dashboard-host[= ](\S+)", command)
@@ -133,7 +132,7 @@ def _exposed_ports(document: Document) -> Iterator[str]:
             yield f"provider.security_group: port {', '.join(open_ports)} is open to the internet: open only port 22"
 
 
-def _versions(document: Document, folder: Path) -> Iterator[str]:
+def _versions(document: Json, folder: Path) -> Iterator[str]:
     """The cluster has the same minor release of Ray as this machine, and Python 3.11 or newer."""
     here = importlib.metadata.version("ray")
     texts = [(key, command) for key in COMMANDS for command in document.get(key, [])]
@@ -151,7 +150,7 @@ def _versions(document: Document, folder: Path) -> Iterator[str]:
                 yield f"{where}: Python {'.'.join(python)}: genflow needs 3.11 or newer"
 
 
-def _size_limits(document: Document) -> Iterator[str]:
+def _size_limits(document: Json) -> Iterator[str]:
     """The cluster has an upper size limit, and its head is not a spot machine."""
     kinds = document.get("available_node_types")
     if is_local(document):
@@ -173,7 +172,7 @@ def _size_limits(document: Document) -> Iterator[str]:
             yield f"available_node_types.{name}: min_workers is above max_workers"
 
 
-def _hosts(document: Document) -> Iterator[str]:
+def _hosts(document: Json) -> Iterator[str]:
     """For existing machines: valid addresses, and an ssh key."""
     if not is_local(document):
         return
@@ -191,7 +190,7 @@ def _hosts(document: Document) -> Iterator[str]:
         yield f"auth.ssh_private_key: file {key} does not exist"
 
 
-def _manifest(document: Document) -> Iterator[str]:
+def _manifest(document: Json) -> Iterator[str]:
     """Problems of a RayCluster, RayJob or RayService."""
     spec: Any = document.get("spec") or {}
     for key in MANIFESTS[document["kind"]]:
@@ -222,10 +221,10 @@ def _manifest(document: Document) -> Iterator[str]:
                     yield f"{where}: image {container['image']} has Ray {there}, but this machine has Ray {here}"
 
 
-def _commands(document: Document) -> list[str]:
+def _commands(document: Json) -> list[str]:
     return [command for key in COMMANDS for command in document.get(key, [])]
 
 
-def _texts(document: Document) -> list[str]:
+def _texts(document: Json) -> list[str]:
     kinds = (document.get("available_node_types") or {}).values()
     return [*_commands(document), *(json.dumps(kind) for kind in kinds), json.dumps(document.get("docker") or {})]

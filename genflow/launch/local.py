@@ -9,19 +9,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from genflow.errors import BY_CODE, GenflowError
 from genflow.launch import child_process
 from genflow.recipe.files import dump
 from genflow.storage.store import Store
 from genflow.system import environment, events
+from genflow.system.documents import Json
 
-Document = dict[str, Any]
 OnEvent = Callable[[events.Event], None]
 
 
-def run_local(stage: str, document: Document, store: Store, on_event: OnEvent, *, verbose: bool = False) -> Document:
+def run_local(stage: str, document: Json, store: Store, on_event: OnEvent, *, verbose: bool = False) -> Json:
     """Run a job in a child process on this machine and return its result.
 
     Args:

@@ -21,11 +21,11 @@ from genflow.launch.ray_dashboard import Dashboard
 from genflow.recipe.schema import Cluster
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Store
+from genflow.system.documents import Json
 from genflow.system.source_hash import digest
 from genflow.tracking import database
 
-Document = dict[str, Any]
-Probe = Callable[[Document], Document]
+Probe = Callable[[Json], Json]
 
 PROBE_CACHE_S = 3600.0  # maximum age of a cached probe result
 ALLOW_OPEN = "GENFLOW_OPEN_CLUSTER"  # 1 permits a remote cluster without token authentication
@@ -61,7 +61,7 @@ def raise_first_failure(checks: Iterator[Check]) -> None:
             raise check.error()
 
 
-def checks(dashboard: Dashboard, document: Document, store: Store, probe: Probe) -> Iterator[Check]:
+def checks(dashboard: Dashboard, document: Json, store: Store, probe: Probe) -> Iterator[Check]:
     """Run the checks in order of dependence; stop if the remaining checks depend on a failed one.
 
     Args:
@@ -70,7 +70,7 @@ def checks(dashboard: Dashboard, document: Document, store: Store, probe: Probe)
         store: where the job writes artifacts.
         probe: runs `jobs/probe.py` on the cluster and returns its result.
     """
-    facts: Document = {}
+    facts: Json = {}
 
     def save(key: str, query: Callable[[], Any]) -> Callable[[], str]:
         def query_and_save() -> str:
@@ -122,7 +122,7 @@ def _authentication(dashboard: Dashboard, mode: str) -> str:
     )
 
 
-def _resources(nodes: list[Document], document: Document) -> str:
+def _resources(nodes: list[Json], document: Json) -> str:
     """Require enough total resources for the workers. For an autoscaling cluster, the job on the head checks this."""
     stages = document["pipeline"]["stages"].values() if "pipeline" in document else [document.get("recipe", {})]
     sections = [Cluster(**stage.get("cluster", {})) for stage in stages]
@@ -134,7 +134,7 @@ def _resources(nodes: list[Document], document: Document) -> str:
     return have
 
 
-def _tracking(nodes: list[Document]) -> str:
+def _tracking(nodes: list[Json]) -> str:
     """Require a tracking URI that all nodes can use and that contains no password."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if re.match(r"[^/]*//[^/@]*@", uri):
@@ -146,7 +146,7 @@ def _tracking(nodes: list[Document]) -> str:
     return uri
 
 
-def _probe_nodes(dashboard: Dashboard, nodes: list[Document], store: Store, probe: Probe) -> Iterator[Check]:
+def _probe_nodes(dashboard: Dashboard, nodes: list[Json], store: Store, probe: Probe) -> Iterator[Check]:
     """Probe every node, or use the cached result for the same nodes; yield the checks."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     key = [dashboard.address, sorted(node["id"] for node in nodes), store.url, uri]
@@ -167,7 +167,7 @@ def _probe_nodes(dashboard: Dashboard, nodes: list[Document], store: Store, prob
     yield from checks
 
 
-def _node_checks(found: list[Document], store: str, uri: str) -> Iterator[Check]:
+def _node_checks(found: list[Json], store: str, uri: str) -> Iterator[Check]:
     """Convert the probe results to checks; a failed check names the first node with the problem."""
     cures = {
         "requirements": "install genflow's requirements on it, and start Ray with that environment first on PATH",
@@ -186,11 +186,11 @@ def _node_checks(found: list[Document], store: str, uri: str) -> Iterator[Check]
         yield Check(f"nodes: {name}", not bad, where[0] + more if bad else passed[name], cure if bad else "")
 
 
-def _cached_probe(cache: Path) -> list[Document] | None:
+def _cached_probe(cache: Path) -> list[Json] | None:
     """The cached probe result, if it is younger than PROBE_CACHE_S."""
     try:
         if time.time() - cache.stat().st_mtime < PROBE_CACHE_S:
-            found: list[Document] = json.loads(cache.read_text())
+            found: list[Json] = json.loads(cache.read_text())
             return found
     except (OSError, ValueError):
         pass

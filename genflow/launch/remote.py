@@ -17,7 +17,7 @@ from pathlib import Path
 
 from genflow.errors import ClusterError, GenflowError, SetupError, Stopped, UsageError
 from genflow.launch import bundle, preflight
-from genflow.launch.local import Document, OnEvent, failure
+from genflow.launch.local import OnEvent, failure
 from genflow.launch.preflight import Check
 from genflow.launch.ray_dashboard import Dashboard
 from genflow.launch.ray_jobs import ENDED, PROBE, Job, Jobs
@@ -25,6 +25,7 @@ from genflow.recipe.schema import Cluster
 from genflow.storage.s3 import FORWARDED_VARIABLES
 from genflow.storage.store import MANIFEST, Store
 from genflow.system import events
+from genflow.system.documents import Json
 from genflow.tracking import database
 
 LAST_LINES = 30  # of a job's output, searched for the reason if it exits without reporting an error
@@ -35,9 +36,9 @@ class _JobDied(GenflowError):  # noqa: N818  describes the job
 
 
 def run_on_cluster(
-    stage: str, document: Document, store: Store, on_event: OnEvent,
+    stage: str, document: Json, store: Store, on_event: OnEvent,
     *, address: str = "", detach: bool = False, verbose: bool = False,
-) -> Document:  # fmt: skip
+) -> Json:  # fmt: skip
     """Run a job on a Ray cluster and return its result. If the same job is already running, follow it instead.
 
     Args:
@@ -76,7 +77,7 @@ def run_on_cluster(
     raise AssertionError("unreachable")
 
 
-def attach(address: str, reference: str, on_event: OnEvent, *, verbose: bool = False) -> Document:
+def attach(address: str, reference: str, on_event: OnEvent, *, verbose: bool = False) -> Json:
     """Follow a submitted job until it ends, as `run_on_cluster` does."""
     jobs = Jobs(Dashboard.at(address))
     return _wait(jobs, jobs.find(reference)["id"], Store(), on_event, verbose)
@@ -91,11 +92,11 @@ def checks(address: str) -> Iterator[Check]:
     yield from _checks(Jobs(Dashboard.at(address)), {}, Store())
 
 
-def _checks(jobs: Jobs, document: Document, store: Store) -> Iterator[Check]:
+def _checks(jobs: Jobs, document: Json, store: Store) -> Iterator[Check]:
     return preflight.checks(jobs.dashboard, document, store, lambda inputs: _probe(jobs, inputs, store))
 
 
-def _probe(jobs: Jobs, inputs: Document, store: Store) -> Document:
+def _probe(jobs: Jobs, inputs: Json, store: Store) -> Json:
     """Run `jobs/probe.py` on the cluster as a separate job; its bundle is not saved."""
     id = f"probe-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
@@ -153,7 +154,7 @@ def _job_environment(store: Store, verbose: bool) -> dict[str, str]:
 
 
 def _submit(
-    jobs: Jobs, stage: str, document: Document, store: Store, variables: dict[str, str], on_event: OnEvent
+    jobs: Jobs, stage: str, document: Json, store: Store, variables: dict[str, str], on_event: OnEvent
 ) -> str:
     """Start the job unless it is already running; return its id: the artifact's id and the attempt number."""
     name = f"{stage}-{bundle.identity(document)}"
@@ -177,7 +178,7 @@ def _submit(
     raise ClusterError(f"other commands keep submitting the job {base}", "genflow jobs ls")
 
 
-def _wait(jobs: Jobs, id: str, store: Store, on_event: OnEvent, verbose: bool) -> Document:
+def _wait(jobs: Jobs, id: str, store: Store, on_event: OnEvent, verbose: bool) -> Json:
     """Follow a job until it ends and return its result."""
 
     def show_output(line: str) -> None:
@@ -233,7 +234,7 @@ def _job_error(job: Job, last: events.Event | None, output: deque[str]) -> Genfl
     return kind(f"job {job['id']} exited without reporting an error: {how}", f"genflow jobs logs {job['id']}")
 
 
-def _detached(jobs: Jobs, id: str, on_event: OnEvent) -> Document:
+def _detached(jobs: Jobs, id: str, on_event: OnEvent) -> Json:
     """Describe a job that continues to run without this command."""
     address = jobs.dashboard.address
     try:
@@ -246,7 +247,7 @@ def _detached(jobs: Jobs, id: str, on_event: OnEvent) -> Document:
             "dashboard": f"{address}/#/jobs/{id}"}  # fmt: skip
 
 
-def _with_local_path(result: Document, store: Store, on_event: OnEvent) -> Document:
+def _with_local_path(result: Json, store: Store, on_event: OnEvent) -> Json:
     """The result with a path on this machine; warn if the artifact is not visible here."""
     path = Path(result.get("path") or "/")
     if "path" in result and store.mirror:  # the result names the local mirror of another machine

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,9 +24,9 @@ from genflow.serving.schemas import (
     Task,
     WalkRequest,
 )
+from genflow.system.documents import Json
 
 PLAYGROUND = Path(__file__).with_name("playground.html")
-Document = dict[str, Any]
 OnResponse = Callable[[str, str, int, float], None]  # method, path, status, seconds
 
 
@@ -39,10 +39,10 @@ class Backend(Protocol):
     def stream(self, name: str, request: SampleRequest) -> AsyncIterator[bytes]:
         """Yield server-sent events."""
 
-    async def cards(self) -> list[Document]:
+    async def cards(self) -> list[Json]:
         """Return the description of every model."""
 
-    async def health(self) -> Document:
+    async def health(self) -> Json:
         """Return the models and the state of the queue.
 
         Raises:
@@ -155,7 +155,7 @@ def create(
                 raise RequestError(
                     422, f"this model produces images of {size}", "size", f"use size={size} or size=auto"
                 )
-        options: Document = {"n": payload.n, "seed": payload.seed, "label": payload.prompt or "all", "format": "json"}
+        options: Json = {"n": payload.n, "seed": payload.seed, "label": payload.prompt or "all", "format": "json"}
         options |= {key: value for key in ("steps", "guidance") if (value := getattr(payload, key)) is not None}
         reply = await backend.answer("samples", payload.model or "", SampleRequest.model_validate(options))
         if reply.status != 200:

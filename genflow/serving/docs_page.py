@@ -3,9 +3,8 @@
 import json
 import re
 from html import escape
-from typing import Any
 
-Document = dict[str, Any]
+from genflow.system.documents import Json
 
 STYLE = """
 :root { --paper: #faf9f6; --panel: #fff; --ink: #1d1f24; --soft: #5d626d; --line: #dedbd3; --accent: #1f3a93; }
@@ -26,7 +25,7 @@ th { color: var(--soft); font-weight: 600; } td.what { color: var(--soft); } p {
 """
 
 
-def page(openapi: Document, address: str) -> str:
+def page(openapi: Json, address: str) -> str:
     """Render the OpenAPI document as HTML.
 
     Args:
@@ -53,7 +52,7 @@ def page(openapi: Document, address: str) -> str:
 """
 
 
-def _operation(openapi: Document, path: str, verb: str, operation: Document, address: str) -> str:
+def _operation(openapi: Json, path: str, verb: str, operation: Json, address: str) -> str:
     schema = _schema(openapi, operation)
     answers = {code: answer["description"] for code, answer in operation.get("responses", {}).items() if code[0] == "2"}
     said = "".join(f"<p>{_html(text)}</p>" for text in answers.values() if text != "Successful Response")
@@ -63,18 +62,18 @@ def _operation(openapi: Document, path: str, verb: str, operation: Document, add
 <pre>{escape(_curl(path, verb, schema, address))}</pre>{said}</section>"""
 
 
-def _schema(openapi: Document, operation: Document) -> Document:
+def _schema(openapi: Json, operation: Json) -> Json:
     """Return the schema of the request body; {} without a body."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     return _resolved(openapi, content.get("schema", {}))
 
 
-def _resolved(openapi: Document, schema: Document) -> Document:
+def _resolved(openapi: Json, schema: Json) -> Json:
     name = schema.get("$ref", "").rpartition("/")[2]
     return dict(openapi["components"]["schemas"][name]) if name else schema
 
 
-def _fields(openapi: Document, schema: Document) -> str:
+def _fields(openapi: Json, schema: Json) -> str:
     if not schema.get("properties"):
         return ""
     required = schema.get("required", [])
@@ -92,7 +91,7 @@ def _html(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _type_name(field: Document) -> str:
+def _type_name(field: Json) -> str:
     """Describe a field's type and bounds."""
     if "anyOf" in field:
         return " or ".join(_type_name(each) for each in field["anyOf"])
@@ -109,7 +108,7 @@ def _type_name(field: Document) -> str:
     return str(field.get("type", "any"))
 
 
-def _curl(path: str, verb: str, schema: Document, address: str) -> str:
+def _curl(path: str, verb: str, schema: Json, address: str) -> str:
     url = f"{address}{path.replace('{name}', 'MODEL')}"
     if verb == "get":
         return f"curl -s {url}"

@@ -3,21 +3,19 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from genflow.storage.files import HOSTNAME, write_atomically
 from genflow.storage.lock import process_start_time
 from genflow.storage.store import Store
 from genflow.system import http
-
-Document = dict[str, Any]
+from genflow.system.documents import Json
 
 
 def _folder(store: Store) -> Path:
     return store.root / "endpoints"
 
 
-def write(store: Store, inputs: Document, running: Document | None = None) -> None:
+def write(store: Store, inputs: Json, running: Json | None = None) -> None:
     """Record a running endpoint; `running` is its earlier record if only its models change."""
     document = {
         "schema": "genflow.endpoint/1",
@@ -37,7 +35,7 @@ def remove(store: Store, name: str) -> None:
     (_folder(store) / f"{name}.json").unlink(missing_ok=True)
 
 
-def list_running(store: Store) -> list[Document]:
+def list_running(store: Store) -> list[Json]:
     """Return the endpoints whose process is running, and remove the files of the others."""
     found = []
     for path in sorted(_folder(store).glob("*.json")):
@@ -52,12 +50,12 @@ def list_running(store: Store) -> list[Document]:
     return found
 
 
-def get(store: Store, name: str) -> Document | None:
+def get(store: Store, name: str) -> Json | None:
     """Return the endpoint of this name if it is running."""
     return next((document for document in list_running(store) if document["name"] == name), None)
 
 
-def is_running(document: Document) -> bool:
+def is_running(document: Json) -> bool:
     """Whether the process of an endpoint is running; assumed for an endpoint on another machine."""
     return bool(document["node"] != HOSTNAME or document["born"] == process_start_time(document["pid"]))
 

@@ -7,13 +7,13 @@ from genflow import families
 from genflow.errors import GenflowError
 from genflow.runs import cpu_seconds
 from genflow.storage.store import Store
+from genflow.system.documents import Json
 from genflow.tables import formatting, summary
 from genflow.tables.claims import Claim, verdicts
 from genflow.tables.plan import COLUMNS, TABLES
 from genflow.tables.quantities import Evaluations, curve, quantities
 
 SCHEMA = "genflow.tables/1"
-Document = dict[str, Any]
 
 
 def gather(store: Store, evaluations: dict[str, str]) -> Evaluations:
@@ -37,7 +37,7 @@ def gather(store: Store, evaluations: dict[str, str]) -> Evaluations:
     return found
 
 
-def build(store: Store, study: Document, found: Evaluations, failed: dict[str, Document]) -> Document:
+def build(store: Store, study: Json, found: Evaluations, failed: dict[str, Json]) -> Json:
     """A `genflow.tables/1` document, without the id and path of the report.
 
     Args:
@@ -88,7 +88,7 @@ def build(store: Store, study: Document, found: Evaluations, failed: dict[str, D
     return {**document, "verdict": summary.verdict(document), "about": summary.about(document, study)}
 
 
-def _method(name: str, study: Document, found: Evaluations, measured: dict[str, Any]) -> Document:
+def _method(name: str, study: Json, found: Evaluations, measured: dict[str, Any]) -> Json:
     row = study["rows"][name]
     kind = study["runs"][row["run"]]["preset"]
     method = {
@@ -104,7 +104,7 @@ def _method(name: str, study: Document, found: Evaluations, measured: dict[str, 
     return {**method, "cells": formatting.cells(method, study["tolerance"], study.get("target", 0.0))}
 
 
-def _table(name: str, study: Document, methods: dict[str, Document]) -> Document:
+def _table(name: str, study: Json, methods: dict[str, Json]) -> Json:
     title, columns = TABLES[name]
     rows = [
         {"method": key, "title": method["title"], "cells": {column: method["cells"][column] for column in columns}}

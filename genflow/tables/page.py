@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from genflow import __version__
 from genflow.data.shards import FACTS
@@ -15,11 +14,11 @@ from genflow.evaluation.report.table import number
 from genflow.evaluation.steps_needed import front
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
+from genflow.system.documents import Json
 from genflow.tables import formatting
 from genflow.tables.plan import COLUMNS
 from genflow.tables.quantities import Evaluations
 
-Document = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 PICTURES_BYTES = 5_000_000  # limit for all pictures together
 MODES = {
@@ -34,7 +33,7 @@ MODES = {
 FRONT = 6  # index of the colour of the Pareto front
 
 
-def render(store: Store, document: Document, found: Evaluations) -> str:
+def render(store: Store, document: Json, found: Evaluations) -> str:
     """The HTML of the page.
 
     Args:
@@ -92,14 +91,14 @@ def render(store: Store, document: Document, found: Evaluations) -> str:
     )  # fmt: skip
 
 
-def _grouped(claims: list[Document]) -> dict[str, list[Document]]:
+def _grouped(claims: list[Json]) -> dict[str, list[Json]]:
     """The claims by the column that they are listed under, in the order of the columns."""
     by = {column: [claim for claim in claims if claim["about"] == column] for column in COLUMNS}
     return {column: own for column, own in by.items() if own}
 
 
 def _modes(
-    document: Document, found: Evaluations, by_title: list[tuple[str, tuple[str, Document]]], seed: int, budget: int
+    document: Json, found: Evaluations, by_title: list[tuple[str, tuple[str, Json]]], seed: int, budget: int
 ) -> list[tuple[str, str, str, list[tuple[str, str, str]]]]:
     """For each trial with known modes: its title, a remark, the picture of real data, and for every run (title,
     picture, result)."""
@@ -115,7 +114,7 @@ def _modes(
     return shown
 
 
-def _found(modes: Document) -> str:
+def _found(modes: Json) -> str:
     text = f"{modes['captured']:,} of {modes['of']:,} modes"
     if "ceiling" in modes:
         text += f" (as many real samples: {modes['ceiling']:,})"
@@ -124,7 +123,7 @@ def _found(modes: Document) -> str:
     return f"{text}; KL divergence {number(modes['kl']['value'])}, real data {number(modes['kl']['floor'])}"
 
 
-def _chart(document: Document, index: dict[str, int], price: str, x_label: str, *, with_front: bool = False) -> str:
+def _chart(document: Json, index: dict[str, int], price: str, x_label: str, *, with_front: bool = False) -> str:
     series, every = [], []
     for name, method in document["methods"].items():
         points = sorted(method["curve"], key=lambda at: at[price])
@@ -146,7 +145,7 @@ def _chart(document: Document, index: dict[str, int], price: str, x_label: str, 
     )  # fmt: skip
 
 
-def _point(title: str, at: Document, price: str) -> Point:
+def _point(title: str, at: Json, price: str) -> Point:
     fd = at["fd"]
     low, high = max(0.0, fd["low"]), fd["high"]
     evaluations = f"{at['nfe']} network evaluation{'s' if at['nfe'] != 1 else ''}"

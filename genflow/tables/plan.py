@@ -6,10 +6,10 @@ from typing import Any
 from genflow.errors import UsageError, nearest
 from genflow.evaluation.steps_needed import TOLERANCE
 from genflow.pipeline.study import Study
+from genflow.system.documents import Json
 from genflow.system.source_hash import resources_dir
 from genflow.tables.claims import Claim
 
-Document = dict[str, Any]
 TARGET = 10.0
 FILE = "pipelines/tables.yaml"
 TABLES = {
@@ -38,7 +38,7 @@ class Plan(Study):
 
     tolerance: float = TOLERANCE
     target: float = TARGET
-    claims: list[Document] = field(default_factory=list)
+    claims: list[Json] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for claim in self.claims:
@@ -51,7 +51,7 @@ class Plan(Study):
                 raise UsageError(f"{FILE}: claim {made.says!r}: no column {made.about}{near}")
 
     @property
-    def methods(self) -> dict[str, Document]:
+    def methods(self) -> dict[str, Json]:
         """The rows that appear in a table."""
         return {name: row for name, row in self.rows.items() if row.get("tables")}
 
@@ -63,19 +63,19 @@ class Plan(Study):
             seeds: None: as the plan says.
             budget: CPU minutes of a training with share 1; None: as the plan says.
         """
-        changed: Document = {"data": {"data": data, **self.data}}
+        changed: Json = {"data": {"data": data, **self.data}}
         if seeds is not None:
             changed["seeds"] = list(range(seeds))
         if budget is not None:
             changed["budget"] = budget
         return replace(self, **changed)
 
-    def document(self) -> Document:
+    def document(self) -> Json:
         """The input of the last stage: everything that decides the tables, except the evaluations."""
         keys = ("seeds", "budget", "tolerance", "target", "runs", "rows", "trials", "claims")
         return {key: getattr(self, key) for key in keys}
 
-    def stages(self, name: str) -> Document:
+    def stages(self, name: str) -> Json:
         """The stages of the pipeline; the last one writes the tables."""
         pipeline = self.pipeline(name)
         study = self.document()

@@ -32,14 +32,14 @@ from scipy import special
 from genflow.errors import DIVERGED
 from genflow.evaluation import steps_needed
 from genflow.evaluation.interval import over_trainings, proportion
+from genflow.system.documents import Json
 
-Document = dict[str, Any]
-Evaluations = dict[str, dict[int, Document]]  # `genflow.evaluate/1` rows by row and seed
+Evaluations = dict[str, dict[int, Json]]  # `genflow.evaluate/1` rows by row and seed
 Quantity = dict[str, Any]
 LR_TRIALS, MODE_TRIALS, TIME_TRIALS = ("slow", "fast"), ("grid", "uneven", "stacked"), ("quarter", "half")
 
 
-def quantities(study: Document, found: Evaluations, failed: dict[str, Document]) -> dict[str, dict[str, Quantity]]:
+def quantities(study: Json, found: Evaluations, failed: dict[str, Json]) -> dict[str, dict[str, Quantity]]:
     """The quantities of every method.
 
     Args:
@@ -51,7 +51,7 @@ def quantities(study: Document, found: Evaluations, failed: dict[str, Document])
     return {name: _of(name, row["run"], study, found, failed) for name, row in methods.items()}
 
 
-def _of(name: str, run: str, study: Document, found: Evaluations, failed: dict[str, Document]) -> dict[str, Quantity]:
+def _of(name: str, run: str, study: Json, found: Evaluations, failed: dict[str, Json]) -> dict[str, Quantity]:
     own = list(found.get(name, {}).values())
     ended = diverged(run, study, found, failed)
     result: dict[str, Quantity] = {"diverged": ended} if ended else {}
@@ -90,7 +90,7 @@ def _of(name: str, run: str, study: Document, found: Evaluations, failed: dict[s
     return {key: quantity for key, quantity in result.items() if quantity}
 
 
-def _modes(trial: str, seen: list[Document]) -> dict[str, Quantity]:
+def _modes(trial: str, seen: list[Json]) -> dict[str, Quantity]:
     """The quantities of a trial with known modes, over seeds; {} if it was not measured."""
     if not seen:
         return {}
@@ -102,7 +102,7 @@ def _modes(trial: str, seen: list[Document]) -> dict[str, Quantity]:
     return result
 
 
-def _captured_interval(modes: Document) -> list[float]:
+def _captured_interval(modes: Json) -> list[float]:
     """The interval of the number of captured modes; without one, the number itself twice."""
     found: list[float] = modes.get("interval") or [modes["captured"]] * 2
     return found
@@ -128,7 +128,7 @@ def _exact(value: float) -> Quantity:
     return {"value": value, "low": value, "high": value, "each": [value], "floor": None}
 
 
-def steps(rows: list[Document], tolerance: float) -> Quantity:
+def steps(rows: list[Json], tolerance: float) -> Quantity:
     """The network evaluations needed: the median over seeds, and an interval that contains those of all seeds."""
     each = [steps_needed.needed(row["sweep"], tolerance) for row in rows]
     tried, high = max(point["nfe"] for row in rows for point in row["sweep"]), max(interval.high for interval in each)
@@ -156,7 +156,7 @@ def spread(values: list[float]) -> Quantity:
     return {"value": share, "low": low, "high": high, "each": values, "floor": None}
 
 
-def diverged(run: str, study: Document, found: Evaluations, failed: dict[str, Document]) -> Quantity:
+def diverged(run: str, study: Json, found: Evaluations, failed: dict[str, Json]) -> Quantity:
     """The share of trainings that diverged, over all seeds and learning rates; {} if none was tried.
 
     Trainings that failed for another reason, such as a full disk, are not counted.
@@ -175,7 +175,7 @@ def diverged(run: str, study: Document, found: Evaluations, failed: dict[str, Do
 
 
 def lr_sensitivity(
-    run: str, study: Document, found: Evaluations, failed: dict[str, Document], own: dict[int, Document]
+    run: str, study: Json, found: Evaluations, failed: dict[str, Json], own: dict[int, Json]
 ) -> Quantity:
     """How much fd grows at other learning rates: the larger of two ratios of fd, for the same seed.
 
@@ -202,7 +202,7 @@ def lr_sensitivity(
     return {"value": value, "low": low, "high": high, "each": each, "floor": None}
 
 
-def seconds_to(run: str, study: Document, found: Evaluations) -> Quantity:
+def seconds_to(run: str, study: Json, found: Evaluations) -> Quantity:
     """CPU seconds of the shortest tried training of a run whose fd is at most `target` times its floor.
 
     Each budget is a separate training of the first seed with its own schedule. `low` is the longest training whose
@@ -228,7 +228,7 @@ def seconds_to(run: str, study: Document, found: Evaluations) -> Quantity:
     }
 
 
-def likelihood(found: list[Document | None], has: str | None = None) -> Quantity:
+def likelihood(found: list[Json | None], has: str | None = None) -> Quantity:
     """Bits per dimension (nats for points) with their kind; kind `none` for a family without a likelihood."""
     have = [one for one in found if one]
     if not have:
@@ -238,9 +238,9 @@ def likelihood(found: list[Document | None], has: str | None = None) -> Quantity
     return {**over_seeds(have), **kept, "stderr": stderr}
 
 
-def curve(rows: list[Document]) -> list[Document]:
+def curve(rows: list[Json]) -> list[Json]:
     """Quality against cost over seeds: [{nfe, fd, ms, ms_alone, own}], cheapest first."""
-    points: dict[int, list[Document]] = {}
+    points: dict[int, list[Json]] = {}
     for row in rows:
         for point in row["sweep"]:
             points.setdefault(point["nfe"], []).append(point)
@@ -256,16 +256,16 @@ def curve(rows: list[Document]) -> list[Document]:
     ]
 
 
-def _first(run: str, study: Document) -> str:
+def _first(run: str, study: Json) -> str:
     """The first row of a run, which trials are compared with: they sample with the same setting."""
     return next(name for name, row in study["rows"].items() if row["run"] == run)
 
 
-def _likelihood_rows(run: str, study: Document, found: Evaluations) -> list[Document]:
+def _likelihood_rows(run: str, study: Json, found: Evaluations) -> list[Json]:
     """The evaluations that hold the likelihood of a run: those of its first row."""
     return list(found.get(_first(run, study), {}).values())
 
 
-def _rate(training: Document) -> float | None:
+def _rate(training: Json) -> float | None:
     seconds = training.get("cpu_seconds") or 0
     return training["images"] / seconds if seconds and training.get("images") else None

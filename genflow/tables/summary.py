@@ -1,30 +1,29 @@
 """The verdict of the tables as sentences, and the description and limits of the measurement."""
 
 from collections import Counter
-from typing import Any
 
 from genflow.evaluation.interval import order
 from genflow.evaluation.report.table import number
+from genflow.system.documents import Json
 from genflow.tables.claims import interval
 from genflow.tables.formatting import count, measured_sides, percent
 
-Document = dict[str, Any]
 FAR = 10  # multiple of the floor of fd above which samples are hardly recognisable
 
 
-def verdict(document: Document) -> list[str]:
+def verdict(document: Json) -> list[str]:
     """The sentences, most important first."""
     parts = (_quality, _training, _steps, _speed, _coverage, _stability, _claims)
     return [sentence for part in parts if (sentence := part(document))]
 
 
-def _named(document: Document, quantity: str) -> list[tuple[str, Document]]:
+def _named(document: Json, quantity: str) -> list[tuple[str, Json]]:
     """The title and the quantity of each method that has it."""
     found = [(m["title"], m["quantities"].get(quantity)) for m in document["methods"].values()]
     return [(title, q) for title, q in found if q and q.get("value") is not None]
 
 
-def _quality(document: Document) -> str:
+def _quality(document: Json) -> str:
     ranked = sorted(_named(document, "fd"), key=lambda pair: pair[1]["value"])
     if not ranked:
         return ""
@@ -38,7 +37,7 @@ def _quality(document: Document) -> str:
     return f"{title} has the best samples: fd {number(best['value'])}{floor}{equal_text}.{worst}"
 
 
-def _training(document: Document) -> str:
+def _training(document: Json) -> str:
     """A warning if even the best fd is far above its floor: then the verdicts say little about the families."""
     ratios = [fd["value"] / fd["floor"] for _, fd in _named(document, "fd") if fd["floor"]]
     if not ratios or min(ratios) <= FAR:
@@ -49,7 +48,7 @@ def _training(document: Document) -> str:
     )
 
 
-def _steps(document: Document) -> str:
+def _steps(document: Json) -> str:
     found = [(title, steps) for title, steps in _named(document, "steps") if steps["tried"] > 1]
     if not found:
         return ""
@@ -61,7 +60,7 @@ def _steps(document: Document) -> str:
     return f"Network evaluations needed to be within {within} of the method's own best fd: {'; '.join(parts)}."
 
 
-def _speed(document: Document) -> str:
+def _speed(document: Json) -> str:
     ranked = sorted(_named(document, "ms_needed"), key=lambda pair: pair[1]["value"])
     if len(ranked) < 2:
         return ""
@@ -72,7 +71,7 @@ def _speed(document: Document) -> str:
     )
 
 
-def _coverage(document: Document) -> str:
+def _coverage(document: Json) -> str:
     missing = [
         f"{title} ({count(found['value'])} of {found['of']})"
         for title, found in _named(document, "grid_captured")
@@ -91,7 +90,7 @@ def _coverage(document: Document) -> str:
     return " ".join(parts)
 
 
-def _stability(document: Document) -> str:
+def _stability(document: Json) -> str:
     by_run: dict[str, str] = {}
     for method in document["methods"].values():
         found = method["quantities"].get("diverged")
@@ -100,7 +99,7 @@ def _stability(document: Document) -> str:
     return f"Trainings that diverged: {_list(list(by_run.values()))}." if by_run else ""
 
 
-def _claims(document: Document) -> str:
+def _claims(document: Json) -> str:
     claims = document["claims"]
     number_of = Counter(claim["verdict"] for claim in claims)
     names = ("confirmed", "refuted", "undecided", "not measured")
@@ -110,7 +109,7 @@ def _claims(document: Document) -> str:
     return f"Verdicts on {len(claims)} claims of textbooks: {_list(counts)}.{refuted}" if claims else ""
 
 
-def about(document: Document, study: Document) -> list[str]:
+def about(document: Json, study: Json) -> list[str]:
     """How the numbers were measured, and their limits; sentences without a full stop."""
     seeds, features = document["seeds"], document["features"]
     times = {name: run.get("share", 1) for name, run in study["runs"].items()}
@@ -146,7 +145,7 @@ def about(document: Document, study: Document) -> list[str]:
     ]  # fmt: skip
 
 
-def _more_trials(study: Document) -> list[str]:
+def _more_trials(study: Json) -> list[str]:
     """The limits of trials that are optional in a study."""
     trials, parts = study["trials"], []
     if "stacked" in trials:
@@ -159,7 +158,7 @@ def _more_trials(study: Document) -> list[str]:
     return parts
 
 
-def _distance(features: Document) -> str:
+def _distance(features: Json) -> str:
     if features.get("distance") == "FID":
         return "The features are those of an Inception network, so the distance is FID at this number of samples"
     return "The distance is not FID: do not compare it with published numbers"

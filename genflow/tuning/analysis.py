@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from genflow.evaluation import interval
+from genflow.system.documents import Json
 from genflow.tuning import metrics
 from genflow.tuning.reports import Row
 from genflow.tuning.space import Domain, Space
 
-Document = dict[str, Any]
 MIN_TRIALS = 5  # trials below which no importance is computed
 
 
@@ -87,7 +87,7 @@ def distribution(domain: Domain) -> Any:
     return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def confirmation(best_rows: list[Row], preset_rows: list[Row], metric: str) -> Document | None:
+def confirmation(best_rows: list[Row], preset_rows: list[Row], metric: str) -> Json | None:
     """Compare best and preset seed by seed: the mean difference and its 95 % interval (Student's t over seeds).
 
     Args:
@@ -115,7 +115,7 @@ def confirmation(best_rows: list[Row], preset_rows: list[Row], metric: str) -> D
     }  # fmt: skip
 
 
-def confirmation_text(found: Document, metric: str) -> str:
+def confirmation_text(found: Json, metric: str) -> str:
     """The confirmation as one sentence."""
     gap, seeds = found["difference"], found["seeds"]
     if gap["low"] is None:

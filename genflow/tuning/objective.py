@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from genflow.errors import GenflowError, UsageError
+from genflow.system.documents import Json
 from genflow.tuning.reports import Measured
-
-Document = dict[str, Any]
 
 
 class ObjectiveTrial:
@@ -21,7 +20,7 @@ class ObjectiveTrial:
         wanted: the metrics; if the function returns one number, it is the first metric.
     """
 
-    def __init__(self, name: str, params: Document, wanted: Sequence[str]) -> None:
+    def __init__(self, name: str, params: Json, wanted: Sequence[str]) -> None:
         self.function, self.params, self.wanted = load_objective(name), params, wanted
 
     def advance(self, share: float) -> Measured:
@@ -31,7 +30,7 @@ class ObjectiveTrial:
         return {"values": {name: float(values[name]) for name in self.wanted}}
 
 
-def load_objective(name: str) -> Callable[[Document, float], Any]:
+def load_objective(name: str) -> Callable[[Json, float], Any]:
     """Import the function that `module:function` or `path/to/file.py:function` names.
 
     Raises:

@@ -12,17 +12,15 @@ References:
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from genflow.storage.store import MANIFEST, Store
+from genflow.system.documents import Json
 from genflow.training.checkpoint import Checkpoints
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
 from genflow.tuning.trial_log import TrialLog
 
-Document = dict[str, Any]
 
-
-def exploits_at(trial_log: TrialLog, rung: int) -> Document | None:
+def exploits_at(trial_log: TrialLog, rung: int) -> Json | None:
     """The exploits after a rung, {member: {from, params}}; None if they are not decided yet."""
     entries = trial_log.entries()
     return next((entry["taken"] for entry in entries if entry.get("turn") == rung and "taken" in entry), None)
@@ -33,9 +31,9 @@ def is_copied(trial_log: TrialLog, rung: int) -> bool:
     return any(entry.get("turn") == rung and "done" in entry for entry in trial_log.entries())
 
 
-def settings_at(trial_log: TrialLog, number: int, rung: int) -> Document:
+def settings_at(trial_log: TrialLog, number: int, rung: int) -> Json:
     """The settings with which a member trains up to a rung, counted from 0."""
-    found: Document = next(e["params"] for e in trial_log.entries() if e.get("trial") == number and "params" in e)
+    found: Json = next(e["params"] for e in trial_log.entries() if e.get("trial") == number and "params" in e)
     for earlier in range(1, rung + 1):
         found = (exploits_at(trial_log, earlier) or {}).get(str(number), {}).get("params", found)
     return found
@@ -63,7 +61,7 @@ def copy_weights(store: Store, trials: Path, number: int, source: int) -> None:
     Checkpoints(folder, keep=1).save(step, write)
 
 
-def schedule(trial_log: TrialLog, number: int) -> list[Document]:
+def schedule(trial_log: TrialLog, number: int) -> list[Json]:
     """The settings with which a member's weights were trained, rung by rung, also while they were another member's.
 
     Returns:

@@ -1,8 +1,8 @@
 """The types of a trial's results: a stage's measurements, a line of reports.jsonl, a row of a search's results."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-Document = dict[str, Any]
+from genflow.system.documents import Json
 
 
 class Measured(TypedDict):
@@ -38,7 +38,7 @@ class Report(TypedDict, total=False):
     """
 
     share: float
-    params: Document
+    params: Json
     status: str
     why: str
     values: dict[str, float]
@@ -63,8 +63,8 @@ class Row(Measured):
     """
 
     trial: int
-    params: Document
+    params: Json
     share: float
     status: str
     why: NotRequired[str]
-    schedule: NotRequired[list[Document]]
+    schedule: NotRequired[list[Json]]

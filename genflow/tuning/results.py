@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from genflow.recipe.files import dump
+from genflow.system.documents import Json
 from genflow.tuning import analysis, metrics, space
 from genflow.tuning.reports import Row
 from genflow.tuning.search import Search
 
-Document = dict[str, Any]
 ENDED = ("finished", "stopped", "diverged", "failed")
 BIASED = "the best of many trials owes part of its score to luck: only the difference on fresh seeds counts"
 CHANGING = "; both were trained with fixed settings: the population's last ones, not its schedule"
@@ -39,7 +39,7 @@ def is_target_reached(search: Search, rows: list[Row]) -> bool:
     return target is not None and any(v == target or metrics.is_better(metric, v, target) for v in values)
 
 
-def confirmation_settings(search: Search, rows: list[Row]) -> list[Document]:
+def confirmation_settings(search: Search, rows: list[Row]) -> list[Json]:
     """The settings to train again: best and preset alternate, with seeds that the search has not used."""
     top = analysis.best(rows, search.metrics[0])
     if top is None or search.objective or not differs_from_preset(search, top):
@@ -47,7 +47,7 @@ def confirmation_settings(search: Search, rows: list[Row]) -> list[Document]:
     used = {row["params"].get("train.seed") for row in rows} | {search.recipe.train.seed}
     fresh = [seed for seed in range(1000, 1000 + len(used) + search.recipe.tune.confirm) if seed not in used]
     seeds = fresh[: search.recipe.tune.confirm]
-    own: Document = {}
+    own: Json = {}
     return [{**params, "train.seed": seed} for seed in seeds for params in (top["params"], own)]
 
 
@@ -56,7 +56,7 @@ def differs_from_preset(search: Search, row: Row) -> bool:
     return any(search.preset_values[key] != value for key, value in row["params"].items())
 
 
-def document(search: Search, rows: list[Row], confirmed: list[Row], seconds: float, folder: Path) -> Document:
+def document(search: Search, rows: list[Row], confirmed: list[Row], seconds: float, folder: Path) -> Json:
     """The `genflow.tune/1` document.
 
     Args:
@@ -94,7 +94,7 @@ def document(search: Search, rows: list[Row], confirmed: list[Row], seconds: flo
     }  # fmt: skip
 
 
-def best_yaml(search: Search, found: Document) -> str:
+def best_yaml(search: Search, found: Json) -> str:
     """The best settings as a recipe, with the recipe's full budget instead of a trial's."""
     top = found["best"]
     document = space.apply(search.recipe, top["params"]).model_dump(mode="json")
@@ -109,7 +109,7 @@ def best_yaml(search: Search, found: Document) -> str:
     return "".join(f"# {line}\n" for line in lines) + dump(kept)
 
 
-def settings_text(params: Document) -> str:
+def settings_text(params: Json) -> str:
     """Settings as text."""
     return ", ".join(f"{key}={x:.4g}" if isinstance(x, float) else f"{key}={x}" for key, x in params.items())
 

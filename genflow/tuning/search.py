@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from genflow import runs
 from genflow.errors import UsageError
@@ -24,13 +23,13 @@ from genflow.sampling.engine import RECIPE
 from genflow.storage.files import explain_disk_errors, write_atomically
 from genflow.storage.store import Store
 from genflow.system import source_hash
+from genflow.system.documents import Json
 from genflow.system.source_hash import digest
 from genflow.tuning import metrics, pbt_check, space
 from genflow.tuning.objective import load_objective, source_text
 from genflow.tuning.space import Space
 from genflow.tuning.trial import Task
 
-Document = dict[str, Any]
 RESUME_KEY = "kin"
 TRIALS, CONFIRM = "trials", "confirm"
 STOPPING_KEYS = {"trials", "minutes", "target", "confirm"}  # of `tune`: when a search ends
@@ -62,7 +61,7 @@ class Search:
     resume_key: str = ""
 
     @cached_property
-    def preset_values(self) -> Document:
+    def preset_values(self) -> Json:
         """The preset's values of the space's keys."""
         return space.preset_values(self.run.recipe, self.space, self.run.facts)
 

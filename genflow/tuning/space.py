@@ -24,11 +24,11 @@ from genflow.errors import UsageError, nearest
 from genflow.recipe.compose import merge, parse_value
 from genflow.recipe.schema import SECTIONS, Recipe, parse
 from genflow.specs import DataSpec
+from genflow.system.documents import Json
 
 FORMS = ("log", "uniform", "int", "choice")
 TUNED = ("train", "family", "net", "sample")  # the other sections decide where a run trains and how it is measured
 SYNTAX = "log:LO:HI, uniform:LO:HI, int:LO:HI or choice:A,B"
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     return space
 
 
-def apply(recipe: Recipe, params: Document) -> Recipe:
+def apply(recipe: Recipe, params: Json) -> Recipe:
     """The recipe with a trial's settings.
 
     Raises:
@@ -123,7 +123,7 @@ def apply(recipe: Recipe, params: Document) -> Recipe:
     return parse(document, "trial")
 
 
-def preset_values(resolved: Recipe, space: Space, facts: DataSpec) -> Document:
+def preset_values(resolved: Recipe, space: Space, facts: DataSpec) -> Json:
     """The resolved recipe's values of the space's keys.
 
     Where the recipe leaves a value to the family (null), use the value that the family chose for this data, if it has

@@ -7,15 +7,14 @@ The trial's process adds its training curves to the trial's journal.
 """
 
 from pathlib import Path
-from typing import Any
 
 from genflow.storage.store import Store
+from genflow.system.documents import Json
 from genflow.tracking.journal import Journal, Status, journal_path
 from genflow.tuning.reports import Report
 from genflow.tuning.search import Search
 from genflow.tuning.trial_log import TrialLog
 
-Document = dict[str, Any]
 STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 
 
@@ -37,7 +36,7 @@ class SearchTracker:
         self.own.params({f"space.{key}": str(domain) for key, domain in search.space.items()})
         self.own.status("RUNNING")
 
-    def on_start(self, number: int, params: Document) -> None:
+    def on_start(self, number: int, params: Json) -> None:
         """A trial starts or resumes; for a population's member, once for each rung."""
         if number in self.children:
             return
@@ -60,7 +59,7 @@ class SearchTracker:
         """Add a trial's reports to its journal, each once."""
         for report in reports:
             if number in self.children and "values" in report:
-                values: Document = {f"quality/{name}": value for name, value in report["values"].items()}
+                values: Json = {f"quality/{name}": value for name, value in report["values"].items()}
                 values |= {name: report[name] for name in ("seconds", "samples") if name in report}
                 if self.search.recipe.tune.scheduler == "pbt":  # MLflow parameters cannot change
                     changing = report["params"].items()
@@ -78,7 +77,7 @@ class SearchTracker:
         """Log the best value after `done` trials."""
         self.own.metrics(done, {f"best/{metric}": value}, stream="best")
 
-    def log_results(self, found: Document, folder: Path) -> None:
+    def log_results(self, found: Json, folder: Path) -> None:
         """Log the results, and store the result files as artifacts."""
         last = len(found["trials"])
         self.own.params({f"best.{key}": value for key, value in found["best"]["params"].items()})

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 
@@ -30,6 +30,7 @@ from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.files import write_atomically
 from genflow.storage.json_lines import append_durably, read_lines
 from genflow.storage.store import Store
+from genflow.system.documents import Json
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints, read_state
@@ -40,7 +41,6 @@ from genflow.tuning.reports import Measured, Report
 
 REPORTS, CHECKPOINTS = "reports.jsonl", "checkpoints"
 SMOOTH = 20  # the metric `loss` is the mean of the last so many losses
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class TrialContext:
         """A trial's folder."""
         return trial_folder(self.trials, number)
 
-    def stages(self, number: int, params: Document) -> Stages:
+    def stages(self, number: int, params: Json) -> Stages:
         """The training or the objective of a trial."""
         if self.task.objective:
             return ObjectiveTrial(self.task.objective, params, self.task.metrics)
@@ -134,7 +134,7 @@ class Trial:
         params: the settings.
     """
 
-    def __init__(self, context: TrialContext, number: int, params: Document) -> None:
+    def __init__(self, context: TrialContext, number: int, params: Json) -> None:
         self.context, self.number, self.params = context, number, params
         self.folder = context.folder(number)
         self._stages: Stages | None = None
@@ -224,7 +224,7 @@ class Training:
         used = 0.0
         journal = Journal(journal_path(self.context.store.root, self.journal)) if self.journal else None
 
-        def log(numbers: Document) -> None:
+        def log(numbers: Json) -> None:
             nonlocal used
             used = numbers["position"]
             losses[:] = [*losses[1 - SMOOTH :], next(x for name, x in numbers.items() if name.startswith("loss"))]

@@ -6,9 +6,9 @@ from typing import Protocol, cast
 from genflow.storage import mirror
 from genflow.storage.files import explain_disk_errors
 from genflow.storage.json_lines import append_durably, read_lines
+from genflow.system.documents import Json
 from genflow.tuning import metrics
 from genflow.tuning.reports import Report, Row
-from genflow.tuning.search import Document
 from genflow.tuning.trial import REPORTS, read_reports, trial_folder
 
 RECORD = "record.jsonl"
@@ -18,7 +18,7 @@ WORST = 1e12  # the value that a searcher gets for a trial without one: worse th
 class TrialListener(Protocol):
     """Receives the start and the end of each trial."""
 
-    def on_start(self, number: int, params: Document) -> None:
+    def on_start(self, number: int, params: Json) -> None:
         """A trial starts or resumes."""
 
     def on_end(self, number: int, status: str, why: str = "") -> None:
@@ -36,12 +36,12 @@ class TrialLog:
     def __init__(self, folder: Path, listener: "TrialListener | None" = None) -> None:
         self.folder, self.path, self.listener = folder, folder / RECORD, listener
 
-    def log_start(self, number: int, params: Document) -> None:
+    def log_start(self, number: int, params: Json) -> None:
         """Log a new trial's settings."""
         self._append({"trial": number, "params": params})
         self.resume(number, params)
 
-    def resume(self, number: int, params: Document) -> None:
+    def resume(self, number: int, params: Json) -> None:
         """Resume a trial; nothing is logged because its settings already are."""
         if self.listener:
             self.listener.on_start(number, params)
@@ -56,12 +56,12 @@ class TrialLog:
         """Log how long the trials have taken, over all attempts."""
         self._append({"seconds": round(seconds, 1)})
 
-    def entries(self) -> list[Document]:
+    def entries(self) -> list[Json]:
         """All entries in order; an incomplete line is skipped."""
         _sync(self.path)
         return read_lines(self.path)
 
-    def append(self, entry: Document) -> None:
+    def append(self, entry: Json) -> None:
         """Append another entry (see `pbt`)."""
         self._append(entry)
 
@@ -71,7 +71,7 @@ class TrialLog:
 
     def rows(self) -> list[Row]:
         """Every trial, by number."""
-        rows: dict[int, Document] = {}
+        rows: dict[int, Json] = {}
         for entry in self.entries():
             if "trial" in entry:
                 rows.setdefault(entry["trial"], {"status": "running"}).update(entry)
@@ -83,7 +83,7 @@ class TrialLog:
         _sync(folder / REPORTS)
         return read_reports(folder)
 
-    def _append(self, entry: Document) -> None:
+    def _append(self, entry: Json) -> None:
         with explain_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_durably(self.path, entry)
@@ -96,10 +96,10 @@ def _sync(path: Path) -> None:
         bucket.sync(path)
 
 
-def summarize(reports: list[Report]) -> Document:
+def summarize(reports: list[Report]) -> Json:
     """The last report that has values, without its status; share 0 if no report has."""
     with_values = [report for report in reports if "values" in report]
-    found: Document = {**with_values[-1]} if with_values else {"values": {}, "share": 0.0}
+    found: Json = {**with_values[-1]} if with_values else {"values": {}, "share": 0.0}
     for gone in ("status", "why"):
         found.pop(gone, None)
     return found

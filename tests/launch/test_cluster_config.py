@@ -16,10 +16,10 @@ from support import ROOT
 
 from genflow.cli import serve
 from genflow.launch import cluster_config
+from genflow.system.documents import Json
 
 LAUNCHED = ("cluster.yaml", "deploy/gcp.yaml", "deploy/onprem.yaml")
 MANIFESTS = ("deploy/kuberay/cluster.yaml", "deploy/kuberay/job.yaml", "deploy/kuberay/service.yaml")
-Document = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / ".ray/auth_token"
 
 
-def read(name: str) -> Document:
+def read(name: str) -> Json:
     return cluster_config.read(ROOT / name)
 
 
@@ -78,16 +78,16 @@ def test_its_first_line_is_the_command(name: str) -> None:
     assert f"up {name}" in (ROOT / name).read_text().partition("\n")[0]
 
 
-def start(which: str, old: str, new: str) -> Callable[[Document], None]:
-    def change(document: Document) -> None:
+def start(which: str, old: str, new: str) -> Callable[[Json], None]:
+    def change(document: Json) -> None:
         key = f"{which}_start_ray_commands"
         document[key] = [command.replace(old, new) for command in document[key]]
 
     return change
 
 
-def put(*path: Any, value: Any) -> Callable[[Document], None]:
-    def change(document: Document) -> None:
+def put(*path: Any, value: Any) -> Callable[[Json], None]:
+    def change(document: Json) -> None:
         inner = document
         for key in path[:-1]:
             inner = inner[key]
@@ -96,8 +96,8 @@ def put(*path: Any, value: Any) -> Callable[[Document], None]:
     return change
 
 
-def drop(*path: str) -> Callable[[Document], None]:
-    def change(document: Document) -> None:
+def drop(*path: str) -> Callable[[Json], None]:
+    def change(document: Json) -> None:
         inner = document
         for key in path[:-1]:
             inner = inner[key]
@@ -141,7 +141,7 @@ SPOT = {"InstanceMarketOptions": {"MarketType": "spot"}}
         ("deploy/kuberay/cluster.yaml", put("spec", "workerGroupSpecs", 0, "maxReplicas", value=-1), "minReplicas <="),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line(name: str, change: Callable[[Document], None], line: str) -> None:
+def test_a_mistake_is_one_line(name: str, change: Callable[[Json], None], line: str) -> None:
     """Each mistake is reported in one line, with at most one problem that follows from it."""
     document = copy.deepcopy(read(name))
     change(document)
@@ -161,7 +161,7 @@ def test_a_token_that_others_can_read(token: Path) -> None:
     assert "genflow doctor creates it" in problem
 
 
-def clusters_of(name: str) -> Iterator[Document]:
+def clusters_of(name: str) -> Iterator[Json]:
     spec = read(name)["spec"]
     yield spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
