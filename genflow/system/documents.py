@@ -1,4 +1,4 @@
-"""The type of a JSON object whose keys its producer documents."""
+"""The type of a JSON object, whose keys the function that returns it documents."""
 
 from typing import Any
 
