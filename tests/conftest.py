@@ -14,6 +14,8 @@ from support import ROOT, TESTS
 os.environ["OMP_NUM_THREADS"] = "1"  # before importing torch: two threads on a busy machine are ten times slower
 # before importing Ray, which reads these variables once per process
 os.environ.update(RAY_AUTH_MODE="token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+# Ray gives its workers niceness 15: next to a busy process, a test that takes 5 s would take minutes.
+os.environ |= {"RAY_worker_niceness": "0"}
 
 import torch
 

@@ -72,6 +72,7 @@ def head(mlflow_database: Path) -> Iterator[Head]:
         settings |= {"RAY_AUTH_TOKEN_PATH": str(token)}
         settings |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1"}
         settings |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+        settings |= {"RAY_worker_niceness": "0"}
         settings |= {"GENFLOW_STORE": "", "PYTHONPATH": ""}
         process = subprocess.Popen(
             [sys.executable, TESTS / "support/raylets.py", folder, str(port), str(environment.free_port())],
@@ -99,7 +100,7 @@ def answers(address: str) -> bool:
     return False
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 400) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, f"the condition is not true after {seconds:g} s"

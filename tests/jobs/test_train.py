@@ -204,7 +204,7 @@ def test_a_killed_driver_leaves_no_process(tiny: Store) -> None:
     assert result["steps"] == 2000
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 400) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, "timed out"

@@ -48,7 +48,7 @@ def request(seeds: Sequence[int], key: str = "k", seconds: float = 60.0, **more:
 
 async def until(condition: Callable[[], Any]) -> None:
     """Wait for the progress of another thread or task."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(400):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -33,7 +33,7 @@ def batch(entry: ServedModel, **more: object) -> Batch:
     return Batch(entry, "samples", options, [3, 4], [1, 2], **more)  # type: ignore[arg-type]
 
 
-def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def until(condition: Callable[[], bool], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not happen"

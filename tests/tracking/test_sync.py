@@ -290,7 +290,7 @@ def test_a_deleted_experiment_is_restored_for_a_new_run(store):
 # --- Killed processes and outages
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=400):
     """Wait until another process makes a condition true."""
     for _ in range(seconds * 20):
         if condition():

@@ -40,7 +40,7 @@ def genflow(store: Store, *args: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command(store, *args), env=environment(store), capture_output=True, text=True, timeout=240)
 
 
-def until(condition: Callable[[], bool], seconds: float = 180) -> None:
+def until(condition: Callable[[], bool], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not happen"
