@@ -43,13 +43,13 @@ def bare(store: Any, search: Any, settings: list[Json]) -> float:
     from genflow.tuning import metrics, space
     from genflow.tuning.trial import TrialContext
 
-    bench = TrialContext(search.task(store))
-    ruler, task = bench.ruler, bench.task  # opened once, as in a worker
+    context = TrialContext(search.task(store))
+    suite, task = context.suite, context.task  # opened once, as in a worker
     start = time.perf_counter()
     for params in settings:
-        recipe = runs.plan(store, space.apply(bench.recipe, params)).recipe
-        family = runs.initial_family(store, recipe, bench.data.facts)
-        stream = Stream(runs.training_rows(store, recipe, bench.data), recipe.train.batch, recipe.train.seed)
+        recipe = runs.plan(store, space.apply(context.recipe, params)).recipe
+        family = runs.initial_family(store, recipe, context.data.facts)
+        stream = Stream(runs.training_rows(store, recipe, context.data), recipe.train.batch, recipe.train.seed)
         averages: Json = {}
 
         def keep(step: int, average: Json, averages: Json = averages) -> None:
@@ -58,7 +58,7 @@ def bare(store: Any, search: Any, settings: list[Json]) -> float:
         loop.fit(family, stream, Session(threads=recipe.train.threads or 1), recipe.train, keep, whole=stream)
         family.load_state_dict(averages, strict=False)
         engine = Engine(family, recipe, recipe.train.steps)
-        metrics.measure(bench.store, engine, bench.data, ruler, task.metrics, task.samples, task.seed)
+        metrics.measure(context.store, engine, context.data, suite, task.metrics, task.samples, task.seed)
     return time.perf_counter() - start
 
 
@@ -66,11 +66,11 @@ def staged(store: Any, search: Any, settings: list[Json]) -> float:
     """The seconds of the same trials in this process, with all files that a trial writes."""
     from genflow.tuning.trial import Trial, TrialContext
 
-    bench = TrialContext(search.task(store))
-    bench.ruler  # noqa: B018  opened once, as in a worker
+    context = TrialContext(search.task(store))
+    context.suite  # noqa: B018  opened once, as in a worker
     start = time.perf_counter()
     for number, params in enumerate(settings):
-        report = Trial(bench, number, params).report(0)
+        report = Trial(context, number, params).report(0)
         assert "status" not in report, report
     return time.perf_counter() - start
 

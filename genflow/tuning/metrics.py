@@ -62,24 +62,24 @@ def samples_at(share: float, samples: int) -> int:
     return samples if share >= 1 else max(min(samples, MIN_SAMPLES), round(samples * share))
 
 
-def held_out(judge: FeatureReference, part: int) -> FeatureReference:
+def held_out(extractor: FeatureReference, part: int) -> FeatureReference:
     """The features with one half of their reference rows: for a search (0) or for its confirmation (1).
 
     With fewer than `MIN_ROWS_TO_SPLIT` rows, both use all of them.
     """
-    if not is_split(judge):
-        return judge
-    real = replace(judge.real, reference=judge.real.reference[part::2])
-    return replace(judge, real=real, reference=judge.reference[part::2])
+    if not is_split(extractor):
+        return extractor
+    real = replace(extractor.real, reference=extractor.real.reference[part::2])
+    return replace(extractor, real=real, reference=extractor.reference[part::2])
 
 
-def is_split(judge: FeatureReference) -> bool:
+def is_split(extractor: FeatureReference) -> bool:
     """Whether search and confirmation use different rows."""
-    return len(judge.reference) >= MIN_ROWS_TO_SPLIT
+    return len(extractor.reference) >= MIN_ROWS_TO_SPLIT
 
 
 def measure(
-    store: Store, engine: Engine, data: Dataset, ruler: MetricSuite, wanted: Sequence[str], count: int, seed: int
+    store: Store, engine: Engine, data: Dataset, suite: MetricSuite, wanted: Sequence[str], count: int, seed: int
 ) -> dict[str, float]:
     """Measure an engine by the wanted metrics.
 
@@ -87,7 +87,7 @@ def measure(
         store: where an artifact that a metric needs is kept.
         engine: of the trial's averaged weights.
         data: the dataset.
-        ruler: over the held-out rows.
+        suite: the metrics against the held-out rows.
         wanted: metrics by name.
         count: samples; at most as many as there are real rows to compare with are drawn.
         seed: of the samples' noise.
@@ -95,57 +95,57 @@ def measure(
     Raises:
         UsageError: the family or the data has no such metric.
     """
-    judge = ruler.extractor
-    count = min(count, len(judge.floor))
-    asked = samples.labels(data, judge.real, count)
-    options = ruler.options.model_copy(update={"seed": seed, "likelihood": min(MAX_LIKELIHOOD_ROWS, count)})
-    model = Model(store, engine, data, judge, options, asked, _nobody, _nobody)
+    extractor = suite.extractor
+    count = min(count, len(extractor.floor))
+    asked = samples.labels(data, extractor.real, count)
+    options = suite.options.model_copy(update={"seed": seed, "likelihood": min(MAX_LIKELIHOOD_ROWS, count)})
+    model = Model(store, engine, data, extractor, options, asked, _ignore, _ignore)
     needed = [metric for metric in metrics.every() if {number.name for number in metric.numbers} & set(wanted)]
     of_samples = [metric for metric in needed if metric.needs != "model"]
     found: dict[str, float] = {}
     if of_samples or set(wanted) & {"nfe", "ms"}:
-        drawn = samples.draw(engine, samples.seeds(seed, count), asked, _nobody)
+        drawn = samples.draw(engine, samples.seeds(seed, count), asked, _ignore)
         found |= {"nfe": drawn.nfe, "ms": drawn.ms}
         if of_samples:
-            found |= _of_samples(of_samples, drawn, ruler, model)
+            found |= _of_samples(of_samples, drawn, suite, model)
     if "ms_alone" in wanted:
         found["ms_alone"] = samples.single_sample_ms(engine, int(asked[0]))
     for metric in needed:
         if metric.needs == "model":
-            found |= _values(metric, metric.measure(model), judge)
+            found |= _values(metric, metric.measure(model), extractor)
     if missing := [name for name in wanted if name not in found and name != "loss"]:
         raise UsageError(f"{engine.family.title} on {data.artifact.name} has no {missing[0]}", "--metric fd")
     return {name: float(found[name]) for name in wanted if name != "loss"}
 
 
 def _of_samples(
-    needed: Sequence[Metric], drawn: samples.Sample, ruler: MetricSuite, model: Model
+    needed: Sequence[Metric], drawn: samples.Sample, suite: MetricSuite, model: Model
 ) -> dict[str, float]:
     if not np.isfinite(np.asarray(drawn.records, np.float64)).all():
         return {number.name: float("nan") for metric in needed for number in metric.numbers}
-    features, classes = ruler.extractor.embed(drawn.records)
+    features, classes = suite.extractor.embed(drawn.records)
     given = Samples(**vars(model), records=drawn.records, features=features, classes=classes)
     found: dict[str, float] = {}
     for metric in needed:
         suits = metric.needs == "features"
-        answer = ruler.measure_without_floor(metric, features, drawn.labels) if suits else metric.measure(given)
-        found |= _values(metric, answer, ruler.extractor)
+        answer = suite.measure_without_floor(metric, features, drawn.labels) if suits else metric.measure(given)
+        found |= _values(metric, answer, suite.extractor)
     return found
 
 
-def _values(metric: Metric, answer: Any, judge: FeatureReference) -> dict[str, float]:
+def _values(metric: Metric, answer: Any, extractor: FeatureReference) -> dict[str, float]:
     """The numbers in a metric's answer, by name."""
     if not metric.section:
-        answer = {name: reading.metric(judge) for name, reading in answer.items()}
+        answer = {name: reading.metric(extractor) for name, reading in answer.items()}
     row = {metric.section or "metrics": answer}
     values = {number.name: number.get(row) for number in metric.numbers}
     return {name: metric["value"] for name, metric in values.items() if metric}
 
 
-def metric_suite(judge: FeatureReference, part: int, seed: int) -> MetricSuite:
+def metric_suite(extractor: FeatureReference, part: int, seed: int) -> MetricSuite:
     """The metric suite of a trial; its intervals are not used, so it makes two bootstrap draws only."""
-    return MetricSuite(held_out(judge, part), Evaluate(bootstrap=2, seed=seed))
+    return MetricSuite(held_out(extractor, part), Evaluate(bootstrap=2, seed=seed))
 
 
-def _nobody(*_: Any) -> None:
+def _ignore(*_: Any) -> None:
     return None

@@ -105,14 +105,14 @@ class TrialContext:
         return Dataset.open(self.store.find("datasets", self.task.dataset))
 
     @cached_property
-    def judge(self) -> FeatureReference:
+    def extractor(self) -> FeatureReference:
         """The feature extractor and the reference features; they were computed before the first trial."""
         return load_features(self.store, self.data, self.recipe.evaluate.features, lambda *_, **__: None)
 
     @cached_property
-    def ruler(self) -> MetricSuite:
+    def suite(self) -> MetricSuite:
         """The metric suite over the task's part of the held-out rows."""
-        return metrics.metric_suite(self.judge, self.task.part, self.task.seed)
+        return metrics.metric_suite(self.extractor, self.task.part, self.task.seed)
 
     def folder(self, number: int) -> Path:
         """A trial's folder."""
@@ -204,13 +204,13 @@ class Training:
         task = self.context.task
         count = metrics.samples_at(share, task.samples)
         context = self.context
-        values = metrics.measure(context.store, engine, context.data, context.ruler, task.metrics, count, task.seed)
+        values = metrics.measure(context.store, engine, context.data, context.suite, task.metrics, count, task.seed)
         if "loss" in task.metrics:
             values["loss"] = sum(losses) / len(losses) if losses else float("nan")
         return {
             "step": state["step"], "images": state["images"], "seconds": state["seconds"],
             "cpu_seconds": state["cpu_seconds"], "parameters": state["parameters"],
-            "samples": min(count, len(self.context.judge.floor)), "values": values,
+            "samples": min(count, len(self.context.extractor.floor)), "values": values,
         }  # fmt: skip
 
     def _stream(self) -> Stream:
