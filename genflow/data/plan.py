@@ -33,7 +33,7 @@ HELD_OUT_STREAM = 1  # names the permutation's random generator, in addition to 
 def address_hash(source: Source, data: Data) -> str:
     """The end of a dataset's id: a hash of the options, the source's listing and the code. No picture is decoded."""
     options = {"size": data.size, "channels": data.channels, "val": data.val, "seed": data.seed}
-    made_by = source_hash.code_of("jobs/prepare.py", also=("genflow/data/sources",))  # loaded by name
+    made_by = source_hash.code_of("genflow/data/prepare.py", also=("genflow/data/sources",))  # loaded by name
     return digest({"options": options, "source": source.listing(), "code": made_by})
 
 

@@ -145,12 +145,25 @@ def test_a_change_in_a_source_gives_another_dataset(edited: Callable[[str], None
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["jobs/prepare.py", "genflow/pipeline/stages.py", "genflow/pipeline/results.py", "genflow/evaluation/results.py"],
+)
+def test_a_change_in_how_a_job_runs_or_reports_gives_the_same_dataset(edited: Callable[[str], None], name: str) -> None:
+    """The declaration of the stage and the types of results do not change a shard."""
+    data = Data(source="digits")
+    before = plan.address_hash(find(data), data)
+    edited(name)
+    assert plan.address_hash(find(data), data) == before
+
+
+
+@pytest.mark.parametrize(
     ("root", "needed"),
     [
         ("genflow/sampling/reflow.py", ["genflow/data/pairs.py", "genflow/maths/samplers.py"]),
         ("genflow/evaluation/evaluate.py", ["genflow/data/shards.py", "genflow/evaluation/metrics/frechet.py"]),
         ("genflow/evaluation/features/extractor.py", ["genflow/training/muon.py", "genflow/data/shards.py"]),
-        ("jobs/prepare.py", ["genflow/data/images.py", "genflow/data/shard_writer.py"]),
+        ("genflow/data/prepare.py", ["genflow/data/images.py", "genflow/data/shard_writer.py"]),
         ("jobs/tune.py", ["jobs/runtime/tune/searchers.py", "genflow/tuning/space.py", "genflow/training/loop.py"]),
         ("jobs/tables.py", ["genflow/tables/quantities.py", "genflow/evaluation/report/charts.py"]),
     ],
