@@ -89,7 +89,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=rank)
 
 
-
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store."""

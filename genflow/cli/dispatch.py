@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Artifact, Store
 
 
-
 def is_verbose() -> bool:
     """Whether -v was given."""
     return bool(os.environ.get("GENFLOW_VERBOSE"))

@@ -233,7 +233,7 @@ def _train(folder: Path, data: Dataset, real: DataSplits, emit: Emit) -> dict[st
 
     def progress(step: int, steps: int) -> None:
         what = "training the feature extractor"
-        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what=what)
+        emit("progress", stage="features", dataset=data.artifact.id, step=step, steps=steps, what=what)
 
     net = classifier.train(display, split.labels[real.training], task, facts.shape, progress=progress)
     save_weights(net.state_dict(), folder / WEIGHTS)

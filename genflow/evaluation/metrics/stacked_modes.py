@@ -150,7 +150,8 @@ def _train(
         return np.take_along_axis(shown, channel[:, None, None, None], 3)
 
     def progress(step: int, steps: int) -> None:
-        emit("progress", stage="judge", dataset=data.artifact.id, step=step, steps=steps, what="training a classifier")
+        what = "training a classifier"
+        emit("progress", stage="features", dataset=data.artifact.id, step=step, steps=steps, what=what)
 
     pictures = data.artifact.meta["source"].get("pictures", len(labels))  # datasets of older versions lack it
     steps = classifier.default_steps(pictures)  # independent of the number of stacks
