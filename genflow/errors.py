@@ -94,12 +94,13 @@ BY_CODE: dict[int, type[GenflowError]] = {
 }
 
 
-def nearest(word: object, known: list[str]) -> str:
-    """A suffix for messages about an unknown word: " (did you mean X?)" for a similar known word.
-
-    Without a similar word it lists the known words if there are at most 40, and is empty otherwise.
-    """
+def similar(word: object, known: list[str]) -> str:
+    """A suffix for messages about an unknown word whose hint lists the known words: " (did you mean X?)", or empty."""
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    if close:
-        return f" (did you mean {close[0]}?)"
-    return f" (known: {', '.join(sorted(known))})" if len(known) <= 40 else ""
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def nearest(word: object, known: list[str]) -> str:
+    """The suffix of `similar`; without a similar word it lists the known words, if there are at most 40."""
+    listed = f" (known: {', '.join(sorted(known))})" if len(known) <= 40 else ""
+    return similar(word, known) or listed

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genflow.cli import console
-from genflow.errors import UsageError, nearest
+from genflow.errors import UsageError, similar
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -119,12 +119,12 @@ def find_run(store: "Store", reference: str) -> "Artifact":
 
 
 def require_family(family: str) -> None:
-    """Raise UsageError for an unknown family, with the nearest known name."""
+    """Raise UsageError for an unknown family, and name a similar family."""
     from genflow.families import kinds
 
     known = kinds()
     if family not in known:
-        raise UsageError(f"unknown family {family!r}{nearest(family, known)}", f"choose one of: {', '.join(known)}")
+        raise UsageError(f"unknown family {family!r}{similar(family, known)}", f"choose one of: {', '.join(known)}")
 
 
 def require_dataset(recipe: "Recipe", store: "Store") -> None:

@@ -9,7 +9,7 @@ from genflow.cli import console
 from genflow.cli.dispatch import send
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
-from genflow.errors import UsageError, nearest
+from genflow.errors import UsageError, similar
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -67,7 +67,7 @@ def _read(reference: str) -> tuple[Json, Path]:
         path = resources_dir() / path
     if not path.exists():
         known = sorted(p.stem for p in (resources_dir() / "pipelines").glob("*.yaml") if "stages" in read(p))
-        raise UsageError(f"no pipeline {reference!r}{nearest(reference, known)}", f"choose one of: {', '.join(known)}")
+        raise UsageError(f"no pipeline {reference!r}{similar(reference, known)}", f"choose one of: {', '.join(known)}")
     document = {"name": path.stem, **read(path)}
     if "claims" in document:
         raise UsageError(f"{path.name} is the plan of `genflow tables`, not a pipeline", "genflow tables --data NAME")

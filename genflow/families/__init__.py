@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
-from genflow.errors import UsageError, nearest
+from genflow.errors import UsageError, similar
 
 if TYPE_CHECKING:  # the command line completes kinds without importing torch
     from genflow.families.base import Family
@@ -24,7 +24,7 @@ def family_class(kind: str) -> "type[Family]":
         UsageError: the kind does not exist.
     """
     if kind not in kinds():
-        raise UsageError(f"unknown family {kind!r}{nearest(kind, kinds())}", f"families: {', '.join(kinds())}")
+        raise UsageError(f"unknown family {kind!r}{similar(kind, kinds())}", f"families: {', '.join(kinds())}")
     from genflow.families.base import Family
 
     module = importlib.import_module(f"{__name__}.{kind}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from genflow.errors import UsageError, nearest
+from genflow.errors import UsageError, similar
 from genflow.specs import NetSpec
 
 NOT_NETS = ("layers",)
@@ -45,7 +45,7 @@ def builder(kind: str) -> Callable[..., nn.Module]:
         UsageError: the kind does not exist. The returned function raises it for ports that the net does not fit.
     """
     if kind not in kinds():
-        raise UsageError(f"unknown net {kind!r}{nearest(kind, kinds())}", f"nets: {', '.join(kinds())}")
+        raise UsageError(f"unknown net {kind!r}{similar(kind, kinds())}", f"nets: {', '.join(kinds())}")
     build = importlib.import_module(f"{__name__}.{kind}").build
 
     @functools.wraps(build)

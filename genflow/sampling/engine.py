@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genflow import build
 from genflow.data.shards import FACTS, from_x, to_x
-from genflow.errors import DataError, UsageError, nearest
+from genflow.errors import DataError, UsageError, similar
 from genflow.families.base import Family, Watcher
 from genflow.maths.rng import SampleRng
 from genflow.maths.slerp import slerp
@@ -231,4 +231,4 @@ def labels_for(label: str, n: int, facts: DataSpec) -> list[int] | None:
     if not names:
         raise UsageError(f"label {label}: this model has no classes", "omit the label")
     known = ", ".join(f"{i}={name}" for i, name in enumerate(names[:20]))
-    raise UsageError(f"label {label}: no such class{nearest(label, names)}", f"classes: {known}")
+    raise UsageError(f"label {label}: no such class{similar(label, names)}", f"classes: {known}")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from genflow.errors import SetupError, UsageError, nearest
+from genflow.errors import SetupError, UsageError, similar
 from genflow.families.base import Family
 from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.files import write_atomically
@@ -45,9 +45,9 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
 
 
 def check_form(form: str) -> None:
-    """Raise UsageError with the nearest name if there is no such form."""
+    """Raise UsageError if there is no such form, and name a similar one."""
     if form not in FORMS:
-        raise UsageError(f"cannot export to {form!r}{nearest(form, list(FORMS))}", f"use --to {', '.join(FORMS)}")
+        raise UsageError(f"cannot export to {form!r}{similar(form, list(FORMS))}", f"use --to {', '.join(FORMS)}")
 
 
 def forms(family: type[Family]) -> list[str]:

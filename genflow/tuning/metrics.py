@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from genflow.data.shards import Dataset
-from genflow.errors import UsageError, nearest
+from genflow.errors import UsageError, similar
 from genflow.evaluation import metrics, samples
 from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.metric_suite import MetricSuite
@@ -41,7 +41,7 @@ def check(wanted: Sequence[str]) -> tuple[str, ...]:
     """
     for name in wanted:
         if name not in names():
-            raise UsageError(f"unknown metric {name!r}{nearest(name, list(names()))}", f"metrics: {', '.join(names())}")
+            raise UsageError(f"unknown metric {name!r}{similar(name, list(names()))}", f"metrics: {', '.join(names())}")
     if len(set(wanted)) < len(wanted) or not wanted:
         raise UsageError("tune.metric names a metric twice, or none", "--metric fd")
     return tuple(wanted)

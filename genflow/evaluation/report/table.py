@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genflow.errors import UsageError, nearest
+from genflow.errors import UsageError, similar
 from genflow.evaluation import metrics
 from genflow.evaluation.metrics.base import NONE, Column, Row, number
 from genflow.storage.store import Artifact, Store
@@ -52,7 +52,7 @@ def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
     if not measured:
         every = (*metrics.numbers(), "ms")
         known = sorted(name for name in every if any(_value(row, name) is not None for row in found))
-        message = f"best:{metric}: no run has this metric{nearest(metric, known)}"
+        message = f"best:{metric}: no run has this metric{similar(metric, known)}"
         raise UsageError(message, f"metrics: {', '.join(known)}")
     choose = min if metrics.smaller_is_better(metric) else max
     return choose(measured, key=lambda run: measured[run])
