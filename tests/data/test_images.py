@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -255,3 +256,24 @@ def test_levels_are_kept_when_resizing() -> None:
     """With K = 17 grey levels, resizing never produces a level above 16."""
     image = (np.indices((8, 8)).sum(0) % 2 * 16).astype(np.uint8)
     assert fit_array(image, ImageSpec(13, 1, levels=17)).max() <= 16
+
+
+def test_a_header_that_declares_more_than_the_file() -> None:
+    """A PNG, TIFF or BMP of a few bytes that declares 60 megapixels is rejected before memory is allocated."""
+    png = encoded(Image.new("RGB", (8, 8)), "PNG").getvalue()
+    header = b"IHDR" + struct.pack(">II", 8000, 7500) + png[24:29]
+    png = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    bmp = encoded(Image.new("RGB", (8, 8)), "BMP").getvalue()
+    bmp = bmp[:18] + struct.pack("<ii", 8000, 7500) + bmp[26:]
+    tiff = encoded(Image.new("RGB", (8, 8)), "TIFF").getvalue()
+    for tag, value in ((256, 8000), (257, 7500)):
+        at = tiff.index(struct.pack("<HHI", tag, 4, 1)) if struct.pack("<HHI", tag, 4, 1) in tiff else -1
+        kind = 4 if at >= 0 else 3
+        at = tiff.index(struct.pack("<HHI", tag, kind, 1))
+        tiff = tiff[: at + 8] + struct.pack("<I", value) + tiff[at + 12 :]
+    tracemalloc.start()
+    for data in (png, bmp, tiff):
+        with pytest.raises(UnreadableImage, match=rf"8000 x 7500 pixels do not fit into its {len(data):,} bytes"):
+            decode(io.BytesIO(data), COLOUR)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()

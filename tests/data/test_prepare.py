@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow.data import plan
+from genflow.data import images, plan
 from genflow.data.prepare import find, in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.data.sources.base import ImageSummary
@@ -202,3 +202,47 @@ def test_names(prepared: Callable[..., Dataset], tmp_path: Path) -> None:
     assert prepared(folder, name="mine").artifact.name == "mine"
     with pytest.raises(UsageError, match=r"data\.name"):
         prepared(folder, name="../up")
+
+
+def test_nearly_everything_unreadable(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """If most records are unreadable, the hint says so and proposes no larger `max_bad`."""
+    (tmp_path / "x").mkdir()
+    for number in range(9):
+        (tmp_path / "x" / f"{number}.jpg").write_text("<html>404</html>")
+    for hint in ("all of them cannot be read, so ", "most of them cannot be read, so "):
+        with pytest.raises(DataError) as caught:
+            prepared(tmp_path / "x")
+        assert caught.value.hint.startswith(hint)
+        assert "--max-bad" not in caught.value.hint
+        Image.new("L", (8, 8)).save(tmp_path / "x" / "a.png")
+
+
+def test_skipped_files_are_shown(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch,
+                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """`prepare` and `data show` print one line with kinds and counts; a cached dataset warns about new ones."""
+    from genflow.cli import data as cli_data
+    from genflow.cli import prepare as cli_prepare
+    from jobs.prepare import result
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(images, "formats", lambda: images.FORMATS)
+    (tmp_path / "x" / "@eaDir").mkdir(parents=True)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "x" / "a.png")
+    for number in range(20):
+        (tmp_path / "x" / f"{number}.heic").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0")
+    warnings: list[str] = []
+
+    def emit(event: str, message: str = "", **fields: object) -> None:
+        warnings.extend([message] if event == "warning" else [])
+
+    line = '20 HEIC files (pip install "genflow-ray[heic]" reads them), 1 @eaDir folder (Synology thumbnails)\n'
+    artifact, cached = prepare(store, Data(source=str(tmp_path / "x")), in_process, emit)
+    cli_prepare._show({**result(artifact, cached)})
+    assert f"skipped  {line}" in capsys.readouterr().out
+    monkeypatch.setenv("GENFLOW_STORE", str(store.url))
+    cli_data.show(artifact.id, None, False)
+    assert f"skipped      {line}" in capsys.readouterr().out
+    assert warnings == []
+    (tmp_path / "x" / "b.cr2").write_bytes(b"II*\0")
+    assert prepare(store, Data(source=str(tmp_path / "x")), in_process, emit)[1]
+    assert warnings[0].endswith("(Synology thumbnails), 1 camera raw file (.cr2)")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +197,14 @@ class Tables(Source):
     def _named_files(self) -> list[list[Any]]:
         """Name, size and mtime of each picture file that the tables name instead of containing its bytes."""
         found: list[list[Any]] = []
-        for name in self.files:
+        first = batches(f"{self.root}/{self.files[0]}", [self._cell.column], np.arange(1))
+        if not any(batch.num_rows and self._cell.path(batch.column(0), 0) for _, batch in islice(first, 1)):
+            return []
+        for name, count in (file for files in self._layout.values() for file in files):
             folders = folders_of(self.root, name)
-            for _, batch in batches(f"{self.root}/{name}", [self._cell.column], np.arange(1)):
-                if batch.num_rows == 0 or not self._cell.path(batch.column(0), 0):
-                    break
-                count = read_schema(f"{self.root}/{name}")[1]
-                for _, rows in batches(f"{self.root}/{name}", [self._cell.column], np.arange(count)):
-                    paths = (self._cell.path(rows.column(0), row) for row in range(rows.num_rows))
-                    found += [facts for path in paths if path and (facts := file_facts(path, folders))]
-                break
+            for _, batch in batches(f"{self.root}/{name}", [self._cell.column], np.arange(count)):
+                paths = (self._cell.path(batch.column(0), row) for row in range(batch.num_rows))
+                found += [facts for path in paths if path and (facts := file_facts(path, folders))]
         return found
 
     def splits(self) -> dict[str, int]:

@@ -1,7 +1,10 @@
 """Arrays of pictures: idx files, `.npz`, and scikit-learn's digits."""
 
 import gzip
+import io
 import struct
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +12,11 @@ import numpy as np
 import pytest
 
 from genflow.data.shards import Dataset
+from genflow.data.sources import arrays
+from genflow.data.sources.find import find
 from genflow.data.sources.idx import FASHION_CLASSES, FASHION_START
 from genflow.errors import DataError
+from genflow.recipe.schema import Data
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 6, 6)).astype(np.uint8)
 LABELS = (np.arange(40) % 4).astype(np.uint8)
@@ -168,3 +174,53 @@ def test_digits(prepared: Callable[..., Dataset]) -> None:
     assert facts.mean == pytest.approx(x.mean(), abs=1e-12)
     assert facts.sigma_data == pytest.approx(x.std(), abs=1e-12)
     assert facts.class_counts == tuple(np.bincount(dataset.splits["train"].labels))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_an_idx_header_that_declares_more_than_the_file(tmp_path: Path, ending: str) -> None:
+    """16 bytes that declare 16 GiB are refused by their size, before anything is allocated."""
+    data = struct.pack(">HBB3I", 0, 8, 3, 2**14, 2**10, 2**10)
+    file = tmp_path / f"train-images-idx3-ubyte{ending}"
+    file.write_bytes(gzip.compress(data) if ending else data)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"needs 17,179,869,200 bytes, and the file has {file.stat().st_size}$"):
+        find(Data(source=str(file))).splits()
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_one_read_has_a_bounded_size(
+    tmp_path: Path, prepared: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of a read fit into `BYTES_PER_READ`, and a picture of too many pixels is refused."""
+    monkeypatch.setattr(arrays, "BYTES_PER_READ", 100)
+    assert (prepared(write_idx(tmp_path / "x"), val=0).splits["train"].pixels[..., 0] == IMAGES).all()
+    monkeypatch.setattr(arrays, "MAX_PIXELS", 8)
+    with pytest.raises(DataError, match="36 values per picture; the limit is 32"):
+        prepared(write_idx(tmp_path / "y"), val=0)
+
+
+def test_npz_members_that_declare_more_than_the_file(tmp_path: Path) -> None:
+    """A member's shape, header and labels are compared with the archive, whatever its directory says."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (2**14, 2**10, 2**10)})
+    long = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31)
+    for name, members, text in (
+        ("stored", {"images.npy": head.getvalue()}, r"needs [\d,]+ bytes, and the file has \d+"),
+        ("header", {"images.npy": long}, "declares a header of 2,147,483,648 bytes"),
+    ):
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, data in members.items():
+                archive.writestr(member, data)
+        with pytest.raises(DataError, match=text):
+            find(Data(source=str(tmp_path / f"{name}.npz"))).splits()
+    np.savez_compressed(tmp_path / "labels.npz", images=IMAGES, labels=np.zeros(2**20, "U100"))
+    with pytest.raises(DataError, match="declares 419,430,400 bytes of labels"):
+        find(Data(source=str(tmp_path / "labels.npz"))).splits()
+
+
+def test_upper_case_npz(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """`X.NPZ` is read."""
+    np.savez(tmp_path / "x.npz", images=IMAGES)
+    (tmp_path / "x.npz").rename(tmp_path / "X.NPZ")
+    assert prepared(tmp_path / "X.NPZ", val=0).facts.splits == {"train": 40}

@@ -1,6 +1,7 @@
 """Parquet and Arrow files, from `datasets` and from other tools."""
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from PIL import Image
 
 from genflow.data.shards import Dataset
+from genflow.data.sources.find import find
 from genflow.errors import DataError
+from genflow.recipe.schema import Data
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 6, 6)).astype(np.uint8)
 LABELS = [number % 3 for number in range(30)]
@@ -144,3 +147,71 @@ def test_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     }.items():
         with pytest.raises(DataError, match=text):
             prepared(tmp_path / name)
+
+
+def test_upper_case_endings_and_lists_of_pictures(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """`X.PARQUET` and `X.ARROW` are read; of a list of pictures, the first is used, and a warning says so."""
+    cells = pa.array([[{"bytes": data, "path": None}] * (1 + number % 2) for number, data in enumerate(ENCODED)])
+    table = pa.table({"images": cells})
+    upper = write(tmp_path / "a", table, "parquet").rename(tmp_path / "A.PARQUET")
+    arrow = write(tmp_path / "b", table, "stream").rename(tmp_path / "B.ARROW")
+    for file in (upper, arrow):
+        dataset = prepared(file, val=0)
+        assert (dataset.splits["train"].pixels[..., 0] == IMAGES).all()
+    source = find(Data(source=str(upper)))
+    source.class_names()
+    source.splits()
+    assert source.notes == ["each row of the column 'images' is a list; only its first picture is used"]
+    empty = pa.table({"images": pa.array([[], [{"bytes": ENCODED[0], "path": None}], None], cells.type)})
+    with pytest.raises(DataError, match="the row has no picture"):
+        prepared(write(tmp_path / "c", empty, "parquet"))
+
+
+@pytest.mark.parametrize("form", ["struct", "path only", "text"])
+def test_paths_of_files(tmp_path: Path, prepared: Callable[..., Dataset], form: str) -> None:
+    """A cell with a path and no bytes is the file next to the table; a changed file makes another dataset."""
+    folder = tmp_path / "set"
+    (folder / "tables").mkdir(parents=True)
+    paths = [f"{number}.png" for number in range(30)]
+    for path, data in zip(paths, ENCODED, strict=True):
+        (folder / "tables" / path).write_bytes(data)
+    cells = {
+        "struct": [{"bytes": None, "path": path} for path in paths],
+        "path only": [{"path": path} for path in paths],
+        "text": paths,
+    }[form]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if form == "struct" else None
+    file = write(folder / "tables" / "a", pa.table({"image": pa.array(cells, kind)}), "parquet")
+    dataset = prepared(file, val=0)
+    assert (dataset.splits["train"].pixels[..., 0] == IMAGES).all()
+    (folder / "tables" / "0.png").write_bytes(png(IMAGES[0] ^ 255))
+    assert prepared(file, val=0).artifact.id != dataset.artifact.id
+
+
+def test_paths_without_files(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """Missing files and paths outside the folder are bad records; the hint does not propose to skip all of them."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.png").write_bytes(ENCODED[0])
+    paths = ["missing.png", "../secret.png", str(tmp_path / "secret.png"), "gone.png", "lost.png"]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cells = pa.array([{"bytes": None, "path": path} for path in paths], kind)
+    file = write(tmp_path / "in" / "a", pa.table({"image": cells}), "parquet")
+    with pytest.raises(DataError, match="no such file in the folder of the table") as caught:
+        prepared(file)
+    assert "outside the folder of the table" in caught.value.message
+    assert caught.value.hint == (
+        "the table names picture files: put them next to it, or use their folder as the source"
+    )
+
+
+def test_offsets_outside_an_arrow_file(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A picture that is declared longer than its file is an error, and does not end the process."""
+    file = write(tmp_path / "a", pa.table({"image": ENCODED[:1]}), "stream")
+    right, wrong = (struct.pack("<ii", 0, length) for length in (len(ENCODED[0]), 2**30))
+    before, _, after = file.read_bytes().rpartition(right)
+    file.write_bytes(before + wrong + after)
+    with pytest.raises(DataError, match=r"a\.arrow is (damaged|not a readable Arrow file): .*1073741824"):
+        prepared(file)
+    pq.write_table(pa.table({"image": pa.nulls(2_000_000, pa.binary())}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"declares 2,000,000 rows and has \d+ bytes"):
+        prepared(tmp_path / "b.parquet")
