@@ -70,6 +70,7 @@ def result(artifact: Artifact, cached: bool) -> Prepared:
         "images": sum(facts["splits"].values()),
         "bad": artifact.meta["bad"],
         "skipped": artifact.meta["skipped"],
+        "warnings": artifact.meta.get("warnings", []),  # datasets of an earlier version have none
         "facts": facts,
     }
 

@@ -62,6 +62,8 @@ def show(
         return
     for key, value in _lines(opened, file).items():
         print(f"{key:<12} {value}")
+    for warning in document["warnings"]:
+        print(f"{'warning':<12} {warning}")
     console.next_commands(f"genflow train flow_matching --data {opened.artifact.name}")
 
 

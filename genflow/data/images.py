@@ -5,8 +5,9 @@ The steps, in this order:
 1. Accept only PNG, JPEG, WebP, BMP, TIFF and GIF, recognised by content. Of an animation, use the first frame.
    Reject a file of more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes before decoding it.
 2. Decode a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size, which its DCT allows.
-3. Convert 16-bit grey to 8 bits by k/257. Composite transparency on white. Convert CMYK and palettes to RGB, without
-   colour profiles. For one channel, grey is 0.299 R + 0.587 G + 0.114 B.
+3. Convert 16-bit grey to 8 bits by k/257, or by 255 k/(2^b - 1) if the values have b bits. Composite transparency on
+   white. Convert CMYK and palettes to RGB, without colour profiles. For one channel, grey is 0.299 R + 0.587 G
+   + 0.114 B.
 4. Resize the short side to the target side (bicubic, antialiased) and crop the centre square.
 5. Apply the EXIF orientation.
 """
@@ -127,7 +128,8 @@ def read_header(file: BinaryIO) -> ImageSummary:
         Exception: any error of the decoder; `describe_error` turns it into a reason.
     """
     with Image.open(file, formats=FORMATS) as picture:
-        return ImageSummary(size=picture.size, colour=_is_colour(picture))
+        deep = picture.mode == "I" or picture.mode.startswith("I;")
+        return ImageSummary.of_size(*picture.size, _is_colour(picture), deep)
 
 
 def _is_colour(picture: Image.Image) -> bool:
@@ -187,7 +189,7 @@ def _exif_orientation(picture: Image.Image) -> int:
 
 def fit(picture: Image.Image, spec: ImageSpec, transpose: Image.Transpose | None = None) -> np.ndarray:
     """Convert, resize, crop and rotate a decoded picture to the dataset's shape: (side, side, C) uint8."""
-    picture = _to_grey_or_rgb(picture)
+    picture = _to_grey_or_rgb(picture, spec.bits)
     if spec.channels == 1 and picture.mode != "L":
         picture = picture.convert("L")
     if picture.size != (spec.side, spec.side):
@@ -204,12 +206,12 @@ def fit(picture: Image.Image, spec: ImageSpec, transpose: Image.Transpose | None
     return pixels if spec.levels == 256 else np.minimum(pixels, spec.levels - 1)  # bicubic resampling overshoots
 
 
-def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
+def _to_grey_or_rgb(picture: Image.Image, bits: int) -> Image.Image:
     """Convert to mode "L" or "RGB", with transparency composited on white."""
     if picture.mode in ("L", "RGB") and "transparency" not in picture.info:
         return picture
     if picture.mode in GREY and picture.mode not in ("1", "L", "LA", "La"):
-        return Image.fromarray(_to_8_bits(np.asarray(picture)))
+        return Image.fromarray(_to_8_bits(np.asarray(picture), bits))
     if picture.has_transparency_data:
         pixels = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         white = Image.new("RGB", picture.size, "white")
@@ -218,14 +220,16 @@ def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode in GREY else "RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Convert 16-bit grey levels, or fractions of 1, to bytes."""
+def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Convert grey levels of `bits` bits, or fractions of 1, to bytes."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f" and not 0 <= low <= high <= 1:
         raise UnreadableImage(f"floating-point grey from {low:g} to {high:g}: only 0 to 1 has a known scale")
     if not 0 <= low <= high <= 65535:
         raise UnreadableImage(f"grey levels from {low:g} to {high:g}: only 8 and 16 bits have a known scale")
-    factor = np.float32(255 if values.dtype.kind == "f" else 1 / 257)
+    if values.dtype.kind != "f" and high >= 2**bits:
+        raise UnreadableImage(f"grey levels up to {high:g} need more than {bits} bits")
+    factor = np.float32(255 if values.dtype.kind == "f" else 255 / (2**bits - 1))
     bytes_ = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), 64):  # in bands of 64 rows: floats take four times the memory
         bytes_[start : start + 64] = np.rint(values[start : start + 64] * factor)
@@ -237,11 +241,11 @@ def has_scale(low: float, high: float) -> bool:
     return low >= -1 and (high <= 1 or (low >= 0 and high <= 65535))
 
 
-def to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def to_levels(values: np.ndarray, low: float, high: float, bits: int = 16) -> np.ndarray:
     """Map an array's values to bytes, by the range `low` to `high` of all values of the source.
 
     Bytes stay as they are. Ranges 0 to 1 and -1 to 1 are scaled to 0..255, values up to 255 are rounded, and values up
-    to 65535 are divided by 257.
+    to 65535 are divided by 257, or by (2^bits - 1)/255 if they have fewer than 16 bits.
 
     Raises:
         UnreadableImage: the record holds NaN or infinity.
@@ -252,8 +256,8 @@ def to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
         raise UnreadableImage("holds NaN or infinity")
     if high <= 1:
         values = values * 255.0 if low >= 0 else (values + 1.0) * 127.5
-    elif high > 255:
-        values = values / 257.0
+    elif high > 255 or bits < 16:
+        values = values / ((2**bits - 1) / 255)
     return np.rint(values).astype(np.uint8)
 
 

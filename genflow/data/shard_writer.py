@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from genflow.data.shards import shard_name, write_shard
+from genflow.data.sketch import Sketch, sketch
 from genflow.data.sources.base import BadRecord, ImageSpec, Part
 from genflow.errors import DataError
 from genflow.specs import DataSpec
@@ -29,6 +30,9 @@ class ShardResult:
         histogram: (256,) count of each grey level; empty for points.
         moments: sum and sum of squares of the points' coordinates.
         class_counts: (classes,) records per class.
+        file: the name of the file.
+        origin: (rows,) the number of each record in the source's split.
+        sketch: numbers about each picture.
     """
 
     split: str
@@ -39,6 +43,9 @@ class ShardResult:
     histogram: np.ndarray
     moments: tuple[float, float]
     class_counts: np.ndarray
+    file: str
+    origin: np.ndarray
+    sketch: Sketch
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class ShardTask:
     Args:
         folder: the split's folder.
         split, number, total: the split, the number of the shard and the number of shards.
-        part: the rows of the source that it contains.
+        origin: the numbers of its rows in the source's split.
+        part: these rows of the source.
         spec: the specification of the images.
         facts: the dataset's specification, without counts.
     """
@@ -57,6 +65,7 @@ class ShardTask:
     split: str
     number: int
     total: int
+    origin: np.ndarray
     part: Part
     spec: ImageSpec
     facts: DataSpec
@@ -75,10 +84,12 @@ class ShardTask:
         labels: list[int] = []
         log_density: list[float] = []
         bad: list[BadRecord] = []
-        for record in self.part.records(self.spec):
+        readable: list[int] = []
+        for row, record in zip(self.origin, self.part.records(self.spec), strict=True):
             if isinstance(record, BadRecord):
                 bad.append(record)
                 continue
+            readable.append(row)
             values[len(ids)] = record.value
             ids.append(record.id)
             labels.append(record.label)
@@ -101,6 +112,9 @@ class ShardTask:
             np.zeros(0, np.int64) if self.facts.is_points else _histogram(values),
             (float(exact.sum()), float((exact**2).sum())),
             np.bincount(label, minlength=self.facts.classes),
+            self.file,
+            np.array(readable, np.int64),
+            sketch(values),
         )
 
 

@@ -108,7 +108,7 @@ class Folder(Source):
         return tuple(printable(name) for name in self._classes)
 
     def summarize(self, options: Data) -> ImageSummary | None:
-        return ImageSummary() if options.size and options.channels != "auto" else None
+        return None
 
     def part(self, split: str, rows: np.ndarray) -> FolderPart:
         names, labels = self._layout[split]

@@ -181,8 +181,6 @@ class Tables(Source):
         return self._labels[1]
 
     def summarize(self, options: Data) -> ImageSummary | None:
-        if self._cell.encoded and options.size and options.channels != "auto":
-            return ImageSummary()
         return None
 
     def part(self, split: str, rows: np.ndarray) -> TablePart:
