@@ -55,6 +55,8 @@ def main(document: Json, emit: Emit) -> Served:
             os.environ |= stack.enter_context(
                 haproxy.haproxy_variables(proxy, inputs["host"], MAX_PER_REPLICA * replicas)
             )
+        else:  # no HAProxy writes X-Forwarded-For, so uvicorn must not read the client's address from it
+            os.environ["FORWARDED_ALLOW_IPS"] = ""
         stack.enter_context(ray_cluster(num_cpus=max(environment.cores(), replicas), logs=False))
         start_serve(inputs, "127.0.0.1" if proxy else inputs["host"])
         try:

@@ -13,6 +13,7 @@ The steps, in this order:
 """
 
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -32,8 +33,10 @@ SUFFIXES = frozenset((
 ))
 MAX_PIXELS = 2**26  # 67 megapixels; decoding then stays below 0.9 GB in every format
 MAX_BYTES = 2**28
+MAX_SCANS = 100  # of a JPEG; encoders write about ten, and an empty one of a few bytes costs a pass over all pixels
 GREY = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"))
 ORIENTATION = 0x0112  # the EXIF tag
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # without stuffed bytes and restart markers
 EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -157,10 +160,31 @@ def decode(file: BinaryIO, spec: ImageSpec) -> np.ndarray:
         if width * height > limit:
             text = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
             raise UnreadableImage(f"decompression bomb: {text}; the limit is {limit / 1e6:.0f}")
+        if picture.format in ("JPEG", "MPO") and _has_too_many_scans(file):
+            raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans")
         picture.draft(None, (2 * spec.side, 2 * spec.side))  # has an effect only on a larger JPEG
         picture.load()
         transpose = EXIF_TRANSPOSE.get(_exif_orientation(picture))
         return fit(picture, spec, transpose)
+
+
+def _has_too_many_scans(file: BinaryIO) -> bool:
+    """Whether the first picture of a JPEG file has more than `MAX_SCANS` scans; the file's position is kept."""
+    position = file.tell()
+    file.seek(0)
+    data = file.read(MAX_BYTES)
+    file.seek(position)
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # almost every file; the marker also occurs by chance in metadata
+        return False
+    scans, at = 0, 2
+    while scans <= MAX_SCANS and (found := JPEG_MARKER.search(data, at)):
+        marker, at = data[found.end() - 1], found.end()
+        if marker == 0xD9:  # end of the picture; a phone appends a video
+            break
+        scans += marker == 0xDA
+        if marker not in (0x01, 0xD8):  # all other markers have a length
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans > MAX_SCANS
 
 
 def decode_for_dataset(file: BinaryIO, facts: DataSpec) -> np.ndarray:

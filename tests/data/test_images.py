@@ -254,3 +254,17 @@ def test_levels_are_kept_when_resizing() -> None:
     """With K = 17 grey levels, resizing never produces a level above 16."""
     image = (np.indices((8, 8)).sum(0) % 2 * 16).astype(np.uint8)
     assert fit_array(image, ImageSpec(13, 1, levels=17)).max() <= 16
+
+
+def test_a_jpeg_of_many_scans_is_rejected() -> None:
+    """Each empty scan of a progressive JPEG costs a pass over all pixels, so their number is bounded."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    start = data.rindex(b"\xff\xda")
+    few, many = (io.BytesIO(data[:-2] + data[start:-2] * copies + data[-2:]) for copies in (50, 5000))
+    assert images.decode(few, ImageSpec(8, 1)).shape == (8, 8, 1)
+    with pytest.raises(images.UnreadableImage, match="a JPEG of more than 100 scans"):
+        images.decode(many, ImageSpec(8, 1))
+    video = io.BytesIO(data + b"\xff\xda" * 200)  # a phone appends its video to the picture
+    assert images.decode(video, ImageSpec(8, 1)).shape == (8, 8, 1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -183,3 +184,48 @@ def test_an_error_message_is_one_line() -> None:
     error = json.loads(RequestError(422, "a\nb\ud800" + "x" * 999, "n").reply("id").body)["error"]
     assert "\n" not in error["message"]
     assert len(error["message"]) <= 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "[::1]:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Host": "models.example.org"}, 200),  # named in the limits
+        ({"Host": "attacker.example:8000"}, 403),
+        ({"Host": "127.0.0.1.attacker.example"}, 403),
+        ({"Host": "127.0.0.1", "Origin": "http://attacker.example"}, 403),
+        ({"Host": "127.0.0.1", "Origin": "null"}, 403),
+    ],
+)
+def test_foreign_hosts_and_origins_are_rejected(
+    headers: dict[str, str], status: int
+) -> None:
+    """Without keys, a request that names another host gets 403, and `hosts` accepts more names."""
+    app = RequestLimitsMiddleware(_empty_app, Limits(hosts=("models.example.org",)))
+    answer = TestClient(app).get("/v1/models", headers=headers)
+    assert answer.status_code == status
+    if status == 403:
+        assert "names another host" in answer.json()["error"]["message"]
+
+
+async def _empty_app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+def test_nulls_are_absent_fields(http: TestClient) -> None:
+    """A null field has its default, and `created` is the time."""
+    drawn = http.post("/v1/models/flow/samples", json={"seed": 3})
+    assert http.post("/v1/models/flow/samples", json={"seed": 3, "n": None, "format": None}).content == drawn.content
+    nulls = {"prompt": "3", "size": None, "n": None, "response_format": None}
+    answer = http.post("/v1/images/generations", json=nulls)
+    assert answer.status_code == 200, answer.text
+    assert abs(answer.json()["created"] - time.time()) < 60
+
+
+def test_a_tiny_tolerance_is_rejected(http: TestClient) -> None:
+    """An adaptive sampler's tolerance has a smallest value."""
+    answer = http.post("/v1/models/flow/samples", json={"sampler": "rk45", "tolerance": 1e-300})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "tolerance"
