@@ -8,6 +8,7 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import remove
 from genflow.cli.options import AsJson, DataRef, Yes
+from genflow.data.skipped import describe
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
@@ -79,6 +80,10 @@ def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:
         "fingerprint": facts.fingerprint[:16],
         "preview": preview,
     }
+    if skipped := dataset.artifact.meta.get("skipped"):
+        lines["skipped"] = describe(skipped)
+    if bad := dataset.artifact.meta.get("bad"):
+        lines["unreadable"] = f"{bad:,}, listed in {dataset.artifact.path}/bad.csv"
     if facts.classes:
         counts = facts.class_counts or (0,) * facts.classes
         pairs = [f"{n} {c:,}" for n, c in zip(facts.class_names, counts, strict=False)]

@@ -9,6 +9,7 @@ from genflow.cli import console
 from genflow.cli.dispatch import absolute_if_path, compose_recipe, send, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.data import sources
+from genflow.data.skipped import describe
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 
@@ -74,5 +75,7 @@ def _show(done: Json) -> None:
     print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes · {done['path']}")
     if done.get("bad"):
         print(f"         {done['bad']} unreadable image{'s' * (done['bad'] > 1)}, listed in {done['path']}/bad.csv")
+    if done.get("skipped"):
+        print(f"skipped  {describe(done['skipped'])}")
     name = done["name"]
     console.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")

@@ -1,16 +1,11 @@
 """A folder of pictures: flat, one folder per class, or `train`, `val` and `test` folders of either layout.
 
 - The order is natural (`2.png` before `10.png`) and does not depend on the file system.
-- A file is a picture if it has the suffix of an image format, or if its first bytes are those of one.
-- Hidden files and folders (`.name`) are skipped. Links are followed, also to other file systems. A linked folder is
-  entered once, and never if it contains the source, so there are no loops.
+- `walk.py` decides which files are pictures, and which hidden and system files are passed over.
 - The class is the first folder below the split. If a split has both pictures and class folders, the data has no labels.
 """
 
-import os
 import re
-import stat
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from genflow.data import images
-from genflow.data.images import SUFFIXES, strict_pillow_warnings
+from genflow.data import images, skipped
+from genflow.data.images import SUPPORTED, strict_pillow_warnings
 from genflow.data.sources import Opens
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
+from genflow.data.sources.walk import list_folder
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
@@ -121,19 +117,18 @@ class Folder(Source):
     @cached_property
     def _found(self) -> list[tuple[str, int, int]]:
         """(relative path, bytes, mtime in nanoseconds) of every picture."""
-        skipped: Counter[str] = Counter()
-        found = list(_walk(self.root, skipped))
-        self.skipped = dict(skipped.most_common(20))
-        return found
+        listing = list_folder(self.root)
+        self.skipped = listing.skipped()
+        return listing.pictures
 
     @cached_property
     def _files(self) -> list[tuple[str, int, int]]:
         """The pictures in natural order."""
         if not self._found:
-            others = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+            others = skipped.describe(self.skipped)
             raise DataError(
-                f"no pictures in {printable(self.root)}" + (f" (skipped: {others})" if others else ""),
-                "use a folder of PNG, JPEG, WebP, BMP, TIFF or GIF files",
+                f"no pictures in {printable(self.root)}" + (f"; skipped {others}" if others else ""),
+                skipped.cure(self.skipped) or f"use a folder of {SUPPORTED} files",
             )
         return sorted(self._found, key=lambda file: [natural(word) for word in file[0].split("/")])
 
@@ -179,60 +174,3 @@ class Folder(Source):
                     "give every split the same class folders",
                 )
         return tuple(sorted(classes, key=natural))
-
-
-def _walk(root: str, skipped: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """Yield the relative path, size in bytes and mtime in nanoseconds of every picture below a folder."""
-    ancestors = {_identity(os.stat(folder)) for folder in (root, *map(str, Path(os.path.realpath(root)).parents))}
-    entered: set[tuple[int, int]] = set()
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        for entry in _scan(f"{root}/{folder}"):
-            name = f"{folder}{entry.name}"
-            if entry.name.startswith("."):
-                skipped["hidden"] += 1
-                continue
-            try:
-                facts = entry.stat()
-            except OSError:
-                skipped["broken link" if entry.is_symlink() else "unreadable"] += 1
-                continue
-            if stat.S_ISDIR(facts.st_mode):
-                if not entry.is_symlink():
-                    folders.append(f"{name}/")
-                elif _identity(facts) in ancestors | entered:
-                    skipped["link to a folder that was entered before"] += 1
-                else:
-                    folders.append(f"{name}/")
-                    entered.add(_identity(facts))
-            elif not stat.S_ISREG(facts.st_mode):
-                skipped["not a regular file"] += 1
-            elif _is_picture(f"{root}/{name}", skipped):
-                yield name, facts.st_size, facts.st_mtime_ns
-
-
-def _scan(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read the folder {printable(folder)}: {error.strerror}") from error
-
-
-def _identity(facts: os.stat_result) -> tuple[int, int]:
-    return facts.st_dev, facts.st_ino
-
-
-def _is_picture(path: str, skipped: Counter[str]) -> bool:
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in SUFFIXES:
-        return True
-    try:
-        with images.open_image_file(path) as file:
-            if images.detect_format(file.read(16)):
-                return True
-    except images.UnreadableImage:
-        pass
-    skipped[f"not a picture ({printable(suffix)})" if suffix else "not a picture"] += 1
-    return False
