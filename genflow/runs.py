@@ -70,6 +70,8 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     recipe = recipe.replace(tune={})  # settings of a search do not change a run
     dataset = store.find("datasets", recipe.data.name)
     facts = DataSpec.from_json(dataset.file("facts.json").read_text())
+    if recipe.data.flip and facts.is_points:
+        raise UsageError(f"data.flip: {dataset.name} contains points, not pictures", "--set data.flip=false")
     init = store.find("runs", recipe.init) if recipe.init else None
     if recipe.data.pairs:
         pairs = _pairs(store, recipe, dataset).id
@@ -109,6 +111,7 @@ def address(recipe: Recipe, facts: DataSpec) -> str:
         "sample": document["sample"],
         "data": facts.fingerprint,
         **({"pairs": recipe.data.pairs} if recipe.data.pairs else {}),
+        **({"flip": True} if recipe.data.flip and not recipe.data.pairs else {}),  # pairs are never flipped
         **({"init": recipe.init} if recipe.init else {}),
         "code": source_hash.code_of(*SOURCES, *build.source_files(recipe, facts)),
     }

@@ -23,6 +23,7 @@ class DataSpec:
         scale: the divisor in x = point / scale; 1 for pictures.
         class_counts: rows per class in the training split.
         fingerprint: SHA-256 of the bytes of the shards; equal data has equal fingerprints.
+        strip: length of the strips from which training crops; 0: the data has none.
     """
 
     shape: tuple[int, int, int]
@@ -34,6 +35,7 @@ class DataSpec:
     scale: float = 1.0
     class_counts: tuple[int, ...] = ()
     fingerprint: str = ""
+    strip: int = 0
 
     @property
     def classes(self) -> int:

@@ -20,6 +20,9 @@ def prepare(
     size: Annotated[int | None, typer.Option(help="Width and height of the images in pixels.")] = None,
     channels: Annotated[str, typer.Option(help="Color channels: auto, 1 or 3.")] = "auto",
     bits: Annotated[int | None, typer.Option(help="Bits of 16-bit grey values: 9 to 16; default: 16.")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="Crop to a square: center, random, or none, which pads; default: center.")
+    ] = None,
     val: Annotated[float | None, typer.Option(help="Fraction of the images held out for evaluation.")] = None,
     max_bad: Annotated[
         int | None, typer.Option(help="Fail if more images than this are unreadable; default: 0.")
@@ -37,7 +40,7 @@ def prepare(
         raise UsageError(f"--channels must be auto, 1 or 3, not {channels!r}", "leave out --channels to detect them")
     given: dict[str, Any] = {
         "source": find_source(source), "channels": channels if channels == "auto" else int(channels),
-        "name": name, "size": size, "bits": bits, "val": val, "max_bad": max_bad,
+        "name": name, "size": size, "bits": bits, "crop": crop, "val": val, "max_bad": max_bad,
     }  # fmt: skip
     recipe = compose_recipe(None, [], sets, {f"data.{key}": value for key, value in given.items()})
     if dry_run:

@@ -15,6 +15,7 @@ from genflow.data.shard_writer import ShardResult
 from genflow.data.shards import Split, map_stream
 from genflow.data.sources.base import ImageSpec, ImageSummary
 from genflow.errors import DataError
+from genflow.recipe.schema import Data
 from genflow.specs import DataSpec
 
 CHECKED = 1000  # held-out pictures that are compared with all training pictures; and pairs of pictures
@@ -32,12 +33,13 @@ NAMED = 5  # classes that a warning names
 
 
 def check(
-    facts: DataSpec, spec: ImageSpec, summary: ImageSummary, written: Sequence[ShardResult], folder: Path
+    facts: DataSpec, data: Data, spec: ImageSpec, summary: ImageSummary, written: Sequence[ShardResult], folder: Path
 ) -> list[str]:
     """The warnings about a dataset of pictures; none for points.
 
     Args:
         facts: the complete specification of the dataset.
+        data: the options that were given.
         spec, summary: what the pictures were converted to, and from.
         written: the results of all shards, in order.
         folder: contains the written shards.
@@ -54,7 +56,7 @@ def check(
         _range(summary, spec, written),
         _flat(facts, written, folder),
         _enlarged(summary, spec.side),
-        _cropped(summary),
+        _cropped(summary, data, spec),
     )
     return [line for line in checks if line]
 
@@ -187,7 +189,11 @@ def _enlarged(summary: ImageSummary, side: int) -> str:
     )
 
 
-def _cropped(summary: ImageSummary) -> str:
+def _cropped(summary: ImageSummary, data: Data, spec: ImageSpec) -> str:
+    if spec.crop != data.crop:
+        return f"--crop {data.crop} changes nothing: all pictures are square"
+    if spec.crop != "center":
+        return ""
     total = sum(summary.shapes.values())
     wide = {kept: 0 for _, kept in summary.shapes if kept < KEPT}
     for (_, kept), number in summary.shapes.items():
@@ -196,7 +202,10 @@ def _cropped(summary: ImageSummary) -> str:
     count = sum(wide.values())
     if not count or count < KEPT_SHARE * total:
         return ""
-    return f"the crop to a square drops more than a third of {count:,} of {total:,} pictures, up to {100 - min(wide)} %"
+    return (
+        f"the crop to a square drops more than a third of {count:,} of {total:,} pictures, up to {100 - min(wide)} %; "
+        "--crop none pads them instead, and --crop random trains on all their parts"
+    )
 
 
 def _are(count: int) -> str:

@@ -9,7 +9,8 @@ The steps, in this order:
 3. Convert 16-bit grey to 8 bits by k/257, or by 255 k/(2^b - 1) if the values have b bits. Composite transparency on
    white. Convert CMYK and palettes to RGB, without colour profiles. For one channel, grey is 0.299 R + 0.587 G
    + 0.114 B.
-4. Resize the short side to the target side (bicubic, antialiased) and crop the centre square.
+4. Resize the short side to the target side (bicubic, antialiased) and crop the centre square; or resize the long side
+   and pad; or keep a strip for random crops.
 5. Apply the EXIF orientation.
 """
 
@@ -26,6 +27,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, features
 
+from genflow.data import strips
 from genflow.data.skipped import AVIF, CURES, HEIC
 from genflow.data.sources.base import ImageSpec, ImageSummary
 from genflow.specs import DataSpec
@@ -268,22 +270,51 @@ def _exif_orientation(picture: Image.Image) -> int:
 
 
 def fit(picture: Image.Image, spec: ImageSpec, transpose: Image.Transpose | None = None) -> np.ndarray:
-    """Convert, resize, crop and rotate a decoded picture to the dataset's shape: (side, side, C) uint8."""
+    """Convert, resize, crop and rotate a decoded picture to the dataset's shape: (side, side, C) uint8.
+
+    With random crops the long side remains, up to `strips.LENGTH` sides.
+    """
     picture = _to_grey_or_rgb(picture, spec.bits)
     if spec.channels == 1 and picture.mode != "L":
         picture = picture.convert("L")
     if picture.size != (spec.side, spec.side):
-        width, height = picture.size
-        short = min(width, height)
-        left, top = (width - short) / 2, (height - short) / 2
-        box = (left, top, left + short, top + short)
-        picture = picture.resize((spec.side, spec.side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+        picture = _pad(picture, spec.side) if spec.crop == "none" else _crop(picture, spec)
     if transpose is not None:
         picture = picture.transpose(transpose)
     if spec.channels == 3 and picture.mode != "RGB":
         picture = picture.convert("RGB")
-    pixels = np.asarray(picture).reshape(spec.side, spec.side, spec.channels)
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, spec.channels)
     return pixels if spec.levels == 256 else np.minimum(pixels, spec.levels - 1)  # bicubic resampling overshoots
+
+
+def _crop(picture: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Resize the short side to the target side, and crop the long side to it, or to a strip."""
+    width, height = picture.size
+    short, long = min(width, height), max(width, height)
+    kept = min(round(spec.side * long / short), strips.LENGTH * spec.side) if spec.crop == "random" else spec.side
+    part = min(short * kept / spec.side, long)  # of the long side, in pixels of the picture
+    across, down = (part, short) if width >= height else (short, part)
+    size = (kept, spec.side) if width >= height else (spec.side, kept)
+    left, top = (width - across) / 2, (height - down) / 2
+    box = (left, top, left + across, top + down)
+    return picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def _pad(picture: Image.Image, side: int) -> Image.Image:
+    """Resize the long side to the target side, and pad to a square with the median colour of the edges there.
+
+    One colour continues a document's white and a scan's black. Repeated edge pixels would be streaks, which a model
+    learns to draw.
+    """
+    scale = side / max(picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    pixels = np.asarray(picture)
+    edges = pixels[[0, -1]] if width > height else pixels[:, [0, -1]]
+    median = np.rint(np.median(edges.reshape(2 * max(width, height), -1), axis=0)).astype(int).tolist()
+    square = Image.new(picture.mode, (side, side), tuple(median) if len(median) > 1 else median[0])
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 def _to_grey_or_rgb(picture: Image.Image, bits: int) -> Image.Image:

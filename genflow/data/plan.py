@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genflow.data import images
+from genflow.data import images, strips
 from genflow.data.shard_writer import ShardResult, ShardTask
 from genflow.data.sources.base import ImageSpec, ImageSummary, Part, Source
 from genflow.errors import DataError
@@ -33,7 +33,7 @@ HELD_OUT_STREAM = 1  # names the permutation's random generator, in addition to 
 
 def address_hash(source: Source, data: Data) -> str:
     """The end of a dataset's id: a hash of the options, the source's listing and the code. No picture is decoded."""
-    options = {"size": data.size, "channels": data.channels, "bits": data.bits, "val": data.val, "seed": data.seed}
+    options = data.model_dump(mode="json", include={"size", "channels", "bits", "crop", "val", "seed"})
     made_by = source_hash.code_of("genflow/data/prepare.py", also=("genflow/data/sources",))  # loaded by name
     return digest({"options": options, "source": source.listing(), "code": made_by})
 
@@ -68,15 +68,17 @@ def image_spec(source: Source, data: Data, summary: ImageSummary) -> ImageSpec:
         )
     short = min(summary.size) if summary.size else DEFAULT_SIDE + 1
     side = data.size or (max(4, short) if short <= DEFAULT_SIDE else DEFAULT_SIDE)
+    crop = data.crop if any(kept < 100 for _, kept in summary.shapes) else "center"  # all are square
     channels = data.channels if data.channels != "auto" else 3 if summary.colour else 1
-    return ImageSpec(side, channels, source.levels or 256, summary.low, summary.high, data.bits)
+    return ImageSpec(side, channels, source.levels or 256, summary.low, summary.high, data.bits, crop)
 
 
 def initial_spec(source: Source, spec: ImageSpec) -> DataSpec:
     """The part of the dataset's specification that is known before any record is read."""
     if source.levels is None:
         return DataSpec((2, 1, 1), None, source.class_names(), scale=source.scale)
-    return DataSpec(spec.shape, spec.levels, source.class_names())
+    strip = strips.LENGTH * spec.side if spec.crop == "random" else 0
+    return DataSpec(spec.shape, spec.levels, source.class_names(), strip=strip)
 
 
 def assign_rows(source: Source, data: Data, groups: np.ndarray | None = None) -> dict[str, tuple[str, np.ndarray]]:
@@ -142,7 +144,7 @@ def plan_shards(
 ) -> list[ShardTask]:
     """Every shard of the dataset, in order. Creates the folders of the splits; `groups` as in `assign_rows`."""
     facts = initial_spec(source, spec)
-    row_bytes = max(1, facts.dims)
+    row_bytes = max(1, facts.dims + facts.strip * spec.side * spec.channels)
     most = max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
     planned = []
     for split, (origin, rows) in assign_rows(source, data, groups).items():

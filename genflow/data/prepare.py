@@ -123,10 +123,11 @@ def _make(store: Store, id: str, name: str, source: Source, data: Data, execute:
         for leftover in staged.path.glob("*/*.tmp-*"):  # left by a worker that died
             leftover.unlink()
         write_index(staged.path, facts, results.files(shards))
-        warnings = [*source.notes, *checks.check(facts, spec, summary, written, staged.path)]
+        warnings = [*source.notes, *checks.check(facts, data, spec, summary, written, staged.path)]
         for warning in warnings:
             emit("warning", message=warning)
-        options = data.model_dump(mode="json", include={"source", "size", "channels", "bits", "val", "samples", "seed"})
+        of_run = {"name", "pairs", "max_bad", "flip"}
+        options = data.model_dump(mode="json", exclude=of_run)
         meta = {
             "facts": facts.to_json(),
             "options": options,

@@ -13,6 +13,7 @@ import numpy as np
 from genflow.data.shards import shard_name, write_shard
 from genflow.data.sketch import Sketch, sketch
 from genflow.data.sources.base import BadRecord, ImageSpec, Part
+from genflow.data.strips import crop, to_strip
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.files import explain_disk_errors
@@ -80,6 +81,8 @@ class ShardTask:
         C, H, W = self.facts.shape
         shape, dtype = ((2,), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
         values = np.empty((len(self.part), *shape), dtype)
+        rows = len(self.part) if self.facts.strip else 0
+        strips, extents = np.empty((rows, self.facts.strip, W, C), np.uint8), np.empty(rows, np.int32)
         ids: list[str] = []
         labels: list[int] = []
         log_density: list[float] = []
@@ -90,7 +93,12 @@ class ShardTask:
                 bad.append(record)
                 continue
             readable.append(row)
-            values[len(ids)] = record.value
+            value = record.value
+            if self.facts.strip:
+                strip, extent = to_strip(value, self.facts.strip)
+                strips[len(ids)], extents[len(ids)] = strip, extent
+                value = crop(strip[None], np.array([extent]), np.array([(abs(extent) - H) // 2]))[0]
+            values[len(ids)] = value
             ids.append(record.id)
             labels.append(record.label)
             log_density.append(record.log_density)
@@ -100,7 +108,8 @@ class ShardTask:
             final = Path(self.folder) / self.file
             attempt = final.with_name(f"{self.file}.tmp-{os.getpid()}")
             with explain_disk_errors(final):
-                sha256 = write_shard(attempt, self.facts, values, ids, label, np.array(log_density))
+                density, kept = np.array(log_density), (strips[: len(ids)], extents[: len(ids)])
+                sha256 = write_shard(attempt, self.facts, values, ids, label, density, *kept)
                 os.replace(attempt, final)
         exact = values.astype(np.float64) if self.facts.is_points else np.zeros(0)
         return ShardResult(

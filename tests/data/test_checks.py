@@ -177,5 +177,9 @@ def test_wide_pictures(prepared: Prepare, tmp_path: Path) -> None:
     wide = [np.concatenate([a, b], 1) for a, b in zip(scenes(20), scenes(20, seed=1), strict=True)]
     (line,) = warnings(prepared(save(tmp_path / "x", wide)))
     assert "drops more than a third of 20 of 20 pictures, up to 50 %" in line
+    for crop in ("none", "random"):
+        assert warnings(prepared(tmp_path / "x", crop=crop)) == []
     photo = [np.concatenate([a, b[:, :16]], 1) for a, b in zip(scenes(20), scenes(20, seed=1), strict=True)]
     assert warnings(prepared(save(tmp_path / "y", photo))) == []
+    square = save(tmp_path / "z", scenes(20))
+    assert warnings(prepared(square, crop="random")) == ["--crop random changes nothing: all pictures are square"]

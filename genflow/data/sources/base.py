@@ -54,6 +54,8 @@ class ImageSpec:
         levels: K; grey levels are 0..K-1.
         low, high: the range of the source's values, if they are not bytes.
         bits: the bits of values above 255.
+        crop: what becomes of a picture that is not square: "center" and "none" give a square; "random" gives a picture
+            whose short side is `side`, for a crop at training time.
     """
 
     side: int
@@ -62,6 +64,7 @@ class ImageSpec:
     low: float = math.inf
     high: float = -math.inf
     bits: int = 16
+    crop: str = "center"
 
     @property
     def shape(self) -> tuple[int, int, int]:
