@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import ROOT, TESTS
+from support.crashes import crashes
 
 from genflow.errors import DataError, ResourceError, SetupError, UsageError
 from genflow.storage import names
@@ -271,6 +273,75 @@ with Store({str(store.root)!r}).lock("runs", "r-1"):
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     with store.lock("runs", "r-1", wait=False):
         pass
+
+
+def test_a_deletion_that_is_killed_at_any_moment_leaves_all_or_nothing(store: Store) -> None:
+    """Wherever `delete` is killed, the run is whole or gone, and the next command deletes all that is left of it."""
+    folder, journal = store.folder("runs", "r-1"), store.root / "journals" / "r-1.jsonl"
+
+    def begin() -> None:
+        write_atomically(folder / "checkpoints" / "step_1" / "weights", "w")
+        write_atomically(folder / "recipe.yaml", "r")
+        store.finalize("runs", "r-1")
+        for file in (journal, journal.with_suffix(".cursor.json"), journal.with_name("r-1.0007.jsonl")):
+            write_atomically(file, "x")
+
+    begin()
+    states = []
+    for _ in crashes(lambda: store.delete("runs", "r-1")):
+        found = store.get("runs", "r-1")
+        states.append("whole" if found and found.verify() else "gone")
+        assert found or not folder.exists()
+        make(store, "other-1")
+        with store.stage("runs", "other"):  # the next command
+            pass
+        if found:
+            assert journal.exists()
+            continue
+        assert list((store.root / "runs").iterdir()) == list((store.root / "journals").iterdir()) == []
+        with store.lock("runs", "r-1", wait=False):
+            begin()
+        store.remove(make(store, "other-1"))
+    assert states == sorted(states, reverse=True)  # once it is gone, it stays gone
+    assert set(states) == {"whole", "gone"}
+    assert len(states) > 8
+    store.delete("runs", "r-1")
+    assert list((store.root / "locks").iterdir()) == []
+
+
+def test_a_deleted_lock_excludes_as_before(store: Store) -> None:
+    """A process that waited for a lock whose file was deleted does not hold it with another process."""
+    reached, release, inside = threading.Event(), threading.Event(), []
+
+    def hold(name: str) -> None:
+        with store.lock("runs", "r-1"):
+            inside.append(name)
+            reached.set()
+            release.wait(10)
+            assert inside.pop() == name
+            assert inside == []
+
+    with store.lock("runs", "r-1"):
+        waiting = [threading.Thread(target=hold, args=(name,)) for name in "ab"]
+        for thread in waiting:
+            thread.start()
+        store._lock_file("runs", "r-1").unlink()
+    assert reached.wait(10)
+    with pytest.raises(UsageError), store.lock("runs", "r-1", wait=False):
+        pass
+    release.set()
+    for thread in waiting:
+        thread.join()
+
+
+def test_a_lock_lists_what_its_holder_uses(store: Store) -> None:
+    """`users` names the lock and its process while the process holds it; `holder` names the process."""
+    with store.lock("runs", "r-1", uses=["digits-abc", "teacher-1"]):
+        assert store.users("digits-abc") == store.users("teacher-1") == [("runs-r-1", store.holder("runs", "r-1"))]
+        assert store.holder("runs", "r-1").startswith(f"{os.getpid()} on")
+        assert store.users("digits") == []
+    assert store.users("digits-abc") == []
+    assert store.holder("runs", "r-1") == ""
 
 
 def test_small_files_are_replaced_atomically(tmp_path: Path) -> None:
