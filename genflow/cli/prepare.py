@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import absolute_if_path, compose_recipe, send, show_plan
+from genflow.cli.dispatch import MAX_LISTED, absolute_if_path, compose_recipe, find_named, send, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.data import sources
 from genflow.data.skipped import describe
@@ -66,8 +66,10 @@ def find_source(text: str) -> str:
     base = text.removeprefix(prefix)
     if base in sources.names() or Path(base).expanduser().exists():
         return prefix + absolute_if_path(base)
-    known = {dataset.name: dataset.meta["options"]["source"] for dataset in Store().artifacts("datasets")}
-    return prefix + known.get(base, absolute_if_path(base))
+    store = Store()
+    if any(base in (dataset.name, dataset.id) for dataset in store.artifacts("datasets")):
+        return prefix + str(find_named(store, "datasets", base).meta["options"]["source"])
+    return prefix + absolute_if_path(base)
 
 
 def _show(done: Json) -> None:
@@ -80,5 +82,18 @@ def _show(done: Json) -> None:
         print(f"         {done['bad']} unreadable image{'s' * (done['bad'] > 1)}, listed in {done['path']}/bad.csv")
     if done.get("skipped"):
         print(f"skipped  {describe(done['skipped'])}")
-    name = done["name"]
+    name = _reference(done)
     console.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")
+
+
+def _reference(done: Json) -> str:
+    """The dataset's name; if others have the name, its id, and a line says what the name means from now on."""
+    from genflow.storage.store import Store
+
+    store = Store()
+    made = store.get("datasets", done["dataset"])
+    if made is None or not (others := store.namesakes(made)):
+        return str(done["name"])
+    listed = ", ".join(other.id for other in others[-MAX_LISTED:])
+    console.note(f"note: from now on {made.name} means {made.id}; the name also belongs to {listed}")
+    return made.id

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, require_dataset, require_family, send, show_plan
+from genflow.cli.dispatch import compose_recipe, find_data, require_family, send, show_plan
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
@@ -59,7 +59,7 @@ def train(
             f"genflow train {recipe.family.get('kind')}",
         )
     store = Store()
-    require_dataset(recipe, store)
+    recipe = find_data(store, recipe)
     inputs: Json = {"fresh": not resume}
     if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
@@ -67,6 +67,8 @@ def train(
         plan = runs.plan(store, recipe)
         recipe, inputs["run"] = plan.recipe, plan.id
     if dry_run:
+        if new := runs.news(store, plan):
+            console.note(new)
         state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
         broken = plan.id in store.names("runs") and not store.get("runs", plan.id)
         show_plan(recipe, [("train", plan.id, "to resume" if broken else state)], json)

@@ -10,7 +10,7 @@ from genflow.cli import console
 from genflow.cli.dispatch import (
     check_output_path,
     compose_recipe,
-    require_dataset,
+    find_data,
     require_family,
     send,
     show_plan,
@@ -69,7 +69,7 @@ def tune(
     flags |= {"tune.trials": trials, "tune.minutes": budget, "tune.space": space.parse_pairs(param) if param else None}
     recipe = compose_recipe(family, [read(path) for path in config], sets, flags)
     store = Store()
-    require_dataset(recipe, store)
+    recipe = find_data(store, recipe)
     if objective.partition(":")[0].endswith(".py"):
         objective = str(Path(objective).expanduser().absolute())
     plan = search.plan(store, recipe, objective)

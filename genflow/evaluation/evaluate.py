@@ -97,7 +97,7 @@ def evaluate(
         DataError: the dataset or the checkpoint is corrupt, or there is too little data.
     """
     id = evaluation_id(run, dataset, options, sample)
-    with store.lock("evaluations", id):
+    with store.lock("evaluations", id, uses=[run.id, dataset.id]):
         if found := find(store, run, dataset, options, sample):
             return found
         document, drawn = _measure(store, run, dataset, options, emit, sample or {}, executor, id)

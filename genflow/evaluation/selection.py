@@ -21,7 +21,7 @@ LATENCY = "ms_alone"
 
 def choices(store: Store, data: str = "") -> list[Choice]:
     """Every measured setting, by its newest evaluation: {run, name, family, options, nfe, fd, ms_alone, ms_per_image,
-    evaluation}. Only settings that are comparable with the newest one are returned.
+    evaluation, dataset}. Only settings that are comparable with the newest one are returned.
 
     Args:
         store: holds the evaluations.
@@ -44,7 +44,7 @@ def choices(store: Store, data: str = "") -> list[Choice]:
                 newest.pop(key, None)
                 newest[key] = (conditions, choice)
     if not newest:
-        raise UsageError("no run was measured yet" + (f" on {data}" if data else ""), "genflow evaluate RUN")
+        raise UsageError("no run was measured yet" + (f" on {wanted}" if wanted else ""), "genflow evaluate RUN")
     newest_conditions = list(newest.values())[-1][0]
     return [choice for conditions, choice in newest.values() if conditions == newest_conditions]
 
@@ -55,6 +55,7 @@ def _choice(document: dict[str, Any], point: dict[str, Any]) -> Choice:
         "run": document["run"],
         "name": document["name"],
         "family": document["family"],
+        "dataset": document["dataset"],
         "options": {**sampling, **options(point, document)},
         "nfe": point["nfe"],
         "fd": point["fd"],

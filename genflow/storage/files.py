@@ -1,5 +1,6 @@
 """Files that survive a crash: atomic writes, fsync, removal of leftovers of killed processes, one-line disk errors."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -10,19 +11,64 @@ from pathlib import Path
 
 from genflow.errors import GenflowError, ResourceError, SetupError
 
+REPLACED = ".tmp-replaced"
+AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 on Linux; macOS's RENAME_SWAP is 2, too
 HOSTNAME = os.uname().nodename  # part of a temporary name: process ids are per machine, and a store may be shared
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of processes of this machine that no longer run."""
+def temporary_ending() -> str:
+    """The ending of a temporary name, with which `dead_leftovers` finds it if this process is killed."""
+    return f".tmp-{HOSTNAME}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}"
+
+
+def dead_leftovers(folder: Path) -> list[Path]:
+    """The temporary files and folders of processes of this machine that no longer run."""
+    found = []
     for leftover in folder.glob(f"*.tmp-{HOSTNAME}-*"):
-        pid = int(leftover.name.rpartition(f".tmp-{HOSTNAME}-")[2].partition("-")[0])
+        pid = leftover.name.rpartition(f".tmp-{HOSTNAME}-")[2].partition("-")[0]
         try:
-            os.kill(pid, 0)
+            os.kill(int(pid), 0)
         except ProcessLookupError:
-            shutil.rmtree(leftover, ignore_errors=True)
-        except PermissionError:  # alive, and owned by another user
+            found.append(leftover)
+        except (PermissionError, ValueError):  # alive, and owned by another user; or a name of something else
             continue
+    return found
+
+
+def remove_leftover(path: Path) -> None:
+    """Delete a temporary file or folder."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename a folder; one that has the name already is deleted, and at every moment one of both has it.
+
+    File systems that cannot exchange two names, such as NFS, have a moment at which neither has the name; the old one
+    is then called `<name>.tmp-replaced-<attempt>`.
+    """
+    if path.exists():
+        old = new
+        if not _exchange(new, path):
+            old = path.with_name(f"{path.name}{REPLACED}{temporary_ending()}")
+            os.rename(path, old)
+            os.rename(new, path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(new, path)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two names atomically; False if the system or the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(a), os.fsencode(b)
+    if hasattr(libc, "renameat2"):  # Linux
+        return bool(libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], EXCHANGE) == 0)
+    if hasattr(libc, "renamex_np"):  # macOS
+        return bool(libc.renamex_np(*names, EXCHANGE) == 0)
+    return False
 
 
 def sync_folder(path: Path) -> None:
@@ -37,7 +83,7 @@ def sync_folder(path: Path) -> None:
 def write_atomically(path: Path, content: str | bytes) -> Path:
     """Replace a small file atomically: a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+    attempt = path.with_name(f".{path.name}{temporary_ending()}")
     try:
         with open(attempt, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -8,6 +8,7 @@
       evaluations/<name>-<key>/   metrics.json, sample grids
       reports/<name>-<key>/       report.html
       journals/<run id>.jsonl     the measurements of a run (see `genflow.tracking.journal`)
+      names/datasets/             what a name of several datasets means (see `genflow.storage.names`)
 
 Commit protocol: files are written into `X.tmp-<attempt>` and fsynced; the manifest (schema, versions, parents, and the
 size and SHA-256 of each file) is written last; then the folder is renamed and its parent fsynced. A reader therefore
@@ -18,26 +19,38 @@ A store may also be in a bucket, `s3://bucket/prefix`, with the same layout; `ge
 each machine.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from genflow.errors import SetupError, UsageError
+from genflow.errors import GenflowError, SetupError, UsageError
 from genflow.storage import mirror
-from genflow.storage.files import HOSTNAME, explain_disk_errors, remove_leftovers, sync_folder, write_atomically
-from genflow.storage.lock import lease
+from genflow.storage.files import (
+    dead_leftovers,
+    explain_disk_errors,
+    remove_leftover,
+    sync_folder,
+    temporary_ending,
+    write_atomically,
+)  # fmt: skip
+from genflow.storage.lock import current_holder, lease, live_claims
 from genflow.storage.manifest import describe, read_manifest, verify
 from genflow.storage.mirror import MANIFEST
+from genflow.storage.names import Names, meaning
 
 KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
+JOURNALED = ("runs", "searches")  # kinds with journals of their own
+LOCK_TRIES = 5  # before a lock counts as held
 COMMAND_FOR = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
@@ -157,7 +170,10 @@ class Store:
         return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id))
 
     def find(self, kind: str, reference: str) -> Artifact:
-        """An artifact by its id, a prefix of it, its name (the newest of that name), or `latest`.
+        """An artifact by its id, a prefix of it, its name, or `latest`.
+
+        If several datasets have the name, it means the one that `genflow prepare` named last; of another kind, the
+        newest.
 
         Raises:
             UsageError: no artifact or several match; the message lists the existing ones.
@@ -168,12 +184,10 @@ class Store:
             raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
         if reference == "latest" and every:
             return every[-1]
-        for match in (
-            [a for a in every if a.id == reference],
-            [a for a in every if a.name == reference][-1:],
-        ):
-            if match:
-                return match[-1]
+        if exact := [a for a in every if a.id == reference]:
+            return exact[0]
+        if named := [a for a in every if a.name == reference]:
+            return self._meant(reference, named) if kind == "datasets" and len(named) > 1 else named[-1]
         close = [a for a in every if a.id.startswith(reference) or a.id.rpartition("-")[2].startswith(reference)]
         if len(close) == 1:
             return close[0]
@@ -183,13 +197,56 @@ class Store:
         known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.url} has none"
         raise UsageError(f"no {noun} {reference!r}{known}", COMMAND_FOR[kind])
 
+    def _meant(self, name: str, named: list[Artifact]) -> Artifact:
+        """The dataset that a name of several means.
+
+        Raises:
+            UsageError: the records do not decide it.
+        """
+        ids = {artifact.id: artifact for artifact in named}
+        records = [record for record in self._names().records("datasets", name).values() if record.id in ids]
+        if id := meaning(records, set(ids)):
+            return ids[id]
+        why = "no record tells which one genflow prepare made last"
+        if records:
+            by_time = sorted(records, key=lambda record: record.time)
+            why = "the last one is " + ", ".join(f"{r.id} on {r.machine}" for r in by_time)
+        raise UsageError(
+            f"{len(named)} datasets are named {name}: {', '.join(ids)}; {why}",
+            "use an id instead of the name; or repeat genflow prepare, and the name means that dataset",
+        )
+
+    def record_name(self, artifact: Artifact) -> str:
+        """Record that the artifact's name means this one from now on, whichever others have the name.
+
+        Returns:
+            Why the name may mean another one; empty if it means this one.
+        """
+        try:
+            with explain_disk_errors(self.root / "names"):
+                self._names().record(artifact.kind, artifact.name, artifact.id)
+        except (GenflowError, OSError) as error:
+            return str(error) if self.namesakes(artifact) else ""
+        return ""
+
+    def namesakes(self, artifact: Artifact) -> list[Artifact]:
+        """The other artifacts of its kind and name, oldest first."""
+        return [a for a in self.artifacts(artifact.kind) if a.name == artifact.name and a.id != artifact.id]
+
+    def reference(self, artifact: Artifact) -> str:
+        """What a user may type for an artifact: its name if no other has it, else its id."""
+        return artifact.id if self.namesakes(artifact) else artifact.name
+
+    def _names(self) -> Names:
+        return Names(self.root, self.mirror.bucket if self.mirror else None)
+
     @contextmanager
     def stage(self, kind: str, id: str, *, name: str = "") -> Iterator["Staged"]:
         """A temporary folder. `staged.commit(...)` makes it the artifact; without a commit it is deleted at the end."""
         path = self.folder(kind, id)
-        attempt = path.with_name(f"{path.name}.tmp-{HOSTNAME}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        attempt = path.with_name(f"{path.name}{temporary_ending()}")
         with explain_disk_errors(path):
-            remove_leftovers(path.parent)
+            self._finish_deletions(kind)
             attempt.mkdir(parents=True)
             staged = Staged(self, kind, id, name, attempt)
             try:
@@ -211,15 +268,54 @@ class Store:
         return self._artifact(kind, id, manifest)
 
     def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact: the manifest first, so that the artifact stops existing at once."""
+        """Delete an artifact (see `delete`)."""
         self.delete(artifact.kind, artifact.id)
 
     def delete(self, kind: str, id: str) -> None:
-        """Delete a folder of the store, finished or not."""
-        if self.mirror:
-            self.mirror.delete_folder(self.folder(kind, id))
-        (self.folder(kind, id) / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(self.folder(kind, id), ignore_errors=True)
+        """Delete a folder of the store, finished or not, with its journals, its lock and its records of names.
+
+        The folder is renamed first, so that the artifact stops existing at once. If this process is killed after that,
+        the next command deletes the rest.
+
+        Raises:
+            UsageError: a process makes this artifact now.
+        """
+        folder = self.folder(kind, id)
+        with self.lock(kind, id, wait=False), explain_disk_errors(folder):
+            if self.mirror:
+                self.mirror.delete_folder(folder)
+            deleted = folder.with_name(f"{id}{temporary_ending()}")
+            if folder.exists():
+                os.rename(folder, deleted)
+                sync_folder(folder.parent)
+            self._delete_records(kind, id)
+            shutil.rmtree(deleted, ignore_errors=True)
+            self._lock_file(kind, id).unlink(missing_ok=True)
+        self._finish_deletions(kind)
+
+    def _finish_deletions(self, kind: str) -> None:
+        """Delete the temporary folders of killed processes, and the journals of those that were deleting a run."""
+        for leftover in dead_leftovers(self.root / kind):
+            id = leftover.name.partition(".tmp-")[0]
+            if not self.folder(kind, id).exists() and kind in JOURNALED and not self.mirror:
+                self._delete_records(kind, id)
+            remove_leftover(leftover)
+
+    def _delete_records(self, kind: str, id: str) -> None:
+        """Delete what the store has of an artifact outside its folder, except its lock."""
+        if kind == "datasets":
+            self._names().forget(kind, id)
+        if kind not in JOURNALED:
+            return
+        with self.lock("journals", id):  # waits for a process that sends them to MLflow
+            if self.mirror:
+                for name in self.mirror.bucket.list("journals"):
+                    if name.startswith(f"{id}."):
+                        self.mirror.bucket.delete(f"journals/{name}")
+            for file in (self.root / "journals").glob(f"{id}.*"):
+                file.unlink(missing_ok=True)
+            for lock in (self.root / "locks").glob(f"journals-{id}.*"):
+                lock.unlink(missing_ok=True)
 
     def upload(self, *files: Path) -> None:
         """Upload files of an unfinished folder, so that other machines see them. Does nothing for a folder store."""
@@ -238,32 +334,92 @@ class Store:
         return file.is_file() or bool(self.mirror and self.mirror.download_file(file))
 
     @contextmanager
-    def lock(self, kind: str, id: str, *, wait: bool = True) -> Iterator[None]:
+    def lock(self, kind: str, id: str, *, wait: bool = True, uses: Sequence[str] = ()) -> Iterator[None]:
         """Hold the lock on making this artifact. The lock ends with the process, even if the process is killed.
+
+        Args:
+            kind, id: the artifact's.
+            wait: whether to wait for the process that holds the lock.
+            uses: ids of the artifacts that must not be deleted meanwhile (see `users`).
 
         Raises:
             UsageError: another process holds the lock and `wait` is false; the message names the process.
         """
-        folder = self.root / "locks"
-        with explain_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / f"{kind}-{id}.lock", "a+")  # noqa: SIM115  closed below, after unlocking
+        path = self._lock_file(kind, id)
+        with explain_disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _locked(path, wait)
+        if isinstance(file, str):
+            raise UsageError(f"{id} is being made by process {file or 'unknown'}", "wait for it, or stop that process")
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                file.seek(0)
-                raise UsageError(f"{id} is being made by process {file.read().strip() or 'unknown'}",
-                                 "wait for it, or stop that process") from error
             file.seek(0)
             file.truncate()
-            file.write(f"{os.getpid()} on {os.uname().nodename}")
+            file.write("\n".join([f"{os.getpid()} on {os.uname().nodename}", *uses]))
             file.flush()
             if self.mirror and kind in KINDS:  # locks of other kinds are for this machine only
-                with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait):
+                with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait, uses=uses):
                     yield
             else:
                 yield
+
+    def _lock_file(self, kind: str, id: str) -> Path:
+        return self.root / "locks" / f"{kind}-{id}.lock"
+
+    def holder(self, kind: str, id: str) -> str:
+        """The process that makes an artifact now, such as `123 on host`; empty if there is none."""
+        if text := _held(self._lock_file(kind, id)):
+            return text.partition("\n")[0]
+        claim = current_holder(self.mirror.bucket, f"{kind}-{id}") if self.mirror else None
+        return f"{claim['pid']} on {claim['node']}" if claim else ""
+
+    def users(self, id: str) -> list[tuple[str, str]]:
+        """What processes make now from an artifact: (`<kind>-<id>`, process), such as (`runs-a-1`, `123 on host`)."""
+        found = {}
+        for file in sorted((self.root / "locks").glob("*.lock")):
+            process, *uses = _held(file).split("\n")
+            if id in uses:
+                found[file.stem] = process
+        for name, claim in live_claims(self.mirror.bucket) if self.mirror else ():
+            if id in claim.get("uses", ()):
+                found.setdefault(name, f"{claim['pid']} on {claim['node']}")
+        return list(found.items())
+
+
+def _locked(path: Path, wait: bool) -> TextIO | str:
+    """The open lock file, locked; if another process holds the lock and `wait` is false, the content of the file."""
+    for attempt in count():
+        file = open(path, "a+")  # noqa: SIM115  the caller closes it, which unlocks it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                text = file.read().partition("\n")[0].strip()
+            if attempt >= LOCK_TRIES:
+                return text
+            time.sleep(0.02)  # `_held` of another process holds the lock for a moment
+            continue
+        except BaseException:
+            file.close()
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # the process that held the lock has deleted the file
+    raise AssertionError("unreachable")
+
+
+def _held(path: Path) -> str:
+    """The content of a lock file whose lock a process holds; empty if it is free."""
+    try:
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+    except OSError:
+        pass
+    return ""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from genflow.errors import GenflowError, UsageError
+from genflow.storage.files import dead_leftovers, remove_leftover
 from genflow.storage.lock import current_holder
 from genflow.storage.store import Store
 from genflow.tracking.database import artifacts_uri, database_path, prepare, tracking_uri
@@ -44,6 +45,8 @@ def replay(store: Store, run_id: str, *, deadline_s: float = 30.0) -> SendResult
             stack.enter_context(store.lock("journals", run_id, wait=False))
         except UsageError:
             return SendResult(problem=BUSY)
+        for leftover in dead_leftovers(path.parent):  # of a process that was killed while it wrote a cursor
+            remove_leftover(leftover)
         try:
             uri = prepare(store)
             artifacts = artifacts_uri(store) if database_path(uri) else None  # MLflow's default is the current folder
@@ -69,17 +72,6 @@ def replay_all(store: Store, run_id: str, *, deadline_s: float = 30.0) -> SendRe
 def _sum(total: SendResult, sent: SendResult) -> SendResult:
     problem = total.problem or sent.problem
     return SendResult(total.entries + sent.entries, not problem, problem, total.rejected + sent.rejected)
-
-
-def delete_journals(store: Store, run_id: str) -> None:
-    """Delete the journals of a run and its children, with their cursors."""
-    folder = journal_path(store.root, run_id).parent
-    if store.mirror:
-        for name in store.mirror.bucket.list("journals"):
-            if name.startswith(f"{run_id}."):
-                store.mirror.bucket.delete(f"journals/{name}")
-    for file in folder.glob(f"{run_id}.*"):
-        file.unlink(missing_ok=True)
 
 
 def catch_up(store: Store, run_id: str, *, deadline_s: float = 10.0) -> SendResult:
