@@ -64,7 +64,8 @@ def prepare(
                 with workers() as execute:
                     return _make(store, id, name, source, data, execute, emit), False
     rows = sum(artifact.meta["facts"]["splits"].values())
-    check_bad_count(artifact.file(BAD), artifact.meta["bad"], rows + artifact.meta["bad"], data)
+    if bad := artifact.meta["bad"]:
+        check_bad_count(artifact.file(BAD), bad, rows + bad, data)
     return artifact, True
 
 
