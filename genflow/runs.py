@@ -82,7 +82,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs})
     if init:
         recipe = recipe.replace(init=init.id)
-        theirs, on = parse(read(init.path / "recipe.yaml")), DataSpec.from_json(init.file("facts.json").read_text())
+        theirs, on = parse(read(init.file("recipe.yaml"))), DataSpec.from_json(init.file("facts.json").read_text())
         recipe = build.resolve(recipe, facts, theirs, on)
     else:
         recipe = build.resolve(recipe, facts)

@@ -55,7 +55,13 @@ def find(document: Json) -> Compared | None:
 
 
 def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Compared:
-    """The document that the command prints."""
+    """The document that the command prints.
+
+    Raises:
+        DataError: the report is cached and differs from its manifest.
+    """
+    if cached:
+        artifact.verify()
     return {
         "schema": "genflow.compare/1",
         "report": artifact.id,

@@ -25,7 +25,7 @@ from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, Status, journal_path
 from genflow.tracking.sender import Sender
-from genflow.training.checkpoint import Checkpoints, is_complete, read_state
+from genflow.training.checkpoint import Checkpoints, is_complete, of_run, read_state
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
 from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete
@@ -95,7 +95,15 @@ def find(document: Json) -> Trained | None:
 
 
 def result(run: Artifact, *, cached: bool) -> Trained:
-    """The document that the command prints."""
+    """The document that the command prints.
+
+    Raises:
+        DataError: the run is cached, and its recipe, facts or checkpoint differ from its manifest.
+    """
+    if cached:
+        for name in ("recipe.yaml", "facts.json"):
+            run.file(name)
+        of_run(run)
     meta = run.meta
     return {
         "schema": "genflow.train/1",

@@ -74,7 +74,14 @@ def main(document: Json, emit: Emit) -> Json:
 
 
 def result(artifact: Artifact, *, cached: bool) -> Json:
-    """The document that the command prints."""
+    """The document that the command prints.
+
+    Raises:
+        DataError: a result, such as best.yaml, differs from the search's manifest.
+    """
+    for name in artifact.files("*") if cached else ():
+        if "/" not in name:  # not the trials
+            artifact.file(name)
     return {**json.loads(artifact.file("search.json").read_text()), "path": str(artifact.path), "cached": cached}
 
 

@@ -23,6 +23,20 @@ def is_verbose() -> bool:
     return bool(os.environ.get("GENFLOW_VERBOSE"))
 
 
+def read_config(path: Path) -> Json:
+    """The content of a --config file.
+
+    Raises:
+        UsageError: it is missing or not a recipe.
+        DataError: it is part of an artifact, such as the best.yaml of a search, and differs from its manifest.
+    """
+    from genflow.recipe.files import read
+    from genflow.storage.manifest import verify_if_listed
+
+    verify_if_listed(path)
+    return read(path)
+
+
 def compose_recipe(
     family: str | None, files: Sequence[Json], sets: list[str], flags: dict[str, Any]
 ) -> "Recipe":  # fmt: skip

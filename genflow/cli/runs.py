@@ -20,17 +20,20 @@ app = typer.Typer(help="List, show and delete runs in the store.", no_args_is_he
 @app.command("ls")
 def list_runs(json: AsJson = False) -> None:
     """List the runs in the store."""
+    from genflow.storage.manifest import warn
     from genflow.storage.store import Store
 
     store = Store()
-    finished = store.artifacts("runs")
-    ids = {run.id for run in finished}
+    finished, damaged = store.scan("runs")
+    for error in damaged.values():
+        warn(error)
+    ids = {run.id for run in finished} | set(damaged)
     unfinished = [name for name in store.names("runs") if name not in ids]
     training = {name: process for name in unfinished if (process := store.holder("runs", name))}
     if json:
         runs = [{"run": run.id, "name": run.name, "created": run.manifest["created"], **run.meta} for run in finished]
         console.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": unfinished,
-                          "training": training})  # fmt: skip
+                          "training": training, "damaged": [*damaged]})  # fmt: skip
         return
     rows: list[tuple[str, ...]] = [
         (run.id, run.meta.get("family", ""), run.meta.get("dataset", ""), f"{run.meta.get('steps', 0):,}",
@@ -71,7 +74,7 @@ def show(run: RunRef, json: AsJson = False) -> None:
     measured = [e for e in store.artifacts("evaluations") if found.id in e.manifest.get("parents", [])]
     document = {
         "schema": "genflow.run.show/1", "run": found.id, "name": found.name, "path": str(found.path), **found.meta,
-        "recipe": read(found.path / "recipe.yaml"), "evaluations": [e.id for e in measured],
+        "recipe": read(found.file("recipe.yaml")), "evaluations": [e.id for e in measured],
     }  # fmt: skip
     if json:
         console.document(document)

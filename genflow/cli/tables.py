@@ -226,11 +226,11 @@ class RemainingWork:
 
 def _measured(store: "Store") -> dict[bool, float]:
     """Median seconds of the evaluations in this store, with and without a sweep."""
-    import json
     from statistics import median
 
+    from genflow.evaluation.results import documents
+
     took: dict[bool, list[float]] = {True: [], False: []}
-    for evaluation in store.artifacts("evaluations")[-60:]:
-        document = json.loads(evaluation.file("metrics.json").read_text())
+    for _, document in documents(store, newest=60):
         took[bool(document["evaluate"]["steps"])].append(document["seconds"])
     return {swept: median(seconds) for swept, seconds in took.items() if seconds}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, find_data, require_family, send, show_plan
+from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
@@ -44,10 +44,9 @@ def train(
 
     If training was interrupted, run the same command again to resume it.
     """
-    from genflow.recipe.files import read
     from genflow.storage.store import Store
 
-    files = [read(path) for path in config]
+    files = [read_config(path) for path in config]
     family = _family(family, files)
     if minutes and not steps:
         steps = NO_END  # without --steps, only --minutes limits the run

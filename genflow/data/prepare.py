@@ -73,7 +73,8 @@ def prepare(
         message = f"{printable(data.source)} now has other files that are skipped: {describe(source.skipped)}"
         emit("warning", message=message)
     rows = sum(artifact.meta["facts"]["splits"].values())
-    check_bad_count(artifact.file(BAD), artifact.meta["bad"], rows + artifact.meta["bad"], data)
+    if bad := artifact.meta["bad"]:
+        check_bad_count(artifact.file(BAD), bad, rows + bad, data)
     return artifact, True
 
 

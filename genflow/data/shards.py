@@ -309,7 +309,7 @@ class Dataset:
         facts = DataSpec.from_json(artifact.file(FACTS).read_text())
         splits = {}
         for split in facts.splits:
-            state = json.loads((artifact.path / split / "state.json").read_text())
+            state = json.loads(artifact.file(f"{split}/state.json").read_text())
             listed = state["_data_files"]
             files = [artifact.path / split / entry["filename"] for entry in listed]
             rows = [entry["rows"] for entry in listed] if all("rows" in entry for entry in listed) else None

@@ -11,6 +11,7 @@ from typing import Any
 from genflow.errors import GateError, UsageError
 from genflow.evaluation.interval import Interval, order
 from genflow.evaluation.report.table import number
+from genflow.evaluation.results import documents
 from genflow.evaluation.steps_needed import enough, options
 from genflow.evaluation.steps_needed import front as front_of
 from genflow.storage.store import Store
@@ -32,9 +33,8 @@ def choices(store: Store, data: str = "") -> list[Choice]:
     """
     wanted = store.find("datasets", data).id if data else ""
     newest: dict[str, tuple[tuple[Any, ...], Choice]] = {}
-    for artifact in store.artifacts("evaluations"):
-        document = json.loads(artifact.file("metrics.json").read_text())
-        if (wanted and document["dataset"] != wanted) or store.get("runs", document["run"]) is None:
+    for _, document in documents(store):
+        if (wanted and document["dataset"] != wanted) or store.get_or_warn("runs", document["run"]) is None:
             continue
         for point in document["sweep"]:
             if LATENCY in point:

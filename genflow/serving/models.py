@@ -33,6 +33,17 @@ def local_folder(path: str) -> Path:
     return folder
 
 
+def _artifact(folder: Path, entry: ServedModel) -> Artifact:
+    """The artifact in a folder.
+
+    Raises:
+        DataError: the folder has no manifest, or a damaged one.
+    """
+    if (manifest := read_manifest(folder)) is None:
+        raise DataError(f"model {entry.name}: {folder} contains no finished run", "genflow runs ls")
+    return Artifact(folder.parent.name, folder.name, folder, manifest)
+
+
 class Model:
     """The metadata of a model, its options, and their defaults.
 
@@ -43,19 +54,18 @@ class Model:
     def __init__(self, entry: ServedModel) -> None:
         self.entry, self.name = entry, entry.name
         folder = local_folder(entry.path)
-        manifest = read_manifest(folder)
-        newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
-        if manifest is None or newest is None:
-            raise DataError(f"model {entry.name}: {folder} contains no finished run", "genflow runs ls")
-        self.run = Artifact("runs", entry.run, folder, manifest)
+        self.run = _artifact(folder, entry)
+        newest = checkpoint.of_run(self.run)
         self.step = int(checkpoint.read_state(newest)["step"])
         self.bytes = int(MEMORY_FACTOR * (newest / "weights.safetensors").stat().st_size)
-        self.facts = DataSpec.from_json((folder / "facts.json").read_text())
-        self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))
+        self.facts = DataSpec.from_json(self.run.file("facts.json").read_text())
+        self.recipe: Recipe = parse(read(self.run.file(RECIPE)), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
-        metrics = local_folder(entry.evaluation) / "metrics.json"
-        self.evaluation: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
+        self.evaluation: dict[str, Any] = {}
+        if entry.evaluation:
+            measured = _artifact(local_folder(entry.evaluation), entry)
+            self.evaluation = json.loads(measured.file("metrics.json").read_text())
         self.recommended = recommend(self.evaluation)
         options = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
         self.defaults: dict[str, Any] = self.schema.model_validate(options).model_dump(mode="json")

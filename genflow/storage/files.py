@@ -1,6 +1,7 @@
 """Files that survive a crash: atomic writes, fsync, removal of leftovers of killed processes, one-line disk errors."""
 
 import ctypes
+import hashlib
 import os
 import re
 import shutil
@@ -8,12 +9,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from genflow.errors import GenflowError, ResourceError, SetupError
 
 REPLACED = ".tmp-replaced"
 AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 on Linux; macOS's RENAME_SWAP is 2, too
 HOSTNAME = os.uname().nodename  # part of a temporary name: process ids are per machine, and a store may be shared
+
+SETTLED_NS = 100_000_000  # a file changed later than this may change again without another modification time
+_hashes: dict[tuple[str, int, int, int], str] = {}  # by path, modification time, size and inode
+
+
+def is_intact(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a file has the size and the SHA-256 of a manifest. An unchanged file is hashed once in a process."""
+    if not path.is_file():
+        return False
+    found = path.stat()
+    if found.st_size != facts.get("size"):
+        return False
+    key = (str(path), found.st_mtime_ns, found.st_size, found.st_ino)
+    if (digest := _hashes.get(key)) is None:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if time.time_ns() - found.st_mtime_ns > SETTLED_NS:
+            _hashes[key] = digest
+    return digest == facts.get("sha256")
 
 
 def temporary_ending() -> str:

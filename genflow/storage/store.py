@@ -12,7 +12,8 @@
 
 Commit protocol: files are written into `X.tmp-<attempt>` and fsynced; the manifest (schema, versions, parents, and the
 size and SHA-256 of each file) is written last; then the folder is renamed and its parent fsynced. A reader therefore
-sees the old state or the new one. A folder without a valid manifest does not exist. None of the file formats detects a
+sees the old state or the new one. A folder without a manifest is unfinished; one whose manifest is damaged is named
+in a warning by commands that list, and is an error of a command that needs it. None of the file formats detects a
 changed byte (a flipped bit in an Arrow file is read as data), so the hashes are checked on read.
 
 A store may also be in a bucket, `s3://bucket/prefix`, with the same layout; `genflow.storage.mirror` keeps a copy on
@@ -22,18 +23,20 @@ each machine.
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
-from genflow.errors import GenflowError, SetupError, UsageError
+from genflow.errors import DataError, GenflowError, SetupError, UsageError
 from genflow.storage import mirror
 from genflow.storage.files import (
     dead_leftovers,
@@ -44,7 +47,7 @@ from genflow.storage.files import (
     write_atomically,
 )  # fmt: skip
 from genflow.storage.lock import current_holder, lease, live_claims
-from genflow.storage.manifest import describe, read_manifest, verify
+from genflow.storage.manifest import describe, read_manifest, verify, verify_file, warn
 from genflow.storage.mirror import MANIFEST
 from genflow.storage.names import Names, meaning
 
@@ -98,13 +101,17 @@ class Artifact:
         return self.manifest.get("meta", {})
 
     def file(self, name: str) -> Path:
-        """The path on this machine of one of its files."""
-        if not self.url or name not in self.manifest["files"]:
-            return self.path / name
-        here = mirror.for_url(self.url)
-        path = here.root / self.kind / self.id / name
-        here.fetch_file(path, self.manifest["files"][name])
-        return path
+        """The path on this machine of one of its files, after the file was compared with the manifest.
+
+        Raises:
+            DataError: the file is missing or differs from the manifest.
+        """
+        folder = mirror.for_url(self.url).root / self.kind / self.id if self.url else self.folder
+        return verify_file(folder, name, self.manifest)
+
+    def files(self, pattern: str) -> list[str]:
+        """The names of its files that match a pattern such as `samples/*.png`, sorted."""
+        return sorted(fnmatch.filter(self.manifest["files"], pattern))
 
     def verify(self) -> "Artifact":
         """Check every file against the manifest.
@@ -144,10 +151,25 @@ class Store:
         return self.root / kind / id
 
     def get(self, kind: str, id: str) -> Artifact | None:
-        """The artifact; None if it is not finished."""
+        """The artifact; None if it is not finished.
+
+        Raises:
+            DataError: its manifest is damaged.
+        """
         path = self.folder(kind, id)
         manifest = self.mirror.manifest(path) if self.mirror else read_manifest(path)
+        if manifest and manifest.get("id", id) != id:
+            raise DataError(f"{path / MANIFEST} is corrupt: it is the manifest of {manifest['id']}",
+                            f"rm {path / MANIFEST}, then run the command that made it again")
         return self._artifact(kind, id, manifest) if manifest else None
+
+    def get_or_warn(self, kind: str, id: str) -> Artifact | None:
+        """The artifact; None if it is not finished, or if its manifest is damaged, which is named on stderr."""
+        try:
+            return self.get(kind, id)
+        except DataError as error:
+            warn(error)
+            return None
 
     def _artifact(self, kind: str, id: str, manifest: dict[str, Any]) -> Artifact:
         return Artifact(kind, id, self.folder(kind, id), manifest, self.url if self.mirror else "")
@@ -162,12 +184,30 @@ class Store:
         return sorted(p.name for p in folder.iterdir() if p.is_dir() and ".tmp-" not in p.name)
 
     def artifacts(self, kind: str) -> list[Artifact]:
-        """The finished artifacts of a kind, oldest first."""
+        """The finished artifacts of a kind, oldest first. One line on stderr names each damaged one."""
+        found, damaged = self.scan(kind)
+        for error in damaged.values():
+            warn(error)
+        return found
+
+    def scan(self, kind: str) -> tuple[list[Artifact], dict[str, DataError]]:
+        """The finished artifacts of a kind, oldest first, and the errors of those whose manifest is damaged, by id."""
+
+        def read(id: str) -> Artifact | DataError | None:
+            try:
+                return self.get(kind, id)
+            except DataError as error:
+                return error
+
         names = self.names(kind)
-        folders = [self.folder(kind, name) for name in names]
-        manifests = self.mirror.manifests(folders) if self.mirror else map(read_manifest, folders)
-        found = [self._artifact(kind, name, m) for name, m in zip(names, manifests, strict=True) if m]
-        return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id))
+        if self.mirror:
+            with ThreadPoolExecutor(mirror.PARALLEL_TRANSFERS) as pool:
+                every = list(pool.map(read, names))
+        else:
+            every = [read(name) for name in names]
+        found = [artifact for artifact in every if isinstance(artifact, Artifact)]
+        damaged = {name: error for name, error in zip(names, every, strict=True) if isinstance(error, DataError)}
+        return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id)), damaged
 
     def find(self, kind: str, reference: str) -> Artifact:
         """An artifact by its id, a prefix of it, its name, or `latest`.
@@ -177,8 +217,13 @@ class Store:
 
         Raises:
             UsageError: no artifact or several match; the message lists the existing ones.
+            DataError: the manifest of an artifact of that id or name is damaged.
         """
-        every = self.artifacts(kind)
+        every, damaged = self.scan(kind)
+        for id, error in damaged.items():
+            if reference in (id, id.rpartition("-")[0], id.rpartition("-")[2]):
+                raise error
+            warn(error)
         noun = {"features": "feature extractor", "pairs": "pairs", "searches": "search"}.get(kind, kind[:-1])
         if not reference:
             raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
@@ -193,6 +238,9 @@ class Store:
             return close[0]
         if close:
             raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
+        for id, error in damaged.items():
+            if id.startswith(reference):
+                raise error
         names = list(dict.fromkeys(a.name for a in reversed(every)))
         known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.url} has none"
         raise UsageError(f"no {noun} {reference!r}{known}", COMMAND_FOR[kind])

@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from genflow.storage.manifest import sync_and_hash
+from genflow.storage.manifest import MANIFEST, describe, sync_and_hash
 from genflow.storage.store import Store
 from genflow.system import environment
 from genflow.tracking.journal import Cursor, Entry, entries, has_writer, header
@@ -336,6 +336,8 @@ def copy_model_files(checkpoint: Path, run: Path, folder: Path) -> None:
     for name in ("recipe.yaml", "facts.json"):
         if (run / name).is_file():
             shutil.copy(run / name, folder / "checkpoint")
+    manifest = describe(folder / "checkpoint", "exports", run.name)  # the checkpoint's lists the optimizer's state too
+    (folder / "checkpoint" / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def save_pyfunc_model(folder: Path, *, run_id: str, model_id: str) -> None:

@@ -6,6 +6,7 @@ A checkpoint exists once its folder does: it is written to a temporary folder, f
 bucket it exists once it is uploaded, and training continues only then.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -28,11 +29,12 @@ from genflow.storage.files import (
     write_atomically,
 )  # fmt: skip
 from genflow.storage.manifest import describe, read_manifest, verify
-from genflow.storage.store import MANIFEST
+from genflow.storage.store import MANIFEST, Artifact
 from genflow.training import fsdp
 from genflow.training.fsdp import full_tensor, shard_like
 
-STATE = "state.json"
+STATE, FOLDER = "state.json", "checkpoints"
+READ_BY_SAMPLING = ("weights.safetensors", "ema.safetensors", STATE)
 
 
 class State(TypedDict):
@@ -75,17 +77,17 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("step_*") if ".tmp-" not in p.name and (p / MANIFEST).is_file())
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose files match its manifest; a corrupt one is skipped."""
+        """The newest checkpoint of an unfinished run whose files match its manifest; a corrupt one is skipped.
+
+        Training then repeats the steps after it. A finished run has one result: see `of_run`.
+        """
         if (bucket := self._mirror()) and not (self.folder.parent / MANIFEST).is_file():  # else it is all here
             return bucket.fetch_newest(self.folder, "step_")
         for path in reversed(self.steps()):
-            manifest = read_manifest(path)
-            try:
-                if manifest:
+            with contextlib.suppress(DataError):
+                if manifest := read_manifest(path):
                     verify(path, manifest)
                     return path
-            except DataError:
-                continue
         return None
 
     def _mirror(self) -> mirror.BucketMirror | None:
@@ -135,6 +137,26 @@ def is_complete(folder: Path) -> bool:
     """Whether a folder has a manifest and every file of it."""
     manifest = read_manifest(folder)
     return manifest is not None and all((folder / name).is_file() for name in manifest["files"])
+
+
+def of_run(run: Artifact) -> Path:
+    """The newest checkpoint of a finished run, after each of its files was compared with the run's manifest.
+
+    Raises:
+        DataError: a file is missing or differs from the manifest. An older checkpoint is another result, so it is
+            never used in its place.
+    """
+    names = run.files(f"{FOLDER}/step_*/*")
+    manifest = f"{run.folder / MANIFEST}"
+    cure = f"rm {manifest}, then run the same genflow train again: it resumes from the newest intact checkpoint"
+    if not names:
+        raise DataError(f"{run.folder / FOLDER} is missing: run {run.id} has no checkpoint", cure)
+    newest = max(name.split("/")[1] for name in names)
+    try:
+        files = [run.file(name) for name in names if name.split("/")[1] == newest]
+    except DataError as error:
+        raise DataError(f"run {run.id}: {error.message}", error.hint if run.url else cure) from error
+    return files[0].parent
 
 
 Tensors = dict[str, dict[str, Tensor]]  # by file

@@ -69,6 +69,47 @@ def test_a_corrupt_local_file_is_downloaded_again(machines: Any) -> None:
     assert file.read_bytes() == bytes(1000)
 
 
+@pytest.mark.parametrize("name", ["manifests/reports/x-1.json", "reports/x-1/manifest.json", mirror.MARKER])
+def test_a_corrupt_local_manifest_does_not_blame_the_bucket(machines: Any, name: str) -> None:
+    """A changed hash in a local copy of the manifest, or a damaged file of the mirror, is replaced from the bucket."""
+    make(machines("a"))
+    store = machines("b")
+    known = store.find("reports", "x").verify().manifest
+    file = store.root / name
+    text = file.read_text()
+    digest = known["files"]["b.bin"]["sha256"]
+    file.write_text(text.replace(digest, digest[::-1]) if digest in text else text[:-9])
+    mirror._open.cache_clear()
+    found = machines("b").find("reports", "x")
+    assert found.manifest == known
+    assert (found.verify().path / "b.bin").read_bytes() == bytes(1000)
+    assert file.read_text() == text
+
+
+def test_the_bucket_is_asked_again_before_it_is_blamed(machines: Any) -> None:
+    """A manifest that is wrong in memory does not make an intact object corrupt."""
+    make(machines("a"))
+    found = machines("b").find("reports", "x")
+    found.manifest["files"]["b.bin"]["sha256"] = "0" * 64
+    assert found.file("b.bin").read_bytes() == bytes(1000)
+
+
+def test_a_manifest_that_is_corrupt_in_the_bucket_is_named(machines: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error has the key and the command that removes the manifest; a list shows the other artifacts."""
+    store = machines("a")
+    make(store)
+    other = make(store, "y-1")
+    assert store.mirror is not None
+    store.mirror.bucket.write("reports/x-1/manifest.json", b"{}")
+    store = machines("b")
+    assert store.artifacts("reports") == [Artifact("reports", "y-1", store.folder("reports", "y-1"), other.manifest,
+                                                   store.url)]  # fmt: skip
+    assert "reports/x-1/manifest.json is corrupt" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"s3://bucket/.*/reports/x-1/manifest\.json is corrupt") as refused:
+        store.find("reports", "x")
+    assert refused.value.hint.startswith(f"aws s3 rm {store.url}/reports/x-1/manifest.json")
+
+
 def test_a_corrupt_object_is_an_error(machines: Any) -> None:
     """A corrupt object raises an error with its key, and leaves no file."""
     store = machines("a")
