@@ -187,6 +187,11 @@ class Source(ABC):
     def listing(self) -> list[list[Any]]:
         """Names, sizes and modification times of the files, which identify the content without reading it."""
 
+    @property
+    def captions(self) -> bool:
+        """Whether the pictures have captions."""
+        return False
+
     @abstractmethod
     def splits(self) -> dict[str, int]:
         """The number of rows of each split, always with `train` first."""

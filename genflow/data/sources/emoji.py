@@ -112,6 +112,10 @@ class Emoji(Source):
     def splits(self) -> dict[str, int]:
         return {split: len(rows) for split, rows in self._rows.items()}
 
+    @property
+    def captions(self) -> bool:
+        return True
+
     def class_names(self) -> tuple[str, ...]:
         return tuple(map(subject, self._characters))
 

@@ -89,6 +89,10 @@ class Scenes(Source):
         held = int(self.samples * self.held_out)
         return {"train": self.samples - held, **({"val": held} if held else {})}
 
+    @property
+    def captions(self) -> bool:
+        return True
+
     def class_names(self) -> tuple[str, ...]:
         return ()
 
