@@ -50,7 +50,8 @@ def main(document: Json, emit: Emit) -> Trained:
     """Train the run of `recipe`; if it is finished, Ray is not imported.
 
     Args:
-        document: if `inputs.fresh` is set, delete the files of an earlier attempt first.
+        document: if `inputs.fresh` is set, delete the files of an earlier attempt first; if `inputs.announce` is set,
+            say how a new run differs from one of the same name, even if the name is not in the recipe.
         emit: receives events.
 
     Returns:
@@ -68,7 +69,8 @@ def main(document: Json, emit: Emit) -> Trained:
     if finished := store.get("runs", run.id):
         warn_if_incomplete(emit, run.id, sync.catch_up(store, run.id))
         return result(finished, cached=True)
-    if new := news(store, run):
+    # the many runs of a study have no names of their own, and would fill the screen
+    if (run.recipe.name or document.get("inputs", {}).get("announce")) and (new := news(store, run)):
         emit("note", message=new)
     with store.lock("runs", run.id, wait=False, uses=_parents(run)):
         if store.get("datasets", run.dataset.id) is None:

@@ -59,7 +59,7 @@ def train(
         )
     store = Store()
     recipe = find_data(store, recipe)
-    inputs: Json = {"fresh": not resume}
+    inputs: Json = {"fresh": not resume, "announce": True}
     if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
 

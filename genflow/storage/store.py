@@ -20,24 +20,21 @@ A store may also be in a bucket, `s3://bucket/prefix`, with the same layout; `ge
 each machine.
 """
 
-import contextlib
 import errno
-import fcntl
 import fnmatch
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from genflow.errors import DataError, GenflowError, SetupError, UsageError
 from genflow.storage import mirror
+from genflow.storage.file_lock import held_text, open_locked
 from genflow.storage.files import (
     dead_leftovers,
     explain_disk_errors,
@@ -53,7 +50,6 @@ from genflow.storage.names import Names, meaning
 
 KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
 JOURNALED = ("runs", "searches")  # kinds with journals of their own
-LOCK_TRIES = 5  # before a lock counts as held
 COMMAND_FOR = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
@@ -396,7 +392,7 @@ class Store:
         path = self._lock_file(kind, id)
         with explain_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = _locked(path, wait)
+            file = open_locked(path, wait)
         if isinstance(file, str):
             raise UsageError(f"{id} is being made by process {file or 'unknown'}", "wait for it, or stop that process")
         with file:
@@ -415,7 +411,7 @@ class Store:
 
     def holder(self, kind: str, id: str) -> str:
         """The process that makes an artifact now, such as `123 on host`; empty if there is none."""
-        if text := _held(self._lock_file(kind, id)):
+        if text := held_text(self._lock_file(kind, id)):
             return text.partition("\n")[0]
         claim = current_holder(self.mirror.bucket, f"{kind}-{id}") if self.mirror else None
         return f"{claim['pid']} on {claim['node']}" if claim else ""
@@ -424,50 +420,13 @@ class Store:
         """What processes make now from an artifact: (`<kind>-<id>`, process), such as (`runs-a-1`, `123 on host`)."""
         found = {}
         for file in sorted((self.root / "locks").glob("*.lock")):
-            process, *uses = _held(file).split("\n")
+            process, *uses = held_text(file).split("\n")
             if id in uses:
                 found[file.stem] = process
         for name, claim in live_claims(self.mirror.bucket) if self.mirror else ():
             if id in claim.get("uses", ()):
                 found.setdefault(name, f"{claim['pid']} on {claim['node']}")
         return list(found.items())
-
-
-def _locked(path: Path, wait: bool) -> TextIO | str:
-    """The open lock file, locked; if another process holds the lock and `wait` is false, the content of the file."""
-    for attempt in count():
-        file = open(path, "a+")  # noqa: SIM115  the caller closes it, which unlocks it
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                text = file.read().partition("\n")[0].strip()
-            if attempt >= LOCK_TRIES:
-                return text
-            time.sleep(0.02)  # `_held` of another process holds the lock for a moment
-            continue
-        except BaseException:
-            file.close()
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()  # the process that held the lock has deleted the file
-    raise AssertionError("unreachable")
-
-
-def _held(path: Path) -> str:
-    """The content of a lock file whose lock a process holds; empty if it is free."""
-    try:
-        with open(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "unknown"
-    except OSError:
-        pass
-    return ""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 from support.bucket import Server, machine
 
 from genflow.errors import DataError, SetupError, UsageError
-from genflow.storage import lock, mirror
+from genflow.storage import lock, mirror, names
 from genflow.storage.store import Artifact, Store
 from genflow.tracking.journal import Journal, curves, journal_path
 from genflow.training.checkpoint import Checkpoints
@@ -371,3 +371,28 @@ def test_a_checkpoint_may_be_written_twice_in_a_second(machines: Any) -> None:
     newest = Checkpoints(machines("b").folder("runs", "r-1") / "checkpoints").newest()
     assert newest is not None
     assert (newest / "state.json").read_text() == "3"
+
+
+def test_a_name_means_in_a_bucket_what_was_prepared_last(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every machine reads the records of all; if two machines named different datasets last, both ids are said."""
+    store = machines("a")
+    first, second = (make(store, f"x-{n}", kind="datasets") for n in "12")
+    for named in (first, second):
+        monkeypatch.setattr(names, "HOSTNAME", f"machine{named.id}")
+        time.sleep(1.1 if named is second else 0)  # the times of S3 are whole seconds
+        machines("a").record_name(named)
+    assert machines("b").find("datasets", "x").id == "x-2"
+    monkeypatch.setattr(names, "HOSTNAME", "a third machine")
+    with pytest.raises(UsageError, match="x-1 on machinex-1, x-2 on machinex-2"):
+        machines("c").find("datasets", "x")
+
+
+def test_another_machine_sees_what_a_lock_uses(machines: Any) -> None:
+    """A dataset that a run on another machine uses is known, until that run ends."""
+    a = machines("a")
+    with a.lock("runs", "r-1", uses=["x-1"]):
+        other = machines("b")
+        assert [name for name, _ in other.users("x-1")] == ["runs-r-1"]
+        assert other.holder("runs", "r-1")
+        machines("a")
+    assert machines("b").users("x-1") == []
