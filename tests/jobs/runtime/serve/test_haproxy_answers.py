@@ -29,7 +29,7 @@ class Replica(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Answer one request."""
         if self.path == "/broken":
             self.wfile.write(b"this is no HTTP\r\n\r\n")

@@ -12,8 +12,8 @@ from jobs.runtime.serve.retry_middleware import (
     AdmissionControl,
     RetryMiddleware,
     encode_error_response,
-    is_whole_post,
     install_header_timeout,
+    is_whole_post,
     with_header_timeout,
 )
 
