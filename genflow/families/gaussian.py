@@ -93,7 +93,7 @@ class Gaussian(Family):
         steps: Annotated[int, Field(ge=1, le=1000)] = 10,
         spacing: Literal["auto", "uniform", "karras", "logsnr"] = "auto",
         eta: Annotated[float, Field(ge=0, le=1)] = 0.0,
-        tolerance: Annotated[float, Field(ge=1e-8, lt=1)] = 1e-5,
+        tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-5,
         guidance: Annotated[float, Field(ge=0, le=20)] = 1.0,
         guidance_low: Annotated[float, Field(ge=0, le=1)] = 0.0,
         guidance_high: Annotated[float, Field(ge=0, le=1)] = 1.0,

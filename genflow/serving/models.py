@@ -21,6 +21,7 @@ from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
 from genflow.training import checkpoint
 
+MIN_TOLERANCE = 1e-8  # of a request; recipes may have a smaller one, which ends at rk45's largest number of steps
 MEMORY_FACTOR = 2.0  # memory of an engine / size of its weights file: the weights, and the activations
 
 
@@ -96,6 +97,8 @@ class Model:
                 message = f"{self.family.title} has no option {key}"
                 raise RequestError(422, message, key, f"options: {', '.join(known) or 'none'}") from error
             raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
+        if values.get("tolerance", 1.0) < MIN_TOLERANCE:
+            raise RequestError(422, f"tolerance: the smallest is {MIN_TOLERANCE:g}", "tolerance")
         if options.get("guidance", 1.0) != 1.0 and not self.facts.classes:
             raise RequestError(
                 422, "guidance needs a model that was trained with classes", "guidance", "use guidance=1"
