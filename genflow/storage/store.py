@@ -255,10 +255,11 @@ class Store:
                 file.seek(0)
                 raise UsageError(f"{id} is being made by process {file.read().strip() or 'unknown'}",
                                  "wait for it, or stop that process") from error
-            file.seek(0)
-            file.truncate()
-            file.write(f"{os.getpid()} on {os.uname().nodename}")
-            file.flush()
+            with explain_disk_errors(folder):
+                file.seek(0)
+                file.truncate()
+                file.write(f"{os.getpid()} on {os.uname().nodename}")
+                file.flush()
             if self.mirror and kind in KINDS:  # locks of other kinds are for this machine only
                 with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait):
                     yield
