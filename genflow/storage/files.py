@@ -118,12 +118,68 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     return path
 
 
+FULL, UNREADABLE, REFUSED = (27, 28, 122), (5, 116, 117), (1, 13, 20, 30)
+"""Numbers of EFBIG, ENOSPC, EDQUOT; of EIO, ESTALE, EUCLEAN; of EPERM, EACCES, ENOTDIR, EROFS."""
+TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
+NUMBER = re.compile(r"(?:os error |\[[Ee]rrno )(\d+)[)\]]")  # in messages of Rust's and Arrow's libraries
+SQLITE = {  # in messages of sqlite, which has numbers of its own
+    "database or disk is full": 28,
+    "disk I/O error": 5,
+    "attempt to write a readonly database": 30,
+    "unable to open database file": 13,
+}
+
+
+def disk_error(error: BaseException, path: str | Path = "") -> GenflowError | None:
+    """One line for an error of the disk, whichever library raised it; None for any other error.
+
+    Args:
+        error: the error; its causes are examined too, because MLflow and SQLAlchemy wrap the errors of sqlite.
+        path: what the program was writing; empty: the path in the error. Without a path, an error about permissions
+            is not explained, because it may come from something else than a file.
+
+    Returns:
+        ResourceError: the disk is full or broken, or too many files are open. SetupError: the path cannot be written.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        named = getattr(seen, "filename", None)
+        where = path or (named if isinstance(named, str) else "")
+        number = _number(seen)
+        if number in FULL:
+            what = "disk full or quota exceeded" if number == 122 else "disk full"
+            what = "the limit on the size of a file is reached (ulimit -f)" if number == 27 else what
+            return ResourceError(f"{what} while writing {where or 'a file'}",
+                                 "free some space, then run the same command again")  # fmt: skip
+        if number in UNREADABLE:
+            what = f"the disk reports an error at {named or where or 'a file'}: {os.strerror(number)}"
+            return ResourceError(what, "check the disk (dmesg, df), then run the same command again")
+        if number in TOO_MANY_FILES:
+            return ResourceError("too many open files", "ulimit -n 4096, then run the same command again")
+        if number in REFUSED and where:
+            hint = "set GENFLOW_STORE to a folder that you can write to" if path else f"ls -ld {where}"
+            return SetupError(f"cannot {'write' if path else 'access'} {where}: {os.strerror(number)}", hint)
+        seen = seen.__cause__
+    return None
+
+
+def _number(error: BaseException) -> int:
+    """The number of the operating system's error; 0 if it is not such an error."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and isinstance(number, int):
+        return number
+    text = str(error)
+    if found := NUMBER.search(text):
+        return int(found[1])
+    return next((number for part, number in SQLITE.items() if part in text), 0)
+
+
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn an error about a full or read-only disk into one line, whichever library raised it.
+    """Turn an error of the disk into one line, whichever library raised it.
 
     Raises:
-        ResourceError: the disk is full.
+        ResourceError: the disk is full or broken.
         SetupError: the path cannot be written.
     """
     try:
@@ -131,13 +187,6 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
     except GenflowError:
         raise
     except Exception as error:
-        number = getattr(error, "errno", None)
-        if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors raises its own error type
-            number = int(found[1])
-        if number in (28, 122):  # ENOSPC, EDQUOT
-            raise ResourceError(f"disk full while writing {path}", "free some space, then run the same command again"
-                                ) from error
-        if number in (13, 30, 1, 20):  # EACCES, EROFS, EPERM, ENOTDIR
-            hint = "set GENFLOW_STORE to a folder that you can write to"
-            raise SetupError(f"cannot write {path}: {os.strerror(number)}", hint) from error
-        raise
+        if (explained := disk_error(error, path)) is None:
+            raise
+        raise explained from error

@@ -396,10 +396,11 @@ class Store:
         if isinstance(file, str):
             raise UsageError(f"{id} is being made by process {file or 'unknown'}", "wait for it, or stop that process")
         with file:
-            file.seek(0)
-            file.truncate()
-            file.write("\n".join([f"{os.getpid()} on {os.uname().nodename}", *uses]))
-            file.flush()
+            with explain_disk_errors(path.parent):
+                file.seek(0)
+                file.truncate()
+                file.write("\n".join([f"{os.getpid()} on {os.uname().nodename}", *uses]))
+                file.flush()
             if self.mirror and kind in KINDS:  # locks of other kinds are for this machine only
                 with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait, uses=uses):
                     yield
