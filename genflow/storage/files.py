@@ -149,7 +149,7 @@ def disk_error(error: BaseException, path: str | Path = "") -> GenflowError | No
         if number in FULL:
             what = "disk full or quota exceeded" if number == 122 else "disk full"
             what = "the limit on the size of a file is reached (ulimit -f)" if number == 27 else what
-            return ResourceError(f"{what} while writing {where or 'a file'}",
+            return ResourceError(f"{what} while writing {where or 'a file or the output'}",
                                  "free some space, then run the same command again")  # fmt: skip
         if number in UNREADABLE:
             what = f"the disk reports an error at {named or where or 'a file'}: {os.strerror(number)}"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from genflow.errors import SetupError
 
-RAY_SOCKET = "/ray12345678/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store"
+RAY_SOCKET = "/ray12345678/s/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store"
 """The longest path of a socket that Ray makes in the folder for temporary files."""
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
 """This machine's entries in NO_PROXY. Some readers of the variable do not understand a network such as 127.0.0.0/8."""

@@ -103,7 +103,7 @@ def is_known_revision(revision: str) -> bool:
     """Whether the installed MLflow can upgrade a database from this revision of its schema."""
     import mlflow.store.db_migrations as migrations
 
-    return any((Path(folder) / "versions").glob(f"{revision}_*.py") for folder in migrations.__path__)
+    return any(file for folder in migrations.__path__ for file in Path(folder).glob(f"versions/{revision}_*.py"))
 
 
 class JournalReplay:

@@ -64,7 +64,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
             with contextlib.chdir(source_hash.resources_dir()):
                 ray.init(
                     address="local",
-                    _temp_dir=str(folder),
+                    _temp_dir=f"{folder}/s",  # Ray gives this folder mode 0777; the one around it stays private
                     num_cpus=num_cpus or environment.cores(),
                     include_dashboard=dashboard,
                     dashboard_port=environment.free_port() if dashboard else None,
