@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import remove
+from genflow.cli.dispatch import find_named
 from genflow.cli.options import AsJson, DataRef, Yes
+from genflow.cli.removal import remove
 from genflow.data.skipped import describe
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -54,7 +55,8 @@ def show(
     from genflow.storage.files import write_atomically
     from genflow.storage.store import Store
 
-    opened = Dataset.open(Store().find("datasets", dataset))
+    store = Store()
+    opened = Dataset.open(find_named(store, "datasets", dataset))
     document = preview.describe(opened)
     file = write_atomically(out or Path(f"{opened.artifact.name}-preview.png"), preview.preview(opened))
     document["preview"] = str(file.absolute())
@@ -63,7 +65,9 @@ def show(
         return
     for key, value in _lines(opened, file).items():
         print(f"{key:<12} {value}")
-    console.next_commands(f"genflow train flow_matching --data {opened.artifact.name}")
+    for warning in document["warnings"]:
+        print(f"{'warning':<12} {warning}")
+    console.next_commands(f"genflow train flow_matching --data {store.reference(opened.artifact)}")
 
 
 def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:

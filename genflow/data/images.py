@@ -6,14 +6,17 @@ The steps, in this order:
    Of an animation, use the first frame.
    Reject a file of more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes before decoding it.
 2. Decode a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size, which its DCT allows.
-3. Convert 16-bit grey to 8 bits by k/257. Composite transparency on white. Convert CMYK and palettes to RGB, without
-   colour profiles. For one channel, grey is 0.299 R + 0.587 G + 0.114 B.
-4. Resize the short side to the target side (bicubic, antialiased) and crop the centre square.
+3. Convert 16-bit grey to 8 bits by k/257, or by 255 k/(2^b - 1) if the values have b bits. Composite transparency on
+   white. Convert CMYK and palettes to RGB, without colour profiles. For one channel, grey is 0.299 R + 0.587 G
+   + 0.114 B.
+4. Resize the short side to the target side (bicubic, antialiased) and crop the centre square; or resize the long side
+   and pad; or keep a strip for random crops.
 5. Apply the EXIF orientation.
 """
 
 import importlib.util
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, features
 
+from genflow.data import strips
 from genflow.data.skipped import AVIF, CURES, HEIC
 from genflow.data.sources.base import ImageSpec, ImageSummary
 from genflow.specs import DataSpec
@@ -38,9 +42,11 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 AVIF_BRANDS = (b"avif", b"avis")
 MAX_PIXELS = 2**26  # 67 megapixels; decoding then stays below 0.9 GB in every format
 MAX_BYTES = 2**28
+MAX_SCANS = 100  # of a JPEG; encoders write about ten, and an empty one of a few bytes costs a pass over all pixels
 MAX_DEFLATE = 1032  # bytes that one compressed byte can expand to in gzip, zip and PNG
 GREY = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"))
 ORIENTATION = 0x0112  # the EXIF tag
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # without stuffed bytes and restart markers
 EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -162,7 +168,8 @@ def read_header(file: BinaryIO) -> ImageSummary:
         Exception: any error of the decoder; `describe_error` turns it into a reason.
     """
     with Image.open(file, formats=formats()) as picture:
-        return ImageSummary(size=picture.size, colour=_is_colour(picture))
+        deep = picture.mode == "I" or picture.mode.startswith("I;")
+        return ImageSummary.of_size(*picture.size, _is_colour(picture), deep)
 
 
 def _is_colour(picture: Image.Image) -> bool:
@@ -195,11 +202,32 @@ def decode(file: BinaryIO, spec: ImageSpec, accept: tuple[str, ...] = ()) -> np.
         if width * height > limit:
             text = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
             raise UnreadableImage(f"decompression bomb: {text}; the limit is {limit / 1e6:.0f}")
+        if picture.format in ("JPEG", "MPO") and _has_too_many_scans(file):
+            raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans")
         _check_file_size(picture, file)
         picture.draft(None, (2 * spec.side, 2 * spec.side))  # has an effect only on a larger JPEG
         picture.load()
         transpose = EXIF_TRANSPOSE.get(_exif_orientation(picture))
         return fit(picture, spec, transpose)
+
+
+def _has_too_many_scans(file: BinaryIO) -> bool:
+    """Whether the first picture of a JPEG file has more than `MAX_SCANS` scans; the file's position is kept."""
+    position = file.tell()
+    file.seek(0)
+    data = file.read(MAX_BYTES)
+    file.seek(position)
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # almost every file; the marker also occurs by chance in metadata
+        return False
+    scans, at = 0, 2
+    while scans <= MAX_SCANS and (found := JPEG_MARKER.search(data, at)):
+        marker, at = data[found.end() - 1], found.end()
+        if marker == 0xD9:  # end of the picture; a phone appends a video
+            break
+        scans += marker == 0xDA
+        if marker not in (0x01, 0xD8):  # all other markers have a length
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans > MAX_SCANS
 
 
 def _check_file_size(picture: Image.Image, file: BinaryIO) -> None:
@@ -242,30 +270,59 @@ def _exif_orientation(picture: Image.Image) -> int:
 
 
 def fit(picture: Image.Image, spec: ImageSpec, transpose: Image.Transpose | None = None) -> np.ndarray:
-    """Convert, resize, crop and rotate a decoded picture to the dataset's shape: (side, side, C) uint8."""
-    picture = _to_grey_or_rgb(picture)
+    """Convert, resize, crop and rotate a decoded picture to the dataset's shape: (side, side, C) uint8.
+
+    With random crops the long side remains, up to `strips.LENGTH` sides.
+    """
+    picture = _to_grey_or_rgb(picture, spec.bits)
     if spec.channels == 1 and picture.mode != "L":
         picture = picture.convert("L")
     if picture.size != (spec.side, spec.side):
-        width, height = picture.size
-        short = min(width, height)
-        left, top = (width - short) / 2, (height - short) / 2
-        box = (left, top, left + short, top + short)
-        picture = picture.resize((spec.side, spec.side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+        picture = _pad(picture, spec.side) if spec.crop == "none" else _crop(picture, spec)
     if transpose is not None:
         picture = picture.transpose(transpose)
     if spec.channels == 3 and picture.mode != "RGB":
         picture = picture.convert("RGB")
-    pixels = np.asarray(picture).reshape(spec.side, spec.side, spec.channels)
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, spec.channels)
     return pixels if spec.levels == 256 else np.minimum(pixels, spec.levels - 1)  # bicubic resampling overshoots
 
 
-def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
+def _crop(picture: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Resize the short side to the target side, and crop the long side to it, or to a strip."""
+    width, height = picture.size
+    short, long = min(width, height), max(width, height)
+    kept = min(round(spec.side * long / short), strips.LENGTH * spec.side) if spec.crop == "random" else spec.side
+    part = min(short * kept / spec.side, long)  # of the long side, in pixels of the picture
+    across, down = (part, short) if width >= height else (short, part)
+    size = (kept, spec.side) if width >= height else (spec.side, kept)
+    left, top = (width - across) / 2, (height - down) / 2
+    box = (left, top, left + across, top + down)
+    return picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def _pad(picture: Image.Image, side: int) -> Image.Image:
+    """Resize the long side to the target side, and pad to a square with the median colour of the edges there.
+
+    One colour continues a document's white and a scan's black. Repeated edge pixels would be streaks, which a model
+    learns to draw.
+    """
+    scale = side / max(picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    pixels = np.asarray(picture)
+    edges = pixels[[0, -1]] if width > height else pixels[:, [0, -1]]
+    median = np.rint(np.median(edges.reshape(2 * max(width, height), -1), axis=0)).astype(int).tolist()
+    square = Image.new(picture.mode, (side, side), tuple(median) if len(median) > 1 else median[0])
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _to_grey_or_rgb(picture: Image.Image, bits: int) -> Image.Image:
     """Convert to mode "L" or "RGB", with transparency composited on white."""
     if picture.mode in ("L", "RGB") and "transparency" not in picture.info:
         return picture
     if picture.mode in GREY and picture.mode not in ("1", "L", "LA", "La"):
-        return Image.fromarray(_to_8_bits(np.asarray(picture)))
+        return Image.fromarray(_to_8_bits(np.asarray(picture), bits))
     if picture.has_transparency_data:
         pixels = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         white = Image.new("RGB", picture.size, "white")
@@ -274,14 +331,16 @@ def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode in GREY else "RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Convert 16-bit grey levels, or fractions of 1, to bytes."""
+def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Convert grey levels of `bits` bits, or fractions of 1, to bytes."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f" and not 0 <= low <= high <= 1:
         raise UnreadableImage(f"floating-point grey from {low:g} to {high:g}: only 0 to 1 has a known scale")
     if not 0 <= low <= high <= 65535:
         raise UnreadableImage(f"grey levels from {low:g} to {high:g}: only 8 and 16 bits have a known scale")
-    factor = np.float32(255 if values.dtype.kind == "f" else 1 / 257)
+    if values.dtype.kind != "f" and high >= 2**bits:
+        raise UnreadableImage(f"grey levels up to {high:g} need more than {bits} bits")
+    factor = np.float32(255 if values.dtype.kind == "f" else 255 / (2**bits - 1))
     bytes_ = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), 64):  # in bands of 64 rows: floats take four times the memory
         bytes_[start : start + 64] = np.rint(values[start : start + 64] * factor)
@@ -293,11 +352,11 @@ def has_scale(low: float, high: float) -> bool:
     return low >= -1 and (high <= 1 or (low >= 0 and high <= 65535))
 
 
-def to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def to_levels(values: np.ndarray, low: float, high: float, bits: int = 16) -> np.ndarray:
     """Map an array's values to bytes, by the range `low` to `high` of all values of the source.
 
     Bytes stay as they are. Ranges 0 to 1 and -1 to 1 are scaled to 0..255, values up to 255 are rounded, and values up
-    to 65535 are divided by 257.
+    to 65535 are divided by 257, or by (2^bits - 1)/255 if they have fewer than 16 bits.
 
     Raises:
         UnreadableImage: the record holds NaN or infinity.
@@ -308,8 +367,8 @@ def to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
         raise UnreadableImage("holds NaN or infinity")
     if high <= 1:
         values = values * 255.0 if low >= 0 else (values + 1.0) * 127.5
-    elif high > 255:
-        values = values / 257.0
+    elif high > 255 or bits < 16:
+        values = values / ((2**bits - 1) / 255)
     return np.rint(values).astype(np.uint8)
 
 

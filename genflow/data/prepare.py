@@ -14,12 +14,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from genflow.data import plan
+import numpy as np
+
+from genflow.data import checks, plan
 from genflow.data.images import SUPPORTED
-from genflow.data.shard_writer import ShardResults
+from genflow.data.shard_writer import ShardResult, ShardResults, ShardTask
 from genflow.data.shards import write_index
 from genflow.data.skipped import CURES, describe
-from genflow.data.sources.base import BadRecord, ImageSummary, Source, printable
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Source, printable
 from genflow.data.sources.find import find as find_source
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import NAME, Data
@@ -71,7 +73,8 @@ def prepare(
         message = f"{printable(data.source)} now has other files that are skipped: {describe(source.skipped)}"
         emit("warning", message=message)
     rows = sum(artifact.meta["facts"]["splits"].values())
-    check_bad_count(artifact.file(BAD), artifact.meta["bad"], rows + artifact.meta["bad"], data)
+    if bad := artifact.meta["bad"]:
+        check_bad_count(artifact.file(BAD), bad, rows + bad, data)
     return artifact, True
 
 
@@ -108,6 +111,8 @@ def _make(store: Store, id: str, name: str, source: Source, data: Data, execute:
         shards = plan.plan_shards(source, data, spec, staged.path)
         sizes = [len(shard.part) for shard in shards]
         written = progress.collect(execute("write", shards), "images", sizes)
+        if (groups := plan.groups_of_copies(source, written)) is not None:
+            shards, written = _write_again(source, data, spec, staged.path, groups, written, execute, progress)
         results = ShardResults(plan.initial_spec(source, spec), written)
         bad_list = store.folder("datasets", f"{name}.{BAD}")
         bad_list.unlink(missing_ok=True)
@@ -119,17 +124,36 @@ def _make(store: Store, id: str, name: str, source: Source, data: Data, execute:
         for leftover in staged.path.glob("*/*.tmp-*"):  # left by a worker that died
             leftover.unlink()
         write_index(staged.path, facts, results.files(shards))
-        for note in source.notes:
-            emit("warning", message=note)
-        options = data.model_dump(mode="json", include={"source", "size", "channels", "val", "samples", "seed"})
+        warnings = [*source.notes, *checks.check(facts, data, spec, summary, written, staged.path)]
+        for warning in warnings:
+            emit("warning", message=warning)
+        of_run = {"name", "pairs", "max_bad", "flip"}
+        options = data.model_dump(mode="json", exclude=of_run)
         meta = {
             "facts": facts.to_json(),
             "options": options,
             "source": source.about,
             "skipped": source.skipped,
             "bad": len(results.bad),
+            "warnings": warnings,
         }
         return staged.commit(meta=meta)
+
+
+def _write_again(
+    source: Source, data: Data, spec: ImageSpec, folder: Path, groups: np.ndarray, written: list[ShardResult],
+    execute: Executor, progress: "Progress",
+) -> tuple[list[ShardTask], list[ShardResult]]:  # fmt: skip
+    """Write train and val with another assignment of rows, which holds out whole groups of copies.
+
+    The copies are only known after decoding, so a dataset with copies in both splits is decoded twice.
+    """
+    for split in ("train", "val"):
+        shutil.rmtree(folder / split)
+    shards = plan.plan_shards(source, data, spec, folder, groups)
+    again = [shard for shard in shards if shard.split in ("train", "val")]
+    results = progress.collect(execute("write", again), "images", [len(shard.part) for shard in again])
+    return shards, results + [shard for shard in written if shard.split == "test"]
 
 
 def write_bad_list(path: Path, bad: list[BadRecord]) -> None:

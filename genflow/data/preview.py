@@ -143,4 +143,5 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "bytes": sum(file["size"] for file in artifact.manifest["files"].values()),
         "bad": artifact.meta.get("bad", 0),
         "skipped": artifact.meta.get("skipped", {}),
+        "warnings": artifact.meta.get("warnings", []),
     }

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from genflow.data.shards import shard_name, write_shard
+from genflow.data.sketch import Sketch, sketch
 from genflow.data.sources.base import BadRecord, ImageSpec, Part
+from genflow.data.strips import crop, to_strip
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.files import explain_disk_errors
@@ -29,6 +31,10 @@ class ShardResult:
         histogram: (256,) count of each grey level; empty for points.
         moments: sum and sum of squares of the points' coordinates.
         class_counts: (classes,) records per class.
+        file: the name of the file.
+        captions: records that have captions.
+        origin: (rows,) the number of each record in the source's split.
+        sketch: numbers about each picture.
     """
 
     split: str
@@ -39,6 +45,10 @@ class ShardResult:
     histogram: np.ndarray
     moments: tuple[float, float]
     class_counts: np.ndarray
+    file: str
+    captions: int
+    origin: np.ndarray
+    sketch: Sketch
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class ShardTask:
     Args:
         folder: the split's folder.
         split, number, total: the split, the number of the shard and the number of shards.
-        part: the rows of the source that it contains.
+        origin: the numbers of its rows in the source's split.
+        part: these rows of the source.
         spec: the specification of the images.
         facts: the dataset's specification, without counts.
     """
@@ -57,6 +68,7 @@ class ShardTask:
     split: str
     number: int
     total: int
+    origin: np.ndarray
     part: Part
     spec: ImageSpec
     facts: DataSpec
@@ -71,25 +83,37 @@ class ShardTask:
         C, H, W = self.facts.shape
         shape, dtype = ((2,), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
         values = np.empty((len(self.part), *shape), dtype)
+        rows = len(self.part) if self.facts.strip else 0
+        strips, extents = np.empty((rows, self.facts.strip, W, C), np.uint8), np.empty(rows, np.int32)
         ids: list[str] = []
         labels: list[int] = []
         log_density: list[float] = []
+        captions: list[tuple[str, ...]] = []
         bad: list[BadRecord] = []
-        for record in self.part.records(self.spec):
+        readable: list[int] = []
+        for row, record in zip(self.origin, self.part.records(self.spec), strict=True):
             if isinstance(record, BadRecord):
                 bad.append(record)
                 continue
-            values[len(ids)] = record.value
+            readable.append(row)
+            value = record.value
+            if self.facts.strip:
+                strip, extent = to_strip(value, self.facts.strip)
+                strips[len(ids)], extents[len(ids)] = strip, extent
+                value = crop(strip[None], np.array([extent]), np.array([(abs(extent) - H) // 2]))[0]
+            values[len(ids)] = value
             ids.append(record.id)
             labels.append(record.label)
             log_density.append(record.log_density)
+            captions.append(record.captions)
         values, label = values[: len(ids)], np.array(labels, np.int64)
         sha256 = ""
         if ids:
             final = Path(self.folder) / self.file
             attempt = final.with_name(f"{self.file}.tmp-{os.getpid()}")
             with explain_disk_errors(final):
-                sha256 = write_shard(attempt, self.facts, values, ids, label, np.array(log_density))
+                density, kept = np.array(log_density), (strips[: len(ids)], extents[: len(ids)])
+                sha256 = write_shard(attempt, self.facts, values, ids, label, density, *kept, captions)
                 os.replace(attempt, final)
         exact = values.astype(np.float64) if self.facts.is_points else np.zeros(0)
         return ShardResult(
@@ -101,6 +125,10 @@ class ShardTask:
             np.zeros(0, np.int64) if self.facts.is_points else _histogram(values),
             (float(exact.sum()), float((exact**2).sum())),
             np.bincount(label, minlength=self.facts.classes),
+            self.file,
+            sum(map(bool, captions)),
+            np.array(readable, np.int64),
+            sketch(values),
         )
 
 

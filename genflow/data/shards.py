@@ -10,7 +10,9 @@ batch, so `pyarrow.ipc.open_stream` and `datasets.load_from_disk` both read it:
     image  fixed_size_list<uint8>[H*W*C]   grey levels 0..K-1, row by row, channels last
     label  int64                           class names in the metadata; absent for data without classes
     id     string                          the origin of the record in the source
+    captions  list<string>                 the texts that describe the picture; absent for data without captions
 
+Data with random crops also has `strip fixed_size_list<uint8>[2H*W*C]` and `extent int32`, described in `strips.py`.
 Points of the plane have `point fixed_size_list<float32>[2]` and `log_density float64` instead of `image`.
 """
 
@@ -54,6 +56,12 @@ def schema(facts: DataSpec) -> pa.Schema:
         features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}
     fields.append(pa.field("id", pa.string()))
     features["id"] = _value_feature("string")
+    if facts.captions:
+        fields.append(pa.field("captions", pa.list_(pa.string())))
+        features["captions"] = {"feature": _value_feature("string"), "_type": "List"}
+    if facts.strip:
+        fields += [pa.field("strip", pa.list_(pa.uint8(), facts.strip * W * C)), pa.field("extent", pa.int32())]
+        features |= {"strip": _list_feature("uint8", facts.strip * W * C), "extent": _value_feature("int32")}
     own = {"shape": [H, W, C], "levels": facts.levels}
     return pa.schema(
         fields,
@@ -76,6 +84,9 @@ def write_shard(
     ids: Sequence[str],
     labels: np.ndarray | None = None,
     log_density: np.ndarray | None = None,
+    strips: np.ndarray | None = None,
+    extents: np.ndarray | None = None,
+    captions: Sequence[tuple[str, ...]] = (),
 ) -> str:
     """Write one shard and return the SHA-256 of its bytes.
 
@@ -86,8 +97,10 @@ def write_shard(
         ids: (N,) the origin of each record.
         labels: (N,) integers, for data with classes.
         log_density: (N,) the true log-density of each point.
+        strips, extents: (N, length, W, C) and (N,), for data with random crops.
+        captions: (N,) the texts of each record, for data with captions.
     """
-    arrow_schema = schema(facts)
+    arrow_schema, (C, _, W) = schema(facts), facts.shape
     flat = np.ascontiguousarray(values).reshape(len(values), -1)
     if len(flat) and flat.shape[1] != arrow_schema.field(0).type.list_size:
         raise ValueError(f"records of {values.shape[1:]} do not fit the dataset's shape {facts.shape}")
@@ -98,6 +111,11 @@ def write_shard(
     if facts.classes:
         columns.append(pa.array(np.asarray(labels, np.int64)))
     columns.append(pa.array([str(id) for id in ids], pa.string()))
+    if facts.captions:
+        columns.append(pa.array([list(texts) for texts in captions], pa.list_(pa.string())))
+    if facts.strip:
+        kept = pa.array(np.ascontiguousarray(strips).reshape(-1))
+        columns += [pa.FixedSizeListArray.from_arrays(kept, facts.strip * W * C), pa.array(extents, pa.int32())]
     batch = pa.record_batch(columns, schema=arrow_schema)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema) as writer:
         writer.write_batch(batch)
@@ -195,6 +213,22 @@ class Split:
         return lru_cache(MAX_MAPPED)(view)
 
     @cached_property
+    def _strip(self) -> Callable[[int], np.ndarray]:
+        """A function that returns a shard's strips as a view of the file."""
+        C, _, W = self.facts.shape
+
+        def view(number: int) -> np.ndarray:
+            values = self.tables[number].column("strip").chunk(0).flatten().to_numpy()
+            return values.reshape(-1, self.facts.strip, W, C)
+
+        return lru_cache(MAX_MAPPED)(view)
+
+    @cached_property
+    def _extent(self) -> Callable[[int], np.ndarray]:
+        """A function that returns the extents of a shard's strips."""
+        return lru_cache(MAX_MAPPED)(lambda number: self.tables[number].column("extent").to_numpy())
+
+    @cached_property
     def _label(self) -> Callable[[int], np.ndarray]:
         """A function that returns a shard's labels."""
         return lru_cache(MAX_MAPPED)(lambda number: self.tables[number].column("label").to_numpy())
@@ -221,6 +255,13 @@ class Split:
         return [id for table in self.tables for id in table.column("id").to_pylist()]
 
     @cached_property
+    def captions(self) -> list[tuple[str, ...]]:
+        """(N,) the captions of each record; none for data without captions."""
+        if not self.facts.captions:
+            return [()] * len(self)
+        return [tuple(texts) for table in self.tables for texts in table.column("captions").to_pylist()]
+
+    @cached_property
     def log_density(self) -> np.ndarray | None:
         """(N,) the true log-density of points, in nats; None for pictures."""
         if not self.facts.is_points:
@@ -232,19 +273,23 @@ class Split:
         rows = self.tables.rows if isinstance(self.tables, Shards) else [table.num_rows for table in self.tables]
         return np.cumsum([0, *rows])
 
-    def batch(self, rows: np.ndarray, device: "torch.device") -> "Batch":
-        """The records of `rows` as a batch for a family."""
+    def batch(self, rows: np.ndarray, device: "torch.device", records: np.ndarray | None = None) -> "Batch":
+        """The records of `rows` as a batch for a family; `records` replaces them, with the labels of `rows`."""
         import torch
 
         from genflow.batch import Batch
 
-        values = torch.from_numpy(self.take(rows)).to(device, non_blocking=True)
+        values = torch.from_numpy(self.take(rows) if records is None else records).to(device, non_blocking=True)
         labels = self._gather(rows, self._label) if self.facts.classes else np.zeros(len(rows), np.int64)
         return Batch(to_x(values, self.facts), torch.from_numpy(labels).to(device, non_blocking=True))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The records of `rows`, in that order: (B, H, W, C)."""
         return self._gather(rows, self._view)
+
+    def strips(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The strips (B, length, W, C) of `rows` and their extents (B,), for data with random crops."""
+        return self._gather(rows, self._strip), self._gather(rows, self._extent)
 
     def _gather(self, rows: np.ndarray, read: Callable[[int], np.ndarray]) -> np.ndarray:
         """The values of `rows`, in their order; reads only the shards that contain them."""
@@ -279,7 +324,7 @@ class Dataset:
         facts = DataSpec.from_json(artifact.file(FACTS).read_text())
         splits = {}
         for split in facts.splits:
-            state = json.loads((artifact.path / split / "state.json").read_text())
+            state = json.loads(artifact.file(f"{split}/state.json").read_text())
             listed = state["_data_files"]
             files = [artifact.path / split / entry["filename"] for entry in listed]
             rows = [entry["rows"] for entry in listed] if all("rows" in entry for entry in listed) else None

@@ -3,6 +3,9 @@
 The stream is an endless concatenation of permutations, one per epoch. Step s with global batch B reads positions
 sB .. (s+1)B - 1. Each worker reads its part of them, so the number of workers changes no row. A permutation is not
 stored: the row at a position is computed, so ten million rows take no more memory than ten.
+
+Flips and crops are functions of (seed, epoch, row), and the epoch follows from the step. They are made on bytes, before
+the batch is copied to the device, and in the stream alone: all other readers see the centre crop, not flipped.
 """
 
 import numpy as np
@@ -11,7 +14,8 @@ import torch
 from genflow.batch import Batch
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Split
-from genflow.maths.permutation import shuffled
+from genflow.data.strips import crop
+from genflow.maths.permutation import hashed, shuffled
 from genflow.maths.rng import key
 
 
@@ -25,28 +29,64 @@ class Stream:
         rank: this worker's rank.
         world: the number of workers.
         device: the device of the batches.
+        flip: whether to flip each picture with probability 1/2. Pairs are never flipped, because their noise is not.
     """
 
     def __init__(
-        self, split: Split | Pairs, batch: int, seed: int, rank: int = 0, world: int = 1, device: str = "cpu"
+        self,
+        split: Split | Pairs,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        device: str = "cpu",
+        *,
+        flip: bool = False,
     ) -> None:
-        self.split, self.batch, self.seed, self.device = split, batch, seed, torch.device(device)
+        self.split, self.batch, self.seed, self.device, self.flip = split, batch, seed, torch.device(device), flip
         self._total = len(split)
         self.start, self.stop = rank_range(batch, rank, world)
 
     def rows(self, step: int) -> np.ndarray:
         """The rows of a step that this worker reads."""
+        return self._epochs_and_rows(step)[1]
+
+    def _epochs_and_rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         positions = np.arange(step * self.batch + self.start, step * self.batch + self.stop)
         epochs, offsets = np.divmod(positions, self._total)
         parts = [
             shuffled(offsets[epochs == epoch], self._total, key(self.seed, "order", epoch))
             for epoch in np.unique(epochs)
         ]
-        return np.concatenate(parts)
+        return epochs, np.concatenate(parts)
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step, on the device."""
-        return self.split.batch(self.rows(step), self.device)
+        epochs, rows = self._epochs_and_rows(step)
+        if isinstance(self.split, Pairs) or not (self.flip or self.split.facts.strip):
+            return self.split.batch(rows, self.device)
+        return self.split.batch(rows, self.device, self._augmented(self.split, epochs, rows))
+
+    def _augmented(self, split: Split, epochs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The records of `rows`, cropped and flipped: (B, H, W, C)."""
+        if split.facts.strip:
+            strips, extents = split.strips(rows)
+            places = np.abs(extents) - strips.shape[2] + 1
+            records = crop(strips, extents, (self._draws("crop", epochs, rows) % places.astype(np.uint64)).astype(int))
+        else:
+            records = split.take(rows)
+        if self.flip:
+            flipped = self._draws("flip", epochs, rows) % np.uint64(2) == 1
+            records[flipped] = records[flipped, :, ::-1]
+        return records
+
+    def _draws(self, purpose: str, epochs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """A pseudorandom uint64 for each row: a function of (seed, purpose, epoch, row)."""
+        draws = np.empty(len(rows), np.uint64)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            draws[now] = hashed(rows[now], key(self.seed, purpose, epoch))
+        return draws
 
 
 def rank_range(batch: int, rank: int, world: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A pseudorandom permutation that is computed on demand instead of stored.
+"""A pseudorandom permutation, and pseudorandom numbers, that are computed on demand instead of stored.
 
 A balanced Feistel network permutes the numbers of 2k bits for any round function F_i:
 
@@ -42,6 +42,11 @@ def shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
         out[outside] = (left << half) | right
         outside = out >= np.uint64(n)
     return out.astype(np.int64)
+
+
+def hashed(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """A pseudorandom uint64 for each number, which is a function of the number and the seed alone."""
+    return _mix(_mix(np.uint64(seed) + np.asarray(numbers).astype(np.uint64) * GOLDEN) + GOLDEN)
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)

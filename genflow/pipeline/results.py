@@ -34,6 +34,7 @@ class Prepared(Made):
         images: the number of rows in all splits.
         bad: the number of unreadable records.
         skipped: the number of skipped files by reason.
+        warnings: what a person should know about the data, one sentence each.
         facts: the dataset's `DataSpec`.
         seconds: the duration of the command; absent if the dataset is only looked up.
     """
@@ -43,6 +44,7 @@ class Prepared(Made):
     images: int
     bad: int
     skipped: dict[str, int]
+    warnings: list[str]
     facts: Json
     seconds: NotRequired[float]
 

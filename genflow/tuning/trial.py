@@ -215,7 +215,8 @@ class Training:
 
     def _stream(self) -> Stream:
         rows = runs.training_rows(self.context.store, self.recipe, self.context.data)
-        return Stream(rows, self.recipe.train.batch, self.recipe.train.seed, device=self.device)
+        train = self.recipe.train
+        return Stream(rows, train.batch, train.seed, device=self.device, flip=self.recipe.data.flip)
 
     def _train(self, saved: Checkpoints, share: float) -> list[float]:
         """Train until a share of the budget is used; return the last losses."""

@@ -277,3 +277,38 @@ def test_a_header_that_declares_more_than_the_file() -> None:
             decode(io.BytesIO(data), COLOUR)
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
+
+
+def test_a_jpeg_of_many_scans_is_rejected() -> None:
+    """Each empty scan of a progressive JPEG costs a pass over all pixels, so their number is bounded."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    start = data.rindex(b"\xff\xda")
+    few, many = (io.BytesIO(data[:-2] + data[start:-2] * copies + data[-2:]) for copies in (50, 5000))
+    assert images.decode(few, ImageSpec(8, 1)).shape == (8, 8, 1)
+    with pytest.raises(images.UnreadableImage, match="a JPEG of more than 100 scans"):
+        images.decode(many, ImageSpec(8, 1))
+    video = io.BytesIO(data + b"\xff\xda" * 200)  # a phone appends its video to the picture
+    assert images.decode(video, ImageSpec(8, 1)).shape == (8, 8, 1)
+
+
+def test_whole_pictures_are_padded() -> None:
+    """Without a crop, the whole picture is in the square, and the bars have the median colour of its edges."""
+    for colour in ((250, 250, 250), (9, 5, 2)):
+        image = Image.new("RGB", (64, 32), colour)
+        image.paste((200, 30, 40), (8, 8, 56, 24))
+        for picture in (image, image.transpose(Image.Transpose.ROTATE_90)):
+            pixels = decode(encoded(picture, "PNG"), ImageSpec(32, 3, crop="none"))
+            bars = pixels if picture is image else pixels.transpose(1, 0, 2)
+            assert bars.shape == (32, 32, 3)
+            assert (bars[:8] == colour).all()
+            assert (bars[24:] == colour).all()
+            assert (bars[14:18, 6:26] == (200, 30, 40)).all()
+
+
+def test_a_strip_keeps_the_long_side() -> None:
+    """For random crops a picture keeps its shape, up to two sides; a longer one loses its ends."""
+    for size, shape in {(40, 20): (10, 20), (20, 30): (15, 10), (20, 20): (10, 10), (100, 20): (10, 20)}.items():
+        found = decode(encoded(Image.new("L", size, 7), "PNG"), ImageSpec(10, 1, crop="random"))
+        assert found.shape == (*shape, 1)

@@ -149,7 +149,7 @@ class ArrayPart:
             finite = picture[np.isfinite(picture)]
             if finite.size:
                 low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-        return summary_of_shape(self.array, low, high)
+        return summary_of_shape(self.array, len(self.numbers), low, high)
 
     def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         labels = np.zeros(len(self.numbers), np.int64) if self.labels is None else self.labels
@@ -157,15 +157,15 @@ class ArrayPart:
         for (row, picture), label in zip(rows, labels, strict=True):
             id = f"{self.prefix}/{row}"
             try:
-                yield Record(id, fit_array(to_levels(picture, spec.low, spec.high), spec), int(label))
+                yield Record(id, fit_array(to_levels(picture, spec.low, spec.high, spec.bits), spec), int(label))
             except UnreadableImage as error:
                 yield BadRecord(id, str(error))
 
 
-def summary_of_shape(array: Array, low: float = math.inf, high: float = -math.inf) -> ImageSummary:
-    """Summarize pictures by the shape of their array."""
+def summary_of_shape(array: Array, rows: int, low: float = math.inf, high: float = -math.inf) -> ImageSummary:
+    """Summarize some rows of an array by its shape, and by the range of their values."""
     height, width, channels = array.picture_shape
-    return ImageSummary(size=(width, height), colour=channels > 2, low=low, high=high)
+    return ImageSummary.of_size(width, height, channels > 2, high > 255, rows, low=low, high=high)
 
 
 SplitArrays = dict[str, tuple[Array, np.ndarray | None]]
@@ -206,7 +206,7 @@ class Arrays(Source):
         arrays = [array for array, _ in self._content[0].values()]
         if any(array.dtype != "|u1" for array in arrays):
             return None
-        return ImageSummary.merge(summary_of_shape(array) for array in arrays)
+        return ImageSummary.merge(summary_of_shape(array, array.shape[0]) for array in arrays)
 
     def part(self, split: str, rows: np.ndarray) -> ArrayPart:
         array, labels = self._content[0][split]

@@ -8,15 +8,16 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from genflow.recipe.schema import Data
 
+LONGEST = 1024  # pixels: the largest side that a recipe can request
 
 class Record(NamedTuple):
     """One row of a dataset.
@@ -26,12 +27,14 @@ class Record(NamedTuple):
         value: (side, side, C) uint8 grey levels, or (2,) float32, a point.
         label: the number of the class; 0 for data without classes.
         log_density: the true log-density at a point, in nats.
+        captions: the texts that describe the picture; empty if there are none.
     """
 
     id: str
     value: np.ndarray
     label: int = 0
     log_density: float = 0.0
+    captions: tuple[str, ...] = ()
 
 
 class BadRecord(NamedTuple):
@@ -50,6 +53,9 @@ class ImageSpec:
         channels: 1 or 3.
         levels: K; grey levels are 0..K-1.
         low, high: the range of the source's values, if they are not bytes.
+        bits: the bits of values above 255.
+        crop: what becomes of a picture that is not square: "center" and "none" give a square; "random" gives a picture
+            whose short side is `side`, for a crop at training time.
     """
 
     side: int
@@ -57,6 +63,8 @@ class ImageSpec:
     levels: int = 256
     low: float = math.inf
     high: float = -math.inf
+    bits: int = 16
+    crop: str = "center"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -73,6 +81,8 @@ class ImageSummary:
         mixed: whether sizes differ.
         colour: whether any picture is in colour by its mode and palette; pixels are not read.
         low, high: the range of the values, if they are not bytes.
+        deep: whether any grey picture stores 16 bits per pixel.
+        shapes: the number of pictures by short side (at most 1024) and by short side in percent of the long side.
     """
 
     size: tuple[int, int] | None = None
@@ -80,22 +90,41 @@ class ImageSummary:
     colour: bool = False
     low: float = math.inf
     high: float = -math.inf
+    deep: bool = False
+    shapes: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def __add__(self, other: "ImageSummary") -> "ImageSummary":
-        sizes = {size for size in (self.size, other.size) if size}
-        mixed = self.mixed or other.mixed or len(sizes) > 1
-        return ImageSummary(
-            None if mixed or not sizes else sizes.pop(),
-            mixed,
-            self.colour or other.colour,
-            min(self.low, other.low),
-            max(self.high, other.high),
-        )
+        return self.merge((self, other))
 
     @classmethod
     def merge(cls, summaries: Iterable["ImageSummary"]) -> "ImageSummary":
         """The sum of some summaries."""
-        return reduce(ImageSummary.__add__, summaries, cls())
+        sizes: set[tuple[int, int]] = set()
+        shapes: Counter[tuple[int, int]] = Counter()
+        mixed, colour, deep, low, high = False, False, False, math.inf, -math.inf
+        for one in summaries:
+            sizes |= {one.size} if one.size else set()
+            shapes.update(one.shapes)
+            mixed, colour, deep = mixed or one.mixed, colour or one.colour, deep or one.deep
+            low, high = min(low, one.low), max(high, one.high)
+        mixed = mixed or len(sizes) > 1
+        return cls(None if mixed or not sizes else sizes.pop(), mixed, colour, low, high, deep, dict(shapes))
+
+    @classmethod
+    def of_size(
+        cls, width: int, height: int, colour: bool, deep: bool = False, pictures: int = 1, **values: float
+    ) -> "ImageSummary":
+        """The summary of pictures of one size.
+
+        Args:
+            width, height: in pixels.
+            colour, deep: as in the class.
+            pictures: their number.
+            values: `low` and `high`, as in the class.
+        """
+        short, long = sorted((width, height))
+        shape = min(short, LONGEST), round(100 * short / long) if long else 100
+        return cls((width, height), False, colour, deep=deep, shapes={shape: pictures}, **values)
 
 
 def printable(path: str) -> str:
@@ -157,6 +186,11 @@ class Source(ABC):
     @abstractmethod
     def listing(self) -> list[list[Any]]:
         """Names, sizes and modification times of the files, which identify the content without reading it."""
+
+    @property
+    def captions(self) -> bool:
+        """Whether the pictures have captions."""
+        return False
 
     @abstractmethod
     def splits(self) -> dict[str, int]:

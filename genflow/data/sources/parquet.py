@@ -18,17 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from genflow.data.annotations import CAPTIONS, LABELS, MODES, as_captions, first_of
 from genflow.data.images import strict_pillow_warnings
 from genflow.data.sources import Opens
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
 from genflow.data.sources.folder import SPLIT_ORDER, SPLITS, natural
 from genflow.data.sources.parquet_cells import ImageColumn, file_facts, find_image_column, folders_of, same_kind
 from genflow.data.sources.walk import TABLES, list_folder
-from genflow.errors import DataError
+from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(files=(".parquet", ".arrow", ".feather", ".ipc"), order=8)
-LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "fine_label")
 BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 MOST_ROWS_UNCHECKED = 10**6  # a Parquet file with more rows has at least one byte per row
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
@@ -123,9 +123,9 @@ def open_path(path: Path, data: Data) -> Source | None:
     if path.is_dir():
         files = table_files(path)
         skipped = list_folder(str(path)).skipped(files) if files else {}
-        return Tables(dataset_name(path.name), str(path), files, skipped=skipped) if files else None
+        return Tables(dataset_name(path.name), str(path), files, data.labels, skipped=skipped) if files else None
     is_table = path.suffix.lower() in OPENS.files
-    return Tables(dataset_name(path.stem), str(path.parent), [path.name]) if is_table else None
+    return Tables(dataset_name(path.stem), str(path.parent), [path.name], data.labels) if is_table else None
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,14 @@ class TablePart:
         file_rows: each file's name, and the requested row numbers in ascending order.
         labels: one per row.
         cell: the column of pictures.
+        captions: the column of captions; empty if there is none.
     """
 
     root: str
     file_rows: list[tuple[str, np.ndarray]]
     labels: np.ndarray
     cell: ImageColumn
+    captions: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -163,9 +165,20 @@ class TablePart:
 
     def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         with strict_pillow_warnings():
-            for (id, column, index, folders), label in zip(self._cells(), self.labels, strict=True):
+            rows = zip(self._cells(), self.labels, self._texts(), strict=True)
+            for (id, column, index, folders), label, texts in rows:
                 value = self.cell.decode(column, index, folders, spec)
-                yield BadRecord(id, value) if isinstance(value, str) else Record(id, value, int(label))
+                yield BadRecord(id, value) if isinstance(value, str) else Record(id, value, int(label), captions=texts)
+
+    def _texts(self) -> Iterator[tuple[str, ...]]:
+        """The captions of each row."""
+        for name, rows in self.file_rows:
+            if not self.captions:
+                yield from [()] * len(rows)
+                continue
+            for start, batch in batches(f"{self.root}/{name}", [self.captions], rows):
+                in_batch = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
+                yield from (as_captions(batch.column(0)[int(row) - start].as_py()) for row in in_batch)
 
 
 @dataclass
@@ -175,10 +188,12 @@ class Tables(Source):
     Args:
         root: the absolute path of the folder.
         files: the names of the files in it, in order.
+        labels: where the labels come from, `data.labels` of the recipe.
     """
 
     root: str
     files: list[str]
+    labels: str = "auto"
     smallest_shard = 128
 
     @property
@@ -214,8 +229,6 @@ class Tables(Source):
         return self._labels[1]
 
     def summarize(self, options: Data) -> ImageSummary | None:
-        if self._cell.encoded and options.size and options.channels != "auto":
-            return ImageSummary()
         return None
 
     def part(self, split: str, rows: np.ndarray) -> TablePart:
@@ -227,7 +240,7 @@ class Tables(Source):
             start += count
         labels = self._labels[0].get(split)
         chosen = np.zeros(len(rows), np.int64) if labels is None else labels[rows]
-        return TablePart(self.root, file_rows, chosen, self._cell)
+        return TablePart(self.root, file_rows, chosen, self._cell, self._caption_column)
 
     @cached_property
     def _schema(self) -> pa.Schema:
@@ -269,11 +282,13 @@ class Tables(Source):
     @cached_property
     def _labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Each split's labels, 0..classes-1, and the classes' names."""
-        column = next((name for name in LABELS if name in self._schema.names), None)
-        if column is None or not _can_be_label(self._schema.field(column).type):
+        column = self._label_column()
+        if not column:
             return {}, ()
         found = {split: self._read_labels(column, files) for split, files in self._layout.items()}
         names = _declared_names(self._schema, column)
+        if not found["train"]:
+            return {}, ()
         every = sorted({label for labels in found.values() for label in labels}, key=lambda v: natural(str(v)))
         if names and all(isinstance(label, int) for label in every):
             if every[0] == every[-1] == -1:  # how `datasets` marks missing labels
@@ -291,6 +306,29 @@ class Tables(Source):
         coded = {split: np.array([number[label] for label in labels], np.int64) for split, labels in found.items()}
         return coded, tuple(str(label) for label in every)
 
+    def _label_column(self) -> str:
+        """The column of the labels; empty if there is none."""
+        columns = [name for name in self._schema.names if name != self._cell.column]
+        if self.labels not in MODES:
+            if self.labels not in columns or not _can_be_label(self._schema.field(self.labels).type):
+                message = f"{printable(self.root)} has no column of labels {self.labels!r}"
+                raise UsageError(message, f"--labels with one of {', '.join([*MODES, *columns])}")
+            return self.labels
+        column = first_of(columns, LABELS)
+        return column if self.labels != "none" and column and _can_be_label(self._schema.field(column).type) else ""
+
+    @cached_property
+    def _caption_column(self) -> str:
+        """The column of the captions: a text, or a list of texts; empty if there is none."""
+        column = first_of(self._schema.names, CAPTIONS)
+        kind = self._schema.field(column).type if column else pa.null()
+        kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        return column if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
+
+    @property
+    def captions(self) -> bool:
+        return bool(self._caption_column)
+
     def _read_labels(self, column: str, files: list[tuple[str, int]]) -> list[Any]:
         labels: list[Any] = []
         for name, count in files:
@@ -298,8 +336,15 @@ class Tables(Source):
                 values = batch.column(0)
                 if values.null_count:
                     row = start + int(np.flatnonzero(pc.is_null(values).to_numpy(zero_copy_only=False))[0])
-                    raise DataError(f"{printable(name)}#{row} has no {column}", "add the value, or remove the column")
-                labels += values.to_pylist()
+                    message = f"{printable(name)}#{row} has no {column}"
+                    raise DataError(message, "add the value, or use --labels none")
+                found = values.to_pylist()
+                if pa.types.is_floating(values.type):
+                    if not all(value.is_integer() for value in found):
+                        self.notes.append(f"the column {column!r} of {printable(name)} has fractions: it is no label")
+                        return []
+                    found = [int(value) for value in found]
+                labels += found
         return labels
 
 
@@ -315,7 +360,8 @@ def _split(name: str) -> str:
 def _can_be_label(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string,
+    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating,
+                                       pa.types.is_string, pa.types.is_large_string,
                                        pa.types.is_string_view, pa.types.is_boolean))  # fmt: skip
 
 

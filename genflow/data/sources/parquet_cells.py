@@ -53,12 +53,12 @@ class ImageColumn:
                 with self._open(column, index, folders) as file:
                     return images.read_header(file)
             values = self._array(column, index)
-            size = (values.shape[1], values.shape[0])
-            colour = values.shape[2] > 2
+            height, width, channels = values.shape
             finite = values[np.isfinite(values)] if values.dtype != np.uint8 else values[:0]
             if not finite.size:
-                return ImageSummary(size, colour=colour)
-            return ImageSummary(size, colour=colour, low=float(finite.min()), high=float(finite.max()))
+                return ImageSummary.of_size(width, height, channels > 2)
+            low, high = float(finite.min()), float(finite.max())
+            return ImageSummary.of_size(width, height, channels > 2, high > 255, low=low, high=high)
         except Exception:  # decoding the picture will report the reason
             return ImageSummary()
 
@@ -71,7 +71,7 @@ class ImageColumn:
                         return images.decode(file, spec)
                     except Exception as error:
                         return images.describe_error(error, file)
-            return fit_array(to_levels(self._array(column, index), spec.low, spec.high), spec)
+            return fit_array(to_levels(self._array(column, index), spec.low, spec.high, spec.bits), spec)
         except Exception as error:
             return images.describe_error(error)
 

@@ -37,6 +37,8 @@ def open_name(name: str, data: Data) -> Source:
     """
     if data.channels == 1:
         raise UsageError("a stack has three channels", "omit --channels")
+    if data.crop == "random":
+        raise UsageError("random crops do not apply to a stack", "omit --crop")
     base = find(data.model_copy(update={"source": name.removeprefix(PREFIX)}))
     return Stack(base, data.samples, data.val, data.seed)
 

@@ -54,8 +54,9 @@ def work(settings: dict[str, Any]) -> None:
     data = Dataset.open(_dataset(store, settings["dataset"], folder))
     family, rows = runs.initial_family(store, recipe, data.facts), runs.training_rows(store, recipe, data)
     device = _device(recipe, settings["alone"])
-    full_batches = Stream(rows, recipe.train.batch, recipe.train.seed, device=device)
-    batches = Stream(rows, recipe.train.batch, recipe.train.seed, rank, world, device)
+    batch, seed, flip = recipe.train.batch, recipe.train.seed, recipe.data.flip
+    full_batches = Stream(rows, batch, seed, device=device, flip=flip)
+    batches = Stream(rows, batch, seed, rank, world, device, flip=flip)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     checkpoints = Checkpoints(folder / "checkpoints")
 

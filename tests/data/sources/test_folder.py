@@ -157,9 +157,9 @@ def test_no_pictures(tmp_path: Path) -> None:
 def test_native_size_and_channels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     """Small pictures of one size keep it; mixed or large ones become 64; one colour picture gives three channels."""
     for number in range(4):
-        picture(tmp_path / "same" / f"{number}.png", size=12)
+        picture(tmp_path / "same" / f"{number}.png", 90 + number, size=12)
         picture(tmp_path / "mixed" / f"{number}.png", size=20 + number)
-        picture(tmp_path / "large" / f"{number}.png", size=80)
+        picture(tmp_path / "large" / f"{number}.png", 90 + number, size=80)
     assert prepared(tmp_path / "same").facts.shape == (1, 12, 12)
     assert prepared(tmp_path / "mixed").facts.shape == (1, 64, 64)
     assert prepared(tmp_path / "large").facts.shape == (1, 64, 64)

@@ -80,13 +80,14 @@ def test_arrays_and_tables(tmp_path: Path) -> None:
 
 
 def test_files_without_pictures_are_no_input(tmp_path: Path) -> None:
-    """Statistics and captions next to pictures are skipped and counted."""
+    """Statistics next to pictures are skipped and counted, and a table of captions is no second input."""
     pictures(tmp_path)
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.zeros((3, 3)))
     pq.write_table(pa.table({"file_name": ["0.png"], "text": ["black"]}), tmp_path / "metadata.parquet")
     source = find(Data(source=str(tmp_path)))
     assert source.about["kind"] == "folder"
-    assert source.skipped == {"array file (.npz)": 1, "table (.parquet)": 1}
+    source.class_names()
+    assert source.skipped == {"array file (.npz)": 1}
 
 
 def test_input_that_is_deeper(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ SYSTEM_NAMES = (
 )  # fmt: skip
 
 
-def picture(path: Path, kind: str = "PNG") -> Path:
+def picture(path: Path, kind: str = "PNG", red: int = 10) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), (10, 20, 30)).save(path, kind)
+    Image.new("RGB", (8, 8), (red, 20, 30)).save(path, kind)
     return path
 
 
@@ -111,9 +111,10 @@ def test_heic_is_read(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
 
     pillow_heif.register_heif_opener()
     picture(tmp_path / "x" / "a.HEIC", "HEIF")
-    picture(tmp_path / "x" / "b.jpg", "HEIF")
+    picture(tmp_path / "x" / "b.jpg", "HEIF", red=200)
     dataset = prepared(tmp_path / "x", val=0)
-    assert abs(dataset.splits["train"].pixels.astype(int) - (10, 20, 30)).max() <= 4
+    for pixels, red in zip(dataset.splits["train"].pixels, (10, 200), strict=True):
+        assert abs(pixels.astype(int) - (red, 20, 30)).max() <= 8
     assert dataset.artifact.meta["skipped"] == {}
 
 
@@ -121,7 +122,7 @@ def test_heic_is_read(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
 def test_avif_is_read(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     """AVIF files are pictures if Pillow decodes them."""
     picture(tmp_path / "x" / "a.avif", "AVIF")
-    picture(tmp_path / "x" / "b.png")
+    picture(tmp_path / "x" / "b.png", red=200)
     assert prepared(tmp_path / "x", val=0).facts.splits == {"train": 2}
 
 

@@ -22,6 +22,7 @@ from benchmarks.abuse import replicas, workers
 from genflow.data import preview
 from genflow.sampling.engine import Engine, labels_for
 from genflow.serving.model_list import ServedModel
+from genflow.storage.manifest import describe
 from genflow.storage.store import Store
 
 pytestmark = pytest.mark.ray
@@ -242,14 +243,15 @@ def test_who_sends_headers_slowly_is_left(slow: socket.socket) -> None:
 
 
 def _copy_broken(run: Path, to: Path) -> None:
-    """Copy a run and truncate its weights."""
+    """Copy a run with truncated weights and a manifest that fits them, so that only loading finds the fault."""
     import shutil
 
     shutil.copytree(run, to)
-    manifest = json.loads((to / "manifest.json").read_text())
-    (to / "manifest.json").write_text(json.dumps({**manifest, "id": to.name, "name": "broken"}))
     for file in to.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:1000])
+    old = json.loads((to / "manifest.json").read_text())
+    manifest = describe(to, "runs", to.name, name="broken", parents=old["parents"], meta=old["meta"])
+    (to / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_metrics_of_the_dashboard_exist(endpoint: Endpoint) -> None:
