@@ -30,7 +30,6 @@ from genflow.cli.train import train
 from genflow.cli.tune import tune
 from genflow.cli.ui import ui
 from genflow.errors import GenflowError, ResourceError, UsageError
-from genflow.storage.files import disk_error
 from genflow.system import environment
 from genflow.system.streams import prepare_streams
 
@@ -79,6 +78,8 @@ def main() -> None:
 
 def _explain(error: Exception) -> GenflowError:
     """An error that no module expected, in one line; an error of the disk names the path and the fix."""
+    from genflow.storage.files import disk_error  # not at the top: `genflow --help` imports this module
+
     wrapped: GenflowError
     if (found := disk_error(error)) is not None:
         wrapped = found
