@@ -76,9 +76,10 @@ def find_source(text: str) -> str:
 def _show(done: Json) -> None:
     facts = done["facts"]
     splits = ", ".join(f"{rows:,} {name}" for name, rows in facts["splits"].items())
+    texts = " · captions" if facts.get("captions") else ""
     size = "points" if facts["levels"] is None else f"{facts['shape'][1]}×{facts['shape'][2]}×{facts['shape'][0]}"
     print(f"dataset  {done['name']}  ({done['dataset']}){'  cached' if done['cached'] else ''}")
-    print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes · {done['path']}")
+    print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes{texts} · {done['path']}")
     if done.get("bad"):
         print(f"         {done['bad']} unreadable image{'s' * (done['bad'] > 1)}, listed in {done['path']}/bad.csv")
     if done.get("skipped"):

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ SIDECARS = (".txt", ".caption")
 LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "fine_label")
 CAPTIONS = ("text", "caption", "captions", "prompt")
 NAME = "file_name"
+NUMBERS = re.compile(r"[-+.,0-9eE\s]+")  # a line of boxes or classes, such as YOLO's, is no caption
 MODES = ("auto", "none", "folders", "metadata")  # of `data.labels`; any other value names a column
 
 
@@ -167,7 +169,7 @@ def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
             yield f"line {number}", row
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -193,7 +195,8 @@ def _read_sidecars(
         found.files.append(name)
         try:
             with open(f"{root}/{name}", encoding="utf-8-sig") as file:
-                texts = as_captions(file.read().splitlines())
+                lines = file.read().split("\n")
+                texts = as_captions([line for line in lines if not NUMBERS.fullmatch(line)])
         except UnicodeDecodeError as error:
             raise DataError(f"the caption {printable(name)} is not UTF-8", "save it as UTF-8") from error
         except OSError as error:
@@ -203,5 +206,6 @@ def _read_sidecars(
         else:
             empty.append(name)
     if empty:
-        found.notes.append(f"{len(empty):,} caption files are empty, first {printable(empty[0])}")
+        message = f"{len(empty):,} caption files are empty or hold numbers alone, first {printable(empty[0])}"
+        found.notes.append(message)
     return captions

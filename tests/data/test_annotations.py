@@ -65,6 +65,15 @@ def test_metadata_gives_labels_and_captions(tmp_path, kind):
     assert prepared(source, labels="none")[0].facts.class_names == ()
 
 
+def test_a_text_may_hold_other_line_ends(tmp_path):
+    """U+2028 inside a caption is no end of a line of JSON."""
+    source = pictures(tmp_path / "set", ["1.png", "2.png"])
+    rows_ = [{"file_name": f"{n}.png", "text": f"a\u2028b {n}"} for n in (1, 2)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_)
+    (source / "metadata.jsonl").write_text(text, encoding="utf-8")
+    assert prepared(source)[0].splits["train"].captions == [("a\u2028b 1",), ("a\u2028b 2",)]
+
+
 def test_a_column_decides_by_hand(tmp_path):
     """`--labels COLUMN` takes another column, with whole floats as integers; an unknown one lists the columns."""
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
@@ -82,10 +91,11 @@ def test_sidecars_are_captions(tmp_path):
     (source / "1.txt").write_text("a cat\n\na small cat\n")
     (source / "2.caption").write_text("ein Hündchen")
     (source / "3.txt").write_text(" \n")
+    (source / "4.txt").write_text("0 0.5 0.5 0.1 0.1\n")  # boxes of YOLO
     dataset, warnings = prepared(source)
     assert dataset.splits["train"].captions == [("a cat", "a small cat"), ("ein Hündchen",), (), ()]
     assert any("2 of 4 pictures have no caption, first 3.png" in warning for warning in warnings)
-    assert any("1 caption files are empty, first 3.txt" in warning for warning in warnings)
+    assert any("2 caption files are empty or hold numbers alone, first 3.txt" in warning for warning in warnings)
     assert "other file (.txt)" not in dataset.artifact.meta["skipped"]
 
 
