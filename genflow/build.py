@@ -82,7 +82,7 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
         data = recipe.data.name or "NAME"
         raise UsageError(
             f"{family.title} starts from a trained run, but none was named",
-            f"genflow train flow_matching --data {data}, then add --init flow_matching-{data}",
+            f"genflow train flow_matching --data {data}, then add --init latest",
         )
     if trained_on and trained_on.shape != facts.shape:
         theirs, ours = ("×".join(map(str, shape)) for shape in (trained_on.shape, facts.shape))

@@ -22,6 +22,7 @@ class DataSpec:
         sigma_data: standard deviation of x over the training split (EDM's sigma_data).
         scale: the divisor in x = point / scale; 1 for pictures.
         class_counts: rows per class in the training split.
+        captions: whether the rows have captions; a row may have none or several.
         fingerprint: SHA-256 of the bytes of the shards; equal data has equal fingerprints.
         strip: length of the strips from which training crops; 0: the data has none.
     """
@@ -35,6 +36,7 @@ class DataSpec:
     scale: float = 1.0
     class_counts: tuple[int, ...] = ()
     fingerprint: str = ""
+    captions: bool = False
     strip: int = 0
 
     @property

@@ -38,7 +38,7 @@ def main(document: Json, emit: Emit) -> Compared:
     store = Store()
     fingerprints = {run.meta["fingerprint"]: run for run, _ in runs_with_data(store, document)}
     if len(fingerprints) > 1:
-        mixed = ", ".join(f"{run.name} on {run.meta['dataset_name']}" for run in fingerprints.values())
+        mixed = ", ".join(f"{run.id} on {run.meta['dataset']}" for run in fingerprints.values())
         raise UsageError(f"runs of different datasets cannot be compared: {mixed}")
     rows = measure_runs(store, document, emit)
     if existing := store.get("reports", page.address(rows)):
@@ -55,7 +55,13 @@ def find(document: Json) -> Compared | None:
 
 
 def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Compared:
-    """The document that the command prints."""
+    """The document that the command prints.
+
+    Raises:
+        DataError: the report is cached and differs from its manifest.
+    """
+    if cached:
+        artifact.verify()
     return {
         "schema": "genflow.compare/1",
         "report": artifact.id,

@@ -45,16 +45,21 @@ def main(document: Json, emit: Emit) -> Prepared:
         UsageError: the source does not exist.
         DataError: more than `max_bad` records cannot be read, or the source is damaged.
     """
-    started = time.monotonic()
-    artifact, cached = prepare.prepare(Store(), parse(document["recipe"]).data, ray_workers, emit)
+    store, started = Store(), time.monotonic()
+    artifact, cached = prepare.prepare(store, parse(document["recipe"]).data, ray_workers, emit)
+    if problem := store.record_name(artifact):
+        emit("warning", message=problem, hint=f"use {artifact.id} instead of the name {artifact.name}")
     made = result(artifact, cached)
     made["seconds"] = round(time.monotonic() - started, 3)
     return made
 
 
 def find(document: Json) -> Prepared | None:
-    """The result if the dataset exists, else None."""
-    artifact = prepare.find(Store(), parse(document["recipe"]).data)
+    """The result if the dataset exists, else None; its name means this dataset from now on."""
+    store = Store()
+    artifact = prepare.find(store, parse(document["recipe"]).data)
+    if artifact:
+        store.record_name(artifact)
     return result(artifact, cached=True) if artifact else None
 
 

@@ -41,7 +41,7 @@ def main(document: Json, emit: Emit) -> PairsWritten:
     """
     store, started = Store(), time.monotonic()
     task = plan(store, document["inputs"]["run"], parse(document["recipe"]))
-    with store.lock("pairs", task.id, wait=True):
+    with store.lock("pairs", task.id, wait=True, uses=[task.run.id, task.dataset.id]):
         if done := store.get("pairs", task.id):
             return result(done, cached=True)
         folder = store.folder("pairs", task.id)

@@ -55,12 +55,13 @@ def main(document: Json, emit: Emit) -> Served:
             os.environ |= stack.enter_context(
                 haproxy.haproxy_variables(proxy, inputs["host"], MAX_PER_REPLICA * replicas)
             )
+        else:  # no HAProxy writes X-Forwarded-For, so uvicorn must not read the client's address from it
+            os.environ["FORWARDED_ALLOW_IPS"] = ""
         stack.enter_context(ray_cluster(num_cpus=max(environment.cores(), replicas), logs=False))
         start_serve(inputs, "127.0.0.1" if proxy else inputs["host"])
         try:
             deploy(inputs, models)
-            store = Store()
-            endpoints.write(store, inputs)
+            _record(inputs, emit)
             emit("note", message=_serving_note(inputs, models))
             _watch_health(inputs, emit)
         except KeyboardInterrupt:
@@ -68,6 +69,15 @@ def main(document: Json, emit: Emit) -> Served:
         finally:
             shut_down(inputs)
     return _result(inputs, models, "ended")
+
+
+def _record(inputs: Json, emit: Emit) -> None:
+    """Record the endpoint in the store. Serving itself writes nothing, so a read-only store can be served."""
+    try:
+        endpoints.write(Store(), inputs)
+    except OSError as error:
+        missing = "genflow endpoints does not list this endpoint, and its models cannot be replaced while it runs"
+        emit("warning", message=f"cannot write {Store().root}: {error.strerror}; {missing}", hint="")
 
 
 def start_serve(inputs: Json, host: str) -> None:

@@ -82,7 +82,13 @@ def address(dataset: str, document: Json) -> str:
 
 
 def result(artifact: Artifact, *, cached: bool) -> Json:
-    """The document that the command prints."""
+    """The document that the command prints.
+
+    Raises:
+        DataError: the tables are cached and differ from their manifest.
+    """
+    if cached:
+        artifact.verify()
     document: dict[str, Any] = json.loads(artifact.file("tables.json").read_text())
     return {**document, "path": str(artifact.path), "cached": cached}
 

@@ -4,19 +4,20 @@
 """
 
 import contextlib
+import functools
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from genflow import __version__
-from genflow.errors import GenflowError
+from genflow.errors import GenflowError, UsageError
 from genflow.launch import capacity
 from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import flatten, parse
-from genflow.runs import RunPlan, create_folder, plan, record_divergence
+from genflow.runs import RunPlan, create_folder, news, plan, record_divergence
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from genflow.system.documents import Json
@@ -24,7 +25,7 @@ from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, Status, journal_path
 from genflow.tracking.sender import Sender
-from genflow.training.checkpoint import Checkpoints, read_state
+from genflow.training.checkpoint import Checkpoints, is_complete, of_run, read_state
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
 from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete
@@ -49,7 +50,8 @@ def main(document: Json, emit: Emit) -> Trained:
     """Train the run of `recipe`; if it is finished, Ray is not imported.
 
     Args:
-        document: if `inputs.fresh` is set, delete the files of an earlier attempt first.
+        document: if `inputs.fresh` is set, delete the files of an earlier attempt first; if `inputs.announce` is set,
+            say how a new run differs from one of the same name, even if the name is not in the recipe.
         emit: receives events.
 
     Returns:
@@ -63,11 +65,16 @@ def main(document: Json, emit: Emit) -> Trained:
     store = Store()
     run = plan(store, parse(document["recipe"]))
     if document.get("inputs", {}).get("fresh"):
-        _forget(store, run)
+        store.delete("runs", run.id)
     if finished := store.get("runs", run.id):
         warn_if_incomplete(emit, run.id, sync.catch_up(store, run.id))
         return result(finished, cached=True)
-    with store.lock("runs", run.id, wait=False):
+    # the many runs of a study have no names of their own, and would fill the screen
+    if (run.recipe.name or document.get("inputs", {}).get("announce")) and (new := news(store, run)):
+        emit("note", message=new)
+    with store.lock("runs", run.id, wait=False, uses=_parents(run)):
+        if store.get("datasets", run.dataset.id) is None:
+            raise UsageError(f"dataset {run.dataset.id} was deleted just now", "genflow data ls")
         create_folder(store, run)
         try:
             with _journal_sent_to_mlflow(store, run, emit), peak() as memory:
@@ -76,9 +83,8 @@ def main(document: Json, emit: Emit) -> Trained:
             record_divergence(store, run, error)
             raise
         meta = {**_describe(store, run), "memory_mb": memory.mb if run.recipe.cluster.workers == 1 else None}
-        parents = [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
         artifact = store.finalize(
-            "runs", run.id, name=run.name, parents=parents, meta=meta, only=lambda name: ".tmp-" not in name
+            "runs", run.id, name=run.name, parents=_parents(run), meta=meta, only=_is_whole(store, run)
         )
     return result(artifact, cached=False)
 
@@ -91,7 +97,15 @@ def find(document: Json) -> Trained | None:
 
 
 def result(run: Artifact, *, cached: bool) -> Trained:
-    """The document that the command prints."""
+    """The document that the command prints.
+
+    Raises:
+        DataError: the run is cached, and its recipe, facts or checkpoint differ from its manifest.
+    """
+    if cached:
+        for name in ("recipe.yaml", "facts.json"):
+            run.file(name)
+        of_run(run)
     meta = run.meta
     return {
         "schema": "genflow.train/1",
@@ -111,10 +125,21 @@ def result(run: Artifact, *, cached: bool) -> Trained:
     }
 
 
-def _forget(store: Store, run: RunPlan) -> None:
-    with store.lock("runs", run.id, wait=False):
-        store.delete("runs", run.id)
-        sync.delete_journals(store, run.id)
+def _parents(run: RunPlan) -> list[str]:
+    """The ids of the artifacts that a run is made from; the dataset is the first."""
+    return [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
+
+
+def _is_whole(store: Store, run: RunPlan) -> Callable[[str], bool]:
+    """Selects the files of a run: those of no half-written file, and of no half-deleted checkpoint."""
+    folder = store.folder("runs", run.id)
+    whole = functools.cache(is_complete)
+
+    def selected(name: str) -> bool:
+        section, _, rest = name.partition("/")
+        return ".tmp-" not in name and (section != "checkpoints" or whole(folder / section / rest.partition("/")[0]))
+
+    return selected
 
 
 @contextlib.contextmanager

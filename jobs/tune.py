@@ -57,7 +57,8 @@ def main(document: Json, emit: Emit) -> Json:
     search = plan(store, parse(document["recipe"]), document.get("inputs", {}).get("objective", ""))
     if found := store.get("searches", search.id):
         return result(found, cached=True)
-    with store.lock("searches", search.id, wait=False):
+    uses = [id for id in (search.run.dataset.id, search.run.recipe.init, search.run.recipe.data.pairs) if id]
+    with store.lock("searches", search.id, wait=False, uses=uses):
         begin(store, search)
         if not search.objective:
             data = Dataset.open(search.run.dataset)
@@ -73,7 +74,14 @@ def main(document: Json, emit: Emit) -> Json:
 
 
 def result(artifact: Artifact, *, cached: bool) -> Json:
-    """The document that the command prints."""
+    """The document that the command prints.
+
+    Raises:
+        DataError: a result, such as best.yaml, differs from the search's manifest.
+    """
+    for name in artifact.files("*") if cached else ():
+        if "/" not in name:  # not the trials
+            artifact.file(name)
     return {**json.loads(artifact.file("search.json").read_text()), "path": str(artifact.path), "cached": cached}
 
 
@@ -235,7 +243,7 @@ def _conclude(store: Store, search: Search, tracker: SearchTracker | None, emit:
         raise GenflowError(f"no trial of {search.id} has a result: {why}", "search over other values, or longer")
     confirmed = TrialLog(Path(search.task(store, confirm=True).folder)).rows()
     found = results.document(search, rows, confirmed, trial_log.seconds(), folder)
-    write_atomically(folder / "best.yaml", results.best_yaml(search, found))
+    write_atomically(folder / "best.yaml", results.best_yaml(search, found, store.reference(search.run.dataset)))
     write_atomically(folder / "search.json", json.dumps(found, indent=1))
     write_atomically(folder / "trials.csv", results.csv_table(search, rows))
     if not search.objective:

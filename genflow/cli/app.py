@@ -5,6 +5,7 @@ inside its function. Results go to standard output; progress and errors go to st
 output and `errors` the exit codes.
 """
 
+import contextlib
 import os
 import sys
 from typing import Annotated, Any
@@ -28,7 +29,9 @@ from genflow.cli.tables import tables
 from genflow.cli.train import train
 from genflow.cli.tune import tune
 from genflow.cli.ui import ui
-from genflow.errors import GenflowError, UsageError
+from genflow.errors import GenflowError, ResourceError, UsageError
+from genflow.system import environment
+from genflow.system.streams import prepare_streams
 
 app = typer.Typer(
     name="genflow",
@@ -52,9 +55,11 @@ app.add_typer(cluster.app, name="cluster")
 
 def main() -> None:
     """Run the program `genflow` and exit with the code of the command."""
+    prepare_streams()
     verbose = _pop_verbose_flag()
     command = typer.main.get_command(app)
     try:
+        environment.ensure_home()
         code = command.main(args=sys.argv[1:], prog_name="genflow", standalone_mode=False)
     except GenflowError as error:
         code = console.fail(error, verbose)
@@ -62,19 +67,54 @@ def main() -> None:
         console.note("interrupted")
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
         if hasattr(error, "format_message"):  # raised by Typer for a wrong flag or argument
-            sys.exit(_report_usage_error(error, verbose))
+            code = _report_usage_error(error, verbose)
+        else:
+            code = console.fail(_explain(error), verbose)
+    sys.exit(_flush(code or 0, verbose))
+
+
+def _explain(error: Exception) -> GenflowError:
+    """An error that no module expected, in one line; an error of the disk names the path and the fix."""
+    from genflow.storage.files import disk_error  # not at the top: `genflow --help` imports this module
+
+    wrapped: GenflowError
+    if (found := disk_error(error)) is not None:
+        wrapped = found
+    else:
         first = str(error).strip().splitlines()
         wrapped = GenflowError(
             f"{type(error).__name__}: {first[0] if first else 'no message'}",
             "run the same command with -v to see the traceback",
         )
-        wrapped.__cause__ = error
-        code = console.fail(wrapped, verbose)
-    sys.exit(code or 0)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _flush(code: int, verbose: bool) -> int:
+    """Write the rest of the output; return the exit code.
+
+    A reader that has closed the pipe does not need the rest, so the exit code stays that of the command. A full disk
+    behind standard output is an error, because the output is incomplete.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        reason = error.strerror or str(error)
+        full = ResourceError(f"cannot write to standard output: {reason}", "write the output to another disk")
+        return code or console.fail(full, verbose)
+    return code
+
+
+def _discard_output() -> None:
+    """Send what the buffer of standard output still holds to the null device, or Python fails when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report_usage_error(error: Any, verbose: bool) -> int:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import remove
+from genflow.cli.dispatch import find_named
 from genflow.cli.options import AsJson, DataRef, Yes
+from genflow.cli.removal import remove
+from genflow.data.skipped import describe
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
@@ -53,7 +55,8 @@ def show(
     from genflow.storage.files import write_atomically
     from genflow.storage.store import Store
 
-    opened = Dataset.open(Store().find("datasets", dataset))
+    store = Store()
+    opened = Dataset.open(find_named(store, "datasets", dataset))
     document = preview.describe(opened)
     file = write_atomically(out or Path(f"{opened.artifact.name}-preview.png"), preview.preview(opened))
     document["preview"] = str(file.absolute())
@@ -64,7 +67,7 @@ def show(
         print(f"{key:<12} {value}")
     for warning in document["warnings"]:
         print(f"{'warning':<12} {warning}")
-    console.next_commands(f"genflow train flow_matching --data {opened.artifact.name}")
+    console.next_commands(f"genflow train flow_matching --data {store.reference(opened.artifact)}")
 
 
 def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:
@@ -79,6 +82,10 @@ def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:
         "fingerprint": facts.fingerprint[:16],
         "preview": preview,
     }
+    if skipped := dataset.artifact.meta.get("skipped"):
+        lines["skipped"] = describe(skipped)
+    if bad := dataset.artifact.meta.get("bad"):
+        lines["unreadable"] = f"{bad:,}, listed in {dataset.artifact.path}/bad.csv"
     if facts.classes:
         counts = facts.class_counts or (0,) * facts.classes
         pairs = [f"{n} {c:,}" for n, c in zip(facts.class_names, counts, strict=False)]

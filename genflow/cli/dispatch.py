@@ -1,6 +1,7 @@
 """Code shared by commands: compose a recipe, send a job, show a plan, find runs, and check arguments."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,26 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Artifact, Store
 
 
+MAX_LISTED = 3  # artifacts of one name that a line names
+
+
 def is_verbose() -> bool:
     """Whether -v was given."""
     return bool(os.environ.get("GENFLOW_VERBOSE"))
+
+
+def read_config(path: Path) -> Json:
+    """The content of a --config file.
+
+    Raises:
+        UsageError: it is missing or not a recipe.
+        DataError: it is part of an artifact, such as the best.yaml of a search, and differs from its manifest.
+    """
+    from genflow.recipe.files import read
+    from genflow.storage.manifest import verify_if_listed
+
+    verify_if_listed(path)
+    return read(path)
 
 
 def compose_recipe(
@@ -102,7 +120,8 @@ def show_plan(recipe: "Recipe | Json", stages: list[tuple[str, str, str]], json:
 def find_run(store: "Store", reference: str) -> "Artifact":
     """Find a run by id, id prefix, name, `latest`, `best:METRIC` or MLflow's `models:/NAME@ALIAS`.
 
-    `best:fd` and `best:kid` choose the smallest value, `best:` of other metrics the largest.
+    `best:fd` and `best:kid` choose the smallest value, `best:` of other metrics the largest. A name of several runs is
+    the newest, and a line on standard error says so.
 
     Raises:
         UsageError: there is no such run, or no run was measured.
@@ -112,10 +131,52 @@ def find_run(store: "Store", reference: str) -> "Artifact":
 
         return store.find("runs", model_registry.run_of(store, reference))
     if not reference.startswith("best:"):
-        return store.find("runs", reference)
+        return find_named(store, "runs", reference)
     from genflow.evaluation.report.table import best_run
 
     return best_run(store, reference.removeprefix("best:"))
+
+
+def find_named(store: "Store", kind: str, reference: str) -> "Artifact":
+    """`Store.find`; if the reference is the name of several artifacts, print which one it means."""
+    found = store.find(kind, reference)
+    if reference not in (found.id, "latest") and reference == found.name and (others := store.namesakes(found)):
+        which = "prepared last" if kind == "datasets" else "the newest"
+        listed = ", ".join(other.id for other in others[-MAX_LISTED:])
+        more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
+        console.note(f"note: {reference} means {found.id}, {which}; the name also belongs to {listed}{more}")
+    return found
+
+
+def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
+    """Find the dataset and the other artifacts that a recipe names, print the dataset, and write the ids into it.
+
+    Raises:
+        UsageError: the recipe names no dataset, or one of them does not exist.
+    """
+    require_dataset(recipe, store)
+    dataset = find_named(store, "datasets", recipe.data.name)
+    named = {"name": dataset.id}
+    if recipe.data.pairs:
+        named["pairs"] = find_named(store, "pairs", recipe.data.pairs).id
+    recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})
+    if recipe.init:
+        recipe = recipe.replace(init=find_run(store, recipe.init).id)
+    show_dataset(dataset)
+    return recipe
+
+
+def show_dataset(dataset: "Artifact") -> None:
+    """Print a dataset's id, rows and shape on standard error, before a job uses it."""
+    facts = dataset.meta.get("facts", {})
+    rows = " + ".join(f"{rows:,} {split}" for split, rows in facts.get("splits", {}).items())
+    console.note(f"data     {dataset.id}: {rows} rows · {shape_text(facts)}")
+
+
+def shape_text(facts: Json) -> str:
+    """The shape of a dataset's rows as text: C×H×W, or points."""
+    shape = "×".join(str(n) for n in facts.get("shape", ()))
+    return "points in the plane" if facts.get("levels", 0) is None else f"{shape} (C×H×W)"
 
 
 def require_family(family: str) -> None:
@@ -130,7 +191,9 @@ def require_family(family: str) -> None:
 def require_dataset(recipe: "Recipe", store: "Store") -> None:
     """Raise UsageError if the recipe names no dataset; the hint lists the datasets in the store."""
     if not recipe.data.name:
-        names = dict.fromkeys(a.name for a in store.artifacts("datasets"))
+        known = store.artifacts("datasets")
+        count = Counter(dataset.name for dataset in known)
+        names = dict.fromkeys(d.name if count[d.name] == 1 else d.id for d in known)
         if not names:
             raise UsageError(
                 "no dataset given, and the store has none", "genflow prepare digits, then add --data digits"
@@ -166,16 +229,3 @@ def resolve_features(spec: str, store: "Store") -> str:
 
         return str(imagenet.module(store))
     return spec if spec in ("classifier", "random") else absolute_if_path(spec)
-
-
-def remove(kind: str, reference: str, yes: bool) -> None:
-    """Delete a run or a dataset after confirmation."""
-    from genflow.storage.store import Store
-
-    store = Store()
-    artifact = find_run(store, reference) if kind == "runs" else store.find(kind, reference)
-    console.confirm(
-        f"delete {artifact.id} from {store.url}? [y/N] ", f"this would delete {artifact.id} from {store.url}", yes
-    )
-    store.remove(artifact)
-    print(f"deleted  {artifact.id}")

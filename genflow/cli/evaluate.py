@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, compose_recipe, find_run, resolve_features, send
+from genflow.cli.dispatch import check_output_path, compose_recipe, find_run, resolve_features, send, show_dataset
 from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
 from genflow.errors import UsageError
 from genflow.system.documents import Json
@@ -71,10 +71,12 @@ def _measure(
     store = Store()
     runs = [find_run(store, reference) for reference in references]
     if len({run.meta.get("fingerprint") for run in runs}) > 1:
-        pairs = ", ".join(f"{run.name} on {run.meta.get('dataset_name')}" for run in runs)
+        pairs = ", ".join(f"{run.id} on {run.meta.get('dataset')}" for run in runs)
         raise UsageError(
             f"runs on different datasets cannot be compared: {pairs}", "genflow runs ls shows the dataset of each run"
         )
+    if dataset := store.get("datasets", runs[0].meta.get("dataset", "")):
+        show_dataset(dataset)
     recipe = compose_recipe(None, [], sets, flags)
     spec = resolve_features(recipe.evaluate.features, store)
     recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})

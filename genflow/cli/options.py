@@ -26,7 +26,7 @@ def complete_data(incomplete: str) -> list[str]:
 def _complete(kind: str, incomplete: str) -> list[str]:
     from genflow.storage.store import Store
 
-    artifacts = Store().artifacts(kind)
+    artifacts, _ = Store().scan(kind)  # no warning: the shell is waiting for words
     names = [a.name for a in artifacts] + [a.id for a in artifacts]
     return sorted({name for name in names if name.startswith(incomplete)})
 

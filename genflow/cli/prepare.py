@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import absolute_if_path, compose_recipe, send, show_plan
+from genflow.cli.dispatch import MAX_LISTED, absolute_if_path, compose_recipe, find_named, send, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.data import sources
+from genflow.data.skipped import describe
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 
@@ -22,6 +23,7 @@ def prepare(
     crop: Annotated[
         str | None, typer.Option(help="Crop to a square: center, random, or none, which pads; default: center.")
     ] = None,
+    labels: Annotated[str | None, typer.Option(help="Labels from: none, folders, metadata, or a column.")] = None,
     val: Annotated[float | None, typer.Option(help="Fraction of the images held out for evaluation.")] = None,
     max_bad: Annotated[
         int | None, typer.Option(help="Fail if more images than this are unreadable; default: 0.")
@@ -39,7 +41,7 @@ def prepare(
         raise UsageError(f"--channels must be auto, 1 or 3, not {channels!r}", "leave out --channels to detect them")
     given: dict[str, Any] = {
         "source": find_source(source), "channels": channels if channels == "auto" else int(channels),
-        "name": name, "size": size, "bits": bits, "crop": crop, "val": val, "max_bad": max_bad,
+        "name": name, "size": size, "bits": bits, "crop": crop, "labels": labels, "val": val, "max_bad": max_bad,
     }  # fmt: skip
     recipe = compose_recipe(None, [], sets, {f"data.{key}": value for key, value in given.items()})
     if dry_run:
@@ -65,8 +67,10 @@ def find_source(text: str) -> str:
     base = text.removeprefix(prefix)
     if base in sources.names() or Path(base).expanduser().exists():
         return prefix + absolute_if_path(base)
-    known = {dataset.name: dataset.meta["options"]["source"] for dataset in Store().artifacts("datasets")}
-    return prefix + known.get(base, absolute_if_path(base))
+    store = Store()
+    if any(base in (dataset.name, dataset.id) for dataset in store.artifacts("datasets")):
+        return prefix + str(find_named(store, "datasets", base).meta["options"]["source"])
+    return prefix + absolute_if_path(base)
 
 
 def _show(done: Json) -> None:
@@ -77,5 +81,20 @@ def _show(done: Json) -> None:
     print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes · {done['path']}")
     if done.get("bad"):
         print(f"         {done['bad']} unreadable image{'s' * (done['bad'] > 1)}, listed in {done['path']}/bad.csv")
-    name = done["name"]
+    if done.get("skipped"):
+        print(f"skipped  {describe(done['skipped'])}")
+    name = _reference(done)
     console.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")
+
+
+def _reference(done: Json) -> str:
+    """The dataset's name; if others have the name, its id, and a line says what the name means from now on."""
+    from genflow.storage.store import Store
+
+    store = Store()
+    made = store.get("datasets", done["dataset"])
+    if made is None or not (others := store.namesakes(made)):
+        return str(done["name"])
+    listed = ", ".join(other.id for other in others[-MAX_LISTED:])
+    console.note(f"note: from now on {made.name} means {made.id}; the name also belongs to {listed}")
+    return made.id

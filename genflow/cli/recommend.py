@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
+from genflow.cli.dispatch import find_named
 from genflow.cli.options import AsJson, complete_data
 from genflow.errors import UsageError
 from genflow.system.documents import Json
@@ -24,7 +25,8 @@ def recommend(
     from genflow.storage.store import Store
 
     most_ms = parse_latency(max_latency) if max_latency else None
-    choices = selection.choices(Store(), data)
+    store = Store()
+    choices = selection.choices(store, find_named(store, "datasets", data).id if data else "")
     most_fd = parse_quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
     chosen = selection.choose(choices, most_ms, most_fd)
     best = selection.front(choices)
@@ -104,7 +106,7 @@ def summary_sentence(chosen: Json, measured: int) -> str:
     equal = f" fd does not distinguish it from {chosen['equal']}." if chosen["equal"] else ""
     return (
         f"Deploy {chosen['name']}{how}{steps}: fd {number(chosen['fd']['value'])}, {number(chosen['ms_alone'])} ms "
-        f"for a single sample; chosen from {measured} measured settings.{equal}"
+        f"for a single sample; chosen from {measured} measured settings of runs on {chosen['dataset']}.{equal}"
     )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, find_run, send, show_plan
+from genflow.cli.dispatch import compose_recipe, find_run, send, show_dataset, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, RunRef, Sets
 
 
@@ -34,6 +34,8 @@ def reflow(
     flags: dict[str, Any] = {"reflow.pairs": pairs, "reflow.seed": seed, "cluster.workers": workers}
     flags |= {"sample.sampler": sampler, "sample.steps": steps, "sample.guidance": guidance}
     recipe = compose_recipe(None, [], sets, flags)
+    if dataset := store.get("datasets", teacher.meta.get("dataset", "")):
+        show_dataset(dataset)
     if dry_run:
         from genflow.sampling.reflow import plan
 
@@ -49,7 +51,7 @@ def reflow(
     print(f"pairs    {done['pairs']}{'  cached' if done['cached'] else ''}")
     took = console.duration(done["seconds"])
     print(f"         {done['count']:,} pairs of {teacher.name}, {took} · {done['path']}")
-    data = f"--data {teacher.meta['dataset_name']} --set data.pairs={done['pairs']}"
+    data = f"--data {teacher.meta['dataset']} --set data.pairs={done['pairs']}"
     straight = "--set family.density=u_shaped --set family.at_noise=0.15"
     name = f"--name {teacher.name}-reflow"
     console.next_commands(f"genflow train flow_matching --init {teacher.id} {data} {straight} {name}")

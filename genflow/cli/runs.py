@@ -1,10 +1,18 @@
 """`genflow runs`: list, show and delete runs in the store."""
 
+import contextlib
+from typing import TYPE_CHECKING
+
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run, remove
+from genflow.cli.dispatch import find_run
 from genflow.cli.options import AsJson, RunRef, Yes
+from genflow.cli.removal import remove
+from genflow.errors import GenflowError
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.storage.store import Store
 
 app = typer.Typer(help="List, show and delete runs in the store.", no_args_is_help=True)
 
@@ -12,27 +20,47 @@ app = typer.Typer(help="List, show and delete runs in the store.", no_args_is_he
 @app.command("ls")
 def list_runs(json: AsJson = False) -> None:
     """List the runs in the store."""
+    from genflow.storage.manifest import warn
     from genflow.storage.store import Store
 
     store = Store()
-    finished = store.artifacts("runs")
-    ids = {run.id for run in finished}
+    finished, damaged = store.scan("runs")
+    for error in damaged.values():
+        warn(error)
+    ids = {run.id for run in finished} | set(damaged)
     unfinished = [name for name in store.names("runs") if name not in ids]
+    training = {name: process for name in unfinished if (process := store.holder("runs", name))}
     if json:
         runs = [{"run": run.id, "name": run.name, "created": run.manifest["created"], **run.meta} for run in finished]
-        console.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": unfinished})
+        console.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": unfinished,
+                          "training": training, "damaged": [*damaged]})  # fmt: skip
         return
-    rows = [
-        (run.id, run.meta.get("family", ""), run.meta.get("dataset_name", ""), f"{run.meta.get('steps', 0):,}",
+    rows: list[tuple[str, ...]] = [
+        (run.id, run.meta.get("family", ""), run.meta.get("dataset", ""), f"{run.meta.get('steps', 0):,}",
          console.duration(run.meta.get("seconds")), console.date(run.manifest.get("created", 0)))
         for run in finished
     ]  # fmt: skip
-    rows += [(name, "", "", "", "", "unfinished: run the same command to resume") for name in unfinished]
+    rows += [_unfinished(store, name, training.get(name, "")) for name in unfinished]
     if not rows:
         print(f"no runs in {store.url}")
         console.next_commands("genflow quickstart", "genflow train flow_matching --data NAME")
         return
     print(console.table(("run", "family", "data", "steps", "time", "made"), rows, left=3))
+
+
+def _unfinished(store: "Store", id: str, process: str) -> tuple[str, ...]:
+    """The row of a run that is trained now, or that was interrupted."""
+    from genflow.recipe.files import read
+
+    folder = store.folder("runs", id)
+    family = data = ""
+    with contextlib.suppress(GenflowError, OSError, AttributeError):
+        recipe = read(folder / "recipe.yaml")
+        family, data = str(recipe["family"].get("kind", "")), str(recipe["data"].get("name", ""))
+    steps = sorted(path.name for path in folder.glob("checkpoints/step_*") if ".tmp-" not in path.name)
+    done = f"{int(steps[-1].removeprefix('step_')):,}" if steps else ""
+    state = f"training: process {process}" if process else "unfinished: run the same command to resume"
+    return id, family, data, done, "", state
 
 
 @app.command()
@@ -46,7 +74,7 @@ def show(run: RunRef, json: AsJson = False) -> None:
     measured = [e for e in store.artifacts("evaluations") if found.id in e.manifest.get("parents", [])]
     document = {
         "schema": "genflow.run.show/1", "run": found.id, "name": found.name, "path": str(found.path), **found.meta,
-        "recipe": read(found.path / "recipe.yaml"), "evaluations": [e.id for e in measured],
+        "recipe": read(found.file("recipe.yaml")), "evaluations": [e.id for e in measured],
     }  # fmt: skip
     if json:
         console.document(document)
@@ -62,5 +90,5 @@ def show(run: RunRef, json: AsJson = False) -> None:
 
 @app.command()
 def rm(run: RunRef, yes: Yes = False) -> None:
-    """Delete a run from the store."""
+    """Delete a run from the store, finished or not."""
     remove("runs", run, yes)

@@ -58,6 +58,7 @@ def serve(
         "name": endpoint, "models": to_documents(models), "host": host, "port": port or environment.free_port(),
         "replicas": replicas, "most_replicas": most, "memory_mb": memory, "keys": keys,
         "threads": max(1, (environment.cores() - 1) // max(replicas, most)), "per_minute": 600 if keys else 0,
+        "hosts": os.environ.get("GENFLOW_ALLOWED_HOSTS", "").lower().replace(",", " ").split(),
     }  # fmt: skip
     if config_out:
         _write_configuration(config_out, inputs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, resolve_features, send
+from genflow.cli.dispatch import check_output_path, find_named, resolve_features, send, show_dataset
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets, complete_data
 from genflow.errors import DIVERGED, UsageError, nearest
 from genflow.system.documents import Json
@@ -59,7 +59,8 @@ def tables(
     from genflow.tables import plan
 
     store = Store()
-    study = plan.load().of(_dataset(store, data), seeds=seeds, budget=budget)
+    dataset, data = _dataset(store, data)
+    study = plan.load().of(dataset, seeds=seeds, budget=budget)
     stages = study.stages(f"tables-{data}")
     stages["stages"]["tables"]["study"]["command"] = _command(data, seeds, budget, sets)
     overrides = assignments(sets)
@@ -112,19 +113,26 @@ def _command(data: str, seeds: int | None, budget: float | None, sets: list[str]
     return shlex.join([*words, *(word for value in sets for word in ("--set", value))])
 
 
-def _dataset(store: "Store", name: str) -> Any:
+def _dataset(store: "Store", name: str) -> tuple[Any, str]:
     """The id of a dataset in the store; for a built-in source without dataset, the settings that prepare it.
 
+    Returns:
+        Also the name that certainly means it, for the command on the page.
+
     Raises:
-        UsageError: the name is neither.
+        UsageError: the name is neither, or does not decide a dataset.
     """
     try:
-        return store.find("datasets", name).id
+        found = find_named(store, "datasets", name)
+        show_dataset(found)
+        return found.id, found.id if name != found.id and store.namesakes(found) else name
     except UsageError as error:
         from genflow.data import sources
 
+        if any(dataset.name == name or dataset.id.startswith(name) for dataset in store.artifacts("datasets")):
+            raise
         if name in sources.names():
-            return {"source": name, "val": 0.2}
+            return {"source": name, "val": 0.2}, name
         known = sorted({dataset.name for dataset in store.artifacts("datasets")} | {"digits", "fashion"})
         raise UsageError(
             f"no dataset {name!r}{nearest(name, known)}",
@@ -218,11 +226,11 @@ class RemainingWork:
 
 def _measured(store: "Store") -> dict[bool, float]:
     """Median seconds of the evaluations in this store, with and without a sweep."""
-    import json
     from statistics import median
 
+    from genflow.evaluation.results import documents
+
     took: dict[bool, list[float]] = {True: [], False: []}
-    for evaluation in store.artifacts("evaluations")[-60:]:
-        document = json.loads(evaluation.file("metrics.json").read_text())
+    for _, document in documents(store, newest=60):
         took[bool(document["evaluate"]["steps"])].append(document["seconds"])
     return {swept: median(seconds) for swept, seconds in took.items() if seconds}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, require_dataset, require_family, send, show_plan
+from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
@@ -44,10 +44,9 @@ def train(
 
     If training was interrupted, run the same command again to resume it.
     """
-    from genflow.recipe.files import read
     from genflow.storage.store import Store
 
-    files = [read(path) for path in config]
+    files = [read_config(path) for path in config]
     family = _family(family, files)
     if minutes and not steps:
         steps = NO_END  # without --steps, only --minutes limits the run
@@ -59,14 +58,16 @@ def train(
             f"genflow train {recipe.family.get('kind')}",
         )
     store = Store()
-    require_dataset(recipe, store)
-    inputs: Json = {"fresh": not resume}
+    recipe = find_data(store, recipe)
+    inputs: Json = {"fresh": not resume, "announce": True}
     if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
 
         plan = runs.plan(store, recipe)
         recipe, inputs["run"] = plan.recipe, plan.id
     if dry_run:
+        if new := runs.news(store, plan):
+            console.note(new)
         state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
         broken = plan.id in store.names("runs") and not store.get("runs", plan.id)
         show_plan(recipe, [("train", plan.id, "to resume" if broken else state)], json)

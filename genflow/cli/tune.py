@@ -10,7 +10,8 @@ from genflow.cli import console
 from genflow.cli.dispatch import (
     check_output_path,
     compose_recipe,
-    require_dataset,
+    find_data,
+    read_config,
     require_family,
     send,
     show_plan,
@@ -61,15 +62,14 @@ def tune(
     """
     check_output_path(out)
     require_family(family)
-    from genflow.recipe.files import read
     from genflow.storage.store import Store
     from genflow.tuning import search, space
 
     flags: dict[str, Any] = {"data.name": data, "init": init, "tune.metric": metric or None}
     flags |= {"tune.trials": trials, "tune.minutes": budget, "tune.space": space.parse_pairs(param) if param else None}
-    recipe = compose_recipe(family, [read(path) for path in config], sets, flags)
+    recipe = compose_recipe(family, [read_config(path) for path in config], sets, flags)
     store = Store()
-    require_dataset(recipe, store)
+    recipe = find_data(store, recipe)
     if objective.partition(":")[0].endswith(".py"):
         objective = str(Path(objective).expanduser().absolute())
     plan = search.plan(store, recipe, objective)

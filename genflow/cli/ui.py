@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from genflow.cli import console
 from genflow.errors import SetupError
 
 
@@ -23,8 +24,10 @@ def ui(
     environment.set_defaults()
     store = Store()
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        database.prepare(store)
-        sync.sync(store)
+        database.check(database.prepare(store))
+        sent = sync.sync(store)
+        if not sent.complete:
+            console.note(f"warning: MLflow lacks some data of this store: {sent.problem}")
     port = port or environment.free_port()
     if not environment.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is already in use", "genflow ui --port 0")

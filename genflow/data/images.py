@@ -2,7 +2,8 @@
 
 The steps, in this order:
 
-1. Accept only PNG, JPEG, WebP, BMP, TIFF and GIF, recognised by content. Of an animation, use the first frame.
+1. Accept only PNG, JPEG, WebP, BMP, TIFF, GIF and AVIF, and HEIC if `pillow-heif` is installed, recognised by content.
+   Of an animation, use the first frame.
    Reject a file of more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes before decoding it.
 2. Decode a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size, which its DCT allows.
 3. Convert 16-bit grey to 8 bits by k/257, or by 255 k/(2^b - 1) if the values have b bits. Composite transparency on
@@ -13,29 +14,39 @@ The steps, in this order:
 5. Apply the EXIF orientation.
 """
 
+import importlib.util
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from genflow.data import strips
+from genflow.data.skipped import AVIF, CURES, HEIC
 from genflow.data.sources.base import ImageSpec, ImageSummary
 from genflow.specs import DataSpec
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # those that Pillow always reads
+SUPPORTED = "PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or HEIC"
 SUFFIXES = frozenset((
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     *(".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
 ))
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
 MAX_PIXELS = 2**26  # 67 megapixels; decoding then stays below 0.9 GB in every format
 MAX_BYTES = 2**28
+MAX_SCANS = 100  # of a JPEG; encoders write about ten, and an empty one of a few bytes costs a pass over all pixels
+MAX_DEFLATE = 1032  # bytes that one compressed byte can expand to in gzip, zip and PNG
 GREY = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"))
 ORIENTATION = 0x0112  # the EXIF tag
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # without stuffed bytes and restart markers
 EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -86,7 +97,10 @@ def open_image_file(path: str) -> BinaryIO:
 
 
 def detect_format(head: bytes) -> str:
-    """The image format by a file's first 16 bytes; "" if it is not a supported one."""
+    """The image format by a file's first 16 bytes; "" if it is not a supported one.
+
+    HEIC and AVIF are named even if their decoder is not installed; see `can_read`.
+    """
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -99,7 +113,29 @@ def detect_format(head: bytes) -> str:
         return "WebP"
     if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
         return "BMP"
+    if head[4:8] == b"ftyp":
+        return "AVIF" if head[8:12] in AVIF_BRANDS else "HEIC" if head[8:12] in HEIC_BRANDS else ""
     return ""
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that can be decoded: `FORMATS`, and AVIF and HEIC if their decoders exist."""
+    found = [*FORMATS]
+    if features.check("avif"):
+        found.append("AVIF")
+    if importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False)
+        pillow_heif.options.DECODE_THREADS = 1  # one picture per worker
+        found.append("HEIF")
+    return tuple(found)
+
+
+def can_read(kind: str) -> bool:
+    """Whether a format that `detect_format` names can be decoded."""
+    return {"AVIF": "AVIF", "HEIC": "HEIF"}.get(kind, "PNG") in formats()
 
 
 def describe_error(error: Exception, file: BinaryIO | None = None) -> str:
@@ -118,7 +154,9 @@ def describe_error(error: Exception, file: BinaryIO | None = None) -> str:
         file.seek(0)
         kind = detect_format(file.read(16))
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"damaged {kind}" if kind else "not a PNG, JPEG, WebP, BMP, TIFF or GIF"
+        if kind and not can_read(kind):
+            return f"{kind}, which is not supported without {CURES[HEIC if kind == 'HEIC' else AVIF]}"
+        return f"damaged {kind}" if kind else f"not a {SUPPORTED}"
     lines = str(error).strip().splitlines()
     return f"damaged {kind or 'picture'}: {lines[0] if lines else type(error).__name__}"
 
@@ -129,7 +167,7 @@ def read_header(file: BinaryIO) -> ImageSummary:
     Raises:
         Exception: any error of the decoder; `describe_error` turns it into a reason.
     """
-    with Image.open(file, formats=FORMATS) as picture:
+    with Image.open(file, formats=formats()) as picture:
         deep = picture.mode == "I" or picture.mode.startswith("I;")
         return ImageSummary.of_size(*picture.size, _is_colour(picture), deep)
 
@@ -147,22 +185,61 @@ def _is_colour(picture: Image.Image) -> bool:
     return bool((entries[:, :3] != entries[:, :1]).any())
 
 
-def decode(file: BinaryIO, spec: ImageSpec) -> np.ndarray:
+def decode(file: BinaryIO, spec: ImageSpec, accept: tuple[str, ...] = ()) -> np.ndarray:
     """Decode a picture to the dataset's shape: (side, side, C) uint8.
+
+    Args:
+        file: the picture.
+        spec: the shape.
+        accept: Pillow's names of the accepted formats; empty: all that can be decoded.
 
     Raises:
         Exception: any error of the decoder; `describe_error` turns it into a reason.
     """
-    with Image.open(file, formats=FORMATS) as picture:
+    with Image.open(file, formats=accept or formats()) as picture:
         width, height = picture.size
         limit = MAX_PIXELS // 2 if picture.format == "WEBP" else MAX_PIXELS  # the WebP decoder keeps three copies
         if width * height > limit:
             text = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
             raise UnreadableImage(f"decompression bomb: {text}; the limit is {limit / 1e6:.0f}")
+        if picture.format in ("JPEG", "MPO") and _has_too_many_scans(file):
+            raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans")
+        _check_file_size(picture, file)
         picture.draft(None, (2 * spec.side, 2 * spec.side))  # has an effect only on a larger JPEG
         picture.load()
         transpose = EXIF_TRANSPOSE.get(_exif_orientation(picture))
         return fit(picture, spec, transpose)
+
+
+def _has_too_many_scans(file: BinaryIO) -> bool:
+    """Whether the first picture of a JPEG file has more than `MAX_SCANS` scans; the file's position is kept."""
+    position = file.tell()
+    file.seek(0)
+    data = file.read(MAX_BYTES)
+    file.seek(position)
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # almost every file; the marker also occurs by chance in metadata
+        return False
+    scans, at = 0, 2
+    while scans <= MAX_SCANS and (found := JPEG_MARKER.search(data, at)):
+        marker, at = data[found.end() - 1], found.end()
+        if marker == 0xD9:  # end of the picture; a phone appends a video
+            break
+        scans += marker == 0xDA
+        if marker not in (0x01, 0xD8):  # all other markers have a length
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans > MAX_SCANS
+
+
+def _check_file_size(picture: Image.Image, file: BinaryIO) -> None:
+    """Compare the declared size of a PNG, or of an uncompressed TIFF or BMP, with its file, before allocating."""
+    bits = 1 if picture.mode in ("1", "P") else 8 * len(picture.getbands())
+    needed = picture.size[0] * picture.size[1] * bits // 8
+    size = file.seek(0, os.SEEK_END)
+    raw = picture.format in ("TIFF", "BMP") and picture.info.get("compression", 0) in ("raw", 0)
+    most = size * MAX_DEFLATE if picture.format == "PNG" else size if raw else needed
+    if needed > most:
+        width, height = picture.size
+        raise UnreadableImage(f"damaged {picture.format}: {width} x {height} pixels do not fit into its {size:,} bytes")
 
 
 def decode_for_dataset(file: BinaryIO, facts: DataSpec) -> np.ndarray:
@@ -172,8 +249,11 @@ def decode_for_dataset(file: BinaryIO, facts: DataSpec) -> np.ndarray:
         UnreadableImage: the picture cannot be read; the message is the reason.
     """
     C, H, _ = facts.shape
+    if (kind := detect_format(file.read(16))) in ("AVIF", "HEIC"):  # a server uses no more decoders than necessary
+        raise UnreadableImage(f"{kind} is not accepted: convert the picture to PNG or JPEG")
+    file.seek(0)
     try:
-        image = decode(file, ImageSpec(H, C))
+        image = decode(file, ImageSpec(H, C), FORMATS)
     except Exception as error:
         raise UnreadableImage(describe_error(error, file)) from error
     return np.rint(image.astype(np.float64) * (((facts.levels or 256) - 1) / 255)).astype(np.uint8)

@@ -74,7 +74,7 @@ class Pairs:
             DataError: a file is missing or corrupt.
         """
         artifact.verify()
-        return cls(tuple(map_stream(path) for path in sorted(artifact.path.glob("*.arrow"))), facts)
+        return cls(tuple(map_stream(path) for path in map(artifact.file, artifact.files("*.arrow"))), facts)
 
     def __len__(self) -> int:
         return sum(table.num_rows for table in self.tables)

@@ -33,7 +33,7 @@ HELD_OUT_STREAM = 1  # names the permutation's random generator, in addition to 
 
 def address_hash(source: Source, data: Data) -> str:
     """The end of a dataset's id: a hash of the options, the source's listing and the code. No picture is decoded."""
-    options = data.model_dump(mode="json", include={"size", "channels", "bits", "crop", "val", "seed"})
+    options = data.model_dump(mode="json", include={"size", "channels", "bits", "crop", "labels", "val", "seed"})
     made_by = source_hash.code_of("genflow/data/prepare.py", also=("genflow/data/sources",))  # loaded by name
     return digest({"options": options, "source": source.listing(), "code": made_by})
 
@@ -78,7 +78,7 @@ def initial_spec(source: Source, spec: ImageSpec) -> DataSpec:
     if source.levels is None:
         return DataSpec((2, 1, 1), None, source.class_names(), scale=source.scale)
     strip = strips.LENGTH * spec.side if spec.crop == "random" else 0
-    return DataSpec(spec.shape, spec.levels, source.class_names(), strip=strip)
+    return DataSpec(spec.shape, spec.levels, source.class_names(), strip=strip, captions=source.captions)
 
 
 def assign_rows(source: Source, data: Data, groups: np.ndarray | None = None) -> dict[str, tuple[str, np.ndarray]]:

@@ -8,6 +8,7 @@ import csv
 import io
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from genflow.data import checks, plan
+from genflow.data.images import SUPPORTED
 from genflow.data.shard_writer import ShardResult, ShardResults, ShardTask
 from genflow.data.shards import write_index
+from genflow.data.skipped import CURES, describe
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Source, printable
 from genflow.data.sources.find import find as find_source
 from genflow.errors import DataError, UsageError
@@ -25,6 +28,7 @@ from genflow.recipe.schema import NAME, Data
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Artifact, Store
 
+MOST_BAD = 0.5  # above this fraction of unreadable records, the error proposes no larger --max-bad
 BAD = "bad.csv"  # the unreadable records: path and reason
 
 Emit = Callable[..., None]
@@ -65,8 +69,12 @@ def prepare(
                 source.class_names()  # finds a damaged source before any worker starts
                 with workers() as execute:
                     return _make(store, id, name, source, data, execute, emit), False
+    if source.skipped != artifact.meta["skipped"] and source.skipped:
+        message = f"{printable(data.source)} now has other files that are skipped: {describe(source.skipped)}"
+        emit("warning", message=message)
     rows = sum(artifact.meta["facts"]["splits"].values())
-    check_bad_count(artifact.file(BAD), artifact.meta["bad"], rows + artifact.meta["bad"], data)
+    if bad := artifact.meta["bad"]:
+        check_bad_count(artifact.file(BAD), bad, rows + bad, data)
     return artifact, True
 
 
@@ -170,11 +178,35 @@ def check_bad_count(listed: Path, bad: int, total: int, data: Data) -> None:
     if bad <= data.max_bad:
         return
     with open(listed, newline="", encoding="utf-8") as file:
-        first = [f"{id!r}: {reason}" for id, reason in list(csv.reader(file))[1:4]]
+        every = list(csv.reader(file))[1:]
+    first = [f"{id!r}: {reason}" for id, reason in every[:3]]
+    reason = Counter(reason for _, reason in every).most_common(1)[0][0]
     raise DataError(
         f"{bad} of {total} pictures in {printable(data.source)} cannot be read, and --max-bad is {data.max_bad} "
         f"({'; '.join(first)}{'; ...' if bad > 3 else ''}); the full list is in {listed}",
-        f"repair or remove these pictures, or skip them with --max-bad {bad}",
+        _bad_hint(bad, total, reason, data),
+    )
+
+
+def _bad_hint(bad: int, total: int, reason: str, data: Data) -> str:
+    """What to do about unreadable records: install a decoder, look at the source, or skip a few of them.
+
+    Args:
+        bad: unreadable records.
+        total: all records.
+        reason: the most frequent reason.
+        data: the source.
+    """
+    if command := next((command for command in CURES.values() if command in reason), ""):
+        return command
+    if bad <= MOST_BAD * total:
+        return f"repair or remove these pictures, or skip them with --max-bad {bad}"
+    if "a path and no bytes" in reason:
+        return "the table names picture files: put them next to it, or use their folder as the source"
+    what = "all of them" if bad == total else "most of them"
+    return (
+        f"{what} cannot be read, so {printable(data.source)} contains something else, or a format that is not "
+        f"supported: convert the pictures to PNG or JPEG (supported: {SUPPORTED})"
     )
 
 

@@ -32,6 +32,7 @@ class ShardResult:
         moments: sum and sum of squares of the points' coordinates.
         class_counts: (classes,) records per class.
         file: the name of the file.
+        captions: records that have captions.
         origin: (rows,) the number of each record in the source's split.
         sketch: numbers about each picture.
     """
@@ -45,6 +46,7 @@ class ShardResult:
     moments: tuple[float, float]
     class_counts: np.ndarray
     file: str
+    captions: int
     origin: np.ndarray
     sketch: Sketch
 
@@ -86,6 +88,7 @@ class ShardTask:
         ids: list[str] = []
         labels: list[int] = []
         log_density: list[float] = []
+        captions: list[tuple[str, ...]] = []
         bad: list[BadRecord] = []
         readable: list[int] = []
         for row, record in zip(self.origin, self.part.records(self.spec), strict=True):
@@ -102,6 +105,7 @@ class ShardTask:
             ids.append(record.id)
             labels.append(record.label)
             log_density.append(record.log_density)
+            captions.append(record.captions)
         values, label = values[: len(ids)], np.array(labels, np.int64)
         sha256 = ""
         if ids:
@@ -109,7 +113,7 @@ class ShardTask:
             attempt = final.with_name(f"{self.file}.tmp-{os.getpid()}")
             with explain_disk_errors(final):
                 density, kept = np.array(log_density), (strips[: len(ids)], extents[: len(ids)])
-                sha256 = write_shard(attempt, self.facts, values, ids, label, density, *kept)
+                sha256 = write_shard(attempt, self.facts, values, ids, label, density, *kept, captions)
                 os.replace(attempt, final)
         exact = values.astype(np.float64) if self.facts.is_points else np.zeros(0)
         return ShardResult(
@@ -122,6 +126,7 @@ class ShardTask:
             (float(exact.sum()), float((exact**2).sum())),
             np.bincount(label, minlength=self.facts.classes),
             self.file,
+            sum(map(bool, captions)),
             np.array(readable, np.int64),
             sketch(values),
         )

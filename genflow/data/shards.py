@@ -10,6 +10,7 @@ batch, so `pyarrow.ipc.open_stream` and `datasets.load_from_disk` both read it:
     image  fixed_size_list<uint8>[H*W*C]   grey levels 0..K-1, row by row, channels last
     label  int64                           class names in the metadata; absent for data without classes
     id     string                          the origin of the record in the source
+    captions  list<string>                 the texts that describe the picture; absent for data without captions
 
 Data with random crops also has `strip fixed_size_list<uint8>[2H*W*C]` and `extent int32`, described in `strips.py`.
 Points of the plane have `point fixed_size_list<float32>[2]` and `log_density float64` instead of `image`.
@@ -55,6 +56,9 @@ def schema(facts: DataSpec) -> pa.Schema:
         features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}
     fields.append(pa.field("id", pa.string()))
     features["id"] = _value_feature("string")
+    if facts.captions:
+        fields.append(pa.field("captions", pa.list_(pa.string())))
+        features["captions"] = {"feature": _value_feature("string"), "_type": "List"}
     if facts.strip:
         fields += [pa.field("strip", pa.list_(pa.uint8(), facts.strip * W * C)), pa.field("extent", pa.int32())]
         features |= {"strip": _list_feature("uint8", facts.strip * W * C), "extent": _value_feature("int32")}
@@ -82,6 +86,7 @@ def write_shard(
     log_density: np.ndarray | None = None,
     strips: np.ndarray | None = None,
     extents: np.ndarray | None = None,
+    captions: Sequence[tuple[str, ...]] = (),
 ) -> str:
     """Write one shard and return the SHA-256 of its bytes.
 
@@ -93,6 +98,7 @@ def write_shard(
         labels: (N,) integers, for data with classes.
         log_density: (N,) the true log-density of each point.
         strips, extents: (N, length, W, C) and (N,), for data with random crops.
+        captions: (N,) the texts of each record, for data with captions.
     """
     arrow_schema, (C, _, W) = schema(facts), facts.shape
     flat = np.ascontiguousarray(values).reshape(len(values), -1)
@@ -105,6 +111,8 @@ def write_shard(
     if facts.classes:
         columns.append(pa.array(np.asarray(labels, np.int64)))
     columns.append(pa.array([str(id) for id in ids], pa.string()))
+    if facts.captions:
+        columns.append(pa.array([list(texts) for texts in captions], pa.list_(pa.string())))
     if facts.strip:
         kept = pa.array(np.ascontiguousarray(strips).reshape(-1))
         columns += [pa.FixedSizeListArray.from_arrays(kept, facts.strip * W * C), pa.array(extents, pa.int32())]
@@ -247,6 +255,13 @@ class Split:
         return [id for table in self.tables for id in table.column("id").to_pylist()]
 
     @cached_property
+    def captions(self) -> list[tuple[str, ...]]:
+        """(N,) the captions of each record; none for data without captions."""
+        if not self.facts.captions:
+            return [()] * len(self)
+        return [tuple(texts) for table in self.tables for texts in table.column("captions").to_pylist()]
+
+    @cached_property
     def log_density(self) -> np.ndarray | None:
         """(N,) the true log-density of points, in nats; None for pictures."""
         if not self.facts.is_points:
@@ -309,7 +324,7 @@ class Dataset:
         facts = DataSpec.from_json(artifact.file(FACTS).read_text())
         splits = {}
         for split in facts.splits:
-            state = json.loads((artifact.path / split / "state.json").read_text())
+            state = json.loads(artifact.file(f"{split}/state.json").read_text())
             listed = state["_data_files"]
             files = [artifact.path / split / entry["filename"] for entry in listed]
             rows = [entry["rows"] for entry in listed] if all("rows" in entry for entry in listed) else None

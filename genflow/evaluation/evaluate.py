@@ -41,6 +41,7 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import environment, source_hash
 from genflow.system.source_hash import digest
 from genflow.tracking.journal import Journal, journal_path
+from genflow.training import checkpoint
 
 SCHEMA = "genflow.evaluate/1"
 MIN_REFERENCE_ROWS = 100  # with fewer reference rows, a warning is emitted
@@ -66,11 +67,16 @@ def evaluation_id(
 def find(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
 ) -> Evaluation | None:
-    """The document of the finished evaluation; None if there is none."""
+    """The document of the finished evaluation; None if there is none.
+
+    Raises:
+        DataError: the run's checkpoint, or the evaluation, differs from its manifest.
+    """
+    checkpoint.of_run(run)
     artifact = store.get("evaluations", evaluation_id(run, dataset, options, sample))
     if artifact is None:
         return None
-    document: Evaluation = json.loads(artifact.file("metrics.json").read_text())
+    document: Evaluation = json.loads(artifact.verify().file("metrics.json").read_text())
     return {**document, "path": str(artifact.path), "cached": True}
 
 
@@ -97,7 +103,7 @@ def evaluate(
         DataError: the dataset or the checkpoint is corrupt, or there is too little data.
     """
     id = evaluation_id(run, dataset, options, sample)
-    with store.lock("evaluations", id):
+    with store.lock("evaluations", id, uses=[run.id, dataset.id]):
         if found := find(store, run, dataset, options, sample):
             return found
         document, drawn = _measure(store, run, dataset, options, emit, sample or {}, executor, id)

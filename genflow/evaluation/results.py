@@ -1,6 +1,30 @@
 """The types of an evaluation's document, metrics.json (schema genflow.evaluate/1; see `evaluate`)."""
 
+import json
+from collections.abc import Iterator
 from typing import Any, NotRequired, TypedDict
+
+from genflow.errors import DataError
+from genflow.storage.manifest import warn
+from genflow.storage.store import Artifact, Store
+
+METRICS = "metrics.json"
+
+
+def documents(store: Store, newest: int = 0) -> Iterator[tuple[Artifact, dict[str, Any]]]:
+    """The finished evaluations of a store with their documents, oldest first. One line on stderr names a damaged one.
+
+    Args:
+        store: holds the evaluations.
+        newest: read only so many; 0: all.
+    """
+    for artifact in store.artifacts("evaluations")[-newest:]:
+        try:
+            text = artifact.file(METRICS).read_text()
+        except DataError as error:
+            warn(error)
+        else:
+            yield artifact, json.loads(text)
 
 
 class MetricValue(TypedDict):

@@ -11,6 +11,7 @@ from typing import Any
 from genflow.errors import GateError, UsageError
 from genflow.evaluation.interval import Interval, order
 from genflow.evaluation.report.table import number
+from genflow.evaluation.results import documents
 from genflow.evaluation.steps_needed import enough, options
 from genflow.evaluation.steps_needed import front as front_of
 from genflow.storage.store import Store
@@ -21,7 +22,7 @@ LATENCY = "ms_alone"
 
 def choices(store: Store, data: str = "") -> list[Choice]:
     """Every measured setting, by its newest evaluation: {run, name, family, options, nfe, fd, ms_alone, ms_per_image,
-    evaluation}. Only settings that are comparable with the newest one are returned.
+    evaluation, dataset}. Only settings that are comparable with the newest one are returned.
 
     Args:
         store: holds the evaluations.
@@ -32,9 +33,8 @@ def choices(store: Store, data: str = "") -> list[Choice]:
     """
     wanted = store.find("datasets", data).id if data else ""
     newest: dict[str, tuple[tuple[Any, ...], Choice]] = {}
-    for artifact in store.artifacts("evaluations"):
-        document = json.loads(artifact.file("metrics.json").read_text())
-        if (wanted and document["dataset"] != wanted) or store.get("runs", document["run"]) is None:
+    for _, document in documents(store):
+        if (wanted and document["dataset"] != wanted) or store.get_or_warn("runs", document["run"]) is None:
             continue
         for point in document["sweep"]:
             if LATENCY in point:
@@ -44,7 +44,7 @@ def choices(store: Store, data: str = "") -> list[Choice]:
                 newest.pop(key, None)
                 newest[key] = (conditions, choice)
     if not newest:
-        raise UsageError("no run was measured yet" + (f" on {data}" if data else ""), "genflow evaluate RUN")
+        raise UsageError("no run was measured yet" + (f" on {wanted}" if wanted else ""), "genflow evaluate RUN")
     newest_conditions = list(newest.values())[-1][0]
     return [choice for conditions, choice in newest.values() if conditions == newest_conditions]
 
@@ -55,6 +55,7 @@ def _choice(document: dict[str, Any], point: dict[str, Any]) -> Choice:
         "run": document["run"],
         "name": document["name"],
         "family": document["family"],
+        "dataset": document["dataset"],
         "options": {**sampling, **options(point, document)},
         "nfe": point["nfe"],
         "fd": point["fd"],

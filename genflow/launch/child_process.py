@@ -60,6 +60,7 @@ def environment(store: Store, verbose: bool) -> dict[str, str]:
         "GENFLOW_STORE": store.url,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in paths if p)),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",  # `follow` reads the output as UTF-8, whatever the locale of the terminal is
         "PYTHONSAFEPATH": "1",  # a file ray.py in the current folder must not shadow the package ray
         **({"GENFLOW_VERBOSE": "1"} if verbose else {}),
     }

@@ -37,12 +37,12 @@ def run_local(stage: str, document: Json, store: Store, on_event: OnEvent, *, ve
     log = store.root / "logs" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
         recipe = Path(folder) / "recipe.yaml"
-        recipe.write_text(dump(document))
-        with open(Path(folder) / "log", "w") as output:
+        recipe.write_text(dump(document), encoding="utf-8")
+        with open(Path(folder) / "log", "w", encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"jobs.{stage}", str(recipe)],
                 env=child_process.environment(store, verbose), preexec_fn=environment.die_with_parent,
-                text=True, errors="replace",
+                text=True, encoding="utf-8", errors="replace",
                 start_new_session=True,  # a Ctrl-C on the terminal reaches it only once, through this process
                 stdout=subprocess.PIPE, stderr=None if verbose else output,
             )  # fmt: skip

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 
 from packaging.version import InvalidVersion, Version
@@ -27,6 +28,7 @@ def checks() -> Iterator[Check]:
         yield _package(package, least)
     yield _torch()
     yield _store()
+    yield _temporary()
     yield _token()
     yield _loopback()
     missing = [name for name in ("jobs", "pipelines") if not (resources_dir() / name).is_dir()]
@@ -74,6 +76,19 @@ def _store() -> Check:
         return Check("store", writable and free > NEEDED_BYTES, found, cure)
     except (GenflowError, OSError) as error:
         return Check("store", False, str(error), cure)
+
+
+def _temporary() -> Check:
+    """Temporary files: a folder that can be written, with a path that is short enough for Ray's sockets."""
+    try:
+        folder = environment.ray_temp_folder()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 65536)
+        return Check("temporary files", True, str(folder))
+    except SetupError as error:
+        return Check("temporary files", False, error.message, error.hint)
+    except OSError as error:
+        return Check("temporary files", False, str(error), "set TMPDIR to a writable folder with free space")
 
 
 def _token() -> Check:

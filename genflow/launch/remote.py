@@ -145,6 +145,7 @@ def _job_environment(store: Store, verbose: bool) -> dict[str, str]:
         "GENFLOW_STORE": store.url,
         **{name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)},
         "GENFLOW_CLUSTER": "1",
+        "FORWARDED_ALLOW_IPS": "",  # a served model must not read a caller's address from the caller's own headers
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": "60",  # time to finish writing a checkpoint
     }

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genflow.errors import UsageError
 from genflow.maths.paths import Path, Spacing, Time, along, over
 from genflow.maths.rng import Rng
 
@@ -185,6 +186,9 @@ _A: tuple[tuple[float, ...], ...] = (
 _E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
+MAX_ADAPTIVE_STEPS = 2_000  # accepted and rejected ones; each has six evaluations
+
+
 def rk45(
     denoise: Denoise, path: Path, x: Tensor, times: Sequence[float], rng: Rng, *, tolerance: float = 1e-5
 ) -> Tensor:
@@ -194,14 +198,20 @@ def rk45(
     mean square of its error, divided by tolerance (1 + |y|), is at most 1. Only the first, the second and the last of
     `times` are used: they give the ends and the first step size. The adaptive steps stop at the path's `cleanest`
     time, because velocities are undefined at t = 0; one Euler step covers the rest.
+
+    Raises:
+        UsageError: the tolerance is not reached within `MAX_ADAPTIVE_STEPS`.
     """
     ode = _StraightOde(denoise, path)
     end, last = path.flow_time(times[-1]), max(path.flow_time(times[-1]), path.flow_time(path.cleanest))
     y = x / ode.scale(times[0])
     u = torch.full((len(x),), path.flow_time(times[0]), dtype=torch.float64, device=x.device)
     h = torch.full_like(u, min(path.flow_time(times[0]) - path.flow_time(times[1]), float(u[0]) - last))
-    slope = ode.velocities(y, u)
+    slope, tried = ode.velocities(y, u), 0
     while bool((moving := u > last).any()):
+        if (tried := tried + 1) > MAX_ADAPTIVE_STEPS:
+            message = f"tolerance: rk45 does not reach {tolerance:g} within {MAX_ADAPTIVE_STEPS:,} steps"
+            raise UsageError(message, "set a larger sample.tolerance, such as 1e-5")
         slopes = [slope]
         for c, row in zip(_C[1:], _A[1:], strict=True):
             ahead = y - over(h, y) * sum(a * k for a, k in zip(row, slopes, strict=True))

@@ -24,10 +24,12 @@ from genflow.maths.slerp import slerp
 from genflow.recipe.files import read as read_recipe
 from genflow.recipe.schema import Recipe, parse
 from genflow.specs import DataSpec
+from genflow.storage.manifest import read_manifest, verify_file
 from genflow.storage.store import Artifact
 from genflow.training import checkpoint
 
 RECIPE = "recipe.yaml"
+READ = (RECIPE, FACTS, *checkpoint.READ_BY_SAMPLING)  # the files of a folder that `Engine.from_folder` reads
 ROWS = 16  # measured: 1 to 12 rows round differently from 16, 32, 48 or 64 rows
 
 
@@ -72,18 +74,28 @@ class Engine:
         """The engine of a finished run.
 
         Raises:
-            DataError: its checkpoint is missing or corrupt.
+            DataError: a file that it reads is missing or differs from the run's manifest.
         """
-        folder = checkpoint.Checkpoints(run.path / "checkpoints").newest()
-        if folder is None:
-            raise DataError(f"run {run.id} has no readable checkpoint in {run.path}", "retrain it")
-        return cls.from_folder(run.path, folder, average=average, device=device)
+        folder = run.file(RECIPE).parent
+        run.file(FACTS)
+        return cls.from_folder(folder, checkpoint.of_run(run), average=average, device=device)
 
     @classmethod
     def from_folder(
         cls, folder: Path, weights: Path | None = None, *, average: bool = True, device: str = "cpu"
     ) -> "Engine":
-        """The engine of a folder with recipe.yaml and facts.json; the weights may be in another folder."""
+        """The engine of a folder with recipe.yaml and facts.json; the weights may be in another folder.
+
+        Raises:
+            DataError: the folder has a manifest, such as an export, and a file that is read differs from it.
+        """
+        if weights is None and (manifest := read_manifest(folder)):
+            for name in manifest["files"]:
+                if name in READ:
+                    verify_file(folder, name, manifest)
+        for name in (FACTS, RECIPE):
+            if not (folder / name).is_file():
+                raise DataError(f"{folder / name} is missing", "export the run again")
         facts = DataSpec.from_json(json.loads((folder / FACTS).read_text()))
         recipe = parse(read_recipe(folder / RECIPE), str(folder / RECIPE))
         family = build.family_of(recipe, facts)

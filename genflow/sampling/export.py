@@ -1,6 +1,7 @@
 """Export a run as a folder that other programs read.
 
-    safetensors    the averaged weights, the recipe, the facts and a model card; `Engine.from_folder` loads it
+    safetensors    the averaged weights, the recipe, the facts, their manifest and a model card; `Engine.from_folder`
+                   compares the files with the manifest and loads them
     diffusers      `diffusers.DiffusionPipeline.from_pretrained` loads it as a stock pipeline, without labels;
                    only for runs of a Gaussian path with the net `unet2d`
     torch_export   one program that maps noise and label to samples and needs only PyTorch; only for one-pass samplers
@@ -15,8 +16,9 @@ from typing import Any
 
 from genflow.errors import SetupError, UsageError, similar
 from genflow.families.base import Family
-from genflow.sampling.engine import RECIPE, Engine
+from genflow.sampling.engine import READ, RECIPE, Engine
 from genflow.storage.files import write_atomically
+from genflow.storage.manifest import MANIFEST, describe
 from genflow.storage.store import Artifact
 
 
@@ -38,8 +40,11 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
         raise UsageError(f"{folder} is not empty", "choose another --out")
     try:
         FORMS[form](run, engine, folder)
-        if grids := sorted(run.path.glob("samples/*.png")):
-            shutil.copyfile(grids[-1], folder / "samples.png")
+        if grids := run.files("samples/*.png"):
+            shutil.copyfile(run.file(grids[-1]), folder / "samples.png")
+        if form == "safetensors":  # the form that genflow reads; the model card may be edited
+            manifest = describe(folder, "exports", run.id, name=run.name, only=READ.__contains__)
+            write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
     except OSError as error:
         raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
 
@@ -66,7 +71,7 @@ def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
     metadata = {"format": "pt", "genflow.run": run.id, "genflow.step": str(engine.step)}
     write_atomically(folder / "weights.safetensors", save(state, metadata))
     for name in (RECIPE, "facts.json"):
-        write_atomically(folder / name, (run.path / name).read_bytes())
+        write_atomically(folder / name, run.file(name).read_bytes())
     write_atomically(folder / "state.json", json.dumps({"step": engine.step, "run": run.id}))
     use = """from pathlib import Path
 from genflow.sampling.engine import Engine
@@ -128,7 +133,7 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         torch.export.save(program, Path(scratch) / "sample.pt2")
         write_atomically(folder / "sample.pt2", (Path(scratch) / "sample.pt2").read_bytes())
-    write_atomically(folder / "facts.json", (run.path / "facts.json").read_bytes())
+    write_atomically(folder / "facts.json", run.file("facts.json").read_bytes())
     use = f"""import torch
 
 sample = torch.export.load("sample.pt2").module()

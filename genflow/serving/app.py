@@ -1,6 +1,7 @@
 """The HTTP interface: routes that call a `Backend`, the API documentation at `/docs`, and the playground at `/`."""
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
@@ -163,7 +164,7 @@ def create(
         drawn = json.loads(reply.body)
         pictures = drawn.pop("images", None) or [drawn.pop("grid")]
         document = {
-            "created": 0, "data": [{"b64_json": picture} for picture in pictures],
+            "created": int(time.time()), "data": [{"b64_json": picture} for picture in pictures],
             "genflow": {key: drawn[key] for key in ("model", "run", "step", "seed", "steps", "nfe", "seconds")},
         }  # fmt: skip
         return _respond(json_reply(document), request)

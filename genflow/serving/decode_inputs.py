@@ -1,8 +1,10 @@
 """Decode the images or codes of a request."""
 
+import asyncio
 import base64
 import io
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -14,6 +16,23 @@ from genflow.serving.responses import RequestError
 from genflow.serving.schemas import MAX_CODES, DecodeRequest, EncodeRequest
 
 MAX_PIXELS = 32_000_000  # all images of a request together
+# The app's default threads encode answers, so slow pictures must not occupy them.
+DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode")
+
+
+async def parse_in_pool(model: Model, request: EncodeRequest | DecodeRequest, deadline_s: float) -> list[np.ndarray]:
+    """Call `parse_inputs` in a thread of `DECODERS`.
+
+    Raises:
+        RequestError: as `parse_inputs`, or 503 if it takes longer than `deadline_s`.
+    """
+    parsing = asyncio.get_running_loop().run_in_executor(DECODERS, parse_inputs, model, request)
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await parsing
+    except TimeoutError as error:
+        message = "the images were not decoded before the deadline"
+        raise RequestError(503, message, hint="try again later", retry_after=1) from error
 
 
 def parse_inputs(model: Model, request: EncodeRequest | DecodeRequest) -> list[np.ndarray]:

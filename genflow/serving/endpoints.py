@@ -1,5 +1,6 @@
 """The running endpoints: one small file for each in the store, written when it is ready, removed when it ends."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -32,7 +33,8 @@ def write(store: Store, inputs: Json, running: Json | None = None) -> None:
 
 def remove(store: Store, name: str) -> None:
     """Remove the record of an endpoint."""
-    (_folder(store) / f"{name}.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a read-only store holds no record
+        (_folder(store) / f"{name}.json").unlink(missing_ok=True)
 
 
 def list_running(store: Store) -> list[Json]:
@@ -46,7 +48,8 @@ def list_running(store: Store) -> list[Json]:
         if is_running(document):
             found.append(document)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only store
+                path.unlink(missing_ok=True)
     return found
 
 

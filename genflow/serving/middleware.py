@@ -16,10 +16,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from genflow.serving.responses import RequestError
+from genflow.system.http import is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,6 +49,7 @@ class Limits:
         body_seconds: time to send the body.
         per_minute: requests of one caller; 0: no limit. A caller is an API key, or an IP address without keys.
         keys: SHA-256 of the accepted API keys, in hexadecimal; empty: no key is needed.
+        hosts: accepted host names besides the loopback's, if there are no keys; `*`: every name.
         docs: whether to serve /docs and /openapi.json.
     """
 
@@ -56,6 +59,7 @@ class Limits:
     body_seconds: float = 10.0
     per_minute: int = 0
     keys: tuple[str, ...] = field(default=(), repr=False)
+    hosts: tuple[str, ...] = ()
     docs: bool = True
 
 
@@ -197,12 +201,36 @@ class RequestLimitsMiddleware:
             raise RequestError(414, f"the URL is longer than {limits.target_bytes} bytes")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
             raise RequestError(431, f"the headers are larger than {limits.header_bytes} bytes")
+        if not limits.keys:
+            self._check_host(scope)
         client = str((scope.get("client") or ["?"])[0])
         caller = client
         if limits.keys and scope["path"] not in PUBLIC_PATHS:
             caller = self._check_key(scope, client)
         if wait := 0 if scope["path"] in PUBLIC_PATHS else self._rate_limiter.acquire(caller):
             raise RequestError(429, f"more than {limits.per_minute} requests per minute", retry_after=wait)
+
+    def _check_host(self, scope: Scope) -> None:
+        """Reject a foreign `Host` or `Origin`: a web page can let its own name point to 127.0.0.1 (DNS rebinding).
+
+        A key makes this needless, because the page does not know it. A request without `Host` is not a browser's.
+
+        Raises:
+            RequestError: the request comes from a page of another host.
+        """
+        for header, raw in scope["headers"]:
+            if header not in (b"host", b"origin"):
+                continue
+            text = raw.decode("latin-1")
+            try:
+                name = urlsplit(text if header == b"origin" else f"//{text}").hostname or ""
+            except ValueError:
+                name = ""
+            at = f"[{name}]" if ":" in name else name
+            if not is_loopback(at) and not {name, "*"} & set(self.limits.hosts):
+                kind = header.decode().capitalize()
+                raise RequestError(403, f"the header {kind}: {text[:100]} names another host",
+                          hint="serve with a key, or name the host in GENFLOW_ALLOWED_HOSTS")  # fmt: skip
 
     def _check_key(self, scope: Scope, client: str) -> str:
         """Return the hash of the caller's key.

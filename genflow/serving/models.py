@@ -21,6 +21,7 @@ from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
 from genflow.training import checkpoint
 
+MIN_TOLERANCE = 1e-8  # of a request; recipes may have a smaller one, which ends at rk45's largest number of steps
 MEMORY_FACTOR = 2.0  # memory of an engine / size of its weights file: the weights, and the activations
 
 
@@ -33,6 +34,17 @@ def local_folder(path: str) -> Path:
     return folder
 
 
+def _artifact(folder: Path, entry: ServedModel) -> Artifact:
+    """The artifact in a folder.
+
+    Raises:
+        DataError: the folder has no manifest, or a damaged one.
+    """
+    if (manifest := read_manifest(folder)) is None:
+        raise DataError(f"model {entry.name}: {folder} contains no finished run", "genflow runs ls")
+    return Artifact(folder.parent.name, folder.name, folder, manifest)
+
+
 class Model:
     """The metadata of a model, its options, and their defaults.
 
@@ -43,19 +55,18 @@ class Model:
     def __init__(self, entry: ServedModel) -> None:
         self.entry, self.name = entry, entry.name
         folder = local_folder(entry.path)
-        manifest = read_manifest(folder)
-        newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
-        if manifest is None or newest is None:
-            raise DataError(f"model {entry.name}: {folder} contains no finished run", "genflow runs ls")
-        self.run = Artifact("runs", entry.run, folder, manifest)
+        self.run = _artifact(folder, entry)
+        newest = checkpoint.of_run(self.run)
         self.step = int(checkpoint.read_state(newest)["step"])
         self.bytes = int(MEMORY_FACTOR * (newest / "weights.safetensors").stat().st_size)
-        self.facts = DataSpec.from_json((folder / "facts.json").read_text())
-        self.recipe: Recipe = parse(read(folder / RECIPE), str(folder / RECIPE))
+        self.facts = DataSpec.from_json(self.run.file("facts.json").read_text())
+        self.recipe: Recipe = parse(read(self.run.file(RECIPE)), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
-        metrics = local_folder(entry.evaluation) / "metrics.json"
-        self.evaluation: dict[str, Any] = json.loads(metrics.read_text()) if entry.evaluation else {}
+        self.evaluation: dict[str, Any] = {}
+        if entry.evaluation:
+            measured = _artifact(local_folder(entry.evaluation), entry)
+            self.evaluation = json.loads(measured.file("metrics.json").read_text())
         self.recommended = recommend(self.evaluation)
         options = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
         self.defaults: dict[str, Any] = self.schema.model_validate(options).model_dump(mode="json")
@@ -86,6 +97,8 @@ class Model:
                 message = f"{self.family.title} has no option {key}"
                 raise RequestError(422, message, key, f"options: {', '.join(known) or 'none'}") from error
             raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
+        if values.get("tolerance", 1.0) < MIN_TOLERANCE:
+            raise RequestError(422, f"tolerance: the smallest is {MIN_TOLERANCE:g}", "tolerance")
         if options.get("guidance", 1.0) != 1.0 and not self.facts.classes:
             raise RequestError(
                 422, "guidance needs a model that was trained with classes", "guidance", "use guidance=1"

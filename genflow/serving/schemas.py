@@ -6,7 +6,7 @@ schema made from the signature of the family's `sample`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_SAMPLES = 1024  # per request
 MAX_EVALUATIONS = 20_000  # samples x steps per request
@@ -21,6 +21,13 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Label = Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0, lt=2**31)] | None
 
 
+def _without_nulls(values: Any, keep: str = "") -> Any:
+    """Remove null fields, because many clients send each optional field as null."""
+    if not isinstance(values, dict):
+        return values
+    return {key: value for key, value in values.items() if value is not None or key == keep}
+
+
 class _BaseRequest(BaseModel):
     """Fields of every request."""
 
@@ -31,6 +38,11 @@ class _BaseRequest(BaseModel):
     layout: Literal["grid", "single"] = Field(
         "grid", description="`grid`: all samples in one image; `single`: the sample itself, for n = 1."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, values: Any) -> Any:
+        return _without_nulls(values, keep="label")  # a null label means no class
 
     def options(self) -> dict[str, Any]:
         """Return the options of the family's `sample` that the request sets."""
@@ -130,3 +142,8 @@ class ImagesRequest(BaseModel):
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=0, le=20)] | None = None
     response_format: Literal["b64_json"] = "b64_json"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, values: Any) -> Any:
+        return _without_nulls(values)

@@ -158,7 +158,7 @@ class Service:
         seeds: Sequence[int]
         if isinstance(request, EncodeRequest | DecodeRequest):
             options: dict[str, Any] = {}
-            records = await asyncio.to_thread(decode_inputs.parse_inputs, model, request)
+            records = await decode_inputs.parse_in_pool(model, request, self.deadline_s)
             inputs, seeds = records, range(request.seed, request.seed + len(records))
         elif isinstance(request, WalkRequest):
             options = model.options(request.options())
@@ -202,7 +202,10 @@ class Service:
     ) -> SampleBatch:
         entry, task, options = queued.key  # the model at the time of the request: the list may have changed since
         batch = Batch(entry, task, json.loads(options), seeds, labels, inputs, send_frames=queued.on_frame is not None)
-        drawn: SampleBatch = self.engine_process.draw(batch, on_evaluation, queued.on_frame)
+        try:
+            drawn: SampleBatch = self.engine_process.draw(batch, on_evaluation, queued.on_frame)
+        except UsageError as error:  # an option that only drawing can judge; the message begins with its name
+            raise RequestError(422, error.message, error.message.partition(":")[0], error.hint) from error
         return drawn
 
     async def _run_to_end(

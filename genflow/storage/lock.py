@@ -16,7 +16,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,14 @@ def process_start_time(pid: int) -> str:
 
 
 @contextlib.contextmanager
-def lease(bucket: Bucket, name: str, *, wait: bool) -> Iterator[None]:
+def lease(bucket: Bucket, name: str, *, wait: bool, uses: Sequence[str] = ()) -> Iterator[None]:
     """Hold the lock while in the block.
+
+    Args:
+        bucket: holds the claims.
+        name: of the lock.
+        wait: whether to wait for the process that holds the lock.
+        uses: ids of artifacts, which the claim lists.
 
     Raises:
         UsageError: another process holds the lock and `wait` is false; the message names the process.
@@ -56,7 +62,8 @@ def lease(bucket: Bucket, name: str, *, wait: bool) -> Iterator[None]:
     """
     key = f"locks/{name}~{uuid.uuid4().hex}"
     pid = os.getpid()
-    claim = {"machine": machine_id(), "pid": pid, "born": process_start_time(pid), "node": os.uname().nodename}
+    claim = {"machine": machine_id(), "pid": pid, "born": process_start_time(pid), "node": os.uname().nodename,
+             "uses": list(uses)}  # fmt: skip
     _own_claims.add(key)
     try:
         _acquire(bucket, key, claim, name, wait=wait)
@@ -88,6 +95,22 @@ def current_holder(bucket: Bucket, name: str) -> dict[str, Any] | None:
             if claim and _may_be_alive(claim, f"locks/{key}"):
                 return claim
     return None
+
+
+def live_claims(bucket: Bucket) -> list[tuple[str, dict[str, Any]]]:
+    """The name of every held lock, and the claim of its holder. A caller with a fresh claim ignores expired ones."""
+    listed = bucket.list("locks")
+    now = max((version[1] for version in listed.values() if version), default=0)
+    found = []
+    for key, version in listed.items():
+        name, nonce = key.removesuffix(".claim").split("~") if key.endswith(".claim") and "~" in key else ("", "")
+        if not name or version is None:
+            continue
+        heard = max(version[1], (listed.get(f"{name}~{nonce}.beat") or version)[1])
+        claim = _read_claim(bucket, f"locks/{key}") if now - heard <= EXPIRY_S * 1e9 else None
+        if claim and _may_be_alive(claim, f"locks/{key}"):
+            found.append((name, claim))
+    return found
 
 
 def _acquire(bucket: Bucket, key: str, claim: dict[str, Any], name: str, *, wait: bool) -> None:

@@ -1,8 +1,13 @@
-"""The manifest lists an artifact's files with sizes and hashes. An artifact exists once its manifest is written."""
+"""The manifest lists an artifact's files with sizes and hashes. An artifact exists once its manifest is written.
+
+A manifest has a checksum of itself. A folder whose manifest fails its checksum is damaged; one without a manifest is
+unfinished. Manifests of genflow 0.2 and older have no checksum, and no keys other than `OLD_KEYS`.
+"""
 
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +16,10 @@ from typing import Any
 from genflow import __version__
 from genflow.errors import DataError
 from genflow.storage import mirror
-from genflow.storage.files import sync_folder
-from genflow.storage.mirror import MANIFEST
+from genflow.storage.files import is_intact, sync_folder
+from genflow.storage.mirror import CHECKSUM, MANIFEST, checksum, problem_of
+
+_warned: set[str] = set()  # messages that this process has printed
 
 
 def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
@@ -33,7 +40,7 @@ def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[st
             files[relative] = {"size": file.stat().st_size, "sha256": sync_and_hash(file)}
     for folder in sorted({(path / name).parent for name in files}):
         sync_folder(folder)
-    return {
+    manifest = {
         "schema": f"genflow.{kind}/1",
         "id": id,
         "name": name,
@@ -43,15 +50,34 @@ def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[st
         "meta": meta or {},
         "files": files,
     }
+    return {**manifest, CHECKSUM: checksum(manifest)}
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; None if it is missing or cannot be read."""
+    """The manifest of a folder; None if there is none.
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    except OSError as error:
+        raise DataError(f"{path / MANIFEST} cannot be read: {error.strerror}", f"ls -l {path}") from error
+    except (ValueError, RecursionError):
+        manifest = None
+    if problem := problem_of(manifest):
+        raise DataError(f"{path / MANIFEST} is corrupt: {problem}",
+                        f"rm {path / MANIFEST}, then run the command that made it again")
+    return dict(manifest)
+
+
+def warn(error: DataError) -> None:
+    """Print one line on stderr about something damaged that a command skips, once in a process."""
+    if error.message not in _warned:
+        _warned.add(error.message)
+        print(f"warning: skipped: {error.message} (fix: {error.hint})", file=sys.stderr, flush=True)
 
 
 def verify(path: Path, manifest: dict[str, Any]) -> None:
@@ -60,23 +86,46 @@ def verify(path: Path, manifest: dict[str, Any]) -> None:
     Raises:
         DataError: a file is missing or differs, and no bucket has it.
     """
-    bucket = mirror.containing(path)
-    for name, facts in manifest["files"].items():
-        file = path / name
-        if bucket:
-            bucket.fetch_file(file, facts)  # does nothing if the file is intact
-            continue
+    for name in manifest["files"]:
+        verify_file(path, name, manifest)
+
+
+def verify_file(path: Path, name: str, manifest: dict[str, Any]) -> Path:
+    """Compare one file with the manifest of its folder, and return its path; see `verify`.
+
+    Raises:
+        DataError: the file is missing, differs, or is not in the manifest.
+    """
+    file, facts = path / name, manifest["files"].get(name)
+    if facts is None:
+        raise DataError(f"{file} is missing: it is not in its manifest",
+                        f"rm {path / MANIFEST}, then run the command that made it again")
+    if bucket := mirror.containing(path):
+        bucket.fetch_file(file, facts)  # does nothing if the file is intact
+        return file
+    hint = f"rm -r {path}, then run the command that made it again"
+    try:
         if not file.is_file():
-            raise DataError(f"{file} is missing", f"rm -r {path}, then run the command that made it again")
-        if file.stat().st_size != facts.get("size") or hash_file(file) != facts.get("sha256"):
-            raise DataError(f"{file} is corrupt: it differs from its manifest",
-                            f"rm -r {path}, then run the command that made it again")
+            raise DataError(f"{file} is missing", hint)
+        if not is_intact(file, facts):
+            raise DataError(f"{file} is corrupt: it differs from its manifest", hint)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}", hint) from error
+    return file
 
 
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file, computed in constant memory."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def verify_if_listed(file: Path) -> None:
+    """Compare a file with the manifest in its folder, if genflow wrote one there that lists it.
+
+    Raises:
+        DataError: the file is missing or differs.
+    """
+    try:
+        manifest = read_manifest(file.parent)
+    except DataError:  # perhaps another program's file
+        return
+    if manifest and str(manifest.get("schema")).startswith("genflow.") and file.name in manifest["files"]:
+        verify_file(file.parent, file.name, manifest)
 
 
 def sync_and_hash(path: Path) -> str:

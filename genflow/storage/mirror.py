@@ -21,34 +21,57 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from genflow.errors import DataError, SetupError
+from genflow.errors import DataError, SetupError, UsageError
+from genflow.storage.files import is_intact
 from genflow.storage.s3 import Bucket, ObjectVersion, endpoint
 
-MARKER, MANIFEST = "genflow-mirror.json", "manifest.json"
+MARKER, MANIFEST, CHECKSUM = "genflow-mirror.json", "manifest.json", "checksum"
+OLD_KEYS = {"schema", "id", "name", "created", "genflow", "parents", "meta", "files"}  # of one without a checksum
 PARALLEL_TRANSFERS = 8
 Manifest = dict[str, Any]
+
+
+def checksum(document: Any) -> str:
+    """The SHA-256 of a JSON document in canonical form; a manifest's is computed without its own key `checksum`."""
+    plain = json.loads(json.dumps(document))
+    if isinstance(plain, dict):
+        plain.pop(CHECKSUM, None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def problem_of(manifest: Any) -> str:
+    """Why a document is not a valid manifest; empty if it is one."""
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return "it is not a manifest"
+    if CHECKSUM not in manifest:
+        return "its checksum is missing" if set(manifest) - OLD_KEYS else ""
+    return "" if manifest[CHECKSUM] == checksum(manifest) else "it differs from its checksum"
 
 
 def for_url(url: str) -> "BucketMirror":
     """The mirror of the store at `s3://bucket/prefix`."""
     bucket, server = Bucket(url), endpoint()
     cache = Path(os.environ.get("GENFLOW_CACHE") or Path.home() / ".cache" / "genflow").expanduser().absolute()
-    root = cache / f"{bucket.name}-{hashlib.sha256(f'{server} {bucket.url}'.encode()).hexdigest()[:10]}"
-    return _open(bucket.url, server, root)
+    return _open(bucket.url, server, cache / _folder_name(bucket.url, server))
+
+
+def _folder_name(url: str, server: str) -> str:
+    return f"{Bucket(url).name}-{hashlib.sha256(f'{server} {url}'.encode()).hexdigest()[:10]}"
 
 
 @functools.lru_cache(maxsize=8)
 def _open(url: str, server: str, root: Path) -> "BucketMirror":
     bucket = Bucket(url)
     bucket.check()
-    if not (root / MARKER).is_file():
+    marker = json.dumps({"url": url, "endpoint": server}).encode()
+    if not (root / MARKER).is_file() or (root / MARKER).read_bytes() != marker:
         try:
-            _replace_file(root / MARKER, json.dumps({"url": url, "endpoint": server}).encode())
+            _replace_file(root / MARKER, marker)
         except OSError as error:
             raise SetupError(f"cannot write the cache {root}: {error.strerror}",
                              "set GENFLOW_CACHE to a folder that you can write to") from error
@@ -60,11 +83,19 @@ def containing(path: Path) -> "BucketMirror | None":
 
     Raises:
         SetupError: AWS_ENDPOINT_URL is not the server that the mirror was made for.
+        DataError: the file that names the bucket is damaged.
     """
     root = next((folder for folder in (path, *path.parents) if (folder / MARKER).is_file()), None)
     if root is None:
         return None
-    document = json.loads((root / MARKER).read_text())
+    try:
+        document = json.loads((root / MARKER).read_bytes())
+        intact = root.name == _folder_name(document["url"], document["endpoint"])
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
+        intact = False
+    if not intact:
+        raise DataError(f"{root / MARKER} is corrupt: it does not name the bucket of this folder",
+                        "export GENFLOW_STORE=s3://BUCKET/PREFIX; the next command writes the file again")
     if document["endpoint"] != endpoint():
         raise SetupError(f"{root} mirrors {document['url']} at {document['endpoint'] or 'Amazon S3'}, "
                          f"but AWS_ENDPOINT_URL is {endpoint() or 'Amazon S3'}", "set AWS_ENDPOINT_URL to the first")
@@ -95,24 +126,43 @@ class BucketMirror:
         return sorted(name for name, info in self.bucket.list(kind).items() if info is None and ".tmp-" not in name)
 
     def manifest(self, folder: Path) -> Manifest | None:
-        """The bucket's manifest of a folder; None if the artifact does not exist."""
+        """The bucket's manifest of a folder; None if the artifact does not exist.
+
+        A local copy that is damaged is replaced by the bucket's manifest.
+
+        Raises:
+            DataError: the manifest is damaged in the bucket.
+        """
         key, cached = f"{self.key(folder)}/{MANIFEST}", self._cached_manifest_path(folder)
         version = self.bucket.version(key) if cached else None
         if cached and version is None:
             return None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            document = json.loads(cached.read_text()) if cached else {}
-            if tuple(document["known"]) == version:
-                return dict(document["manifest"])
-        try:
-            manifest = json.loads(self.bucket.read(key) or b"null")
-        except ValueError:
-            return None
-        if not isinstance(manifest, dict) or "files" not in manifest:
-            return None
+            document = json.loads(cached.read_bytes()) if cached else {}
+            manifest = document["manifest"]
+            if tuple(document["known"]) == version and document[CHECKSUM] == checksum(manifest):
+                return dict(manifest)
+        return self._read_manifest(folder, version)
+
+    def _read_manifest(self, folder: Path, version: ObjectVersion | None) -> Manifest | None:
+        """The manifest as the bucket has it now; a copy is cached."""
+        key, cached = f"{self.key(folder)}/{MANIFEST}", self._cached_manifest_path(folder)
+        for _ in range(2):  # repeating helps after a broken transfer
+            if (content := self.bucket.read(key)) is None:
+                return None
+            try:
+                manifest = json.loads(content)
+            except (ValueError, RecursionError):
+                manifest = None
+            if not (problem := problem_of(manifest)):
+                break
+        else:
+            raise DataError(f"{self.url}/{key} is corrupt: {problem}",
+                            f"aws s3 rm {self.url}/{key}, then run the command that made it again")
         if cached:
-            _replace_file(cached, json.dumps({"known": version, "manifest": manifest}).encode())
-        return manifest
+            copy = {"known": version, "manifest": manifest, CHECKSUM: checksum(manifest)}
+            _replace_file(cached, json.dumps(copy).encode())
+        return dict(manifest)
 
     def _cached_manifest_path(self, folder: Path) -> Path | None:
         """Where a copy of an artifact's manifest is cached; None for a checkpoint, whose manifest is not cached.
@@ -121,11 +171,6 @@ class BucketMirror:
         """
         kind, *rest = self.key(folder).split("/")
         return self.root / "manifests" / kind / f"{rest[0]}.json" if len(rest) == 1 else None
-
-    def manifests(self, folders: Iterable[Path]) -> list[Manifest | None]:
-        """The manifests of several folders, read in parallel."""
-        with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-            return list(pool.map(self.manifest, folders))
 
     def upload_folder(self, files: Path, folder: Path, manifest: Manifest) -> None:
         """Upload a folder: its files, and last its manifest.
@@ -137,8 +182,9 @@ class BucketMirror:
         """
         key = self.key(folder)
         listed = self.bucket.list(key, deep=True)
-        if MANIFEST in listed and self.manifest(folder) == manifest:
-            return
+        with contextlib.suppress(DataError):  # a damaged manifest is replaced
+            if MANIFEST in listed and self.manifest(folder) == manifest:
+                return
         if cached := self._cached_manifest_path(folder):
             cached.unlink(missing_ok=True)
         self.bucket.delete(f"{key}/{MANIFEST}")  # the old manifest does not describe the files during the upload
@@ -153,8 +199,9 @@ class BucketMirror:
         for name in listed:
             inner, _, last = name.rpartition("/")
             if inner and last == MANIFEST:
-                manifest = self.manifest(self.root / key / inner) or {"files": {}}
-                found |= {f"{inner}/{file}": facts["sha256"] for file, facts in manifest["files"].items()}
+                with contextlib.suppress(DataError):
+                    manifest = self.manifest(self.root / key / inner) or {"files": {}}
+                    found |= {f"{inner}/{file}": facts["sha256"] for file, facts in manifest["files"].items()}
         return found
 
     def fetch_folder(self, folder: Path, manifest: Manifest) -> Path:
@@ -177,6 +224,8 @@ class BucketMirror:
     def fetch_file(self, path: Path, facts: dict[str, Any]) -> None:
         """Download a file, unless an intact copy is here.
 
+        The bucket's manifest is read again before the bucket is blamed: the local copy of the manifest may be damaged.
+
         Args:
             path: the file in the mirror.
             facts: its size and sha256, from a manifest.
@@ -190,7 +239,7 @@ class BucketMirror:
         try:
             for _ in range(2):  # repeating helps after a broken transfer, not with a corrupt object
                 digest = self.bucket.download(self.key(path), attempt)
-                if digest == facts["sha256"]:
+                if digest and (digest == facts.get("sha256") or digest == self._hash_in_bucket(path)):
                     os.replace(attempt, path)
                     return
         finally:
@@ -200,6 +249,15 @@ class BucketMirror:
         artifact = "/".join(self.key(path).split("/")[:2])
         hint = f"aws s3 rm --recursive {self.url}/{artifact}, then run the command that made it again"
         raise DataError(f"{where} {what}", hint)
+
+    def _hash_in_bucket(self, path: Path) -> Any:
+        """The SHA-256 of a file by the manifest that the bucket has now."""
+        kind, id, *inner = self.key(path).split("/")
+        if not inner:
+            return None
+        folder = self.root / kind / id
+        manifest = self._read_manifest(folder, self.bucket.version(f"{kind}/{id}/{MANIFEST}"))
+        return manifest["files"].get("/".join(inner), {}).get("sha256") if manifest else None
 
     def delete_folder(self, folder: Path) -> None:
         """Delete a folder from the bucket: the manifest first, so that the artifact stops existing at once."""
@@ -295,14 +353,6 @@ class BucketMirror:
         with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
             for _ in pool.map(do, names):
                 pass
-
-
-def is_intact(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a file has the size and the SHA-256 of a manifest."""
-    if not _has_size(path, facts.get("size", -1)):
-        return False
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == facts.get("sha256")
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -8,10 +8,12 @@
       evaluations/<name>-<key>/   metrics.json, sample grids
       reports/<name>-<key>/       report.html
       journals/<run id>.jsonl     the measurements of a run (see `genflow.tracking.journal`)
+      names/datasets/             what a name of several datasets means (see `genflow.storage.names`)
 
 Commit protocol: files are written into `X.tmp-<attempt>` and fsynced; the manifest (schema, versions, parents, and the
 size and SHA-256 of each file) is written last; then the folder is renamed and its parent fsynced. A reader therefore
-sees the old state or the new one. A folder without a valid manifest does not exist. None of the file formats detects a
+sees the old state or the new one. A folder without a manifest is unfinished; one whose manifest is damaged is named
+in a warning by commands that list, and is an error of a command that needs it. None of the file formats detects a
 changed byte (a flipped bit in an Arrow file is read as data), so the hashes are checked on read.
 
 A store may also be in a bucket, `s3://bucket/prefix`, with the same layout; `genflow.storage.mirror` keeps a copy on
@@ -19,25 +21,35 @@ each machine.
 """
 
 import errno
-import fcntl
+import fnmatch
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genflow.errors import SetupError, UsageError
+from genflow.errors import DataError, GenflowError, SetupError, UsageError
 from genflow.storage import mirror
-from genflow.storage.files import HOSTNAME, explain_disk_errors, remove_leftovers, sync_folder, write_atomically
-from genflow.storage.lock import lease
-from genflow.storage.manifest import describe, read_manifest, verify
+from genflow.storage.file_lock import held_text, open_locked
+from genflow.storage.files import (
+    dead_leftovers,
+    explain_disk_errors,
+    remove_leftover,
+    sync_folder,
+    temporary_ending,
+    write_atomically,
+)  # fmt: skip
+from genflow.storage.lock import current_holder, lease, live_claims
+from genflow.storage.manifest import describe, read_manifest, verify, verify_file, warn
 from genflow.storage.mirror import MANIFEST
+from genflow.storage.names import Names, meaning
 
 KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
+JOURNALED = ("runs", "searches")  # kinds with journals of their own
 COMMAND_FOR = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
@@ -85,13 +97,17 @@ class Artifact:
         return self.manifest.get("meta", {})
 
     def file(self, name: str) -> Path:
-        """The path on this machine of one of its files."""
-        if not self.url or name not in self.manifest["files"]:
-            return self.path / name
-        here = mirror.for_url(self.url)
-        path = here.root / self.kind / self.id / name
-        here.fetch_file(path, self.manifest["files"][name])
-        return path
+        """The path on this machine of one of its files, after the file was compared with the manifest.
+
+        Raises:
+            DataError: the file is missing or differs from the manifest.
+        """
+        folder = mirror.for_url(self.url).root / self.kind / self.id if self.url else self.folder
+        return verify_file(folder, name, self.manifest)
+
+    def files(self, pattern: str) -> list[str]:
+        """The names of its files that match a pattern such as `samples/*.png`, sorted."""
+        return sorted(fnmatch.filter(self.manifest["files"], pattern))
 
     def verify(self) -> "Artifact":
         """Check every file against the manifest.
@@ -131,10 +147,25 @@ class Store:
         return self.root / kind / id
 
     def get(self, kind: str, id: str) -> Artifact | None:
-        """The artifact; None if it is not finished."""
+        """The artifact; None if it is not finished.
+
+        Raises:
+            DataError: its manifest is damaged.
+        """
         path = self.folder(kind, id)
         manifest = self.mirror.manifest(path) if self.mirror else read_manifest(path)
+        if manifest and manifest.get("id", id) != id:
+            raise DataError(f"{path / MANIFEST} is corrupt: it is the manifest of {manifest['id']}",
+                            f"rm {path / MANIFEST}, then run the command that made it again")
         return self._artifact(kind, id, manifest) if manifest else None
+
+    def get_or_warn(self, kind: str, id: str) -> Artifact | None:
+        """The artifact; None if it is not finished, or if its manifest is damaged, which is named on stderr."""
+        try:
+            return self.get(kind, id)
+        except DataError as error:
+            warn(error)
+            return None
 
     def _artifact(self, kind: str, id: str, manifest: dict[str, Any]) -> Artifact:
         return Artifact(kind, id, self.folder(kind, id), manifest, self.url if self.mirror else "")
@@ -149,47 +180,117 @@ class Store:
         return sorted(p.name for p in folder.iterdir() if p.is_dir() and ".tmp-" not in p.name)
 
     def artifacts(self, kind: str) -> list[Artifact]:
-        """The finished artifacts of a kind, oldest first."""
+        """The finished artifacts of a kind, oldest first. One line on stderr names each damaged one."""
+        found, damaged = self.scan(kind)
+        for error in damaged.values():
+            warn(error)
+        return found
+
+    def scan(self, kind: str) -> tuple[list[Artifact], dict[str, DataError]]:
+        """The finished artifacts of a kind, oldest first, and the errors of those whose manifest is damaged, by id."""
+
+        def read(id: str) -> Artifact | DataError | None:
+            try:
+                return self.get(kind, id)
+            except DataError as error:
+                return error
+
         names = self.names(kind)
-        folders = [self.folder(kind, name) for name in names]
-        manifests = self.mirror.manifests(folders) if self.mirror else map(read_manifest, folders)
-        found = [self._artifact(kind, name, m) for name, m in zip(names, manifests, strict=True) if m]
-        return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id))
+        if self.mirror:
+            with ThreadPoolExecutor(mirror.PARALLEL_TRANSFERS) as pool:
+                every = list(pool.map(read, names))
+        else:
+            every = [read(name) for name in names]
+        found = [artifact for artifact in every if isinstance(artifact, Artifact)]
+        damaged = {name: error for name, error in zip(names, every, strict=True) if isinstance(error, DataError)}
+        return sorted(found, key=lambda a: (a.manifest.get("created", 0), a.id)), damaged
 
     def find(self, kind: str, reference: str) -> Artifact:
-        """An artifact by its id, a prefix of it, its name (the newest of that name), or `latest`.
+        """An artifact by its id, a prefix of it, its name, or `latest`.
+
+        If several datasets have the name, it means the one that `genflow prepare` named last; of another kind, the
+        newest.
 
         Raises:
             UsageError: no artifact or several match; the message lists the existing ones.
+            DataError: the manifest of an artifact of that id or name is damaged.
         """
-        every = self.artifacts(kind)
+        every, damaged = self.scan(kind)
+        for id, error in damaged.items():
+            if reference in (id, id.rpartition("-")[0], id.rpartition("-")[2]):
+                raise error
+            warn(error)
         noun = {"features": "feature extractor", "pairs": "pairs", "searches": "search"}.get(kind, kind[:-1])
         if not reference:
             raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
         if reference == "latest" and every:
             return every[-1]
-        for match in (
-            [a for a in every if a.id == reference],
-            [a for a in every if a.name == reference][-1:],
-        ):
-            if match:
-                return match[-1]
+        if exact := [a for a in every if a.id == reference]:
+            return exact[0]
+        if named := [a for a in every if a.name == reference]:
+            return self._meant(reference, named) if kind == "datasets" and len(named) > 1 else named[-1]
         close = [a for a in every if a.id.startswith(reference) or a.id.rpartition("-")[2].startswith(reference)]
         if len(close) == 1:
             return close[0]
         if close:
             raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
+        for id, error in damaged.items():
+            if id.startswith(reference):
+                raise error
         names = list(dict.fromkeys(a.name for a in reversed(every)))
         known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.url} has none"
         raise UsageError(f"no {noun} {reference!r}{known}", COMMAND_FOR[kind])
+
+    def _meant(self, name: str, named: list[Artifact]) -> Artifact:
+        """The dataset that a name of several means.
+
+        Raises:
+            UsageError: the records do not decide it.
+        """
+        ids = {artifact.id: artifact for artifact in named}
+        records = [record for record in self._names().records("datasets", name).values() if record.id in ids]
+        if id := meaning(records, set(ids)):
+            return ids[id]
+        why = "no record tells which one genflow prepare made last"
+        if records:
+            by_time = sorted(records, key=lambda record: record.time)
+            why = "the last one is " + ", ".join(f"{r.id} on {r.machine}" for r in by_time)
+        raise UsageError(
+            f"{len(named)} datasets are named {name}: {', '.join(ids)}; {why}",
+            "use an id instead of the name; or repeat genflow prepare, and the name means that dataset",
+        )
+
+    def record_name(self, artifact: Artifact) -> str:
+        """Record that the artifact's name means this one from now on, whichever others have the name.
+
+        Returns:
+            Why the name may mean another one; empty if it means this one.
+        """
+        try:
+            with explain_disk_errors(self.root / "names"):
+                self._names().record(artifact.kind, artifact.name, artifact.id)
+        except (GenflowError, OSError) as error:
+            return str(error) if self.namesakes(artifact) else ""
+        return ""
+
+    def namesakes(self, artifact: Artifact) -> list[Artifact]:
+        """The other artifacts of its kind and name, oldest first."""
+        return [a for a in self.artifacts(artifact.kind) if a.name == artifact.name and a.id != artifact.id]
+
+    def reference(self, artifact: Artifact) -> str:
+        """What a user may type for an artifact: its name if no other has it, else its id."""
+        return artifact.id if self.namesakes(artifact) else artifact.name
+
+    def _names(self) -> Names:
+        return Names(self.root, self.mirror.bucket if self.mirror else None)
 
     @contextmanager
     def stage(self, kind: str, id: str, *, name: str = "") -> Iterator["Staged"]:
         """A temporary folder. `staged.commit(...)` makes it the artifact; without a commit it is deleted at the end."""
         path = self.folder(kind, id)
-        attempt = path.with_name(f"{path.name}.tmp-{HOSTNAME}-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        attempt = path.with_name(f"{path.name}{temporary_ending()}")
         with explain_disk_errors(path):
-            remove_leftovers(path.parent)
+            self._finish_deletions(kind)
             attempt.mkdir(parents=True)
             staged = Staged(self, kind, id, name, attempt)
             try:
@@ -211,15 +312,54 @@ class Store:
         return self._artifact(kind, id, manifest)
 
     def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact: the manifest first, so that the artifact stops existing at once."""
+        """Delete an artifact (see `delete`)."""
         self.delete(artifact.kind, artifact.id)
 
     def delete(self, kind: str, id: str) -> None:
-        """Delete a folder of the store, finished or not."""
-        if self.mirror:
-            self.mirror.delete_folder(self.folder(kind, id))
-        (self.folder(kind, id) / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(self.folder(kind, id), ignore_errors=True)
+        """Delete a folder of the store, finished or not, with its journals, its lock and its records of names.
+
+        The folder is renamed first, so that the artifact stops existing at once. If this process is killed after that,
+        the next command deletes the rest.
+
+        Raises:
+            UsageError: a process makes this artifact now.
+        """
+        folder = self.folder(kind, id)
+        with self.lock(kind, id, wait=False), explain_disk_errors(folder):
+            if self.mirror:
+                self.mirror.delete_folder(folder)
+            deleted = folder.with_name(f"{id}{temporary_ending()}")
+            if folder.exists():
+                os.rename(folder, deleted)
+                sync_folder(folder.parent)
+            self._delete_records(kind, id)
+            shutil.rmtree(deleted, ignore_errors=True)
+            self._lock_file(kind, id).unlink(missing_ok=True)
+        self._finish_deletions(kind)
+
+    def _finish_deletions(self, kind: str) -> None:
+        """Delete the temporary folders of killed processes, and the journals of those that were deleting a run."""
+        for leftover in dead_leftovers(self.root / kind):
+            id = leftover.name.partition(".tmp-")[0]
+            if not self.folder(kind, id).exists() and kind in JOURNALED and not self.mirror:
+                self._delete_records(kind, id)
+            remove_leftover(leftover)
+
+    def _delete_records(self, kind: str, id: str) -> None:
+        """Delete what the store has of an artifact outside its folder, except its lock."""
+        if kind == "datasets":
+            self._names().forget(kind, id)
+        if kind not in JOURNALED:
+            return
+        with self.lock("journals", id):  # waits for a process that sends them to MLflow
+            if self.mirror:
+                for name in self.mirror.bucket.list("journals"):
+                    if name.startswith(f"{id}."):
+                        self.mirror.bucket.delete(f"journals/{name}")
+            for file in (self.root / "journals").glob(f"{id}.*"):
+                file.unlink(missing_ok=True)
+            for lock in (self.root / "locks").glob(f"journals-{id}.*"):
+                lock.unlink(missing_ok=True)
 
     def upload(self, *files: Path) -> None:
         """Upload files of an unfinished folder, so that other machines see them. Does nothing for a folder store."""
@@ -238,32 +378,56 @@ class Store:
         return file.is_file() or bool(self.mirror and self.mirror.download_file(file))
 
     @contextmanager
-    def lock(self, kind: str, id: str, *, wait: bool = True) -> Iterator[None]:
+    def lock(self, kind: str, id: str, *, wait: bool = True, uses: Sequence[str] = ()) -> Iterator[None]:
         """Hold the lock on making this artifact. The lock ends with the process, even if the process is killed.
+
+        Args:
+            kind, id: the artifact's.
+            wait: whether to wait for the process that holds the lock.
+            uses: ids of the artifacts that must not be deleted meanwhile (see `users`).
 
         Raises:
             UsageError: another process holds the lock and `wait` is false; the message names the process.
         """
-        folder = self.root / "locks"
-        with explain_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / f"{kind}-{id}.lock", "a+")  # noqa: SIM115  closed below, after unlocking
+        path = self._lock_file(kind, id)
+        with explain_disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open_locked(path, wait)
+        if isinstance(file, str):
+            raise UsageError(f"{id} is being made by process {file or 'unknown'}", "wait for it, or stop that process")
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
+            with explain_disk_errors(path.parent):
                 file.seek(0)
-                raise UsageError(f"{id} is being made by process {file.read().strip() or 'unknown'}",
-                                 "wait for it, or stop that process") from error
-            file.seek(0)
-            file.truncate()
-            file.write(f"{os.getpid()} on {os.uname().nodename}")
-            file.flush()
+                file.truncate()
+                file.write("\n".join([f"{os.getpid()} on {os.uname().nodename}", *uses]))
+                file.flush()
             if self.mirror and kind in KINDS:  # locks of other kinds are for this machine only
-                with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait):
+                with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait, uses=uses):
                     yield
             else:
                 yield
+
+    def _lock_file(self, kind: str, id: str) -> Path:
+        return self.root / "locks" / f"{kind}-{id}.lock"
+
+    def holder(self, kind: str, id: str) -> str:
+        """The process that makes an artifact now, such as `123 on host`; empty if there is none."""
+        if text := held_text(self._lock_file(kind, id)):
+            return text.partition("\n")[0]
+        claim = current_holder(self.mirror.bucket, f"{kind}-{id}") if self.mirror else None
+        return f"{claim['pid']} on {claim['node']}" if claim else ""
+
+    def users(self, id: str) -> list[tuple[str, str]]:
+        """What processes make now from an artifact: (`<kind>-<id>`, process), such as (`runs-a-1`, `123 on host`)."""
+        found = {}
+        for file in sorted((self.root / "locks").glob("*.lock")):
+            process, *uses = held_text(file).split("\n")
+            if id in uses:
+                found[file.stem] = process
+        for name, claim in live_claims(self.mirror.bucket) if self.mirror else ():
+            if id in claim.get("uses", ()):
+                found.setdefault(name, f"{claim['pid']} on {claim['node']}")
+        return list(found.items())
 
 
 @dataclass

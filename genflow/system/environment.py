@@ -7,15 +7,19 @@ import contextlib
 import ctypes
 import functools
 import os
+import pwd
 import secrets
 import signal
 import socket
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 from genflow.errors import SetupError
 
+RAY_SOCKET = "/ray12345678/s/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store"
+"""The longest path of a socket that Ray makes in the folder for temporary files."""
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
 """This machine's entries in NO_PROXY. Some readers of the variable do not understand a network such as 127.0.0.0/8."""
 
@@ -43,7 +47,56 @@ def set_defaults() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
+    ensure_home()
     keep_loopback_direct()
+
+
+def ensure_home() -> None:
+    """Set HOME and USER for a user id without an entry in the user database, as containers use them.
+
+    `Path.home` and `getpass.getuser` raise an error for such a user, in Ray, MLflow and torch too. The home folder is
+    a private folder in the folder for temporary files.
+
+    Raises:
+        SetupError: the folder cannot be made, or is not private to this user.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+    else:
+        return
+    if os.environ.get("HOME"):
+        return
+    folder = Path(tempfile.gettempdir()) / f"genflow-{os.getuid()}"
+    hint = "export HOME=FOLDER, a folder that you can write to"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise SetupError(f"HOME is not set, and {folder} cannot be made: {error.strerror}", hint) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise SetupError(f"HOME is not set, and {folder} is not private to user id {os.getuid()}", hint)
+    os.environ["HOME"] = str(folder)
+
+
+def ray_temp_folder() -> Path:
+    """The folder in which a local Ray's own folder is made: RAY_TMPDIR, or the folder for temporary files.
+
+    Raises:
+        SetupError: its path is so long that Ray's sockets in it would exceed the limit of the operating system.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR", "TEMP", "TMP") if os.environ.get(name)), "TMPDIR")
+    given = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else tempfile.gettempdir())
+    folder = Path(given).absolute()
+    longest = (103 if sys.platform == "darwin" else 107) - len(RAY_SOCKET)
+    if (length := len(os.fsencode(folder))) > longest:
+        raise SetupError(
+            f"the path of the folder for temporary files has {length} bytes, and Ray's sockets in it allow {longest}: "
+            f"{folder}",
+            f"export {name}=/tmp",
+        )
+    return folder
 
 
 def keep_loopback_direct() -> None:
@@ -75,7 +128,7 @@ def token() -> str:
         return value.strip()
     path = token_path()
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:

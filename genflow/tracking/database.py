@@ -1,22 +1,35 @@
 """MLflow's database: its URI, and its creation before any job runs."""
 
+import contextlib
 import os
 import re
+import shlex
+import sqlite3
 import sys
 from pathlib import Path
 
 from genflow.errors import SetupError, UsageError
 from genflow.storage.files import explain_disk_errors, sync_folder
 from genflow.storage.store import Store
-from genflow.tracking.mlflow_client import create_database
+from genflow.tracking.mlflow_client import create_database, is_known_revision, latest_revision
 
 
 def tracking_uri(store: Store) -> str:
     """MLFLOW_TRACKING_URI, with the path of a database made absolute; by default a database in the store.
 
     Jobs run in another folder, so the command that starts a job passes this value to it.
+
+    Raises:
+        SetupError: the address of a database in this store would name another file.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{store.root / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not uri:
+        if found := re.search(r"\?|%[0-9a-fA-F]{2}", str(store.root)):  # the query of the address, an escape
+            raise SetupError(
+                f"the path of the store contains {found[0]!r}, which MLflow reads as part of an address: {store.root}",
+                "rename the folder, or set GENFLOW_STORE to another one",
+            )
+        uri = f"sqlite:///{store.root / 'mlflow.db'}"
     path = database_path(uri)
     return f"sqlite:///{path.absolute()}" if path else uri
 
@@ -43,6 +56,33 @@ def prepare(store: Store) -> str:
             os.replace(attempt, path)
             sync_folder(path.parent)
     return uri
+
+
+def check(uri: str) -> None:
+    """Check that a database can be used by the installed MLflow, before MLflow opens it.
+
+    Raises:
+        SetupError: the file is not a database, is a database of another program, or was written by another version of
+            MLflow.
+    """
+    path = database_path(uri)
+    if path is None or not _exists(path):
+        return
+    aside = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.old')}; genflow ui makes another from the journals"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+            found = connection.execute("select version_num from alembic_version").fetchone() if tables else None
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and "no such table" not in str(error):
+            raise  # the disk, or a lock
+        raise SetupError(f"{path} is not a database of MLflow", aside) from error
+    if found is None or found[0] == latest_revision():
+        return
+    if is_known_revision(found[0]):
+        upgrade = f"{sys.executable} -m mlflow db upgrade {shlex.quote(uri)}"
+        raise SetupError(f"{path} was written by an older MLflow (schema {found[0]})", f"{upgrade}, after a copy of it")
+    raise SetupError(f"{path} was written by a newer MLflow (schema {found[0]})", f"pip install -U mlflow, or {aside}")
 
 
 def refuse_local_uri_on_cluster(uri: str, nodes: int) -> None:

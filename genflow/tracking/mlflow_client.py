@@ -1,4 +1,4 @@
-"""The only module that imports MLflow: it sends the entries of a journal until a deadline.
+"""The only module that imports MLflow: it sends the entries of a journal until a request has no answer.
 
 Sending is idempotent. A metric is identified by key, time, step and value; an image by key, step and time; a model
 version by its checkpoint; the run by a tag with the journal's id. The cursor, which stores how far a journal was sent,
@@ -16,16 +16,15 @@ import os
 import re
 import shutil
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from genflow.storage.manifest import sync_and_hash
+from genflow.storage.manifest import MANIFEST, describe, sync_and_hash
 from genflow.storage.store import Store
 from genflow.system import environment
 from genflow.tracking.journal import Cursor, Entry, entries, has_writer, header
@@ -70,6 +69,19 @@ class SendResult:
     rejected: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Requests:
+    """What a replay is waiting for. A thread may read it to distinguish a server that hangs from work on this machine.
+
+    Args:
+        waiting: whether a request is under way.
+        answered: the number of answered requests.
+    """
+
+    waiting: bool = False
+    answered: int = 0
+
+
 def create_database(file: Path, artifacts: str) -> None:
     """Create MLflow's sqlite database with all migrations, and fsync it."""
     _load()
@@ -77,6 +89,21 @@ def create_database(file: Path, artifacts: str) -> None:
 
     SqlAlchemyStore(f"sqlite:///{file}", artifacts).engine.dispose()
     sync_and_hash(file)
+
+
+def latest_revision() -> str:
+    """The revision of the database's schema that the installed MLflow uses."""
+    _load()
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
+
+
+def is_known_revision(revision: str) -> bool:
+    """Whether the installed MLflow can upgrade a database from this revision of its schema."""
+    import mlflow.store.db_migrations as migrations
+
+    return any(file for folder in migrations.__path__ for file in Path(folder).glob(f"versions/{revision}_*.py"))
 
 
 class JournalReplay:
@@ -87,14 +114,15 @@ class JournalReplay:
         store: the store; paths in the journal are relative to its root.
         uri: MLflow's tracking URI.
         artifacts: the artifact location of a new experiment; None: MLflow's default.
-        deadline: when to stop, in seconds of the monotonic clock.
+        timeout_s: seconds to wait for the answer to a request; at least 1, at most CALL_TIMEOUT_S.
         sent: receives the result.
+        requests: receives what the replay is waiting for.
     """
 
-    def __init__(self, path: Path, store: Store, uri: str, artifacts: str | None, deadline: float,
-                 sent: SendResult) -> None:  # fmt: skip
+    def __init__(self, path: Path, store: Store, uri: str, artifacts: str | None, timeout_s: float,
+                 sent: SendResult, requests: Requests) -> None:  # fmt: skip
         self.path, self.store, self.root, self.uri, self.artifacts = path, store, store.root, uri, artifacts
-        self.deadline, self.sent = deadline, sent
+        self.timeout_s, self.sent, self.requests = max(1, min(CALL_TIMEOUT_S, int(timeout_s))), sent, requests
         self.public_uri = without_password(uri)
         self.cursor = Cursor.read(path)
         self.waiting = 0  # entries that were read and are not counted in the cursor yet
@@ -142,21 +170,30 @@ class JournalReplay:
         self.waiting = 0
 
     def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Send one request within the deadline.
+        """Send one request, and wait at most `timeout_s` for its answer.
 
         Raises:
             MlflowNotFound: MLflow does not have the object.
             MlflowRejected: MLflow will never accept the request.
-            MlflowUnavailable: any other error, or the deadline has passed.
+            MlflowUnavailable: any other error.
         """
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(self.timeout_s)
+        with self._translated_errors():
+            self.requests.waiting = True
+            try:
+                answer = function(*args, **options)
+                self.requests.answered += 1
+                return answer
+            finally:
+                self.requests.waiting = False
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise MLflow's errors as the errors of `_call`."""
         from mlflow.exceptions import MlflowException
 
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0:
-            raise MlflowUnavailable(f"MLflow at {self.public_uri} is slow")
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, min(CALL_TIMEOUT_S, int(remaining))))
         try:
-            return function(*args, **options)
+            yield
         except MlflowException as error:
             text = one_line(error)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -319,7 +356,8 @@ class JournalReplay:
         model = existing[0] if existing else self._call(create, self.cursor.experiment, "sampler", **origin)
         with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
             copy_model_files(checkpoint, self.root / "runs" / self.path.stem, Path(folder))
-            self._call(save_pyfunc_model, Path(folder), run_id=self.cursor.run, model_id=model.model_id)
+            with self._translated_errors():  # takes seconds of this machine, and none of the server
+                save_pyfunc_model(Path(folder), run_id=self.cursor.run, model_id=model.model_id)
             self._call(self.client.log_model_artifacts, model.model_id, f"{folder}/model")
         self._call(self.client.finalize_logged_model, model.model_id, "READY")
         with suppress(MlflowRejected):  # already logged
@@ -336,6 +374,8 @@ def copy_model_files(checkpoint: Path, run: Path, folder: Path) -> None:
     for name in ("recipe.yaml", "facts.json"):
         if (run / name).is_file():
             shutil.copy(run / name, folder / "checkpoint")
+    manifest = describe(folder / "checkpoint", "exports", run.name)  # the checkpoint's lists the optimizer's state too
+    (folder / "checkpoint" / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def save_pyfunc_model(folder: Path, *, run_id: str, model_id: str) -> None:

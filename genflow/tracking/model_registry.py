@@ -66,17 +66,16 @@ def promote(store: Store, run: Artifact, name: str, alias: str) -> str:
     Raises:
         UsageError: the alias or the name is invalid.
         SetupError: MLflow does not respond.
+        DataError: the checkpoint differs from the run's manifest.
     """
     name = name or run.name
     if not re.fullmatch(ALIAS, alias) or re.fullmatch(r"latest|v[0-9]+", alias):
         raise UsageError(f"--alias {alias}: use only letters, digits, - and _, and neither `latest` nor v1, v2, ...")
     if not re.fullmatch(r"[^/:.%\"']{1,200}", name):
         raise UsageError(f"--name {name}: do not use / : . % or quotes")
-    from genflow.training.checkpoint import Checkpoints
+    from genflow.training import checkpoint
 
-    newest = Checkpoints(run.path / "checkpoints").newest()
-    if newest is None:
-        raise UsageError(f"run {run.id} has no readable checkpoint", "retrain it")
+    newest = checkpoint.of_run(run)
     meta = run.meta
     with Journal(journal_path(store.root, run.id), experiment=str(meta.get("dataset_name")), name=run.name) as journal:
         journal.model(newest, name, step=int(meta.get("steps", 0)))

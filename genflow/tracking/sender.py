@@ -5,14 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar, cast
 
 from genflow.storage.store import Store
 from genflow.system import subprocesses
-from genflow.tracking.mlflow_client import SendResult
-from genflow.tracking.sync import BUSY, replay_all
+from genflow.tracking.mlflow_client import Requests, SendResult
+from genflow.tracking.sync import BUSY, replay_all, replay_when_free
+
+ALIVE = "alive"  # the message of a helper that makes progress
+REPORT_S = 1.0  # between two of these messages
 
 
 class Sender:
@@ -56,6 +60,10 @@ class Sender:
     def finish(self, deadline_s: float = 20.0) -> bool:
         """Send the rest. Close the journal before, so that the run's final status is in it.
 
+        Args:
+            deadline_s: seconds without progress after which the helper is killed. Importing MLflow and packing a
+                model are progress, and so is every answer of the server.
+
         Returns:
             Whether MLflow has everything. If not, `sent.problem` is the reason, and `sync` sends the rest later.
         """
@@ -71,12 +79,15 @@ class Sender:
         assert process is not None
         try:
             self._socket.send(("finish", deadline_s))
-            if not self._socket.poll(deadline_s):
-                process.kill()
-                self.sent = SendResult(problem=f"MLflow did not accept everything within {deadline_s:g} s")
-                self._close(process)
-                return True
-            self.sent = self._socket.recv()
+            answer: Any = ALIVE
+            while answer == ALIVE:  # each message of a helper that works or makes progress starts the deadline again
+                if not self._socket.poll(deadline_s):
+                    process.kill()
+                    self.sent = SendResult(problem=f"MLflow did not answer within {deadline_s:g} s")
+                    self._close(process)
+                    return True
+                answer = self._socket.recv()
+            self.sent = answer
         except (EOFError, OSError):
             self._close(process)
             self.sent = SendResult(problem=f"the sender exited with code {process.returncode}")
@@ -89,6 +100,34 @@ class Sender:
         process.wait()
 
 
+class _Reporter:
+    """Tells the run, while it waits for the helper to finish, that the helper is not waiting for a silent server.
+
+    Attributes:
+        requests: what the helper is waiting for.
+        finishing: whether the run waits for the helper's result.
+        lock: held while a message is sent.
+    """
+
+    def __init__(self) -> None:
+        self.requests, self.finishing, self.lock = Requests(), False, threading.Lock()
+        self._answered = 0
+
+    def run(self, connection: Connection) -> None:
+        """Report every REPORT_S seconds, until the run has ended."""
+        while True:
+            time.sleep(REPORT_S)
+            with contextlib.suppress(OSError), self.lock:
+                # a message that is not read yet is the one that asks for the result: a replay is still under way
+                if (self.finishing or connection.poll()) and self.is_progress():
+                    connection.send(ALIVE)
+
+    def is_progress(self) -> bool:
+        """Whether the helper works on this machine, or the server has answered since the last call."""
+        answered, self._answered = self._answered, self.requests.answered
+        return not self.requests.waiting or answered != self._answered
+
+
 def _serve(socket: str, root: str, every_s: str) -> None:
     """The main loop of the helper process.
 
@@ -96,8 +135,9 @@ def _serve(socket: str, root: str, every_s: str) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray sends SIGINT to a job's whole process tree before the run ends
     os.nice(10)  # measured: training next to it is not slowed down
-    store, connection = Store(root), Connection(int(socket))
-    run_id, total = "", SendResult()
+    store, connection, reporter = Store(root), Connection(int(socket)), _Reporter()
+    threading.Thread(target=reporter.run, args=(connection,), daemon=True).start()
+    run_id, total, sent, outage = "", SendResult(), SendResult(), False
     wait: float | None = None
     while True:
         message, value = "replay", 60.0  # the value is the deadline in seconds, or the run id of "begin"
@@ -107,21 +147,25 @@ def _serve(socket: str, root: str, every_s: str) -> None:
             except (EOFError, OSError):
                 message = "exit"
         if message == "begin":
-            run_id, total, wait = str(value), SendResult(), 0.0
+            run_id, total, wait, outage = str(value), SendResult(), 0.0, False
             continue
         if not run_id:
             return
-        deadline, last = time.monotonic() + value, message != "replay"
-        sent = replay_all(store, run_id, deadline_s=value)
-        while last and sent.problem == BUSY and time.monotonic() < deadline:  # another command is sending the journal
-            time.sleep(0.1)
-            sent = replay_all(store, run_id, deadline_s=deadline - time.monotonic())
+        reporter.finishing = message == "finish"
+        if message == "finish" and outage:  # the run has just waited for a silent server, and does not wait again
+            sent = SendResult(problem=sent.problem)
+        else:
+            send = replay_all if message == "replay" else replay_when_free
+            sent = send(store, run_id, deadline_s=value, requests=reporter.requests)
+        outage = bool(sent.problem) and sent.problem != BUSY and connection.poll()
         total = SendResult(total.entries + sent.entries, sent.complete, sent.problem, total.rejected + sent.rejected)
         wait = float(every_s)
         if message == "exit":
             return
         if message == "finish":
-            connection.send(total)
+            with reporter.lock:
+                reporter.finishing = False
+                connection.send(total)
             run_id, wait = "", None
 
 

@@ -19,67 +19,76 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from genflow.errors import GenflowError, UsageError
+from genflow.storage.files import dead_leftovers, remove_leftover
 from genflow.storage.lock import current_holder
 from genflow.storage.store import Store
-from genflow.tracking.database import artifacts_uri, database_path, prepare, tracking_uri
+from genflow.tracking.database import artifacts_uri, check, database_path, prepare, tracking_uri
 from genflow.tracking.journal import Cursor, entries, has_writer, header, journal_path
-from genflow.tracking.mlflow_client import JournalReplay, MlflowUnavailable, SendResult, one_line, without_password
+from genflow.tracking.mlflow_client import (
+    JournalReplay,
+    MlflowUnavailable,
+    Requests,
+    SendResult,
+    one_line,
+    without_password,
+)
 
 BUSY = "another process is sending the journal"
 
 
-def replay(store: Store, run_id: str, *, deadline_s: float = 30.0) -> SendResult:
+def replay(
+    store: Store, run_id: str, *, deadline_s: float = 30.0, requests: Requests | None = None
+) -> SendResult:  # fmt: skip
     """Send the entries of a journal that MLflow lacks. On an error it stops and returns the reason.
 
-    A run is marked KILLED if its journal has no final status and no writer.
+    A run is marked KILLED if its journal has no final status and no writer. What was sent is never sent again: every
+    replay starts at the cursor.
 
     Args:
         store: the store.
         run_id: the run's id in the store.
-        deadline_s: seconds after which no request starts; a request that is under way ends soon after.
+        deadline_s: seconds to wait for an answer of the server. Work on this machine, such as importing MLflow and
+            packing a model, does not count, and a server that answers is given all entries.
+        requests: receives what the replay is waiting for.
     """
-    path, sent, ends = journal_path(store.root, run_id), SendResult(), time.monotonic() + deadline_s
+    path, sent = journal_path(store.root, run_id), SendResult()
     with ExitStack() as stack:
         try:
             stack.enter_context(store.lock("journals", run_id, wait=False))
         except UsageError:
             return SendResult(problem=BUSY)
+        for leftover in dead_leftovers(path.parent):  # of a process that was killed while it wrote a cursor
+            remove_leftover(leftover)
         try:
             uri = prepare(store)
+            check(uri)
             artifacts = artifacts_uri(store) if database_path(uri) else None  # MLflow's default is the current folder
-            JournalReplay(path, store, uri, artifacts, ends, sent).run()
+            JournalReplay(path, store, uri, artifacts, deadline_s, sent, requests or Requests()).run()
         except (MlflowUnavailable, GenflowError, OSError) as error:
             sent.problem = one_line(error)
     sent.complete = not sent.problem
     return sent
 
 
-def replay_all(store: Store, run_id: str, *, deadline_s: float = 30.0) -> SendResult:
-    """Send a run's journal, and the journals of its children (`<run id>.<child>`) that have unsent entries."""
-    ends = time.monotonic() + deadline_s
-    total = replay(store, run_id, deadline_s=deadline_s)
+def replay_all(
+    store: Store, run_id: str, *, deadline_s: float = 30.0, requests: Requests | None = None
+) -> SendResult:  # fmt: skip
+    """Send a run's journal, and the journals of its children (`<run id>.<child>`) that have unsent entries.
+
+    After a journal that could not be sent, it does not wait for the server again.
+    """
+    total = replay(store, run_id, deadline_s=deadline_s, requests=requests)
     for path in sorted((store.root / "journals").glob(f"{run_id}.*.jsonl")):
         cursor = Cursor.read(path)
         behind = any(entries(path, cursor.offset)) or (cursor.status == "RUNNING" and not has_writer(path))
         if behind and not total.problem:
-            total = _sum(total, replay(store, path.stem, deadline_s=ends - time.monotonic()))
+            total = _sum(total, replay(store, path.stem, deadline_s=deadline_s, requests=requests))
     return total
 
 
 def _sum(total: SendResult, sent: SendResult) -> SendResult:
     problem = total.problem or sent.problem
     return SendResult(total.entries + sent.entries, not problem, problem, total.rejected + sent.rejected)
-
-
-def delete_journals(store: Store, run_id: str) -> None:
-    """Delete the journals of a run and its children, with their cursors."""
-    folder = journal_path(store.root, run_id).parent
-    if store.mirror:
-        for name in store.mirror.bucket.list("journals"):
-            if name.startswith(f"{run_id}."):
-                store.mirror.bucket.delete(f"journals/{name}")
-    for file in folder.glob(f"{run_id}.*"):
-        file.unlink(missing_ok=True)
 
 
 def catch_up(store: Store, run_id: str, *, deadline_s: float = 10.0) -> SendResult:
@@ -89,21 +98,34 @@ def catch_up(store: Store, run_id: str, *, deadline_s: float = 10.0) -> SendResu
         return SendResult(complete=True)
     if not path.is_file() or not _is_behind(path, without_password(tracking_uri(store))):
         return SendResult(complete=True)
-    return replay_all(store, run_id, deadline_s=deadline_s)
+    return replay_when_free(store, run_id, deadline_s=deadline_s)
+
+
+def replay_when_free(
+    store: Store, run_id: str, *, deadline_s: float = 30.0, requests: Requests | None = None
+) -> SendResult:  # fmt: skip
+    """`replay_all`, after waiting at most `deadline_s` for another process that is sending the same journal."""
+    ends = time.monotonic() + deadline_s
+    while True:
+        sent = replay_all(store, run_id, deadline_s=deadline_s, requests=requests)
+        if sent.problem != BUSY or time.monotonic() > ends:
+            return sent
+        time.sleep(0.1)
 
 
 def sync(store: Store, *, deadline_s: float = 10.0) -> SendResult:
     """Send every journal of this store that has unsent entries and no writer. Imports MLflow only if there is one.
 
     A journal that was partly sent to another tracking URI is skipped: changing the variable does not move old runs.
+    After a journal that could not be sent, it does not wait for the server again.
     """
-    total, ends, uri = SendResult(complete=True), time.monotonic() + deadline_s, without_password(tracking_uri(store))
+    total, uri = SendResult(complete=True), without_password(tracking_uri(store))
     if store.mirror:
         store.mirror.sync_all(store.root / "journals")
     for path in sorted((store.root / "journals").glob("*.jsonl")):
         if not _is_behind(path, uri) or _is_written_elsewhere(store, path.stem):
             continue
-        sent = replay(store, path.stem, deadline_s=ends - time.monotonic())
+        sent = replay(store, path.stem, deadline_s=deadline_s)
         total.entries += sent.entries
         total.rejected += sent.rejected
         if sent.problem and sent.problem != BUSY:

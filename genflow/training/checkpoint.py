@@ -6,10 +6,10 @@ A checkpoint exists once its folder does: it is written to a temporary folder, f
 bucket it exists once it is uploaded, and training continues only then.
 """
 
+import contextlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -20,13 +20,21 @@ from torch import Tensor, nn
 
 from genflow.errors import DataError
 from genflow.storage import mirror
-from genflow.storage.files import explain_disk_errors, sync_folder, write_atomically
+from genflow.storage.files import (
+    REPLACED,
+    explain_disk_errors,
+    replace_folder,
+    sync_folder,
+    temporary_ending,
+    write_atomically,
+)  # fmt: skip
 from genflow.storage.manifest import describe, read_manifest, verify
-from genflow.storage.store import MANIFEST
+from genflow.storage.store import MANIFEST, Artifact
 from genflow.training import fsdp
 from genflow.training.fsdp import full_tensor, shard_like
 
-STATE = "state.json"
+STATE, FOLDER = "state.json", "checkpoints"
+READ_BY_SAMPLING = ("weights.safetensors", "ema.safetensors", STATE)
 
 
 class State(TypedDict):
@@ -69,35 +77,36 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("step_*") if ".tmp-" not in p.name and (p / MANIFEST).is_file())
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose files match its manifest; a corrupt one is skipped."""
+        """The newest checkpoint of an unfinished run whose files match its manifest; a corrupt one is skipped.
+
+        Training then repeats the steps after it. A finished run has one result: see `of_run`.
+        """
         if (bucket := self._mirror()) and not (self.folder.parent / MANIFEST).is_file():  # else it is all here
             return bucket.fetch_newest(self.folder, "step_")
         for path in reversed(self.steps()):
-            manifest = read_manifest(path)
-            try:
-                if manifest:
+            with contextlib.suppress(DataError):
+                if manifest := read_manifest(path):
                     verify(path, manifest)
                     return path
-            except DataError:
-                continue
         return None
 
     def _mirror(self) -> mirror.BucketMirror | None:
         return mirror.containing(self.folder)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Commit the files that `write(folder)` writes, then delete the oldest checkpoints."""
+        """Commit the files that `write(folder)` writes, then delete the oldest checkpoints.
+
+        A checkpoint of the same step, which an attempt before a divergence may have left, is replaced.
+        """
         path = self.folder / f"step_{step:08d}"
-        attempt = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}")
+        attempt = path.with_name(f"{path.name}{temporary_ending()}")
         with explain_disk_errors(path):
             attempt.mkdir(parents=True)
             try:
                 write(attempt)
                 manifest = describe(attempt, "checkpoints", path.name)
                 write_atomically(attempt / MANIFEST, json.dumps(manifest))
-                if path.exists():  # from an earlier attempt; it is equal, because a run is a function of its recipe
-                    shutil.rmtree(path)
-                os.rename(attempt, path)
+                replace_folder(attempt, path)
                 sync_folder(self.folder)
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
@@ -107,9 +116,47 @@ class Checkpoints:
             for name in older[: 1 - self.keep or None]:
                 bucket.delete_folder(self.folder / name)
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
-        for torn in self.folder.glob("step_*.tmp-*"):
-            shutil.rmtree(torn, ignore_errors=True)
+            # half of a checkpoint must not have its name, or the run's manifest would list it
+            os.rename(old, old.with_name(f"{old.name}{temporary_ending()}"))
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete what killed processes left. Only the process that trains the run may call this."""
+        for torn in list(self.folder.glob("step_*.tmp-*")):
+            name = torn.name.partition(".tmp-")[0]
+            if REPLACED in torn.name and not (self.folder / name).exists():
+                os.rename(torn, self.folder / name)  # killed before the new checkpoint had the name
+            else:
+                shutil.rmtree(torn, ignore_errors=True)
+        for path in list(self.folder.glob("step_*")):
+            if not is_complete(path):  # half-deleted
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has a manifest and every file of it."""
+    manifest = read_manifest(folder)
+    return manifest is not None and all((folder / name).is_file() for name in manifest["files"])
+
+
+def of_run(run: Artifact) -> Path:
+    """The newest checkpoint of a finished run, after each of its files was compared with the run's manifest.
+
+    Raises:
+        DataError: a file is missing or differs from the manifest. An older checkpoint is another result, so it is
+            never used in its place.
+    """
+    names = run.files(f"{FOLDER}/step_*/*")
+    manifest = f"{run.folder / MANIFEST}"
+    cure = f"rm {manifest}, then run the same genflow train again: it resumes from the newest intact checkpoint"
+    if not names:
+        raise DataError(f"{run.folder / FOLDER} is missing: run {run.id} has no checkpoint", cure)
+    newest = max(name.split("/")[1] for name in names)
+    try:
+        files = [run.file(name) for name in names if name.split("/")[1] == newest]
+    except DataError as error:
+        raise DataError(f"run {run.id}: {error.message}", error.hint if run.url else cure) from error
+    return files[0].parent
 
 
 Tensors = dict[str, dict[str, Tensor]]  # by file

@@ -94,11 +94,11 @@ def document(search: Search, rows: list[Row], confirmed: list[Row], seconds: flo
     }  # fmt: skip
 
 
-def best_yaml(search: Search, found: Json) -> str:
-    """The best settings as a recipe, with the recipe's full budget instead of a trial's."""
+def best_yaml(search: Search, found: Json, data: str) -> str:
+    """The best settings as a recipe, with the recipe's full budget instead of a trial's; `data` names the dataset."""
     top = found["best"]
     document = space.apply(search.recipe, top["params"]).model_dump(mode="json")
-    document["data"] = {"name": search.run.dataset.name, **({"pairs": p} if (p := search.recipe.data.pairs) else {})}
+    document["data"] = {"name": data, **({"pairs": p} if (p := search.recipe.data.pairs) else {})}
     kept = {key: document[key] for key in ("init", "data", "net", "family", "train", "sample") if document[key]}
     lines = [found["command"], f"trial {top['trial']} of {search.id}: {values_text(search, top)}"]
     lines += [found["confirmed"]] if found["confirmed"] else []

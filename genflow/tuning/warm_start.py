@@ -8,8 +8,9 @@ searches that differ in nothing else share a resume key, and the longer one cont
 import shutil
 from pathlib import Path
 
-from genflow.errors import UsageError
+from genflow.errors import DataError, UsageError
 from genflow.storage.files import explain_disk_errors, write_atomically
+from genflow.storage.manifest import warn
 from genflow.storage.store import Store
 from genflow.tuning.search import CONFIRM, RESUME_KEY, TRIALS, Search
 from genflow.tuning.trial_log import RECORD, TrialLog
@@ -20,11 +21,14 @@ def inherit(store: Store, search: Search) -> tuple[str, int]:
 
     Returns:
         The id of that search and the number of its trials; ("", 0) if there is none. Not supported in a bucket.
+
+    Raises:
+        DataError: that search is finished, and a file of it differs from its manifest.
     """
     own = search.folder(store)
     if store.mirror or search.recipe.tune.scheduler == "pbt" or (own / TRIALS / RECORD).exists():
         return "", 0
-    shorter = {folder: len(TrialLog(folder / TRIALS).rows()) for folder in _shorter(store, search)}
+    shorter = {folder: len(TrialLog(_intact(store, folder) / TRIALS).rows()) for folder in _shorter(store, search)}
     for folder, count in sorted(shorter.items(), key=lambda pair: (-pair[1], pair[0])):
         if 0 < count <= search.trials:
             try:
@@ -36,10 +40,23 @@ def inherit(store: Store, search: Search) -> tuple[str, int]:
     return "", 0
 
 
+def _intact(store: Store, folder: Path) -> Path:
+    """The folder of a search, after its files were compared with its manifest, if it is finished."""
+    if finished := store.get("searches", folder.name):
+        finished.verify()
+    return folder
+
+
 def _shorter(store: Store, search: Search) -> list[Path]:
     own = search.folder(store)
-    folders = [file.parent for file in own.parent.glob(f"*/{RESUME_KEY}") if file.read_text() == search.resume_key]
-    return [folder for folder in folders if folder != own]
+    for finished in store.artifacts("searches"):  # a damaged key would hide a search
+        if RESUME_KEY in finished.manifest["files"]:
+            try:
+                finished.file(RESUME_KEY)
+            except DataError as error:
+                warn(error)
+    keys = {file.parent: file.read_bytes() for file in own.parent.glob(f"*/{RESUME_KEY}")}
+    return [folder for folder, key in keys.items() if key == search.resume_key.encode() and folder != own]
 
 
 def _copy(source: Path, own: Path) -> None:

@@ -3,12 +3,16 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
-from genflow.errors import SetupError
+from genflow.errors import ResourceError, SetupError
+from genflow.storage.files import disk_error
 from genflow.system import environment, source_hash
 from jobs.runtime.entrypoint import verbose
 
@@ -40,11 +44,13 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
         yield
         return
     submitted = is_submitted()
+    temporary = None if submitted else environment.ray_temp_folder()
     before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
     if not submitted:
         environment.configure_local_ray()  # before the import: Ray reads it once
     import ray
 
+    folder = make_private_folder(temporary) if temporary else None
     level = logging.INFO if verbose() else logging.ERROR
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -58,6 +64,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
             with contextlib.chdir(source_hash.resources_dir()):
                 ray.init(
                     address="local",
+                    _temp_dir=f"{folder}/s",  # Ray gives this folder mode 0777; the one around it stays private
                     num_cpus=num_cpus or environment.cores(),
                     include_dashboard=dashboard,
                     dashboard_port=environment.free_port() if dashboard else None,
@@ -65,6 +72,10 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
                     log_to_driver=logs or verbose(),
                 )
     except Exception as error:  # a raylet that starts too late raises a plain Exception
+        ray.shutdown()
+        _remove(folder)
+        if (full := disk_error(error, folder or "")) is not None:
+            raise full from error
         raise SetupError(f"Ray does not start: {str(error).strip().splitlines()[0]}", "genflow doctor") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has installed its own handler, which exits with code 15
@@ -72,8 +83,33 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
         yield
     finally:
         ray.shutdown()
+        _remove(folder)
         if not submitted:
             for name, value in before.items():
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+
+
+def make_private_folder(base: Path) -> Path:
+    """Make a folder for the session of a local Ray that other users cannot enter.
+
+    Ray makes its session folders writable for all users (mode 0777), with sockets, logs and working folders in them.
+
+    Raises:
+        ResourceError: the disk is full.
+        SetupError: the folder cannot be made.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix="ray", dir=base))  # mode 0700
+    except OSError as error:
+        if isinstance(full := disk_error(error, base), ResourceError):
+            raise full from error
+        hint = "set TMPDIR to a folder that you can write to"
+        raise SetupError(f"Ray needs a folder in {base}: {error.strerror}", hint) from error
+
+
+def _remove(folder: Path | None) -> None:
+    """Remove the session folder of a local Ray that has ended."""
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)

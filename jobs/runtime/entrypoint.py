@@ -11,8 +11,10 @@ from typing import Any
 
 from genflow.errors import GenflowError, ResourceError, is_out_of_memory
 from genflow.recipe.files import read
+from genflow.storage.files import disk_error
 from genflow.system import environment, events
 from genflow.system.documents import Json
+from genflow.system.streams import prepare_streams
 from genflow.tracking import sync
 
 Emit = Callable[..., None]
@@ -21,6 +23,7 @@ Main = Callable[[Json, Emit], Mapping[str, Any]]
 
 def execute(main: Main) -> None:
     """Run a job named on the command line: `python -m jobs.<stage> recipe.yaml`."""
+    prepare_streams()
     environment.set_defaults()
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
@@ -48,6 +51,9 @@ def run_and_report(main: Main, document: Json, emit: Emit) -> int:
             hint = "use a smaller --set train.batch, or a machine with more memory"
             emit_error(emit, ResourceError("out of memory", hint), error)
             return ResourceError.code
+        if (full := disk_error(error)) is not None:
+            emit_error(emit, full, error)
+            return full.code
         first = str(error).strip().splitlines()
         message = f"{type(error).__name__}: {first[0] if first else 'no message'}"
         emit_error(emit, GenflowError(message, "run it again with -v for the traceback"), error)

@@ -12,6 +12,7 @@ from PIL import Image
 from genflow.data import images
 from genflow.data.images import (
     MAX_PIXELS,
+    SUPPORTED,
     UnreadableImage,
     decode,
     describe_error,
@@ -206,7 +207,7 @@ def test_other_formats_are_rejected() -> None:
         file = encoded(Image.new("RGB", (16, 16)), kind)
         with pytest.raises(Image.UnidentifiedImageError) as caught:
             decode(file, COLOUR)
-        assert describe_error(caught.value, file) == "not a PNG, JPEG, WebP, BMP, TIFF or GIF"
+        assert describe_error(caught.value, file) == f"not a {SUPPORTED}"
 
 
 def test_open_image_file_never_blocks(tmp_path: Path) -> None:
@@ -254,6 +255,20 @@ def test_levels_are_kept_when_resizing() -> None:
     """With K = 17 grey levels, resizing never produces a level above 16."""
     image = (np.indices((8, 8)).sum(0) % 2 * 16).astype(np.uint8)
     assert fit_array(image, ImageSpec(13, 1, levels=17)).max() <= 16
+
+
+def test_a_jpeg_of_many_scans_is_rejected() -> None:
+    """Each empty scan of a progressive JPEG costs a pass over all pixels, so their number is bounded."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    start = data.rindex(b"\xff\xda")
+    few, many = (io.BytesIO(data[:-2] + data[start:-2] * copies + data[-2:]) for copies in (50, 5000))
+    assert images.decode(few, ImageSpec(8, 1)).shape == (8, 8, 1)
+    with pytest.raises(images.UnreadableImage, match="a JPEG of more than 100 scans"):
+        images.decode(many, ImageSpec(8, 1))
+    video = io.BytesIO(data + b"\xff\xda" * 200)  # a phone appends its video to the picture
+    assert images.decode(video, ImageSpec(8, 1)).shape == (8, 8, 1)
 
 
 def test_whole_pictures_are_padded() -> None:

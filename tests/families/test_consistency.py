@@ -137,7 +137,7 @@ def test_a_source_that_does_not_fit_is_rejected() -> None:
     document = parse({"family": {"kind": "consistency"}, "data": {"name": "digits"}})
     with pytest.raises(UsageError, match="none was named") as caught:
         build.resolve(document, GREY)
-    assert caught.value.hint == "genflow train flow_matching --data digits, then add --init flow_matching-digits"
+    assert caught.value.hint == "genflow train flow_matching --data digits, then add --init latest"
     with pytest.raises(UsageError, match="VAE has none"):
         build.resolve(document, GREY, recipe("vae", GREY))
     flow = recipe("flow_matching", GREY)

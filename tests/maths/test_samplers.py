@@ -8,7 +8,9 @@ import pytest
 import torch
 from support.oracle import TWO, Mixture
 
+from genflow.errors import UsageError
 from genflow.families.gaussian import Gaussian
+from genflow.maths import samplers
 from genflow.maths.paths import (
     DiscretePath,
     Path,
@@ -195,3 +197,11 @@ def test_karras_steps_have_their_closed_form() -> None:
 def test_families_offer_every_sampler() -> None:
     """The names in the signature of `sample`, which is the recipe's schema, are those of SAMPLERS."""
     assert get_args(inspect.signature(Gaussian.sample).parameters["sampler"].annotation) == tuple(SAMPLERS)
+
+
+def test_an_unreachable_tolerance_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of adaptive steps is bounded."""
+    monkeypatch.setattr(samplers, "MAX_ADAPTIVE_STEPS", 20)
+    x = torch.ones(1, 1, 2, 2)
+    with pytest.raises(UsageError, match="tolerance: rk45 does not reach 1e-300 within 20 steps"):
+        rk45(lambda x, t: 0.5 * x, StraightPath(), x, [1.0, 0.5, 0.0], Forbidden(), tolerance=1e-300)

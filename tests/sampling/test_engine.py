@@ -1,6 +1,7 @@
 """The engine: a sample is a function of its seed, and an invalid request gives a one-line error."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -161,10 +162,18 @@ def test_a_finished_run_is_loaded(run: Artifact) -> None:
 
 
 @pytest.mark.parametrize("harm", ["remove", "flip"])
-def test_a_run_without_a_readable_checkpoint_is_an_error(run: Artifact, harm: str) -> None:
-    """The message names the run, and the hint says to retrain it."""
-    file = next(Path(run.path / "checkpoints").rglob("ema.safetensors"))
+@pytest.mark.parametrize("name", ["ema.safetensors", "weights.safetensors", "state.json", "recipe.yaml", "facts.json"])
+def test_a_finished_run_is_read_as_its_manifest_says(run: Artifact, name: str, harm: str) -> None:
+    """A file that differs is an error with its name; an older checkpoint is never used in its place."""
+    newest = Path(run.path / "checkpoints" / "step_00000005")
+    older = newest.with_name("step_00000001")
+    shutil.copytree(newest, older)
+    store, manifest = Store(run.folder.parents[1]), run.manifest
+    run = store.finalize("runs", run.id, parents=manifest["parents"], meta=manifest["meta"])
+    file = newest / name if (newest / name).exists() else run.path / name
     file.unlink() if harm == "remove" else file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(DataError, match="run r-1 has no readable checkpoint") as caught:
+    with pytest.raises(DataError, match=f"{file} is {'missing' if harm == 'remove' else 'corrupt'}") as caught:
         Engine.load(run)
-    assert caught.value.hint == "retrain it"
+    assert caught.value.code == 6
+    if file.parent == newest:
+        assert caught.value.hint.startswith(f"rm {run.path / 'manifest.json'}, then run the same genflow train again")

@@ -1,5 +1,7 @@
 """Reflow is a dataset: a pair is a function of its number, and a student trains on it by flow matching."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,6 +18,7 @@ from genflow.evaluation import sweep
 from genflow.recipe.schema import Evaluate, Recipe, parse
 from genflow.sampling import reflow
 from genflow.sampling.engine import Engine
+from genflow.storage.mirror import CHECKSUM, checksum
 from genflow.storage.store import Artifact, Store
 
 ASKED = parse({"reflow": {"pairs": 7}, "sample": {"sampler": "euler", "steps": 3}})
@@ -86,7 +89,8 @@ def test_pairs_are_part_of_a_runs_address(store: Store, data: Dataset) -> None:
     with pytest.raises(UsageError, match="VAE cannot learn from pairs"):
         runs.plan(store, parse({**document, "family": {"kind": "vae"}, "net": {}}))
     manifest = artifact.path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(data.artifact.id, "other-1"))
+    changed = json.loads(manifest.read_text().replace(data.artifact.id, "other-1"))
+    manifest.write_text(json.dumps({**changed, CHECKSUM: checksum(changed)}))
     with pytest.raises(UsageError, match="was trained on other-1"):
         runs.plan(store, parse(document))
 

@@ -184,7 +184,7 @@ def test_openapi_and_docs_page(http: TestClient) -> None:
         assert document["components"]["schemas"][schema]["examples"]
     page = http.get("/docs")
     assert page.status_code == 200
-    assert "http://testserver/v1/models/MODEL/samples" in page.text
+    assert "http://127.0.0.1/v1/models/MODEL/samples" in page.text
     assert not re.findall(r"(?:src|href)=.?(?:https?:)?//", page.text)
 
 

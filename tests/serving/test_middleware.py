@@ -2,16 +2,24 @@
 
 import asyncio
 import json
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 from support.badrequests import RAW, bodies
 from support.served import client
 
-from genflow.serving import middleware
+from genflow import build
+from genflow.families.flow_matching import FlowMatching
+from genflow.maths import samplers
+from genflow.maths.paths import StraightPath
+from genflow.maths.rng import BatchRng
+from genflow.serving import decode_inputs, middleware
 from genflow.serving.middleware import (
     Limits,
     RateLimiter,
@@ -183,3 +191,93 @@ def test_an_error_message_is_one_line() -> None:
     error = json.loads(RequestError(422, "a\nb\ud800" + "x" * 999, "n").reply("id").body)["error"]
     assert "\n" not in error["message"]
     assert len(error["message"]) <= 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "[::1]:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Host": "models.example.org"}, 200),  # named in the limits
+        ({"Host": "attacker.example:8000"}, 403),
+        ({"Host": "127.0.0.1.attacker.example"}, 403),
+        ({"Host": "127.0.0.1", "Origin": "http://attacker.example"}, 403),
+        ({"Host": "127.0.0.1", "Origin": "null"}, 403),
+    ],
+)
+def test_foreign_hosts_and_origins_are_rejected(
+    headers: dict[str, str], status: int
+) -> None:
+    """Without keys, a request that names another host gets 403, and `hosts` accepts more names."""
+    app = RequestLimitsMiddleware(_empty_app, Limits(hosts=("models.example.org",)))
+    answer = TestClient(app).get("/v1/models", headers=headers)
+    assert answer.status_code == status
+    if status == 403:
+        assert "names another host" in answer.json()["error"]["message"]
+
+
+async def _empty_app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+def test_nulls_are_absent_fields(http: TestClient) -> None:
+    """A null field has its default, and `created` is the time."""
+    drawn = http.post("/v1/models/flow/samples", json={"seed": 3})
+    assert http.post("/v1/models/flow/samples", json={"seed": 3, "n": None, "format": None}).content == drawn.content
+    nulls = {"prompt": "3", "size": None, "n": None, "response_format": None}
+    answer = http.post("/v1/images/generations", json=nulls)
+    assert answer.status_code == 200, answer.text
+    assert abs(answer.json()["created"] - time.time()) < 60
+
+
+def test_a_tiny_tolerance_is_rejected(http: TestClient) -> None:
+    """An adaptive sampler's tolerance has a smallest value."""
+    answer = http.post("/v1/models/flow/samples", json={"sampler": "rk45", "tolerance": 1e-300})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "tolerance"
+
+
+def test_an_unreachable_tolerance_is_one_line(http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tolerance that rk45 does not reach within its steps is an error of the field."""
+    monkeypatch.setattr(samplers, "MAX_ADAPTIVE_STEPS", 3)
+
+    def draw(*_: Any) -> None:  # here, because the patch does not reach the process that draws
+        x, times = torch.ones(1, 1, 2, 1), [1.0, 0.5, 0.0]
+        samplers.rk45(lambda x, t: 0.5 * x, StraightPath(), x, times, BatchRng(0, "", 0, total=1), tolerance=1e-7)
+
+    monkeypatch.setattr(http.service.engine_process, "draw", draw)
+    answer = http.post("/v1/models/flow/samples", json={"sampler": "rk45", "tolerance": 1e-7})
+    assert answer.status_code == 422, answer.content
+    assert answer.json()["error"]["field"] == "tolerance"
+    assert "within 3 steps" in answer.json()["error"]["message"]
+
+
+def test_a_recipe_may_have_a_tiny_tolerance() -> None:
+    """The bound applies to requests, so that runs with an older recipe stay readable."""
+    build.schema(FlowMatching.sample).model_validate({"sampler": "rk45", "tolerance": 1e-12})
+
+
+def test_slow_decoding_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose pictures are not decoded in time gets 503 with Retry-After, while a decoder still works."""
+    released = threading.Event()
+    monkeypatch.setattr(decode_inputs, "parse_inputs", lambda *_: released.wait(60))
+    with pytest.raises(RequestError, match="were not decoded before the deadline") as error:
+        asyncio.run(decode_inputs.parse_in_pool(None, None, 0.01))  # type: ignore[arg-type]
+    assert not released.is_set()
+    released.set()
+    assert (error.value.status, error.value.retry_after) == (503, 1)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400", "-1e308", "1e308"])
+def test_no_option_accepts_a_number_without_bounds(http: TestClient, value: str) -> None:
+    """NaN, infinite and huge numbers are rejected in every option of a number."""
+    for name in ("flow", "vae"):
+        card = next(card for card in http.get("/v1/models").json()["data"] if card["id"] == name)
+        for option in ("guidance", "steps", *card["options"]):
+            if isinstance(card["options"].get(option, {"default": 0})["default"], bool | str):
+                continue
+            answer = http.post(
+                f"/v1/models/{name}/samples", content=f'{{"{option}": {value}}}', headers=JSON
+            )
+            assert answer.status_code in (400, 422), (option, answer.text[:200])

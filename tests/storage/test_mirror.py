@@ -11,7 +11,7 @@ import pytest
 from support.bucket import Server, machine
 
 from genflow.errors import DataError, SetupError, UsageError
-from genflow.storage import lock, mirror
+from genflow.storage import lock, mirror, names
 from genflow.storage.store import Artifact, Store
 from genflow.tracking.journal import Journal, curves, journal_path
 from genflow.training.checkpoint import Checkpoints
@@ -67,6 +67,47 @@ def test_a_corrupt_local_file_is_downloaded_again(machines: Any) -> None:
     file.write_bytes(b"\1" + bytes(999))
     found.verify()
     assert file.read_bytes() == bytes(1000)
+
+
+@pytest.mark.parametrize("name", ["manifests/reports/x-1.json", "reports/x-1/manifest.json", mirror.MARKER])
+def test_a_corrupt_local_manifest_does_not_blame_the_bucket(machines: Any, name: str) -> None:
+    """A changed hash in a local copy of the manifest, or a damaged file of the mirror, is replaced from the bucket."""
+    make(machines("a"))
+    store = machines("b")
+    known = store.find("reports", "x").verify().manifest
+    file = store.root / name
+    text = file.read_text()
+    digest = known["files"]["b.bin"]["sha256"]
+    file.write_text(text.replace(digest, digest[::-1]) if digest in text else text[:-9])
+    mirror._open.cache_clear()
+    found = machines("b").find("reports", "x")
+    assert found.manifest == known
+    assert (found.verify().path / "b.bin").read_bytes() == bytes(1000)
+    assert file.read_text() == text
+
+
+def test_the_bucket_is_asked_again_before_it_is_blamed(machines: Any) -> None:
+    """A manifest that is wrong in memory does not make an intact object corrupt."""
+    make(machines("a"))
+    found = machines("b").find("reports", "x")
+    found.manifest["files"]["b.bin"]["sha256"] = "0" * 64
+    assert found.file("b.bin").read_bytes() == bytes(1000)
+
+
+def test_a_manifest_that_is_corrupt_in_the_bucket_is_named(machines: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error has the key and the command that removes the manifest; a list shows the other artifacts."""
+    store = machines("a")
+    make(store)
+    other = make(store, "y-1")
+    assert store.mirror is not None
+    store.mirror.bucket.write("reports/x-1/manifest.json", b"{}")
+    store = machines("b")
+    assert store.artifacts("reports") == [Artifact("reports", "y-1", store.folder("reports", "y-1"), other.manifest,
+                                                   store.url)]  # fmt: skip
+    assert "reports/x-1/manifest.json is corrupt" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"s3://bucket/.*/reports/x-1/manifest\.json is corrupt") as refused:
+        store.find("reports", "x")
+    assert refused.value.hint.startswith(f"aws s3 rm {store.url}/reports/x-1/manifest.json")
 
 
 def test_a_corrupt_object_is_an_error(machines: Any) -> None:
@@ -330,3 +371,28 @@ def test_a_checkpoint_may_be_written_twice_in_a_second(machines: Any) -> None:
     newest = Checkpoints(machines("b").folder("runs", "r-1") / "checkpoints").newest()
     assert newest is not None
     assert (newest / "state.json").read_text() == "3"
+
+
+def test_a_name_means_in_a_bucket_what_was_prepared_last(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every machine reads the records of all; if two machines named different datasets last, both ids are said."""
+    store = machines("a")
+    first, second = (make(store, f"x-{n}", kind="datasets") for n in "12")
+    for named in (first, second):
+        monkeypatch.setattr(names, "HOSTNAME", f"machine{named.id}")
+        time.sleep(1.1 if named is second else 0)  # the times of S3 are whole seconds
+        machines("a").record_name(named)
+    assert machines("b").find("datasets", "x").id == "x-2"
+    monkeypatch.setattr(names, "HOSTNAME", "a third machine")
+    with pytest.raises(UsageError, match="x-1 on machinex-1, x-2 on machinex-2"):
+        machines("c").find("datasets", "x")
+
+
+def test_another_machine_sees_what_a_lock_uses(machines: Any) -> None:
+    """A dataset that a run on another machine uses is known, until that run ends."""
+    a = machines("a")
+    with a.lock("runs", "r-1", uses=["x-1"]):
+        other = machines("b")
+        assert [name for name, _ in other.users("x-1")] == ["runs-r-1"]
+        assert other.holder("runs", "r-1")
+        machines("a")
+    assert machines("b").users("x-1") == []

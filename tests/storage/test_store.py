@@ -1,18 +1,22 @@
 """The store: an artifact is whole or does not exist, and every changed byte is detected."""
 
-import contextlib
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import ROOT, TESTS
+from support.crashes import crashes
 
 from genflow.errors import DataError, ResourceError, SetupError, UsageError
+from genflow.storage import names
 from genflow.storage.files import HOSTNAME, explain_disk_errors, write_atomically
 from genflow.storage.manifest import read_manifest
+from genflow.storage.names import Names
 from genflow.storage.store import MANIFEST, Artifact, Store
 
 
@@ -37,13 +41,58 @@ def test_a_committed_artifact_is_found_with_its_manifest(store: Store) -> None:
 
 
 def test_without_its_manifest_it_does_not_exist(store: Store) -> None:
-    """An artifact without a valid manifest does not exist, and can be made again over its files."""
-    for damage in ("", '{"files": ', "[]", "{}"):
-        made = make(store)
-        (made.path / MANIFEST).write_text(damage) if damage else (made.path / MANIFEST).unlink()
-        assert store.get("datasets", made.id) is None
-        assert store.artifacts("datasets") == []
+    """An artifact without a manifest does not exist, and can be made again over its files."""
+    made = make(store)
+    (made.path / MANIFEST).unlink()
+    assert store.get("datasets", made.id) is None
+    assert store.artifacts("datasets") == []
     assert make(store).verify()
+
+
+@pytest.mark.parametrize("damage", ["", '{"files": ', "[]", "{}", "[" * 100_000, "changed", "renamed"])
+def test_a_damaged_manifest_is_named(store: Store, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A request for the artifact is an error; a list has one warning and the other artifacts; `rm` cures both."""
+    made, other = make(store), make(store, "moons-c3", name="moons")
+    file = made.path / MANIFEST
+    text = file.read_text()
+    changed = {"changed": text.replace('"rows": 3', '"rows": 4'), "renamed": text.replace('"checksum"', '"checkzum"')}
+    file.write_text(changed.get(damage, damage))
+    for ask in (lambda: store.get("datasets", made.id), lambda: store.find("datasets", "digits"),
+                lambda: store.find("datasets", "digits-a")):  # fmt: skip
+        with pytest.raises(DataError, match=f"{file} is corrupt") as refused:
+            ask()
+        assert refused.value.hint == f"rm {file}, then run the command that made it again"
+    for _ in range(2):
+        assert store.artifacts("datasets") == [other]
+    assert store.find("datasets", "moons") == other
+    assert capsys.readouterr().err.count(f"warning: skipped: {file} is corrupt") == 1
+    file.unlink()
+    assert make(store).verify()
+
+
+def test_a_manifest_belongs_to_its_folder(store: Store) -> None:
+    """Two manifests that were swapped are damaged, although each matches its checksum."""
+    made, other = make(store), make(store, "moons-c3", name="moons")
+    (made.path / MANIFEST).write_bytes((other.path / MANIFEST).read_bytes())
+    with pytest.raises(DataError, match="it is the manifest of moons-c3"):
+        store.get("datasets", made.id)
+
+
+def test_a_file_is_compared_with_the_manifest_when_it_is_read(store: Store) -> None:
+    """`Artifact.file` refuses a changed, missing or unlisted file; a change of the same length is found too."""
+    made = make(store)
+    file = made.path / "facts.json"
+    os.utime(file, (1, 1))  # settled, so that its hash is remembered
+    assert made.file("facts.json").read_text() == "{}"
+    file.write_text("[]")
+    with pytest.raises(DataError, match=f"{file} is corrupt"):
+        made.file("facts.json")
+    file.unlink()
+    with pytest.raises(DataError, match=f"{file} is missing"):
+        made.file("facts.json")
+    with pytest.raises(DataError, match="is not in its manifest"):
+        made.file("other.json")
+    assert made.file("train/data.arrow").is_file()
 
 
 def test_a_folder_that_is_not_committed_is_deleted(store: Store) -> None:
@@ -113,7 +162,7 @@ make(Store(sys.argv[3]))
 
 
 def test_every_changed_byte_is_detected(store: Store) -> None:
-    """A changed byte of a file is an error that names the file; a changed manifest fails to verify or is invalid."""
+    """A changed byte of a file is an error that names the file; a changed manifest too."""
     made = make(store)
     content = {file: file.read_bytes() for file in made.path.rglob("*") if file.is_file()}
     for file, whole in content.items():
@@ -122,9 +171,9 @@ def test_every_changed_byte_is_detected(store: Store) -> None:
             if file.name != MANIFEST:
                 with pytest.raises(DataError, match=f"{file.name} is corrupt"):
                     made.verify()
-            elif found := store.get("datasets", made.id):
-                with contextlib.suppress(DataError):
-                    assert found.verify().manifest["files"] == made.manifest["files"]
+            else:
+                with pytest.raises(DataError, match=f"{file} is corrupt"):
+                    store.get("datasets", made.id)
         file.write_bytes(whole)
     file = made.path / "facts.json"
     file.write_bytes(b"")
@@ -174,9 +223,9 @@ def test_the_second_of_two_writers_gets_the_first_artifact(store: Store) -> None
 
 
 def test_an_artifact_is_found_by_several_names(store: Store) -> None:
-    """`find` accepts the id, a prefix of it, the key, the name (the newest artifact of that name), and `latest`."""
+    """`find` accepts the id, a prefix of it, the key, the name (the last one that prepare named), and `latest`."""
     for id, name in (("digits-aa1", "digits"), ("digits-ab2", "digits"), ("moons-c3", "moons")):
-        make(store, id, name=name)
+        store.record_name(make(store, id, name=name))
     expected = {
         "digits-aa1": "digits-aa1", "digits-aa": "digits-aa1", "ab2": "digits-ab2", "c": "moons-c3",
         "moo": "moons-c3", "digits": "digits-ab2", "latest": "moons-c3",
@@ -191,6 +240,40 @@ def test_an_artifact_is_found_by_several_names(store: Store) -> None:
             store.find("datasets", said)
     with pytest.raises(UsageError, match="has none"):
         store.find("runs", "latest")
+
+
+def test_a_name_of_several_datasets_means_the_last_that_was_named(store: Store, monkeypatch: Any) -> None:
+    """The record decides, and not the date; without one, or if two machines differ, both ids are in the error."""
+    first, second = (make(store, id, name="emoji") for id in ("emoji-32", "emoji-64"))
+    assert store.reference(first) == "emoji-32"
+    with pytest.raises(UsageError, match=r"2 datasets are named emoji: emoji-32, emoji-64; no record") as refused:
+        store.find("datasets", "emoji")
+    assert "use an id" in refused.value.hint
+    for named in (second, first, second, first):
+        store.record_name(named)
+        assert store.find("datasets", "emoji").id == named.id
+    monkeypatch.setattr(names, "HOSTNAME", "other")
+    assert store.find("datasets", "emoji").id == "emoji-32"  # another machine has named one, and this one none
+    store.record_name(second)
+    assert store.find("datasets", "emoji").id == "emoji-64"
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"emoji-32 on .*, emoji-64 on other"):
+        store.find("datasets", "emoji")
+    store.record_name(first)
+    assert store.find("datasets", "emoji").id == "emoji-32"
+    store.remove(first)
+    assert store.find("datasets", "emoji").id == store.find("datasets", "emoji-64").id == "emoji-64"
+    assert [record.id for record in store._names().records("datasets").values()] == ["emoji-64"]
+    assert store.reference(second) == "emoji"
+
+
+def test_a_store_that_cannot_be_written_says_that_a_name_keeps_its_meaning(store: Store, monkeypatch: Any) -> None:
+    """A cached prepare in a read-only store warns only if another dataset has the name."""
+    first = make(store, "emoji-32", name="emoji")
+    monkeypatch.setattr(Names, "record", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    assert store.record_name(first) == ""
+    make(store, "emoji-64", name="emoji")
+    assert "Read-only file system" in store.record_name(first)
 
 
 def test_a_name_wins_over_a_longer_name_with_the_same_prefix(store: Store) -> None:
@@ -234,6 +317,75 @@ with Store({str(store.root)!r}).lock("runs", "r-1"):
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     with store.lock("runs", "r-1", wait=False):
         pass
+
+
+def test_a_deletion_that_is_killed_at_any_moment_leaves_all_or_nothing(store: Store) -> None:
+    """Wherever `delete` is killed, the run is whole or gone, and the next command deletes all that is left of it."""
+    folder, journal = store.folder("runs", "r-1"), store.root / "journals" / "r-1.jsonl"
+
+    def begin() -> None:
+        write_atomically(folder / "checkpoints" / "step_1" / "weights", "w")
+        write_atomically(folder / "recipe.yaml", "r")
+        store.finalize("runs", "r-1")
+        for file in (journal, journal.with_suffix(".cursor.json"), journal.with_name("r-1.0007.jsonl")):
+            write_atomically(file, "x")
+
+    begin()
+    states = []
+    for _ in crashes(lambda: store.delete("runs", "r-1")):
+        found = store.get("runs", "r-1")
+        states.append("whole" if found and found.verify() else "gone")
+        assert found or not folder.exists()
+        make(store, "other-1")
+        with store.stage("runs", "other"):  # the next command
+            pass
+        if found:
+            assert journal.exists()
+            continue
+        assert list((store.root / "runs").iterdir()) == list((store.root / "journals").iterdir()) == []
+        with store.lock("runs", "r-1", wait=False):
+            begin()
+        store.remove(make(store, "other-1"))
+    assert states == sorted(states, reverse=True)  # once it is gone, it stays gone
+    assert set(states) == {"whole", "gone"}
+    assert len(states) > 8
+    store.delete("runs", "r-1")
+    assert list((store.root / "locks").iterdir()) == []
+
+
+def test_a_deleted_lock_excludes_as_before(store: Store) -> None:
+    """A process that waited for a lock whose file was deleted does not hold it with another process."""
+    reached, release, inside = threading.Event(), threading.Event(), []
+
+    def hold(name: str) -> None:
+        with store.lock("runs", "r-1"):
+            inside.append(name)
+            reached.set()
+            release.wait(10)
+            assert inside.pop() == name
+            assert inside == []
+
+    with store.lock("runs", "r-1"):
+        waiting = [threading.Thread(target=hold, args=(name,)) for name in "ab"]
+        for thread in waiting:
+            thread.start()
+        store._lock_file("runs", "r-1").unlink()
+    assert reached.wait(10)
+    with pytest.raises(UsageError), store.lock("runs", "r-1", wait=False):
+        pass
+    release.set()
+    for thread in waiting:
+        thread.join()
+
+
+def test_a_lock_lists_what_its_holder_uses(store: Store) -> None:
+    """`users` names the lock and its process while the process holds it; `holder` names the process."""
+    with store.lock("runs", "r-1", uses=["digits-abc", "teacher-1"]):
+        assert store.users("digits-abc") == store.users("teacher-1") == [("runs-r-1", store.holder("runs", "r-1"))]
+        assert store.holder("runs", "r-1").startswith(f"{os.getpid()} on")
+        assert store.users("digits") == []
+    assert store.users("digits-abc") == []
+    assert store.holder("runs", "r-1") == ""
 
 
 def test_small_files_are_replaced_atomically(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def train_models(root: Path) -> tuple[Store, list[Artifact]]:
 def client(models: list[ServedModel], limits: Limits | None = None, **options: Any) -> Iterator[TestClient]:
     """Yield an HTTP client of a service in this process."""
     service = Service(models, **options)
-    with TestClient(app.create(service, limits)) as made:
+    with TestClient(app.create(service, limits), base_url="http://127.0.0.1") as made:
         made.service = service  # type: ignore[attr-defined]
         yield made
     service.close()

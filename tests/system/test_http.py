@@ -1,14 +1,18 @@
 """The HTTP client: which results are responses, and which requests use a proxy."""
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from genflow import client
+from genflow.cli.app import app
 from genflow.errors import GenflowError
 from genflow.launch.ray_dashboard import Dashboard
 from genflow.launch.ray_jobs import Jobs
@@ -215,3 +219,53 @@ def test_a_silent_server_times_out() -> None:
     """A silent server ends the request with the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(http.RequestFailed, match="timed out"):
         http.request(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05)
+
+
+COMMANDS = [
+    ["jobs", "ls"],
+    ["jobs", "logs", "x-1"],
+    ["jobs", "stop", "x-1"],
+    ["jobs", "attach", "x-1"],
+    ["cluster", "status"],
+    ["doctor", "--cluster"],
+    ["prepare", "digits", "--cluster"],
+    ["sample", "flow", "--endpoint", "ADDRESS"],
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments[:2]))
+def test_no_command_uses_a_proxy_for_this_machine(
+    arguments: list[str], listen: Callable[..., Server], proxy: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each command that sends requests to this machine reaches the server there, and the proxy sees none."""
+    jobs = [{"submission_id": "x-1", "status": "STOPPED", "ray_version": "2.60.0", "version": "4"}]
+    server = listen(200, json.dumps(jobs).encode())
+    address = f"http://127.0.0.1:{server.port}"
+    for name in ("no_proxy", "NO_PROXY"):  # so that monkeypatch restores both
+        monkeypatch.setenv(name, "example.org")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "canary" * 6)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    monkeypatch.setenv("GENFLOW_API_KEY", "canary" * 6)
+    monkeypatch.setenv("GENFLOW_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(app, [argument.replace("ADDRESS", address) for argument in arguments])
+    assert server.requests
+    assert proxy.requests == []
+
+
+def test_mlflows_client_uses_no_proxy_for_this_machine(
+    listen: Callable[..., Server], proxy: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's `requests` sends the password of a local server to that server only."""
+    import mlflow
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "example.org")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "canary")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary")
+    server = listen(200, b'{"experiments": []}')
+    environment.set_defaults()
+    tracking = mlflow.MlflowClient(f"http://127.0.0.1:{server.port}")
+    assert list(tracking.search_experiments()) == []
+    assert server.requests
+    assert proxy.requests == []

@@ -1,14 +1,17 @@
 """Checkpoints are atomic, and restore what was saved."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.crashes import crashes
 from torch import nn
 
 from genflow.errors import DataError
+from genflow.storage import files
 from genflow.training import checkpoint
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.muon import Muon
@@ -68,6 +71,47 @@ def test_an_incomplete_save_is_ignored_and_deleted(tmp_path: Path) -> None:
     kept.save(2, write())
     assert kept.newest() == tmp_path / "step_00000002"
     assert not list(tmp_path.glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_save_that_is_killed_at_any_moment_loses_nothing(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 3 is saved again over itself while step 2 is kept and step 1 is pruned: each is whole or gone."""
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    kept = Checkpoints(tmp_path / "checkpoints", keep=2)
+
+    def begin() -> None:
+        shutil.rmtree(kept.folder, ignore_errors=True)
+        Checkpoints(kept.folder, keep=9).save(1, write("1"))
+        for step in (2, 3):
+            Checkpoints(kept.folder, keep=9).save(step, write(str(step)))
+
+    begin()
+    seen = set()
+    for _ in crashes(lambda: kept.save(3, write("again"))):
+        for path in kept.folder.glob("step_*"):  # what the run's manifest would list
+            assert ".tmp-" in path.name or checkpoint.is_complete(path)
+        kept.tidy()
+        newest = kept.newest()
+        assert newest is not None
+        assert newest.name == "step_00000003"
+        seen.add(json.loads((newest / "state.json").read_text()))
+        assert kept.folder / "step_00000002" in kept.steps()
+        assert all(".tmp-" not in path.name for path in kept.folder.iterdir())
+        begin()
+    assert seen == {"3", "again"}
+
+
+def test_a_half_deleted_checkpoint_of_an_older_version_is_deleted(tmp_path: Path) -> None:
+    """A folder with a manifest and without its files is no checkpoint, and the next attempt deletes it."""
+    kept = Checkpoints(tmp_path)
+    kept.save(1, write())
+    kept.save(2, write())
+    (tmp_path / "step_00000001" / "state.json").unlink()
+    kept.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest"])

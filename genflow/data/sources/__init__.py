@@ -26,6 +26,7 @@ class Opens:
     Args:
         names: built-in data sets.
         prefix: prefix of the names that it opens, such as `stack:`; empty: none.
+        argument: what follows the prefix, as messages list it.
         files: file types, as messages list them.
         folders: contents of a folder, as messages list them.
         order: modules with a smaller number are tried first, and named first in messages.
@@ -33,6 +34,7 @@ class Opens:
 
     names: tuple[str, ...] = ()
     prefix: str = ""
+    argument: str = "NAME"
     files: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     order: int = 100
@@ -75,7 +77,7 @@ def prefix_of(text: str) -> str:
 
 def describe() -> str:
     """All supported sources, as text for the help of the command."""
-    derived = [f"{kind.prefix}NAME" for kind in kinds().values() if kind.prefix]
+    derived = [f"{kind.prefix}{kind.argument}" for kind in kinds().values() if kind.prefix]
     choices = [*names(), f"a path to {folders()}", *derived]
     return f"{', '.join(choices[:-1])}, or {choices[-1]}"
 

@@ -17,12 +17,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from genflow.data.images import UnreadableImage, fit_array, to_levels
+from genflow.data.images import MAX_PIXELS, UnreadableImage, fit_array, to_levels
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
 ROWS_PER_READ = 512  # rows in memory at a time
+BYTES_PER_READ = 2**26  # and their bytes; one row may have more
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, struct.error, NotImplementedError)
 
 
@@ -50,7 +51,17 @@ class Array:
         """Open the file at its beginning, decompressed while it is read."""
         if self.member:
             return zipfile.ZipFile(self.path).open(self.member)
-        return gzip.open(self.path) if self.path.endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
+        return gzip.open(self.path) if self.gzipped else open(self.path, "rb")  # type: ignore[return-value]
+
+    @property
+    def gzipped(self) -> bool:
+        """Whether the file is compressed as a whole."""
+        return self.path.lower().endswith(".gz")
+
+    @property
+    def bytes(self) -> int:
+        """The bytes from the beginning of the file, or of the member, to the end of the array."""
+        return self.start + math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def rows(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the rows with the given numbers, each with its number.
@@ -63,10 +74,11 @@ class Array:
         """
         item = np.dtype(self.dtype)
         size = item.itemsize * math.prod(self.shape[1:])
+        step = max(1, min(ROWS_PER_READ, BYTES_PER_READ // max(1, size)))
         try:
             with self.open() as file:
-                for first in range(int(wanted[0]), int(wanted[-1]) + 1, ROWS_PER_READ):
-                    last = min(first + ROWS_PER_READ, int(wanted[-1]) + 1)
+                for first in range(int(wanted[0]), int(wanted[-1]) + 1, step):
+                    last = min(first + step, int(wanted[-1]) + 1)
                     in_chunk = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
                     if not len(in_chunk):
                         continue
@@ -93,6 +105,30 @@ class Array:
             return self.shape[1], self.shape[2], 1
         _, a, b, c = self.shape
         return (b, c, a) if self.planar else (a, b, c)
+
+
+def check_size(name: str, shape: tuple[int, ...], needed: int, most: int, stored: int) -> None:
+    """Compare an array's size, as its header declares it, with its file, before any memory is allocated.
+
+    Args:
+        name: the file, and the array in it.
+        shape: the declared shape.
+        needed: the bytes of the array and its header.
+        most: the bytes that the file can contain after decompression.
+        stored: the bytes of the file.
+
+    Raises:
+        DataError: the file cannot contain the array, or one picture has too many pixels.
+    """
+    if needed > most:
+        raise DataError(
+            f"{name} is truncated or damaged: its shape {shape} needs {needed:,} bytes, and the file has {stored:,}",
+            "copy or download the file again",
+        )
+    if len(shape) > 2 and math.prod(shape[1:]) > 4 * MAX_PIXELS:
+        size = f"{math.prod(shape[1:]):,} values per picture"
+        message = f"{name} has the shape {shape}: {size}; the limit is {4 * MAX_PIXELS:,}"
+        raise DataError(message, "use smaller pictures")
 
 
 @dataclass(frozen=True)

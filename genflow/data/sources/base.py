@@ -27,12 +27,14 @@ class Record(NamedTuple):
         value: (side, side, C) uint8 grey levels, or (2,) float32, a point.
         label: the number of the class; 0 for data without classes.
         log_density: the true log-density at a point, in nats.
+        captions: the texts that describe the picture; empty if there are none.
     """
 
     id: str
     value: np.ndarray
     label: int = 0
     log_density: float = 0.0
+    captions: tuple[str, ...] = ()
 
 
 class BadRecord(NamedTuple):
@@ -184,6 +186,11 @@ class Source(ABC):
     @abstractmethod
     def listing(self) -> list[list[Any]]:
         """Names, sizes and modification times of the files, which identify the content without reading it."""
+
+    @property
+    def captions(self) -> bool:
+        """Whether the pictures have captions."""
+        return False
 
     @abstractmethod
     def splits(self) -> dict[str, int]:

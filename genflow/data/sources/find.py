@@ -8,10 +8,10 @@ from pathlib import Path
 from genflow.data import sources
 from genflow.data.sources.base import Source, dataset_name, printable
 from genflow.data.sources.folder import Folder
+from genflow.data.sources.mixed import refuse_mixed
+from genflow.data.sources.walk import ARCHIVES, remembered
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
-
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def find(data: Data) -> Source:
@@ -48,16 +48,24 @@ def find(data: Data) -> Source:
 
 
 def _open_path(path: Path, data: Data) -> Source:
-    """Open a file or a folder with the first module that supports it."""
-    for kind, opens in sources.kinds().items():
-        if (opens.files or opens.folders) and (source := sources.module(kind).open_path(path, data)):
-            found: Source = source
-            return found
+    """Open a file, or a folder with one kind of input, with the first module that supports it."""
     if path.is_dir():
-        return Folder(dataset_name(path.name), str(path))  # has no pictures; the error of `Folder` lists its contents
+        with remembered(str(path)) as listing:
+            refuse_mixed(listing)
+            return _first(path, data) or Folder(dataset_name(path.name), str(path))  # its error lists the contents
+    if found := _first(path, data):
+        return found
     if path.suffix.lower() in ARCHIVES:
         raise UsageError(f"{printable(str(path))} is an archive, which cannot be read", "unpack it and use the folder")
     raise UsageError(
         f"{printable(str(path))} is not a supported file",
         f"use a folder of {sources.folders()}, or a file of type {sources.files()}",
     )
+
+
+def _first(path: Path, data: Data) -> Source | None:
+    for kind, opens in sources.kinds().items():
+        if (opens.files or opens.folders) and (source := sources.module(kind).open_path(path, data)):
+            found: Source = source
+            return found
+    return None

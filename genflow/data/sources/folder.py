@@ -1,16 +1,14 @@
 """A folder of pictures: flat, one folder per class, or `train`, `val` and `test` folders of either layout.
 
 - The order is natural (`2.png` before `10.png`) and does not depend on the file system.
-- A file is a picture if it has the suffix of an image format, or if its first bytes are those of one.
-- Hidden files and folders (`.name`) are skipped. Links are followed, also to other file systems. A linked folder is
-  entered once, and never if it contains the source, so there are no loops.
-- The class is the first folder below the split. If a split has both pictures and class folders, the data has no labels.
+- `walk.py` decides which files are pictures, and which hidden and system files are passed over.
+- The class is the first folder below the split, unless a metadata file has labels (`genflow.data.annotations`). If a
+  split has both pictures and class folders, the data has no labels. Folders with consecutive numbers of three or more
+  digits, such as `000` and `001`, are parts of one set and no classes; `--labels folders` makes them classes.
 """
 
 import os
 import re
-import stat
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from genflow.data import images
-from genflow.data.images import SUFFIXES, strict_pillow_warnings
+from genflow.data import annotations, images, skipped
+from genflow.data.annotations import Annotations
+from genflow.data.images import SUPPORTED, strict_pillow_warnings
 from genflow.data.sources import Opens
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
+from genflow.data.sources.walk import list_folder
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
@@ -40,7 +40,7 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 def open_path(path: Path, data: Data) -> Source | None:
     """Open a folder that contains pictures; return None for other paths."""
-    folder = Folder(dataset_name(path.name), str(path))
+    folder = Folder(dataset_name(path.name), str(path), data.labels)
     return folder if path.is_dir() and folder.holds_pictures() else None
 
 
@@ -51,6 +51,7 @@ class FolderPart:
     root: str
     names: list[str]
     labels: list[int]
+    captions: list[tuple[str, ...]]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,12 +70,12 @@ class FolderPart:
 
     def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         with strict_pillow_warnings():
-            for name, label in zip(self.names, self.labels, strict=True):
+            for name, label, captions in zip(self.names, self.labels, self.captions, strict=True):
                 file = None
                 try:
                     with images.open_image_file(f"{self.root}/{name}") as file:
                         try:
-                            yield Record(printable(name), images.decode(file, spec), label)
+                            yield Record(printable(name), images.decode(file, spec), label, captions=captions)
                         except Exception as error:
                             yield BadRecord(printable(name), images.describe_error(error, file))
                 except images.UnreadableImage as error:
@@ -87,9 +88,11 @@ class Folder(Source):
 
     Args:
         root: the absolute path of the folder.
+        labels: where the labels come from, `data.labels` of the recipe.
     """
 
     root: str
+    labels: str = "auto"
     smallest_shard = 128
     _classes: tuple[str, ...] = field(default=(), init=False)
 
@@ -98,7 +101,11 @@ class Folder(Source):
         return {"kind": "folder", "path": printable(self.root)}
 
     def listing(self) -> list[list[Any]]:
-        return [[name, size, time] for name, size, time in self._files]
+        facts = [(name, os.stat(f"{self.root}/{name}")) for name in self._annotations.files]
+        return [
+            *([name, size, time] for name, size, time in self._files),
+            *([name, fact.st_size, fact.st_mtime_ns] for name, fact in facts),
+        ]
 
     def splits(self) -> dict[str, int]:
         return {split: len(names) for split, (names, _) in self._layout.items()}
@@ -107,33 +114,47 @@ class Folder(Source):
         self._layout  # noqa: B018  sets `_classes`
         return tuple(printable(name) for name in self._classes)
 
+    @property
+    def captions(self) -> bool:
+        return bool(self._annotations.captions)
+
     def summarize(self, options: Data) -> ImageSummary | None:
         return None
 
     def part(self, split: str, rows: np.ndarray) -> FolderPart:
         names, labels = self._layout[split]
-        return FolderPart(self.root, [names[row] for row in rows], [labels[row] for row in rows])
+        chosen = [names[row] for row in rows]
+        captions = [self._annotations.captions.get(name, ()) for name in chosen]
+        return FolderPart(self.root, chosen, [labels[row] for row in rows], captions)
 
     def holds_pictures(self) -> bool:
         """Whether the folder contains any picture."""
         return bool(self._found)
 
     @cached_property
+    def _annotations(self) -> Annotations:
+        """The labels and captions in files next to the pictures."""
+        listing = list_folder(self.root)
+        pictures = [name for name, _, _ in self._files]
+        found = annotations.read(self.root, pictures, list(listing.others), self.labels)
+        self.skipped = listing.skipped(found.files)
+        self.notes += found.notes
+        return found
+
+    @cached_property
     def _found(self) -> list[tuple[str, int, int]]:
         """(relative path, bytes, mtime in nanoseconds) of every picture."""
-        skipped: Counter[str] = Counter()
-        found = list(_walk(self.root, skipped))
-        self.skipped = dict(skipped.most_common(20))
-        return found
+        return list_folder(self.root).pictures
 
     @cached_property
     def _files(self) -> list[tuple[str, int, int]]:
         """The pictures in natural order."""
         if not self._found:
-            others = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+            self.skipped = list_folder(self.root).skipped()
+            others = skipped.describe(self.skipped)
             raise DataError(
-                f"no pictures in {printable(self.root)}" + (f" (skipped: {others})" if others else ""),
-                "use a folder of PNG, JPEG, WebP, BMP, TIFF or GIF files",
+                f"no pictures in {printable(self.root)}" + (f"; skipped {others}" if others else ""),
+                skipped.cure(self.skipped) or f"use a folder of {SUPPORTED} files",
             )
         return sorted(self._found, key=lambda file: [natural(word) for word in file[0].split("/")])
 
@@ -147,13 +168,33 @@ class Folder(Source):
         for name in names:
             split, _, rest = name.partition("/") if own else ("train", "", name)
             grouped.setdefault(SPLITS[split], []).append((name, rest))
-        self._classes = self._find_classes(grouped)
+        if found := self._annotations.labels:
+            return self._labelled(grouped, found)
+        self._classes = () if self.labels == "none" else self._find_classes(grouped)
         number = {name: label for label, name in enumerate(self._classes)}
         return {
             split: (
                 [name for name, _ in grouped[split]],
                 [number.get(rest.partition("/")[0], 0) for _, rest in grouped[split]],
             )
+            for split in SPLIT_ORDER
+            if split in grouped
+        }
+
+    def _labelled(
+        self, grouped: dict[str, list[tuple[str, str]]], found: dict[str, str]
+    ) -> dict[str, tuple[list[str], list[int]]]:
+        """The file names and labels of each split, with the labels of a metadata file."""
+        folders = {rest.partition("/")[0] for rows in grouped.values() for _, rest in rows if "/" in rest}
+        if len(folders) > 1 and {found[name] for rows in grouped.values() for name, _ in rows} != folders:
+            self.notes.append(
+                f"the labels are the column {self._annotations.column!r} of {printable(self._annotations.files[0])}, "
+                f"not the {len(folders)} folders; --labels folders uses the folders"
+            )
+        self._classes = tuple(sorted(set(found.values()), key=natural))
+        number = {name: label for label, name in enumerate(self._classes)}
+        return {
+            split: ([name for name, _ in grouped[split]], [number[found[name]] for name, _ in grouped[split]])
             for split in SPLIT_ORDER
             if split in grouped
         }
@@ -172,6 +213,12 @@ class Folder(Source):
                     "so the data has no labels"
                 )
             return ()
+        if self.labels == "auto" and _are_parts(classes):
+            self.notes.append(
+                f"the {len(classes)} folders {min(classes)} to {max(classes)} count as parts of one set, so the data "
+                "has no labels; --labels folders makes them classes"
+            )
+            return ()
         for split, found in every.items():
             if extra := sorted(found - classes, key=natural):
                 raise DataError(
@@ -181,58 +228,12 @@ class Folder(Source):
         return tuple(sorted(classes, key=natural))
 
 
-def _walk(root: str, skipped: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """Yield the relative path, size in bytes and mtime in nanoseconds of every picture below a folder."""
-    ancestors = {_identity(os.stat(folder)) for folder in (root, *map(str, Path(os.path.realpath(root)).parents))}
-    entered: set[tuple[int, int]] = set()
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        for entry in _scan(f"{root}/{folder}"):
-            name = f"{folder}{entry.name}"
-            if entry.name.startswith("."):
-                skipped["hidden"] += 1
-                continue
-            try:
-                facts = entry.stat()
-            except OSError:
-                skipped["broken link" if entry.is_symlink() else "unreadable"] += 1
-                continue
-            if stat.S_ISDIR(facts.st_mode):
-                if not entry.is_symlink():
-                    folders.append(f"{name}/")
-                elif _identity(facts) in ancestors | entered:
-                    skipped["link to a folder that was entered before"] += 1
-                else:
-                    folders.append(f"{name}/")
-                    entered.add(_identity(facts))
-            elif not stat.S_ISREG(facts.st_mode):
-                skipped["not a regular file"] += 1
-            elif _is_picture(f"{root}/{name}", skipped):
-                yield name, facts.st_size, facts.st_mtime_ns
-
-
-def _scan(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read the folder {printable(folder)}: {error.strerror}") from error
-
-
-def _identity(facts: os.stat_result) -> tuple[int, int]:
-    return facts.st_dev, facts.st_ino
-
-
-def _is_picture(path: str, skipped: Counter[str]) -> bool:
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in SUFFIXES:
-        return True
-    try:
-        with images.open_image_file(path) as file:
-            if images.detect_format(file.read(16)):
-                return True
-    except images.UnreadableImage:
-        pass
-    skipped[f"not a picture ({printable(suffix)})" if suffix else "not a picture"] += 1
-    return False
+def _are_parts(names: set[str]) -> bool:
+    """Whether folders are numbered parts of one set, such as `000`, `001` or `part-0000`: consecutive, three digits."""
+    found = [re.fullmatch(r"(.*?)([0-9]{3,})", name) for name in names]
+    if not all(found):
+        return False
+    matches = [match for match in found if match]
+    numbers = sorted(int(match[2]) for match in matches)
+    same = len({(match[1], len(match[2])) for match in matches}) == 1
+    return same and numbers[0] in (0, 1) and numbers[-1] - numbers[0] == len(numbers) - 1

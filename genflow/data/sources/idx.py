@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from genflow.data.images import MAX_DEFLATE
 from genflow.data.sources import Opens
-from genflow.data.sources.arrays import Array, Arrays, SplitArrays
+from genflow.data.sources.arrays import Array, Arrays, SplitArrays, check_size
 from genflow.data.sources.base import Source, dataset_name
+from genflow.data.sources.walk import list_folder
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
@@ -32,7 +34,9 @@ def open_path(path: Path, data: Data) -> Source | None:
     """Open a folder of idx files, or one such file with its labels; return None for other paths."""
     if path.is_dir():
         files = idx_files(path)
-        return Idx(dataset_name(path.name), str(path), files) if files else None
+        used = [Path(file).name for file in files]
+        skipped = list_folder(str(path)).skipped(used) if files else {}
+        return Idx(dataset_name(path.name), str(path), files, skipped=skipped) if files else None
     if IDX_FILE.fullmatch(path.name):
         return Idx(dataset_name(re.split(r"[-_.]?(images|labels)[-_.]idx", path.name)[0]), str(path), idx_files(path))
     return None
@@ -98,7 +102,7 @@ def read_idx(files: list[str]) -> SplitArrays:
 
 
 def _idx_header(path: str, dims: tuple[int, ...]) -> Array:
-    """Read an idx file's magic number and shape."""
+    """Read an idx file's magic number and shape, and compare the shape with the file's size."""
     array = Array(path, "", 0, (0,), "|u1")
     try:
         with array.open() as file:
@@ -111,4 +115,7 @@ def _idx_header(path: str, dims: tuple[int, ...]) -> Array:
         raise DataError(f"{path} is truncated: its header is incomplete", "copy or download the file again") from error
     if not all(shape):
         raise DataError(f"{path} contains no data: its shape is {shape}")
-    return Array(path, "", 4 + 4 * head[3], shape, "|u1")
+    found = Array(path, "", 4 + 4 * head[3], shape, "|u1")
+    size = Path(path).stat().st_size
+    check_size(path, shape, found.bytes, size * MAX_DEFLATE if found.gzipped else size, size)
+    return found

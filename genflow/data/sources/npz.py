@@ -1,5 +1,6 @@
 """NumPy's `.npz`: arrays of pictures and labels with common names (`x_train`, `images`, `labels`, ...)."""
 
+import io
 import math
 import zipfile
 from dataclasses import dataclass
@@ -7,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from genflow.data.images import MAX_DEFLATE
 from genflow.data.sources import Opens
-from genflow.data.sources.arrays import Array, Arrays, SplitArrays
+from genflow.data.sources.arrays import Array, Arrays, SplitArrays, check_size
 from genflow.data.sources.base import Source, dataset_name
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(files=(".npz",), order=6)
+MAX_HEADER = 2**16
+MAX_LABELS = 2**28  # bytes
 PICTURES = ("x_train", "train_images", "train_x", "images", "x", "imgs", "data", "arr_0")
 LABELS = ("y_train", "train_labels", "train_y", "labels", "y", "label", "targets", "arr_1")
 OTHERS = {
@@ -45,7 +49,7 @@ def read_npz(path: str) -> SplitArrays:
         DataError: no array contains pictures, or one contains Python objects, which are never unpickled.
     """
     with zipfile.ZipFile(path) as archive:
-        members = {name.removesuffix(".npy").lower(): name for name in archive.namelist() if name.endswith(".npy")}
+        members = {name[:-4].lower(): name for name in archive.namelist() if name.lower().endswith(".npy")}
     found: SplitArrays = {}
     for split, (images, labels) in {"train": (PICTURES, LABELS), **OTHERS}.items():
         image = next((members[name] for name in images if name in members), None)
@@ -65,17 +69,25 @@ def _npy_header(path: str, member: str) -> Array:
     """Read a `.npy` header inside an `.npz`."""
     with zipfile.ZipFile(path) as archive, archive.open(member) as file:
         version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        start, size = file.tell(), archive.getinfo(member).file_size
+        width = 2 if version == (1, 0) else 4
+        length = int.from_bytes(file.read(width), "little")
+        if length > MAX_HEADER:
+            raise DataError(f"{path}: {member} declares a header of {length:,} bytes; the limit is {MAX_HEADER:,}")
+        header = io.BytesIO(length.to_bytes(width, "little") + file.read(length))
+        read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(header)
+        start, info = file.tell(), archive.getinfo(member)
     if dtype.hasobject:
         raise DataError(f"{path}: {member} contains Python objects, which are not read", "save numeric arrays")
     if fortran and len(shape) > 1:
         raise DataError(f"{path}: {member} is in Fortran order", "save it with np.ascontiguousarray")
-    if size < start + math.prod(shape) * dtype.itemsize:
-        message = f"{path}: {member} is truncated: it has fewer bytes than its shape {shape} needs"
-        raise DataError(message, "copy or download the file again")
-    return Array(path, member, start, shape, dtype.str)
+    array = Array(path, member, start, shape, dtype.str)
+    stored = min(info.compress_size, Path(path).stat().st_size)
+    most = info.file_size
+    if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the archive's directory may be wrong
+        most = min(most, stored * (MAX_DEFLATE if info.compress_type == zipfile.ZIP_DEFLATED else 1))
+    check_size(f"{path}: {member}", shape, array.bytes, most, stored)
+    return array
 
 
 def _npy_pictures(path: str, member: str) -> Array:
@@ -95,9 +107,11 @@ def _npy_pictures(path: str, member: str) -> Array:
 
 def _npy_labels(path: str, member: str) -> np.ndarray:
     """Labels: (N,) or (N, 1) integers or strings, or (N, classes) one-hot."""
-    _npy_header(path, member)
+    header = _npy_header(path, member)
+    if (size := math.prod(header.shape) * np.dtype(header.dtype).itemsize) > MAX_LABELS:
+        raise DataError(f"{path}: {member} declares {size:,} bytes of labels; the limit is {MAX_LABELS:,}")
     with np.load(path, allow_pickle=False) as archive:
-        labels = np.asarray(archive[member.removesuffix(".npy")])
+        labels = np.asarray(archive[member])
     if labels.ndim == 2:
         labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(1)
     if labels.ndim != 1:

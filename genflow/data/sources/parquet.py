@@ -17,17 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from genflow.data.annotations import CAPTIONS, LABELS, MODES, as_captions, first_of
 from genflow.data.images import strict_pillow_warnings
 from genflow.data.sources import Opens
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
 from genflow.data.sources.folder import SPLIT_ORDER, SPLITS, natural
-from genflow.data.sources.parquet_cells import ImageColumn, find_image_column
-from genflow.errors import DataError
+from genflow.data.sources.parquet_cells import ImageColumn, file_facts, find_image_column, folders_of, same_kind
+from genflow.data.sources.walk import TABLES, list_folder
+from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(files=(".parquet", ".arrow", ".feather", ".ipc"), order=8)
-LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "fine_label")
 BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
+MOST_ROWS_UNCHECKED = 10**6  # a Parquet file with more rows has at least one byte per row
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
 
 
@@ -38,13 +40,15 @@ def batches(path: str, columns: list[str], wanted: np.ndarray) -> Iterator[tuple
         DataError: the file is damaged.
     """
     try:
-        if path.endswith(".parquet"):
+        if _is_parquet(path):
             yield from _parquet_batches(path, columns, wanted)
             return
         start = 0
         for batch in _arrow_batches(path):
             if np.searchsorted(wanted, start) < np.searchsorted(wanted, start + batch.num_rows):
-                yield start, batch.select(columns)
+                chosen = batch.select(columns)
+                chosen.validate(full=True)  # offsets that point outside the file end the process otherwise
+                yield start, chosen
             start += batch.num_rows
     except READ_ERRORS as error:
         message = f"{printable(path)} is damaged: {str(error).splitlines()[0]}"
@@ -69,10 +73,20 @@ def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
         if source.read(6) == b"ARROW1":
             reader = pa.ipc.open_file(source)
             for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
+                yield _checked(reader.get_batch(number))
         else:
             source.seek(0)
-            yield from pa.ipc.open_stream(source)
+            for batch in pa.ipc.open_stream(source):
+                yield _checked(batch)
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    batch.validate()  # compares the declared number of rows with the bytes of each column
+    return batch
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
 
 
 def read_schema(path: str) -> tuple[pa.Schema, int]:
@@ -82,16 +96,19 @@ def read_schema(path: str) -> tuple[pa.Schema, int]:
         DataError: the file is damaged, or of another format.
     """
     try:
-        if path.endswith(".parquet"):
+        if _is_parquet(path):
             with pq.ParquetFile(path) as file:
-                return file.schema_arrow, file.metadata.num_rows
+                rows, size = file.metadata.num_rows, Path(path).stat().st_size
+                if rows > max(MOST_ROWS_UNCHECKED, size):
+                    raise ValueError(f"it declares {rows:,} rows and has {size:,} bytes")
+                return file.schema_arrow, rows
         with pa.memory_map(path) as source:
             magic = source.read(6)
             source.seek(0)
             schema = (pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)).schema
         return schema, sum(batch.num_rows for batch in _arrow_batches(path))
     except READ_ERRORS as error:
-        kind = "Parquet" if path.endswith(".parquet") else "Arrow"
+        kind = "Parquet" if _is_parquet(path) else "Arrow"
         message = f"{printable(path)} is not a readable {kind} file: {str(error).splitlines()[0]}"
         raise DataError(message, "copy or download the file again") from error
 
@@ -104,9 +121,10 @@ def open_path(path: Path, data: Data) -> Source | None:
     """
     if path.is_dir():
         files = table_files(path)
-        return Tables(dataset_name(path.name), str(path), files) if files else None
+        skipped = list_folder(str(path)).skipped(files) if files else {}
+        return Tables(dataset_name(path.name), str(path), files, data.labels, skipped=skipped) if files else None
     is_table = path.suffix.lower() in OPENS.files
-    return Tables(dataset_name(path.stem), str(path.parent), [path.name]) if is_table else None
+    return Tables(dataset_name(path.stem), str(path.parent), [path.name], data.labels) if is_table else None
 
 
 @dataclass(frozen=True)
@@ -118,34 +136,48 @@ class TablePart:
         file_rows: each file's name, and the requested row numbers in ascending order.
         labels: one per row.
         cell: the column of pictures.
+        captions: the column of captions; empty if there is none.
     """
 
     root: str
     file_rows: list[tuple[str, np.ndarray]]
     labels: np.ndarray
     cell: ImageColumn
+    captions: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _cells(self) -> Iterator[tuple[str, pa.Array, int]]:
-        """Yield each row's id, a column that contains it, and its index in that column."""
+    def _cells(self) -> Iterator[tuple[str, pa.Array, int, tuple[str, ...]]]:
+        """Yield each row's id, a column that contains it, its index there, and the folders of its picture's path."""
         for name, rows in self.file_rows:
+            folders = folders_of(self.root, name)
             for start, batch in batches(f"{self.root}/{name}", [self.cell.column], rows):
                 column = batch.column(0)
                 in_batch = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
                 for row in in_batch:
-                    yield f"{printable(name)}#{row}", column, int(row) - start
+                    yield f"{printable(name)}#{row}", column, int(row) - start, folders
 
     def summarize(self) -> ImageSummary:
         with strict_pillow_warnings():
-            return ImageSummary.merge(self.cell.summarize(column, index) for _, column, index in self._cells())
+            return ImageSummary.merge(self.cell.summarize(*cell) for _, *cell in self._cells())
 
     def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         with strict_pillow_warnings():
-            for (id, column, index), label in zip(self._cells(), self.labels, strict=True):
-                value = self.cell.decode(column, index, spec)
-                yield BadRecord(id, value) if isinstance(value, str) else Record(id, value, int(label))
+            rows = zip(self._cells(), self.labels, self._texts(), strict=True)
+            for (id, column, index, folders), label, texts in rows:
+                value = self.cell.decode(column, index, folders, spec)
+                yield BadRecord(id, value) if isinstance(value, str) else Record(id, value, int(label), captions=texts)
+
+    def _texts(self) -> Iterator[tuple[str, ...]]:
+        """The captions of each row."""
+        for name, rows in self.file_rows:
+            if not self.captions:
+                yield from [()] * len(rows)
+                continue
+            for start, batch in batches(f"{self.root}/{name}", [self.captions], rows):
+                in_batch = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
+                yield from (as_captions(batch.column(0)[int(row) - start].as_py()) for row in in_batch)
 
 
 @dataclass
@@ -155,10 +187,12 @@ class Tables(Source):
     Args:
         root: the absolute path of the folder.
         files: the names of the files in it, in order.
+        labels: where the labels come from, `data.labels` of the recipe.
     """
 
     root: str
     files: list[str]
+    labels: str = "auto"
     smallest_shard = 128
 
     @property
@@ -172,7 +206,22 @@ class Tables(Source):
 
     def listing(self) -> list[list[Any]]:
         facts = [(name, (Path(self.root) / name).stat()) for name in self.files]
-        return [[name, fact.st_size, fact.st_mtime_ns] for name, fact in facts]
+        return [*([name, fact.st_size, fact.st_mtime_ns] for name, fact in facts), *self._named_files()]
+
+    def _named_files(self) -> list[list[Any]]:
+        """Name, size and mtime of each picture file that the tables name instead of containing its bytes."""
+        found: list[list[Any]] = []
+        for name in self.files:
+            folders = folders_of(self.root, name)
+            for _, batch in batches(f"{self.root}/{name}", [self._cell.column], np.arange(1)):
+                if batch.num_rows == 0 or not self._cell.path(batch.column(0), 0):
+                    break
+                count = read_schema(f"{self.root}/{name}")[1]
+                for _, rows in batches(f"{self.root}/{name}", [self._cell.column], np.arange(count)):
+                    paths = (self._cell.path(rows.column(0), row) for row in range(rows.num_rows))
+                    found += [facts for path in paths if path and (facts := file_facts(path, folders))]
+                break
+        return found
 
     def splits(self) -> dict[str, int]:
         return {split: sum(count for _, count in files) for split, files in self._layout.items()}
@@ -192,7 +241,7 @@ class Tables(Source):
             start += count
         labels = self._labels[0].get(split)
         chosen = np.zeros(len(rows), np.int64) if labels is None else labels[rows]
-        return TablePart(self.root, file_rows, chosen, self._cell)
+        return TablePart(self.root, file_rows, chosen, self._cell, self._caption_column)
 
     @cached_property
     def _schema(self) -> pa.Schema:
@@ -200,7 +249,10 @@ class Tables(Source):
 
     @cached_property
     def _cell(self) -> ImageColumn:
-        return find_image_column(self._schema, printable(f"{self.root}/{self.files[0]}"))
+        cell = find_image_column(self._schema, printable(f"{self.root}/{self.files[0]}"))
+        if cell.several:
+            self.notes.append(f"each row of the column {cell.column!r} is a list; only its first picture is used")
+        return cell
 
     @cached_property
     def _layout(self) -> dict[str, list[tuple[str, int]]]:
@@ -208,11 +260,7 @@ class Tables(Source):
         grouped: dict[str, list[tuple[str, int]]] = {}
         for name in self.files:
             schema, count = read_schema(f"{self.root}/{name}")
-            if self._cell.column not in schema.names:
-                raise DataError(
-                    f"{printable(name)} has no column {self._cell.column!r}, but {printable(self.files[0])} has",
-                    "use a folder of files with the same columns",
-                )
+            self._check_schema(name, schema)
             grouped.setdefault(_split(name), []).append((name, count))
         if "train" not in grouped:
             grouped = {"train": [file for files in grouped.values() for file in files]}
@@ -222,14 +270,26 @@ class Tables(Source):
             raise DataError(f"{printable(self.root)} has no rows in the training split")
         return filled
 
+    def _check_schema(self, name: str, schema: pa.Schema) -> None:
+        """Compare a file's column of pictures with that of the first file."""
+        column, first = self._cell.column, printable(self.files[0])
+        hint = "use a folder of files with the same columns, or one file"
+        if column not in schema.names:
+            raise DataError(f"{printable(name)} has no column {column!r}, but {first} has", hint)
+        kind, expected = schema.field(column).type, self._schema.field(column).type
+        if find_image_column(schema, printable(name)) != self._cell or not same_kind(kind, expected):
+            raise DataError(f"the column {column!r} is {kind} in {printable(name)}, but {expected} in {first}", hint)
+
     @cached_property
     def _labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Each split's labels, 0..classes-1, and the classes' names."""
-        column = next((name for name in LABELS if name in self._schema.names), None)
-        if column is None or not _can_be_label(self._schema.field(column).type):
+        column = self._label_column()
+        if not column:
             return {}, ()
         found = {split: self._read_labels(column, files) for split, files in self._layout.items()}
         names = _declared_names(self._schema, column)
+        if not found["train"]:
+            return {}, ()
         every = sorted({label for labels in found.values() for label in labels}, key=lambda v: natural(str(v)))
         if names and all(isinstance(label, int) for label in every):
             if every[0] == every[-1] == -1:  # how `datasets` marks missing labels
@@ -247,6 +307,29 @@ class Tables(Source):
         coded = {split: np.array([number[label] for label in labels], np.int64) for split, labels in found.items()}
         return coded, tuple(str(label) for label in every)
 
+    def _label_column(self) -> str:
+        """The column of the labels; empty if there is none."""
+        columns = [name for name in self._schema.names if name != self._cell.column]
+        if self.labels not in MODES:
+            if self.labels not in columns or not _can_be_label(self._schema.field(self.labels).type):
+                message = f"{printable(self.root)} has no column of labels {self.labels!r}"
+                raise UsageError(message, f"--labels with one of {', '.join([*MODES, *columns])}")
+            return self.labels
+        column = first_of(columns, LABELS)
+        return column if self.labels != "none" and column and _can_be_label(self._schema.field(column).type) else ""
+
+    @cached_property
+    def _caption_column(self) -> str:
+        """The column of the captions: a text, or a list of texts; empty if there is none."""
+        column = first_of(self._schema.names, CAPTIONS)
+        kind = self._schema.field(column).type if column else pa.null()
+        kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        return column if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
+
+    @property
+    def captions(self) -> bool:
+        return bool(self._caption_column)
+
     def _read_labels(self, column: str, files: list[tuple[str, int]]) -> list[Any]:
         labels: list[Any] = []
         for name, count in files:
@@ -254,8 +337,15 @@ class Tables(Source):
                 values = batch.column(0)
                 if values.null_count:
                     row = start + int(np.flatnonzero(pc.is_null(values).to_numpy(zero_copy_only=False))[0])
-                    raise DataError(f"{printable(name)}#{row} has no {column}", "add the value, or remove the column")
-                labels += values.to_pylist()
+                    message = f"{printable(name)}#{row} has no {column}"
+                    raise DataError(message, "add the value, or use --labels none")
+                found = values.to_pylist()
+                if pa.types.is_floating(values.type):
+                    if not all(value.is_integer() for value in found):
+                        self.notes.append(f"the column {column!r} of {printable(name)} has fractions: it is no label")
+                        return []
+                    found = [int(value) for value in found]
+                labels += found
         return labels
 
 
@@ -271,7 +361,8 @@ def _split(name: str) -> str:
 def _can_be_label(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string,
+    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating,
+                                       pa.types.is_string, pa.types.is_large_string,
                                        pa.types.is_string_view, pa.types.is_boolean))  # fmt: skip
 
 
@@ -290,14 +381,8 @@ def table_files(folder: Path) -> list[str]:
     Raises:
         DataError: the files are of several types.
     """
-    found = [
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.suffix.lower() in OPENS.files
-        and file.is_file()
-        and not file.name.startswith("cache-")
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
+    listed = list_folder(str(folder)).with_suffix(TABLES)
+    found = [name for name in listed if not name.rpartition("/")[2].startswith("cache-")]
     kinds = {Path(name).suffix.lower() for name in found}
     if len(kinds) > 1:
         raise DataError(

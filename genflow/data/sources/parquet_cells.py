@@ -1,9 +1,11 @@
-"""Read pictures from a column of a table: encoded bytes, or arrays of numbers."""
+"""Read pictures from a column of a table: encoded bytes, paths of picture files, or arrays of numbers."""
 
 import io
 import json
 import math
+import os
 from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from genflow.data.images import MAX_BYTES, UnreadableImage, fit_array, to_levels
 from genflow.data.sources.base import ImageSpec, ImageSummary
 from genflow.errors import DataError
 
+PATH_NAMES = ("image_path", "img_path", "file_name", "filename", "image_file", "filepath", "file_path", "path", "file")
 NAMES = ("image", "img", "picture", "images", "pixels", "pixel_values", "x", "data")
 
 
@@ -23,21 +26,32 @@ class ImageColumn:
 
     Args:
         column: the column's name.
-        encoded: whether a cell contains the bytes of an image file instead of numbers.
+        encoded: whether a cell contains an image file, or its path, instead of numbers.
         shape: (H, W, C) from the file's metadata; None: derived from the nesting of the lists.
         levels: K, the number of grey levels.
+        several: whether a cell is a list of image files; the first one is used.
+        by_name: whether a cell is only the path of an image file.
     """
 
     column: str
     encoded: bool
     shape: tuple[int, int, int] | None = None
     levels: int = 256
+    several: bool = False
+    by_name: bool = False
 
-    def summarize(self, column: pa.Array, index: int) -> ImageSummary:
-        """A picture's size, and whether it is in colour; an empty summary if it is unreadable."""
+    def summarize(self, column: pa.Array, index: int, folders: tuple[str, ...]) -> ImageSummary:
+        """A picture's size, and whether it is in colour; an empty summary if it is unreadable.
+
+        Args:
+            column: some cells.
+            index: the picture's cell.
+            folders: the folders that a path in a cell is relative to.
+        """
         try:
             if self.encoded:
-                return images.read_header(io.BytesIO(self._bytes(column, index)))
+                with self._open(column, index, folders) as file:
+                    return images.read_header(file)
             values = self._array(column, index)
             height, width, channels = values.shape
             finite = values[np.isfinite(values)] if values.dtype != np.uint8 else values[:0]
@@ -48,23 +62,56 @@ class ImageColumn:
         except Exception:  # decoding the picture will report the reason
             return ImageSummary()
 
-    def decode(self, column: pa.Array, index: int, spec: ImageSpec) -> np.ndarray | str:
+    def decode(self, column: pa.Array, index: int, folders: tuple[str, ...], spec: ImageSpec) -> np.ndarray | str:
         """Decode a picture to the dataset's shape, (side, side, C) uint8; or return why it is unreadable."""
-        file = None
         try:
             if self.encoded:
-                file = io.BytesIO(self._bytes(column, index))
-                return images.decode(file, spec)
+                with self._open(column, index, folders) as file:
+                    try:
+                        return images.decode(file, spec)
+                    except Exception as error:
+                        return images.describe_error(error, file)
             return fit_array(to_levels(self._array(column, index), spec.low, spec.high, spec.bits), spec)
         except Exception as error:
-            return images.describe_error(error, file)
+            return images.describe_error(error)
+
+    def path(self, column: pa.Array, index: int) -> str:
+        """The path in a cell that has no bytes; empty if the cell has bytes, or neither."""
+        try:
+            cell, index = self._first(column, index)
+        except UnreadableImage:
+            return ""
+        if not self.encoded or not cell[index].is_valid:
+            return ""
+        if pa.types.is_struct(cell.type):
+            names = [field.name for field in cell.type]
+            if "path" not in names or ("bytes" in names and _has_bytes(cell.field("bytes")[index])):
+                return ""
+            cell = cell.field("path")
+        return str(cell[index].as_py() or "") if _is_text(cell.type) else ""
+
+    def _open(self, column: pa.Array, index: int, folders: tuple[str, ...]) -> BinaryIO:
+        """The image file of a cell: its bytes, or the file that it names."""
+        if path := self.path(column, index):
+            return open_named(path, folders)
+        return io.BytesIO(self._bytes(*self._first(column, index)))
+
+    def _first(self, column: pa.Array, index: int) -> tuple[pa.Array, int]:
+        """The first picture of a cell: the column that contains it, and its index there."""
+        if not self.several:
+            return column, index
+        if not column[index].is_valid or not len(column[index]):
+            raise UnreadableImage("the row has no picture")
+        return column.slice(index, 1).flatten(), 0
 
     def _bytes(self, column: pa.Array, index: int) -> bytes:
+        if not column[index].is_valid:
+            raise UnreadableImage("the cell has no bytes")
         if pa.types.is_struct(column.type):
             column = column.field("bytes")
-        value = column[index]
-        if not value.is_valid or not len(value.as_buffer()):
+        if not _has_bytes(column[index]):
             raise UnreadableImage("the cell has no bytes")
+        value = column[index]
         if len(value.as_buffer()) > MAX_BYTES:
             raise UnreadableImage(f"{len(value.as_buffer()) / 1e6:.0f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB")
         return bytes(value.as_buffer())
@@ -76,7 +123,7 @@ class ImageColumn:
         if not column[index].is_valid:
             raise UnreadableImage("the cell has no numbers")
         values, shape = column.slice(index, 1), []
-        while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
+        while _is_list(values.type):
             lengths = pc.list_value_length(values)
             if lengths.null_count or not len(lengths) or pc.min(lengths).as_py() != pc.max(lengths).as_py():
                 raise UnreadableImage("the rows of the picture have different lengths")
@@ -86,10 +133,6 @@ class ImageColumn:
             raise UnreadableImage("contains null values")
         numbers = values.to_numpy(zero_copy_only=False)
         return _to_hwc(numbers, self.shape or tuple(shape))
-
-
-def _is_fixed(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(kind))
 
 
 def _to_hwc(numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -123,19 +166,23 @@ def find_image_column(schema: pa.Schema, where: str) -> ImageColumn:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
         raise DataError(f"{where} has no column of pictures; its columns: {columns}",
                         f"add a column {NAMES[0]} with encoded bytes or lists of numbers")  # fmt: skip
-    named = [cell for name in NAMES for cell in cells if cell.column == name]
-    return (named or cells)[0]
+    contained = [cell for cell in cells if not cell.by_name]
+    named = [cell for name in (*NAMES, *PATH_NAMES) for cell in contained or cells if cell.column == name]
+    return (named or contained or cells)[0]
 
 
 def _image_column(schema: pa.Schema, field: pa.Field) -> ImageColumn | None:
     kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
-    if pa.types.is_struct(kind):
-        names = [kind.field(number).name for number in range(kind.num_fields)]
-        return ImageColumn(field.name, True) if "bytes" in names and _is_binary(kind.field("bytes").type) else None
+    if _is_file(kind):
+        return ImageColumn(field.name, True, by_name=not _has_field(kind, "bytes"))
     if _is_binary(kind):
         return ImageColumn(field.name, True)
+    if _is_text(kind):
+        return ImageColumn(field.name, True, by_name=True) if field.name in (*NAMES, *PATH_NAMES) else None
+    if _is_list(kind) and (_is_file(kind.value_type) or _is_binary(kind.value_type)):
+        return ImageColumn(field.name, True, several=True)
     depth = 0
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_fixed(kind):
+    while _is_list(kind):
         kind, depth = kind.value_type, depth + 1
     if not depth or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
@@ -149,3 +196,75 @@ def _image_column(schema: pa.Schema, field: pa.Field) -> ImageColumn | None:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_file(kind: pa.DataType) -> bool:
+    """Whether a type is a file as `datasets` stores it: its bytes, or its path."""
+    return (_has_field(kind, "bytes") and _is_binary(kind.field("bytes").type)) or (
+        _has_field(kind, "path") and _is_text(kind.field("path").type)
+    )
+
+
+def _has_field(kind: pa.DataType, name: str) -> bool:
+    return bool(pa.types.is_struct(kind) and kind.get_field_index(name) >= 0)
+
+
+def _has_bytes(value: pa.Scalar) -> bool:
+    return bool(value.is_valid and value.as_buffer() is not None and len(value.as_buffer()))
+
+
+def same_kind(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether pictures of two columns are stored alike: both encoded, or both as numbers of one type."""
+    while _is_list(one) and _is_list(other):
+        one, other = one.value_type, other.value_type
+    numbers = [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (one, other)]
+    return one == other if any(numbers) else True
+
+
+def folders_of(root: str, name: str) -> tuple[str, ...]:
+    """The folders that a path in a table may be relative to: the table's own, and the source's."""
+    return tuple(dict.fromkeys((os.path.dirname(f"{root}/{name}"), root)))
+
+
+def find_named(path: str, folders: tuple[str, ...]) -> str:
+    """The file that a cell names, inside one of some folders.
+
+    Raises:
+        UnreadableImage: there is no such file, or the path is outside the folders.
+    """
+    inside = False
+    for folder in folders:
+        file = os.path.normpath(os.path.join(folder, path.replace("\\", "/") if "/" not in path else path))
+        if "\0" not in file and os.path.commonpath([file, folders[-1]]) == os.path.normpath(folders[-1]):
+            inside = True
+            if os.path.exists(file):
+                return file
+    if not inside:
+        raise UnreadableImage("the path is outside the folder of the table, and only files inside it are read")
+    raise UnreadableImage("the cell has a path and no bytes, and there is no such file in the folder of the table")
+
+
+def open_named(path: str, folders: tuple[str, ...]) -> BinaryIO:
+    """Open the file that a cell names.
+
+    Raises:
+        UnreadableImage: it cannot be opened.
+    """
+    return images.open_image_file(find_named(path, folders))
+
+
+def file_facts(path: str, folders: tuple[str, ...]) -> list[Any]:
+    """The path, size and modification time of the file that a cell names; empty if there is none."""
+    try:
+        facts = os.stat(find_named(path, folders))
+    except (OSError, UnreadableImage):
+        return []
+    return [path, facts.st_size, facts.st_mtime_ns]

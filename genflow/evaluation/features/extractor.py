@@ -156,7 +156,7 @@ def load_features(store: Store, data: Dataset, spec: str, emit: Emit) -> Feature
         )
     artifact = store.get("features", id)
     if artifact is None:
-        with store.lock("features", id):
+        with store.lock("features", id, uses=[data.artifact.id]):
             artifact = store.get("features", id) or _make(store, id, data, real, spec, emit)
     artifact.verify()
     about = json.loads(artifact.file(DOCUMENT).read_text())

@@ -114,7 +114,7 @@ def reader(store: "Store", data: "Dataset", real: "DataSplits", classes: int, em
     shape = (1, *data.facts.shape[1:])
     artifact = store.get("features", id)
     if artifact is None:
-        with store.lock("features", id):
+        with store.lock("features", id, uses=[data.artifact.id]):
             artifact = store.get("features", id)
             if artifact is None:
                 net = _train(data, real, classes, shape, emit)

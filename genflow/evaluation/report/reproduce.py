@@ -29,10 +29,11 @@ def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     runs = [store.find("runs", row["run"]) for row in rows]
     lines = [_line("prepare", dataset.meta["options"]["source"], "--name", dataset.name, *_prepare(dataset))]
     trained = _lineage(store, runs)
-    names = [run.name for run in trained]
+    # The id of the dataset, because its name may mean another one later; a run's name, if no other run has it.
+    names = [run.name for run in store.artifacts("runs")]
     name_by_run = {run.id: run.name if names.count(run.name) == 1 else run.id for run in trained}
     lines += [
-        _line("train", run.meta["family"], "--data", dataset.name, *_train(store, run, facts, name_by_run))
+        _line("train", run.meta["family"], "--data", dataset.id, *_train(store, run, facts, name_by_run))
         for run in trained
     ]
     named = [name_by_run[run.id] for run in runs]

@@ -1,12 +1,12 @@
 """The comparison as a table of text, and the best run by a metric."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genflow.errors import UsageError, similar
 from genflow.evaluation import metrics
 from genflow.evaluation.metrics.base import NONE, Column, Row, number
+from genflow.evaluation.results import documents
 from genflow.storage.store import Artifact, Store
 
 
@@ -74,10 +74,9 @@ def best_run(store: Store, metric: str) -> Artifact:
         UsageError: no run was measured, or there is no such metric.
     """
     newest: dict[str, dict[str, Any]] = {}
-    for evaluation in store.artifacts("evaluations"):
-        document = json.loads(evaluation.file("metrics.json").read_text())
+    for _, document in documents(store):
         newest.pop(document["run"], None)
-        if store.get("runs", document["run"]):
+        if store.get_or_warn("runs", document["run"]):
             newest[document["run"]] = document
     if not newest:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")

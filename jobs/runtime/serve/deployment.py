@@ -168,13 +168,14 @@ def application(inputs: Json) -> serve.Application:
 
     Args:
         inputs: `name` of the application, `models` (see `ServedModel`), and optionally `replicas`, `most_replicas`,
-            `threads`, `gpus`, `memory_mb`, `deadline_s`, `keys`, `per_minute`, `docs`.
+            `threads`, `gpus`, `memory_mb`, `deadline_s`, `keys`, `per_minute`, `docs`, `hosts`.
     """
     deadline_s = float(inputs.get("deadline_s", 60))
     replicas, most = int(inputs.get("replicas", 1)), int(inputs.get("most_replicas", 0))
     options = {"max_bytes": int(inputs.get("memory_mb", 2048)) << 20, "deadline_s": deadline_s}
     limits = Limits(
-        keys=tuple(inputs.get("keys", ())), per_minute=int(inputs.get("per_minute", 0)), docs=inputs.get("docs", True)
+        keys=tuple(inputs.get("keys", ())), per_minute=int(inputs.get("per_minute", 0)), docs=inputs.get("docs", True),
+        hosts=tuple(inputs.get("hosts", ())),
     )
     # without an explicit version, Ray restarts every replica at each deployment
     code = source_hash.code_of("jobs/runtime/serve/deployment.py", also=("genflow",))

@@ -22,7 +22,7 @@ REQUEST_S = 10  # time limit for a client to send a request
 MAX_ATTEMPTS = 6
 FULL_WINDOW_MS = 100  # after a 503 of a replica, reject requests for this time
 BACKEND_LINE = "    http-reuse always\n"
-ERROR_STATUSES = (400, 408, 500, 502, 503, 504)  # errors that HAProxy itself can return
+ERROR_STATUSES = (400, 408, 413, 500, 502, 503, 504)  # errors that HAProxy itself can return
 
 
 def available() -> str:
@@ -58,6 +58,7 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
         errors = {
             400: RequestError(400, "not a valid HTTP request"),
             408: RequestError(408, f"sending the request took longer than {REQUEST_S} s"),
+            413: RequestError(413, "the request is too large"),
             500: RequestError(503, "no replica answers", retry_after=1), 503: busy,
         }  # fmt: skip
         for status, error in (errors | {502: errors[500], 504: errors[500]}).items():
@@ -126,6 +127,7 @@ def adapt_config(config: str, folder: str, host: str, max_ongoing: int) -> str:
     text = re.sub(r"(?m)^(frontend http_frontend\n    bind )127\.0\.0\.1:", rf"\g<1>{bound}:", text)
     full = f"{{ var(proc.full) -m found }} {{ date(0,ms),sub(proc.full) lt {FULL_WINDOW_MS} }}"
     rules = (
+        "    http-request del-header X-Forwarded-For\n"  # `option forwardfor` then adds the peer's own address
         f"    http-request deny deny_status 503 if METH_POST {{ be_conn ge {max_ongoing} }}\n"
         f"    http-request deny deny_status 503 if METH_POST {full}\n"
         "    http-response set-var(proc.full) date(0,ms) if { status 503 }\n"

@@ -127,6 +127,7 @@ def install_header_timeout() -> None:
     original_load = Config.load
 
     def load(self: Any) -> None:
+        self.proxy_headers = False  # Ray's proxy is the first one, so X-Forwarded-For is the client's own claim
         original_load(self)
         self.http_protocol_class = with_header_timeout(self.http_protocol_class)
 

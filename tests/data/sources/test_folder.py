@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genflow.data.images import SUPPORTED
 from genflow.data.shards import Dataset
 from genflow.data.sources.base import BadRecord, ImageSpec, Record
 from genflow.data.sources.folder import Folder, natural
@@ -96,9 +97,9 @@ def test_files_that_are_not_pictures_are_counted(tmp_path: Path) -> None:
     assert names(folder) == ["GOOD.PNG", "no_suffix"]
     assert folder.skipped == {
         "hidden": 2,
-        "not a picture (.txt)": 1,
-        "not a picture (.db)": 1,
-        "not a regular file": 1,
+        "other file (.txt)": 1,
+        "Thumbs.db file (Windows thumbnails)": 1,
+        "pipe, socket or device": 1,
         "broken link": 1,
     }
 
@@ -143,13 +144,13 @@ def test_unreadable_pictures_become_bad_records(tmp_path: Path) -> None:
     (tmp_path / "3.png").write_bytes(picture(tmp_path / "4.png").read_bytes()[:40])
     records = list(Folder("x", str(tmp_path)).part("train", np.arange(4)).records(ImageSpec(8, 1)))
     assert [type(record) for record in records] == [Record, BadRecord, BadRecord, Record]
-    assert records[1] == BadRecord("2.png", "not a PNG, JPEG, WebP, BMP, TIFF or GIF")
+    assert records[1] == BadRecord("2.png", f"not a {SUPPORTED}")
 
 
 def test_no_pictures(tmp_path: Path) -> None:
     """The error about a folder without pictures counts the other files."""
-    (tmp_path / "photo.heic").write_bytes(b"x" * 20)
-    with pytest.raises(DataError, match=r"no pictures in .* \(skipped: 1 not a picture \(\.heic\)\)"):
+    (tmp_path / "paper.pdf").write_bytes(b"x" * 20)
+    with pytest.raises(DataError, match=r"no pictures in .*; skipped 1 PDF file"):
         Folder("x", str(tmp_path)).class_names()
 
 

@@ -123,7 +123,7 @@ def test_bad_cells(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     dataset = prepared(write(tmp_path / "a", pa.table({"image": encoded}), "parquet"), max_bad=3, val=0)
     assert dataset.artifact.file("bad.csv").read_text().splitlines()[1:3] == [
         "a.parquet#3,the cell has no bytes",
-        'a.parquet#4,"not a PNG, JPEG, WebP, BMP, TIFF or GIF"',
+        'a.parquet#4,"not a PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or HEIC"',
     ]
     ragged = pa.array([[[1, 2], [3, 4]], [[1, 2], [3]], None], pa.list_(pa.list_(pa.uint8())))
     dataset = prepared(write(tmp_path / "b", pa.table({"image": ragged}), "file"), max_bad=2, val=0)

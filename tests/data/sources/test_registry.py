@@ -14,14 +14,15 @@ KINDS = sources.kinds()
 
 def test_modules_are_tried_in_their_declared_order() -> None:
     """Names come first, then files and folders; pictures come before tables, for a folder that contains both."""
-    assert list(KINDS) == ["digits", "fashion", "densities", "stacked", "idx", "npz", "folder", "parquet"]
+    names = ["digits", "fashion", "densities", "emoji", "scenes", "stacked"]
+    assert list(KINDS) == [*names, "idx", "npz", "folder", "parquet"]
 
 
 def test_the_built_in_data_sets() -> None:
     """Messages and the help of `genflow prepare` list the built-in data sets in this order."""
-    names = "digits, fashion, grid25, grid25_unlabelled, grid25_uneven, ring8, moons, checkerboard"
+    names = "digits, fashion, grid25, grid25_unlabelled, grid25_uneven, ring8, moons, checkerboard, emoji, scenes"
     assert ", ".join(sources.names()) == names
-    assert sources.describe() == f"{names}, a path to pictures, or stack:NAME"
+    assert sources.describe() == f"{names}, a path to pictures, emoji:FONT.ttf, or stack:NAME"
     assert tuple(DENSITIES) == KINDS["densities"].names
 
 

@@ -1,36 +1,30 @@
-"""A local Ray: on the loopback, and with the process's own signal handler."""
+"""The folder of a local Ray: private, and with a path that is short enough for sockets."""
 
-import os
-import signal
+import stat
+from pathlib import Path
 
 import pytest
-from support.processes import descendants, listening
 
-from jobs.runtime.cluster import ray_cluster
-
-
-@pytest.mark.ray
-def test_every_socket_is_on_the_loopback(ray_local: None) -> None:
-    """Neither Ray's daemons nor this process listen on an address that another machine can reach."""
-    here, mapped = "0100007F", "0000000000000000FFFF00000100007F"  # 127.0.0.1, and as IPv6 writes it
-    addresses = listening(descendants(os.getpid()))
-    assert here in addresses
-    assert addresses <= {here, mapped}
+from genflow.errors import SetupError
+from genflow.system import environment
 
 
 @pytest.mark.ray
-def test_a_running_ray_is_used(ray_local: None) -> None:
-    """If this process is connected to Ray, no other is started, and it still runs after the block."""
-    import ray
+def test_other_users_cannot_enter_the_session_folder(ray_local: None) -> None:
+    """A folder around the session has mode 0700, because Ray gives its own folders mode 0777."""
+    from ray._private import worker
 
-    before = ray.get_runtime_context().gcs_address
-    with ray_cluster():
-        assert ray.get_runtime_context().gcs_address == before
-    assert ray.is_initialized()
+    session = Path(worker._global_node.get_session_dir_path())
+    assert any(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in (session.parent, session.parent.parent))
 
 
-@pytest.mark.ray
-def test_sigterm_keeps_its_meaning(ray_local: None) -> None:
-    """Ray's own handler, which exits with code 15, is not installed."""
-    handler = signal.getsignal(signal.SIGTERM)
-    assert getattr(handler, "__module__", "") != "ray._private.worker"
+def test_a_long_folder_for_temporary_files_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error names the length, the limit and the variable, before Ray starts."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with pytest.raises(SetupError, match="Ray's sockets in it allow") as error:
+        environment.ray_temp_folder()
+    assert error.value.hint == "export TMPDIR=/tmp"

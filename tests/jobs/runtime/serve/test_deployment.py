@@ -22,6 +22,7 @@ from benchmarks.abuse import replicas, workers
 from genflow.data import preview
 from genflow.sampling.engine import Engine, labels_for
 from genflow.serving.model_list import ServedModel
+from genflow.storage.mirror import CHECKSUM, checksum
 from genflow.storage.store import Store
 
 pytestmark = pytest.mark.ray
@@ -225,7 +226,7 @@ def test_models_change_under_load(endpoint: Endpoint, model_store: ModelStore) -
         refused = genflow(store, "serve", "broken", "--name", "tested")
     assert load.all_answered()
     assert refused.returncode == 6, refused.stderr
-    assert "does not work" in refused.stderr
+    assert "is corrupt" in refused.stderr
     assert json.loads(endpoint.ask("/healthz")[1])["models"] == ["flow", "ring"]
     assert endpoint.ask("/v1/models/ring/samples", {})[0] == 200
     assert endpoint.ask("/v1/models/vae/samples", {})[0] == 404
@@ -246,8 +247,8 @@ def _copy_broken(run: Path, to: Path) -> None:
     import shutil
 
     shutil.copytree(run, to)
-    manifest = json.loads((to / "manifest.json").read_text())
-    (to / "manifest.json").write_text(json.dumps({**manifest, "id": to.name, "name": "broken"}))
+    manifest = json.loads((to / "manifest.json").read_text()) | {"id": to.name, "name": "broken"}
+    (to / "manifest.json").write_text(json.dumps({**manifest, CHECKSUM: checksum(manifest)}))
     for file in to.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:1000])
 

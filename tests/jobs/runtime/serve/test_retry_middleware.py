@@ -5,12 +5,14 @@ import json
 from typing import Any
 
 import pytest
+import uvicorn
 
 from jobs.runtime.serve import retry_middleware
 from jobs.runtime.serve.retry_middleware import (
     AdmissionControl,
     RetryMiddleware,
     encode_error_response,
+    install_header_timeout,
     is_whole_post,
     with_header_timeout,
 )
@@ -130,3 +132,22 @@ def test_the_limit_counts_ongoing_requests() -> None:
         return statuses
 
     assert asyncio.run(main()) == [503, 200, 200]
+
+
+def test_rays_proxy_does_not_believe_forwarded_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind Ray's own proxy the app sees the address of the connection, on every Ray that loads the middleware."""
+    monkeypatch.setattr(uvicorn.Config, "load", uvicorn.Config.load)
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"])
+
+    headers = [(b"x-forwarded-for", b"1.2.3.4")]
+    scope = {"type": "http", "client": ("127.0.0.1", 5), "scheme": "http", "headers": headers}
+    for install in (lambda: None, install_header_timeout):
+        install()
+        config = uvicorn.Config(app, log_config=None)
+        config.load()
+        asyncio.run(config.loaded_app({**scope}, None, None))  # type: ignore[arg-type]
+    assert [client[0] for client in seen] == ["1.2.3.4", "127.0.0.1"]

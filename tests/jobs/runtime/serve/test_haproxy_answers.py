@@ -1,0 +1,147 @@
+"""A running HAProxy with genflow's configuration: its answers to bad HTTP, and the address that replicas see."""
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+
+from genflow.system import environment
+from jobs.runtime.serve import haproxy
+
+pytestmark = pytest.mark.skipif(not haproxy.available(), reason="only Ray's wheels for Linux contain HAProxy")
+
+Answer = tuple[int, dict[str, Any]]
+HEAD = b"Host: 127.0.0.1\r\nConnection: close\r\n"
+POST = b"POST / HTTP/1.1\r\n" + HEAD
+
+
+class Replica(BaseHTTPRequestHandler):
+    """Answers with the forwarded addresses; /broken gets bytes that are not HTTP."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Answer one request."""
+        if self.path == "/broken":
+            self.wfile.write(b"this is no HTTP\r\n\r\n")
+            self.close_connection = True
+            return
+        body = json.dumps({"from": self.headers.get_all("X-Forwarded-For")}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Answer]]:
+    """`ask(bytes)` sends bytes to HAProxy in front of a replica; with `dead=True`, to one whose replica is dead."""
+    folder = tmp_path_factory.mktemp("haproxy")
+    replica = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    Thread(target=replica.serve_forever, daemon=True).start()
+    binary, running, ports = haproxy.available(), [], {}
+    with haproxy.haproxy_variables(binary, "127.0.0.1", 160) as variables, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(haproxy, "REQUEST_S", 1)
+        errors = str(Path(variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent)
+        for dead in (False, True):
+            ports[dead] = environment.free_port()
+            path = folder / f"{dead}.cfg"
+            _write(path, ports[dead], environment.free_port() if dead else replica.server_port)
+            path.write_text(haproxy.adapt_config(path.read_text(), errors, "127.0.0.1", 160))
+            running.append(subprocess.Popen([binary, "-db", "-f", str(path)], stderr=subprocess.DEVNULL))
+        for port in ports.values():
+            _wait(port)
+        yield lambda request, dead=False: _send(ports[dead], request)
+        for process in running:
+            process.terminate()
+            process.wait()
+    replica.shutdown()
+    replica.server_close()
+
+
+def _write(path: Path, port: int, replica: int) -> None:
+    folder = path.parent
+    config = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=port), socket_path=str(folder / f"{port}"),
+                           server_state_base=str(folder), server_state_file=str(folder / "state"))  # fmt: skip
+    backend = BackendConfig("http-mine", "/", servers=[ServerConfig("replica", "127.0.0.1", replica)], app_name="mine",
+                            fallback_server=ServerConfig("ray", "127.0.0.1", replica))  # fmt: skip
+    HAProxyApi(config, {"http-mine": backend}, str(path))._generate_config_file_internal()
+
+
+def _wait(port: int) -> None:
+    end = time.monotonic() + 30
+    while environment.is_free(port):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _send(port: int, request: bytes) -> Answer:
+    """Send bytes; return the status and the document of the answer."""
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(request)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), {} if b"text/html" in head else json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("path", "rest", "status"),
+    [
+        ("/", b"Content-Length: 9\r\n\r\nslow", 408),
+        ("/", b"Transfer-Encoding: chunked\r\n\r\n5\r\nab", 408),
+        ("/broken", b"\r\n", 503),
+    ],
+)
+def test_an_answer_of_haproxy_is_genflows_json(
+    ask: Callable[..., Answer], path: str, rest: bytes, status: int
+) -> None:
+    """For slow bodies and broken answers of a replica, HAProxy's own answer has genflow's error format."""
+    got, document = ask(f"GET {path} HTTP/1.1\r\n".encode() + HEAD + rest)
+    assert set(document["error"]) == {"code", "field", "message", "hint", "request"}
+    assert got == status
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+        (b"GET\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nNo colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 2000 + b"\r\n", 400),
+        (POST + b"Content-Length: -1\r\n\r\n", 400),
+        (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nx", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: slow", 408),
+    ],
+)
+def test_bytes_that_are_not_http_are_refused(ask: Callable[..., Answer], request_: bytes, status: int) -> None:
+    """HAProxy answers what it cannot parse with a text of its own, which it does not let a configuration change."""
+    assert ask(request_) == (status, {})
+
+
+def test_without_a_replica_the_answer_is_genflows_json(ask: Callable[..., Answer]) -> None:
+    """With no replica that answers, HAProxy answers 503 in genflow's error format."""
+    status, document = ask(b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n", dead=True)
+    assert status == 503
+    assert document["error"]["code"] == "overloaded"
+
+
+@pytest.mark.parametrize("forged", ["1.2.3.4", "1.2.3.4, 5.6.7.8", "127.0.0.1"])
+def test_a_forged_address_does_not_reach_the_replica(ask: Callable[..., Answer], forged: str) -> None:
+    """The replica gets the address of the connection, regardless of what the client claims."""
+    lines = f"X-Forwarded-For: {forged}\r\nx-forwarded-for: {forged}\r\n".encode()
+    assert ask(b"GET / HTTP/1.1\r\n" + HEAD + lines + b"\r\n") == (200, {"from": ["127.0.0.1"]})
