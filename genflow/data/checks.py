@@ -49,12 +49,13 @@ def check(
     """
     if facts.is_points:
         return []
+    dark = _range(summary, spec, written)
     checks = (
         _copies(written),
         _near_copies(facts, written, folder),
         _small_classes(facts),
-        _range(summary, spec, written),
-        _flat(facts, written, folder),
+        dark,
+        "" if dark else _flat(facts, written, folder),
         _enlarged(summary, spec.side),
         _cropped(summary, data, spec),
     )

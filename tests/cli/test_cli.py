@@ -53,6 +53,8 @@ WRONG_COMMANDS = [
     (["prepare", "digits", "--channels", "4"], 2, "--channels"),
     (["prepare", "digits", "--val", "1.5"], 2, "data.val"),
     (["prepare", "digits", "--max-bad", "-1"], 2, "data.max_bad"),
+    (["prepare", "digits", "--bits", "8"], 2, "data.bits"),
+    (["prepare", "digits", "--crop", "left"], 2, "data.crop"),
     (["sample", "nothing"], 2, "no run 'nothing'"),
     (["sample", "latest"], 2, "has none"),
     (["sample", "latest", "-o", "x.jpg"], 2, ".jpg"),
