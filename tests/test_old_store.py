@@ -53,7 +53,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(unpacked: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
     """The old store, and an empty current folder."""
     monkeypatch.setenv("GENFLOW_STORE", str(unpacked / "store"))
-    monkeypatch.delenv("GENFLOW_VERBOSE", raising=False)
+    monkeypatch.setenv("GENFLOW_VERBOSE", "")  # restored after the test, although the command sets it
     monkeypatch.chdir(tmp_path)
     return Store()
 

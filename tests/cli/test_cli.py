@@ -15,7 +15,7 @@ def genflow(monkeypatch, capsys, tmp_path):
     """Run a command in this process in an empty folder; return (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GENFLOW_STORE", raising=False)
-    monkeypatch.delenv("GENFLOW_VERBOSE", raising=False)
+    monkeypatch.setenv("GENFLOW_VERBOSE", "")  # restored after the test, although the command sets it
 
     def run(*args: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["genflow", *args])
