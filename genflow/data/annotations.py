@@ -74,12 +74,12 @@ def read(root: str, pictures: Sequence[str], others: Sequence[str], labels: str)
         raise UsageError(where, f"--labels with one of {', '.join([*MODES, *choices])}")
     if labels == "metadata" and not found.labels:
         raise UsageError(f"{printable(root)} has no labels in a {', '.join(METADATA)}", "--labels folders, or none")
-    beside = _read_sidecars(root, pictures, sidecars, found)
-    if beside and any(name in found.captions for name in beside):
+    sidecar_captions = _read_sidecars(root, pictures, sidecars, found)
+    if any(name in found.captions for name in sidecar_captions):
         raise DataError(
-            f"{printable(root)} has captions in {printable(sorted(tables)[0])} and in {len(beside):,} "
+            f"{printable(root)} has captions in {printable(sorted(tables)[0])} and in {len(sidecar_captions):,} "
             f"{'/'.join(SIDECARS)} files", "remove one kind")  # fmt: skip
-    found.captions |= beside
+    found.captions |= sidecar_captions
     if found.captions and (without := [name for name in pictures if name not in found.captions]):
         found.notes.append(
             f"{len(without):,} of {len(pictures):,} pictures have no caption, first {printable(without[0])}"
@@ -114,21 +114,28 @@ def _read_table(root: str, table: str, known: frozenset[str], labels: str, found
     """Add the rows of a table to `found`; return its columns."""
     folder = table.rpartition("/")[0]
     missing: list[str] = []
+    repeated: list[str] = []
+    seen: set[str] = set()
     columns: dict[str, None] = {}
     rows = 0
     for number, row in _rows(f"{root}/{table}"):
         where = f"{printable(table)} {number}"
         columns |= dict.fromkeys(row)
+        if None in row:  # how the csv module marks cells without a column
+            raise DataError(f"{where} has more cells than columns", "put texts with commas in double quotes")
         if not isinstance(row.get(NAME), str):
-            raise DataError(f"{where} has no {NAME!r}", f"name the picture of every row in the column {NAME!r}")
-        name = os.path.normpath(f"{folder}/{row[NAME]}" if folder else row[NAME])
+            message = f"{where} has no {NAME!r}, but {', '.join(map(repr, row)) or 'no column'}"
+            raise DataError(message, f"name the picture of every row in the column {NAME!r}")
+        relative = row[NAME].replace("\\", "/") if row[NAME] not in known else row[NAME]  # written on Windows
+        name = os.path.normpath(f"{folder}/{relative}" if folder else relative)
         rows += 1
         if name not in known:
             missing.append(row[NAME])
             continue
-        if name in found.captions or name in found.labels:
-            found.notes.append(f"{where} names {printable(name)} a second time; the first row counts")
+        if name in seen:
+            repeated.append(name)
             continue
+        seen.add(name)
         if texts := as_captions(row.get(first_of(list(row), CAPTIONS))):
             found.captions[name] = texts
         column = labels
@@ -136,6 +143,9 @@ def _read_table(root: str, table: str, known: frozenset[str], labels: str, found
             column = first_of(list(row), LABELS) if labels in ("auto", "metadata") else ""
         if column and row.get(column) not in (None, ""):
             found.column, found.labels[name] = column, as_label(row[column])
+    if repeated:
+        message = f"{printable(table)} names {len(repeated):,} pictures more than once, first {printable(repeated[0])}"
+        found.notes.append(f"{message}; the first row of each counts")
     if missing and len(missing) == rows:
         raise DataError(f"{printable(table)} names no picture of its folder, first {missing[0]!r}",
                         f"write {NAME} relative to the folder of the file")

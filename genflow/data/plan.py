@@ -73,12 +73,13 @@ def image_spec(source: Source, data: Data, summary: ImageSummary) -> ImageSpec:
     return ImageSpec(side, channels, source.levels or 256, summary.low, summary.high, data.bits, crop)
 
 
-def initial_spec(source: Source, spec: ImageSpec) -> DataSpec:
+def initial_spec(source: Source, data: Data, spec: ImageSpec) -> DataSpec:
     """The part of the dataset's specification that is known before any record is read."""
+    names = () if data.labels == "none" else source.class_names()
     if source.levels is None:
-        return DataSpec((2, 1, 1), None, source.class_names(), scale=source.scale)
+        return DataSpec((2, 1, 1), None, names, scale=source.scale)
     strip = strips.LENGTH * spec.side if spec.crop == "random" else 0
-    return DataSpec(spec.shape, spec.levels, source.class_names(), strip=strip, captions=source.captions)
+    return DataSpec(spec.shape, spec.levels, names, strip=strip, captions=source.captions)
 
 
 def assign_rows(source: Source, data: Data, groups: np.ndarray | None = None) -> dict[str, tuple[str, np.ndarray]]:
@@ -143,7 +144,7 @@ def plan_shards(
     source: Source, data: Data, spec: ImageSpec, folder: Path, groups: np.ndarray | None = None
 ) -> list[ShardTask]:
     """Every shard of the dataset, in order. Creates the folders of the splits; `groups` as in `assign_rows`."""
-    facts = initial_spec(source, spec)
+    facts = initial_spec(source, data, spec)
     row_bytes = max(1, facts.dims + facts.strip * spec.side * spec.channels)
     most = max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
     planned = []

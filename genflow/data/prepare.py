@@ -113,7 +113,7 @@ def _make(store: Store, id: str, name: str, source: Source, data: Data, execute:
         written = progress.collect(execute("write", shards), "images", sizes)
         if (groups := plan.groups_of_copies(source, written)) is not None:
             shards, written = _write_again(source, data, spec, staged.path, groups, written, execute, progress)
-        results = ShardResults(plan.initial_spec(source, spec), written)
+        results = ShardResults(plan.initial_spec(source, data, spec), written)
         bad_list = store.folder("datasets", f"{name}.{BAD}")
         bad_list.unlink(missing_ok=True)
         if results.bad:

@@ -121,6 +121,7 @@ def test_a_changed_caption_is_another_dataset(tmp_path):
     ("text", "message"),
     [
         ('{"text": "a"}\n', "line 1 has no 'file_name'"),
+        ('{"file": "1.png"}\n', "has no 'file_name', but 'file'"),
         ('{"file_name": "1.png"\n', "line 1 is not JSON"),
         ("[1]\n", "line 1 is not a JSON object"),
         ('{"file_name": "9.png", "text": "a"}\n', "names no picture of its folder"),
@@ -133,6 +134,33 @@ def test_bad_metadata_is_one_line(tmp_path, text, message):
     (source / "metadata.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
         prepared(source)
+
+
+def test_an_unquoted_comma_is_an_error(tmp_path):
+    """A CSV row with more cells than columns would lose the end of its caption."""
+    source = pictures(tmp_path / "set", ["1.png", "2.png"])
+    (source / "metadata.csv").write_text("file_name,text\n1.png,a cat, asleep\n2.png,b\n")
+    with pytest.raises(DataError, match="line 2 has more cells than columns"):
+        prepared(source)
+
+
+def test_repeated_rows_are_one_line(tmp_path):
+    """Pictures that a table names twice are counted in one warning; a name from Windows is found."""
+    source = pictures(tmp_path / "set", ["a/1.png", "a/2.png"])
+    (source / "metadata.csv").write_text("file_name,text\n" + "a\\1.png,x\na\\2.png,y\n" * 2)
+    dataset, warnings = prepared(source)
+    assert dataset.splits["train"].captions == [("x",), ("y",)]
+    assert warnings == ["metadata.csv names 2 pictures more than once, first a/1.png; the first row of each counts"]
+
+
+def test_labels_can_be_left_out_of_every_source(tmp_path):
+    """`--labels none` applies to built-in data sets, too; a choice that a source lacks is refused."""
+    store = Store(tmp_path / "store")
+    digits = Data(source="digits", labels="none")
+    assert Dataset.open(prepare(store, digits, in_process, lambda *_, **__: None)[0]).facts.classes == 0
+    for labels in ("folders", "kind"):
+        with pytest.raises(UsageError, match=f"--labels {labels}: digits has no such labels"):
+            prepare(store, Data(source="digits", labels=labels), in_process, lambda *_, **__: None)
 
 
 def test_captions_that_are_not_utf8_or_come_twice(tmp_path):
@@ -168,5 +196,23 @@ def test_tables_have_float_labels_and_captions(tmp_path):
     assert dataset.facts.class_names == ("3", "7")
     assert dataset.splits["train"].captions == [("a cat",), ()]
     assert prepared(tmp_path / "set.parquet", labels="none")[0].facts.class_names == ()
-    with pytest.raises(UsageError, match="no column of labels 'kind'"):
-        prepared(tmp_path / "set.parquet", labels="kind")
+    for labels in ("kind", "folders"):
+        with pytest.raises(UsageError, match=f"no column of labels '{labels}'"):
+            prepared(tmp_path / "set.parquet", labels=labels)
+
+
+def test_kinds_of_columns_in_tables(tmp_path):
+    """Captions may be dictionary-encoded or views; a missing float is an error, and a fraction is no label."""
+    folder = pictures(tmp_path / "files", ["1.png", "2.png"])
+    images = [{"bytes": (folder / f"{n}.png").read_bytes(), "path": None} for n in (1, 2)]
+    for kind in (pa.dictionary(pa.int32(), pa.string()), pa.string_view(), pa.list_(pa.string())):
+        texts = [["a"], ["b"]] if pa.types.is_list(kind) else ["a", "b"]
+        table = pa.table({"image": images, "text": pa.array(texts, kind), "score": [0.5, 1.0], "label": [1.0, np.nan]})
+        with pa.OSFile(str(tmp_path / "set.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        dataset, _ = prepared(tmp_path / "set.arrow", labels="none")
+        assert dataset.splits["train"].captions == [("a",), ("b",)]
+    with pytest.raises(DataError, match="#1 has no label"):
+        prepared(tmp_path / "set.arrow")
+    with pytest.raises(UsageError, match=r"fractions, first 0\.5"):
+        prepared(tmp_path / "set.arrow", labels="score")

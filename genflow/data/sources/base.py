@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -186,6 +186,9 @@ class Source(ABC):
     @abstractmethod
     def listing(self) -> list[list[Any]]:
         """Names, sizes and modification times of the files, which identify the content without reading it."""
+
+    label_choices: ClassVar[tuple[str, ...]] = ("auto", "none")  # values of `data.labels`
+    has_label_columns: ClassVar[bool] = False  # whether another value of `data.labels` names a column
 
     @property
     def captions(self) -> bool:

@@ -22,6 +22,16 @@ def find(data: Data) -> Source:
         SetupError: a built-in data set is not installed.
         DataError: the source is empty or unreadable.
     """
+    source = _find(data)
+    if data.labels not in source.label_choices and not source.has_label_columns:
+        raise UsageError(
+            f"--labels {data.labels}: {source.about['kind']} has no such labels",
+            f"--labels with one of {', '.join(source.label_choices)}",
+        )
+    return source
+
+
+def _find(data: Data) -> Source:
     text, known = data.source, ", ".join(sources.names())
     if not text:
         raise UsageError("no data source was given", f"use one of {known}, or a path")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from genflow.data import annotations, images, skipped
-from genflow.data.annotations import Annotations
+from genflow.data.annotations import MODES, Annotations
 from genflow.data.images import SUPPORTED, strict_pillow_warnings
 from genflow.data.sources import Opens
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
@@ -94,6 +94,8 @@ class Folder(Source):
     root: str
     labels: str = "auto"
     smallest_shard = 128
+    label_choices = MODES
+    has_label_columns = True
     _classes: tuple[str, ...] = field(default=(), init=False)
 
     @property

@@ -18,12 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genflow.data.annotations import CAPTIONS, LABELS, MODES, as_captions, first_of
+from genflow.data.annotations import CAPTIONS, LABELS, as_captions, first_of
 from genflow.data.images import strict_pillow_warnings
 from genflow.data.sources import Opens
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
 from genflow.data.sources.folder import SPLIT_ORDER, SPLITS, natural
-from genflow.data.sources.parquet_cells import ImageColumn, file_facts, find_image_column, folders_of, same_kind
+from genflow.data.sources.parquet_cells import (
+    ImageColumn,
+    file_facts,
+    find_image_column,
+    folders_of,
+    is_text,
+    same_kind,
+)
 from genflow.data.sources.walk import TABLES, list_folder
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
@@ -149,36 +156,30 @@ class TablePart:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _cells(self) -> Iterator[tuple[str, pa.Array, int, tuple[str, ...]]]:
-        """Yield each row's id, a column that contains it, its index there, and the folders of its picture's path."""
+    def _rows(self, *columns: str) -> Iterator[tuple[str, pa.RecordBatch, int, tuple[str, ...]]]:
+        """Yield each row's id, a batch that contains it, its index there, and the folders of its picture's path."""
         for name, rows in self.file_rows:
             folders = folders_of(self.root, name)
-            for start, batch in batches(f"{self.root}/{name}", [self.cell.column], rows):
-                column = batch.column(0)
+            for start, batch in batches(f"{self.root}/{name}", list(columns), rows):
                 in_batch = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
                 for row in in_batch:
-                    yield f"{printable(name)}#{row}", column, int(row) - start, folders
+                    yield f"{printable(name)}#{row}", batch, int(row) - start, folders
 
     def summarize(self) -> ImageSummary:
         with strict_pillow_warnings():
-            return ImageSummary.merge(self.cell.summarize(*cell) for _, *cell in self._cells())
+            rows = self._rows(self.cell.column)
+            return ImageSummary.merge(self.cell.summarize(batch.column(0), row, at) for _, batch, row, at in rows)
 
     def records(self, spec: ImageSpec) -> Iterator[Record | BadRecord]:
         with strict_pillow_warnings():
-            rows = zip(self._cells(), self.labels, self._texts(), strict=True)
-            for (id, column, index, folders), label, texts in rows:
-                value = self.cell.decode(column, index, folders, spec)
-                yield BadRecord(id, value) if isinstance(value, str) else Record(id, value, int(label), captions=texts)
-
-    def _texts(self) -> Iterator[tuple[str, ...]]:
-        """The captions of each row."""
-        for name, rows in self.file_rows:
-            if not self.captions:
-                yield from [()] * len(rows)
-                continue
-            for start, batch in batches(f"{self.root}/{name}", [self.captions], rows):
-                in_batch = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
-                yield from (as_captions(batch.column(0)[int(row) - start].as_py()) for row in in_batch)
+            columns = [self.cell.column, *([self.captions] if self.captions else [])]
+            for (id, batch, row, folders), label in zip(self._rows(*columns), self.labels, strict=True):
+                value = self.cell.decode(batch.column(self.cell.column), row, folders, spec)
+                if isinstance(value, str):
+                    yield BadRecord(id, value)
+                    continue
+                texts = as_captions(batch.column(self.captions)[row].as_py()) if self.captions else ()
+                yield Record(id, value, int(label), captions=texts)
 
 
 @dataclass
@@ -195,6 +196,7 @@ class Tables(Source):
     files: list[str]
     labels: str = "auto"
     smallest_shard = 128
+    has_label_columns = True
 
     @property
     def levels(self) -> int:
@@ -309,21 +311,23 @@ class Tables(Source):
     def _label_column(self) -> str:
         """The column of the labels; empty if there is none."""
         columns = [name for name in self._schema.names if name != self._cell.column]
-        if self.labels not in MODES:
-            if self.labels not in columns or not _can_be_label(self._schema.field(self.labels).type):
-                message = f"{printable(self.root)} has no column of labels {self.labels!r}"
-                raise UsageError(message, f"--labels with one of {', '.join([*MODES, *columns])}")
-            return self.labels
-        column = first_of(columns, LABELS)
-        return column if self.labels != "none" and column and _can_be_label(self._schema.field(column).type) else ""
+        possible = [name for name in columns if _can_be_label(self._schema.field(name).type)]
+        if self.labels in self.label_choices:
+            column = first_of(columns, LABELS) if self.labels == "auto" else ""
+            return column if column in possible else ""
+        if self.labels not in possible:
+            message = f"{printable(self.root)} has no column of labels {self.labels!r}"
+            raise UsageError(message, f"--labels with one of {', '.join([*self.label_choices, *possible])}")
+        return self.labels
 
     @cached_property
     def _caption_column(self) -> str:
         """The column of the captions: a text, or a list of texts; empty if there is none."""
         column = first_of(self._schema.names, CAPTIONS)
         kind = self._schema.field(column).type if column else pa.null()
-        kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-        return column if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
+        if any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_dictionary)):
+            kind = kind.value_type
+        return column if is_text(kind) else ""
 
     @property
     def captions(self) -> bool:
@@ -334,13 +338,18 @@ class Tables(Source):
         for name, count in files:
             for start, batch in batches(f"{self.root}/{name}", [column], np.arange(count)):
                 values = batch.column(0)
-                if values.null_count:
-                    row = start + int(np.flatnonzero(pc.is_null(values).to_numpy(zero_copy_only=False))[0])
+                is_number = pa.types.is_floating(values.type)
+                missing = pc.is_null(values, nan_is_null=is_number).to_numpy(zero_copy_only=False)
+                if missing.any():
+                    row = start + int(missing.argmax())
                     message = f"{printable(name)}#{row} has no {column}"
                     raise DataError(message, "add the value, or use --labels none")
                 found = values.to_pylist()
-                if pa.types.is_floating(values.type):
-                    if not all(value.is_integer() for value in found):
+                if is_number:
+                    if fraction := next((value for value in found if not value.is_integer()), None):
+                        if column == self.labels:
+                            message = f"the column {column!r} of {printable(name)} has fractions, first {fraction:g}"
+                            raise UsageError(message, "--labels with another column, or none")
                         self.notes.append(f"the column {column!r} of {printable(name)} has fractions: it is no label")
                         return []
                     found = [int(value) for value in found]
@@ -360,9 +369,8 @@ def _split(name: str) -> str:
 def _can_be_label(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating,
-                                       pa.types.is_string, pa.types.is_large_string,
-                                       pa.types.is_string_view, pa.types.is_boolean))  # fmt: skip
+    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return is_text(kind) or any(test(kind) for test in numeric)
 
 
 def _declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class ImageColumn:
             if "path" not in names or ("bytes" in names and _has_bytes(cell.field("bytes")[index])):
                 return ""
             cell = cell.field("path")
-        return str(cell[index].as_py() or "") if _is_text(cell.type) else ""
+        return str(cell[index].as_py() or "") if is_text(cell.type) else ""
 
     def _open(self, column: pa.Array, index: int, folders: tuple[str, ...]) -> BinaryIO:
         """The image file of a cell: its bytes, or the file that it names."""
@@ -177,7 +177,7 @@ def _image_column(schema: pa.Schema, field: pa.Field) -> ImageColumn | None:
         return ImageColumn(field.name, True, by_name=not _has_field(kind, "bytes"))
     if _is_binary(kind):
         return ImageColumn(field.name, True)
-    if _is_text(kind):
+    if is_text(kind):
         return ImageColumn(field.name, True, by_name=True) if field.name in (*NAMES, *PATH_NAMES) else None
     if _is_list(kind) and (_is_file(kind.value_type) or _is_binary(kind.value_type)):
         return ImageColumn(field.name, True, several=True)
@@ -202,14 +202,15 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_file(kind: pa.DataType) -> bool:
     """Whether a type is a file as `datasets` stores it: its bytes, or its path."""
     return (_has_field(kind, "bytes") and _is_binary(kind.field("bytes").type)) or (
-        _has_field(kind, "path") and _is_text(kind.field("path").type)
+        _has_field(kind, "path") and is_text(kind.field("path").type)
     )
 
 
