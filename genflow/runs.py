@@ -181,7 +181,7 @@ def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
     return None
 
 
-def news(store: Store, run: RunPlan) -> str:
+def difference(store: Store, run: RunPlan) -> str:
     """One line if a run is new although its name is not: what differs from the newest run of that name; else "".
 
     An unfinished run counts, because its user may expect that it resumes.
@@ -232,7 +232,7 @@ def _differences(store: Store, run: RunPlan, old: str) -> str:
         folder = store.folder("runs", old)
         for file in ("recipe.yaml", "facts.json"):
             if not store.available(folder / file):
-                return f"what cannot be told, because {folder / file} is missing"
+                return f"an unknown part, because {folder / file} is missing"
         recipe = parse(read(folder / "recipe.yaml"))
         facts = DataSpec.from_json((folder / "facts.json").read_text())
         theirs, ours = (flatten(deciding(*pair)) for pair in ((recipe, facts), (run.recipe, run.facts)))

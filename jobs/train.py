@@ -17,7 +17,7 @@ from genflow.launch import capacity
 from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import flatten, parse
-from genflow.runs import RunPlan, create_folder, news, plan, record_divergence
+from genflow.runs import RunPlan, create_folder, difference, plan, record_divergence
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from genflow.system.documents import Json
@@ -70,7 +70,7 @@ def main(document: Json, emit: Emit) -> Trained:
         warn_if_incomplete(emit, run.id, sync.catch_up(store, run.id))
         return result(finished, cached=True)
     # the many runs of a study have no names of their own, and would fill the screen
-    if (run.recipe.name or document.get("inputs", {}).get("announce")) and (new := news(store, run)):
+    if (run.recipe.name or document.get("inputs", {}).get("announce")) and (new := difference(store, run)):
         emit("note", message=new)
     with store.lock("runs", run.id, wait=False, uses=_parents(run)):
         if store.get("datasets", run.dataset.id) is None:

@@ -5,7 +5,6 @@ found by name, sampled, evaluated, exported and served.
 """
 
 import json
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from support.commands import in_this_process
 
-from genflow.cli import app
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Dataset
 from genflow.evaluation.features import classifier
@@ -53,7 +52,6 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(unpacked: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
     """The old store, and an empty current folder."""
     monkeypatch.setenv("GENFLOW_STORE", str(unpacked / "store"))
-    monkeypatch.setenv("GENFLOW_VERBOSE", "")  # restored after the test, although the command sets it
     monkeypatch.chdir(tmp_path)
     return Store()
 
@@ -63,14 +61,12 @@ def genflow(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., dict[str, Any]]:
     """Run a command with --json in this process, and return its document."""
+    command = in_this_process(monkeypatch, capsys)
 
     def run(*arguments: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["genflow", *arguments, "--json"])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        out = capsys.readouterr()
-        assert not end.value.code, out.err
-        document: dict[str, Any] = json.loads(out.out)
+        code, out, err = command(*arguments, "--json")
+        assert not code, err
+        document: dict[str, Any] = json.loads(out)
         return document
 
     return run

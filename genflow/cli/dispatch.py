@@ -140,7 +140,7 @@ def find_run(store: "Store", reference: str) -> "Artifact":
 def find_named(store: "Store", kind: str, reference: str) -> "Artifact":
     """`Store.find`; if the reference is the name of several artifacts, print which one it means."""
     found = store.find(kind, reference)
-    if reference not in (found.id, "latest") and reference == found.name and (others := store.namesakes(found)):
+    if reference not in (found.id, "latest") and reference == found.name and (others := store.same_name(found)):
         which = "prepared last" if kind == "datasets" else "the newest"
         listed = ", ".join(other.id for other in others[-MAX_LISTED:])
         more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""

@@ -94,7 +94,7 @@ def _reference(done: Json) -> str:
 
     store = Store()
     made = store.get("datasets", done["dataset"])
-    if made is None or not (others := store.namesakes(made)):
+    if made is None or not (others := store.same_name(made)):
         return str(done["name"])
     listed = ", ".join(other.id for other in others[-MAX_LISTED:])
     console.note(f"note: from now on {made.name} means {made.id}; the name also belongs to {listed}")

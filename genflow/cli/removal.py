@@ -59,13 +59,15 @@ def find_any(store: "Store", kind: str, reference: str) -> str:
 def _consequences(store: "Store", kind: str, id: str) -> str:
     """What other artifacts lose if this one is deleted."""
     made = [a.id for of in ("runs", "pairs") for a in store.artifacts(of) if id in a.manifest.get("parents", [])]
-    parts = [f"{_listed(made)} came from it and can then not be {'evaluated' if kind == 'datasets' else 'made again'}"]
-    parts = parts if made else []
+    parts = []
+    if made:
+        lost = "evaluated" if kind == "datasets" else "made again"
+        parts.append(f"{_listed(made)} came from it and can then not be {lost}")
     if kind == "datasets":
         from genflow import runs
 
-        waiting = [run for run in runs.unfinished_ids(store) if runs.dataset_of(store, run) == id]
-        parts += [f"{_listed(waiting)} began on it and can then not resume"] if waiting else []
+        if waiting := [run for run in runs.unfinished_ids(store) if runs.dataset_of(store, run) == id]:
+            parts.append(f"{_listed(waiting)} began on it and can then not resume")
     return f": {'; '.join(parts)}" if parts else ""
 
 

@@ -125,7 +125,7 @@ def _dataset(store: "Store", name: str) -> tuple[Any, str]:
     try:
         found = find_named(store, "datasets", name)
         show_dataset(found)
-        return found.id, found.id if name != found.id and store.namesakes(found) else name
+        return found.id, found.id if name != found.id and store.same_name(found) else name
     except UsageError as error:
         from genflow.data import sources
 

@@ -66,7 +66,7 @@ def train(
         plan = runs.plan(store, recipe)
         recipe, inputs["run"] = plan.recipe, plan.id
     if dry_run:
-        if new := runs.news(store, plan):
+        if new := runs.difference(store, plan):
             console.note(new)
         state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
         broken = plan.id in store.names("runs") and not store.get("runs", plan.id)

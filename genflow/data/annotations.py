@@ -69,11 +69,12 @@ def read(root: str, pictures: Sequence[str], others: Sequence[str], labels: str)
         found.files.append(table)
         columns += _read_table(root, table, known, labels, found)
     if labels not in MODES and labels not in columns:
-        where = f"{printable(root)} has no column {labels!r} in a {', '.join(METADATA)}"
+        where = f"{printable(root)} has no column {labels!r} in its metadata ({', '.join(METADATA)})"
         choices = sorted(set(columns) - {NAME})
         raise UsageError(where, f"--labels with one of {', '.join([*MODES, *choices])}")
     if labels == "metadata" and not found.labels:
-        raise UsageError(f"{printable(root)} has no labels in a {', '.join(METADATA)}", "--labels folders, or none")
+        message = f"{printable(root)} has no labels in its metadata ({', '.join(METADATA)})"
+        raise UsageError(message, "--labels folders, or none")
     sidecar_captions = _read_sidecars(root, pictures, sidecars, found)
     if any(name in found.captions for name in sidecar_captions):
         raise DataError(

@@ -63,8 +63,9 @@ def check(
 
 
 def column(written: Sequence[ShardResult], name: str, splits: Sequence[str] = ("train", "val", "test")) -> np.ndarray:
-    """One array of the sketches of some splits, over all their pictures, in order."""
-    return np.concatenate([getattr(s.sketch, name) for s in written if s.split in splits] or [np.zeros(0, np.uint64)])
+    """One of the statistics of all pictures of some splits, in order."""
+    arrays = [getattr(shard.statistics, name) for shard in written if shard.split in splits]
+    return np.concatenate(arrays or [np.zeros(0, np.uint64)])
 
 
 def _copies(written: Sequence[ShardResult]) -> str:

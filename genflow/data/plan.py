@@ -130,7 +130,7 @@ def groups_of_copies(source: Source, written: Sequence[ShardResult]) -> np.ndarr
     parts = [shard for shard in written if shard.split in ("train", "val")]
     held_out = np.concatenate([np.full(shard.rows, shard.split == "val") for shard in parts])
     rows = np.concatenate([shard.origin for shard in parts])
-    hashes = np.concatenate([shard.sketch.exact for shard in parts])
+    hashes = np.concatenate([shard.statistics.exact for shard in parts])
     if not np.isin(hashes[held_out], hashes[~held_out]).any():
         return None
     order = np.argsort(rows)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from genflow.data.image_statistics import ImageStatistics, measure
 from genflow.data.shards import shard_name, write_shard
-from genflow.data.sketch import Sketch, sketch
 from genflow.data.sources.base import BadRecord, ImageSpec, Part
 from genflow.data.strips import crop, to_strip
 from genflow.errors import DataError
@@ -34,7 +34,7 @@ class ShardResult:
         file: the name of the file.
         captions: records that have captions.
         origin: (rows,) the number of each record in the source's split.
-        sketch: numbers about each picture.
+        statistics: numbers about each picture.
     """
 
     split: str
@@ -48,7 +48,7 @@ class ShardResult:
     file: str
     captions: int
     origin: np.ndarray
-    sketch: Sketch
+    statistics: ImageStatistics
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class ShardTask:
             self.file,
             sum(map(bool, captions)),
             np.array(readable, np.int64),
-            sketch(values),
+            measure(values),
         )
 
 

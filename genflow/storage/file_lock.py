@@ -7,35 +7,40 @@ import contextlib
 import fcntl
 import os
 import time
-from itertools import count
 from pathlib import Path
 from typing import TextIO
 
 LOCK_TRIES = 5  # before a lock counts as held
 
 
-def open_locked(path: Path, wait: bool) -> TextIO | str:
-    """The open lock file, locked; if another process holds the lock and `wait` is false, the content of the file."""
-    for attempt in count():
+class Held(Exception):  # noqa: N818  a state, which the caller reports in its own words
+    """Another process holds the lock; the message is that process, or `unknown`."""
+
+
+def open_locked(path: Path, wait: bool) -> TextIO:
+    """The open lock file, locked until it is closed.
+
+    Raises:
+        Held: another process holds the lock, and `wait` is false.
+    """
+    tries = 0
+    while True:
         file = open(path, "a+")  # noqa: SIM115  the caller closes it, which unlocks it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                text = file.read().partition("\n")[0].strip()
-            if attempt >= LOCK_TRIES:
-                return text
-            time.sleep(0.02)  # `held_text` of another process holds the lock for a moment
-            continue
-        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return file
+            file.close()  # the process that held the lock has deleted the file
+        except BaseException as error:
+            file.seek(0)
+            process = file.readline().strip()
             file.close()
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()  # the process that held the lock has deleted the file
-    raise AssertionError("unreachable")
+            if not isinstance(error, BlockingIOError):
+                raise
+            if (tries := tries + 1) > LOCK_TRIES:
+                raise Held(process or "unknown") from error
+            time.sleep(0.02)  # `held_text` of another process holds the lock for a moment
 
 
 def held_text(path: Path) -> str:

@@ -34,7 +34,7 @@ from typing import Any
 
 from genflow.errors import DataError, GenflowError, SetupError, UsageError
 from genflow.storage import mirror
-from genflow.storage.file_lock import held_text, open_locked
+from genflow.storage.file_lock import Held, held_text, open_locked
 from genflow.storage.files import (
     dead_leftovers,
     explain_disk_errors,
@@ -270,16 +270,16 @@ class Store:
             with explain_disk_errors(self.root / "names"):
                 self._names().record(artifact.kind, artifact.name, artifact.id)
         except (GenflowError, OSError) as error:
-            return str(error) if self.namesakes(artifact) else ""
+            return str(error) if self.same_name(artifact) else ""
         return ""
 
-    def namesakes(self, artifact: Artifact) -> list[Artifact]:
+    def same_name(self, artifact: Artifact) -> list[Artifact]:
         """The other artifacts of its kind and name, oldest first."""
         return [a for a in self.artifacts(artifact.kind) if a.name == artifact.name and a.id != artifact.id]
 
     def reference(self, artifact: Artifact) -> str:
         """What a user may type for an artifact: its name if no other has it, else its id."""
-        return artifact.id if self.namesakes(artifact) else artifact.name
+        return artifact.id if self.same_name(artifact) else artifact.name
 
     def _names(self) -> Names:
         return Names(self.root, self.mirror.bucket if self.mirror else None)
@@ -310,10 +310,6 @@ class Store:
                 self.mirror.upload_folder(path, path, manifest)
             write_atomically(path / MANIFEST, json.dumps(manifest, indent=1))
         return self._artifact(kind, id, manifest)
-
-    def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact (see `delete`)."""
-        self.delete(artifact.kind, artifact.id)
 
     def delete(self, kind: str, id: str) -> None:
         """Delete a folder of the store, finished or not, with its journals, its lock and its records of names.
@@ -392,9 +388,11 @@ class Store:
         path = self._lock_file(kind, id)
         with explain_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open_locked(path, wait)
-        if isinstance(file, str):
-            raise UsageError(f"{id} is being made by process {file or 'unknown'}", "wait for it, or stop that process")
+            try:
+                file = open_locked(path, wait)
+            except Held as held:
+                message = f"{id} is being made by process {held}"
+                raise UsageError(message, "wait for it, or stop that process") from held
         with file:
             with explain_disk_errors(path.parent):
                 file.seek(0)

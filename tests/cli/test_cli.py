@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.commands import in_this_process
 
 from genflow.cli import app
 
@@ -15,16 +16,7 @@ def genflow(monkeypatch, capsys, tmp_path):
     """Run a command in this process in an empty folder; return (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GENFLOW_STORE", raising=False)
-    monkeypatch.setenv("GENFLOW_VERBOSE", "")  # restored after the test, although the command sets it
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["genflow", *args])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        out = capsys.readouterr()
-        return int(end.value.code or 0), out.out, out.err
-
-    return run
+    return in_this_process(monkeypatch, capsys)
 
 
 WRONG_COMMANDS = [

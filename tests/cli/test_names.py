@@ -1,22 +1,19 @@
 """Names of several artifacts: a command says which one it means, and none is deleted while it is used."""
 
 import shlex
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.commands import Command, in_this_process
 from support.small import recipe
 from support.trained_run import trained_run
 
 from genflow import runs
-from genflow.cli import app
 from genflow.evaluation.report import reproduce
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Store
 from jobs import prepare, train
 
-Command = Callable[..., tuple[int, str, str]]
 POINTS = {"name": "emoji", "samples": 200}
 
 
@@ -24,15 +21,7 @@ POINTS = {"name": "emoji", "samples": 200}
 def genflow(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Command:
     """Run a command in this process; return (exit code, standard output, standard error)."""
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["genflow", *args])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        out = capsys.readouterr()
-        return int(end.value.code or 0), out.out, out.err
-
-    return run
+    return in_this_process(monkeypatch, capsys)
 
 
 def test_a_cached_prepare_changes_what_the_name_means(genflow: Command, store: Store, prepared: Any) -> None:
@@ -72,18 +61,18 @@ def test_a_new_run_of_an_old_name_says_what_differs(store: Store, prepared: Any)
         return runs.plan(store, recipe("flow_matching", data.facts, "mlp", **named))
 
     first = plan(moons)
-    assert runs.news(store, first) == ""
+    assert runs.difference(store, first) == ""
     runs.create_folder(store, first)
-    assert runs.news(store, first) == ""
-    said = runs.news(store, plan(moons, lr=0.5))
+    assert runs.difference(store, first) == ""
+    said = runs.difference(store, plan(moons, lr=0.5))
     assert f"{first.id} has the same name, unfinished. It differs in train.lr" in said
     assert said.endswith("-> 0.5")
-    said = runs.news(store, plan(ring))
+    said = runs.difference(store, plan(ring))
     assert said.endswith(f"It differs in data {moons.artifact.id} -> {ring.artifact.id}")
     store.folder("runs", first.id).rename(store.folder("runs", "r-0123456789"))  # the same recipe with other code
-    assert runs.news(store, first).endswith("It differs in the code of genflow")
+    assert runs.difference(store, first).endswith("It differs in the code of genflow")
     write_atomically(store.folder("runs", "r-0123456789") / "recipe.yaml", "name: [")
-    assert runs.news(store, first).endswith("the version of genflow that began it")
+    assert runs.difference(store, first).endswith("the version of genflow that began it")
 
 
 def test_a_name_of_several_runs_is_said(genflow: Command, store: Store, prepared: Any) -> None:

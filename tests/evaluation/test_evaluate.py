@@ -80,7 +80,7 @@ def test_metrics_are_reproducible(store, prepared, evaluate):
     data = prepared("digits", val=0.2)
     run = trained_run(store, data, "vae")
     first = evaluate(run, data)
-    store.remove(store.get("evaluations", first["evaluation"]))
+    store.delete("evaluations", first["evaluation"])
     again = evaluate(run, data)
     assert not again["cached"]
     assert again["metrics"] == first["metrics"]

@@ -148,7 +148,7 @@ def test_an_artifact_is_deleted_on_every_machine(machines: Any) -> None:
     artifact = make(a)
     b = machines("b")
     assert b.find("reports", "x").path.is_dir()
-    b.remove(artifact)
+    b.delete(artifact.kind, artifact.id)
     assert machines("a").get("reports", "x-1") is None
     assert make(machines("a"), text="again").file("inner/a.txt").read_text() == "again"
 

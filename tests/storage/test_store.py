@@ -261,7 +261,7 @@ def test_a_name_of_several_datasets_means_the_last_that_was_named(store: Store, 
         store.find("datasets", "emoji")
     store.record_name(first)
     assert store.find("datasets", "emoji").id == "emoji-32"
-    store.remove(first)
+    store.delete(first.kind, first.id)
     assert store.find("datasets", "emoji").id == store.find("datasets", "emoji-64").id == "emoji-64"
     assert [record.id for record in store._names().records("datasets").values()] == ["emoji-64"]
     assert store.reference(second) == "emoji"
@@ -293,7 +293,7 @@ def test_a_folder_that_was_filled_in_place_is_finalized(store: Store) -> None:
     finished = store.finalize("runs", "r-1", meta={"steps": 3}, only=lambda name: ".tmp-" not in name)
     assert list(finished.manifest["files"]) == ["checkpoints/weights"]
     assert store.get("runs", "r-1").verify().meta == {"steps": 3}  # type: ignore[union-attr]
-    store.remove(finished)
+    store.delete(finished.kind, finished.id)
     assert not folder.exists()
 
 
@@ -345,7 +345,7 @@ def test_a_deletion_that_is_killed_at_any_moment_leaves_all_or_nothing(store: St
         assert list((store.root / "runs").iterdir()) == list((store.root / "journals").iterdir()) == []
         with store.lock("runs", "r-1", wait=False):
             begin()
-        store.remove(make(store, "other-1"))
+        store.delete(make(store, "other-1").kind, "other-1")
     assert states == sorted(states, reverse=True)  # once it is gone, it stays gone
     assert set(states) == {"whole", "gone"}
     assert len(states) > 8

@@ -221,8 +221,8 @@ class Folder(Source):
             return ()
         if self.labels == "auto" and _are_parts(classes):
             self.notes.append(
-                f"the {len(classes)} folders {min(classes)} to {max(classes)} count as parts of one set, so the data "
-                "has no labels; --labels folders makes them classes"
+                f"the {len(classes)} folders from {min(classes)} to {max(classes)} count as parts of one set, so the "
+                "data has no labels; --labels folders makes them classes"
             )
             return ()
         for split, found in every.items():

@@ -18,7 +18,7 @@ PIECE = 256  # pictures converted to floats at a time
 
 
 @dataclass(frozen=True)
-class Sketch:
+class ImageStatistics:
     """Numbers about the N pictures of a shard; empty for points.
 
     Args:
@@ -33,14 +33,14 @@ class Sketch:
     high: np.ndarray
 
 
-def sketch(values: np.ndarray) -> Sketch:
-    """The numbers about pictures (N, H, W, C) uint8; an empty sketch for points."""
+def measure(values: np.ndarray) -> ImageStatistics:
+    """The numbers about pictures (N, H, W, C) uint8; empty ones for points."""
     if values.ndim != 4:
         empty = np.zeros(0, np.uint64)
-        return Sketch(empty, empty, empty.astype(np.uint8), empty.astype(np.uint8))
+        return ImageStatistics(empty, empty, empty.astype(np.uint8), empty.astype(np.uint8))
     digests = [hashlib.blake2b(value.tobytes(), digest_size=8).digest() for value in values]
     flat = values.reshape(len(values), math.prod(values.shape[1:]))
-    return Sketch(
+    return ImageStatistics(
         np.frombuffer(b"".join(digests), np.uint64),
         perceptual_hash(values),
         flat.min(1),
