@@ -15,6 +15,7 @@ FACTS = {
     "grey": DataSpec((1, 8, 8), levels=17, class_names=tuple("0123456789")),
     "colour": DataSpec((3, 8, 8), levels=256),
     "points": DataSpec((2, 1, 1), levels=None, scale=1.5),
+    "latents": DataSpec((4, 4, 4), levels=None, class_names=tuple("abc"), sigma_data=1.0, autoencoder="autoencoder-0"),
 }
 NETS: dict[str, dict[str, Any]] = {  # other nets use their own defaults
     "mlp": {"width": 32, "depth": 2, "waves": 0},  # with waves, random weights are too rough for any solver
