@@ -154,9 +154,14 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
     Raises:
         UsageError: the recipe names no dataset, or one of them does not exist.
     """
+    named = {}
+    if recipe.data.latents:
+        latents = find_named(store, "latents", recipe.data.latents)
+        named = {"latents": latents.id, "name": recipe.data.name or latents.meta["dataset"]}
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})
     require_dataset(recipe, store)
     dataset = find_named(store, "datasets", recipe.data.name)
-    named = {"name": dataset.id}
+    named["name"] = dataset.id
     if recipe.data.pairs:
         named["pairs"] = find_named(store, "pairs", recipe.data.pairs).id
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})

@@ -8,7 +8,7 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan
-from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
+from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 
@@ -23,6 +23,7 @@ def train(
         ),
     ] = "",
     data: Data = "",
+    latents: Latents = "",
     config: Config = [],
     sets: Sets = [],
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
@@ -50,7 +51,8 @@ def train(
     family = _family(family, files)
     if minutes and not steps:
         steps = NO_END  # without --steps, only --minutes limits the run
-    flags: dict[str, Any] = {"name": name, "data.name": data, "train.steps": steps, "train.minutes": minutes}
+    flags: dict[str, Any] = {"name": name, "data.name": data, "data.latents": latents}
+    flags |= {"train.steps": steps, "train.minutes": minutes}
     recipe = compose_recipe(family, files, sets, {**flags, "cluster.workers": workers, "init": init})
     if recipe.family.get("kind") != family:
         raise UsageError(

@@ -35,7 +35,7 @@ from genflow.evaluation.sample_grids import render_all
 from genflow.evaluation.samples import DrawnFeatures, Executor, Share, draw_features
 from genflow.recipe.files import read
 from genflow.recipe.schema import Evaluate, parse
-from genflow.sampling.engine import RECIPE, Engine
+from genflow.sampling.engine import AUTOENCODER, RECIPE, Engine
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment, source_hash
@@ -58,7 +58,11 @@ def evaluation_id(
     settings = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
     recipe = parse(read(run.file(RECIPE)))
-    by_name = (*build.source_files(recipe, facts), *metrics.files())
+    learned = DataSpec.from_json(run.file(FACTS).read_text())
+    by_name = [*build.source_files(recipe, learned), *metrics.files()]
+    if learned.is_latents:
+        autoencoder = parse(read(run.file(f"{AUTOENCODER}/{RECIPE}")))
+        by_name += build.source_files(autoencoder, facts)
     code = source_hash.code_of("genflow/evaluation/evaluate.py", *by_name)
     deciding = [run.id, facts.fingerprint, settings, features, code, *([sample] if sample else [])]
     return f"{run.name}-{digest(deciding)}"
