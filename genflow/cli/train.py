@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan
+from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan, show_stages
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.recipe.schema import Recipe
+    from genflow.storage.store import Store
 
 NO_END = 1_000_000_000
 
@@ -61,6 +65,11 @@ def train(
         )
     store = Store()
     recipe = find_data(store, recipe)
+    if recipe.data.latents == "auto":
+        if not resume:
+            raise UsageError("--fresh with --latents auto would delete nothing", "genflow runs rm RUN")
+        _train_on_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
+        return
     inputs: Json = {"fresh": not resume, "announce": True}
     if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
@@ -80,6 +89,29 @@ def train(
         console.document(done)
         return
     _show(done)
+
+
+def _train_on_latents(
+    store: "Store", recipe: "Recipe", cluster: bool, address: str, *, dry_run: bool, json: bool
+) -> None:
+    """Train the autoencoder and encode the dataset unless that is done, then train the recipe on the latents."""
+    from genflow.pipeline import latents
+    from genflow.pipeline.graph import load
+    from genflow.pipeline.stages import artifact
+
+    document = latents.pipeline(recipe)
+    stages = load(document, "--latents auto")
+    if dry_run:
+        show_stages(stages, json)
+        return
+    console.note("latents  autoencoder, then latents, then this run; a finished stage is not made again")
+    done = send("pipeline", {"pipeline": document, "overrides": {}}, store, cluster, address, json=json)
+    if json:
+        console.document(done)
+        return
+    for stage in done["stages"][:-1]:
+        print(f"{stage['stage']:<8} {artifact(stage['job'], stage)}{'  cached' if stage['cached'] else ''}")
+    _show(done["stages"][-1])
 
 
 def _family(family: str, files: Sequence[Json]) -> str:
