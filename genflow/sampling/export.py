@@ -59,7 +59,7 @@ def forms(family: type[Family]) -> list[str]:
     """The forms to which a family's runs can be exported; the run's net may exclude some."""
     can = {
         "diffusers": family.stock_scheduler is not Family.stock_scheduler,
-        "torch_export": family.steps.startswith("1"),
+        "torch_export": family.steps.startswith("1") and not family.is_autoencoder,  # it draws no pictures
     }
     return [form for form in FORMS if can.get(form, True)]
 

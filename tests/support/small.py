@@ -26,6 +26,7 @@ NETS: dict[str, dict[str, Any]] = {  # other nets use their own defaults
     "unet2d": {"width": 8},
     "tarflow": {"width": 32, "blocks": 2, "depth": 1, "heads": 2, "bins": 4},
     "spline": {"width": 32, "layers": 4, "bins": 8},
+    "autoencoder": {"width": 8},
 }
 
 
@@ -36,6 +37,11 @@ def recipe(kind: str, facts: DataSpec, net: str = "auto", **sections: Any) -> Re
     own = sections.pop("family", {})
     document = {"family": {"kind": kind, **own}, "net": {"kind": net, **NETS.get(net, {})}, **sections}
     return build.resolve(parse(document), facts, source(kind, facts, net))
+
+
+def learns(kind: str, facts: DataSpec) -> bool:
+    """Whether a family learns such data; an autoencoder learns pictures only."""
+    return facts.bounded or not families.family_class(kind).is_autoencoder
 
 
 def source(kind: str, facts: DataSpec, net: str = "auto") -> Recipe | None:
