@@ -31,6 +31,7 @@ class Loaded:
         family: for the facts with which it was loaded.
         step: the training step of the weights; 0 for a folder.
         weights: hashes of the files of weights, which training again may change; empty for a folder.
+        scaled: whether its latents have a mean and a deviation; a folder may not state them.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Loaded:
     family: Family
     step: int = 0
     weights: Any = ""
+    scaled: bool = True
 
 
 def find(store: Store, reference: str) -> Artifact | Path:
@@ -91,7 +93,8 @@ def load(found: Artifact | Path, facts: DataSpec, name: str) -> Loaded:
         from genflow.sampling import diffusers_folder
 
         recipe, family = diffusers_folder.read_autoencoder(found, facts)
-        return Loaded(f"{_as_name(found)}-{diffusers_folder.digest_of(found)}", recipe, family)
+        name = f"{_as_name(found)}-{diffusers_folder.digest_of(found)}"
+        return Loaded(name, recipe, family, scaled=diffusers_folder.scale_of(found).known)
     return _load_run(found, facts, name)
 
 
