@@ -83,7 +83,7 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
     if SAMPLERS[options["sampler"]].stochastic or options["eta"]:
         raise UsageError("a stochastic sampler gives no pairs: its samples are no function of the noise",
                          "--set sample.sampler=midpoint, or another deterministic sampler")  # fmt: skip
-    code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.facts))
+    code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.family.facts))
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code]
     id = f"{run.name}-{digest(deciding)}"
     return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options)
@@ -121,4 +121,4 @@ class Teacher:
         parts = [self.pair(range(a, min(a + BATCH, last))) for a in range(first, last, BATCH)]
         seeds, labels, noise, x = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         with replacing(path) as attempt:
-            write_pairs(attempt, self.engine.facts, seeds, labels, noise, x)
+            write_pairs(attempt, self.family.facts, seeds, labels, noise, x)

@@ -128,6 +128,20 @@ def replacing(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def link_or_copy(source: Path, target: Path) -> Path:
+    """Give a finished file a second name, so that it takes no further space; or copy it to another file system."""
+    attempt = target.with_name(f".{target.name}{temporary_ending()}")
+    try:
+        try:
+            os.link(source, attempt)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, attempt)
+        os.replace(attempt, target)
+    finally:
+        attempt.unlink(missing_ok=True)
+    return target
+
+
 FULL, UNREADABLE, REFUSED = (27, 28, 122), (5, 116, 117), (1, 13, 20, 30)
 """Numbers of EFBIG, ENOSPC, EDQUOT; of EIO, ESTALE, EUCLEAN; of EPERM, EACCES, ENOTDIR, EROFS."""
 TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
