@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from genflow.errors import DataError, GenflowError, UsageError
 from genflow.maths.rng import SampleRng
 from genflow.recipe.schema import Data, parse
 from genflow.sampling import autoencoders, encode
+from genflow.sampling.diffusers_folder import read_autoencoder, write_autoencoder
 from genflow.sampling.engine import Engine
 from genflow.storage.mirror import CHECKSUM, checksum
 from genflow.storage.store import Artifact, Store
@@ -214,7 +216,7 @@ def test_pictures_that_do_not_fit(own: tuple[Store, Dataset, Artifact], tmp_path
          "--size 16 or 20"),
         (flow.id, "colours", f"run {flow.id} is a flow_matching, not an autoencoder", f"--autoencoder {run.id}"),
         ("nothing", "colours", "no run 'nothing'", "genflow train"),
-        ("./nowhere", "colours", "nowhere is no folder on this machine", "or a run"),
+        ("./nowhere", "colours", "nowhere is no folder on this machine", "name a local folder"),
         (str(tmp_path), "colours", "has no config.json", "AutoencoderKL"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message.replace(".", r"\.")) as caught:
@@ -223,14 +225,38 @@ def test_pictures_that_do_not_fit(own: tuple[Store, Dataset, Artifact], tmp_path
         assert "\n" not in caught.value.message
 
 
-def test_a_pipeline_of_diffusers_is_not_its_autoencoder(tmp_path: Path, store: Store) -> None:
-    """The line names the folder inside."""
-    (tmp_path / "sd" / "vae").mkdir(parents=True)
-    (tmp_path / "sd" / "vae" / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"sd has no config\.json") as caught:
-        autoencoders.find(store, str(tmp_path / "sd"))
-    assert caught.value.hint == f"--autoencoder {tmp_path / 'sd' / 'vae'}"
-    assert autoencoders.find(store, caught.value.hint.split()[1]) == tmp_path / "sd" / "vae"
+def kl_folder(path: Path, data: Dataset, seed: int = 0) -> Path:
+    """A folder of AutoencoderKL whose weights are a function of the seed."""
+    net = {"kind": "autoencoder_kl", "block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+    document = {"family": {"kind": "autoencoder", "factor": 4, "channels": 4}, "net": net}
+    torch.manual_seed(seed)
+    write_autoencoder(build.family_of(build.resolve(parse(document), data.facts), data.facts), path)
+    return path
+
+
+def test_a_folder_of_diffusers(made: tuple[Store, Dataset, Artifact], tmp_path: Path) -> None:
+    """Its latents are those that `read_autoencoder` gives; the id covers its bytes, not where it is."""
+    store, data, _ = made
+    folder = kl_folder(tmp_path / "models" / "vae", data)
+    plan = task(store, str(folder))
+    artifact = encoded(store, plan)
+    assert artifact.manifest["parents"] == [data.artifact.id]
+    latents = Dataset.open(artifact)
+    assert re.fullmatch(r"models-\w+", latents.facts.autoencoder)
+    recipe, family = read_autoencoder(folder, data.facts)
+    codes = Engine(family, recipe).encode(data.splits["train"].pixels, None, range(ROWS)).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(latents.splits["train"].pixels.astype(np.float32), codes, atol=2e-3, rtol=2e-3)
+    copy = Engine.from_folder(artifact.path / "autoencoder")
+    assert all(torch.equal(value, family.state_dict()[name]) for name, value in copy.family.state_dict().items())
+    shutil.copytree(tmp_path / "models", tmp_path / "elsewhere")
+    assert task(store, str(tmp_path / "elsewhere")).id == plan.id  # a whole pipeline, with the folder inside
+    assert task(store, str(kl_folder(tmp_path / "other", data, seed=1))).id != plan.id
+    config = tmp_path / "elsewhere" / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.1}))
+    scaled = task(store, str(tmp_path / "elsewhere"))
+    assert scaled.id != plan.id
+    (warning,) = encoded(store, scaled).meta["warnings"]
+    assert "scaling_factor and shift_factor in its config.json do not fit these pictures" in warning
 
 
 @pytest.fixture
