@@ -158,7 +158,7 @@ def write(loaded: Loaded, facts: DataSpec, folder: Path) -> None:
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in loaded.family.state_dict().items()}
     contents: tuple[str | bytes, ...] = (
-        save(tensors, {"format": "pt", "genflow.run": loaded.id}),
+        save(tensors, {"format": "pt"}),  # one key: the order of several is random, and so would be the bytes
         json.dumps(facts.to_json(), indent=1),
         dump(loaded.recipe),
         json.dumps({"step": loaded.step, "run": loaded.id}),

@@ -136,6 +136,16 @@ def test_the_autoencoder_comes_with_the_latents(made: tuple[Store, Dataset, Arti
     assert np.array_equal(decoded, engine.decode(codes, None, range(ROWS)).images)
 
 
+def test_the_copy_has_the_same_bytes_every_time(made: tuple[Store, Dataset, Artifact], tmp_path: Path) -> None:
+    """Also its weights, whose format has a table of names."""
+    _, data, run = made
+    loaded = autoencoders.load(run, data.facts, "colours")
+    for number in range(8):
+        autoencoders.write(loaded, data.facts, tmp_path / str(number))
+    copies = [[file.read_bytes() for file in autoencoders.files(tmp_path / str(number))] for number in range(8)]
+    assert all(copy == copies[0] for copy in copies)
+
+
 def test_bytes_depend_on_the_row_alone(made: tuple[Store, Dataset, Artifact], monkeypatch: pytest.MonkeyPatch,
                                        tmp_path: Path) -> None:  # fmt: skip
     """Shards in any order by any encoder have the same bytes."""
