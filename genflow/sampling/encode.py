@@ -103,7 +103,7 @@ def plan(store: Store, autoencoder: str, recipe: Recipe) -> EncodePlan:
     name = recipe.name or dataset.name
     deciding = {
         "data": [dataset.id, pictures.fingerprint],  # the fingerprint covers labels and captions
-        "autoencoder": [loaded.id, loaded.weights],
+        "autoencoder": loaded.deciding,
         "options": recipe.encode.model_dump(mode="json"),
         "code": source_hash.code_of("genflow/sampling/encode.py", *build.source_files(loaded.recipe, pictures)),
     }
@@ -236,7 +236,7 @@ def finish(task: EncodePlan, folder: Path) -> Measured:
     facts = replace(task.facts, fingerprint=hashes.hexdigest())
     rows = {Path(file).name: last - first for file, first, last in task.shards}
     write_index(folder, facts, {"train": rows})
-    warnings = [*_about_strips(task), *_about_scale(task), *_about_deviation(deviation)]
+    warnings = [*_about_strips(task), *_about_scale(task), *_about_deviation(task, deviation)]
     return Measured(facts, mean.round(4).tolist(), deviation.round(4).tolist(), warnings)
 
 
@@ -251,16 +251,19 @@ def _about_scale(task: EncodePlan) -> list[str]:
     return [note] if note else []
 
 
-def _about_deviation(deviation: np.ndarray) -> list[str]:
+def _about_deviation(task: EncodePlan, deviation: np.ndarray) -> list[str]:
     low, high = DEVIATIONS
     outside = [n for n, value in enumerate(deviation) if not low <= value <= high]
     if not outside:
         return []
     listed = ", ".join(f"{deviation[n]:.3g} in channel {n}" for n in outside[:LISTED])
+    why = "the autoencoder was measured on other pictures"
+    if isinstance(task.source, Path):
+        why = "scaling_factor and shift_factor in its config.json do not fit these pictures"
     more = f", and {len(outside) - LISTED} more" if len(outside) > LISTED else ""
     return [
         f"the deviation of the latents is outside {low:g} to {high:g} in {len(outside)} of {len(deviation)} channels: "
-        f"{listed}{more}. Models expect 1, so the autoencoder's scale does not fit these pictures"
+        f"{listed}{more}. Models expect 1, and {why}"
     ]
 
 
