@@ -3,7 +3,8 @@
     safetensors    the averaged weights, the recipe, the facts, their manifest and a model card; `Engine.from_folder`
                    compares the files with the manifest and loads them
     diffusers      `diffusers.DiffusionPipeline.from_pretrained` loads it as a stock pipeline, without labels;
-                   only for runs of a Gaussian path with the net `unet2d`
+                   only for runs of a Gaussian path with the net `unet2d`; of an autoencoder with the net
+                   `autoencoder_kl`, a folder that `diffusers.AutoencoderKL.from_pretrained` loads
     torch_export   one program that maps noise and label to samples and needs only PyTorch; only for one-pass samplers
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 from genflow.data.shards import FACTS
 from genflow.errors import SetupError, UsageError, similar
 from genflow.families.base import Family
+from genflow.sampling.diffusers_folder import write_autoencoder
 from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, Engine
 from genflow.storage.files import write_atomically
 from genflow.storage.manifest import MANIFEST, describe
@@ -59,7 +61,7 @@ def check_form(form: str) -> None:
 def forms(family: type[Family]) -> list[str]:
     """The forms to which a family's runs can be exported; the run's net may exclude some."""
     can = {
-        "diffusers": family.stock_scheduler is not Family.stock_scheduler,
+        "diffusers": family.stock_scheduler is not Family.stock_scheduler or family.is_autoencoder,
         "torch_export": family.steps.startswith("1") and not family.is_autoencoder,  # it draws no pictures
     }
     return [form for form in FORMS if can.get(form, True)]
@@ -85,7 +87,11 @@ facts of what it learned, and `autoencoder/`, if it exists, turns its latents in
 
 
 def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
-    """Save a stock pipeline of the net for "no label" and the scheduler of its path."""
+    """Save a stock pipeline of the net for "no label" and the scheduler of its path, or an `AutoencoderKL`."""
+    if engine.family.is_autoencoder:
+        write_autoencoder(engine.family, folder)
+        write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", USE_OF_AUTOENCODER, ABOUT_LATENTS))
+        return
     scheduler = engine.family.stock_scheduler()
     net: Any = getattr(engine.family, "net", None)
     if scheduler is None or not hasattr(net, "unconditional") or engine.autoencoder:
@@ -121,8 +127,10 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
 
     one = {**engine.options, **({"steps": 1} if "steps" in engine.options else {})}
     if "torch_export" not in forms(type(engine.family)):
+        own = type(engine.family)
+        why = "it draws no pictures of its own" if own.is_autoencoder else f"{own.title} samples in many steps"
         raise UsageError(
-            f"run {run.id} cannot be exported to torch_export: {type(engine.family).title} samples in many steps",
+            f"run {run.id} cannot be exported to torch_export: {why}",
             "vae, gan and consistency sample in one step; --to safetensors exports every run",
         )
     try:
@@ -172,11 +180,20 @@ FORMS: dict[str, Callable[[Artifact, Engine, Path], None]] = {
 }  # fmt: skip
 
 
+USE_OF_AUTOENCODER = """from diffusers import AutoencoderKL
+
+autoencoder = AutoencoderKL.from_pretrained(".")
+latents = autoencoder.encode(x).latent_dist.mode()  # x (B, C, H, W) in [-1, 1]
+x = autoencoder.decode(latents).sample"""
+ABOUT_LATENTS = "Each channel of the latents has mean 0 and deviation 1 over the training data: scaling_factor is 1."
+
+
 def _card(run: str, engine: Engine, library: str, use: str, rest: str) -> str:
     facts = engine.facts
+    tag = "image-feature-extraction" if engine.family.is_autoencoder else "unconditional-image-generation"
     return f"""---
 library_name: {library}
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {tag}
 ---
 # {run}
 
