@@ -39,6 +39,7 @@ STAGE = Stage(
         Need("data", "dataset", into="recipe.data.name"),
         Need("init", "run", into="recipe.init", count="optional"),
         Need("pairs", "pairs", into="recipe.data.pairs", count="optional"),
+        Need("latents", "latents", into="recipe.data.latents", count="optional"),
     ),
     address="genflow.pipeline.addresses:train",
     ended="genflow.pipeline.addresses:train_ended",
@@ -103,7 +104,7 @@ def result(run: Artifact, *, cached: bool) -> Trained:
         DataError: the run is cached, and its recipe, facts or checkpoint differ from its manifest.
     """
     if cached:
-        for name in ("recipe.yaml", "facts.json"):
+        for name in ("recipe.yaml", "facts.json", *run.files("autoencoder/*")):
             run.file(name)
         of_run(run)
     meta = run.meta
@@ -127,7 +128,7 @@ def result(run: Artifact, *, cached: bool) -> Trained:
 
 def _parents(run: RunPlan) -> list[str]:
     """The ids of the artifacts that a run is made from; the dataset is the first."""
-    return [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
+    return [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs, run.recipe.data.latents) if id]
 
 
 def _is_whole(store: Store, run: RunPlan) -> Callable[[str], bool]:
@@ -183,7 +184,6 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     settings = {
         "store": store.url,
         "recipe": run.recipe if alone else run.recipe.model_dump(mode="json"),
-        "dataset": run.dataset.id,
         "run": run.id,
         "alone": alone,
     }

@@ -2,6 +2,7 @@
 
     .genflow/
       datasets/<name>-<key>/      Arrow shards, facts.json
+      latents/<name>-<key>/       Arrow shards of latents, facts.json, autoencoder/
       features/<name>-<key>/      the feature extractor's network for one dataset
       runs/<name>-<key>/          recipe.yaml, facts.json, checkpoints/step_00001000/, samples/
       searches/<name>-<key>/      best.yaml, search.json, trials/0007/
@@ -48,12 +49,14 @@ from genflow.storage.manifest import describe, read_manifest, verify, verify_fil
 from genflow.storage.mirror import MANIFEST
 from genflow.storage.names import Names, meaning
 
-KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
+KINDS = ("datasets", "features", "runs", "pairs", "latents", "searches", "evaluations", "reports")
 JOURNALED = ("runs", "searches")  # kinds with journals of their own
+NOUNS = {"features": "feature extractor", "pairs": "pairs", "latents": "latents", "searches": "search"}
 COMMAND_FOR = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
     "pairs": "genflow reflow RUN makes some",
+    "latents": "genflow encode DATASET --autoencoder RUN makes some",
     "searches": "genflow tune FAMILY --data NAME makes one",
     "evaluations": "genflow evaluate RUN makes one",
     "reports": "genflow compare RUN... makes one",
@@ -220,7 +223,7 @@ class Store:
             if reference in (id, id.rpartition("-")[0], id.rpartition("-")[2]):
                 raise error
             warn(error)
-        noun = {"features": "feature extractor", "pairs": "pairs", "searches": "search"}.get(kind, kind[:-1])
+        noun = NOUNS.get(kind, kind[:-1])
         if not reference:
             raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
         if reference == "latest" and every:

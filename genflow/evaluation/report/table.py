@@ -10,21 +10,24 @@ from genflow.evaluation.results import documents
 from genflow.storage.store import Artifact, Store
 
 
-def columns() -> list[str]:
-    """The titles of the columns."""
-    return [column.head for column in _columns()]
+def columns(document: dict[str, Any]) -> list[str]:
+    """The titles of the columns, from the document of `genflow evaluate` or `genflow compare`."""
+    return [column.head for column in _columns(document["rows"])]
 
 
 def rows(document: dict[str, Any]) -> list[list[str]]:
     """One row per run, smallest fd first, from the document of `genflow evaluate` or `genflow compare`."""
     found = sorted(document["rows"], key=lambda row: row["metrics"]["fd"]["value"])
-    return [[column.cell(row) for column in _columns()] for row in found]
+    return [[column.cell(row) for column in _columns(found)] for row in found]
 
 
-def _columns() -> list[Column]:
-    """Run, quality, cost: the columns of the first metric, then nfe, then those of the other metrics."""
+def _columns(found: Sequence[Row]) -> list[Column]:
+    """Run, quality, cost: the columns of the first metric, then nfe, then those of the other metrics.
+
+    A column that no run has is omitted.
+    """
     first, *others = metrics.every()
-    return [
+    every = [
         Column("run", lambda row: row["name"]),
         Column("family", lambda row: row["title"]),
         *first.table,
@@ -33,6 +36,7 @@ def _columns() -> list[Column]:
         Column("ms/img", lambda row: number(row["speed"]["ms_batch_64"])),
         Column("img/s train", _images_a_second),
     ]
+    return [column for column in every if any(column.has(row) for row in found)]
 
 
 def _images_a_second(row: Row) -> str:

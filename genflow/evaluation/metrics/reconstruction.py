@@ -1,0 +1,104 @@
+"""Reconstruction: what an autoencoder loses of pictures, and so the limit of every run on its latents.
+
+    psnr   mean over held-out pictures of -10 log10(mean squared error / 4) in dB, for pixels in [-1, 1]
+    ssim   mean over held-out pictures of the structural similarity, at most 1
+    fd     the Fréchet distance of reconstructed training rows to the held-out rows, with as many rows as samples
+
+A model of the latents that is perfect would have this `fd`, as a perfect model of pictures would have its floor. The
+first two compare each picture with its own reconstruction, and the floor of `fd` is that of the same rows unchanged.
+
+References:
+    Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004), for ssim: Gaussian
+    windows of 11 pixels with deviation 1.5, and the constants 0.01 and 0.03   https://doi.org/10.1109/TIP.2003.819861
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genflow.evaluation.interval import mean
+from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Row, number, with_interval
+from genflow.evaluation.metrics.frechet import Gaussian, frechet
+from genflow.evaluation.results import MetricValue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_PICTURES = 1000  # held-out pictures for psnr and ssim
+WINDOW, DEVIATION = 11, 1.5  # pixels
+BATCH = 250
+
+
+def measure(inputs: Model) -> dict[str, MetricValue] | None:
+    """`psnr`, `ssim` and `fd`; None for a run that has no autoencoder."""
+    engine, real, extractor = inputs.engine, inputs.extractor.real, inputs.extractor
+    if engine.autoencoder is None and not engine.family.is_autoencoder:
+        return None
+    held_out, train = inputs.data.splits[real.split], inputs.data.splits["train"]
+    likeness, features = [], []
+    rows = real.reference[:MAX_PICTURES]
+    for start in range(0, len(rows), BATCH):
+        pictures = held_out.take(rows[start : start + BATCH])
+        found = engine.reconstruct(pictures)
+        likeness.append(similarity(engine.to_x(pictures), engine.to_x(found)))
+        inputs.progress(0, "reconstructing")
+    n = len(inputs.labels)
+    for start in range(0, n, BATCH):
+        found = engine.reconstruct(train.take(real.floor[start : min(start + BATCH, n)]))
+        features.append(extractor.embed(found)[0])
+        inputs.progress(0, "reconstructing")
+    psnr, ssim = (mean(np.concatenate(parts)) for parts in zip(*likeness, strict=True))
+    reference, options = extractor.cached(Gaussian), inputs.options
+    distance = frechet(np.concatenate(features), reference, options.bootstrap, options.seed, inputs.labels)
+    floor = reference.distance(extractor.floor[:n])
+    return {
+        "psnr": psnr.metric(len(rows), "pixels", None),
+        "ssim": ssim.metric(len(rows), "pixels", None),
+        "fd": distance.metric(n, extractor.name, floor),
+    }
+
+
+def similarity(x: "Tensor", y: "Tensor") -> tuple[np.ndarray, np.ndarray]:
+    """The PSNR in dB and the SSIM of each pair of pictures x, y (B, C, H, W) in [-1, 1], (B,) each."""
+    import torch
+    import torch.nn.functional as F
+
+    x, y = (0.5 * (picture.double() + 1) for picture in (x, y))
+    error = (x - y).square().flatten(1).mean(1)
+    channels, side = x.shape[1], min(WINDOW, *x.shape[2:])
+    at = torch.arange(side, dtype=x.dtype, device=x.device) - (side - 1) / 2
+    window = (-0.5 * (at / DEVIATION).square()).exp()
+    kernel = (window[:, None] * window / window.sum() ** 2).expand(channels, 1, side, side)
+
+    def blur(picture: "Tensor") -> "Tensor":
+        return F.conv2d(picture, kernel, groups=channels)
+
+    a, b = blur(x), blur(y)
+    variance_x, variance_y, covariance = blur(x * x) - a * a, blur(y * y) - b * b, blur(x * y) - a * b
+    c1, c2 = 0.01**2, 0.03**2
+    ssim = (2 * a * b + c1) * (2 * covariance + c2) / ((a * a + b * b + c1) * (variance_x + variance_y + c2))
+    return (-10 * error.clamp(min=1e-10).log10()).cpu().numpy(), ssim.flatten(1).mean(1).cpu().numpy()
+
+
+PSNR = Number("psnr", better="larger", path=("reconstruction", "psnr"))
+SSIM = Number("ssim", better="larger", path=("reconstruction", "ssim"))
+FD = Number("reconstruction_fd", better="smaller", path=("reconstruction", "fd"))
+
+
+def _has(row: Row) -> bool:
+    return bool(row.get("reconstruction"))
+
+
+METRIC = Metric(
+    measure, needs="model", section="reconstruction", order=65,
+    numbers=(PSNR, SSIM, FD),
+    applies=lambda data, options: not data.facts.is_points,
+    table=(
+        Column("fd of latents", lambda row: number(found["value"]) if (found := FD.get(row)) else NONE, has=_has),
+        Column("PSNR", lambda row: f"{found['value']:.1f} dB" if (found := PSNR.get(row)) else NONE, has=_has),
+    ),
+    report=(
+        with_interval(FD, "reconstruction fd ↓", number, mark=False),
+        with_interval(PSNR, "reconstruction PSNR ↑", lambda value: f"{value:.1f}", mark=False),
+    ),
+)  # fmt: skip
