@@ -12,9 +12,7 @@ of each photograph are held out, and no other square overlaps them.
 """
 
 import argparse
-import math
 import resource
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,6 @@ import torch
 from PIL import Image
 
 from genflow import build
-from genflow.batch import Batch
 from genflow.data.shards import Dataset, Split, from_x, to_x
 from genflow.data.stream import Stream
 from genflow.families.base import Family
@@ -129,7 +126,8 @@ def main() -> None:
             columns = [
                 name, "×".join(map(str, family.noise_shape)), f"{cpu_seconds:g}",
                 f"{sum(numbers['steps'] for numbers in figures) / len(figures):,.0f}",
-                spread([numbers["psnr"] for numbers in figures], 2), spread([numbers["ssim"] for numbers in figures], 3),
+                spread([numbers["psnr"] for numbers in figures], 2),
+                spread([numbers["ssim"] for numbers in figures], 3),
                 f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f}",
             ]  # fmt: skip
             print(f"| {' | '.join(columns)} |", flush=True)

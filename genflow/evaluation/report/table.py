@@ -7,6 +7,7 @@ from genflow.errors import UsageError, similar
 from genflow.evaluation import metrics
 from genflow.evaluation.metrics.base import NONE, Column, Row, number
 from genflow.evaluation.results import documents
+from genflow.sampling import autoencoders
 from genflow.storage.store import Artifact, Store
 
 
@@ -72,15 +73,19 @@ def _value(row: Row, metric: str) -> float | None:
 def best_run(store: Store, metric: str) -> Artifact:
     """The best of the measured runs in a store, by the newest evaluation of each.
 
-    Only runs with the same data and features as the newest evaluation are considered.
+    Only runs with the same data and features as the newest evaluation are considered, and an autoencoder only for the
+    metrics of its reconstructions, because it draws no samples.
 
     Raises:
         UsageError: no run was measured, or there is no such metric.
     """
     newest: dict[str, dict[str, Any]] = {}
+    declared = metrics.numbers().get(metric)
+    of_reconstructions = declared is not None and declared.path[:1] == ("reconstruction",)
     for _, document in documents(store):
         newest.pop(document["run"], None)
-        if store.get_or_warn("runs", document["run"]):
+        run = store.get_or_warn("runs", document["run"])
+        if run and (of_reconstructions or not autoencoders.is_autoencoder(run)):
             newest[document["run"]] = document
     if not newest:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")
