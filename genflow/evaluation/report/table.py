@@ -7,7 +7,6 @@ from genflow.errors import UsageError, similar
 from genflow.evaluation import metrics
 from genflow.evaluation.metrics.base import NONE, Column, Row, number
 from genflow.evaluation.results import documents
-from genflow.sampling import autoencoders
 from genflow.storage.store import Artifact, Store
 
 
@@ -79,6 +78,8 @@ def best_run(store: Store, metric: str) -> Artifact:
     Raises:
         UsageError: no run was measured, or there is no such metric.
     """
+    from genflow.sampling import autoencoders  # imports torch
+
     newest: dict[str, dict[str, Any]] = {}
     declared = metrics.numbers().get(metric)
     of_reconstructions = declared is not None and declared.path[:1] == ("reconstruction",)
