@@ -150,7 +150,8 @@ def test_repeated_rows_are_one_line(tmp_path):
     (source / "metadata.csv").write_text("file_name,text\n" + "a\\1.png,x\na\\2.png,y\n" * 2)
     dataset, warnings = prepared(source)
     assert dataset.splits["train"].captions == [("x",), ("y",)]
-    assert warnings == ["metadata.csv names 2 pictures more than once, first a/1.png; the first row of each counts"]
+    line = "metadata.csv names 2 pictures more than once, first a/1.png; all captions of a picture are kept"
+    assert warnings == [line]
 
 
 def test_labels_can_be_left_out_of_every_source(tmp_path):
@@ -171,7 +172,7 @@ def test_captions_that_are_not_utf8_or_come_twice(tmp_path):
         prepared(source)
     (source / "1.txt").write_text("a")
     (source / "metadata.csv").write_text("file_name,text\n1.png,b\n2.png,c\n")
-    with pytest.raises(DataError, match="has captions in metadata"):
+    with pytest.raises(DataError, match=r"1 picture, first 1\.png: 'b' in metadata\.csv, and 'a' in the \.txt files"):
         prepared(source)
 
 

@@ -18,10 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genflow.data.annotations import CAPTIONS, LABELS, as_captions, first_of
+from genflow.data.columns import CAPTIONS, LABELS, as_captions, candidates, choose, offer, several
 from genflow.data.images import strict_pillow_warnings
 from genflow.data.sources import Opens
-from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
+from genflow.data.sources.base import (
+    BadRecord,
+    ImageSpec,
+    ImageSummary,
+    Record,
+    Source,
+    dataset_name,
+    printable,
+    require_in_train,
+)
 from genflow.data.sources.folder import SPLIT_ORDER, SPLITS, natural
 from genflow.data.sources.parquet_cells import (
     ImageColumn,
@@ -130,9 +139,11 @@ def open_path(path: Path, data: Data) -> Source | None:
     if path.is_dir():
         files = table_files(path)
         skipped = list_folder(str(path)).skipped(files) if files else {}
-        return Tables(dataset_name(path.name), str(path), files, data.labels, skipped=skipped) if files else None
+        name, options = dataset_name(path.name), (data.labels, data.captions)
+        return Tables(name, str(path), files, *options, skipped=skipped) if files else None
     is_table = path.suffix.lower() in OPENS.files
-    return Tables(dataset_name(path.stem), str(path.parent), [path.name], data.labels) if is_table else None
+    name = dataset_name(path.stem)
+    return Tables(name, str(path.parent), [path.name], data.labels, data.captions) if is_table else None
 
 
 @dataclass(frozen=True)
@@ -189,14 +200,15 @@ class Tables(Source):
     Args:
         root: the absolute path of the folder.
         files: the names of the files in it, in order.
-        labels: where the labels come from, `data.labels` of the recipe.
+        labels, captions_from: where they come from, `data.labels` and `data.captions` of the recipe.
     """
 
     root: str
     files: list[str]
     labels: str = "auto"
+    captions_from: str = "auto"
     smallest_shard = 128
-    has_label_columns = True
+    has_columns = True
 
     @property
     def levels(self) -> int:
@@ -298,36 +310,69 @@ class Tables(Source):
             if wrong := [label for label in every if not 0 <= label < len(names)]:
                 message = f"{printable(self.root)}: the label {wrong[0]} is none of the {len(names)} declared classes"
                 raise DataError(message, f"use labels from 0 to {len(names) - 1}")
+            self._require_in_train({split: [names[label] for label in set(found[split])] for split in found})
             return {split: np.array(labels, np.int64) for split, labels in found.items()}, names
-        if extra := [label for label in every if label not in set(found["train"])]:
-            message = f"{printable(self.root)}: the label {extra[0]!r} does not occur in train"
-            raise DataError(message, "use the same classes in all splits")
+        self._require_in_train(found)
         if len(every) < 2:
             return {}, ()
         number = {label: index for index, label in enumerate(every)}
         coded = {split: np.array([number[label] for label in labels], np.int64) for split, labels in found.items()}
         return coded, tuple(str(label) for label in every)
 
+    def _require_in_train(self, found: dict[str, list[Any]]) -> None:
+        classes = {split: sorted(set(labels), key=lambda v: natural(str(v))) for split, labels in found.items()}
+        require_in_train(printable(self.root), classes)
+
     def _label_column(self) -> str:
         """The column of the labels; empty if there is none."""
         columns = [name for name in self._schema.names if name != self._cell.column]
         possible = [name for name in columns if _can_be_label(self._schema.field(name).type)]
-        if self.labels in self.label_choices:
-            column = first_of(columns, LABELS) if self.labels == "auto" else ""
-            return column if column in possible else ""
-        if self.labels not in possible:
-            message = f"{printable(self.root)} has no column of labels {self.labels!r}"
-            raise UsageError(message, f"--labels with one of {', '.join([*self.label_choices, *possible])}")
-        return self.labels
+        where = printable(self.files[0])
+        if self.labels not in self.label_choices:
+            if self.labels not in possible:
+                message = f"{printable(self.root)} has no column of labels {self.labels!r}"
+                raise UsageError(message, f"--labels with one of {', '.join([*self.label_choices, *possible])}")
+            return self.labels
+        if self.labels == "none":
+            return ""
+        found = choose(columns, LABELS)
+        for name in [name for name in found if name not in possible]:
+            self.notes.append(f"the column {name!r} of {where} is {self._schema.field(name).type}: it is no label")
+        found = [name for name in found if name in possible]
+        if note := several(where, "labels", found) or offer(where, "labels", [] if found else self._candidates[0]):
+            self.notes.append(note)
+        return found[0] if found else ""
+
+    @cached_property
+    def _candidates(self) -> tuple[list[str], list[str]]:
+        """Columns that could be labels or captions, by their values in the first rows."""
+        kinds = {name: self._schema.field(name).type for name in self._schema.names}
+        columns = [
+            name
+            for name, kind in kinds.items()
+            if name.casefold() not in (*LABELS, *CAPTIONS) and name != self._cell.column and _can_be_label(kind)
+        ]
+        if not columns:
+            return [], []
+        first = next(batches(f"{self.root}/{self.files[0]}", columns, np.arange(BATCH_ROWS)), None)
+        return candidates(first[1].slice(0, BATCH_ROWS).to_pylist(), columns) if first else ([], [])
 
     @cached_property
     def _caption_column(self) -> str:
         """The column of the captions: a text, or a list of texts; empty if there is none."""
-        column = first_of(self._schema.names, CAPTIONS)
-        kind = self._schema.field(column).type if column else pa.null()
-        if any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_dictionary)):
-            kind = kind.value_type
-        return column if is_text(kind) else ""
+        possible = [field.name for field in self._schema if _can_be_captions(field.type)]
+        possible = [name for name in possible if name != self._cell.column]
+        if self.captions_from not in self.caption_choices:
+            if self.captions_from not in possible:
+                message = f"{printable(self.root)} has no column of captions {self.captions_from!r}"
+                raise UsageError(message, f"--captions with one of {', '.join([*self.caption_choices, *possible])}")
+            return self.captions_from
+        if self.captions_from == "none":
+            return ""
+        found, where = choose(possible, CAPTIONS), printable(self.files[0])
+        if note := several(where, "captions", found) or offer(where, "captions", [] if found else self._candidates[1]):
+            self.notes.append(note)
+        return found[0] if found else ""
 
     @property
     def captions(self) -> bool:
@@ -371,6 +416,12 @@ def _can_be_label(kind: pa.DataType) -> bool:
         kind = kind.value_type
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     return is_text(kind) or any(test(kind) for test in numeric)
+
+
+def _can_be_captions(kind: pa.DataType) -> bool:
+    if any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_dictionary)):
+        kind = kind.value_type
+    return is_text(kind)
 
 
 def _declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
