@@ -129,8 +129,14 @@ class _Merge:
             ("captions", self.captions, CAPTION_CHOICES, columns + endings),
         ):
             if wanted not in choices and wanted not in known:
-                where = f"{printable(self.root)} has no column {wanted!r} in its metadata ({', '.join(METADATA)})"
+                where = f"{printable(self.root)} has no column {wanted!r} in its metadata ({self._where()})"
                 raise UsageError(where, f"--{option} with one of {', '.join([*choices, *sorted(set(known))])}")
+
+    def _where(self) -> str:
+        """The tables that were read, and the first one that could not be; or those that could be read."""
+        names = [printable(table.file) for table in self.tables[:NOTES]]
+        names += [f"{printable(file)} is not read: {reason}" for file, reason in list(self.unread.items())[:1]]
+        return ", ".join(names or METADATA)
 
     def _labels_of(self, table: Table) -> dict[str, str]:
         """The labels in a table, and a warning if its columns are ambiguous."""
@@ -155,7 +161,8 @@ class _Merge:
         labels = {picture: list(dict.fromkeys(map(as_label, found))) for picture, found in values.items()}
         if many := [picture for picture, found in labels.items() if len(found) > 1]:
             first = f"first {printable(many[0])} ({', '.join(labels[many[0]][:3])})"
-            message = f"{len(many):,} pictures have several labels in the column {column!r}, {first}"
+            number = f"{len(many):,} picture{'s' * (len(many) > 1)}"
+            message = f"{number} with several labels in the column {column!r}, {first}"
             if os.path.basename(table.file).lower() in METADATA or self.labels != "auto":
                 hint = "keep one label a picture, or use --labels folders or none"
                 raise DataError(f"{shown}: {message}", hint)
@@ -194,7 +201,7 @@ class _Merge:
             if differ := [name for name in values if every.get(name, values[name]) != values[name]]:
                 other = next(first for first, earlier in parts[:number] if differ[0] in earlier)
                 columns = sorted({column for each, _ in parts for column in self._columns_of(each, what)})
-                choice = f"--{what} {' or '.join(columns)}" if len(columns) > 1 else f"--{what} none"
+                choice = " or ".join(f"--{what} {name}" for name in (columns if len(columns) > 1 else ["none"]))
                 pictures = f"{len(differ):,} picture{'s' * (len(differ) > 1)}, first {printable(differ[0])}"
                 one, two = _shown(every[differ[0]]), _shown(values[differ[0]])
                 raise DataError(
@@ -211,7 +218,7 @@ class _Merge:
     def _check_complete(self, pictures: Sequence[str]) -> None:
         labels, column = self.found.labels, self.found.column
         if self.labels == "metadata" and not labels:
-            message = f"{printable(self.root)} has no labels in its metadata ({', '.join(METADATA)})"
+            message = f"{printable(self.root)} has no labels in its metadata ({self._where()})"
             raise UsageError(message, "--labels folders, or none")
         if labels and (without := [name for name in pictures if name not in labels]):
             raise DataError(

@@ -228,6 +228,8 @@ def _csv_rows(shown: str, text: str, suffix: str) -> Iterator[tuple[str, dict[st
 def _stylegan_rows(shown: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     document = _json(shown, text)
     labels = document.get("labels") if isinstance(document, dict) else None
+    if isinstance(document, dict) and labels is None and "labels" in document:
+        raise DataError(f"{shown} is not read: its labels are null")
     pairs = list(labels.items()) if isinstance(labels, dict) else labels
     if not isinstance(pairs, list) or any(not isinstance(pair, list | tuple) or len(pair) != 2 for pair in pairs):
         raise DataError(f'{shown} is not read: it is not of the form {{"labels": [["a.png", 0], ...]}}')

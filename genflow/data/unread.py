@@ -37,8 +37,9 @@ def lists(root: str, files: Sequence[str], pictures: Sequence[str]) -> list[str]
     notes = []
     elsewhere = [file for file in texts if os.path.splitext(os.path.basename(file))[0] in stems]
     if elsewhere:
-        what = f"{len(elsewhere):,} .txt files have names of pictures in another folder"
-        notes.append(f"{what} and are not read, first {printable(elsewhere[0])}; captions are next to their pictures")
+        many = len(elsewhere) > 1
+        what = f"{len(elsewhere):,} .txt file{'s' * many} with the name of a picture in another folder"
+        notes.append(f"not read: {what}, first {printable(elsewhere[0])}; put caption files next to their pictures")
     for file in sorted(set(texts) - set(elsewhere))[: MOST_LISTS]:
         try:
             with open(f"{root}/{file}", encoding="utf-8", errors="replace") as opened:

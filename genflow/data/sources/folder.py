@@ -234,7 +234,7 @@ class Folder(Source):
                 )
             return ()
         if self.labels == "auto" and are_parts(classes):
-            first, *_, last = sorted(classes, key=natural)
+            first, *_, last = sorted(classes, key=lambda name: (len(name), name))
             self.notes.append(
                 f"the {len(classes)} folders from {printable(first)} to {printable(last)} count as parts of one set, "
                 "so the data has no labels; --labels folders makes them classes"

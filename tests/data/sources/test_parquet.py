@@ -1,6 +1,7 @@
 """Parquet and Arrow files, from `datasets` and from other tools."""
 
 import io
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,19 @@ def test_labels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
         assert dataset.facts.class_names == names
         if len(names) == 3:
             assert dataset.splits["train"].labels.tolist() == LABELS
+
+
+def test_a_declared_class_that_train_lacks(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A class of `datasets` that only the test split has is refused; one that occurs nowhere is kept."""
+    features = {"label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    for split, labels in (("train", [0, 1]), ("test", [2])):
+        table = pa.table({"image": ENCODED[: len(labels)], "label": labels}).replace_schema_metadata(metadata)
+        write(tmp_path / split, table, "parquet")
+    with pytest.raises(DataError, match="test has the class z, which is not in train"):
+        prepared(tmp_path)
+    (tmp_path / "test.parquet").unlink()
+    assert prepared(tmp_path, val=0).facts.class_names == ("x", "y", "z")
 
 
 def test_saved_by_datasets(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
