@@ -393,7 +393,7 @@ def test_captions_of_tables_by_hand(tmp_path):
     dataset, warnings = prepared(file)
     assert dataset.splits["train"].captions == [("same",), ("same",)]
     assert any("all captions are 'same', so a model learns nothing" in warning for warning in warnings)
-    assert any("the column 'labels' of set.parquet is list" in warning for warning in warnings)
+    assert "the column 'labels' of set.parquet is list<element: int64>, so it has no labels" in warnings
     assert any("the column 'n' is not read from set.parquet; --labels n uses it" in warning for warning in warnings)
     dataset, warnings = prepared(file, captions="about")
     assert dataset.splits["train"].captions == [("a",), ()]

@@ -4,21 +4,20 @@ The source is one file or a folder of files, for example a data set that `datase
 batch by batch. The columns are found by type and common names; class names come from the metadata of `datasets`.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genflow.data.columns import CAPTIONS, LABELS, as_captions, candidates, choose, offer, several
+from genflow.data.columns import as_captions
 from genflow.data.images import strict_pillow_warnings
 from genflow.data.sources import Opens
 from genflow.data.sources.base import (
@@ -37,9 +36,9 @@ from genflow.data.sources.parquet_cells import (
     file_facts,
     find_image_column,
     folders_of,
-    is_text,
     same_kind,
 )
+from genflow.data.sources.parquet_columns import TableColumns, declared_names
 from genflow.data.sources.walk import TABLES, list_folder
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
@@ -257,8 +256,13 @@ class Tables(Source):
         return TablePart(self.root, file_rows, chosen, self._cell, self._caption_column)
 
     @cached_property
+    def _schemas(self) -> dict[str, tuple[pa.Schema, int]]:
+        """Each file's schema and number of rows."""
+        return {name: read_schema(f"{self.root}/{name}") for name in self.files}
+
+    @property
     def _schema(self) -> pa.Schema:
-        return read_schema(f"{self.root}/{self.files[0]}")[0]
+        return self._schemas[self.files[0]][0]
 
     @cached_property
     def _cell(self) -> ImageColumn:
@@ -272,7 +276,7 @@ class Tables(Source):
         """Each split's files and their numbers of rows; the beginning of a file's name decides its split."""
         grouped: dict[str, list[tuple[str, int]]] = {}
         for name in self.files:
-            schema, count = read_schema(f"{self.root}/{name}")
+            schema, count = self._schemas[name]
             self._check_schema(name, schema)
             grouped.setdefault(_split(name), []).append((name, count))
         if "train" not in grouped:
@@ -296,12 +300,12 @@ class Tables(Source):
     @cached_property
     def _labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Each split's labels, 0..classes-1, and the classes' names."""
-        column = self._label_column()
+        column = self._find_column("labels", self.labels)
         if not column:
             return {}, ()
         found = {split: self._read_labels(column, files) for split, files in self._layout.items()}
-        names = _declared_names(self._schema, column)
-        if not found["train"]:
+        names = declared_names(self._schemas[self._layout["train"][0][0]][0], column)
+        if not all(found.values()):  # a split has fractions
             return {}, ()
         every = sorted({label for labels in found.values() for label in labels}, key=lambda v: natural(str(v)))
         if names and all(isinstance(label, int) for label in every):
@@ -323,56 +327,37 @@ class Tables(Source):
         classes = {split: sorted(set(labels), key=lambda v: natural(str(v))) for split, labels in found.items()}
         require_in_train(printable(self.root), classes)
 
-    def _label_column(self) -> str:
-        """The column of the labels; empty if there is none."""
-        columns = [name for name in self._schema.names if name != self._cell.column]
-        possible = [name for name in columns if _can_be_label(self._schema.field(name).type)]
-        where = printable(self.files[0])
-        if self.labels not in self.label_choices:
-            if self.labels not in possible:
-                message = f"{printable(self.root)} has no column of labels {self.labels!r}"
-                raise UsageError(message, f"--labels with one of {', '.join([*self.label_choices, *possible])}")
-            return self.labels
-        if self.labels == "none":
-            return ""
-        found = choose(columns, LABELS)
-        for name in [name for name in found if name not in possible]:
-            self.notes.append(f"the column {name!r} of {where} is {self._schema.field(name).type}: it is no label")
-        found = [name for name in found if name in possible]
-        if note := several(where, "labels", found) or offer(where, "labels", [] if found else self._candidates[0]):
-            self.notes.append(note)
-        return found[0] if found else ""
+    def _find_column(self, option: Literal["labels", "captions"], wanted: str) -> str:
+        """The column of the labels or captions in any of the files; empty if there is none.
 
-    @cached_property
-    def _candidates(self) -> tuple[list[str], list[str]]:
-        """Columns that could be labels or captions, by their values in the first rows."""
-        kinds = {name: self._schema.field(name).type for name in self._schema.names}
-        columns = [
-            name
-            for name, kind in kinds.items()
-            if name.casefold() not in (*LABELS, *CAPTIONS) and name != self._cell.column and _can_be_label(kind)
-        ]
-        if not columns:
-            return [], []
-        first = next(batches(f"{self.root}/{self.files[0]}", columns, np.arange(BATCH_ROWS)), None)
-        return candidates(first[1].slice(0, BATCH_ROWS).to_pylist(), columns) if first else ([], [])
+        Raises:
+            DataError: only some files have the column.
+        """
+        schemas = {name: schema for name, (schema, _) in self._schemas.items()}
+        fields = {field.name: field for schema in schemas.values() for field in schema}
+        schema, file = pa.schema(list(fields.values())), self._layout["train"][0][0]
+        schema = schema.with_metadata(schemas[file].metadata)
+        columns = TableColumns(printable(self.root), printable(file), schema, self._cell.column, self._first_rows)
+        column, notes = columns.find(option, wanted)
+        self.notes += notes
+        without = [name for name, (schema, rows) in self._schemas.items() if rows and column not in schema.names]
+        if column and without:
+            other = next(name for name, schema in schemas.items() if column in schema.names)
+            message = f"{printable(without[0])} has no column {column!r}, but {printable(other)} has"
+            raise DataError(message, f"add the column, or use --{option} none")
+        return column
+
+    def _first_rows(self, columns: list[str]) -> list[dict[str, Any]]:
+        """The first rows of the first file that has some columns."""
+        files = [name for name, (schema, _) in self._schemas.items() if set(columns) <= set(schema.names)]
+        first = next(batches(f"{self.root}/{files[0]}", columns, np.arange(BATCH_ROWS)), None) if files else None
+        rows: list[dict[str, Any]] = first[1].slice(0, BATCH_ROWS).to_pylist() if first else []
+        return rows
 
     @cached_property
     def _caption_column(self) -> str:
         """The column of the captions: a text, or a list of texts; empty if there is none."""
-        possible = [field.name for field in self._schema if _can_be_captions(field.type)]
-        possible = [name for name in possible if name != self._cell.column]
-        if self.captions_from not in self.caption_choices:
-            if self.captions_from not in possible:
-                message = f"{printable(self.root)} has no column of captions {self.captions_from!r}"
-                raise UsageError(message, f"--captions with one of {', '.join([*self.caption_choices, *possible])}")
-            return self.captions_from
-        if self.captions_from == "none":
-            return ""
-        found, where = choose(possible, CAPTIONS), printable(self.files[0])
-        if note := several(where, "captions", found) or offer(where, "captions", [] if found else self._candidates[1]):
-            self.notes.append(note)
-        return found[0] if found else ""
+        return self._find_column("captions", self.captions_from)
 
     @property
     def captions(self) -> bool:
@@ -409,28 +394,6 @@ def _split(name: str) -> str:
         if match:
             return SPLITS[match[1].lower()]
     return "train"
-
-
-def _can_be_label(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return is_text(kind) or any(test(kind) for test in numeric)
-
-
-def _can_be_captions(kind: pa.DataType) -> bool:
-    if any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_dictionary)):
-        kind = kind.value_type
-    return is_text(kind)
-
-
-def _declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """The class names of a `ClassLabel` of the `datasets` library; empty if the column is none."""
-    try:
-        document = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(str(name) for name in document["info"]["features"][column]["names"])
-    except (KeyError, ValueError, TypeError):
-        return ()
 
 
 def table_files(folder: Path) -> list[str]:

@@ -104,6 +104,28 @@ def test_a_declared_class_that_train_lacks(tmp_path: Path, prepared: Callable[..
     assert prepared(tmp_path, val=0).facts.class_names == ("x", "y", "z")
 
 
+@pytest.mark.parametrize("option", ["labels", "captions"])
+def test_a_column_that_only_some_files_have(tmp_path: Path, prepared: Callable[..., Dataset], option: str) -> None:
+    """The file that is first by name decides nothing: labels and captions of another file are not dropped."""
+    column = {"labels": {"label": [0, 1]}, "captions": {"text": ["a b", "c d"]}}[option]
+    write(tmp_path / "test", pa.table({"image": ENCODED[2:4]}), "parquet")
+    write(tmp_path / "train", pa.table({"image": ENCODED[:2], **column}), "parquet")
+    name = next(iter(column))
+    with pytest.raises(DataError, match=f"test.parquet has no column '{name}', but train.parquet has") as caught:
+        prepared(tmp_path)
+    assert caught.value.hint == f"add the column, or use --{option} none"
+    assert prepared(tmp_path, **{option: "none"}).facts.splits == {"train": 2, "test": 2}
+
+
+def test_fractions_in_one_split(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A column that has fractions in one split gives no labels for any."""
+    for split, labels in (("train", [0.0, 1.0]), ("test", [0.5, 0.0])):
+        write(tmp_path / split, pa.table({"image": ENCODED[:2], "label": labels}), "parquet")
+    dataset = prepared(tmp_path, val=0)
+    assert dataset.facts.class_names == ()
+    assert "the column 'label' of test.parquet has fractions: it is no label" in dataset.artifact.meta["warnings"]
+
+
 def test_saved_by_datasets(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     """A folder that `datasets` saved is a source, with its splits and class names."""
     datasets = pytest.importorskip("datasets")
