@@ -186,17 +186,15 @@ def read_rows(root: str, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     shown, suffix = printable(file), os.path.splitext(file)[1].lower()
     try:
         if suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            for number, row in enumerate(pq.read_table(f"{root}/{file}").to_pylist()):
-                yield f"row {number}", row
+            yield from ((f"row {number}", row) for number, row in enumerate(_parquet_rows(f"{root}/{file}")))
             return
         with open(f"{root}/{file}", encoding="utf-8-sig", newline="") as opened:
             text = opened.read()
     except UnicodeDecodeError as error:
         raise DataError(f"{shown} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{shown} cannot be read: {error}", "copy or download the file again") from error
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{shown} cannot be read: {reason}", "copy or download the file again") from error
     if suffix in (".csv", ".tsv"):
         yield from _csv_rows(shown, text, suffix)
     elif suffix == ".json":
@@ -208,6 +206,17 @@ def read_rows(root: str, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(row, dict):
                     raise DataError(f"{shown} line {number} is not a JSON object", "write one JSON object a line")
                 yield f"line {number}", row
+
+
+def _parquet_rows(path: str) -> list[dict[str, Any]]:
+    import pyarrow as pa  # slow to import
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    return rows
 
 
 def _csv_rows(shown: str, text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -239,7 +248,12 @@ def _stylegan_rows(shown: str, text: str) -> Iterator[tuple[str, dict[str, Any]]
 
 def _json(place: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        document = json.loads(text)
+        if "\\u" in text:
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place} has half a character, {error.object[error.start]!r}", "write it whole") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place} is not JSON: {error}", "write one JSON object a line") from error
 

@@ -7,15 +7,15 @@ from genflow.data.sources.base import printable
 
 UNREAD = (
     *(".json", ".xml", ".caption", ".xlsx", ".xls", ".ods", ".mat", ".pkl", ".pickle", ".h5", ".hdf5", ".npy", ".npz"),
-    *(".lst", ".names", ".yaml", ".yml", ".toml", ".db", ".sqlite"),
+    *(".csv", ".tsv", ".jsonl", ".ndjson", ".lst", ".names", ".yaml", ".yml", ".toml", ".db", ".sqlite"),
 )  # endings of files that often contain labels or captions
 LIST_BYTES = 2**16  # of a text file that are searched for names of pictures
 MOST_LISTS = 20  # text files that are searched
 CURE = "write metadata.jsonl, one object a line"
 
 
-def by_ending(files: Sequence[str]) -> list[str]:
-    """A warning for each kind of file that may contain labels or captions and cannot be read."""
+def by_ending(files: Sequence[str], cure: str = CURE) -> list[str]:
+    """A warning for each kind of file that may contain labels or captions and is not read, with a cure."""
     notes = []
     for ending in UNREAD:
         names = [name for name in files if name.lower().endswith(ending)]
@@ -25,7 +25,7 @@ def by_ending(files: Sequence[str]) -> list[str]:
         if names:
             what = f"{len(names):,} {ending} files are" if len(names) > 1 else f"{printable(names[0])} is"
             first = f", first {printable(names[0])}" if len(names) > 1 else ""
-            notes.append(f"{what} not read for labels or captions{first}; {CURE}")
+            notes.append(f"{what} not read for labels or captions{first}; {cure}")
     return notes
 
 

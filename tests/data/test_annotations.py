@@ -402,3 +402,12 @@ def test_captions_of_tables_by_hand(tmp_path):
     with pytest.raises(UsageError, match="no column of captions 'n'") as error:
         prepared(file, captions="n")
     assert error.value.hint == "--captions with one of auto, none, text, about"
+
+
+@pytest.mark.parametrize("captions", ["auto", "text"])
+def test_half_a_character(tmp_path, captions):
+    """A lone surrogate, which UTF-8 cannot hold, is one line and not a failure of the writer."""
+    source = pictures(tmp_path / "set", ["1.png"])
+    (source / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a \\ud83d"}\n')
+    with pytest.raises(DataError, match=r"metadata\.jsonl line 1 has half a character"):
+        prepared(source, captions=captions)

@@ -40,10 +40,13 @@ from genflow.data.sources.parquet_cells import (
 )
 from genflow.data.sources.parquet_columns import TableColumns, declared_names
 from genflow.data.sources.walk import TABLES, list_folder
+from genflow.data.unread import by_ending
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(files=(".parquet", ".arrow", ".feather", ".ipc"), order=8)
+LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".xlsx")  # may contain labels or captions
+CURE = "the labels and captions of Parquet and Arrow files are their columns"
 BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 MOST_ROWS_UNCHECKED = 10**6  # a Parquet file with more rows has at least one byte per row
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
@@ -137,9 +140,12 @@ def open_path(path: Path, data: Data) -> Source | None:
     """
     if path.is_dir():
         files = table_files(path)
-        skipped = list_folder(str(path)).skipped(files) if files else {}
-        name, options = dataset_name(path.name), (data.labels, data.captions)
-        return Tables(name, str(path), files, *options, skipped=skipped) if files else None
+        if not files:
+            return None
+        listing = list_folder(str(path))
+        found = Tables(dataset_name(path.name), str(path), files, data.labels, data.captions)
+        found.skipped, found.notes = listing.skipped(files), by_ending(listing.with_suffix(LISTS), CURE)
+        return found
     is_table = path.suffix.lower() in OPENS.files
     name = dataset_name(path.stem)
     return Tables(name, str(path.parent), [path.name], data.labels, data.captions) if is_table else None

@@ -126,6 +126,15 @@ def test_fractions_in_one_split(tmp_path: Path, prepared: Callable[..., Dataset]
     assert "the column 'label' of test.parquet has fractions: it is no label" in dataset.artifact.meta["warnings"]
 
 
+def test_lists_next_to_tables_are_named(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A list of labels next to Parquet files is not read, and a warning says so."""
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "a", pa.table({"image": ENCODED[:2]}), "parquet")
+    (tmp_path / "set" / "labels.csv").write_text("row,label\n0,cat\n1,dog\n")
+    line = "labels.csv is not read for labels or captions; the labels and captions of Parquet and Arrow files are their"
+    assert prepared(tmp_path / "set", val=0).artifact.meta["warnings"] == [f"{line} columns"]
+
+
 def test_saved_by_datasets(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     """A folder that `datasets` saved is a source, with its splits and class names."""
     datasets = pytest.importorskip("datasets")
