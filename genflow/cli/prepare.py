@@ -19,7 +19,9 @@ def prepare(
     name: Annotated[str, typer.Option(help="Name of the dataset; default: from the source.")] = "",
     size: Annotated[int | None, typer.Option(help="Width and height of the images in pixels.")] = None,
     channels: Annotated[str, typer.Option(help="Color channels: auto, 1 or 3.")] = "auto",
-    bits: Annotated[int | None, typer.Option(help="Bits of 16-bit grey values: 9 to 16; default: 16.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of 16-bit grey values: 9 to 16; default: 16.", hidden=True)
+    ] = None,  # the warning about 16-bit values proposes it where it applies
     crop: Annotated[
         str | None, typer.Option(help="Crop to a square: center, random, or none, which pads; default: center.")
     ] = None,

@@ -34,7 +34,7 @@ from genflow.data.sources.base import (
 )
 from genflow.data.sources.parts import are_parts
 from genflow.data.sources.walk import Listing, list_folder
-from genflow.errors import DataError
+from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(folders=("pictures",), order=7)
@@ -227,6 +227,9 @@ class Folder(Source):
         }
         classes = every["train"]
         if "" in set().union(*every.values()) or len(classes) < 2:
+            if self.labels == "folders":
+                reason = "pictures next to its class folders" if len(classes - {""}) > 1 else "no two class folders"
+                raise UsageError(f"{printable(self.root)} has {reason}", "--labels none, or a folder for each class")
             if len(classes - {""}) > 1:
                 self.notes.append(
                     f"{printable(self.root)} has pictures next to its {len(classes - {''})} class folders, "

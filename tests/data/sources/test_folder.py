@@ -13,7 +13,7 @@ from genflow.data.shards import Dataset
 from genflow.data.sources.base import BadRecord, ImageSpec, Record
 from genflow.data.sources.folder import Folder, natural
 from genflow.data.sources.parts import are_parts
-from genflow.errors import DataError
+from genflow.errors import DataError, UsageError
 
 
 def picture(path: Path, level: int = 100, size: int = 8, mode: str = "L") -> Path:
@@ -65,6 +65,19 @@ def test_pictures_next_to_class_folders(tmp_path: Path) -> None:
     folder = Folder("x", str(tmp_path))
     assert folder.class_names() == ()
     assert "no labels" in folder.notes[0]
+
+
+@pytest.mark.parametrize("name", ["stray.png", "a/2.png"])
+def test_class_folders_that_are_asked_for_and_not_there(tmp_path: Path, name: str) -> None:
+    """`--labels folders` is refused if the folders are no classes, because the data would have no labels."""
+    picture(tmp_path / "a/1.png")
+    picture(tmp_path / name)
+    with pytest.raises(UsageError, match="has no two class folders"):
+        Folder("x", str(tmp_path), "folders").class_names()
+    picture(tmp_path / "b/1.png")
+    if name == "stray.png":
+        with pytest.raises(UsageError, match="has pictures next to its class folders"):
+            Folder("x", str(tmp_path), "folders").class_names()
 
 
 def test_split_folders(tmp_path: Path) -> None:
