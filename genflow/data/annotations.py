@@ -242,12 +242,13 @@ class _Merge:
             notes += offers
             if table not in used and table.file not in self.unread and not any(offers):
                 self.unread[table.file] = "it has no column of labels or captions that is used"
-        sidecars = {file for table in self.sidecars for file in table.files}
         reasons = Counter((os.path.basename(file), reason) for file, reason in self.unread.items())
         for (name, reason), count in reasons.items():
             first = next(file for file in self.unread if os.path.basename(file) == name)
             what = f"{printable(first)} is" if count == 1 else f"{count:,} files such as {printable(first)} are"
             notes.append(f"{what} not read for labels or captions: {reason}")
+        stems = {os.path.splitext(name)[0] for name in pictures} | set(pictures)
+        sidecars = {file for file in others if file.lower().endswith(SIDECARS) and os.path.splitext(file)[0] in stems}
         rest = [file for file in others if file not in sidecars and not is_table(file)]
         notes += by_ending(rest) + lists(self.root, rest, pictures)
         notes = list(dict.fromkeys(note for note in notes if note))

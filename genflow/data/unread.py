@@ -40,7 +40,7 @@ def lists(root: str, files: Sequence[str], pictures: Sequence[str]) -> list[str]
         many = len(elsewhere) > 1
         what = f"{len(elsewhere):,} .txt file{'s' * many} with the name of a picture in another folder"
         notes.append(f"not read: {what}, first {printable(elsewhere[0])}; put caption files next to their pictures")
-    for file in sorted(set(texts) - set(elsewhere))[: MOST_LISTS]:
+    for file in sorted(set(texts) - set(elsewhere))[:MOST_LISTS]:
         try:
             with open(f"{root}/{file}", encoding="utf-8", errors="replace") as opened:
                 words = opened.read(LIST_BYTES).replace(",", " ").replace("\\", "/").split()

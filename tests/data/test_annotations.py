@@ -260,8 +260,9 @@ def test_two_captions_files_of_one_picture(tmp_path):
     for ending in ("txt", "caption"):
         found = prepared(source, captions=f".{ending}")[0]
         assert found.splits["train"].captions == [("the same",), (f"in {ending}",)]
-    dataset = prepared(source, captions="none")[0]
+    dataset, warnings = prepared(source, captions="none")
     assert not dataset.facts.captions
+    assert not [line for line in warnings if ".txt" in line or ".caption" in line]
     assert "captions" not in dataset.splits["train"].tables[0].column_names
 
 
