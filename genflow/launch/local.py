@@ -1,5 +1,6 @@
 """Run a job in a child process on this machine."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -51,9 +52,10 @@ def run_local(stage: str, document: Json, store: Store, on_event: OnEvent, *, ve
             return last["document"]
         error = failure(last, process.returncode)
         if error.code == GenflowError.code and not verbose:  # an unexpected error: keep the output of the job
-            log.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(folder) / "log", log)
-            error.hint = f"{error.hint}; log: {log}".removeprefix("; ")
+            with contextlib.suppress(OSError):  # the error matters more than its log, which a full disk cannot hold
+                log.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(Path(folder) / "log", log)
+                error.hint = f"{error.hint}; log: {log}".removeprefix("; ")
         raise error
 
 
