@@ -73,7 +73,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     recipe = recipe.replace(tune={})  # settings of a search do not change a run
     dataset = store.find("datasets", recipe.data.name)
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "name": dataset.id})  # names change
-    facts = DataSpec.from_json(dataset.file("facts.json").read_text())
+    facts = DataSpec.from_json(dataset.file("facts.json").read_text(encoding="utf-8"))
     if recipe.data.flip and facts.is_points:
         raise UsageError(f"data.flip: {dataset.name} contains points, not pictures", "--set data.flip=false")
     init = store.find("runs", recipe.init) if recipe.init else None
@@ -82,7 +82,8 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs})
     if init:
         recipe = recipe.replace(init=init.id)
-        theirs, on = parse(read(init.file("recipe.yaml"))), DataSpec.from_json(init.file("facts.json").read_text())
+        theirs = parse(read(init.file("recipe.yaml")))
+        on = DataSpec.from_json(init.file("facts.json").read_text(encoding="utf-8"))
         recipe = build.resolve(recipe, facts, theirs, on)
     else:
         recipe = build.resolve(recipe, facts)
@@ -176,7 +177,7 @@ def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
         file = store.folder("runs", run.id) / DIVERGED
         if not store.available(file):
             return None
-        failure: dict[str, Any] = json.loads(file.read_text())
+        failure: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return None if store.get("runs", run.id) else failure
     return None
 
@@ -209,7 +210,8 @@ def dataset_of(store: Store, id: str) -> str:
             name = parse(read(folder / "recipe.yaml")).data.name
             if store.get("datasets", name):
                 return name
-            fingerprint = json.loads((folder / "facts.json").read_text())["fingerprint"]  # a run of an older version
+            # a run of an older version
+            fingerprint = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["fingerprint"]
             same = [d for d in store.artifacts("datasets") if d.meta.get("facts", {}).get("fingerprint") == fingerprint]
             return same[0].id if same else ""
     return ""
@@ -234,7 +236,7 @@ def _differences(store: Store, run: RunPlan, old: str) -> str:
             if not store.available(folder / file):
                 return f"an unknown part, because {folder / file} is missing"
         recipe = parse(read(folder / "recipe.yaml"))
-        facts = DataSpec.from_json((folder / "facts.json").read_text())
+        facts = DataSpec.from_json((folder / "facts.json").read_text(encoding="utf-8"))
         theirs, ours = (flatten(deciding(*pair)) for pair in ((recipe, facts), (run.recipe, run.facts)))
     except (GenflowError, OSError, ValueError, KeyError, TypeError):
         return "the version of genflow that began it"

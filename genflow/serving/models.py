@@ -59,14 +59,14 @@ class Model:
         newest = checkpoint.of_run(self.run)
         self.step = int(checkpoint.read_state(newest)["step"])
         self.bytes = int(MEMORY_FACTOR * (newest / "weights.safetensors").stat().st_size)
-        self.facts = DataSpec.from_json(self.run.file("facts.json").read_text())
+        self.facts = DataSpec.from_json(self.run.file("facts.json").read_text(encoding="utf-8"))
         self.recipe: Recipe = parse(read(self.run.file(RECIPE)), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
         self.evaluation: dict[str, Any] = {}
         if entry.evaluation:
             measured = _artifact(local_folder(entry.evaluation), entry)
-            self.evaluation = json.loads(measured.file("metrics.json").read_text())
+            self.evaluation = json.loads(measured.file("metrics.json").read_text(encoding="utf-8"))
         self.recommended = recommend(self.evaluation)
         options = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
         self.defaults: dict[str, Any] = self.schema.model_validate(options).model_dump(mode="json")

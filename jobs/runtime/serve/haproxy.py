@@ -70,7 +70,8 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
             f"import sys; sys.path.insert(0, {path!r}); from jobs.runtime.serve import haproxy; "
             f"haproxy.exec_haproxy({arguments})"
         )
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -SE -c {shlex.quote(start)} "$@"\n')
+        program = f"{shlex.quote(sys.executable)} -SE -c {shlex.quote(start)}"
+        script.write_text(f'#!/bin/sh\nexec {program} "$@"\n', encoding="utf-8")
         script.chmod(0o700)
         yield {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",

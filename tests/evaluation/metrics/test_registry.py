@@ -81,5 +81,5 @@ def test_classification_is_measured_on_request(prepared) -> None:
 def test_tables_import_nothing_slow() -> None:
     """Reading the declarations of all metrics imports no torch, scipy, pyarrow, pydantic or sklearn."""
     script = "import sys; from genflow.evaluation.report import table; table.columns(); print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
     assert {"torch", "scipy", "pyarrow", "pydantic", "sklearn"} & set(done.stdout.split()) == set()
