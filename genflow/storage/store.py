@@ -397,8 +397,8 @@ class Store:
             with explain_disk_errors(path.parent):
                 file.seek(0)
                 file.truncate()
-                file.write("\n".join([f"{os.getpid()} on {os.uname().nodename}", *uses]))
-                file.flush()
+                text = "\n".join([f"{os.getpid()} on {os.uname().nodename}", *uses])
+                os.write(file.fileno(), text.encode())  # no buffer that `close` would write again
             if self.mirror and kind in KINDS:  # locks of other kinds are for this machine only
                 with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait, uses=uses):
                     yield
