@@ -23,9 +23,10 @@ from genflow.serving.model_list import served_models
 from genflow.serving.models import Model
 from genflow.specs import DataSpec
 from genflow.storage import manifest
+from genflow.storage.artifact import KINDS
 from genflow.storage.manifest import MANIFEST
 from genflow.storage.mirror import CHECKSUM, checksum
-from genflow.storage.store import KINDS, Store
+from genflow.storage.store import Store
 from jobs import train, tune
 
 ARCHIVE = TESTS / "fixtures" / "store-0.1.tar.xz"

@@ -369,7 +369,7 @@ def test_a_deleted_lock_excludes_as_before(store: Store) -> None:
         waiting = [threading.Thread(target=hold, args=(name,)) for name in "ab"]
         for thread in waiting:
             thread.start()
-        store._lock_file("runs", "r-1").unlink()
+        store._locks.file("runs", "r-1").unlink()
     assert reached.wait(10)
     with pytest.raises(UsageError), store.lock("runs", "r-1", wait=False):
         pass
