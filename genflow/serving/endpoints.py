@@ -42,7 +42,7 @@ def list_running(store: Store) -> list[Json]:
     found = []
     for path in sorted(_folder(store).glob("*.json")):
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if is_running(document):

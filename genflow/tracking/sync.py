@@ -57,6 +57,8 @@ def replay(
             stack.enter_context(store.lock("journals", run_id, wait=False))
         except UsageError:
             return SendResult(problem=BUSY)
+        except GenflowError as error:  # the store is read-only, or its disk is full
+            return SendResult(problem=one_line(error))
         for leftover in dead_leftovers(path.parent):  # of a process that was killed while it wrote a cursor
             remove_leftover(leftover)
         try:

@@ -47,13 +47,13 @@ def test_metadata_gives_labels_and_captions(tmp_path, kind):
     """`metadata.*` of the `datasets` library names the class and the caption of each picture, also in subfolders."""
     source = pictures(tmp_path / "set", ["a/1.png", "a/2.png", "b/3.png", "b/4.png"])
     table = [{"file_name": f"{n}.png", "label": "cat" if n % 2 else "dog", "text": f"number {n}"} for n in (1, 2)]
-    (source / "a/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    (source / "a/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
     table = [{"file_name": f"{n}.png", "label": "cat" if n % 2 else "dog", "text": f"number {n}"} for n in (3, 4)]
     if kind == "jsonl":
-        (source / "b/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+        (source / "b/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
     elif kind == "csv":
         lines = [",".join(row.values()) for row in table]
-        (source / "b/metadata.csv").write_text("\ufefffile_name,label,text\n" + "\n".join(lines))
+        (source / "b/metadata.csv").write_text("\ufefffile_name,label,text\n" + "\n".join(lines), encoding="utf-8")
     else:
         pq.write_table(pa.Table.from_pylist(table), source / "b/metadata.parquet")
     dataset, warnings = prepared(source)
@@ -81,7 +81,7 @@ def test_a_column_decides_by_hand(tmp_path):
     """`--labels COLUMN` takes another column, with whole floats as integers; an unknown one lists the columns."""
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
     table = [{"file_name": f"{n}.png", "kind": float(n), "label": "same"} for n in (1, 2)]
-    (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
     assert prepared(source, labels="kind")[0].facts.class_names == ("1", "2")
     with pytest.raises(UsageError, match="no column 'knd'") as error:
         prepared(source, labels="knd")
@@ -91,10 +91,10 @@ def test_a_column_decides_by_hand(tmp_path):
 def test_sidecars_are_captions(tmp_path):
     """`NAME.txt` and `NAME.caption` hold one caption a line; pictures without one are counted."""
     source = pictures(tmp_path / "set", ["1.png", "2.png", "3.png", "4.png"])
-    (source / "1.txt").write_text("a cat\n\na small cat\n")
-    (source / "2.caption").write_text("ein Hündchen")
-    (source / "3.txt").write_text(" \n")
-    (source / "4.txt").write_text("0 0.5 0.5 0.1 0.1\n")  # boxes of YOLO
+    (source / "1.txt").write_text("a cat\n\na small cat\n", encoding="utf-8")
+    (source / "2.caption").write_text("ein Hündchen", encoding="utf-8")
+    (source / "3.txt").write_text(" \n", encoding="utf-8")
+    (source / "4.txt").write_text("0 0.5 0.5 0.1 0.1\n", encoding="utf-8")  # boxes of YOLO
     dataset, warnings = prepared(source)
     assert dataset.splits["train"].captions == [("a cat", "a small cat"), ("ein Hündchen",), (), ()]
     assert any("2 of 4 pictures have no caption, first 3.png" in warning for warning in warnings)
@@ -106,7 +106,7 @@ def test_datasets_reads_the_captions(tmp_path):
     """The column `captions` is a list of texts for the `datasets` library."""
     datasets = pytest.importorskip("datasets")
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
-    (source / "1.txt").write_text("a cat")
+    (source / "1.txt").write_text("a cat", encoding="utf-8")
     dataset, _ = prepared(source)
     assert datasets.load_from_disk(str(dataset.artifact.path))["train"]["captions"][:] == [["a cat"], []]
 
@@ -114,9 +114,9 @@ def test_datasets_reads_the_captions(tmp_path):
 def test_a_changed_caption_is_another_dataset(tmp_path):
     """Captions are part of the content address."""
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
-    (source / "1.txt").write_text("a cat")
+    (source / "1.txt").write_text("a cat", encoding="utf-8")
     before, _ = prepared(source)
-    (source / "1.txt").write_text("a dog, now")
+    (source / "1.txt").write_text("a dog, now", encoding="utf-8")
     assert prepared(source)[0].artifact.id != before.artifact.id
 
 
@@ -134,7 +134,7 @@ def test_a_changed_caption_is_another_dataset(tmp_path):
 def test_bad_metadata_is_one_line(tmp_path, text, message):
     """A damaged or incomplete table is an error that names the line or the picture."""
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
-    (source / "metadata.jsonl").write_text(text)
+    (source / "metadata.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         prepared(source)
 
@@ -142,7 +142,7 @@ def test_bad_metadata_is_one_line(tmp_path, text, message):
 def test_an_unquoted_comma_is_an_error(tmp_path):
     """A CSV row with more cells than columns would lose the end of its caption."""
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
-    (source / "metadata.csv").write_text("file_name,text\n1.png,a cat, asleep\n2.png,b\n")
+    (source / "metadata.csv").write_text("file_name,text\n1.png,a cat, asleep\n2.png,b\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 2 has more cells than columns"):
         prepared(source)
 
@@ -150,7 +150,7 @@ def test_an_unquoted_comma_is_an_error(tmp_path):
 def test_repeated_rows_are_one_line(tmp_path):
     """Pictures that a table names twice are counted in one warning; a name from Windows is found."""
     source = pictures(tmp_path / "set", ["a/1.png", "a/2.png"])
-    (source / "metadata.csv").write_text("file_name,text\n" + "a\\1.png,x\na\\2.png,y\n" * 2)
+    (source / "metadata.csv").write_text("file_name,text\n" + "a\\1.png,x\na\\2.png,y\n" * 2, encoding="utf-8")
     dataset, warnings = prepared(source)
     assert dataset.splits["train"].captions == [("x",), ("y",)]
     line = "metadata.csv names 2 pictures more than once, first a/1.png; all captions of a picture are kept"
@@ -225,7 +225,7 @@ def test_kinds_of_columns_in_tables(tmp_path):
 def table(file: Path, columns: str, *rows: object) -> None:
     """Write a CSV file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join([columns, *map(str, rows)]) + "\n")
+    file.write_text("\n".join([columns, *map(str, rows)]) + "\n", encoding="utf-8")
 
 
 def test_two_metadata_files_are_put_together(tmp_path):

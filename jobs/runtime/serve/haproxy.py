@@ -11,10 +11,8 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 BUFFER_BYTES = 256 << 10  # bytes of a request that are kept until it is answered; a longer request is not retried
 MAX_CONNECTIONS = 1024
@@ -47,13 +45,11 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
         max_ongoing: limit of concurrent requests; requests over it are rejected.
     """
     from genflow.serving.responses import RequestError
+    from genflow.storage.temporary import private_folder
     from genflow.system import environment, source_hash
     from jobs.runtime.serve.retry_middleware import encode_error_response
 
-    with tempfile.TemporaryDirectory(
-        prefix="genflow-", dir="/tmp"
-    ) as name:  # readable by this user only; socket paths must be short
-        folder = Path(name)
+    with private_folder("genflow-", "/tmp") as folder:  # socket paths must be short
         busy = RequestError(503, "too many concurrent requests", hint="try again later", retry_after=1)
         errors = {
             400: RequestError(400, "not a valid HTTP request"),
@@ -70,7 +66,8 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
             f"import sys; sys.path.insert(0, {path!r}); from jobs.runtime.serve import haproxy; "
             f"haproxy.exec_haproxy({arguments})"
         )
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -SE -c {shlex.quote(start)} "$@"\n')
+        program = f"{shlex.quote(sys.executable)} -SE -c {shlex.quote(start)}"
+        script.write_text(f'#!/bin/sh\nexec {program} "$@"\n', encoding="utf-8")
         script.chmod(0o700)
         yield {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -120,7 +120,7 @@ def test_files_that_are_not_pictures_are_counted(tmp_path: Path) -> None:
     picture(tmp_path / "no_suffix")
     picture(tmp_path / ".hidden.png")
     picture(tmp_path / ".folder" / "a.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     (tmp_path / "Thumbs.db").write_bytes(b"\0" * 20)
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
@@ -171,7 +171,7 @@ def test_links(tmp_path: Path) -> None:
 def test_unreadable_pictures_become_bad_records(tmp_path: Path) -> None:
     """A broken picture gives a `BadRecord` with the reason, and its neighbours are decoded."""
     picture(tmp_path / "1.png")
-    (tmp_path / "2.png").write_text("this is no picture")
+    (tmp_path / "2.png").write_text("this is no picture", encoding="utf-8")
     (tmp_path / "3.png").write_bytes(picture(tmp_path / "4.png").read_bytes()[:40])
     records = list(Folder("x", str(tmp_path)).part("train", np.arange(4)).records(ImageSpec(8, 1)))
     assert [type(record) for record in records] == [Record, BadRecord, BadRecord, Record]

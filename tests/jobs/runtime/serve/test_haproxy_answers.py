@@ -59,7 +59,8 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Answ
             ports[dead] = environment.free_port()
             path = folder / f"{dead}.cfg"
             _write(path, ports[dead], environment.free_port() if dead else replica.server_port)
-            path.write_text(haproxy.adapt_config(path.read_text(), errors, "127.0.0.1", 160))
+            config = haproxy.adapt_config(path.read_text(encoding="utf-8"), errors, "127.0.0.1", 160)
+            path.write_text(config, encoding="utf-8")
             running.append(subprocess.Popen([binary, "-db", "-f", str(path)], stderr=subprocess.DEVNULL))
         for port in ports.values():
             _wait(port)
