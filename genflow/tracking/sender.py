@@ -12,7 +12,8 @@ from typing import Any, ClassVar, cast
 
 from genflow.storage.store import Store
 from genflow.system import subprocesses
-from genflow.tracking.mlflow_client import Requests, SendResult
+from genflow.tracking.journal_replay import SendResult
+from genflow.tracking.mlflow_client import Requests
 from genflow.tracking.sync import BUSY, replay_all, replay_when_free
 
 ALIVE = "alive"  # the message of a helper that makes progress

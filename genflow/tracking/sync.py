@@ -24,14 +24,8 @@ from genflow.storage.lock import current_holder
 from genflow.storage.store import Store
 from genflow.tracking.database import artifacts_uri, check, database_path, prepare, tracking_uri
 from genflow.tracking.journal import Cursor, entries, has_writer, header, journal_path
-from genflow.tracking.mlflow_client import (
-    JournalReplay,
-    MlflowUnavailable,
-    Requests,
-    SendResult,
-    one_line,
-    without_password,
-)
+from genflow.tracking.journal_replay import JournalReplay, SendResult
+from genflow.tracking.mlflow_client import MlflowUnavailable, Requests, one_line, without_password
 
 BUSY = "another process is sending the journal"
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from genflow.tracking import sender
-from genflow.tracking.mlflow_client import Requests, SendResult
+from genflow.tracking.journal_replay import SendResult
+from genflow.tracking.mlflow_client import Requests
 from genflow.tracking.sender import ALIVE, Mailbox
 
 
