@@ -8,8 +8,7 @@ may therefore be lost at any time.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from genflow.storage.store import Store
 from genflow.tracking.journal import Cursor, Entry, entries, has_writer, header
 from genflow.tracking.mlflow_client import (
-    REJECTION_CODES,
+    Caller,
     MlflowNotFound,
     MlflowRejected,
     MlflowUnavailable,
@@ -29,7 +28,6 @@ from genflow.tracking.mlflow_client import (
 from genflow.tracking.model_package import copy_model_files, save_pyfunc_model
 
 BATCH = 1000  # largest number of metrics in one request
-CALL_TIMEOUT_S = 10  # of one request
 
 Row = tuple[str, float, int, int]  # key, value, milliseconds, step
 
@@ -59,7 +57,7 @@ class JournalReplay:
         store: the store; paths in the journal are relative to its root.
         uri: MLflow's tracking URI.
         artifacts: the artifact location of a new experiment; None: MLflow's default.
-        timeout_s: seconds to wait for the answer to a request; at least 1, at most CALL_TIMEOUT_S.
+        timeout_s: seconds to wait for the answer to a request.
         sent: receives the result.
         requests: receives what the replay is waiting for.
     """
@@ -67,8 +65,8 @@ class JournalReplay:
     def __init__(self, path: Path, store: Store, uri: str, artifacts: str | None, timeout_s: float,
                  sent: SendResult, requests: Requests) -> None:  # fmt: skip
         self.path, self.store, self.root, self.uri, self.artifacts = path, store, store.root, uri, artifacts
-        self.timeout_s, self.sent, self.requests = max(1, min(CALL_TIMEOUT_S, int(timeout_s))), sent, requests
-        self.public_uri = without_password(uri)
+        self.sent, self.public_uri = sent, without_password(uri)
+        self._call = Caller(self.public_uri, timeout_s, requests)
         self.cursor = Cursor.read(path)
         self.waiting = 0  # entries that were read and are not counted in the cursor yet
         self.metrics: list[Row] = []
@@ -113,41 +111,6 @@ class JournalReplay:
         self.cursor.write(self.path)
         self.sent.entries += self.waiting
         self.waiting = 0
-
-    def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Send one request, and wait at most `timeout_s` for its answer.
-
-        Raises:
-            MlflowNotFound: MLflow does not have the object.
-            MlflowRejected: MLflow will never accept the request.
-            MlflowUnavailable: any other error.
-        """
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(self.timeout_s)
-        with self._translated_errors():
-            self.requests.waiting = True
-            try:
-                answer = function(*args, **options)
-                self.requests.answered += 1
-                return answer
-            finally:
-                self.requests.waiting = False
-
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        """Raise MLflow's errors as the errors of `_call`."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            yield
-        except MlflowException as error:
-            text = one_line(error)
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise MlflowNotFound(text) from error
-            if error.error_code in REJECTION_CODES:
-                raise MlflowRejected(text) from error
-            if "Max retries exceeded" in text:  # the reason is the last part of urllib3's nested message
-                text = text.rpartition(": ")[2].strip("\"')")
-            raise MlflowUnavailable(f"MLflow at {self.public_uri}: {text[:300]}") from error
 
     # --- Destination: one experiment per dataset, one run per journal
 
@@ -301,7 +264,7 @@ class JournalReplay:
         model = existing[0] if existing else self._call(create, self.cursor.experiment, "sampler", **origin)
         with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
             copy_model_files(checkpoint, self.root / "runs" / self.path.stem, Path(folder))
-            with self._translated_errors():  # takes seconds of this machine, and none of the server
+            with self._call.translated_errors():  # takes seconds of this machine, and none of the server
                 save_pyfunc_model(Path(folder), run_id=self.cursor.run, model_id=model.model_id)
             self._call(self.client.log_model_artifacts, model.model_id, f"{folder}/model")
         self._call(self.client.finalize_logged_model, model.model_id, "READY")
