@@ -25,6 +25,8 @@ class DataSpec:
         captions: whether the rows have captions; a row may have none or several.
         fingerprint: SHA-256 of the bytes of the shards; equal data has equal fingerprints.
         strip: length of the strips from which training crops; 0: the data has none.
+        crop: how another picture that is not square gets the data's form: "center", or "none", which pads it.
+        bits: the bits of the values above 255 in another picture.
     """
 
     shape: tuple[int, int, int]
@@ -38,6 +40,8 @@ class DataSpec:
     fingerprint: str = ""
     captions: bool = False
     strip: int = 0
+    crop: str = "center"
+    bits: int = 16
 
     @property
     def classes(self) -> int:
