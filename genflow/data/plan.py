@@ -80,7 +80,9 @@ def initial_spec(source: Source, data: Data, spec: ImageSpec) -> DataSpec:
     if source.levels is None:
         return DataSpec((2, 1, 1), None, names, scale=source.scale)
     strip = strips.LENGTH * spec.side if spec.crop == "random" else 0
-    return DataSpec(spec.shape, spec.levels, names, strip=strip, captions=source.captions and data.captions != "none")
+    crop = "none" if data.crop == "none" else "center"  # also if all pictures are square: a user's may not be
+    captions = source.captions and data.captions != "none"
+    return DataSpec(spec.shape, spec.levels, names, strip=strip, captions=captions, crop=crop, bits=data.bits)
 
 
 def assign_rows(source: Source, data: Data, groups: np.ndarray | None = None) -> dict[str, tuple[str, np.ndarray]]:
