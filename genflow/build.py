@@ -90,6 +90,9 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
             f"the run of `init` was trained on data of {theirs}, and this is {ours}",
             "--init a run on data of this shape",
         )
+    if trained_on and trained_on.autoencoder != facts.autoencoder:
+        theirs, ours = (f"the latents of {s.autoencoder}" if s.is_latents else "pictures" for s in (trained_on, facts))
+        raise UsageError(f"the run of `init` learned {theirs}, and this one learns {ours}", "--init another run")
     given = {**(family.inherit(init.family) if init else {}), **recipe.family}
     options = bind("family", family.__init__, given, kind)
     if recipe.data.pairs and not family.learns_pairs:

@@ -15,15 +15,15 @@ import torch
 
 from genflow import build, families
 from genflow.data.pairs import Pairs
-from genflow.data.shards import Dataset, Split
+from genflow.data.shards import FACTS, Dataset, Split
 from genflow.errors import GenflowError, UsageError
 from genflow.families.base import Family
 from genflow.maths.rng import key
 from genflow.recipe.files import dump, read
 from genflow.recipe.schema import Recipe, flatten, parse
-from genflow.sampling.engine import Engine
+from genflow.sampling.engine import AUTOENCODER, RECIPE, Engine
 from genflow.specs import DataSpec
-from genflow.storage.files import explain_disk_errors, write_atomically
+from genflow.storage.files import explain_disk_errors, link_or_copy, write_atomically
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -47,9 +47,10 @@ class RunPlan:
         id: `<name>-<hash>`.
         name: the name without the hash.
         recipe: the resolved recipe.
-        dataset: the training data.
-        facts: the specification of the dataset.
+        dataset: the pictures or points.
+        facts: the specification of what the family learns: of the dataset, or of its latents.
         init: the run whose weights it starts from, if any.
+        latents: of the dataset, if the run learns these.
     """
 
     id: str
@@ -58,6 +59,12 @@ class RunPlan:
     dataset: Artifact
     facts: DataSpec
     init: Artifact | None = None
+    latents: Artifact | None = None
+
+    @property
+    def data_facts(self) -> DataSpec:
+        """The specification of the dataset, also if the family learns its latents."""
+        return DataSpec.from_json(self.dataset.file(FACTS).read_text(encoding="utf-8"))
 
 
 def plan(store: Store, recipe: Recipe) -> RunPlan:
@@ -71,19 +78,28 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         UsageError: one of them does not exist, or does not fit the recipe.
     """
     recipe = recipe.replace(tune={})  # settings of a search do not change a run
-    dataset = store.find("datasets", recipe.data.name)
-    recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "name": dataset.id})  # names change
-    facts = DataSpec.from_json(dataset.file("facts.json").read_text(encoding="utf-8"))
+    pairs = store.find("pairs", recipe.data.pairs) if recipe.data.pairs else None
+    init = store.find("runs", recipe.init) if recipe.init else None
+    # a run that starts from a run on latents, or learns its pairs, learns the same latents
+    reference = recipe.data.latents or next((m for a in (pairs, init) if a and (m := a.meta.get("latents", ""))), "")
+    latents = store.find("latents", reference) if reference else None
+    dataset = store.find("datasets", recipe.data.name or (latents.meta["dataset"] if latents else ""))
+    names = {"name": dataset.id, "latents": latents.id if latents else ""}
+    recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **names})  # names change
+    if latents and latents.meta["dataset"] != dataset.id:
+        theirs = latents.meta["dataset"]
+        raise UsageError(f"{latents.id} are latents of {theirs}, not of {dataset.id}", f"--data {theirs}")
+    facts = DataSpec.from_json((latents or dataset).file(FACTS).read_text(encoding="utf-8"))
+    if recipe.data.flip and latents:
+        raise UsageError("data.flip: latents cannot be mirrored like pictures", f"genflow encode {dataset.id} --flip")
     if recipe.data.flip and facts.is_points:
         raise UsageError(f"data.flip: {dataset.name} contains points, not pictures", "--set data.flip=false")
-    init = store.find("runs", recipe.init) if recipe.init else None
-    if recipe.data.pairs:
-        pairs = _pairs(store, recipe, dataset).id
-        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs})
+    if pairs:
+        _require_fitting(pairs, dataset, latents)
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs.id})
     if init:
         recipe = recipe.replace(init=init.id)
-        theirs = parse(read(init.file("recipe.yaml")))
-        on = DataSpec.from_json(init.file("facts.json").read_text(encoding="utf-8"))
+        theirs, on = parse(read(init.file(RECIPE))), DataSpec.from_json(init.file(FACTS).read_text(encoding="utf-8"))
         recipe = build.resolve(recipe, facts, theirs, on)
     else:
         recipe = build.resolve(recipe, facts)
@@ -93,16 +109,22 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
             f"cluster.strategy=fsdp: the nets of a {family.title} cannot be sharded", "--set cluster.strategy=ddp"
         )
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
-    return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init)
+    return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init, latents)
 
 
-def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
-    pairs = store.find("pairs", recipe.data.pairs)
+def _require_fitting(pairs: Artifact, dataset: Artifact, latents: Artifact | None) -> None:
+    """Check that the teacher of pairs learned the same data.
+
+    Raises:
+        UsageError: it did not.
+    """
     if pairs.meta["dataset"] != dataset.id:
         theirs = pairs.meta["dataset"]
         message = f"the teacher of the pairs {pairs.id} was trained on {theirs}, not on {dataset.id}"
         raise UsageError(message, f"--data {theirs}")
-    return pairs
+    if (theirs := pairs.meta.get("latents", "")) != (latents.id if latents else ""):
+        learned = f"the latents {theirs}" if theirs else "pictures, not latents"
+        raise UsageError(f"the teacher of the pairs {pairs.id} learned {learned}", "omit --latents")
 
 
 def address(recipe: Recipe, facts: DataSpec) -> str:
@@ -121,6 +143,7 @@ def deciding(recipe: Recipe, facts: DataSpec) -> dict[str, Any]:
         "sample": document["sample"],
         "data": facts.fingerprint,
         **({"pairs": recipe.data.pairs} if recipe.data.pairs else {}),
+        **({"latents": recipe.data.latents} if recipe.data.latents else {}),
         **({"flip": True} if recipe.data.flip and not recipe.data.pairs else {}),  # pairs are never flipped
         **({"init": recipe.init} if recipe.init else {}),
         "code": source_hash.code_of(*SOURCES, *build.source_files(recipe, facts)),
@@ -136,6 +159,22 @@ def initial_family(store: Store, recipe: Recipe, facts: DataSpec) -> Family:
     return family
 
 
+def training_data(store: Store, recipe: Recipe) -> Dataset:
+    """What a run learns: the dataset of a resolved recipe, or its latents.
+
+    Raises:
+        UsageError: it does not exist.
+        DataError: a file is missing or corrupt.
+    """
+    kind, id = ("latents", recipe.data.latents) if recipe.data.latents else ("datasets", recipe.data.name)
+    return Dataset.open(store.find(kind, id))
+
+
+def autoencoder_of(run: Path, facts: DataSpec) -> Family | None:
+    """The autoencoder in the folder of a run that learns latents, with frozen weights; None for other runs."""
+    return Engine.from_folder(run / AUTOENCODER).family if facts.is_latents else None
+
+
 def training_rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
     """The training data of a run: the training split, or a teacher's pairs."""
     if recipe.data.pairs:
@@ -144,10 +183,15 @@ def training_rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
 
 
 def cpu_seconds(store: Store, run: Artifact) -> list[float]:
-    """CPU seconds of the run that it starts from, of its teacher's pairs, and, last, of its own training."""
+    """CPU seconds of all that a run needs: its autoencoder and latents, its teacher and pairs, and, last, itself."""
     _, *sources = run.manifest["parents"]  # the dataset is the first
-    made = [store.get("runs", source) or store.get("pairs", source) for source in sources]
-    return [source.meta["cpu_seconds"] for source in made if source] + [run.meta["cpu_seconds"]]
+    seconds = []
+    for source in sources:
+        made = next((a for kind in ("runs", "pairs", "latents") if (a := store.get(kind, source))), None)
+        if made and made.kind == "latents" and (autoencoder := store.get("runs", made.meta["autoencoder"])):
+            seconds.append(autoencoder.meta["cpu_seconds"])
+        seconds += [made.meta["cpu_seconds"]] if made else []
+    return [*seconds, run.meta["cpu_seconds"]]
 
 
 def create_folder(store: Store, run: RunPlan) -> None:
@@ -160,9 +204,22 @@ def create_folder(store: Store, run: RunPlan) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
             else:
                 partial.unlink(missing_ok=True)
-        write_atomically(folder / "recipe.yaml", dump(run.recipe))
-        write_atomically(folder / "facts.json", run.dataset.file("facts.json").read_bytes())
-    store.upload(folder / "recipe.yaml", folder / "facts.json")
+        files = write_description(folder, run)
+    store.upload(*files)
+
+
+def write_description(folder: Path, run: RunPlan) -> list[Path]:
+    """Write what sampling needs in addition to the weights: recipe, facts and, for latents, the autoencoder."""
+    learned = run.latents or run.dataset
+    files = [
+        write_atomically(folder / RECIPE, dump(run.recipe)),
+        write_atomically(folder / FACTS, learned.file(FACTS).read_bytes()),
+    ]
+    for name in learned.files(f"{AUTOENCODER}/*"):
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        files.append(link_or_copy(learned.file(name), target))
+    return files
 
 
 def record_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
@@ -206,12 +263,11 @@ def dataset_of(store: Store, id: str) -> str:
     """The id of the dataset of an unfinished run; empty if it is unknown."""
     with contextlib.suppress(GenflowError, OSError, ValueError, KeyError, TypeError):
         folder = store.folder("runs", id)
-        if all(store.available(folder / name) for name in ("recipe.yaml", "facts.json")):
-            name = parse(read(folder / "recipe.yaml")).data.name
+        if all(store.available(folder / name) for name in (RECIPE, FACTS)):
+            name = parse(read(folder / RECIPE)).data.name
             if store.get("datasets", name):
                 return name
-            # a run of an older version
-            fingerprint = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["fingerprint"]
+            fingerprint = json.loads((folder / FACTS).read_bytes())["fingerprint"]  # a run of an older version
             same = [d for d in store.artifacts("datasets") if d.meta.get("facts", {}).get("fingerprint") == fingerprint]
             return same[0].id if same else ""
     return ""
@@ -232,11 +288,11 @@ def _differences(store: Store, run: RunPlan, old: str) -> str:
     """What decides a run and is not the same in another run, as text."""
     try:
         folder = store.folder("runs", old)
-        for file in ("recipe.yaml", "facts.json"):
+        for file in (RECIPE, FACTS):
             if not store.available(folder / file):
                 return f"an unknown part, because {folder / file} is missing"
-        recipe = parse(read(folder / "recipe.yaml"))
-        facts = DataSpec.from_json((folder / "facts.json").read_text(encoding="utf-8"))
+        recipe = parse(read(folder / RECIPE))
+        facts = DataSpec.from_json((folder / FACTS).read_text(encoding="utf-8"))
         theirs, ours = (flatten(deciding(*pair)) for pair in ((recipe, facts), (run.recipe, run.facts)))
     except (GenflowError, OSError, ValueError, KeyError, TypeError):
         return "the version of genflow that began it"

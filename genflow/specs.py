@@ -8,14 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The properties of a prepared dataset.
+    """The properties of what a family learns: pictures, points of the plane, or latents of pictures.
 
     Pictures are stored as grey levels k in 0..K-1; training uses the bin centres x = (2k + 1)/K - 1 in (-1, 1).
     Points of the plane (the 2-D densities) have no levels; training uses x = point / scale.
+    Latents are what an autoencoder's encoder makes of pictures; each channel has mean 0 and deviation 1.
 
     Args:
         shape: (C, H, W); (2, 1, 1) for points of the plane.
-        levels: K, the number of grey levels in the data; None for points.
+        levels: K, the number of grey levels in the data; None for points and latents.
         class_names: the names of the labels in order; empty if the data has no labels.
         splits: rows per split, such as {"train": 1438, "val": 359}.
         mean: mean of x over the training split.
@@ -25,6 +26,9 @@ class DataSpec:
         captions: whether the rows have captions; a row may have none or several.
         fingerprint: SHA-256 of the bytes of the shards; equal data has equal fingerprints.
         strip: length of the strips from which training crops; 0: the data has none.
+        autoencoder: the id of the autoencoder that turns these latents into pictures; empty for pictures and points.
+        crop: how another picture that is not square gets the data's form: "center", or "none", which pads it.
+        bits: the bits of the values above 255 in another picture.
     """
 
     shape: tuple[int, int, int]
@@ -38,6 +42,9 @@ class DataSpec:
     fingerprint: str = ""
     captions: bool = False
     strip: int = 0
+    autoencoder: str = ""
+    crop: str = "center"
+    bits: int = 16
 
     @property
     def classes(self) -> int:
@@ -51,8 +58,18 @@ class DataSpec:
 
     @property
     def is_points(self) -> bool:
-        """Whether the data is points of the plane and not pictures."""
-        return self.levels is None
+        """Whether the data is points of the plane."""
+        return self.levels is None and not self.is_latents
+
+    @property
+    def is_latents(self) -> bool:
+        """Whether the data is latents of pictures."""
+        return bool(self.autoencoder)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every x is in (-1, 1), as of pictures; points and latents have no bounds."""
+        return self.levels is not None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads."""

@@ -39,6 +39,7 @@ STAGE = Stage(
         Need("data", "dataset", into="recipe.data.name"),
         Need("init", "run", into="recipe.init", count="optional"),
         Need("pairs", "pairs", into="recipe.data.pairs", count="optional"),
+        Need("latents", "latents", into="recipe.data.latents", count="optional"),
     ),
     address="genflow.pipeline.addresses:train",
     ended="genflow.pipeline.addresses:train_ended",
@@ -103,7 +104,7 @@ def result(run: Artifact, *, cached: bool) -> Trained:
         DataError: the run is cached, and its recipe, facts or checkpoint differ from its manifest.
     """
     if cached:
-        for name in ("recipe.yaml", "facts.json"):
+        for name in ("recipe.yaml", "facts.json", *run.files("autoencoder/*")):
             run.file(name)
         of_run(run)
     meta = run.meta
@@ -127,7 +128,7 @@ def result(run: Artifact, *, cached: bool) -> Trained:
 
 def _parents(run: RunPlan) -> list[str]:
     """The ids of the artifacts that a run is made from; the dataset is the first."""
-    return [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs) if id]
+    return [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs, run.recipe.data.latents) if id]
 
 
 def _is_whole(store: Store, run: RunPlan) -> Callable[[str], bool]:
@@ -148,7 +149,7 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
     path, folder = journal_path(store.root, run.id), store.folder("runs", run.id)
     database.prepare(store)
     tags = {"family": run.recipe.family["kind"], "net": run.recipe.net["kind"], "dataset": run.dataset.id}
-    tags |= {"data_fingerprint": run.facts.fingerprint[:16], "genflow": __version__}
+    tags |= {"data_fingerprint": run.data_facts.fingerprint[:16], "genflow": __version__}
     # Closed before a worker opens it: on NFS, another node would overwrite lines that this node still buffers.
     with Journal(path, experiment=run.dataset.name, name=run.name) as journal:
         journal.tags(tags)
@@ -183,7 +184,6 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     settings = {
         "store": store.url,
         "recipe": run.recipe if alone else run.recipe.model_dump(mode="json"),
-        "dataset": run.dataset.id,
         "run": run.id,
         "alone": alone,
     }
@@ -222,7 +222,8 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
         "init": run.recipe.init,
         "dataset": run.dataset.id,
         "dataset_name": run.dataset.name,
-        "fingerprint": run.facts.fingerprint,
+        "latents": run.recipe.data.latents,
+        "fingerprint": run.data_facts.fingerprint,
         "steps": state["step"],
         "images": state["images"],
         "seconds": round(state["seconds"], 2),

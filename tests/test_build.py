@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 import torch
 from pydantic import Field
-from support.small import FACTS, recipe
+from support.small import FACTS, learns, recipe
 
 from genflow import build, families, nets, runs
 from genflow.errors import UsageError
@@ -68,7 +68,7 @@ def test_the_net_follows_from_the_data() -> None:
         if families.family_class(kind).teacher == "required":
             continue  # the net is the source's
         plain = parse({"family": {"kind": kind}})
-        for facts in (FACTS["points"], GREY):
+        for facts in (FACTS["points"], GREY) if learns(kind, FACTS["points"]) else (GREY,):
             assert build.resolve(plain, facts).net["kind"] == families.family_class(kind).default_net_for(facts)
         assert build.resolve(plain.replace(net={"kind": "auto"}), GREY) == build.resolve(plain, GREY)
         own = build.resolve(plain, GREY).net["kind"]

@@ -27,7 +27,7 @@ from genflow.storage.store import Store
 from genflow.tracking import sync
 from genflow.tracking.journal import entries as journal_entries
 from genflow.tracking.journal import journal_path
-from genflow.tracking.mlflow_client import SendResult
+from genflow.tracking.journal_replay import SendResult
 from genflow.tuning.trial import read_reports, trial_folder
 from jobs import compare, evaluate
 

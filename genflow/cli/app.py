@@ -15,6 +15,7 @@ import typer
 from genflow import __version__
 from genflow.cli import cluster, console, data, endpoints, jobs, runs
 from genflow.cli.doctor import doctor
+from genflow.cli.encode import encode
 from genflow.cli.evaluate import compare, evaluate
 from genflow.cli.export import export
 from genflow.cli.families import families
@@ -42,8 +43,8 @@ app = typer.Typer(
     "and reports (default: .genflow).",
 )
 for command in (
-    quickstart, prepare, train, tune, reflow, evaluate, compare, tables, recommend, sample, export, serve, run, ui,
-    families, doctor, promote,
+    quickstart, prepare, train, tune, reflow, encode, evaluate, compare, tables, recommend, sample, export, serve, run,
+    ui, families, doctor, promote,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(runs.app, name="runs")

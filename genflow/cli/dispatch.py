@@ -11,6 +11,7 @@ from genflow.errors import UsageError, similar
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.pipeline.graph import Pipeline
     from genflow.recipe.schema import Recipe
     from genflow.storage.store import Artifact, Store
 
@@ -137,6 +138,19 @@ def find_run(store: "Store", reference: str) -> "Artifact":
     return best_run(store, reference.removeprefix("best:"))
 
 
+def show_stages(pipeline: "Pipeline", json: bool) -> None:
+    """Print the plan of a dry run: the state of each stage, as far as it is known before the pipeline runs."""
+    from genflow.pipeline.plan import dry_run
+    from genflow.storage.store import Store
+
+    rows = dry_run(pipeline, Store())
+    if json:
+        console.document({"schema": "genflow.plan/1", "pipeline": pipeline.name, "stages": rows})
+        return
+    table = [(row["stage"], row["job"], ", ".join(row["needs"]), row["artifact"], row["state"]) for row in rows]
+    print(console.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
+
+
 def find_named(store: "Store", kind: str, reference: str) -> "Artifact":
     """`Store.find`; if the reference is the name of several artifacts, print which one it means."""
     found = store.find(kind, reference)
@@ -154,9 +168,14 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
     Raises:
         UsageError: the recipe names no dataset, or one of them does not exist.
     """
+    named = {}
+    if recipe.data.latents not in ("", "auto"):
+        latents = find_named(store, "latents", recipe.data.latents)
+        named = {"latents": latents.id, "name": recipe.data.name or latents.meta["dataset"]}
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})
     require_dataset(recipe, store)
     dataset = find_named(store, "datasets", recipe.data.name)
-    named = {"name": dataset.id}
+    named["name"] = dataset.id
     if recipe.data.pairs:
         named["pairs"] = find_named(store, "pairs", recipe.data.pairs).id
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})

@@ -89,7 +89,7 @@ def show_table(done: Json) -> None:
     """Print the table of a comparison."""
     from genflow.evaluation.report.table import columns, rows
 
-    print(console.table(columns(), rows(done), left=2))
+    print(console.table(columns(done), rows(done), left=2))
 
 
 def report_file(done: Json) -> str:

@@ -9,6 +9,7 @@ from genflow.errors import UsageError
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
 
+MADE = ("runs", "pairs", "latents")  # kinds of artifacts that are made from datasets and runs
 NOUN = {"runs": "run", "datasets": "dataset"}
 
 
@@ -58,7 +59,7 @@ def find_any(store: "Store", kind: str, reference: str) -> str:
 
 def _consequences(store: "Store", kind: str, id: str) -> str:
     """What other artifacts lose if this one is deleted."""
-    made = [a.id for of in ("runs", "pairs") for a in store.artifacts(of) if id in a.manifest.get("parents", [])]
+    made = [a.id for of in MADE for a in store.artifacts(of) if id in a.manifest.get("parents", [])]
     parts = []
     if made:
         lost = "evaluated" if kind == "datasets" else "made again"

@@ -1,19 +1,16 @@
 """`genflow run` and `genflow quickstart`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import send
+from genflow.cli.dispatch import send, show_stages
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.errors import UsageError, similar
 from genflow.system.documents import Json
-
-if TYPE_CHECKING:  # `genflow --help` imports this module
-    from genflow.pipeline.graph import Pipeline
 
 
 def quickstart(json: AsJson = False, dry_run: DryRun = False) -> None:
@@ -38,7 +35,7 @@ def run(
     overrides = assignments(sets)
     stages = load(document, str(path), overrides)
     if dry_run:
-        _show_plan(stages, json)
+        show_stages(stages, json)
         return
     inputs = {"pipeline": document, "overrides": overrides}
     done = send("pipeline", inputs, Store(), cluster, address, json=json)
@@ -74,19 +71,6 @@ def _read(reference: str) -> tuple[Json, Path]:
     if "stages" not in document:
         raise UsageError(f"{path} is a recipe for one run, not a pipeline", f"genflow train FAMILY -c {path}")
     return document, path
-
-
-def _show_plan(pipeline: "Pipeline", json: bool) -> None:
-    """Print the state of each stage, as far as it is known before the pipeline runs."""
-    from genflow.pipeline.plan import dry_run
-    from genflow.storage.store import Store
-
-    rows = dry_run(pipeline, Store())
-    if json:
-        console.document({"schema": "genflow.plan/1", "pipeline": pipeline.name, "stages": rows})
-        return
-    table = [(row["stage"], row["job"], ", ".join(row["needs"]), row["artifact"], row["state"]) for row in rows]
-    print(console.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
 
 
 def _show(done: Json) -> None:

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan
-from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
+from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan, show_stages
+from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.recipe.schema import Recipe
+    from genflow.storage.store import Store
 
 NO_END = 1_000_000_000
 
@@ -23,6 +27,7 @@ def train(
         ),
     ] = "",
     data: Data = "",
+    latents: Latents = "",
     config: Config = [],
     sets: Sets = [],
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
@@ -50,7 +55,8 @@ def train(
     family = _family(family, files)
     if minutes and not steps:
         steps = NO_END  # without --steps, only --minutes limits the run
-    flags: dict[str, Any] = {"name": name, "data.name": data, "train.steps": steps, "train.minutes": minutes}
+    flags: dict[str, Any] = {"name": name, "data.name": data, "data.latents": latents}
+    flags |= {"train.steps": steps, "train.minutes": minutes}
     recipe = compose_recipe(family, files, sets, {**flags, "cluster.workers": workers, "init": init})
     if recipe.family.get("kind") != family:
         raise UsageError(
@@ -59,6 +65,11 @@ def train(
         )
     store = Store()
     recipe = find_data(store, recipe)
+    if recipe.data.latents == "auto":
+        if not resume:
+            raise UsageError("--fresh with --latents auto would delete nothing", "genflow runs rm RUN")
+        _train_on_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
+        return
     inputs: Json = {"fresh": not resume, "announce": True}
     if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
@@ -78,6 +89,29 @@ def train(
         console.document(done)
         return
     _show(done)
+
+
+def _train_on_latents(
+    store: "Store", recipe: "Recipe", cluster: bool, address: str, *, dry_run: bool, json: bool
+) -> None:
+    """Train the autoencoder and encode the dataset unless that is done, then train the recipe on the latents."""
+    from genflow.pipeline import latents
+    from genflow.pipeline.graph import load
+    from genflow.pipeline.stages import artifact
+
+    document = latents.pipeline(recipe)
+    stages = load(document, "--latents auto")
+    if dry_run:
+        show_stages(stages, json)
+        return
+    console.note("latents  autoencoder, then latents, then this run; a finished stage is not made again")
+    done = send("pipeline", {"pipeline": document, "overrides": {}}, store, cluster, address, json=json)
+    if json:
+        console.document(done)
+        return
+    for stage in done["stages"][:-1]:
+        print(f"{stage['stage']:<8} {artifact(stage['job'], stage)}{'  cached' if stage['cached'] else ''}")
+    _show(done["stages"][-1])
 
 
 def _family(family: str, files: Sequence[Json]) -> str:

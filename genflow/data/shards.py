@@ -14,6 +14,7 @@ batch, so `pyarrow.ipc.open_stream` and `datasets.load_from_disk` both read it:
 
 Data with random crops also has `strip fixed_size_list<uint8>[2H*W*C]` and `extent int32`, described in `strips.py`.
 Points of the plane have `point fixed_size_list<float32>[2]` and `log_density float64` instead of `image`.
+Latents of pictures have `latent fixed_size_list<float16>[H*W*C]` instead, also with channels last.
 """
 
 import hashlib
@@ -48,6 +49,9 @@ def schema(facts: DataSpec) -> pa.Schema:
     if facts.is_points:
         fields = [pa.field("point", pa.list_(pa.float32(), 2)), pa.field("log_density", pa.float64())]
         features = {"point": _list_feature("float32", 2), "log_density": _value_feature("float64")}
+    elif facts.is_latents:
+        fields = [pa.field("latent", pa.list_(pa.float16(), H * W * C))]
+        features = {"latent": _list_feature("float16", H * W * C)}
     else:
         fields = [pa.field("image", pa.list_(pa.uint8(), H * W * C))]
         features = {"image": _list_feature("uint8", H * W * C)}
@@ -93,7 +97,7 @@ def write_shard(
     Args:
         path: the file to write, in an existing folder.
         facts: the dataset's shape, levels and classes; the counts may be unknown.
-        values: (N, H, W, C) uint8 grey levels, or (N, 2) float32 points.
+        values: (N, H, W, C) uint8 grey levels or float16 latents, or (N, 2) float32 points.
         ids: (N,) the origin of each record.
         labels: (N,) integers, for data with classes.
         log_density: (N,) the true log-density of each point.
@@ -126,6 +130,12 @@ def write_shard(
 def shard_name(number: int, total: int) -> str:
     """The name that the `datasets` library gives a shard."""
     return f"data-{number:05d}-of-{total:05d}.arrow"
+
+
+def shard_ranges(rows: int, size: int, folder: str = "") -> list[tuple[str, int, int]]:
+    """(file, first row, last row + 1) of each shard of `size` rows; `folder` precedes the name of the file."""
+    total = -(-rows // size)
+    return [(folder + shard_name(n, total), n * size, min((n + 1) * size, rows)) for n in range(total)]
 
 
 def write_index(folder: Path, facts: DataSpec, shards: dict[str, dict[str, int]]) -> None:
@@ -200,8 +210,7 @@ class Split:
     @cached_property
     def _view(self) -> Callable[[int], np.ndarray]:
         """A function that returns a shard's records as a view of the file."""
-        C, H, W = self.facts.shape
-        shape, dtype = ((1, 1, 2), np.float32) if self.facts.is_points else ((H, W, C), np.uint8)
+        shape, dtype = record_format(self.facts)
 
         def view(number: int) -> np.ndarray:
             column = self.tables[number].column(0)  # `combine_chunks` would copy even a single chunk into memory
@@ -235,10 +244,10 @@ class Split:
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        """(N, H, W, C) uint8 grey levels, or (N, 1, 1, 2) float32 points; a view if there is one shard."""
-        C, H, W = self.facts.shape
+        """(N, H, W, C), of the type that `record_format` describes; a view if there is one shard."""
         if not self.tables:
-            return np.zeros((0, 1, 1, 2), np.float32) if self.facts.is_points else np.zeros((0, H, W, C), np.uint8)
+            shape, dtype = record_format(self.facts)
+            return np.zeros((0, *shape), dtype)
         views = [self._view(number) for number in range(len(self.tables))]
         return views[0] if len(views) == 1 else np.concatenate(views)
 
@@ -263,7 +272,7 @@ class Split:
 
     @cached_property
     def log_density(self) -> np.ndarray | None:
-        """(N,) the true log-density of points, in nats; None for pictures."""
+        """(N,) the true log-density of points, in nats; None for pictures and latents."""
         if not self.facts.is_points:
             return None
         return np.concatenate([table.column("log_density").to_numpy() for table in self.tables])
@@ -282,6 +291,12 @@ class Split:
         values = torch.from_numpy(self.take(rows) if records is None else records).to(device, non_blocking=True)
         labels = self._gather(rows, self._label) if self.facts.classes else np.zeros(len(rows), np.int64)
         return Batch(to_x(values, self.facts), torch.from_numpy(labels).to(device, non_blocking=True))
+
+    def column(self, name: str, rows: np.ndarray) -> list[Any]:
+        """The values of a column of texts in `rows`, in that order."""
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        places = zip(shard.tolist(), (rows - self._starts[shard]).tolist(), strict=True)
+        return [self.tables[number].column(name)[row].as_py() for number, row in places]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The records of `rows`, in that order: (B, H, W, C)."""
@@ -337,6 +352,14 @@ class Dataset:
         return next(name for name in ("test", "val", "train") if self.facts.splits.get(name))
 
 
+def record_format(facts: DataSpec) -> tuple[tuple[int, int, int], type[np.generic]]:
+    """Shape and type of a record: (H, W, C) uint8 grey levels or float16 latents, or (1, 1, 2) float32 points."""
+    if facts.is_points:
+        return (1, 1, 2), np.float32
+    C, H, W = facts.shape
+    return (H, W, C), np.float16 if facts.is_latents else np.uint8
+
+
 def map_stream(path: Path) -> pa.Table:
     """Memory-map a shard.
 
@@ -352,7 +375,7 @@ def map_stream(path: Path) -> pa.Table:
 def to_x(values: "np.ndarray | Tensor", facts: DataSpec) -> "Tensor":
     """Convert records (B, H, W, C) to the model's input x (B, C, H, W) float32.
 
-    x = (2k + 1)/K - 1 for grey levels k in 0..K-1 (bin centres); x = point / scale for points.
+    x = (2k + 1)/K - 1 for grey levels k in 0..K-1 (bin centres); x = point / scale for points; latents as they are.
     """
     import torch  # not at the top: workers that write shards do not need it, and it costs 1.5 s and 200 MB each
 
@@ -366,7 +389,7 @@ def to_x(values: "np.ndarray | Tensor", facts: DataSpec) -> "Tensor":
 
 
 def from_x(x: "Tensor", facts: DataSpec) -> np.ndarray:
-    """Round x to the nearest records: (B, H, W, C) uint8 grey levels, or float32 points."""
+    """Round x to the nearest records: (B, H, W, C) uint8 grey levels; float32 points or latents are not rounded."""
     x = x.detach().float().cpu().permute(0, 2, 3, 1)
     if facts.levels is None:
         return (x * facts.scale).numpy()

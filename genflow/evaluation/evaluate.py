@@ -35,7 +35,7 @@ from genflow.evaluation.sample_grids import render_all
 from genflow.evaluation.samples import DrawnFeatures, Executor, Share, draw_features
 from genflow.recipe.files import read
 from genflow.recipe.schema import Evaluate, parse
-from genflow.sampling.engine import RECIPE, Engine
+from genflow.sampling.engine import AUTOENCODER, RECIPE, Engine
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment, source_hash
@@ -58,7 +58,11 @@ def evaluation_id(
     settings = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
     recipe = parse(read(run.file(RECIPE)))
-    by_name = (*build.source_files(recipe, facts), *metrics.files())
+    learned = DataSpec.from_json(run.file(FACTS).read_text(encoding="utf-8"))
+    by_name = [*build.source_files(recipe, learned), *metrics.files()]
+    if learned.is_latents:
+        autoencoder = parse(read(run.file(f"{AUTOENCODER}/{RECIPE}")))
+        by_name += build.source_files(autoencoder, facts)
     code = source_hash.code_of("genflow/evaluation/evaluate.py", *by_name)
     deciding = [run.id, facts.fingerprint, settings, features, code, *([sample] if sample else [])]
     return f"{run.name}-{digest(deciding)}"
@@ -118,11 +122,11 @@ def evaluate(
     return {**document, "path": str(artifact.path), "cached": False}
 
 
-def engine_of(run: Artifact, sample: dict[str, Any]) -> Engine:
-    """The sampling engine of a run; `sample` overrides the run's own sampling options."""
+def engine_of(run: Artifact, data: Dataset, sample: dict[str, Any]) -> Engine:
+    """The engine whose samples are measured; `sample` overrides the run's own sampling options."""
     engine = Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
     engine.options = build.sample_options(engine.family, {**engine.options, **sample})
-    return engine
+    return samples.measured(engine, data)
 
 
 def draw_share(
@@ -132,8 +136,9 @@ def draw_share(
     key = (str(store.root), run.id, dataset.id, features, json.dumps(sample, sort_keys=True))
     if key not in _worker_tools:
         _worker_tools.clear()
-        embed = load_features(store, Dataset.open(dataset), features, lambda event, **fields: None).embed
-        _worker_tools[key] = engine_of(run, sample), embed
+        data = Dataset.open(dataset)
+        embed = load_features(store, data, features, lambda event, **fields: None).embed
+        _worker_tools[key] = engine_of(run, data, sample), embed
     engine, embed = _worker_tools[key]
     return samples.draw_share(engine, embed, share, lambda count: None)
 
@@ -145,7 +150,7 @@ def _measure(
     """The document, and PNG pictures by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
-    engine = engine_of(run, sample)
+    engine = engine_of(run, data, sample)
     suite = MetricSuite(load_features(store, data, options.features, emit), options)
     extractor = suite.extractor
     n = min(options.samples, len(extractor.floor))
@@ -166,7 +171,8 @@ def _measure(
     # keep only as many pictures as some metric needs; points are small and are all kept, because they are plotted
     keep = n if data.facts.is_points else max(metric.records for metric in applicable)
     drawn = draw_features(
-        engine, extractor.embed, samples.seeds(options.seed, n), samples.labels(data, extractor.real, n), keep,
+        engine, extractor.embed, samples.seeds_of(engine, extractor.real, options.seed, n),
+        samples.labels(data, extractor.real, n), keep,
         lambda k: progress(k, "drawing samples"), executor,
     )  # fmt: skip
     alone = samples.single_sample_ms(engine, int(drawn.labels[0]))
@@ -230,6 +236,7 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
         "name": run.name,
         "family": engine.recipe.family["kind"],
         "title": engine.family.title,
+        "reconstructs": engine.family.is_autoencoder,
         "init": engine.recipe.init,
         "step": engine.step,
         "options": engine.options,

@@ -1,11 +1,14 @@
 """Pictures of a run's samples: grids, sampling paths from noise to data, and interpolations between samples.
 
-    grid.png      samples of the seeds that all runs share, one class per row
+    grid.png      samples of the seeds that all runs share, one class per row; of an autoencoder the reconstructions
+                  of real.png
     real.png      real rows in the same layout
     nearest.png   the samples that are most unusually close to one training picture, above those pictures
     way.png       sampling paths, from noise on the left to the sample on the right. Two rows per sample: x_t (scaled
                   to the range of a picture), and the prediction of x_0. Only for families with steps, not for points
     between.png   interpolations between two samples through the interpolated noise; not for points
+
+An autoencoder has neither nearest.png nor between.png, because its samples are reconstructions of training pictures.
 """
 
 import numpy as np
@@ -40,12 +43,15 @@ def render_all(
         real = preview.render(truth[: len(records)], facts, limit=_limit(truth))
         return {"grid.png": grid(engine, data, extractor, records, seed), "real.png": real}
     lines = min(facts.classes, CLASSES) or COLUMNS
+    real = preview.render(split.take(_real(data, extractor, lines)), facts, COLUMNS)
+    if engine.family.is_autoencoder:
+        return {"grid.png": grid(engine, data, extractor, records, seed), "real.png": real}
     similar = standouts(records, data, COLUMNS)
     # one row of samples, one of their training pictures
     pairs = similar.reshape(-1, 2, *similar.shape[1:]).swapaxes(0, 1).reshape(similar.shape)
     found = {
         "grid.png": grid(engine, data, extractor, records, seed),
-        "real.png": preview.render(split.take(_real(data, extractor, lines)), facts, COLUMNS),
+        "real.png": real,
         "nearest.png": preview.render(pairs, facts, len(similar) // 2),
         "between.png": preview.render(interpolations(engine, seed), facts, COLUMNS),
     }
@@ -59,7 +65,11 @@ def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np
     if facts.is_points:
         truth = data.splits[extractor.real.split].take(extractor.real.reference)
         return preview.render(records, facts, limit=_limit(truth))
-    count = (min(facts.classes, CLASSES) or COLUMNS) * COLUMNS
+    lines = min(facts.classes, CLASSES) or COLUMNS
+    if engine.family.is_autoencoder:
+        real = data.splits[extractor.real.split].take(_real(data, extractor, lines))
+        return preview.render(engine.reconstruct(real), facts, COLUMNS)
+    count = lines * COLUMNS
     labels = np.arange(count) // COLUMNS if facts.classes else np.zeros(count, np.int64)
     images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist()).images
     return preview.render(images, facts, COLUMNS)

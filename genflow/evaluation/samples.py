@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from genflow.data.shards import Dataset
+from genflow.data.shards import Dataset, Split
 from genflow.evaluation.features.extractor import DataSplits, Embed, Emit
 from genflow.maths.rng import key
-from genflow.sampling.engine import Engine
+from genflow.sampling.engine import Engine, SampleBatch
 from genflow.system.peak_memory import peak
 
 BATCH = 64
@@ -79,6 +79,27 @@ class DrawnFeatures:
     memory_mb: float
 
 
+class Reconstructions(Engine):
+    """An engine whose samples are an autoencoder's reconstructions of training rows; the seeds are their numbers.
+
+    Args:
+        engine: of the autoencoder.
+        train: the training split; a larger number starts again from its first row.
+    """
+
+    def __init__(self, engine: Engine, train: Split) -> None:
+        super().__init__(engine.family, engine.recipe, engine.step, engine.device)
+        self.options = engine.options
+        self._train = train
+
+    def draw(self, seeds: Sequence[int], labels: Sequence[int] | None = None, **options: Any) -> SampleBatch:
+        """One reconstruction for each row; the labels and options change nothing."""
+        started = time.perf_counter()
+        images = self.reconstruct(self._train.take(np.asarray([seed % len(self._train) for seed in seeds])))
+        chosen = np.full(len(seeds), self.facts.classes) if labels is None else np.asarray(labels, np.int64)
+        return SampleBatch(images, chosen, 1, time.perf_counter() - started)
+
+
 Executor = Callable[[Sequence[Share]], Iterable[DrawnFeatures]]
 """Draws shares on workers and returns them in order."""
 
@@ -86,6 +107,16 @@ Executor = Callable[[Sequence[Share]], Iterable[DrawnFeatures]]
 def seeds(seed: int, count: int, purpose: str = "evaluate") -> list[int]:
     """The seeds of samples 0..count-1: they depend only on the evaluation's seed, so all runs share the noise."""
     return [key(purpose, seed, index) for index in range(count)]
+
+
+def seeds_of(engine: Engine, real: DataSplits, seed: int, count: int) -> list[int]:
+    """The seeds of measured samples; those of an autoencoder's engine are the floor's rows, which it reconstructs."""
+    return real.floor[:count].tolist() if isinstance(engine, Reconstructions) else seeds(seed, count)
+
+
+def measured(engine: Engine, data: Dataset) -> Engine:
+    """The engine whose samples are measured: `Reconstructions` of an autoencoder's engine, else the engine itself."""
+    return Reconstructions(engine, data.splits["train"]) if engine.family.is_autoencoder else engine
 
 
 def labels(data: Dataset, real: DataSplits, count: int) -> np.ndarray:

@@ -73,6 +73,7 @@ class Family(nn.Module, ABC):
         shardable: whether its nets can be sharded over workers (`cluster.strategy=fsdp`). This requires a loss that
             calls the nets directly, equally often on every worker, without second derivatives.
         default_net: the kind of net for pictures, if the recipe names none.
+        is_autoencoder: whether it learns latents for other families to train on, and draws no pictures of its own.
         facts: the properties of the data.
         noise_shape: the shape of the noise that sampling starts from, without the batch dimension.
         weaker: the weaker run for autoguidance, or ().
@@ -87,6 +88,7 @@ class Family(nn.Module, ABC):
     teacher: ClassVar[Literal["optional", "required"]] = "optional"
     shardable: ClassVar[bool] = True
     default_net: ClassVar[str] = "unet"
+    is_autoencoder: ClassVar[bool] = False
 
     def __init__(self, facts: DataSpec) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ class Family(nn.Module, ABC):
 
     @classmethod
     def default_net_for(cls, facts: DataSpec) -> str:
-        """The default kind of net for the data: the MLP for points, `default_net` for pictures."""
+        """The default kind of net for the data: the MLP for points, `default_net` for pictures and latents."""
         return "mlp" if facts.is_points else cls.default_net
 
     @abstractmethod

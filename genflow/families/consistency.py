@@ -200,7 +200,7 @@ class Consistency(Family):
             u = self.farthest * (1 - k / steps) ** power
             y = u * noise if k == 0 else torch.lerp(x, rng.normal(x.shape), u)
             x = self.answer(net, y, u)
-            x = x if self.facts.is_points else x.clamp(-1, 1)
+            x = x.clamp(-1, 1) if self.facts.bounded else x
             self.show(y, x)
         return Samples(x, net.nfe)
 

@@ -153,7 +153,7 @@ class Gan(Family):
         if self.forget == 1:
             label = torch.full_like(label, self.facts.classes)
         x = self.generator(temperature * noise, None, label).float()
-        return Samples(x if self.facts.is_points else x.clamp(-1, 1), 1)
+        return Samples(x.clamp(-1, 1) if self.facts.bounded else x, 1)
 
     def diagnose(self, numbers: dict[str, float]) -> str:
         return self.watch(numbers)

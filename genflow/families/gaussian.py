@@ -74,7 +74,7 @@ class Gaussian(Family):
                 net_time = net_time.flatten()
             alpha, sigma = along(self.path.alpha, t, x), along(self.path.sigma, t, x)
             x0 = self.predict_x0(lambda y, s: net(y, s, within), x, net_time, alpha, sigma)
-            x0 = x0.clamp(-1, 1) if clip and not self.facts.is_points else x0
+            x0 = x0.clamp(-1, 1) if clip and self.facts.bounded else x0
             self.show(x / (alpha + sigma), x0)
             return x0
 
@@ -167,7 +167,7 @@ class Gaussian(Family):
 
             then = torch.tensor([at(s) for s in t.tolist()], device=x.device) if isinstance(t, Tensor) else at(t)
             guided = torch.lerp(other(x * along(scale, t, x), then), x0, weight)
-            guided = guided.clamp(-1, 1) if clip and not self.facts.is_points else guided
+            guided = guided.clamp(-1, 1) if clip and self.facts.bounded else guided
             return torch.where(inside > 0, guided, x0) if isinstance(inside, Tensor) else guided
 
         return led

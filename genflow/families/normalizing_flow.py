@@ -78,7 +78,7 @@ class NormalizingFlow(Family):
         x = likelihood.dequantize(batch.x, self.facts, rng)
         label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         nats = self._nats(x, label).mean()
-        metric = "nats" if self.facts.is_points else "bits_per_dim"
+        metric = "bits_per_dim" if self.facts.bounded else "nats"
         return -nats / self.facts.dims, {metric: -nats / (1 if metric == "nats" else self.facts.dims * math.log(2))}
 
     def log_density(self, x: Tensor, label: Tensor) -> Tensor:
@@ -119,11 +119,11 @@ class NormalizingFlow(Family):
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
         """The density of dequantized data as a bound on log P of the levels; a mean over `draws` draws of u."""
-        draws = 1 if self.facts.is_points else self.draws
+        draws = self.draws if self.facts.bounded else 1
         found = [self._nats(likelihood.dequantize(x, self.facts, rng), label).double() for _ in range(draws)]
         nats = torch.stack(found)
         stderr = nats.std(0) / draws**0.5 if draws > 1 else torch.zeros_like(nats[0])
-        method = "density" if self.facts.is_points else f"density of dequantized levels, {draws} draws"
+        method = f"density of dequantized levels, {draws} draws" if self.facts.bounded else "density"
         return LogLikelihood(nats.mean(0), "exact-dequantized", stderr, draws, method)
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ class NormalizingFlow(Family):
 
     def _to_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map pictures in [-1, 1] to scaled logits; return them and log |det| of the map (B,)."""
-        if self.facts.is_points:
+        if not self.facts.bounded:
             return x, x.new_zeros(x.shape[:1])
         p = MARGIN + (1 - 2 * MARGIN) * (x + 1) / 2
         y = torch.logit(p)
@@ -145,6 +145,6 @@ class NormalizingFlow(Family):
 
     def _from_logits(self, y: Tensor) -> Tensor:
         """Map scaled logits back to pictures; the margins are inside the outer bins."""
-        if self.facts.is_points:
+        if not self.facts.bounded:
             return y
         return (2 * (torch.sigmoid(SPREAD * y) - MARGIN) / (1 - 2 * MARGIN) - 1).clamp(-1, 1)

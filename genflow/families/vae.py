@@ -96,7 +96,7 @@ class Vae(Family):
         latent = _latent_size(latent, facts)
         self.noise_shape = (latent,)
         self.latent, self.beta, self.warmup, self.forget = latent, beta, warmup, forget
-        self.gaussian, self.pixel_scale = decoder == "gaussian" or facts.is_points, scale == "pixel"
+        self.gaussian, self.pixel_scale = decoder == "gaussian" or not facts.bounded, scale == "pixel"
         self.bound, self.posterior_samples, self.components = bound, posterior_samples, components
         self.mixture: mixture.Mixture | None = None
         self.prior = nets.get("prior")
@@ -163,7 +163,7 @@ class Vae(Family):
             u = rng.uniform(x.shape).clamp(1e-5, 1 - 1e-5)
             x = x + log_scale.exp() * (torch.special.ndtri(u) if self.gaussian else torch.logit(u))
         nfe = 1 + FLOW_STEPS * (self.prior is not None)
-        return Samples(x if self.facts.is_points else x.clamp(-1, 1), nfe)
+        return Samples(x.clamp(-1, 1) if self.facts.bounded else x, nfe)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
@@ -209,7 +209,7 @@ class Vae(Family):
     @torch.no_grad()
     def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
         x = self._output_distribution(code, label)[0]
-        return x if self.facts.is_points else x.clamp(-1, 1)
+        return x.clamp(-1, 1) if self.facts.bounded else x
 
     @torch.no_grad()
     def finish(self, data: Callable[[int], Batch]) -> None:

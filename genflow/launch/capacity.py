@@ -19,16 +19,21 @@ def require(nodes: Iterable[Mapping[str, float]], workers: int, cpus: float, gpu
         ResourceError: even idle nodes cannot run all workers at the same time.
     """
     available = list(nodes)
-    fitting = sum(_fitting_workers(node, cpus, gpus) for node in available)
-    if workers > fitting:
+    fits = fitting(available, cpus, gpus)
+    if workers > fits:
         total = ", ".join(f"{sum(node.get(kind, 0) for node in available):g} {kind}" for kind in ("CPU", "GPU"))
         each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         count = f"{workers} workers need {each} each" if workers > 1 else f"a worker needs {each}"
         nodes_of = f"{len(available)} node{'s' * (len(available) != 1)} with {total}"
         raise ResourceError(
-            f"{count}, but the cluster's {nodes_of} can run {fitting}",
-            f"--set cluster.workers={fitting}, or add nodes" if fitting else "request less, or add larger nodes",
+            f"{count}, but the cluster's {nodes_of} can run {fits}",
+            f"--set cluster.workers={fits}, or add nodes" if fits else "request less, or add larger nodes",
         )
+
+
+def fitting(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """The number of workers that idle nodes with these resources can run at the same time."""
+    return sum(_fitting_workers(node, cpus, gpus) for node in nodes)
 
 
 def _fitting_workers(node: Mapping[str, float], cpus: float, gpus: float) -> int:

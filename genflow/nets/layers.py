@@ -83,15 +83,16 @@ def zero_init(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 
 
 def need_pictures(kind: str, ports: NetSpec) -> int:
-    """Check that input and output are pictures, and return their side in pixels.
+    """Check that input and output are pictures of the same size, and return their side in pixels.
 
     Raises:
-        UsageError: input or output is not a picture of at least 4 pixels a side.
+        UsageError: input or output is not a picture of at least 4 pixels a side, or their sizes differ.
     """
-    if len(ports.inputs) != 3 or len(ports.outputs) != 3 or ports.inputs[1] < 4:
+    if len(ports.inputs) != 3 or ports.inputs[1] < 4 or ports.inputs[1:] != ports.outputs[1:]:
+        fits = "autoencoder" if len(ports.inputs) == len(ports.outputs) == 3 and ports.inputs[1] >= 4 else "mlp"
         raise UsageError(
             f"net {kind} turns pictures into pictures; here the input is {ports.inputs} and the output {ports.outputs}",
-            "use net.kind=mlp",
+            f"use net.kind={fits}",
         )
     return ports.inputs[1]
 

@@ -39,6 +39,13 @@ def reflow(store: Store, document: Json) -> str:
     return reflow.plan(store, document["inputs"]["run"], parse(document["recipe"])).id
 
 
+def encode(store: Store, document: Json) -> str:
+    """The id of the latents."""
+    from genflow.sampling import encode
+
+    return encode.plan(store, document["inputs"]["autoencoder"], parse(document["recipe"])).id
+
+
 def evaluate(store: Store, document: Json) -> str:
     """The evaluation's id; empty for several runs, because each has its own evaluation."""
     from genflow.evaluation import evaluate

@@ -97,6 +97,34 @@ class PairsWritten(Made):
     seconds: float
 
 
+class Encoded(Made):
+    """`genflow.encode/1`.
+
+    Attributes:
+        latents: the id of the latents.
+        name: the name of the latents.
+        dataset: the id of the dataset of the pictures.
+        autoencoder: the id of the autoencoder's run; for a folder, its name and a hash of its files.
+        rows: the number of rows.
+        shape: (C, H, W) of the latents of a row.
+        flip: whether the second half of the rows is of the mirrored pictures.
+        deviation: the standard deviation of each channel.
+        warnings: what a person should know about the latents, one sentence each.
+        seconds: the duration of encoding.
+    """
+
+    latents: str
+    name: str
+    dataset: str
+    autoencoder: str
+    rows: int
+    shape: list[int]
+    flip: bool
+    deviation: list[float]
+    warnings: list[str]
+    seconds: float
+
+
 class Evaluated(Made):
     """`genflow.evaluate/1`.
 

@@ -29,7 +29,7 @@ from genflow.recipe.files import read
 from genflow.system.documents import Json
 
 NO_STEP_LIMIT = 1_000_000_000  # steps: the CPU time limits the training
-RUN_REFERENCES = ("init", "pairs", "run")  # keys of a run that name another run
+RUN_REFERENCES = ("init", "pairs", "latents", "run")  # keys of a run that name another run
 STUDY_KEYS = ("share", "lr_times", "seeds")  # keys of a run that configure the study and are not copied into its stage
 
 

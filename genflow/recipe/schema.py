@@ -1,9 +1,9 @@
 """The recipe: the whole configuration of one run, as one typed, frozen value.
 
-The sections that all families share (`data, train, evaluate, cluster, reflow, tune`) are typed here. The sections
-`net`, `family` and `sample` are the keyword arguments of a net's `__init__`, a family's `__init__` and a family's
-`sample`. Their only schema is that signature, to which `genflow.build.resolve` binds them. An unknown key is an error
-that suggests the nearest known key.
+The sections that all families share (`data, train, evaluate, cluster, reflow, encode, tune`) are typed here. The
+sections `net`, `family` and `sample` are the keyword arguments of a net's `__init__`, a family's `__init__` and a
+family's `sample`. Their only schema is that signature, to which `genflow.build.resolve` binds them. An unknown key is
+an error that suggests the nearest known key.
 """
 
 import re
@@ -30,12 +30,14 @@ class Data(Section):
 
     name: str = ""  # name of the dataset in the store; empty: derived from the source
     pairs: str = ""  # (noise, sample) pairs from `genflow reflow`, by id or name; empty: the dataset
+    latents: str = ""  # latents of the dataset from `genflow encode`, by id or name; empty: its pictures
     source: str = ""  # digits | grid25 | ring8 | moons | checkerboard | a path | stack:NAME
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side, 4 to 1024 pixels; null: the source's, at most 64
     channels: Literal["auto", 1, 3] = "auto"  # 1: grey, 3: RGB, auto: as in the source
     bits: Annotated[int, Field(ge=9, le=16)] = 16  # bits of the values in 16-bit grey pictures and arrays, 9 to 16
     crop: Literal["center", "random", "none"] = "center"  # square of a picture: its center, a random one, or padded
     labels: str = "auto"  # auto | none | folders | metadata | a column of the source's tables
+    captions: str = "auto"  # auto | none | a column of the source's tables | the ending of caption files, .txt
     val: Annotated[float, Field(ge=0, lt=1)] = 0.1  # validation share, 0 to 1, for a source without a split of its own
     max_bad: Natural = 0  # largest number of unreadable images; preparing fails above it
     samples: Positive = 20_000  # number of points of a 2-D density, or of images of a stack
@@ -91,6 +93,12 @@ class Reflow(Section):
     seed: Natural = 0  # seed of the noise
 
 
+class Encode(Section):
+    """The latents that an autoencoder's encoder makes of a dataset."""
+
+    flip: bool = False  # latents of the mirrored pictures as further rows, on or off
+
+
 class Tune(Section):
     """A hyperparameter search: its space, its method and its metrics."""
 
@@ -142,6 +150,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
     reflow: Reflow = Reflow()
+    encode: Encode = Encode()
     tune: Tune = Tune()
 
     @field_validator("name")
@@ -168,6 +177,7 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluate": Evaluate,
     "cluster": Cluster,
     "reflow": Reflow,
+    "encode": Encode,
     "tune": Tune,
 }
 

@@ -2,6 +2,8 @@
 
     engine           load a run's averaged weights, and draw samples that depend only on their own seed
     interpolation    interpolate between two images or two seeds
+    encode           latents of a dataset
+    autoencoders     find, load and copy the autoencoder that makes them
     reflow           pairs of noise and samples that a teacher draws
     files            write samples as a grid, a folder, an array or a table
     export           safetensors, diffusers and torch.export folders

@@ -1,5 +1,7 @@
 """The engine: requests -> noise by seed -> family.sample -> images. Knows no HTTP, no Ray, no training.
 
+A family that learned latents has an autoencoder in its folder, and the engine decodes: all others see pictures.
+
 A sample is a function of its seed, to the bit: its noise, and every random draw of its sampler, come from its own
 generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `ROWS` rows.
 """
@@ -29,7 +31,9 @@ from genflow.storage.store import Artifact
 from genflow.training import checkpoint
 
 RECIPE = "recipe.yaml"
-READ = (RECIPE, FACTS, *checkpoint.READ_BY_SAMPLING)  # the files of a folder that `Engine.from_folder` reads
+AUTOENCODER = "autoencoder"  # folder of the autoencoder in the folder of a run that learned latents
+_READ = (RECIPE, FACTS, *checkpoint.READ_BY_SAMPLING)
+READ = (*_READ, *(f"{AUTOENCODER}/{name}" for name in _READ))  # the files of a folder that `Engine.from_folder` reads
 ROWS = 16  # measured: 1 to 12 rows round differently from 16, 32, 48 or 64 rows
 
 
@@ -59,14 +63,26 @@ class Engine:
         step: the training step of the weights.
         device: a torch device's name.
         frozen: put the family into eval mode without gradients; False: leave a family in training unchanged.
+        autoencoder: of a family that learned latents; None: the family draws pictures or points.
+
+    Attributes:
+        facts: of the pictures or points that the engine draws; those of latents are `family.facts`.
     """
 
     def __init__(
-        self, family: Family, recipe: Recipe, step: int = 0, device: str = "cpu", *, frozen: bool = True
+        self,
+        family: Family,
+        recipe: Recipe,
+        step: int = 0,
+        device: str = "cpu",
+        *,
+        frozen: bool = True,
+        autoencoder: Family | None = None,
     ) -> None:
         self.family = family.to(device).eval().requires_grad_(False) if frozen else family
+        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False) if autoencoder else None
         self.recipe, self.step, self.device = recipe, step, device
-        self.facts: DataSpec = family.facts
+        self.facts: DataSpec = autoencoder.facts if autoencoder else family.facts
         self.options: dict[str, Any] = dict(recipe.sample)
 
     @classmethod
@@ -77,7 +93,8 @@ class Engine:
             DataError: a file that it reads is missing or differs from the run's manifest.
         """
         folder = run.file(RECIPE).parent
-        run.file(FACTS)
+        for name in (FACTS, *run.files(f"{AUTOENCODER}/*")):
+            run.file(name)
         return cls.from_folder(folder, checkpoint.of_run(run), average=average, device=device)
 
     @classmethod
@@ -100,7 +117,8 @@ class Engine:
         recipe = parse(read_recipe(folder / RECIPE), str(folder / RECIPE))
         family = build.family_of(recipe, facts)
         state = checkpoint.load_weights(weights or folder, family, average=average)
-        return cls(family, recipe, int(state["step"]), device)
+        autoencoder = cls.from_folder(folder / AUTOENCODER).family if facts.is_latents else None
+        return cls(family, recipe, int(state["step"]), device, autoencoder=autoencoder)
 
     def draw(
         self,
@@ -122,8 +140,8 @@ class Engine:
                 (slerp) from the first seed's noise at s = 0 to the second seed's at s = 1.
             batch: batch size; it changes no sample.
             padded: pad the last batch to a multiple of `ROWS`; without padding its samples may differ by rounding.
-            watch: called at every evaluation with x_t and the estimate of x_0 (see `Family.show`); an exception that
-                it raises ends the sampling.
+            watch: called at every evaluation with x_t and the estimate of x_0 (see `Family.show`), decoded if they are
+                latents; an exception that it raises ends the sampling.
             options: of the family's `sample`; they override the recipe's.
 
         Raises:
@@ -137,9 +155,9 @@ class Engine:
             noise = rng.normal((len(padded_rows), *self.family.noise_shape))
             if toward is not None:
                 noise = self._interpolate(noise, [toward[row] for row in padded_rows])
-            with self.family.watched(watch):
+            with self.family.watched(self._decoded_for(watch)):
                 samples = self.family.sample(noise, self._tensor(checked_labels[padded_rows]), rng, **checked)
-            images.append(from_x(samples.x[: len(rows)], self.facts))
+            images.append(from_x(self._decoded(samples.x)[: len(rows)], self.facts))
             nfe = samples.nfe
         return self._to_batch(images, checked_labels, nfe, start)
 
@@ -163,8 +181,8 @@ class Engine:
         checked_labels, codes = self._labels(labels, len(images)), []
         for rows, padded_rows in _batches(len(images)):
             rng = SampleRng([seeds[row] for row in padded_rows], "code", self.device)
-            with self.family.watched(watch):
-                x, label = self.to_x(images[padded_rows]), self._tensor(checked_labels[padded_rows])
+            with self.family.watched(self._decoded_for(watch)):
+                x, label = self._encoded(self.to_x(images[padded_rows])), self._tensor(checked_labels[padded_rows])
                 code = self.family.encode(x, label, rng)
             codes.append(code[: len(rows)].float().cpu().numpy())
         return np.concatenate(codes)
@@ -177,9 +195,9 @@ class Engine:
         for rows, padded_rows in _batches(len(codes)):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
             code = torch.from_numpy(codes[padded_rows]).to(self.device)
-            with self.family.watched(watch):
+            with self.family.watched(self._decoded_for(watch)):
                 x = self.family.decode(code, self._tensor(checked_labels[padded_rows]), rng)
-            images.append(from_x(x[: len(rows)], self.facts))
+            images.append(from_x(self._decoded(x)[: len(rows)], self.facts))
         return self._to_batch(images, checked_labels, 0, start)
 
     def _labels(self, labels: Sequence[int] | None, n: int) -> np.ndarray:
@@ -214,8 +232,66 @@ class Engine:
         return torch.where(s == 0, noise, torch.where(s == 1, others, slerp(noise, others, share)))
 
     def to_x(self, images: np.ndarray) -> Tensor:
-        """Convert grey levels (B, H, W, C) to the family's input x, on the engine's device."""
+        """Convert grey levels (B, H, W, C) to pictures x (B, C, H, W), on the engine's device."""
         return to_x(images, self.facts).to(self.device)
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """The pictures (N, H, W, C) after encoding and decoding them: what the autoencoder keeps of them.
+
+        It is the engine's autoencoder, or the engine's family if that is one.
+
+        Raises:
+            UsageError: the family learned pictures or points.
+        """
+        autoencoder = self.autoencoder or (self.family if self.family.is_autoencoder else None)
+        if autoencoder is None:
+            raise UsageError(f"{self.family.title} on {self.recipe.data.name} has no autoencoder")
+        parts = []
+        for rows, padded_rows in _batches(len(images)):
+            x = _decode(autoencoder, _encode(autoencoder, self.to_x(images[padded_rows])))
+            parts.append(from_x(x[: len(rows)], self.facts))
+        return np.concatenate(parts)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """Pictures x as the family's input: their latents if it learned latents."""
+        return _encode(self.autoencoder, x) if self.autoencoder else x
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        """The family's output as pictures."""
+        return _decode(self.autoencoder, x) if self.autoencoder else x
+
+    def _decoded_for(self, watch: Watcher | None) -> Watcher | None:
+        """A watcher that decodes latents for `watch`."""
+        if watch is None or self.autoencoder is None:
+            return watch
+        return lambda x, guess: watch(self._decoded(x), self._decoded(guess))
+
+
+def _encode(autoencoder: Family, x: Tensor) -> Tensor:
+    return autoencoder.encode(x, _no_label(x, autoencoder), _NO_DRAWS)
+
+
+def _decode(autoencoder: Family, z: Tensor) -> Tensor:
+    return autoencoder.decode(z.float(), _no_label(z, autoencoder), _NO_DRAWS)
+
+
+def _no_label(x: Tensor, family: Family) -> Tensor:
+    return torch.full((len(x),), family.facts.classes, device=x.device)
+
+
+_NO_DRAWS = SampleRng([], "autoencoder")  # an autoencoder draws nothing when it encodes and decodes
+
+
+def picture_facts(run: Artifact) -> DataSpec:
+    """The specification of what a run draws: of its data or, for latents, of the pictures that they decode to.
+
+    Raises:
+        DataError: facts.json is missing or differs from the run's manifest.
+    """
+    facts = DataSpec.from_json(run.file(FACTS).read_text(encoding="utf-8"))
+    if not facts.is_latents:
+        return facts
+    return DataSpec.from_json(run.file(f"{AUTOENCODER}/{FACTS}").read_text(encoding="utf-8"))
 
 
 def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:

@@ -9,7 +9,6 @@ References:
     Improving the Training of Rectified Flows (Lee et al., 2024), for one round of it   https://arxiv.org/abs/2405.20320
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,15 @@ import torch
 
 from genflow import build
 from genflow.data.pairs import write_pairs
-from genflow.data.shards import Dataset, shard_name
+from genflow.data.shards import Dataset, shard_ranges
 from genflow.errors import UsageError
 from genflow.families.base import Family
 from genflow.maths.rng import SampleRng, key
 from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Recipe
+from genflow.sampling import autoencoders
 from genflow.sampling.engine import Engine
+from genflow.storage.files import replacing
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -45,6 +46,7 @@ class ReflowPlan:
         count: number of pairs.
         seed: of noises and labels.
         options: all sampling options of the teacher.
+        latents: the id of the latents that the teacher learned; empty: it learned pictures or points.
     """
 
     id: str
@@ -53,13 +55,12 @@ class ReflowPlan:
     count: int
     seed: int
     options: dict[str, Any]
+    latents: str = ""
 
     @property
     def shards(self) -> list[tuple[str, int, int]]:
         """(file, first pair, last pair + 1) of each shard."""
-        total = -(-self.count // SHARD)
-        ends = [(n * SHARD, min((n + 1) * SHARD, self.count)) for n in range(total)]
-        return [(shard_name(n, total), *between) for n, between in enumerate(ends)]
+        return shard_ranges(self.count, SHARD)
 
 
 def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
@@ -71,10 +72,12 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
         recipe: `reflow` has the number of pairs, and `sample` overrides the teacher's sampling options.
 
     Raises:
-        UsageError: there is no such run, its samples are no function of its noise, or an option is invalid.
+        UsageError: there is no such run, it is an autoencoder, its samples are no function of its noise, or an option
+            is invalid.
     """
     run = store.find("runs", reference)
     dataset = store.find("datasets", run.meta["dataset"])
+    autoencoders.require_sampler(run)
     engine = Engine.load(run)
     if not engine.family.learns_pairs:
         raise UsageError(
@@ -85,10 +88,10 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
     if SAMPLERS[options["sampler"]].stochastic or options["eta"]:
         raise UsageError("a stochastic sampler gives no pairs: its samples are no function of the noise",
                          "--set sample.sampler=midpoint, or another deterministic sampler")  # fmt: skip
-    code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.facts))
+    code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.family.facts))
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code]
     id = f"{run.name}-{digest(deciding)}"
-    return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options)
+    return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options, engine.recipe.data.latents)
 
 
 class Teacher:
@@ -118,12 +121,9 @@ class Teacher:
         x = self.family.sample(noise, torch.from_numpy(labels).to(self.engine.device), rng, **self.plan.options).x
         return np.array(seeds), labels, noise.cpu().numpy(), x.float().cpu().numpy()
 
-    def write(self, folder: Path, file: str, first: int, last: int) -> int:
-        """Write a shard atomically, unless it exists; return the number of its pairs."""
-        if not (folder / file).exists():
-            parts = [self.pair(range(a, min(a + BATCH, last))) for a in range(first, last, BATCH)]
-            seeds, labels, noise, x = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            attempt = folder / f"{file}.tmp-{os.uname().nodename}-{os.getpid()}"
-            write_pairs(attempt, self.engine.facts, seeds, labels, noise, x)
-            os.replace(attempt, folder / file)
-        return last - first
+    def write(self, path: Path, first: int, last: int) -> None:
+        """Write a shard atomically."""
+        parts = [self.pair(range(a, min(a + BATCH, last))) for a in range(first, last, BATCH)]
+        seeds, labels, noise, x = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        with replacing(path) as attempt:
+            write_pairs(attempt, self.family.facts, seeds, labels, noise, x)

@@ -63,6 +63,12 @@ def is_running(document: Json) -> bool:
     return bool(document["node"] != HOSTNAME or document["born"] == process_start_time(document["pid"]))
 
 
+def address(inputs: Json) -> str:
+    """Return the URL of an endpoint on its machine, from the host and the port that it listens on."""
+    host = str(inputs["host"])  # a socket can listen on every address, and a client needs one
+    return f"http://{http.netloc({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), inputs['port'])}"
+
+
 def is_healthy(address: str) -> bool:
     """Whether an endpoint answers its health check."""
     try:

@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from genflow import build, families
+from genflow.data.shards import FACTS
 from genflow.errors import DataError
 from genflow.evaluation.steps_needed import recommend
 from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
 from genflow.recipe.schema import Recipe, parse
-from genflow.sampling.engine import RECIPE
+from genflow.sampling.engine import RECIPE, picture_facts
 from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import RequestError
 from genflow.specs import DataSpec
@@ -59,7 +60,7 @@ class Model:
         newest = checkpoint.of_run(self.run)
         self.step = int(checkpoint.read_state(newest)["step"])
         self.bytes = int(MEMORY_FACTOR * (newest / "weights.safetensors").stat().st_size)
-        self.facts = DataSpec.from_json(self.run.file("facts.json").read_text(encoding="utf-8"))
+        self.facts = picture_facts(self.run)
         self.recipe: Recipe = parse(read(self.run.file(RECIPE)), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
@@ -79,7 +80,8 @@ class Model:
     @functools.cached_property
     def code_shape(self) -> tuple[int, ...]:
         """The shape of a code, without the batch dimension."""
-        return build.family_of(self.recipe, self.facts).code_shape
+        learned = DataSpec.from_json(self.run.file(FACTS).read_text(encoding="utf-8"))
+        return build.family_of(self.recipe, learned).code_shape
 
     def options(self, values: dict[str, Any]) -> dict[str, Any]:
         """Validate a request's options and add the defaults.

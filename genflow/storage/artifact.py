@@ -8,12 +8,14 @@ from typing import Any
 from genflow.storage import mirror
 from genflow.storage.manifest import verify, verify_file
 
-KINDS = ("datasets", "features", "runs", "pairs", "searches", "evaluations", "reports")
+KINDS = ("datasets", "features", "runs", "pairs", "latents", "searches", "evaluations", "reports")
 JOURNALED = ("runs", "searches")  # kinds with journals of their own
+NOUNS = {"features": "feature extractor", "pairs": "pairs", "latents": "latents", "searches": "search"}
 COMMAND_FOR = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
     "pairs": "genflow reflow RUN makes some",
+    "latents": "genflow encode DATASET --autoencoder RUN makes some",
     "searches": "genflow tune FAMILY --data NAME makes one",
     "evaluations": "genflow evaluate RUN makes one",
     "reports": "genflow compare RUN... makes one",

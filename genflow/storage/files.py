@@ -103,19 +103,43 @@ def sync_folder(path: Path) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
     """Replace a small file atomically: a reader sees the old content or the new one."""
+    with replacing(path) as attempt:
+        attempt.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the folder of `path`, which is made if it is missing.
+
+    At the end of the block its file is flushed to the disk (fsync) and replaces `path` atomically. If the block raises,
+    the temporary file is deleted.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     attempt = path.with_name(f".{path.name}{temporary_ending()}")
     try:
-        with open(attempt, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield attempt
+        with open(attempt, "rb") as file:
             os.fsync(file.fileno())
         os.replace(attempt, path)
     except BaseException:
         attempt.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-    return path
+
+
+def link_or_copy(source: Path, target: Path) -> Path:
+    """Give a finished file a second name, so that it takes no further space; or copy it to another file system."""
+    attempt = target.with_name(f".{target.name}{temporary_ending()}")
+    try:
+        try:
+            os.link(source, attempt)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, attempt)
+        os.replace(attempt, target)
+    finally:
+        attempt.unlink(missing_ok=True)
+    return target
 
 
 FULL, UNREADABLE, REFUSED = (27, 28, 122), (5, 116, 117), (1, 13, 20, 30)

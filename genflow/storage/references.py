@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from genflow.errors import DataError, UsageError
-from genflow.storage.artifact import COMMAND_FOR, Artifact
+from genflow.storage.artifact import COMMAND_FOR, NOUNS, Artifact
 from genflow.storage.names import Record, meaning
 
 
@@ -25,7 +25,7 @@ def resolve(
         UsageError: no artifact or several match.
         DataError: the manifest of an artifact whose id begins with the reference is damaged.
     """
-    noun = {"features": "feature extractor", "pairs": "pairs", "searches": "search"}.get(kind, kind[:-1])
+    noun = NOUNS.get(kind, kind[:-1])
     if not reference:
         raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
     if reference == "latest" and every:

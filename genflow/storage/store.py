@@ -2,6 +2,7 @@
 
     .genflow/
       datasets/<name>-<key>/      Arrow shards, facts.json
+      latents/<name>-<key>/       Arrow shards of latents, facts.json, autoencoder/
       features/<name>-<key>/      the feature extractor's network for one dataset
       runs/<name>-<key>/          recipe.yaml, facts.json, checkpoints/step_00001000/, samples/
       searches/<name>-<key>/      best.yaml, search.json, trials/0007/

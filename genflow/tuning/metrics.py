@@ -104,7 +104,8 @@ def measure(
     of_samples = [metric for metric in needed if metric.needs != "model"]
     found: dict[str, float] = {}
     if of_samples or set(wanted) & {"nfe", "ms"}:
-        drawn = samples.draw(engine, samples.seeds(seed, count), asked, _ignore)
+        measured = samples.measured(engine, data)
+        drawn = samples.draw(measured, samples.seeds_of(measured, extractor.real, seed, count), asked, _ignore)
         found |= {"nfe": drawn.nfe, "ms": drawn.ms}
         if of_samples:
             found |= _of_samples(of_samples, drawn, suite, model)

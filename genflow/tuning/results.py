@@ -98,7 +98,8 @@ def best_yaml(search: Search, found: Json, data: str) -> str:
     """The best settings as a recipe, with the recipe's full budget instead of a trial's; `data` names the dataset."""
     top = found["best"]
     document = space.apply(search.recipe, top["params"]).model_dump(mode="json")
-    document["data"] = {"name": data, **({"pairs": p} if (p := search.recipe.data.pairs) else {})}
+    named = {key: id for key in ("pairs", "latents") if (id := getattr(search.recipe.data, key))}
+    document["data"] = {"name": data, **named}
     kept = {key: document[key] for key in ("init", "data", "net", "family", "train", "sample") if document[key]}
     lines = [found["command"], f"trial {top['trial']} of {search.id}: {values_text(search, top)}"]
     lines += [found["confirmed"]] if found["confirmed"] else []

@@ -143,7 +143,7 @@ def with_trial_budget(recipe: Recipe) -> Recipe:
 
 def _address(run: RunPlan, found: Space, recipe: Recipe, objective_name: str, without: set[str]) -> str:
     """The content address, from everything that decides the result; the number of concurrent trials does not."""
-    judged = extractor.address(run.dataset, run.facts, recipe.evaluate.features)
+    judged = extractor.address(run.dataset, run.data_facts, recipe.evaluate.features)
     deciding = [
         runs.address(run.recipe, run.facts), {key: str(domain) for key, domain in found.items()},
         recipe.tune.model_dump(mode="json", exclude={"space"} | without), recipe.evaluate.seed, judged, objective_name,

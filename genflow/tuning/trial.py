@@ -24,10 +24,8 @@ from genflow.data.stream import Stream
 from genflow.errors import ResourceError, SetupError
 from genflow.evaluation.features.extractor import FeatureReference, load_features
 from genflow.evaluation.metric_suite import MetricSuite
-from genflow.recipe.files import dump
 from genflow.recipe.schema import Recipe, Train, parse
 from genflow.sampling.engine import RECIPE, Engine
-from genflow.storage.files import write_atomically
 from genflow.storage.json_lines import append_durably, read_lines
 from genflow.storage.store import Store
 from genflow.system.documents import Json
@@ -187,9 +185,8 @@ class Training:
         self.recipe = self.run.recipe
         self.device = "cuda" if recipe.cluster.gpus and torch.cuda.is_available() else "cpu"
         self.journal = f"{context.task.journals}.{number:04d}" if context.task.journals else ""
-        write_atomically(folder / RECIPE, dump(self.recipe))
-        write_atomically(folder / "facts.json", self.run.dataset.file("facts.json").read_bytes())
-        context.store.upload(folder / RECIPE, folder / "facts.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        context.store.upload(*runs.write_description(folder, self.run))
 
     def advance(self, share: float) -> Measured:
         """Train up to a share of the budget, and measure."""
@@ -214,7 +211,8 @@ class Training:
         }  # fmt: skip
 
     def _stream(self) -> Stream:
-        rows = runs.training_rows(self.context.store, self.recipe, self.context.data)
+        learned = runs.training_data(self.context.store, self.recipe) if self.recipe.data.latents else self.context.data
+        rows = runs.training_rows(self.context.store, self.recipe, learned)
         train = self.recipe.train
         return Stream(rows, train.batch, train.seed, device=self.device, flip=self.recipe.data.flip)
 
@@ -243,7 +241,7 @@ class Training:
             should_stop=lambda: share < 1 and used >= share,
         )  # fmt: skip
         stream = self._stream()
-        family = runs.initial_family(self.context.store, self.recipe, self.context.data.facts)
+        family = runs.initial_family(self.context.store, self.recipe, self.run.facts)
         every_step = train.model_copy(update={"log_every": 1})  # so that `used` is up to date; it changes no result
         try:
             loop.fit(family, stream, session, every_step, full_batches=stream)

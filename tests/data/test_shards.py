@@ -8,8 +8,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from genflow.data.shards import Dataset, Split, from_x, schema, to_display, to_x, write_shard
+from genflow.data.shards import (
+    Dataset,
+    Shards,
+    Split,
+    from_x,
+    schema,
+    shard_name,
+    shard_ranges,
+    to_display,
+    to_x,
+    write_index,
+    write_shard,
+)
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 
@@ -117,3 +130,35 @@ def test_facts_survive() -> None:
     document = json.loads(json.dumps(facts.to_json()))
     assert DataSpec.from_json({**document, "later": 1}) == facts
     assert schema(replace(facts, class_names=())).names == ["image", "id"]
+
+
+def test_latents_are_rows_of_numbers(tmp_path: Path) -> None:
+    """Latents are float16 with channels last, and x is the latents as they are; other tools read them."""
+    facts = DataSpec((4, 2, 3), None, ("a", "b"), splits={"train": 3}, autoencoder="ae-1", captions=True)
+    latents = np.random.default_rng(0).standard_normal((3, 2, 3, 4)).astype(np.float16)
+    (tmp_path / "train").mkdir()
+    name = shard_name(0, 1)
+    texts = [("a cat", "a pet"), (), ("a dog",)]
+    write_shard(tmp_path / "train" / name, facts, latents, ["x", "y", "z"], np.array([0, 1, 0]), captions=texts)
+    write_index(tmp_path, facts, {"train": {name: 3}})
+    split = Split("train", Shards([tmp_path / "train" / name], [3]), facts)
+    rows = np.array([2, 0])
+    assert np.array_equal(split.take(rows), latents[rows])
+    assert split.pixels.dtype == np.float16
+    assert split.log_density is None
+    assert (split.column("id", rows), split.column("captions", rows)) == (["z", "x"], [["a dog"], ["a cat", "a pet"]])
+    batch = split.batch(rows, torch.device("cpu"))
+    assert batch.x.dtype == torch.float32
+    assert np.array_equal(batch.x.numpy(), latents[rows].astype(np.float32).transpose(0, 3, 1, 2))
+    assert np.array_equal(from_x(batch.x, facts), latents[rows].astype(np.float32))
+    loaded = pytest.importorskip("datasets").load_from_disk(str(tmp_path))["train"]
+    assert np.array_equal(np.array(loaded[1]["latent"], np.float16), latents[1].ravel())
+    assert loaded[0]["captions"] == ["a cat", "a pet"]
+
+
+def test_shards_cover_every_row_once() -> None:
+    """The last shard has the rest, and the names are those of the `datasets` library."""
+    assert shard_ranges(7, 3, "train/") == [
+        ("train/data-00000-of-00003.arrow", 0, 3), ("train/data-00001-of-00003.arrow", 3, 6),
+        ("train/data-00002-of-00003.arrow", 6, 7),
+    ]  # fmt: skip

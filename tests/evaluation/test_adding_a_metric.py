@@ -42,7 +42,8 @@ options = Evaluate(samples=100, sweep_samples=50, steps=(), likelihood=0, bootst
 rows = [evaluate.evaluate(store, run, artifact, options, quiet) for run in runs]
 ruler = metrics.metric_suite(load_features(store, data, "classifier", quiet), 0, 0)
 found = {
-    "genflow": genflow.__file__, "rows": rows, "head": table.columns(), "table": table.rows({"rows": rows}),
+    "genflow": genflow.__file__, "rows": rows,
+    "head": table.columns({"rows": rows}), "table": table.rows({"rows": rows}),
     "best": table.best(rows, "swd"), "best_run": table.best_run(store, "swd").id,
     "report": page.build(store, rows).file("report.html").read_text(),
     "choices": metrics.names(), "mode": metrics.mode("swd"),

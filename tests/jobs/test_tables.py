@@ -11,7 +11,7 @@ from genflow.evaluation.features import classifier
 from genflow.recipe.schema import Evaluate
 from genflow.tables import formatting
 from genflow.tracking import sync
-from genflow.tracking.mlflow_client import SendResult
+from genflow.tracking.journal_replay import SendResult
 from jobs import tables as job
 
 OPTIONS = {"samples": 60, "sweep_samples": 32, "likelihood": 4, "bootstrap": 3}

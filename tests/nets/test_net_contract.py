@@ -25,9 +25,14 @@ def picture(size: int) -> dict[str, NetSpec]:
         "picture to picture": NetSpec(shape, shape, time=True),
         "picture to vector": NetSpec(shape, (2, 5)),
         "vector to picture": NetSpec((5,), (3, size, size)),
+        "picture to latents": NetSpec(shape, (5, size // 2, size // 2)),
+        "latents to picture": NetSpec((5, size // 2, size // 2), shape),
         "point to point": NetSpec((2, 1, 1), (2, 1, 1), time=True),
         "invertible": NetSpec(shape, shape, flow=True),
     }
+
+
+UNCONDITIONAL = ("autoencoder", "autoencoder_kl")  # nets that ignore time and class
 
 
 def fits(kind: str, ends: str) -> bool:
@@ -40,6 +45,8 @@ def fits(kind: str, ends: str) -> bool:
 
 
 CASES = [(kind, ends) for kind in KINDS for ends in picture(8) if fits(kind, ends)]
+CONDITIONAL = [(kind, ends) for kind, ends in CASES if kind not in UNCONDITIONAL]
+WITH_WIDTH = [(kind, ends) for kind, ends in CASES if "width" in build.schema(nets.builder(kind)).model_fields]
 
 
 def made(kind: str, ports: NetSpec, classes: int = CLASSES, **options: object) -> nn.Module:
@@ -66,6 +73,8 @@ def test_a_net_fits_some_port_and_documents_its_options(kind: str) -> None:
 def test_shapes_at_every_size(kind: str, ends: str) -> None:
     """For odd and large sizes the output has the requested shape and is finite."""
     for size in SIZES if "picture" in ends else (1,):
+        if "latents" in ends and size % 2:
+            continue
         ports = picture(size)[ends]
         x, t, label = inputs(ports, 2)
         answer = made(kind, ports)(x, t if ports.time else None, label)
@@ -91,7 +100,7 @@ def test_gradients_reach_every_weight(kind: str, ends: str) -> None:
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-@pytest.mark.parametrize(("kind", "ends"), CASES)
+@pytest.mark.parametrize(("kind", "ends"), CONDITIONAL)
 def test_time_and_class_matter(kind: str, ends: str) -> None:
     """Another time or label changes the output, also "no label"; without classes labels are ignored."""
     ports = picture(8)[ends]
@@ -119,7 +128,7 @@ def test_rows_do_not_see_each_other(kind: str, ends: str) -> None:
 @pytest.mark.parametrize(("kind", "ends"), CASES)
 def test_it_works_under_autocast(kind: str, ends: str) -> None:
     """In bfloat16 the output is near the exact one, and gradients are finite."""
-    ports = picture(9)[ends]
+    ports = picture(8 if "latents" in ends else 9)[ends]
     net, (x, t, label) = made(kind, ports), inputs(ports)
     exact = net(x, t if ports.time else None, label).detach()
     with torch.autocast("cpu", torch.bfloat16):
@@ -129,7 +138,7 @@ def test_it_works_under_autocast(kind: str, ends: str) -> None:
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize(("kind", "ends"), CASES)
+@pytest.mark.parametrize(("kind", "ends"), WITH_WIDTH)
 @pytest.mark.parametrize("width", [1, 6, 28, 80])
 def test_any_width_works_or_is_rejected(kind: str, ends: str, width: int) -> None:
     """Every width is either rejected at once or gives a working net."""
@@ -165,6 +174,30 @@ def test_impossible_options_are_rejected(net: dict[str, object], message: str) -
     assert "\n" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("net", "message", "hint"),
+    [
+        (
+            {"block_out_channels": [8, 16]},
+            r"net.block_out_channels=\[8, 16\] divides the side by 2, not by 4",
+            "name 3 numbers, or use family.factor=2",
+        ),
+        (
+            {"block_out_channels": [8, 12, 16]},
+            "net.norm_num_groups=32 does not divide the 8 of net.block_out_channels",
+            "use net.norm_num_groups=4",
+        ),
+    ],
+)
+def test_levels_and_groups_of_the_net_of_diffusers_fit(net: dict[str, object], message: str, hint: str) -> None:
+    """One line, with values that fit; without options it has as many levels as the factor needs."""
+    facts, options = DataSpec((3, 16, 16), 256), {"kind": "autoencoder", "factor": 4}
+    with pytest.raises(UsageError, match=message) as refused:
+        build.resolve(parse({"family": options, "net": {"kind": "autoencoder_kl", **net}}), facts)
+    assert refused.value.hint == hint
+    build.resolve(parse({"family": options, "net": {"kind": "autoencoder_kl"}}), facts)
+
+
 def test_the_proposed_number_of_heads_divides_the_width() -> None:
     """The number of heads in the hint divides the width."""
     with pytest.raises(UsageError) as refused:
@@ -183,7 +216,7 @@ def test_the_fast_unet_folds_large_pictures() -> None:
         assert math.ceil(size / fold / 2**halvings) <= 8
 
 
-@pytest.mark.parametrize(("kind", "ends"), CASES)
+@pytest.mark.parametrize(("kind", "ends"), CONDITIONAL)
 def test_a_second_time_has_no_effect_at_first_and_can_be_learnt(kind: str, ends: str) -> None:
     """A new second time input does not change the output until its weights change; every net supports it."""
     ports = dataclasses.replace(picture(8)[ends], time=True)

@@ -36,8 +36,8 @@ def task(store: Store, data: Dataset, kind: str = "flow_matching", recipe: Recip
 def written(store: Store, plan: reflow.ReflowPlan) -> Artifact:
     folder = store.folder("pairs", plan.id)
     folder.mkdir(parents=True)
-    for shard in plan.shards:
-        reflow.Teacher(plan).write(folder, *shard)
+    for file, first, last in plan.shards:
+        reflow.Teacher(plan).write(folder / file, first, last)
     return store.finalize("pairs", plan.id, name=plan.run.name, meta={"dataset": plan.dataset.id})
 
 

@@ -5,15 +5,17 @@ import json
 import random
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import TESTS
 
 from genflow.cli.dispatch import read_config
 from genflow.data.pairs import Pairs
-from genflow.data.shards import Dataset
+from genflow.data.shards import Dataset, write_index, write_shard
 from genflow.errors import GenflowError
 from genflow.evaluation import selection
 from genflow.evaluation.report.table import best_run
@@ -40,8 +42,8 @@ def _bytes(*values: Any) -> str:
     return digest.hexdigest()
 
 
-def _dataset(store: Store, id: str) -> str:
-    data = Dataset.open(store.find("datasets", id))
+def _dataset(store: Store, id: str, kind: str = "datasets") -> str:
+    data = Dataset.open(store.find(kind, id))
     return _bytes(data.facts, *(part for split in data.splits.values() for part in (split.pixels, split.labels)))
 
 
@@ -74,7 +76,8 @@ def _whole(kind: str) -> Callable[[Store, str], str]:
 
 
 READ: dict[str, Callable[[Store, str], str]] = {
-    "datasets": _dataset, "runs": _run, "pairs": _pairs, "searches": _search, "evaluations": _evaluation,
+    "datasets": _dataset, "latents": partial(_dataset, kind="latents"), "runs": _run, "pairs": _pairs,
+    "searches": _search, "evaluations": _evaluation,
     "features": _whole("features"), "reports": _whole("reports"),
     "exports": lambda store, id: _bytes(  # noqa: A006
         *(v.numpy() for v in Engine.from_folder(store.folder("exports", id)).family.state_dict().values())),
@@ -123,6 +126,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
         with store.stage("features", "ramps-random-1", name="ramps") as staged:
             (staged.path / "weights.safetensors").write_bytes(random.Random(0).randbytes(3000))
             staged.commit(parents=[data.id])
+    latents = DataSpec((2, 2, 2), None, splits={"train": 300}, autoencoder="autoencoder-1")
+    with store.stage("latents", "ramps-1", name="ramps") as staged:
+        values = np.random.default_rng(0).standard_normal((300, 2, 2, 2)).astype(np.float16)
+        (staged.path / "train").mkdir()
+        write_shard(staged.path / "train" / "data.arrow", latents, values, [str(n) for n in range(300)])
+        write_index(staged.path, latents, {"train": {"data.arrow": 300}})
+        staged.commit(parents=[data.id])
     return store
 
 

@@ -15,6 +15,7 @@ FACTS = {
     "grey": DataSpec((1, 8, 8), levels=17, class_names=tuple("0123456789")),
     "colour": DataSpec((3, 8, 8), levels=256),
     "points": DataSpec((2, 1, 1), levels=None, scale=1.5),
+    "latents": DataSpec((4, 4, 4), levels=None, class_names=tuple("abc"), sigma_data=1.0, autoencoder="autoencoder-0"),
 }
 NETS: dict[str, dict[str, Any]] = {  # other nets use their own defaults
     "mlp": {"width": 32, "depth": 2, "waves": 0},  # with waves, random weights are too rough for any solver
@@ -25,6 +26,8 @@ NETS: dict[str, dict[str, Any]] = {  # other nets use their own defaults
     "unet2d": {"width": 8},
     "tarflow": {"width": 32, "blocks": 2, "depth": 1, "heads": 2, "bins": 4},
     "spline": {"width": 32, "layers": 4, "bins": 8},
+    "autoencoder": {"width": 8},
+    "autoencoder_kl": {"block_out_channels": [4, 8], "norm_num_groups": 2},
 }
 
 
@@ -35,6 +38,11 @@ def recipe(kind: str, facts: DataSpec, net: str = "auto", **sections: Any) -> Re
     own = sections.pop("family", {})
     document = {"family": {"kind": kind, **own}, "net": {"kind": net, **NETS.get(net, {})}, **sections}
     return build.resolve(parse(document), facts, source(kind, facts, net))
+
+
+def learns(kind: str, facts: DataSpec) -> bool:
+    """Whether a family learns such data; an autoencoder learns pictures only."""
+    return facts.bounded or not families.family_class(kind).is_autoencoder
 
 
 def source(kind: str, facts: DataSpec, net: str = "auto") -> Recipe | None:

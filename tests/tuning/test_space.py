@@ -89,7 +89,8 @@ def test_the_pairs_of_the_command_line_are_checked():
 @pytest.mark.parametrize("kind", [kind for kind in families.kinds() if kind != "consistency"])
 def test_every_family_has_a_space_that_its_recipe_accepts(prepared, kind):
     """It passes the checks, has the learning rate and at least two more keys, and contains the preset's rate."""
-    facts = prepared("grid25", samples=500).facts
+    pictures_only = families.family_class(kind).is_autoencoder
+    facts = prepared("digits" if pictures_only else "grid25", samples=500).facts
     recipe = compose(kind)
     resolved = build.resolve(recipe, facts)
     found = space.space_of(recipe, resolved, facts)

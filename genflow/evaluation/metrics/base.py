@@ -134,7 +134,7 @@ class Column:
         head: the title.
         cell: the cell of a run.
         real: the cell of real data, from the document of the first run; only in the report.
-        has: whether the report has the column, from the document of the first run.
+        has: whether a run has the column, from its document; a column that no run has is omitted.
         best: the name of the number whose best runs are highlighted; empty: none.
         order: the position among the columns of the report; None: the order of the metric.
     """

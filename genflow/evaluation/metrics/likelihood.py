@@ -26,7 +26,12 @@ CELLS = 50_000_000  # pixels times levels; above it the independent baseline is 
 
 
 def measure(inputs: Model) -> dict[str, Any] | None:
-    """The likelihood of the first `evaluate.likelihood` held-out records."""
+    """The likelihood of the first `evaluate.likelihood` held-out records; None for a family that learned latents.
+
+    The density of latents is not that of pictures, and bits/dim of the two cannot be compared.
+    """
+    if inputs.engine.family.facts.is_latents:
+        return None
     count, seed = inputs.options.likelihood, inputs.options.seed
     real = inputs.extractor.real
     return likelihood(inputs.engine, inputs.data, real, count, seed, lambda done: inputs.progress(done, "likelihood"))

@@ -34,7 +34,9 @@ BLOCK = 2048  # training rows per block
 
 
 def measure(inputs: Samples) -> dict[str, MetricValue] | None:
-    """`nearest` and `copies`."""
+    """`nearest` and `copies`; None for an autoencoder, whose samples are reconstructions of training pictures."""
+    if inputs.engine.family.is_autoencoder:
+        return None
     return memorization(inputs.records, inputs.data, inputs.extractor.real)
 
 

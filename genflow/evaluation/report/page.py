@@ -55,7 +55,8 @@ def build(store: Store, rows: Sequence[Row]) -> Artifact:
         compared = {"schema": "genflow.compare/1", "verdict": verdict(with_unique_names(ranked)), "rows": ranked}
         (staged.path / "compare.json").write_text(json.dumps(compared, indent=1), encoding="utf-8")
         runs = [row["run"] for row in ranked]
-        return staged.commit(parents=runs, meta={"runs": runs, "best": table.best(rows)})
+        best = "" if all(row.get("reconstructs") for row in rows) else table.best(rows)
+        return staged.commit(parents=runs, meta={"runs": runs, "best": best})
 
 
 def with_unique_names(rows: Sequence[Row]) -> list[Row]:
@@ -87,7 +88,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
         noun="point" if facts.is_points else "picture",
         verdict=verdict(shown),
         kinds=KINDS,
-        columns=columns(first),
+        columns=columns(rows),
         best=_best(shown),
         keys=[charts.legend_key(index) for index in range(len(shown))],
         real=data_uri(Path(first["path"]) / "real.png", budget),
@@ -128,10 +129,10 @@ def class_bars(row: Row, index: int) -> str:
     return charts.share_bars(found["names"], found["shares"], found["real"], index, text)
 
 
-def columns(first: Row) -> list[Column]:
-    """The columns that metrics declare for the report and that the document of the first run has; fd has its own."""
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns that metrics declare for the report and that some run has; fd has its own."""
     declared = [(column.order or metric.order, column) for metric in metrics.every() for column in metric.report]
-    return [column for _, column in sorted(declared, key=lambda pair: pair[0]) if column.has(first)]
+    return [column for _, column in sorted(declared, key=lambda pair: pair[0]) if any(map(column.has, rows))]
 
 
 def _best(rows: list[Row]) -> dict[str, set[str]]:

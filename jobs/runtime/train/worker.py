@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -17,11 +18,10 @@ from genflow.data.preview import render
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.errors import SetupError
-from genflow.families.base import Family
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.files import write_atomically
-from genflow.storage.store import Artifact, Store
+from genflow.storage.store import Store
 from genflow.system import events
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
@@ -37,7 +37,7 @@ def work(settings: dict[str, Any]) -> None:
     """Train this worker's share of a run.
 
     Args:
-        settings: plain values, because a worker may run on another machine: `store`, `recipe`, `dataset` (its id),
+        settings: plain values, because a worker may run on another machine: `store`, `recipe`,
             `run` (its id), and `alone`: whether this is the only worker, in the job's process. Otherwise
             `stop_flag` is the actor to poll. With `alone`, `recipe` may be a validated `Recipe`.
 
@@ -51,7 +51,8 @@ def work(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     folder = store.folder("runs", settings["run"])
-    data = Dataset.open(_dataset(store, settings["dataset"], folder))
+    _require_store(store, folder)
+    data = runs.training_data(store, recipe)
     family, rows = runs.initial_family(store, recipe, data.facts), runs.training_rows(store, recipe, data)
     device = _device(recipe, settings["alone"])
     batch, seed, flip = recipe.train.batch, recipe.train.seed, recipe.data.flip
@@ -66,11 +67,14 @@ def work(settings: dict[str, Any]) -> None:
 
     gauges = _ignore if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
 
+    autoencoder = runs.autoencoder_of(folder, data.facts) if rank == 0 else None
+
     def draw_grid(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
         # Without a full copy, every worker would have to draw.
         drawn = runs.initial_family(store, recipe, data.facts).to(device) if session.sharded else family
-        loop.with_average(drawn, average, lambda: _write_grid(drawn, recipe, file, device))
+        engine = Engine(drawn, recipe, device=device, frozen=False, autoencoder=autoencoder)
+        loop.with_average(drawn, average, lambda: write_atomically(file, _preview(engine, data)))
         assert journal is not None
         store.upload(file)
         journal.image(step, "samples/ema", file)
@@ -112,15 +116,17 @@ def _store(url: str) -> Store:
                          "give every node the AWS variables, or a role that may read and write there") from error
 
 
-def _dataset(store: Store, id: str, run: Path) -> Artifact:
-    """The dataset, if this node sees the store that the job's process writes to."""
-    dataset = store.get("datasets", id)
-    if dataset is None or not store.available(run / RECIPE):
+def _require_store(store: Store, run: Path) -> None:
+    """Check that this node sees the store that the job's process writes to.
+
+    Raises:
+        SetupError: it does not.
+    """
+    if not store.available(run / RECIPE):
         raise SetupError(
             f"the node {os.uname().nodename} does not see the store {store.url} that the job writes to",
             "set GENFLOW_STORE to a folder that every node can see, or to s3://BUCKET/PREFIX",
         )
-    return dataset
 
 
 def _device(recipe: Recipe, alone: bool) -> str:
@@ -146,13 +152,22 @@ def _log_numbers(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run:
     )  # fmt: skip
 
 
-def _write_grid(family: Family, recipe: Recipe, file: Path, device: str) -> None:
-    """Write a grid of samples with fixed seeds; with classes, each column has one class."""
-    engine = Engine(family, recipe, device=device, frozen=False)
-    classes = family.facts.classes
+def _preview(engine: Engine, data: Dataset) -> bytes:
+    """A grid of samples with fixed seeds; with classes, each column has one class.
+
+    Of an autoencoder, rows of held-out pictures above their reconstructions.
+    """
+    if engine.family.is_autoencoder:
+        split = data.splits[data.reference]
+        columns, pairs = min(GRID_COLUMNS, len(split)), min(GRID_ROWS // 2, -(-len(split) // GRID_COLUMNS))
+        lines = np.linspace(0, len(split) - 1, pairs * columns).astype(int).reshape(pairs, columns)
+        pictures = [split.take(line) for line in lines]
+        both = [part for line in pictures for part in (line, engine.reconstruct(line))]
+        return render(np.concatenate(both), engine.facts, columns)
+    classes = engine.facts.classes
     count = GRID_COLUMNS * GRID_ROWS
     labels = [i % GRID_COLUMNS % classes for i in range(count)] if classes else None
-    write_atomically(file, render(engine.draw(range(count), labels).images, family.facts, GRID_COLUMNS))
+    return render(engine.draw(range(count), labels).images, engine.facts, GRID_COLUMNS)
 
 
 class StopOnSignal:

@@ -33,13 +33,15 @@ def test_numbers_have_names_of_their_own() -> None:
 def test_the_metrics_of_a_search() -> None:
     """The names and their order, as help texts and messages list them."""
     assert " ".join(tuned.names()) == (
-        "fd kid precision recall density coverage agreement bits_per_dim straightness nfe ms ms_alone loss"
+        "fd kid precision recall density coverage agreement bits_per_dim psnr ssim reconstruction_fd straightness "
+        "nfe ms ms_alone loss"
     )
 
 
 def test_the_table_has_these_columns() -> None:
     """The titles of the columns of the command line."""
-    assert table.columns() == [
+    measured = {"metrics": {}, "likelihood": None, "reconstruction": None}
+    assert table.columns({"rows": [measured]}) == [
         "run", "family", "fd (95 %)", "× floor", "nfe", "P / R", "bits/dim", "ms/img", "img/s train",
     ]  # fmt: skip
 
@@ -80,6 +82,7 @@ def test_classification_is_measured_on_request(prepared) -> None:
 
 def test_tables_import_nothing_slow() -> None:
     """Reading the declarations of all metrics imports no torch, scipy, pyarrow, pydantic or sklearn."""
-    script = "import sys; from genflow.evaluation.report import table; table.columns(); print('\\n'.join(sys.modules))"
+    script = "import sys; from genflow.evaluation.report import table; table.columns({'rows': [{}]})"
+    script += "; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
     assert {"torch", "scipy", "pyarrow", "pydantic", "sklearn"} & set(done.stdout.split()) == set()

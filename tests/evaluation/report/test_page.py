@@ -141,7 +141,7 @@ def test_a_likelihood_beyond_the_truth_is_an_error_of_the_estimate():
 def test_the_table_has_a_cell_a_column(measured):
     """Each row of the table has one cell per column, and the best run is first."""
     lines = table.rows({"rows": measured})
-    assert {len(line) for line in lines} == {len(table.columns())}
+    assert {len(line) for line in lines} == {len(table.columns({"rows": measured}))}
     ranked = sorted(measured, key=lambda document: document["metrics"]["fd"]["value"])
     assert [line[0] for line in lines] == [document["name"] for document in ranked]
 

@@ -1,0 +1,87 @@
+"""`genflow encode`."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import compose_recipe, find_named, find_run, send, show_dataset, show_plan
+from genflow.cli.options import Address, AsJson, DataRef, DryRun, OnCluster, Sets, complete_run
+from genflow.system.documents import Json
+
+
+def encode(
+    dataset: DataRef,
+    autoencoder: Annotated[
+        str,
+        typer.Option(
+            help="Run of an autoencoder, or a local folder of diffusers' AutoencoderKL.", autocompletion=complete_run
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="Name of the latents; default: that of the dataset.")] = "",
+    flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored pictures, too, as further rows.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Number of parallel workers.")] = None,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Encode a dataset with an autoencoder.
+
+    Other families train on the latents: a quarter or less of the numbers of the pictures.
+    """
+    from genflow.storage.store import Store
+
+    store = Store()
+    flags: dict[str, Any] = {"name": name, "encode.flip": flip or None, "cluster.workers": workers}
+    recipe = compose_recipe(None, [], sets, flags)
+    pictures = find_named(store, "datasets", dataset)
+    recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "name": pictures.id})
+    reference = _reference(autoencoder, cluster)
+    show_dataset(pictures)
+    if dry_run:
+        from genflow.sampling.encode import plan
+
+        task = plan(store, reference, recipe)
+        state = "finished: nothing to do" if store.get("latents", task.id) else "to do"
+        asked = {"data": pictures.id, "autoencoder": task.facts.autoencoder, "encode": recipe.encode.model_dump()}
+        show_plan({**asked, "rows": task.count, "shape": list(task.facts.shape)}, [("encode", task.id, state)], json)
+        return
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"autoencoder": reference}}
+    done = send("encode", document, store, cluster, address, json=json)
+    if done["cached"]:  # otherwise the job has printed them
+        for warning in done["warnings"]:
+            console.note(f"warning: {warning}")
+    if json:
+        console.document(done)
+        return
+    _show(done)
+
+
+def _reference(autoencoder: str, cluster: bool) -> str:
+    """The id of the run, or the absolute path of the folder; on a cluster the job looks for the folder.
+
+    Raises:
+        UsageError: there is neither, or it is no autoencoder.
+    """
+    from genflow.sampling import autoencoders
+    from genflow.storage.store import Store
+
+    store = Store()
+    if autoencoder.startswith(("best:", "models:/")):
+        autoencoder = find_run(store, autoencoder).id
+    elif cluster and os.sep in autoencoder:
+        return autoencoder
+    found = autoencoders.find(store, autoencoder)
+    return str(getattr(found, "id", found))
+
+
+def _show(done: Json) -> None:
+    shape = "×".join(map(str, done["shape"]))
+    low, high = min(done["deviation"]), max(done["deviation"])
+    print(f"latents  {done['latents']}{'  cached' if done['cached'] else ''}")
+    print(f"         {done['rows']:,} rows · {shape} (C×H×W) of {done['dataset']} by {done['autoencoder']}")
+    print(f"         deviation {low:.2f} to {high:.2f}, {console.duration(done['seconds'])} · {done['path']}")
+    console.next_commands(f"genflow train flow_matching --latents {done['latents']}")

@@ -1,0 +1,228 @@
+"""Autoencoder: pictures as a small grid of latents, on which the other families train.
+
+    loss = |e|_1 + gradient |grad e|_1 + dct |DCT e|_1 + kl KL(q(z | x) || N(0, I)),   e = decoder(z) - x,  z ~ q(z | x)
+
+Each norm is a mean over its numbers. grad e holds the differences of neighbouring pixels. DCT e is the discrete cosine
+transform of blocks of 8 x 8 pixels, whose grid has a random offset for each row: it weighs errors by frequency, and the
+random offset prevents edges of blocks in the reconstruction.
+
+The decoder is deterministic, and no prior is fitted: the distribution of the latents is what the other families learn.
+Outside this module latents are standardized: each channel has mean 0 and deviation 1 over the training data.
+
+References:
+    High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)   https://arxiv.org/abs/2112.10752
+    From Variational to Deterministic Autoencoders (Ghosh et al., 2020), for the deterministic form with noise
+    https://arxiv.org/abs/1903.12436
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from genflow.batch import Batch
+from genflow.errors import UsageError
+from genflow.families.base import Family, Samples
+from genflow.maths.rng import Rng
+from genflow.maths.similarity import psnr
+from genflow.specs import DataSpec, NetSpec
+
+FACTORS = (2, 4, 8, 16, 32)
+FIRST_LOG_VARIANCE = -4.0  # of the latents before training: with more noise the decoder learns nothing at first
+DCT_SIDE = 8  # side of the blocks, as in JPEG
+STATISTICS_ROWS = 2048  # training rows over which the mean and the deviation of the latents are measured
+
+
+class Autoencoder(Family):
+    """An encoder from pictures to latents, and a decoder back.
+
+    Args:
+        nets: {"encoder": x (B, C, H, W) -> the mean of the latents, and for a Gaussian posterior their log-variance,
+            (B, c or 2c, H/f, W/f), "decoder": latents -> x}.
+        facts: of the pictures.
+        factor: f, the ratio of the sides of pictures and latents; 0: 8 if the latents then have 8 x 8 positions or
+            more, else 4 or 2.
+        channels: c, the numbers at each position of the latents.
+        posterior: gaussian: latents are drawn from a Gaussian of learned mean and variance; deterministic: each
+            position has root mean square 1, and noise of a random size up to `noise` is added.
+        kl: weight of the KL divergence from N(0, I) per number of the latents, of a Gaussian posterior.
+        noise: largest standard deviation of the noise of a deterministic posterior.
+        gradient: weight of the error of differences of neighbouring pixels.
+        dct: weight of the error of the discrete cosine transform.
+
+    Raises:
+        UsageError: the data is no pictures, or factor does not divide their side.
+    """
+
+    title = "Autoencoder"
+    objective = "reconstruction from latents"
+    steps = "1"
+    players: tuple[str, ...] = ("model",)
+    shardable = False
+    default_net: ClassVar[str] = "autoencoder"
+    is_autoencoder = True
+
+    latent_mean: Tensor
+    latent_deviation: Tensor
+
+    def __init__(
+        self,
+        nets: dict[str, nn.Module],
+        facts: DataSpec,
+        *,
+        factor: Literal[0, 2, 4, 8, 16, 32] = 0,
+        channels: Annotated[int, Field(ge=1, le=1024)] = 16,
+        posterior: Literal["gaussian", "deterministic"] = "gaussian",
+        kl: Annotated[float, Field(ge=0)] = 1e-3,
+        noise: Annotated[float, Field(ge=0, le=1)] = 0.3,
+        gradient: Annotated[float, Field(ge=0)] = 0.5,
+        dct: Annotated[float, Field(ge=0)] = 0.5,
+    ) -> None:
+        super().__init__(facts)
+        self.model = nn.ModuleDict({name: nets[name] for name in ("encoder", "decoder")})
+        self.noise_shape = _latent_shape(facts, factor, channels)
+        self.gaussian, self.kl, self.noise = posterior == "gaussian", kl, noise
+        self.gradient, self.dct = gradient, dct
+        self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("latent_deviation", torch.ones(channels, 1, 1))
+        self.transform = BlockDct(facts.shape[1:])
+
+    @classmethod
+    def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
+        channels = int(options["channels"])  # type: ignore[call-overload]
+        c, h, w = _latent_shape(facts, int(options["factor"]), channels)  # type: ignore[call-overload]
+        posterior = (2 * c if options["posterior"] == "gaussian" else c, h, w)
+        return {"encoder": NetSpec(facts.shape, posterior), "decoder": NetSpec((c, h, w), facts.shape)}
+
+    @classmethod
+    def default_net_for(cls, facts: DataSpec) -> str:
+        return cls.default_net
+
+    def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        x, (mean, log_variance) = batch.x, self._posterior(batch.x)
+        eps, numbers = rng.normal(mean.shape), dict[str, Tensor]()
+        deviation = (0.5 * log_variance).exp() if self.gaussian else self.noise * rng.uniform((len(x), 1, 1, 1))
+        back = self._reconstruct(mean + deviation * eps)
+        error = back - x
+        numbers["l1"] = error.abs().mean()
+        loss = numbers["l1"]
+        if self.gradient:
+            steps = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+            loss = loss + self.gradient * steps / 2
+        if self.dct:
+            loss = loss + self.dct * self.transform(error, rng.uniform((len(x), 2))).abs().mean()
+        if self.gaussian:
+            numbers["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+            loss = loss + self.kl * numbers["kl"]
+        numbers["psnr"] = psnr(back.detach(), x).mean()
+        return loss, numbers
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, label: Tensor, rng: Rng) -> Samples:
+        """The pictures of random latents; they are no samples of the data, because no prior is fitted."""
+        return Samples(self.decode(noise, label, rng), 1)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+        """The standardized mean of the posterior, (B, c, H/f, W/f); nothing is drawn."""
+        return (self._posterior(x)[0] - self.latent_mean) / self.latent_deviation
+
+    @torch.no_grad()
+    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+        return self._reconstruct(code * self.latent_deviation + self.latent_mean).clamp(-1, 1)
+
+    @torch.no_grad()
+    def finish(self, data: Callable[[int], Batch]) -> None:
+        """Measure the mean and the deviation of each channel over training rows."""
+        wanted, seen, number = min(STATISTICS_ROWS, self.facts.splits.get("train", STATISTICS_ROWS)), 0, 0
+        sums = torch.zeros(2, len(self.latent_mean), dtype=torch.float64, device=self.latent_mean.device)
+        while seen < wanted:
+            batch = data(number)
+            mean = self._posterior(batch.x[: wanted - seen])[0].double()
+            sums += torch.stack([mean.mean((2, 3)).sum(0), mean.square().mean((2, 3)).sum(0)])
+            seen, number = seen + len(mean), number + 1
+        centre, square = sums / seen
+        self.latent_mean.copy_(centre[:, None, None])
+        deviation = (square - centre.square()).clamp(min=0).sqrt()
+        self.latent_deviation.copy_(deviation.clamp(min=1e-6)[:, None, None])
+
+    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the log-variance of the latents before standardization, (B, c, h, w) each."""
+        answer = self.model["encoder"](x).float()
+        if self.gaussian:
+            mean, log_variance = answer.chunk(2, 1)
+            return mean, (log_variance + FIRST_LOG_VARIANCE).clamp(-20, 4)
+        mean = answer * (answer.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+        return mean, torch.zeros_like(mean)
+
+    def _reconstruct(self, z: Tensor) -> Tensor:
+        return self.model["decoder"](z).float()
+
+
+class BlockDct(nn.Module):
+    """The orthonormal discrete cosine transform of blocks of pictures, on a grid with another offset for each row.
+
+    Pixels outside the grid's whole blocks do not count.
+
+    Args:
+        sides: (H, W) of the pictures.
+    """
+
+    def __init__(self, sides: tuple[int, ...]) -> None:
+        super().__init__()
+        for axis, side in zip("hw", sides, strict=True):
+            self.register_buffer(axis, _shifted_transforms(side), persistent=False)
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Coefficients of x (B, C, H, W), for offsets (B, 2) in [0, 1) of the whole range of offsets."""
+        h, w = (
+            table[(share * len(table)).long()][:, None]
+            for table, share in zip((self.get_buffer("h"), self.get_buffer("w")), offset.unbind(1), strict=True)
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            return h @ x @ w.mT
+
+
+def _shifted_transforms(side: int) -> Tensor:
+    """For each offset the matrix from `side` pixels to the coefficients of the whole blocks after the offset."""
+    block = min(DCT_SIDE, side)
+    count = max(1, (side - block + 1) // block)
+    k, n = torch.arange(block, dtype=torch.float64)[:, None], torch.arange(block, dtype=torch.float64)[None]
+    dct = (math.pi * (n + 0.5) * k / block).cos() * math.sqrt(2 / block)
+    dct[0] /= math.sqrt(2)
+    blocks = torch.block_diag(*[dct] * count).float()
+    offsets = range(min(block, side - block * count + 1))
+    return torch.stack([nn.functional.pad(blocks, (o, side - block * count - o)) for o in offsets])
+
+
+def _latent_shape(facts: DataSpec, factor: int, channels: int) -> tuple[int, int, int]:
+    """(c, H/f, W/f) for the factor f; 0 stands for the default of these pictures.
+
+    Raises:
+        UsageError: the data is no pictures, or the factor does not divide their side.
+    """
+    if facts.is_latents:
+        raise UsageError("an autoencoder learns pictures, and this data is latents", "--data the pictures, by name")
+    if not facts.bounded:
+        raise UsageError(
+            "an autoencoder learns pictures, and this data is points of the plane", "use family.kind=vae for points"
+        )
+    _, H, W = facts.shape
+    fits = [f for f in FACTORS if H % f == W % f == 0]
+    if not fits:
+        raise UsageError(
+            f"an autoencoder needs an even side; this data is {H}x{W}",
+            f"genflow prepare SOURCE --size {max(8, H // 8 * 8)}",
+        )
+    if factor and factor not in fits:
+        near = max([f for f in fits if f <= factor], default=fits[0])
+        raise UsageError(
+            f"factor={factor} needs a side that {factor} divides; this data is {H}x{W}: use factor={near}",
+            f"--set family.factor={near}",
+        )
+    if not factor:
+        factor = max([f for f in fits if f <= DCT_SIDE and 8 * f <= H], default=fits[0])
+    return channels, H // factor, W // factor

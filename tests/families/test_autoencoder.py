@@ -1,0 +1,177 @@
+"""The autoencoder: facts of its loss, its latents and the pictures that it accepts."""
+
+import pytest
+import torch
+from support.small import FACTS, batch, family, learns, recipe, shaken
+
+from genflow import build
+from genflow.batch import Batch
+from genflow.errors import UsageError
+from genflow.families.autoencoder import Autoencoder, BlockDct
+from genflow.maths.rng import BatchRng, SampleRng
+from genflow.recipe.compose import compose
+from genflow.recipe.schema import parse
+from genflow.specs import DataSpec
+from genflow.training.loop import fit
+from genflow.training.session import Session
+
+
+def autoencoder(data: str = "colour", **options: object) -> Autoencoder:
+    return shaken(family("autoencoder", FACTS[data], family={"channels": 4, **options}))
+
+
+def rng(rows: int = 8) -> BatchRng:
+    return BatchRng(0, "loss", 0, total=rows)
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "deterministic"])
+def test_latents_have_mean_zero_and_deviation_one(posterior: str) -> None:
+    """After `finish` each channel of the training data's latents is standardized; before, it is not."""
+    model = autoencoder(posterior=posterior)
+    whole = [batch(FACTS["colour"], step) for step in range(256)]
+
+    def latents() -> torch.Tensor:
+        rows = torch.cat([part.x for part in whole])
+        return model.encode(rows, torch.zeros(len(rows)).long(), SampleRng(range(len(rows)), "code"))
+
+    before = latents()
+    model.finish(lambda number: whole[number])
+    after = latents()
+    torch.testing.assert_close(after.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(after.std((0, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
+    assert not torch.allclose(before.std((0, 2, 3)), torch.ones(4), atol=0.05)
+    assert {"latent_mean", "latent_deviation"} <= set(model.state_dict())
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "deterministic"])
+def test_encode_and_decode_draw_nothing(posterior: str) -> None:
+    """Latents depend on the picture alone, and pictures on the latents alone; labels change neither."""
+    model, data = autoencoder("grey", posterior=posterior), batch(FACTS["grey"])
+    z = model.encode(data.x, data.label, SampleRng(range(8), "code"))
+    assert torch.equal(z, model.encode(data.x, (data.label + 1) % 10, SampleRng(range(8, 16), "other")))
+    x = model.decode(z, data.label, SampleRng(range(8), "code"))
+    assert torch.equal(x, model.decode(z, (data.label + 1) % 10, SampleRng(range(8, 16), "other")))
+    assert torch.equal(x, model.sample(z, data.label, SampleRng(range(8), "sample")).x)
+    assert x.abs().max() <= 1
+
+
+def test_standardization_changes_no_reconstruction() -> None:
+    """decode(encode(x)) is the same before and after `finish`."""
+    model, data = autoencoder(), batch(FACTS["colour"])
+
+    def back() -> torch.Tensor:
+        draws = SampleRng(range(8), "code")
+        return model.decode(model.encode(data.x, data.label, draws), data.label, draws)
+
+    before = back()
+    model.finish(lambda number: batch(FACTS["colour"], number))
+    torch.testing.assert_close(back(), before, rtol=0, atol=1e-5)
+
+
+def test_the_kl_is_the_closed_form() -> None:
+    """The KL term equals that of torch.distributions, per number of the latents."""
+    model, data = autoencoder(), batch(FACTS["colour"])
+    mean, log_variance = model._posterior(data.x)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    _, numbers = model.loss("model", data, rng())
+    torch.testing.assert_close(numbers["kl"], torch.distributions.kl_divergence(posterior, prior).mean())
+
+
+def test_a_deterministic_position_has_root_mean_square_one() -> None:
+    """The mean of a deterministic posterior has norm sqrt(c) at each position."""
+    mean, _ = autoencoder(posterior="deterministic")._posterior(batch(FACTS["colour"]).x)
+    torch.testing.assert_close(mean.square().mean(1), torch.ones(8, 4, 4), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("side", [4, 8, 12, 16, 28])
+def test_the_transform_of_blocks_is_orthonormal_and_shifts(side: int) -> None:
+    """Coefficients keep the energy of the pixels that they cover; the first one is the block's mean."""
+    transform, x = BlockDct((side, side)), torch.randn(3, 2, side, side)
+    block, offsets = min(8, side), len(transform.get_buffer("h"))
+    covered = transform.get_buffer("h").shape[1]
+    for offset in range(offsets):
+        share = torch.full((3, 2), (offset + 0.5) / offsets)
+        found, part = transform(x, share), x[..., offset : offset + covered, offset : offset + covered]
+        torch.testing.assert_close(found.square().sum((1, 2, 3)), part.square().sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
+        mean = part[:, :, :block, :block].mean((2, 3))
+        torch.testing.assert_close(found[:, :, 0, 0], block * mean, rtol=1e-4, atol=1e-4)
+    assert offsets == min(block, side - covered + 1)
+
+
+def test_weights_fit_every_side_that_the_factor_divides() -> None:
+    """Weights of one side load for another, and give the same interior of the latents."""
+    small, large = (DataSpec((3, side, side), levels=256) for side in (32, 64))
+    options = {"family": {"factor": 4, "channels": 4}}
+    trained, other = shaken(family("autoencoder", small, **options)), family("autoencoder", large, **options)
+    other.load_state_dict(trained.state_dict())
+    x = torch.rand(2, 3, 64, 64) - 0.5
+    label, draws = torch.zeros(2).long(), SampleRng([1, 2], "code")
+    z = other.encode(x, label, draws)
+    assert z.shape == (2, 4, 16, 16)
+    torch.testing.assert_close(z[:, :, 0, 0], trained.encode(x[..., :32, :32], label, draws)[:, :, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("side", "factor", "latents"),
+    [(8, 0, 4), (28, 0, 14), (32, 0, 8), (64, 0, 8), (128, 0, 16), (64, 4, 16), (96, 32, 3)],
+)
+def test_the_factor_follows_from_the_side(side: int, factor: int, latents: int) -> None:
+    """By default the latents have 8 x 8 positions or more, and a factor of at most 8."""
+    facts = DataSpec((3, side, side), levels=256)
+    options = recipe("autoencoder", facts, family={"factor": factor}).family
+    ports = Autoencoder.ports(facts, **options)
+    assert ports["encoder"].outputs == (32, latents, latents)
+    assert ports["decoder"].inputs == (16, latents, latents)
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "message", "hint"),
+    [
+        (DataSpec((1, 28, 28), 256), {"factor": 8},
+         "^factor=8 needs a side that 8 divides; this data is 28x28: use factor=4$",
+         "--set family.factor=4"),
+        (DataSpec((1, 33, 33), 256), {}, "an autoencoder needs an even side; this data is 33x33",
+         "genflow prepare SOURCE --size 32"),
+        (FACTS["points"], {}, "learns pictures, and this data is points of the plane", "family.kind=vae"),
+        (FACTS["latents"], {}, "learns pictures, and this data is latents", "--data"),
+        (DataSpec((3, 64, 64), 256), {"factor": 3}, "family.factor", "keys of family"),
+    ],
+)  # fmt: skip
+def test_data_that_does_not_fit_is_rejected_in_one_line(
+    facts: DataSpec, options: dict[str, object], message: str, hint: str
+) -> None:
+    """The message says what is wrong, and the hint what to use."""
+    with pytest.raises(UsageError, match=message) as refused:
+        build.resolve(parse({"family": {"kind": "autoencoder", **options}}), facts)
+    assert hint in refused.value.hint
+    assert "\n" not in refused.value.message
+
+
+def test_it_learns_pictures_only() -> None:
+    """Points and latents are left to other families."""
+    assert [name for name in FACTS if learns("autoencoder", FACTS[name])] == ["grey", "colour"]
+
+
+def test_a_wrong_number_of_levels_is_rejected() -> None:
+    """Lists of the net have one entry for each halving of the side."""
+    facts = DataSpec((3, 64, 64), levels=256)
+    for key in ("multipliers", "encoder_blocks", "decoder_blocks"):
+        with pytest.raises(UsageError, match=f"net.{key} has 2 numbers, and a factor of 8 has 3 levels"):
+            build.resolve(parse({"family": {"kind": "autoencoder"}, "net": {key: [1, 2]}}), facts)
+
+
+def test_it_learns_to_reconstruct() -> None:
+    """150 steps on smooth pictures, as the preset trains, raise the PSNR by ten decibels."""
+    facts = DataSpec((3, 16, 16), levels=256)
+    preset = compose("autoencoder").replace(train={"steps": 150, "batch": 8, "lr": 0.02, "warmup": 5, "log_every": 1})
+    torch.manual_seed(0)
+    model = build.family_of(build.resolve(preset.replace(net={"width": 8}), facts), facts)
+    grid, found = torch.linspace(-1, 1, 16), list[float]()
+
+    def pictures(step: int) -> Batch:
+        a, b, c = torch.rand(3, 8, 3, 1, 1, generator=torch.Generator().manual_seed(step)) * 2 - 1
+        return Batch((a * grid[:, None] + b * grid + c).clamp(-1, 1), torch.zeros(8).long())
+
+    fit(model, pictures, Session(log=lambda numbers: found.append(numbers["psnr"])), preset.train)
+    assert sum(found[-5:]) / 5 > found[0] + 10
