@@ -118,7 +118,7 @@ def _load_run(run: Artifact, facts: DataSpec, name: str) -> Loaded:
     from genflow.training import checkpoint
 
     recipe = parse(read(run.file("recipe.yaml")), run.id)
-    theirs = DataSpec.from_json(run.file("facts.json").read_text())
+    theirs = DataSpec.from_json(run.file("facts.json").read_text(encoding="utf-8"))
     factor = theirs.shape[1] // build.family_of(recipe, theirs).code_shape[1]
     own = f"genflow train autoencoder --data {name}"
     if facts.shape[0] != theirs.shape[0]:

@@ -88,7 +88,7 @@ def plan(store: Store, autoencoder: str, recipe: Recipe) -> EncodePlan:
         DataError: a file of the autoencoder is damaged.
     """
     dataset = store.find("datasets", recipe.data.name)
-    pictures = DataSpec.from_json(dataset.file(FACTS).read_text())
+    pictures = DataSpec.from_json(dataset.file(FACTS).read_text(encoding="utf-8"))
     if not pictures.bounded:
         raise UsageError(f"dataset {dataset.id} contains points, not pictures", "genflow data ls lists the datasets")
     source = autoencoders.find(store, autoencoder)

@@ -145,17 +145,17 @@ def test_the_id_covers_all_that_decides_the_latents(own: tuple[Store, Dataset, A
     other = trained_run(store, data, "autoencoder", steps=3, **SMALL)
     ids.add(task(store, other).id)
     folder = pictures(tmp_path / "colours", ROWS)
-    (folder / "red" / "000.txt").write_text("a crimson square\n")
+    (folder / "red" / "000.txt").write_text("a crimson square\n", encoding="utf-8")
     changed = dataset(store, folder)
     ids.add(task(store, run, changed.artifact.id).id)
     assert task(store, run, plan.dataset.id).id == plan.id
     manifest = run.folder / "manifest.json"
-    document = json.loads(manifest.read_text())
+    document = json.loads(manifest.read_text(encoding="utf-8"))
     weights = next(name for name in document["files"] if name.endswith("/ema.safetensors"))
     changed_weights = (run.folder / weights).read_bytes()[:-4] + b"\0\0\0\1"
     (run.folder / weights).write_bytes(changed_weights)
     document["files"][weights]["sha256"] = hashlib.sha256(changed_weights).hexdigest()
-    manifest.write_text(json.dumps({**document, CHECKSUM: checksum(document)}))
+    manifest.write_text(json.dumps({**document, CHECKSUM: checksum(document)}), encoding="utf-8")
     ids.add(task(store, run.id, plan.dataset.id).id)  # trained again, with other weights
     assert len(ids) == 5
 
@@ -222,7 +222,8 @@ def test_a_folder_of_diffusers(made: tuple[Store, Dataset, Artifact], tmp_path: 
     assert task(store, str(tmp_path / "elsewhere")).id == plan.id  # a whole pipeline, with the folder inside
     assert task(store, str(kl_folder(tmp_path / "other", data, seed=1))).id != plan.id
     config = tmp_path / "elsewhere" / "vae" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.1}))
+    changed = {**json.loads(config.read_bytes()), "scaling_factor": 0.1}
+    config.write_text(json.dumps(changed), encoding="utf-8")
     scaled = task(store, str(tmp_path / "elsewhere"))
     assert scaled.id != plan.id
     (warning,) = encoded(store, scaled).meta["warnings"]

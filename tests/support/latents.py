@@ -26,7 +26,7 @@ def pictures(folder: Path, count: int, size: tuple[int, int] = (16, 16), caption
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(file)
         if captions:
-            file.with_suffix(".txt").write_text(f"{WORDS[n % 2]}, number {n}\n")
+            file.with_suffix(".txt").write_text(f"{WORDS[n % 2]}, number {n}\n", encoding="utf-8")
     return folder
 
 
