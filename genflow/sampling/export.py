@@ -15,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from genflow.errors import SetupError, UsageError, similar
+from genflow.data.shards import FACTS
+from genflow.errors import UsageError, similar
 from genflow.families.base import Family
 from genflow.sampling.diffusers_folder import write_autoencoder
-from genflow.sampling.engine import READ, RECIPE, Engine
+from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, Engine
+from genflow.sampling.files import output_error
 from genflow.storage.files import write_atomically
 from genflow.storage.manifest import MANIFEST, describe
 from genflow.storage.store import Artifact
@@ -35,6 +37,7 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
 
     Raises:
         UsageError: the form is unknown, the folder is not empty, or the run's family or net does not fit the form.
+        ResourceError: the disk is full or broken.
         SetupError: the folder cannot be written.
     """
     check_form(form)
@@ -48,7 +51,7 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
             manifest = describe(folder, "exports", run.id, name=run.name, only=READ.__contains__)
             write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
     except OSError as error:
-        raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
+        raise output_error(error, folder) from error
 
 
 def check_form(form: str) -> None:
@@ -72,7 +75,7 @@ def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in engine.family.state_dict().items()}
     metadata = {"format": "pt", "genflow.run": run.id, "genflow.step": str(engine.step)}
     write_atomically(folder / "weights.safetensors", save(state, metadata))
-    for name in (RECIPE, "facts.json"):
+    for name in (RECIPE, FACTS, *run.files(f"{AUTOENCODER}/*")):
         write_atomically(folder / name, run.file(name).read_bytes())
     write_atomically(folder / "state.json", json.dumps({"step": engine.step, "run": run.id}))
     use = """from pathlib import Path
@@ -81,7 +84,7 @@ from genflow.sampling.engine import Engine
 engine = Engine.from_folder(Path("."))
 images = engine.draw(seeds=range(16)).images  # (16, H, W, C) uint8"""
     rest = """`weights.safetensors` has the averaged weights, `recipe.yaml` the complete configuration, `facts.json` the
-facts of the data."""
+facts of what it learned, and `autoencoder/`, if it exists, turns its latents into pictures."""
     write_atomically(folder / "README.md", _card(run.id, engine, "genflow", use, rest))
 
 
@@ -93,8 +96,8 @@ def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
         return
     scheduler = engine.family.stock_scheduler()
     net: Any = getattr(engine.family, "net", None)
-    if scheduler is None or not hasattr(net, "unconditional"):
-        why = "its net" if scheduler else "its noise"
+    if scheduler is None or not hasattr(net, "unconditional") or engine.autoencoder:
+        why = "its latents" if engine.autoencoder else "its net" if scheduler else "its noise"
         raise UsageError(
             f"run {run.id} cannot be exported to diffusers: no stock pipeline supports {why}",
             "train ddpm (linear or cosine, T=1000) or flow_matching with --set net.kind=unet2d",
@@ -133,7 +136,7 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
             "vae, gan and consistency sample in one step; --to safetensors exports every run",
         )
     try:
-        program = traced(engine.family, one)
+        program = traced(engine.family, one, engine.autoencoder)
     except Exception as error:  # tracing may raise anything
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"run {run.id} cannot be traced by torch.export: {first}", "use --to safetensors") from error
@@ -141,7 +144,7 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         torch.export.save(program, Path(scratch) / "sample.pt2")
         write_atomically(folder / "sample.pt2", (Path(scratch) / "sample.pt2").read_bytes())
-    write_atomically(folder / "facts.json", run.file("facts.json").read_bytes())
+    write_atomically(folder / FACTS, json.dumps(engine.facts.to_json(), indent=1))
     use = f"""import torch
 
 sample = torch.export.load("sample.pt2").module()
@@ -150,8 +153,8 @@ x = sample(noise, torch.full((16,), {engine.facts.classes}))  # (16, C, H, W) in
     write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs only PyTorch."))
 
 
-def traced(family: Family, options: dict[str, Any]) -> Any:
-    """A `torch.export` program: noise (B, ...) and label (B,) in, x (B, C, H, W) out, for any B.
+def traced(family: Family, options: dict[str, Any], autoencoder: Family | None = None) -> Any:
+    """A `torch.export` program: noise (B, ...) and label (B,) in, pictures x (B, C, H, W) out, for any B.
 
     A sampler that draws random numbers cannot be traced, and neither can one whose steps depend on the data.
     """
@@ -163,10 +166,11 @@ def traced(family: Family, options: dict[str, Any]) -> Any:
     class OnePass(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.family = family
+            self.family, self.autoencoder = family, autoencoder
 
         def forward(self, noise: Tensor, label: Tensor) -> Tensor:
-            return self.family.sample(noise, label, SampleRng([], "none"), **options).x
+            x = self.family.sample(noise, label, SampleRng([], "none"), **options).x
+            return self.autoencoder.decode(x, label, SampleRng([], "none")) if self.autoencoder else x
 
     rows = torch.export.Dim("rows", min=1)
     like = torch.zeros(2, *family.noise_shape), torch.zeros(2, dtype=torch.long)

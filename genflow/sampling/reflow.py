@@ -24,6 +24,7 @@ from genflow.families.base import Family
 from genflow.maths.rng import SampleRng, key
 from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Recipe
+from genflow.sampling import autoencoders
 from genflow.sampling.engine import Engine
 from genflow.storage.files import replacing
 from genflow.storage.store import Artifact, Store
@@ -45,6 +46,7 @@ class ReflowPlan:
         count: number of pairs.
         seed: of noises and labels.
         options: all sampling options of the teacher.
+        latents: the id of the latents that the teacher learned; empty: it learned pictures or points.
     """
 
     id: str
@@ -53,6 +55,7 @@ class ReflowPlan:
     count: int
     seed: int
     options: dict[str, Any]
+    latents: str = ""
 
     @property
     def shards(self) -> list[tuple[str, int, int]]:
@@ -69,10 +72,12 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
         recipe: `reflow` has the number of pairs, and `sample` overrides the teacher's sampling options.
 
     Raises:
-        UsageError: there is no such run, its samples are no function of its noise, or an option is invalid.
+        UsageError: there is no such run, it is an autoencoder, its samples are no function of its noise, or an option
+            is invalid.
     """
     run = store.find("runs", reference)
     dataset = store.find("datasets", run.meta["dataset"])
+    autoencoders.require_sampler(run)
     engine = Engine.load(run)
     if not engine.family.learns_pairs:
         raise UsageError(
@@ -86,7 +91,7 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
     code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.family.facts))
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code]
     id = f"{run.name}-{digest(deciding)}"
-    return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options)
+    return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options, engine.recipe.data.latents)
 
 
 class Teacher:
