@@ -11,8 +11,8 @@ from genflow.pipeline.results import Encoded
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.sampling import encode
-from genflow.sampling.autoencoders import COPY
 from genflow.sampling.encode import EncodePlan, Encoder
+from genflow.sampling.engine import AUTOENCODER
 from genflow.storage import mirror
 from genflow.storage.files import explain_disk_errors
 from genflow.storage.store import Artifact, Store
@@ -110,7 +110,7 @@ def result(latents: Artifact, *, cached: bool) -> Encoded:
 def _encoder(task: EncodePlan, folder: Path, device: str) -> Encoder:
     """The writer of an actor, which may be on another machine than the copy of the autoencoder."""
     if bucket := mirror.containing(folder):
-        bucket.download_missing(folder / COPY)
+        bucket.download_missing(folder / AUTOENCODER)
     return Encoder(task, folder, device)
 
 

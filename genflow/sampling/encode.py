@@ -23,7 +23,7 @@ from genflow.errors import DataError, UsageError
 from genflow.maths.rng import SampleRng
 from genflow.recipe.schema import Recipe
 from genflow.sampling import autoencoders
-from genflow.sampling.engine import Engine
+from genflow.sampling.engine import AUTOENCODER, Engine
 from genflow.specs import DataSpec
 from genflow.storage.files import replacing
 from genflow.storage.store import Artifact, Store
@@ -111,10 +111,10 @@ def plan(store: Store, autoencoder: str, recipe: Recipe) -> EncodePlan:
 
 def copy_autoencoder(task: EncodePlan, folder: Path) -> list[Path]:
     """Copy the autoencoder into the folder of the latents, unless an earlier attempt did; return the copy's files."""
-    files = autoencoders.files(folder / autoencoders.COPY)
+    files = autoencoders.files(folder / AUTOENCODER)
     if not all(file.is_file() for file in files):
         loaded = autoencoders.load(task.source, task.pictures, task.dataset.name)
-        autoencoders.write(loaded, task.pictures, folder / autoencoders.COPY)
+        autoencoders.write(loaded, task.pictures, folder / AUTOENCODER)
     return files
 
 
@@ -129,7 +129,7 @@ class Encoder:
 
     def __init__(self, task: EncodePlan, folder: Path, device: str = "cpu") -> None:
         self.task = task
-        self.engine = Engine.from_folder(folder / autoencoders.COPY, device=device)
+        self.engine = Engine.from_folder(folder / AUTOENCODER, device=device)
         self._split = Dataset.open(task.dataset, verify=False).splits["train"]
         _, H, W = task.pictures.shape
         self.batch = max(1, min(MAX_BATCH, BATCH_PIXELS // (H * W)))
