@@ -57,7 +57,8 @@ def main(document: Json, emit: Emit) -> PairsWritten:
                 stage="reflow", run=task.run.id, what="pairs",
             )  # fmt: skip
         seconds = round(time.monotonic() - started, 1)
-        meta = {"run": task.run.id, "dataset": task.dataset.id, "pairs": task.count, "seed": task.seed}
+        meta = {"run": task.run.id, "dataset": task.dataset.id, "latents": task.latents}
+        meta |= {"pairs": task.count, "seed": task.seed}
         artifact = store.finalize(
             "pairs", task.id, name=task.run.name, parents=[task.run.id, task.dataset.id],
             meta={**meta, "options": task.options, "seconds": seconds, "cpu_seconds": cpu_seconds},

@@ -236,6 +236,7 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
         "name": run.name,
         "family": engine.recipe.family["kind"],
         "title": engine.family.title,
+        "reconstructs": engine.family.is_autoencoder,
         "init": engine.recipe.init,
         "step": engine.step,
         "options": engine.options,

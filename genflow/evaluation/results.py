@@ -130,6 +130,7 @@ class Identity(TypedDict):
     name: str
     family: str
     title: str
+    reconstructs: bool
     init: str
     step: int
     options: dict[str, Any]

@@ -31,6 +31,7 @@ class Loaded:
         recipe: resolved, for `build.family_of`.
         family: for the facts with which it was loaded.
         step: the training step of the weights; 0 for a folder.
+        scaled: whether its latents have a mean and a deviation; a folder may not state them.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Loaded:
     recipe: Recipe
     family: Family
     step: int = 0
+    scaled: bool = True
 
 
 def find(store: Store, reference: str) -> Artifact | Path:
@@ -90,8 +92,8 @@ def load(found: Artifact | Path, facts: DataSpec, name: str) -> Loaded:
         from genflow.sampling import diffusers_folder
 
         recipe, family = diffusers_folder.read_autoencoder(found, facts)
-        hashed = diffusers_folder.digest_of(found)
-        return Loaded(f"{_as_name(found)}-{hashed}", hashed, recipe, family)
+        hashed, scaled = diffusers_folder.digest_of(found), diffusers_folder.scale_of(found).known
+        return Loaded(f"{_as_name(found)}-{hashed}", hashed, recipe, family, scaled=scaled)
     return _load_run(found, facts, name)
 
 

@@ -374,6 +374,8 @@ def copy_model_files(checkpoint: Path, run: Path, folder: Path) -> None:
     for name in ("recipe.yaml", "facts.json"):
         if (run / name).is_file():
             shutil.copy(run / name, folder / "checkpoint")
+    if (run / "autoencoder").is_dir():  # of a run on latents
+        shutil.copytree(run / "autoencoder", folder / "checkpoint" / "autoencoder")
     manifest = describe(folder / "checkpoint", "exports", run.name)  # the checkpoint's lists the optimizer's state too
     (folder / "checkpoint" / MANIFEST).write_text(json.dumps(manifest, indent=1))
 

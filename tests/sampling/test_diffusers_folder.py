@@ -17,8 +17,10 @@ from genflow.errors import DataError, GenflowError, UsageError
 from genflow.families.autoencoder import Autoencoder
 from genflow.maths.rng import SampleRng
 from genflow.recipe.schema import parse
+from genflow.sampling import encode
 from genflow.sampling.diffusers_folder import digest_of, read_autoencoder, scale_of, write_autoencoder
 from genflow.specs import DataSpec
+from genflow.storage.store import Store
 
 FACTS = DataSpec((3, 16, 16), levels=256)
 SMALL: dict[str, Any] = {"block_out_channels": (8, 16), "norm_num_groups": 4, "latent_channels": 4}
@@ -42,12 +44,12 @@ def of_diffusers(**config: Any) -> Any:
     return shaken(diffusers.AutoencoderKL(**blocks, **config)).eval()
 
 
-def own(net: dict[str, Any] | None = None, **options: Any) -> Autoencoder:
+def own(net: dict[str, Any] | None = None, facts: DataSpec = FACTS, **options: Any) -> Autoencoder:
     """An autoencoder of genflow with the net of diffusers, random weights, and measured latents."""
     net = {"kind": "autoencoder_kl", "block_out_channels": [8, 16], "norm_num_groups": 4, **(net or {})}
     options = {"kind": "autoencoder", "factor": 2, "channels": 4, **options}
     torch.manual_seed(0)
-    made = build.family_of(build.resolve(parse({"family": options, "net": net}), FACTS), FACTS).eval()
+    made = build.family_of(build.resolve(parse({"family": options, "net": net}), facts), facts).eval()
     assert isinstance(made, Autoencoder)
     shaken(made)
     made.latent_mean.copy_(torch.tensor(MEAN)[:, None, None])
@@ -308,3 +310,31 @@ def test_other_folders_are_rejected(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message) as caught:
             digest_of(path)
         check_line(caught.value, tmp_path)
+
+
+@pytest.mark.parametrize("scale", [None, 1000.0])
+def test_an_unknown_scale_is_measured_when_a_dataset_is_encoded(
+    scale: float | None, store: Store, prepared: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Latents then have mean 0 and deviation 1, and a warning says so; a scale that the folder states is kept."""
+    digits = DataSpec((1, 8, 8), levels=17)
+    write_autoencoder(own(facts=digits), tmp_path / "kl")
+    change(tmp_path / "kl", scaling_factor=scale)
+    recipe = parse({"data": {"name": prepared("digits", val=0.2).artifact.id}})
+    task = encode.plan(store, str(tmp_path / "kl"), recipe)
+    folder = tmp_path / "latents"
+    encode.copy_autoencoder(task, folder)
+    encoder = encode.Encoder(task, folder)
+    for file, first, last in task.shards:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        encoder.write(folder / file, first, last)
+    measured = encode.finish(task, folder)
+    about_scale, about_deviation = "mean and deviation of the latents are measured", "deviation of the latents is"
+    (warning,) = measured.warnings
+    if scale is None:
+        assert about_scale in warning
+        assert measured.mean == pytest.approx([0] * 4, abs=0.01)
+        assert measured.deviation == pytest.approx([1] * 4, abs=0.01)
+    else:
+        assert about_deviation in warning
+        assert min(measured.deviation) > 2

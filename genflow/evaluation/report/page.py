@@ -55,7 +55,8 @@ def build(store: Store, rows: Sequence[Row]) -> Artifact:
         compared = {"schema": "genflow.compare/1", "verdict": verdict(with_unique_names(ranked)), "rows": ranked}
         (staged.path / "compare.json").write_text(json.dumps(compared, indent=1))
         runs = [row["run"] for row in ranked]
-        return staged.commit(parents=runs, meta={"runs": runs, "best": table.best(rows)})
+        best = "" if all(row.get("reconstructs") for row in rows) else table.best(rows)
+        return staged.commit(parents=runs, meta={"runs": runs, "best": best})
 
 
 def with_unique_names(rows: Sequence[Row]) -> list[Row]:

@@ -46,12 +46,12 @@ def _images_a_second(row: Row) -> str:
 
 
 def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
-    """The id of the best run by a metric.
+    """The id of the best run by a metric; an autoencoder, which draws nothing, is not considered.
 
     Raises:
         UsageError: no run has the metric.
     """
-    values = {row["run"]: _value(row, metric) for row in found}
+    values = {row["run"]: _value(row, metric) for row in found if not row.get("reconstructs")}
     measured = {run: value for run, value in values.items() if value is not None}
     if not measured:
         every = (*metrics.numbers(), "ms")
@@ -80,7 +80,7 @@ def best_run(store: Store, metric: str) -> Artifact:
     newest: dict[str, dict[str, Any]] = {}
     for _, document in documents(store):
         newest.pop(document["run"], None)
-        if store.get_or_warn("runs", document["run"]):
+        if not document.get("reconstructs") and store.get_or_warn("runs", document["run"]):
             newest[document["run"]] = document
     if not newest:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")
