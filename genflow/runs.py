@@ -234,7 +234,7 @@ def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
         file = store.folder("runs", run.id) / DIVERGED
         if not store.available(file):
             return None
-        failure: dict[str, Any] = json.loads(file.read_text())
+        failure: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return None if store.get("runs", run.id) else failure
     return None
 

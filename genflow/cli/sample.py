@@ -58,6 +58,7 @@ def sample(
         raise UsageError("no run given", "genflow runs ls shows the runs; to use a served model, add --endpoint URL")
     from genflow.data import preview
     from genflow.sampling import files
+    from genflow.sampling.autoencoders import require_sampler
     from genflow.sampling.engine import Engine, labels_for
     from genflow.storage.store import Store
 
@@ -74,6 +75,8 @@ def sample(
         return
     store = Store()
     found = find_run(store, run)
+    if not (interpolate or between):
+        require_sampler(found)
     engine = Engine.load(found, average=weights == "ema")
     if guide and (interpolate or between):
         raise UsageError("--guide cannot be combined with --interpolate or --between", "remove --guide")

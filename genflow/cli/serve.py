@@ -41,6 +41,7 @@ def serve(
 
     If an endpoint with this name is running, the command replaces its models instead.
     """
+    from genflow.sampling.autoencoders import require_sampler
     from genflow.serving import endpoints
     from genflow.serving.model_list import served_models, to_documents
     from genflow.storage.store import Store
@@ -48,6 +49,8 @@ def serve(
 
     store = Store()
     found = [find_run(store, reference) for reference in runs]
+    for run in found:
+        require_sampler(run)
     if name and not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"--name {name!r}: only letters, digits, - and _ are allowed", "choose another --name")
     models = served_models(store, found, [name] if name and len(found) == 1 else [])

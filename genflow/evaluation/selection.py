@@ -14,6 +14,7 @@ from genflow.evaluation.report.table import number
 from genflow.evaluation.results import documents
 from genflow.evaluation.steps_needed import enough, options
 from genflow.evaluation.steps_needed import front as front_of
+from genflow.sampling import autoencoders
 from genflow.storage.store import Store
 
 Choice = dict[str, Any]
@@ -21,8 +22,8 @@ LATENCY = "ms_alone"
 
 
 def choices(store: Store, data: str = "") -> list[Choice]:
-    """Every measured setting, by its newest evaluation: {run, name, family, options, nfe, fd, ms_alone, ms_per_image,
-    evaluation, dataset}. Only settings that are comparable with the newest one are returned.
+    """Every measured setting of runs that draw samples, by its newest evaluation: {run, name, family, options, nfe, fd,
+    ms_alone, ms_per_image, evaluation, dataset}. Only settings that are comparable with the newest one are returned.
 
     Args:
         store: holds the evaluations.
@@ -34,7 +35,8 @@ def choices(store: Store, data: str = "") -> list[Choice]:
     wanted = store.find("datasets", data).id if data else ""
     newest: dict[str, tuple[tuple[Any, ...], Choice]] = {}
     for _, document in documents(store):
-        if (wanted and document["dataset"] != wanted) or store.get_or_warn("runs", document["run"]) is None:
+        run = store.get_or_warn("runs", document["run"])
+        if (wanted and document["dataset"] != wanted) or run is None or autoencoders.is_autoencoder(run):
             continue
         for point in document["sweep"]:
             if LATENCY in point:

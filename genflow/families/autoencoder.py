@@ -27,6 +27,7 @@ from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Family, Samples
 from genflow.maths.rng import Rng
+from genflow.maths.similarity import psnr
 from genflow.specs import DataSpec, NetSpec
 
 FACTORS = (2, 4, 8, 16, 32)
@@ -104,7 +105,8 @@ class Autoencoder(Family):
         x, (mean, log_variance) = batch.x, self._posterior(batch.x)
         eps, numbers = rng.normal(mean.shape), dict[str, Tensor]()
         deviation = (0.5 * log_variance).exp() if self.gaussian else self.noise * rng.uniform((len(x), 1, 1, 1))
-        error = self._reconstruct(mean + deviation * eps) - x
+        back = self._reconstruct(mean + deviation * eps)
+        error = back - x
         numbers["l1"] = error.abs().mean()
         loss = numbers["l1"]
         if self.gradient:
@@ -115,7 +117,7 @@ class Autoencoder(Family):
         if self.gaussian:
             numbers["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             loss = loss + self.kl * numbers["kl"]
-        numbers["psnr"] = psnr(error.detach()).mean()
+        numbers["psnr"] = psnr(back.detach(), x).mean()
         return loss, numbers
 
     @torch.no_grad()
@@ -194,11 +196,6 @@ def _shifted_transforms(side: int) -> Tensor:
     blocks = torch.block_diag(*[dct] * count).float()
     offsets = range(min(block, side - block * count + 1))
     return torch.stack([nn.functional.pad(blocks, (o, side - block * count - o)) for o in offsets])
-
-
-def psnr(error: Tensor) -> Tensor:
-    """The peak signal-to-noise ratio in dB of each row, from errors (B, C, H, W) of pictures in [-1, 1]."""
-    return -10 * (error.square().flatten(1).mean(1) / 4).clamp(min=1e-12).log10()
 
 
 def _latent_shape(facts: DataSpec, factor: int, channels: int) -> tuple[int, int, int]:

@@ -76,6 +76,20 @@ def is_autoencoder(run: Artifact) -> bool:
     return kind in families.kinds() and families.family_class(kind).is_autoencoder
 
 
+def require_sampler(run: Artifact) -> None:
+    """Check that a run draws samples by itself.
+
+    Raises:
+        UsageError: it is an autoencoder.
+    """
+    if is_autoencoder(run):
+        data = run.meta.get("dataset_name") or "DATASET"
+        raise UsageError(
+            f"{run.id} is an autoencoder: it draws no pictures by itself",
+            f"genflow encode {data} --autoencoder {run.id}, then train another family on the latents",
+        )
+
+
 def load(found: Artifact | Path, facts: DataSpec, name: str) -> Loaded:
     """Load an autoencoder for pictures that may have another side than those that it was trained on.
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from genflow.data.shards import FACTS
-from genflow.errors import SetupError, UsageError, similar
+from genflow.errors import UsageError, similar
 from genflow.families.base import Family
 from genflow.sampling.diffusers_folder import write_autoencoder
 from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, Engine
+from genflow.sampling.files import output_error
 from genflow.storage.files import write_atomically
 from genflow.storage.manifest import MANIFEST, describe
 from genflow.storage.store import Artifact
@@ -36,6 +37,7 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
 
     Raises:
         UsageError: the form is unknown, the folder is not empty, or the run's family or net does not fit the form.
+        ResourceError: the disk is full or broken.
         SetupError: the folder cannot be written.
     """
     check_form(form)
@@ -49,7 +51,7 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
             manifest = describe(folder, "exports", run.id, name=run.name, only=READ.__contains__)
             write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
     except OSError as error:
-        raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
+        raise output_error(error, folder) from error
 
 
 def check_form(form: str) -> None:

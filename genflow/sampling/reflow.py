@@ -24,6 +24,7 @@ from genflow.families.base import Family
 from genflow.maths.rng import SampleRng, key
 from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Recipe
+from genflow.sampling import autoencoders
 from genflow.sampling.engine import Engine
 from genflow.storage.files import replacing
 from genflow.storage.store import Artifact, Store
@@ -71,10 +72,12 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
         recipe: `reflow` has the number of pairs, and `sample` overrides the teacher's sampling options.
 
     Raises:
-        UsageError: there is no such run, its samples are no function of its noise, or an option is invalid.
+        UsageError: there is no such run, it is an autoencoder, its samples are no function of its noise, or an option
+            is invalid.
     """
     run = store.find("runs", reference)
     dataset = store.find("datasets", run.meta["dataset"])
+    autoencoders.require_sampler(run)
     engine = Engine.load(run)
     if not engine.family.learns_pairs:
         raise UsageError(

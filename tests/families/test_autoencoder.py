@@ -7,7 +7,7 @@ from support.small import FACTS, batch, family, learns, recipe, shaken
 from genflow import build
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.families.autoencoder import Autoencoder, BlockDct, psnr
+from genflow.families.autoencoder import Autoencoder, BlockDct
 from genflow.maths.rng import BatchRng, SampleRng
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import parse
@@ -97,12 +97,6 @@ def test_the_transform_of_blocks_is_orthonormal_and_shifts(side: int) -> None:
         mean = part[:, :, :block, :block].mean((2, 3))
         torch.testing.assert_close(found[:, :, 0, 0], block * mean, rtol=1e-4, atol=1e-4)
     assert offsets == min(block, side - covered + 1)
-
-
-def test_psnr_is_of_pictures_in_minus_one_to_one() -> None:
-    """An error of 2 everywhere has 0 dB, one of 0.2 has 20 dB."""
-    errors = torch.stack([torch.full((3, 4, 4), 2.0), torch.full((3, 4, 4), 0.2)])
-    torch.testing.assert_close(psnr(errors), torch.tensor([0.0, 20.0]), rtol=0, atol=1e-4)
 
 
 def test_weights_fit_every_side_that_the_factor_divides() -> None:

@@ -6,10 +6,6 @@
 
 A model of the latents that is perfect would have this `fd`, as a perfect model of pictures would have its floor. The
 first two compare each picture with its own reconstruction, and the floor of `fd` is that of the same rows unchanged.
-
-References:
-    Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004), for ssim: Gaussian
-    windows of 11 pixels with deviation 1.5, and the constants 0.01 and 0.03   https://doi.org/10.1109/TIP.2003.819861
 """
 
 from typing import TYPE_CHECKING
@@ -25,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PICTURES = 1000  # held-out pictures for psnr and ssim
-WINDOW, DEVIATION = 11, 1.5  # pixels
 BATCH = 250
 
 
@@ -60,24 +55,9 @@ def measure(inputs: Model) -> dict[str, MetricValue] | None:
 
 def similarity(x: "Tensor", y: "Tensor") -> tuple[np.ndarray, np.ndarray]:
     """The PSNR in dB and the SSIM of each pair of pictures x, y (B, C, H, W) in [-1, 1], (B,) each."""
-    import torch
-    import torch.nn.functional as F
+    from genflow.maths.similarity import psnr, ssim
 
-    x, y = (0.5 * (picture.double() + 1) for picture in (x, y))
-    error = (x - y).square().flatten(1).mean(1)
-    channels, side = x.shape[1], min(WINDOW, *x.shape[2:])
-    at = torch.arange(side, dtype=x.dtype, device=x.device) - (side - 1) / 2
-    window = (-0.5 * (at / DEVIATION).square()).exp()
-    kernel = (window[:, None] * window / window.sum() ** 2).expand(channels, 1, side, side)
-
-    def blur(picture: "Tensor") -> "Tensor":
-        return F.conv2d(picture, kernel, groups=channels)
-
-    a, b = blur(x), blur(y)
-    variance_x, variance_y, covariance = blur(x * x) - a * a, blur(y * y) - b * b, blur(x * y) - a * b
-    c1, c2 = 0.01**2, 0.03**2
-    ssim = (2 * a * b + c1) * (2 * covariance + c2) / ((a * a + b * b + c1) * (variance_x + variance_y + c2))
-    return (-10 * error.clamp(min=1e-10).log10()).cpu().numpy(), ssim.flatten(1).mean(1).cpu().numpy()
+    return psnr(x, y).cpu().numpy(), ssim(x, y).cpu().numpy()
 
 
 PSNR = Number("psnr", better="larger", path=("reconstruction", "psnr"))

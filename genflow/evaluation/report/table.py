@@ -46,12 +46,12 @@ def _images_a_second(row: Row) -> str:
 
 
 def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
-    """The id of the best run by a metric; an autoencoder, which draws nothing, is not considered.
+    """The id of the best run by a metric.
 
     Raises:
         UsageError: no run has the metric.
     """
-    values = {row["run"]: _value(row, metric) for row in found if not row.get("reconstructs")}
+    values = {row["run"]: _value(row, metric) for row in found if _counts(row, metric)}
     measured = {run: value for run, value in values.items() if value is not None}
     if not measured:
         every = (*metrics.numbers(), "ms")
@@ -60,6 +60,12 @@ def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
         raise UsageError(message, f"metrics: {', '.join(known)}")
     choose = min if metrics.smaller_is_better(metric) else max
     return choose(measured, key=lambda run: measured[run])
+
+
+def _counts(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether a run can be the best one: an autoencoder only by a metric of reconstructions."""
+    declared = metrics.numbers().get(metric)
+    return not row.get("reconstructs") or (declared is not None and declared.path[:1] == ("reconstruction",))
 
 
 def _value(row: Row, metric: str) -> float | None:
@@ -72,7 +78,8 @@ def _value(row: Row, metric: str) -> float | None:
 def best_run(store: Store, metric: str) -> Artifact:
     """The best of the measured runs in a store, by the newest evaluation of each.
 
-    Only runs with the same data and features as the newest evaluation are considered.
+    Only runs with the same data and features as the newest evaluation are considered, and an autoencoder only for the
+    metrics of its reconstructions, because it draws no samples.
 
     Raises:
         UsageError: no run was measured, or there is no such metric.
@@ -80,7 +87,7 @@ def best_run(store: Store, metric: str) -> Artifact:
     newest: dict[str, dict[str, Any]] = {}
     for _, document in documents(store):
         newest.pop(document["run"], None)
-        if not document.get("reconstructs") and store.get_or_warn("runs", document["run"]):
+        if _counts(document, metric) and store.get_or_warn("runs", document["run"]):
             newest[document["run"]] = document
     if not newest:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")

@@ -8,15 +8,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
 
 from genflow import runs
 from genflow.data.preview import render
+from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.errors import SetupError
-from genflow.families.base import Family
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.files import write_atomically
@@ -72,7 +73,8 @@ def work(settings: dict[str, Any]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
         # Without a full copy, every worker would have to draw.
         drawn = runs.initial_family(store, recipe, data.facts).to(device) if session.sharded else family
-        loop.with_average(drawn, average, lambda: _write_grid(drawn, recipe, file, device, autoencoder))
+        engine = Engine(drawn, recipe, device=device, frozen=False, autoencoder=autoencoder)
+        loop.with_average(drawn, average, lambda: write_atomically(file, _preview(engine, data)))
         assert journal is not None
         store.upload(file)
         journal.image(step, "samples/ema", file)
@@ -150,13 +152,22 @@ def _log_numbers(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run:
     )  # fmt: skip
 
 
-def _write_grid(family: Family, recipe: Recipe, file: Path, device: str, autoencoder: Family | None) -> None:
-    """Write a grid of samples with fixed seeds; with classes, each column has one class."""
-    engine = Engine(family, recipe, device=device, frozen=False, autoencoder=autoencoder)
-    classes = family.facts.classes
+def _preview(engine: Engine, data: Dataset) -> bytes:
+    """A grid of samples with fixed seeds; with classes, each column has one class.
+
+    Of an autoencoder, rows of held-out pictures above their reconstructions.
+    """
+    if engine.family.is_autoencoder:
+        split = data.splits[data.reference]
+        columns, pairs = min(GRID_COLUMNS, len(split)), min(GRID_ROWS // 2, -(-len(split) // GRID_COLUMNS))
+        lines = np.linspace(0, len(split) - 1, pairs * columns).astype(int).reshape(pairs, columns)
+        pictures = [split.take(line) for line in lines]
+        both = [part for line in pictures for part in (line, engine.reconstruct(line))]
+        return render(np.concatenate(both), engine.facts, columns)
+    classes = engine.facts.classes
     count = GRID_COLUMNS * GRID_ROWS
     labels = [i % GRID_COLUMNS % classes for i in range(count)] if classes else None
-    write_atomically(file, render(engine.draw(range(count), labels).images, engine.facts, GRID_COLUMNS))
+    return render(engine.draw(range(count), labels).images, engine.facts, GRID_COLUMNS)
 
 
 class StopOnSignal:
