@@ -69,6 +69,8 @@ def main(document: Json, emit: Emit) -> Encoded:
                 stage="encode", dataset=task.id, what="rows",
             )  # fmt: skip
         with explain_disk_errors(folder):
+            if store.mirror:
+                store.mirror.download_missing(folder)  # fetches the shards that actors on other machines wrote
             measured = encode.finish(task, folder)
         for warning in measured.warnings:
             emit("warning", message=warning)
