@@ -32,7 +32,8 @@ from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
 SHARD = 1024  # rows in each shard, a multiple of every batch size
-MAX_BATCH, BATCH_PIXELS = 64, 2**20  # a batch has at most so many rows, and so many pixels
+MAX_BATCH, BATCH_PIXELS = 64, 2**18  # at most so many rows and pixels: a large encoder then takes about 1 GB
+PIECE = 2**18  # positions that are measured at once
 DEVIATIONS = (0.5, 2.0)  # outside of them a channel is warned about
 LISTED = 4  # channels that a warning lists
 
@@ -226,8 +227,8 @@ def finish(task: EncodePlan, folder: Path) -> Measured:
             raise DataError(error.message, f"rm {folder / file}, then run the same command again") from error
         for values in column.chunks:
             numbers = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, channels)
-            for start in range(0, len(numbers), BATCH_PIXELS):
-                piece = numbers[start : start + BATCH_PIXELS].astype(np.float64)
+            for start in range(0, len(numbers), PIECE):
+                piece = numbers[start : start + PIECE].astype(np.float64)
                 sums += piece.sum(0), np.square(piece).sum(0)
         with open(folder / file, "rb") as content:
             hashes.update(hashlib.file_digest(content, "sha256").hexdigest().encode())
