@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.commands import Command, in_this_process
 from support.latents import SMALL, dataset, encoded, pictures, task
 from support.small import recipe
 from support.trained_run import trained_run
@@ -291,6 +292,53 @@ def test_a_damaged_shard_is_named(own: tuple[Store, Dataset, Artifact]) -> None:
     with pytest.raises(GenflowError, match="not a readable Arrow stream") as caught:
         encode.finish(plan, shard.parents[1])
     assert caught.value.hint == f"rm {shard}, then run the same command again"
+
+
+@pytest.fixture
+def genflow(own: tuple[Store, Dataset, Artifact], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+            tmp_path: Path) -> Command:  # fmt: skip
+    """Run a command in an empty folder, with the store of `own`."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("GENFLOW_STORE", str(own[0].root))
+    return in_this_process(monkeypatch, capsys)
+
+
+def test_the_plan_of_a_command(own: tuple[Store, Dataset, Artifact], genflow: Command) -> None:
+    """--dry-run names the latents and whether they exist; without --autoencoder the line names one of this data."""
+    store, data, run = own
+    plan = task(store, run, flip=True)
+    asked = ("encode", "colours", "--autoencoder", run.name, "--flip", "--dry-run", "--json")
+    code, out, err = genflow(*asked)
+    assert (code, err.count(f"data     {data.artifact.id}")) == (0, 1)
+    document = json.loads(out)
+    assert document["stages"] == [{"job": "encode", "artifact": plan.id, "state": "to do"}]
+    assert document["recipe"] == {"data": data.artifact.id, "autoencoder": run.id, "encode": {"flip": True},
+                                  "rows": 2 * ROWS, "shape": [3, 4, 4]}  # fmt: skip
+    encoded(store, plan)
+    assert json.loads(genflow(*asked)[1])["stages"][0]["state"] == "finished: nothing to do"
+    code, _, err = genflow("encode", "colours")
+    assert (code, err) == (2, f"error: no autoencoder given\n  fix: --autoencoder {run.id}\n")
+
+
+def test_latents_are_listed_shown_and_deleted(own: tuple[Store, Dataset, Artifact], genflow: Command) -> None:
+    """By `genflow data`; the preview shows decoded pictures, and deleting what they came from names them."""
+    store, data, run = own
+    latents = encoded(store, task(store, run)).id
+    assert latents in genflow("data", "ls")[1]
+    listed = json.loads(genflow("data", "ls", "--json")[1])
+    assert [(row["latents"], row["dataset"], row["shape"]) for row in listed["latents"]] == [
+        (latents, data.artifact.id, [3, 4, 4])]  # fmt: skip
+    code, out, _ = genflow("data", "show", latents)
+    assert code == 0
+    assert f"autoencoder  {run.id}\n" in out
+    assert Image.open(f"{latents}-preview.png").size == (8 * 66 + 2, 8 * 66 + 2)  # 64 pictures, each enlarged
+    for command in (("data", "rm", "colours"), ("runs", "rm", run.id)):
+        code, _, err = genflow(*command)
+        assert code == 2
+        assert f"{latents} came from it" in err
+    assert genflow("data", "rm", latents, "--yes")[:2] == (0, f"deleted  {latents}\n")
+    assert store.names("latents") == []
 
 
 def test_a_model_trains_on_latents(made: tuple[Store, Dataset, Artifact]) -> None:
