@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from genflow.cli import export, reflow, sample, serve
-from genflow.data.preview import render
 from genflow.data.prepare import in_process, prepare
+from genflow.data.preview import render
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
 from genflow.evaluation import selection
