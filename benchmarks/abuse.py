@@ -69,7 +69,7 @@ def _named(beginning: str) -> list[int]:
 
 def _parent(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     except OSError:
         return 0
 
@@ -84,7 +84,7 @@ class Server:
         self.name = f"abused-{self.port}"
         command = [sys.executable, "-m", "genflow.cli", "serve", run, "--name", self.name, "--port", str(self.port)]
         self.log = Path(f"/tmp/{self.name}.log")
-        with self.log.open("w") as log:
+        with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [*command, "--replicas", str(replicas)], stdout=log, stderr=log, start_new_session=True
             )
@@ -96,14 +96,14 @@ class Server:
 
     def memory_mb(self) -> int:
         """Resident memory of all of these processes."""
-        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids())
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) for pid in self.pids())
         return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
     def tracebacks(self) -> int:
         """The number of tracebacks in the replicas' logs."""
         session = re.search(r"(/\S+/session_\S+?)/", self._environment())
         logs = Path(session[1], "logs/serve").glob(f"*{self.name}*") if session else []
-        return sum(path.read_text(errors="replace").count("Traceback (most recent") for path in logs)
+        return sum(path.read_text(errors="replace", encoding="utf-8").count("Traceback (most recent") for path in logs)
 
     def _environment(self) -> str:
         for pid in self.pids():

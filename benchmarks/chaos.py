@@ -91,7 +91,7 @@ def recipe_file(file: Path, family: str, workers: int, name: str, steps: int = S
     file.write_text(dump({
         "name": name, "data": {"name": DATA}, **({"init": init} if init else {}), **net, "train": train,
         "cluster": {"workers": workers, "cpus": 0.5},
-    }))  # fmt: skip
+    }), encoding="utf-8")  # fmt: skip
     return file
 
 
@@ -99,10 +99,13 @@ def command(store: Store, recipe: Path, family: str) -> "subprocess.Popen[str]":
     """Start `genflow train` as a user does."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment |= {"GENFLOW_STORE": str(store.root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(resources_dir())}
-    with open(recipe.with_suffix(".json"), "w") as result, open(recipe.with_suffix(".log"), "a") as log:
+    with (
+        open(recipe.with_suffix(".json"), "w", encoding="utf-8") as result,
+        open(recipe.with_suffix(".log"), "a", encoding="utf-8") as log,
+    ):
         return subprocess.Popen(
             [sys.executable, "-m", "genflow.cli", "train", family, "-c", str(recipe), "--json"],
-            env=environment, text=True, stdout=result, stderr=log, start_new_session=True,
+            env=environment, text=True, stdout=result, stderr=log, start_new_session=True, encoding="utf-8",
         )  # fmt: skip
 
 
@@ -114,7 +117,7 @@ def tree(pid: int) -> dict[int, str]:
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            state, parent = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
             if state != "Z":
                 children.setdefault(int(parent), []).append(int(stat.parent.name))
     found, waiting = {}, [pid]
@@ -269,7 +272,7 @@ def chaos(made: Store, family: str, workers: int, kills: int, seed: int, steps: 
         outcome.violations.append("the undisturbed run failed")
         return outcome
     took = time.monotonic() - started
-    run = json.loads(files[0].with_suffix(".json").read_text())["run"]
+    run = json.loads(files[0].with_suffix(".json").read_text(encoding="utf-8"))["run"]
     disturb(store, files[1], took, kills, outcome, random.Random(key("chaos", seed, family, workers)))
     compare(calm, store, run, outcome)
     if not outcome.violations:

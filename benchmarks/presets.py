@@ -35,7 +35,7 @@ def genflow(*words: str) -> Json:
     """
     command = [sys.executable, "-m", "genflow.cli", *words, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source_hash.resources_dir())}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     if done.returncode:
         raise SystemExit(done.returncode)
     found: Json = json.loads(done.stdout)

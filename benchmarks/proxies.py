@@ -62,7 +62,7 @@ def main() -> None:
     for name, on in (("ray", "0"), ("haproxy", "1")):
         command = [sys.executable, "-m", "benchmarks.proxies", "--here", "--requests", str(asked.requests)]
         environment = {**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": on}
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, encoding="utf-8")
         found[f"{name}_p50_ms"] = round(json.loads(done.stdout.splitlines()[-1]), 2)
     print(json.dumps(found))
 

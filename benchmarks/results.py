@@ -96,7 +96,7 @@ def write(plan: Plan, found: Found, problems: list[str], command: str, store: St
     shutil.copyfile(Path(first["path"]) / "real.png", folder / "real.png")
     kept = ("run", "metrics", "likelihood", "memorization", "nfe", "options", "training", "features", "seed")
     numbers = {name: [{key: row[key] for key in kept} for row in seeds.values()] for name, seeds in found.items()}
-    (folder / "results.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     out.write_text(page(plan, found, problems, command, store, folder.name), encoding="utf-8")
 
 

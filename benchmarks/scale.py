@@ -144,7 +144,7 @@ def _steady(seen: list[tuple[int, float]], batch: int) -> float:
 
 def _memory_mb() -> tuple[float, float]:
     """This process's anonymous memory, and its file pages, which the kernel can reclaim, in MB."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     own, mapped = (int(status[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
     return own, mapped
 
@@ -171,7 +171,9 @@ class Bench:
         """Run a part in its own process."""
         print(f"{part} {' '.join(arguments)}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "benchmarks.scale", "--part", part, "--arguments", json.dumps(arguments)]
-        done = subprocess.run(command, env=self._environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command, env=self._environment, cwd=ROOT, stdout=subprocess.PIPE, check=True, encoding="utf-8"
+        )
         found: Json = json.loads(done.stdout.splitlines()[-1])
         return found
 
@@ -282,7 +284,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Json:
     bench = Bench(asked, folder)
     bench.command("prepare", asked.data)
     if asked.only:  # keep the other measurements of --out
-        found: Json = json.loads(asked.out.with_suffix(".json").read_text())
+        found: Json = json.loads(asked.out.with_suffix(".json").read_text(encoding="utf-8"))
         again = f"python -m benchmarks.scale --largest {asked.largest} --rounds {asked.rounds} --only {asked.only}"
         commands = {**found.get("again", {}), asked.only: again}
         return {**found, asked.only: getattr(bench, asked.only)(), "again": commands}
@@ -378,7 +380,7 @@ def main() -> None:
     print(json.dumps(document, indent=1))
     if asked.out:
         asked.out.write_text(page(document), encoding="utf-8")
-        asked.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        asked.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

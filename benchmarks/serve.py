@@ -164,7 +164,7 @@ def served(
     command: list[str], port: int, name: str, clients: int, asked: argparse.Namespace
 ) -> Iterator[Callable[[], Json]]:
     """Start a server for the block; the yielded function measures it with one client and with many."""
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             _until_it_answers(port, server)

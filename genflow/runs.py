@@ -78,7 +78,11 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         UsageError: one of them does not exist, or does not fit the recipe.
     """
     recipe = recipe.replace(tune={})  # settings of a search do not change a run
-    latents = store.find("latents", recipe.data.latents) if recipe.data.latents else None
+    pairs = store.find("pairs", recipe.data.pairs) if recipe.data.pairs else None
+    init = store.find("runs", recipe.init) if recipe.init else None
+    # a run that starts from a run on latents, or learns its pairs, learns the same latents
+    reference = recipe.data.latents or next((m for a in (pairs, init) if a and (m := a.meta.get("latents", ""))), "")
+    latents = store.find("latents", reference) if reference else None
     dataset = store.find("datasets", recipe.data.name or (latents.meta["dataset"] if latents else ""))
     names = {"name": dataset.id, "latents": latents.id if latents else ""}
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **names})  # names change
@@ -90,10 +94,9 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         raise UsageError("data.flip: latents cannot be mirrored like pictures", f"genflow encode {dataset.id} --flip")
     if recipe.data.flip and facts.is_points:
         raise UsageError(f"data.flip: {dataset.name} contains points, not pictures", "--set data.flip=false")
-    init = store.find("runs", recipe.init) if recipe.init else None
-    if recipe.data.pairs:
-        pairs = _pairs(store, recipe, dataset).id
-        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs})
+    if pairs:
+        _require_fitting(pairs, dataset, latents)
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs.id})
     if init:
         recipe = recipe.replace(init=init.id)
         theirs, on = parse(read(init.file(RECIPE))), DataSpec.from_json(init.file(FACTS).read_text())
@@ -109,13 +112,19 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init, latents)
 
 
-def _pairs(store: Store, recipe: Recipe, dataset: Artifact) -> Artifact:
-    pairs = store.find("pairs", recipe.data.pairs)
+def _require_fitting(pairs: Artifact, dataset: Artifact, latents: Artifact | None) -> None:
+    """Check that the teacher of pairs learned the same data.
+
+    Raises:
+        UsageError: it did not.
+    """
     if pairs.meta["dataset"] != dataset.id:
         theirs = pairs.meta["dataset"]
         message = f"the teacher of the pairs {pairs.id} was trained on {theirs}, not on {dataset.id}"
         raise UsageError(message, f"--data {theirs}")
-    return pairs
+    if (theirs := pairs.meta.get("latents", "")) != (latents.id if latents else ""):
+        learned = f"the latents {theirs}" if theirs else "pictures, not latents"
+        raise UsageError(f"the teacher of the pairs {pairs.id} learned {learned}", "omit --latents")
 
 
 def address(recipe: Recipe, facts: DataSpec) -> str:
@@ -225,7 +234,7 @@ def divergence(store: Store, run: RunPlan) -> dict[str, Any] | None:
         file = store.folder("runs", run.id) / DIVERGED
         if not store.available(file):
             return None
-        failure: dict[str, Any] = json.loads(file.read_text())
+        failure: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return None if store.get("runs", run.id) else failure
     return None
 

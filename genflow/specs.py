@@ -27,6 +27,8 @@ class DataSpec:
         fingerprint: SHA-256 of the bytes of the shards; equal data has equal fingerprints.
         strip: length of the strips from which training crops; 0: the data has none.
         autoencoder: the id of the autoencoder that turns these latents into pictures; empty for pictures and points.
+        crop: how another picture that is not square gets the data's form: "center", or "none", which pads it.
+        bits: the bits of the values above 255 in another picture.
     """
 
     shape: tuple[int, int, int]
@@ -41,6 +43,8 @@ class DataSpec:
     captions: bool = False
     strip: int = 0
     autoencoder: str = ""
+    crop: str = "center"
+    bits: int = 16
 
     @property
     def classes(self) -> int:

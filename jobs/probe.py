@@ -81,7 +81,7 @@ def store_problem(store: str, marker: str) -> str:
             return f"does not reach the store {store}: {error.message}"
         return ""
     try:
-        if Path(marker).read_text() != Path(marker).stem:
+        if Path(marker).read_text(encoding="utf-8") != Path(marker).stem:
             return f"sees another folder at {store}"
     except OSError as error:
         return f"does not see the store {store}: {error.strerror}"

@@ -42,6 +42,8 @@ def main(document: Json, emit: Emit) -> PairsWritten:
     """
     store, started = Store(), time.monotonic()
     task = plan(store, document["inputs"]["run"], parse(document["recipe"]))
+    if done := store.get("pairs", task.id):  # without the lock, so that a read-only store is enough
+        return result(done, cached=True)
     with store.lock("pairs", task.id, wait=True, uses=[task.run.id, task.dataset.id]):
         if done := store.get("pairs", task.id):
             return result(done, cached=True)
@@ -57,7 +59,8 @@ def main(document: Json, emit: Emit) -> PairsWritten:
                 stage="reflow", run=task.run.id, what="pairs",
             )  # fmt: skip
         seconds = round(time.monotonic() - started, 1)
-        meta = {"run": task.run.id, "dataset": task.dataset.id, "pairs": task.count, "seed": task.seed}
+        meta: Json = {"run": task.run.id, "dataset": task.dataset.id, "latents": task.latents}
+        meta |= {"pairs": task.count, "seed": task.seed}
         artifact = store.finalize(
             "pairs", task.id, name=task.run.name, parents=[task.run.id, task.dataset.id],
             meta={**meta, "options": task.options, "seconds": seconds, "cpu_seconds": cpu_seconds},

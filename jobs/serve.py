@@ -124,7 +124,7 @@ def deploy(inputs: Json, models: list[ServedModel]) -> None:
     end = time.monotonic() + READY_S
     version = ""
     while time.monotonic() < end:
-        status, answer = get_json(f"{endpoint_url(inputs)}/healthz")
+        status, answer = get_json(f"{endpoints.address(inputs)}/healthz")
         version = answer.get("version", "") if status == 200 else ""
         if version == expected:
             return
@@ -167,18 +167,12 @@ def shut_down(inputs: Json) -> None:
         serve.shutdown()
 
 
-def endpoint_url(inputs: Json) -> str:
-    """Return the URL of the application on this machine."""
-    host = "127.0.0.1" if inputs["host"] in ("0.0.0.0", "::") else inputs["host"]
-    return f"http://{host}:{inputs['port']}"
-
-
 def metrics_url() -> str:
     """Return the URL where Prometheus can read the metrics of Ray and genflow."""
     import ray
 
     node = next(node for node in ray.nodes() if node["Alive"])
-    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return f"http://{http.netloc(node['NodeManagerAddress'], node['MetricsExportPort'])}/metrics"
 
 
 def get_json(url: str) -> tuple[int, Json]:
@@ -195,7 +189,7 @@ def _watch_health(inputs: Json, emit: Emit) -> None:
     healthy, failures = True, 0
     while True:
         time.sleep(2)
-        status, _ = get_json(f"{endpoint_url(inputs)}/healthz")
+        status, _ = get_json(f"{endpoints.address(inputs)}/healthz")
         failures = 0 if status == 200 else failures + 1
         if healthy and failures >= 3:
             healthy = False
@@ -207,13 +201,13 @@ def _watch_health(inputs: Json, emit: Emit) -> None:
 
 def _serving_note(inputs: Json, models: list[ServedModel]) -> str:
     names = ", ".join(model.name for model in models)
-    where = endpoint_url(inputs)
+    where = endpoints.address(inputs)
     return f"serving  {names}\n         playground {where}/ · API {where}/docs · metrics {metrics_url()}"
 
 
 def _result(inputs: Json, models: list[ServedModel], state: str) -> Served:
     return {
-        "schema": "genflow.serve/1", "name": inputs["name"], "address": endpoint_url(inputs), "state": state,
+        "schema": "genflow.serve/1", "name": inputs["name"], "address": endpoints.address(inputs), "state": state,
         "models": [{"name": model.name, "run": model.run} for model in models],
         "version": list_version(models),
     }  # fmt: skip

@@ -50,7 +50,7 @@ def main(document: Json, emit: Emit) -> Json:
     id = address(made["dataset_name"], document)
     with store.stage("reports", id, name=f"tables-{made['dataset_name']}") as staged:
         made = {**made, "report": id}
-        (staged.path / "tables.json").write_text(json.dumps(made, indent=1))
+        (staged.path / "tables.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
         (staged.path / "tables.md").write_text(formatting.as_markdown(made), encoding="utf-8")
         (staged.path / "report.html").write_text(page.render(store, made, found), encoding="utf-8")
         parents = list(dict.fromkeys(row["run"] for seeds in found.values() for row in seeds.values()))
@@ -89,7 +89,7 @@ def result(artifact: Artifact, *, cached: bool) -> Json:
     """
     if cached:
         artifact.verify()
-    document: dict[str, Any] = json.loads(artifact.file("tables.json").read_text())
+    document: dict[str, Any] = json.loads(artifact.file("tables.json").read_text(encoding="utf-8"))
     return {**document, "path": str(artifact.path), "cached": cached}
 
 

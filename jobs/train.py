@@ -149,7 +149,7 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
     path, folder = journal_path(store.root, run.id), store.folder("runs", run.id)
     database.prepare(store)
     tags = {"family": run.recipe.family["kind"], "net": run.recipe.net["kind"], "dataset": run.dataset.id}
-    tags |= {"data_fingerprint": run.facts.fingerprint[:16], "genflow": __version__}
+    tags |= {"data_fingerprint": run.data_facts.fingerprint[:16], "genflow": __version__}
     # Closed before a worker opens it: on NFS, another node would overwrite lines that this node still buffers.
     with Journal(path, experiment=run.dataset.name, name=run.name) as journal:
         journal.tags(tags)
@@ -222,7 +222,8 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
         "init": run.recipe.init,
         "dataset": run.dataset.id,
         "dataset_name": run.dataset.name,
-        "fingerprint": run.facts.fingerprint,
+        "latents": run.recipe.data.latents,
+        "fingerprint": run.data_facts.fingerprint,
         "steps": state["step"],
         "images": state["images"],
         "seconds": round(state["seconds"], 2),

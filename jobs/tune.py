@@ -82,7 +82,8 @@ def result(artifact: Artifact, *, cached: bool) -> Json:
     for name in artifact.files("*") if cached else ():
         if "/" not in name:  # not the trials
             artifact.file(name)
-    return {**json.loads(artifact.file("search.json").read_text()), "path": str(artifact.path), "cached": cached}
+    document = json.loads(artifact.file("search.json").read_text(encoding="utf-8"))
+    return {**document, "path": str(artifact.path), "cached": cached}
 
 
 def _search(store: Store, search: Search, tracker: SearchTracker | None, emit: Emit) -> None:

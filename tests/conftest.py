@@ -44,7 +44,7 @@ LONG = (
 @functools.cache
 def starts_ray(file: Path) -> Callable[[str], bool]:
     """Which functions of a test file carry the mark `ray`, by their text: xdist's scheduler knows names alone."""
-    body = ast.parse(file.read_text()).body
+    body = ast.parse(file.read_text(encoding="utf-8")).body
     if any(isinstance(node, ast.Assign) and "mark.ray" in ast.unparse(node) for node in body):  # pytestmark
         return lambda name: True
     functions = [node for node in body if isinstance(node, ast.FunctionDef)]

@@ -46,7 +46,7 @@ def trained_run(made: Any, folder: Path) -> tuple[Any, str]:
     store = chaos.Store(shutil.copytree(made.root, folder / "store"))
     recipe = chaos.recipe_file(folder / "x.yaml", "vae", 1, "vae", 12)
     assert chaos.command(store, recipe, "vae").wait() == 0
-    return store, json.loads(recipe.with_suffix(".json").read_text())["run"]
+    return store, json.loads(recipe.with_suffix(".json").read_text(encoding="utf-8"))["run"]
 
 
 @pytest.mark.slow

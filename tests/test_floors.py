@@ -27,7 +27,9 @@ FLOORS = (
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 RAY = ("jobs", "genflow.launch.ray_jobs")  # in the second only inside functions
-MLFLOW = ("genflow.tracking.mlflow_client", "genflow.tracking.pyfunc_model")  # MLflow itself executes the second
+MLFLOW = tuple(
+    f"genflow.tracking.{name}" for name in ("mlflow_client", "journal_replay", "model_package", "pyfunc_model")
+)
 ROOT_FILES = 8  # modules at the root of genflow/, at most
 SHIMS = {"replicas", "proxy"}  # old import paths, for Serve configuration files written by genflow 0.1
 
@@ -56,7 +58,7 @@ def imports(module: str) -> tuple[tuple[str, bool], ...]:
 
 
 def _imports(file: Path) -> Iterator[tuple[str, bool]]:
-    tree = ast.parse(file.read_text())
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     inside = {
         id(node)
         for function in ast.walk(tree)
@@ -81,7 +83,8 @@ def own_imports(module: str) -> set[str]:
 def test_the_root_of_each_folder_is_small() -> None:
     """The root of genflow/ has at most 8 modules, and the root of jobs/ has only programs and the two shims."""
     assert len(list((ROOT / "genflow").glob("*.py"))) <= ROOT_FILES
-    others = {file.stem for file in (ROOT / "jobs").glob("*.py") if "\n    execute(main)\n" not in file.read_text()}
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "jobs").glob("*.py")}
+    others = {name for name, text in texts.items() if "\n    execute(main)\n" not in text}
     assert others == {"__init__"} | SHIMS
 
 
@@ -151,5 +154,5 @@ def test_a_large_library_is_imported_in_few_modules(library: str, places: tuple[
 def test_what_loading_a_module_costs(module: str, absent: set[str]) -> None:
     """`genflow --help` imports no heavy library; training and sampling import neither Ray nor MLflow."""
     script = f"import sys, {module}; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
     assert set(done.stdout.split()) & absent == set()

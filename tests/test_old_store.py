@@ -27,7 +27,7 @@ from genflow.storage.store import Store
 from genflow.tracking import sync
 from genflow.tracking.journal import entries as journal_entries
 from genflow.tracking.journal import journal_path
-from genflow.tracking.mlflow_client import SendResult
+from genflow.tracking.journal_replay import SendResult
 from genflow.tuning.trial import read_reports, trial_folder
 from jobs import compare, evaluate
 
@@ -101,7 +101,7 @@ def test_a_sample_is_still_a_function_of_its_seed(
 
 def test_the_best_run_is_chosen_from_old_evaluations(genflow: Callable[..., dict[str, Any]], store: Store) -> None:
     """`best:fd` is the run with the smallest distance among the stored evaluations."""
-    measured = [json.loads((a.path / "metrics.json").read_text()) for a in store.artifacts("evaluations")]
+    measured = [json.loads((a.path / "metrics.json").read_bytes()) for a in store.artifacts("evaluations")]
     best = min(measured, key=lambda row: row["metrics"]["fd"]["value"])["run"]
     assert genflow("sample", "best:fd", "-n", "1", "-o", "best.npy")["run"] == best
 
@@ -152,7 +152,7 @@ def test_a_new_run_starts_from_old_artifacts(genflow: Callable[..., dict[str, An
     assert plan["recipe"]["data"]["pairs"] == pairs.id
     best = search.path / "best.yaml"
     again = genflow("train", "-c", str(best), "--dry-run")["recipe"]
-    assert again["train"]["lr"] == yaml.safe_load(best.read_text())["train"]["lr"]
+    assert again["train"]["lr"] == yaml.safe_load(best.read_text(encoding="utf-8"))["train"]["lr"]
     facts = Dataset.open(store.find("datasets", "ramps")).facts
     assert len(Pairs.open(pairs, facts)) == 24
 

@@ -100,13 +100,13 @@ def test_banned_phrases_are_found_in_text_only(tmp_path: Path) -> None:
         "nobody = beside_teachers = 1  # Somebody\n"
         "x = f'{nobody} is told'\n"
         "# has no\n    # say\n"
-        'y = ("the othe" "r", "besides", "mender", "go", "on")\n'
+        'y = ("the othe" "r", "besides", "mender", "go", "on")\n', encoding="utf-8"
     )
     assert find_banned(code) == [
         "code.py:1: goes on", "code.py:3: Somebody", "code.py:4: is told", "code.py:5: has no say"
     ]  # fmt: skip
     page = tmp_path / "page.md"
-    page.write_text("What it\nlies in\n")
+    page.write_text("What it\nlies in\n", encoding="utf-8")
     assert find_banned(page) == ["page.md:2: lies"]
 
 

@@ -23,7 +23,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 def commands(document: Path) -> list[list[str]]:
     """The genflow command lines in a document's code blocks."""
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     lines = [line.split("  #")[0].strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("genflow ")]
 
@@ -44,8 +44,9 @@ def test_a_documented_command_parses(document, args):
 
 def test_documented_make_targets_exist():
     """Every make target in the documents is in the Makefile."""
-    makefile = (ROOT / "Makefile").read_text()
-    targets = {t for path in DOCUMENTS for t in re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.MULTILINE)}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    targets = {target for text in texts for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)}
 
     assert {"quickstart", "test"} <= targets
     assert not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
@@ -54,7 +55,7 @@ def test_documented_make_targets_exist():
 def test_linked_files_exist():
     """Every relative link in the documents points to an existing file."""
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
@@ -112,12 +113,12 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ra
     assert {"prepare", "data", "train", "compare", "sample", "tune", "tables"} <= set(ran)
     assert (tmp_path / "grid.png").exists()
     (report,) = (tmp_path / ".genflow/reports").glob("*/report.html")
-    assert json.loads((report.parent / "manifest.json").read_text())["files"]["report.html"]["size"] < 10_000_000
+    assert json.loads((report.parent / "manifest.json").read_bytes())["files"]["report.html"]["size"] < 10_000_000
 
 
 def test_the_table_of_families_is_up_to_date():
     """The README's table equals the output of `genflow families`; `make docs` updates it."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert families.update_table(text) == text
 
 

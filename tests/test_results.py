@@ -81,7 +81,7 @@ def test_the_page_agrees_with_the_evaluations(found, store, tmp_path) -> None:
     plan = results.Plan(seeds=[0, 1], goal_floor=0.65, rows=rows)
     out = tmp_path / "results.md"
     results.write(plan, found, ["gan-s0: the loss is not finite"], "make results", store, out)
-    text = out.read_text()
+    text = out.read_text(encoding="utf-8")
 
     cells = {line.split(" | ")[0].strip("| "): line.strip("|\n ").split(" | ") for line in text.splitlines()}
     table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| VAE")]
@@ -95,7 +95,7 @@ def test_the_page_agrees_with_the_evaluations(found, store, tmp_path) -> None:
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
         "flow.png", "real.png", "results.json", "vae.png",
     ]  # fmt: skip
-    numbers = json.loads((tmp_path / "results" / "results.json").read_text())
+    numbers = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
     assert [m["metrics"]["fd"]["value"] for m in numbers["vae"]] == values
 
 
@@ -109,8 +109,8 @@ def test_the_command_makes_the_table(tmp_path) -> None:
     command += [word for value in tiny for word in ("--set", value)]
     variables = {**os.environ, "GENFLOW_STORE": str(tmp_path / "store"), "PYTHONPATH": str(HOME)}
     subprocess.run(command, cwd=HOME, env=variables, check=True, timeout=1200)
-    first, kept = out.read_text(), len(Store(tmp_path / "store").artifacts("evaluations"))
+    first, kept = out.read_text(encoding="utf-8"), len(Store(tmp_path / "store").artifacts("evaluations"))
     subprocess.run(command, cwd=HOME, env=variables, check=True, timeout=300)
     assert kept == len(results.Plan.load(results.PLAN).rows)
-    assert out.read_text() == first
+    assert out.read_text(encoding="utf-8") == first
     assert "What failed" not in first

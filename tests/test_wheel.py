@@ -32,7 +32,7 @@ def run(installed: Path, folder: Path, *args: str) -> subprocess.CompletedProces
     environment = {k: v for k, v in os.environ.items() if k not in ("GENFLOW_STORE", "PYTHONPATH")}
     environment |= {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
     program = [sys.executable, "-c", "from genflow.cli.app import main; main()", *args]
-    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
 
 
 def test_the_wheel_adds_one_package(installed):
@@ -64,7 +64,7 @@ def test_the_code_hash_is_the_checkouts(installed):
     prints = {
         subprocess.run(
             [sys.executable, "-P", "-c", program], env={**os.environ, "PYTHONPATH": str(path)}, capture_output=True,
-            text=True, check=True, cwd=installed,
+            text=True, check=True, cwd=installed, encoding="utf-8",
         ).stdout
         for path in (installed, ROOT)
     }  # fmt: skip

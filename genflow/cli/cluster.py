@@ -186,7 +186,7 @@ def _tunnel(path: Path, document: Json, port: int) -> Iterator[str]:
 
     command, variables = _launcher(document)
     process = subprocess.Popen(
-        [*command, "dashboard", str(path), "--port", str(port), "--no-config-cache"], env=variables, text=True,
+        [*command, "dashboard", str(path), "--port", str(port), "--no-config-cache"], env=variables, encoding="utf-8",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:

@@ -10,6 +10,9 @@ from genflow.cli.dispatch import find_named
 from genflow.cli.options import AsJson, DataRef, Yes
 from genflow.cli.removal import remove
 from genflow.data.skipped import describe
+from genflow.system.documents import Json
+
+SHOWN = 60  # characters of a caption
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
@@ -63,14 +66,14 @@ def show(
     if json:
         console.document(document)
         return
-    for key, value in _lines(opened, file).items():
+    for key, value in _lines(opened, file, document).items():
         print(f"{key:<12} {value}")
     for warning in document["warnings"]:
         print(f"{'warning':<12} {warning}")
     console.next_commands(f"genflow train flow_matching --data {store.reference(opened.artifact)}")
 
 
-def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:
+def _lines(dataset: "Dataset", preview: Path, document: Json) -> dict[str, Any]:
     facts = dataset.facts
     lines = {
         "dataset": dataset.artifact.id,
@@ -90,6 +93,10 @@ def _lines(dataset: "Dataset", preview: Path) -> dict[str, Any]:
         counts = facts.class_counts or (0,) * facts.classes
         pairs = [f"{n} {c:,}" for n, c in zip(facts.class_names, counts, strict=False)]
         lines["classes"] = ", ".join(pairs[:20]) + (" …" if len(pairs) > 20 else "")
+    if captions := document.get("captions"):
+        examples = ", ".join(repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…") for text in captions["examples"])
+        rows = f"{captions['rows']:,} of {sum(facts.splits.values()):,} rows"
+        lines["captions"] = f"{rows}, such as {examples}" if examples else rows
     return lines
 
 

@@ -25,7 +25,7 @@ def list_endpoints(json: AsJson = False) -> None:
     rows = []
     for endpoint in endpoints.list_running(Store()):
         inputs = endpoint["inputs"]
-        address = f"http://{inputs['host']}:{inputs['port']}"
+        address = endpoints.address(inputs)
         status = "well" if endpoints.is_healthy(address) else "does not answer"
         models = [model["name"] for model in inputs["models"]]
         rows.append({"name": endpoint["name"], "address": address, "models": models, "status": status})

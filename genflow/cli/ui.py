@@ -1,6 +1,7 @@
 """`genflow ui`."""
 
 import os
+import re
 from typing import Annotated
 
 import typer
@@ -8,26 +9,38 @@ import typer
 from genflow.cli import console
 from genflow.errors import SetupError
 
+SEND_S = 60.0  # total time of requests before MLflow's pages open
+
 
 def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any free port.")] = 5000,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
-    """Start the MLflow UI on 127.0.0.1, and print the address of the Ray dashboard."""
+    """Start the MLflow UI on 127.0.0.1, and print the address of the Ray dashboard.
+
+    First send what MLflow lacks, such as after an outage. If MLFLOW_TRACKING_URI names a server, print its address.
+    """
     import subprocess
     import webbrowser
 
     from genflow.storage.store import Store
     from genflow.system import environment
     from genflow.tracking import database, sync
+    from genflow.tracking.mlflow_client import without_password
 
     environment.set_defaults()
     store = Store()
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        database.check(database.prepare(store))
-        sent = sync.sync(store)
-        if not sent.complete:
-            console.note(f"warning: MLflow lacks some data of this store: {sent.problem}")
+    uri = database.prepare(store)
+    database.check(uri)
+    sent = sync.sync(store, limit_s=SEND_S)
+    if not sent.complete:
+        console.note(f"warning: MLflow lacks some data of this store: {sent.problem}")
+    if re.match("https?:", uri):
+        address = without_password(uri)
+        print(f"MLflow         {address}   (the server that MLFLOW_TRACKING_URI names)", flush=True)
+        if open_browser:
+            webbrowser.open(address)
+        return
     port = port or environment.free_port()
     if not environment.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is already in use", "genflow ui --port 0")

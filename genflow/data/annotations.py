@@ -1,32 +1,37 @@
-"""Labels and captions that other tools write next to pictures.
+"""Labels and captions that other tools write next to pictures: what each file says, put together.
 
-- `metadata.jsonl`, `metadata.csv` or `metadata.parquet`, in the source or in any folder below it: one row for each
-  picture, named by `file_name` relative to the folder of the file. This is the layout of the `datasets` library.
-- `NAME.txt` or `NAME.caption` next to `NAME.png`: one caption a line.
-
-References:
-    ImageFolder of Hugging Face: https://huggingface.co/docs/datasets/image_dataset
+`label_files.py` reads the files. Several files may describe the same pictures, for example captions in one and labels
+in another. Two files that contradict each other are an error, so that none is ignored. A file that looks like labels or
+captions and is not read is named in a warning.
 """
 
-import csv
-import io
-import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from genflow.data.columns import (
+    CAPTION_CHOICES,
+    CAPTIONS,
+    LABEL_CHOICES,
+    LABELS,
+    as_captions,
+    as_label,
+    candidates,
+    choose,
+    is_missing,
+    no_label,
+    offer,
+    several,
+)
+from genflow.data.label_files import METADATA, SIDECARS, Pictures, Table, is_table, read_sidecars, read_table
 from genflow.data.sources.base import printable
+from genflow.data.unread import by_ending, lists
 from genflow.errors import DataError, UsageError
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-SIDECARS = (".txt", ".caption")
-LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "fine_label")
-CAPTIONS = ("text", "caption", "captions", "prompt")
-NAME = "file_name"
-NUMBERS = re.compile(r"[-+.,0-9eE\s]+")  # a line of boxes or classes, such as YOLO's, is no caption
-MODES = ("auto", "none", "folders", "metadata")  # of `data.labels`; any other value names a column
+T = TypeVar("T")
+NOTES = 5  # warnings about files that are not read
 
 
 @dataclass
@@ -34,10 +39,11 @@ class Annotations:
     """The labels and captions of the pictures of a folder.
 
     Args:
-        files: the files that were read, relative to the folder.
+        files: the files that labels or captions were read from, relative to the folder.
         labels: the label of each picture that has one, by the picture's relative path.
         captions: the captions of each picture that has some.
         column: the column of the labels.
+        table: the file of the labels.
         notes: one-line warnings.
     """
 
@@ -45,178 +51,212 @@ class Annotations:
     labels: dict[str, str] = field(default_factory=dict)
     captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     column: str = ""
+    table: str = ""
     notes: list[str] = field(default_factory=list)
 
 
-def read(root: str, pictures: Sequence[str], others: Sequence[str], labels: str) -> Annotations:
+def read(root: str, pictures: Sequence[str], others: Sequence[str], labels: str, captions: str) -> Annotations:
     """Read the labels and captions of a folder.
 
     Args:
         root: the absolute path of the folder.
         pictures: the pictures' relative paths.
         others: the other files' relative paths.
-        labels: `data.labels` of the recipe.
+        labels, captions: `data.labels` and `data.captions` of the recipe.
 
     Raises:
-        DataError: a file is damaged, or names a picture that does not exist.
-        UsageError: the requested column does not exist.
+        DataError: a metadata file is damaged or names no picture, or two files contradict each other.
+        UsageError: a requested column does not exist, or contains no labels.
     """
-    found = Annotations()
-    tables = [name for name in others if os.path.basename(name).lower() in METADATA]
-    sidecars = {name for name in others if os.path.splitext(name)[1].lower() in SIDECARS}
-    known, columns = frozenset(pictures), list[str]()
-    for table in sorted(tables):
-        found.files.append(table)
-        columns += _read_table(root, table, known, labels, found)
-    if labels not in MODES and labels not in columns:
-        where = f"{printable(root)} has no column {labels!r} in its metadata ({', '.join(METADATA)})"
-        choices = sorted(set(columns) - {NAME})
-        raise UsageError(where, f"--labels with one of {', '.join([*MODES, *choices])}")
-    if labels == "metadata" and not found.labels:
-        message = f"{printable(root)} has no labels in its metadata ({', '.join(METADATA)})"
-        raise UsageError(message, "--labels folders, or none")
-    sidecar_captions = _read_sidecars(root, pictures, sidecars, found)
-    if any(name in found.captions for name in sidecar_captions):
-        raise DataError(
-            f"{printable(root)} has captions in {printable(sorted(tables)[0])} and in {len(sidecar_captions):,} "
-            f"{'/'.join(SIDECARS)} files", "remove one kind")  # fmt: skip
-    found.captions |= sidecar_captions
-    if found.captions and (without := [name for name in pictures if name not in found.captions]):
-        found.notes.append(
-            f"{len(without):,} of {len(pictures):,} pictures have no caption, first {printable(without[0])}"
-        )
-    texts = set(found.captions.values())
-    if len(found.captions) > 1 and len(texts) == 1:
-        found.notes.append(f"all captions are {next(iter(texts))[0][:60]!r}, so a model learns nothing from them")
-    if found.labels and (without := [name for name in pictures if name not in found.labels]):
-        raise DataError(
-            f"{len(without):,} of {len(pictures):,} pictures have no {found.column!r} in {printable(found.files[0])}, "
-            f"first {printable(without[0])}", "add the rows, or use --labels folders or none")  # fmt: skip
-    return found
-
-
-def as_label(value: Any) -> str:
-    """A label as text; a whole float, which many tools write for an integer, loses its `.0`."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def as_captions(value: Any) -> tuple[str, ...]:
-    """The non-empty captions of a cell: a text, or a list of texts."""
-    texts = value if isinstance(value, list | tuple) else [value]
-    return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
-
-
-def first_of(columns: Sequence[str], wanted: Sequence[str]) -> str:
-    """The first of some names that is a column; empty if there is none."""
-    return next((name for name in wanted if name in columns), "")
-
-
-def _read_table(root: str, table: str, known: frozenset[str], labels: str, found: Annotations) -> list[str]:
-    """Add the rows of a table to `found`; return its columns."""
-    folder = table.rpartition("/")[0]
-    missing: list[str] = []
-    repeated: list[str] = []
-    seen: set[str] = set()
-    columns: dict[str, None] = {}
-    rows = 0
-    for number, row in _rows(f"{root}/{table}"):
-        where = f"{printable(table)} {number}"
-        columns |= dict.fromkeys(row)
-        if None in row:  # how the csv module marks cells without a column
-            raise DataError(f"{where} has more cells than columns", "put texts with commas in double quotes")
-        if not isinstance(row.get(NAME), str):
-            message = f"{where} has no {NAME!r}, but {', '.join(map(repr, row)) or 'no column'}"
-            raise DataError(message, f"name the picture of every row in the column {NAME!r}")
-        relative = row[NAME].replace("\\", "/") if row[NAME] not in known else row[NAME]  # written on Windows
-        name = os.path.normpath(f"{folder}/{relative}" if folder else relative)
-        rows += 1
-        if name not in known:
-            missing.append(row[NAME])
-            continue
-        if name in seen:
-            repeated.append(name)
-            continue
-        seen.add(name)
-        if texts := as_captions(row.get(first_of(list(row), CAPTIONS))):
-            found.captions[name] = texts
-        column = labels
-        if labels in MODES:
-            column = first_of(list(row), LABELS) if labels in ("auto", "metadata") else ""
-        if column and row.get(column) not in (None, ""):
-            found.column, found.labels[name] = column, as_label(row[column])
-    if repeated:
-        message = f"{printable(table)} names {len(repeated):,} pictures more than once, first {printable(repeated[0])}"
-        found.notes.append(f"{message}; the first row of each counts")
-    if missing and len(missing) == rows:
-        raise DataError(f"{printable(table)} names no picture of its folder, first {missing[0]!r}",
-                        f"write {NAME} relative to the folder of the file")
-    if missing:
-        message = f"{printable(table)} names {len(missing):,} pictures that are not there, first {missing[0]!r}"
-        found.notes.append(message)
-    return list(columns)
-
-
-def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table, each with its place, such as `line 3`.
-
-    Raises:
-        DataError: the table is damaged.
-    """
-    shown, suffix = printable(path), os.path.splitext(path)[1].lower()
-    try:
-        if suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            for number, row in enumerate(pq.read_table(path).to_pylist()):
-                yield f"row {number}", row
-            return
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{shown} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {shown}: {error}", "copy or download the file again") from error
-    if suffix == ".csv":
-        for number, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
-            yield f"line {number}", row
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{shown} line {number} is not JSON: {error}", "write one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{shown} line {number} is not a JSON object", "write one JSON object a line")
-        yield f"line {number}", row
-
-
-def _read_sidecars(
-    root: str, pictures: Sequence[str], sidecars: set[str], found: Annotations
-) -> dict[str, tuple[str, ...]]:
-    """The captions of the text files that have the name of a picture."""
-    captions, empty = {}, list[str]()
-    by_stem = {os.path.splitext(name)[0]: name for name in sorted(sidecars)}
-    for picture in pictures:
-        name = by_stem.get(os.path.splitext(picture)[0]) or next(
-            (f"{picture}{end}" for end in SIDECARS if f"{picture}{end}" in sidecars), "")
-        if not name:
-            continue
-        found.files.append(name)
-        try:
-            with open(f"{root}/{name}", encoding="utf-8-sig") as file:
-                lines = file.read().split("\n")
-                texts = as_captions([line for line in lines if not NUMBERS.fullmatch(line)])
-        except UnicodeDecodeError as error:
-            raise DataError(f"the caption {printable(name)} is not UTF-8", "save it as UTF-8") from error
-        except OSError as error:
-            raise DataError(f"cannot read the caption {printable(name)}: {error.strerror}") from error
-        if texts:
-            captions[picture] = texts
+    if labels in ("none", "folders") and captions == "none":
+        return Annotations()
+    index, unread, tables = Pictures(pictures), dict[str, str](), list[Table]()
+    for file in sorted(filter(is_table, others)):
+        table = read_table(root, file, index)
+        if isinstance(table, Table):
+            tables.append(table)
         else:
-            empty.append(name)
-    if empty:
-        message = f"{len(empty):,} caption files are empty or hold numbers alone, first {printable(empty[0])}"
-        found.notes.append(message)
-    return captions
+            unread[file] = table
+    sidecars = [] if captions == "none" else read_sidecars(root, pictures, others)
+    return _Merge(root, labels, captions, tables, sidecars, unread).annotations(pictures, others)
+
+
+@dataclass
+class _Merge:
+    """What some tables say about pictures, put together.
+
+    Args:
+        root: the absolute path of the folder.
+        labels, captions: the options.
+        tables, sidecars: the tables, and the caption files.
+        unread: why files are not read.
+    """
+
+    root: str
+    labels: str
+    captions: str
+    tables: list[Table]
+    sidecars: list[Table]
+    unread: dict[str, str]
+    found: Annotations = field(default_factory=Annotations)
+
+    def annotations(self, pictures: Sequence[str], others: Sequence[str]) -> Annotations:
+        """All labels and captions."""
+        self._check_columns()
+        labels = list[tuple[Table, dict[str, str]]]()
+        captions = list[tuple[Table, dict[str, tuple[str, ...]]]]()
+        used = list[Table]()
+        for table in [*self.tables, *self.sidecars]:
+            if of_labels := self._labels_of(table):
+                labels.append((table, of_labels))
+            if of_captions := self._captions_of(table):
+                captions.append((table, of_captions))
+            if of_labels or of_captions or table in self.sidecars:
+                self.found.files += table.files
+                self.found.notes += table.notes
+                used.append(table)
+        self.found.labels = self._together(labels, "labels")
+        self.found.captions = self._together(captions, "captions")
+        self._check_complete(pictures)
+        self._say_what_is_not_read(pictures, others, used)
+        return self.found
+
+    def _check_columns(self) -> None:
+        columns = list(dict.fromkeys(column for table in self.tables for column in table.columns))
+        endings = [ending for table in self.sidecars for ending in table.columns]
+        for option, wanted, choices, known in (
+            ("labels", self.labels, LABEL_CHOICES, columns),
+            ("captions", self.captions, CAPTION_CHOICES, columns + endings),
+        ):
+            if wanted not in choices and wanted not in known:
+                where = f"{printable(self.root)} has no column {wanted!r} in its metadata ({self._where()})"
+                raise UsageError(where, f"--{option} with one of {', '.join([*choices, *sorted(set(known))])}")
+
+    def _where(self) -> str:
+        """The tables that were read, and the first one that could not be; or those that could be read."""
+        names = [printable(table.file) for table in self.tables[:NOTES]]
+        names += [f"{printable(file)} is not read: {reason}" for file, reason in list(self.unread.items())[:1]]
+        return ", ".join(names or METADATA)
+
+    def _labels_of(self, table: Table) -> dict[str, str]:
+        """The labels in a table, and a warning if its columns are ambiguous."""
+        if self.labels in ("none", "folders"):
+            return {}
+        shown = printable(table.file)
+        columns = choose(table.columns, LABELS) if self.labels in LABEL_CHOICES else [self.labels]
+        column = columns[0] if columns else ""
+        values = {
+            picture: [row[column] for row in rows if not is_missing(row.get(column))]
+            for picture, rows in table.rows.items()
+        }
+        values = {picture: found for picture, found in values.items() if found}
+        if reason := no_label([value for found in values.values() for value in found]):
+            if self.labels != "auto":
+                message = f"the column {column!r} of {shown} has {reason}"
+                raise UsageError(message, "--labels with another column, folders or none")
+            self.found.notes.append(f"the column {column!r} of {shown} has {reason}: it is no label")
+            return {}
+        if note := several(shown, "labels", columns):
+            self.found.notes.append(note)
+        labels = {picture: list(dict.fromkeys(map(as_label, found))) for picture, found in values.items()}
+        if many := [picture for picture, found in labels.items() if len(found) > 1]:
+            first = f"first {printable(many[0])} ({', '.join(labels[many[0]][:3])})"
+            number = f"{len(many):,} picture{'s' * (len(many) > 1)}"
+            message = f"{number} with several labels in the column {column!r}, {first}"
+            if os.path.basename(table.file).lower() in METADATA or self.labels != "auto":
+                hint = "keep one label a picture, or use --labels folders or none"
+                raise DataError(f"{shown}: {message}", hint)
+            self.unread[table.file] = message
+            return {}
+        if labels and not self.found.column:
+            self.found.column, self.found.table = column, table.file
+        return {picture: found[0] for picture, found in labels.items()}
+
+    def _captions_of(self, table: Table) -> dict[str, tuple[str, ...]]:
+        """The captions in a table, and a warning if its columns are ambiguous."""
+        columns = choose(table.columns, (*CAPTIONS, *SIDECARS)) if self.captions == "auto" else [self.captions]
+        if self.captions == "none" or not columns:
+            return {}
+        column = columns[0]
+        found = {
+            picture: tuple(dict.fromkeys(text for row in rows for text in as_captions(row.get(column))))
+            for picture, rows in table.rows.items()
+        }
+        found = {picture: texts for picture, texts in found.items() if texts}
+        if column in table.columns and not found and self.captions != "auto":
+            message = f"the column {column!r} of {printable(table.file)} contains no texts"
+            raise UsageError(message, "--captions with another column, or none")
+        if found and (note := several(printable(table.file), "captions", columns)):
+            self.found.notes.append(note)
+        return found
+
+    def _together(self, parts: list[tuple[Table, dict[str, T]]], what: str) -> dict[str, T]:
+        """The union of what some tables say.
+
+        Raises:
+            DataError: two tables contradict each other.
+        """
+        every: dict[str, T] = {}
+        for number, (table, values) in enumerate(parts):
+            if differ := [name for name in values if every.get(name, values[name]) != values[name]]:
+                other = next(first for first, earlier in parts[:number] if differ[0] in earlier)
+                columns = sorted({column for each, _ in parts for column in self._columns_of(each, what)})
+                choice = " or ".join(f"--{what} {name}" for name in (columns if len(columns) > 1 else ["none"]))
+                pictures = f"{len(differ):,} picture{'s' * (len(differ) > 1)}, first {printable(differ[0])}"
+                one, two = _shown(every[differ[0]]), _shown(values[differ[0]])
+                raise DataError(
+                    f"{printable(self.root)} has two {what} for {pictures}: {one} in {printable(other.file)}, and "
+                    f"{two} in {printable(table.file)}",
+                    f"remove one kind of file, or choose with {choice}",
+                )
+            every |= values
+        return every
+
+    def _columns_of(self, table: Table, what: str) -> list[str]:
+        return choose(table.columns, LABELS if what == "labels" else (*CAPTIONS, *SIDECARS))[:1]
+
+    def _check_complete(self, pictures: Sequence[str]) -> None:
+        labels, column = self.found.labels, self.found.column
+        if self.labels == "metadata" and not labels:
+            message = f"{printable(self.root)} has no labels in its metadata ({self._where()})"
+            raise UsageError(message, "--labels folders, or none")
+        if labels and (without := [name for name in pictures if name not in labels]):
+            raise DataError(
+                f"{len(without):,} of {len(pictures):,} pictures have no {column!r} in "
+                f"{printable(self.found.table)}, first {printable(without[0])}",
+                "add the rows, or use --labels folders or none",
+            )
+
+    def _say_what_is_not_read(self, pictures: Sequence[str], others: Sequence[str], used: list[Table]) -> None:
+        """Warn about columns and files that may be labels or captions, and are not read."""
+        notes = list[str]()
+        for table in self.tables:
+            rows = [row for found in table.rows.values() for row in found]
+            wanted = [*LABELS, *CAPTIONS]
+            of_labels, of_captions = candidates(rows, [c for c in table.columns if c.casefold() not in wanted])
+            offers = []
+            if not self.found.labels and self.labels in ("auto", "metadata"):
+                offers.append(offer(printable(table.file), "labels", of_labels))
+            if not self.found.captions and self.captions == "auto":
+                offers.append(offer(printable(table.file), "captions", of_captions))
+            notes += offers
+            if table not in used and table.file not in self.unread and not any(offers):
+                self.unread[table.file] = "it has no column of labels or captions that is used"
+        reasons = Counter((os.path.basename(file), reason) for file, reason in self.unread.items())
+        for (name, reason), count in reasons.items():
+            first = next(file for file in self.unread if os.path.basename(file) == name)
+            what = f"{printable(first)} is" if count == 1 else f"{count:,} files such as {printable(first)} are"
+            notes.append(f"{what} not read for labels or captions: {reason}")
+        stems = {os.path.splitext(name)[0] for name in pictures} | set(pictures)
+        sidecars = {file for file in others if file.lower().endswith(SIDECARS) and os.path.splitext(file)[0] in stems}
+        rest = [file for file in others if file not in sidecars and not is_table(file)]
+        notes += by_ending(rest) + lists(self.root, rest, pictures)
+        notes = list(dict.fromkeys(note for note in notes if note))
+        self.found.notes += notes[:NOTES]
+        if len(notes) > NOTES:
+            self.found.notes.append(f"{len(notes) - NOTES} more warnings about files that are not read are left out")
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else " / ".join(value)
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

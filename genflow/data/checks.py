@@ -56,6 +56,7 @@ def check(
         "" if dark else _flat(facts, written, folder),
         _enlarged(summary, spec.side),
         _cropped(summary, data, spec),
+        _captions(facts, written, folder),
     )
     return [line for line in checks if line]
 
@@ -206,6 +207,25 @@ def _cropped(summary: ImageSummary, data: Data, spec: ImageSpec) -> str:
         f"the crop to a square drops more than a third of {count:,} of {total:,} pictures, up to {100 - min(wide)} %; "
         "--crop none pads them instead, and --crop random trains on all their parts"
     )
+
+
+def _captions(facts: DataSpec, written: Sequence[ShardResult], folder: Path) -> str:
+    """A warning if some pictures have no caption, or if all have the same."""
+    if not facts.captions:
+        return ""
+    total, without, first, texts = 0, 0, "", set[tuple[str, ...]]()
+    for shard in written:
+        total += shard.rows
+        without += shard.rows - shard.captions
+        if shard.rows and (len(texts) < 2 or (not first and shard.captions < shard.rows)):
+            split = Split(shard.split, (map_stream(folder / shard.split / shard.file),), facts)
+            first = first or next((split.ids[row] for row, one in enumerate(split.captions) if not one), "")
+            texts |= {one for one in split.captions if one}
+    if without:
+        return f"{without:,} of {total:,} pictures have no caption, first {first}"
+    if total > 1 and len(texts) == 1:
+        return f"all captions are {next(iter(texts))[0][:60]!r}, so a model learns nothing from them"
+    return ""
 
 
 def _are(count: int) -> str:

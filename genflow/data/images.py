@@ -245,6 +245,8 @@ def _check_file_size(picture: Image.Image, file: BinaryIO) -> None:
 def decode_for_dataset(file: BinaryIO, facts: DataSpec) -> np.ndarray:
     """Decode a user's picture like the records of a dataset: (H, W, C) uint8, grey levels 0..K-1.
 
+    Size, channels, crop, padding and bits are those with which the dataset was prepared.
+
     Raises:
         UnreadableImage: the picture cannot be read; the message is the reason.
     """
@@ -253,9 +255,12 @@ def decode_for_dataset(file: BinaryIO, facts: DataSpec) -> np.ndarray:
         raise UnreadableImage(f"{kind} is not accepted: convert the picture to PNG or JPEG")
     file.seek(0)
     try:
-        image = decode(file, ImageSpec(H, C), FORMATS)
+        spec = ImageSpec(H, C, bits=facts.bits, crop="random" if facts.strip else facts.crop)
+        image = decode(file, spec, FORMATS)
     except Exception as error:
         raise UnreadableImage(describe_error(error, file)) from error
+    if facts.strip:
+        image = strips.center_square(image, facts.strip)
     return np.rint(image.astype(np.float64) * (((facts.levels or 256) - 1) / 255)).astype(np.uint8)
 
 

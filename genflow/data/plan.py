@@ -33,7 +33,8 @@ HELD_OUT_STREAM = 1  # names the permutation's random generator, in addition to 
 
 def address_hash(source: Source, data: Data) -> str:
     """The end of a dataset's id: a hash of the options, the source's listing and the code. No picture is decoded."""
-    options = data.model_dump(mode="json", include={"size", "channels", "bits", "crop", "labels", "val", "seed"})
+    names = {"size", "channels", "bits", "crop", "labels", "captions", "val", "seed"}
+    options = data.model_dump(mode="json", include=names)
     made_by = source_hash.code_of("genflow/data/prepare.py", also=("genflow/data/sources",))  # loaded by name
     return digest({"options": options, "source": source.listing(), "code": made_by})
 
@@ -79,7 +80,9 @@ def initial_spec(source: Source, data: Data, spec: ImageSpec) -> DataSpec:
     if source.levels is None:
         return DataSpec((2, 1, 1), None, names, scale=source.scale)
     strip = strips.LENGTH * spec.side if spec.crop == "random" else 0
-    return DataSpec(spec.shape, spec.levels, names, strip=strip, captions=source.captions)
+    crop = "none" if data.crop == "none" else "center"  # also if all pictures are square: a user's may not be
+    captions = source.captions and data.captions != "none"
+    return DataSpec(spec.shape, spec.levels, names, strip=strip, captions=captions, crop=crop, bits=data.bits)
 
 
 def assign_rows(source: Source, data: Data, groups: np.ndarray | None = None) -> dict[str, tuple[str, np.ndarray]]:

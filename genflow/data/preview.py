@@ -13,6 +13,7 @@ from genflow.specs import DataSpec
 
 CELL = 64  # pixels: a small picture is enlarged up to this size
 GAP = 2
+EXAMPLES = 2  # captions that describe a dataset
 BACKGROUND = 216  # grey level between pictures: neither black nor white, so that the edges of both are visible
 INK = np.array((31, 58, 147))
 
@@ -139,9 +140,17 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "source": artifact.meta.get("source", {}),
         "options": artifact.meta.get("options", {}),
         "facts": facts.to_json(),
+        **({"captions": captions(dataset)} if facts.captions else {}),
         "shards": {name: len(split.tables) for name, split in dataset.splits.items()},
         "bytes": sum(file["size"] for file in artifact.manifest["files"].values()),
         "bad": artifact.meta.get("bad", 0),
         "skipped": artifact.meta.get("skipped", {}),
         "warnings": artifact.meta.get("warnings", []),
     }
+
+
+def captions(dataset: Dataset) -> dict[str, Any]:
+    """The number of rows with captions, and the first captions of two rows that differ."""
+    every = [texts for split in dataset.splits.values() for texts in split.captions]
+    examples = list(dict.fromkeys(texts[0] for texts in every if texts))[:EXAMPLES]
+    return {"rows": sum(map(bool, every)), "examples": examples}

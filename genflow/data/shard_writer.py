@@ -13,7 +13,7 @@ import numpy as np
 from genflow.data.image_statistics import ImageStatistics, measure
 from genflow.data.shards import shard_name, write_shard
 from genflow.data.sources.base import BadRecord, ImageSpec, Part
-from genflow.data.strips import crop, to_strip
+from genflow.data.strips import center_square, to_strip
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.files import explain_disk_errors
@@ -100,7 +100,7 @@ class ShardTask:
             if self.facts.strip:
                 strip, extent = to_strip(value, self.facts.strip)
                 strips[len(ids)], extents[len(ids)] = strip, extent
-                value = crop(strip[None], np.array([extent]), np.array([(abs(extent) - H) // 2]))[0]
+                value = center_square(value, self.facts.strip)
             values[len(ids)] = value
             ids.append(record.id)
             labels.append(record.label)

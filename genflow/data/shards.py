@@ -157,11 +157,11 @@ def write_index(folder: Path, facts: DataSpec, shards: dict[str, dict[str, int]]
             "_output_all_columns": False,
             "_split": split,
         }
-        (folder / split / "state.json").write_text(json.dumps(state, indent=1))
+        (folder / split / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         info = {"features": features, "citation": "", "description": "", "homepage": "", "license": ""}
-        (folder / split / "dataset_info.json").write_text(json.dumps(info, indent=1))
-    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(shards)}))
-    (folder / FACTS).write_text(json.dumps(facts.to_json(), indent=1))
+        (folder / split / "dataset_info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(shards)}), encoding="utf-8")
+    (folder / FACTS).write_text(json.dumps(facts.to_json(), indent=1), encoding="utf-8")
 
 
 class Shards(Sequence[pa.Table]):
@@ -336,10 +336,10 @@ class Dataset:
         """
         if verify:
             artifact.verify()
-        facts = DataSpec.from_json(artifact.file(FACTS).read_text())
+        facts = DataSpec.from_json(artifact.file(FACTS).read_text(encoding="utf-8"))
         splits = {}
         for split in facts.splits:
-            state = json.loads(artifact.file(f"{split}/state.json").read_text())
+            state = json.loads(artifact.file(f"{split}/state.json").read_text(encoding="utf-8"))
             listed = state["_data_files"]
             files = [artifact.path / split / entry["filename"] for entry in listed]
             rows = [entry["rows"] for entry in listed] if all("rows" in entry for entry in listed) else None

@@ -26,6 +26,12 @@ def to_strip(picture: np.ndarray, length: int) -> tuple[np.ndarray, int]:
     return strip, len(upright) if height >= width else -len(upright)
 
 
+def center_square(picture: np.ndarray, length: int) -> np.ndarray:
+    """The central square of a picture, cut out of its strip; arguments as in `to_strip`."""
+    strip, extent = to_strip(picture, length)
+    return crop(strip[None], np.array([extent]), np.array([(abs(extent) - strip.shape[1]) // 2]))[0]
+
+
 def crop(strips: np.ndarray, extents: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Cut squares out of strips.
 

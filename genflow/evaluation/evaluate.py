@@ -54,7 +54,7 @@ def evaluation_id(
     run: Artifact, dataset: Artifact, options: Evaluate, sample: dict[str, Any] | None = None
 ) -> str:
     """The content address of an evaluation: a hash of the run, the data, the options, the features and the code."""
-    facts = DataSpec.from_json(dataset.file(FACTS).read_text())
+    facts = DataSpec.from_json(dataset.file(FACTS).read_text(encoding="utf-8"))
     settings = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
     recipe = parse(read(run.file(RECIPE)))
@@ -80,7 +80,7 @@ def find(
     artifact = store.get("evaluations", evaluation_id(run, dataset, options, sample))
     if artifact is None:
         return None
-    document: Evaluation = json.loads(artifact.verify().file("metrics.json").read_text())
+    document: Evaluation = json.loads(artifact.verify().file("metrics.json").read_text(encoding="utf-8"))
     return {**document, "path": str(artifact.path), "cached": True}
 
 
@@ -112,7 +112,7 @@ def evaluate(
             return found
         document, drawn = _measure(store, run, dataset, options, emit, sample or {}, executor, id)
         with store.stage("evaluations", id, name=run.name) as staged:
-            (staged.path / "metrics.json").write_text(json.dumps(document, indent=1))
+            (staged.path / "metrics.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
             for name, png in drawn.items():
                 (staged.path / name).write_bytes(png)
             headline = {name: metric["value"] for name, metric in document["metrics"].items()}
@@ -236,6 +236,7 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
         "name": run.name,
         "family": engine.recipe.family["kind"],
         "title": engine.family.title,
+        "reconstructs": engine.family.is_autoencoder,
         "init": engine.recipe.init,
         "step": engine.step,
         "options": engine.options,

@@ -20,7 +20,7 @@ def documents(store: Store, newest: int = 0) -> Iterator[tuple[Artifact, dict[st
     """
     for artifact in store.artifacts("evaluations")[-newest:]:
         try:
-            text = artifact.file(METRICS).read_text()
+            text = artifact.file(METRICS).read_text(encoding="utf-8")
         except DataError as error:
             warn(error)
         else:
@@ -130,6 +130,7 @@ class Identity(TypedDict):
     name: str
     family: str
     title: str
+    reconstructs: bool
     init: str
     step: int
     options: dict[str, Any]

@@ -87,7 +87,7 @@ def _schema(document: Json) -> Iterator[tuple[str, str]]:
     found = importlib.util.find_spec("ray")
     assert found is not None
     assert found.origin is not None
-    schema = json.loads((Path(found.origin).parent / "autoscaler/ray-schema.json").read_text())
+    schema = json.loads((Path(found.origin).parent / "autoscaler/ray-schema.json").read_text(encoding="utf-8"))
     for error in jsonschema.Draft7Validator(schema).iter_errors(document):
         yield ".".join(map(str, error.absolute_path)) or "top level", error.message
 
@@ -140,7 +140,7 @@ def _versions(document: Json, folder: Path) -> Iterator[str]:
     for local in document.get("file_mounts", {}).values():
         pinned = folder / Path(str(local)).expanduser() / "constraints.txt"
         if pinned.is_file():
-            texts.append((str(pinned), "".join(re.findall(r"^ray==\S+$", pinned.read_text(), re.M))))
+            texts.append((str(pinned), "".join(re.findall(r"^ray==\S+$", pinned.read_text(encoding="utf-8"), re.M))))
     for where, text in texts:
         for there in RAY_VERSION.findall(text):
             if there.split(".")[:2] != here.split(".")[:2]:

@@ -1,19 +1,19 @@
 """Run a job in a child process on this machine."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from genflow.errors import BY_CODE, GenflowError
 from genflow.launch import child_process
 from genflow.recipe.files import dump
 from genflow.storage.store import Store
+from genflow.storage.temporary import private_folder
 from genflow.system import environment, events
 from genflow.system.documents import Json
 
@@ -35,10 +35,10 @@ def run_local(stage: str, document: Json, store: Store, on_event: OnEvent, *, ve
     """
     environment.set_defaults()
     log = store.root / "logs" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
-        recipe = Path(folder) / "recipe.yaml"
+    with private_folder("genflow-") as folder:
+        recipe = folder / "recipe.yaml"
         recipe.write_text(dump(document), encoding="utf-8")
-        with open(Path(folder) / "log", "w", encoding="utf-8", errors="replace") as output:
+        with open(folder / "log", "w", encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"jobs.{stage}", str(recipe)],
                 env=child_process.environment(store, verbose), preexec_fn=environment.die_with_parent,
@@ -51,9 +51,10 @@ def run_local(stage: str, document: Json, store: Store, on_event: OnEvent, *, ve
             return last["document"]
         error = failure(last, process.returncode)
         if error.code == GenflowError.code and not verbose:  # an unexpected error: keep the output of the job
-            log.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(folder) / "log", log)
-            error.hint = f"{error.hint}; log: {log}".removeprefix("; ")
+            with contextlib.suppress(OSError):  # the error matters more than its log, which a full disk cannot hold
+                log.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / "log", log)
+                error.hint = f"{error.hint}; log: {log}".removeprefix("; ")
         raise error
 
 

@@ -190,7 +190,7 @@ def _cached_probe(cache: Path) -> list[Json] | None:
     """The cached probe result, if it is younger than PROBE_CACHE_S."""
     try:
         if time.time() - cache.stat().st_mtime < PROBE_CACHE_S:
-            found: list[Json] = json.loads(cache.read_text())
+            found: list[Json] = json.loads(cache.read_text(encoding="utf-8"))
             return found
     except (OSError, ValueError):
         pass

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from genflow.launch.ray_jobs import ENDED, PROBE, Job, Jobs
 from genflow.recipe.schema import Cluster
 from genflow.storage.s3 import FORWARDED_VARIABLES
 from genflow.storage.store import MANIFEST, Store
+from genflow.storage.temporary import private_folder
 from genflow.system import events
 from genflow.system.documents import Json
 from genflow.tracking import database
@@ -99,8 +99,8 @@ def _checks(jobs: Jobs, document: Json, store: Store) -> Iterator[Check]:
 def _probe(jobs: Jobs, inputs: Json, store: Store) -> Json:
     """Run `jobs/probe.py` on the cluster as a separate job; its bundle is not saved."""
     id = f"probe-{secrets.token_hex(8)}"
-    with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
-        written = bundle.write({"inputs": inputs}, Path(folder) / "bundle")
+    with private_folder("genflow-") as folder:
+        written = bundle.write({"inputs": inputs}, folder / "bundle")
         jobs.submit(id, f"python -m jobs.probe {bundle.RECIPE}", written, _job_environment(store, False), PROBE)
     last, output = _follow(jobs, id, lambda event: None, lambda line: None)
     if last and last["event"] == "result":

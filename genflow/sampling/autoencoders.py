@@ -12,12 +12,12 @@ from typing import Any
 from genflow.errors import DataError, UsageError
 from genflow.families.base import Family
 from genflow.recipe.schema import Recipe
+from genflow.sampling.diffusers_config import CONFIG, home_of
 from genflow.specs import DataSpec
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Artifact, Store
 
 COPY = "autoencoder"  # the folder of the copy
-CONFIG = "config.json"  # a folder with this file is one of diffusers
 NAME_LENGTH = 40  # of a diffusers folder's name in its id
 
 
@@ -27,37 +27,38 @@ class Loaded:
 
     Args:
         id: the run's id; of a folder, its name and a hash of its files.
+        deciding: what decides its latents: hashes of the weights, which training a run again may change.
         recipe: resolved, for `build.family_of`.
         family: for the facts with which it was loaded.
         step: the training step of the weights; 0 for a folder.
-        weights: hashes of the files of weights, which training again may change; empty for a folder.
+        scaled: whether its latents have a mean and a deviation; a folder may not state them.
     """
 
     id: str
+    deciding: Any
     recipe: Recipe
     family: Family
     step: int = 0
-    weights: Any = ""
+    scaled: bool = True
 
 
 def find(store: Store, reference: str) -> Artifact | Path:
-    """The run or the diffusers folder that a reference names; a folder with config.json comes first.
+    """The run or the diffusers folder that a reference names; a folder comes first.
 
     Raises:
         UsageError: there is neither, the run is no autoencoder, or the folder has no config.json.
     """
     path = Path(reference).expanduser()
-    if (path / CONFIG).is_file():
+    if any((home / CONFIG).is_file() for home in (path, path / "vae")):
         return path.absolute()
-    if path.is_dir() and (os.sep in reference or not store.names("runs")):
-        inside = path / "vae"  # where a whole pipeline of diffusers has it
-        cure = f"--autoencoder {inside}" if (inside / CONFIG).is_file() else "name a folder of AutoencoderKL, or a run"
-        raise UsageError(f"{path} has no {CONFIG}, so it is no autoencoder of diffusers", cure)
     try:
         run = store.find("runs", reference)
     except UsageError as error:
-        if os.sep in reference:
-            raise UsageError(f"{path} is no folder on this machine", "name an existing folder, or a run") from error
+        if os.sep in reference or path.is_dir():
+            try:
+                home_of(path)
+            except UsageError as of_folder:
+                raise of_folder from error
         raise
     if not is_autoencoder(run):
         others = [other.id for other in store.artifacts("runs") if is_autoencoder(other)]
@@ -105,7 +106,8 @@ def load(found: Artifact | Path, facts: DataSpec, name: str) -> Loaded:
         from genflow.sampling import diffusers_folder
 
         recipe, family = diffusers_folder.read_autoencoder(found, facts)
-        return Loaded(f"{_as_name(found)}-{diffusers_folder.digest_of(found)}", recipe, family)
+        hashed, scaled = diffusers_folder.digest_of(found), diffusers_folder.scale_of(found).known
+        return Loaded(f"{_as_name(found)}-{hashed}", hashed, recipe, family, scaled=scaled)
     return _load_run(found, facts, name)
 
 
@@ -150,7 +152,7 @@ def _load_run(run: Artifact, facts: DataSpec, name: str) -> Loaded:
         for name in run.files(f"{prefix}*.safetensors")
         if name.removeprefix(prefix) in checkpoint.READ_BY_SAMPLING
     }
-    return Loaded(run.id, recipe, family, int(state["step"]), weights)
+    return Loaded(run.id, [run.id, weights], recipe, family, int(state["step"]))
 
 
 def files(copy: Path) -> list[Path]:
@@ -172,7 +174,7 @@ def write(loaded: Loaded, facts: DataSpec, folder: Path) -> None:
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in loaded.family.state_dict().items()}
     contents: tuple[str | bytes, ...] = (
-        save(tensors, {"format": "pt", "genflow.run": loaded.id}),
+        save(tensors, {"format": "pt"}),  # one key: the order of several is random, and so would be the bytes
         json.dumps(facts.to_json(), indent=1),
         dump(loaded.recipe),
         json.dumps({"step": loaded.step, "run": loaded.id}),

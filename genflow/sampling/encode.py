@@ -20,9 +20,10 @@ import torch
 from genflow import build
 from genflow.data.shards import FACTS, Dataset, map_stream, shard_ranges, write_index, write_shard
 from genflow.errors import DataError, UsageError
+from genflow.families.autoencoder import STATISTICS_ROWS
 from genflow.maths.rng import SampleRng
 from genflow.recipe.schema import Recipe
-from genflow.sampling import autoencoders
+from genflow.sampling import autoencoders, diffusers_folder
 from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
 from genflow.storage.files import replacing
@@ -102,7 +103,7 @@ def plan(store: Store, autoencoder: str, recipe: Recipe) -> EncodePlan:
     name = recipe.name or dataset.name
     deciding = {
         "data": [dataset.id, pictures.fingerprint],  # the fingerprint covers labels and captions
-        "autoencoder": [loaded.id, loaded.weights],
+        "autoencoder": loaded.deciding,
         "options": recipe.encode.model_dump(mode="json"),
         "code": source_hash.code_of("genflow/sampling/encode.py", *build.source_files(loaded.recipe, pictures)),
     }
@@ -114,8 +115,24 @@ def copy_autoencoder(task: EncodePlan, folder: Path) -> list[Path]:
     files = autoencoders.files(folder / autoencoders.COPY)
     if not all(file.is_file() for file in files):
         loaded = autoencoders.load(task.source, task.pictures, task.dataset.name)
+        if not loaded.scaled:
+            split, size = Dataset.open(task.dataset, verify=False).splits["train"], batch_size(task.pictures)
+            rows = spread_rows(len(split))
+            batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+            loaded.family.finish(lambda number: split.batch(batches[number], torch.device("cpu")))
         autoencoders.write(loaded, task.pictures, folder / autoencoders.COPY)
     return files
+
+
+def spread_rows(count: int) -> np.ndarray:
+    """Up to `STATISTICS_ROWS` rows of `count`, evenly spaced, because the rows may be sorted by class."""
+    return np.linspace(0, count, min(count, STATISTICS_ROWS), endpoint=False, dtype=np.int64)
+
+
+def batch_size(pictures: DataSpec) -> int:
+    """The rows that are encoded at once: a power of two, so that it divides a shard."""
+    _, H, W = pictures.shape
+    return 1 << max(1, min(MAX_BATCH, BATCH_PIXELS // (H * W))).bit_length() - 1
 
 
 class Encoder:
@@ -131,9 +148,7 @@ class Encoder:
         self.task = task
         self.engine = Engine.from_folder(folder / autoencoders.COPY, device=device)
         self._split = Dataset.open(task.dataset, verify=False).splits["train"]
-        _, H, W = task.pictures.shape
-        self.batch = max(1, min(MAX_BATCH, BATCH_PIXELS // (H * W)))
-        self.batch = 1 << self.batch.bit_length() - 1  # a power of two, so that it divides a shard
+        self.batch = batch_size(task.pictures)
 
     @torch.no_grad()
     def latents(self, rows: np.ndarray) -> np.ndarray:
@@ -221,7 +236,7 @@ def finish(task: EncodePlan, folder: Path) -> Measured:
     facts = replace(task.facts, fingerprint=hashes.hexdigest())
     rows = {Path(file).name: last - first for file, first, last in task.shards}
     write_index(folder, facts, {"train": rows})
-    warnings = [*_about_strips(task), *_about_deviation(deviation)]
+    warnings = [*_about_strips(task), *_about_scale(task), *_about_deviation(task, deviation)]
     return Measured(facts, mean.round(4).tolist(), deviation.round(4).tolist(), warnings)
 
 
@@ -231,16 +246,24 @@ def _about_strips(task: EncodePlan) -> list[str]:
     return [f"{task.dataset.name} has pictures for random crops; the latents are of their centre crops"]
 
 
-def _about_deviation(deviation: np.ndarray) -> list[str]:
+def _about_scale(task: EncodePlan) -> list[str]:
+    note = "" if isinstance(task.source, Artifact) else diffusers_folder.scale_of(task.source).note
+    return [note] if note else []
+
+
+def _about_deviation(task: EncodePlan, deviation: np.ndarray) -> list[str]:
     low, high = DEVIATIONS
     outside = [n for n, value in enumerate(deviation) if not low <= value <= high]
     if not outside:
         return []
     listed = ", ".join(f"{deviation[n]:.3g} in channel {n}" for n in outside[:LISTED])
+    why = "the autoencoder was measured on other pictures"
+    if isinstance(task.source, Path):
+        why = "scaling_factor and shift_factor in its config.json do not fit these pictures"
     more = f", and {len(outside) - LISTED} more" if len(outside) > LISTED else ""
     return [
         f"the deviation of the latents is outside {low:g} to {high:g} in {len(outside)} of {len(deviation)} channels: "
-        f"{listed}{more}. Models expect 1, so the autoencoder's scale does not fit these pictures"
+        f"{listed}{more}. Models expect 1, and {why}"
     ]
 
 

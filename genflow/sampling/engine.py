@@ -113,7 +113,7 @@ class Engine:
         for name in (FACTS, RECIPE):
             if not (folder / name).is_file():
                 raise DataError(f"{folder / name} is missing", "export the run again")
-        facts = DataSpec.from_json(json.loads((folder / FACTS).read_text()))
+        facts = DataSpec.from_json(json.loads((folder / FACTS).read_text(encoding="utf-8")))
         recipe = parse(read_recipe(folder / RECIPE), str(folder / RECIPE))
         family = build.family_of(recipe, facts)
         state = checkpoint.load_weights(weights or folder, family, average=average)

@@ -3,7 +3,8 @@
     safetensors    the averaged weights, the recipe, the facts, their manifest and a model card; `Engine.from_folder`
                    compares the files with the manifest and loads them
     diffusers      `diffusers.DiffusionPipeline.from_pretrained` loads it as a stock pipeline, without labels;
-                   only for runs of a Gaussian path with the net `unet2d`
+                   only for runs of a Gaussian path with the net `unet2d`; of an autoencoder with the net
+                   `autoencoder_kl`, a folder that `diffusers.AutoencoderKL.from_pretrained` loads
     torch_export   one program that maps noise and label to samples and needs only PyTorch; only for one-pass samplers
 """
 
@@ -14,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from genflow.errors import SetupError, UsageError, similar
+from genflow.data.shards import FACTS
+from genflow.errors import UsageError, similar
 from genflow.families.base import Family
-from genflow.sampling.engine import READ, RECIPE, Engine
+from genflow.sampling.diffusers_folder import write_autoencoder
+from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, Engine
+from genflow.sampling.files import output_error
 from genflow.storage.files import write_atomically
 from genflow.storage.manifest import MANIFEST, describe
 from genflow.storage.store import Artifact
@@ -33,6 +37,7 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
 
     Raises:
         UsageError: the form is unknown, the folder is not empty, or the run's family or net does not fit the form.
+        ResourceError: the disk is full or broken.
         SetupError: the folder cannot be written.
     """
     check_form(form)
@@ -46,7 +51,7 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
             manifest = describe(folder, "exports", run.id, name=run.name, only=READ.__contains__)
             write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
     except OSError as error:
-        raise SetupError(f"cannot write {folder}: {error.strerror or error}", "choose another --out") from error
+        raise output_error(error, folder) from error
 
 
 def check_form(form: str) -> None:
@@ -58,7 +63,7 @@ def check_form(form: str) -> None:
 def forms(family: type[Family]) -> list[str]:
     """The forms to which a family's runs can be exported; the run's net may exclude some."""
     can = {
-        "diffusers": family.stock_scheduler is not Family.stock_scheduler,
+        "diffusers": family.stock_scheduler is not Family.stock_scheduler or family.is_autoencoder,
         "torch_export": family.steps.startswith("1") and not family.is_autoencoder,  # it draws no pictures
     }
     return [form for form in FORMS if can.get(form, True)]
@@ -70,7 +75,7 @@ def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in engine.family.state_dict().items()}
     metadata = {"format": "pt", "genflow.run": run.id, "genflow.step": str(engine.step)}
     write_atomically(folder / "weights.safetensors", save(state, metadata))
-    for name in (RECIPE, "facts.json"):
+    for name in (RECIPE, FACTS, *run.files(f"{AUTOENCODER}/*")):
         write_atomically(folder / name, run.file(name).read_bytes())
     write_atomically(folder / "state.json", json.dumps({"step": engine.step, "run": run.id}))
     use = """from pathlib import Path
@@ -79,16 +84,20 @@ from genflow.sampling.engine import Engine
 engine = Engine.from_folder(Path("."))
 images = engine.draw(seeds=range(16)).images  # (16, H, W, C) uint8"""
     rest = """`weights.safetensors` has the averaged weights, `recipe.yaml` the complete configuration, `facts.json` the
-facts of the data."""
+facts of what it learned, and `autoencoder/`, if it exists, turns its latents into pictures."""
     write_atomically(folder / "README.md", _card(run.id, engine, "genflow", use, rest))
 
 
 def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
-    """Save a stock pipeline of the net for "no label" and the scheduler of its path."""
+    """Save a stock pipeline of the net for "no label" and the scheduler of its path, or an `AutoencoderKL`."""
+    if engine.family.is_autoencoder:
+        write_autoencoder(engine.family, folder)
+        write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", USE_OF_AUTOENCODER, ABOUT_LATENTS))
+        return
     scheduler = engine.family.stock_scheduler()
     net: Any = getattr(engine.family, "net", None)
-    if scheduler is None or not hasattr(net, "unconditional"):
-        why = "its net" if scheduler else "its noise"
+    if scheduler is None or not hasattr(net, "unconditional") or engine.autoencoder:
+        why = "its latents" if engine.autoencoder else "its net" if scheduler else "its noise"
         raise UsageError(
             f"run {run.id} cannot be exported to diffusers: no stock pipeline supports {why}",
             "train ddpm (linear or cosine, T=1000) or flow_matching with --set net.kind=unet2d",
@@ -120,12 +129,14 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
 
     one = {**engine.options, **({"steps": 1} if "steps" in engine.options else {})}
     if "torch_export" not in forms(type(engine.family)):
+        own = type(engine.family)
+        why = "it draws no pictures of its own" if own.is_autoencoder else f"{own.title} samples in many steps"
         raise UsageError(
-            f"run {run.id} cannot be exported to torch_export: {type(engine.family).title} samples in many steps",
+            f"run {run.id} cannot be exported to torch_export: {why}",
             "vae, gan and consistency sample in one step; --to safetensors exports every run",
         )
     try:
-        program = traced(engine.family, one)
+        program = traced(engine.family, one, engine.autoencoder)
     except Exception as error:  # tracing may raise anything
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"run {run.id} cannot be traced by torch.export: {first}", "use --to safetensors") from error
@@ -133,7 +144,7 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         torch.export.save(program, Path(scratch) / "sample.pt2")
         write_atomically(folder / "sample.pt2", (Path(scratch) / "sample.pt2").read_bytes())
-    write_atomically(folder / "facts.json", run.file("facts.json").read_bytes())
+    write_atomically(folder / FACTS, json.dumps(engine.facts.to_json(), indent=1))
     use = f"""import torch
 
 sample = torch.export.load("sample.pt2").module()
@@ -142,8 +153,8 @@ x = sample(noise, torch.full((16,), {engine.facts.classes}))  # (16, C, H, W) in
     write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs only PyTorch."))
 
 
-def traced(family: Family, options: dict[str, Any]) -> Any:
-    """A `torch.export` program: noise (B, ...) and label (B,) in, x (B, C, H, W) out, for any B.
+def traced(family: Family, options: dict[str, Any], autoencoder: Family | None = None) -> Any:
+    """A `torch.export` program: noise (B, ...) and label (B,) in, pictures x (B, C, H, W) out, for any B.
 
     A sampler that draws random numbers cannot be traced, and neither can one whose steps depend on the data.
     """
@@ -155,10 +166,11 @@ def traced(family: Family, options: dict[str, Any]) -> Any:
     class OnePass(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.family = family
+            self.family, self.autoencoder = family, autoencoder
 
         def forward(self, noise: Tensor, label: Tensor) -> Tensor:
-            return self.family.sample(noise, label, SampleRng([], "none"), **options).x
+            x = self.family.sample(noise, label, SampleRng([], "none"), **options).x
+            return self.autoencoder.decode(x, label, SampleRng([], "none")) if self.autoencoder else x
 
     rows = torch.export.Dim("rows", min=1)
     like = torch.zeros(2, *family.noise_shape), torch.zeros(2, dtype=torch.long)
@@ -170,11 +182,20 @@ FORMS: dict[str, Callable[[Artifact, Engine, Path], None]] = {
 }  # fmt: skip
 
 
+USE_OF_AUTOENCODER = """from diffusers import AutoencoderKL
+
+autoencoder = AutoencoderKL.from_pretrained(".")
+latents = autoencoder.encode(x).latent_dist.mode()  # x (B, C, H, W) in [-1, 1]
+x = autoencoder.decode(latents).sample"""
+ABOUT_LATENTS = "Each channel of the latents has mean 0 and deviation 1 over the training data: scaling_factor is 1."
+
+
 def _card(run: str, engine: Engine, library: str, use: str, rest: str) -> str:
     facts = engine.facts
+    tag = "image-feature-extraction" if engine.family.is_autoencoder else "unconditional-image-generation"
     return f"""---
 library_name: {library}
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {tag}
 ---
 # {run}
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from genflow.data import preview
-from genflow.errors import SetupError, UsageError
+from genflow.errors import GenflowError, ResourceError, SetupError, UsageError
 from genflow.specs import DataSpec
-from genflow.storage.files import write_atomically
+from genflow.storage.files import disk_error, write_atomically
 
 
 def form_of(out: Path) -> str:
@@ -40,6 +40,7 @@ def write(
 
     Raises:
         UsageError: the suffix is unknown.
+        ResourceError: the disk is full or broken.
         SetupError: the file or folder cannot be written.
     """
     form = form_of(out)
@@ -53,7 +54,14 @@ def write(
         else:
             _write_folder(out, images, labels, index, facts)
     except OSError as error:
-        raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another --out") from error
+        raise output_error(error, out) from error
+
+
+def output_error(error: OSError, out: Path) -> GenflowError:
+    """One line for an error of writing what the option --out names."""
+    if isinstance(found := disk_error(error, out), ResourceError):
+        return found
+    return SetupError(f"cannot write {out}: {error.strerror or error}", "choose another --out")
 
 
 def _write_folder(

@@ -46,6 +46,7 @@ class ReflowPlan:
         count: number of pairs.
         seed: of noises and labels.
         options: all sampling options of the teacher.
+        latents: the id of the latents that the teacher learned; empty: it learned pictures or points.
     """
 
     id: str
@@ -54,6 +55,7 @@ class ReflowPlan:
     count: int
     seed: int
     options: dict[str, Any]
+    latents: str = ""
 
     @property
     def shards(self) -> list[tuple[str, int, int]]:
@@ -89,7 +91,7 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
     code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.family.facts))
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code]
     id = f"{run.name}-{digest(deciding)}"
-    return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options)
+    return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options, engine.recipe.data.latents)
 
 
 class Teacher:

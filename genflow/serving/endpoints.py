@@ -42,7 +42,7 @@ def list_running(store: Store) -> list[Json]:
     found = []
     for path in sorted(_folder(store).glob("*.json")):
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if is_running(document):
@@ -61,6 +61,12 @@ def get(store: Store, name: str) -> Json | None:
 def is_running(document: Json) -> bool:
     """Whether the process of an endpoint is running; assumed for an endpoint on another machine."""
     return bool(document["node"] != HOSTNAME or document["born"] == process_start_time(document["pid"]))
+
+
+def address(inputs: Json) -> str:
+    """Return the URL of an endpoint on its machine, from the host and the port that it listens on."""
+    host = str(inputs["host"])  # a socket can listen on every address, and a client needs one
+    return f"http://{http.netloc({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), inputs['port'])}"
 
 
 def is_healthy(address: str) -> bool:

@@ -67,7 +67,7 @@ class Model:
         self.evaluation: dict[str, Any] = {}
         if entry.evaluation:
             measured = _artifact(local_folder(entry.evaluation), entry)
-            self.evaluation = json.loads(measured.file("metrics.json").read_text())
+            self.evaluation = json.loads(measured.file("metrics.json").read_text(encoding="utf-8"))
         self.recommended = recommend(self.evaluation)
         options = {**self.recipe.sample, **(self.recommended or {}).get("options", {})}
         self.defaults: dict[str, Any] = self.schema.model_validate(options).model_dump(mode="json")

@@ -11,7 +11,7 @@ ERROR_CODES = {
     400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found",
     405: "method_not_allowed", 408: "timeout", 413: "too_large", 414: "too_long", 415: "not_json",
     422: "invalid", 429: "too_many_requests", 431: "too_large",
-    500: "internal", 503: "overloaded", 504: "deadline",
+    500: "internal", 501: "not_implemented", 503: "overloaded", 504: "deadline",
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def open_locked(path: Path, wait: bool) -> TextIO:
     """
     tries = 0
     while True:
-        file = open(path, "a+")  # noqa: SIM115  the caller closes it, which unlocks it
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  the caller closes it, which unlocks it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             with contextlib.suppress(FileNotFoundError):
@@ -46,7 +46,7 @@ def open_locked(path: Path, wait: bool) -> TextIO:
 def held_text(path: Path) -> str:
     """The content of a lock file whose lock a process holds; empty if it is free."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

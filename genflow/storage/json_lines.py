@@ -59,7 +59,7 @@ def append_durably(path: Path, entry: Mapping[str, Any]) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The entries of a file in order; an empty list if there is no file. Incomplete lines are skipped."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     found = []

@@ -32,7 +32,7 @@ def machine_id() -> str:
     """This machine, its boot and its process id namespace."""
     node = os.uname().nodename
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{node}/{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return node
@@ -41,7 +41,7 @@ def machine_id() -> str:
 def process_start_time(pid: int) -> str:
     """When a process started, which tells it from a later process with the same id; empty if there is no process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
 

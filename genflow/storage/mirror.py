@@ -345,7 +345,7 @@ class BucketMirror:
         """Hold a lock on a path against the other processes of this machine."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{self.key(path).replace('/', '~')}.mirror", "a") as file:
+        with open(folder / f"{self.key(path).replace('/', '~')}.mirror", "a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -362,7 +362,7 @@ def _has_size(path: Path, size: int) -> bool:
 def _is_complete(folder: Path, manifest: Manifest) -> bool:
     """Whether a folder was downloaded completely: its manifest is written last. Bytes are verified on read."""
     try:
-        return bool(json.loads((folder / MANIFEST).read_text()) == manifest)
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8")) == manifest)
     except (OSError, ValueError):
         return False
 

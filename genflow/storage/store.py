@@ -22,20 +22,20 @@ each machine.
 """
 
 import errno
-import fnmatch
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genflow.errors import DataError, GenflowError, SetupError, UsageError
 from genflow.storage import mirror
-from genflow.storage.file_lock import Held, held_text, open_locked
+from genflow.storage.artifact import COMMAND_FOR, JOURNALED, NOUNS, Artifact
+from genflow.storage.artifact_locks import Locks
 from genflow.storage.files import (
     dead_leftovers,
     explain_disk_errors,
@@ -44,82 +44,9 @@ from genflow.storage.files import (
     temporary_ending,
     write_atomically,
 )  # fmt: skip
-from genflow.storage.lock import current_holder, lease, live_claims
-from genflow.storage.manifest import describe, read_manifest, verify, verify_file, warn
+from genflow.storage.manifest import describe, read_manifest, warn
 from genflow.storage.mirror import MANIFEST
 from genflow.storage.names import Names, meaning
-
-KINDS = ("datasets", "features", "runs", "pairs", "latents", "searches", "evaluations", "reports")
-JOURNALED = ("runs", "searches")  # kinds with journals of their own
-NOUNS = {"features": "feature extractor", "pairs": "pairs", "latents": "latents", "searches": "search"}
-COMMAND_FOR = {
-    "datasets": "genflow prepare SOURCE --name NAME makes one",
-    "runs": "genflow train FAMILY --data NAME makes one",
-    "pairs": "genflow reflow RUN makes some",
-    "latents": "genflow encode DATASET --autoencoder RUN makes some",
-    "searches": "genflow tune FAMILY --data NAME makes one",
-    "evaluations": "genflow evaluate RUN makes one",
-    "reports": "genflow compare RUN... makes one",
-    "features": "genflow evaluate RUN makes one",
-}
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished folder of the store and its manifest.
-
-    Args:
-        kind, id: its place in the store.
-        folder: its path on this machine; in a bucket's mirror, the path may not exist yet.
-        manifest: its manifest.
-        url: the URL of a store in a bucket, whose files are downloaded on first use; empty for a folder.
-    """
-
-    kind: str
-    id: str
-    folder: Path
-    manifest: dict[str, Any]
-    url: str = ""
-
-    @property
-    def path(self) -> Path:
-        """The folder on this machine, with all of its files."""
-        if not self.url:
-            return self.folder
-        here = mirror.for_url(self.url)
-        return here.fetch_folder(here.root / self.kind / self.id, self.manifest)
-
-    @property
-    def name(self) -> str:
-        """The name that the user chose."""
-        return str(self.manifest.get("name") or self.id.rpartition("-")[0])
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """The JSON document that was committed with it."""
-        return self.manifest.get("meta", {})
-
-    def file(self, name: str) -> Path:
-        """The path on this machine of one of its files, after the file was compared with the manifest.
-
-        Raises:
-            DataError: the file is missing or differs from the manifest.
-        """
-        folder = mirror.for_url(self.url).root / self.kind / self.id if self.url else self.folder
-        return verify_file(folder, name, self.manifest)
-
-    def files(self, pattern: str) -> list[str]:
-        """The names of its files that match a pattern such as `samples/*.png`, sorted."""
-        return sorted(fnmatch.filter(self.manifest["files"], pattern))
-
-    def verify(self) -> "Artifact":
-        """Check every file against the manifest.
-
-        Raises:
-            DataError: a file is missing or differs from the manifest.
-        """
-        verify(self.path, self.manifest)
-        return self
 
 
 class Store:
@@ -139,9 +66,11 @@ class Store:
         self.mirror = mirror.for_url(text) if "://" in text else mirror.containing(Path(text).expanduser().absolute())
         if self.mirror:
             self.root, self.url = self.mirror.root, self.mirror.url
+            self._locks = Locks(self.root, self.mirror)
             return
         self.root = Path(text).expanduser().absolute()
         self.url = str(self.root)
+        self._locks = Locks(self.root, None)
         if self.root.exists() and not self.root.is_dir():
             raise SetupError(f"the store {self.root} is a file, not a folder", "set GENFLOW_STORE to a folder")
 
@@ -333,7 +262,7 @@ class Store:
                 sync_folder(folder.parent)
             self._delete_records(kind, id)
             shutil.rmtree(deleted, ignore_errors=True)
-            self._lock_file(kind, id).unlink(missing_ok=True)
+            self._locks.file(kind, id).unlink(missing_ok=True)
         self._finish_deletions(kind)
 
     def _finish_deletions(self, kind: str) -> None:
@@ -376,8 +305,7 @@ class Store:
         """Whether a file is here or can be downloaded from the bucket."""
         return file.is_file() or bool(self.mirror and self.mirror.download_file(file))
 
-    @contextmanager
-    def lock(self, kind: str, id: str, *, wait: bool = True, uses: Sequence[str] = ()) -> Iterator[None]:
+    def lock(self, kind: str, id: str, *, wait: bool = True, uses: Sequence[str] = ()) -> AbstractContextManager[None]:
         """Hold the lock on making this artifact. The lock ends with the process, even if the process is killed.
 
         Args:
@@ -388,47 +316,15 @@ class Store:
         Raises:
             UsageError: another process holds the lock and `wait` is false; the message names the process.
         """
-        path = self._lock_file(kind, id)
-        with explain_disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                file = open_locked(path, wait)
-            except Held as held:
-                message = f"{id} is being made by process {held}"
-                raise UsageError(message, "wait for it, or stop that process") from held
-        with file:
-            with explain_disk_errors(path.parent):
-                file.seek(0)
-                file.truncate()
-                file.write("\n".join([f"{os.getpid()} on {os.uname().nodename}", *uses]))
-                file.flush()
-            if self.mirror and kind in KINDS:  # locks of other kinds are for this machine only
-                with lease(self.mirror.bucket, f"{kind}-{id}", wait=wait, uses=uses):
-                    yield
-            else:
-                yield
-
-    def _lock_file(self, kind: str, id: str) -> Path:
-        return self.root / "locks" / f"{kind}-{id}.lock"
+        return self._locks.hold(kind, id, wait=wait, uses=uses)
 
     def holder(self, kind: str, id: str) -> str:
         """The process that makes an artifact now, such as `123 on host`; empty if there is none."""
-        if text := held_text(self._lock_file(kind, id)):
-            return text.partition("\n")[0]
-        claim = current_holder(self.mirror.bucket, f"{kind}-{id}") if self.mirror else None
-        return f"{claim['pid']} on {claim['node']}" if claim else ""
+        return self._locks.holder(kind, id)
 
     def users(self, id: str) -> list[tuple[str, str]]:
         """What processes make now from an artifact: (`<kind>-<id>`, process), such as (`runs-a-1`, `123 on host`)."""
-        found = {}
-        for file in sorted((self.root / "locks").glob("*.lock")):
-            process, *uses = held_text(file).split("\n")
-            if id in uses:
-                found[file.stem] = process
-        for name, claim in live_claims(self.mirror.bucket) if self.mirror else ():
-            if id in claim.get("uses", ()):
-                found.setdefault(name, f"{claim['pid']} on {claim['node']}")
-        return list(found.items())
+        return self._locks.users(id)
 
 
 @dataclass

@@ -146,7 +146,7 @@ def ensure_token() -> Path:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(secrets.token_hex(32))
         elif stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o600)

@@ -82,6 +82,11 @@ def request(
         raise RequestFailed(_reason(error)) from error
 
 
+def netloc(host: str, port: int) -> str:
+    """The part of a URL that names a host and a port; an IPv6 address is in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str | None) -> bool:
     """Whether the host of a URL, with or without a port, is `localhost` or a loopback address.
 

@@ -34,7 +34,7 @@ def peak(device: str = "cpu") -> Iterator[Peak]:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
-            RESET.write_text("5")
+            RESET.write_text("5", encoding="utf-8")
     try:
         yield used
     finally:
@@ -43,7 +43,7 @@ def peak(device: str = "cpu") -> Iterator[Peak]:
 
 def _resident() -> float:
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
     maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KB elsewhere
     return maximum / MB if sys.platform == "darwin" else maximum / 1024

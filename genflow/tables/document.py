@@ -32,7 +32,7 @@ def gather(store: Store, evaluations: dict[str, str]) -> Evaluations:
         if artifact is None:
             raise GenflowError(f"the evaluation {id} of stage {stage} no longer exists", "run the same command again")
         row, _, seed = stage.rpartition("-m")
-        document = json.loads(artifact.verify().file("metrics.json").read_text())
+        document = json.loads(artifact.verify().file("metrics.json").read_text(encoding="utf-8"))
         found.setdefault(row, {})[int(seed)] = {**document, "path": str(artifact.path)}
     return found
 

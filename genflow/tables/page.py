@@ -43,7 +43,7 @@ def render(store: Store, document: Json, found: Evaluations) -> str:
     """
     seed = {name: min(found[name]) for name in document["methods"] if found.get(name)}
     shown = [(name, found[name][at]) for name, at in seed.items()]
-    facts = DataSpec.from_json(store.find("datasets", document["dataset"]).file(FACTS).read_text())
+    facts = DataSpec.from_json(store.find("datasets", document["dataset"]).file(FACTS).read_text(encoding="utf-8"))
     budget = PICTURES_BYTES // (7 * len(shown) + 4)
     index = {name: i for i, name in enumerate(document["methods"])}
     # each run once, with its first row

@@ -4,7 +4,9 @@
     sender           a process that sends a journal to MLflow while the run is training
     sync             sends what MLflow lacks, after an outage or a kill
     database         MLflow's URI, and the creation of its database
-    mlflow_client    all calls to MLflow
+    journal_replay   sends the entries of one journal
+    mlflow_client    MLflow's client, database and errors
+    model_package    a checkpoint as an MLflow model
     pyfunc_model     the code of the model that MLflow loads and serves
     model_registry   registered models and their aliases
 """

@@ -201,7 +201,7 @@ class Cursor:
     def read(cls, journal: Path) -> "Cursor":
         """The cursor of a journal; a new one if the file is missing or cannot be read."""
         try:
-            return cls(**json.loads(journal.with_suffix(".cursor.json").read_text()))
+            return cls(**json.loads(journal.with_suffix(".cursor.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return cls()
 

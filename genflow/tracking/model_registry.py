@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from genflow.errors import SetupError, UsageError
+from genflow.errors import ResourceError, SetupError, UsageError
+from genflow.storage.files import disk_error
 from genflow.storage.store import Artifact, Store
 from genflow.tracking.database import prepare
 from genflow.tracking.journal import Journal, journal_path
@@ -65,6 +66,7 @@ def promote(store: Store, run: Artifact, name: str, alias: str) -> str:
 
     Raises:
         UsageError: the alias or the name is invalid.
+        ResourceError: the disk is full or broken.
         SetupError: MLflow does not respond.
         DataError: the checkpoint differs from the run's manifest.
     """
@@ -81,6 +83,8 @@ def promote(store: Store, run: Artifact, name: str, alias: str) -> str:
         journal.model(newest, name, step=int(meta.get("steps", 0)))
     sent = replay(store, run.id, deadline_s=120.0)
     if not sent.complete:
+        if isinstance(full := disk_error(SetupError(sent.problem), store.root), ResourceError):
+            raise full
         raise SetupError(f"MLflow did not accept the model: {sent.problem}", "genflow doctor")
     with _client(store) as client:
         own = [v for v in _versions(client, name) if client.get_run(v.run_id).data.tags.get("genflow.run") == run.id]

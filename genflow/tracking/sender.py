@@ -2,17 +2,18 @@
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
-import time
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar, cast
 
 from genflow.storage.store import Store
 from genflow.system import subprocesses
-from genflow.tracking.mlflow_client import Requests, SendResult
+from genflow.tracking.journal_replay import SendResult
+from genflow.tracking.mlflow_client import Requests
 from genflow.tracking.sync import BUSY, replay_all, replay_when_free
 
 ALIVE = "alive"  # the message of a helper that makes progress
@@ -100,72 +101,95 @@ class Sender:
         process.wait()
 
 
-class _Reporter:
-    """Tells the run, while it waits for the helper to finish, that the helper is not waiting for a silent server.
+class Mailbox:
+    """The helper's end of the connection: one thread reads it, so the main thread may be busy with a replay.
+
+    While the run waits for the result, another thread tells it every `report_s` seconds that the helper does not wait
+    for a silent server. A lock keeps the messages of the two senders apart.
+
+    Args:
+        connection: the connection to the run; nothing else may use it.
+        report_s: seconds between two reports.
 
     Attributes:
         requests: what the helper is waiting for.
-        finishing: whether the run waits for the helper's result.
-        lock: held while a message is sent.
+        finishing: whether the run waits for the result. It sends nothing else until it has the result.
     """
 
-    def __init__(self) -> None:
-        self.requests, self.finishing, self.lock = Requests(), False, threading.Lock()
-        self._answered = 0
+    def __init__(self, connection: Connection, report_s: float = REPORT_S) -> None:
+        self.requests, self.finishing = Requests(), False
+        self._connection, self._report_s = connection, report_s
+        self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._sending, self._ended, self._answered = threading.Lock(), threading.Event(), 0
+        for work in (self._read, self._report):
+            threading.Thread(target=work, daemon=True).start()
 
-    def run(self, connection: Connection) -> None:
-        """Report every REPORT_S seconds, until the run has ended."""
-        while True:
-            time.sleep(REPORT_S)
-            with contextlib.suppress(OSError), self.lock:
-                # a message that is not read yet is the one that asks for the result: a replay is still under way
-                if (self.finishing or connection.poll()) and self.is_progress():
-                    connection.send(ALIVE)
+    def next(self, wait_s: float | None) -> tuple[str, Any]:
+        """The next message of the run: ("begin", run id), ("finish", deadline in seconds) or ("exit", None).
+
+        Returns ("replay", None) if none arrives within `wait_s` seconds; None: waits for one.
+        """
+        try:
+            return self._messages.get(timeout=wait_s)
+        except queue.Empty:
+            return "replay", None
+
+    def answer(self, result: SendResult) -> None:
+        """Send the result that the run waits for."""
+        with self._sending, contextlib.suppress(OSError):  # the run has ended; the next message is "exit"
+            self.finishing = False
+            self._connection.send(result)
 
     def is_progress(self) -> bool:
         """Whether the helper works on this machine, or the server has answered since the last call."""
         answered, self._answered = self._answered, self.requests.answered
         return not self.requests.waiting or answered != self._answered
 
+    def _read(self) -> None:
+        while True:
+            try:
+                message = cast(tuple[str, Any], self._connection.recv())
+            except (EOFError, OSError):
+                message = "exit", None
+            self.finishing = message[0] == "finish"
+            self._messages.put(message)
+            if message[0] == "exit":
+                self._ended.set()
+                return
+
+    def _report(self) -> None:
+        while not self._ended.wait(self._report_s):
+            with self._sending, contextlib.suppress(OSError):
+                if self.finishing and self.is_progress():
+                    self._connection.send(ALIVE)
+
 
 def _serve(socket: str, root: str, every_s: str) -> None:
-    """The main loop of the helper process.
-
-    Messages: ("begin", run id) and ("finish", deadline in seconds). It replays every `every_s` seconds in between.
-    """
+    """The main loop of the helper process: replays every `every_s` seconds, and once more when the run ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray sends SIGINT to a job's whole process tree before the run ends
     os.nice(10)  # measured: training next to it is not slowed down
-    store, connection, reporter = Store(root), Connection(int(socket)), _Reporter()
-    threading.Thread(target=reporter.run, args=(connection,), daemon=True).start()
+    store, mailbox = Store(root), Mailbox(Connection(int(socket)))
     run_id, total, sent, outage = "", SendResult(), SendResult(), False
     wait: float | None = None
     while True:
-        message, value = "replay", 60.0  # the value is the deadline in seconds, or the run id of "begin"
-        if connection.poll(wait):
-            try:
-                message, value = cast(tuple[str, float], connection.recv())
-            except (EOFError, OSError):
-                message = "exit"
+        message, value = mailbox.next(wait)
         if message == "begin":
             run_id, total, wait, outage = str(value), SendResult(), 0.0, False
             continue
         if not run_id:
             return
-        reporter.finishing = message == "finish"
         if message == "finish" and outage:  # the run has just waited for a silent server, and does not wait again
             sent = SendResult(problem=sent.problem)
         else:
             send = replay_all if message == "replay" else replay_when_free
-            sent = send(store, run_id, deadline_s=value, requests=reporter.requests)
-        outage = bool(sent.problem) and sent.problem != BUSY and connection.poll()
+            sent = send(store, run_id, deadline_s=value or 60.0, requests=mailbox.requests)
+        outage = bool(sent.problem) and sent.problem != BUSY and mailbox.finishing
         total = SendResult(total.entries + sent.entries, sent.complete, sent.problem, total.rejected + sent.rejected)
         wait = float(every_s)
         if message == "exit":
             return
         if message == "finish":
-            with reporter.lock:
-                reporter.finishing = False
-                connection.send(total)
+            mailbox.answer(total)
             run_id, wait = "", None
 
 

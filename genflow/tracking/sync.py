@@ -14,6 +14,7 @@ belongs to this machine, and `sync` fills it from the journals of all machines. 
 journal are sent, so that a run that resumes on another machine sends nothing twice.
 """
 
+import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,14 +25,8 @@ from genflow.storage.lock import current_holder
 from genflow.storage.store import Store
 from genflow.tracking.database import artifacts_uri, check, database_path, prepare, tracking_uri
 from genflow.tracking.journal import Cursor, entries, has_writer, header, journal_path
-from genflow.tracking.mlflow_client import (
-    JournalReplay,
-    MlflowUnavailable,
-    Requests,
-    SendResult,
-    one_line,
-    without_password,
-)
+from genflow.tracking.journal_replay import JournalReplay, SendResult
+from genflow.tracking.mlflow_client import MlflowUnavailable, Requests, one_line, without_password
 
 BUSY = "another process is sending the journal"
 
@@ -57,6 +52,8 @@ def replay(
             stack.enter_context(store.lock("journals", run_id, wait=False))
         except UsageError:
             return SendResult(problem=BUSY)
+        except GenflowError as error:  # the store is read-only, or its disk is full
+            return SendResult(problem=one_line(error))
         for leftover in dead_leftovers(path.parent):  # of a process that was killed while it wrote a cursor
             remove_leftover(leftover)
         try:
@@ -113,19 +110,25 @@ def replay_when_free(
         time.sleep(0.1)
 
 
-def sync(store: Store, *, deadline_s: float = 10.0) -> SendResult:
+def sync(store: Store, *, deadline_s: float = 10.0, limit_s: float = math.inf) -> SendResult:
     """Send every journal of this store that has unsent entries and no writer. Imports MLflow only if there is one.
 
     A journal that was partly sent to another tracking URI is skipped: changing the variable does not move old runs.
     After a journal that could not be sent, it does not wait for the server again.
+
+    Args:
+        store: the store.
+        deadline_s: seconds to wait for an answer of the server.
+        limit_s: total seconds of requests, for a slow server that keeps answering. The next call continues there.
     """
     total, uri = SendResult(complete=True), without_password(tracking_uri(store))
+    requests = Requests(limit_s=limit_s)
     if store.mirror:
         store.mirror.sync_all(store.root / "journals")
     for path in sorted((store.root / "journals").glob("*.jsonl")):
         if not _is_behind(path, uri) or _is_written_elsewhere(store, path.stem):
             continue
-        sent = replay(store, path.stem, deadline_s=deadline_s)
+        sent = replay(store, path.stem, deadline_s=deadline_s, requests=requests)
         total.entries += sent.entries
         total.rejected += sent.rejected
         if sent.problem and sent.problem != BUSY:

@@ -197,12 +197,12 @@ def write(folder: Path, tensors: Tensors, state: State) -> None:
     """
     for file, own in tensors.items():
         save_file(own, folder / f"{file}.safetensors")
-    (folder / STATE).write_text(json.dumps(state))
+    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
 def read_state(folder: Path) -> State:
     """The state that `write` saved, without the tensors."""
-    state: State = json.loads((folder / STATE).read_text())
+    state: State = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
 
 

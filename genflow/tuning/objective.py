@@ -53,7 +53,7 @@ def load_objective(name: str) -> Callable[[Json, float], Any]:
 def source_text(name: str) -> str:
     """The source text of the objective's file, which is part of the search's content address; empty for a module."""
     file = Path(name.rpartition(":")[0])
-    return file.read_text(errors="replace") if file.suffix == ".py" and file.is_file() else ""
+    return file.read_text(errors="replace", encoding="utf-8") if file.suffix == ".py" and file.is_file() else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from genflow.errors import ResourceError, SetupError
+from genflow.storage import temporary
 from genflow.storage.files import disk_error
 from genflow.system import environment, source_hash
 from jobs.runtime.entrypoint import verbose
@@ -44,13 +44,13 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
         yield
         return
     submitted = is_submitted()
-    temporary = None if submitted else environment.ray_temp_folder()
+    base = None if submitted else environment.ray_temp_folder()
     before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
     if not submitted:
         environment.configure_local_ray()  # before the import: Ray reads it once
     import ray
 
-    folder = make_private_folder(temporary) if temporary else None
+    folder = make_private_folder(base) if base else None
     level = logging.INFO if verbose() else logging.ERROR
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -92,7 +92,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
 
 
 def make_private_folder(base: Path) -> Path:
-    """Make a folder for the session of a local Ray that other users cannot enter.
+    """Make a folder for the session of a local Ray that other users cannot enter; remove those of killed processes.
 
     Ray makes its session folders writable for all users (mode 0777), with sockets, logs and working folders in them.
 
@@ -101,7 +101,7 @@ def make_private_folder(base: Path) -> Path:
         SetupError: the folder cannot be made.
     """
     try:
-        return Path(tempfile.mkdtemp(prefix="ray", dir=base))  # mode 0700
+        return temporary.make("ray", base)
     except OSError as error:
         if isinstance(full := disk_error(error, base), ResourceError):
             raise full from error

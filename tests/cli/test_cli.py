@@ -151,7 +151,7 @@ try:
 except SystemExit:
     print([name for name in {heavy} if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, encoding="utf-8")
 
     assert done.stdout.strip().splitlines()[-1] == "[]"
 

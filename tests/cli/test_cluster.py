@@ -31,7 +31,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / ".ssh/id_ed25519").touch()
     for name in ("cluster.yaml", "onprem.yaml"):
         file = ROOT / name if name == "cluster.yaml" else ROOT / "deploy" / name
-        (tmp_path / name).write_text(file.read_text())
+        (tmp_path / name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_UP_enable_autoscaler_v2", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -45,7 +45,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_up_makes_the_token_and_asks_the_launcher(launcher: Path, tmp_path: Path, capfd: Any) -> None:
     """`up` creates the token and calls the launcher; the launcher's output goes to standard error."""
     cluster.up("", yes=True)
-    assert launcher.read_text() == "None up cluster.yaml -y --no-config-cache --disable-usage-stats\n"
+    assert launcher.read_text(encoding="utf-8") == "None up cluster.yaml -y --no-config-cache --disable-usage-stats\n"
     assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o077 == 0
     captured = capfd.readouterr()
     assert "no route" in captured.err
@@ -56,7 +56,7 @@ def test_a_launcher_that_fails(launcher: Path) -> None:
     """A failed launcher is a ClusterError; for existing machines it runs with autoscaler v1."""
     with pytest.raises(ClusterError, match="`ray up` failed with exit code 1"):
         cluster.up("onprem.yaml", yes=True)
-    assert launcher.read_text().startswith("0 up onprem.yaml")
+    assert launcher.read_text(encoding="utf-8").startswith("0 up onprem.yaml")
 
 
 @pytest.mark.parametrize("command", [cluster.up, cluster.down])
@@ -71,7 +71,7 @@ def test_without_confirmation(command: Any, launcher: Path) -> None:
 def test_a_file_that_is_wrong_is_not_launched(launcher: Path, tmp_path: Path) -> None:
     """The first problem of a file ends the command before the launcher runs."""
     file = tmp_path / "cluster.yaml"
-    file.write_text(file.read_text().replace("RAY_AUTH_MODE=token ", ""))
+    file.write_text(file.read_text(encoding="utf-8").replace("RAY_AUTH_MODE=token ", ""), encoding="utf-8")
     with pytest.raises(UsageError, match="any client that reaches it can run code"):
         cluster.up("cluster.yaml", yes=True)
     assert not launcher.exists()
@@ -91,7 +91,7 @@ def test_a_tunnel(launcher: Path) -> None:
         assert address == f"http://127.0.0.1:{port}"
         assert not environment.is_free(port)
     assert environment.is_free(port)
-    assert f"dashboard cluster.yaml --port {port}" in launcher.read_text()
+    assert f"dashboard cluster.yaml --port {port}" in launcher.read_text(encoding="utf-8")
 
 
 def test_a_tunnel_that_fails() -> None:
@@ -109,7 +109,8 @@ def test_validate_prints_every_problem(tmp_path: Path, capsys: Any) -> None:
     cluster.validate("cluster.yaml", json=False)
     assert capsys.readouterr().out.startswith("✔ cluster.yaml: genflow on aws")
     file = tmp_path / "cluster.yaml"
-    file.write_text(file.read_text().replace("RAY_AUTH_MODE=token ", "").replace("127.0.0.1", "0.0.0.0"))
+    text = file.read_text(encoding="utf-8").replace("RAY_AUTH_MODE=token ", "").replace("127.0.0.1", "0.0.0.0")
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match="has 3 problems"):
         cluster.validate("cluster.yaml", json=False)
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["✘"] * 3

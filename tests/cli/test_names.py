@@ -1,9 +1,12 @@
 """Names of several artifacts: a command says which one it means, and none is deleted while it is used."""
 
+import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from support.commands import Command, in_this_process
 from support.small import recipe
 from support.trained_run import trained_run
@@ -43,6 +46,20 @@ def test_a_cached_prepare_changes_what_the_name_means(genflow: Command, store: S
         assert f"name: {meant.id}" in out
     _, out, _ = genflow("data", "show", ring.id, "-o", str(store.root / "preview.png"))
     assert f"--data {ring.id}" in out
+
+
+def test_data_show_prints_captions(genflow: Command, prepared: Any, tmp_path: Path) -> None:
+    """`data show` prints the number of rows with captions and two that differ; `--json` has them."""
+    for number in range(4):
+        Image.effect_noise((8, 8), 99).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(("a cat", "a cat", "x" * 70, "")[number])
+    made = prepared(tmp_path, val=0).artifact
+    show = ("data", "show", made.id, "-o", str(tmp_path / "preview"))
+    code, out, _ = genflow(*show)
+    assert code == 0
+    assert f"captions     3 of 4 rows, such as 'a cat', '{'x' * 60}…'" in out
+    assert "warning      1 of 4 pictures have no caption, first 3.png" in out
+    assert json.loads(genflow(*show, "--json")[1])["captions"] == {"rows": 3, "examples": ["a cat", "x" * 70]}
 
 
 def test_the_name_of_one_dataset_stays_the_name(genflow: Command, prepared: Any) -> None:

@@ -21,5 +21,5 @@ def test_the_allowed_hosts_reach_the_application(
     out = tmp_path / "serve.yaml"
     done = CliRunner().invoke(app, ["serve", models[0].run, "--config-out", str(out)])
     assert done.exit_code == 0, done.output
-    written = yaml.safe_load(out.read_text())["applications"][0]["args"]
+    written = yaml.safe_load(out.read_text(encoding="utf-8"))["applications"][0]["args"]
     assert written["hosts"] == ["models.example.org", "other.example"]

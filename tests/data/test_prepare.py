@@ -109,7 +109,7 @@ def test_bad_pictures_end_before_anything_is_committed(
     assert "'class0/bad0.jpg': damaged JPEG" in caught.value.message
     assert caught.value.hint.endswith("--max-bad 5")
     listed = store.root / "datasets" / "pets.bad.csv"
-    assert len(listed.read_text().splitlines()) == 6
+    assert len(listed.read_text(encoding="utf-8").splitlines()) == 6
     assert store.artifacts("datasets") == []
     assert [entry.name for entry in (store.root / "datasets").iterdir()] == ["pets.bad.csv"]
 
@@ -120,7 +120,8 @@ def test_tolerated_bad_pictures(store: Store, prepared: Callable[..., Dataset], 
     (folder / "class1" / "bad,\n.png").write_bytes(b"")
     dataset = prepared(folder, max_bad=1)
     assert sum(dataset.facts.splits.values()) == 40
-    assert dataset.artifact.file("bad.csv").read_text() == 'path,reason\n"class1/bad,\n.png",empty file\n'
+    skipped = dataset.artifact.file("bad.csv").read_text(encoding="utf-8")
+    assert skipped == 'path,reason\n"class1/bad,\n.png",empty file\n'
     assert not (store.root / "datasets" / "pets.bad.csv").exists()
     known = find(store, Data(source=str(folder), max_bad=1))
     assert known is not None
@@ -208,7 +209,7 @@ def test_nearly_everything_unreadable(tmp_path: Path, prepared: Callable[..., Da
     """If most records are unreadable, the hint says so and proposes no larger `max_bad`."""
     (tmp_path / "x").mkdir()
     for number in range(9):
-        (tmp_path / "x" / f"{number}.jpg").write_text("<html>404</html>")
+        (tmp_path / "x" / f"{number}.jpg").write_text("<html>404</html>", encoding="utf-8")
     for hint in ("all of them cannot be read, so ", "most of them cannot be read, so "):
         with pytest.raises(DataError) as caught:
             prepared(tmp_path / "x")

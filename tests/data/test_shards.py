@@ -67,7 +67,8 @@ def test_batches_are_views_of_the_file(prepared: Callable[..., Dataset]) -> None
 
 def _mapped(file: str) -> list[tuple[int, int]]:
     """The address ranges at which this process has mapped a file."""
-    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file)]
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    lines = [line.split() for line in maps.splitlines() if line.endswith(file)]
     return [(int(low, 16), int(high, 16)) for low, high in (line[0].split("-") for line in lines)]
 
 

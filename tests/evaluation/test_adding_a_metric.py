@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import ROOT
 
-GUIDE = (ROOT / "docs" / "adding-a-metric.md").read_text()
+GUIDE = (ROOT / "docs" / "adding-a-metric.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^## \d\. .*?`([\w/.]+)`\n.*?```python\n(.*?)```", GUIDE, re.DOTALL | re.MULTILINE))
 METRIC, TEST = "genflow/evaluation/metrics/swd.py", "tests/evaluation/metrics/test_swd.py"
 
@@ -61,9 +61,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     copy = tmp_path_factory.mktemp("metric")
     for folder in ("genflow", "jobs"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / METRIC).write_text(BLOCKS[METRIC])
+    (copy / METRIC).write_text(BLOCKS[METRIC], encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM, str(copy / "store"), str(copy / METRIC)], cwd=copy, text=True,
+        [sys.executable, "-P", "-c", PROGRAM, str(copy / "store"), str(copy / METRIC)], cwd=copy, encoding="utf-8",
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(copy), str(ROOT / "tests")])}, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

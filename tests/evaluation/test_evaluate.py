@@ -95,7 +95,7 @@ def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, ev
     path = journal_path(store.root, run.id)
     assert [step for step, _ in curves(path, f"{found['evaluation']}/sweep")["eval/fd"]] == [2, 4]
     assert curves(path, found["evaluation"])["quality/fd"] == [(4, found["metrics"]["fd"]["value"])]
-    assert any('"samples/evaluation"' in line for line in path.read_text().splitlines())
+    assert any('"samples/evaluation"' in line for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def test_settings_that_a_sampler_rejects_are_skipped(store, prepared, evaluate, events):
@@ -149,7 +149,7 @@ def test_the_artifact_lists_its_parents(store, prepared, evaluate):
     artifact = store.get("evaluations", evaluate(run, data)["evaluation"]).verify()
     assert artifact.manifest["parents"] == [run.id, data.artifact.id]
     assert {"metrics.json", "grid.png", "real.png"} <= set(artifact.manifest["files"])
-    assert json.loads(artifact.file("metrics.json").read_text())["schema"] == "genflow.evaluate/1"
+    assert json.loads(artifact.file("metrics.json").read_text(encoding="utf-8"))["schema"] == "genflow.evaluate/1"
 
 
 def test_sampling_options_override_those_of_the_run(store, prepared, evaluate):

@@ -16,7 +16,7 @@ from support.small import FACTS
 from genflow import build, families
 from genflow.recipe.schema import parse
 
-GUIDE = (ROOT / "docs" / "adding-a-family.md").read_text()
+GUIDE = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^## \d\. .*?`([\w/.]+)`\n.*?```(?:python|yaml)\n(.*?)```", GUIDE, re.DOTALL | re.MULTILINE)
 
 
@@ -25,7 +25,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The files of the page; the folder of its family is added to the registry."""
     folder = tmp_path_factory.mktemp("guide")
     files = dict(BLOCKS)
-    (folder / "trig_flow.py").write_text(files["genflow/families/trig_flow.py"])
+    (folder / "trig_flow.py").write_text(files["genflow/families/trig_flow.py"], encoding="utf-8")
     families.__path__.append(str(folder))
     yield files
     families.__path__.remove(str(folder))

@@ -193,8 +193,8 @@ def test_a_checkpoint_restores_samples_to_the_bit(kind: str, tmp_path: Path) -> 
     fit(model, lambda step: batch(facts, step), Session(save=checkpoints.save), chosen.train)
     folder = checkpoints.newest()
     assert folder is not None
-    (tmp_path / "recipe.yaml").write_text(dump(chosen))
-    (tmp_path / "facts.json").write_text(json.dumps(facts.to_json()))
+    (tmp_path / "recipe.yaml").write_text(dump(chosen), encoding="utf-8")
+    (tmp_path / "facts.json").write_text(json.dumps(facts.to_json()), encoding="utf-8")
     fresh = Engine.from_folder(tmp_path, folder)
     average = load_file(folder / "ema.safetensors")
     way = options(model, {})

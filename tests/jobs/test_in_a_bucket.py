@@ -61,10 +61,10 @@ def digits(store: Store) -> None:
 def killed(document: dict[str, Any], folder: Path, after: int) -> None:
     """Run the job in a process, and kill it by SIGKILL after some progress events."""
     file = folder / "recipe.yaml"
-    file.write_text(json.dumps(document))
+    file.write_text(json.dumps(document), encoding="utf-8")
     command = [sys.executable, "-P", TESTS / "support/without_mlflow.py", "train", file]
     environment = os.environ | {"PYTHONPATH": str(source_hash.resources_dir())}
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout is not None
     seen = 0
     for line in process.stdout:
@@ -194,7 +194,7 @@ def test_a_search_is_found_on_another_machine(
     assert found["cached"]
     assert found["best"] == made["best"]
     there = Store().find("searches", found["search"]).verify().path
-    assert (there / "best.yaml").read_text() == (Path(made["path"]) / "best.yaml").read_text()
+    assert (there / "best.yaml").read_bytes() == (Path(made["path"]) / "best.yaml").read_bytes()
     again = reflow.main({"recipe": pairs, "inputs": {"run": "tiny"}}, lambda *_, **__: None)
     assert (again["cached"], again["pairs"]) == (True, drawn["pairs"])
 
@@ -209,11 +209,12 @@ def test_workers_on_machines_that_share_only_the_bucket(
     digits(Store())
     asked = compose("flow_matching", TINY, {"name": "apart", "train": {**SETTINGS, "steps": 60, "checkpoint_every": 20},
                                             "cluster": {"workers": 2}})  # fmt: skip
-    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": asked.model_dump(mode="json"), "inputs": {}}))
+    document = {"recipe": asked.model_dump(mode="json"), "inputs": {}}
+    (tmp_path / "recipe.json").write_text(json.dumps(document), encoding="utf-8")
     script = TESTS / "support/apart.py"
     path = {"PYTHONPATH": str(source_hash.resources_dir())}
     ended = subprocess.run([sys.executable, str(script), str(tmp_path / "recipe.json"), str(tmp_path)], text=True,
-                           env=os.environ | path, capture_output=True)  # fmt: skip
+                           env=os.environ | path, capture_output=True, encoding="utf-8")  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     done = json.loads(ended.stdout.splitlines()[-1])
     assert done["steps"] == 60

@@ -62,7 +62,7 @@ def head(mlflow_database: Path) -> Iterator[Head]:
     with TemporaryDirectory(prefix="gf-", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
         token = Path(folder) / "token"
         token.touch(0o600)
-        token.write_text(TOKEN)
+        token.write_text(TOKEN, encoding="utf-8")
         port = environment.free_port()
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
@@ -76,7 +76,7 @@ def head(mlflow_database: Path) -> Iterator[Head]:
         settings |= {"GENFLOW_STORE": "", "PYTHONPATH": ""}
         process = subprocess.Popen(
             [sys.executable, TESTS / "support/raylets.py", folder, str(port), str(environment.free_port())],
-            env=settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None

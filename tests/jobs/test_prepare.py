@@ -73,16 +73,16 @@ def test_files_named_like_modules_do_not_disturb_the_job(tmp_path: Path) -> None
     """The job runs as a command with its own Ray in a folder with ray.py, numpy.py, ...; a second run is cached."""
     folder = pets(tmp_path / "pets", 20)
     for name in ("ray", "numpy", "PIL", "pyarrow", "jobs", "token"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')\n")
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')\n", encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps({"recipe": {"data": {"source": str(folder)}}}))
+    recipe.write_text(json.dumps({"recipe": {"data": {"source": str(folder)}}}), encoding="utf-8")
     environment = os.environ | {"GENFLOW_STORE": str(tmp_path / "store"), "PYTHONSAFEPATH": "1"}
     environment |= {"PYTHONPATH": str(source_hash.resources_dir())}
     documents = []
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-m", "jobs.prepare", str(recipe)],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False, encoding="utf-8",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         said = [event for event in map(events.parse, done.stdout.splitlines()) if event]

@@ -1,12 +1,17 @@
 """Start and end of the serving job, without Ray: a cluster has one address for all its applications."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from ray import serve
 
+from genflow.cli.endpoints import list_endpoints
 from genflow.errors import ClusterError
+from genflow.serving import endpoints
+from genflow.storage.store import Store
 from jobs import serve as job
 
 INPUTS = {"name": "mine", "host": "127.0.0.1", "port": 8000}
@@ -52,6 +57,33 @@ def test_serve_ends_with_the_last_application(
     running(monkeypatch, *names)
     job.shut_down(INPUTS)
     assert called == ["remove mine", last]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("2001:db8::7", "http://[2001:db8::7]:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+    ],
+)
+def test_the_printed_address_is_a_url(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str, url: str
+) -> None:
+    """The note of `serve`, its result and `endpoints ls` print a URL that a client can open."""
+    inputs = {**INPUTS, "host": host, "models": []}
+    assert urlsplit(url).port == 8000
+    monkeypatch.setattr(job, "metrics_url", lambda: "")
+    assert f"playground {url}/ · API {url}/docs" in job._serving_note(inputs, [])
+    assert job._result(inputs, [], "ended")["address"] == url
+    store = Store(tmp_path)
+    endpoints.write(store, inputs)
+    monkeypatch.setenv("GENFLOW_STORE", store.url)
+    monkeypatch.setattr(endpoints, "is_healthy", lambda address: True)
+    list_endpoints(json=True)
+    assert url in capsys.readouterr().out
 
 
 def test_serve_files_of_genflow_0_1_find_their_imports() -> None:

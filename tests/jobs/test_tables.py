@@ -11,7 +11,7 @@ from genflow.evaluation.features import classifier
 from genflow.recipe.schema import Evaluate
 from genflow.tables import formatting
 from genflow.tracking import sync
-from genflow.tracking.mlflow_client import SendResult
+from genflow.tracking.journal_replay import SendResult
 from jobs import tables as job
 
 OPTIONS = {"samples": 60, "sweep_samples": 32, "likelihood": 4, "bootstrap": 3}
@@ -68,7 +68,7 @@ def test_tables_report_and_artifacts(document, store, without_mlflow, monkeypatc
         assert all(len(line) < 180 for line in formatting.as_text(table).splitlines())
 
     folder = store.get("reports", made["report"]).path
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert "src=\"http" not in page
     assert "<link" not in page
     assert len(page) < 10_000_000
@@ -79,9 +79,9 @@ def test_tables_report_and_artifacts(document, store, without_mlflow, monkeypatc
         assert f"<h2>{title}</h2>" in page
     assert "of 8 modes" in page
     assert "<i>genflow</i> <i>tables</i> <i>--data</i> <i>digits</i> <i>--seeds</i> <i>2</i>" in page
-    markdown = (folder / "tables.md").read_text()
+    markdown = (folder / "tables.md").read_text(encoding="utf-8")
     assert f"| {CLAIM['says']} |" in markdown
-    assert json.loads((folder / "tables.json").read_text())["report"] == made["report"]
+    assert json.loads((folder / "tables.json").read_text(encoding="utf-8"))["report"] == made["report"]
     assert sent == [made["report"]]
     again = job.main(document, lambda event, **fields: None)
     assert again == {**made, "cached": True}

@@ -165,10 +165,10 @@ def test_a_stopped_or_killed_run_resumes(tiny: Store) -> None:
 def run_until_signal(document: dict[str, Any], store: Store, signum: signal.Signals) -> tuple[int, int]:
     """Run the job in a process, send a signal after 20 steps; return the exit code and the last step."""
     recipe = store.root.parent / "recipe.yaml"
-    recipe.write_text(json.dumps(document))
+    recipe.write_text(json.dumps(document), encoding="utf-8")
     command = [sys.executable, "-P", TESTS / "support/without_mlflow.py", "train", recipe]
     environment = os.environ | {"PYTHONPATH": str(source_hash.resources_dir())}
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout is not None
     seen, step, first = 0, 0, 0
     for line in process.stdout:
@@ -190,7 +190,7 @@ def run_until_signal(document: dict[str, Any], store: Store, signum: signal.Sign
 def test_a_killed_driver_leaves_no_process(tiny: Store) -> None:
     """After kill -9 of a job with two workers no process is left, and the same command resumes."""
     recipe = tiny.root.parent / "two.yaml"
-    recipe.write_text(json.dumps(document("orphans", 2, steps=2000, checkpoint_every=50)))
+    recipe.write_text(json.dumps(document("orphans", 2, steps=2000, checkpoint_every=50)), encoding="utf-8")
     process = subprocess.Popen([sys.executable, "-m", "jobs.train", str(recipe)], stdout=subprocess.DEVNULL,
                                env=os.environ | {"PYTHONPATH": str(source_hash.resources_dir())})
     runs = tiny.root / "runs"

@@ -114,7 +114,7 @@ def test_a_search_over_a_net_trains_measures_and_confirms(ray_local, store):
     assert all("fd" in row["values"] for row in found["trials"])
     assert found["confirmation"]["seeds"] == 2
     assert found["confirmation"]["difference"]["n"] == 2
-    best = yaml.safe_load(Path(found["best_file"]).read_text())
+    best = yaml.safe_load(Path(found["best_file"]).read_text(encoding="utf-8"))
     assert best["train"]["lr"] == found["best"]["params"]["train.lr"]
     assert best["train"]["steps"] == 18
     assert best["data"] == {"name": "grid25"}
@@ -128,7 +128,7 @@ def test_a_longer_search_continues_from_a_shorter_one(ray_local, store, tmp_path
     file.write_text(
         "def f(params, share):\n"
         f"    open({str(count)!r}, 'a').write(f\"{{params['train.lr']!r}}\\n\")\n"
-        "    return abs(params['train.lr'] - 0.01)\n"
+        "    return abs(params['train.lr'] - 0.01)\n", encoding="utf-8"
     )
     settings = {"searcher": "tpe", "scheduler": "none"}
 
@@ -137,12 +137,13 @@ def test_a_longer_search_continues_from_a_shorter_one(ray_local, store, tmp_path
         return search({**described, "inputs": {"objective": f"{file}:f"}})
 
     few = counting(3)
-    asked = count.read_text().splitlines()
+    asked = count.read_text(encoding="utf-8").splitlines()
     many = counting(6)
-    assert count.read_text().splitlines()[:3] == asked
-    assert len(count.read_text().splitlines()) == 6
+    assert count.read_text(encoding="utf-8").splitlines()[:3] == asked
+    assert len(count.read_text(encoding="utf-8").splitlines()) == 6
     assert many["trials"][:3] == few["trials"]
-    file.write_text(file.read_text() + "# another function, so that nothing is found\n")
+    text = file.read_text(encoding="utf-8") + "# another function, so that nothing is found\n"
+    file.write_text(text, encoding="utf-8")
     assert [row["params"] for row in many["trials"]] == [row["params"] for row in counting(6)["trials"]]
 
     net = {"searcher": "grid", "space": {"train.lr": [0.003, 0.03]}, "samples": 32, "steps": 9}
@@ -151,7 +152,7 @@ def test_a_longer_search_continues_from_a_shorter_one(ray_local, store, tmp_path
     assert two["trials"] == one["trials"]
     children = sorted((store.root / "journals").glob(f"{two['search']}.*.jsonl"))
     assert len(children) == 2
-    assert '"quality/fd"' in children[0].read_text()
+    assert '"quality/fd"' in children[0].read_text(encoding="utf-8")
 
 
 def test_a_population_continues_from_its_best(ray_local, store):
@@ -159,7 +160,7 @@ def test_a_population_continues_from_its_best(ray_local, store):
     found = search(document(scheduler="pbt", trials=4, rungs=2, samples=32, confirm=0, steps=6))
     assert found["counts"]["finished"] == 4
     folder = Path(found["path"]) / "trials"
-    lines = [[json.loads(line) for line in (folder / f"000{i}/reports.jsonl").open()] for i in range(4)]
+    lines = [[json.loads(line) for line in (folder / f"000{i}/reports.jsonl").open(encoding="utf-8")] for i in range(4)]
     assert [[report["step"] for report in member] for member in lines] == [[3, 6]] * 4
     exploits = {entry["turn"]: entry["taken"] for entry in TrialLog(folder).entries() if "taken" in entry}
     assert {rung: len(copies) for rung, copies in exploits.items()} == {1: 1}
@@ -192,7 +193,7 @@ def job(store: Store, tmp_path: Path) -> Callable[..., subprocess.Popen]:
     """`job(described)` starts a search in another process."""
     def start(described: dict[str, Any], **variables: str) -> subprocess.Popen:
         file = tmp_path / "recipe.yaml"
-        file.write_text(yaml.safe_dump(described))
+        file.write_text(yaml.safe_dump(described), encoding="utf-8")
         env = {**os.environ, "PYTHONPATH": str(resources_dir()), "GENFLOW_STORE": str(store.root), **variables}
         return subprocess.Popen([sys.executable, "-m", "jobs.tune", str(file)], env=env, stdout=subprocess.DEVNULL,
                                 stderr=subprocess.DEVNULL)  # fmt: skip
@@ -211,7 +212,7 @@ def test_two_concurrent_trials_survive_a_killed_worker(store, job, tmp_path):
     process = job(described, COUNTED=str(count), COUNTED_S="0.2")
     assert process.wait() == 0
     assert count.with_suffix(".killed").exists()
-    assert max(Counter(count.read_text().splitlines()).values()) == 1
+    assert max(Counter(count.read_text(encoding="utf-8").splitlines()).values()) == 1
     found = search(described)
     assert found["cached"]
     assert len(found["trials"]) == 4
@@ -226,17 +227,17 @@ def test_a_killed_search_loses_no_trial_and_ends_like_an_uninterrupted_one(ray_l
     count = tmp_path / "counted"
     settings = {"trials": 12 if scheduler == "asha" else 4, "searcher": "tpe", "scheduler": scheduler, "seed": 5}
     process = job(document("counted", **settings), COUNTED=str(count), COUNTED_S="0.4")
-    while not count.exists() or len(count.read_text().splitlines()) < 7:
+    while not count.exists() or len(count.read_text(encoding="utf-8").splitlines()) < 7:
         assert process.poll() is None
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(1)  # the killed driver's worker may still write
-    before = count.read_text().splitlines()
+    before = count.read_text(encoding="utf-8").splitlines()
 
     process = job(document("counted", **settings), COUNTED=str(count), COUNTED_S="0")
     assert process.wait() == 0
-    asked = count.read_text().splitlines()
+    asked = count.read_text(encoding="utf-8").splitlines()
     assert len(before) >= 7
     assert max(Counter(asked).values()) == 1
     killed = search(document("counted", **settings))

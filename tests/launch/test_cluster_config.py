@@ -39,7 +39,9 @@ def read(name: str) -> Json:
 
 def test_the_files_match_their_templates() -> None:
     """`make deploy` would change no file."""
-    done = subprocess.run([sys.executable, "deploy/render.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "deploy/render.py", "--check"], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -48,7 +50,7 @@ def test_rays_schema_accepts_it(name: str) -> None:
     """The shipped files satisfy the schema of `ray up`."""
     import ray
 
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(read(name), schema)
 
 
@@ -75,7 +77,7 @@ def test_access_is_restricted(name: str) -> None:
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_its_first_line_is_the_command(name: str) -> None:
     """The first line of a cluster file shows the command that starts it."""
-    assert f"up {name}" in (ROOT / name).read_text().partition("\n")[0]
+    assert f"up {name}" in (ROOT / name).read_text(encoding="utf-8").partition("\n")[0]
 
 
 def start(which: str, old: str, new: str) -> Callable[[Json], None]:
@@ -200,7 +202,7 @@ def test_a_rayservice_contains_the_config_of_serve(tmp_path: Path) -> None:
     inputs = {"name": "m", "models": [model], "host": "0.0.0.0", "port": 8000, "replicas": 1, "most_replicas": 0,
               "memory_mb": 1, "keys": [], "threads": 1, "per_minute": 0}  # fmt: skip
     written = serve.configuration(inputs)
-    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(written))
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
     command = [sys.executable, "deploy/render.py", "--serve", tmp_path / "serve.yaml", "-o", tmp_path / "service.yaml"]
     subprocess.run(command, cwd=ROOT, check=True)
     made = yaml.safe_load(cluster_config.read(tmp_path / "service.yaml")["spec"]["serveConfigV2"])
@@ -213,7 +215,7 @@ def test_a_rayservice_contains_the_config_of_serve(tmp_path: Path) -> None:
 
 def test_the_image_copies_existing_files() -> None:
     """Each COPY in the Containerfile names existing files, including all folders of the bundle."""
-    lines = (ROOT / "deploy/Containerfile").read_text().splitlines()
+    lines = (ROOT / "deploy/Containerfile").read_text(encoding="utf-8").splitlines()
     copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
     assert {"genflow", "jobs", "pipelines"} <= set(copied)
     assert [name for name in copied if not (ROOT / name).exists()] == []
@@ -225,7 +227,7 @@ def test_kuberay_accepts_it(name: str) -> None:
     """KubeRay's resource definitions accept the manifest, without unknown keys."""
     document = read(name)
     file = Path(os.environ["GENFLOW_KUBERAY_CRDS"]) / f"ray.io_{document['kind'].lower()}s.yaml"
-    (version,) = (v for v in yaml.safe_load(file.read_text())["spec"]["versions"] if v["name"] == "v1")
+    (version,) = (v for v in yaml.safe_load(file.read_text(encoding="utf-8"))["spec"]["versions"] if v["name"] == "v1")
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}
     jsonschema.Draft202012Validator(schema).validate(document)

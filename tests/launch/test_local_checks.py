@@ -1,5 +1,8 @@
 """The checks of `genflow doctor` for this machine."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from genflow.launch import local_checks
@@ -34,3 +37,21 @@ def test_an_old_package_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None
     check = local_checks._package("torch", "2.9")
     assert not check.ok
     assert "torch>=2.9" in check.cure
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_path_too_long_for_a_socket(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The line on temporary files gives the length, the limit, and the variable to set."""
+    folder = tmp_path / ("x" * 80)
+    folder.mkdir()
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # where Python keeps the folder that it found
+    check = local_checks._temporary()
+    assert not check.ok
+    assert f"has {len(str(folder))} bytes, and Ray's sockets in it allow" in check.found
+    assert check.cure == f"export {name}=/tmp"
+    monkeypatch.setenv(name, "/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert local_checks._temporary().ok

@@ -48,7 +48,7 @@ class Cluster:
 
     def probe(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self.probed += 1
-        assert Path(inputs["marker"]).read_text() == Path(inputs["marker"]).stem
+        assert Path(inputs["marker"]).read_text(encoding="utf-8") == Path(inputs["marker"]).stem
         return {"nodes": self._reply("probe", self.probe_result)}
 
 
@@ -174,9 +174,9 @@ def test_the_probe_of_a_node(tmp_path: Path, mlflow: str) -> None:
 
     marker = tmp_path / "abc.marker"
     assert "does not see the store" in probe.store_problem(str(tmp_path), str(marker))
-    marker.write_text("another")
+    marker.write_text("another", encoding="utf-8")
     assert "sees another folder" in probe.store_problem(str(tmp_path), str(marker))
-    marker.write_text("abc")
+    marker.write_text("abc", encoding="utf-8")
     assert probe.store_problem(str(tmp_path), str(marker)) == ""
     assert [probe.mlflow_problem(uri) for uri in (mlflow, "", "sqlite:////x/mlflow.db")] == ["", "", ""]
     assert "finds no MLflow" in probe.mlflow_problem(f"{mlflow}/elsewhere")

@@ -53,7 +53,7 @@ def test_a_wheel_makes_the_same_bundle(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", program, json.dumps(DOCUMENT), str(tmp_path / "wheel")],
-        env={**os.environ, "PYTHONPATH": str(site)}, cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(site)}, cwd=tmp_path, capture_output=True, check=True, encoding="utf-8",
     )  # fmt: skip
     assert tree(tmp_path / "wheel") == tree(bundle.write(DOCUMENT, tmp_path / "checkout"))
     assert done.stdout.strip() == bundle.identity(DOCUMENT)

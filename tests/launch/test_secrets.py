@@ -32,7 +32,7 @@ UNPICKLING = {
 
 
 def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
@@ -77,7 +77,7 @@ def arguments_below(pid: int) -> str:
     lines = []
     for child in descendants(pid):
         try:
-            lines.append(Path(f"/proc/{child}/cmdline").read_text())
+            lines.append(Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8"))
         except OSError:
             continue
     return "\n".join(lines)
@@ -102,7 +102,7 @@ def test_secrets_do_not_leak(tmp_path: Path) -> None:
         for command in commands:
             process = subprocess.Popen(
                 [sys.executable, "-m", "genflow.cli", *command], cwd=tmp_path, env=settings, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
             )  # fmt: skip
             output: list[str] = []
             reader = threading.Thread(target=lambda p=process, o=output: o.append(p.stdout.read()))

@@ -52,7 +52,7 @@ def listening(pid: int) -> set[str]:
     if os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net"):
         return found  # the process is still in this namespace
     for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+        for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="utf-8").splitlines()[1:]:
             fields = line.split()
             if fields[3] == LISTENING:
                 found.add(address(fields[1].partition(":")[0]))
@@ -77,7 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
 
     def start(*arguments: str, ends_when: str = "") -> set[str]:
         log = tmp_path / "log"
-        with log.open("w") as out:
+        with log.open("w", encoding="utf-8") as out:
             process = subprocess.Popen(
                 in_a_network(sys.executable, "-m", "genflow.cli", *arguments), cwd=tmp_path, env=settings,
                 stdout=out, stderr=subprocess.STDOUT,
@@ -89,11 +89,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
                 seen |= listening(process.pid)
             except OSError:
                 break
-            if ends_when and not interrupted and ends_when in log.read_text():
+            if ends_when and not interrupted and ends_when in log.read_text(encoding="utf-8"):
                 interrupted = True
                 process.send_signal(signal.SIGINT)
             time.sleep(0.1)
-        assert process.wait() in ((0, 130) if ends_when else (0,)), log.read_text()
+        assert process.wait() in ((0, 130) if ends_when else (0,)), log.read_text(encoding="utf-8")
         return seen
 
     start("prepare", "digits")

@@ -32,7 +32,7 @@ def picture(size: int) -> dict[str, NetSpec]:
     }
 
 
-UNCONDITIONAL = ("autoencoder",)  # nets that ignore time and class
+UNCONDITIONAL = ("autoencoder", "autoencoder_kl")  # nets that ignore time and class
 
 
 def fits(kind: str, ends: str) -> bool:
@@ -46,6 +46,7 @@ def fits(kind: str, ends: str) -> bool:
 
 CASES = [(kind, ends) for kind in KINDS for ends in picture(8) if fits(kind, ends)]
 CONDITIONAL = [(kind, ends) for kind, ends in CASES if kind not in UNCONDITIONAL]
+WITH_WIDTH = [(kind, ends) for kind, ends in CASES if "width" in build.schema(nets.builder(kind)).model_fields]
 
 
 def made(kind: str, ports: NetSpec, classes: int = CLASSES, **options: object) -> nn.Module:
@@ -137,7 +138,7 @@ def test_it_works_under_autocast(kind: str, ends: str) -> None:
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize(("kind", "ends"), CASES)
+@pytest.mark.parametrize(("kind", "ends"), WITH_WIDTH)
 @pytest.mark.parametrize("width", [1, 6, 28, 80])
 def test_any_width_works_or_is_rejected(kind: str, ends: str, width: int) -> None:
     """Every width is either rejected at once or gives a working net."""
@@ -171,6 +172,30 @@ def test_impossible_options_are_rejected(net: dict[str, object], message: str) -
     with pytest.raises(UsageError, match=message) as refused:
         build.resolve(parse({"family": {"kind": "ddpm"}, "net": net}), DataSpec((1, 8, 8), 17))
     assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("net", "message", "hint"),
+    [
+        (
+            {"block_out_channels": [8, 16]},
+            r"net.block_out_channels=\[8, 16\] divides the side by 2, not by 4",
+            "name 3 numbers, or use family.factor=2",
+        ),
+        (
+            {"block_out_channels": [8, 12, 16]},
+            "net.norm_num_groups=32 does not divide the 8 of net.block_out_channels",
+            "use net.norm_num_groups=4",
+        ),
+    ],
+)
+def test_levels_and_groups_of_the_net_of_diffusers_fit(net: dict[str, object], message: str, hint: str) -> None:
+    """One line, with values that fit; without options it has as many levels as the factor needs."""
+    facts, options = DataSpec((3, 16, 16), 256), {"kind": "autoencoder", "factor": 4}
+    with pytest.raises(UsageError, match=message) as refused:
+        build.resolve(parse({"family": options, "net": {"kind": "autoencoder_kl", **net}}), facts)
+    assert refused.value.hint == hint
+    build.resolve(parse({"family": options, "net": {"kind": "autoencoder_kl"}}), facts)
 
 
 def test_the_proposed_number_of_heads_divides_the_width() -> None:

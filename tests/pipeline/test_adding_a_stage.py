@@ -22,7 +22,7 @@ from genflow.storage.store import Store
 from genflow.system import events
 from jobs import pipeline as runner
 
-GUIDE = (ROOT / "docs" / "adding-a-stage.md").read_text()
+GUIDE = (ROOT / "docs" / "adding-a-stage.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^## \d\. .*?`([\w/.]+)`\n.*?```(?:python|yaml)\n(.*?)```", GUIDE, re.DOTALL | re.MULTILINE)
 
 
@@ -44,7 +44,7 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     """The files of the page, with its program in a folder that is added to the registry."""
     folder, files = tmp_path / "jobs", dict(BLOCKS)
     folder.mkdir()
-    (folder / "card.py").write_text(files["jobs/card.py"])
+    (folder / "card.py").write_text(files["jobs/card.py"], encoding="utf-8")
     monkeypatch.setattr(stages, "FOLDERS", [*stages.FOLDERS, folder])
     monkeypatch.setattr(jobs, "__path__", [*jobs.__path__, str(folder)])
     yield files
@@ -76,27 +76,29 @@ def test_its_pipeline_loads(guide: dict[str, str]) -> None:
 
 def test_its_test_passes(guide: dict[str, str], tmp_path: Path) -> None:
     """The test of the page passes in a pytest process whose `jobs` has the program."""
-    (tmp_path / "test_card.py").write_text(guide["tests/jobs/test_card.py"])
+    (tmp_path / "test_card.py").write_text(guide["tests/jobs/test_card.py"], encoding="utf-8")
     (tmp_path / "conftest.py").write_text(
         "import jobs, pytest\nfrom genflow.storage.store import Store\n"
         f"jobs.__path__.append({str(tmp_path / 'jobs')!r})\n"
-        "@pytest.fixture\ndef store(tmp_path):\n    return Store(tmp_path / 'store')\n"
+        "@pytest.fixture\ndef store(tmp_path):\n    return Store(tmp_path / 'store')\n", encoding="utf-8"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_card.py")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_its_program_runs_alone(guide: dict[str, str], run: str, store: Store, tmp_path: Path) -> None:
     """`python -m jobs.card recipe.yaml` emits one result, and the card is in the store."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"title": "Digits", "inputs": {"runs": [run]}}))
+    recipe.write_text(yaml.safe_dump({"title": "Digits", "inputs": {"runs": [run]}}), encoding="utf-8")
     script = (
         f"import runpy, sys, jobs; jobs.__path__.append({str(tmp_path / 'jobs')!r}); sys.argv[1:] = [{str(recipe)!r}]; "
         "runpy.run_module('jobs.card', run_name='__main__')"
     )
     environment = {**os.environ, "GENFLOW_STORE": str(store.root)}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, encoding="utf-8"
+    )
     emitted = [event for line in done.stdout.splitlines() if (event := events.parse(line))]
     assert [event["event"] for event in emitted] == ["note", "result"], done.stderr
     assert [artifact.id for artifact in store.artifacts("reports")] == [emitted[-1]["document"]["report"]]

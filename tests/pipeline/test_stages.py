@@ -42,7 +42,7 @@ def test_a_declaration_names_what_exists(name: str) -> None:
 def test_declarations_are_read_without_importing_a_program() -> None:
     """Listing the stages imports neither the programs nor torch nor Ray."""
     script = "import sys; from genflow.pipeline.stages import declared; declared(); print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
     assert set(done.stdout.split()) & {"jobs", "jobs.train", "torch", "ray", "pydantic", "numpy"} == set()
 
 

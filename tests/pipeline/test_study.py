@@ -59,7 +59,7 @@ def test_a_trial_trains_again_and_samples_as_the_first_row():
 def test_an_unknown_key_is_an_error(tmp_path: Path):
     """The error suggests the nearest valid key."""
     file = tmp_path / "plan.yaml"
-    file.write_text("seeds: [0]\nrunz: {}\n")
+    file.write_text("seeds: [0]\nrunz: {}\n", encoding="utf-8")
     with pytest.raises(UsageError, match="did you mean runs"):
         Study.load(file)
 

@@ -20,7 +20,7 @@ GREY = FACTS["grey"]
 
 
 def yaml(tmp_path: Path, text: str) -> dict[str, Any]:
-    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     return read(tmp_path / "recipe.yaml")
 
 
@@ -120,7 +120,7 @@ def test_every_family_has_a_preset_that_resolves(kind: str) -> None:
     """pipelines/<family>.yaml matches the family's signature, and its first line is the command."""
     made = build.resolve(compose(kind), GREY, source(kind, GREY))
     assert made.family["kind"] == kind
-    text = (ROOT / "pipelines" / f"{kind}.yaml").read_text()
+    text = (ROOT / "pipelines" / f"{kind}.yaml").read_text(encoding="utf-8")
     assert text.startswith(f"# genflow train {kind} --data ")
 
 
@@ -129,7 +129,7 @@ def test_every_family_has_a_preset_that_resolves(kind: str) -> None:
 def test_a_dumped_recipe_is_read_back(kind: str, name: str, tmp_path: Path) -> None:
     """A resolved recipe survives a round trip, also if its name looks like a number, a date or a boolean."""
     whole = recipe(kind, GREY, name=name, train={"lr": 1e-4, "minutes": 3}, data={"source": "1e5", "name": name})
-    (tmp_path / "recipe.yaml").write_text(dump(whole))
+    (tmp_path / "recipe.yaml").write_text(dump(whole), encoding="utf-8")
     assert parse(read(tmp_path / "recipe.yaml")) == whole
 
 

@@ -145,8 +145,9 @@ def run(store: Store) -> Artifact:
     """A finished run's folder, with an averaged checkpoint of zeros."""
     model, folder = family("flow_matching", FACTS["grey"], "mlp"), store.folder("runs", "r-1")
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(dump(recipe("flow_matching", FACTS["grey"], "mlp", sample={"steps": 2})))
-    (folder / "facts.json").write_text(json.dumps(FACTS["grey"].to_json()))
+    text = dump(recipe("flow_matching", FACTS["grey"], "mlp", sample={"steps": 2}))
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    (folder / "facts.json").write_text(json.dumps(FACTS["grey"].to_json()), encoding="utf-8")
     average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
     checkpoints.save(5, lambda into: checkpoint.write(into, checkpoint.gather(model, average, {}), {"step": 5}))

@@ -88,12 +88,30 @@ def test_a_flow_goes_to_eulers_scheduler(exported, capsys, monkeypatch):
     np.testing.assert_allclose(theirs, ours, atol=1e-3)
 
 
+def test_an_autoencoder_goes_to_diffusers(exported, prepared, capsys):
+    """AutoencoderKL, loaded from the folder, has the run's latents without a scale, and decodes them as the run."""
+    diffusers = pytest.importorskip("diffusers")
+    engine, folder = exported("autoencoder", "diffusers", "autoencoder_kl", family={"factor": 2})
+    theirs = diffusers.AutoencoderKL.from_pretrained(folder)
+    images = prepared("digits", val=0.2).splits["val"].take(np.arange(6))
+    z = torch.from_numpy(engine.encode(images, None, SEEDS))
+    with torch.no_grad():
+        latents = theirs.encode(engine.to_x(images)).latent_dist.mode()
+        pictures = theirs.decode(latents).sample.clamp(-1, 1)
+    torch.testing.assert_close(latents, z, atol=1e-4, rtol=1e-4)
+    label, rng = torch.tensor(NO_LABELS), SampleRng(list(SEEDS), "code")
+    torch.testing.assert_close(pictures, engine.family.decode(z, label, rng), atol=1e-4, rtol=0)
+    assert "AutoencoderKL.from_pretrained" in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("kind", "to", "net", "sections", "message"),
     [
         ("ddpm", "diffusers", "", {}, "no stock pipeline supports its net"),
         ("ddpm", "diffusers", "unet2d", {"family": {"schedule": "edm"}}, "no stock pipeline supports its noise"),
         ("vae", "diffusers", "", {}, "no stock pipeline supports its noise"),
+        ("autoencoder", "diffusers", "", {}, "cannot be exported to diffusers: its net is not autoencoder_kl"),
+        ("autoencoder", "torch_export", "", {}, "cannot be exported to torch_export: it draws no pictures of its own"),
         ("flow_matching", "torch_export", "", {}, "samples in many steps"),
         ("flow_matching", "pickle", "", {}, "cannot export to 'pickle'"),
     ],

@@ -89,8 +89,8 @@ def test_pairs_are_part_of_a_runs_address(store: Store, data: Dataset) -> None:
     with pytest.raises(UsageError, match="VAE cannot learn from pairs"):
         runs.plan(store, parse({**document, "family": {"kind": "vae"}, "net": {}}))
     manifest = artifact.path / "manifest.json"
-    changed = json.loads(manifest.read_text().replace(data.artifact.id, "other-1"))
-    manifest.write_text(json.dumps({**changed, CHECKSUM: checksum(changed)}))
+    changed = json.loads(manifest.read_text(encoding="utf-8").replace(data.artifact.id, "other-1"))
+    manifest.write_text(json.dumps({**changed, CHECKSUM: checksum(changed)}), encoding="utf-8")
     with pytest.raises(UsageError, match="was trained on other-1"):
         runs.plan(store, parse(document))
 

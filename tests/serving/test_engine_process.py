@@ -43,7 +43,7 @@ def until(condition: Callable[[], bool], seconds: float = 400) -> None:
 def gone(pid: int) -> bool:
     """Whether a process has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
 
@@ -153,7 +153,7 @@ time.sleep(1e6)
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_process_ends_with_its_replica(stopped: bool) -> None:
     """The process ends when its replica is killed, even if the process is stopped."""
-    replica = subprocess.Popen([sys.executable, "-c", REPLICA], stdout=subprocess.PIPE, text=True)
+    replica = subprocess.Popen([sys.executable, "-c", REPLICA], stdout=subprocess.PIPE, text=True, encoding="utf-8")
     assert replica.stdout
     pid = int(replica.stdout.readline())
     if stopped:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 from support.badrequests import RAW, bodies
 from support.served import client
 
 from genflow import build
+from genflow.families import family_class, kinds
 from genflow.families.flow_matching import FlowMatching
 from genflow.maths import samplers
 from genflow.maths.paths import StraightPath
@@ -30,6 +33,7 @@ from genflow.serving.middleware import (
 )
 from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import RequestError
+from genflow.serving.schemas import DecodeRequest, EncodeRequest, ImagesRequest, SampleRequest, WalkRequest
 from genflow.storage.store import Store
 
 JSON = {"Content-Type": "application/json"}
@@ -281,3 +285,31 @@ def test_no_option_accepts_a_number_without_bounds(http: TestClient, value: str)
                 f"/v1/models/{name}/samples", content=f'{{"{option}": {value}}}', headers=JSON
             )
             assert answer.status_code in (400, 422), (option, answer.text[:200])
+
+
+UNBOUNDED = (math.nan, math.inf, -math.inf, 1e308, -1e308, 10**400, -(10**400), 2**63, -(2**63) - 1)
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_no_family_has_an_option_without_bounds(kind: str) -> None:
+    """NaN, infinite and huge numbers are invalid in every option of a number of every family, alone or in a list."""
+    schema = build.schema(family_class(kind).sample)
+    for name, field in schema.model_fields.items():
+        if isinstance(field.default, bool | str):
+            continue
+        for value in UNBOUNDED:
+            for given in (value, [value], str(value), {"a": value}):
+                with pytest.raises(ValidationError):
+                    schema.model_validate({name: given}, strict=True)
+
+
+@pytest.mark.parametrize("request_", [SampleRequest, WalkRequest, EncodeRequest, DecodeRequest, ImagesRequest])
+def test_no_field_of_a_request_has_no_bounds(request_: type[BaseModel]) -> None:
+    """The same in every field of every request."""
+    required = {"images": ["eA=="], "codes": "eA=="}
+    valid = {name: required[name] for name, field in request_.model_fields.items() if field.is_required()}
+    request_.model_validate(valid)
+    for name in request_.model_fields:
+        for value in UNBOUNDED:
+            with pytest.raises(ValidationError):
+                request_.model_validate({**valid, name: value}, strict=True)

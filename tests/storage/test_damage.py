@@ -25,9 +25,10 @@ from genflow.serving.model_list import served_models
 from genflow.serving.models import Model
 from genflow.specs import DataSpec
 from genflow.storage import manifest
+from genflow.storage.artifact import KINDS
 from genflow.storage.manifest import MANIFEST
 from genflow.storage.mirror import CHECKSUM, checksum
-from genflow.storage.store import KINDS, Store
+from genflow.storage.store import Store
 from jobs import train, tune
 
 ARCHIVE = TESTS / "fixtures" / "store-0.1.tar.xz"
@@ -57,7 +58,7 @@ def _run(store: Store, id: str) -> str:
 
 def _pairs(store: Store, id: str) -> str:
     (data,) = store.artifacts("datasets")
-    pairs = Pairs.open(store.find("pairs", id), DataSpec.from_json(data.file("facts.json").read_text()))
+    pairs = Pairs.open(store.find("pairs", id), DataSpec.from_json(data.file("facts.json").read_text(encoding="utf-8")))
     return _bytes(*(view for views in pairs._views.values() for view in views))
 
 
@@ -113,13 +114,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
         archive.extractall(folder, filter="data")
     store = Store(folder / "store")
     for file in store.root.glob(f"*/*/{MANIFEST}"):
-        document = json.loads(file.read_text())
-        file.write_text(json.dumps({**document, CHECKSUM: checksum(document)}))
+        document = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**document, CHECKSUM: checksum(document)}), encoding="utf-8")
     (data,), run = store.artifacts("datasets"), store.artifacts("runs")[0]
     export.write(run, Engine.load(run), "safetensors", store.folder("exports", "vae-1"))
     with store.stage("reports", "ramps-1", name="ramps") as staged:
-        (staged.path / "report.html").write_text("<html>fd 21.7</html>" * 50)
-        (staged.path / "compare.json").write_text(json.dumps({"best": run.id}))
+        (staged.path / "report.html").write_text("<html>fd 21.7</html>" * 50, encoding="utf-8")
+        (staged.path / "compare.json").write_text(json.dumps({"best": run.id}), encoding="utf-8")
         staged.commit(parents=[run.id, data.id])
     if not store.artifacts("features"):
         with store.stage("features", "ramps-random-1", name="ramps") as staged:

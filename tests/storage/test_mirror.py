@@ -32,7 +32,7 @@ def machines(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def make(store: Store, id: str = "x-1", text: str = "hello", kind: str = "reports") -> Artifact:
     with store.stage(kind, id, name=id[:-2]) as staged:
         (staged.path / "inner").mkdir()
-        (staged.path / "inner" / "a.txt").write_text(text)
+        (staged.path / "inner" / "a.txt").write_text(text, encoding="utf-8")
         (staged.path / "b.bin").write_bytes(bytes(1000))
         return staged.commit(meta={"text": text})
 
@@ -44,7 +44,7 @@ def test_what_one_machine_makes_another_finds(machines: Any) -> None:
     found = store.find("reports", "latest")
     assert (found.id, found.name, found.meta) == ("x-1", "x", {"text": "hello"})
     assert not found.folder.exists()
-    assert found.file("inner/a.txt").read_text() == "hello"
+    assert found.file("inner/a.txt").read_text(encoding="utf-8") == "hello"
     assert not (found.folder / "b.bin").exists()
     assert sorted(p.name for p in found.path.iterdir()) == ["b.bin", "inner", "manifest.json"]
     assert store.find("reports", "x") == store.get("reports", "x-1") == found
@@ -76,14 +76,14 @@ def test_a_corrupt_local_manifest_does_not_blame_the_bucket(machines: Any, name:
     store = machines("b")
     known = store.find("reports", "x").verify().manifest
     file = store.root / name
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     digest = known["files"]["b.bin"]["sha256"]
-    file.write_text(text.replace(digest, digest[::-1]) if digest in text else text[:-9])
+    file.write_text(text.replace(digest, digest[::-1]) if digest in text else text[:-9], encoding="utf-8")
     mirror._open.cache_clear()
     found = machines("b").find("reports", "x")
     assert found.manifest == known
     assert (found.verify().path / "b.bin").read_bytes() == bytes(1000)
-    assert file.read_text() == text
+    assert file.read_text(encoding="utf-8") == text
 
 
 def test_the_bucket_is_asked_again_before_it_is_blamed(machines: Any) -> None:
@@ -131,7 +131,7 @@ def test_without_its_manifest_it_does_not_exist(machines: Any) -> None:
     assert store.artifacts("reports") == []
     assert store.names("reports") == ["x-1"]
     make(store)
-    assert machines("b").find("reports", "x").file("inner/a.txt").read_text() == "hello"
+    assert machines("b").find("reports", "x").file("inner/a.txt").read_text(encoding="utf-8") == "hello"
 
 
 def test_the_second_writer_gets_the_first_artifact(machines: Any) -> None:
@@ -139,7 +139,7 @@ def test_the_second_writer_gets_the_first_artifact(machines: Any) -> None:
     make(machines("a"), text="first")
     second = make(machines("b"), text="second")
     assert second.meta == {"text": "first"}
-    assert second.verify().file("inner/a.txt").read_text() == "first"
+    assert second.verify().file("inner/a.txt").read_text(encoding="utf-8") == "first"
 
 
 def test_an_artifact_is_deleted_on_every_machine(machines: Any) -> None:
@@ -150,11 +150,11 @@ def test_an_artifact_is_deleted_on_every_machine(machines: Any) -> None:
     assert b.find("reports", "x").path.is_dir()
     b.delete(artifact.kind, artifact.id)
     assert machines("a").get("reports", "x-1") is None
-    assert make(machines("a"), text="again").file("inner/a.txt").read_text() == "again"
+    assert make(machines("a"), text="again").file("inner/a.txt").read_text(encoding="utf-8") == "again"
 
 
 def write_step(folder: Path, content: str) -> None:
-    (folder / "state.json").write_text(content)
+    (folder / "state.json").write_text(content, encoding="utf-8")
 
 
 def test_another_machine_resumes_from_the_newest_checkpoint(machines: Any) -> None:
@@ -168,7 +168,7 @@ def test_another_machine_resumes_from_the_newest_checkpoint(machines: Any) -> No
     newest = Checkpoints(b.folder("runs", "r-1") / "checkpoints").newest()
     assert newest is not None
     assert newest.name == "step_00000003"
-    assert (newest / "state.json").read_text() == "3"
+    assert (newest / "state.json").read_text(encoding="utf-8") == "3"
     assert b.mirror.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003", "step_00000004"]
 
 
@@ -178,10 +178,10 @@ def test_a_corrupt_local_checkpoint_is_downloaded_again(machines: Any) -> None:
     saved = Checkpoints(store.folder("runs", "r-1") / "checkpoints")
     saved.save(1, lambda folder: write_step(folder, "1"))
     saved.save(2, lambda folder: write_step(folder, "2"))
-    (saved.folder / "step_00000002" / "state.json").write_text("7")
+    (saved.folder / "step_00000002" / "state.json").write_text("7", encoding="utf-8")
     newest = saved.newest()
     assert newest is not None
-    assert (newest / "state.json").read_text() == "2"
+    assert (newest / "state.json").read_text(encoding="utf-8") == "2"
 
 
 def test_a_run_is_finalized_with_the_files_of_several_machines(machines: Any) -> None:
@@ -191,7 +191,7 @@ def test_a_run_is_finalized_with_the_files_of_several_machines(machines: Any) ->
     driver = machines("driver")
     folder = driver.folder("runs", "r-1")
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text("{}")
+    (folder / "recipe.yaml").write_text("{}", encoding="utf-8")
     finished = driver.finalize("runs", "r-1", name="r", only=lambda name: ".tmp-" not in name)
     assert {"recipe.yaml", "checkpoints/step_00000001/state.json"} <= set(finished.manifest["files"])
     assert machines("third").find("runs", "r").verify().path.is_dir()
@@ -367,10 +367,10 @@ def test_a_checkpoint_may_be_written_twice_in_a_second(machines: Any) -> None:
         saved.save(1, lambda folder, content=content: write_step(folder, content))
         newest = saved.newest()
         assert newest is not None
-        assert (newest / "state.json").read_text() == content
+        assert (newest / "state.json").read_text(encoding="utf-8") == content
     newest = Checkpoints(machines("b").folder("runs", "r-1") / "checkpoints").newest()
     assert newest is not None
-    assert (newest / "state.json").read_text() == "3"
+    assert (newest / "state.json").read_text(encoding="utf-8") == "3"
 
 
 def test_a_name_means_in_a_bucket_what_was_prepared_last(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:

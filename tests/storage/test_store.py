@@ -23,8 +23,8 @@ from genflow.storage.store import MANIFEST, Artifact, Store
 def make(store: Store, id: str = "digits-abc", *, name: str = "digits") -> Artifact:
     with store.stage("datasets", id, name=name) as staged:
         (staged.path / "train").mkdir()
-        (staged.path / "train" / "data.arrow").write_text("x" * 100)
-        (staged.path / "facts.json").write_text("{}")
+        (staged.path / "train" / "data.arrow").write_text("x" * 100, encoding="utf-8")
+        (staged.path / "facts.json").write_text("{}", encoding="utf-8")
         return staged.commit(parents=["p"], meta={"rows": 3})
 
 
@@ -54,9 +54,9 @@ def test_a_damaged_manifest_is_named(store: Store, damage: str, capsys: pytest.C
     """A request for the artifact is an error; a list has one warning and the other artifacts; `rm` cures both."""
     made, other = make(store), make(store, "moons-c3", name="moons")
     file = made.path / MANIFEST
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     changed = {"changed": text.replace('"rows": 3', '"rows": 4'), "renamed": text.replace('"checksum"', '"checkzum"')}
-    file.write_text(changed.get(damage, damage))
+    file.write_text(changed.get(damage, damage), encoding="utf-8")
     for ask in (lambda: store.get("datasets", made.id), lambda: store.find("datasets", "digits"),
                 lambda: store.find("datasets", "digits-a")):  # fmt: skip
         with pytest.raises(DataError, match=f"{file} is corrupt") as refused:
@@ -83,8 +83,8 @@ def test_a_file_is_compared_with_the_manifest_when_it_is_read(store: Store) -> N
     made = make(store)
     file = made.path / "facts.json"
     os.utime(file, (1, 1))  # settled, so that its hash is remembered
-    assert made.file("facts.json").read_text() == "{}"
-    file.write_text("[]")
+    assert made.file("facts.json").read_text(encoding="utf-8") == "{}"
+    file.write_text("[]", encoding="utf-8")
     with pytest.raises(DataError, match=f"{file} is corrupt"):
         made.file("facts.json")
     file.unlink()
@@ -98,7 +98,7 @@ def test_a_file_is_compared_with_the_manifest_when_it_is_read(store: Store) -> N
 def test_a_folder_that_is_not_committed_is_deleted(store: Store) -> None:
     """A staged folder is deleted if the block raises or does not commit."""
     with store.stage("datasets", "a-1") as staged:
-        (staged.path / "half").write_text("written")
+        (staged.path / "half").write_text("written", encoding="utf-8")
     with pytest.raises(ZeroDivisionError), store.stage("datasets", "a-1"):
         _ = 1 / 0
     assert list((store.root / "datasets").iterdir()) == []
@@ -190,7 +190,7 @@ def _write_many(root: Path, text: str, barrier: "multiprocessing.synchronize.Bar
     for round in range(30):
         with store.stage("datasets", f"a-{round}") as staged:
             for part in range(3):
-                (staged.path / f"{part}.txt").write_text(text * 50)
+                (staged.path / f"{part}.txt").write_text(text * 50, encoding="utf-8")
             barrier.wait()
             staged.commit()
 
@@ -209,14 +209,14 @@ def test_one_of_two_writers_wins(store: Store) -> None:
     assert len(found) == 30
     for artifact in found:
         artifact.verify()
-        assert len({file.read_text() for file in artifact.path.glob("*.txt")}) == 1
+        assert len({file.read_text(encoding="utf-8") for file in artifact.path.glob("*.txt")}) == 1
     assert not list((store.root / "datasets").glob("*.tmp-*"))
 
 
 def test_the_second_of_two_writers_gets_the_first_artifact(store: Store) -> None:
     """A commit returns the existing artifact and does not change it."""
     with store.stage("datasets", "a-1") as late:
-        (late.path / "facts.json").write_text("late")
+        (late.path / "facts.json").write_text("late", encoding="utf-8")
         first = make(store, "a-1")
         assert late.commit().manifest == first.manifest
     assert first.verify()
@@ -287,8 +287,8 @@ def test_a_folder_that_was_filled_in_place_is_finalized(store: Store) -> None:
     """`finalize` writes the manifest of a folder, with the selected files only."""
     folder = store.folder("runs", "r-1")
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "weights").write_text("w")
-    (folder / "checkpoints.tmp-1").write_text("torn")
+    (folder / "checkpoints" / "weights").write_text("w", encoding="utf-8")
+    (folder / "checkpoints.tmp-1").write_text("torn", encoding="utf-8")
     assert store.get("runs", "r-1") is None
     finished = store.finalize("runs", "r-1", meta={"steps": 3}, only=lambda name: ".tmp-" not in name)
     assert list(finished.manifest["files"]) == ["checkpoints/weights"]
@@ -369,7 +369,7 @@ def test_a_deleted_lock_excludes_as_before(store: Store) -> None:
         waiting = [threading.Thread(target=hold, args=(name,)) for name in "ab"]
         for thread in waiting:
             thread.start()
-        store._lock_file("runs", "r-1").unlink()
+        store._locks.file("runs", "r-1").unlink()
     assert reached.wait(10)
     with pytest.raises(UsageError), store.lock("runs", "r-1", wait=False):
         pass
@@ -393,7 +393,7 @@ def test_small_files_are_replaced_atomically(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "state.json"
     write_atomically(file, "old")
     write_atomically(file, b"new")
-    assert file.read_text() == "new"
+    assert file.read_text(encoding="utf-8") == "new"
     assert [p.name for p in file.parent.iterdir()] == ["state.json"]
 
 
@@ -402,7 +402,7 @@ def test_disk_errors_are_one_line(tmp_path: Path) -> None:
     for number, kind in ((28, ResourceError), (122, ResourceError), (13, SetupError), (30, SetupError), (2, OSError)):
         with pytest.raises(kind), explain_disk_errors(tmp_path):
             raise OSError(number, os.strerror(number))
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(SetupError, match="is a file, not a folder"):
         Store(tmp_path / "file")
     with pytest.raises(UsageError, match="is neither a folder nor s3:"):

@@ -26,7 +26,7 @@ ray.init(address=nodes.address, log_to_driver=False)
 database.prepare = lambda store: ""
 sender.Sender.start = lambda self: None
 sender.Sender.finish = lambda self, deadline_s: True
-with open(recipe) as file:
+with open(recipe, encoding="utf-8") as file:
     done = train.main(json.load(file), lambda event, **fields: None)
 print(json.dumps(done))
 ray.shutdown()

@@ -118,7 +118,7 @@ def page(program: str, url: str) -> Iterator[Page]:
 def _port(file: Path, process: "subprocess.Popen[bytes]") -> int:
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if file.exists() and (text := file.read_text().split()):
+        if file.exists() and (text := file.read_text(encoding="utf-8").split()):
             return int(text[0])
         assert process.poll() is None, "the browser ended"
         time.sleep(0.1)

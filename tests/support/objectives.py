@@ -16,7 +16,7 @@ def bowl(params: dict[str, Any], share: float) -> float:
 def counted(params: dict[str, Any], share: float) -> float:
     """`bowl` after a pause of $COUNTED_S seconds; every call appends a line to $COUNTED."""
     time.sleep(float(os.environ.get("COUNTED_S", "0")))
-    with Path(os.environ["COUNTED"]).open("a") as file:
+    with Path(os.environ["COUNTED"]).open("a", encoding="utf-8") as file:
         file.write(f"{params['train.lr']!r} {share}\n")
     return bowl(params, share)
 

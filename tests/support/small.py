@@ -27,6 +27,7 @@ NETS: dict[str, dict[str, Any]] = {  # other nets use their own defaults
     "tarflow": {"width": 32, "blocks": 2, "depth": 1, "heads": 2, "bins": 4},
     "spline": {"width": 32, "layers": 4, "bins": 8},
     "autoencoder": {"width": 8},
+    "autoencoder_kl": {"block_out_channels": [4, 8], "norm_num_groups": 2},
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from genflow.tracking import database, sync
-from genflow.tracking.mlflow_client import SendResult
+from genflow.tracking.journal_replay import SendResult
 from genflow.tracking.sender import Sender
 
 

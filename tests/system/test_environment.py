@@ -33,16 +33,16 @@ def test_the_token_is_private(path: Path) -> None:
     finally:
         os.umask(before)
     assert (mode(path), mode(path.parent)) == (0o600, 0o700)
-    assert len(bytes.fromhex(path.read_text())) == 32
-    first = path.read_text()
+    assert len(bytes.fromhex(path.read_text(encoding="utf-8"))) == 32
+    first = path.read_text(encoding="utf-8")
     environment.ensure_token()
-    assert path.read_text() == first == environment.token()
+    assert path.read_text(encoding="utf-8") == first == environment.token()
 
 
 def test_a_world_readable_token_is_corrected(path: Path) -> None:
     """The mode of a world-readable token, as Ray writes it, is corrected."""
     path.parent.mkdir()
-    path.write_text("x")
+    path.write_text("x", encoding="utf-8")
     path.chmod(0o644)
     environment.ensure_token()
     assert mode(path) == 0o600
@@ -77,5 +77,7 @@ def test_tensors_reuse_freed_memory() -> None:
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         print([draw() for _ in range(10)][-1])
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=True, encoding="utf-8"
+    )
     assert int(done.stdout) < 10_000

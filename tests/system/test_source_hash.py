@@ -39,7 +39,7 @@ def edited(copy: Path) -> Callable[[str], None]:
     """A function that adds a line to a file of the copy."""
 
     def edit(name: str) -> None:
-        with open(copy / name, "a") as file:
+        with open(copy / name, "a", encoding="utf-8") as file:
             file.write("# changed\n")
         forget()
 
@@ -90,14 +90,14 @@ def test_imports_are_followed(copy: Path) -> None:
     }  # fmt: skip
     (copy / "genflow/made").mkdir()
     for name, text in files.items():
-        (copy / f"genflow/made/{name}.py").write_text(text)
+        (copy / f"genflow/made/{name}.py").write_text(text, encoding="utf-8")
     found = {Path(name).stem for name in source_hash.imported("genflow/made/root.py")}
     assert found == set(files) - {"typed", "alone"}
 
 
 def test_a_relative_import_is_an_error(copy: Path) -> None:
     """A relative import raises an error, because the search cannot follow it."""
-    (copy / "genflow/relative.py").write_text("from . import batch\n")
+    (copy / "genflow/relative.py").write_text("from . import batch\n", encoding="utf-8")
     with pytest.raises(ValueError, match="relative"):
         source_hash.imported("genflow/relative.py")
 

@@ -30,7 +30,7 @@ def test_every_line_is_standard_json(path):
     def refuse(word):
         raise AssertionError(word)
 
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=refuse)
     read = {key: values[0][1] for key, values in curves(path).items()}
     assert read["loss"] != read["loss"]
@@ -135,7 +135,7 @@ for step in range(int(sys.argv[2]), int(sys.argv[3])):
 
 def writer(path, *arguments):
     command = [sys.executable, "-c", WRITER, str(path), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
 
 
 def test_a_killed_writer_and_its_successor_write_each_step_once(path):
@@ -161,7 +161,7 @@ def test_simultaneous_writers_never_mix_their_lines(path):
         assert process.returncode == 0
     for stream in streams:
         assert curves(path, stream)["loss"] == [(step, step / 2) for step in range(2000)]
-    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def test_entries_are_read_from_an_offset(path):
@@ -183,5 +183,5 @@ def test_a_cursor_that_cannot_be_read_is_a_new_one(path, content):
     Cursor(uri="sqlite:///a", offset=17).write(path)
     assert Cursor.read(path).offset == 17
     file = path.with_suffix(".cursor.json")
-    os.unlink(file) if content is None else file.write_text(content)
+    os.unlink(file) if content is None else file.write_text(content, encoding="utf-8")
     assert Cursor.read(path) == Cursor()

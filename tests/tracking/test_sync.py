@@ -41,7 +41,7 @@ def python(code, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(Path(sync.__file__).parents[2])}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +107,7 @@ def write_a_whole_run(store):
             journal.metrics(nfe, {"eval/fd": 100 / nfe}, stream="eval/fd")
         for step in (500, 1000):
             journal.image(step, "samples/ema", picture(folder / "samples" / f"{step}.png", step % 256))
-        (folder / "recipe.yaml").write_text("name: fm\n")
+        (folder / "recipe.yaml").write_text("name: fm\n", encoding="utf-8")
         journal.artifact(folder / "recipe.yaml")
         journal.artifact(folder / "samples", "grids")
         journal.status("FINISHED")
@@ -263,7 +263,7 @@ def test_runs_of_one_dataset_share_an_experiment(store):
 def test_rejected_entries_do_not_block_the_rest(store):
     """An invalid name, a missing file and a file that is not an image are recorded and skipped."""
     bad = store.root / "bad.png"
-    bad.write_text("not an image")
+    bad.write_text("not an image", encoding="utf-8")
     with journal_of(store) as journal:
         journal.metrics(1, {"loss": 1.0, "what?!": 2.0, "lr": 3.0})
         journal.image(1, "samples/ema", store.root / "gone.png")
@@ -427,8 +427,8 @@ def a_checkpoint(store):
     weights = folder / "checkpoints" / "step_00000007"
     weights.mkdir(parents=True)
     checkpoint.write(weights, checkpoint.gather(family, dict(family.named_parameters()), {}), {"step": 7})
-    (folder / "recipe.yaml").write_text(json.dumps(document))
-    (folder / "facts.json").write_text(json.dumps(facts.to_json()))
+    (folder / "recipe.yaml").write_text(json.dumps(document), encoding="utf-8")
+    (folder / "facts.json").write_text(json.dumps(facts.to_json()), encoding="utf-8")
     return folder, weights
 
 
@@ -451,8 +451,8 @@ def test_a_registered_model_draws_the_engines_samples(store, monkeypatch):
     client.set_registered_model_alias("fm.digits", "champion", "1")
 
     model_file = next((store.root / "mlartifacts").rglob("MLmodel"))
-    assert str(store.root) not in model_file.read_text()
-    assert str(Path(sync.__file__).parents[1]) not in model_file.read_text()
+    assert str(store.root) not in model_file.read_text(encoding="utf-8")
+    assert str(Path(sync.__file__).parents[1]) not in model_file.read_text(encoding="utf-8")
     names = {path.name for path in model_file.parent.rglob("*")}
     assert {"weights.safetensors", "recipe.yaml", "engine.py", "requirements.txt"} <= names
     assert not [name for name in names if name.endswith((".pkl", ".pyc")) or name.startswith("optimizer.")]
@@ -478,7 +478,7 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
     environment.set_defaults()
     port = environment.free_port()
     (store.root / "log").mkdir()
-    with open(store.root / "log" / "server", "w") as log:
+    with open(store.root / "log" / "server", "w", encoding="utf-8") as log:
         command = database.ui_command(store, port=port)
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -19,7 +19,7 @@ from genflow.training.muon import Muon
 
 def write(text: str = "weights"):  # type: ignore[no-untyped-def]
     def into(folder: Path) -> None:
-        (folder / "state.json").write_text(json.dumps(text))
+        (folder / "state.json").write_text(json.dumps(text), encoding="utf-8")
 
     return into
 
@@ -52,7 +52,7 @@ def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
     kept.save(1, write())
 
     def fails(folder: Path) -> None:
-        (folder / "half").write_text("written")
+        (folder / "half").write_text("written", encoding="utf-8")
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -97,7 +97,7 @@ def test_a_save_that_is_killed_at_any_moment_loses_nothing(
         newest = kept.newest()
         assert newest is not None
         assert newest.name == "step_00000003"
-        seen.add(json.loads((newest / "state.json").read_text()))
+        seen.add(json.loads((newest / "state.json").read_text(encoding="utf-8")))
         assert kept.folder / "step_00000002" in kept.steps()
         assert all(".tmp-" not in path.name for path in kept.folder.iterdir())
         begin()

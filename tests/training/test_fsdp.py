@@ -83,7 +83,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def test_shards_train_as_copies_do(trained: Callable[..., Path], kind: str, net: str, facts: str) -> None:
     """Losses, norms, weights, averages and optimizer states agree up to rounding, in files of the same form."""
     folder = trained(*([DIFFUSERS] if net == "unet2d" else CASES))
-    copies, shares = (json.loads((folder / f"{kind}-{net}-{sharded}.json").read_text()) for sharded in (False, True))
+    copies, shares = (json.loads((folder / f"{kind}-{net}-{sharded}.json").read_bytes()) for sharded in (False, True))
     assert list(shares) == list(copies) == ["1", "2", "3", "4"]
     for step, numbers in copies.items():
         assert shares[step] == pytest.approx(numbers, rel=2e-3, abs=1e-5)

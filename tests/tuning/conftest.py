@@ -21,7 +21,7 @@ def task(store: Store, prepared: Callable[..., Dataset]) -> Task:
     recipe = compose("flow_matching", SMALL, {"train": {"steps": 9, "batch": 8, "warmup": 0}})
     folder = store.folder("searches", "small") / "trials"
     folder.mkdir(parents=True)
-    (folder / RECIPE).write_text(dump(recipe))
+    (folder / RECIPE).write_text(dump(recipe), encoding="utf-8")
     return Task(
         store=str(store.root), folder=str(folder), recipe=recipe.model_dump_json(), dataset=data.artifact.id,
         metrics=("fd",), shares=(1 / 3, 1.0), samples=32,

@@ -43,7 +43,7 @@ def test_the_log_has_the_settings_of_each_rung(tmp_path):
     for number, lr in enumerate((0.1, 0.9)):
         trial_log.log_start(number, {"train.lr": lr})
         (tmp_path / f"{number:04d}").mkdir()
-        (tmp_path / f"{number:04d}" / "reports.jsonl").write_text('{"share": 0.5}\n{"share": 1.0}\n')
+        (tmp_path / f"{number:04d}" / "reports.jsonl").write_text('{"share": 0.5}\n{"share": 1.0}\n', encoding="utf-8")
     assert pbt.exploits_at(trial_log, 1) is None
     trial_log.append({"turn": 1, "taken": {"1": {"from": 0, "params": {"train.lr": 0.12}}}})
     assert not pbt.is_copied(trial_log, 1)

@@ -62,9 +62,9 @@ def test_another_function_is_another_search(store: Store, prepared: Callable[...
     recipe, file = compose("flow_matching", {"data": {"name": "grid25"}}), tmp_path / "mine.py"
     found = []
     for text in ("def f(params, share): return 1", "def f(params, share): return 2"):
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         found.append(plan(store, recipe, f"{file}:f").id)
     assert found[0] != found[1]
-    file.write_text("def f(:")
+    file.write_text("def f(:", encoding="utf-8")
     with pytest.raises(UsageError, match=r"no objective .*SyntaxError"):
         plan(store, recipe, f"{file}:f")

@@ -70,7 +70,7 @@ def test_an_incomplete_report_is_skipped(task):
     """The next report starts on a new line."""
     trial = Trial(TrialContext(task), 0, PARAMS)
     trial.report(0)
-    with (trial.folder / REPORTS).open("a") as file:
+    with (trial.folder / REPORTS).open("a", encoding="utf-8") as file:
         file.write('{"share": 1')
     assert len(read_reports(trial.folder)) == 1
     trial.report(1)
@@ -100,7 +100,8 @@ def test_a_full_disk_ends_the_search(task):
 
 def test_the_position_of_a_checkpoint_is_the_larger_of_its_budgets(tmp_path):
     """The largest share of steps, minutes and CPU minutes; 0 without a checkpoint."""
-    (tmp_path / "state.json").write_text(json.dumps({"step": 5, "seconds": 30.0, "cpu_seconds": 45.0}))
+    state = {"step": 5, "seconds": 30.0, "cpu_seconds": 45.0}
+    (tmp_path / "state.json").write_text(json.dumps(state), encoding="utf-8")
     train = compose("flow_matching", {"train": {"steps": 100, "minutes": 2, "cpu_minutes": 1}}).train
     assert position(tmp_path, train) == 0.75
     assert position(None, train) == 0

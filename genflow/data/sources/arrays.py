@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from genflow.data.images import MAX_PIXELS, UnreadableImage, fit_array, to_levels
-from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source
+from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, require_in_train
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
@@ -247,9 +247,7 @@ def encode_labels(found: SplitArrays, where: str) -> tuple[SplitArrays, tuple[st
         message = f"{where}: no labels in {', '.join(sorted(missing))}, but in {', '.join(given)}"
         raise DataError(message, "add labels to every split, or remove them from all")
     values = np.unique(np.concatenate(list(given.values())))
-    if extra := sorted(set(values.tolist()) - set(np.unique(given["train"]).tolist())):
-        message = f"{where}: the label {extra[0]!r} does not occur in train"
-        raise DataError(message, "use the same classes in all splits")
+    require_in_train(where, {split: np.unique(labels).tolist() for split, labels in given.items()})
     names = tuple(str(value) for value in values.tolist())
     if len(names) < 2:
         return {split: (array, None) for split, (array, _) in found.items()}, ()

@@ -9,12 +9,14 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from genflow.data.columns import CAPTION_CHOICES
+from genflow.errors import DataError
 from genflow.recipe.schema import Data
 
 LONGEST = 1024  # pixels: the largest side that a recipe can request
@@ -138,6 +140,26 @@ def dataset_name(name: str) -> str:
     return text[:60].rstrip("-._") or "data"
 
 
+def require_in_train(where: str, labels: Mapping[str, Collection[Any]]) -> None:
+    """Refuse a class that occurs in another split and not in train: a model cannot learn it.
+
+    Args:
+        where: the source.
+        labels: the labels that occur in each split.
+
+    Raises:
+        DataError: it names the split and the class.
+    """
+    known = set(labels.get("train", ()))
+    for split, found in labels.items():
+        if extra := [label for label in found if label not in known]:
+            shown = printable(extra[0]) if isinstance(extra[0], str) else extra[0]
+            raise DataError(
+                f"{where}: {split} has the class {shown}, which is not in train",
+                "use the same classes in all splits, or --labels none",
+            )
+
+
 class Part(Protocol):
     """Some rows of a source, as a value that is pickled and sent to a worker."""
 
@@ -188,7 +210,8 @@ class Source(ABC):
         """Names, sizes and modification times of the files, which identify the content without reading it."""
 
     label_choices: ClassVar[tuple[str, ...]] = ("auto", "none")  # values of `data.labels`
-    has_label_columns: ClassVar[bool] = False  # whether another value of `data.labels` names a column
+    caption_choices: ClassVar[tuple[str, ...]] = CAPTION_CHOICES  # values of `data.captions`
+    has_columns: ClassVar[bool] = False  # whether another value of either names a column
 
     @property
     def captions(self) -> bool:

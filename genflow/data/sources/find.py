@@ -23,11 +23,15 @@ def find(data: Data) -> Source:
         DataError: the source is empty or unreadable.
     """
     source = _find(data)
-    if data.labels not in source.label_choices and not source.has_label_columns:
-        raise UsageError(
-            f"--labels {data.labels}: {source.about['kind']} has no such labels",
-            f"--labels with one of {', '.join(source.label_choices)}",
-        )
+    for option, wanted, choices in (
+        ("labels", data.labels, source.label_choices),
+        ("captions", data.captions, source.caption_choices),
+    ):
+        if wanted not in choices and not source.has_columns:
+            raise UsageError(
+                f"--{option} {wanted}: {source.about['kind']} has no such {option}",
+                f"--{option} with one of {', '.join(choices)}",
+            )
     return source
 
 

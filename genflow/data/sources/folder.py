@@ -3,8 +3,8 @@
 - The order is natural (`2.png` before `10.png`) and does not depend on the file system.
 - `walk.py` decides which files are pictures, and which hidden and system files are passed over.
 - The class is the first folder below the split, unless a metadata file has labels (`genflow.data.annotations`). If a
-  split has both pictures and class folders, the data has no labels. Folders with consecutive numbers of three or more
-  digits, such as `000` and `001`, are parts of one set and no classes; `--labels folders` makes them classes.
+  split has both pictures and class folders, the data has no labels. Folders that cut a set into parts (`parts.py`) are
+  no classes; `--labels folders` makes them classes.
 """
 
 import os
@@ -18,12 +18,23 @@ from typing import Any
 import numpy as np
 
 from genflow.data import annotations, images, skipped
-from genflow.data.annotations import MODES, Annotations
+from genflow.data.annotations import Annotations
+from genflow.data.columns import LABEL_CHOICES
 from genflow.data.images import SUPPORTED, strict_pillow_warnings
 from genflow.data.sources import Opens
-from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
+from genflow.data.sources.base import (
+    BadRecord,
+    ImageSpec,
+    ImageSummary,
+    Record,
+    Source,
+    dataset_name,
+    printable,
+    require_in_train,
+)
+from genflow.data.sources.parts import are_parts
 from genflow.data.sources.walk import Listing, list_folder
-from genflow.errors import DataError
+from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(folders=("pictures",), order=7)
@@ -40,7 +51,7 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 def open_path(path: Path, data: Data) -> Source | None:
     """Open a folder that contains pictures; return None for other paths."""
-    folder = Folder(dataset_name(path.name), str(path), data.labels)
+    folder = Folder(dataset_name(path.name), str(path), data.labels, data.captions)
     return folder if path.is_dir() and folder.holds_pictures() else None
 
 
@@ -88,14 +99,15 @@ class Folder(Source):
 
     Args:
         root: the absolute path of the folder.
-        labels: where the labels come from, `data.labels` of the recipe.
+        labels, captions_from: where they come from, `data.labels` and `data.captions` of the recipe.
     """
 
     root: str
     labels: str = "auto"
+    captions_from: str = "auto"
     smallest_shard = 128
-    label_choices = MODES
-    has_label_columns = True
+    label_choices = LABEL_CHOICES
+    has_columns = True
     _classes: tuple[str, ...] = field(default=(), init=False)
 
     @property
@@ -137,7 +149,7 @@ class Folder(Source):
     def _annotations(self) -> Annotations:
         """The labels and captions in files next to the pictures."""
         pictures = [name for name, _, _ in self._files]
-        found = annotations.read(self.root, pictures, list(self._listing.others), self.labels)
+        found = annotations.read(self.root, pictures, list(self._listing.others), self.labels, self.captions_from)
         self.skipped = self._listing.skipped(found.files)
         self.notes += found.notes
         return found
@@ -194,9 +206,11 @@ class Folder(Source):
         folders = {rest.partition("/")[0] for rows in grouped.values() for _, rest in rows if "/" in rest}
         if len(folders) > 1 and {found[name] for rows in grouped.values() for name, _ in rows} != folders:
             self.notes.append(
-                f"the labels are the column {self._annotations.column!r} of {printable(self._annotations.files[0])}, "
+                f"the labels are the column {self._annotations.column!r} of {printable(self._annotations.table)}, "
                 f"not the {len(folders)} folders; --labels folders uses the folders"
             )
+        labels = {split: {found[name] for name, _ in rows} for split, rows in grouped.items()}
+        require_in_train(printable(self.root), {split: sorted(one, key=natural) for split, one in labels.items()})
         self._classes = tuple(sorted(set(found.values()), key=natural))
         number = {name: label for label, name in enumerate(self._classes)}
         return {
@@ -213,33 +227,21 @@ class Folder(Source):
         }
         classes = every["train"]
         if "" in set().union(*every.values()) or len(classes) < 2:
+            if self.labels == "folders":
+                reason = "pictures next to its class folders" if len(classes - {""}) > 1 else "no two class folders"
+                raise UsageError(f"{printable(self.root)} has {reason}", "--labels none, or a folder for each class")
             if len(classes - {""}) > 1:
                 self.notes.append(
                     f"{printable(self.root)} has pictures next to its {len(classes - {''})} class folders, "
                     "so the data has no labels"
                 )
             return ()
-        if self.labels == "auto" and _are_parts(classes):
+        if self.labels == "auto" and are_parts(classes):
+            first, *_, last = sorted(classes, key=lambda name: (len(name), name))
             self.notes.append(
-                f"the {len(classes)} folders from {min(classes)} to {max(classes)} count as parts of one set, so the "
-                "data has no labels; --labels folders makes them classes"
+                f"the {len(classes)} folders from {printable(first)} to {printable(last)} count as parts of one set, "
+                "so the data has no labels; --labels folders makes them classes"
             )
             return ()
-        for split, found in every.items():
-            if extra := sorted(found - classes, key=natural):
-                raise DataError(
-                    f"{printable(self.root)}/{split} has the class {printable(extra[0])}, which is not in train",
-                    "give every split the same class folders",
-                )
+        require_in_train(printable(self.root), {split: sorted(one, key=natural) for split, one in every.items()})
         return tuple(sorted(classes, key=natural))
-
-
-def _are_parts(names: set[str]) -> bool:
-    """Whether folders are numbered parts of one set, such as `000`, `001` or `part-0000`: consecutive, three digits."""
-    found = [re.fullmatch(r"(.*?)([0-9]{3,})", name) for name in names]
-    if not all(found):
-        return False
-    matches = [match for match in found if match]
-    numbers = sorted(int(match[2]) for match in matches)
-    same = len({(match[1], len(match[2])) for match in matches}) == 1
-    return same and numbers[0] in (0, 1) and numbers[-1] - numbers[0] == len(numbers) - 1

@@ -4,38 +4,49 @@ The source is one file or a folder of files, for example a data set that `datase
 batch by batch. The columns are found by type and common names; class names come from the metadata of `datasets`.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from genflow.data.annotations import CAPTIONS, LABELS, as_captions, first_of
+from genflow.data.columns import as_captions
 from genflow.data.images import strict_pillow_warnings
 from genflow.data.sources import Opens
-from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record, Source, dataset_name, printable
+from genflow.data.sources.base import (
+    BadRecord,
+    ImageSpec,
+    ImageSummary,
+    Record,
+    Source,
+    dataset_name,
+    printable,
+    require_in_train,
+)
 from genflow.data.sources.folder import SPLIT_ORDER, SPLITS, natural
 from genflow.data.sources.parquet_cells import (
     ImageColumn,
     file_facts,
     find_image_column,
     folders_of,
-    is_text,
     same_kind,
 )
+from genflow.data.sources.parquet_columns import TableColumns, declared_names
 from genflow.data.sources.walk import TABLES, list_folder
+from genflow.data.unread import by_ending
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
 
 OPENS = Opens(files=(".parquet", ".arrow", ".feather", ".ipc"), order=8)
+LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".xlsx")  # may contain labels or captions
+CURE = "the labels and captions of Parquet and Arrow files are their columns"
 BATCH_ROWS = 256  # rows of a Parquet file in memory at a time
 MOST_ROWS_UNCHECKED = 10**6  # a Parquet file with more rows has at least one byte per row
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
@@ -129,10 +140,15 @@ def open_path(path: Path, data: Data) -> Source | None:
     """
     if path.is_dir():
         files = table_files(path)
-        skipped = list_folder(str(path)).skipped(files) if files else {}
-        return Tables(dataset_name(path.name), str(path), files, data.labels, skipped=skipped) if files else None
+        if not files:
+            return None
+        listing = list_folder(str(path))
+        found = Tables(dataset_name(path.name), str(path), files, data.labels, data.captions)
+        found.skipped, found.notes = listing.skipped(files), by_ending(listing.with_suffix(LISTS), CURE)
+        return found
     is_table = path.suffix.lower() in OPENS.files
-    return Tables(dataset_name(path.stem), str(path.parent), [path.name], data.labels) if is_table else None
+    name = dataset_name(path.stem)
+    return Tables(name, str(path.parent), [path.name], data.labels, data.captions) if is_table else None
 
 
 @dataclass(frozen=True)
@@ -189,14 +205,15 @@ class Tables(Source):
     Args:
         root: the absolute path of the folder.
         files: the names of the files in it, in order.
-        labels: where the labels come from, `data.labels` of the recipe.
+        labels, captions_from: where they come from, `data.labels` and `data.captions` of the recipe.
     """
 
     root: str
     files: list[str]
     labels: str = "auto"
+    captions_from: str = "auto"
     smallest_shard = 128
-    has_label_columns = True
+    has_columns = True
 
     @property
     def levels(self) -> int:
@@ -245,8 +262,13 @@ class Tables(Source):
         return TablePart(self.root, file_rows, chosen, self._cell, self._caption_column)
 
     @cached_property
+    def _schemas(self) -> dict[str, tuple[pa.Schema, int]]:
+        """Each file's schema and number of rows."""
+        return {name: read_schema(f"{self.root}/{name}") for name in self.files}
+
+    @property
     def _schema(self) -> pa.Schema:
-        return read_schema(f"{self.root}/{self.files[0]}")[0]
+        return self._schemas[self.files[0]][0]
 
     @cached_property
     def _cell(self) -> ImageColumn:
@@ -260,7 +282,7 @@ class Tables(Source):
         """Each split's files and their numbers of rows; the beginning of a file's name decides its split."""
         grouped: dict[str, list[tuple[str, int]]] = {}
         for name in self.files:
-            schema, count = read_schema(f"{self.root}/{name}")
+            schema, count = self._schemas[name]
             self._check_schema(name, schema)
             grouped.setdefault(_split(name), []).append((name, count))
         if "train" not in grouped:
@@ -284,12 +306,12 @@ class Tables(Source):
     @cached_property
     def _labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Each split's labels, 0..classes-1, and the classes' names."""
-        column = self._label_column()
+        column = self._find_column("labels", self.labels)
         if not column:
             return {}, ()
         found = {split: self._read_labels(column, files) for split, files in self._layout.items()}
-        names = _declared_names(self._schema, column)
-        if not found["train"]:
+        names = declared_names(self._schemas[self._layout["train"][0][0]][0], column)
+        if not all(found.values()):  # a split has fractions
             return {}, ()
         every = sorted({label for labels in found.values() for label in labels}, key=lambda v: natural(str(v)))
         if names and all(isinstance(label, int) for label in every):
@@ -298,36 +320,50 @@ class Tables(Source):
             if wrong := [label for label in every if not 0 <= label < len(names)]:
                 message = f"{printable(self.root)}: the label {wrong[0]} is none of the {len(names)} declared classes"
                 raise DataError(message, f"use labels from 0 to {len(names) - 1}")
+            self._require_in_train({split: [names[label] for label in set(found[split])] for split in found})
             return {split: np.array(labels, np.int64) for split, labels in found.items()}, names
-        if extra := [label for label in every if label not in set(found["train"])]:
-            message = f"{printable(self.root)}: the label {extra[0]!r} does not occur in train"
-            raise DataError(message, "use the same classes in all splits")
+        self._require_in_train(found)
         if len(every) < 2:
             return {}, ()
         number = {label: index for index, label in enumerate(every)}
         coded = {split: np.array([number[label] for label in labels], np.int64) for split, labels in found.items()}
         return coded, tuple(str(label) for label in every)
 
-    def _label_column(self) -> str:
-        """The column of the labels; empty if there is none."""
-        columns = [name for name in self._schema.names if name != self._cell.column]
-        possible = [name for name in columns if _can_be_label(self._schema.field(name).type)]
-        if self.labels in self.label_choices:
-            column = first_of(columns, LABELS) if self.labels == "auto" else ""
-            return column if column in possible else ""
-        if self.labels not in possible:
-            message = f"{printable(self.root)} has no column of labels {self.labels!r}"
-            raise UsageError(message, f"--labels with one of {', '.join([*self.label_choices, *possible])}")
-        return self.labels
+    def _require_in_train(self, found: dict[str, list[Any]]) -> None:
+        classes = {split: sorted(set(labels), key=lambda v: natural(str(v))) for split, labels in found.items()}
+        require_in_train(printable(self.root), classes)
+
+    def _find_column(self, option: Literal["labels", "captions"], wanted: str) -> str:
+        """The column of the labels or captions in any of the files; empty if there is none.
+
+        Raises:
+            DataError: only some files have the column.
+        """
+        schemas = {name: schema for name, (schema, _) in self._schemas.items()}
+        fields = {field.name: field for schema in schemas.values() for field in schema}
+        schema, file = pa.schema(list(fields.values())), self._layout["train"][0][0]
+        schema = schema.with_metadata(schemas[file].metadata)
+        columns = TableColumns(printable(self.root), printable(file), schema, self._cell.column, self._first_rows)
+        column, notes = columns.find(option, wanted)
+        self.notes += notes
+        without = [name for name, (schema, rows) in self._schemas.items() if rows and column not in schema.names]
+        if column and without:
+            other = next(name for name, schema in schemas.items() if column in schema.names)
+            message = f"{printable(without[0])} has no column {column!r}, but {printable(other)} has"
+            raise DataError(message, f"add the column, or use --{option} none")
+        return column
+
+    def _first_rows(self, columns: list[str]) -> list[dict[str, Any]]:
+        """The first rows of the first file that has some columns."""
+        files = [name for name, (schema, _) in self._schemas.items() if set(columns) <= set(schema.names)]
+        first = next(batches(f"{self.root}/{files[0]}", columns, np.arange(BATCH_ROWS)), None) if files else None
+        rows: list[dict[str, Any]] = first[1].slice(0, BATCH_ROWS).to_pylist() if first else []
+        return rows
 
     @cached_property
     def _caption_column(self) -> str:
         """The column of the captions: a text, or a list of texts; empty if there is none."""
-        column = first_of(self._schema.names, CAPTIONS)
-        kind = self._schema.field(column).type if column else pa.null()
-        if any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_dictionary)):
-            kind = kind.value_type
-        return column if is_text(kind) else ""
+        return self._find_column("captions", self.captions_from)
 
     @property
     def captions(self) -> bool:
@@ -364,22 +400,6 @@ def _split(name: str) -> str:
         if match:
             return SPLITS[match[1].lower()]
     return "train"
-
-
-def _can_be_label(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return is_text(kind) or any(test(kind) for test in numeric)
-
-
-def _declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """The class names of a `ClassLabel` of the `datasets` library; empty if the column is none."""
-    try:
-        document = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(str(name) for name in document["info"]["features"][column]["names"])
-    except (KeyError, ValueError, TypeError):
-        return ()
 
 
 def table_files(folder: Path) -> list[str]:

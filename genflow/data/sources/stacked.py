@@ -59,7 +59,7 @@ class Stack(Source):
     samples: int
     held_out: float
     seed: int
-    has_label_columns = True  # those of `base`, which has judged the option
+    has_columns = True  # those of `base`, which has judged the option
 
     def __post_init__(self) -> None:
         if self.base.levels is None:

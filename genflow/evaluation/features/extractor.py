@@ -159,7 +159,7 @@ def load_features(store: Store, data: Dataset, spec: str, emit: Emit) -> Feature
         with store.lock("features", id, uses=[data.artifact.id]):
             artifact = store.get("features", id) or _make(store, id, data, real, spec, emit)
     artifact.verify()
-    about = json.loads(artifact.file(DOCUMENT).read_text())
+    about = json.loads(artifact.file(DOCUMENT).read_text(encoding="utf-8"))
     vectors = {name: v.astype(np.float64) for name, v in load_file(artifact.file(VECTORS)).items()}
     embed = _embedder(artifact.path, data.facts, about, spec)
     labels = data.splits["train"].labels[real.floor]
@@ -188,7 +188,7 @@ def _make(store: Store, id: str, data: Dataset, real: DataSplits, spec: str, emi
         dims = int(vectors["floor"].shape[1])
         about |= {"dims": dims, "split": real.split, "distance": _distance(about, dims)}
         save_file({name: v.astype(np.float32) for name, v in vectors.items()}, staged.path / VECTORS)
-        (staged.path / DOCUMENT).write_text(json.dumps(about, indent=1))
+        (staged.path / DOCUMENT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         return staged.commit(parents=[data.artifact.id], meta=about)
 
 

@@ -69,13 +69,17 @@ def _has(row: Row) -> bool:
     return bool(row.get("reconstruction"))
 
 
+def _both(row: Row) -> str:
+    fd, psnr = FD.get(row), PSNR.get(row)
+    return f"{number(fd['value'])} / {psnr['value']:.1f}" if fd and psnr else NONE
+
+
 METRIC = Metric(
     measure, needs="model", section="reconstruction", order=65,
     numbers=(PSNR, SSIM, FD),
     applies=lambda data, options: not data.facts.is_points,
     table=(
-        Column("fd of latents", lambda row: number(found["value"]) if (found := FD.get(row)) else NONE, has=_has),
-        Column("PSNR", lambda row: f"{found['value']:.1f} dB" if (found := PSNR.get(row)) else NONE, has=_has),
+        Column("rec. fd / dB", _both, has=_has),
     ),
     report=(
         with_interval(FD, "reconstruction fd ↓", number, mark=False),

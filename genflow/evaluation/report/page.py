@@ -53,9 +53,10 @@ def build(store: Store, rows: Sequence[Row]) -> Artifact:
     with store.stage("reports", address(rows), name=rows[0]["dataset_name"]) as staged:
         (staged.path / "report.html").write_text(render(store, ranked), encoding="utf-8")
         compared = {"schema": "genflow.compare/1", "verdict": verdict(with_unique_names(ranked)), "rows": ranked}
-        (staged.path / "compare.json").write_text(json.dumps(compared, indent=1))
+        (staged.path / "compare.json").write_text(json.dumps(compared, indent=1), encoding="utf-8")
         runs = [row["run"] for row in ranked]
-        return staged.commit(parents=runs, meta={"runs": runs, "best": table.best(rows)})
+        best = "" if all(row.get("reconstructs") for row in rows) else table.best(rows)
+        return staged.commit(parents=runs, meta={"runs": runs, "best": best})
 
 
 def with_unique_names(rows: Sequence[Row]) -> list[Row]:
@@ -74,7 +75,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
     shown = with_unique_names(rows)
     first = shown[0]
     dataset = store.find("datasets", first["dataset"])
-    facts = DataSpec.from_json(dataset.file("facts.json").read_text())
+    facts = DataSpec.from_json(dataset.file("facts.json").read_text(encoding="utf-8"))
     runs = [store.find("runs", row["run"]) for row in shown]
     budget = PICTURES_BYTES // (4 * len(shown) + 1)
     lost_by_run = [loss_curves.losses(store, row["run"]) for row in shown]

@@ -25,7 +25,7 @@ def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         rows: `genflow.evaluate/1` documents.
     """
     dataset = store.find("datasets", rows[0]["dataset"])
-    facts = DataSpec.from_json(dataset.file(FACTS).read_text())
+    facts = DataSpec.from_json(dataset.file(FACTS).read_text(encoding="utf-8"))
     runs = [store.find("runs", row["run"]) for row in rows]
     lines = [_line("prepare", dataset.meta["options"]["source"], "--name", dataset.name, *_prepare(dataset))]
     trained = _lineage(store, runs)

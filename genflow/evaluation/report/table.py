@@ -51,7 +51,7 @@ def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
     Raises:
         UsageError: no run has the metric.
     """
-    values = {row["run"]: _value(row, metric) for row in found}
+    values = {row["run"]: _value(row, metric) for row in found if _counts(row, metric)}
     measured = {run: value for run, value in values.items() if value is not None}
     if not measured:
         every = (*metrics.numbers(), "ms")
@@ -60,6 +60,12 @@ def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
         raise UsageError(message, f"metrics: {', '.join(known)}")
     choose = min if metrics.smaller_is_better(metric) else max
     return choose(measured, key=lambda run: measured[run])
+
+
+def _counts(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether a run can be the best one: an autoencoder only by a metric of reconstructions."""
+    declared = metrics.numbers().get(metric)
+    return not row.get("reconstructs") or (declared is not None and declared.path[:1] == ("reconstruction",))
 
 
 def _value(row: Row, metric: str) -> float | None:
@@ -78,15 +84,10 @@ def best_run(store: Store, metric: str) -> Artifact:
     Raises:
         UsageError: no run was measured, or there is no such metric.
     """
-    from genflow.sampling import autoencoders  # imports torch
-
     newest: dict[str, dict[str, Any]] = {}
-    declared = metrics.numbers().get(metric)
-    of_reconstructions = declared is not None and declared.path[:1] == ("reconstruction",)
     for _, document in documents(store):
         newest.pop(document["run"], None)
-        run = store.get_or_warn("runs", document["run"])
-        if run and (of_reconstructions or not autoencoders.is_autoencoder(run)):
+        if _counts(document, metric) and store.get_or_warn("runs", document["run"]):
             newest[document["run"]] = document
     if not newest:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")

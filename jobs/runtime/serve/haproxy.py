@@ -11,18 +11,18 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 BUFFER_BYTES = 256 << 10  # bytes of a request that are kept until it is answered; a longer request is not retried
 MAX_CONNECTIONS = 1024
 REQUEST_S = 10  # time limit for a client to send a request
 MAX_ATTEMPTS = 6
 FULL_WINDOW_MS = 100  # after a 503 of a replica, reject requests for this time
+MAX_URL = 16 << 10  # bytes; the app's own limit is lower, and the server of a replica cannot read 64 KiB
 BACKEND_LINE = "    http-reuse always\n"
 ERROR_STATUSES = (400, 408, 413, 500, 502, 503, 504)  # errors that HAProxy itself can return
+METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"  # others, and `OPTIONS *`, are answered here
 
 
 def available() -> str:
@@ -46,14 +46,13 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
         host: the address that HAProxy listens on; the replicas themselves listen on the loopback.
         max_ongoing: limit of concurrent requests; requests over it are rejected.
     """
+    from genflow.serving.middleware import Limits
     from genflow.serving.responses import RequestError
+    from genflow.storage.temporary import private_folder
     from genflow.system import environment, source_hash
     from jobs.runtime.serve.retry_middleware import encode_error_response
 
-    with tempfile.TemporaryDirectory(
-        prefix="genflow-", dir="/tmp"
-    ) as name:  # readable by this user only; socket paths must be short
-        folder = Path(name)
+    with private_folder("genflow-", "/tmp") as folder:  # socket paths must be short
         busy = RequestError(503, "too many concurrent requests", hint="try again later", retry_after=1)
         errors = {
             400: RequestError(400, "not a valid HTTP request"),
@@ -63,6 +62,11 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
         }  # fmt: skip
         for status, error in (errors | {502: errors[500], 504: errors[500]}).items():
             (folder / f"{status}.http").write_bytes(encode_error_response(error))
+        for refused in (
+            RequestError(414, f"the URL is longer than {Limits.target_bytes} bytes"),
+            RequestError(501, f"the method is none of {METHODS}, or the target is not a path", hint="see /docs"),
+        ):
+            (folder / f"{refused.status}.json").write_bytes(refused.reply().body)
         script = folder / "haproxy"
         arguments = ", ".join(repr(value) for value in (binary, str(folder), host, max_ongoing))
         path = str(source_hash.resources_dir())
@@ -70,7 +74,8 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
             f"import sys; sys.path.insert(0, {path!r}); from jobs.runtime.serve import haproxy; "
             f"haproxy.exec_haproxy({arguments})"
         )
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -SE -c {shlex.quote(start)} "$@"\n')
+        program = f"{shlex.quote(sys.executable)} -SE -c {shlex.quote(start)}"
+        script.write_text(f'#!/bin/sh\nexec {program} "$@"\n', encoding="utf-8")
         script.chmod(0o700)
         yield {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -125,6 +130,14 @@ def adapt_config(config: str, folder: str, host: str, max_ongoing: int) -> str:
     text = text.replace("    mode http\n", f"    mode http\n{waits}{files}", 1)
     bound = f"[{host}]" if ":" in host else host
     text = re.sub(r"(?m)^(frontend http_frontend\n    bind )127\.0\.0\.1:", rf"\g<1>{bound}:", text)
+    answer = f"http-request return status {{0}} content-type application/json file {folder}/{{0}}.json if"
+    # the server of a replica and Ray's default backend answer these with texts of their own
+    refused = (
+        "    http-request del-header Upgrade\n"  # there is no WebSocket here, and a client must accept that
+        f"    {answer.format(501)} {{ url -m str * }} or !{{ method {METHODS} }}\n"
+        f"    {answer.format(414)} {{ url -m len gt {MAX_URL} }}\n"
+    )
+    text = re.sub(r"(?m)^(frontend http_frontend\n    bind .*\n)", lambda found: found[1] + refused, text)
     full = f"{{ var(proc.full) -m found }} {{ date(0,ms),sub(proc.full) lt {FULL_WINDOW_MS} }}"
     rules = (
         "    http-request del-header X-Forwarded-For\n"  # `option forwardfor` then adds the peer's own address

@@ -160,6 +160,11 @@ def with_header_timeout(protocol: Any) -> Any:
             self._cancel_timer()
             super().connection_lost(exc)
 
+        def send_400_response(self, msg: str) -> None:
+            """Answer bytes that are no HTTP request in genflow's format; uvicorn calls this."""
+            self.transport.write(encode_error_response(RequestError(400, "not a valid HTTP request")))
+            self.transport.close()
+
         def _is_idle(self) -> bool:
             cycle = getattr(self, "cycle", self)
             return cycle is None or bool(getattr(cycle, "response_complete", False))

@@ -185,7 +185,7 @@ class RungSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Write an empty file, which Tune requires; the trial log is the state."""
-        Path(checkpoint_path).write_text("")
+        Path(checkpoint_path).write_text("", encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""

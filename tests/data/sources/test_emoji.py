@@ -68,7 +68,7 @@ def test_bad_fonts_are_one_line(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         find(Data(source=f"emoji:{tmp_path}/none.ttf"))
     text = tmp_path / "text.ttf"
-    text.write_text("not a font")
+    text.write_text("not a font", encoding="utf-8")
     with pytest.raises(DataError, match="is not a font"):
         find(Data(source=f"emoji:{text}")).class_names()
     cut = tmp_path / "cut.ttf"

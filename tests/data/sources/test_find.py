@@ -33,7 +33,7 @@ def test_unknown_sources(source: str, text: str) -> None:
 def test_files_that_are_no_source(tmp_path: Path) -> None:
     """An archive and a text file are errors."""
     for name, text in {"a.zip": "is an archive", "a.txt": "is not a supported file"}.items():
-        (tmp_path / name).write_text("x")
+        (tmp_path / name).write_text("x", encoding="utf-8")
         with pytest.raises(UsageError, match=text):
             find(Data(source=str(tmp_path / name)))
 

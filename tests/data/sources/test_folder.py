@@ -12,7 +12,8 @@ from genflow.data.images import SUPPORTED
 from genflow.data.shards import Dataset
 from genflow.data.sources.base import BadRecord, ImageSpec, Record
 from genflow.data.sources.folder import Folder, natural
-from genflow.errors import DataError
+from genflow.data.sources.parts import are_parts
+from genflow.errors import DataError, UsageError
 
 
 def picture(path: Path, level: int = 100, size: int = 8, mode: str = "L") -> Path:
@@ -66,6 +67,19 @@ def test_pictures_next_to_class_folders(tmp_path: Path) -> None:
     assert "no labels" in folder.notes[0]
 
 
+@pytest.mark.parametrize("name", ["stray.png", "a/2.png"])
+def test_class_folders_that_are_asked_for_and_not_there(tmp_path: Path, name: str) -> None:
+    """`--labels folders` is refused if the folders are no classes, because the data would have no labels."""
+    picture(tmp_path / "a/1.png")
+    picture(tmp_path / name)
+    with pytest.raises(UsageError, match="has no two class folders"):
+        Folder("x", str(tmp_path), "folders").class_names()
+    picture(tmp_path / "b/1.png")
+    if name == "stray.png":
+        with pytest.raises(UsageError, match="has pictures next to its class folders"):
+            Folder("x", str(tmp_path), "folders").class_names()
+
+
 def test_split_folders(tmp_path: Path) -> None:
     """Folders named train, val and test are splits, with classes below them."""
     for name in ("train/a/1.png", "train/b/1.png", "train/b/2.png", "val/a/1.png", "test/b/1.png"):
@@ -83,13 +97,30 @@ def test_test_class_that_train_lacks(tmp_path: Path) -> None:
         Folder("x", str(tmp_path)).class_names()
 
 
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        ("000 001 002", True), ("img_001 img_002", True), ("00000 01000 03000", True),
+        ("part-0 part-1 part-10", True), ("shard3 shard9", True), ("00000-of-00010 00001-of-00010", True),
+        ("data_batch_1 data_batch_2", True), (" ".join(f"{n:02x}" for n in range(256)), True),
+        (" ".join(f"{n:02X}" for n in range(150)), True), ("0 1 2 3 4 5 6 7 8 9 a b c d e f", True),
+        ("0 1 2 3 4 5 6 7 8 9", False), ("00 01 02", False), ("cat dog", False), ("a b c", False),
+        ("class000 class001", False), ("class_0 class_1", False), ("n01440764 n01443537", False), ("2019 2020", False),
+        ("30 31 3a 4b 5c", False), ("part-0 cat", False), ("000 002", False), ("digit1 digit2", False),
+    ],
+)  # fmt: skip
+def test_folders_of_parts(names: str, parts: bool) -> None:
+    """Folders that cut a set into parts are recognised by the form of their names."""
+    assert are_parts(set(names.split())) == parts
+
+
 def test_files_that_are_not_pictures_are_counted(tmp_path: Path) -> None:
     """Hidden files, texts, pipes and broken links are skipped and counted; pictures with any suffix or none are not."""
     picture(tmp_path / "GOOD.PNG")
     picture(tmp_path / "no_suffix")
     picture(tmp_path / ".hidden.png")
     picture(tmp_path / ".folder" / "a.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     (tmp_path / "Thumbs.db").write_bytes(b"\0" * 20)
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
@@ -140,7 +171,7 @@ def test_links(tmp_path: Path) -> None:
 def test_unreadable_pictures_become_bad_records(tmp_path: Path) -> None:
     """A broken picture gives a `BadRecord` with the reason, and its neighbours are decoded."""
     picture(tmp_path / "1.png")
-    (tmp_path / "2.png").write_text("this is no picture")
+    (tmp_path / "2.png").write_text("this is no picture", encoding="utf-8")
     (tmp_path / "3.png").write_bytes(picture(tmp_path / "4.png").read_bytes()[:40])
     records = list(Folder("x", str(tmp_path)).part("train", np.arange(4)).records(ImageSpec(8, 1)))
     assert [type(record) for record in records] == [Record, BadRecord, BadRecord, Record]

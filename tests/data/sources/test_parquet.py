@@ -1,6 +1,7 @@
 """Parquet and Arrow files, from `datasets` and from other tools."""
 
 import io
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,50 @@ def test_labels(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
             assert dataset.splits["train"].labels.tolist() == LABELS
 
 
+def test_a_declared_class_that_train_lacks(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A class of `datasets` that only the test split has is refused; one that occurs nowhere is kept."""
+    features = {"label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    for split, labels in (("train", [0, 1]), ("test", [2])):
+        table = pa.table({"image": ENCODED[: len(labels)], "label": labels}).replace_schema_metadata(metadata)
+        write(tmp_path / split, table, "parquet")
+    with pytest.raises(DataError, match="test has the class z, which is not in train"):
+        prepared(tmp_path)
+    (tmp_path / "test.parquet").unlink()
+    assert prepared(tmp_path, val=0).facts.class_names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("option", ["labels", "captions"])
+def test_a_column_that_only_some_files_have(tmp_path: Path, prepared: Callable[..., Dataset], option: str) -> None:
+    """The file that is first by name decides nothing: labels and captions of another file are not dropped."""
+    column = {"labels": {"label": [0, 1]}, "captions": {"text": ["a b", "c d"]}}[option]
+    write(tmp_path / "test", pa.table({"image": ENCODED[2:4]}), "parquet")
+    write(tmp_path / "train", pa.table({"image": ENCODED[:2], **column}), "parquet")
+    name = next(iter(column))
+    with pytest.raises(DataError, match=f"test.parquet has no column '{name}', but train.parquet has") as caught:
+        prepared(tmp_path)
+    assert caught.value.hint == f"add the column, or use --{option} none"
+    assert prepared(tmp_path, **{option: "none"}).facts.splits == {"train": 2, "test": 2}
+
+
+def test_fractions_in_one_split(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A column that has fractions in one split gives no labels for any."""
+    for split, labels in (("train", [0.0, 1.0]), ("test", [0.5, 0.0])):
+        write(tmp_path / split, pa.table({"image": ENCODED[:2], "label": labels}), "parquet")
+    dataset = prepared(tmp_path, val=0)
+    assert dataset.facts.class_names == ()
+    assert "the column 'label' of test.parquet has fractions: it is no label" in dataset.artifact.meta["warnings"]
+
+
+def test_lists_next_to_tables_are_named(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    """A list of labels next to Parquet files is not read, and a warning says so."""
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "a", pa.table({"image": ENCODED[:2]}), "parquet")
+    (tmp_path / "set" / "labels.csv").write_text("row,label\n0,cat\n1,dog\n")
+    line = "labels.csv is not read for labels or captions; the labels and captions of Parquet and Arrow files are their"
+    assert prepared(tmp_path / "set", val=0).artifact.meta["warnings"] == [f"{line} columns"]
+
+
 def test_saved_by_datasets(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     """A folder that `datasets` saved is a source, with its splits and class names."""
     datasets = pytest.importorskip("datasets")
@@ -124,13 +169,14 @@ def test_bad_cells(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     """Nulls, broken bytes and ragged lists become bad records with a reason."""
     encoded = pa.array([*ENCODED[:3], None, b"junk", ENCODED[0][:50]])
     dataset = prepared(write(tmp_path / "a", pa.table({"image": encoded}), "parquet"), max_bad=3, val=0)
-    assert dataset.artifact.file("bad.csv").read_text().splitlines()[1:3] == [
+    assert dataset.artifact.file("bad.csv").read_text(encoding="utf-8").splitlines()[1:3] == [
         "a.parquet#3,the cell has no bytes",
         'a.parquet#4,"not a PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or HEIC"',
     ]
     ragged = pa.array([[[1, 2], [3, 4]], [[1, 2], [3]], None], pa.list_(pa.list_(pa.uint8())))
     dataset = prepared(write(tmp_path / "b", pa.table({"image": ragged}), "file"), max_bad=2, val=0)
-    assert "the rows of the picture have different lengths" in dataset.artifact.file("bad.csv").read_text()
+    skipped = dataset.artifact.file("bad.csv").read_text(encoding="utf-8")
+    assert "the rows of the picture have different lengths" in skipped
 
 
 def test_mistakes(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:

@@ -38,5 +38,5 @@ def test_a_module_keeps_what_it_declares(name: str) -> None:
 def test_the_registry_is_read_without_its_modules() -> None:
     """Describing the sources imports neither NumPy nor Arrow nor pydantic."""
     script = "import sys; from genflow.data import sources; sources.describe(); print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
     assert set(done.stdout.split()) & {"numpy", "pyarrow", "PIL", "pydantic", "genflow.data.sources.digits"} == set()

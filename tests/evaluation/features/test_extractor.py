@@ -130,7 +130,7 @@ def test_a_module_that_cannot_be_used_is_one_line(store, prepared, tmp_path, kin
 
     path = tmp_path / "wrong.pt"
     if kind == "text":
-        path.write_text("not a module")
+        path.write_text("not a module", encoding="utf-8")
     elif kind == "scalar":
         torch.jit.script(Total()).save(str(path))
     with pytest.raises(UsageError, match=r"wrong\.pt"):

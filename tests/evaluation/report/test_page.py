@@ -47,7 +47,7 @@ def row(name: str, fd: float, **changes):
 def test_the_page_needs_nothing_outside_itself(store, measured):
     """The page has no URL, storage or request; pictures are embedded; it is below 10 MB and names every run."""
     artifact = page.build(store, measured)
-    text = artifact.file("report.html").read_text()
+    text = artifact.file("report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", text))
     assert not re.search(r"\b(?:src|href)=\"(?!data:)", text)
     assert not re.search(r"localStorage|fetch\(|XMLHttpRequest|@import|url\(", text)

@@ -26,11 +26,11 @@ execute(main)
 def test_a_job_handles_signals_that_its_parent_ignores(tmp_path: Path, signum: signal.Signals, exit_code: int) -> None:
     """A shell starts background commands with SIGINT ignored; a job that inherits this still stops."""
     document = tmp_path / "recipe.yaml"
-    document.write_text("{}")
+    document.write_text("{}", encoding="utf-8")
     path = {"PYTHONPATH": str(source_hash.resources_dir())}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(document)], env=os.environ | path,
-        stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN),
+        stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN), encoding="utf-8",
     )  # fmt: skip
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")

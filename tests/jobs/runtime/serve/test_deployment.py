@@ -38,7 +38,9 @@ def environment(store: Store) -> dict[str, str]:
 
 
 def genflow(store: Store, *args: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command(store, *args), env=environment(store), capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command(store, *args), env=environment(store), capture_output=True, timeout=240, encoding="utf-8"
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float = 400) -> None:
@@ -84,15 +86,15 @@ class Endpoint:
 def endpoint(model_store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     store, _ = model_store
     log = tmp_path_factory.mktemp("serve") / "log"
-    with open(log, "w") as file:
+    with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
             command(store, "serve", "flow", "vae", "--name", "tested", "--port", "0", "--replicas", "2"),
-            env=environment(store), stdout=file, stderr=file, text=True,
+            env=environment(store), stdout=file, stderr=file, text=True, encoding="utf-8",
         )  # fmt: skip
     end = time.monotonic() + 240
-    while not (match := re.search(r"playground (\S+)/ .* metrics (\S+)", log.read_text())):
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
+    while not (match := re.search(r"playground (\S+)/ .* metrics (\S+)", log.read_text(encoding="utf-8"))):
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        assert time.monotonic() < end, log.read_text(encoding="utf-8")
         time.sleep(0.2)
     yield Endpoint(process, match[1], match[2])
     if process.poll() is None:
@@ -101,7 +103,7 @@ def endpoint(model_store: ModelStore, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -180,7 +182,7 @@ def test_errors_keep_their_format(endpoint: Endpoint) -> None:
 def test_only_the_loopback_is_open(endpoint: Endpoint) -> None:
     """The port is open on the loopback address only."""
     port = int(endpoint.address.rpartition(":")[2])
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
     mine = {fields[1] for fields in lines if fields[3] == "0A" and fields[1].endswith(f":{port:04X}")}
     assert mine == {f"0100007F:{port:04X}"}
 
@@ -247,15 +249,15 @@ def _copy_broken(run: Path, to: Path) -> None:
     import shutil
 
     shutil.copytree(run, to)
-    manifest = json.loads((to / "manifest.json").read_text()) | {"id": to.name, "name": "broken"}
-    (to / "manifest.json").write_text(json.dumps({**manifest, CHECKSUM: checksum(manifest)}))
+    manifest = json.loads((to / "manifest.json").read_text(encoding="utf-8")) | {"id": to.name, "name": "broken"}
+    (to / "manifest.json").write_text(json.dumps({**manifest, CHECKSUM: checksum(manifest)}), encoding="utf-8")
     for file in to.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:1000])
 
 
 def test_metrics_of_the_dashboard_exist(endpoint: Endpoint) -> None:
     """Ray exports every metric that the dashboard file shows."""
-    panels = json.loads((ROOT / "deploy/grafana-serving.json").read_text())["panels"]
+    panels = json.loads((ROOT / "deploy/grafana-serving.json").read_text(encoding="utf-8"))["panels"]
     shown = {name for panel in panels for t in panel["targets"] for name in re.findall(r"ray_genflow_\w+", t["expr"])}
     until(lambda: not {name for name in shown if name not in _read(endpoint.metrics)})
 

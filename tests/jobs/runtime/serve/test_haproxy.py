@@ -22,7 +22,7 @@ def written(tmp_path: Path) -> str:
                             fallback_server=ServerConfig("ray", "127.0.0.1", 8500))  # fmt: skip
     path = tmp_path / "haproxy.cfg"
     HAProxyApi(config, {"http-mine": backend}, str(path))._generate_config_file_internal()
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def test_only_one_port_is_open(written: str, tmp_path: Path) -> None:
@@ -61,10 +61,10 @@ def test_haproxy_accepts_the_configuration(written: str, tmp_path: Path) -> None
     with haproxy.haproxy_variables(haproxy.available(), "127.0.0.1", 160) as variables:
         assert oct(Path(variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent.stat().st_mode)[-3:] == "700"
         path = tmp_path / "mine.cfg"
-        path.write_text(written)
+        path.write_text(written, encoding="utf-8")
         checked = subprocess.run([variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-c", "-f", str(path)],
-                              capture_output=True, text=True)  # fmt: skip
+                              capture_output=True, text=True, encoding="utf-8")  # fmt: skip
         assert checked.returncode == 0, checked.stderr
-        assert path.read_text().startswith("# adapted by genflow")
+        assert path.read_text(encoding="utf-8").startswith("# adapted by genflow")
         folder = Path(variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
     assert not folder.exists()

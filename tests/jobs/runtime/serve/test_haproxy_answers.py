@@ -8,18 +8,24 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import uvicorn
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
+from genflow.serving import app as http_app
+from genflow.serving.middleware import Limits, hash_key
 from genflow.system import environment
 from jobs.runtime.serve import haproxy
 
 pytestmark = pytest.mark.skipif(not haproxy.available(), reason="only Ray's wheels for Linux contain HAProxy")
 
 Answer = tuple[int, dict[str, Any]]
+KEY = "a key of this test"
+WEBSOCKET = b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+TOO_LARGE = b"Content-Type: application/json\r\nContent-Length: 1200000\r\n\r\n" + b"x" * 1_200_000
 HEAD = b"Host: 127.0.0.1\r\nConnection: close\r\n"
 POST = b"POST / HTTP/1.1\r\n" + HEAD
 
@@ -47,28 +53,39 @@ class Replica(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Answer]]:
-    """`ask(bytes)` sends bytes to HAProxy in front of a replica; with `dead=True`, to one whose replica is dead."""
+    """`ask(bytes)` sends bytes to HAProxy in front of `Replica`, of a dead one, or of genflow's app with a key."""
     folder = tmp_path_factory.mktemp("haproxy")
     replica = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
     Thread(target=replica.serve_forever, daemon=True).start()
+    app = uvicorn.Server(uvicorn.Config(_app_with_a_key(), port=environment.free_port(), log_level="error"))
+    Thread(target=app.run, daemon=True).start()
     binary, running, ports = haproxy.available(), [], {}
     with haproxy.haproxy_variables(binary, "127.0.0.1", 160) as variables, pytest.MonkeyPatch.context() as patch:
         patch.setattr(haproxy, "REQUEST_S", 1)
         errors = str(Path(variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent)
-        for dead in (False, True):
-            ports[dead] = environment.free_port()
-            path = folder / f"{dead}.cfg"
-            _write(path, ports[dead], environment.free_port() if dead else replica.server_port)
-            path.write_text(haproxy.adapt_config(path.read_text(), errors, "127.0.0.1", 160))
+        behind = {"replica": replica.server_port, "dead": environment.free_port(), "app": app.config.port}
+        for to, port in behind.items():
+            ports[to] = environment.free_port()
+            path = folder / f"{to}.cfg"
+            _write(path, ports[to], port)
+            config = path.read_text().replace("tune.bufsize 16384", f"tune.bufsize {haproxy.BUFFER_BYTES}")
+            config = config.replace("expect status 200", "expect ! rstatus ^5")  # Ray answers this, not the app
+            path.write_text(haproxy.adapt_config(config, errors, "127.0.0.1", 160))
             running.append(subprocess.Popen([binary, "-db", "-f", str(path)], stderr=subprocess.DEVNULL))
-        for port in ports.values():
+        for port in (*ports.values(), app.config.port):
             _wait(port)
-        yield lambda request, dead=False: _send(ports[dead], request)
+        yield lambda request, to="replica": _send(ports[to], request)
         for process in running:
             process.terminate()
             process.wait()
+    app.should_exit = True
     replica.shutdown()
     replica.server_close()
+
+
+def _app_with_a_key() -> Any:
+    """The app of a replica, which needs a key, without models."""
+    return http_app.create(cast(Any, None), Limits(keys=(hash_key(KEY),)))
 
 
 def _write(path: Path, port: int, replica: int) -> None:
@@ -133,9 +150,50 @@ def test_bytes_that_are_not_http_are_refused(ask: Callable[..., Answer], request
     assert ask(request_) == (status, {})
 
 
+@pytest.mark.parametrize(
+    ("line", "rest", "status"),
+    [
+        (b"BREW /", b"", 501),
+        (b"OPTIONS *", b"", 501),
+        (b"GET /" + b"a" * 100_000, b"", 414),
+        (b"GET /" + b"a" * 3_000, b"", 414),
+        (b"GET /v1/models", b"X: " + b"a" * 20_000 + b"\r\n", 431),
+        (b"GET /v1/models", b"X: " + b"a" * 100_000 + b"\r\n", 431),
+        (b"GET /nothing", b"", 404),
+        (b"GET /v1/models/flow/samples", b"", 405),
+        (b"DELETE /v1/models", b"", 405),
+        (b"PUT /v1/models", b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}", 405),
+        (b"POST /v1/images/generations", b"Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 415),
+        (b"POST /v1/images/generations", b"Content-Length: 2\r\n\r\n{}", 415),
+        (b"POST /v1/images/generations", TOO_LARGE, 413),
+        (b"GET /v1/nothing", WEBSOCKET, 404),
+    ],
+)  # fmt: skip
+def test_bad_http_to_the_app_is_answered_with_json(
+    ask: Callable[..., Answer], line: bytes, rest: bytes, status: int
+) -> None:
+    """Bad requests have their own status and genflow's error format, from HAProxy or from the app behind it."""
+    key = b"X-API-Key: " + KEY.encode() + b"\r\n"
+    connection = b"Connection: close, Upgrade\r\n" if b"Upgrade" in rest else b"Connection: close\r\n"
+    head = line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n" + connection + key + rest
+    got, document = ask(head if b"\r\n\r\n" in rest else head + b"\r\n", to="app")
+    assert set(document["error"]) == {"code", "field", "message", "hint", "request"}
+    assert document["error"]["code"] != "error"
+    assert got == status
+
+
+def test_a_forged_address_does_not_pass_the_limit_of_wrong_keys(ask: Callable[..., Answer]) -> None:
+    """Wrong keys end in 429, although each request claims to come from another address; the right key passes."""
+    line = b"GET /v1/nothing HTTP/1.1\r\n" + HEAD
+    wrong = [line + f"X-Forwarded-For: 1.2.3.{i}\r\nX-API-Key: wrong {i}\r\n\r\n".encode() for i in range(40)]
+    statuses = [ask(request, to="app")[0] for request in wrong]
+    assert (statuses[0], statuses[-1]) == (401, 429)
+    assert ask(line + b"X-API-Key: " + KEY.encode() + b"\r\n\r\n", to="app")[0] == 404
+
+
 def test_without_a_replica_the_answer_is_genflows_json(ask: Callable[..., Answer]) -> None:
     """With no replica that answers, HAProxy answers 503 in genflow's error format."""
-    status, document = ask(b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n", dead=True)
+    status, document = ask(b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n", to="dead")
     assert status == 503
     assert document["error"]["code"] == "overloaded"
 

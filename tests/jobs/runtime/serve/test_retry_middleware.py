@@ -1,11 +1,13 @@
 """The middleware in Ray's proxy: admission control before parsing."""
 
 import asyncio
+import functools
 import json
 from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.importer import import_from_string
 
 from jobs.runtime.serve import retry_middleware
 from jobs.runtime.serve.retry_middleware import (
@@ -97,6 +99,28 @@ def test_requests_over_the_limit_are_not_parsed(monkeypatch: pytest.MonkeyPatch)
         free.protocol._cancel_timer()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("module", ["httptools_impl.HttpToolsProtocol", "h11_impl.H11Protocol"])
+def test_what_is_no_request_is_answered_with_json(module: str) -> None:
+    """Bytes that uvicorn cannot parse get genflow's error format, and the connection is closed."""
+
+    async def main() -> bytes:
+        config = uvicorn.Config(RetryMiddleware(None), log_config=None)
+        config.load()
+        protocol = with_header_timeout(import_from_string(f"uvicorn.protocols.http.{module.replace('.', ':')}"))
+        make = functools.partial(protocol, config, uvicorn.server.ServerState(), {})
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"\x16\x03\x01\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), 30)
+            writer.close()
+        return answer
+
+    head, _, body = asyncio.run(main()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "bad_request"
 
 
 def test_the_limit_counts_ongoing_requests() -> None:

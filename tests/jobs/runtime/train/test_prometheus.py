@@ -13,7 +13,7 @@ from jobs.runtime.train.prometheus import NAMES, TrainingGauges
 
 def queried() -> set[str]:
     """The metrics that the dashboard's panels query."""
-    panels = json.loads((ROOT / "deploy/grafana-training.json").read_text())["panels"]
+    panels = json.loads((ROOT / "deploy/grafana-training.json").read_text(encoding="utf-8"))["panels"]
     return {name for panel in panels for t in panel["targets"] for name in re.findall(r"ray_genflow_\w+", t["expr"])}
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 from support import ROOT
 
@@ -32,7 +33,8 @@ dist.destroy_process_group()
 def addresses(whose: str, world: int) -> set[str]:
     environment, port = {**os.environ, "PYTHONPATH": str(ROOT)}, str(free_port())
     commands = [[sys.executable, "-c", PROGRAM, whose, str(rank), str(world), port] for rank in range(world)]
-    workers = [subprocess.Popen(c, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for c in commands]
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "encoding": "utf-8"}
+    workers = [subprocess.Popen(c, cwd=ROOT, env=environment, **streams) for c in commands]
     try:
         return {address for worker in workers for address in worker.communicate(timeout=240)[0].split()}
     finally:
