@@ -73,6 +73,7 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
 
     Raises:
         UsageError: a key, a value or a combination cannot work; the message is one line.
+        SetupError: training needs an optional package that is not installed.
     """
     kind = str(recipe.family.get("kind", ""))
     if not kind:
@@ -95,6 +96,7 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
         raise UsageError(f"the run of `init` learned {theirs}, and this one learns {ours}", "--init another run")
     given = {**(family.inherit(init.family) if init else {}), **recipe.family}
     options = bind("family", family.__init__, given, kind)
+    family.require_packages(**options)
     if recipe.data.pairs and not family.learns_pairs:
         raise UsageError(f"{family.title} cannot learn from pairs of noise and samples", "train flow_matching on them")
     sample = _sample_options(family, facts, recipe.sample)

@@ -2,22 +2,30 @@
 
     loss = |e|_1 + gradient |grad e|_1 + dct |DCT e|_1 + kl KL(q(z | x) || N(0, I)),   e = decoder(z) - x,  z ~ q(z | x)
 
+    plus, if their weights are set,   perceptual d(decoder(z), x)   and   adversarial w -D(decoder(z))
+
 Each norm is a mean over its numbers. grad e holds the differences of neighbouring pixels. DCT e is the discrete cosine
 transform of blocks of 8 x 8 pixels, whose grid has a random offset for each row: it weighs errors by frequency, and the
-random offset prevents edges of blocks in the reconstruction.
+random offset prevents edges of blocks in the reconstruction. d is a distance in the features of an ImageNet network.
+
+D is a discriminator of patches, a second player with the hinge loss max(0, 1 - D(x)) + max(0, 1 + D(decoder(z))). Each
+row's w is the ratio of the gradients, with respect to its reconstruction, of all other terms and of D. VQGAN takes the
+gradients with respect to the last layer, over the whole batch; the loss would then be no mean over rows.
 
 The decoder is deterministic, and no prior is fitted: the distribution of the latents is what the other families learn.
 Outside this module latents are standardized: each channel has mean 0 and deviation 1 over the training data.
 
 References:
     High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)   https://arxiv.org/abs/2112.10752
+    Taming Transformers for High-Resolution Image Synthesis, VQGAN (Esser et al., 2021), for the discriminator
+    https://arxiv.org/abs/2012.09841
     From Variational to Deterministic Autoencoders (Ghosh et al., 2020), for the deterministic form with noise
     https://arxiv.org/abs/1903.12436
 """
 
 import math
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +34,8 @@ from torch import Tensor, nn
 from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Family, Samples
+from genflow.maths import imagenet
+from genflow.maths.imagenet import PerceptualDistance
 from genflow.maths.rng import Rng
 from genflow.maths.similarity import psnr
 from genflow.specs import DataSpec, NetSpec
@@ -52,6 +62,9 @@ class Autoencoder(Family):
         noise: largest standard deviation of the noise of a deterministic posterior.
         gradient: weight of the error of differences of neighbouring pixels.
         dct: weight of the error of the discrete cosine transform.
+        perceptual: weight of the distance in features of an ImageNet network; above 0 it needs the extra `imagenet`.
+        adversarial: weight of the discriminator; 0: there is none.
+        adversarial_start: share of training after which the discriminator learns and is used.
 
     Raises:
         UsageError: the data is no pictures, or factor does not divide their side.
@@ -80,12 +93,21 @@ class Autoencoder(Family):
         noise: Annotated[float, Field(ge=0, le=1)] = 0.3,
         gradient: Annotated[float, Field(ge=0)] = 0.5,
         dct: Annotated[float, Field(ge=0)] = 0.5,
+        perceptual: Annotated[float, Field(ge=0)] = 0.0,
+        adversarial: Annotated[float, Field(ge=0)] = 0.0,
+        adversarial_start: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     ) -> None:
         super().__init__(facts)
         self.model = nn.ModuleDict({name: nets[name] for name in ("encoder", "decoder")})
         self.noise_shape = _latent_shape(facts, factor, channels)
         self.gaussian, self.kl, self.noise = posterior == "gaussian", kl, noise
-        self.gradient, self.dct = gradient, dct
+        self.gradient, self.dct, self.perceptual = gradient, dct, perceptual
+        self.adversarial, self.adversarial_start = adversarial, adversarial_start
+        if "discriminator" in nets:
+            self.discriminator = nets["discriminator"]
+            self.players = ("model", "discriminator")
+        self._position = 1.0
+        self._distance: tuple[PerceptualDistance, ...] = ()  # loaded by the first loss; sampling does not need it
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_deviation", torch.ones(channels, 1, 1))
         self.transform = BlockDct(facts.shape[1:])
@@ -95,30 +117,70 @@ class Autoencoder(Family):
         channels = int(options["channels"])  # type: ignore[call-overload]
         c, h, w = _latent_shape(facts, int(options["factor"]), channels)  # type: ignore[call-overload]
         posterior = (2 * c if options["posterior"] == "gaussian" else c, h, w)
-        return {"encoder": NetSpec(facts.shape, posterior), "decoder": NetSpec((c, h, w), facts.shape)}
+        found = {"encoder": NetSpec(facts.shape, posterior), "decoder": NetSpec((c, h, w), facts.shape)}
+        if options["adversarial"]:
+            found["discriminator"] = NetSpec(facts.shape, (1, h, w))
+        return found
+
+    @classmethod
+    def require_packages(cls, **options: Any) -> None:
+        if options["perceptual"]:
+            imagenet.require("family.perceptual")
 
     @classmethod
     def default_net_for(cls, facts: DataSpec) -> str:
         return cls.default_net
 
+    def prepare(self, position: float) -> None:
+        self._position = position
+
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        if player == "discriminator":
+            return self._discriminator_loss(batch.x, rng)
         x, (mean, log_variance) = batch.x, self._posterior(batch.x)
-        eps, numbers = rng.normal(mean.shape), dict[str, Tensor]()
-        deviation = (0.5 * log_variance).exp() if self.gaussian else self.noise * rng.uniform((len(x), 1, 1, 1))
-        back = self._reconstruct(mean + deviation * eps)
-        error = back - x
-        numbers["l1"] = error.abs().mean()
-        loss = numbers["l1"]
+        back = self._reconstruct(self._drawn(mean, log_variance, rng))
+        error, numbers = back - x, dict[str, Tensor]()
+        terms = error.abs().mean((1, 2, 3))
+        numbers["l1"] = terms.mean()
         if self.gradient:
-            steps = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-            loss = loss + self.gradient * steps / 2
+            steps = sum(error.diff(dim=axis).abs().mean((1, 2, 3)) for axis in (-1, -2))
+            terms = terms + self.gradient * steps / 2
         if self.dct:
-            loss = loss + self.dct * self.transform(error, rng.uniform((len(x), 2))).abs().mean()
+            terms = terms + self.dct * self.transform(error, rng.uniform((len(x), 2))).abs().mean((1, 2, 3))
+        if self.perceptual:
+            self._distance = self._distance or (PerceptualDistance(),)
+            distance = self._distance[0](x, back)
+            numbers["perceptual"] = distance.mean()
+            terms = terms + self.perceptual * distance
+        if self._plays:
+            score = -self.discriminator(back).float().mean((1, 2, 3))
+            terms = terms + self.adversarial * _ratio_of_gradients(terms, score, back) * score
+            numbers["fooled"] = (score < 0).float().mean()
         if self.gaussian:
-            numbers["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-            loss = loss + self.kl * numbers["kl"]
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean((1, 2, 3))
+            numbers["kl"] = kl.mean()
+            terms = terms + self.kl * kl
         numbers["psnr"] = psnr(back.detach(), x).mean()
-        return loss, numbers
+        return terms.mean(), numbers
+
+    @property
+    def _plays(self) -> bool:
+        """Whether the discriminator learns and is used, at this position of the training."""
+        return bool(self.adversarial) and self._position >= self.adversarial_start
+
+    def _discriminator_loss(self, x: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self._plays:  # a loss without a gradient leaves the weights as they are
+            return 0.0 * torch.stack([p.float().sum() for p in self.discriminator.parameters()]).sum(), {}
+        with torch.no_grad():
+            back = self._reconstruct(self._drawn(*self._posterior(x), rng))
+        real, fake = self.discriminator(torch.cat([x, back])).float().chunk(2)
+        return (1 - real).relu().mean() + (1 + fake).relu().mean(), {"told_apart": (real > fake).float().mean()}
+
+    def _drawn(self, mean: Tensor, log_variance: Tensor, rng: Rng) -> Tensor:
+        """A draw of the latents from the posterior, (B, c, h, w)."""
+        eps = rng.normal(mean.shape)
+        deviation = (0.5 * log_variance).exp() if self.gaussian else self.noise * rng.uniform((len(mean), 1, 1, 1))
+        return mean + deviation * eps
 
     @torch.no_grad()
     def sample(self, noise: Tensor, label: Tensor, rng: Rng) -> Samples:
@@ -196,6 +258,12 @@ def _shifted_transforms(side: int) -> Tensor:
     blocks = torch.block_diag(*[dct] * count).float()
     offsets = range(min(block, side - block * count + 1))
     return torch.stack([nn.functional.pad(blocks, (o, side - block * count - o)) for o in offsets])
+
+
+def _ratio_of_gradients(one: Tensor, other: Tensor, x: Tensor) -> Tensor:
+    """|d one / d x| / |d other / d x| of each row, (B,), at most 10,000; a constant for gradients."""
+    norms = [torch.autograd.grad(y.sum(), x, retain_graph=True)[0].flatten(1).norm(dim=1) for y in (one, other)]
+    return (norms[0] / (norms[1] + 1e-8)).clamp(max=1e4).detach()
 
 
 def _latent_shape(facts: DataSpec, factor: int, channels: int) -> tuple[int, int, int]:

@@ -121,6 +121,14 @@ class Family(nn.Module, ABC):
         """The default kind of net for the data: the MLP for points, `default_net` for pictures and latents."""
         return "mlp" if facts.is_points else cls.default_net
 
+    @classmethod
+    def require_packages(cls, **options: Any) -> None:
+        """Check that the optional packages that training with these options needs are installed.
+
+        Raises:
+            SetupError: one is not.
+        """
+
     @abstractmethod
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a player, a scalar, and scalars to log.

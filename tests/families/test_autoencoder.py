@@ -1,13 +1,16 @@
 """The autoencoder: facts of its loss, its latents and the pictures that it accepts."""
 
+import sys
+
 import pytest
 import torch
 from support.small import FACTS, batch, family, learns, recipe, shaken
 
 from genflow import build
 from genflow.batch import Batch
-from genflow.errors import UsageError
-from genflow.families.autoencoder import Autoencoder, BlockDct
+from genflow.errors import SetupError, UsageError
+from genflow.families.autoencoder import Autoencoder, BlockDct, _ratio_of_gradients
+from genflow.maths.imagenet import PerceptualDistance
 from genflow.maths.rng import BatchRng, SampleRng
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import parse
@@ -175,3 +178,70 @@ def test_it_learns_to_reconstruct() -> None:
 
     fit(model, pictures, Session(log=lambda numbers: found.append(numbers["psnr"])), preset.train)
     assert sum(found[-5:]) / 5 > found[0] + 10
+
+
+def test_the_perceptual_term_is_zero_for_equal_pictures_and_its_weights_stay_out_of_the_checkpoint() -> None:
+    """With the extra `imagenet`: a term that grows with the error, whose network is neither trained nor saved."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    distance, x = PerceptualDistance(), batch(FACTS["colour"]).x
+    near, far = (distance(x, x + size * torch.randn(x.shape)) for size in (0.05, 0.5))
+    torch.testing.assert_close(distance(x, x), torch.zeros(8), rtol=0, atol=1e-5)
+    assert (far > near).all()
+    plain, model = autoencoder(), autoencoder(perceptual=1.0)
+    loss, numbers = model.loss("model", batch(FACTS["colour"]), rng())
+    torch.testing.assert_close(loss, plain.loss("model", batch(FACTS["colour"]), rng())[0] + numbers["perceptual"])
+    assert set(model.state_dict()) == set(plain.state_dict())
+
+
+def test_without_its_package_the_perceptual_term_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line names the option, and the hint is the command; a trained run needs no package to decode."""
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    document = parse({"family": {"kind": "autoencoder", "perceptual": 0.5}})
+    with pytest.raises(SetupError, match=r"^family\.perceptual needs a package that is not installed$") as refused:
+        build.resolve(document, FACTS["colour"])
+    assert refused.value.hint == 'pip install "genflow-ray[imagenet]"'
+    whole = recipe("autoencoder", FACTS["colour"])
+    model = build.family_of(whole.replace(family={**whole.family, "perceptual": 0.5}), FACTS["colour"])
+    assert model.sample(torch.randn(2, *model.noise_shape), torch.zeros(2).long(), SampleRng([1, 2], "sample")).x.shape
+
+
+def test_the_discriminator_plays_after_its_start_alone() -> None:
+    """Before it neither player notices the other; after it both losses have gradients for their own weights only."""
+    data = batch(FACTS["colour"])
+    model, plain = autoencoder(adversarial=0.5, adversarial_start=0.25), autoencoder()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert model.players == ("model", "discriminator")
+    for position, plays in ((0.2, False), (0.25, True)):
+        model.prepare(position)
+        loss, numbers = model.loss("model", data, rng())
+        assert torch.equal(loss, plain.loss("model", data, rng())[0]) != plays
+        assert ("fooled" in numbers) == plays
+        model.zero_grad()
+        model.loss("discriminator", data, rng())[0].backward()
+        slopes = [float(p.grad.abs().sum()) for p in model.discriminator.parameters() if p.grad is not None]
+        assert any(slopes) == plays
+        assert len(slopes) == len(list(model.discriminator.parameters()))
+        assert all(p.grad is None for p in model.model.parameters())
+
+
+def test_the_weight_of_the_discriminator_balances_gradients_in_each_row() -> None:
+    """With weight 1 the adversarial gradient has the length of the gradient of all other terms; rows stay apart."""
+    x = torch.randn(3, 5, requires_grad=True)
+    one, other = (x * torch.tensor([[1.0], [2.0], [5.0]])).sum(1), (x.square()).sum(1)
+    found = _ratio_of_gradients(one, other, x)
+    expected = torch.tensor([1.0, 2.0, 5.0]) * 5**0.5 / (2 * x.detach().norm(dim=1))
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.5])
+def test_its_losses_are_means_over_rows(adversarial: float) -> None:
+    """The losses of two workers, weighted by their rows, give the loss of the whole batch."""
+    model, whole = autoencoder(adversarial=adversarial), batch(FACTS["colour"])
+    for player in model.players:
+        loss, _ = model.loss(player, whole, rng())
+        shares = [
+            model.loss(player, Batch(whole.x[a:b], whole.label[a:b]), BatchRng(0, "loss", 0, start=a, total=8))[0]
+            for a, b in ((0, 3), (3, 8))
+        ]
+        torch.testing.assert_close(3 / 8 * shares[0] + 5 / 8 * shares[1], loss, rtol=1e-4, atol=1e-5)
