@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.commands import Command, in_this_process
 from support.latents import SMALL, dataset, encoded, pictures, task
 from support.small import recipe
