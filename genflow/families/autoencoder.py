@@ -42,6 +42,8 @@ from genflow.specs import DataSpec, NetSpec
 
 FACTORS = (2, 4, 8, 16, 32)
 FIRST_LOG_VARIANCE = -4.0  # of the latents before training: with more noise the decoder learns nothing at first
+SMALL_SIDE, SMALL_FACTOR, LARGE_FACTOR = 64, 4, 8  # up to this side in pixels the smaller factor is the default
+MIN_POSITIONS, MIN_CHANNELS = 4, 4  # of the default: positions a side, and channels
 DCT_SIDE = 8  # side of the blocks, as in JPEG
 STATISTICS_ROWS = 2048  # training rows over which the mean and the deviation of the latents are measured
 
@@ -53,9 +55,9 @@ class Autoencoder(Family):
         nets: {"encoder": x (B, C, H, W) -> the mean of the latents, and for a Gaussian posterior their log-variance,
             (B, c or 2c, H/f, W/f), "decoder": latents -> x}.
         facts: of the pictures.
-        factor: f, the ratio of the sides of pictures and latents; 0: 8 if the latents then have 8 x 8 positions or
-            more, else 4 or 2.
-        channels: c, the numbers at each position of the latents.
+        factor: f, the ratio of the sides of pictures and latents; 0: 4 for pictures up to 64 pixels and 8 for larger
+            ones, or less, so that it divides the side and leaves 4 x 4 positions.
+        channels: c, the numbers at each position of the latents; 0: f^2 / 4, but at least 4.
         posterior: gaussian: latents are drawn from a Gaussian of learned mean and variance; deterministic: each
             position has root mean square 1, and noise of a random size up to `noise` is added.
         kl: weight of the KL divergence from N(0, I) per number of the latents, of a Gaussian posterior.
@@ -87,7 +89,7 @@ class Autoencoder(Family):
         facts: DataSpec,
         *,
         factor: Literal[0, 2, 4, 8, 16, 32] = 0,
-        channels: Annotated[int, Field(ge=1, le=1024)] = 16,
+        channels: Annotated[int, Field(ge=0, le=1024)] = 0,
         posterior: Literal["gaussian", "deterministic"] = "gaussian",
         kl: Annotated[float, Field(ge=0)] = 1e-3,
         noise: Annotated[float, Field(ge=0, le=1)] = 0.3,
@@ -108,8 +110,8 @@ class Autoencoder(Family):
             self.players = ("model", "discriminator")
         self._position = 1.0
         self._distance: tuple[PerceptualDistance, ...] = ()  # loaded by the first loss; sampling does not need it
-        self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("latent_deviation", torch.ones(channels, 1, 1))
+        self.register_buffer("latent_mean", torch.zeros(self.noise_shape[0], 1, 1))
+        self.register_buffer("latent_deviation", torch.ones(self.noise_shape[0], 1, 1))
         self.transform = BlockDct(facts.shape[1:])
 
     @classmethod
@@ -267,7 +269,7 @@ def _ratio_of_gradients(one: Tensor, other: Tensor, x: Tensor) -> Tensor:
 
 
 def _latent_shape(facts: DataSpec, factor: int, channels: int) -> tuple[int, int, int]:
-    """(c, H/f, W/f) for the factor f; 0 stands for the default of these pictures.
+    """(c, H/f, W/f) for the factor f; 0 stands for the default of these pictures, of both.
 
     Raises:
         UsageError: the data is no pictures, or the factor does not divide their side.
@@ -292,5 +294,6 @@ def _latent_shape(facts: DataSpec, factor: int, channels: int) -> tuple[int, int
             f"--set family.factor={near}",
         )
     if not factor:
-        factor = max([f for f in fits if f <= DCT_SIDE and 8 * f <= H], default=fits[0])
-    return channels, H // factor, W // factor
+        largest = SMALL_FACTOR if max(H, W) <= SMALL_SIDE else LARGE_FACTOR
+        factor = max([f for f in fits if f <= largest and MIN_POSITIONS * f <= min(H, W)], default=fits[0])
+    return channels or max(MIN_CHANNELS, factor**2 // 4), H // factor, W // factor

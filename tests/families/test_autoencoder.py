@@ -116,16 +116,25 @@ def test_weights_fit_every_side_that_the_factor_divides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "factor", "latents"),
-    [(8, 0, 4), (28, 0, 14), (32, 0, 8), (64, 0, 8), (128, 0, 16), (64, 4, 16), (96, 32, 3)],
+    ("side", "options", "latents"),
+    [
+        (8, {}, (4, 4, 4)),
+        (28, {}, (4, 7, 7)),
+        (34, {}, (4, 17, 17)),
+        (64, {}, (4, 16, 16)),
+        (128, {}, (16, 16, 16)),
+        (256, {}, (16, 32, 32)),
+        (64, {"factor": 8}, (16, 8, 8)),
+        (64, {"channels": 7}, (7, 16, 16)),
+        (96, {"factor": 32, "channels": 5}, (5, 3, 3)),
+    ],
 )
-def test_the_factor_follows_from_the_side(side: int, factor: int, latents: int) -> None:
-    """By default the latents have 8 x 8 positions or more, and a factor of at most 8."""
+def test_the_latents_follow_from_the_side(side: int, options: dict[str, int], latents: tuple[int, int, int]) -> None:
+    """By default the factor is 4 up to 64 pixels and 8 above, and colour latents have a twelfth of the numbers."""
     facts = DataSpec((3, side, side), levels=256)
-    options = recipe("autoencoder", facts, family={"factor": factor}).family
-    ports = Autoencoder.ports(facts, **options)
-    assert ports["encoder"].outputs == (32, latents, latents)
-    assert ports["decoder"].inputs == (16, latents, latents)
+    ports = Autoencoder.ports(facts, **recipe("autoencoder", facts, family=options).family)
+    assert ports["decoder"].inputs == latents
+    assert ports["encoder"].outputs == (2 * latents[0], *latents[1:])
 
 
 @pytest.mark.parametrize(
@@ -160,16 +169,17 @@ def test_a_wrong_number_of_levels_is_rejected() -> None:
     """Lists of the net have one entry for each halving of the side."""
     facts = DataSpec((3, 64, 64), levels=256)
     for key in ("multipliers", "encoder_blocks", "decoder_blocks"):
-        with pytest.raises(UsageError, match=f"net.{key} has 2 numbers, and a factor of 8 has 3 levels"):
-            build.resolve(parse({"family": {"kind": "autoencoder"}, "net": {key: [1, 2]}}), facts)
+        with pytest.raises(UsageError, match=f"net.{key} has 3 numbers, and a factor of 4 has 2 levels"):
+            build.resolve(parse({"family": {"kind": "autoencoder"}, "net": {key: [1, 2, 3]}}), facts)
 
 
 def test_it_learns_to_reconstruct() -> None:
     """150 steps on smooth pictures, as the preset trains, raise the PSNR by ten decibels."""
     facts = DataSpec((3, 16, 16), levels=256)
     preset = compose("autoencoder").replace(train={"steps": 150, "batch": 8, "lr": 0.02, "warmup": 5, "log_every": 1})
+    small = preset.replace(net={"width": 8}, family={"kind": "autoencoder", "factor": 2})
     torch.manual_seed(0)
-    model = build.family_of(build.resolve(preset.replace(net={"width": 8}), facts), facts)
+    model = build.family_of(build.resolve(small, facts), facts)
     grid, found = torch.linspace(-1, 1, 16), list[float]()
 
     def pictures(step: int) -> Batch:

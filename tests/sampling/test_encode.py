@@ -165,9 +165,9 @@ def test_the_id_covers_all_that_decides_the_latents(own: tuple[Store, Dataset, A
 def test_an_autoencoder_of_another_side(own: tuple[Store, Dataset, Artifact], tmp_path: Path) -> None:
     """The factor is that of the run, although its default would differ for this side."""
     store, _, _ = own
-    large = dataset(store, pictures(tmp_path / "large", 20, (64, 64)), size=64)
+    large = dataset(store, pictures(tmp_path / "large", 20, (128, 128)), size=128)
     run = trained_run(store, large, "autoencoder", steps=1, net="autoencoder")
-    assert task(store, run, "large").facts.shape == (16, 8, 8)
+    assert task(store, run, "large").facts.shape == (16, 16, 16)
     plan = task(store, run, "colours")
     assert plan.facts.shape == (16, 2, 2)
     encoded(store, plan)
