@@ -188,10 +188,17 @@ def cpu_seconds(store: Store, run: Artifact) -> list[float]:
     seconds = []
     for source in sources:
         made = next((a for kind in ("runs", "pairs", "latents") if (a := store.get(kind, source))), None)
-        if made and made.kind == "latents" and (autoencoder := store.get("runs", made.meta["autoencoder"])):
-            seconds.append(autoencoder.meta["cpu_seconds"])
-        seconds += [made.meta["cpu_seconds"]] if made else []
+        if made and made.kind == "latents":
+            seconds += latents_cpu_seconds(store, made)
+        elif made:
+            seconds.append(made.meta["cpu_seconds"])
     return [*seconds, run.meta["cpu_seconds"]]
+
+
+def latents_cpu_seconds(store: Store, latents: Artifact) -> list[float]:
+    """CPU seconds of the autoencoder's training, if it is a run in the store, and of encoding."""
+    autoencoder = store.get("runs", latents.meta["autoencoder"])
+    return [*([autoencoder.meta["cpu_seconds"]] if autoencoder else []), latents.meta["cpu_seconds"]]
 
 
 def create_folder(store: Store, run: RunPlan) -> None:

@@ -151,14 +151,53 @@ def show_stages(pipeline: "Pipeline", json: bool) -> None:
     print(console.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
 
 
-def find_named(store: "Store", kind: str, reference: str) -> "Artifact":
-    """`Store.find`; if the reference is the name of several artifacts, print which one it means."""
+def find_named(store: "Store", kind: str, reference: str, dataset: str = "") -> "Artifact":
+    """`Store.find`; if the reference is the name of several artifacts, print which one it means.
+
+    Args:
+        store: holds the artifacts.
+        kind: of the artifact.
+        reference: an id, a prefix of it, a name, or `latest`.
+        dataset: the id of a dataset; a name means the newest artifact that is made from it, if there is one.
+    """
     found = store.find(kind, reference)
     if reference not in (found.id, "latest") and reference == found.name and (others := store.same_name(found)):
         which = "prepared last" if kind == "datasets" else "the newest"
+        own = [a for a in others if a.meta.get("dataset") == dataset]
+        if own and found.meta.get("dataset") != dataset:
+            others, found = [a for a in (*others, found) if a.id != own[-1].id], own[-1]
+            which = f"{which} of {dataset}"
         listed = ", ".join(other.id for other in others[-MAX_LISTED:])
         more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
         console.note(f"note: {reference} means {found.id}, {which}; the name also belongs to {listed}{more}")
+    return found
+
+
+def find_latents(store: "Store", reference: str, dataset: "Artifact | None" = None) -> "Artifact":
+    """Find latents by id, a prefix of it, or name; the name of a dataset finds the newest latents of it.
+
+    Args:
+        store: holds the latents.
+        reference: as given with --latents.
+        dataset: the one that they must be of.
+
+    Raises:
+        UsageError: there are none, or they are of another dataset.
+    """
+    try:
+        found = find_named(store, "latents", reference, dataset.id if dataset else "")
+    except UsageError:
+        pictures = next((a for a in store.artifacts("datasets") if reference in (a.id, a.name)), None)
+        if pictures is None:
+            raise
+        own = [a for a in store.artifacts("latents") if a.meta["dataset"] == pictures.id]
+        if not own:
+            cure = f"--data {store.reference(pictures)} --latents auto, or: genflow encode {store.reference(pictures)}"
+            raise UsageError(f"the dataset {pictures.id} has no latents", cure) from None
+        found = own[-1]
+    if dataset and (theirs := found.meta["dataset"]) != dataset.id:
+        cure = f"--data {theirs}, or --latents auto"
+        raise UsageError(f"{found.id} are latents of {theirs}, not of {dataset.id}", cure)
     return found
 
 
@@ -168,14 +207,16 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
     Raises:
         UsageError: the recipe names no dataset, or one of them does not exist.
     """
-    named = {}
-    if recipe.data.latents not in ("", "auto"):
-        latents = find_named(store, "latents", recipe.data.latents)
-        named = {"latents": latents.id, "name": recipe.data.name or latents.meta["dataset"]}
+    named, reference = {}, recipe.data.latents
+    if reference not in ("", "auto") and not recipe.data.name:
+        latents = find_latents(store, reference)
+        named = {"latents": latents.id, "name": latents.meta["dataset"]}
         recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})
     require_dataset(recipe, store)
     dataset = find_named(store, "datasets", recipe.data.name)
     named["name"] = dataset.id
+    if reference not in ("", "auto"):
+        named["latents"] = find_latents(store, recipe.data.latents, dataset).id
     if recipe.data.pairs:
         named["pairs"] = find_named(store, "pairs", recipe.data.pairs).id
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})

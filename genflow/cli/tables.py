@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, find_named, resolve_features, send, show_dataset
-from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets, complete_data
+from genflow.cli.dispatch import check_output_path, find_latents, find_named, resolve_features, send, show_dataset
+from genflow.cli.options import Address, AsJson, DryRun, Latents, OnCluster, Sets, complete_data
 from genflow.errors import DIVERGED, UsageError, nearest
 from genflow.system.documents import Json
 
@@ -27,6 +27,7 @@ def tables(
         str,
         typer.Option(help="Dataset in the store, or a built-in source: digits, fashion.", autocompletion=complete_data),
     ],
+    latents: Latents = "",
     seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Training runs per family; default: 3.")] = None,
     budget: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="CPU minutes per training run; default: 0.12.")
@@ -40,7 +41,7 @@ def tables(
 ) -> None:
     """Train all families with the same budget on your data, and print two comparison tables.
 
-    Every family is trained with several seeds.
+    Every family is trained with several seeds. With --latents, they all learn the same latents.
 
     The tables check common claims about these families by measurement.
     """
@@ -60,9 +61,10 @@ def tables(
 
     store = Store()
     dataset, data = _dataset(store, data)
-    study = plan.load().of(dataset, seeds=seeds, budget=budget)
+    latents = _latents(store, latents, dataset, data)
+    study = plan.load().of(dataset, seeds=seeds, budget=budget, latents=latents)
     stages = study.stages(f"tables-{data}")
-    stages["stages"]["tables"]["study"]["command"] = _command(data, seeds, budget, sets)
+    stages["stages"]["tables"]["study"]["command"] = _command(data, latents, seeds, budget, sets)
     overrides = assignments(sets)
     if spec := overrides.get("evaluate", {}).get("features"):
         overrides["evaluate"]["features"] = resolve_features(str(spec), store)
@@ -104,10 +106,31 @@ def _show(made: Json, out: Path | None) -> None:
     console.next_commands("genflow recommend --max-latency 50ms", "genflow ui")
 
 
-def _command(data: str, seeds: int | None, budget: float | None, sets: list[str]) -> str:
+def _latents(store: "Store", reference: str, dataset: Any, data: str) -> str:
+    """The id of latents of a dataset; "" and `auto` stay.
+
+    Args:
+        store: holds the latents.
+        reference: as given with --latents.
+        dataset: the dataset's id, or the section that prepares it.
+        data: the dataset's name.
+
+    Raises:
+        UsageError: there are none, or they are of another dataset.
+    """
+    if reference in ("", "auto"):
+        return reference
+    if not isinstance(dataset, str):
+        cure = f"genflow tables --data {data} --latents auto"
+        raise UsageError(f"{data} is not prepared yet, so it has no latents", cure)
+    return find_latents(store, reference, store.find("datasets", dataset)).id
+
+
+def _command(data: str, latents: str, seeds: int | None, budget: float | None, sets: list[str]) -> str:
     import shlex
 
     words = ["genflow", "tables", "--data", data]
+    words += ["--latents", latents] if latents else []
     words += ["--seeds", str(seeds)] if seeds else []
     words += ["--budget", f"{budget:g}"] if budget else []
     return shlex.join([*words, *(word for value in sets for word in ("--set", value))])
@@ -190,7 +213,9 @@ class RemainingWork:
         return sum(self.seconds.values()) / self.cores
 
     def summary(self, study: Any, data: str) -> list[str]:
-        """The plan as two lines of text."""
+        """The plan as two or three lines of text."""
+        from genflow.pipeline import latents
+
         families = len({run["preset"] for run in study.runs.values()})
         seeds = len(study.seeds)
         trainings = [row for row in self.rows if row["job"] == "train"]
@@ -200,12 +225,17 @@ class RemainingWork:
             f"; about {console.duration(self.eta())} on {self.cores} cores, {hours:.2f} CPU hours, "
             f"{self.training / 3600:.2f} for training"
         )  # fmt: skip
+        making = [row for row in self.rows if row["stage"] in latents.STAGES and row["state"] not in SETTLED]
+        on = [f"         on latents {study.latents}"] if study.latents not in ("", "auto") else []
+        if making:
+            on = ["         on latents: the autoencoder and the latents come first; the estimate does not contain them"]
         return [
             f"tables   {data}: {families} families × {seeds} seed{'s' * (seeds > 1)}, "
             f"{console.duration(60 * study.budget)} of CPU time each; plus runs with other learning rates, with less "
             "time, and on data with known modes",
             f"         to do: {len(to_do)} of {len(trainings)} training runs, {len(self.seconds)} of {len(self.rows)} "
             f"stages{about}",
+            *on,
         ]
 
     def update(self, event: Json) -> None:

@@ -15,11 +15,13 @@ from genflow.cli.dispatch import (
     require_family,
     send,
     show_plan,
+    show_stages,
 )  # fmt: skip
-from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, OnCluster, Sets, complete_family
+from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.recipe.schema import Recipe
     from genflow.storage.store import Store
 
 ROWS_SHOWN = 10  # trials in the final table
@@ -30,6 +32,7 @@ def tune(
         str, typer.Argument(help="Model family: vae, ddpm, flow_matching ...", autocompletion=complete_family)
     ],
     data: Data = "",
+    latents: Latents = "",
     param: Annotated[
         list[str],
         typer.Option(
@@ -65,11 +68,17 @@ def tune(
     from genflow.storage.store import Store
     from genflow.tuning import search, space
 
-    flags: dict[str, Any] = {"data.name": data, "init": init, "tune.metric": metric or None}
-    flags |= {"tune.trials": trials, "tune.minutes": budget, "tune.space": space.parse_pairs(param) if param else None}
+    flags: dict[str, Any] = {"data.name": data, "data.latents": latents, "init": init}
+    flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": budget}
+    flags |= {"tune.space": space.parse_pairs(param) if param else None}
     recipe = compose_recipe(family, [read_config(path) for path in config], sets, flags)
     store = Store()
     recipe = find_data(store, recipe)
+    if recipe.data.latents == "auto":
+        made = _make_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
+        if not made:
+            return
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "latents": made, "flip": False})
     if objective.partition(":")[0].endswith(".py"):
         objective = str(Path(objective).expanduser().absolute())
     plan = search.plan(store, recipe, objective)
@@ -85,6 +94,32 @@ def tune(
         console.document(done)
         return
     _show(done)
+
+
+def _make_latents(
+    store: "Store", recipe: "Recipe", cluster: bool, address: str, *, dry_run: bool, json: bool
+) -> str:  # fmt: skip
+    """Train the autoencoder and encode the dataset unless that is done.
+
+    Returns:
+        The id of the latents; "" if a dry run has shown that they are to be made.
+    """
+    from genflow.pipeline import graph, latents, plan
+
+    cluster_settings = recipe.cluster.model_dump(mode="json")
+    stages = latents.stages(recipe.data.name, flip=recipe.data.flip, cluster=cluster_settings)
+    document = {"name": "latents", "stages": stages}
+    pipeline = graph.load(document, "--latents auto")
+    encoded = plan.dry_run(pipeline, store)[-1]
+    if encoded["state"] == "cached":
+        return str(encoded["artifact"])
+    if dry_run:
+        console.note("the search comes after these stages:")
+        show_stages(pipeline, json)
+        return ""
+    console.note("latents  autoencoder, then latents, then the search; a finished stage is not made again")
+    done = send("pipeline", {"pipeline": document, "overrides": {}}, store, cluster, address, json=json)
+    return str(done["stages"][-1]["latents"])
 
 
 def _show_plan(plan: Any, store: "Store", json: bool) -> None:

@@ -1,4 +1,4 @@
-"""A pipeline for one training on latents: train the autoencoder, encode the dataset, train the recipe on the latents.
+"""Pipelines on latents: train the autoencoder, encode the dataset, then train on the latents.
 
 Each stage finds its artifact by its content address, so a second family on the same dataset trains no autoencoder.
 """
@@ -6,6 +6,7 @@ Each stage finds its artifact by its content address, so a second family on the 
 from genflow.recipe.schema import Recipe
 from genflow.system.documents import Json
 
+STAGES = ("autoencoder", "latents")
 OWN_SECTIONS = ("name", "net", "family", "train", "sample", "cluster")  # of the recipe, for the last stage
 
 
@@ -17,18 +18,25 @@ def pipeline(recipe: Recipe) -> Json:
             settings. `data.flip` becomes an option of encoding, because latents cannot be mirrored like pictures.
     """
     own = recipe.model_dump(mode="json", include=set(OWN_SECTIONS))
-    dataset, cluster = recipe.data.name, own["cluster"]
-    encode: Json = {"job": "encode", "data": dataset, "autoencoder": "autoencoder", "cluster": cluster}
-    if recipe.data.flip:
-        encode["encode"] = {"flip": True}
-    last = {"job": "train", "data": dataset, "latents": "latents", **own}
+    last = {"job": "train", "data": recipe.data.name, "latents": "latents", **own}
     if recipe.init:
         last["init"] = recipe.init
+    made = stages(recipe.data.name, flip=recipe.data.flip, cluster=own["cluster"])
+    return {"name": "latents", "stages": {**made, "train": last}}
+
+
+def stages(dataset: str, *, flip: bool = False, cluster: Json | None = None) -> dict[str, Json]:
+    """The stages `autoencoder` and `latents` of a dataset.
+
+    Args:
+        dataset: an artifact's name or id, or a stage that prepares one.
+        flip: whether the mirrored pictures are encoded, too.
+        cluster: the settings of both stages.
+    """
+    shared: Json = {"data": dataset, **({"cluster": cluster} if cluster else {})}
+    trained, encoded = STAGES
+    own: Json = {"encode": {"flip": True}} if flip else {}
     return {
-        "name": "latents",
-        "stages": {
-            "autoencoder": {"job": "train", "preset": "autoencoder", "data": dataset, "cluster": cluster},
-            "latents": encode,
-            "train": last,
-        },
+        trained: {"job": "train", "preset": "autoencoder", **shared},
+        encoded: {"job": "encode", "autoencoder": trained, **own, **shared},
     }

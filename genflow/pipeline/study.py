@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from genflow.errors import UsageError, nearest
+from genflow.pipeline import latents
 from genflow.recipe.compose import compose
 from genflow.recipe.files import read
 from genflow.system.documents import Json
@@ -46,6 +47,8 @@ class Study:
         rows: {title, run, sample, measured} by name.
         budget: CPU minutes of a training with `share` 1; None: each run sets its own limit.
         trials: {of: [run], ...changed settings} by name.
+        latents: the latents that every run on the dataset `data` learns, by id or name; `auto`: of an autoencoder that
+            is trained once for all seeds; empty: its pictures. Runs on other datasets learn these.
     """
 
     seeds: list[int]
@@ -55,6 +58,7 @@ class Study:
     rows: dict[str, Json] = field(default_factory=dict)
     budget: float | None = None
     trials: dict[str, Json] = field(default_factory=dict)
+    latents: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -104,6 +108,8 @@ class Study:
         stages: dict[str, Json] = {
             key: {"job": "prepare", "data": section} for key, section in self.data.items() if isinstance(section, dict)
         }
+        if self.latents == "auto":
+            stages |= latents.stages(self._dataset("data"))
         for seed in self.seeds:
             for run in study.runs:
                 if seed in study.seeds_of(run):
@@ -131,8 +137,7 @@ class Study:
         stage |= {key: f"{run[key]}-s{seed}" for key in RUN_REFERENCES if key in run}
         if run.get("job") == "reflow":
             return {**stage, "reflow": {**run.get("reflow", {}), "seed": seed}}
-        data = run.get("data", "data")
-        data = data if isinstance(self.data.get(data), dict) else self.data.get(data, data)
+        data = self._dataset(run.get("data", "data"))
         if run.get("job") == "encode":
             return {**stage, "name": f"{name}-s{seed}", "data": data}
         train: Json = {"steps": NO_STEP_LIMIT, **run.get("train", {}), "seed": seed}
@@ -140,7 +145,14 @@ class Study:
             train["cpu_minutes"] = minutes
         if factor := run.get("lr_times"):
             train["lr"] = round(compose(run["preset"], {"train": run.get("train", {})}).train.lr * factor, 12)
+        if self.latents and run.get("data", "data") == "data":
+            stage = {"latents": "latents" if self.latents == "auto" else self.latents, **stage}
         return {"job": "train", "name": f"{name}-s{seed}", **stage, "data": data, "train": train}
+
+    def _dataset(self, key: str) -> str:
+        """The stage that prepares a dataset, or the dataset in the store."""
+        named = self.data.get(key, key)
+        return key if isinstance(named, dict) else str(named)
 
     def _evaluation_stage(self, name: str, seed: int) -> Json:
         row = self.rows[name]

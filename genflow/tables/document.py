@@ -5,13 +5,13 @@ from typing import Any
 
 from genflow import families
 from genflow.errors import GenflowError
-from genflow.runs import cpu_seconds
+from genflow.runs import cpu_seconds, latents_cpu_seconds
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 from genflow.tables import formatting, summary
 from genflow.tables.claims import Claim, verdicts
 from genflow.tables.plan import COLUMNS, TABLES
-from genflow.tables.quantities import Evaluations, curve, quantities
+from genflow.tables.quantities import Evaluations, Quantity, curve, quantities
 
 SCHEMA = "genflow.tables/1"
 
@@ -49,14 +49,15 @@ def build(store: Store, study: Json, found: Evaluations, failed: dict[str, Json]
     Raises:
         GenflowError: there is no evaluation of any method.
     """
-    measured = quantities(study, found, failed)
+    rows = [row for seeds in found.values() for row in seeds.values()]
+    latents = _latents(store, rows)
+    measured = quantities(study, found, failed, before=latents["cpu_seconds"] if latents else 0.0)
     first = next((row for name in measured for row in found.get(name, {}).values()), None)
     if first is None:
         reasons = "; ".join(f"{name}: {failure['message']}" for name, failure in failed.items())
         message = f"nothing was measured, so there are no tables ({reasons})"
         raise GenflowError(message, "fix the cause and run the same command again")
     methods = {name: _method(name, study, found, measured[name]) for name in measured}
-    rows = [row for seeds in found.values() for row in seeds.values()]
     seconds = {row["run"]: sum(cpu_seconds(store, store.find("runs", row["run"]))[-1:]) for row in rows}
     document = {
         "schema": SCHEMA,
@@ -72,9 +73,10 @@ def build(store: Store, study: Json, found: Evaluations, failed: dict[str, Json]
         "machine": first["machine"],
         "versions": first["versions"],
         "cost_hours": {
-            "training_cpu": round(sum(seconds.values()) / 3600, 3),
+            "training_cpu": round((sum(seconds.values()) + (latents["cpu_seconds"] if latents else 0)) / 3600, 3),
             "measuring": round(sum(row["seconds"] for row in rows) / 3600, 3),
         },
+        "latents": latents and {**latents, "limit": _limit(measured)},
         "methods": methods,
         "tables": [_table(name, study, methods) for name in TABLES],
         "claims": verdicts([Claim(**claim) for claim in study["claims"]], measured),
@@ -86,6 +88,22 @@ def build(store: Store, study: Json, found: Evaluations, failed: dict[str, Json]
         "command": study.get("command", "genflow tables"),
     }
     return {**document, "verdict": summary.verdict(document), "about": summary.about(document, study)}
+
+
+def _latents(store: Store, rows: list[Json]) -> Json | None:
+    """The latents that the runs learned, with their autoencoder and the CPU seconds of both; None for pictures."""
+    runs = [store.find("runs", row["run"]) for row in rows]
+    id = next((run.meta["latents"] for run in runs if run.meta.get("latents")), "")
+    if not id:
+        return None
+    made = store.find("latents", id)
+    seconds = round(sum(latents_cpu_seconds(store, made)), 1)
+    return {"latents": made.id, "autoencoder": made.meta["autoencoder"], "cpu_seconds": seconds}
+
+
+def _limit(measured: dict[str, dict[str, Quantity]]) -> Quantity | None:
+    """The fd of the autoencoder's reconstructions, which is the same for all methods."""
+    return next((found["reconstruction_fd"] for found in measured.values() if "reconstruction_fd" in found), None)
 
 
 def _method(name: str, study: Json, found: Evaluations, measured: dict[str, Any]) -> Json:

@@ -10,6 +10,7 @@ from genflow.evaluation.metrics.likelihood import likelihood_text as likelihood
 Quantity = dict[str, Any]
 Cells = dict[str, list[str]]  # by column; a cell is a list of short lines
 WIDTH = 24  # largest width of a column in the text version, in characters
+NO_LIKELIHOOD = "—"  # of runs on latents
 MARKS = {"confirmed": "✓", "refuted": "✗", "undecided": "?", "not measured": "–"}
 
 
@@ -86,6 +87,7 @@ def _quality(found: dict[str, Quantity]) -> list[str]:
     fd = found["fd"]
     floor = f", {fd['value'] / fd['floor']:.1f}\u00a0×\u00a0floor" if fd["floor"] else ""
     lines = [f"fd {_positive(fd)}{floor}", f"with {_evaluations(found)}"]
+    lines += _optional(found, "reconstruction_fd", "fd of reconstructions {}, the limit")
     lines += _optional(found, "kid", "KID {} × 1000", lambda value: number(1000 * value))
     lines += _with_real(found, "precision", "precision")
     lines += _with_real(found, "classification", "accuracy of a classifier trained on samples")
@@ -116,7 +118,7 @@ def _with_real(found: dict[str, Quantity], name: str, title: str) -> list[str]:
 def _likelihood(found: dict[str, Quantity]) -> list[str]:
     quantity = found.get("likelihood")
     if quantity is None:
-        return []
+        return [NO_LIKELIHOOD] if "reconstruction_fd" in found else []
     if quantity["kind"] == "none":
         return ["none"]
     if quantity["value"] is None:

@@ -55,15 +55,18 @@ class Plan(Study):
         """The rows that appear in a table."""
         return {name: row for name, row in self.rows.items() if row.get("tables")}
 
-    def of(self, data: Any, *, seeds: int | None = None, budget: float | None = None) -> "Plan":
+    def of(
+        self, data: Any, *, seeds: int | None = None, budget: float | None = None, latents: str = ""
+    ) -> "Plan":
         """The plan for a dataset, with a number of seeds and a budget.
 
         Args:
             data: an artifact's id, or the section of a prepare stage.
             seeds: None: as the plan says.
             budget: CPU minutes of a training with share 1; None: as the plan says.
+            latents: the latents that the runs on the dataset learn, `auto`, or empty for its pictures.
         """
-        changed: Json = {"data": {"data": data, **self.data}}
+        changed: Json = {"data": {"data": data, **self.data}, "latents": latents}
         if seeds is not None:
             changed["seeds"] = list(range(seeds))
         if budget is not None:

@@ -17,7 +17,8 @@ interval has no upper end.
     lr_sensitivity  the larger fd at a third and at three times the learning rate, divided by fd at the preset's rate
     seconds_to      CPU seconds of the shortest tried training whose fd is at most `target` times its floor
     rarest          the share of the most neglected class among samples, divided by its share in real data
-    straightness, likelihood
+    straightness, likelihood      no likelihood for runs on latents: their density is not that of pictures
+    reconstruction_fd             fd of the autoencoder's reconstructions: the limit of runs on latents
     grid_captured, grid_share, grid_kl, uneven_...    modes found, share of points near one, KL to the true weights
     stacked_captured, stacked_kl, stacked_ceiling     the same for stacks, and the modes that as many real stacks show
 """
@@ -39,19 +40,24 @@ Quantity = dict[str, Any]
 LR_TRIALS, MODE_TRIALS, TIME_TRIALS = ("slow", "fast"), ("grid", "uneven", "stacked"), ("quarter", "half")
 
 
-def quantities(study: Json, found: Evaluations, failed: dict[str, Json]) -> dict[str, dict[str, Quantity]]:
+def quantities(
+    study: Json, found: Evaluations, failed: dict[str, Json], before: float = 0.0
+) -> dict[str, dict[str, Quantity]]:
     """The quantities of every method.
 
     Args:
         study: the plan's rows, runs, seeds, trials and tolerance.
         found: the evaluations.
         failed: failures by stage: {stage, kind, message}.
+        before: CPU seconds that every training needs first, of the autoencoder and the latents.
     """
     methods = {name: row for name, row in study["rows"].items() if row.get("tables")}
-    return {name: _of(name, row["run"], study, found, failed) for name, row in methods.items()}
+    return {name: _of(name, row["run"], study, found, failed, before) for name, row in methods.items()}
 
 
-def _of(name: str, run: str, study: Json, found: Evaluations, failed: dict[str, Json]) -> dict[str, Quantity]:
+def _of(
+    name: str, run: str, study: Json, found: Evaluations, failed: dict[str, Json], before: float
+) -> dict[str, Quantity]:
     own = list(found.get(name, {}).values())
     ended = diverged(run, study, found, failed)
     result: dict[str, Quantity] = {"diverged": ended} if ended else {}
@@ -75,13 +81,14 @@ def _of(name: str, run: str, study: Json, found: Evaluations, failed: dict[str, 
         "train_rate": without_interval(_rate(row["training"]) for row in own),
         "spread": spread([row["metrics"]["fd"]["value"] for row in own]),
         "worst": _exact(max(row["metrics"]["fd"]["value"] for row in own)),
-        "likelihood": likelihood(
-            [row["likelihood"] for row in _likelihood_rows(run, study, found)], own[0].get("has_likelihood")
-        ),
+        "reconstruction_fd": over_seeds((row.get("reconstruction") or {}).get("fd") for row in own),
     }
+    if not result["reconstruction_fd"]:
+        measured = [row["likelihood"] for row in _likelihood_rows(run, study, found)]
+        result["likelihood"] = likelihood(measured, own[0].get("has_likelihood"))
     if sensitive := lr_sensitivity(run, study, found, failed, found.get(_first(run, study), {})):
         result["lr_sensitivity"] = sensitive
-    result["seconds_to"] = seconds_to(run, study, found)
+    result["seconds_to"] = seconds_to(run, study, found, before)
     classes = [row["classes"]["rarest"] for row in own if row.get("classes")]
     if classes:
         result["rarest"] = {**over_seeds(classes), "class": min(classes, key=lambda rarest: rarest["value"])["class"]}
@@ -202,8 +209,10 @@ def lr_sensitivity(
     return {"value": value, "low": low, "high": high, "each": each, "floor": None}
 
 
-def seconds_to(run: str, study: Json, found: Evaluations) -> Quantity:
+def seconds_to(run: str, study: Json, found: Evaluations, before: float = 0.0) -> Quantity:
     """CPU seconds of the shortest tried training of a run whose fd is at most `target` times its floor.
+
+    `before` are the CPU seconds of the autoencoder and the latents; each training needs them, too.
 
     Each budget is a separate training of the first seed with its own schedule. `low` is the longest training whose
     fd is clearly too large, `high` the shortest whose fd is clearly small enough (None: there is none). `value` is
@@ -212,7 +221,7 @@ def seconds_to(run: str, study: Json, found: Evaluations) -> Quantity:
     seed, target = study["seeds"][0], study.get("target")
     rows = [found.get(name, {}).get(seed) for name in (_first(run, study), *(f"{run}-{t}" for t in TIME_TRIALS))]
     have = [(row["training"].get("cpu_seconds"), row["metrics"]["fd"]) for row in rows if row]
-    tried = sorted(((seconds, fd) for seconds, fd in have if seconds), key=lambda pair: pair[0])
+    tried = sorted(((before + seconds, fd) for seconds, fd in have if seconds), key=lambda pair: pair[0])
     if not tried or not target or len(tried) < 2 or not all(fd["floor"] for _, fd in tried):
         return {}
     enough = [seconds for seconds, fd in tried if fd["value"] <= target * fd["floor"]]

@@ -33,7 +33,10 @@ def _quality(document: Json) -> str:
     last, least = ranked[-1]
     differs = order(interval(least), interval(best)) != 0
     worst = f" {last} has the worst: fd {number(least['value'])}." if differs else ""
-    floor = f" (real data: {number(best['floor'])})" if best["floor"] else ""
+    limit = (document.get("latents") or {}).get("limit")
+    known = [f"real data: {number(best['floor'])}"] if best["floor"] else []
+    known += [f"reconstructions: {number(limit['value'])}"] if limit else []
+    floor = f" ({'; '.join(known)})" if known else ""
     return f"{title} has the best samples: fd {number(best['value'])}{floor}{equal_text}.{worst}"
 
 
@@ -123,10 +126,13 @@ def about(document: Json, study: Json) -> list[str]:
     if teacher:
         name, source = teacher
         parts[0] += f"; {name} spent {percent(times[source])} of them on the flow matching run that it starts from"
+    if latents := document.get("latents"):
+        parts[0] += f"; all of them learn the latents {latents['latents']}"
     n = "over the samples of one training" if len(seeds) == 1 else "over seeds (Student's t)"
     named = f"{features['name']}" + (f" ({percent(features['accuracy'])} accuracy)" if "accuracy" in features else "")
     return [
         parts[0],
+        *_of_latents(document),
         f"Intervals are 95 % intervals {n}. With few seeds they are wide, and many claims remain undecided: use more "
         "--seeds to decide more claims",
         f"{document['samples']:,} samples are compared with {document['reference']['rows']:,} real rows of the "
@@ -142,6 +148,22 @@ def about(document: Json, study: Json) -> list[str]:
         "budget and preset",
         f"{number(document['cost_hours']['training_cpu'])} CPU hours of training, "
         f"{number(document['cost_hours']['measuring'])} hours of measuring",
+    ]  # fmt: skip
+
+
+def _of_latents(document: Json) -> list[str]:
+    """What the runs on latents share, and what is not compared."""
+    latents = document.get("latents")
+    if not latents:
+        return []
+    limit = latents["limit"]
+    return [
+        f"The autoencoder was trained and the dataset encoded once, for all seeds: the intervals do not contain the "
+        f"randomness of the autoencoder. Both took {number(latents['cpu_seconds'])} CPU seconds, which the training "
+        "times to a given fd include",
+        *([f"The reconstructions have an fd of {number(limit['value'])}: a perfect model of the latents has this fd"]
+          if limit else []),
+        "Likelihoods are not compared, because the density of latents is not that of pictures",
     ]  # fmt: skip
 
 

@@ -56,6 +56,24 @@ def test_a_trial_trains_again_and_samples_as_the_first_row():
     assert found["grid"].recipe.data.source == "grid25"
 
 
+def test_all_seeds_learn_the_same_latents():
+    """`auto` adds one autoencoder and its latents; a trial on other data, and a student's teacher, stay as they are."""
+    trials = {"slow": {"of": ["flow"], "lr_times": 0.5}, "grid": {"of": ["flow"], "data": "grid"}}
+    data = {"data": {"source": "digits"}, "grid": {"source": "grid25"}}
+    made = study(trials=trials, data=data, latents="auto")
+    found = stages(made)
+    assert [name for name, stage in found.items() if stage.job == "encode"] == ["latents"]
+    assert found["autoencoder"].needs == ("data",)
+    assert found["latents"].needs == ("data", "autoencoder")
+    assert found["flow-s1"].needs == ("data", "latents")
+    assert set(found["few-s0"].needs) == {"data", "latents", "flow-s0"}
+    assert found["flow-slow-s0"].recipe.data.latents == "latents"
+    assert (found["flow-grid-s0"].needs, found["flow-grid-s0"].recipe.data.latents) == (("grid",), "")
+    named = stages(study(latents="digits-2b"))
+    assert "autoencoder" not in named
+    assert (named["flow-s0"].needs, named["flow-s0"].recipe.data.latents) == ((), "digits-2b")
+
+
 def test_an_unknown_key_is_an_error(tmp_path: Path):
     """The error suggests the nearest valid key."""
     file = tmp_path / "plan.yaml"

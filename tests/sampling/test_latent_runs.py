@@ -19,6 +19,9 @@ from genflow.recipe.schema import Evaluate, parse
 from genflow.sampling import export, reflow
 from genflow.sampling.engine import Engine, picture_facts
 from genflow.storage.store import Artifact, Store
+from genflow.tables import document as tables
+from genflow.tables import page
+from genflow.tables.formatting import number
 
 Made = tuple[Store, Dataset, Artifact, Artifact, Artifact]
 FEW = Evaluate(samples=32, sweep_samples=16, steps=(1,), bootstrap=4, likelihood=8)
@@ -144,6 +147,29 @@ def test_evaluation_states_the_limit_of_the_latents(made: Made) -> None:
     assert table.best(rows, "fd") == "b"
     assert table.best([rows[0]], "psnr") == "a"
     assert "rec. fd / dB" in table.columns({"rows": rows})
+
+
+def test_tables_of_runs_on_latents(made: Made) -> None:
+    """The document states the limit, and counts the autoencoder and the encoding once; the page is written."""
+    store, data, autoencoder, latents, run = made
+    found = evaluate.evaluate(store, run, data.artifact, FEW, lambda *_, **__: None)
+    kind = {"title": "Flow matching", "run": "flow", "tables": ["steps", "families"]}
+    study = {
+        "seeds": [0], "budget": 0.1, "tolerance": 0.1, "claims": [], "trials": {}, "rows": {"flow": kind},
+        "runs": {"flow": {"preset": "flow_matching"}},
+    }  # fmt: skip
+    rows = tables.gather(store, {"flow-m0": found["evaluation"]})
+    document = tables.build(store, study, rows, {})
+    seconds = round(autoencoder.meta["cpu_seconds"] + 0.5, 1)
+    about = document["latents"]
+    assert (about["latents"], about["autoencoder"], about["cpu_seconds"]) == (latents.id, autoencoder.id, seconds)
+    assert about["limit"]["value"] == found["reconstruction"]["fd"]["value"]
+    assert document["cost_hours"]["training_cpu"] == round((seconds + run.meta["cpu_seconds"]) / 3600, 3)
+    assert document["tables"][1]["rows"][0]["cells"]["likelihood"] == ["—"]
+    assert f"reconstructions: {number(about['limit']['value'])}" in document["verdict"][0]
+    assert any("CPU seconds, which the training times" in line for line in document["about"])
+    text = page.render(store, document, rows)
+    assert f"the reconstructions have an fd of {number(about['limit']['value'])}" in text
 
 
 def test_similarity_of_pictures() -> None:

@@ -140,3 +140,23 @@ def test_modes_of_stacks_are_compared_with_the_ceiling():
         "700 (670–730) of 1,000 modes of stacked digits", "real data 918",
         "KL divergence 0.50 (0.40–0.60), real data 0.20",
     ]  # fmt: skip
+
+
+def test_runs_on_latents_have_a_limit_and_no_likelihood():
+    """The fd of reconstructions stands below fd; the column of likelihoods has a dash, for exact families, too."""
+    limited = evaluation(reconstruction={"fd": metric(1.5)}, has_likelihood="exact-dequantized")
+    found = measured({"flow": {0: limited}})["flow"]
+    assert found["reconstruction_fd"]["value"] == 1.5
+    assert "likelihood" not in found
+    cells = said(found)
+    assert cells["likelihood"] == ["—"]
+    assert "fd of reconstructions 1.50 (1.40–1.60), the limit" in cells["quality"]
+    pixels = said(measured({"flow": {0: evaluation(has_likelihood="exact-dequantized")}})["flow"])
+    assert pixels["likelihood"] == ["not measured"]
+
+
+def test_training_times_contain_the_autoencoder_and_the_latents():
+    """A training of 16 CPU seconds on latents that took 100 reaches its fd after 116."""
+    found = {"gan": {0: evaluation(2.0)}, "gan-half": {0: evaluation(9.0, training={"images": 1, "cpu_seconds": 8.0})}}
+    result = quantities(study(target=10), found, {}, before=100.0)["gan"]["seconds_to"]
+    assert (result["value"], result["low"]) == (116.0, 108.0)

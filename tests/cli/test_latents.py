@@ -1,0 +1,80 @@
+"""Latents on the command line: how they are named, and what errors say. The store has manifests alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from genflow.cli import dispatch, tables, train, tune
+from genflow.errors import UsageError
+from genflow.storage.store import Artifact, Store
+
+
+def made(store: Store, kind: str, id: str, **meta: object) -> Artifact:
+    (store.folder(kind, id)).mkdir(parents=True)
+    return store.finalize(kind, id, name=id.rpartition("-")[0], parents=[], meta={"facts": {"shape": [3, 8, 8]}, **meta})
+
+
+@pytest.fixture
+def colours(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Datasets `colours` and `others`, with two latents of the name `colours` for the first; `bare` has none."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    for name in ("colours-1a", "others-1b", "bare-1c"):
+        made(store, "datasets", name)
+    for id, dataset in (("colours-2a", "colours-1a"), ("colours-2b", "colours-1a"), ("small-2c", "others-1b")):
+        made(store, "latents", id, dataset=dataset)
+    return store
+
+
+def test_a_name_of_several_latents(colours: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """It means the newest, and a line says so; with a dataset, the newest of that dataset."""
+    assert dispatch.find_latents(colours, "colours").id == "colours-2b"
+    assert "the name also belongs to colours-2a" in capsys.readouterr().err
+    made(colours, "latents", "colours-2d", dataset="others-1b")
+    own = dispatch.find_latents(colours, "colours", colours.find("datasets", "colours"))
+    assert own.id == "colours-2b"
+    assert "means colours-2b, the newest of colours-1a; the name also" in capsys.readouterr().err
+
+
+def test_a_datasets_name_finds_its_latents(colours: Store) -> None:
+    """Latents of another name are found by the name of their dataset; a dataset without latents names the cure."""
+    assert dispatch.find_latents(colours, "others").id == "small-2c"
+    with pytest.raises(UsageError, match="the dataset bare-1c has no latents") as error:
+        dispatch.find_latents(colours, "bare")
+    assert error.value.hint == "--data bare --latents auto, or: genflow encode bare"
+    with pytest.raises(UsageError, match="no latents 'nothing'; there are: small, colours"):
+        dispatch.find_latents(colours, "nothing")
+
+
+def test_latents_of_another_dataset_are_an_error(colours: Store) -> None:
+    """Every command that takes --latents says so before a job starts."""
+    calls = [
+        lambda: train.train("ddpm", data="colours", latents="small"),
+        lambda: tune.tune("ddpm", data="colours", latents="small"),
+        lambda: tables.tables("colours", latents="small"),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="small-2c are latents of others-1b, not of colours-1a") as error:
+            call()
+        assert error.value.hint == "--data others-1b, or --latents auto"
+
+
+def test_a_source_that_is_not_prepared_has_no_latents(colours: Store) -> None:
+    """The cure makes the dataset and its latents."""
+    with pytest.raises(UsageError, match="digits is not prepared yet") as error:
+        tables.tables("digits", latents="colours")
+    assert error.value.hint == "genflow tables --data digits --latents auto"
+
+
+def test_the_plans_of_auto(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run of the tables lists the autoencoder and the latents before the trainings, and says what it leaves out."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    tables.tables("digits", latents="auto", seeds=1, dry_run=True)
+    shown = capsys.readouterr().out
+    lines = [line.split()[:2] for line in shown.splitlines()]
+    assert lines.index(["autoencoder", "train"]) < lines.index(["latents", "encode"]) < lines.index(["flow-s0", "train"])
+    assert "the autoencoder and the latents come first; the estimate does not contain them" in shown
+    tables.tables("digits", latents="auto", seeds=1, dry_run=True, json=True)
+    stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+    assert stages["flow-s0"]["needs"] == ["data", "latents"]
+    assert stages["flow-grid-s0"]["needs"] == ["grid"]
