@@ -169,7 +169,7 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
         UsageError: the recipe names no dataset, or one of them does not exist.
     """
     named = {}
-    if recipe.data.latents not in ("", "auto"):
+    if recipe.data.latents not in ("", "auto", "none"):
         latents = find_named(store, "latents", recipe.data.latents)
         named = {"latents": latents.id, "name": recipe.data.name or latents.meta["dataset"]}
         recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})

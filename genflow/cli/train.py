@@ -13,10 +13,12 @@ from genflow.errors import UsageError
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.pipeline.graph import Node
     from genflow.recipe.schema import Recipe
     from genflow.storage.store import Store
 
 NO_END = 1_000_000_000
+LATENTS_FROM = 48  # pixels a side; measured at 64 (docs/results.md)
 
 
 def train(
@@ -49,6 +51,7 @@ def train(
 
     If training was interrupted, run the same command again to resume it.
     """
+    from genflow.pipeline import latents as latents_pipeline
     from genflow.storage.store import Store
 
     files = [read_config(path) for path in config]
@@ -64,12 +67,13 @@ def train(
             f"genflow train {recipe.family.get('kind')}",
         )
     store = Store()
-    recipe = find_data(store, recipe)
+    recipe = _decide_latents(store, find_data(store, recipe))
     if recipe.data.latents == "auto":
-        if not resume:
-            raise UsageError("--fresh with --latents auto would delete nothing", "genflow runs rm RUN")
-        _train_on_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
-        return
+        document = latents_pipeline.pipeline(recipe)
+        if not (made := latents_pipeline.made(document, store)):
+            _run(document, store, cluster, address, dry_run=dry_run, json=json)
+            return
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "latents": made, "flip": False})
     inputs: Json = {"fresh": not resume, "announce": True}
     if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
@@ -91,27 +95,48 @@ def train(
     _show(done)
 
 
-def _train_on_latents(
-    store: "Store", recipe: "Recipe", cluster: bool, address: str, *, dry_run: bool, json: bool
-) -> None:
-    """Train the autoencoder and encode the dataset unless that is done, then train the recipe on the latents."""
-    from genflow.pipeline import latents
+def _decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":
+    """The recipe with `data.latents` decided: by default, large pictures are learned as latents."""
+    asked, data = recipe.data.latents, recipe.data
+    if asked == "none":
+        return recipe.replace(data={**data.model_dump(mode="json"), "latents": ""})
+    if asked or data.pairs or recipe.init:
+        return recipe
+    facts = store.find("datasets", data.name).meta["facts"]
+    side = min(facts["shape"][1:])
+    if side < LATENTS_FROM or side % 2 or facts["levels"] is None or recipe.family["kind"] == "autoencoder":
+        return recipe
+    console.note(f"latents  pictures of {LATENTS_FROM} pixels and more are learned as latents; --latents none: as pixels")
+    return recipe.replace(data={**data.model_dump(mode="json"), "latents": "auto"})
+
+
+def _run(document: Json, store: "Store", cluster: bool, address: str, *, dry_run: bool, json: bool) -> None:
+    """Run the pipeline that trains an autoencoder, encodes the dataset, and trains the recipe on the latents."""
     from genflow.pipeline.graph import load
     from genflow.pipeline.stages import artifact
 
-    document = latents.pipeline(recipe)
     stages = load(document, "--latents auto")
     if dry_run:
         show_stages(stages, json)
         return
-    console.note("latents  autoencoder, then latents, then this run; a finished stage is not made again")
+    console.note(f"plan     {', then '.join(_plan_line(node) for node in stages.stages)}")
     done = send("pipeline", {"pipeline": document, "overrides": {}}, store, cluster, address, json=json)
+    *before, last = done["stages"]
     if json:
-        console.document(done)
+        console.document({key: value for key, value in last.items() if key not in ("stage", "job")})
         return
-    for stage in done["stages"][:-1]:
-        print(f"{stage['stage']:<8} {artifact(stage['job'], stage)}{'  cached' if stage['cached'] else ''}")
-    _show(done["stages"][-1])
+    for stage in before:
+        print(f"{stage['job']:<8} {artifact(stage['job'], stage)}{'  cached' if stage['cached'] else ''}")
+    _show(last)
+
+
+def _plan_line(node: "Node") -> str:
+    if node.job == "encode":
+        return "its latents"
+    train = node.recipe.train
+    budgets = ((train.minutes, "minutes"), (train.cpu_minutes, "CPU minutes"))
+    limits = [f"{limit:g} {unit}" for limit, unit in budgets if limit] or [f"{train.steps:,} steps of {train.batch}"]
+    return f"{node.recipe.family['kind']} ({limits[0]})"
 
 
 def _family(family: str, files: Sequence[Json]) -> str:
