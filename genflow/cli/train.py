@@ -106,7 +106,7 @@ def _decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":
     side = min(facts["shape"][1:])
     if side < LATENTS_FROM or side % 2 or facts["levels"] is None or recipe.family["kind"] == "autoencoder":
         return recipe
-    console.note(f"latents  pictures of {LATENTS_FROM} pixels and more are learned as latents; --latents none: as pixels")
+    console.note(f"latents  pictures of {LATENTS_FROM} pixels and more are learned as latents; --latents none: pixels")
     return recipe.replace(data={**data.model_dump(mode="json"), "latents": "auto"})
 
 
