@@ -14,7 +14,6 @@ from genflow.evaluation.report.table import number
 from genflow.evaluation.results import documents
 from genflow.evaluation.steps_needed import enough, options
 from genflow.evaluation.steps_needed import front as front_of
-from genflow.sampling import autoencoders
 from genflow.storage.store import Store
 
 Choice = dict[str, Any]
@@ -36,7 +35,7 @@ def choices(store: Store, data: str = "") -> list[Choice]:
     newest: dict[str, tuple[tuple[Any, ...], Choice]] = {}
     for _, document in documents(store):
         run = store.get_or_warn("runs", document["run"])
-        if (wanted and document["dataset"] != wanted) or run is None or autoencoders.is_autoencoder(run):
+        if (wanted and document["dataset"] != wanted) or run is None or document.get("reconstructs"):
             continue
         for point in document["sweep"]:
             if LATENCY in point:
