@@ -145,8 +145,8 @@ def test_the_latents_follow_from_the_side(side: int, options: dict[str, int], la
          "--set family.factor=4"),
         (DataSpec((1, 33, 33), 256), {}, "an autoencoder needs an even side; this data is 33x33",
          "genflow prepare SOURCE --size 32"),
-        (FACTS["points"], {}, "learns pictures, and this data is points of the plane", "family.kind=vae"),
-        (FACTS["latents"], {}, "learns pictures, and this data is latents", "--data"),
+        (FACTS["points"], {}, "learns pictures, and this data is points of the plane", "train vae"),
+        (FACTS["latents"], {}, "learns pictures, and this data is latents", "omit --latents"),
         (DataSpec((3, 64, 64), 256), {"factor": 3}, "family.factor", "keys of family"),
     ],
 )  # fmt: skip
