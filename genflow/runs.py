@@ -64,7 +64,7 @@ class RunPlan:
     @property
     def data_facts(self) -> DataSpec:
         """The specification of the dataset, also if the family learns its latents."""
-        return DataSpec.from_json(self.dataset.file(FACTS).read_text())
+        return DataSpec.from_json(self.dataset.file(FACTS).read_text(encoding="utf-8"))
 
 
 def plan(store: Store, recipe: Recipe) -> RunPlan:
@@ -89,7 +89,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     if latents and latents.meta["dataset"] != dataset.id:
         theirs = latents.meta["dataset"]
         raise UsageError(f"{latents.id} are latents of {theirs}, not of {dataset.id}", f"--data {theirs}")
-    facts = DataSpec.from_json((latents or dataset).file(FACTS).read_text())
+    facts = DataSpec.from_json((latents or dataset).file(FACTS).read_text(encoding="utf-8"))
     if recipe.data.flip and latents:
         raise UsageError("data.flip: latents cannot be mirrored like pictures", f"genflow encode {dataset.id} --flip")
     if recipe.data.flip and facts.is_points:
@@ -99,7 +99,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs.id})
     if init:
         recipe = recipe.replace(init=init.id)
-        theirs, on = parse(read(init.file(RECIPE))), DataSpec.from_json(init.file(FACTS).read_text())
+        theirs, on = parse(read(init.file(RECIPE))), DataSpec.from_json(init.file(FACTS).read_text(encoding="utf-8"))
         recipe = build.resolve(recipe, facts, theirs, on)
     else:
         recipe = build.resolve(recipe, facts)
@@ -267,7 +267,7 @@ def dataset_of(store: Store, id: str) -> str:
             name = parse(read(folder / RECIPE)).data.name
             if store.get("datasets", name):
                 return name
-            fingerprint = json.loads((folder / FACTS).read_text())["fingerprint"]  # a run of an older version
+            fingerprint = json.loads((folder / FACTS).read_bytes())["fingerprint"]  # a run of an older version
             same = [d for d in store.artifacts("datasets") if d.meta.get("facts", {}).get("fingerprint") == fingerprint]
             return same[0].id if same else ""
     return ""
@@ -292,7 +292,7 @@ def _differences(store: Store, run: RunPlan, old: str) -> str:
             if not store.available(folder / file):
                 return f"an unknown part, because {folder / file} is missing"
         recipe = parse(read(folder / RECIPE))
-        facts = DataSpec.from_json((folder / FACTS).read_text())
+        facts = DataSpec.from_json((folder / FACTS).read_text(encoding="utf-8"))
         theirs, ours = (flatten(deciding(*pair)) for pair in ((recipe, facts), (run.recipe, run.facts)))
     except (GenflowError, OSError, ValueError, KeyError, TypeError):
         return "the version of genflow that began it"

@@ -11,8 +11,8 @@ from genflow.pipeline.results import Encoded
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.sampling import encode
-from genflow.sampling.autoencoders import COPY
 from genflow.sampling.encode import EncodePlan, Encoder
+from genflow.sampling.engine import AUTOENCODER
 from genflow.storage import mirror
 from genflow.storage.files import explain_disk_errors
 from genflow.storage.store import Artifact, Store
@@ -51,6 +51,8 @@ def main(document: Json, emit: Emit) -> Encoded:
     store, started = Store(), time.monotonic()
     recipe = parse(document["recipe"])
     task = encode.plan(store, document["inputs"]["autoencoder"], recipe)
+    if done := store.get("latents", task.id):  # without the lock, so that a read-only store is enough
+        return result(done, cached=True)
     with store.lock("latents", task.id, wait=True, uses=task.parents):
         if done := store.get("latents", task.id):
             return result(done, cached=True)
@@ -67,6 +69,8 @@ def main(document: Json, emit: Emit) -> Encoded:
                 stage="encode", dataset=task.id, what="rows",
             )  # fmt: skip
         with explain_disk_errors(folder):
+            if store.mirror:
+                store.mirror.download_missing(folder)  # fetches the shards that actors on other machines wrote
             measured = encode.finish(task, folder)
         for warning in measured.warnings:
             emit("warning", message=warning)
@@ -110,7 +114,7 @@ def result(latents: Artifact, *, cached: bool) -> Encoded:
 def _encoder(task: EncodePlan, folder: Path, device: str) -> Encoder:
     """The writer of an actor, which may be on another machine than the copy of the autoencoder."""
     if bucket := mirror.containing(folder):
-        bucket.download_missing(folder / COPY)
+        bucket.download_missing(folder / AUTOENCODER)
     return Encoder(task, folder, device)
 
 

@@ -1,4 +1,4 @@
-"""`genflow data`: the datasets in the store."""
+"""`genflow data`: the datasets in the store, and the latents of them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +8,7 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import find_named
 from genflow.cli.options import AsJson, DataRef, Yes
-from genflow.cli.removal import remove
+from genflow.cli.removal import NOUN, remove
 from genflow.data.skipped import describe
 from genflow.system.documents import Json
 
@@ -16,32 +16,47 @@ SHOWN = 60  # characters of a caption
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
+    from genflow.storage.store import Artifact, Store
 
-app = typer.Typer(help="List, show and delete datasets in the store.", no_args_is_help=True)
+app = typer.Typer(help="List, show and delete datasets and latents in the store.", no_args_is_help=True)
 
 
 @app.command("ls")
 def list_data(json: AsJson = False) -> None:
-    """List the datasets in the store."""
+    """List the datasets and the latents in the store."""
     from genflow.storage.store import Store
 
     store = Store()
-    datasets = store.artifacts("datasets")
+    found = {kind: store.artifacts(kind) for kind in ("datasets", "latents")}
     if json:
-        documents = [{"dataset": d.id, "name": d.name, **d.meta.get("facts", {})} for d in datasets]
-        console.document({"schema": "genflow.datasets/1", "datasets": documents})
+        datasets = [{"dataset": d.id, "name": d.name, **d.meta.get("facts", {})} for d in found["datasets"]]
+        latents = [
+            {"latents": a.id, "name": a.name, "dataset": a.meta["dataset"], **a.meta["facts"]} for a in found["latents"]
+        ]
+        console.document({"schema": "genflow.datasets/1", "datasets": datasets, "latents": latents})
         return
-    if not datasets:
+    if not any(found.values()):
         print(f"no datasets in {store.url}")
         console.next_commands("genflow prepare digits", "genflow prepare ~/my_pictures --size 32")
         return
-    rows = []
-    for dataset in datasets:
-        facts = dataset.meta.get("facts", {})
-        shape = "×".join(str(n) for n in facts.get("shape", ()))
-        made = console.date(dataset.manifest.get("created", 0))
-        rows.append((dataset.id, dataset.name, f"{sum(facts.get('splits', {}).values()):,}", shape, made))
-    print(console.table(("dataset", "name", "rows", "C×H×W", "made"), rows, left=2))
+    tables = [
+        console.table((NOUN[kind], "name", "rows", "C×H×W", "made"), [_row(artifact) for artifact in artifacts], left=2)
+        for kind, artifacts in found.items()
+        if artifacts
+    ]
+    print("\n\n".join(tables))
+
+
+def _row(artifact: "Artifact") -> tuple[str, ...]:
+    facts = artifact.meta.get("facts", {})
+    shape = "×".join(str(n) for n in facts.get("shape", ()))
+    rows = f"{sum(facts.get('splits', {}).values()):,}"
+    return artifact.id, artifact.name, rows, shape, console.date(artifact.manifest.get("created", 0))
+
+
+def _kind(store: "Store", reference: str) -> str:
+    """The kind that a reference means: the latents of this id, or a dataset."""
+    return "latents" if reference in store.names("latents") else "datasets"
 
 
 @app.command()
@@ -52,16 +67,18 @@ def show(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Print a dataset's size, shape and classes, and write a preview image."""
+    """Print the size, shape and classes of a dataset or of latents, and write a preview image."""
     from genflow.data import preview
     from genflow.data.shards import Dataset
     from genflow.storage.files import write_atomically
     from genflow.storage.store import Store
 
     store = Store()
-    opened = Dataset.open(find_named(store, "datasets", dataset))
+    opened = Dataset.open(find_named(store, _kind(store, dataset), dataset))
     document = preview.describe(opened)
-    file = write_atomically(out or Path(f"{opened.artifact.name}-preview.png"), preview.preview(opened))
+    picture = _decoded(opened) if opened.facts.is_latents else preview.preview(opened)
+    name = opened.artifact.id if opened.facts.is_latents else opened.artifact.name
+    file = write_atomically(out or Path(f"{name}-preview.png"), picture)
     document["preview"] = str(file.absolute())
     if json:
         console.document(document)
@@ -70,13 +87,30 @@ def show(
         print(f"{key:<12} {value}")
     for warning in document["warnings"]:
         print(f"{'warning':<12} {warning}")
-    console.next_commands(f"genflow train flow_matching --data {store.reference(opened.artifact)}")
+    if opened.facts.is_latents:
+        console.next_commands(f"genflow train flow_matching --latents {opened.artifact.id}")
+    else:
+        console.next_commands(f"genflow train flow_matching --data {store.reference(opened.artifact)}")
+
+
+def _decoded(latents: "Dataset") -> bytes:
+    """Some latents as pictures that their autoencoder decodes, as PNG bytes."""
+    import numpy as np
+
+    from genflow.data import preview
+    from genflow.sampling.engine import AUTOENCODER, Engine
+
+    split = latents.splits["train"]
+    rows = np.unique(np.linspace(0, len(split) - 1, 64).astype(int))
+    engine = Engine.from_folder(latents.artifact.path / AUTOENCODER)
+    codes = split.take(rows).astype(np.float32).transpose(0, 3, 1, 2)
+    return preview.render(engine.decode(codes, None, rows.tolist()).images, engine.facts)
 
 
 def _lines(dataset: "Dataset", preview: Path, document: Json) -> dict[str, Any]:
     facts = dataset.facts
     lines = {
-        "dataset": dataset.artifact.id,
+        **_identity(dataset),
         "path": dataset.artifact.path,
         "rows": ", ".join(f"{rows:,} {name}" for name, rows in facts.splits.items()),
         "shape": "points in the plane" if facts.is_points else "{} × {} × {} (C × H × W)".format(*facts.shape),
@@ -100,7 +134,18 @@ def _lines(dataset: "Dataset", preview: Path, document: Json) -> dict[str, Any]:
     return lines
 
 
+def _identity(dataset: "Dataset") -> dict[str, str]:
+    if not dataset.facts.is_latents:
+        return {"dataset": dataset.artifact.id}
+    meta = dataset.artifact.meta
+    deviation = f"{min(meta['deviation']):.2f} to {max(meta['deviation']):.2f}"
+    return {"latents": dataset.artifact.id, "dataset": meta["dataset"], "autoencoder": meta["autoencoder"],
+            "deviation": deviation}  # fmt: skip
+
+
 @app.command()
 def rm(dataset: DataRef, yes: Yes = False) -> None:
-    """Delete a dataset from the store."""
-    remove("datasets", dataset, yes)
+    """Delete a dataset or latents from the store."""
+    from genflow.storage.store import Store
+
+    remove(_kind(Store(), dataset), dataset, yes)

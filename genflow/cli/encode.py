@@ -1,14 +1,18 @@
 """`genflow encode`."""
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genflow.cli import console
 from genflow.cli.dispatch import compose_recipe, find_named, find_run, send, show_dataset, show_plan
 from genflow.cli.options import Address, AsJson, DataRef, DryRun, OnCluster, Sets, complete_run
+from genflow.errors import UsageError
 from genflow.system.documents import Json
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.storage.store import Artifact, Store
 
 
 def encode(
@@ -18,7 +22,7 @@ def encode(
         typer.Option(
             help="Run of an autoencoder, or a local folder of diffusers' AutoencoderKL.", autocompletion=complete_run
         ),
-    ],
+    ] = "",
     name: Annotated[str, typer.Option(help="Name of the latents; default: that of the dataset.")] = "",
     flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored pictures, too, as further rows.")] = False,
     workers: Annotated[int | None, typer.Option(help="Number of parallel workers.")] = None,
@@ -39,7 +43,7 @@ def encode(
     recipe = compose_recipe(None, [], sets, flags)
     pictures = find_named(store, "datasets", dataset)
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "name": pictures.id})
-    reference = _reference(autoencoder, cluster)
+    reference = _reference(store, autoencoder, pictures, cluster=cluster)
     show_dataset(pictures)
     if dry_run:
         from genflow.sampling.encode import plan
@@ -60,16 +64,19 @@ def encode(
     _show(done)
 
 
-def _reference(autoencoder: str, cluster: bool) -> str:
+def _reference(store: "Store", autoencoder: str, pictures: "Artifact", *, cluster: bool) -> str:
     """The id of the run, or the absolute path of the folder; on a cluster the job looks for the folder.
 
     Raises:
-        UsageError: there is neither, or it is no autoencoder.
+        UsageError: none was named, there is none, or it is no autoencoder.
     """
     from genflow.sampling import autoencoders
-    from genflow.storage.store import Store
 
-    store = Store()
+    if not autoencoder:
+        own = [run for run in store.artifacts("runs") if run.meta.get("dataset") == pictures.id]
+        known = [run.id for run in own if autoencoders.is_autoencoder(run)]
+        cure = f"--autoencoder {known[-1]}" if known else f"genflow train autoencoder --data {pictures.name}"
+        raise UsageError("no autoencoder given", cure)
     if autoencoder.startswith(("best:", "models:/")):
         autoencoder = find_run(store, autoencoder).id
     elif cluster and os.sep in autoencoder:

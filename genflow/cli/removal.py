@@ -1,4 +1,4 @@
-"""Delete a run or a dataset: what uses it now is a reason to refuse, what was made from it is a reason to ask."""
+"""Delete runs, datasets and latents: what uses one now is a reason to refuse, what was made from it one to ask."""
 
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
 
 MADE = ("runs", "pairs", "latents")  # kinds of artifacts that are made from datasets and runs
-NOUN = {"runs": "run", "datasets": "dataset"}
+NOUN = {"runs": "run", "datasets": "dataset", "latents": "latents"}
 
 
 def remove(kind: str, reference: str, yes: bool) -> None:
-    """Delete a run or a dataset after confirmation, finished or not.
+    """Delete a run, a dataset or latents after confirmation, finished or not.
 
     Raises:
         UsageError: it does not exist, several have the name, or a process makes or uses it now.

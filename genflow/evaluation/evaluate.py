@@ -58,7 +58,7 @@ def evaluation_id(
     settings = options.model_dump(mode="json", exclude={"features"})
     features = address(dataset, facts, options.features)
     recipe = parse(read(run.file(RECIPE)))
-    learned = DataSpec.from_json(run.file(FACTS).read_text())
+    learned = DataSpec.from_json(run.file(FACTS).read_text(encoding="utf-8"))
     by_name = [*build.source_files(recipe, learned), *metrics.files()]
     if learned.is_latents:
         autoencoder = parse(read(run.file(f"{AUTOENCODER}/{RECIPE}")))

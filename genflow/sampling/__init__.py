@@ -4,6 +4,8 @@
     interpolation    interpolate between two images or two seeds
     encode           latents of a dataset
     autoencoders     find, load and copy the autoencoder that makes them
+    diffusers_folder, diffusers_config
+                     read and write a local folder of diffusers' AutoencoderKL
     reflow           pairs of noise and samples that a teacher draws
     files            write samples as a grid, a folder, an array or a table
     export           safetensors, diffusers and torch.export folders

@@ -13,11 +13,11 @@ from genflow.errors import DataError, UsageError
 from genflow.families.base import Family
 from genflow.recipe.schema import Recipe
 from genflow.sampling.diffusers_config import CONFIG, home_of
+from genflow.sampling.engine import AUTOENCODER
 from genflow.specs import DataSpec
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Artifact, Store
 
-COPY = "autoencoder"  # the folder of the copy
 NAME_LENGTH = 40  # of a diffusers folder's name in its id
 
 
@@ -118,7 +118,7 @@ def _load_run(run: Artifact, facts: DataSpec, name: str) -> Loaded:
     from genflow.training import checkpoint
 
     recipe = parse(read(run.file("recipe.yaml")), run.id)
-    theirs = DataSpec.from_json(run.file("facts.json").read_text())
+    theirs = DataSpec.from_json(run.file("facts.json").read_text(encoding="utf-8"))
     factor = theirs.shape[1] // build.family_of(recipe, theirs).code_shape[1]
     own = f"genflow train autoencoder --data {name}"
     if facts.shape[0] != theirs.shape[0]:
@@ -187,4 +187,4 @@ def _as_name(folder: Path) -> str:
     """The name of a folder in letters that an id may have; a folder `vae` takes that of the pipeline around it."""
     name = folder.parent.name if folder.name == "vae" and folder.parent.name else folder.name
     kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)
-    return kept.strip(".-")[:NAME_LENGTH] or COPY
+    return kept.strip(".-")[:NAME_LENGTH] or AUTOENCODER

@@ -24,7 +24,7 @@ from genflow.families.autoencoder import STATISTICS_ROWS
 from genflow.maths.rng import SampleRng
 from genflow.recipe.schema import Recipe
 from genflow.sampling import autoencoders, diffusers_folder
-from genflow.sampling.engine import Engine
+from genflow.sampling.engine import AUTOENCODER, Engine
 from genflow.specs import DataSpec
 from genflow.storage.files import replacing
 from genflow.storage.store import Artifact, Store
@@ -32,7 +32,8 @@ from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
 SHARD = 1024  # rows in each shard, a multiple of every batch size
-MAX_BATCH, BATCH_PIXELS = 64, 2**20  # a batch has at most so many rows, and so many pixels
+MAX_BATCH, BATCH_PIXELS = 64, 2**18  # at most so many rows and pixels: a large encoder then takes about 1 GB
+PIECE = 2**18  # positions that are measured at once
 DEVIATIONS = (0.5, 2.0)  # outside of them a channel is warned about
 LISTED = 4  # channels that a warning lists
 
@@ -88,7 +89,7 @@ def plan(store: Store, autoencoder: str, recipe: Recipe) -> EncodePlan:
         DataError: a file of the autoencoder is damaged.
     """
     dataset = store.find("datasets", recipe.data.name)
-    pictures = DataSpec.from_json(dataset.file(FACTS).read_text())
+    pictures = DataSpec.from_json(dataset.file(FACTS).read_text(encoding="utf-8"))
     if not pictures.bounded:
         raise UsageError(f"dataset {dataset.id} contains points, not pictures", "genflow data ls lists the datasets")
     source = autoencoders.find(store, autoencoder)
@@ -112,7 +113,7 @@ def plan(store: Store, autoencoder: str, recipe: Recipe) -> EncodePlan:
 
 def copy_autoencoder(task: EncodePlan, folder: Path) -> list[Path]:
     """Copy the autoencoder into the folder of the latents, unless an earlier attempt did; return the copy's files."""
-    files = autoencoders.files(folder / autoencoders.COPY)
+    files = autoencoders.files(folder / AUTOENCODER)
     if not all(file.is_file() for file in files):
         loaded = autoencoders.load(task.source, task.pictures, task.dataset.name)
         if not loaded.scaled:
@@ -120,7 +121,7 @@ def copy_autoencoder(task: EncodePlan, folder: Path) -> list[Path]:
             rows = spread_rows(len(split))
             batches = [rows[start : start + size] for start in range(0, len(rows), size)]
             loaded.family.finish(lambda number: split.batch(batches[number], torch.device("cpu")))
-        autoencoders.write(loaded, task.pictures, folder / autoencoders.COPY)
+        autoencoders.write(loaded, task.pictures, folder / AUTOENCODER)
     return files
 
 
@@ -146,7 +147,7 @@ class Encoder:
 
     def __init__(self, task: EncodePlan, folder: Path, device: str = "cpu") -> None:
         self.task = task
-        self.engine = Engine.from_folder(folder / autoencoders.COPY, device=device)
+        self.engine = Engine.from_folder(folder / AUTOENCODER, device=device)
         self._split = Dataset.open(task.dataset, verify=False).splits["train"]
         self.batch = batch_size(task.pictures)
 
@@ -226,8 +227,8 @@ def finish(task: EncodePlan, folder: Path) -> Measured:
             raise DataError(error.message, f"rm {folder / file}, then run the same command again") from error
         for values in column.chunks:
             numbers = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, channels)
-            for start in range(0, len(numbers), BATCH_PIXELS):
-                piece = numbers[start : start + BATCH_PIXELS].astype(np.float64)
+            for start in range(0, len(numbers), PIECE):
+                piece = numbers[start : start + PIECE].astype(np.float64)
                 sums += piece.sum(0), np.square(piece).sum(0)
         with open(folder / file, "rb") as content:
             hashes.update(hashlib.file_digest(content, "sha256").hexdigest().encode())

@@ -288,8 +288,10 @@ def picture_facts(run: Artifact) -> DataSpec:
     Raises:
         DataError: facts.json is missing or differs from the run's manifest.
     """
-    facts = DataSpec.from_json(run.file(FACTS).read_text())
-    return DataSpec.from_json(run.file(f"{AUTOENCODER}/{FACTS}").read_text()) if facts.is_latents else facts
+    facts = DataSpec.from_json(run.file(FACTS).read_text(encoding="utf-8"))
+    if not facts.is_latents:
+        return facts
+    return DataSpec.from_json(run.file(f"{AUTOENCODER}/{FACTS}").read_text(encoding="utf-8"))
 
 
 def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:

@@ -80,7 +80,7 @@ class Model:
     @functools.cached_property
     def code_shape(self) -> tuple[int, ...]:
         """The shape of a code, without the batch dimension."""
-        learned = DataSpec.from_json(self.run.file(FACTS).read_text())
+        learned = DataSpec.from_json(self.run.file(FACTS).read_text(encoding="utf-8"))
         return build.family_of(self.recipe, learned).code_shape
 
     def options(self, values: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ each machine.
 """
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -32,9 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genflow.errors import DataError, GenflowError, SetupError, UsageError
+from genflow.errors import DataError, GenflowError, SetupError
 from genflow.storage import mirror
-from genflow.storage.artifact import COMMAND_FOR, JOURNALED, NOUNS, Artifact
+from genflow.storage.artifact import JOURNALED, Artifact
 from genflow.storage.artifact_locks import Locks
 from genflow.storage.files import (
     dead_leftovers,
@@ -46,7 +47,8 @@ from genflow.storage.files import (
 )  # fmt: skip
 from genflow.storage.manifest import describe, read_manifest, warn
 from genflow.storage.mirror import MANIFEST
-from genflow.storage.names import Names, meaning
+from genflow.storage.names import Names
+from genflow.storage.references import resolve
 
 
 class Store:
@@ -152,45 +154,8 @@ class Store:
             if reference in (id, id.rpartition("-")[0], id.rpartition("-")[2]):
                 raise error
             warn(error)
-        noun = NOUNS.get(kind, kind[:-1])
-        if not reference:
-            raise UsageError(f"no {noun} was named", f"genflow {'data' if kind == 'datasets' else kind} ls")
-        if reference == "latest" and every:
-            return every[-1]
-        if exact := [a for a in every if a.id == reference]:
-            return exact[0]
-        if named := [a for a in every if a.name == reference]:
-            return self._meant(reference, named) if kind == "datasets" and len(named) > 1 else named[-1]
-        close = [a for a in every if a.id.startswith(reference) or a.id.rpartition("-")[2].startswith(reference)]
-        if len(close) == 1:
-            return close[0]
-        if close:
-            raise UsageError(f"{noun} {reference!r} is ambiguous: {', '.join(a.id for a in close)}")
-        for id, error in damaged.items():
-            if id.startswith(reference):
-                raise error
-        names = list(dict.fromkeys(a.name for a in reversed(every)))
-        known = f"; there are: {', '.join(names[:12])}" if names else f"; the store {self.url} has none"
-        raise UsageError(f"no {noun} {reference!r}{known}", COMMAND_FOR[kind])
-
-    def _meant(self, name: str, named: list[Artifact]) -> Artifact:
-        """The dataset that a name of several means.
-
-        Raises:
-            UsageError: the records do not decide it.
-        """
-        ids = {artifact.id: artifact for artifact in named}
-        records = [record for record in self._names().records("datasets", name).values() if record.id in ids]
-        if id := meaning(records, set(ids)):
-            return ids[id]
-        why = "no record tells which one genflow prepare made last"
-        if records:
-            by_time = sorted(records, key=lambda record: record.time)
-            why = "the last one is " + ", ".join(f"{r.id} on {r.machine}" for r in by_time)
-        raise UsageError(
-            f"{len(named)} datasets are named {name}: {', '.join(ids)}; {why}",
-            "use an id instead of the name; or repeat genflow prepare, and the name means that dataset",
-        )
+        records = functools.partial(self._names().records, "datasets")
+        return resolve(kind, reference, every, damaged, records, self.url)
 
     def record_name(self, artifact: Artifact) -> str:
         """Record that the artifact's name means this one from now on, whichever others have the name.

@@ -7,13 +7,13 @@ may therefore be lost at any time.
 
 import json
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from genflow.storage.store import Store
+from genflow.storage.temporary import private_folder
 from genflow.tracking.journal import Cursor, Entry, entries, has_writer, header
 from genflow.tracking.mlflow_client import (
     Caller,
@@ -262,10 +262,10 @@ class JournalReplay:
         origin = {"source_run_id": self.cursor.run, "tags": tag}
         create = self.client.create_logged_model
         model = existing[0] if existing else self._call(create, self.cursor.experiment, "sampler", **origin)
-        with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
-            copy_model_files(checkpoint, self.root / "runs" / self.path.stem, Path(folder))
+        with private_folder("genflow-") as folder:
+            copy_model_files(checkpoint, self.root / "runs" / self.path.stem, folder)
             with self._call.translated_errors():  # takes seconds of this machine, and none of the server
-                save_pyfunc_model(Path(folder), run_id=self.cursor.run, model_id=model.model_id)
+                save_pyfunc_model(folder, run_id=self.cursor.run, model_id=model.model_id)
             self._call(self.client.log_model_artifacts, model.model_id, f"{folder}/model")
         self._call(self.client.finalize_logged_model, model.model_id, "READY")
         with suppress(MlflowRejected):  # already logged

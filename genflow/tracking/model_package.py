@@ -22,7 +22,7 @@ def copy_model_files(checkpoint: Path, run: Path, folder: Path) -> None:
     if (run / "autoencoder").is_dir():  # of a run on latents
         shutil.copytree(run / "autoencoder", folder / "checkpoint" / "autoencoder")
     manifest = describe(folder / "checkpoint", "exports", run.name)  # the checkpoint's lists the optimizer's state too
-    (folder / "checkpoint" / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / "checkpoint" / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def save_pyfunc_model(folder: Path, *, run_id: str, model_id: str) -> None:

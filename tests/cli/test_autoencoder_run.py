@@ -94,7 +94,7 @@ def test_it_is_not_recommended(run: Artifact, monkeypatch: pytest.MonkeyPatch, s
     point = {"ms_alone": 1.0, "ms_per_image": 1.0, "nfe": 1, "fd": fd, "steps": None, "sampler": None}
     document = {
         "run": run.id, "name": "ae", "family": "autoencoder", "dataset": run.meta["dataset"], "evaluation": "e",
-        "fingerprint": "f", "reconstructs": True, "features": {"name": "n"}, "metrics": {"fd": fd}, "sweep": [point],
+        "fingerprint": "f", "features": {"name": "n"}, "metrics": {"fd": fd}, "sweep": [point], "reconstructs": True,
         "reconstruction": {"psnr": {**fd, "value": 20.0}},
     }  # fmt: skip
     for module in (selection, table):

@@ -52,7 +52,7 @@ def test_data_show_prints_captions(genflow: Command, prepared: Any, tmp_path: Pa
     """`data show` prints the number of rows with captions and two that differ; `--json` has them."""
     for number in range(4):
         Image.effect_noise((8, 8), 99).save(tmp_path / f"{number}.png")
-        (tmp_path / f"{number}.txt").write_text(("a cat", "a cat", "x" * 70, "")[number])
+        (tmp_path / f"{number}.txt").write_text(("a cat", "a cat", "x" * 70, "")[number], encoding="utf-8")
     made = prepared(tmp_path, val=0).artifact
     show = ("data", "show", made.id, "-o", str(tmp_path / "preview"))
     code, out, _ = genflow(*show)

@@ -173,8 +173,8 @@ def test_captions_that_are_not_utf8_or_come_twice(tmp_path):
     (source / "1.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"1\.txt is not UTF-8"):
         prepared(source)
-    (source / "1.txt").write_text("a")
-    (source / "metadata.csv").write_text("file_name,text\n1.png,b\n2.png,c\n")
+    (source / "1.txt").write_text("a", encoding="utf-8")
+    (source / "metadata.csv").write_text("file_name,text\n1.png,b\n2.png,c\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"1 picture, first 1\.png: 'b' in metadata\.csv, and 'a' in the \.txt files"):
         prepared(source)
 
@@ -232,7 +232,7 @@ def test_two_metadata_files_are_put_together(tmp_path):
     """Captions in one file and labels in another are both kept; a contradiction is refused in one line."""
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
     lines = [{"file_name": f"{n}.png", "text": f"number {n}"} for n in (1, 2)]
-    (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     table(source / "metadata.csv", "file_name,label", "1.png,cat", "2.png,dog")
     expected = {"1.png": ("cat", ("number 1",)), "2.png": ("dog", ("number 2",))}
     assert rows(prepared(source)[0]) == expected
@@ -243,7 +243,7 @@ def test_two_metadata_files_are_put_together(tmp_path):
         prepared(source)
     assert error.value.hint.endswith("choose with --labels Class or --labels label")
     assert rows(prepared(source, labels="label")[0]) == expected
-    (source / "2.txt").write_text("other")
+    (source / "2.txt").write_text("other", encoding="utf-8")
     with pytest.raises(DataError, match=r"2\.png: 'number 2' in metadata\.jsonl, and 'other' in the \.txt files"):
         prepared(source, labels="label")
 
@@ -252,8 +252,8 @@ def test_two_captions_files_of_one_picture(tmp_path):
     """`1.txt` and `1.caption` that differ are refused; `--captions` chooses one ending, or none."""
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
     for ending in ("txt", "caption"):
-        (source / f"1.{ending}").write_text("the same")
-        (source / f"2.{ending}").write_text(f"in {ending}")
+        (source / f"1.{ending}").write_text("the same", encoding="utf-8")
+        (source / f"2.{ending}").write_text(f"in {ending}", encoding="utf-8")
     with pytest.raises(DataError, match=r"first 2\.png: 'in txt' in the \.txt files, and 'in caption' in the") as error:
         prepared(source)
     assert error.value.hint.endswith("--captions .caption or --captions .txt")
@@ -300,7 +300,7 @@ def test_tables_of_other_tools(tmp_path, kind):
         table(source / "train.csv", "Id,Label", *(f"{n},{label}" for n, label in enumerate(kinds)))
         table(source / "sample_submission.csv", "Id,Label", *(f"{n},cat" for n in range(4)))
     elif kind == "stylegan":
-        (source / "dataset.json").write_text(json.dumps({"labels": pairs}))
+        (source / "dataset.json").write_text(json.dumps({"labels": pairs}), encoding="utf-8")
     elif kind == "roboflow":
         lines = (f"{n}.png, {int(label == 'cat')}, {int(label == 'dog')}" for n, label in enumerate(kinds))
         table(source / "train/_classes.csv", "filename, cat, dog", *lines)
@@ -339,7 +339,7 @@ def test_no_label_file_is_ignored_in_silence(tmp_path, file, text, warning):
     """A file that looks like labels or captions and is not read is named, with the reason or the cure."""
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
     (source / file).parent.mkdir(exist_ok=True)
-    (source / file).write_text(text)
+    (source / file).write_text(text, encoding="utf-8")
     dataset, warnings = prepared(source)
     assert dataset.facts.class_names == ()
     assert [line for line in warnings if warning in line], warnings
@@ -363,7 +363,7 @@ def test_values_that_are_no_labels(tmp_path, values, what):
     source = pictures(tmp_path / "set", ["1.png", "2.png"])
     found = [json.loads(value) for value in values.split()]
     lines = [{"file_name": f"{n}.png", "label": value} for n, value in enumerate(found, 1)]
-    (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     for labels in ("label", "metadata"):
         with pytest.raises(UsageError, match=f"the column 'label' of metadata.jsonl has {what}"):
             prepared(source, labels=labels)
@@ -409,6 +409,6 @@ def test_captions_of_tables_by_hand(tmp_path):
 def test_half_a_character(tmp_path, captions):
     """A lone surrogate, which UTF-8 cannot hold, is one line and not a failure of the writer."""
     source = pictures(tmp_path / "set", ["1.png"])
-    (source / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a \\ud83d"}\n')
+    (source / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a \\ud83d"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"metadata\.jsonl line 1 has half a character"):
         prepared(source, captions=captions)

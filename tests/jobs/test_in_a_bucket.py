@@ -1,5 +1,6 @@
 """A run with a store in a bucket: killed, resumed on another machine, evaluated and sampled on a third."""
 
+import functools
 import json
 import os
 import signal
@@ -14,18 +15,22 @@ import torch
 from safetensors.torch import load_file
 from support import TESTS
 from support.bucket import Server, machine
+from support.trained_run import trained_run
 
 from genflow.data.prepare import in_process, prepare
+from genflow.data.shards import Dataset
 from genflow.errors import SetupError
 from genflow.evaluation import evaluate
 from genflow.recipe.compose import compose
-from genflow.recipe.schema import Data
+from genflow.recipe.schema import Data, parse
+from genflow.sampling import encode as encoding
 from genflow.sampling.engine import Engine
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
 from genflow.tracking.journal import curves, journal_path
 from genflow.training.checkpoint import Checkpoints
-from jobs import reflow, train, tune
+from jobs import encode, reflow, train, tune
+from jobs.runtime import shard_actors
 
 pytestmark = pytest.mark.usefixtures("without_mlflow")
 TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth": 1}, "sample": {"steps": 2},
@@ -197,6 +202,41 @@ def test_a_search_is_found_on_another_machine(
     assert (there / "best.yaml").read_bytes() == (Path(made["path"]) / "best.yaml").read_bytes()
     again = reflow.main({"recipe": pairs, "inputs": {"run": "tiny"}}, lambda *_, **__: None)
     assert (again["cached"], again["pairs"]) == (True, drawn["pairs"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_latents_are_continued_on_another_machine(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that a killed attempt uploaded is kept, with its autoencoder; a third machine trains on the latents."""
+    monkeypatch.setattr(encoding, "SHARD", 400)
+    machine(monkeypatch, server, tmp_path / "a", "s3://bucket/latents")
+    digits(Store())
+    autoencoder = trained_run(Store(), Dataset.open(Store().find("datasets", "digits")), "autoencoder", steps=1,
+                              net="autoencoder")  # fmt: skip
+    asked = parse({"data": {"name": "digits"}})
+    plan = encoding.plan(Store(), autoencoder.id, asked)
+    folder = Store().folder("latents", plan.id)
+    Store().upload(*encoding.copy_autoencoder(plan, folder))
+    actor = shard_actors._ShardActor(functools.partial(encode._encoder, plan), Store().url, "latents", plan.id)
+    assert actor.write(*plan.shards[2])[0] == 400
+    written = (folder / plan.shards[2][0]).read_bytes()
+
+    machine(monkeypatch, server, tmp_path / "b", "s3://bucket/latents")
+    job = {"recipe": asked.model_dump(mode="json"), "inputs": {"autoencoder": autoencoder.id}}
+    steps: list[int] = []
+    made = encode.main(job, lambda event, **fields: steps.append(fields["step"]) if event == "progress" else None)
+    assert (made["latents"], made["cached"], steps[0]) == (plan.id, False, 800)
+    assert (Path(made["path"]) / plan.shards[2][0]).read_bytes() == written
+
+    machine(monkeypatch, server, tmp_path / "c", "s3://bucket/latents")
+    latents = Dataset.open(Store().find("latents", "digits"))
+    assert len(latents.splits["train"].pixels) == made["rows"]
+    assert Engine.from_folder(latents.artifact.path / "autoencoder").family.code_shape == tuple(made["shape"])
+    found = encode.find(job)
+    assert found is not None
+    assert (found["latents"], found["cached"]) == (plan.id, True)
 
 
 @pytest.mark.ray

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from support import ROOT
 
 from genflow.errors import UsageError
 from genflow.pipeline.graph import Pipeline, load
@@ -67,7 +69,7 @@ def test_a_stage_overrides_its_preset_and_set_overrides_both() -> None:
         ({"name": "a/b", "stages": {"d": DIGITS}}, "name 'a/b' is invalid"),
         ({"name": "x"}, "a pipeline needs `stages`"),
         ({"stages": []}, "a pipeline needs `stages`"),
-        ({"stages": {"d": 3}}, "stage d: job must be one of prepare, train, reflow, evaluate, compare, tables, not 3"),
+        ({"stages": {"d": 3}}, "job must be one of prepare, train, encode, reflow, evaluate, compare, tables, not 3"),
         ({"stages": {"d": {"job": "prepar"}}}, "stage d: job must be one of .* not 'prepar'"),
         ({"stages": {"d": {**DIGITS, "dat": 1}}}, r"stage d: unknown key dat \(did you mean data\?\)"),
         ({"stages": {"d": {"job": "prepare", "data": {"sauce": 1}}}}, "stage d: unknown key data.sauce"),
@@ -104,3 +106,16 @@ def test_every_shipped_pipeline_loads(file: str) -> None:
     made = load(document, file)
     assert set(names(made)) == set(document["stages"])
     assert made.name == Path(file).stem
+
+
+def test_the_page_about_latents_has_a_pipeline() -> None:
+    """Latents are made from the dataset and the autoencoder, and the last stage trains on them."""
+    text = (ROOT / "docs" / "latents.md").read_text(encoding="utf-8")
+    document = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    stages = {stage.name: stage for stage in load(document, "latents.yaml").stages}
+    assert set(stages["latents"].needs) == {"data", "autoencoder"}
+    assert stages["latents"].recipe.encode.flip
+    made = {"data": {"dataset": "d-1"}, "autoencoder": {"run": "a-1"}, "latents": {"latents": "l-1"}}
+    document = stages["latents"].document(made)
+    assert (document["recipe"]["data"]["name"], document["inputs"]["autoencoder"]) == ("d-1", "a-1")
+    assert stages["flow"].document(made)["recipe"]["data"]["latents"] == "l-1"

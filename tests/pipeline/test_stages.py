@@ -12,7 +12,7 @@ from genflow.pipeline import stages
 from genflow.pipeline.stages import declared
 from genflow.recipe.schema import Recipe
 
-NAMES = ["prepare", "train", "reflow", "evaluate", "compare", "tables"]
+NAMES = ["prepare", "train", "encode", "reflow", "evaluate", "compare", "tables"]
 
 
 def test_stages_are_in_their_declared_order() -> None:
@@ -50,6 +50,7 @@ def test_declarations_are_read_without_importing_a_program() -> None:
     ("job", "result", "shown"),
     [
         ("prepare", {"dataset": "digits-1a"}, "digits-1a"),
+        ("encode", {"latents": "faces-1a", "dataset": "faces-2b"}, "faces-1a"),
         ("reflow", {"pairs": "pairs-1a", "run": "teacher-1a"}, "pairs-1a"),
         ("tables", {"report": "tables-1a"}, "tables-1a"),
         ("evaluate", {"rows": [{"evaluation": "flow-1a"}]}, ""),

@@ -66,9 +66,9 @@ def folder(tmp_path: Path) -> Path:
 
 def change(folder: Path, **keys: Any) -> None:
     """Set keys of config.json; `...` removes a key."""
-    document = {**json.loads((folder / "config.json").read_text()), **keys}
+    document = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **keys}
     kept = {key: value for key, value in document.items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(kept))
+    (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
 
 
 @torch.no_grad()
@@ -261,7 +261,7 @@ def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], No
 def index(name: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         (folder / WEIGHTS).rename(folder.parent / "outside.safetensors")
-        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
 
     return damage
 
@@ -274,8 +274,8 @@ def index(name: str) -> Callable[[Path], None]:
         (torn, "cannot be read: "),
         (index("diffusion-1.safetensors"), "index.json names diffusion-1.safetensors, which is missing"),
         (index("../outside.safetensors"), "names ../outside.safetensors, which is outside of the folder"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "names no _class_name"),
+        (lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"), "config.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"), "names no _class_name"),
         (tensor("quant_conv.bias", lambda t: t[:3].clone()), r"quant_conv.bias has the shape \(3,\), not \(8,\)"),
         (tensor("quant_conv.bias", lambda t: t / 0), "tensor quant_conv.bias has numbers that are not finite"),
         (tensor("quant_conv.bias", lambda t: t.to(torch.int8)), "holds torch.int8, not floating-point numbers"),

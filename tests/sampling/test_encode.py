@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.commands import Command, in_this_process
+from support.latents import SMALL, dataset, encoded, pictures, task
 from support.small import recipe
 from support.trained_run import trained_run
 
 from genflow import build
-from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.errors import DataError, GenflowError, UsageError
 from genflow.maths.rng import SampleRng
-from genflow.recipe.schema import Data, parse
+from genflow.recipe.schema import parse
 from genflow.sampling import autoencoders, encode
 from genflow.sampling.diffusers_folder import read_autoencoder, write_autoencoder
 from genflow.sampling.engine import Engine
@@ -30,46 +31,7 @@ from genflow.storage.mirror import CHECKSUM, checksum
 from genflow.storage.store import Artifact, Store
 
 ROWS = 70  # more than one batch of 64
-SMALL: dict[str, Any] = {"net": "autoencoder", "family": {"channels": 3, "factor": 4}}
-WORDS = ("a red square", "a green square")
 Changed = Callable[[Callable[[Any], object]], tuple[Store, encode.EncodePlan]]
-
-
-def pictures(folder: Path, count: int, size: tuple[int, int] = (16, 16), captions: bool = True) -> Path:
-    """Pictures of two classes, in folders of their names, each with a caption."""
-    draw = np.random.default_rng(0)
-    for n in range(count):
-        pixels = draw.integers(0, 80, (size[1], size[0], 3))
-        pixels[: 4 + n % 8, : 4 + n % 5, n % 2] += 160
-        file = folder / ("red", "green")[n % 2] / f"{n:03}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(file)
-        if captions:
-            file.with_suffix(".txt").write_text(f"{WORDS[n % 2]}, number {n}\n")
-    return folder
-
-
-def dataset(store: Store, source: Path | str, **options: object) -> Dataset:
-    """A prepared dataset; by default nothing is held out."""
-    data = Data(**{"source": str(source), "val": 0, **options})
-    artifact, _ = prepare(store, data, in_process, lambda *_, **__: None)
-    return Dataset.open(artifact)
-
-
-def task(store: Store, run: Artifact | str, data: str = "colours", **options: object) -> encode.EncodePlan:
-    document = {"data": {"name": data}, "encode": options}
-    return encode.plan(store, run if isinstance(run, str) else run.id, parse(document))
-
-
-def encoded(store: Store, plan: encode.EncodePlan) -> Artifact:
-    """Write the latents in this process."""
-    folder = store.folder("latents", plan.id)
-    encode.copy_autoencoder(plan, folder)
-    encoder = encode.Encoder(plan, folder)
-    for file, first, last in reversed(plan.shards):
-        encoder.write(folder / file, first, last)
-    meta = encode.describe(plan, encode.finish(plan, folder))
-    return store.finalize("latents", plan.id, name=plan.name, parents=plan.parents, meta=meta)
 
 
 @pytest.fixture(scope="module")
@@ -185,17 +147,17 @@ def test_the_id_covers_all_that_decides_the_latents(own: tuple[Store, Dataset, A
     other = trained_run(store, data, "autoencoder", steps=3, **SMALL)
     ids.add(task(store, other).id)
     folder = pictures(tmp_path / "colours", ROWS)
-    (folder / "red" / "000.txt").write_text("a crimson square\n")
+    (folder / "red" / "000.txt").write_text("a crimson square\n", encoding="utf-8")
     changed = dataset(store, folder)
     ids.add(task(store, run, changed.artifact.id).id)
     assert task(store, run, plan.dataset.id).id == plan.id
     manifest = run.folder / "manifest.json"
-    document = json.loads(manifest.read_text())
+    document = json.loads(manifest.read_text(encoding="utf-8"))
     weights = next(name for name in document["files"] if name.endswith("/ema.safetensors"))
     changed_weights = (run.folder / weights).read_bytes()[:-4] + b"\0\0\0\1"
     (run.folder / weights).write_bytes(changed_weights)
     document["files"][weights]["sha256"] = hashlib.sha256(changed_weights).hexdigest()
-    manifest.write_text(json.dumps({**document, CHECKSUM: checksum(document)}))
+    manifest.write_text(json.dumps({**document, CHECKSUM: checksum(document)}), encoding="utf-8")
     ids.add(task(store, run.id, plan.dataset.id).id)  # trained again, with other weights
     assert len(ids) == 5
 
@@ -262,7 +224,8 @@ def test_a_folder_of_diffusers(made: tuple[Store, Dataset, Artifact], tmp_path: 
     assert task(store, str(tmp_path / "elsewhere")).id == plan.id  # a whole pipeline, with the folder inside
     assert task(store, str(kl_folder(tmp_path / "other", data, seed=1))).id != plan.id
     config = tmp_path / "elsewhere" / "vae" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.1}))
+    changed = {**json.loads(config.read_bytes()), "scaling_factor": 0.1}
+    config.write_text(json.dumps(changed), encoding="utf-8")
     scaled = task(store, str(tmp_path / "elsewhere"))
     assert scaled.id != plan.id
     (warning,) = encoded(store, scaled).meta["warnings"]
@@ -330,6 +293,53 @@ def test_a_damaged_shard_is_named(own: tuple[Store, Dataset, Artifact]) -> None:
     with pytest.raises(GenflowError, match="not a readable Arrow stream") as caught:
         encode.finish(plan, shard.parents[1])
     assert caught.value.hint == f"rm {shard}, then run the same command again"
+
+
+@pytest.fixture
+def genflow(own: tuple[Store, Dataset, Artifact], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+            tmp_path: Path) -> Command:  # fmt: skip
+    """Run a command in an empty folder, with the store of `own`."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("GENFLOW_STORE", str(own[0].root))
+    return in_this_process(monkeypatch, capsys)
+
+
+def test_the_plan_of_a_command(own: tuple[Store, Dataset, Artifact], genflow: Command) -> None:
+    """--dry-run names the latents and whether they exist; without --autoencoder the line names one of this data."""
+    store, data, run = own
+    plan = task(store, run, flip=True)
+    asked = ("encode", "colours", "--autoencoder", run.name, "--flip", "--dry-run", "--json")
+    code, out, err = genflow(*asked)
+    assert (code, err.count(f"data     {data.artifact.id}")) == (0, 1)
+    document = json.loads(out)
+    assert document["stages"] == [{"job": "encode", "artifact": plan.id, "state": "to do"}]
+    assert document["recipe"] == {"data": data.artifact.id, "autoencoder": run.id, "encode": {"flip": True},
+                                  "rows": 2 * ROWS, "shape": [3, 4, 4]}  # fmt: skip
+    encoded(store, plan)
+    assert json.loads(genflow(*asked)[1])["stages"][0]["state"] == "finished: nothing to do"
+    code, _, err = genflow("encode", "colours")
+    assert (code, err) == (2, f"error: no autoencoder given\n  fix: --autoencoder {run.id}\n")
+
+
+def test_latents_are_listed_shown_and_deleted(own: tuple[Store, Dataset, Artifact], genflow: Command) -> None:
+    """By `genflow data`; the preview shows decoded pictures, and deleting what they came from names them."""
+    store, data, run = own
+    latents = encoded(store, task(store, run)).id
+    assert latents in genflow("data", "ls")[1]
+    listed = json.loads(genflow("data", "ls", "--json")[1])
+    assert [(row["latents"], row["dataset"], row["shape"]) for row in listed["latents"]] == [
+        (latents, data.artifact.id, [3, 4, 4])]  # fmt: skip
+    code, out, _ = genflow("data", "show", latents)
+    assert code == 0
+    assert f"autoencoder  {run.id}\n" in out
+    assert Image.open(f"{latents}-preview.png").size == (8 * 66 + 2, 8 * 66 + 2)  # 64 pictures, each enlarged
+    for command in (("data", "rm", "colours"), ("runs", "rm", run.id)):
+        code, _, err = genflow(*command)
+        assert code == 2
+        assert f"{latents} came from it" in err
+    assert genflow("data", "rm", latents, "--yes")[:2] == (0, f"deleted  {latents}\n")
+    assert store.names("latents") == []
 
 
 def test_a_model_trains_on_latents(made: tuple[Store, Dataset, Artifact]) -> None:

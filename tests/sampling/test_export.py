@@ -101,7 +101,7 @@ def test_an_autoencoder_goes_to_diffusers(exported, prepared, capsys):
     torch.testing.assert_close(latents, z, atol=1e-4, rtol=1e-4)
     label, rng = torch.tensor(NO_LABELS), SampleRng(list(SEEDS), "code")
     torch.testing.assert_close(pictures, engine.family.decode(z, label, rng), atol=1e-4, rtol=0)
-    assert "AutoencoderKL.from_pretrained" in (folder / "README.md").read_text()
+    assert "AutoencoderKL.from_pretrained" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from genflow.recipe.compose import compose
 from genflow.recipe.schema import Data
 from genflow.storage.store import Store
 from genflow.tracking import model_registry, sync
-from genflow.tracking.mlflow_client import SendResult
+from genflow.tracking.journal_replay import SendResult
 from jobs import compare, evaluate, reflow, serve, train
 from jobs import prepare as prepare_job
 from jobs.runtime.entrypoint import run_and_report

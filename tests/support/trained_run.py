@@ -18,16 +18,18 @@ from support.small import recipe
 
 
 def trained_run(
-    store: Store, data: Dataset, kind: str, name: str = "", steps: int = 20, net: str = "", **sections: Any
-) -> Artifact:
-    """Train the family `kind` on the data for a few steps, and finalize the run."""
+    store: Store, data: Dataset, kind: str, name: str = "", steps: int = 20, net: str = "",
+    latents: Artifact | None = None, **sections: Any,
+) -> Artifact:  # fmt: skip
+    """Train the family `kind` on the data, or on latents of it, for a few steps, and finalize the run."""
+    learned = Dataset.open(latents) if latents else data
     train = {"steps": steps, "batch": 16, "log_every": 5, "checkpoint_every": steps}
-    whole = recipe(kind, data.facts, net or ("mlp" if kind != "vae" else "auto"), train=train, name=name,
-                   data={"name": data.artifact.name}, **sections)  # fmt: skip
+    whole = recipe(kind, learned.facts, net or ("mlp" if kind != "vae" else "auto"), train=train, name=name,
+                   data={"name": data.artifact.name, "latents": latents.id if latents else ""}, **sections)  # fmt: skip
     run = runs.plan(store, whole)
     runs.create_folder(store, run)
     torch.manual_seed(key(0, "weights"))
-    family = build.family_of(whole, data.facts)
+    family = build.family_of(whole, learned.facts)
     folder = store.folder("runs", run.id)
     with Journal(journal_path(store.root, run.id), experiment=data.artifact.name, name=run.name) as journal:
 
@@ -35,10 +37,12 @@ def trained_run(
             journal.metrics(numbers["step"], {f"train/{k}": v for k, v in numbers.items() if k != "step"})
 
         session = Session(save=Checkpoints(folder / "checkpoints").save, log=log)
-        fitted = loop.fit(family, Stream(data.splits["train"], 16, 0, 0, 1, "cpu"), session, whole.train)
+        fitted = loop.fit(family, Stream(learned.splits["train"], 16, 0, 0, 1, "cpu"), session, whole.train)
     meta = {
         **asdict(fitted), "steps": fitted.step, "family": kind, "net": whole.net["kind"], "dataset": data.artifact.id,
         "dataset_name": data.artifact.name, "fingerprint": data.facts.fingerprint,
+        "latents": whole.data.latents,
         "parameters": sum(p.numel() for p in family.parameters()), "world": 1,
     }  # fmt: skip
-    return store.finalize("runs", run.id, name=run.name, parents=[data.artifact.id], meta=meta)
+    parents = [data.artifact.id, *([latents.id] if latents else [])]
+    return store.finalize("runs", run.id, name=run.name, parents=parents, meta=meta)

@@ -130,7 +130,7 @@ def test_lists_next_to_tables_are_named(tmp_path: Path, prepared: Callable[..., 
     """A list of labels next to Parquet files is not read, and a warning says so."""
     (tmp_path / "set").mkdir()
     write(tmp_path / "set" / "a", pa.table({"image": ENCODED[:2]}), "parquet")
-    (tmp_path / "set" / "labels.csv").write_text("row,label\n0,cat\n1,dog\n")
+    (tmp_path / "set" / "labels.csv").write_text("row,label\n0,cat\n1,dog\n", encoding="utf-8")
     line = "labels.csv is not read for labels or captions; the labels and captions of Parquet and Arrow files are their"
     assert prepared(tmp_path / "set", val=0).artifact.meta["warnings"] == [f"{line} columns"]
 

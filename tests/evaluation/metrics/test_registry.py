@@ -84,5 +84,5 @@ def test_tables_import_nothing_slow() -> None:
     """Reading the declarations of all metrics imports no torch, scipy, pyarrow, pydantic or sklearn."""
     script = "import sys; from genflow.evaluation.report import table; table.columns({'rows': [{}]})"
     script += "; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
     assert {"torch", "scipy", "pyarrow", "pydantic", "sklearn"} & set(done.stdout.split()) == set()

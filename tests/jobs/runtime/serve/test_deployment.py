@@ -179,6 +179,30 @@ def test_errors_keep_their_format(endpoint: Endpoint) -> None:
     assert (status, json.loads(body)["error"]["field"]) == (422, "steps")
 
 
+@pytest.mark.parametrize(
+    ("line", "rest", "status"),
+    [
+        ("GET /nothing", "", 404),
+        ("DELETE /v1/models", "", 405),
+        ("POST /v1/models/flow/samples", "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 415),
+        (f"GET /{'a' * 100_000}", "", 414),
+        ("GET /v1/models", f"X: {'a' * 100_000}\r\n", 431),
+        ("BREW /", "", 501),
+        ("OPTIONS *", "", 501),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_bad_http_is_answered_with_json(endpoint: Endpoint, line: str, rest: str, status: int) -> None:
+    """Whichever part of the way refuses a request, the answer has genflow's error format."""
+    host, port = endpoint.address.removeprefix("http://").split(":")
+    head = f"{line} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{rest}"
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        client.sendall((head if "\r\n\r\n" in rest else f"{head}\r\n").encode())
+        answer = client.makefile("rb").read()
+    assert int(answer.split()[1]) == status
+    assert set(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]) >= {"code", "message", "hint"}
+
+
 def test_only_the_loopback_is_open(endpoint: Endpoint) -> None:
     """The port is open on the loopback address only."""
     port = int(endpoint.address.rpartition(":")[2])

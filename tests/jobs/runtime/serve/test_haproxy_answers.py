@@ -68,9 +68,10 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Answ
             ports[to] = environment.free_port()
             path = folder / f"{to}.cfg"
             _write(path, ports[to], port)
-            config = path.read_text().replace("tune.bufsize 16384", f"tune.bufsize {haproxy.BUFFER_BYTES}")
+            config = path.read_text(encoding="utf-8")
+            config = config.replace("tune.bufsize 16384", f"tune.bufsize {haproxy.BUFFER_BYTES}")
             config = config.replace("expect status 200", "expect ! rstatus ^5")  # Ray answers this, not the app
-            path.write_text(haproxy.adapt_config(config, errors, "127.0.0.1", 160))
+            path.write_text(haproxy.adapt_config(config, errors, "127.0.0.1", 160), encoding="utf-8")
             running.append(subprocess.Popen([binary, "-db", "-f", str(path)], stderr=subprocess.DEVNULL))
         for port in (*ports.values(), app.config.port):
             _wait(port)
