@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow.cli import export, reflow, sample, serve
+from genflow.cli import dispatch, export, reflow, runs, sample, serve
 from genflow.data.prepare import in_process, prepare
 from genflow.data.preview import render
 from genflow.data.shards import Dataset
@@ -105,3 +105,12 @@ def test_it_is_not_recommended(run: Artifact, monkeypatch: pytest.MonkeyPatch, s
         table.best_run(store, "fd")
     monkeypatch.setattr(table, "_measured_by", lambda row: row["features"]["name"])
     assert table.best_run(store, "psnr").id == run.id
+
+
+def test_the_next_command_encodes(run: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    """After training and of `runs show`, the proposed command uses the run; that of another family draws samples."""
+    runs.show("ae")
+    assert f"Next:  genflow encode {run.meta['dataset']} --autoencoder {run.id}\n" in capsys.readouterr().out
+    assert dispatch.use_of("r", "autoencoder", None) == "genflow encode DATASET --autoencoder r"
+    assert dispatch.use_of("r", "vae", "d") == "genflow sample r"
+    assert dispatch.use_of("r", "vae", "d", "serve r") == "genflow serve r"
