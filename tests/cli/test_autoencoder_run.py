@@ -78,8 +78,8 @@ def test_it_interpolates_between_held_out_pictures(run: Artifact, capsys: pytest
     assert np.load("between.npy").shape == (5, 1, 8, 8)
 
 
-def test_it_is_exported_as_safetensors_only(run: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
-    """The export's folder reconstructs as the run does; other forms are refused."""
+def test_its_export_reconstructs_as_the_run_does(run: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of safetensors is a whole autoencoder; a program that draws samples is refused."""
     export.export("ae", to="safetensors", out=Path("exported"), json=True)
     images = np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1), dtype=np.uint8)
     exported, own = Engine.from_folder(Path("exported")), Engine.load(run)
