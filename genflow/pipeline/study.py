@@ -29,7 +29,7 @@ from genflow.recipe.files import read
 from genflow.system.documents import Json
 
 NO_STEP_LIMIT = 1_000_000_000  # steps: the CPU time limits the training
-RUN_REFERENCES = ("init", "pairs", "latents", "run")  # keys of a run that name another run
+RUN_REFERENCES = ("init", "pairs", "latents", "autoencoder", "run")  # keys of a run that name another run
 STUDY_KEYS = ("share", "lr_times", "seeds")  # keys of a run that configure the study and are not copied into its stage
 
 
@@ -41,7 +41,7 @@ class Study:
         seeds: each run is trained once per seed.
         data: datasets by stage name: an artifact's name, or the section of a prepare stage.
         measured: the `evaluate` section of every row.
-        runs: train and reflow stages by name, without data and seed. `share` is a run's fraction of the budget,
+        runs: train, reflow and encode stages by name, without data and seed. `share` is a run's fraction of the budget,
             `lr_times` multiplies the learning rate of its preset, and `seeds` is the number of seeds that it uses.
         rows: {title, run, sample, measured} by name.
         budget: CPU minutes of a training with `share` 1; None: each run sets its own limit.
@@ -131,13 +131,15 @@ class Study:
         stage |= {key: f"{run[key]}-s{seed}" for key in RUN_REFERENCES if key in run}
         if run.get("job") == "reflow":
             return {**stage, "reflow": {**run.get("reflow", {}), "seed": seed}}
+        data = run.get("data", "data")
+        data = data if isinstance(self.data.get(data), dict) else self.data.get(data, data)
+        if run.get("job") == "encode":
+            return {**stage, "name": f"{name}-s{seed}", "data": data}
         train: Json = {"steps": NO_STEP_LIMIT, **run.get("train", {}), "seed": seed}
         if (minutes := self.cpu_minutes(name)) is not None:
             train["cpu_minutes"] = minutes
         if factor := run.get("lr_times"):
             train["lr"] = round(compose(run["preset"], {"train": run.get("train", {})}).train.lr * factor, 12)
-        data = run.get("data", "data")
-        data = data if isinstance(self.data.get(data), dict) else self.data.get(data, data)
         return {"job": "train", "name": f"{name}-s{seed}", **stage, "data": data, "train": train}
 
     def _evaluation_stage(self, name: str, seed: int) -> Json:
