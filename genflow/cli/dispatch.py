@@ -138,6 +138,14 @@ def find_run(store: "Store", reference: str) -> "Artifact":
     return best_run(store, reference.removeprefix("best:"))
 
 
+def use_of(run: str, family: str | None, dataset: str | None, command: str = "") -> str:
+    """The command that uses a run: `encode` of an autoencoder; else `command`, by default `sample RUN`."""
+    from genflow.families import AUTOENCODERS
+
+    encode = f"encode {dataset or 'DATASET'} --autoencoder {run}"
+    return f"genflow {encode if family in AUTOENCODERS else command or f'sample {run}'}"
+
+
 def show_stages(pipeline: "Pipeline", json: bool) -> None:
     """Print the plan of a dry run: the state of each stage, as far as it is known before the pipeline runs."""
     from genflow.pipeline.plan import dry_run

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan, show_stages
+from genflow.cli.dispatch import (
+    compose_recipe,
+    find_data,
+    read_config,
+    require_family,
+    send,
+    show_plan,
+    show_stages,
+    use_of,
+)
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
@@ -164,4 +173,4 @@ def _show(done: Json) -> None:
     if grids := sorted(Path(done["path"]).glob("samples/*.png")):
         print(f"         samples: {grids[-1]}")
     name = done["run"]
-    console.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
+    console.next_commands(use_of(name, done["family"], done["dataset"]), f"genflow evaluate {name}", "genflow ui")
