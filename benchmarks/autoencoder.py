@@ -90,7 +90,7 @@ def train(recipe: Recipe, data: Dataset, cpu_seconds: float, seed: int) -> tuple
 def grid(family: Family, x: torch.Tensor, file: Path) -> None:
     """Write held-out pictures above their reconstructions."""
     back = reconstructions(family.eval(), x)
-    rows = [from_x(torch.cat(list(part), 2), family.facts) for part in (x, back)]
+    rows = [np.concatenate(list(from_x(part, family.facts)), 1) for part in (x, back)]
     Image.fromarray(np.concatenate(rows).squeeze()).save(file)
 
 

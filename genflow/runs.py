@@ -81,7 +81,8 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     pairs = store.find("pairs", recipe.data.pairs) if recipe.data.pairs else None
     init = store.find("runs", recipe.init) if recipe.init else None
     # a run that starts from a run on latents, or learns its pairs, learns the same latents
-    reference = recipe.data.latents or next((m for a in (pairs, init) if a and (m := a.meta.get("latents", ""))), "")
+    inherited = next((learned for made in (pairs, init) if made and (learned := made.meta.get("latents", ""))), "")
+    reference = "" if recipe.data.latents == "none" else recipe.data.latents or inherited
     latents = store.find("latents", reference) if reference else None
     dataset = store.find("datasets", recipe.data.name or (latents.meta["dataset"] if latents else ""))
     names = {"name": dataset.id, "latents": latents.id if latents else ""}

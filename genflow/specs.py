@@ -5,6 +5,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+LATENTS_FROM = 48  # pixels a side; measured at 64 (docs/results.md)
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -70,6 +72,12 @@ class DataSpec:
     def bounded(self) -> bool:
         """Whether every x is in (-1, 1), as of pictures; points and latents have no bounds."""
         return self.levels is not None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether these are pictures that are learned as latents by default."""
+        side = min(self.shape[1:])
+        return self.levels is not None and side >= LATENTS_FROM and side % 2 == 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads."""

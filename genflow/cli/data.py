@@ -55,8 +55,11 @@ def _row(artifact: "Artifact") -> tuple[str, ...]:
 
 
 def _kind(store: "Store", reference: str) -> str:
-    """The kind that a reference means: the latents of this id, or a dataset."""
-    return "latents" if reference in store.names("latents") else "datasets"
+    """The kind that a reference means: latents by id, or by a name that no dataset has; else a dataset."""
+    if reference in store.names("latents"):
+        return "latents"
+    named = {kind: {artifact.name for artifact in store.artifacts(kind)} for kind in ("latents", "datasets")}
+    return "latents" if reference in named["latents"] - named["datasets"] else "datasets"
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from genflow.cli import console
 from genflow.errors import UsageError, similar
+from genflow.specs import LATENTS_FROM, DataSpec
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -138,6 +139,14 @@ def find_run(store: "Store", reference: str) -> "Artifact":
     return best_run(store, reference.removeprefix("best:"))
 
 
+def use_of(run: str, family: str | None, dataset: str | None, command: str = "") -> str:
+    """The command that uses a run: `encode` of an autoencoder; else `command`, by default `sample RUN`."""
+    from genflow.families import AUTOENCODERS
+
+    encode = f"encode {dataset or 'DATASET'} --autoencoder {run}"
+    return f"genflow {encode if family in AUTOENCODERS else command or f'sample {run}'}"
+
+
 def show_stages(pipeline: "Pipeline", json: bool) -> None:
     """Print the plan of a dry run: the state of each stage, as far as it is known before the pipeline runs."""
     from genflow.pipeline.plan import dry_run
@@ -208,14 +217,15 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
         UsageError: the recipe names no dataset, or one of them does not exist.
     """
     named, reference = {}, recipe.data.latents
-    if reference not in ("", "auto") and not recipe.data.name:
+    is_named = reference not in ("", "auto", "none")
+    if is_named and not recipe.data.name:
         latents = find_latents(store, reference)
         named = {"latents": latents.id, "name": latents.meta["dataset"]}
         recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})
     require_dataset(recipe, store)
     dataset = find_named(store, "datasets", recipe.data.name)
     named["name"] = dataset.id
-    if reference not in ("", "auto"):
+    if is_named:
         named["latents"] = find_latents(store, recipe.data.latents, dataset).id
     if recipe.data.pairs:
         named["pairs"] = find_named(store, "pairs", recipe.data.pairs).id
@@ -224,6 +234,25 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
         recipe = recipe.replace(init=find_run(store, recipe.init).id)
     show_dataset(dataset)
     return recipe
+
+
+def decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":
+    """The recipe with `data.latents` decided: by default, large pictures are learned as latents."""
+    asked, data = recipe.data.latents, recipe.data
+    if asked == "none":
+        return recipe.replace(data={**data.model_dump(mode="json"), "latents": ""})
+    if asked or data.pairs or recipe.init or recipe.family["kind"] == "autoencoder":
+        return recipe
+    latents = default_latents(store.find("datasets", data.name))
+    return recipe.replace(data={**data.model_dump(mode="json"), "latents": latents})
+
+
+def default_latents(dataset: "Artifact") -> str:
+    """`auto` for large pictures, with a line that says so; else empty."""
+    if not DataSpec.from_json(dataset.meta["facts"]).is_large:
+        return ""
+    console.note(f"latents  pictures of {LATENTS_FROM} pixels and more are learned as latents; --latents none: pixels")
+    return "auto"
 
 
 def show_dataset(dataset: "Artifact") -> None:

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, compose_recipe, find_run, resolve_features, send, show_dataset
+from genflow.cli.dispatch import (
+    check_output_path,
+    compose_recipe,
+    find_run,
+    resolve_features,
+    send,
+    show_dataset,
+    use_of,
+)
 from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
 from genflow.errors import UsageError
 from genflow.system.documents import Json
@@ -34,9 +42,7 @@ def evaluate(
         console.document(done)
         return
     show_table(done)
-    console.next_commands(
-        f"genflow sample {done.get('best') or ids[0]}", "genflow ui", f"genflow compare {' '.join(ids)}"
-    )
+    console.next_commands(_use_of_best(done, ids), "genflow ui", f"genflow compare {' '.join(ids)}")
 
 
 def compare(
@@ -59,7 +65,14 @@ def compare(
         return
     show_table(done)
     print(f"\nreport   {report_file(done)}")
-    console.next_commands(f"genflow sample {done.get('best') or ids[0]}", "genflow ui")
+    console.next_commands(_use_of_best(done, ids), "genflow ui")
+
+
+def _use_of_best(done: Json, ids: list[str]) -> str:
+    """The command that uses the best run; autoencoders are the best ones only among themselves."""
+    best = done.get("best") or ids[0]
+    row: Json = next((row for row in done.get("rows", []) if row["run"] == best), {})
+    return use_of(best, row.get("family"), row.get("dataset"))
 
 
 def _measure(

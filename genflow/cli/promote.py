@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run
+from genflow.cli.dispatch import find_run, use_of
 from genflow.cli.options import AsJson, RunRef
 
 
@@ -29,4 +29,5 @@ def promote(
         console.document({"schema": "genflow.promote/1", "run": found.id, "model": promoted})
         return
     print(f"promoted {found.id}  {promoted}")
-    console.next_commands(f"genflow serve {promoted}{f' --name {name}' if name else ''}")
+    serve = f"serve {promoted}{f' --name {name}' if name else ''}"
+    console.next_commands(use_of(promoted, found.meta.get("family"), found.meta.get("dataset"), serve))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import send, show_stages
+from genflow.cli.dispatch import send, show_stages, use_of
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.errors import UsageError, similar
@@ -84,7 +84,9 @@ def _show(done: Json) -> None:
         print()
         show_table(report)
         print(f"\nreport   {report_file(report)}{'  cached' if report['cached'] else ''}")
-    runs = [stage["run"] for stage in done["stages"] if stage["job"] == "train"]
-    if runs:
-        best = next((report["best"] for report in reports if report.get("best")), runs[-1])
-        console.next_commands(f"genflow sample {best}", "genflow ui", "genflow prepare ~/my_pictures --size 32")
+    trained = {stage["run"]: stage for stage in done["stages"] if stage["job"] == "train"}
+    if trained:
+        best = next((report["best"] for report in reports if report.get("best")), [*trained][-1])
+        made = trained.get(best, {})
+        use = use_of(best, made.get("family"), made.get("dataset"))
+        console.next_commands(use, "genflow ui", "genflow prepare ~/my_pictures --size 32")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run
+from genflow.cli.dispatch import find_run, use_of
 from genflow.cli.options import AsJson, RunRef, Yes
 from genflow.cli.removal import remove
 from genflow.errors import GenflowError
@@ -85,7 +85,8 @@ def show(run: RunRef, json: AsJson = False) -> None:
         print(f"{key.ljust(width)}  {value}")
     for evaluation in measured:
         print(f"{'measured'.ljust(width)}  {evaluation.id}")
-    console.next_commands(f"genflow sample {found.id}", f"genflow evaluate {found.id}")
+    use = use_of(found.id, found.meta.get("family"), found.meta.get("dataset"))
+    console.next_commands(use, f"genflow evaluate {found.id}")
 
 
 @app.command()

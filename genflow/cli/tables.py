@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, find_latents, find_named, resolve_features, send, show_dataset
+from genflow.cli.dispatch import (
+    check_output_path,
+    default_latents,
+    find_latents,
+    find_named,
+    resolve_features,
+    send,
+    show_dataset,
+)
 from genflow.cli.options import Address, AsJson, DryRun, Latents, OnCluster, Sets, complete_data
 from genflow.errors import DIVERGED, UsageError, nearest
 from genflow.system.documents import Json
@@ -61,10 +69,10 @@ def tables(
 
     store = Store()
     dataset, data = _dataset(store, data)
-    latents = _latents(store, latents, dataset, data)
+    asked, latents = latents, _latents(store, latents, dataset, data)
     study = plan.load().of(dataset, seeds=seeds, budget=budget, latents=latents)
     stages = study.stages(f"tables-{data}")
-    stages["stages"]["tables"]["study"]["command"] = _command(data, latents, seeds, budget, sets)
+    stages["stages"]["tables"]["study"]["command"] = _command(data, latents or asked, seeds, budget, sets)
     overrides = assignments(sets)
     if spec := overrides.get("evaluate", {}).get("features"):
         overrides["evaluate"]["features"] = resolve_features(str(spec), store)
@@ -107,19 +115,21 @@ def _show(made: Json, out: Path | None) -> None:
 
 
 def _latents(store: "Store", reference: str, dataset: Any, data: str) -> str:
-    """The id of latents of a dataset; "" and `auto` stay.
+    """The id of latents of a dataset, `auto`, or "" for its pictures.
 
     Args:
         store: holds the latents.
-        reference: as given with --latents.
+        reference: as given with --latents; by default, large pictures are learned as latents.
         dataset: the dataset's id, or the section that prepares it.
         data: the dataset's name.
 
     Raises:
         UsageError: there are none, or they are of another dataset.
     """
-    if reference in ("", "auto"):
-        return reference
+    if reference in ("auto", "none"):
+        return reference.replace("none", "")
+    if not reference:
+        return default_latents(store.find("datasets", dataset)) if isinstance(dataset, str) else ""
     if not isinstance(dataset, str):
         cure = f"genflow tables --data {data} --latents auto"
         raise UsageError(f"{data} is not prepared yet, so it has no latents", cure)

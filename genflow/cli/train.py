@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, find_data, read_config, require_family, send, show_plan, show_stages
+from genflow.cli.dispatch import (
+    compose_recipe,
+    decide_latents,
+    find_data,
+    read_config,
+    require_family,
+    send,
+    show_plan,
+    show_stages,
+    use_of,
+)
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
-    from genflow.recipe.schema import Recipe
+    from genflow.pipeline.graph import Node
     from genflow.storage.store import Store
 
 NO_END = 1_000_000_000
@@ -49,6 +59,7 @@ def train(
 
     If training was interrupted, run the same command again to resume it.
     """
+    from genflow.pipeline import latents as latents_pipeline
     from genflow.storage.store import Store
 
     files = [read_config(path) for path in config]
@@ -64,12 +75,13 @@ def train(
             f"genflow train {recipe.family.get('kind')}",
         )
     store = Store()
-    recipe = find_data(store, recipe)
+    recipe = decide_latents(store, find_data(store, recipe))
     if recipe.data.latents == "auto":
-        if not resume:
-            raise UsageError("--fresh with --latents auto would delete nothing", "genflow runs rm RUN")
-        _train_on_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
-        return
+        document = latents_pipeline.pipeline(recipe)
+        if not (made := latents_pipeline.made(document, store)):
+            _run(document, store, cluster, address, dry_run=dry_run, json=json)
+            return
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "latents": made, "flip": False})
     inputs: Json = {"fresh": not resume, "announce": True}
     if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
         from genflow import runs
@@ -91,27 +103,33 @@ def train(
     _show(done)
 
 
-def _train_on_latents(
-    store: "Store", recipe: "Recipe", cluster: bool, address: str, *, dry_run: bool, json: bool
-) -> None:
-    """Train the autoencoder and encode the dataset unless that is done, then train the recipe on the latents."""
-    from genflow.pipeline import latents
+def _run(document: Json, store: "Store", cluster: bool, address: str, *, dry_run: bool, json: bool) -> None:
+    """Run the pipeline that trains an autoencoder, encodes the dataset, and trains the recipe on the latents."""
     from genflow.pipeline.graph import load
     from genflow.pipeline.stages import artifact
 
-    document = latents.pipeline(recipe)
     stages = load(document, "--latents auto")
     if dry_run:
         show_stages(stages, json)
         return
-    console.note("latents  autoencoder, then latents, then this run; a finished stage is not made again")
+    console.note(f"plan     {', then '.join(_plan_line(node) for node in stages.stages)}")
     done = send("pipeline", {"pipeline": document, "overrides": {}}, store, cluster, address, json=json)
+    *before, last = done["stages"]
     if json:
-        console.document(done)
+        console.document({key: value for key, value in last.items() if key not in ("stage", "job")})
         return
-    for stage in done["stages"][:-1]:
-        print(f"{stage['stage']:<8} {artifact(stage['job'], stage)}{'  cached' if stage['cached'] else ''}")
-    _show(done["stages"][-1])
+    for stage in before:
+        print(f"{stage['job']:<8} {artifact(stage['job'], stage)}{'  cached' if stage['cached'] else ''}")
+    _show(last)
+
+
+def _plan_line(node: "Node") -> str:
+    if node.job == "encode":
+        return "its latents"
+    train = node.recipe.train
+    budgets = ((train.minutes, "minutes"), (train.cpu_minutes, "CPU minutes"))
+    limits = [f"{limit:g} {unit}" for limit, unit in budgets if limit] or [f"{train.steps:,} steps of {train.batch}"]
+    return f"{node.recipe.family['kind']} ({limits[0]})"
 
 
 def _family(family: str, files: Sequence[Json]) -> str:
@@ -139,4 +157,4 @@ def _show(done: Json) -> None:
     if grids := sorted(Path(done["path"]).glob("samples/*.png")):
         print(f"         samples: {grids[-1]}")
     name = done["run"]
-    console.next_commands(f"genflow sample {name}", f"genflow evaluate {name}", "genflow ui")
+    console.next_commands(use_of(name, done["family"], done["dataset"]), f"genflow evaluate {name}", "genflow ui")

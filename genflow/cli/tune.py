@@ -10,6 +10,7 @@ from genflow.cli import console
 from genflow.cli.dispatch import (
     check_output_path,
     compose_recipe,
+    decide_latents,
     find_data,
     read_config,
     require_family,
@@ -73,7 +74,7 @@ def tune(
     flags |= {"tune.space": space.parse_pairs(param) if param else None}
     recipe = compose_recipe(family, [read_config(path) for path in config], sets, flags)
     store = Store()
-    recipe = find_data(store, recipe)
+    recipe = decide_latents(store, find_data(store, recipe))
     if recipe.data.latents == "auto":
         made = _make_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
         if not made:
@@ -104,20 +105,18 @@ def _make_latents(
     Returns:
         The id of the latents; "" if a dry run has shown that they are to be made.
     """
-    from genflow.pipeline import graph, latents, plan
+    from genflow.pipeline import graph, latents
 
     cluster_settings = recipe.cluster.model_dump(mode="json")
     stages = latents.stages(recipe.data.name, flip=recipe.data.flip, cluster=cluster_settings)
     document = {"name": "latents", "stages": stages}
-    pipeline = graph.load(document, "--latents auto")
-    encoded = plan.dry_run(pipeline, store)[-1]
-    if encoded["state"] == "cached":
-        return str(encoded["artifact"])
+    if made := latents.made(document, store):
+        return made
     if dry_run:
         console.note("the search comes after these stages:")
-        show_stages(pipeline, json)
+        show_stages(graph.load(document, "--latents auto"), json)
         return ""
-    console.note("latents  autoencoder, then latents, then the search; a finished stage is not made again")
+    console.note("plan     autoencoder, then its latents, then the search")
     done = send("pipeline", {"pipeline": document, "overrides": {}}, store, cluster, address, json=json)
     return str(done["stages"][-1]["latents"])
 

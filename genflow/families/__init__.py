@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # the command line completes kinds without importing torch
     from genflow.families.base import Family
 
 NOT_KINDS = ("base", "gaussian")  # base classes
+AUTOENCODERS = ("autoencoder",)  # kinds whose class has `is_autoencoder`, known without importing torch
 
 
 def kinds() -> list[str]:

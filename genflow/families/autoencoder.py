@@ -275,10 +275,12 @@ def _latent_shape(facts: DataSpec, factor: int, channels: int) -> tuple[int, int
         UsageError: the data is no pictures, or the factor does not divide their side.
     """
     if facts.is_latents:
-        raise UsageError("an autoencoder learns pictures, and this data is latents", "--data the pictures, by name")
+        raise UsageError(
+            "an autoencoder learns pictures, and this data is latents", "train another family on it, or omit --latents"
+        )
     if not facts.bounded:
         raise UsageError(
-            "an autoencoder learns pictures, and this data is points of the plane", "use family.kind=vae for points"
+            "an autoencoder learns pictures, and this data is points of the plane", "train vae or another family on it"
         )
     _, H, W = facts.shape
     fits = [f for f in FACTORS if H % f == W % f == 0]
@@ -288,7 +290,7 @@ def _latent_shape(facts: DataSpec, factor: int, channels: int) -> tuple[int, int
             f"genflow prepare SOURCE --size {max(8, H // 8 * 8)}",
         )
     if factor and factor not in fits:
-        near = max([f for f in fits if f <= factor], default=fits[0])
+        near = max([f for f in fits if f <= factor and MIN_POSITIONS * f <= min(H, W)], default=fits[0])
         raise UsageError(
             f"factor={factor} needs a side that {factor} divides; this data is {H}x{W}: use factor={near}",
             f"--set family.factor={near}",

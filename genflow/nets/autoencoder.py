@@ -32,7 +32,8 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (x.float().square().mean(1, keepdim=True) + 1e-6).rsqrt().to(x.dtype) * self.weight.to(x.dtype)
+        square = (x * x).sum(1, keepdim=True, dtype=torch.float32) / x.shape[1]  # measured: faster than a float32 copy
+        return x * (square + 1e-6).rsqrt().to(x.dtype) * self.weight.to(x.dtype)
 
 
 class Block(nn.Module):

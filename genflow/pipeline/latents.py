@@ -3,7 +3,10 @@
 Each stage finds its artifact by its content address, so a second family on the same dataset trains no autoencoder.
 """
 
+from genflow.pipeline.graph import load
+from genflow.pipeline.plan import dry_run
 from genflow.recipe.schema import Recipe
+from genflow.storage.store import Store
 from genflow.system.documents import Json
 
 STAGES = ("autoencoder", "latents")
@@ -40,3 +43,9 @@ def stages(dataset: str, *, flip: bool = False, cluster: Json | None = None) -> 
         trained: {"job": "train", "preset": "autoencoder", **shared},
         encoded: {"job": "encode", "autoencoder": trained, **own, **shared},
     }
+
+
+def made(document: Json, store: Store) -> str:
+    """The id of the latents of such a pipeline if they exist; else empty."""
+    rows = {row["stage"]: row for row in dry_run(load(document, "--latents auto"), store)}
+    return str(rows["latents"]["artifact"]) if rows["latents"]["state"] == "cached" else ""

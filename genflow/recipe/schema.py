@@ -30,7 +30,7 @@ class Data(Section):
 
     name: str = ""  # name of the dataset in the store; empty: derived from the source
     pairs: str = ""  # (noise, sample) pairs from `genflow reflow`, by id or name; empty: the dataset
-    latents: str = ""  # latents of the dataset from `genflow encode`, by id or name; empty: its pictures
+    latents: str = ""  # latents of the dataset, by id or name; auto: made first; none or empty: the pictures
     source: str = ""  # digits | grid25 | ring8 | moons | checkerboard | a path | stack:NAME
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side, 4 to 1024 pixels; null: the source's, at most 64
     channels: Literal["auto", 1, 3] = "auto"  # 1: grey, 3: RGB, auto: as in the source

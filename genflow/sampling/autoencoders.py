@@ -72,8 +72,7 @@ def is_autoencoder(run: Artifact) -> bool:
     """Whether a finished run is an autoencoder."""
     from genflow import families
 
-    kind = str(run.meta.get("family"))
-    return kind in families.kinds() and families.family_class(kind).is_autoencoder
+    return run.meta.get("family") in families.AUTOENCODERS
 
 
 def require_sampler(run: Artifact) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow.cli import export, reflow, sample, serve
+from genflow.cli import dispatch, export, reflow, runs, sample, serve
 from genflow.data.prepare import in_process, prepare
 from genflow.data.preview import render
 from genflow.data.shards import Dataset
@@ -78,8 +78,8 @@ def test_it_interpolates_between_held_out_pictures(run: Artifact, capsys: pytest
     assert np.load("between.npy").shape == (5, 1, 8, 8)
 
 
-def test_it_is_exported_as_safetensors_only(run: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
-    """The export's folder reconstructs as the run does; other forms are refused."""
+def test_its_export_reconstructs_as_the_run_does(run: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of safetensors is a whole autoencoder; a program that draws samples is refused."""
     export.export("ae", to="safetensors", out=Path("exported"), json=True)
     images = np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1), dtype=np.uint8)
     exported, own = Engine.from_folder(Path("exported")), Engine.load(run)
@@ -105,3 +105,12 @@ def test_it_is_not_recommended(run: Artifact, monkeypatch: pytest.MonkeyPatch, s
         table.best_run(store, "fd")
     monkeypatch.setattr(table, "_measured_by", lambda row: row["features"]["name"])
     assert table.best_run(store, "psnr").id == run.id
+
+
+def test_the_next_command_encodes(run: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    """After training and of `runs show`, the proposed command uses the run; that of another family draws samples."""
+    runs.show("ae")
+    assert f"Next:  genflow encode {run.meta['dataset']} --autoencoder {run.id}\n" in capsys.readouterr().out
+    assert dispatch.use_of("r", "autoencoder", None) == "genflow encode DATASET --autoencoder r"
+    assert dispatch.use_of("r", "vae", "d") == "genflow sample r"
+    assert dispatch.use_of("r", "vae", "d", "serve r") == "genflow serve r"

@@ -145,8 +145,8 @@ def test_the_latents_follow_from_the_side(side: int, options: dict[str, int], la
          "--set family.factor=4"),
         (DataSpec((1, 33, 33), 256), {}, "an autoencoder needs an even side; this data is 33x33",
          "genflow prepare SOURCE --size 32"),
-        (FACTS["points"], {}, "learns pictures, and this data is points of the plane", "family.kind=vae"),
-        (FACTS["latents"], {}, "learns pictures, and this data is latents", "--data"),
+        (FACTS["points"], {}, "learns pictures, and this data is points of the plane", "train vae"),
+        (FACTS["latents"], {}, "learns pictures, and this data is latents", "omit --latents"),
         (DataSpec((3, 64, 64), 256), {"factor": 3}, "family.factor", "keys of family"),
     ],
 )  # fmt: skip
@@ -255,3 +255,22 @@ def test_its_losses_are_means_over_rows(adversarial: float) -> None:
             for a, b in ((0, 3), (3, 8))
         ]
         torch.testing.assert_close(3 / 8 * shares[0] + 5 / 8 * shares[1], loss, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_training_loop_moves_the_discriminator_from_its_start_on(precision: str) -> None:
+    """In the first half of the steps its weights stay the same to the bit, and in the second half they change."""
+    facts, states = FACTS["colour"], list[torch.Tensor]()
+    train = {"steps": 4, "batch": 8, "log_every": 1, "precision": precision}
+    whole = recipe("autoencoder", facts, family={"adversarial": 0.5}, train=train)
+    model = build.family_of(whole, facts)
+
+    def keep(numbers: dict[str, float]) -> None:
+        states.append(torch.cat([p.detach().flatten().clone() for p in model.discriminator.parameters()]))
+
+    first = torch.cat([p.detach().flatten().clone() for p in model.discriminator.parameters()])
+    fit(model, lambda step: batch(facts, step), Session(log=keep), whole.train)
+    assert torch.equal(states[0], first)
+    assert torch.equal(states[1], first)
+    assert not torch.equal(states[2], first)
+    assert all(p.isfinite().all() for p in model.parameters())

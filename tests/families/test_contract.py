@@ -299,6 +299,7 @@ def test_the_class_says_what_it_is(kind: str) -> None:
     own, facts = families.family_class(kind), FACTS["grey"]
     assert own.objective
     assert own.steps
+    assert own.is_autoencoder == (kind in families.AUTOENCODERS)
     data = batch(facts, rows=2)
     found = family(kind, facts).log_likelihood(data.x, data.label, SampleRng([1, 2], "likelihood"))
     assert own.likelihood == (found.kind if found else None)

@@ -8,6 +8,7 @@ from typing import Any
 from genflow import build
 from genflow.data.shards import FACTS
 from genflow.errors import GenflowError
+from genflow.families import AUTOENCODERS
 from genflow.recipe.compose import compose
 from genflow.recipe.files import read
 from genflow.recipe.schema import Data, Evaluate, Recipe, flatten, parse
@@ -20,22 +21,27 @@ NOT_OF_THE_RUN = ("name", "data.", "evaluate.", "cluster.", "reflow.")  # keys t
 def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """`genflow prepare`, `train` for every run, and `compare`, with the settings that differ from the presets.
 
+    Runs on latents come after the training of their autoencoder and `genflow encode`.
+
     Args:
         store: holds the dataset and the runs.
         rows: `genflow.evaluate/1` documents.
     """
     dataset = store.find("datasets", rows[0]["dataset"])
-    facts = DataSpec.from_json(dataset.file(FACTS).read_text(encoding="utf-8"))
     runs = [store.find("runs", row["run"]) for row in rows]
     lines = [_line("prepare", dataset.meta["options"]["source"], "--name", dataset.name, *_prepare(dataset))]
     trained = _lineage(store, runs)
     # The id of the dataset, because its name may mean another one later; a run's name, if no other run has it.
     names = [run.name for run in store.artifacts("runs")]
     name_by_run = {run.id: run.name if names.count(run.name) == 1 else run.id for run in trained}
-    lines += [
-        _line("train", run.meta["family"], "--data", dataset.id, *_train(store, run, facts, name_by_run))
-        for run in trained
-    ]
+    encoded: set[str] = set()
+    for run in trained:
+        latents = store.get("latents", run.meta.get("latents") or "")
+        if latents and latents.id not in encoded:
+            encoded.add(latents.id)
+            lines.append(_encode(latents, name_by_run))
+        settings = _train(store, run, latents.name if latents else "", name_by_run)
+        lines.append(_line("train", run.meta["family"], "--data", dataset.id, *settings))
     named = [name_by_run[run.id] for run in runs]
     defaults = Evaluate().model_dump(mode="json")
     sets = _sets({f"evaluate.{key}": value for key, value in rows[0]["evaluate"].items() if value != defaults[key]})
@@ -50,13 +56,17 @@ def _prepare(dataset: Artifact) -> list[str]:
 
 
 def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
-    """The runs and the runs they start from (if still in the store), each after its source."""
+    """The runs, and the runs that they start from or whose latents they learn, each after these.
+
+    Runs that are no longer in the store are left out.
+    """
     found: dict[str, Artifact] = {}
 
     def add(run: Artifact) -> None:
-        source = run.meta.get("init")
-        if source and source not in found and (earlier := store.get("runs", source)):
-            add(earlier)
+        latents = store.get("latents", run.meta.get("latents") or "")
+        for source in (latents.meta["autoencoder"] if latents else "", run.meta.get("init") or ""):
+            if source and source not in found and (earlier := store.get("runs", source)):
+                add(earlier)
         found.setdefault(run.id, run)
 
     for run in runs:
@@ -64,9 +74,24 @@ def _lineage(store: Store, runs: Sequence[Artifact]) -> list[Artifact]:
     return list(found.values())
 
 
-def _train(store: Store, run: Artifact, facts: DataSpec, name_by_run: dict[str, str]) -> list[str]:
-    """The options that turn the family's preset into the run's recipe; `name_by_run` maps run ids to names."""
+def _encode(latents: Artifact, name_by_run: dict[str, str]) -> str:
+    autoencoder = latents.meta["autoencoder"]
+    flip = ["--flip"] if latents.meta["flip"] else []
+    named = ["--autoencoder", name_by_run.get(autoencoder, autoencoder), "--name", latents.name]
+    return _line("encode", latents.meta["dataset"], *named, *flip)
+
+
+def _train(store: Store, run: Artifact, latents: str, name_by_run: dict[str, str]) -> list[str]:
+    """The options that turn the family's preset into the run's recipe.
+
+    Args:
+        store: holds the run that it starts from.
+        run: the run.
+        latents: the name of the latents that it learned; empty for others, or if they are no longer in the store.
+        name_by_run: names by id.
+    """
     recipe = recipe_of(run)
+    facts = DataSpec.from_json(run.file(FACTS).read_text(encoding="utf-8"))  # of what it learned
     kind, net = recipe.family["kind"], recipe.net["kind"]
     source = store.get("runs", recipe.init) if recipe.init else None
     init = recipe_of(source) if source else None
@@ -84,7 +109,10 @@ def _train(store: Store, run: Artifact, facts: DataSpec, name_by_run: dict[str, 
     changed.pop("init", None)
     start = ["--init", name_by_run.get(recipe.init, recipe.init)] if recipe.init else []
     name = ["--name", recipe.name] if recipe.name else []
-    return [*start, *name, *_sets(changed)]
+    default = "none" if facts.is_large and not (recipe.init or recipe.data.pairs or kind in AUTOENCODERS) else ""
+    learned = latents or recipe.data.latents or default
+    on = ["--latents", learned] if learned else []
+    return [*on, *start, *name, *_sets(changed)]
 
 
 def recipe_of(run: Artifact) -> Recipe:

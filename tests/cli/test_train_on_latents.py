@@ -1,0 +1,58 @@
+"""`genflow train` learns large pictures as latents, and says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.commands import Command, in_this_process
+from support.latents import SMALL, dataset, encoded, pictures, task
+from support.trained_run import trained_run
+
+from genflow.storage.store import Store
+
+
+@pytest.fixture
+def genflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: Store) -> Command:
+    """Runs a command on the test's store: arguments -> (exit code, stdout, stderr)."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    return in_this_process(monkeypatch, capsys)
+
+
+def plan(genflow: Command, *arguments: str) -> list[str]:
+    code, out, _ = genflow("train", *arguments, "--dry-run", "--json")
+    assert code == 0
+    document = json.loads(out)
+    return [stage["job"] for stage in document["stages"]] if "pipeline" in document else ["train"]
+
+
+@pytest.mark.parametrize(
+    ("size", "family", "more", "jobs"),
+    [
+        (48, "ddpm", (), ["train", "encode", "train"]),
+        (48, "ddpm", ("--latents", "none"), ["train"]),
+        (48, "autoencoder", (), ["train"]),
+        (16, "ddpm", (), ["train"]),
+        (16, "ddpm", ("--latents", "auto"), ["train", "encode", "train"]),
+    ],
+)
+def test_large_pictures_are_learned_as_latents(
+    genflow: Command, store: Store, tmp_path: Path, size: int, family: str, more: tuple[str, ...], jobs: list[str]
+) -> None:
+    """From 48 pixels on by default, smaller ones on request; an autoencoder always learns pictures."""
+    data = dataset(store, pictures(tmp_path / "colours", 20, (size, size)), size=size)
+    assert plan(genflow, family, "--data", data.artifact.name, *more) == jobs
+    _, _, err = genflow("train", family, "--data", data.artifact.name, *more, "--dry-run")
+    assert ("are learned as latents" in err) == (len(jobs) == 3 and not more)
+
+
+def test_latents_that_exist_are_used_at_once(genflow: Command, store: Store, tmp_path: Path) -> None:
+    """`--latents NAME` needs no --data; unknown latents, and latents of other data, are one line."""
+    data = dataset(store, pictures(tmp_path / "colours", 20))
+    latents = encoded(store, task(store, trained_run(store, data, "autoencoder", steps=1, **SMALL)))
+    assert plan(genflow, "flow_matching", "--latents", latents.id) == ["train"]
+    code, _, err = genflow("train", "flow_matching", "--latents", "unknown", "--dry-run")
+    assert (code, "unknown" in err, len(err.splitlines())) == (2, True, 2)
+    dataset(store, "moons", samples=100)
+    code, _, err = genflow("train", "ddpm", "--latents", latents.id, "--data", "moons", "--dry-run")
+    assert code == 2
+    assert f"{latents.id} are latents of {data.artifact.id}" in err
