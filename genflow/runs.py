@@ -192,14 +192,14 @@ def cpu_seconds(store: Store, run: Artifact) -> list[float]:
         if made and made.kind == "latents":
             seconds += latents_cpu_seconds(store, made)
         elif made:
-            seconds.append(made.meta["cpu_seconds"])
-    return [*seconds, run.meta["cpu_seconds"]]
+            seconds.append(made.meta.get("cpu_seconds") or 0)
+    return [*seconds, run.meta.get("cpu_seconds") or 0]
 
 
 def latents_cpu_seconds(store: Store, latents: Artifact) -> list[float]:
     """CPU seconds of the autoencoder's training, if it is a run in the store, and of encoding."""
     autoencoder = store.get("runs", latents.meta["autoencoder"])
-    return [*([autoencoder.meta["cpu_seconds"]] if autoencoder else []), latents.meta["cpu_seconds"]]
+    return [made.meta.get("cpu_seconds") or 0 for made in (autoencoder, latents) if made]
 
 
 def create_folder(store: Store, run: RunPlan) -> None:

@@ -98,9 +98,10 @@ def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
     net: Any = getattr(engine.family, "net", None)
     if scheduler is None or not hasattr(net, "unconditional") or engine.autoencoder:
         why = "its latents" if engine.autoencoder else "its net" if scheduler else "its noise"
+        cure = "train ddpm (linear or cosine, T=1000) or flow_matching with --set net.kind=unet2d"
         raise UsageError(
             f"run {run.id} cannot be exported to diffusers: no stock pipeline supports {why}",
-            "train ddpm (linear or cosine, T=1000) or flow_matching with --set net.kind=unet2d",
+            f"genflow export {run.id} --to safetensors" if engine.autoencoder else cure,
         )
     import diffusers
 

@@ -14,7 +14,8 @@ from genflow.data.shards import Dataset, from_x
 from genflow.errors import DataError, UsageError
 from genflow.evaluation import evaluate
 from genflow.evaluation.metrics.reconstruction import similarity
-from genflow.evaluation.report import table
+from genflow.evaluation.report import page as report_page
+from genflow.evaluation.report import reproduce, table
 from genflow.recipe.schema import Evaluate, parse
 from genflow.sampling import export, reflow
 from genflow.sampling.engine import Engine, picture_facts
@@ -170,6 +171,19 @@ def test_tables_of_runs_on_latents(made: Made) -> None:
     assert any("CPU seconds, which the training times" in line for line in document["about"])
     text = page.render(store, document, rows)
     assert f"the reconstructions have an fd of {number(about['limit']['value'])}" in text
+
+
+def test_a_report_repeats_the_autoencoder_and_the_latents(made: Made) -> None:
+    """The commands train the autoencoder, encode the dataset, and name the latents; the page adds their CPU time."""
+    store, data, autoencoder, latents, run = made
+    found = evaluate.evaluate(store, run, data.artifact, FEW, lambda *_, **__: None)
+    _, first, second, third, _ = reproduce.commands(store, [found])
+    assert first.startswith(f"genflow train autoencoder --data {data.artifact.id} ")
+    named = f"--autoencoder {autoencoder.name} --name {latents.name}"
+    assert second == f"genflow encode {data.artifact.id} {named}"
+    assert third.startswith(f"genflow train flow_matching --data {data.artifact.id} --latents {latents.name} ")
+    text = report_page.render(store, [found])
+    assert f"<small>and {number(autoencoder.meta['cpu_seconds'] + 0.5)} before it</small>" in text
 
 
 def test_similarity_of_pictures() -> None:

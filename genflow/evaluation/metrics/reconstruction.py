@@ -82,7 +82,7 @@ METRIC = Metric(
         Column("rec. fd / dB", _both, has=_has),
     ),
     report=(
-        with_interval(FD, "reconstruction fd ↓", number, mark=False),
-        with_interval(PSNR, "reconstruction PSNR ↑", lambda value: f"{value:.1f}", mark=False),
+        with_interval(FD, "fd ↓<small>reconstructed</small>", number, mark=False),
+        with_interval(PSNR, "PSNR ↑<small>reconstructed, dB</small>", lambda value: f"{value:.1f}", mark=False),
     ),
 )  # fmt: skip

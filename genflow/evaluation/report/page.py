@@ -15,6 +15,7 @@ from genflow.evaluation.report.charts import Point, Series
 from genflow.evaluation.report.html import data_uri, template
 from genflow.evaluation.report.summary import KINDS, differ, verdict, was_busy
 from genflow.evaluation.sweep import compare_with_teachers
+from genflow.runs import cpu_seconds
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
@@ -103,6 +104,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
             loss_curves.chart(lost, row["name"], index, recipes[index].train.batch)
             for index, (row, lost) in enumerate(zip(shown, lost_by_run, strict=True))
         ],
+        sources=[sum(cpu_seconds(store, run)[:-1]) for run in runs],
         warnings=[loss_curves.warnings(lost) for lost in lost_by_run],
         differences=reproduce.differences(recipes),
         unique_settings=reproduce.unique_settings(recipes) if len(shown) > 1 else [],
@@ -138,16 +140,18 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 def _best(rows: list[Row]) -> dict[str, set[str]]:
     """The runs to highlight, by column: the best one and those that do not differ significantly from it."""
     found: dict[str, set[str]] = {}
-    if len(rows) < 2:
+    drawing = [row for row in rows if not row.get("reconstructs")]
+    if len(drawing) < 2:
         return found
     for name, number in metrics.numbers().items():
-        have = {row["run"]: value for row in rows if (value := number.get(row)) and "value" in value}
+        counted = [row for row in rows if table.counts(row, name)]
+        have = {row["run"]: value for row in counted if (value := number.get(row)) and "value" in value}
         if have:
             choose = min if number.better == "smaller" else max
             top = choose(have.values(), key=lambda value: value["value"])
             found[name] = {run for run, value in have.items() if not differ(value, top)}
     for name in ("ms_batch_1", "ms_batch_64"):
-        found[name] = {min(rows, key=lambda row: row["speed"][name])["run"]}
+        found[name] = {min(drawing, key=lambda row: row["speed"][name])["run"]}
     return found
 
 

@@ -22,14 +22,19 @@ KINDS = {
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """The sentences, most important first.
+    """The sentences, most important first. An autoencoder is no competitor: its fd is the limit of runs on latents.
 
     Args:
         rows: `genflow.evaluate/1` documents with the same data, features and number of samples.
     """
     ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
+    limits = _reconstructions(ranked)
+    ranked = [row for row in ranked if not row.get("reconstructs")]
+    if not ranked:
+        return limits
     parts = (_quality, _modes, _speed, _steps, _few, _straightness, _variety, _labels, _copies, _likelihood)
-    return [sentence for part in parts if (sentence := part(ranked))]
+    first, *others = [sentence for part in parts if (sentence := part(ranked))]
+    return [first, *limits, *others]
 
 
 def differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -52,6 +57,20 @@ def _quality(ranked: list[Row]) -> str:
     if len(equal) == len(others):
         return f"No run is significantly better than the others: {names}. {best['name']} has the smallest {measure}."
     return f"{names} have the best samples and do not differ significantly. {best['name']} has {measure}."
+
+
+def _reconstructions(ranked: list[Row]) -> list[str]:
+    """For each autoencoder, the quality of its reconstructions and the runs that learned its latents."""
+    names: dict[tuple[float, float], list[str]] = {}  # runs on the latents of one autoencoder have equal values
+    for row in ranked:
+        if found := row.get("reconstruction"):
+            own = names.setdefault((found["fd"]["value"], found["psnr"]["value"]), [])
+            own += [] if row.get("reconstructs") else [row["name"]]
+    sentences = []
+    for (fd, psnr), runs in names.items():
+        limit = f": a perfect model of the latents of {_list(runs)} has this fd" if runs else ""
+        sentences.append(f"Reconstructions by the autoencoder have fd {number(fd)} and a PSNR of {psnr:.1f} dB{limit}.")
+    return sentences
 
 
 def _modes(ranked: list[Row]) -> str:

@@ -51,7 +51,7 @@ def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
     Raises:
         UsageError: no run has the metric.
     """
-    values = {row["run"]: _value(row, metric) for row in found if _counts(row, metric)}
+    values = {row["run"]: _value(row, metric) for row in found if counts(row, metric)}
     measured = {run: value for run, value in values.items() if value is not None}
     if not measured:
         every = (*metrics.numbers(), "ms")
@@ -62,7 +62,7 @@ def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
     return choose(measured, key=lambda run: measured[run])
 
 
-def _counts(row: Mapping[str, Any], metric: str) -> bool:
+def counts(row: Mapping[str, Any], metric: str) -> bool:
     """Whether a run can be the best one: an autoencoder only by a metric of reconstructions."""
     declared = metrics.numbers().get(metric)
     return not row.get("reconstructs") or (declared is not None and declared.path[:1] == ("reconstruction",))
@@ -87,7 +87,7 @@ def best_run(store: Store, metric: str) -> Artifact:
     newest: dict[str, dict[str, Any]] = {}
     for _, document in documents(store):
         newest.pop(document["run"], None)
-        if _counts(document, metric) and store.get_or_warn("runs", document["run"]):
+        if counts(document, metric) and store.get_or_warn("runs", document["run"]):
             newest[document["run"]] = document
     if not newest:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")

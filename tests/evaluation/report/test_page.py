@@ -119,6 +119,21 @@ def test_clear_differences_are_said_and_others_are_not():
     assert "no significant difference from real data" in verdict([row("a", 1.02)])[0]
 
 
+def test_an_autoencoder_is_the_limit_and_no_competitor():
+    """Its fd is that of reconstructions: another run has the best samples, and is highlighted."""
+    limit = {"fd": {"value": 0.6, "low": 0.5, "high": 0.7}, "psnr": {"value": 30.0, "low": 29.0, "high": 31.0}}
+    autoencoder = row("ae", 0.6, reconstructs=True, reconstruction=limit)
+    other, best = row("b", 2.0, reconstruction=limit), row("c", 1.5, reconstruction=limit)
+    first, second, *_ = verdict([autoencoder, other, best])
+    assert first.startswith("c has the best samples: fd 1.50")
+    assert second == (
+        "Reconstructions by the autoencoder have fd 0.60 and a PSNR of 30.0 dB: a perfect model of the latents of c "
+        "and b has this fd."
+    )
+    assert verdict([autoencoder]) == ["Reconstructions by the autoencoder have fd 0.60 and a PSNR of 30.0 dB."]
+    assert page._best([autoencoder, other, best])["fd"] == {best["run"]}
+
+
 def test_problems_of_a_model_are_reported():
     """Lost variety, ignored labels and a likelihood below the simplest baseline are each reported."""
     bad = row("a", 9.0)
