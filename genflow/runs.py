@@ -92,7 +92,8 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         raise UsageError(f"{latents.id} are latents of {theirs}, not of {dataset.id}", f"--data {theirs}")
     facts = DataSpec.from_json((latents or dataset).file(FACTS).read_text(encoding="utf-8"))
     if recipe.data.flip and latents:
-        raise UsageError("data.flip: latents cannot be mirrored like pictures", f"genflow encode {dataset.id} --flip")
+        again = f"genflow encode {dataset.id} --autoencoder {latents.meta['autoencoder']} --flip"
+        raise UsageError("data.flip: latents cannot be mirrored like pictures", again)
     if recipe.data.flip and facts.is_points:
         raise UsageError(f"data.flip: {dataset.name} contains points, not pictures", "--set data.flip=false")
     if pairs:
@@ -279,6 +280,15 @@ def dataset_of(store: Store, id: str) -> str:
             same = [d for d in store.artifacts("datasets") if d.meta.get("facts", {}).get("fingerprint") == fingerprint]
             return same[0].id if same else ""
     return ""
+
+
+def sources_of(store: Store, id: str) -> set[str]:
+    """The ids of what an unfinished run needs to resume: its dataset, latents, pairs and initial run."""
+    sources = {dataset_of(store, id)}
+    with contextlib.suppress(GenflowError, OSError):
+        recipe = parse(read(store.folder("runs", id) / RECIPE))
+        sources |= {recipe.data.latents, recipe.data.pairs, recipe.init}
+    return sources - {""}
 
 
 def _modified(folder: Path) -> float:

@@ -237,11 +237,19 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
 
 
 def decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":
-    """The recipe with `data.latents` decided: by default, large pictures are learned as latents."""
+    """The recipe with `data.latents` decided: by default, large pictures are learned as latents.
+
+    Raises:
+        UsageError: an autoencoder is to learn latents.
+    """
+    from genflow.families import AUTOENCODERS
+
     asked, data = recipe.data.latents, recipe.data
     if asked == "none":
         return recipe.replace(data={**data.model_dump(mode="json"), "latents": ""})
-    if asked or data.pairs or recipe.init or recipe.family["kind"] == "autoencoder":
+    if asked and recipe.family["kind"] in AUTOENCODERS:
+        raise UsageError("--latents: an autoencoder learns pictures", "omit --latents, or name another family")
+    if asked or data.pairs or recipe.init or recipe.family["kind"] in AUTOENCODERS:
         return recipe
     latents = default_latents(store.find("datasets", data.name))
     return recipe.replace(data={**data.model_dump(mode="json"), "latents": latents})

@@ -64,10 +64,11 @@ def _consequences(store: "Store", kind: str, id: str) -> str:
     if made:
         lost = "evaluated" if kind == "datasets" else "made again"
         parts.append(f"{_listed(made)} came from it and can then not be {lost}")
-    if kind == "datasets":
-        from genflow import runs
+    finished = {run.id for run in store.artifacts("runs")}
+    if unfinished := [run for run in store.names("runs") if run not in finished and run != id]:
+        from genflow import runs  # imports torch, which is slow
 
-        if waiting := [run for run in runs.unfinished_ids(store) if runs.dataset_of(store, run) == id]:
+        if waiting := [run for run in unfinished if id in runs.sources_of(store, run)]:
             parts.append(f"{_listed(waiting)} began on it and can then not resume")
     return f": {'; '.join(parts)}" if parts else ""
 

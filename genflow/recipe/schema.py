@@ -44,6 +44,11 @@ class Data(Section):
     seed: Natural = 0  # seed of the split, of a 2-D density and of a stack
     flip: bool = False  # random horizontal flips, on or off; a setting of a run, and all above are of its dataset
 
+    @field_validator("latents", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, given: Any) -> Any:
+        return "none" if given is None else given  # as `--set data.latents=none` and YAML read it
+
 
 class Train(Section):
     """The settings of the training loop. `batch` is the global batch: the number of workers changes no result."""

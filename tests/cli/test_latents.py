@@ -4,8 +4,11 @@ import json
 
 import pytest
 
-from genflow.cli import dispatch, tables, train, tune
+from genflow import runs
+from genflow.cli import dispatch, removal, tables, train, tune
 from genflow.errors import UsageError
+from genflow.recipe.compose import assignments, compose
+from genflow.recipe.files import dump
 from genflow.storage.store import Artifact, Store
 
 
@@ -78,3 +81,30 @@ def test_the_plans_of_auto(store: Store, monkeypatch: pytest.MonkeyPatch, capsys
     plan = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
     assert plan["flow-s0"]["needs"] == ["data", "latents"]
     assert plan["flow-grid-s0"]["needs"] == ["grid"]
+
+
+def test_an_autoencoder_learns_pictures(colours: Store) -> None:
+    """`--latents` with it is an error before a job or a pipeline is planned."""
+    for latents in ("auto", "colours"):
+        with pytest.raises(UsageError, match="an autoencoder learns pictures") as error:
+            train.train("autoencoder", data="colours", latents=latents, dry_run=True)
+        assert error.value.hint == "omit --latents, or name another family"
+
+
+def test_none_is_a_word_of_recipes() -> None:
+    """`--set data.latents=none` and `data: {latents: none}` mean what `--latents none` means."""
+    assert compose("ddpm", assignments(["data.latents=none"])).data.latents == "none"
+    assert compose("ddpm", {"data": {"latents": None}}).data.latents == "none"
+
+
+def test_deleting_latents_names_the_runs_that_need_them(colours: Store) -> None:
+    """An interrupted run needs its latents, its pairs and its initial run to resume."""
+    folder = colours.folder("runs", "r-1")
+    folder.mkdir(parents=True)
+    recipe = compose("ddpm", {"data": {"name": "colours-1a", "latents": "colours-2a", "pairs": "p-1"}, "init": "r-0"})
+    (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    (folder / "facts.json").write_text("{}", encoding="utf-8")
+    assert runs.sources_of(colours, "r-1") == {"colours-1a", "colours-2a", "p-1", "r-0"}
+    for kind, id in (("latents", "colours-2a"), ("datasets", "colours-1a")):
+        with pytest.raises(UsageError, match="r-1 began on it and can then not resume"):
+            removal.remove(kind, id, yes=False)
