@@ -40,8 +40,11 @@ def list_data(json: AsJson = False) -> None:
         console.next_commands("genflow prepare digits", "genflow prepare ~/my_pictures --size 32")
         return
     tables = [
-        console.table((NOUN[kind], "name", "rows", "C×H×W", "made"), [_row(artifact) for artifact in artifacts], left=2)
-        for kind, artifacts in found.items()
+        console.table(
+            (NOUN[kind], "name", *of, "rows", "C×H×W", "made"), [_row(artifact) for artifact in artifacts],
+            left=2 + len(of),
+        )
+        for (kind, artifacts), of in zip(found.items(), ((), ("of",)), strict=True)
         if artifacts
     ]
     print("\n\n".join(tables))
@@ -51,7 +54,8 @@ def _row(artifact: "Artifact") -> tuple[str, ...]:
     facts = artifact.meta.get("facts", {})
     shape = "×".join(str(n) for n in facts.get("shape", ()))
     rows = f"{sum(facts.get('splits', {}).values()):,}"
-    return artifact.id, artifact.name, rows, shape, console.date(artifact.manifest.get("created", 0))
+    of = [artifact.meta["dataset"]] if artifact.kind == "latents" else []
+    return artifact.id, artifact.name, *of, rows, shape, console.date(artifact.manifest.get("created", 0))
 
 
 def _kind(store: "Store", reference: str) -> str:

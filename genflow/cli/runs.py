@@ -14,6 +14,7 @@ from genflow.errors import GenflowError
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
 
+LATENTS = 3  # column of `runs ls`; omitted if every run learned its dataset
 app = typer.Typer(help="List, show and delete runs in the store.", no_args_is_help=True)
 
 
@@ -36,8 +37,9 @@ def list_runs(json: AsJson = False) -> None:
                           "training": training, "damaged": [*damaged]})  # fmt: skip
         return
     rows: list[tuple[str, ...]] = [
-        (run.id, run.meta.get("family", ""), run.meta.get("dataset", ""), f"{run.meta.get('steps', 0):,}",
-         console.duration(run.meta.get("seconds")), console.date(run.manifest.get("created", 0)))
+        (run.id, *(run.meta.get(key) or "" for key in ("family", "dataset", "latents")),
+         f"{run.meta.get('steps', 0):,}", console.duration(run.meta.get("seconds")),
+         console.date(run.manifest.get("created", 0)))
         for run in finished
     ]  # fmt: skip
     rows += [_unfinished(store, name, training.get(name, "")) for name in unfinished]
@@ -45,7 +47,10 @@ def list_runs(json: AsJson = False) -> None:
         print(f"no runs in {store.url}")
         console.next_commands("genflow quickstart", "genflow train flow_matching --data NAME")
         return
-    print(console.table(("run", "family", "data", "steps", "time", "made"), rows, left=3))
+    heads: tuple[str, ...] = ("run", "family", "data", "latents", "steps", "time", "made")
+    if not any(row[LATENTS] for row in rows):
+        heads, *rows = [(*row[:LATENTS], *row[LATENTS + 1 :]) for row in (heads, *rows)]
+    print(console.table(heads, rows, left=heads.index("steps")))
 
 
 def _unfinished(store: "Store", id: str, process: str) -> tuple[str, ...]:
@@ -53,14 +58,15 @@ def _unfinished(store: "Store", id: str, process: str) -> tuple[str, ...]:
     from genflow.recipe.files import read
 
     folder = store.folder("runs", id)
-    family = data = ""
+    family = data = latents = ""
     with contextlib.suppress(GenflowError, OSError, AttributeError):
         recipe = read(folder / "recipe.yaml")
         family, data = str(recipe["family"].get("kind", "")), str(recipe["data"].get("name", ""))
+        latents = str(recipe["data"].get("latents", ""))
     steps = sorted(path.name for path in folder.glob("checkpoints/step_*") if ".tmp-" not in path.name)
     done = f"{int(steps[-1].removeprefix('step_')):,}" if steps else ""
     state = f"training: process {process}" if process else "unfinished: run the same command to resume"
-    return id, family, data, done, "", state
+    return id, family, data, latents, done, "", state
 
 
 @app.command()

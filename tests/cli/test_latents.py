@@ -5,7 +5,8 @@ import json
 import pytest
 
 from genflow import runs
-from genflow.cli import dispatch, removal, tables, train, tune
+from genflow.cli import data, dispatch, removal, tables, train, tune
+from genflow.cli import runs as runs_command
 from genflow.errors import UsageError
 from genflow.recipe.compose import assignments, compose
 from genflow.recipe.files import dump
@@ -108,3 +109,17 @@ def test_deleting_latents_names_the_runs_that_need_them(colours: Store) -> None:
     for kind, id in (("latents", "colours-2a"), ("datasets", "colours-1a")):
         with pytest.raises(UsageError, match="r-1 began on it and can then not resume"):
             removal.remove(kind, id, yes=False)
+
+
+def test_lists_name_latents(colours: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """`data ls` says what latents are of; `runs ls` has their column if a run has learned any."""
+    data.list_data()
+    assert "colours-2b  colours  colours-1a" in capsys.readouterr().out
+    made(colours, "runs", "r-1", family="gan", dataset="colours-1a", latents="")
+    runs_command.list_runs()
+    assert "latents" not in capsys.readouterr().out
+    made(colours, "runs", "r-2", family="gan", dataset="colours-1a", latents="colours-2b")
+    runs_command.list_runs()
+    head, _, first, second = capsys.readouterr().out.splitlines()
+    at = head.index("latents")
+    assert (first[at : at + 10].strip(), second[at : at + 10]) == ("", "colours-2b")
