@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_named
+from genflow.cli.dispatch import find_named, training_of
 from genflow.cli.options import AsJson, DataRef, Yes
 from genflow.cli.removal import NOUN, remove
 from genflow.data.skipped import describe
@@ -97,7 +97,7 @@ def show(
     if opened.facts.is_latents:
         console.next_commands(f"genflow train flow_matching --latents {opened.artifact.id}")
     else:
-        console.next_commands(f"genflow train flow_matching --data {store.reference(opened.artifact)}")
+        console.next_commands(training_of(store.reference(opened.artifact), opened.facts.to_json()))
 
 
 def _decoded(latents: "Dataset") -> bytes:

@@ -147,6 +147,12 @@ def use_of(run: str, family: str | None, dataset: str | None, command: str = "")
     return f"genflow {encode if family in AUTOENCODERS else command or f'sample {run}'}"
 
 
+def training_of(dataset: str, facts: Json) -> str:
+    """The command that trains on a dataset; of large pictures, on their latents."""
+    latents = " --latents auto" if DataSpec.from_json(facts).is_large else ""
+    return f"genflow train flow_matching --data {dataset}{latents}"
+
+
 def show_stages(pipeline: "Pipeline", json: bool) -> None:
     """Print the plan of a dry run: the state of each stage, as far as it is known before the pipeline runs."""
     from genflow.pipeline.plan import dry_run

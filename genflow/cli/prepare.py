@@ -6,7 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import MAX_LISTED, absolute_if_path, compose_recipe, find_named, send, show_plan
+from genflow.cli.dispatch import (
+    MAX_LISTED,
+    absolute_if_path,
+    compose_recipe,
+    find_named,
+    send,
+    show_plan,
+    training_of,
+)
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.data import sources
 from genflow.data.skipped import describe
@@ -89,7 +97,7 @@ def _show(done: Json) -> None:
     if done.get("skipped"):
         print(f"skipped  {describe(done['skipped'])}")
     name = _reference(done)
-    console.next_commands(f"genflow data show {name}", f"genflow train flow_matching --data {name}")
+    console.next_commands(f"genflow data show {name}", training_of(name, facts))
 
 
 def _reference(done: Json) -> str:

@@ -9,8 +9,14 @@ from genflow.cli import console
 from genflow.cli.dispatch import send, show_stages, use_of
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
+from genflow.cli.prepare import find_source
 from genflow.errors import UsageError, similar
 from genflow.system.documents import Json
+
+OWN_PICTURES = (
+    "genflow prepare ~/my_pictures --size 64",
+    "genflow train flow_matching --data my_pictures --latents auto",
+)
 
 
 def quickstart(json: AsJson = False, dry_run: DryRun = False) -> None:
@@ -33,6 +39,8 @@ def run(
 
     document, path = _read(pipeline)
     overrides = assignments(sets)
+    if source := overrides.get("data", {}).get("source"):
+        overrides["data"]["source"] = find_source(str(source))
     stages = load(document, str(path), overrides)
     if dry_run:
         show_stages(stages, json)
@@ -89,4 +97,4 @@ def _show(done: Json) -> None:
         best = next((report["best"] for report in reports if report.get("best")), [*trained][-1])
         made = trained.get(best, {})
         use = use_of(best, made.get("family"), made.get("dataset"))
-        console.next_commands(use, "genflow ui", "genflow prepare ~/my_pictures --size 32")
+        console.next_commands(use, "genflow ui", *OWN_PICTURES)
