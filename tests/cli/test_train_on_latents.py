@@ -56,3 +56,32 @@ def test_latents_that_exist_are_used_at_once(genflow: Command, store: Store, tmp
     code, _, err = genflow("train", "ddpm", "--latents", latents.id, "--data", "moons", "--dry-run")
     assert code == 2
     assert f"{latents.id} are latents of {data.artifact.id}" in err
+
+
+def test_one_command_makes_latents_of_a_folder(
+    genflow: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`genflow run latent` takes a folder relative to the current one, and reaches the report."""
+    pictures(tmp_path / "colours", 20, (64, 64))
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = genflow("run", "latent", "--set", "data.source=colours", "--dry-run", "--json")
+    stages = {stage["stage"]: stage for stage in json.loads(out)["stages"]}
+    assert code == 0
+    assert stages["data"]["artifact"].startswith("colours-")
+    assert stages["flow"]["needs"] == ["data", "latents"]
+    assert stages["report"]["needs"] == ["flow", "autoencoder"]
+
+
+@pytest.mark.parametrize(("side", "more"), [(64, " --latents auto"), (32, "")])
+def test_the_next_command_proposes_latents(
+    genflow: Command, store: Store, tmp_path: Path, side: int, more: str
+) -> None:
+    """After large pictures were prepared or shown; small ones are learned as pixels."""
+    dataset(store, pictures(tmp_path / "colours", 20, (side, side)), size=side)
+    command = f"genflow train flow_matching --data colours{more}\n"
+    shown = ("data", "show", "colours", "--out", str(tmp_path / "x.png"))
+    again = ("prepare", str(tmp_path / "colours"), "--size", str(side), "--val", "0")
+    for arguments in (shown, again):
+        code, out, err = genflow(*arguments)
+        assert code == 0, err
+        assert command in out

@@ -147,6 +147,7 @@ def test_evaluation_states_the_limit_of_the_latents(made: Made) -> None:
     rows = [{**own, "run": "a"}, {**found, "run": "b"}]
     assert table.best(rows, "fd") == "b"
     assert table.best([rows[0]], "psnr") == "a"
+    assert table.best([rows[0]], "fd") == "a"  # among autoencoders
     assert "rec. fd / dB" in table.columns({"rows": rows})
 
 

@@ -56,8 +56,7 @@ def build(store: Store, rows: Sequence[Row]) -> Artifact:
         compared = {"schema": "genflow.compare/1", "verdict": verdict(with_unique_names(ranked)), "rows": ranked}
         (staged.path / "compare.json").write_text(json.dumps(compared, indent=1), encoding="utf-8")
         runs = [row["run"] for row in ranked]
-        best = "" if all(row.get("reconstructs") for row in rows) else table.best(rows)
-        return staged.commit(parents=runs, meta={"runs": runs, "best": best})
+        return staged.commit(parents=runs, meta={"runs": runs, "best": table.best(rows)})
 
 
 def with_unique_names(rows: Sequence[Row]) -> list[Row]:

@@ -46,12 +46,13 @@ def _images_a_second(row: Row) -> str:
 
 
 def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
-    """The id of the best run by a metric.
+    """The id of the best run by a metric; an autoencoder is one only among autoencoders.
 
     Raises:
         UsageError: no run has the metric.
     """
-    values = {row["run"]: _value(row, metric) for row in found if counts(row, metric)}
+    competing = [row for row in found if counts(row, metric)] or found
+    values = {row["run"]: _value(row, metric) for row in competing}
     measured = {run: value for run, value in values.items() if value is not None}
     if not measured:
         every = (*metrics.numbers(), "ms")
