@@ -25,6 +25,7 @@ from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import StraightPath, over
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec
+from genflow.text import Label
 
 
 class FlowMatching(Gaussian):
@@ -74,7 +75,7 @@ class FlowMatching(Gaussian):
         u = self.net(torch.lerp(x, eps, over(t, x)), 1000 * t, label)
         return (u.float() - (eps - x)).square().mean(), {}
 
-    def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
+    def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         return self.ode_likelihood(x, label, rng, self.ode_steps, self.probes)
 
     def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:

@@ -21,6 +21,7 @@ from genflow.maths.paths import Path, Prediction, Time, along, spaced_times, uni
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS, Denoise
 from genflow.specs import DataSpec
+from genflow.text import Label
 
 CODE_STEPS = 50  # midpoint steps of encoding, and of decoding
 STRAIGHTNESS_STEPS = 50  # Euler steps for `straightness`
@@ -84,7 +85,7 @@ class Gaussian(Family):
     def sample(
         self,
         noise: Tensor,
-        label: Tensor,
+        label: Label,
         rng: Rng,
         *,
         sampler: Literal[
@@ -185,7 +186,7 @@ class Gaussian(Family):
 
         return velocity
 
-    def ode_likelihood(self, x: Tensor, label: Tensor, rng: Rng, steps: int, probes: int) -> LogLikelihood:
+    def ode_likelihood(self, x: Tensor, label: Label, rng: Rng, steps: int, probes: int) -> LogLikelihood:
         """The log-likelihood of dequantized data along the ODE (maths/likelihood.py).
 
         Points use four times as many steps, because their densities are narrow and cheap to compute.
@@ -200,7 +201,7 @@ class Gaussian(Family):
         return LogLikelihood(nats, "ode-estimate", stderr, nfe, method)
 
     @torch.no_grad()
-    def straightness(self, noise: Tensor, label: Tensor) -> Tensor:
+    def straightness(self, noise: Tensor, label: Label) -> Tensor:
         """The variance of the velocity along each sample's trajectory, relative to its squared displacement, (B,).
 
             S = mean_u ||v(y_u, u) - (y_1 - y_0)||^2 / ||y_1 - y_0||^2      along the ODE on the straight path
@@ -218,12 +219,12 @@ class Gaussian(Family):
         return bends / displacement.square().flatten(1).sum(1)
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def encode(self, x: Tensor, label: Label, rng: Rng) -> Tensor:
         """The noise at the other end of x's ODE trajectory (DDIM inversion, on any path), by the midpoint method."""
         return ode_encode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, x)
 
     @torch.no_grad()
-    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         """The data at the end of the code's ODE trajectory, with as many steps as `encode`."""
         return ode_decode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, default_fold, groups, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 
 class Block(nn.Module):
@@ -49,7 +50,7 @@ class Encoder(nn.Module):
         self.outputs = ports.outputs
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = F.silu(self.condition(t, label, x, r))
         h = self.enter(F.pixel_unshuffle(x, self.fold))
@@ -76,7 +77,7 @@ class Decoder(nn.Module):
         self.leave = nn.Conv2d(width, ports.outputs[0] * fold**2, 3, padding=1)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = F.silu(self.condition(t, label, x, r))
         h = self.enter(x.flatten(1)).unflatten(1, (-1, self.small, self.small))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 
 class Layer(nn.Module):
@@ -61,7 +62,7 @@ class DiT(nn.Module):
         self.leave = zero_init(nn.Linear(width, ports.outputs[0] * patch**2))
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = F.silu(self.condition(t, label, x, r))  # (B, width)
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # (B, N, C patch^2)

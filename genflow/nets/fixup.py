@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, default_fold, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 MIN_SIDE = 4  # pixels per side at which downsampling ends
 RELU_GAIN = math.sqrt(2)  # compensates for the loss of scale in a rectifier
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
         self.leave = kaiming(nn.Linear(widths[-1], math.prod(ports.outputs), bias=ports.offset), RELU_GAIN)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = self.condition(t, label, x, r)
         h = F.pixel_unshuffle(x, self.fold)
@@ -139,7 +140,7 @@ class Decoder(nn.Module):
         self.leave = kaiming(nn.Conv2d(fine, ports.outputs[0], 3, padding=1), RELU_GAIN)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = leaky_relu(self.style(x.flatten(1)) + self.condition(t, label, x, r))
         h = self.enter(c).unflatten(1, (-1, self.sides[-1], self.sides[-1]))

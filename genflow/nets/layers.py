@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from genflow.errors import UsageError
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 
 class Condition(nn.Module):
@@ -43,7 +44,7 @@ class Condition(nn.Module):
             nn.init.normal_(self.label.weight, std=0.3)
         self.width = width
 
-    def forward(self, t: Tensor | None, label: Tensor | None, like: Tensor, r: Tensor | None = None) -> Tensor:
+    def forward(self, t: Tensor | None, label: Label | None, like: Tensor, r: Tensor | None = None) -> Tensor:
         out = like.new_zeros(like.shape[0], self.width)  # not len(): torch.export would make it a constant
         if self.time is not None and t is not None:
             out = out + self.time(self._fourier(t))

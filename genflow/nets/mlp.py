@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 MAX_FOURIER_INPUTS, MAX_FREQUENCY = 3, 50  # inputs with more numbers get no Fourier features; rad per unit
 
@@ -51,7 +52,7 @@ class MLP(nn.Module):
         self.leave = nn.Linear(width, math.prod(ports.outputs), bias=ports.offset)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = self.act(self.condition(t, label, x, r))  # (B, width)
         h = x.flatten(1)

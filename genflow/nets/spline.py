@@ -21,6 +21,7 @@ from genflow.errors import UsageError
 from genflow.maths import splines
 from genflow.nets.layers import Condition, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 FLOW = True  # read by `genflow.nets`: the net is invertible and returns (z, log|det|)
 
@@ -58,7 +59,7 @@ class Coupling(nn.Module):
         self.leave = zero_init(nn.Linear(width, len(moves) * splines.parameter_count(bins)))
 
     def forward(
-        self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
+        self, x: Tensor, label: Label | None, *, inverse: bool = False, guidance: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """x (B, D) -> z (B, D) and log |det dz/dx| (B,); with `inverse` from z to x."""
         h = self.enter(x[:, self.stays]) + self.condition(None, label, x)
@@ -94,7 +95,7 @@ class SplineFlow(nn.Module):
         self,
         x: Tensor,
         t: Tensor | None = None,
-        label: Tensor | None = None,
+        label: Label | None = None,
         r: Tensor | None = None,
         *,
         inverse: bool = False,

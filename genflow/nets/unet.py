@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, attend, default_fold, groups, need_divisor, need_pictures, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 
 class Block(nn.Module):
@@ -94,7 +95,7 @@ class UNet(nn.Module):
         self.leave = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = F.silu(self.condition(t, label, x, r))  # (B, condition)
         h = self.enter(F.pixel_unshuffle(x, self.patch))
