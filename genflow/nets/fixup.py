@@ -27,6 +27,8 @@ from genflow.nets.layers import Condition, default_fold, need_divisor, need_one_
 from genflow.specs import NetSpec
 from genflow.text import Label
 
+READS_TEXT = True  # read by `genflow.nets`: captions can stand in the place of labels
+
 MIN_SIDE = 4  # pixels per side at which downsampling ends
 RELU_GAIN = math.sqrt(2)  # compensates for the loss of scale in a rectifier
 
@@ -40,10 +42,10 @@ def kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.L
 
 
 def unit_condition(width: int, classes: int, ports: NetSpec) -> Condition:
-    """An embedding of time and class with entries of unit variance, so that other inputs do not outweigh it."""
-    condition = Condition(width, classes, ports.time, ports.second_time)
-    if condition.label is not None:
-        nn.init.normal_(condition.label.weight)
+    """An embedding of time and class or caption with entries of unit variance, so that other inputs do not outweigh it.
+    """
+    condition = Condition(width, classes, ports.time, ports.second_time, ports.text)
+    condition.scale_embedding(1.0)
     return condition
 
 

@@ -23,6 +23,7 @@ from genflow.specs import NetSpec
 from genflow.text import Label
 
 FLOW = True  # read by `genflow.nets`: the net is invertible and returns (z, log|det|)
+READS_TEXT = True  # captions can stand in the place of labels
 
 # A Muon step changes the weights of `leave` by lr whatever the gradient, and so its outputs by
 # lr sqrt(width) OUTPUT_SCALE.
@@ -60,10 +61,10 @@ class Layer(nn.Module):
 class Block(nn.Module):
     """One autoregressive flow over a sequence of N patches of D numbers each."""
 
-    def __init__(self, N: int, D: int, classes: int, width: int, depth: int, heads: int, bins: int) -> None:
+    def __init__(self, N: int, D: int, condition: Condition, width: int, depth: int, heads: int, bins: int) -> None:
         super().__init__()
         self.bins = bins
-        self.condition = Condition(width, classes, time=False)
+        self.condition = condition
         self.enter = nn.Linear(D, width)
         self.start = nn.Parameter(torch.zeros(width))  # the input in the position before the first patch
         self.position = nn.Parameter(0.02 * torch.randn(N, width))
@@ -123,7 +124,10 @@ class TarFlow(nn.Module):
         C, H, W = ports.inputs
         self.patch, self.grid = patch, (H // patch, W // patch)
         N, D = self.grid[0] * self.grid[1], C * patch**2
-        self.blocks = nn.ModuleList(Block(N, D, classes, width, depth, heads, bins) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            Block(N, D, Condition(width, classes, time=False, text=ports.text), width, depth, heads, bins)
+            for _ in range(blocks)
+        )
 
     def forward(
         self,

@@ -20,6 +20,8 @@ from genflow.nets.layers import Condition, attend, default_fold, groups, need_di
 from genflow.specs import NetSpec
 from genflow.text import Label
 
+READS_TEXT = True  # read by `genflow.nets`: captions can stand in the place of labels
+
 
 class Block(nn.Module):
     """A residual block: norm, SiLU, conv, norm, modulation by time and class, SiLU, conv."""
@@ -69,7 +71,7 @@ class UNet(nn.Module):
         self.patch = patch
         inputs, outputs = ports.inputs[0] * patch**2, ports.outputs[0] * patch**2
         condition = 4 * widths[0]
-        self.condition = Condition(condition, classes, ports.time, ports.second_time)
+        self.condition = Condition(condition, classes, ports.time, ports.second_time, ports.text)
         self.enter = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, channels = [widths[0]], widths[0]
