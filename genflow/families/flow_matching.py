@@ -35,7 +35,7 @@ class FlowMatching(Gaussian):
         nets: {"net": predicts u from (x_t (B, C, H, W), 1000 t (B,), label (B,))}.
         facts: of the data.
         density: the distribution of training times (maths/timesteps.py).
-        logit_mean: mean of the logit-normal density; above 0 means more noise.
+        logit_mean: mean of the logit-normal density; above 0 means more noise. A shift s is the mean ln s.
         logit_std: standard deviation of the logit-normal density.
         at_noise: share of rows with t = 1 exactly, where sampling in a single step starts.
         forget: share of labels dropped during training, so that guidance works.
