@@ -5,6 +5,7 @@ of the family's `__init__` and of its `sample`. `resolve` checks a recipe agains
 default, and rejects what does not fit before a run starts.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -94,6 +95,9 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     if trained_on and trained_on.autoencoder != facts.autoencoder:
         theirs, ours = (f"the latents of {s.autoencoder}" if s.is_latents else "pictures" for s in (trained_on, facts))
         raise UsageError(f"the run of `init` learned {theirs}, and this one learns {ours}", "--init another run")
+    if trained_on and trained_on.text != facts.text:
+        theirs, ours = (f"captions by {s.text.encoder}" if s.text else "no captions" for s in (trained_on, facts))
+        raise UsageError(f"the run of `init` read {theirs}, and this one reads {ours}", "--init another run")
     given = {**(family.inherit(init.family) if init else {}), **recipe.family}
     options = bind("family", family.__init__, given, kind)
     family.require_packages(**options)
@@ -130,7 +134,8 @@ def family_of(recipe: Recipe, facts: DataSpec) -> Family:
     for name, ports in family.ports(facts, **options).items():
         kind = ports.net or recipe.net["kind"]
         own = net_options if kind == recipe.net["kind"] else {}  # a required kind of net uses its defaults
-        made[name] = nets.builder(kind)(ports, facts.classes, **own)
+        text = None if family.is_autoencoder else facts.text  # an autoencoder has no condition
+        made[name] = nets.builder(kind)(dataclasses.replace(ports, text=text), facts.classes, **own)
     return family(made, facts, **options)  # type: ignore[call-arg, arg-type]
 
 
@@ -164,6 +169,8 @@ def _sample_options(
     family: type[Family], facts: DataSpec, values: dict[str, Any], *, guided: bool = False
 ) -> dict[str, Any]:
     options = bind("sample", family.sample, values)
-    if options.get("guidance", 1.0) != 1.0 and not facts.classes and not guided:
-        raise UsageError("sample.guidance needs data with labels, and this data has none", "leave sample.guidance at 1")
+    if options.get("guidance", 1.0) != 1.0 and not (facts.classes or facts.text or guided):
+        raise UsageError(
+            "sample.guidance needs data with labels or captions, and this data has none", "leave sample.guidance at 1"
+        )
     return options

@@ -1,4 +1,4 @@
-"""Specifications as values: the properties of a dataset, and the requirements of a family on a net."""
+"""Specifications as values: the properties of a dataset and its captions, and what a family needs of a net."""
 
 import json
 import math
@@ -6,6 +6,23 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 LATENTS_FROM = 48  # pixels a side; measured at 64 (docs/results.md)
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """The form of captions as a text encoder embeds them.
+
+    Args:
+        tokens: D, the size of a token's embedding.
+        pooled: P, the size of the vector that stands for the whole caption.
+        length: L, the tokens that every caption is padded to.
+        encoder: the id of the text encoder; equal ids embed a caption alike.
+    """
+
+    tokens: int
+    pooled: int
+    length: int
+    encoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,7 @@ class DataSpec:
         captions: whether the rows have captions; a row may have none or several.
         fingerprint: SHA-256 of the bytes of the shards; equal data has equal fingerprints.
         strip: length of the strips from which training crops; 0: the data has none.
+        text: the form of the captions that condition a net; None: the condition is the label.
         autoencoder: the id of the autoencoder that turns these latents into pictures; empty for pictures and points.
         crop: how another picture that is not square gets the data's form: "center", or "none", which pads it.
         bits: the bits of the values above 255 in another picture.
@@ -44,6 +62,7 @@ class DataSpec:
     fingerprint: str = ""
     captions: bool = False
     strip: int = 0
+    text: TextSpec | None = None
     autoencoder: str = ""
     crop: str = "center"
     bits: int = 16
@@ -92,6 +111,9 @@ class DataSpec:
         for key in ("shape", "class_names", "class_counts"):
             if key in values:
                 values[key] = tuple(values[key])
+        if values.get("text") is not None:
+            form = {f.name for f in fields(TextSpec)}
+            values["text"] = TextSpec(**{key: value for key, value in values["text"].items() if key in form})
         return cls(**values)
 
 
@@ -107,6 +129,7 @@ class NetSpec:
         flow: whether it is invertible: net(x, None, label) -> (z, log|det dz/dx|), and back with `inverse=True`.
         offset: whether the last layer has a bias; False if only differences of outputs count.
         net: the required kind of net; "": the recipe chooses it.
+        text: the form of the captions that the net reads in the place of labels; `build.family_of` fills it in.
     """
 
     inputs: tuple[int, ...]
@@ -116,3 +139,4 @@ class NetSpec:
     flow: bool = False
     offset: bool = True
     net: str = ""
+    text: TextSpec | None = None

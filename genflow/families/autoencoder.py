@@ -39,6 +39,7 @@ from genflow.maths.imagenet import PerceptualDistance
 from genflow.maths.rng import Rng
 from genflow.maths.similarity import psnr
 from genflow.specs import DataSpec, NetSpec
+from genflow.text import Label
 
 FACTORS = (2, 4, 8, 16, 32)
 FIRST_LOG_VARIANCE = -4.0  # of the latents before training: with more noise the decoder learns nothing at first
@@ -185,17 +186,17 @@ class Autoencoder(Family):
         return mean + deviation * eps
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, label: Tensor, rng: Rng) -> Samples:
+    def sample(self, noise: Tensor, label: Label, rng: Rng) -> Samples:
         """The pictures of random latents; they are no samples of the data, because no prior is fitted."""
         return Samples(self.decode(noise, label, rng), 1)
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def encode(self, x: Tensor, label: Label, rng: Rng) -> Tensor:
         """The standardized mean of the posterior, (B, c, H/f, W/f); nothing is drawn."""
         return (self._posterior(x)[0] - self.latent_mean) / self.latent_deviation
 
     @torch.no_grad()
-    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         return self._reconstruct(code * self.latent_deviation + self.latent_mean).clamp(-1, 1)
 
     @torch.no_grad()

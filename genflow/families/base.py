@@ -16,6 +16,7 @@ from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
+from genflow.text import Label
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,14 @@ class Family(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(self, noise: Tensor, label: Tensor, rng: Rng) -> Samples:
+    def sample(self, noise: Tensor, label: Label, rng: Rng) -> Samples:
         """Turn noise (B, *noise_shape) and labels (B,) into data (B, C, H, W). Subclasses add keyword-only options."""
 
-    def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood | None:
+    def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood | None:
         """log p(x | label) of pictures x (B, C, H, W) at bin centres; None if the family has no likelihood."""
         return None
 
-    def straightness(self, noise: Tensor, label: Tensor) -> Tensor | None:
+    def straightness(self, noise: Tensor, label: Label) -> Tensor | None:
         """The curvature of each sample's trajectory, (B,): 0 for a straight line; None if the family has no ODE."""
         return None
 
@@ -156,7 +157,7 @@ class Family(nn.Module, ABC):
         """The shape of a code, without the batch dimension."""
         return self.noise_shape
 
-    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def encode(self, x: Tensor, label: Label, rng: Rng) -> Tensor:
         """The code (B, *code_shape) that `decode` turns back into x (B, C, H, W).
 
         Raises:
@@ -164,7 +165,7 @@ class Family(nn.Module, ABC):
         """
         raise UsageError(f"{self.title} has no encoder: it cannot compute the noise that gives a picture")
 
-    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         """x (B, C, H, W) of a code (B, *code_shape); by default the code is the noise that sampling starts from."""
         return self.sample(code, label, rng).x
 

@@ -43,6 +43,7 @@ from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import Time, along, over
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
+from genflow.text import Label
 
 RATIO = {"tune": (0.25, 0.05), "distill": (0.5, 0.5)}  # at the start and at the end of training
 LEAST = {"tune": 0.05, "distill": 0.25}  # the teacher's step stays accurate over a longer interval than a straight line
@@ -164,7 +165,7 @@ class Consistency(Family):
         r = u - (self.ratio * u).clamp(min=self.least)
         return r.masked_fill(r < self.least, 0.0)
 
-    def _teach(self, y: Tensor, u: Tensor, r: Tensor, label: Tensor) -> Tensor:
+    def _teach(self, y: Tensor, u: Tensor, r: Tensor, label: Label) -> Tensor:
         """The teacher's ODE dy/du = (y - x_0)/u from u to r by one midpoint step: 2 evaluations, 4 with guidance."""
         if not self._teacher:
             raise UsageError("there is no teacher to distill", "start the run with --init")
@@ -178,7 +179,7 @@ class Consistency(Family):
     def sample(
         self,
         noise: Tensor,
-        label: Tensor,
+        label: Label,
         rng: Rng,
         *,
         steps: Annotated[int, Field(ge=1, le=4)] = 2,

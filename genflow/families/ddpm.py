@@ -39,6 +39,7 @@ from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, target, x0_sensitivity
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec
+from genflow.text import Label
 
 MIN_SNR = 5.0  # gamma, as in the paper
 
@@ -148,7 +149,7 @@ class Ddpm(Gaussian):
         return self.unit * super().predict_x0(net, x / scale, net_time, a, b)
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
+    def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         """The variational bound (maths/likelihood.py), or the ODE estimate."""
         if self.bound == "ode":
             return self.ode_likelihood(x, label, rng, self.ode_steps, self.probes)

@@ -25,6 +25,7 @@ from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import StraightPath, over
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec
+from genflow.text import Label
 
 
 class FlowMatching(Gaussian):
@@ -34,7 +35,7 @@ class FlowMatching(Gaussian):
         nets: {"net": predicts u from (x_t (B, C, H, W), 1000 t (B,), label (B,))}.
         facts: of the data.
         density: the distribution of training times (maths/timesteps.py).
-        logit_mean: mean of the logit-normal density; above 0 means more noise.
+        logit_mean: mean of the logit-normal density; above 0 means more noise. A shift s is the mean ln s.
         logit_std: standard deviation of the logit-normal density.
         at_noise: share of rows with t = 1 exactly, where sampling in a single step starts.
         forget: share of labels dropped during training, so that guidance works.
@@ -74,7 +75,7 @@ class FlowMatching(Gaussian):
         u = self.net(torch.lerp(x, eps, over(t, x)), 1000 * t, label)
         return (u.float() - (eps - x)).square().mean(), {}
 
-    def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
+    def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         return self.ode_likelihood(x, label, rng, self.ode_steps, self.probes)
 
     def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:

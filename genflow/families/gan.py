@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.families.base import DIAGNOSE_EVERY, Family, Samples
-from genflow.maths.guidance import drop_labels
+from genflow.maths.guidance import cat_labels, drop_labels, no_label
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
+from genflow.text import Label
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
 GAMMA, MIN_GAMMA = 0.02, 0.2  # default gamma is GAMMA sqrt(D), as distances grow with sqrt(D)
@@ -104,10 +105,10 @@ class Gan(Family):
             player_loss = self._discriminator_loss if player == "discriminator" else self._generator_loss
             return player_loss(batch.x, z, label, rng)
 
-    def _discriminator_loss(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+    def _discriminator_loss(self, x: Tensor, z: Tensor, label: Label, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             fake = self.generator(z, None, label).float()
-        both, labels = torch.cat([x, fake]), torch.cat([label, label])
+        both, labels = torch.cat([x, fake]), cat_labels([label, label])
         if self.gamma and self.penalty == "exact":
             both.requires_grad_()
             scores = self._score(both, labels)
@@ -115,7 +116,7 @@ class Gan(Family):
             squared = slope.float().flatten(1).square().sum(1)  # |grad D|^2 of each row
         elif self.gamma:
             away = DIFFERENCE_STEP * torch.cat([rng.normal(x.shape), rng.normal(x.shape)])
-            scores, moved = self._score(torch.cat([both, both + away]), torch.cat([labels, labels])).chunk(2)
+            scores, moved = self._score(torch.cat([both, both + away]), cat_labels([labels, labels])).chunk(2)
             squared = ((moved - scores) / DIFFERENCE_STEP).square()  # its mean over directions is |grad D|^2
         else:
             scores = self._score(both, labels)
@@ -132,7 +133,7 @@ class Gan(Family):
         numbers = {"gap": gap.mean(), "told_apart": (gap > 0).float().mean(), "penalty": penalty.mean()}
         return loss, {name: number.detach() for name, number in numbers.items()}
 
-    def _generator_loss(self, x: Tensor, z: Tensor, label: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+    def _generator_loss(self, x: Tensor, z: Tensor, label: Label, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         fake = self._score(self.generator(z, None, label).float(), label)
         if self.game == "minimax":
             return -F.softplus(fake).mean(), {}
@@ -142,16 +143,16 @@ class Gan(Family):
             real = self._score(x, label)
         return F.softplus(real - fake).mean(), {}
 
-    def _score(self, x: Tensor, label: Tensor) -> Tensor:
+    def _score(self, x: Tensor, label: Label) -> Tensor:
         """D(x) for x (B, C, H, W), in single precision, (B,)."""
         return self.discriminator(x, None, label).float().flatten()
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, label: Tensor, rng: Rng, *, temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+        self, noise: Tensor, label: Label, rng: Rng, *, temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     ) -> Samples:
         if self.forget == 1:
-            label = torch.full_like(label, self.facts.classes)
+            label = no_label(label, self.facts.classes)
         x = self.generator(temperature * noise, None, label).float()
         return Samples(x.clamp(-1, 1) if self.facts.bounded else x, 1)
 

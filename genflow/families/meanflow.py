@@ -35,6 +35,7 @@ from genflow.maths.paths import StraightPath, Time, over, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import Denoise
 from genflow.specs import DataSpec, NetSpec
+from genflow.text import Label
 
 # Half the width of the secant, in t. With time frequencies of up to 50 rad its cosine similarity with the exact
 # derivative is 0.995 in single precision, and only 0.97 in bfloat16. The secant stays within r <= t <= 1. The net is
@@ -85,7 +86,7 @@ class MeanFlow(Family):
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
         return {"net": NetSpec(facts.shape, facts.shape, time=True, second_time=True)}
 
-    def average(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+    def average(self, x: Tensor, t: Tensor, r: Tensor, label: Label) -> Tensor:
         """u(x_t, r, t), (B, C, H, W), in single precision; t and r (B,)."""
         return self.net(x, 1000 * t, label, 1000 * r).float()
 
@@ -116,7 +117,7 @@ class MeanFlow(Family):
         return torch.where(same, a, t), torch.where(same, a, r)
 
     @torch.no_grad()
-    def total_derivative(self, y: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+    def total_derivative(self, y: Tensor, t: Tensor, r: Tensor, label: Label) -> Tensor:
         """du/dt along the net's velocity, (B, C, H, W), for y = x_t; 0 for rows with r = t, where it is not needed."""
         out = torch.zeros_like(y)
         rows = (t > r).nonzero().flatten()
@@ -139,7 +140,7 @@ class MeanFlow(Family):
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, label: Tensor, rng: Rng, *, steps: Annotated[int, Field(ge=1, le=1000)] = 2
+        self, noise: Tensor, label: Label, rng: Rng, *, steps: Annotated[int, Field(ge=1, le=1000)] = 2
     ) -> Samples:
         x, clock = noise, uniform_times(steps)
         for t, r in zip(clock[:-1], clock[1:], strict=True):
@@ -150,15 +151,15 @@ class MeanFlow(Family):
         return Samples(x, steps)
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def encode(self, x: Tensor, label: Label, rng: Rng) -> Tensor:
         """The noise at the other end of x's ODE trajectory with velocity u(x_t, t, t), by the midpoint method."""
         return ode_encode(self._denoiser(label), self.path, x)
 
     @torch.no_grad()
-    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         return ode_decode(self._denoiser(label), self.path, code)
 
-    def _denoiser(self, label: Tensor) -> Denoise:
+    def _denoiser(self, label: Label) -> Denoise:
         def denoise(y: Tensor, t: Time) -> Tensor:
             at = torch.as_tensor(t, dtype=torch.float32, device=y.device).expand(len(y))
             return y - over(at, y) * self.average(y, at, at, label)

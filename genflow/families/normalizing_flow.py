@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from genflow.batch import Batch
 from genflow.families.base import Family, LogLikelihood, Samples
 from genflow.maths import likelihood
-from genflow.maths.guidance import drop_labels
+from genflow.maths.guidance import cat_labels, drop_labels, no_label
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
+from genflow.text import Label
 
 MARGIN = 1e-5  # added at both ends of the range from black to white; small compared with a bin, 4e-3 at 256 levels
 SPREAD = 3.0  # the approximate standard deviation of the logits of pictures
@@ -81,20 +82,20 @@ class NormalizingFlow(Family):
         metric = "bits_per_dim" if self.facts.bounded else "nats"
         return -nats / self.facts.dims, {metric: -nats / (1 if metric == "nats" else self.facts.dims * math.log(2))}
 
-    def log_density(self, x: Tensor, label: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, label: Label) -> Tensor:
         """log p(x | label) of dequantized pictures or of points, x (B, C, H, W), in nats (B,)."""
         y, logit_log_det = self._to_logits(x)
         z, log_det = self.net(y, None, label)
         return likelihood.standard_normal(z) + log_det + logit_log_det
 
-    def _nats(self, x: Tensor, label: Tensor) -> Tensor:
+    def _nats(self, x: Tensor, label: Label) -> Tensor:
         return likelihood.discrete_nats(self.log_density(x, label), self.facts)
 
     @torch.no_grad()
     def sample(
         self,
         noise: Tensor,
-        label: Tensor,
+        label: Label,
         rng: Rng,
         *,
         temperature: Annotated[float, Field(gt=0, le=2)] | None = None,
@@ -112,12 +113,12 @@ class NormalizingFlow(Family):
         z = (self.temperature if temperature is None else temperature) * noise
         if guidance == 1:
             return Samples(self._from_logits(self.net(z, None, label, inverse=True)[0]), 1)
-        no_label = torch.full_like(label, self.facts.classes)
-        y, _ = self.net(torch.cat([z, z]), None, torch.cat([label, no_label]), inverse=True, guidance=guidance)
+        both = cat_labels([label, no_label(label, self.facts.classes)])
+        y, _ = self.net(torch.cat([z, z]), None, both, inverse=True, guidance=guidance)
         return Samples(self._from_logits(y.chunk(2)[0]), 2)
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
+    def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         """The density of dequantized data as a bound on log P of the levels; a mean over `draws` draws of u."""
         draws = self.draws if self.facts.bounded else 1
         found = [self._nats(likelihood.dequantize(x, self.facts, rng), label).double() for _ in range(draws)]
@@ -127,11 +128,11 @@ class NormalizingFlow(Family):
         return LogLikelihood(nats.mean(0), "exact-dequantized", stderr, draws, method)
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def encode(self, x: Tensor, label: Label, rng: Rng) -> Tensor:
         return self.net(self._to_logits(x)[0], None, label)[0]
 
     @torch.no_grad()
-    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         return self.sample(code, label, rng, temperature=1.0).x
 
     def _to_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:

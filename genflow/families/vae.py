@@ -31,11 +31,12 @@ from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Family, Kind, LogLikelihood, Samples
 from genflow.maths import likelihood, mixture, timesteps
-from genflow.maths.guidance import drop_labels
+from genflow.maths.guidance import cat_labels, class_numbers, drop_labels, no_label
 from genflow.maths.paths import StraightPath, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS
 from genflow.specs import DataSpec, NetSpec
+from genflow.text import Label
 
 # Training rows to which the prior is fitted; 20,000 rows change the Frechet distance by less than 0.1.
 PRIOR_ROWS = 10_000
@@ -98,6 +99,7 @@ class Vae(Family):
         self.latent, self.beta, self.warmup, self.forget = latent, beta, warmup, forget
         self.gaussian, self.pixel_scale = decoder == "gaussian" or not facts.bounded, scale == "pixel"
         self.bound, self.posterior_samples, self.components = bound, posterior_samples, components
+        self.classes = 0 if facts.text else facts.classes  # one mixture serves all captions
         self.mixture: mixture.Mixture | None = None
         self.prior = nets.get("prior")
         if self.prior is not None:
@@ -106,13 +108,13 @@ class Vae(Family):
                 raise UsageError("family.bound=iwae needs a prior whose density is exact", "use family.prior=mixture")
         if prior == "mixture":
             # One mixture per label, and one for "no label", which has separate components for every class.
-            total = components * max(1, 2 * facts.classes)
+            total = components * max(1, 2 * self.classes)
             if total * latent**2 > MAX_COVARIANCE_ENTRIES:
                 raise UsageError(
                     f"{total} components of {latent} x {latent} numbers are too many for the prior",
                     "use family.prior=normal, or fewer family.components",
                 )
-            self.mixture = mixture.Mixture(facts.classes + 1, total, latent)
+            self.mixture = mixture.Mixture(self.classes + 1, total, latent)
             self.noise_shape = (latent + 1,)  # the last number selects the component
         self._progress = 1.0
 
@@ -145,7 +147,7 @@ class Vae(Family):
     def sample(
         self,
         noise: Tensor,
-        label: Tensor,
+        label: Label,
         rng: Rng,
         *,
         temperature: Annotated[float, Field(gt=0, le=2)] = 1.0,
@@ -154,7 +156,8 @@ class Vae(Family):
         z = temperature * noise[:, : self.latent]
         if self.mixture is not None:
             choice = torch.special.ndtr(noise[:, self.latent].double()).clamp(max=1 - 1e-9)
-            z = torch.where(self.mixture.fitted, self.mixture.draw(z, choice, label), z)  # no branch, for torch.export
+            drawn = self.mixture.draw(z, choice, class_numbers(label, self.classes))
+            z = torch.where(self.mixture.fitted, drawn, z)  # no branch, for torch.export
         elif self.prior is not None:
             path, grid = StraightPath(), uniform_times(FLOW_STEPS)
             z = SAMPLERS["ab2"].run(lambda y, t: y - t * self._velocity(y, t, label), path, z, grid, rng)
@@ -166,7 +169,7 @@ class Vae(Family):
         return Samples(x.clamp(-1, 1) if self.facts.bounded else x, nfe)
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, label: Tensor, rng: Rng) -> LogLikelihood:
+    def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         """The bound from k draws of z, under the prior from which samples are drawn."""
         k, kind, nfe = self.posterior_samples, "lower-bound", 1 + self.posterior_samples
         mean, log_variance = (part.double() for part in self._posterior(x, label))
@@ -178,7 +181,7 @@ class Vae(Family):
             z = mean + (0.5 * log_variance).exp() * eps
             nats = self._log_p(x, z.float(), label).double()
             if fitted is not None:
-                log_prior = fitted.log_density(z, label)
+                log_prior = fitted.log_density(z, class_numbers(label, self.classes))
             elif self.prior is not None:
                 velocity = partial(self._velocity, label=label)
                 log_prior, _, cost = likelihood.ode_log_density(velocity, z.float(), rng, steps=FLOW_STEPS)
@@ -202,12 +205,12 @@ class Vae(Family):
         return (self.latent,)
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def encode(self, x: Tensor, label: Label, rng: Rng) -> Tensor:
         """The mean of the posterior q(z | x), (B, latent)."""
         return self._posterior(x, label)[0]
 
     @torch.no_grad()
-    def decode(self, code: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         x = self._output_distribution(code, label)[0]
         return x.clamp(-1, 1) if self.facts.bounded else x
 
@@ -220,18 +223,19 @@ class Vae(Family):
         while seen < want:
             parts.append(data(len(parts)))
             seen += len(parts[-1])
-        classes, first = self.facts.classes, 0
+        classes, first = self.classes, 0
         self.mixture.clear()
         for known in [True, False] if classes else [True]:
             x = torch.cat([part.x for part in parts])[: want if known else PRIOR_ROWS_UNLABELLED]
-            label = torch.cat([part.label for part in parts])[: len(x)]
+            label = cat_labels([part.label for part in parts])[: len(x)]
+            number = class_numbers(label, classes)
             codes = [
-                self._posterior(some, of if known else torch.full_like(of, classes))
+                self._posterior(some, of if known else no_label(of, classes))
                 for some, of in zip(x.split(64), label.split(64), strict=True)
             ]
             mean, log_variance = (torch.cat(part) for part in zip(*codes, strict=True))
             for one in range(max(1, classes)):
-                rows = (label == one).nonzero()[:, 0]
+                rows = (number == one).nonzero()[:, 0]
                 m, v = mean[rows], log_variance[rows].exp()
                 if not len(rows):  # a class that does not occur among the rows gets N(0, I)
                     m, v = mean.new_zeros(1, self.latent), mean.new_ones(1, self.latent)
@@ -240,23 +244,23 @@ class Vae(Family):
                 self.mixture.set_components(one if known else classes, first, share, *found)
                 first += self.components
 
-    def _flow_loss(self, z: Tensor, label: Tensor, rng: Rng) -> Tensor:
+    def _flow_loss(self, z: Tensor, label: Label, rng: Rng) -> Tensor:
         """The flow matching loss of the flow prior on codes z (B, latent): E |v(z_t, t) - (eps - z)|^2."""
         eps, t = rng.normal(z.shape), timesteps.draw("uniform", len(z), rng).to(z.device)
         v = self._velocity(torch.lerp(z, eps, t[:, None]), t, label)
         return (v.float() - (eps - z)).square().mean()
 
-    def _velocity(self, y: Tensor, t: float | Tensor, label: Tensor) -> Tensor:
+    def _velocity(self, y: Tensor, t: float | Tensor, label: Label) -> Tensor:
         """The velocity v(y, t) of the flow prior, (B, latent), for y (B, latent)."""
         assert self.prior is not None
         time = torch.as_tensor(1000 * t, dtype=torch.float32, device=y.device).expand(len(y))
         return self.prior(y, time, label)
 
-    def _posterior(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def _posterior(self, x: Tensor, label: Label) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.model["encoder"](x, None, label).float().unbind(1)
         return mean, log_variance.clamp(-12, 6)
 
-    def _output_distribution(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def _output_distribution(self, z: Tensor, label: Label) -> tuple[Tensor, Tensor]:
         """The location (B, C, H, W) of P(x | z), and the log of its scale, broadcast to it."""
         answer = self.model["decoder"](z, None, label).float()
         log_scale = self.model.get_parameter("log_scale")
@@ -265,7 +269,7 @@ class Vae(Family):
             log_scale = log_scale + own
         return answer, log_scale.clamp(-7, 3)
 
-    def _log_p(self, x: Tensor, z: Tensor, label: Tensor) -> Tensor:
+    def _log_p(self, x: Tensor, z: Tensor, label: Label) -> Tensor:
         """log P(x | z) in nats, (B,)."""
         mean, log_scale = self._output_distribution(z, label)
         if self.facts.levels is None:

@@ -1,7 +1,7 @@
-"""Distributions on (0, 1) from which training times t are drawn.
+"""Distributions on (0, 1) from which training times t are drawn, and the shift of times towards noise.
 
 References:
-    Scaling Rectified Flow Transformers, SD3 (Esser et al., 2024), for the logit-normal density
+    Scaling Rectified Flow Transformers, SD3 (Esser et al., 2024), for the logit-normal density and the shift
     https://arxiv.org/abs/2403.03206
     Improving the Training of Rectified Flows (Lee et al., 2024), for the U-shaped density of reflow
     https://arxiv.org/abs/2405.20320
@@ -41,3 +41,12 @@ def draw(
         peaked = torch.sigmoid(mean + std * rng.normal((rows,)))
         t = torch.where(rng.uniform((rows,)) < uniform_share, t, peaked)
     return t.clamp(1e-5, 1 - 1e-5)
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Shift times t in [0, 1] towards noise, as large pictures need it: t' = s t / (1 + (s - 1) t).
+
+    On the straight path sigma/alpha becomes s times as large. So logit t' = logit t + ln s: training times of a
+    logit-normal density are shifted by a mean that is larger by ln s.
+    """
+    return (shift * t / (1 + (shift - 1) * t)).clamp(max=1)

@@ -4,10 +4,13 @@ A module in this folder defines `build(ports, classes, **options) -> nn.Module`.
 `net:` section of the recipe. It raises `UsageError` for ports, sizes or options that cannot work.
 
 Every net is called as `net(x, t, label, r)`: x (B, *inputs); t (B,), the time on the scale of 0..1000, or None; label
-(B,) int64; r (B,), a second time on the same scale, or None.
+(B,) int64, or the captions as a `Text` if the ports have `text`; r (B,), a second time on the same scale, or None.
 
 A module with `FLOW = True` builds invertible nets, for ports with `flow=True`. An invertible net returns (z, log|det|);
 with `inverse=True` it returns x and the log-determinant of the inverse. `builder` rejects ports of the other sort.
+
+A module with `READS_TEXT = True` builds nets that read captions: the pooled vectors (`layers.Condition`), or also the
+tokens. For ports with `text`, `builder` rejects the others, which would learn as if there were no captions.
 """
 
 import functools
@@ -38,8 +41,12 @@ def _is_flow(kind: str) -> bool:
     return getattr(importlib.import_module(f"{__name__}.{kind}"), "FLOW", False)
 
 
+def _reads_text(kind: str) -> bool:
+    return getattr(importlib.import_module(f"{__name__}.{kind}"), "READS_TEXT", False)
+
+
 def builder(kind: str) -> Callable[..., nn.Module]:
-    """The `build` function of a kind of net, which also checks that net and ports are both invertible or both not.
+    """The `build` function of a kind of net, which also checks that it is of the sort that the ports need.
 
     Raises:
         UsageError: the kind does not exist. The returned function raises it for ports that the net does not fit.
@@ -54,6 +61,11 @@ def builder(kind: str) -> Callable[..., nn.Module]:
             requirement = "an invertible net is needed" if ports.flow else "no invertible net is needed"
             hint = f"use net.kind={' or '.join(kinds(flow=ports.flow))}"
             raise UsageError(f"net {kind} does not fit: {requirement}", hint)
+        if ports.text and not _reads_text(kind):
+            fit = [other for other in kinds(flow=ports.flow) if _reads_text(other)]
+            raise UsageError(
+                f"net {kind} cannot read captions, and this data has some", f"use net.kind={' or '.join(fit)}"
+            )
         return build(ports, classes, **options)
 
     return checked_build

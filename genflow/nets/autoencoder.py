@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from genflow.errors import UsageError
 from genflow.nets.layers import zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 FOLD = 2  # the side of the squares of pixels that become channels
 
@@ -65,7 +66,7 @@ class Encoder(nn.Module):
         self.leave = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         return self.leave(F.silu(self.norm(self.layers(F.pixel_unshuffle(x, FOLD)))))
 
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
         self.leave = nn.Conv2d(widths[0], outputs * FOLD**2, 3, padding=1)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         return F.pixel_shuffle(self.leave(F.silu(self.norm(self.layers(x)))), FOLD)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from genflow.errors import UsageError
 from genflow.nets.layers import attend
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 EPS = 1e-6  # of every norm, as in diffusers
 
@@ -183,7 +184,7 @@ class EncoderNet(nn.Module):
         self.encoder, self.quant_conv, self.options = encoder, quant_conv, options
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         h = self.encoder(x)
         return h if self.quant_conv is None else self.quant_conv(h)
@@ -197,7 +198,7 @@ class DecoderNet(nn.Module):
         self.decoder, self.post_quant_conv = decoder, post_quant_conv
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         return self.decoder(x if self.post_quant_conv is None else self.post_quant_conv(x))
 

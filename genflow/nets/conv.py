@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, default_fold, groups, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
+
+READS_TEXT = True  # read by `genflow.nets`: captions can stand in the place of labels
 
 
 class Block(nn.Module):
@@ -38,7 +41,7 @@ class Encoder(nn.Module):
     def __init__(self, ports: NetSpec, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
         super().__init__()
         self.fold = fold
-        self.condition = Condition(width, classes, ports.time, ports.second_time)
+        self.condition = Condition(width, classes, ports.time, ports.second_time, ports.text)
         self.enter = nn.Conv2d(ports.inputs[0] * fold**2, width, 3, padding=1)
         self.high = nn.ModuleList(Block(width, width) for _ in range(blocks))
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
@@ -49,7 +52,7 @@ class Encoder(nn.Module):
         self.outputs = ports.outputs
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = F.silu(self.condition(t, label, x, r))
         h = self.enter(F.pixel_unshuffle(x, self.fold))
@@ -67,7 +70,7 @@ class Decoder(nn.Module):
     def __init__(self, ports: NetSpec, classes: int, fold: int, side: int, width: int, blocks: int) -> None:
         super().__init__()
         self.fold, self.side, self.small = fold, side, math.ceil(side / 2)
-        self.condition = Condition(width, classes, ports.time, ports.second_time)
+        self.condition = Condition(width, classes, ports.time, ports.second_time, ports.text)
         self.enter = nn.Linear(math.prod(ports.inputs), 2 * width * self.small**2)
         self.low = nn.ModuleList(Block(2 * width, width) for _ in range(blocks))
         self.up = nn.Conv2d(2 * width, width, 3, padding=1)
@@ -76,7 +79,7 @@ class Decoder(nn.Module):
         self.leave = nn.Conv2d(width, ports.outputs[0] * fold**2, 3, padding=1)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = F.silu(self.condition(t, label, x, r))
         h = self.enter(x.flatten(1)).unflatten(1, (-1, self.small, self.small))

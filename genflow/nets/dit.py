@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero_init
+from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, unit_rows, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
+
+READS_TEXT = True  # read by `genflow.nets`: captions can stand in the place of labels
 
 
 class Layer(nn.Module):
@@ -41,7 +44,7 @@ class Layer(nn.Module):
     def attention(self, h: Tensor) -> Tensor:
         B, N, D = h.shape
         q, k, v = self.qkv(h).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).contiguous()
-        q, k = F.normalize(q, dim=-1) * q.shape[-1] ** 0.5, F.normalize(k, dim=-1) * q.shape[-1] ** 0.5
+        q, k = unit_rows(q), unit_rows(k)
         return self.out(attend(q, k, v.to(q.dtype)).transpose(1, 2).reshape(B, N, D).to(h.dtype))
 
 
@@ -52,7 +55,7 @@ class DiT(nn.Module):
         super().__init__()
         self.patch = patch
         self.grid = (ports.inputs[1] // patch, ports.inputs[2] // patch)
-        self.condition = Condition(width, classes, ports.time, ports.second_time)
+        self.condition = Condition(width, classes, ports.time, ports.second_time, ports.text)
         self.enter = nn.Linear(ports.inputs[0] * patch**2, width)
         self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
@@ -61,7 +64,7 @@ class DiT(nn.Module):
         self.leave = zero_init(nn.Linear(width, ports.outputs[0] * patch**2))
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = F.silu(self.condition(t, label, x, r))  # (B, width)
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # (B, N, C patch^2)

@@ -25,6 +25,9 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, default_fold, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
+
+READS_TEXT = True  # read by `genflow.nets`: captions can stand in the place of labels
 
 MIN_SIDE = 4  # pixels per side at which downsampling ends
 RELU_GAIN = math.sqrt(2)  # compensates for the loss of scale in a rectifier
@@ -39,10 +42,10 @@ def kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.L
 
 
 def unit_condition(width: int, classes: int, ports: NetSpec) -> Condition:
-    """An embedding of time and class with entries of unit variance, so that other inputs do not outweigh it."""
-    condition = Condition(width, classes, ports.time, ports.second_time)
-    if condition.label is not None:
-        nn.init.normal_(condition.label.weight)
+    """An embedding of time and class or caption with entries of unit variance, so that other inputs do not outweigh it.
+    """
+    condition = Condition(width, classes, ports.time, ports.second_time, ports.text)
+    condition.scale_embedding(1.0)
     return condition
 
 
@@ -106,7 +109,7 @@ class Encoder(nn.Module):
         self.leave = kaiming(nn.Linear(widths[-1], math.prod(ports.outputs), bias=ports.offset), RELU_GAIN)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = self.condition(t, label, x, r)
         h = F.pixel_unshuffle(x, self.fold)
@@ -139,7 +142,7 @@ class Decoder(nn.Module):
         self.leave = kaiming(nn.Conv2d(fine, ports.outputs[0], 3, padding=1), RELU_GAIN)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = leaky_relu(self.style(x.flatten(1)) + self.condition(t, label, x, r))
         h = self.enter(c).unflatten(1, (-1, self.sides[-1], self.sides[-1]))

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.specs import NetSpec
+from genflow.specs import NetSpec, TextSpec
+from genflow.text import Label, Text
 
 
 class Condition(nn.Module):
-    """Embed times and class as one vector: t (B,), r (B,), label (B,) -> (B, width).
+    """Embed times and class, or times and caption, as one vector: t (B,), r (B,), label -> (B, width).
 
     The time embedding has frequencies up to 50 rad over the range 0..1000. With the usual 1000 rad the derivative of
     the net with respect to t is too noisy to use.
@@ -22,12 +23,21 @@ class Condition(nn.Module):
         time: whether the net has a time input t.
         second_time: whether the net has a second time input r, embedded as t - r. Its layer starts at zero, so a net
             that was trained without it gives the same outputs at first.
+        text: the form of the captions that stand in the place of classes. Their pooled vectors are read, at any scale.
         frequencies: the number of frequencies of the time embedding.
     """
 
     omega: Tensor
 
-    def __init__(self, width: int, classes: int, time: bool, second_time: bool = False, frequencies: int = 32) -> None:
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        time: bool,
+        second_time: bool = False,
+        text: TextSpec | None = None,
+        frequencies: int = 32,
+    ) -> None:
         super().__init__()
         self.register_buffer("omega", torch.logspace(0, math.log10(50), frequencies), persistent=False)
         self.time: nn.Module | None = None
@@ -38,12 +48,20 @@ class Condition(nn.Module):
             self.second = nn.Sequential(
                 nn.Linear(2 * frequencies, width), nn.SiLU(), zero_init(nn.Linear(width, width))
             )
-        self.label = nn.Embedding(classes + 1, width) if classes else None
-        if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.3)
+        self.label = nn.Embedding(classes + 1, width) if classes and not text else None
+        self.text = nn.Linear(text.pooled, width) if text else None
+        self.scale_embedding(0.3)
         self.width = width
 
-    def forward(self, t: Tensor | None, label: Tensor | None, like: Tensor, r: Tensor | None = None) -> Tensor:
+    def scale_embedding(self, std: float) -> None:
+        """Initialize the embedding of class or caption so that its entries have this standard deviation."""
+        if self.label is not None:
+            nn.init.normal_(self.label.weight, std=std)
+        if self.text is not None:
+            nn.init.normal_(self.text.weight, std=std * self.text.in_features**-0.5)
+            nn.init.zeros_(self.text.bias)
+
+    def forward(self, t: Tensor | None, label: Label | None, like: Tensor, r: Tensor | None = None) -> Tensor:
         out = like.new_zeros(like.shape[0], self.width)  # not len(): torch.export would make it a constant
         if self.time is not None and t is not None:
             out = out + self.time(self._fourier(t))
@@ -51,6 +69,9 @@ class Condition(nn.Module):
             out = out + self.second(self._fourier(t - r))
         if self.label is not None and label is not None:
             out = out + self.label(label)
+        if self.text is not None:
+            assert isinstance(label, Text), "a net that reads captions was called without them"
+            out = out + self.text(unit_rows(label.pooled.to(like.dtype)))
         return out
 
     def _fourier(self, t: Tensor) -> Tensor:
@@ -58,19 +79,28 @@ class Condition(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Attention softmax(q k' / sqrt(D)) v, for q, k, v (B, heads, N, D).
+def unit_rows(x: Tensor) -> Tensor:
+    """Scale the last dimension to a root mean square of 1; zeros stay zeros."""
+    return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
 
-    With `causal` a position attends only to itself and to earlier positions.
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """Attention softmax(q k' / sqrt(D) + mask) v, for q, k, v (B, heads, N, D).
+
+    With `causal` a position attends only to itself and to earlier positions. `mask` is broadcast to (B, heads, N, N);
+    -inf in it gives the weight 0 exactly.
 
     CUDA uses the fused kernel. The CPU uses two matrix products and a softmax, because the backward pass of the fused
     kernel is ten times slower there in bfloat16.
     """
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        mask = None if mask is None else mask.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if causal:
         scores = scores + torch.full(scores.shape[-2:], -math.inf, device=q.device, dtype=scores.dtype).triu(1)
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
     return scores.softmax(-1) @ v
 
 

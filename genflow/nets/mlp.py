@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
+
+READS_TEXT = True  # read by `genflow.nets`: captions can stand in the place of labels
 
 MAX_FOURIER_INPUTS, MAX_FREQUENCY = 3, 50  # inputs with more numbers get no Fourier features; rad per unit
 
@@ -40,7 +43,7 @@ class MLP(nn.Module):
     def __init__(self, ports: NetSpec, classes: int, width: int, depth: int, waves: int) -> None:
         super().__init__()
         self.outputs = ports.outputs
-        self.condition = Condition(width, classes, ports.time, ports.second_time)
+        self.condition = Condition(width, classes, ports.time, ports.second_time, ports.text)
         self.act = nn.SiLU()
         inputs = math.prod(ports.inputs)
         self.register_buffer("omega", torch.logspace(0, math.log10(MAX_FREQUENCY), waves), persistent=False)
@@ -51,7 +54,7 @@ class MLP(nn.Module):
         self.leave = nn.Linear(width, math.prod(ports.outputs), bias=ports.offset)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = self.act(self.condition(t, label, x, r))  # (B, width)
         h = x.flatten(1)

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from genflow.errors import UsageError
 from genflow.maths import splines
 from genflow.nets.layers import Condition, zero_init
-from genflow.specs import NetSpec
+from genflow.specs import NetSpec, TextSpec
+from genflow.text import Label
 
 FLOW = True  # read by `genflow.nets`: the net is invertible and returns (z, log|det|)
+READS_TEXT = True  # captions can stand in the place of labels
 
 # A Muon step changes the weights of `leave` by lr whatever the gradient, and so its outputs by
 # lr sqrt(width) OUTPUT_SCALE. Narrow modes need steps well below their own width. On ring8 (sigma 0.014, 10 CPU
@@ -36,7 +38,7 @@ class Coupling(nn.Module):
     Args:
         stays: indices of the unchanged half.
         moves: indices of the half that is mapped.
-        classes: the number of classes; 0: unconditional.
+        condition: the embedding of class or caption, (B, width).
         width: units of the hidden layers.
         depth: the number of residual layers.
         bins: of the splines; 0: only affine maps.
@@ -45,12 +47,14 @@ class Coupling(nn.Module):
     stays: Tensor
     moves: Tensor
 
-    def __init__(self, stays: Tensor, moves: Tensor, classes: int, width: int, depth: int, bins: int) -> None:
+    def __init__(
+        self, stays: Tensor, moves: Tensor, condition: Condition, width: int, depth: int, bins: int
+    ) -> None:
         super().__init__()
         self.register_buffer("stays", stays, persistent=False)
         self.register_buffer("moves", moves, persistent=False)
         self.bins = bins
-        self.condition = Condition(width, classes, time=False)
+        self.condition = condition
         self.enter = nn.Linear(max(1, len(stays)), width)
         self.ups = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.downs = nn.ModuleList(zero_init(nn.Linear(width, width)) for _ in range(depth))
@@ -58,7 +62,7 @@ class Coupling(nn.Module):
         self.leave = zero_init(nn.Linear(width, len(moves) * splines.parameter_count(bins)))
 
     def forward(
-        self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
+        self, x: Tensor, label: Label | None, *, inverse: bool = False, guidance: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """x (B, D) -> z (B, D) and log |det dz/dx| (B,); with `inverse` from z to x."""
         h = self.enter(x[:, self.stays]) + self.condition(None, label, x)
@@ -77,7 +81,9 @@ class Coupling(nn.Module):
 class SplineFlow(nn.Module):
     """The coupling flow; see `build`."""
 
-    def __init__(self, dims: int, classes: int, layers: int, width: int, depth: int, bins: int) -> None:
+    def __init__(
+        self, dims: int, classes: int, text: TextSpec | None, layers: int, width: int, depth: int, bins: int
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         couplings = []
@@ -87,14 +93,15 @@ class SplineFlow(nn.Module):
                 stays, moves = order[: dims // 2], order[dims // 2 :]
             else:
                 stays, moves = moves, stays
-            couplings.append(Coupling(stays, moves, classes, width, depth, bins))
+            condition = Condition(width, classes, time=False, text=text)
+            couplings.append(Coupling(stays, moves, condition, width, depth, bins))
         self.couplings = nn.ModuleList(couplings)
 
     def forward(
         self,
         x: Tensor,
         t: Tensor | None = None,
-        label: Tensor | None = None,
+        label: Label | None = None,
         r: Tensor | None = None,
         *,
         inverse: bool = False,
@@ -139,4 +146,4 @@ def build(
     if dims < 2:
         message = f"net spline needs at least two numbers per sample; the shape {ports.inputs} has one"
         raise UsageError(message, "use net.kind=tarflow")
-    return SplineFlow(dims, classes, layers, width, depth, bins)
+    return SplineFlow(dims, classes, ports.text, layers, width, depth, bins)

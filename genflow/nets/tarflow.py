@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from genflow.maths import splines
 from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 FLOW = True  # read by `genflow.nets`: the net is invertible and returns (z, log|det|)
+READS_TEXT = True  # captions can stand in the place of labels
 
 # A Muon step changes the weights of `leave` by lr whatever the gradient, and so its outputs by
 # lr sqrt(width) OUTPUT_SCALE.
@@ -59,10 +61,10 @@ class Layer(nn.Module):
 class Block(nn.Module):
     """One autoregressive flow over a sequence of N patches of D numbers each."""
 
-    def __init__(self, N: int, D: int, classes: int, width: int, depth: int, heads: int, bins: int) -> None:
+    def __init__(self, N: int, D: int, condition: Condition, width: int, depth: int, heads: int, bins: int) -> None:
         super().__init__()
         self.bins = bins
-        self.condition = Condition(width, classes, time=False)
+        self.condition = condition
         self.enter = nn.Linear(D, width)
         self.start = nn.Parameter(torch.zeros(width))  # the input in the position before the first patch
         self.position = nn.Parameter(0.02 * torch.randn(N, width))
@@ -71,12 +73,12 @@ class Block(nn.Module):
         self.leave = zero_init(nn.Linear(width, D * splines.parameter_count(bins)))
 
     def forward(
-        self, x: Tensor, label: Tensor | None, *, inverse: bool = False, guidance: float = 1.0
+        self, x: Tensor, label: Label | None, *, inverse: bool = False, guidance: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """x (B, N, D) -> z (B, N, D) and log |det dz/dx| (B,); with `inverse` from z to x."""
         return self._inverse(x, label, guidance) if inverse else self._forward(x, label)
 
-    def _forward(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, label: Label | None) -> tuple[Tensor, Tensor]:
         before = self.enter(x[:, :-1])
         h = torch.cat([self.start.expand(x.shape[0], 1, -1).to(before.dtype), before], 1) + self.position
         h = h + self.condition(None, label, x)[:, None]
@@ -91,7 +93,7 @@ class Block(nn.Module):
             h = OUTPUT_SCALE * self.norm(h.to(self.norm.weight.dtype))
             return self.leave(h).unflatten(2, (-1, splines.parameter_count(self.bins)))
 
-    def _inverse(self, z: Tensor, label: Tensor | None, guidance: float) -> tuple[Tensor, Tensor]:
+    def _inverse(self, z: Tensor, label: Label | None, guidance: float) -> tuple[Tensor, Tensor]:
         """z -> x, patch by patch; each layer caches the keys and values of the earlier patches."""
         c = self.condition(None, label, z)
         caches: list[Cache] = [[] for _ in self.layers]
@@ -122,13 +124,16 @@ class TarFlow(nn.Module):
         C, H, W = ports.inputs
         self.patch, self.grid = patch, (H // patch, W // patch)
         N, D = self.grid[0] * self.grid[1], C * patch**2
-        self.blocks = nn.ModuleList(Block(N, D, classes, width, depth, heads, bins) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            Block(N, D, Condition(width, classes, time=False, text=ports.text), width, depth, heads, bins)
+            for _ in range(blocks)
+        )
 
     def forward(
         self,
         x: Tensor,
         t: Tensor | None = None,
-        label: Tensor | None = None,
+        label: Label | None = None,
         r: Tensor | None = None,
         *,
         inverse: bool = False,

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from genflow.nets.layers import Condition, attend, default_fold, groups, need_divisor, need_pictures, zero_init
 from genflow.specs import NetSpec
+from genflow.text import Label
+
+READS_TEXT = True  # read by `genflow.nets`: captions can stand in the place of labels
 
 
 class Block(nn.Module):
@@ -68,7 +71,7 @@ class UNet(nn.Module):
         self.patch = patch
         inputs, outputs = ports.inputs[0] * patch**2, ports.outputs[0] * patch**2
         condition = 4 * widths[0]
-        self.condition = Condition(condition, classes, ports.time, ports.second_time)
+        self.condition = Condition(condition, classes, ports.time, ports.second_time, ports.text)
         self.enter = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, channels = [widths[0]], widths[0]
@@ -94,7 +97,7 @@ class UNet(nn.Module):
         self.leave = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         c = F.silu(self.condition(t, label, x, r))  # (B, condition)
         h = self.enter(F.pixel_unshuffle(x, self.patch))

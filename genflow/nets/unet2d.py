@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from genflow.errors import UsageError
 from genflow.nets.layers import Condition, groups, need_pictures
 from genflow.specs import NetSpec
+from genflow.text import Label
 
 
 class UNet2D(nn.Module):
@@ -27,7 +28,7 @@ class UNet2D(nn.Module):
         self.classes = classes
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, label: Tensor | None = None, r: Tensor | None = None
+        self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         time = x.new_zeros(x.shape[0]) if t is None else t
         class_embedding = self.condition(t, label, x, r)  # (B, 4 width)

@@ -107,7 +107,7 @@ def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
 
     kind, options = scheduler
     clips = kind == "DDIMScheduler" and bool(engine.options.get("clip"))
-    options = {**options, "clip_sample": clips} if kind == "DDIMScheduler" else options
+    options |= {"clip_sample": clips} if kind == "DDIMScheduler" else {"shift": engine.options.get("shift", 1.0)}
     stock: Any = diffusers.DDIMPipeline if kind == "DDIMScheduler" else diffusers.DDPMPipeline
     pipeline = stock(net.unconditional(), getattr(diffusers, kind)(**options))
     with tempfile.TemporaryDirectory() as scratch:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.small import FACTS, batch, family, learns, recipe, shaken, source
+from support.small import FACTS, batch, condition, family, learns, recipe, shaken, source
 
 from genflow import build, families
 from genflow.batch import Batch
@@ -56,7 +56,7 @@ def options(model: Family, way: dict[str, Any]) -> dict[str, Any]:
 
 def draw(model: Family, seeds: list[int], **chosen: Any) -> torch.Tensor:
     rng = SampleRng(seeds, "sample")
-    label = torch.tensor([seed % (model.facts.classes + 1) for seed in seeds])
+    label = condition(model.facts, seeds)
     return model.sample(rng.normal((len(seeds), *model.noise_shape)), label, rng, **chosen).x
 
 

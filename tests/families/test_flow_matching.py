@@ -12,6 +12,7 @@ from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Family, Samples
 from genflow.families.flow_matching import FlowMatching
+from genflow.maths.paths import spaced_times
 from genflow.maths.rng import BatchRng, SampleRng
 from genflow.specs import DataSpec
 
@@ -105,6 +106,25 @@ def test_guidance_applies_only_in_its_interval(low: float, high: float, nfe: int
     options = {"guidance": 2.0, "guidance_low": low, "guidance_high": high}
     found = model.sample(noise, torch.tensor([0, 1]), rng, sampler="euler", steps=10, **options)
     assert found.nfe == nfe
+
+
+@pytest.mark.parametrize(("kind", "spacing"), [("flow_matching", "uniform"), ("ddpm", "uniform"), ("ddpm", "karras")])
+def test_sampling_times_are_shifted_towards_noise(kind: str, spacing: str) -> None:
+    """Each time t of a spacing becomes s t/(1 + (s - 1) t); the shift 1 changes no bit."""
+    model, seen = family(kind, FACTS["grey"], "mlp"), list[list[float]]()
+    model.net.register_forward_hook(lambda net, args, out: seen[-1].append(float(args[1][0]) / 1000))
+
+    def draw(**options: float) -> Tensor:
+        seen.append([])
+        rng = SampleRng([1, 2], "sample")
+        x = rng.normal((2, 1, 8, 8))
+        return model.sample(x, torch.tensor([0, 1]), rng, sampler="euler", spacing=spacing, steps=5, **options).x
+
+    assert torch.equal(draw(), draw(shift=1.0))
+    draw(shift=3.0)
+    times = spaced_times(model.path, 5, spacing)[:-1]
+    assert seen[0] == pytest.approx([model.path.net_time(t) / 1000 for t in times], abs=1e-6)
+    assert seen[2] == pytest.approx([model.path.net_time(3 * t / (1 + 2 * t)) / 1000 for t in times], abs=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm"])

@@ -11,6 +11,7 @@ import torch
 from support.small import family, shaken
 from torch import Tensor, nn
 
+from genflow.maths import timesteps
 from genflow.maths.guidance import Guided
 from genflow.maths.paths import BETAS, DiscretePath, StraightPath, x0_from
 from genflow.maths.rng import Rng
@@ -200,3 +201,12 @@ def test_edm_agrees() -> None:
             x = theirs.step(-model.net(theirs.scale_model_input(x, t), level.expand(3), LABEL), t, x).prev_sample
     ours = model.sample(start(), LABEL, OneGenerator(1), sampler="ddim", spacing="karras", steps=18, clip=False).x
     close(ours, x)
+
+
+def test_a_shift_of_the_times_is_that_of_the_scheduler() -> None:
+    """`shifted` gives the sigmas of FlowMatchEulerDiscreteScheduler with the same shift and the same grid."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
+    times = np.linspace(1, 0, 11)
+    scheduler.set_timesteps(sigmas=times[:-1])
+    ours = timesteps.shifted(torch.tensor(times), 3.0)
+    torch.testing.assert_close(ours, scheduler.sigmas.double(), rtol=0, atol=1e-6)

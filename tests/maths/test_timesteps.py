@@ -43,3 +43,14 @@ def test_u_shaped_is_the_density_of_reflow() -> None:
     """Times pass the Kolmogorov-Smirnov test against F(t) = 1/2 + sinh(4 (t - 1/2)) / (2 sinh 2)."""
     found = stats.kstest(draws("u_shaped").numpy(), lambda t: 0.5 + np.sinh(4 * (t - 0.5)) / (2 * np.sinh(2)))
     assert found.pvalue > 0.01
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 7.5])
+def test_a_shift_of_the_logit_normal_is_its_mean_plus_the_logarithm(shift: float) -> None:
+    """Shifted times are those of the mean + ln s, from the same draws; 0 and 1 stay."""
+    plain, moved = (draws("logit_normal", mean=0.3 + more, std=0.7, uniform_share=0.0) for more in (0, np.log(shift)))
+    torch.testing.assert_close(timesteps.shifted(plain.double(), shift), moved.double(), rtol=0, atol=5e-7)
+    assert timesteps.shifted(torch.tensor([0.0, 1.0]), shift).tolist() == [0, 1]
+    t = torch.rand(1000, dtype=torch.float64)
+    torch.testing.assert_close(timesteps.shifted(t, shift).logit(), t.logit() + np.log(shift))
+    assert shift != 1 or torch.equal(timesteps.shifted(t, shift), t)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.small import NETS, shaken
+from support.small import NETS, TEXT, captions, shaken
 from torch import Tensor, nn
 
 from genflow import build, nets
@@ -181,3 +181,16 @@ def solve(block: nn.Module, x: Tensor, z: Tensor, label: Tensor, i: int) -> Tens
         below = block(trial, label)[0][:, i] < z[:, i]
         low, high = torch.where(below, trial[:, i], low), torch.where(below, high, trial[:, i])
     return (low + high) / 2
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind, shape in CASES if shape in SHAPES[:2]])
+def test_captions_stand_in_the_place_of_classes(kind: str, shape: tuple[int, ...]) -> None:
+    """Another caption changes the output, the inverse undoes the map, and every weight has a gradient."""
+    torch.manual_seed(0)
+    net = shaken(nets.builder(kind)(NetSpec(shape, shape, flow=True, text=TEXT), CLASSES, **NETS[kind])).double()
+    x = inputs(shape)[0].double()
+    z, log_det = net(x, None, captions([0, 1, 2, 3]))
+    assert not torch.allclose(z, net(x, None, captions([1, 2, 3, 0]))[0])
+    torch.testing.assert_close(net(z, None, captions([0, 1, 2, 3]), inverse=True)[0], x, rtol=0, atol=1e-8)
+    (z.square().flatten(1).sum(1) / 2 - log_det).mean().backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []

@@ -5,13 +5,14 @@ import math
 
 import pytest
 import torch
-from support.small import NETS, recipe, shaken
+from support.small import FACTS, NETS, TEXT, captions, recipe, shaken
 from torch import Tensor, nn
 
 from genflow import build, nets
 from genflow.errors import UsageError
 from genflow.recipe.schema import parse
 from genflow.specs import DataSpec, NetSpec
+from genflow.text import Label
 
 KINDS = nets.kinds(flow=False)  # invertible nets have their own contract: test_flow_contract.py
 SIZES = (7, 8, 9, 12, 28, 30, 33, 64)
@@ -29,6 +30,9 @@ def picture(size: int) -> dict[str, NetSpec]:
         "latents to picture": NetSpec((5, size // 2, size // 2), shape),
         "point to point": NetSpec((2, 1, 1), (2, 1, 1), time=True),
         "invertible": NetSpec(shape, shape, flow=True),
+        "captioned picture to picture": NetSpec(shape, shape, time=True, text=TEXT),
+        "captioned picture to vector": NetSpec(shape, (2, 5), text=TEXT),
+        "vector to captioned picture": NetSpec((5,), (3, size, size), text=TEXT),
     }
 
 
@@ -54,10 +58,16 @@ def made(kind: str, ports: NetSpec, classes: int = CLASSES, **options: object) -
     return shaken(nets.builder(kind)(ports, classes, **{**NETS.get(kind, {}), **options}))
 
 
-def inputs(ports: NetSpec, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(ports: NetSpec, rows: int = 4) -> tuple[Tensor, Tensor, Label]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, *ports.inputs, generator=generator)
-    return x, torch.linspace(5, 990, rows), torch.arange(rows) % (CLASSES + 1)
+    return x, torch.linspace(5, 990, rows), conditions(ports, rows)
+
+
+def conditions(ports: NetSpec, rows: int = 4, first: int = 0) -> Label:
+    """Labels, including "no label", or captions, including the empty one."""
+    numbers = [(first + row) % (CLASSES + 1) for row in range(rows)]
+    return captions(numbers) if ports.text else torch.tensor(numbers)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +102,7 @@ def test_ports_that_do_not_fit_are_rejected(kind: str, ends: str) -> None:
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
 def test_gradients_reach_every_weight(kind: str, ends: str) -> None:
-    """A batch with all labels, including "no label", and several times has a gradient for every weight."""
+    """A batch with all labels or captions, "no label" too, and several times has a gradient for every weight."""
     ports = picture(8)[ends]
     net = made(kind, ports)
     x, t, label = inputs(ports)
@@ -102,16 +112,16 @@ def test_gradients_reach_every_weight(kind: str, ends: str) -> None:
 
 @pytest.mark.parametrize(("kind", "ends"), CONDITIONAL)
 def test_time_and_class_matter(kind: str, ends: str) -> None:
-    """Another time or label changes the output, also "no label"; without classes labels are ignored."""
+    """Another time, label or caption changes the output; without classes and captions they are ignored."""
     ports = picture(8)[ends]
     net, (x, t, label) = made(kind, ports), inputs(ports)
     time = t if ports.time else None
     answer = net(x, time, label)
-    assert not torch.allclose(answer, net(x, time, (label + 1) % (CLASSES + 1)))
+    assert not torch.allclose(answer, net(x, time, conditions(ports, first=1)))
     if ports.time:
         assert not torch.allclose(answer, net(x, 1000 - t, label))
-    bare = made(kind, ports, 0)
-    assert torch.equal(bare(x, time, label), bare(x, time, torch.zeros_like(label)))
+    bare = made(kind, dataclasses.replace(ports, text=None), 0)
+    assert torch.equal(bare(x, time, label), bare(x, time, conditions(ports, first=2)))
     assert torch.equal(bare(x, time, label), bare(x, time, None))
 
 
@@ -156,6 +166,8 @@ def test_any_width_works_or_is_rejected(kind: str, ends: str, width: int) -> Non
     [
         ({"kind": "unet", "patch": 3}, "net.patch=3 does not divide the picture's side of 8"),
         ({"kind": "dit", "patch": 3}, "net.patch=3 does not divide the picture's side of 8"),
+        ({"kind": "mmdit", "patch": 3}, "net.patch=3 does not divide the picture's side of 8"),
+        ({"kind": "mmdit", "width": 100}, "net.heads=3 does not divide net.width=100"),
         ({"kind": "dit", "width": 100, "heads": 3}, "net.heads=3 does not divide net.width=100"),
         ({"kind": "conv"}, "net conv turns a picture into a vector or back"),
         ({"kind": "unet", "width": 0}, "net.width: input should be greater than or equal to 1, not 0"),
@@ -228,3 +240,14 @@ def test_a_second_time_has_no_effect_at_first_and_can_be_learnt(kind: str, ends:
     torch.testing.assert_close(second(x, t, label, t / 2), plain(x, t, label), rtol=1e-5, atol=1e-5)
     shaken(second)
     assert not torch.equal(second(x, t, label, t / 2), second(x, t, label, t / 3))
+
+
+@pytest.mark.parametrize("kind", [*UNCONDITIONAL, "unet2d"])
+def test_a_net_that_cannot_read_captions_is_rejected(kind: str) -> None:
+    """One line that names nets which read them, because the net would learn as if there were no captions."""
+    ports = picture(8)["captioned picture to picture"]
+    with pytest.raises(UsageError, match=f"^net {kind} cannot read captions, and this data has some$") as refused:
+        nets.builder(kind)(ports, 0)
+    assert refused.value.hint == "use net.kind=conv or dit or fixup or mlp or mmdit or unet"
+    with pytest.raises(UsageError, match="net unet2d cannot read captions"):
+        build.resolve(parse({"family": {"kind": "ddpm"}, "net": {"kind": "unet2d"}}), FACTS["captioned"])

@@ -74,7 +74,7 @@ def test_a_flow_goes_to_eulers_scheduler(exported, capsys, monkeypatch):
     from genflow.maths.guidance import Guided
     from genflow.maths.samplers import euler
 
-    engine, folder = exported("flow_matching", "diffusers", "unet2d")
+    engine, folder = exported("flow_matching", "diffusers", "unet2d", sample={"shift": 3.0})
     pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder))
     pipeline.set_progress_bar_config(disable=True)
     use_noise_of_engine(pipeline, monkeypatch)
@@ -86,6 +86,7 @@ def test_a_flow_goes_to_eulers_scheduler(exported, capsys, monkeypatch):
         x = euler(family.denoiser(net), family.path, rng.normal((6, 1, 8, 8)), times, rng)
     ours = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(theirs, ours, atol=1e-3)
+    assert pipeline.scheduler.config.shift == 3.0  # that of the run
 
 
 def test_an_autoencoder_goes_to_diffusers(exported, prepared, capsys):

@@ -58,7 +58,7 @@ for kind, net, facts in cases:
             (folder / f"{kind}-{net}-{sharded}.json").write_text(json.dumps(seen))
 """
 CASES = [
-    ("flow_matching", "unet", "grey"), ("ddpm", "dit", "grey"),
+    ("flow_matching", "unet", "grey"), ("ddpm", "dit", "grey"), ("flow_matching", "mmdit", "captioned"),
     ("normalizing_flow", "auto", "grey"), ("consistency", "unet", "grey"), ("flow_matching", "mlp", "points"),
 ]  # fmt: skip
 
