@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genflow.evaluation.interval import mean
-from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Row, number, with_interval
+from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Row, number
 from genflow.evaluation.metrics.frechet import Gaussian, frechet
 from genflow.evaluation.results import MetricValue
 
@@ -74,6 +74,16 @@ def _both(row: Row) -> str:
     return f"{number(fd['value'])} / {psnr['value']:.1f}" if fd and psnr else NONE
 
 
+def _with_psnr(row: Row) -> str:
+    fd, psnr = FD.get(row), PSNR.get(row)
+    return f"{number(fd['value'])}<small>PSNR {psnr['value']:.1f} dB</small>" if fd and psnr else "–"
+
+
+def _floor(row: Row) -> str:
+    fd = FD.get(row)
+    return number(fd["floor"]) if fd and fd["floor"] is not None else "–"
+
+
 METRIC = Metric(
     measure, needs="model", section="reconstruction", order=65,
     numbers=(PSNR, SSIM, FD),
@@ -82,7 +92,6 @@ METRIC = Metric(
         Column("rec. fd / dB", _both, has=_has),
     ),
     report=(
-        with_interval(FD, "fd ↓<small>reconstructed</small>", number, mark=False),
-        with_interval(PSNR, "PSNR ↑<small>reconstructed, dB</small>", lambda value: f"{value:.1f}", mark=False),
+        Column("fd ↓<small>reconstructed</small>", _with_psnr, _floor, _has),
     ),
 )  # fmt: skip
