@@ -98,9 +98,10 @@ def best_yaml(search: Search, found: Json, data: str) -> str:
     """The best settings as a recipe, with the recipe's full budget instead of a trial's; `data` names the dataset."""
     top = found["best"]
     document = space.apply(search.recipe, top["params"]).model_dump(mode="json")
-    named = {"pairs": search.recipe.data.pairs} if search.recipe.data.pairs else {}
-    latents = search.run.recipe.data.latents or "none"  # large pictures are learned as latents by default
-    document["data"] = {"name": data, **named, "latents": latents}
+    learned = search.run.recipe.data
+    by_default = "none" if search.run.facts.is_large else ""  # large pictures are learned as latents by default
+    named = {"pairs": search.recipe.data.pairs, "latents": learned.latents or by_default}
+    document["data"] = {"name": data, **{key: value for key, value in named.items() if value}}
     kept = {key: document[key] for key in ("init", "data", "net", "family", "train", "sample") if document[key]}
     lines = [found["command"], f"trial {top['trial']} of {search.id}: {values_text(search, top)}"]
     lines += [found["confirmed"]] if found["confirmed"] else []
