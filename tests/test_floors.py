@@ -14,7 +14,7 @@ from support import ROOT
 FLOORS = (
     ("errors", "specs", "batch"),
     ("system", "maths"),
-    ("storage", "recipe", "client"),
+    ("storage", "recipe", "client", "text_encoders"),
     ("nets", "families"),
     ("data",),
     ("training", "build"),
