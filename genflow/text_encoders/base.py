@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class TextEncoder(ABC):
     @property
     @abstractmethod
     def id(self) -> str:
-        """A name and a digest of what decides the numbers: `minilm@1a2b3c4d5e`, `clip@1a2b3c4d5e`; paths do not count."""
+        """A name and a digest of what decides the numbers, `minilm@1a2b3c4d5e` or `clip@...`; paths do not count."""
 
     @abstractmethod
     def encode(self, captions: Sequence[str]) -> list[Embedding]:
@@ -125,6 +126,11 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     if name not in ACTIVATIONS:
         raise DataError(f"config.json: unknown activation {name!r}", f"known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def embedding(rows: int, size: int) -> nn.Embedding:
+    """An embedding without initial values: drawing them on the device `meta` imports torch's compiler, for seconds."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, size))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -19,6 +19,7 @@ from genflow.text_encoders.base import (
     NetConfig,
     TextNet,
     activation,
+    embedding,
     join_heads,
     mean_of_tokens,
     parse_config,
@@ -79,9 +80,9 @@ class Bert(TextNet):
         D = self.tokens = self.pooled = config.hidden_size
         self.positions = config.max_position_embeddings
         self.embeddings = nn.ModuleDict({
-            "word_embeddings": nn.Embedding(config.vocab_size, D),
-            "position_embeddings": nn.Embedding(config.max_position_embeddings, D),
-            "token_type_embeddings": nn.Embedding(config.type_vocab_size, D),
+            "word_embeddings": embedding(config.vocab_size, D),
+            "position_embeddings": embedding(config.max_position_embeddings, D),
+            "token_type_embeddings": embedding(config.type_vocab_size, D),
             "LayerNorm": nn.LayerNorm(D, config.layer_norm_eps),
         })  # fmt: skip
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})

@@ -19,7 +19,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import DataError
-from genflow.text_encoders.base import NetConfig, TextNet, activation, join_heads, parse_config, split_heads
+from genflow.text_encoders.base import (
+    NetConfig,
+    TextNet,
+    activation,
+    embedding,
+    join_heads,
+    parse_config,
+    split_heads,
+)
 
 MODEL_TYPES = ("clip_text_model", "clip")
 PROJECTION = "text_projection"
@@ -70,8 +78,8 @@ class ClipText(TextNet):
         self.pooled = config.projection_dim if config.projects else D
         self.positions = config.max_position_embeddings
         self.embeddings = nn.ModuleDict({
-            "token_embedding": nn.Embedding(config.vocab_size, D),
-            "position_embedding": nn.Embedding(config.max_position_embeddings, D),
+            "token_embedding": embedding(config.vocab_size, D),
+            "position_embedding": embedding(config.max_position_embeddings, D),
         })  # fmt: skip
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
         self.final_layer_norm = nn.LayerNorm(D, config.layer_norm_eps)

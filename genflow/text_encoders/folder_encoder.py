@@ -12,7 +12,7 @@ import torch
 from genflow.errors import DataError, UsageError
 from genflow.system.source_hash import digest
 from genflow.text_encoders.base import Embedding, TextEncoder, TextNet
-from genflow.text_encoders.folder import ModelFolder
+from genflow.text_encoders.folder import COPY_AGAIN, ModelFolder
 from genflow.text_encoders.registry import KNOWN, NAMES, architecture
 
 # Kernels choose the order of sums by the shape of a batch. So the shape depends on a caption's own length alone: its
@@ -42,11 +42,12 @@ class FolderEncoder(TextEncoder):
         if module is None:
             raise UsageError(f"{home} is of the unknown architecture {model_type!r}", KNOWN)
         self._own_name = module.own_name
+        tensors = self._folder.tensors()
         try:
             with torch.device("meta"):  # sizes without memory
-                self._empty, known = module.build(self._folder.config, self._folder.tensors())
+                self._empty, known = module.build(self._folder.config, tensors)
         except DataError as error:
-            raise DataError(f"{home}: {error.message}", error.hint) from error
+            raise DataError(f"{home}: {error.message}", error.hint or COPY_AGAIN) from error
         net: TextNet = self._empty
         self.name, self.tokens, self.pooled = name, net.tokens, net.pooled
         self.length = self._folder.length(net.positions)

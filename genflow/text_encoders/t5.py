@@ -22,6 +22,7 @@ from genflow.text_encoders.base import (
     NetConfig,
     TextNet,
     activation,
+    embedding,
     join_heads,
     mean_of_tokens,
     parse_config,
@@ -58,7 +59,7 @@ class Block(nn.Module):
         attention: dict[str, nn.Module] = {name: nn.Linear(D, inner, bias=False) for name in ("q", "k", "v")}
         attention["o"] = nn.Linear(inner, D, bias=False)
         if first:  # all blocks use the bias of the first one
-            attention["relative_attention_bias"] = nn.Embedding(config.relative_attention_num_buckets, self.heads)
+            attention["relative_attention_bias"] = embedding(config.relative_attention_num_buckets, self.heads)
         names = ("wi_0", "wi_1") if self.gated else ("wi",)
         forward: dict[str, nn.Module] = {name: nn.Linear(D, config.d_ff, bias=False) for name in names}
         forward["wo"] = nn.Linear(config.d_ff, D, bias=False)
@@ -85,7 +86,7 @@ class T5Encoder(TextNet):
         D = self.tokens = self.pooled = config.d_model
         self.positions = 0  # the bias depends on distances, of any size
         self.distance = config.relative_attention_max_distance
-        self.embed_tokens = nn.Embedding(config.vocab_size, D)
+        self.embed_tokens = embedding(config.vocab_size, D)
         self.block = nn.ModuleList(Block(config, number == 0) for number in range(config.num_layers))
         self.final_layer_norm = nn.RMSNorm(D, config.layer_norm_epsilon)
 
