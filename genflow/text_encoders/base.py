@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from genflow.errors import DataError
@@ -98,6 +98,7 @@ class NetConfig(BaseModel):
     """The keys of a config.json that decide a net; the defaults are those of transformers. Other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+    vocab_size: int = Field(ge=1)
 
 
 C = TypeVar("C", bound=NetConfig)

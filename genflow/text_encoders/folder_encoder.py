@@ -52,7 +52,7 @@ class FolderEncoder(TextEncoder):
         self.name, self.tokens, self.pooled = name, net.tokens, net.pooled
         self.length = self._folder.length(net.positions)
         self._label = name if name in NAMES else module.__name__.rpartition(".")[2]
-        self._facts = known.model_dump(mode="json")
+        self._facts, self._vocabulary = known.model_dump(mode="json"), known.vocab_size
 
     @cached_property
     def id(self) -> str:
@@ -88,7 +88,14 @@ class FolderEncoder(TextEncoder):
             except UnicodeEncodeError as error:
                 raise DataError(f"caption {number} is not valid UTF-8: {caption[:40]!a}",
                                 "write it again as UTF-8") from error  # fmt: skip
-            yield self._tokenizer.encode(caption).ids
+            ids: list[int] = self._tokenizer.encode(caption).ids
+            cure = "copy the tokenizer of the same model"
+            if not ids:
+                raise DataError(f"{self.name}: the tokenizer does not mark the end of a caption", cure)
+            if max(ids) >= self._vocabulary:
+                have = self._vocabulary
+                raise DataError(f"{self.name}: the tokenizer has token {max(ids)}, and the net {have} tokens", cure)
+            yield ids
 
     def _cut(self, ids: list[int]) -> list[int]:
         """At most `length` tokens; the last one still marks the end."""

@@ -179,6 +179,21 @@ def test_weights_that_do_not_fit_are_named(folders: dict[str, Path], tmp_path: P
         find(str(tmp_path)).encode(["red"])
 
 
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """It has more tokens than the net; a caption without them is encoded."""
+    encoder = find(str(text_folders.write(tmp_path, BERT)))
+    with open(tmp_path / "vocab.txt", "a", encoding="utf-8") as vocabulary:
+        vocabulary.write("penguin\n")
+    assert len(encoder.encode(["red apple"])) == 1
+    with pytest.raises(DataError, match="the tokenizer has token 18, and the net 18 tokens"):
+        encoder.encode(["red penguin"])
+    home = text_folders.write(tmp_path / "t5", T5)
+    document = json.loads((home / "tokenizer.json").read_text(encoding="utf-8"))
+    (home / "tokenizer.json").write_text(json.dumps({**document, "post_processor": None}), encoding="utf-8")
+    with pytest.raises(DataError, match="the tokenizer does not mark the end of a caption"):
+        find(str(home)).encode([""])
+
+
 def test_the_real_minilm() -> None:
     """Facts of all-MiniLM-L6-v2, its file's digest through the id, and meaning: paraphrases are near."""
     if not any(importlib.util.find_spec(package) for package in PACKAGES):
