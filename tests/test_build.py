@@ -1,5 +1,6 @@
 """Recipes become objects in one module, and signatures are the only schema of their sections."""
 
+import json
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from support.small import FACTS, learns, recipe
 from genflow import build, families, nets, runs
 from genflow.errors import UsageError
 from genflow.recipe.schema import parse
+from genflow.specs import DataSpec
 
 GREY = FACTS["grey"]
 
@@ -130,3 +132,47 @@ def test_a_signature_is_made_a_schema_once() -> None:
     assert build.schema(function) is build.schema(function)
     assert build.schema(function, "x") is build.schema(function, "x")
     assert "kind" not in build.schema(function).model_fields
+
+
+def test_the_form_of_captions_comes_from_the_facts() -> None:
+    """Nets read captions if the facts have them, and not labels; facts without the field have none."""
+    facts = replace(FACTS["captioned"], class_names=("a", "b"))
+    assert DataSpec.from_json(json.dumps(facts.to_json())) == facts
+    later = facts.to_json() | {"text": {**facts.to_json()["text"], "later": 1}}
+    assert DataSpec.from_json(later) == facts
+    assert DataSpec.from_json({"shape": [1, 8, 8], "levels": 17}).text is None
+    for kind in ("flow_matching", "vae", "gan"):
+        names = dict(build.family_of(recipe(kind, facts), facts).named_parameters())
+        assert any(name.endswith("condition.text.weight") for name in names)
+        assert not any(name.endswith("condition.label.weight") for name in names)
+
+
+def test_an_autoencoder_has_no_condition() -> None:
+    """It learns captioned pictures as any others, although its net reads no captions."""
+    facts = replace(GREY, text=FACTS["captioned"].text)
+    assert recipe("autoencoder", facts).net["kind"] == "autoencoder"
+
+
+def test_captions_allow_guidance() -> None:
+    """Guidance needs labels or captions; the error names both."""
+    assert recipe("flow_matching", FACTS["captioned"], sample={"guidance": 3}).sample["guidance"] == 3
+    with pytest.raises(UsageError, match="needs data with labels or captions, and this data has none"):
+        recipe("flow_matching", FACTS["colour"], sample={"guidance": 3})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ("other", "the run of `init` read captions by other, and this one reads captions by small"),
+        ("", "the run of `init` read no captions, and this one reads captions by small"),
+    ],
+)
+def test_a_run_on_other_captions_is_no_start(theirs: str, message: str) -> None:
+    """The weights of a net have a meaning for one text encoder only."""
+    facts = FACTS["captioned"]
+    assert facts.text
+    other = replace(facts, text=replace(facts.text, encoder=theirs) if theirs else None)
+    began = recipe("flow_matching", other)
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        build.resolve(parse({"family": {"kind": "flow_matching"}}), facts, began, other)
+    assert build.resolve(parse({"family": {"kind": "flow_matching"}}), facts, recipe("flow_matching", facts), facts)

@@ -15,7 +15,7 @@ FLOORS = (
     ("errors", "specs", "text"),
     ("batch",),
     ("system", "maths"),
-    ("storage", "recipe", "client"),
+    ("storage", "recipe", "client", "text_encoders"),
     ("nets", "families"),
     ("data",),
     ("training", "build"),

@@ -143,11 +143,18 @@ class Gaussian(Family):
         Guidance combines estimates of x_0, so the weaker run can be of any family on a Gaussian path.
 
         Raises:
-            UsageError: the weaker run is not on a Gaussian path, or was trained on data of another shape.
+            UsageError: the weaker run is not on a Gaussian path, or was trained on data of another shape or on other
+                captions.
         """
         if not isinstance(weak, Gaussian) or weak.facts.shape != self.facts.shape:
             raise UsageError(
                 f"{type(weak).title} on {weak.facts.shape} cannot guide {self.title} on {self.facts.shape}",
+                "use a shorter run, or one with a smaller net, on the same data",
+            )
+        if weak.facts.text != self.facts.text:
+            theirs, ours = (f.text.encoder if f.text else "none" for f in (weak.facts, self.facts))
+            raise UsageError(
+                f"the captions of the guiding run ({theirs}) are not those of this run ({ours})",
                 "use a shorter run, or one with a smaller net, on the same data",
             )
         self.weaker = (weak,)

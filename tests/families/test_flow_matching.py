@@ -1,5 +1,6 @@
 """Flow matching: facts of its loss, likelihood and guidance, with the perfect velocity of a mixture."""
 
+import dataclasses
 import math
 
 import pytest
@@ -14,7 +15,7 @@ from genflow.families.base import Family, Samples
 from genflow.families.flow_matching import FlowMatching
 from genflow.maths.paths import spaced_times
 from genflow.maths.rng import BatchRng, SampleRng
-from genflow.specs import DataSpec
+from genflow.specs import DataSpec, TextSpec
 
 SCALED = DataSpec((2, 1, 1), levels=None, scale=3.0)
 NO_LABEL = torch.zeros(300, dtype=torch.long)
@@ -161,5 +162,9 @@ def test_a_guide_that_does_not_fit_is_rejected() -> None:
     for weak in (family("vae", FACTS["grey"]), family("ddpm", FACTS["colour"], "mlp")):
         with pytest.raises(UsageError, match="cannot guide"):
             model.guided_by(weak)
+    own = FACTS["captioned"]
+    other = dataclasses.replace(own, text=TextSpec(6, 5, 4, "other"))
+    with pytest.raises(UsageError, match=r"captions of the guiding run \(other\) are not those of this run \(sm"):
+        family("flow_matching", own, "mlp").guided_by(family("flow_matching", other, "mlp"))
     with pytest.raises(UsageError, match="cannot be guided by another run"):
         family("vae", FACTS["grey"]).guided_by(model)
