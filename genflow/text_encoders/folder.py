@@ -205,10 +205,12 @@ def _clip_tokenizer(vocabulary: Path, merges: Path) -> Any:
     )
     words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
     made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    marks = [(mark, made.token_to_id(mark)) for mark in (end, start)]
-    if any(number is None for _, number in marks):
+    first, last = made.token_to_id(start), made.token_to_id(end)
+    if first is None or last is None:
         raise ValueError(f"{start} or {end} is missing")
-    made.post_processor = processors.RobertaProcessing(*marks, trim_offsets=False, add_prefix_space=False)
+    made.post_processor = processors.RobertaProcessing(
+        (end, last), (start, first), trim_offsets=False, add_prefix_space=False
+    )
     return made
 
 
