@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from genflow.cli import console
 from genflow.errors import GenflowError
@@ -34,6 +35,8 @@ Found = dict[str, dict[int, Json]]  # by row and seed: a row of a `genflow.evalu
 PLAN = Path(__file__).with_suffix(".yaml")
 NONE = "—"
 HEAD = ["", "CPU s", "nfe", "fd", "× floor", "P / R", "recognised", "rec. fd / dB", "copies", "bits/dim", "to reach"]
+BITS = """- **bits/dim**: ≤ marks a bound, ≈ the estimate of an ODE solver. Numbers of different kinds cannot be ranked.
+"""
 MADE_BY = {
     (): "make results",
     ("--plan", "benchmarks/latents.yaml", "--out", "docs/latents-results.md"): "make results-latents",
@@ -99,15 +102,24 @@ def write(plan: Plan, found: Found, problems: list[str], command: str, store: St
     folder.mkdir(parents=True, exist_ok=True)
     for name, seeds in found.items():
         if seeds:
-            shutil.copyfile(Path(seeds[min(seeds)]["path"]) / "grid.png", folder / f"{name}.png")
+            _copy_picture(Path(seeds[min(seeds)]["path"]) / "grid.png", folder / f"{name}.png")
     first = next((row for seeds in found.values() for row in seeds.values()), None)
     if first is None:
         raise GenflowError("nothing was measured", "; ".join(problems))
-    shutil.copyfile(Path(first["path"]) / "real.png", folder / "real.png")
+    _copy_picture(Path(first["path"]) / "real.png", folder / "real.png")
     kept = ("run", "metrics", "likelihood", "memorization", "nfe", "options", "training", "features", "seed")
     numbers = {name: [{key: row[key] for key in kept} for row in seeds.values()] for name, seeds in found.items()}
     (folder / "results.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     out.write_text(page(plan, found, problems, command, store, folder.name), encoding="utf-8")
+
+
+def _copy_picture(source: Path, target: Path) -> None:
+    """Copy a grid; one in colour gets a palette, because the repository keeps small files."""
+    with Image.open(source) as picture:
+        if picture.mode == "RGB":
+            picture.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+            return
+    shutil.copyfile(source, target)
 
 
 def page(plan: Plan, found: Found, problems: list[str], command: str, store: Store, folder: str) -> str:
@@ -124,7 +136,8 @@ def page(plan: Plan, found: Found, problems: list[str], command: str, store: Sto
 # {plan.title}
 
 {plan.about + chr(10) * bool(plan.about)}Class-conditional {first['dataset_name']}, {_count(found)} per run, made by
-`{command}` on {first['machine']} with torch {first['versions']['torch']}, two runs at a time, one thread each.
+`{command}`
+on {first['machine']} with torch {first['versions']['torch']}, two runs at a time, one thread each.
 {first['samples']:,} samples against {first['reference']['rows']:,} real rows of the {first['reference']['split']}
 split. Features: {first['features']['name']}{accuracy}.
 The floor is {number(float(floor))}, the fd of as many real rows.
@@ -132,18 +145,19 @@ The floor is {number(float(floor))}, the fd of as many real rows.
 """
     held_out = f" For held-out rows it is {100 * copies:.1f} %." if copies is not None else ""
     seen = f" For held-out rows it is {100 * recognised['floor']:.1f} %." if recognised else ""
+    bits = any(row["likelihood"] for row in rows) * BITS
     notes = f"""
 - **CPU s**: CPU seconds of the initial run or autoencoder + of making the pairs or latents + of the run's own training.
 - **fd**: the mean over seeds, with its 95 % interval over seeds (Student's t; for one seed, over samples).
 - **× floor**: the ratio of fd to the floor.
 - **P / R**: precision and recall.
-- **recognised**: the share of samples that the classifier assigns to the class that was asked for.{seen}
+- **recognised**: the share of samples that the classifier assigns to the class that was asked for.
+ {seen}
 - **rec. fd / dB**: fd and PSNR of the autoencoder's reconstructions; no model of the latents can be expected to have a
   smaller fd.
 - **copies**: the share of samples that are near copies of one training row
   (`genflow/evaluation/metrics/memorization.py`).{held_out}
-- **bits/dim**: ≤ marks a bound, ≈ the estimate of an ODE solver. Numbers of different kinds cannot be ranked.
-- **to reach**: the goal; for a distance, its ratio to {_reference_of_goals(plan)}.
+{bits}- **to reach**: the goal; for a distance, its ratio to {_reference_of_goals(plan)}.
   It is left out if `--set` changed the plan.
 
 """
@@ -204,7 +218,7 @@ def _line(plan: Plan, name: str, rows: Found, store: Store) -> list[str]:
         text += f" ({bits[0].get('method') or bits[0]['kind']})"
     reached: Json = {"fd": ratio, "recall": recall} | ({"bits": _mean(b["value"] for b in bits)} if bits else {})
     if "fd_of" in goals:
-        other = rows[goals["fd_of"]["row"]]
+        other = rows.get(goals["fd_of"]["row"], {})  # `--only` may leave it out
         shared = [seed for seed in seeds if seed in other]
         reached |= {"fd_of": [_fd(seeds[seed]) / _fd(other[seed]) for seed in shared]} if shared else {}
     return [
@@ -244,7 +258,7 @@ def _goal(goals: Json, reached: Json, rows: dict[str, Json]) -> str:
     parts = []
     for key, goal in goals.items():
         if key == "fd_of":
-            words[key] = f"≤ {goal['times']} × {rows[goal['row']]['title']}, for every seed"
+            words[key] = f"≤ {goal['times']} × {rows.get(goal['row'], {}).get('title', goal['row'])}, for every seed"
         if key not in reached:
             verdict = "not measured"
         elif key == "fd_of":

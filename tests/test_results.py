@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,9 @@ def test_a_goal_relative_to_another_row_holds_for_every_seed(found, store, tmp_p
         text = (tmp_path / "page.md").read_text(encoding="utf-8")
         assert f"≤ {times} × FLOW, for every seed: {verdict} ({ratio:.2f})" in text
         assert "≤ 1 × GAN, for every seed: not measured" in text
+        alone = replace(plan, rows={"vae": plan.rows["vae"]})
+        text_alone = results.page(alone, {"vae": found["vae"]}, [], "make results-latents", store, "page")
+        assert f"≤ {times} × flow, for every seed: not measured" in text_alone
     assert "# Latents\n\nTwo rows.\n\nClass-conditional" in text
     assert "1 to 2 seeds per run" in text
     agreement = [m["metrics"]["agreement"]["value"] for m in found["vae"].values()]
