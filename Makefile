@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs deploy trial results tables presets chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs deploy trial results results-latents tables presets chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ trial: $(VENV)/.installed
 # every family, three seeds, on Fashion-MNIST: hours on two cores; run it again to resume
 results: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
+
+# latent against pixel training on colour icons (hours on two cores; needs: apt-get install fonts-noto-color-emoji)
+results-latents: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents.yaml --out docs/latents-results.md
 
 # each family's preset against the result of `genflow tune` on Fashion-MNIST (an hour on two cores)
 presets: $(VENV)/.installed

@@ -1,8 +1,9 @@
 """Make the quality table: train every family within its budget for a few seeds, measure it, and write a page.
 
-    python benchmarks/results.py [--set train.steps=10 ...] [--seeds 0,1] [--only ROW ...] [--out docs/results.md]
+    python benchmarks/results.py [--plan benchmarks/latents.yaml] [--set train.steps=10 ...] [--seeds 0,1]
+                                 [--only ROW ...] [--out docs/results.md]
 
-`results.yaml` says what is trained and measured. It becomes one pipeline, so two cores train two runs at a time. After
+The plan says what is trained and measured. It becomes one pipeline, so two cores train two runs at a time. After
 an interruption, the same command resumes; after the end, it only writes the page. No number is written by hand.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from genflow.cli import console
 from genflow.errors import GenflowError
@@ -32,6 +34,13 @@ from genflow.system.documents import Json
 Found = dict[str, dict[int, Json]]  # by row and seed: a row of a `genflow.evaluate/1` document
 PLAN = Path(__file__).with_suffix(".yaml")
 NONE = "—"
+HEAD = ["", "CPU s", "nfe", "fd", "× floor", "P / R", "recognised", "rec. fd / dB", "copies", "bits/dim", "to reach"]
+BITS = """- **bits/dim**: ≤ marks a bound, ≈ the estimate of an ODE solver. Numbers of different kinds cannot be ranked.
+"""
+MADE_BY = {
+    (): "make results",
+    ("--plan", "benchmarks/latents.yaml", "--out", "docs/latents-results.md"): "make results-latents",
+}  # the commands of the Makefile by arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +49,13 @@ class Plan(Study):
 
     Args:
         goal_floor: the floor of the features for which the goals of fd are stated.
+        title: heading of the page.
+        about: what the page compares, as Markdown.
     """
 
-    goal_floor: float
+    goal_floor: float = 1.0
+    title: str = "Results"
+    about: str = ""
 
 
 def execute(plan: Plan, overrides: Json, store: Store) -> tuple[Found, list[str]]:
@@ -89,47 +102,62 @@ def write(plan: Plan, found: Found, problems: list[str], command: str, store: St
     folder.mkdir(parents=True, exist_ok=True)
     for name, seeds in found.items():
         if seeds:
-            shutil.copyfile(Path(seeds[min(seeds)]["path"]) / "grid.png", folder / f"{name}.png")
+            _copy_picture(Path(seeds[min(seeds)]["path"]) / "grid.png", folder / f"{name}.png")
     first = next((row for seeds in found.values() for row in seeds.values()), None)
     if first is None:
         raise GenflowError("nothing was measured", "; ".join(problems))
-    shutil.copyfile(Path(first["path"]) / "real.png", folder / "real.png")
+    _copy_picture(Path(first["path"]) / "real.png", folder / "real.png")
     kept = ("run", "metrics", "likelihood", "memorization", "nfe", "options", "training", "features", "seed")
     numbers = {name: [{key: row[key] for key in kept} for row in seeds.values()] for name, seeds in found.items()}
     (folder / "results.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     out.write_text(page(plan, found, problems, command, store, folder.name), encoding="utf-8")
 
 
+def _copy_picture(source: Path, target: Path) -> None:
+    """Copy a grid; one in colour gets a palette, because the repository keeps small files."""
+    with Image.open(source) as picture:
+        if picture.mode == "RGB":
+            picture.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+            return
+    shutil.copyfile(source, target)
+
+
 def page(plan: Plan, found: Found, problems: list[str], command: str, store: Store, folder: str) -> str:
     """The page as Markdown."""
     rows = [row for seeds in found.values() for row in seeds.values()]
     first = rows[0]
-    head = ["", "CPU s", "nfe", "fd", "× floor", "P / R", "copies", "bits/dim", "to reach"]
-    lines = [head, ["---"] * len(head)]
-    lines += [_line(row, found[name], store, plan.goal_floor) for name, row in plan.rows.items()]
+    measured = [_line(plan, name, found, store) for name in plan.rows]
+    lines = _without_empty_columns([HEAD, ["---"] * len(HEAD), *measured])
     floor = np.mean([row["metrics"]["fd"]["floor"] for row in rows])
+    recognised = first["metrics"].get("agreement")
     copies = (first["memorization"] or {}).get("copies", {}).get("floor")
     accuracy = f", {100 * first['features']['accuracy']:.1f} % accurate" if "accuracy" in first["features"] else ""
-    about = f"""<!-- Written by `{command}`. Edit benchmarks/results.yaml and run it again. -->
-# Results
+    about = f"""<!-- Written by `{command}`. Edit the plan in benchmarks/ and run it again. -->
+# {plan.title}
 
-Class-conditional {first['dataset_name']}, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)} per run, made by
-`{command}` on {first['machine']} with torch {first['versions']['torch']}, two runs at a time, one thread each.
+{plan.about + chr(10) * bool(plan.about)}Class-conditional {first['dataset_name']}, {_count(found)} per run, made by
+`{command}`
+on {first['machine']} with torch {first['versions']['torch']}, two runs at a time, one thread each.
 {first['samples']:,} samples against {first['reference']['rows']:,} real rows of the {first['reference']['split']}
 split. Features: {first['features']['name']}{accuracy}.
 The floor is {number(float(floor))}, the fd of as many real rows.
 
 """
     held_out = f" For held-out rows it is {100 * copies:.1f} %." if copies is not None else ""
+    seen = f" For held-out rows it is {100 * recognised['floor']:.1f} %." if recognised else ""
+    bits = any(row["likelihood"] for row in rows) * BITS
     notes = f"""
-- **CPU s**: CPU seconds of the initial run + of making the pairs + of the run's own training.
+- **CPU s**: CPU seconds of the initial run or autoencoder + of making the pairs or latents + of the run's own training.
 - **fd**: the mean over seeds, with its 95 % interval over seeds (Student's t; for one seed, over samples).
 - **× floor**: the ratio of fd to the floor.
 - **P / R**: precision and recall.
+- **recognised**: the share of samples that the classifier assigns to the class that was asked for.
+ {seen}
+- **rec. fd / dB**: fd and PSNR of the autoencoder's reconstructions; no model of the latents can be expected to have a
+  smaller fd.
 - **copies**: the share of samples that are near copies of one training row
   (`genflow/evaluation/metrics/memorization.py`).{held_out}
-- **bits/dim**: ≤ marks a bound, ≈ the estimate of an ODE solver. Numbers of different kinds cannot be ranked.
-- **to reach**: the goal; for a distance, its ratio to a floor of {plan.goal_floor}.
+{bits}- **to reach**: the goal; for a distance, its ratio to {_reference_of_goals(plan)}.
   It is left out if `--set` changed the plan.
 
 """
@@ -149,25 +177,50 @@ The floor is {number(float(floor))}, the fd of as many real rows.
     )  # fmt: skip
 
 
-def _line(row: Json, seeds: dict[int, Json], store: Store, goal_floor: float) -> list[str]:
+def _count(found: Found) -> str:
+    """The number of seeds as text: the smallest, if runs failed or are not there yet."""
+    counts = sorted({len(seeds) for seeds in found.values() if seeds})
+    text = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    return f"{text} seed{'s' * (counts[-1] > 1)}"
+
+
+def _reference_of_goals(plan: Plan) -> str:
+    of_rows = any("fd_of" in row.get("goal", {}) for row in plan.rows.values())
+    return "that of another row, seed by seed" if of_rows else f"a floor of {plan.goal_floor}"
+
+
+def _without_empty_columns(lines: list[list[str]]) -> list[list[str]]:
+    """The table without the columns that have a value in no row; the first two lines are its head."""
+    kept = [i for i in range(len(lines[0])) if any(line[i] != NONE for line in lines[2:])]
+    return [[line[i] for i in kept] for line in lines]
+
+
+def _line(plan: Plan, name: str, rows: Found, store: Store) -> list[str]:
+    row, seeds, goal_floor = plan.rows[name], rows[name], plan.goal_floor
     goals = row.get("goal", {})
     if "fd" in goals:
         goals = {**goals, "fd": goals["fd"] / goal_floor}
     if not seeds:
-        return [row["title"], *[NONE] * 7, _goal(goals, {})]
+        return [row["title"], *[NONE] * 9, _goal(goals, {}, plan.rows)]
     found = list(seeds.values())
     fd = [m["metrics"]["fd"] for m in found]
     ratio = _mean(m["value"] / m["floor"] if m["floor"] else np.nan for m in fd)
     over = over_trainings(fd)
     precision, recall = (_mean(m["metrics"][key]["value"] for m in found) for key in ("precision", "recall"))
     copies = [m["memorization"]["copies"]["value"] for m in found if m["memorization"]]
+    agreement = [m["metrics"]["agreement"]["value"] for m in found if "agreement" in m["metrics"]]
+    rebuilt = _reconstruction([m["reconstruction"] for m in found if m["reconstruction"]])
     bits = [m["likelihood"] for m in found if m["likelihood"]]
     text = NONE
     if bits:
         averaged = {key: _mean(b[key] for b in bits) for key in ("value", "stderr")}
         text = likelihood({**bits[0], **averaged})
         text += f" ({bits[0].get('method') or bits[0]['kind']})"
-    reached = {"fd": ratio, "recall": recall} | ({"bits": _mean(b["value"] for b in bits)} if bits else {})
+    reached: Json = {"fd": ratio, "recall": recall} | ({"bits": _mean(b["value"] for b in bits)} if bits else {})
+    if "fd_of" in goals:
+        other = rows.get(goals["fd_of"]["row"], {})  # `--only` may leave it out
+        shared = [seed for seed in seeds if seed in other]
+        reached |= {"fd_of": [_fd(seeds[seed]) / _fd(other[seed]) for seed in shared]} if shared else {}
     return [
         row["title"],
         _cpu(found, store),
@@ -175,10 +228,23 @@ def _line(row: Json, seeds: dict[int, Json], store: Store, goal_floor: float) ->
         f"{number(over.value)} ({number(max(over.low, 0))}–{number(over.high)})",
         f"{ratio:.1f}",
         f"{precision:.2f} / {recall:.2f}",
+        f"{100 * _mean(agreement):.1f} %" if agreement else NONE,
+        rebuilt,
         f"{100 * _mean(copies):.1f} %" if copies else NONE,
         text,
-        _goal(goals, reached),
+        _goal(goals, reached, plan.rows),
     ]
+
+
+def _fd(measured: Json) -> float:
+    return float(measured["metrics"]["fd"]["value"])
+
+
+def _reconstruction(found: list[Json]) -> str:
+    """fd and PSNR of an autoencoder's reconstructions."""
+    if not found:
+        return NONE
+    return f"{number(_mean(r['fd']['value'] for r in found))} / {_mean(r['psnr']['value'] for r in found):.1f}"
 
 
 def _cpu(found: list[Json], store: Store) -> str:
@@ -187,12 +253,17 @@ def _cpu(found: list[Json], store: Store) -> str:
     return " + ".join(f"{_mean(column):,.0f}" for column in zip(*parts, strict=True))
 
 
-def _goal(goals: dict[str, float], reached: dict[str, float]) -> str:
+def _goal(goals: Json, reached: Json, rows: dict[str, Json]) -> str:
     words = {"fd": "≤ {:.1f} × floor", "recall": "recall ≥ {:.2f}", "bits": "≤ {:.2f} bits/dim"}
     parts = []
     for key, goal in goals.items():
+        if key == "fd_of":
+            words[key] = f"≤ {goal['times']} × {rows.get(goal['row'], {}).get('title', goal['row'])}, for every seed"
         if key not in reached:
             verdict = "not measured"
+        elif key == "fd_of":
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in reached[key])
+            verdict = f"{'yes' if max(reached[key]) <= goal['times'] else 'no'} ({ratios})"
         else:
             verdict = "yes" if (reached[key] >= goal if key == "recall" else reached[key] <= goal) else "no"
         parts.append(f"{words[key].format(goal)}: {verdict}")
@@ -210,6 +281,7 @@ def _table(lines: list[list[str]]) -> str:
 def main(arguments: list[str]) -> int:
     """Run the command; return 1 if a stage failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", type=Path, default=PLAN, help="a study with goals; default: %(default)s")
     parser.add_argument("--set", action="append", default=[], dest="sets", help="key=value, for every stage")
     parser.add_argument("--seeds", help="for example 0,1,2")
     parser.add_argument("--only", action="append", help="a row of the plan; repeatable")
@@ -217,7 +289,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the pipeline's stages")
     asked = parser.parse_args(arguments)
     try:
-        plan = Plan.load(PLAN)
+        plan = Plan.load(asked.plan)
         if asked.seeds:
             plan = replace(plan, seeds=[int(seed) for seed in asked.seeds.split(",")])
         if asked.only:
@@ -225,13 +297,13 @@ def main(arguments: list[str]) -> int:
         overrides = assignments(asked.sets)
         if overrides:
             plan = without_goals(plan)
-        stages = graph.load(plan.pipeline("results"), PLAN.name, overrides).stages
+        stages = graph.load(plan.pipeline("results"), asked.plan.name, overrides).stages
         if asked.dry_run:
             print("\n".join(f"{stage.name:<24} {stage.job:<9} {', '.join(stage.needs)}" for stage in stages))
             return 0
         store = Store()
         found, problems = execute(plan, overrides, store)
-        command = " ".join(["python benchmarks/results.py", *arguments]) if arguments else "make results"
+        command = MADE_BY.get(tuple(arguments)) or " ".join(["python benchmarks/results.py", *arguments])
         write(plan, found, problems, command, store, asked.out)
     except GenflowError as error:
         return console.fail(error, verbose=False)

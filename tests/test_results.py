@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from genflow.evaluation import evaluate
 from genflow.evaluation.features import classifier
 from genflow.pipeline import graph
 from genflow.recipe.schema import Evaluate, Recipe
+from genflow.specs import DataSpec
 from genflow.storage.store import Store
 
 HOME = ROOT
@@ -27,18 +30,30 @@ sys.modules["results"] = results  # dataclasses look up their module
 spec.loader.exec_module(results)
 
 
-def test_every_stage_of_the_plan_fits_its_family() -> None:
+@pytest.mark.parametrize("path", [results.PLAN, results.PLAN.with_name("latents.yaml")], ids=lambda path: path.stem)
+def test_every_stage_of_the_plan_fits_its_family(path: Path) -> None:
     """Each run resolves with its initial run, and its family accepts the sampling options of each row."""
-    facts = FACTS["grey"]
-    resolved: dict[str, Recipe] = {}
-    for stage in graph.load(results.Plan.load(results.PLAN).pipeline("results"), "results.yaml").stages:
+    plan, resolved, learned = results.Plan.load(path), dict[str, Recipe](), dict[str, DataSpec]()
+    for stage in graph.load(plan.pipeline("results"), path.name).stages:
         if stage.job == "train":
+            latents = any(need.startswith("latents") for need in stage.needs)
+            facts = learned[stage.name] = FACTS["latents" if latents else "grey"]
             recipe = stage.recipe.replace(data={})  # the pairs do not exist yet
             source = resolved.get(recipe.init)
             resolved[stage.name] = build.resolve(recipe, facts, source, facts if source else None)
         elif stage.job in ("reflow", "evaluate"):
             run = resolved[stage.needs[0]]
-            build.sample_options(build.family_of(run, facts), {**run.sample, **stage.recipe.sample})
+            build.sample_options(
+                build.family_of(run, learned[stage.needs[0]]), {**run.sample, **stage.recipe.sample}
+            )
+
+
+def test_the_goals_name_rows_of_the_plan() -> None:
+    """A goal that is relative to another row names an existing row with the same seeds."""
+    plan = results.Plan.load(results.PLAN.with_name("latents.yaml"))
+    others = [row["goal"]["fd_of"]["row"] for row in plan.rows.values() if "goal" in row]
+    assert others
+    assert all(plan.seeds_of(plan.rows[other]["run"]) == plan.seeds for other in others)
 
 
 def test_seeds_reach_training_pairs_and_measuring() -> None:
@@ -97,6 +112,28 @@ def test_the_page_agrees_with_the_evaluations(found, store, tmp_path) -> None:
     ]  # fmt: skip
     numbers = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
     assert [m["metrics"]["fd"]["value"] for m in numbers["vae"]] == values
+
+
+def test_a_goal_relative_to_another_row_holds_for_every_seed(found, store, tmp_path) -> None:
+    """The ratio is of the seeds that both rows have; one seed above the goal is enough to miss it."""
+    fd = {row: [m["metrics"]["fd"]["value"] for m in found[row].values()] for row in found}
+    ratio = fd["vae"][0] / fd["flow"][0]
+    for times, verdict in ((1.01 * ratio, "yes"), (0.99 * ratio, "no")):
+        goals = {"vae": {"fd_of": {"row": "flow", "times": times}}, "flow": {"fd_of": {"row": "gan", "times": 1}}}
+        rows = {name: {"title": name.upper(), "run": name, "goal": goals.get(name, {})} for name in found}
+        plan = results.Plan(seeds=[0, 1], title="Latents", about="Two rows.\n", rows=rows)
+        results.write(plan, found, [], "make results-latents", store, tmp_path / "page.md")
+        text = (tmp_path / "page.md").read_text(encoding="utf-8")
+        assert f"≤ {times} × FLOW, for every seed: {verdict} ({ratio:.2f})" in text
+        assert "≤ 1 × GAN, for every seed: not measured" in text
+        alone = replace(plan, rows={"vae": plan.rows["vae"]})
+        text_alone = results.page(alone, {"vae": found["vae"]}, [], "make results-latents", store, "page")
+        assert f"≤ {times} × flow, for every seed: not measured" in text_alone
+    assert "# Latents\n\nTwo rows.\n\nClass-conditional" in text
+    assert "1 to 2 seeds per run" in text
+    agreement = [m["metrics"]["agreement"]["value"] for m in found["vae"].values()]
+    assert f"| {100 * np.mean(agreement):.1f} % |" in text
+    assert "rec. fd / dB |" not in text  # no run has an autoencoder
 
 
 @pytest.mark.slow
