@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-LATENTS_FROM = 48  # pixels a side; measured at 64 (docs/results.md)
+LATENTS_FROM = 48  # pixels a side; measured at 64 (docs/latents-results.md)
 
 
 @dataclass(frozen=True)

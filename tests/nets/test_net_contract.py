@@ -228,12 +228,6 @@ def test_the_fast_unet_folds_large_pictures() -> None:
         assert math.ceil(size / fold / 2**halvings) <= 8
 
 
-def test_the_fast_unet_folds_only_large_latents() -> None:
-    """Latents of at most 16 positions a side are not folded: their positions stand for squares of pixels already."""
-    for shape, fold in (((4, 16, 16), 1), ((16, 8, 8), 1), ((4, 32, 32), 2), ((3, 16, 16), 2)):
-        assert nets.builder("unet")(NetSpec(shape, shape, time=True), 0, width=8, blocks=1).patch == fold
-
-
 @pytest.mark.parametrize(("kind", "ends"), CONDITIONAL)
 def test_a_second_time_has_no_effect_at_first_and_can_be_learnt(kind: str, ends: str) -> None:
     """A new second time input does not change the output until its weights change; every net supports it."""
