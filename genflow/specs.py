@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 LATENTS_FROM = 48  # pixels a side; measured at 64 (docs/latents-results.md)
@@ -97,6 +97,20 @@ class DataSpec:
         """Whether these are pictures that are learned as latents by default."""
         side = min(self.shape[1:])
         return self.levels is not None and side >= LATENTS_FROM and side % 2 == 0
+
+    def of_latents(self, shape: tuple[int, int, int], autoencoder: str, times: int = 1) -> "DataSpec":
+        """The specification of latents of these pictures, without a fingerprint.
+
+        Args:
+            shape: of the latents of one picture.
+            autoencoder: its id.
+            times: latents of each training picture; only the training split has latents.
+        """
+        return replace(
+            self, shape=shape, levels=None, mean=0.0, sigma_data=1.0, scale=1.0, strip=0, fingerprint="",
+            splits={"train": times * self.splits["train"]}, autoencoder=autoencoder,
+            class_counts=tuple(times * count for count in self.class_counts),
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads."""

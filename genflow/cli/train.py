@@ -77,6 +77,7 @@ def train(
     store = Store()
     recipe = decide_latents(store, find_data(store, recipe))
     if recipe.data.latents == "auto":
+        latents_pipeline.check(recipe, store)
         document = latents_pipeline.pipeline(recipe)
         if not (made := latents_pipeline.made(document, store)):
             _run(document, store, cluster, address, dry_run=dry_run, json=json)

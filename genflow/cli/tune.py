@@ -107,6 +107,7 @@ def _make_latents(
     """
     from genflow.pipeline import graph, latents
 
+    latents.check(recipe, store)
     cluster_settings = recipe.cluster.model_dump(mode="json")
     stages = latents.stages(recipe.data.name, flip=recipe.data.flip, cluster=cluster_settings)
     document = {"name": "latents", "stages": stages}

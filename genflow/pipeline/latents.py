@@ -3,9 +3,12 @@
 Each stage finds its artifact by its content address, so a second family on the same dataset trains no autoencoder.
 """
 
+from genflow.data.shards import FACTS
 from genflow.pipeline.graph import load
 from genflow.pipeline.plan import dry_run
+from genflow.recipe.compose import compose
 from genflow.recipe.schema import Recipe
+from genflow.specs import DataSpec
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 
@@ -43,6 +46,27 @@ def stages(dataset: str, *, flip: bool = False, cluster: Json | None = None) -> 
         trained: {"job": "train", "preset": "autoencoder", **shared},
         encoded: {"job": "encode", "autoencoder": trained, **own, **shared},
     }
+
+
+def check(recipe: Recipe, store: Store) -> None:
+    """Resolve a recipe against the latents that do not exist yet, so that it fails before the autoencoder is trained.
+
+    A recipe that starts from a run is checked by its own stage.
+
+    Args:
+        recipe: of the last stage.
+        store: holds its dataset.
+
+    Raises:
+        UsageError: an option or a combination cannot work.
+    """
+    from genflow import build  # imports torch
+
+    if not recipe.init:
+        pictures = DataSpec.from_json(store.find("datasets", recipe.data.name).file(FACTS).read_text(encoding="utf-8"))
+        autoencoder = build.family_of(build.resolve(compose("autoencoder"), pictures), pictures)
+        channels, height, width = autoencoder.code_shape
+        build.resolve(recipe, pictures.of_latents((channels, height, width), "autoencoder"))
 
 
 def made(document: Json, store: Store) -> str:

@@ -96,11 +96,7 @@ def plan(store: Store, autoencoder: str, recipe: Recipe) -> EncodePlan:
     loaded = autoencoders.load(source, pictures, dataset.name)
     times = 2 if recipe.encode.flip else 1
     C, H, W = loaded.family.code_shape
-    facts = replace(
-        pictures, shape=(C, H, W), levels=None, mean=0.0, sigma_data=1.0, scale=1.0, strip=0, fingerprint="",
-        splits={"train": times * pictures.splits["train"]}, autoencoder=loaded.id,
-        class_counts=tuple(times * count for count in pictures.class_counts),
-    )  # fmt: skip
+    facts = pictures.of_latents((C, H, W), loaded.id, times)
     name = recipe.name or dataset.name
     deciding = {
         "data": [dataset.id, pictures.fingerprint],  # the fingerprint covers labels and captions

@@ -45,6 +45,25 @@ def test_large_pictures_are_learned_as_latents(
     assert ("are learned as latents" in err) == (len(jobs) == 3 and not more)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("family.forget=2", "family.forget: input should be less than 1, not 2"),
+        ("net.kind=unett", "unknown net 'unett'"),
+        ("sample.step=3", "unknown key step"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_the_autoencoder_is_trained(
+    genflow: Command, store: Store, tmp_path: Path, wrong: str, said: str
+) -> None:
+    """The last stage's recipe is checked first: training the autoencoder takes minutes."""
+    data = dataset(store, pictures(tmp_path / "colours", 20))
+    code, _, err = genflow("train", "ddpm", "--data", data.artifact.name, "--latents", "auto", "--set", wrong)
+    assert code == 2
+    assert said in err
+    assert not store.names("runs")
+
+
 def test_latents_that_exist_are_used_at_once(genflow: Command, store: Store, tmp_path: Path) -> None:
     """`--latents NAME` needs no --data; unknown latents, and latents of other data, are one line."""
     data = dataset(store, pictures(tmp_path / "colours", 20))
