@@ -118,6 +118,19 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     return resolved
 
 
+def check_options(recipe: Recipe) -> None:
+    """Check the options of a recipe's family, net and sampler as far as that needs no data; `resolve` checks the rest.
+
+    Raises:
+        UsageError: a key is unknown, a type is wrong or a value is out of range.
+    """
+    family = families.family_class(recipe.family["kind"])
+    bind("family", family.__init__, recipe.family, recipe.family["kind"])
+    bind("sample", family.sample, recipe.sample)
+    if (net := recipe.net.get("kind", "auto")) != "auto":
+        bind("net", nets.builder(net), recipe.net, net)
+
+
 def family_of(recipe: Recipe, facts: DataSpec) -> Family:
     """Build the family of a resolved recipe, with newly initialized weights.
 

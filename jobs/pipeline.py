@@ -7,10 +7,10 @@ missing artifacts, because each job finds its artifact by its content address.
 import contextlib
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, cast
 
-from genflow.errors import BY_CODE, GenflowError
+from genflow.errors import BY_CODE, GenflowError, UsageError
 from genflow.pipeline.graph import Node, Pipeline, load
 from genflow.pipeline.results import PipelineDone
 from genflow.pipeline.stages import Program, function
@@ -28,6 +28,7 @@ def main(document: Json, emit: Emit) -> PipelineDone:
     _find_existing(pipeline, made, failed, emit)
     cached = len(made) == len(pipeline.stages)
     if len(made) + len(failed) < len(pipeline.stages):
+        _check_options(pipeline, made.keys() | failed.keys())
         from jobs.runtime.cluster import ray_cluster
 
         with ray_cluster():
@@ -37,6 +38,22 @@ def main(document: Json, emit: Emit) -> PipelineDone:
         {"stage": node.name, "job": node.job, **made[node.name]} for node in pipeline.stages if node.name in made
     ]
     return {"schema": "genflow.run/1", "pipeline": pipeline.name, "cached": cached, "stages": stages}
+
+
+def _check_options(pipeline: Pipeline, ended: Collection[str]) -> None:
+    """Check the options of every family that is to be trained, so that a wrong one in the last stage costs no time.
+
+    Raises:
+        UsageError: an option is unknown or out of range.
+    """
+    from genflow import build  # imports torch
+
+    for node in pipeline.stages:
+        if node.name not in ended and "kind" in node.recipe.family:
+            try:
+                build.check_options(node.recipe)
+            except UsageError as error:
+                raise UsageError(f"stage {node.name}: {error.message}", error.hint) from error
 
 
 def _find_existing(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ray import cloudpickle
 from support.without_mlflow import silence
 
-from genflow.errors import GenflowError
+from genflow.errors import GenflowError, UsageError
 from genflow.pipeline.graph import load
 from genflow.recipe.compose import assignments
 from genflow.recipe.files import read
@@ -80,6 +80,23 @@ def test_a_failing_stage_leaves_the_others(run, store, events):
     assert [a.name for a in store.artifacts("runs")] == ["flow_matching-ring8"]
     statuses = {e["name"]: e["status"] for e in events if e["event"] == "stage"}
     assert statuses["broken"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"family": {"density": "unifrom"}}, "stage late: family.density"),
+        ({"net": {"kind": "mlp", "widht": 8}}, "stage late: net: unknown key widht"),
+        ({"sample": {"stps": 4}}, "stage late: sample: unknown key stps"),
+    ],
+)
+def test_a_wrong_option_of_a_late_stage_costs_no_time(store, monkeypatch, wrong, said):
+    """The options of every stage are checked before the first stage runs."""
+    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
+    late = {"job": "train", "preset": "flow_matching", "data": "points", "init": "first", **wrong}
+    with pytest.raises(UsageError, match=said):
+        job.main(document(first=train("flow_matching"), late=late), lambda event, **fields: None)
+    assert not store.artifacts("datasets")
 
 
 @pytest.mark.ray
