@@ -14,7 +14,7 @@ from genflow.evaluation.steps_needed import recommend
 from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
 from genflow.recipe.schema import Recipe, parse
-from genflow.sampling.engine import RECIPE, picture_facts
+from genflow.sampling.engine import AUTOENCODER, RECIPE, picture_facts
 from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import RequestError
 from genflow.specs import DataSpec
@@ -59,7 +59,9 @@ class Model:
         self.run = _artifact(folder, entry)
         newest = checkpoint.of_run(self.run)
         self.step = int(checkpoint.read_state(newest)["step"])
-        self.bytes = int(MEMORY_FACTOR * (newest / "weights.safetensors").stat().st_size)
+        decoder = self.run.files(f"{AUTOENCODER}/{checkpoint.WEIGHTS}")
+        weights = [newest / checkpoint.WEIGHTS, *map(self.run.file, decoder)]
+        self.bytes = int(MEMORY_FACTOR * sum(file.stat().st_size for file in weights))
         self.facts = picture_facts(self.run)
         self.recipe: Recipe = parse(read(self.run.file(RECIPE)), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])

@@ -34,7 +34,8 @@ from genflow.training import fsdp
 from genflow.training.fsdp import full_tensor, shard_like
 
 STATE, FOLDER = "state.json", "checkpoints"
-READ_BY_SAMPLING = ("weights.safetensors", "ema.safetensors", STATE)
+WEIGHTS = "weights.safetensors"
+READ_BY_SAMPLING = (WEIGHTS, "ema.safetensors", STATE)
 
 
 class State(TypedDict):
@@ -248,7 +249,7 @@ def _matching_weights(folder: Path, module: nn.Module, device: str = "cpu") -> d
     Raises:
         DataError: they are not, for example because an older genflow built another net from the same recipe.
     """
-    weights = load_file(folder / "weights.safetensors", device=device)
+    weights = load_file(folder / WEIGHTS, device=device)
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if other := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
