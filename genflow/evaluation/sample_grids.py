@@ -20,6 +20,7 @@ from genflow.evaluation import samples
 from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.metrics.memorization import standouts
 from genflow.sampling.engine import Engine
+from genflow.specs import DataSpec
 
 COLUMNS, CLASSES = 8, 10
 PATHS = 3  # number of sampling paths, and of interpolated pairs
@@ -70,7 +71,7 @@ def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np
         real = data.splits[extractor.real.split].take(_real(data, extractor, lines))
         return preview.render(engine.reconstruct(real), facts, COLUMNS)
     count = lines * COLUMNS
-    labels = np.arange(count) // COLUMNS if facts.classes else np.zeros(count, np.int64)
+    labels = np.repeat(_shown(facts, lines), COLUMNS) if facts.classes else np.zeros(count, np.int64)
     images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist()).images
     return preview.render(images, facts, COLUMNS)
 
@@ -83,8 +84,13 @@ def _real(data: Dataset, extractor: FeatureReference, lines: int) -> np.ndarray:
     rows, labels = extractor.real.reference, data.splits[extractor.real.split].labels
     if not data.facts.classes:
         return rows[np.resize(np.arange(len(rows)), lines * COLUMNS)]
-    of_class = [rows[labels[rows] == label] for label in range(lines)]
+    of_class = [rows[labels[rows] == label] for label in _shown(data.facts, lines)]
     return np.concatenate([np.resize(own if len(own) else rows, COLUMNS) for own in of_class])
+
+
+def _shown(facts: DataSpec, lines: int) -> np.ndarray:
+    """The classes of the lines of a grid, (lines,): all of a few, and of many some from the first to the last."""
+    return np.linspace(0, facts.classes - 1, lines).round().astype(int)
 
 
 def _labels(engine: Engine) -> list[int]:

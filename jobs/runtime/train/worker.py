@@ -166,7 +166,10 @@ def _preview(engine: Engine, data: Dataset) -> bytes:
         return render(np.concatenate(both), engine.facts, columns)
     classes = engine.facts.classes
     count = GRID_COLUMNS * GRID_ROWS
-    labels = [i % GRID_COLUMNS % classes for i in range(count)] if classes else None
+    labels = None
+    if classes:  # of more classes than columns some are shown, evenly spread
+        step = max(1.0, classes / GRID_COLUMNS)
+        labels = [int(i * step) % classes for i in range(GRID_COLUMNS)] * GRID_ROWS
     return render(engine.draw(range(count), labels).images, engine.facts, GRID_COLUMNS)
 
 
