@@ -1,6 +1,7 @@
 """Measure one run: quality, variety, likelihood and speed, as one JSON document with pictures of samples.
 
-    metrics       fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
+    metrics       fd, kid, precision, recall, density, coverage, agreement, r_precision: {value, low, high, n, features,
+                  floor}
     likelihood    {value, low, high, unit, kind, method, stderr, nfe, n, bars}; null without one or with guidance
     straightness  {value, low, high, n}: 0 for straight paths; null for families that integrate no ODE
     memorization  nearest, copies: metrics of the distance to training pictures; null for points
@@ -122,9 +123,9 @@ def evaluate(
     return {**document, "path": str(artifact.path), "cached": False}
 
 
-def engine_of(run: Artifact, data: Dataset, sample: dict[str, Any]) -> Engine:
+def engine_of(store: Store, run: Artifact, data: Dataset, sample: dict[str, Any]) -> Engine:
     """The engine whose samples are measured; `sample` overrides the run's own sampling options."""
-    engine = Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    engine = samples.with_captions(Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu"), store)
     engine.options = build.sample_options(engine.family, {**engine.options, **sample})
     return samples.measured(engine, data)
 
@@ -138,7 +139,7 @@ def draw_share(
         _worker_tools.clear()
         data = Dataset.open(dataset)
         embed = load_features(store, data, features, lambda event, **fields: None).embed
-        _worker_tools[key] = engine_of(run, data, sample), embed
+        _worker_tools[key] = engine_of(store, run, data, sample), embed
     engine, embed = _worker_tools[key]
     return samples.draw_share(engine, embed, share, lambda count: None)
 
@@ -150,7 +151,7 @@ def _measure(
     """The document, and PNG pictures by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
-    engine = engine_of(run, data, sample)
+    engine = engine_of(store, run, data, sample)
     suite = MetricSuite(load_features(store, data, options.features, emit), options)
     extractor = suite.extractor
     n = min(options.samples, len(extractor.floor))

@@ -37,6 +37,7 @@ class MetricValue(TypedDict):
         n: number of samples; the value depends on it.
         features: name of the features that it was measured on.
         floor: the same metric of as many real training rows; None if there is none.
+        chance: the value of a guess; absent if one cannot guess.
     """
 
     value: float
@@ -45,6 +46,7 @@ class MetricValue(TypedDict):
     n: int
     features: str
     floor: float | None
+    chance: NotRequired[float]
 
 
 class Likelihood(TypedDict):

@@ -11,13 +11,15 @@ from support import text_folders
 from support.latents import SMALL, dataset, embedded, encoded, pictures, task
 from support.trained_run import trained_run
 
-from genflow import runs
+from genflow import runs, text_encoders
 from genflow.data import texts
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.data.texts import Texts
 from genflow.errors import DataError, UsageError
 from genflow.evaluation import evaluate
+from genflow.evaluation.features import classifier
+from genflow.evaluation.report import table
 from genflow.recipe.schema import Evaluate, parse
 from genflow.sampling import encode_text, export, reflow
 from genflow.sampling.engine import Engine
@@ -216,12 +218,22 @@ def test_long_prompts_are_named_and_cut(made: Made) -> None:
     assert engine.draw([1], prompts=[long]).images.shape == (1, 16, 16, 3)
 
 
-def test_captions_condition_every_measurement(made: Made) -> None:
-    """An evaluation draws the captions of real rows, and shows held-out pictures above samples of their captions."""
+def test_captions_condition_every_measurement(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation draws the captions of real rows; with their embeddings in the store it needs no text encoder."""
     store, data, _, run, _ = made
+    monkeypatch.setattr(classifier, "default_steps", lambda pictures: 10)
+    monkeypatch.delattr(text_encoders, "find")
     document = evaluate.evaluate(store, run, data.artifact, FEW, lambda *_, **__: None)
-    assert document["metrics"]["fd"]["n"] == 32
+    found = document["metrics"]
+    assert found["fd"]["n"] == 32
     assert (Path(document["path"]) / "grid.png").is_file()
+    for name in ("r_precision", "r_precision_hard", "r_precision_unseen", "r_precision_unseen_hard"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        assert (found[name]["n"], found[name]["chance"]) == (32, pytest.approx(0.01))
+        assert found[name]["features"].startswith(f"{data.artifact.name}-captions@")
+        assert 0 <= (found[name]["floor"] or 0) <= 1
+    assert {"prompt / hard", "unseen / hard"} <= set(table.columns({"rows": [document]}))
+    assert table.best([document], "r_precision") == run.id
 
 
 def test_pairs_keep_the_captions_of_the_teacher(made: Made) -> None:
