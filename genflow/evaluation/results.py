@@ -92,6 +92,8 @@ class SweepPoint(TypedDict):
         ms_alone: milliseconds per sample, in a batch of 1.
         own: whether it is the run's own setting.
         fd: the Fréchet distance.
+        guidance: the guidance scale, of a run of captions.
+        r_precision: of a run of captions, as `r_precision_hard` (see `metrics/r_precision.py`).
     """
 
     steps: int | None
@@ -101,6 +103,9 @@ class SweepPoint(TypedDict):
     ms_alone: float
     own: bool
     fd: MetricValue
+    guidance: NotRequired[float]
+    r_precision: NotRequired[MetricValue]
+    r_precision_hard: NotRequired[MetricValue]
 
 
 class Speed(TypedDict):
@@ -165,6 +170,8 @@ class Evaluation(Identity):
     classes: dict[str, Any] | None
     speed: Speed
     sweep: list[SweepPoint]
+    guidance: list[SweepPoint] | None
+    prompts: dict[str, Any] | None
     seconds: float
     path: NotRequired[str]
     cached: NotRequired[bool]

@@ -19,13 +19,15 @@ from genflow.data.texts import Texts
 from genflow.errors import DataError, UsageError
 from genflow.evaluation import evaluate
 from genflow.evaluation.features import classifier
-from genflow.evaluation.report import table
+from genflow.evaluation.report import page, table
+from genflow.evaluation.results import Evaluation
 from genflow.recipe.schema import Evaluate, parse
 from genflow.sampling import encode_text, export, reflow
 from genflow.sampling.engine import Engine
 from genflow.sampling.prompts import Prompts
 from genflow.storage.store import Artifact, Store
 from genflow.text import Text
+from genflow.tracking.journal import entries, journal_path
 
 Made = tuple[Store, Dataset, Artifact, Artifact, Path]
 FEW = Evaluate(samples=32, sweep_samples=16, steps=(1,), bootstrap=4, likelihood=8)
@@ -234,6 +236,31 @@ def test_captions_condition_every_measurement(made: Made, monkeypatch: pytest.Mo
         assert 0 <= (found[name]["floor"] or 0) <= 1
     assert {"prompt / hard", "unseen / hard"} <= set(table.columns({"rows": [document]}))
     assert table.best([document], "r_precision") == run.id
+    assert [point["guidance"] for point in document["guidance"] or ()] == [1, 2, 4, 8]
+    assert all(0 <= point["r_precision"]["value"] <= 1 for point in (*document["sweep"], *document["guidance"]))
+    _require_prompts_shown(store, document, data)
+
+
+def _require_prompts_shown(store: Store, document: Evaluation, data: Dataset) -> None:
+    """The captions of the pictures are in the document, in the report, and in a table for MLflow."""
+    shown, train = document["prompts"], {caption for own in data.splits["train"].captions for caption in own}
+    assert shown is not None
+    assert shown["unseen"]
+    assert len(shown["prompts"]) == 8
+    assert not set(shown["prompts"]) & train
+    assert set(shown["nearest"]) <= train
+    folder = Path(document["path"])
+    sheet = json.loads((folder / "prompts/prompts.json").read_text(encoding="utf-8"))
+    assert [row[0] for row in sheet["data"]] == shown["prompts"]
+    cells = [cell["filepath"].removeprefix("evaluation/") for row in sheet["data"] for cell in row[1:]]
+    assert all((folder / cell).is_file() for cell in cells)
+    tags = [entry["tags"] for _, entry in entries(journal_path(store.root, document["run"]), 0) if "tags" in entry]
+    named = [{"path": "evaluation/prompts/prompts.json", "type": "table"}]
+    assert json.loads(tags[-1]["mlflow.loggedArtifacts"]) == named
+    text = page.render(store, [document])
+    assert all(f"<li dir=\"auto\">{caption}</li>" in text for caption in (*shown["prompts"], *shown["grid"]))
+    assert "unseen prompt ↑" in text
+    assert "against guidance" in text
 
 
 def test_pairs_keep_the_captions_of_the_teacher(made: Made) -> None:

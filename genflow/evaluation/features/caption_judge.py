@@ -47,6 +47,7 @@ MAX_TRAINING_ROWS = 64_000
 MAX_ASKED, MIN_ROWS = 500, 8  # rows whose captions are asked for; fewest rows to train on and to measure
 SHIFT, NOISE = 16, 0.2  # a sixteenth of a side; largest standard deviation
 WEIGHTS, DOCUMENT = "judge.safetensors", "judge.json"
+_pools: dict[str, CaptionPool] = {}  # by the fingerprint of the data
 Pooled = Callable[[Sequence[str]], np.ndarray]
 """Captions -> their pooled text embeddings (N, P)."""
 
@@ -115,7 +116,7 @@ def load_judge(
         pooled: embeds captions by this encoder.
         emit: receives progress events.
     """
-    pool, split = CaptionPool.of(data), data.splits["train"]
+    pool, split = _pool_of(data), data.splits["train"]
     rows = Roles.of(real).training
     rows = rows[np.array([any(caption.strip() for caption in own) for own in split.column("captions", rows)], bool)]
     if len(pool.captions) < 2 or len(rows) < MIN_ROWS:
@@ -138,6 +139,14 @@ def load_judge(
     return CaptionJudge(
         artifact, about["name"], data.facts, pool, net.eval().requires_grad_(False), centre, pooled
     )
+
+
+def _pool_of(data: Dataset) -> CaptionPool:
+    """The pool, of which that of the latest dataset stays in memory."""
+    if data.facts.fingerprint not in _pools:
+        _pools.clear()
+        _pools[data.facts.fingerprint] = CaptionPool.of(data)
+    return _pools[data.facts.fingerprint]
 
 
 def _write(
