@@ -17,8 +17,9 @@ from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.data.texts import Texts
 from genflow.errors import DataError, UsageError
-from genflow.evaluation import evaluate
+from genflow.evaluation import evaluate, samples
 from genflow.evaluation.features import classifier
+from genflow.evaluation.features.extractor import load_features
 from genflow.evaluation.report import page, table
 from genflow.evaluation.results import Evaluation
 from genflow.recipe.schema import Evaluate, parse
@@ -28,6 +29,7 @@ from genflow.sampling.prompts import Prompts
 from genflow.storage.store import Artifact, Store
 from genflow.text import Text
 from genflow.tracking.journal import entries, journal_path
+from genflow.tuning import metrics as tuned
 
 Made = tuple[Store, Dataset, Artifact, Artifact, Path]
 FEW = Evaluate(samples=32, sweep_samples=16, steps=(1,), bootstrap=4, likelihood=8)
@@ -239,6 +241,23 @@ def test_captions_condition_every_measurement(made: Made, monkeypatch: pytest.Mo
     assert [point["guidance"] for point in document["guidance"] or ()] == [1, 2, 4, 8]
     assert all(0 <= point["r_precision"]["value"] <= 1 for point in (*document["sweep"], *document["guidance"]))
     _require_prompts_shown(store, document, data)
+
+
+def test_a_search_can_optimize_prompt_fidelity(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the wanted metric is measured; a run of classes has none, and says so."""
+    store, data, _, run, _ = made
+    monkeypatch.setattr(classifier, "default_steps", lambda pictures: 10)
+    suite = tuned.metric_suite(load_features(store, data, "classifier", lambda *_, **__: None), 0, 0)
+    engine = samples.with_captions(Engine.load(run), store)
+    monkeypatch.delattr(text_encoders, "find")
+    for name in ("r_precision", "r_precision_unseen_hard"):
+        found = tuned.measure(store, engine, data, suite, [name], 16, 0)
+        assert set(found) == {name}
+        assert 0 <= found[name] <= 1
+    assert tuned.mode("r_precision") == "max"
+    of_classes = Engine.load(trained_run(store, data, "vae", steps=2))
+    with pytest.raises(UsageError, match="has no r_precision"):
+        tuned.measure(store, of_classes, data, suite, ["r_precision"], 16, 0)
 
 
 def _require_prompts_shown(store: Store, document: Evaluation, data: Dataset) -> None:
