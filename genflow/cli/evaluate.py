@@ -8,6 +8,7 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.dispatch import (
+    absolute_if_path,
     check_output_path,
     compose_recipe,
     find_run,
@@ -92,7 +93,8 @@ def _measure(
         show_dataset(dataset)
     recipe = compose_recipe(None, [], sets, flags)
     spec = resolve_features(recipe.evaluate.features, store)
-    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
+    clip = absolute_if_path(recipe.evaluate.clip) if recipe.evaluate.clip else ""
+    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec, "clip": clip})
     ids = list(dict.fromkeys(run.id for run in runs))
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
     return ids, send(job, document, store, cluster, address, json=json)
