@@ -23,7 +23,7 @@ def measure(inputs: Model) -> dict[str, Reading]:
         return {}
     drawn = samples.draw(
         inputs.engine, samples.seeds(seed, len(rows), "unseen captions"), split.labels[rows],
-        lambda k: inputs.progress(0, "drawing samples of unseen captions"), captions_of(split, rows),
+        lambda k: inputs.progress(k, "drawing samples of unseen captions"), captions_of(split, rows),
     )  # fmt: skip
     return readings(judge, drawn.records, split, rows, seed, "r_precision_unseen")
 
