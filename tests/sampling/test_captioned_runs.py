@@ -239,6 +239,7 @@ def test_captions_condition_every_measurement(made: Made, tmp_path: Path, monkey
         assert 0 <= (found[name]["floor"] or 0) <= 1
     assert 0 <= found["clip_score"]["low"] <= found["clip_score"]["value"] <= 100
     assert found["clip_score"]["features"].startswith("clip@")
+    assert 0 <= found["copies_unseen"]["value"] <= 1
     assert {"prompt / hard", "unseen / hard"} <= set(table.columns({"rows": [document]}))
     assert table.best([document], "r_precision") == run.id
     assert [point["guidance"] for point in document["guidance"] or ()] == [1, 2, 4, 8]
