@@ -9,6 +9,7 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.dispatch import (
+    absolute_if_path,
     check_output_path,
     default_latents,
     find_latents,
@@ -76,6 +77,8 @@ def tables(
     overrides = assignments(sets)
     if spec := overrides.get("evaluate", {}).get("features"):
         overrides["evaluate"]["features"] = resolve_features(str(spec), store)
+    if clip := overrides.get("evaluate", {}).get("clip"):
+        overrides["evaluate"]["clip"] = absolute_if_path(str(clip))
     whole = graph.load(stages, plan.FILE, overrides)
     left = RemainingWork.of(whole, store)
     if dry_run and json:
