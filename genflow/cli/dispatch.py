@@ -255,18 +255,17 @@ def make_texts(
     Raises:
         UsageError: there is neither such a text encoder nor such an artifact, or the data has no captions.
     """
-    from genflow.text_encoders.registry import NAMES
+    from genflow.text_encoders.registry import KNOWN, NAMES
 
     reference, data = recipe.data.text, recipe.data.model_dump(mode="json")
     if reference in ("", "none"):
         return recipe
     parts = reference.split("+")
     if not (any(part in NAMES for part in parts) or os.sep in reference or Path(reference).is_dir()):
-        if not store.artifacts("texts"):
-            from genflow import text_encoders
-
-            text_encoders.find(reference)  # raises: the name is unknown
-        found = find_named(store, "texts", reference, store.find("datasets", recipe.data.name).id)
+        try:
+            found = find_named(store, "texts", reference, store.find("datasets", recipe.data.name).id)
+        except UsageError as error:
+            raise UsageError(f"--text {reference}: neither a text encoder nor text embeddings", KNOWN) from error
         return recipe.replace(data={**data, "text": found.id})
     from genflow.recipe.schema import parse
     from genflow.sampling import encode_text

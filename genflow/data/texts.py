@@ -60,7 +60,7 @@ def distinct(dataset: Dataset) -> list[str]:
 
 def keys(captions: Sequence[str]) -> np.ndarray:
     """A hash of each caption, (N,) uint64."""
-    digests = b"".join(hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
+    digests = b"".join(hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest() for caption in captions)
     return np.frombuffer(digests, "<u8")
 
 
