@@ -150,7 +150,7 @@ def test_wrong_texts_are_one_line(genflow: Command, made: Made, arguments: tuple
 
 def test_encode_text_is_a_job(genflow: Command, made: Made, tmp_path: Path) -> None:
     """It embeds the captions and says so; the second time it is cached, and the embeddings can be deleted."""
-    store, encoder = made
+    store, _ = made
     other = text_folders.write(tmp_path / "t5", text_folders.T5)
     code, out, err = genflow("encode", "colours", "--text", str(other))
     assert code == 0, err
