@@ -24,6 +24,7 @@ FLOORS = (
     ("evaluation", "launch"),
     ("pipeline", "serving", "tuning"),
     ("tables",),
+    ("commands",),
     ("cli",),
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_named, training_of
+from genflow.cli.dispatch import training_of
 from genflow.cli.options import AsJson, DataRef, Yes
 from genflow.cli.removal import NOUN, remove
+from genflow.commands.references import find_named
 from genflow.data.skipped import describe
 from genflow.system.documents import Json
 

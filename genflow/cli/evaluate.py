@@ -7,16 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    check_output_path,
-    compose_recipe,
-    find_run,
-    resolve_features,
-    send,
-    show_dataset,
-    use_of,
-)
+from genflow.cli.dispatch import check_output_path, send, use_of
 from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
+from genflow.commands.recipes import compose_recipe
+from genflow.commands.references import find_run, resolve_features, show_dataset
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 

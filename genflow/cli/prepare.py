@@ -6,16 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    MAX_LISTED,
-    absolute_if_path,
-    compose_recipe,
-    find_named,
-    send,
-    show_plan,
-    training_of,
-)
+from genflow.cli.dispatch import send, show_plan, training_of
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
+from genflow.commands.recipes import compose_recipe
+from genflow.commands.references import MAX_LISTED, absolute_if_path, find_named
 from genflow.data import sources
 from genflow.data.skipped import describe
 from genflow.errors import UsageError

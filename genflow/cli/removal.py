@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from genflow.cli import console
-from genflow.cli.dispatch import MAX_LISTED, find_run
+from genflow.commands.references import MAX_LISTED, find_run
 from genflow.errors import UsageError
 
 if TYPE_CHECKING:  # `genflow --help` imports this module

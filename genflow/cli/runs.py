@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run, use_of
+from genflow.cli.dispatch import use_of
 from genflow.cli.options import AsJson, RunRef, Yes
 from genflow.cli.removal import remove
+from genflow.commands.references import find_run
 from genflow.errors import GenflowError
 
 if TYPE_CHECKING:  # `genflow --help` imports this module

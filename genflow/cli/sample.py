@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run
 from genflow.cli.options import AsJson, RunRef, Sets, complete_run
+from genflow.commands.references import find_run
 from genflow.errors import SetupError, UsageError
 from genflow.system.documents import Json
 

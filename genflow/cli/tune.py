@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    check_output_path,
-    compose_recipe,
-    decide_latents,
-    find_data,
-    read_config,
-    require_family,
-    send,
-    show_plan,
-    show_stages,
-)  # fmt: skip
+from genflow.cli.dispatch import check_output_path, send, show_plan, show_stages
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
+from genflow.commands.recipes import compose_recipe, read_config
+from genflow.commands.references import decide_latents, find_data, require_family
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
