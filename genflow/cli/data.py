@@ -19,7 +19,13 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
     from genflow.storage.store import Artifact, Store
 
-app = typer.Typer(help="List, show and delete datasets and latents in the store.", no_args_is_help=True)
+app = typer.Typer(help="List, show and delete datasets and latents in the store; without a command, list them.")
+
+
+@app.callback(invoke_without_command=True)
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_data()
 
 
 @app.command("ls")
