@@ -9,7 +9,7 @@ from genflow.cli import console
 from genflow.cli.dispatch import training_of
 from genflow.cli.options import AsJson, DataRef, Yes
 from genflow.cli.removal import NOUN, remove
-from genflow.commands.references import find_named
+from genflow.commands.references import find_named, kind_of_data
 from genflow.data.skipped import describe
 from genflow.system.documents import Json
 
@@ -17,7 +17,7 @@ SHOWN = 60  # characters of a caption
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
-    from genflow.storage.store import Artifact, Store
+    from genflow.storage.store import Artifact
 
 app = typer.Typer(help="List, show and delete datasets and latents in the store; without a command, list them.")
 
@@ -65,14 +65,6 @@ def _row(artifact: "Artifact") -> tuple[str, ...]:
     return artifact.id, artifact.name, *of, rows, shape, console.date(artifact.manifest.get("created", 0))
 
 
-def _kind(store: "Store", reference: str) -> str:
-    """The kind that a reference means: latents by id, or by a name that no dataset has; else a dataset."""
-    if reference in store.names("latents"):
-        return "latents"
-    named = {kind: {artifact.name for artifact in store.artifacts(kind)} for kind in ("latents", "datasets")}
-    return "latents" if reference in named["latents"] - named["datasets"] else "datasets"
-
-
 @app.command()
 def show(
     dataset: DataRef,
@@ -88,7 +80,7 @@ def show(
     from genflow.storage.store import Store
 
     store = Store()
-    opened = Dataset.open(find_named(store, _kind(store, dataset), dataset))
+    opened = Dataset.open(find_named(store, kind_of_data(store, dataset), dataset))
     document = preview.describe(opened)
     picture = _decoded(opened) if opened.facts.is_latents else preview.preview(opened)
     name = opened.artifact.id if opened.facts.is_latents else opened.artifact.name
@@ -162,4 +154,4 @@ def rm(dataset: DataRef, yes: Yes = False) -> None:
     """Delete a dataset or latents from the store."""
     from genflow.storage.store import Store
 
-    remove(_kind(Store(), dataset), dataset, yes)
+    remove(kind_of_data(Store(), dataset), dataset, yes)

@@ -25,7 +25,20 @@ def send(
     stage: str, document: Json, store: "Store", cluster: bool, address: str,
     *, json: bool, on_event: Callable[[Json], None] | None = None,
 ) -> Json:  # fmt: skip
-    """Send a job, show its progress, and return its result. If the user detaches with Ctrl-C, the command exits.
+    """`run` for a command: if the user detaches with Ctrl-C, the command exits, and prints the job if `json`."""
+    done = run(stage, document, store, cluster, address, on_event)
+    if done.get("schema") == "genflow.job/1":
+        if json:
+            console.document(done)
+        raise SystemExit(0)
+    return done
+
+
+def run(
+    stage: str, document: Json, store: "Store", cluster: bool, address: str,
+    on_event: Callable[[Json], None] | None = None,
+) -> Json:  # fmt: skip
+    """Send a job, show its progress, and return its result; after Ctrl-C on a cluster, a `genflow.job/1` document.
 
     Args:
         stage: name of the job.
@@ -33,7 +46,6 @@ def send(
         store: store of this machine.
         cluster: True runs the job on a Ray cluster, False in a child process on this machine.
         address: address of the cluster's dashboard; empty uses RAY_API_SERVER_ADDRESS, RAY_ADDRESS or 127.0.0.1:8265.
-        json: whether to print one JSON document for a detached job.
         on_event: an additional callback for every event.
     """
     from genflow.launch import local, remote
@@ -46,14 +58,8 @@ def send(
                 on_event(event)
 
         if cluster:
-            done = remote.run_on_cluster(stage, document, store, handle, address=address, verbose=is_verbose())
-        else:
-            done = local.run_local(stage, document, store, handle, verbose=is_verbose())
-    if done.get("schema") == "genflow.job/1":
-        if json:
-            console.document(done)
-        raise SystemExit(0)
-    return done
+            return remote.run_on_cluster(stage, document, store, handle, address=address, verbose=is_verbose())
+        return local.run_local(stage, document, store, handle, verbose=is_verbose())
 
 
 def show_plan(recipe: "Recipe | Json", stages: list[tuple[str, str, str]], json: bool) -> None:

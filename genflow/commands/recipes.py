@@ -1,6 +1,6 @@
 """Compose the recipe of a command from its files, keys and flags."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +44,16 @@ def compose_recipe(
 
 
 def nest_flags(flags: dict[str, Any]) -> Json:
-    """Nest the given flags by section: `{"train.steps": 10}` becomes `{"train": {"steps": 10}}`."""
+    """Nest the given flags by section, as `nest` does, without those that were not given."""
+    return nest({key: value for key, value in flags.items() if value not in (None, "")})
+
+
+def nest(settings: Mapping[str, Any]) -> Json:
+    """Nest settings by section: `{"train.steps": 10}` becomes `{"train": {"steps": 10}}`."""
     from genflow.recipe.compose import merge
 
     document: Json = {}
-    for key, value in flags.items():
+    for key, value in settings.items():
         section, _, name = key.partition(".")
-        if value not in (None, ""):
-            document = merge(document, {section: {name: value} if name else value})
+        document = merge(document, {section: {name: value} if name else value})
     return document

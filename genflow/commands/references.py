@@ -192,3 +192,11 @@ def resolve_features(spec: str, store: "Store") -> str:
 
         return str(imagenet.module(store))
     return spec if spec in ("classifier", "random") else absolute_if_path(spec)
+
+
+def kind_of_data(store: "Store", reference: str) -> str:
+    """The kind that a reference means: latents by id, or by a name that no dataset has; else a dataset."""
+    if reference in store.names("latents"):
+        return "latents"
+    named = {kind: {artifact.name for artifact in store.artifacts(kind)} for kind in ("latents", "datasets")}
+    return "latents" if reference in named["latents"] - named["datasets"] else "datasets"
