@@ -7,6 +7,7 @@ from genflow.api import evaluate as evaluate
 from genflow.api import load as load
 from genflow.api import prepare as prepare
 from genflow.api import runs as runs
+from genflow.api import train as train
 from genflow.api import tune as tune
 
 __version__: str

@@ -13,20 +13,22 @@ GENFLOW_STORE, or `.genflow` in the current folder.
 tables      rows with thumbnails: shown as HTML, converted to pandas, Arrow and polars
 pictures    pictures and samples
 datasets    the rows of a dataset, as arrays, tensors and Arrow
-run         a trained run: samples, codes, history, recipe
+drawing     what a run draws, encodes and decodes
+run         a trained run, and measured runs
+search      a finished search
 jobs        prepare, train, tune, evaluate, compare
 stores      what a store holds: load, runs, datasets, data
 """
 
 from genflow.api.datasets import Data, Row
-from genflow.api.jobs import compare, evaluate, prepare, tune
+from genflow.api.jobs import compare, evaluate, prepare, train, tune
 from genflow.api.pictures import Pictures, Samples
-from genflow.api.results import Comparison, Search
-from genflow.api.run import Run
+from genflow.api.run import Comparison, Run
+from genflow.api.search import Search
 from genflow.api.stores import data, datasets, load, runs
 from genflow.api.tables import Table
 
 __all__ = [
     "Comparison", "Data", "Pictures", "Row", "Run", "Samples", "Search", "Table", "compare", "data", "datasets",
-    "evaluate", "load", "prepare", "runs", "tune",
+    "evaluate", "load", "prepare", "runs", "train", "tune",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """The rows of a dataset: as pictures, arrays, tensors and Arrow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -57,7 +57,7 @@ class Row:
         return f"Row(id={self.id!r}, label={self.label!r}{texts})"
 
 
-class Data(Sequence[Row]):
+class Data:
     """A prepared dataset, or latents of one: `data[0]` is a row, `data[:16]` pictures, `data.split("val")` other rows.
 
     Args:
@@ -111,7 +111,7 @@ class Data(Sequence[Row]):
     @overload
     def __getitem__(self, key: int) -> Row: ...
     @overload
-    def __getitem__(self, key: slice) -> Pictures: ...  # type: ignore[override]
+    def __getitem__(self, key: slice) -> Pictures: ...
     def __getitem__(self, key: Any) -> Any:
         """A row by its number; several, by a slice, a list or a mask, as `Pictures`."""
         if not isinstance(key, int | np.integer):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from genflow.api.datasets import Data
-from genflow.api.results import Comparison, Search
-from genflow.api.run import Run
+from genflow.api.run import Comparison, Run, measure
+from genflow.api.search import Search
+from genflow.api.sending import send
 from genflow.api.stores import Place, store_at
 from genflow.commands.recipes import nest, read_config
-from genflow.commands.references import require_family
+from genflow.commands.references import decide_latents, require_family
 from genflow.commands.vocabulary import keys_of
-from genflow.storage.store import Store
 from genflow.system.documents import Json
 
 Settings = Mapping[str, Any]  # recipe key -> value
@@ -64,8 +64,69 @@ def prepare(
         place, str(source), str(channels), layers, [],
         name=name, size=size, crop=crop, labels=labels, captions=captions, val=val, max_bad=max_bad,
     )  # fmt: skip
-    done = _send("prepare", {"recipe": recipe.model_dump(mode="json")}, place, cluster, address)
+    done = send("prepare", {"recipe": recipe.model_dump(mode="json")}, place, cluster, address)
     return Data(place.find("datasets", done["dataset"]))
+
+
+def train(
+    family: str = "",
+    *,
+    data: str | Data = "",
+    latents: str = "",
+    text: str = "",
+    config: Config = (),
+    name: str = "",
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    cpu_minutes: float | None = None,
+    init: str | Run = "",
+    workers: int | None = None,
+    resume: bool = True,
+    set: Settings | None = None,
+    cluster: bool = False,
+    address: str = "",
+    store: Place = None,
+    **words: Any,
+) -> Run:
+    """Train a model family on a dataset, as `genflow train` does; the same call resumes an interrupted training.
+
+    Args:
+        family: vae, ddpm, flow_matching, and so on; empty: the family in `config`.
+        data: the dataset.
+        latents: train on these latents; `auto`: make them first; `none`: train on pixels.
+        text: text encoder of the captions, text embeddings, or `none`.
+        config: recipe files.
+        name: of the run.
+        steps, epochs: training steps, or passes over the data.
+        minutes, cpu_minutes: stop after this wall-clock or CPU time.
+        init: the run whose weights are the start, or the teacher.
+        workers: training workers; the result does not depend on them.
+        resume: False trains from scratch.
+        set, cluster, address, store, words: see the module.
+
+    Raises:
+        UsageError: a key or a value is invalid, or the family or the dataset does not exist.
+    """
+    from genflow.commands import texts
+    from genflow.commands import train as commands
+
+    place = store_at(store)
+    flags: dict[str, Any] = {"name": name, "data.name": _reference(data), "data.latents": latents, "data.text": text}
+    flags |= {"train.steps": steps, "train.minutes": minutes, "train.cpu_minutes": cpu_minutes}
+    flags |= {"cluster.workers": workers, "init": _reference(init)}
+    layers = [nest(set or {}), nest(keys_of("train", words))]
+    recipe = commands.recipe(place, family, _configs(config), layers, [], epochs=epochs, **flags)
+    recipe, to_do = texts.find(place, recipe)
+    if to_do:
+        texts.note_made(send("encode_text", to_do, place, cluster, address))
+    recipe, pipeline = commands.with_latents(place, recipe)
+    if pipeline:
+        done = send("pipeline", {"pipeline": pipeline, "overrides": {}}, place, cluster, address)["stages"][-1]
+    else:
+        document = commands.document(place, recipe, fresh=not resume, planned=cluster)
+        done = send("train", document, place, cluster, address)
+    return Run(place.find("runs", done["run"]), place)
 
 
 def tune(
@@ -102,7 +163,9 @@ def tune(
     Raises:
         UsageError: a key or a value is invalid, or the dataset does not exist.
     """
+    from genflow.commands import texts
     from genflow.commands import tune as commands
+    from genflow.commands.train import on_latents
 
     require_family(family)
     place = store_at(store)
@@ -111,15 +174,18 @@ def tune(
     flags |= {"tune.metric": metrics or None, "tune.trials": trials, "tune.minutes": minutes}
     layers = [*_configs(config), nest(set or {}), nest(keys_of("tune", words))]
     ranges = [f"{key}={space}" for key, space in (param or {}).items()]
-    recipe = commands.recipe(place, family, layers, [], ranges, **flags)
+    recipe, to_do = texts.find(place, commands.recipe(place, family, layers, [], ranges, **flags))
+    if to_do:
+        texts.note_made(send("encode_text", to_do, place, cluster, address))
+    recipe = decide_latents(place, recipe)
     if recipe.data.latents == "auto":
         document, made = commands.latents_stages(place, recipe)
         if not made:
-            done = _send("pipeline", {"pipeline": document, "overrides": {}}, place, cluster, address)
+            done = send("pipeline", {"pipeline": document, "overrides": {}}, place, cluster, address)
             made = str(done["stages"][-1]["latents"])
-        recipe = commands.on_latents(recipe, made)
+        recipe = on_latents(recipe, made)
     document, _ = commands.document(place, recipe)
-    return Search(_send("tune", document, place, cluster, address))
+    return Search(send("tune", document, place, cluster, address))
 
 
 def evaluate(
@@ -164,14 +230,9 @@ def _measure(
     job: str, runs: Sequence[str | Run], samples: int | None, features: str, set: Settings | None, cluster: bool,
     address: str, store: Place, words: dict[str, Any],
 ) -> Comparison:  # fmt: skip
-    from genflow.commands import measure
-
     own = next((run.store for run in runs if isinstance(run, Run)), None)
     place = own if store is None and own else store_at(store)
-    layers = [nest(set or {}), nest(keys_of(job, words))]
-    flags = {"evaluate.samples": samples, "evaluate.features": features}
-    document = measure.document(place, [_reference(run) for run in runs], layers, [], flags)
-    return Comparison(_send(job, document, place, cluster, address), place)
+    return measure(job, runs, place, samples, features, set, cluster, address, **words)
 
 
 def _reference(named: Any) -> str:
@@ -182,20 +243,3 @@ def _reference(named: Any) -> str:
 def _configs(config: Config) -> list[Json]:
     every = [config] if isinstance(config, str | Path | dict) else list(config)
     return [one if isinstance(one, dict) else read_config(Path(one).expanduser()) for one in every]
-
-
-def _send(stage: str, document: Json, store: Store, cluster: bool, address: str) -> Json:
-    """Send a job and show its progress on standard error; its result.
-
-    Raises:
-        GenflowError: the error of the job.
-        KeyboardInterrupt: the job continues on the cluster.
-    """
-    from genflow.cli.dispatch import run
-    from genflow.system import environment
-
-    environment.ensure_home()
-    done = run(stage, document, store, cluster, address)
-    if done.get("schema") == "genflow.job/1":
-        raise KeyboardInterrupt(f"the job {done.get('job', '')} continues on the cluster")
-    return done

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GRID = 256  # pictures of a grid, at most
 
 
-class Pictures(Sequence["Image"]):
+class Pictures:
     """Pictures of one shape, or points of the plane. `pictures[0]` is an image, `pictures[:8]` and a mask are Pictures.
 
     Args:

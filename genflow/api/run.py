@@ -1,39 +1,25 @@
-"""A trained run: samples, interpolations, codes, its history, its recipe and its quality."""
+"""A trained run: its samples, history, recipe and quality; and measured runs."""
 
-import io
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any
 
-import numpy as np
-
-from genflow.api.pictures import Pictures, Samples
+from genflow.api.datasets import Data
+from genflow.api.drawing import Drawing
+from genflow.api.sending import send
 from genflow.api.tables import Table, picture_html
 from genflow.commands import listing
-from genflow.data import images
-from genflow.errors import DataError, UsageError
+from genflow.commands.recipes import nest
+from genflow.commands.vocabulary import keys_of
+from genflow.errors import DataError
 from genflow.recipe.files import read
 from genflow.recipe.schema import Recipe, parse
-from genflow.specs import DataSpec
-from genflow.storage.artifact import Artifact
 from genflow.storage.store import Store
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
-    from genflow.api.datasets import Data, Row
-    from genflow.api.results import Comparison
-    from genflow.sampling.engine import Engine
-
-Label = str | int | Sequence[str | int]  # a class by name or number, `all`, `none`, or one of each sample
-Picture = Union[str, Path, "Image", "Row"]  # a file, an image of Pillow, or a row of a dataset
-DEFAULT_COUNT = 16
-
-
-class Run:
+class Run(Drawing):
     """A finished run of the store.
 
     Args:
@@ -41,14 +27,20 @@ class Run:
         store: holds it.
     """
 
-    def __init__(self, artifact: Artifact, store: Store) -> None:
-        self.artifact, self.store = artifact, store
-        self._guide = ""  # the run that guides the engine now
+    @property
+    def name(self) -> str:
+        """Its name, without the hash of the id."""
+        return self.artifact.name
 
-    id: str = property(lambda self: self.artifact.id)  # type: ignore[assignment]
-    name: str = property(lambda self: self.artifact.name)  # type: ignore[assignment]
-    path: Path = property(lambda self: self.artifact.path)  # type: ignore[assignment]
-    family: str = property(lambda self: str(self.artifact.meta.get("family", "")))  # type: ignore[assignment]
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.artifact.path
+
+    @property
+    def family(self) -> str:
+        """Its family, such as `ddpm`."""
+        return str(self.artifact.meta.get("family", ""))
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -61,37 +53,16 @@ class Run:
         return parse(read(self.artifact.file("recipe.yaml")))
 
     @property
-    def data(self) -> "Data":
+    def data(self) -> Data:
         """The dataset that it was trained on; of a run on latents, the pictures.
 
         Raises:
             DataError: the dataset is not in the store.
         """
-        from genflow.api.datasets import Data
-
         dataset = str(self.artifact.meta.get("dataset", ""))
         if (found := self.store.get("datasets", dataset)) is None:
             raise DataError(f"the dataset {dataset} of {self.id} is not in the store", "prepare it again")
         return Data(found)
-
-    @cached_property
-    def engine(self) -> "Engine":
-        """The engine that draws, with the averaged weights."""
-        from genflow.sampling.engine import Engine
-
-        return Engine.load(self.artifact)
-
-    @property
-    def facts(self) -> DataSpec:
-        """The specification of what it draws."""
-        from genflow.sampling.engine import picture_facts
-
-        return picture_facts(self.artifact)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes that it can draw, in their order."""
-        return self.facts.class_names
 
     @property
     def history(self) -> Table:
@@ -115,124 +86,9 @@ class Run:
         losses = {name: pairs for name, pairs in found.items() if name.startswith("train/loss")}
         return Table(columns, above=_chart(loss_curves.chart(losses, self.name, 0, self.recipe.train.batch)))
 
-    def sample(
-        self,
-        n: int | None = None,
-        *,
-        label: Label = "all",
-        prompts: str | Sequence[str] | None = None,
-        negative: str = "",
-        seed: int = 0,
-        steps: int | None = None,
-        sampler: str = "",
-        guidance: float | None = None,
-        guide: "str | Run" = "",
-        **options: Any,
-    ) -> Samples:
-        """Draw samples; the same seed is the same sample, and the one that `genflow sample` writes.
-
-        Args:
-            n: number of samples; None: 16, or one for each prompt or label.
-            label: a class by name or number; `all`: each class in turn; `none`: no class; a list: one for each sample.
-            prompts: for a run that was trained with captions: one for all samples, or one for each.
-            negative: what samples with guidance move away from.
-            seed: of the first sample; sample i uses seed + i.
-            steps, sampler, guidance: of sampling; by default those of the recipe.
-            guide: autoguidance: a weaker run for the guided prediction.
-            options: further options of the family's sampler.
-
-        Raises:
-            UsageError: an option or a class is unknown, or the run draws no samples.
-        """
-        from genflow.sampling.autoencoders import require_sampler
-
-        require_sampler(self.artifact)
-        several = next((v for v in (prompts, label) if v is not None and not isinstance(v, str | int)), None)
-        n = n if n is not None else len(several) if several is not None else DEFAULT_COUNT
-        if n < 1:
-            raise UsageError(f"n must be 1 or more, not {n}")
-        given = {"steps": steps, "sampler": sampler or None, "guidance": guidance}
-        options |= {key: value for key, value in given.items() if value is not None}
-        asked = [prompts] * n if isinstance(prompts, str) else list(prompts or ())
-        if prompts is not None and len(asked) != n:
-            raise UsageError(f"{len(asked)} prompts for {n} samples")
-        if prompts is not None:
-            options |= {"prompts": asked, "negative": negative}
-        self._guide_by(guide)
-        drawn = self.engine.draw(range(seed, seed + n), self._labels(label, n), **options)
-        return Samples(drawn.images, self.engine.facts, drawn.labels, {"seed": list(range(seed, seed + n))},
-                       run=self.id, nfe=drawn.nfe, seconds=drawn.seconds, prompts=asked)  # fmt: skip
-
-    def interpolate(
-        self,
-        n: int | None = None,
-        *,
-        between: tuple[Picture, Picture] | None = None,
-        label: str | int = "all",
-        seed: int = 0,
-        **options: Any,
-    ) -> Samples:
-        """Rows that change step by step from one sample, or one picture, to another.
-
-        A family with an encoder interpolates between held-out pictures, which are both ends of a row; other families
-        between the noises of two seeds.
-
-        Args:
-            n: number of pictures: 3 to 8, or a multiple of 8; None: eight rows of 8, or one row between two pictures.
-            between: two pictures of your own, for a family with an encoder.
-            label: as in `sample`.
-            seed: of the first row.
-            options: of the sampler, for a family without an encoder.
-
-        Raises:
-            UsageError: the family cannot do that, or n does not fill rows.
-            DataError: a picture cannot be read, or the dataset is not in the store.
-        """
-        from genflow.sampling import interpolation
-
-        ends = None if between is None else self.records(between)
-        walk = interpolation.draw(
-            self.engine, self.store, self.artifact, n, seed=seed, label=str(label), options=options, between=ends
-        )
-        drawn = walk.drawn
-        return Samples(drawn.images, self.engine.facts, drawn.labels, walk.index, walk.columns,
-                       run=self.id, nfe=drawn.nfe, seconds=drawn.seconds)  # fmt: skip
-
-    def encode(
-        self, pictures: "Pictures | np.ndarray | Picture | Sequence[Picture]", label: Label = "none", seed: int = 0
-    ) -> np.ndarray:
-        """The codes of pictures; `decode` turns them back into pictures.
-
-        Args:
-            pictures: samples, rows of a dataset, files, images of Pillow, or an array (N, H, W, C) of 0..255. Files and
-                images are resized and cropped as the dataset was.
-            label: their class, or one of each; see `sample`.
-            seed: of the random draws of encoding.
-
-        Returns:
-            (N, ...) float32, in the shape of the noise or of the latent space.
-
-        Raises:
-            UsageError: the family has no encoder.
-            DataError: a picture cannot be read.
-        """
-        records = self.records(pictures)
-        n = len(records)
-        return self.engine.encode(records, self._labels(label, n), range(seed, seed + n))
-
-    def decode(self, codes: np.ndarray, label: Label = "none", seed: int = 0) -> Samples:
-        """The pictures of codes that `encode` returned; the other arguments are those of `encode`."""
-        codes, n = np.asarray(codes, np.float32), len(codes)
-        seeds = list(range(seed, seed + n))
-        drawn = self.engine.decode(codes, self._labels(label, n), seeds)
-        return Samples(drawn.images, self.engine.facts, drawn.labels, {"seed": seeds}, run=self.id, nfe=drawn.nfe,
-                       seconds=drawn.seconds)  # fmt: skip
-
     def evaluate(self, samples: int | None = None, **options: Any) -> "Comparison":
-        """Measure it, as `genflow.evaluate` does."""
-        from genflow.api.jobs import evaluate
-
-        return evaluate(self, samples=samples, store=self.store, **options)
+        """Measure it; the arguments are those of `genflow.evaluate`."""
+        return measure("evaluate", [self], self.store, samples=samples, **options)
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -250,61 +106,6 @@ class Run:
     def _row(self) -> listing.RunRow:
         return next(row for row in listing.runs(self.store, [self.artifact]) if row.run == self.id)
 
-    def records(self, pictures: Any) -> np.ndarray:
-        """Pictures in the form of the dataset's records: (N, H, W, C) uint8 grey levels 0..K-1, or points.
-
-        Raises:
-            DataError: a picture cannot be read.
-            UsageError: an array does not have the shape of the data.
-        """
-        from genflow.api.datasets import Row
-
-        facts = self.facts
-        if isinstance(pictures, Row):
-            pictures = pictures.pictures
-        if isinstance(pictures, Pictures):
-            if (pictures.facts.shape, pictures.facts.levels) == (facts.shape, facts.levels):
-                return pictures.records
-            return np.stack([_record(image, facts) for image in pictures])
-        if isinstance(pictures, np.ndarray):
-            C, H, W = facts.shape
-            if pictures.shape[1:] != (H, W, C) or (pictures.dtype != np.uint8 and not facts.is_points):
-                form = f"(N, {H}, {W}, {C}) {'float32' if facts.is_points else 'uint8, 0..255'}"
-                raise UsageError(f"an array of {pictures.dtype} {pictures.shape} is not {form}")
-            if facts.is_points or facts.levels == 256:
-                return pictures
-            return np.rint(pictures * (((facts.levels or 256) - 1) / 255)).astype(np.uint8)
-        if isinstance(pictures, str | os.PathLike) or hasattr(pictures, "getbands"):
-            pictures = [pictures]
-        return np.concatenate([
-            self.records(picture) if isinstance(picture, Row | Pictures) else _record(picture, facts)[None]
-            for picture in pictures
-        ])  # fmt: skip
-
-    def _labels(self, label: Label, n: int) -> list[int] | None:
-        from genflow.sampling.engine import labels_for
-
-        if isinstance(label, str | int):
-            return labels_for(str(label), n, self.engine.facts)
-        if len(label) != n:
-            raise UsageError(f"{len(label)} labels for {n} pictures")
-        none = self.engine.facts.classes
-        return [(labels_for(str(one), 1, self.engine.facts) or [none])[0] for one in label]
-
-    def _guide_by(self, guide: "str | Run") -> None:
-        """Set the run that guides the engine; a new engine forgets it."""
-        from genflow.commands.references import find_run
-
-        found = guide.artifact if isinstance(guide, Run) else find_run(self.store, guide) if guide else None
-        if (id := found.id if found else "") == self._guide:
-            return
-        self.__dict__.pop("engine", None)
-        self._guide = id
-        if found:
-            from genflow.sampling.engine import Engine
-
-            self.engine.family.guided_by(Engine.load(found).family)
-
     def _repr_html_(self) -> str:
         picture = self._row.picture
         grid = picture_html(picture.read_bytes(), self.name, "32em") if picture and picture.is_file() else ""
@@ -313,28 +114,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<{self.id}: {self.family} on {self.artifact.meta.get('dataset', '')}; {self.headline}>"
-
-
-def _record(picture: Any, facts: DataSpec) -> np.ndarray:
-    """A file or an image of Pillow as a record of a dataset.
-
-    Raises:
-        DataError: it cannot be read.
-        UsageError: the data is points.
-    """
-    if facts.is_points:
-        raise UsageError("this run's data is points of the plane, not pictures", "pass an array (N, 1, 1, 2)")
-    try:
-        with images.strict_pillow_warnings():
-            if hasattr(picture, "getbands"):  # an image of Pillow
-                file = io.BytesIO()
-                picture.save(file, "PNG")
-                return images.decode_for_dataset(io.BytesIO(file.getvalue()), facts)
-            with images.open_image_file(str(Path(picture).expanduser())) as opened:
-                return images.decode_for_dataset(opened, facts)
-    except images.UnreadableImage as error:
-        name = "the image" if hasattr(picture, "getbands") else str(picture)
-        raise DataError(f"{name}: {error}", "use PNG, JPEG, WebP, BMP, TIFF or GIF") from error
 
 
 def _chart(svg: str) -> str:
@@ -347,3 +126,85 @@ def _chart(svg: str) -> str:
         ".genflow-chart .grid{stroke:var(--line)}.genflow-chart .line{stroke:var(--c);stroke-width:2.2;fill:none}"
     )
     return f'<style>{style}</style><div class="genflow-chart">{svg}</div>'
+
+
+class Comparison:
+    """Measured runs: `table` has a row for each, `best` is one of them, and `document` is what `--json` prints."""
+
+    def __init__(self, document: dict[str, Any], store: Store) -> None:
+        self.document, self.store = document, store
+
+    @property
+    def best(self) -> Run:
+        """The run with the smallest fd."""
+        return Run(self.store.find("runs", self.document["best"]), self.store)
+
+    @property
+    def verdict(self) -> list[str]:
+        """What the comparison found, in sentences; of one run, nothing."""
+        return list(self.document.get("verdict", []))
+
+    @property
+    def report(self) -> Path | None:
+        """The HTML file of a comparison; None for an evaluation."""
+        file = Path(self.document["path"]) / "report.html"
+        return file if file.is_file() else None
+
+    @cached_property
+    def table(self) -> Table:
+        """One row for each run, smallest fd first: its samples, and every measured number by name.
+
+        `x_floor` is fd as a multiple of the fd of real pictures, `ms` the time of a sample in batches of 64.
+        """
+        from genflow.evaluation import metrics
+
+        rows = sorted(self.document["rows"], key=lambda row: row["metrics"]["fd"]["value"])
+        columns: dict[str, list[Any]] = {
+            "samples": [_file(row, "grid.png") for row in rows],
+            "run": [row["run"] for row in rows],
+            "family": [row["family"] for row in rows],
+        }
+        for name, number in metrics.numbers().items():
+            columns[name] = [(number.get(row) or {}).get("value") for row in rows]
+            if name == "fd":
+                floors = [row["metrics"]["fd"].get("floor") for row in rows]
+                columns["fd_low"] = [row["metrics"]["fd"]["low"] for row in rows]
+                columns["fd_high"] = [row["metrics"]["fd"]["high"] for row in rows]
+                columns["x_floor"] = [v / f if f else None for v, f in zip(columns["fd"], floors, strict=True)]
+        columns |= {"nfe": [row["nfe"] for row in rows], "ms": [row["speed"]["ms_batch_64"] for row in rows]}
+        return Table({name: values for name, values in columns.items() if any(v is not None for v in values)})
+
+    def __getitem__(self, name: str) -> Any:
+        """A number by its name, of the best run, such as `run.evaluate()["fd"]`."""
+        return self.table[name][self.table["run"].index(self.document["best"])]
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.verdict[:3])
+        link = f"<p><a href='file://{self.report}'>{escape(str(self.report))}</a></p>" if self.report else ""
+        return f"{said}{self.table._repr_html_()}{link}"
+
+    def __repr__(self) -> str:
+        from genflow.cli import console
+        from genflow.evaluation.report.table import columns, rows
+
+        text = console.table(columns(self.document), rows(self.document), left=2)
+        return "\n".join([*self.verdict[:3], text, *([f"report   {self.report}"] if self.report else [])])
+
+
+def measure(
+    job: str, runs: Sequence[str | Run], store: Store, samples: int | None = None, features: str = "",
+    set: Mapping[str, Any] | None = None, cluster: bool = False, address: str = "", **words: Any,
+) -> Comparison:  # fmt: skip
+    """Send `evaluate` or `compare`; the arguments are those of `genflow.evaluate`."""
+    from genflow.commands import measure as commands
+
+    layers = [nest(set or {}), nest(keys_of(job, words))]
+    flags = {"evaluate.samples": samples, "evaluate.features": features}
+    references = [run if isinstance(run, str) else run.id for run in runs]
+    document = commands.document(store, references, layers, [], flags)
+    return Comparison(send(job, document, store, cluster, address), store)
+
+
+def _file(row: dict[str, Any], name: str) -> bytes | None:
+    file = Path(row.get("path", "")) / name
+    return file.read_bytes() if row.get("path") and file.is_file() else None

@@ -8,7 +8,7 @@ from genflow.api.run import Run
 from genflow.api.tables import Table
 from genflow.commands import listing
 from genflow.commands.references import find_named, find_run, kind_of_data
-from genflow.errors import GenflowError
+from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.manifest import warn
 from genflow.storage.store import Store
@@ -107,6 +107,6 @@ def _thumbnail(dataset: Any) -> bytes | None:
     """The thumbnail of a dataset; None, and a warning, if a file is damaged."""
     try:
         return thumbnail(dataset)
-    except GenflowError as error:
+    except DataError as error:
         warn(error)
         return None

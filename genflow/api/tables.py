@@ -18,7 +18,7 @@ DATES = ("made",)  # columns of seconds since 1970
 STYLE = "text-align:{};padding:.25em .6em;vertical-align:middle;white-space:nowrap"
 
 
-class Table(Sequence[dict[str, Any]]):
+class Table:
     """Rows of named values: `table[0]` is a row, `table["fd"]` a column, `table[:3]` and `table.sort("fd")` tables.
 
     Args:
@@ -45,7 +45,7 @@ class Table(Sequence[dict[str, Any]]):
     @overload
     def __getitem__(self, key: slice) -> "Table": ...
     @overload
-    def __getitem__(self, key: str) -> list[Any]: ...  # type: ignore[overload-overlap]
+    def __getitem__(self, key: str) -> list[Any]: ...
     def __getitem__(self, key: "int | slice | str") -> Any:
         if isinstance(key, str):
             if key not in self._columns:

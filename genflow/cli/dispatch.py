@@ -103,6 +103,29 @@ def training_of(dataset: str, facts: Json) -> str:
     return f"genflow train flow_matching --data {dataset}{latents}"
 
 
+def make_texts(
+    store: "Store", recipe: "Recipe", cluster: bool, address: str, *, dry_run: bool, json: bool
+) -> "Recipe | None":
+    """The recipe with `data.text` as an id. If it names a text encoder, the captions are embedded first.
+
+    Returns:
+        The recipe; None if a dry run has shown that the captions are to be embedded.
+
+    Raises:
+        UsageError: there is neither such a text encoder nor such an artifact, or the data has no captions.
+    """
+    from genflow.commands import texts
+
+    found, to_do = texts.find(store, recipe)
+    if to_do is None:
+        return found
+    if dry_run:
+        show_plan(to_do["recipe"], [("encode_text", found.data.text, "to do, then the rest")], json)
+        return None
+    texts.note_made(send("encode_text", to_do, store, cluster, address, json=json))
+    return found
+
+
 def check_output_path(out: Path | None) -> None:
     """Raise UsageError if --out cannot be written, so that a long job does not fail at its end."""
     if out is None:

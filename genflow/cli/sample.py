@@ -1,7 +1,7 @@
 """`genflow sample`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,12 +11,7 @@ from genflow.commands.references import find_run
 from genflow.errors import SetupError, UsageError
 from genflow.system.documents import Json
 
-if TYPE_CHECKING:  # `genflow --help` imports this module
-    from genflow.sampling.engine import Engine, SampleBatch
-    from genflow.sampling.interpolation import EndImages
-    from genflow.storage.store import Artifact, Store
-
-DEFAULT_COUNT = 64  # samples without -n
+SHOWN = 8  # prompts that are printed
 
 
 def sample(
@@ -28,13 +23,23 @@ def sample(
     label: Annotated[
         str, typer.Option(help="Class name or number; `all`: each class in turn; `none`: no class.")
     ] = "all",
+    prompt: Annotated[
+        list[str], typer.Option(help="Words for a run of captions; repeatable; --prompts FILE: one on each line.")
+    ] = [],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with a prompt on each line.", hidden=True)
+    ] = None,
+    negative: Annotated[str, typer.Option(help="Words that guidance leads away from.")] = "",
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1: no guidance.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Output: x.png, folder/, x.npy, x.parquet.")] = Path(
         "grid.png"
     ),
     sets: Sets = [],
     guide: Annotated[
-        str, typer.Option(help="Autoguidance: a weaker run for the guided prediction.", autocompletion=complete_run)
+        str,
+        typer.Option(
+            help="Autoguidance: a weaker run for the guided prediction.", autocompletion=complete_run, hidden=True
+        ),
     ] = "",
     interpolate: Annotated[
         bool,
@@ -56,14 +61,16 @@ def sample(
     """Draw samples from a run, or from a served model with --endpoint."""
     if not run and not endpoint:
         raise UsageError("no run given", "genflow runs ls shows the runs; to use a served model, add --endpoint URL")
+    from genflow.commands import prompting
     from genflow.data import preview
-    from genflow.sampling import files
+    from genflow.sampling import files, interpolation
     from genflow.sampling.autoencoders import require_sampler
     from genflow.sampling.engine import Engine, labels_for
     from genflow.storage.store import Store
 
     files.form_of(out)
     options, weights = _settings({"steps": steps, "sampler": sampler or None, "guidance": guidance}, sets)
+    asked = prompting.given(prompt, prompts)
     run = f"{endpoint.rstrip('/')}/v1/models/{run}" if endpoint else run
     if run.startswith(("http://", "https://")):
         if interpolate or between or guide or weights != "ema":
@@ -71,7 +78,11 @@ def sample(
                 "--interpolate, --between, --guide and --set weights need a local run, not a served model",
                 "remove them, or remove --endpoint",
             )
-        _from_endpoint(run, DEFAULT_COUNT if n is None else n, seed, options, label, out, json)
+        if len(asked) > 1:
+            raise UsageError(f"a served model takes one prompt, not {len(asked)}", "give one --prompt")
+        options |= {"prompt": asked[0]} if asked else {}
+        options |= {"negative_prompt": negative} if negative else {}
+        _from_endpoint(run, prompting.DEFAULT_COUNT if n is None else n, seed, options, label, out, json)
         return
     store = Store()
     found = find_run(store, run)
@@ -83,15 +94,20 @@ def sample(
     if guide:
         engine.family.guided_by(Engine.load(find_run(store, guide)).family)
     details: Json = {}
+    prompting.check(engine, asked, negative, label, {**engine.options, **options})
     if interpolate or between:
-        drawn, index, details = _interpolate(store, found, engine, n, seed, options, label, between)
-        columns: int | None = details["interpolate"]["columns"]
+        walk = interpolation.draw(store, found, engine, n, seed, options, label, between)
+        drawn, index, details = walk.drawn, walk.index, {"interpolate": walk.layout}
+        columns: int | None = walk.columns
     else:
-        n = DEFAULT_COUNT if n is None else n
-        drawn = engine.draw(range(seed, seed + n), labels_for(label, n, engine.facts), **options)
+        words, n, columns = prompting.arrange(engine, asked, n)
+        columns = columns or preview.columns(engine.facts)
+        labels = None if engine.prompts else labels_for(label, n, engine.facts)
+        drawn = engine.draw(range(seed, seed + n), labels, prompts=words, negative=negative, **options)
         index = {"seed": list(range(seed, seed + n))}
-        columns = preview.columns(engine.facts)
-    files.write(out, drawn.images, drawn.labels, index, engine.facts, columns)
+        if words:
+            details = {"prompts": list(dict.fromkeys(words)), "negative": negative}
+    files.write(out, drawn.images, drawn.labels, index, engine.facts, columns, drawn.prompts)
     document = {
         "schema": "genflow.sample/1", "run": found.id, "path": str(out.absolute()), "n": len(drawn.images),
         "seed": seed, "step": engine.step, "options": {**engine.options, **options}, "nfe": drawn.nfe,
@@ -131,6 +147,9 @@ def _show(document: Json, out: Path) -> None:
     each = 1000 * document["seconds"] / max(n, 1)
     evaluations = f"{nfe} evaluation{'s' if nfe != 1 else ''}"
     print(f"         {evaluations} and {each:.1f} ms per sample · seeds {seed}..{seed + n - 1}")
+    if prompts := document.get("prompts"):
+        more = f", and {len(prompts) - SHOWN} more" if len(prompts) > SHOWN else ""
+        print(f"         prompts: {', '.join(prompts[:SHOWN])}{more}")
 
 
 def _from_endpoint(
@@ -161,41 +180,3 @@ def _from_endpoint(
         return
     print(f"samples  {out}  {n} from {model} at {host}")
     print(f"         {facts['checkpoint']}, {facts['nfe']} evaluations per sample · seeds {seed}..{seed + n - 1}")
-
-
-def _interpolate(
-    store: "Store", run: "Artifact", engine: "Engine", n: int | None, seed: int, options: dict[str, Any], label: str,
-    between: tuple[Path, Path] | None,
-) -> tuple["SampleBatch", dict[str, list[int]], Json]:  # fmt: skip
-    """The pictures of --interpolate, each one's row and column, and what the document says of them."""
-    from genflow import build
-    from genflow.families.base import has_encoder
-    from genflow.sampling import interpolation
-    from genflow.sampling.engine import labels_for
-
-    facts, family = engine.facts, engine.family
-    rows, columns = interpolation.layout(n, bool(between))
-    encodes = has_encoder(type(family))
-    if between and not encodes:
-        raise UsageError(
-            f"--between needs an encoder, and {family.title} has none", "--interpolate interpolates between two seeds"
-        )
-    if encodes and options:
-        raise UsageError(
-            f"{next(iter(options))} cannot be combined with --interpolate: decoding with {family.title} has no options",
-            f"remove {next(iter(options))}",
-        )
-    ends: EndImages | None = None
-    if between:
-        labels = None if label == "all" else labels_for(label, rows, facts)
-        ends = interpolation.from_files(between, labels, facts)
-    elif encodes:
-        ends = interpolation.held_out(store, run.meta["dataset"], rows, seed, labels_for(label, rows, facts), facts)
-    if ends:
-        drawn = interpolation.walk_pictures(engine, ends, columns, seed)
-    else:
-        chosen = build.sample_options(family, {**engine.options, **options})
-        drawn = interpolation.walk_noise(engine, rows, columns, seed, labels_for(label, rows, facts), chosen)
-    index = {"row": [i // columns for i in range(rows * columns)], "column": list(range(columns)) * rows}
-    layout = {"rows": rows, "columns": columns, "between": "pictures" if ends else "seeds"}
-    return drawn, index, {"interpolate": {**layout, "ends": ends.names if ends else None}}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, send, show_plan, show_stages
+from genflow.cli.dispatch import check_output_path, make_texts, send, show_plan, show_stages
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.commands.recipes import read_config
-from genflow.commands.references import require_family
+from genflow.commands.references import decide_latents, require_family
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -59,17 +59,22 @@ def tune(
     check_output_path(out)
     require_family(family)
     from genflow.commands import tune as commands
+    from genflow.commands.train import on_latents
     from genflow.storage.store import Store
 
     store = Store()
     flags: dict[str, Any] = {"data.name": data, "data.latents": latents, "init": init}
     flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": budget}
     recipe = commands.recipe(store, family, [read_config(path) for path in config], sets, param, **flags)
+    with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)
+    if with_texts is None:
+        return
+    recipe = decide_latents(store, with_texts)
     if recipe.data.latents == "auto":
         made = _make_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
         if not made:
             return
-        recipe = commands.on_latents(recipe, made)
+        recipe = on_latents(recipe, made)
     document, plan = commands.document(store, recipe, objective)
     if dry_run:
         _show_plan(plan, store, json)

@@ -140,10 +140,11 @@ def _noun(row: RunRow) -> str:
 
 def _finished(run: Artifact, measured: Json | None) -> RunRow:
     pictures = run.files("samples/*.png")
+    family, dataset, latents = (str(run.meta.get(key) or "") for key in ("family", "dataset", "latents"))
     return RunRow(
-        run.id, run.name, *(str(run.meta.get(key) or "") for key in ("family", "dataset", "latents")),
-        steps=run.meta.get("steps"), seconds=run.meta.get("seconds"), made=run.manifest.get("created"),
-        measured=measured, picture=run.folder / pictures[-1] if pictures else None,
+        run.id, run.name, family, dataset, latents, steps=run.meta.get("steps"),
+        seconds=run.meta.get("seconds"), made=run.manifest.get("created"), measured=measured,
+        picture=run.folder / pictures[-1] if pictures else None,
     )  # fmt: skip
 
 

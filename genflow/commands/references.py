@@ -95,6 +95,8 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
     """
     named, reference = {}, recipe.data.latents
     is_named = reference not in ("", "auto", "none")
+    if not (recipe.data.name or is_named) and (own := store.get("texts", recipe.data.text)):
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "name": own.meta["dataset"]})
     if is_named and not recipe.data.name:
         latents = find_latents(store, reference)
         named = {"latents": latents.id, "name": latents.meta["dataset"]}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genflow.commands.recipes import compose_recipe
-from genflow.commands.references import decide_latents, find_data
+from genflow.commands.references import find_data
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def recipe(
     store: "Store", family: str, layers: list[Json], sets: list[str], param: list[str], **flags: Any
 ) -> "Recipe":  # fmt: skip
-    """The recipe of a search, with the dataset that it names and `data.latents` decided.
+    """The recipe of a search, with the ids of the dataset and the artifacts that it names.
 
     Args:
         store: holds the dataset.
@@ -31,7 +31,7 @@ def recipe(
     from genflow.tuning import space
 
     whole = {**flags, "tune.space": space.parse_pairs(param) if param else None}
-    return decide_latents(store, find_data(store, compose_recipe(family, layers, sets, whole)))
+    return find_data(store, compose_recipe(family, layers, sets, whole))
 
 
 def latents_stages(store: "Store", recipe: "Recipe") -> tuple[Json, str]:
@@ -47,11 +47,6 @@ def latents_stages(store: "Store", recipe: "Recipe") -> tuple[Json, str]:
     stages = latents.stages(recipe.data.name, flip=recipe.data.flip, cluster=cluster_settings)
     document = {"name": "latents", "stages": stages}
     return document, latents.made(document, store)
-
-
-def on_latents(recipe: "Recipe", latents: str) -> "Recipe":
-    """The recipe of a search, or of a training, on latents that exist. The mirrored pictures are among them."""
-    return recipe.replace(data={**recipe.data.model_dump(mode="json"), "latents": latents, "flip": False})
 
 
 def document(store: "Store", recipe: "Recipe", objective: str = "") -> tuple[Json, Any]:

@@ -20,14 +20,14 @@ def prepare(store: Store, document: Json) -> str:
 
 def train(store: Store, document: Json) -> str:
     """The run's id."""
-    from genflow import runs
+    import genflow.runs as runs
 
     return runs.plan(store, parse(document["recipe"])).id
 
 
 def train_ended(store: Store, document: Json) -> Json | None:
     """The error {message, hint, code, kind} of a run that diverged and has not finished since; else None."""
-    from genflow import runs
+    import genflow.runs as runs
 
     return runs.divergence(store, runs.plan(store, parse(document["recipe"])))
 
@@ -44,6 +44,13 @@ def encode(store: Store, document: Json) -> str:
     from genflow.sampling import encode
 
     return encode.plan(store, document["inputs"]["autoencoder"], parse(document["recipe"])).id
+
+
+def encode_text(store: Store, document: Json) -> str:
+    """The id of a dataset's text embeddings."""
+    from genflow.sampling import encode_text
+
+    return encode_text.plan(store, parse(document["recipe"])).id
 
 
 def evaluate(store: Store, document: Json) -> str:
