@@ -151,4 +151,4 @@ def _text(name: str, value: Any) -> str:
 
 
 def _html(name: str, value: Any) -> str:
-    return picture_html(value, name, "16em") if isinstance(value, bytes) else escape(_text(name, value))
+    return picture_html(value, name, "12em") if isinstance(value, bytes) else escape(_text(name, value))
