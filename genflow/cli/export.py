@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run
 from genflow.cli.options import AsJson, RunRef
+from genflow.commands.references import find_run
 
 
 def export(

@@ -8,20 +8,52 @@ starts and ends with the samples of these seeds.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from genflow import build
 from genflow.data import images
 from genflow.data.shards import Dataset
 from genflow.errors import DataError, UsageError
+from genflow.families.base import has_encoder
 from genflow.maths.rng import key
 from genflow.maths.slerp import slerp
-from genflow.sampling.engine import Engine, SampleBatch
+from genflow.sampling.engine import Engine, SampleBatch, labels_for
 from genflow.specs import DataSpec
-from genflow.storage.store import Store
+from genflow.storage.store import Artifact, Store
+from genflow.system.documents import Json
 
 COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Rows of interpolated pictures.
+
+    Args:
+        drawn: the pictures, row by row.
+        rows, columns: their number.
+        ends: the names of the pictures at the ends of each row; None: the ends are samples of two seeds.
+    """
+
+    drawn: SampleBatch
+    rows: int
+    columns: int
+    ends: list[list[str]] | None
+
+    @property
+    def index(self) -> dict[str, list[int]]:
+        """The row and the column of each picture."""
+        numbers = range(self.rows * self.columns)
+        return {"row": [i // self.columns for i in numbers], "column": [i % self.columns for i in numbers]}
+
+    @property
+    def layout(self) -> Json:
+        """What a `genflow.sample/1` document says of it."""
+        between = "seeds" if self.ends is None else "pictures"
+        return {"rows": self.rows, "columns": self.columns, "between": between, "ends": self.ends}
 
 
 @dataclass(frozen=True)
@@ -102,15 +134,22 @@ def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataS
     """
     if facts.is_points:
         raise UsageError("--between needs images, and this run's data is points of the plane", "omit --between")
-    records = []
+    found = []
     for path in paths:
         try:
             with images.strict_pillow_warnings(), images.open_image_file(str(path)) as file:
-                records.append(images.decode_for_dataset(file, facts))
+                found.append(images.decode_for_dataset(file, facts))
         except images.UnreadableImage as error:
             raise DataError(f"--between {path}: {error}", "name two PNG, JPEG, WebP, BMP, TIFF or GIF files") from error
+    return from_records(np.stack(found), labels, facts, [str(path) for path in paths])
+
+
+def from_records(
+    records: np.ndarray, labels: Sequence[int] | None, facts: DataSpec, names: Sequence[str] = ("", "")
+) -> EndImages:
+    """Two records (2, H, W, C) as one row."""
     label = np.array([facts.classes if labels is None else labels[0]])
-    return EndImages(np.stack(records)[None], label, [[str(path) for path in paths]])
+    return EndImages(records[None], label, [list(names)])
 
 
 def walk_pictures(engine: Engine, ends: EndImages, columns: int, seed: int) -> SampleBatch:
@@ -138,3 +177,49 @@ def walk_noise(
     every = None if labels is None else [label for label in labels for _ in range(columns)]
     return engine.draw(seeds, every, toward=toward, **options)  # type: ignore[arg-type]
 
+
+def draw(
+    store: Store, run: Artifact, engine: Engine, n: int | None, seed: int, options: dict[str, Any], label: str,
+    between: Sequence[Path] | np.ndarray | None = None,
+) -> Walk:  # fmt: skip
+    """Interpolate as the family can: between pictures if it has an encoder, else between the noises of seeds.
+
+    Args:
+        store: holds the dataset of the run, whose held-out pictures are the ends.
+        run: that the engine draws from.
+        engine: the engine of the run.
+        n: number of pictures, see `layout`.
+        seed: of the first row.
+        options: of the sampler; only for a family without an encoder.
+        label: as in `labels_for`.
+        between: two files, or two records (2, H, W, C), to interpolate between; None: see above.
+
+    Raises:
+        UsageError: the family cannot do that, or n does not fill rows.
+        DataError: a picture cannot be read, or the dataset is not in the store.
+    """
+    facts, family = engine.facts, engine.family
+    rows, columns = layout(n, between is not None)
+    encodes = has_encoder(type(family))
+    if between is not None and not encodes:
+        raise UsageError(
+            f"--between needs an encoder, and {family.title} has none", "--interpolate interpolates between two seeds"
+        )
+    if encodes and options:
+        raise UsageError(
+            f"{next(iter(options))} cannot be combined with --interpolate: decoding with {family.title} has no options",
+            f"remove {next(iter(options))}",
+        )
+    if not encodes:
+        chosen = build.sample_options(family, {**engine.options, **options})
+        drawn = walk_noise(engine, rows, columns, seed, labels_for(label, rows, facts), chosen)
+        return Walk(drawn, rows, columns, None)
+    if between is None:
+        ends = held_out(store, run.meta["dataset"], rows, seed, labels_for(label, rows, facts), facts)
+    else:
+        labels = None if label == "all" else labels_for(label, rows, facts)
+        if isinstance(between, np.ndarray):
+            ends = from_records(between, labels, facts)
+        else:
+            ends = from_files(between, labels, facts)
+    return Walk(walk_pictures(engine, ends, columns, seed), rows, columns, ends.names)

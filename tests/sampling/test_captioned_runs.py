@@ -12,6 +12,7 @@ from support.latents import SMALL, dataset, embedded, encoded, pictures, task
 from support.trained_run import trained_run
 
 from genflow import runs
+from genflow.api import Run
 from genflow.data import texts
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
@@ -254,3 +255,18 @@ def test_captions_and_latents_are_independent(made: Made) -> None:
     assert engine.draw([1, 2], prompts=["a red apple", ""]).images.shape == (2, 16, 16, 3)
     assert {"text", "autoencoder"} <= {file.name for file in run.folder.iterdir()}
     assert {0.25, 0.5} < set(runs.cpu_seconds(store, run))
+
+
+def test_prompts_in_python(made: Made) -> None:
+    """`run.sample(prompts=...)` draws what the engine draws; several prompts take turns."""
+    store, _, _, run, _ = made
+    words = ["a red square, number 2", "a green square, number 1"]
+    loaded = Run(run, store)
+    drawn = loaded.sample(4, prompts=words, seed=3, guidance=2.0)
+    expected = Engine.load(run).draw(range(3, 7), prompts=words * 2, guidance=2.0)
+    assert np.array_equal(drawn.records, expected.images)
+    assert drawn[1:].prompts == (words[1], *words)
+    assert loaded.sample(prompts=words[0]).prompts == (words[0],) * 16
+    assert len(loaded.sample(prompts=words)) == 2
+    with pytest.raises(UsageError, match="captions, not classes"):
+        loaded.sample(2, label="red")

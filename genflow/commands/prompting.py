@@ -1,10 +1,10 @@
-"""The flags --prompt, --prompts and --negative of `genflow sample`."""
+"""Prompts of a command: read them, check that they fit the run, and give each sample one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genflow.cli import console
 from genflow.errors import DataError, UsageError
+from genflow.system.streams import note
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.sampling.engine import Engine
@@ -55,7 +55,7 @@ def check(engine: "Engine", prompts: list[str], negative: str, label: str, optio
         cut = [*prompts, negative][place]
         shown = cut if len(cut) <= 40 else f"{cut[:40]}…"
         limit = engine.prompts.spec.length
-        console.note(f"warning: the prompt {shown!r} has {count} tokens, and this run reads {limit}: the rest is cut")
+        note(f"warning: the prompt {shown!r} has {count} tokens, and this run reads {limit}: the rest is cut")
 
 
 def arrange(engine: "Engine", prompts: list[str], n: int | None) -> tuple[list[str] | None, int, int | None]:
