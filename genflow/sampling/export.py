@@ -2,9 +2,8 @@
 
     safetensors    the averaged weights, the recipe, the facts, their manifest and a model card; `Engine.from_folder`
                    compares the files with the manifest and loads them
-    diffusers      `diffusers.DiffusionPipeline.from_pretrained` loads it as a stock pipeline, without labels;
-                   only for runs of a Gaussian path with the net `unet2d`; of an autoencoder with the net
-                   `autoencoder_kl`, a folder that `diffusers.AutoencoderKL.from_pretrained` loads
+    diffusers      `diffusers` loads it: a pipeline, its parts, or the `AutoencoderKL` of an autoencoder; only for nets
+                   that diffusers has (see `diffusers_pipelines`)
     torch_export   one program that maps noise and label to samples and needs only PyTorch; only for one-pass samplers
 """
 
@@ -19,6 +18,7 @@ from genflow.data.shards import FACTS
 from genflow.errors import UsageError, similar
 from genflow.families.base import Family
 from genflow.sampling.diffusers_folder import write_autoencoder
+from genflow.sampling.diffusers_pipelines import write_pipeline
 from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, TEXT, Engine
 from genflow.sampling.files import output_error
 from genflow.storage.files import write_atomically
@@ -90,38 +90,12 @@ of some captions."""
 
 
 def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
-    """Save a stock pipeline of the net for "no label" and the scheduler of its path, or an `AutoencoderKL`."""
+    """Write a pipeline of the run's net and the scheduler of its path, or an `AutoencoderKL`."""
     if engine.family.is_autoencoder:
         write_autoencoder(engine.family, folder)
-        write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", USE_OF_AUTOENCODER, ABOUT_LATENTS))
-        return
-    scheduler = engine.family.stock_scheduler()
-    net: Any = getattr(engine.family, "net", None)
-    if scheduler is None or not hasattr(net, "unconditional") or engine.autoencoder:
-        why = "its latents" if engine.autoencoder else "its net" if scheduler else "its noise"
-        cure = "train ddpm (linear or cosine, T=1000) or flow_matching with --set net.kind=unet2d"
-        raise UsageError(
-            f"run {run.id} cannot be exported to diffusers: no stock pipeline supports {why}",
-            f"genflow export {run.id} --to safetensors" if engine.autoencoder else cure,
-        )
-    import diffusers
-
-    kind, options = scheduler
-    clips = kind == "DDIMScheduler" and bool(engine.options.get("clip"))
-    options |= {"clip_sample": clips} if kind == "DDIMScheduler" else {"shift": engine.options.get("shift", 1.0)}
-    stock: Any = diffusers.DDIMPipeline if kind == "DDIMScheduler" else diffusers.DDPMPipeline
-    pipeline = stock(net.unconditional(), getattr(diffusers, kind)(**options))
-    with tempfile.TemporaryDirectory() as scratch:
-        pipeline.save_pretrained(scratch, safe_serialization=True)
-        for file in sorted(Path(scratch).rglob("*")):
-            if file.is_file():
-                write_atomically(folder / file.relative_to(scratch), file.read_bytes())
-    more = ", use_clipped_model_output=True" if clips else ""  # as in the run: noise from the clipped x_0
-    use = f"""from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained(".")
-images = pipeline(batch_size=16, num_inference_steps={engine.options["steps"]}{more}).images"""
-    rest = 'The samples are those of the run for "no label", because a stock pipeline has no labels.'
+        use, rest = USE_OF_AUTOENCODER, ABOUT_LATENTS
+    else:
+        use, rest = write_pipeline(run.id, engine, folder)
     write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", use, rest))
 
 
