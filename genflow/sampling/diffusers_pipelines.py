@@ -27,24 +27,28 @@ from genflow.text import Text
 
 FLOW, DDIM = "FlowMatchEulerDiscreteScheduler", "DDIMScheduler"
 PROMPTS, CAPTIONS = "prompts.safetensors", "prompts.json"
+EXAMPLES = 8  # held-out captions whose embeddings are written
 # What `StableDiffusion3Pipeline` has and these folders lack: it loads only if each of them is named with None.
 ABSENT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3",
           "image_encoder", "feature_extractor")  # fmt: skip
 
 
-def write_pipeline(run: str, engine: Engine, folder: Path) -> tuple[str, str]:
+def write_pipeline(run: str, engine: Engine, folder: Path, prompts: Sequence[str] = ()) -> tuple[str, str]:
     """Write a run's net, the scheduler of its path, and its autoencoder.
 
     Args:
         run: its id, for messages.
         engine: of the run.
         folder: an empty folder; created if it does not exist.
+        prompts: of a run that reads captions, whose embeddings are written; empty: some captions of held-out rows.
 
     Returns:
         The code that draws pictures from the folder, and what else a reader of it must know.
 
     Raises:
-        UsageError: no class of diffusers has the run's noise, its net or its autoencoder.
+        UsageError: no class of diffusers has the run's noise, its net or its autoencoder; or a prompt needs a text
+            encoder that is not on this machine.
+        SetupError: the package of the text encoder is not installed.
         OSError: the folder cannot be written.
     """
     problems, cures = _misfits(engine)
@@ -53,7 +57,10 @@ def write_pipeline(run: str, engine: Engine, folder: Path) -> tuple[str, str]:
         raise UsageError(message, ", then ".join(cures))
     net = getattr(engine.family, "net", None)
     if isinstance(net, SD3):
-        raise NotImplementedError
+        assert engine.prompts is not None
+        words = prompts or engine.prompts.examples(min(EXAMPLES, len(engine.prompts.captions)))
+        captions = list(dict.fromkeys(["", *words]))
+        return write_text_to_image(engine, folder, captions, engine.prompts.text(captions))
     assert isinstance(net, UNet2D)
     return _write_parts(engine, net, folder) if engine.autoencoder else _write_stock(engine, net, folder)
 
@@ -124,6 +131,7 @@ def _write_parts(engine: Engine, net: UNet2D, folder: Path) -> tuple[str, str]:
     times = f"sigmas=[1 - i / {steps} for i in range({steps})]" if kind == FLOW else str(steps)
     use = f"""import torch
 from diffusers import AutoencoderKL, {kind}, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
 
 unet = UNet2DModel.from_pretrained(".", subfolder="unet")
 vae = AutoencoderKL.from_pretrained(".", subfolder="vae")
@@ -133,7 +141,8 @@ x = torch.randn(16, {", ".join(map(str, engine.family.noise_shape))})
 with torch.no_grad():
     for t in scheduler.timesteps:
         x = scheduler.step(unet(x, t).sample, t, x).prev_sample
-    images = (vae.decode(x).sample / 2 + 0.5).clamp(0, 1)  # (16, {", ".join(map(str, engine.facts.shape))})"""
+    pictures = vae.decode(x).sample  # (16, {", ".join(map(str, engine.facts.shape))}), black is -1 and white is 1
+images = VaeImageProcessor().postprocess(pictures)  # of PIL"""
     return use, 'The samples are those of the run for "no label": a `UNet2DModel` has no labels here.'
 
 
@@ -207,10 +216,16 @@ images = pipeline(
 
 
 def _about_prompts(engine: Engine, net: SD3) -> str:
-    text = engine.family.facts.text
+    text, options = engine.family.facts.text, engine.options
     assert text is not None
     size, pooled = f"{net.length} tokens of {text.tokens} numbers each", f"one pooled vector of {text.pooled}"
+    lost = [f"the sampler {options['sampler']}"] if options["sampler"] != "euler" else []
+    lost += ["a guidance interval"] if (options["guidance_low"], options["guidance_high"]) != (0.0, 1.0) else []
+    but = f"The run itself samples with {' and '.join(lost)}, which the pipeline does not have. " if lost else ""
     return f"""It needs `pip install diffusers transformers`. The text encoder ({text.encoder}) is not in the folder, so
-prompts are embeddings: {size}, padded with zeros, and {pooled}.
-Every token and every pooled vector has a root mean square of 1. "No prompt", and so an empty negative prompt, is the
-embedding of the empty caption."""
+prompts are embeddings: {size}, padded with zeros, and {pooled}. Every token and every pooled vector has a root mean
+square of 1. `genflow export RUN --to diffusers --prompt "WORDS"` writes those of other prompts. "No prompt" is the
+embedding of the empty caption.
+
+{but}With `--sampler euler`, genflow draws the pictures of this pipeline: `sigmas` gives it the times of genflow, and
+the scheduler shifts them."""

@@ -10,7 +10,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from genflow.storage.manifest import MANIFEST, describe
 from genflow.storage.store import Artifact
 
 
-def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
+def write(run: Artifact, engine: Engine, form: str, folder: Path, prompts: Sequence[str] = ()) -> None:
     """Export a run and its newest sample grid.
 
     Args:
@@ -34,17 +34,22 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
         engine: of the run, with its averaged weights.
         form: one of `FORMS`.
         folder: an empty folder; created if it does not exist.
+        prompts: whose embeddings are exported with a run that reads captions, to diffusers; empty: held-out captions.
 
     Raises:
-        UsageError: the form is unknown, the folder is not empty, or the run's family or net does not fit the form.
+        UsageError: the form is unknown, the folder is not empty, the run's family or net does not fit the form, or
+            there are prompts for an export that holds no embeddings.
         ResourceError: the disk is full or broken.
         SetupError: the folder cannot be written.
     """
     check_form(form)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "choose another --out")
+    if prompts and (form != "diffusers" or engine.prompts is None):
+        what = f"an export to {form}" if form != "diffusers" else "the export of a run that reads no captions"
+        raise UsageError(f"--prompt: {what} holds no embeddings of prompts", "omit --prompt")
     try:
-        FORMS[form](run, engine, folder)
+        FORMS[form](run, engine, folder, prompts)
         if grids := run.files("samples/*.png"):
             shutil.copyfile(run.file(grids[-1]), folder / "samples.png")
         if form == "safetensors":  # the form that genflow reads; the model card may be edited
@@ -69,7 +74,7 @@ def forms(family: type[Family]) -> list[str]:
     return [form for form in FORMS if can.get(form, True)]
 
 
-def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
+def _safetensors(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
     from safetensors.torch import save
 
     state = {k: v.detach().cpu().contiguous() for k, v in engine.family.state_dict().items()}
@@ -89,17 +94,17 @@ of some captions."""
     write_atomically(folder / "README.md", _card(run.id, engine, "genflow", use, rest))
 
 
-def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
+def _diffusers(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
     """Write a pipeline of the run's net and the scheduler of its path, or an `AutoencoderKL`."""
     if engine.family.is_autoencoder:
         write_autoencoder(engine.family, folder)
         use, rest = USE_OF_AUTOENCODER, ABOUT_LATENTS
     else:
-        use, rest = write_pipeline(run.id, engine, folder)
+        use, rest = write_pipeline(run.id, engine, folder, prompts)
     write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", use, rest))
 
 
-def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
+def _torch_export(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
     """Save the sampler as one program, for any number of rows."""
     import torch
 
@@ -153,7 +158,7 @@ def traced(family: Family, options: dict[str, Any], autoencoder: Family | None =
     return torch.export.export(OnePass(), like, dynamic_shapes=({0: rows}, {0: rows}), strict=False)
 
 
-FORMS: dict[str, Callable[[Artifact, Engine, Path], None]] = {
+FORMS: dict[str, Callable[[Artifact, Engine, Path, Sequence[str]], None]] = {
     "safetensors": _safetensors, "diffusers": _diffusers, "torch_export": _torch_export,
 }  # fmt: skip
 
@@ -168,7 +173,8 @@ ABOUT_LATENTS = "Each channel of the latents has mean 0 and deviation 1 over the
 
 def _card(run: str, engine: Engine, library: str, use: str, rest: str) -> str:
     facts = engine.facts
-    tag = "image-feature-extraction" if engine.family.is_autoencoder else "unconditional-image-generation"
+    tag = "text-to-image" if engine.family.facts.text else "unconditional-image-generation"
+    tag = "image-feature-extraction" if engine.family.is_autoencoder else tag
     return f"""---
 library_name: {library}
 pipeline_tag: {tag}
