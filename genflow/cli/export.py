@@ -15,7 +15,8 @@ def export(
     to: Annotated[str, typer.Option(help="Format: safetensors, diffusers or torch_export.")] = "safetensors",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default: NAME-export.")] = None,
     prompt: Annotated[
-        list[str], typer.Option(help="Words whose embeddings go to diffusers; repeatable; --prompts FILE: one per line.")
+        list[str],
+        typer.Option(help="Words whose embeddings go to diffusers; repeatable; --prompts FILE: one on each line."),
     ] = [],
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with a prompt on each line.", hidden=True)
@@ -33,6 +34,7 @@ def export(
     engine = Engine.load(found)
     folder = out or Path(f"{found.name}-export")
     write(found, engine, to, folder, words)
+    prompting.name_cut(engine, words)
     if json:
         console.document({"schema": "genflow.export/1", "run": found.id, "path": str(folder.absolute()), "to": to})
         return

@@ -290,5 +290,8 @@ def build(
     """
     size = need_pictures("sd3", ports)
     if ports.text is None:
-        raise UsageError("net sd3 reads captions, and this data has none", "use net.kind=mmdit or dit or unet")
+        raise UsageError(
+            "net sd3 reads captions, and this run has none",
+            "add --text minilm if the data has captions, or use net.kind=mmdit or unet",
+        )
     return SD3(ports, need_patch(size, patch), width, depth, need_heads(width, heads), qk_norm)

@@ -60,14 +60,14 @@ def write_pipeline(run: str, engine: Engine, folder: Path, prompts: Sequence[str
         assert engine.prompts is not None
         words = prompts or engine.prompts.examples(min(EXAMPLES, len(engine.prompts.captions)))
         captions = list(dict.fromkeys(["", *words]))
-        return write_text_to_image(engine, folder, captions, engine.prompts.text(captions))
+        return write_text_to_image(run, engine, folder, captions, engine.prompts.text(captions))
     assert isinstance(net, UNet2D)
     return _write_parts(engine, net, folder) if engine.autoencoder else _write_stock(engine, net, folder)
 
 
 def _misfits(engine: Engine) -> tuple[list[str], list[str]]:
     """All that no class of diffusers has, and the commands that make a run which fits."""
-    family, data, problems, cures = engine.family, engine.recipe.data.name, [], []
+    family, data, problems, cures = engine.family, engine.recipe.data, [], []
     scheduler, net = family.stock_scheduler(), getattr(family, "net", None)
     path = scheduler[0] if scheduler else ""
     fits = isinstance(net, UNet2D) and bool(path)
@@ -76,13 +76,14 @@ def _misfits(engine: Engine) -> tuple[list[str], list[str]]:
     why = misfit(engine.autoencoder) if engine.autoencoder else None
     if why:
         problems.append(f"the {why[0].replace(' ', ' of its autoencoder ', 1)}")
-    if why or (family.facts.text and not engine.autoencoder):
-        cures.append(f"genflow train autoencoder --data {data} --set {why[1] if why else f'net.kind={NET}'}, "
-                     f"then genflow encode {data} --autoencoder autoencoder-{data}")  # fmt: skip
-    latents = f"--latents {data} " if engine.autoencoder or family.facts.text else ""
+    latents = f"--latents {data.latents} " if data.latents else ""
+    if why or (family.facts.text and not latents):
+        latents = "--latents latest "
+        cures.append(f"genflow train autoencoder --data {data.name} --set {why[1] if why else f'net.kind={NET}'}, "
+                     f"then genflow encode {data.name} --autoencoder latest")  # fmt: skip
     if family.facts.text:
         problems += [] if fits else ["with captions it needs flow_matching on latents with the net sd3"]
-        cures.append(f"genflow train flow_matching {latents}--set net.kind=sd3")
+        cures.append(f"genflow train flow_matching {latents}--text {data.text} --set net.kind=sd3")
     else:
         problems += [] if fits else [f"no stock pipeline supports its {'net' if scheduler else 'noise'}"]
         cures.append(f"train ddpm (linear or cosine, T=1000) or flow_matching with {latents}--set net.kind=unet2d")
@@ -100,6 +101,12 @@ def _scheduler(engine: Engine) -> tuple[str, dict[str, Any]]:
 
 def _clips(engine: Engine) -> bool:
     return bool(engine.options.get("clip")) and engine.family.facts.bounded
+
+
+def _euler_steps(engine: Engine) -> int:
+    """Steps of Euler's method: those of the run, or twice as many if it has a sampler of second order."""
+    steps: int = engine.options["steps"]
+    return steps if engine.options["sampler"] == "euler" else 2 * steps
 
 
 def _write_stock(engine: Engine, net: UNet2D, folder: Path) -> tuple[str, str]:
@@ -127,8 +134,8 @@ def _write_parts(engine: Engine, net: UNet2D, folder: Path) -> tuple[str, str]:
     _save(getattr(diffusers, kind)(**options), folder / "scheduler")
     assert engine.autoencoder is not None
     write_autoencoder(engine.autoencoder, folder / "vae")
-    steps = engine.options["steps"]
-    times = f"sigmas=[1 - i / {steps} for i in range({steps})]" if kind == FLOW else str(steps)
+    steps = _euler_steps(engine)
+    times = f"sigmas=[1 - i / {steps} for i in range({steps})]" if kind == FLOW else str(engine.options["steps"])
     use = f"""import torch
 from diffusers import AutoencoderKL, {kind}, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
@@ -155,10 +162,13 @@ def _save(part: Any, folder: Path) -> None:
                 write_atomically(folder / file.relative_to(scratch), file.read_bytes())
 
 
-def write_text_to_image(engine: Engine, folder: Path, captions: Sequence[str], text: Text) -> tuple[str, str]:
+def write_text_to_image(
+    run: str, engine: Engine, folder: Path, captions: Sequence[str], text: Text
+) -> tuple[str, str]:
     """Write a folder for `StableDiffusion3Pipeline`, whose text encoders are absent. It needs no diffusers.
 
     Args:
+        run: its id.
         engine: of a run of flow matching on latents with the net `sd3` and an autoencoder that can be exported.
         folder: an empty folder; created if it does not exist.
         captions: whose embeddings are written; the first one is the empty caption.
@@ -191,11 +201,11 @@ def write_text_to_image(engine: Engine, folder: Path, captions: Sequence[str], t
     }  # fmt: skip
     for name, document in documents.items():
         write_atomically(folder / name, json.dumps(document, indent=2, ensure_ascii=False))
-    return _use_of_prompts(engine), _about_prompts(engine, net)
+    return _use_of_prompts(engine), _about_prompts(run, engine, net)
 
 
 def _use_of_prompts(engine: Engine) -> str:
-    steps, (_, H, W) = engine.options["steps"], engine.facts.shape
+    steps, (_, H, W) = _euler_steps(engine), engine.facts.shape
     size = f"\n    height={H}, width={W}," if H != W else ""
     return f"""import json
 from diffusers import StableDiffusion3Pipeline
@@ -215,17 +225,26 @@ images = pipeline(
 ).images"""
 
 
-def _about_prompts(engine: Engine, net: SD3) -> str:
+def _about_prompts(run: str, engine: Engine, net: SD3) -> str:
     text, options = engine.family.facts.text, engine.options
     assert text is not None
-    size, pooled = f"{net.length} tokens of {text.tokens} numbers each", f"one pooled vector of {text.pooled}"
     lost = [f"the sampler {options['sampler']}"] if options["sampler"] != "euler" else []
+    lost += [f"the spacing {options['spacing']}"] if options["spacing"] not in ("auto", "uniform") else []
     lost += ["a guidance interval"] if (options["guidance_low"], options["guidance_high"]) != (0.0, 1.0) else []
-    but = f"The run itself samples with {' and '.join(lost)}, which the pipeline does not have. " if lost else ""
-    return f"""It needs `pip install diffusers transformers`. The text encoder ({text.encoder}) is not in the folder, so
-prompts are embeddings: {size}, padded with zeros, and {pooled}. Every token and every pooled vector has a root mean
-square of 1. `genflow export RUN --to diffusers --prompt "WORDS"` writes those of other prompts. "No prompt" is the
-embedding of the empty caption.
+    but = f"The run itself samples with {' and '.join(lost)}, which the pipeline does not have.\n" if lost else ""
+    return f"""It needs `pip install diffusers transformers`. The text encoder ({text.encoder}) is no part of the
+folder, so prompts are embeddings. On a machine with genflow and the text encoder, this makes those of other words:
 
-{but}With `--sampler euler`, genflow draws the pictures of this pipeline: `sigmas` gives it the times of genflow, and
-the scheduler shifts them."""
+```
+genflow export {run} --to diffusers --prompt "WORDS" --prompt "OTHER WORDS"
+```
+
+In Python they are `genflow.nets.sd3.prompt_embeds(engine.prompts.text(["WORDS"]), {net.length})` for an `Engine` of the
+run.
+
+- `prompt_embeds`: {net.length} tokens of {text.tokens} numbers, padded with zeros; a token has a root mean square of 1.
+- `pooled_prompt_embeds`: {text.pooled} numbers with a root mean square of 1.
+- "No prompt" is the embedding of the empty caption.
+
+{but}With `--sampler euler --steps {_euler_steps(engine)}`, genflow draws the pictures of this pipeline, because
+`sigmas` are the times of genflow. The scheduler shifts them."""

@@ -116,6 +116,11 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path, prompts: Sequence
             f"run {run.id} cannot be exported to torch_export: {why}",
             "vae, gan and consistency sample in one step; --to safetensors exports every run",
         )
+    if engine.family.facts.text:
+        raise UsageError(
+            f"run {run.id} cannot be exported to torch_export: it reads captions, and the program would take labels",
+            "use --to safetensors",
+        )
     try:
         program = traced(engine.family, one, engine.autoencoder)
     except Exception as error:  # tracing may raise anything
@@ -175,6 +180,7 @@ def _card(run: str, engine: Engine, library: str, use: str, rest: str) -> str:
     facts = engine.facts
     tag = "text-to-image" if engine.family.facts.text else "unconditional-image-generation"
     tag = "image-feature-extraction" if engine.family.is_autoencoder else tag
+    condition = "captions" if engine.family.facts.text else f"{facts.classes or 'no'} classes"
     return f"""---
 library_name: {library}
 pipeline_tag: {tag}
@@ -182,7 +188,7 @@ pipeline_tag: {tag}
 # {run}
 
 {type(engine.family).title}, net {engine.recipe.net["kind"]}, {engine.step:,} steps, on data of shape {facts.shape}
-(fingerprint {facts.fingerprint[:16]}), {facts.classes or "no"} classes.
+(fingerprint {facts.fingerprint[:16]}), {condition}.
 
 ```python
 {use}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import text_folders
 from support.latents import dataset, embedded, encoded, pictures, task
-from support.small import TEXT, captions, family, recipe, shaken
+from support.small import FACTS, TEXT, captions, family, recipe, shaken
 from support.trained_run import trained_run
 from torch import Tensor
 
@@ -52,7 +52,8 @@ def engine(
                          text=TEXT if text else None)  # fmt: skip
     elif text:
         facts = DataSpec(facts.shape, 256, text=TEXT)
-    made = recipe(kind, facts, net, data={"name": "shapes"}, **sections)
+    data = {"name": "shapes", "latents": "shapes-1" if decoder else "", "text": "shapes-2" if text else ""}
+    made = recipe(kind, facts, net, data=data, **sections)
     return Engine(shaken(family(kind, facts, net, **sections), 0.1), made, autoencoder=decoder)
 
 
@@ -68,7 +69,7 @@ def noise(engine: Engine, rows: int = 2) -> Tensor:
 
 
 def write_prompts(engine: Engine, folder: Path) -> tuple[str, str]:
-    return write_text_to_image(engine, folder, WORDS, captions([0, 1, 6]))
+    return write_text_to_image("run-1", engine, folder, WORDS, captions([0, 1, 6]))
 
 
 @pytest.mark.parametrize(("guidance", "shift", "pictures"), [(1.0, 1.0, "square"), (4.0, 3.0, "wide")])
@@ -150,7 +151,7 @@ def test_the_readme_of_stable_diffusion_3_runs_without_genflow(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("kind", "sampler", "sections"),
     [
-        ("flow_matching", "euler", {"sample": {"shift": 2.0, "steps": STEPS}}),
+        ("flow_matching", "euler", {"sample": {"shift": 2.0, "steps": STEPS, "sampler": "euler"}}),
         ("ddpm", "ddim", {"sample": {"clip": True, "steps": STEPS}}),
         ("ddpm", "ddim", {"family": {"schedule": "linear", "predict": "eps"}, "sample": {"steps": STEPS}}),
     ],
@@ -177,37 +178,41 @@ def test_the_example_for_latents_draws_the_runs_own_pictures(
 
 
 WITH_CAPTIONS = "with captions it needs flow_matching on latents with the net sd3"
-TRAIN_SD3 = "genflow train flow_matching --latents shapes --set net.kind=sd3"
-TRAIN_UNET = "train ddpm (linear or cosine, T=1000) or flow_matching with --latents shapes --set net.kind=unet2d"
-ENCODE = "genflow train autoencoder --data shapes --set {}, then genflow encode shapes --autoencoder autoencoder-shapes"
+TRAIN_SD3 = "genflow train flow_matching --latents {} --text shapes-2 --set net.kind=sd3"
+TRAIN_UNET = "train ddpm (linear or cosine, T=1000) or flow_matching with --latents {} --set net.kind=unet2d"
+ENCODE = "genflow train autoencoder --data shapes --set {}, then genflow encode shapes --autoencoder latest, then "
 KL = ENCODE.format("net.kind=autoencoder_kl")
 REJECTED: dict[str, tuple[Callable[[], Engine], str, str]] = {
     "net": (
         lambda: engine("flow_matching", "dit", decoder=autoencoder()),
         "no stock pipeline supports its net",
-        TRAIN_UNET,
+        TRAIN_UNET.format("shapes-1"),
     ),
     "autoencoder's net": (
         lambda: engine("flow_matching", "unet2d", decoder=autoencoder("autoencoder")),
         "the net of its autoencoder is not autoencoder_kl",
-        f"{KL}, then {TRAIN_UNET}",
+        KL + TRAIN_UNET.format("latest"),
     ),
     "posterior": (
         lambda: engine("flow_matching", "unet2d", decoder=autoencoder(posterior="deterministic")),
         "the posterior of its autoencoder is deterministic",
-        f"{ENCODE.format('family.posterior=gaussian')}, then {TRAIN_UNET}",
+        ENCODE.format("family.posterior=gaussian") + TRAIN_UNET.format("latest"),
     ),
     "both nets": (
         lambda: engine("flow_matching", "mmdit", True, autoencoder("autoencoder")),
         f"the net of its autoencoder is not autoencoder_kl, and {WITH_CAPTIONS}",
-        f"{KL}, then {TRAIN_SD3}",
+        KL + TRAIN_SD3.format("latest"),
     ),
     "captions of pixels": (
         lambda: engine("flow_matching", "sd3", True),
         WITH_CAPTIONS,
-        f"{KL}, then {TRAIN_SD3}",
+        KL + TRAIN_SD3.format("latest"),
     ),
-    "captions of ddpm": (lambda: engine("ddpm", "sd3", True, autoencoder()), WITH_CAPTIONS, TRAIN_SD3),
+    "captions of ddpm": (
+        lambda: engine("ddpm", "sd3", True, autoencoder()),
+        WITH_CAPTIONS,
+        TRAIN_SD3.format("shapes-1"),
+    ),
 }
 
 
@@ -237,28 +242,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Artifact]:
 
 @torch.no_grad()
 def test_a_run_is_exported_with_its_prompts(
-    trained: tuple[Store, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Store, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`genflow export --prompt` writes embeddings of the words; they draw what `genflow sample --prompt` draws."""
     diffusers = pytest.importorskip("diffusers")
     store, run = trained
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
-    asked = ["a green square, number 1", "a red tiger"]
-    (tmp_path / "words.txt").write_text(f"{asked[1]}\n\n", encoding="utf-8")
+    asked = ["a green square, number 1", "a red tiger", "a tiger" + 40 * " red"]
+    (tmp_path / "words.txt").write_text("\n\n".join(asked[1:]), encoding="utf-8")
     out = tmp_path / "out"
     export.export(run.id, "diffusers", out, prompt=asked[:1], prompts=tmp_path / "words.txt", json=True)
+    assert "warning: the prompt 'a tiger red red" in capsys.readouterr().err
     assert json.loads((out / "prompts.json").read_text(encoding="utf-8")) == ["", *asked]
     readme = (out / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: text-to-image" in readme
     assert "The run itself samples with the sampler ab2, which the pipeline does not have." in readme
     own = Engine.load(run)
-    ours = own.draw([0, 1], prompts=asked, sampler="euler", steps=STEPS, guidance=1.0).images
+    ours = own.draw(range(3), prompts=asked, sampler="euler", steps=STEPS, guidance=1.0).images
     net = diffusers.SD3Transformer2DModel.from_pretrained(out, subfolder="transformer")
     vae = diffusers.AutoencoderKL.from_pretrained(out, subfolder="vae")
     embeds, pooled = load(out)
-    x = noise(own)
+    x = noise(own, 3)
     for i in range(STEPS):
-        x = x - net(x, embeds[1:], pooled[1:], torch.full((2,), 1000 * (1 - i / STEPS))).sample / STEPS
+        x = x - net(x, embeds[1:], pooled[1:], torch.full((3,), 1000 * (1 - i / STEPS))).sample / STEPS
     theirs = (vae.decode(x).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     assert (np.floor(theirs * 256).clip(0, 255) == ours).mean() > 0.99  # except for rounding at a level's edge
 
@@ -276,4 +282,7 @@ def test_without_prompts_an_export_has_held_out_captions(trained: tuple[Store, A
         export_form(run, own, "safetensors", tmp_path / "other", ["a red tiger"])
     with pytest.raises(UsageError, match="--prompt: the export of a run that reads no captions holds no embeddings"):
         export_form(run, engine("ddpm", "unet2d", decoder=autoencoder()), "diffusers", tmp_path / "other", ["red"])
+    of_captions = Engine(family("gan", FACTS["captioned"], "conv"), recipe("gan", FACTS["captioned"], "conv"))
+    with pytest.raises(UsageError, match="cannot be exported to torch_export: it reads captions"):
+        export_form(run, of_captions, "torch_export", tmp_path / "other")
     assert not (tmp_path / "other").exists()
