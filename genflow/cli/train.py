@@ -20,11 +20,11 @@ from genflow.cli.dispatch import (
     use_of,
 )
 from genflow.cli.options import (
-    Address,
     AsJson,
     Config,
     Data,
     DryRun,
+    HiddenAddress,
     Init,
     Latents,
     OnCluster,
@@ -62,7 +62,7 @@ def train(
         int | None, typer.Option(help="Number of training workers; the result does not depend on it.")
     ] = None,
     cluster: OnCluster = False,
-    address: Address = "",
+    address: HiddenAddress = "",
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.")
     ] = True,
