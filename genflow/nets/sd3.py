@@ -11,7 +11,7 @@ block's queries of text, which no later block reads.
 
 diffusers has no mask for padding. So this net always reads L tokens, those of `ports.text`, and padding is zeros for
 it. Neither the numbers in the padding nor its length change a bit, and diffusers computes the same from embeddings in
-this form (`prompt_embeds`).
+this form (`SD3.prompt_embeds`).
 
 References:
     Scaling Rectified Flow Transformers (Esser et al., 2024), Stable Diffusion 3   https://arxiv.org/abs/2403.03206
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from genflow.errors import UsageError
 from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, unit_rows, zero_init
-from genflow.nets.mmdit import sine_positions
 from genflow.specs import NetSpec
 from genflow.text import Label, Text
 
@@ -165,20 +164,25 @@ class SD3(nn.Module):
     Attributes:
         options: the keys of the `config.json` of diffusers that describe it.
         length: L, the tokens of text that it reads.
+        normalize: see `build`.
     """
 
     position: Tensor
 
-    def __init__(self, ports: NetSpec, patch: int, width: int, depth: int, heads: int, qk_norm: bool) -> None:
+    def __init__(
+        self, ports: NetSpec, patch: int, width: int, depth: int, heads: int, *, qk_norm: bool, table: int, base: int,
+        normalize: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         assert ports.text is not None
         side = max(ports.inputs[1:])
         self.patch, self.length, self.outputs = patch, ports.text.length, ports.outputs[0]
+        self.normalize, self.step = normalize, base / table
         self.options: dict[str, Any] = {
             "sample_size": side, "patch_size": patch, "in_channels": ports.inputs[0], "out_channels": self.outputs,
             "num_layers": depth, "attention_head_dim": width // heads, "num_attention_heads": heads,
             "joint_attention_dim": ports.text.tokens, "caption_projection_dim": width,
-            "pooled_projection_dim": ports.text.pooled, "pos_embed_max_size": _table_size(side // patch),
+            "pooled_projection_dim": ports.text.pooled, "pos_embed_max_size": table,
             "dual_attention_layers": [], "qk_norm": "rms_norm" if qk_norm else None,
         }  # fmt: skip
         self.pos_embed = nn.ModuleDict({"proj": nn.Conv2d(ports.inputs[0], width, patch, stride=patch)})
@@ -199,7 +203,7 @@ class SD3(nn.Module):
         self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         assert isinstance(label, Text), "a net that reads captions was called without them"
-        tokens, pooled = prompt_embeds(label, self.length)
+        tokens, pooled = self.prompt_embeds(label)
         time = x.new_zeros(x.shape[0]) if t is None else t
         c = self.time_text_embed["timestep_embedder"](_waves(time).to(x.dtype))
         c = c + self.time_text_embed["text_embedder"](pooled.to(x.dtype))
@@ -214,13 +218,30 @@ class SD3(nn.Module):
         h = h.unflatten(2, (self.patch**2, self.outputs)).transpose(2, 3).flatten(2)
         return F.pixel_shuffle(h.mT.unflatten(2, grid), self.patch)
 
+    def prompt_embeds(self, text: Text) -> tuple[Tensor, Tensor]:
+        """Captions in the form in which pipelines of diffusers take them: what the net reads. Padding is zeros.
+
+        Args:
+            text: B captions, none with more than L real tokens.
+
+        Returns:
+            `prompt_embeds` (B, L, D) and `pooled_prompt_embeds` (B, P).
+        """
+        tokens, pooled = text.tokens, text.pooled
+        if self.normalize:
+            tokens, pooled = unit_rows(tokens), unit_rows(pooled)
+        tokens = tokens.masked_fill(~text.mask[..., None], 0)
+        return F.pad(tokens, (0, 0, 0, self.length - tokens.shape[1])), pooled
+
     def positions(self, rows: int, columns: int) -> Tensor:
         """Positions of a grid of patches (rows columns, width): the centre of a square table, as in diffusers."""
-        size: int = self.options["pos_embed_max_size"]
-        size = max(size, max(rows, columns) + (max(rows, columns) - size) % 2)  # all tables have one centre
-        top, left = (size - rows) // 2, (size - columns) // 2
-        table = sine_positions(size, size, self.options["caption_projection_dim"]).unflatten(0, (size, size))
-        return table[top : top + rows, left : left + columns].flatten(0, 1)
+        table, width = self.options["pos_embed_max_size"], self.options["caption_projection_dim"]
+        frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+        y, x = torch.meshgrid(
+            *(torch.arange(side) + (table - side) // 2 for side in (rows, columns)), indexing="ij"
+        )  # a grid larger than the table continues it
+        phases = [self.step * of.reshape(-1, 1) * frequencies for of in (x, y)]
+        return torch.cat([part for phase in phases for part in (phase.sin(), phase.cos())], 1).float()
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict of a `SD3Transformer2DModel` that gives the same outputs."""
@@ -229,23 +250,7 @@ class SD3(nn.Module):
         unread = {f"{last}.add_q_proj.weight": torch.zeros(width, width), f"{last}.add_q_proj.bias": torch.zeros(width)}
         if self.options["qk_norm"]:
             unread[f"{last}.norm_added_q.weight"] = torch.ones(self.options["attention_head_dim"])
-        return {**self.state_dict(), "pos_embed.pos_embed": sine_positions(size, size, width)[None], **unread}
-
-
-def prompt_embeds(text: Text, length: int) -> tuple[Tensor, Tensor]:
-    """Captions in the form in which pipelines of diffusers take them: what the net reads.
-
-    Every real token, and every pooled vector, is scaled to a root mean square of 1. Padding is zeros.
-
-    Args:
-        text: B captions, none with more than `length` real tokens.
-        length: L of the net.
-
-    Returns:
-        `prompt_embeds` (B, L, D) and `pooled_prompt_embeds` (B, P).
-    """
-    tokens = unit_rows(text.tokens).masked_fill(~text.mask[..., None], 0)
-    return F.pad(tokens, (0, 0, 0, length - tokens.shape[1])), unit_rows(text.pooled)
+        return {**self.state_dict(), "pos_embed.pos_embed": self.positions(size, size)[None], **unread}
 
 
 def _waves(t: Tensor) -> Tensor:
@@ -253,11 +258,6 @@ def _waves(t: Tensor) -> Tensor:
     frequency = torch.exp(-math.log(10_000) * torch.arange(FREQUENCIES, device=t.device) / FREQUENCIES)
     phase = t[:, None].float() * frequency
     return torch.cat([phase.cos(), phase.sin()], 1)
-
-
-def _table_size(side: int) -> int:
-    """The side of the table of positions in patches: about twice that of the data, with the same centre."""
-    return 2 * side + side % 2
 
 
 def build(
@@ -269,6 +269,9 @@ def build(
     depth: Annotated[int, Field(ge=1, le=256)] = 6,
     heads: Annotated[int, Field(ge=1, le=256)] = 3,
     qk_norm: bool = True,
+    table: Annotated[int, Field(ge=0, le=4096)] = 0,
+    base: Annotated[int, Field(ge=0, le=4096)] = 0,
+    normalize: bool = True,
 ) -> nn.Module:
     """Build the net of Stable Diffusion 3 with the weights of diffusers, for data with captions.
 
@@ -283,10 +286,16 @@ def build(
         depth: the number of blocks.
         heads: attention heads; must divide width.
         qk_norm: whether queries and keys are divided by their root mean square, as in Stable Diffusion 3.5.
+        table: side of the table of positions, in patches; diffusers draws no larger pictures. 0: about twice the side
+            of the data.
+        base: patches on which the table is laid, so that its positions are base/table apart; 0: they are 1 apart.
+            Stable Diffusion 3 has 64, and a table of 192.
+        normalize: whether tokens and pooled vectors are scaled to a root mean square of 1; Stable Diffusion 3 reads
+            them as its text encoders give them.
 
     Raises:
         UsageError: input or output is not a picture, the data has no captions, patch does not divide the picture's
-            side, or heads does not divide width.
+            side, heads does not divide width, or the table is smaller than the picture.
     """
     size = need_pictures("sd3", ports)
     if ports.text is None:
@@ -294,4 +303,11 @@ def build(
             "net sd3 reads captions, and this run has none",
             "add --text minilm if the data has captions, or use net.kind=mmdit or unet",
         )
-    return SD3(ports, need_patch(size, patch), width, depth, need_heads(width, heads), qk_norm)
+    patch, side = need_patch(size, patch), max(ports.inputs[1:])
+    patches = side // patch
+    if table and table < patches:
+        raise UsageError(f"net.table={table} is smaller than the {patches} patches of the data's side",
+                         f"use net.table={2 * patches}")  # fmt: skip
+    table = table or 2 * patches + patches % 2
+    return SD3(ports, patch, width, depth, need_heads(width, heads), qk_norm=qk_norm, table=table, base=base or table,
+               normalize=normalize)  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from genflow.errors import UsageError
-from genflow.nets.sd3 import SD3, prompt_embeds
+from genflow.nets.sd3 import SD3
 from genflow.nets.unet2d import UNet2D
 from genflow.sampling.diffusers_config import CONFIG
 from genflow.sampling.diffusers_folder import NET, WEIGHTS, misfit, write_autoencoder
@@ -186,7 +186,7 @@ def write_text_to_image(
     write_autoencoder(engine.autoencoder, folder / "vae")
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in net.weights().items()}
     write_atomically(folder / "transformer" / f"{WEIGHTS}.safetensors", save(weights, {"format": "pt"}))
-    embeds, pooled = (part.float().cpu().contiguous() for part in prompt_embeds(text, net.length))
+    embeds, pooled = (part.float().cpu().contiguous() for part in net.prompt_embeds(text))
     write_atomically(folder / PROMPTS, save({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}))
     model = "SD3Transformer2DModel"
     index = {"scheduler": kind, "transformer": model, "vae": "AutoencoderKL"}
@@ -232,6 +232,8 @@ def _about_prompts(run: str, engine: Engine, net: SD3) -> str:
     lost += [f"the spacing {options['spacing']}"] if options["spacing"] not in ("auto", "uniform") else []
     lost += ["a guidance interval"] if (options["guidance_low"], options["guidance_high"]) != (0.0, 1.0) else []
     but = f"The run itself samples with {' and '.join(lost)}, which the pipeline does not have.\n" if lost else ""
+    of_pooled = " with a root mean square of 1" if net.normalize else ""
+    of_token = "; a token has a root mean square of 1" if net.normalize else ""
     return f"""It needs `pip install diffusers transformers`. The text encoder ({text.encoder}) is no part of the
 folder, so prompts are embeddings. On a machine with genflow and the text encoder, this makes those of other words:
 
@@ -239,11 +241,10 @@ folder, so prompts are embeddings. On a machine with genflow and the text encode
 genflow export {run} --to diffusers --prompt "WORDS" --prompt "OTHER WORDS"
 ```
 
-In Python they are `genflow.nets.sd3.prompt_embeds(engine.prompts.text(["WORDS"]), {net.length})` for an `Engine` of the
-run.
+In Python they are `engine.family.net.prompt_embeds(engine.prompts.text(["WORDS"]))`, for an `Engine` of the run.
 
-- `prompt_embeds`: {net.length} tokens of {text.tokens} numbers, padded with zeros; a token has a root mean square of 1.
-- `pooled_prompt_embeds`: {text.pooled} numbers with a root mean square of 1.
+- `prompt_embeds`: {net.length} tokens of {text.tokens} numbers, padded with zeros{of_token}.
+- `pooled_prompt_embeds`: {text.pooled} numbers{of_pooled}.
 - "No prompt" is the embedding of the empty caption.
 
 {but}With `--sampler euler --steps {_euler_steps(engine)}`, genflow draws the pictures of this pipeline, because

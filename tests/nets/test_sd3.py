@@ -9,7 +9,7 @@ from support.small import NETS, TEXT, captions, shaken
 from torch import Tensor
 
 from genflow import nets
-from genflow.nets.sd3 import prompt_embeds
+from genflow.errors import UsageError
 from genflow.sampling.engine import ROWS
 from genflow.specs import NetSpec
 from genflow.text import Text
@@ -48,7 +48,7 @@ def test_the_outputs_are_those_of_diffusers(
     theirs = diffusers.SD3Transformer2DModel(**ours.options).eval()
     theirs.load_state_dict(ours.weights(), strict=True)
     text = captions([0, 1, 2, 3, 6])
-    embeds, pooled = prompt_embeds(text, TEXT.length)
+    embeds, pooled = ours.prompt_embeds(text)
     for size in sizes:
         x, t = inputs(5, (shape[0], *size))
         own = ours(x, t, text)
@@ -77,12 +77,29 @@ def test_padding_changes_no_bit(precision: torch.dtype) -> None:
 
 
 def test_embeddings_have_one_scale() -> None:
-    """Real tokens and pooled vectors have a root mean square of 1 at any scale of the text encoder."""
+    """Real tokens and pooled vectors have a root mean square of 1 at any scale of the text encoder, unless the net
+    reads them as they are."""
     text = captions([3, 0])
-    embeds, pooled = prompt_embeds(dataclasses.replace(text, tokens=9 * text.tokens, pooled=text.pooled / 9), 5)
-    assert (embeds.shape, pooled.shape) == ((2, 5, 6), (2, 5))
-    assert embeds.square().mean(2).round(decimals=5).tolist() == [[1, 1, 1, 1, 0], [1, 0, 0, 0, 0]]
+    text = dataclasses.replace(text, tokens=9 * text.tokens, pooled=text.pooled / 9)
+    embeds, pooled = made().prompt_embeds(text)
+    assert (embeds.shape, pooled.shape) == ((2, 4, 6), (2, 5))
+    assert embeds.square().mean(2).round(decimals=5).tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
     torch.testing.assert_close(pooled.square().mean(1), torch.ones(2))
+    embeds, pooled = made(normalize=False).prompt_embeds(text)
+    assert torch.equal(pooled, text.pooled)
+    assert torch.equal(embeds, text.tokens * text.mask[..., None])
+
+
+def test_positions_are_those_of_diffusers() -> None:
+    """A table and a base give the positions that diffusers computes for them; the default is 1 apart."""
+    diffusers = pytest.importorskip("diffusers")
+    for options in ({"table": 12, "base": 4, "patch": 1}, {"patch": 1}):
+        ours = made(**options)
+        sides = {"sample_size": options.get("base", ours.options["pos_embed_max_size"])}
+        theirs = diffusers.SD3Transformer2DModel(**{**ours.options, **sides})
+        torch.testing.assert_close(ours.weights()["pos_embed.pos_embed"], theirs.pos_embed.pos_embed)
+    with pytest.raises(UsageError, match=r"net.table=3 is smaller than the 4 patches of the data's side"):
+        made(table=3, patch=1)
 
 
 def test_a_row_has_the_same_bits_in_every_batch_of_the_engine() -> None:
@@ -101,6 +118,8 @@ def test_it_serves_other_sizes_than_those_of_the_table() -> None:
     net = made()
     small, large = net.positions(2, 2).unflatten(0, (2, 2)), net.positions(8, 16).unflatten(0, (8, 16))
     assert torch.equal(small, large[3:5, 7:9])
+    flat = large.flatten(0, 1)
+    assert float(torch.cdist(flat, flat).add(torch.eye(128)).min()) > 0.1  # no two patches have the same position
     assert net(*inputs(2, (2, 20, 12)), captions([1, 2])).shape == (2, 2, 20, 12)
 
 
