@@ -51,8 +51,15 @@ def check(engine: "Engine", prompts: list[str], negative: str, label: str, optio
         raise UsageError(f"--label {label}: this run has captions, not classes", f"--prompt '{label}'")
     if negative and options.get("guidance", 1.0) == 1.0:
         raise UsageError("--negative needs guidance above 1", "add --guidance 3")
-    for place, count in engine.prompts.cut([*prompts, negative]):
-        cut = [*prompts, negative][place]
+    name_cut(engine, [*prompts, negative])
+
+
+def name_cut(engine: "Engine", prompts: list[str]) -> None:
+    """Say which prompts for a run of captions are cut."""
+    if engine.prompts is None:
+        return
+    for place, count in engine.prompts.cut(prompts):
+        cut = prompts[place]
         shown = cut if len(cut) <= 40 else f"{cut[:40]}…"
         limit = engine.prompts.spec.length
         note(f"warning: the prompt {shown!r} has {count} tokens, and this run reads {limit}: the rest is cut")
