@@ -103,7 +103,7 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     family.require_packages(**options)
     if recipe.data.pairs and not family.learns_pairs:
         raise UsageError(f"{family.title} cannot learn from pairs of noise and samples", "train flow_matching on them")
-    sample = _sample_options(family, facts, recipe.sample)
+    sample = _sample_options(family, facts, recipe.sample, forget=options.get("forget", 1.0))
     chosen = dict(recipe.net) or (dict(init.net) if init else {})
     if chosen.get("kind", "auto") == "auto":
         chosen["kind"] = family.default_net_for(facts)
@@ -175,15 +175,22 @@ def sample_options(family: Family, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: an option is unknown, or a value cannot work.
     """
-    return _sample_options(type(family), family.facts, values, guided=bool(family.weaker))
+    forget = getattr(family, "forget", 1.0)
+    return _sample_options(type(family), family.facts, values, guided=bool(family.weaker), forget=forget)
 
 
 def _sample_options(
-    family: type[Family], facts: DataSpec, values: dict[str, Any], *, guided: bool = False
+    family: type[Family], facts: DataSpec, values: dict[str, Any], *, guided: bool = False, forget: float = 1.0
 ) -> dict[str, Any]:
     options = bind("sample", family.sample, values)
     if options.get("guidance", 1.0) != 1.0 and not (facts.classes or facts.text or guided):
         raise UsageError(
             "sample.guidance needs data with labels or captions, and this data has none", "leave sample.guidance at 1"
+        )
+    if options.get("guidance", 1.0) != 1.0 and not (forget or guided):
+        what = "the empty caption" if facts.text else "predictions without a label"
+        raise UsageError(
+            f"sample.guidance={options['guidance']:g} needs family.forget above 0, because guidance uses {what}",
+            "train with --set family.forget=0.1, or use guidance 1",
         )
     return options

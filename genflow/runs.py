@@ -7,21 +7,24 @@ resumes. The number of workers and the logging interval are not part of the id, 
 import contextlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from genflow import build, families
 from genflow.data.pairs import Pairs
 from genflow.data.shards import FACTS, Dataset, Split
+from genflow.data.texts import INDEX, Texts
 from genflow.errors import GenflowError, UsageError
 from genflow.families.base import Family
 from genflow.maths.rng import key
 from genflow.recipe.files import dump, read
 from genflow.recipe.schema import Recipe, flatten, parse
-from genflow.sampling.engine import AUTOENCODER, RECIPE, Engine
+from genflow.sampling.engine import AUTOENCODER, RECIPE, TEXT, Engine
+from genflow.sampling.prompts import Prompts
 from genflow.specs import DataSpec
 from genflow.storage.files import explain_disk_errors, link_or_copy, write_atomically
 from genflow.storage.store import Artifact, Store
@@ -35,6 +38,7 @@ SOURCES = (
     "genflow/data/pairs.py",
 )  # fmt: skip
 DIVERGED = "diverged.json"  # the error of a run that diverged
+SUGGESTED = 64  # captions of held-out rows that a run keeps, for samples without a prompt
 MAX_DIFFERENCES = 8  # that one line names
 NOT_HASHED = {"log_every", "checkpoint_every", "threads"}
 
@@ -48,9 +52,10 @@ class RunPlan:
         name: the name without the hash.
         recipe: the resolved recipe.
         dataset: the pictures or points.
-        facts: the specification of what the family learns: of the dataset, or of its latents.
+        facts: the specification of what the family learns: of the dataset, or of its latents, and of its captions.
         init: the run whose weights it starts from, if any.
         latents: of the dataset, if the run learns these.
+        texts: the text embeddings of its captions, if the run reads these.
     """
 
     id: str
@@ -60,6 +65,7 @@ class RunPlan:
     facts: DataSpec
     init: Artifact | None = None
     latents: Artifact | None = None
+    texts: Artifact | None = None
 
     @property
     def data_facts(self) -> DataSpec:
@@ -80,24 +86,25 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
     recipe = recipe.replace(tune={})  # settings of a search do not change a run
     pairs = store.find("pairs", recipe.data.pairs) if recipe.data.pairs else None
     init = store.find("runs", recipe.init) if recipe.init else None
-    # a run that starts from a run on latents, or learns its pairs, learns the same latents
-    inherited = next((learned for made in (pairs, init) if made and (learned := made.meta.get("latents", ""))), "")
-    reference = "" if recipe.data.latents == "none" else recipe.data.latents or inherited
-    latents = store.find("latents", reference) if reference else None
-    dataset = store.find("datasets", recipe.data.name or (latents.meta["dataset"] if latents else ""))
-    names = {"name": dataset.id, "latents": latents.id if latents else ""}
+    latents = _find_data(store, "latents", recipe.data.latents, pairs, init)
+    texts = _find_data(store, "texts", recipe.data.text, pairs, init)
+    named = recipe.data.name or next((made.meta["dataset"] for made in (latents, texts) if made), "")
+    dataset = store.find("datasets", named)
+    names = {"name": dataset.id, "latents": latents.id if latents else "", "text": texts.id if texts else ""}
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **names})  # names change
-    if latents and latents.meta["dataset"] != dataset.id:
-        theirs = latents.meta["dataset"]
-        raise UsageError(f"{latents.id} are latents of {theirs}, not of {dataset.id}", f"--data {theirs}")
+    for made, what in ((latents, "latents"), (texts, "text embeddings")):
+        if made and (theirs := made.meta["dataset"]) != dataset.id:
+            raise UsageError(f"{made.id} are {what} of {theirs}, not of {dataset.id}", f"--data {theirs}")
     facts = DataSpec.from_json((latents or dataset).file(FACTS).read_text(encoding="utf-8"))
+    if texts:
+        facts = replace(facts, text=Texts.open(texts.file(INDEX).parent).spec)
     if recipe.data.flip and latents:
         again = f"genflow encode {dataset.id} --autoencoder {latents.meta['autoencoder']} --flip"
         raise UsageError("data.flip: latents cannot be mirrored like pictures", again)
     if recipe.data.flip and facts.is_points:
         raise UsageError(f"data.flip: {dataset.name} contains points, not pictures", "--set data.flip=false")
     if pairs:
-        _require_fitting(pairs, dataset, latents)
+        _require_fitting(pairs, dataset, latents, texts)
         recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "pairs": pairs.id})
     if init:
         recipe = recipe.replace(init=init.id)
@@ -111,10 +118,22 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
             f"cluster.strategy=fsdp: the nets of a {family.title} cannot be sharded", "--set cluster.strategy=ddp"
         )
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
-    return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init, latents)
+    return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init, latents, texts)
 
 
-def _require_fitting(pairs: Artifact, dataset: Artifact, latents: Artifact | None) -> None:
+def _find_data(
+    store: Store, kind: str, reference: str, pairs: Artifact | None, init: Artifact | None
+) -> Artifact | None:
+    """The latents or texts that a recipe names; without a name those of the pairs, or of the initial run."""
+    if reference == "none":
+        return None
+    inherited = next((learned for made in (pairs, init) if made and (learned := made.meta.get(kind, ""))), "")
+    return store.find(kind, reference or inherited) if reference or inherited else None
+
+
+def _require_fitting(
+    pairs: Artifact, dataset: Artifact, latents: Artifact | None, texts: Artifact | None
+) -> None:
     """Check that the teacher of pairs learned the same data.
 
     Raises:
@@ -127,6 +146,9 @@ def _require_fitting(pairs: Artifact, dataset: Artifact, latents: Artifact | Non
     if (theirs := pairs.meta.get("latents", "")) != (latents.id if latents else ""):
         learned = f"the latents {theirs}" if theirs else "pictures, not latents"
         raise UsageError(f"the teacher of the pairs {pairs.id} learned {learned}", "omit --latents")
+    if (theirs := pairs.meta.get("texts", "")) != (texts.id if texts else ""):
+        read = f"the captions {theirs}" if theirs else "no captions"
+        raise UsageError(f"the teacher of the pairs {pairs.id} read {read}", "omit --text")
 
 
 def address(recipe: Recipe, facts: DataSpec) -> str:
@@ -146,6 +168,7 @@ def deciding(recipe: Recipe, facts: DataSpec) -> dict[str, Any]:
         "data": facts.fingerprint,
         **({"pairs": recipe.data.pairs} if recipe.data.pairs else {}),
         **({"latents": recipe.data.latents} if recipe.data.latents else {}),
+        **({"text": recipe.data.text} if recipe.data.text else {}),
         **({"flip": True} if recipe.data.flip and not recipe.data.pairs else {}),  # pairs are never flipped
         **({"init": recipe.init} if recipe.init else {}),
         "code": source_hash.code_of(*SOURCES, *build.source_files(recipe, facts)),
@@ -169,12 +192,30 @@ def training_data(store: Store, recipe: Recipe) -> Dataset:
         DataError: a file is missing or corrupt.
     """
     kind, id = ("latents", recipe.data.latents) if recipe.data.latents else ("datasets", recipe.data.name)
-    return Dataset.open(store.find(kind, id))
+    data, texts = Dataset.open(store.find(kind, id)), texts_of(store, recipe)
+    return replace(data, facts=replace(data.facts, text=texts.spec)) if texts else data
+
+
+def texts_of(store: Store, recipe: Recipe) -> Texts | None:
+    """The text embeddings that a run reads; None for a run of classes, or without a condition.
+
+    Raises:
+        UsageError: they do not exist.
+        DataError: a file is missing or corrupt.
+    """
+    if not recipe.data.text:
+        return None
+    return Texts.open(store.find("texts", recipe.data.text).verify().file(INDEX).parent)
 
 
 def autoencoder_of(run: Path, facts: DataSpec) -> Family | None:
     """The autoencoder in the folder of a run that learns latents, with frozen weights; None for other runs."""
     return Engine.from_folder(run / AUTOENCODER).family if facts.is_latents else None
+
+
+def prompts_of(run: Path, facts: DataSpec) -> Prompts | None:
+    """The embeddings of prompts in the folder of a run that reads captions; None for other runs."""
+    return Prompts(Texts.open(run / TEXT)) if facts.text else None
 
 
 def training_rows(store: Store, recipe: Recipe, data: Dataset) -> Split | Pairs:
@@ -189,7 +230,7 @@ def cpu_seconds(store: Store, run: Artifact) -> list[float]:
     _, *sources = run.manifest["parents"]  # the dataset is the first
     seconds = []
     for source in sources:
-        made = next((a for kind in ("runs", "pairs", "latents") if (a := store.get(kind, source))), None)
+        made = next((a for kind in ("runs", "pairs", "latents", "texts") if (a := store.get(kind, source))), None)
         if made and made.kind == "latents":
             seconds += latents_cpu_seconds(store, made)
         elif made:
@@ -218,17 +259,27 @@ def create_folder(store: Store, run: RunPlan) -> None:
 
 
 def write_description(folder: Path, run: RunPlan) -> list[Path]:
-    """Write what sampling needs in addition to the weights: recipe, facts and, for latents, the autoencoder."""
+    """Write what sampling needs in addition to the weights: recipe, facts, and the autoencoder and some captions."""
     learned = run.latents or run.dataset
-    files = [
-        write_atomically(folder / RECIPE, dump(run.recipe)),
-        write_atomically(folder / FACTS, learned.file(FACTS).read_bytes()),
-    ]
+    facts = learned.file(FACTS).read_bytes()
+    if run.texts:
+        facts = json.dumps(run.facts.to_json(), indent=1).encode()
+    files = [write_atomically(folder / RECIPE, dump(run.recipe)), write_atomically(folder / FACTS, facts)]
+    if run.texts:
+        texts = Texts.open(run.texts.verify().file(INDEX).parent)
+        files += texts.write(folder / TEXT, _held_out_captions(Dataset.open(run.dataset, verify=False)))
     for name in learned.files(f"{AUTOENCODER}/*"):
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         files.append(link_or_copy(learned.file(name), target))
     return files
+
+
+def _held_out_captions(dataset: Dataset) -> list[str]:
+    """The first captions of up to `SUGGESTED` rows, evenly spaced, because the rows may be sorted by class."""
+    split = dataset.splits[dataset.reference]
+    rows = np.unique(np.linspace(0, len(split) - 1, min(SUGGESTED, len(split))).astype(int))
+    return [captions[0] for captions in split.column("captions", rows) if captions]
 
 
 def record_divergence(store: Store, run: RunPlan, error: GenflowError) -> None:
@@ -287,7 +338,7 @@ def sources_of(store: Store, id: str) -> set[str]:
     sources = {dataset_of(store, id)}
     with contextlib.suppress(GenflowError, OSError):
         recipe = parse(read(store.folder("runs", id) / RECIPE))
-        sources |= {recipe.data.latents, recipe.data.pairs, recipe.init}
+        sources |= {recipe.data.latents, recipe.data.text, recipe.data.pairs, recipe.init}
     return sources - {""}
 
 

@@ -59,7 +59,7 @@ def main(document: Json, emit: Emit) -> PairsWritten:
                 stage="reflow", run=task.run.id, what="pairs",
             )  # fmt: skip
         seconds = round(time.monotonic() - started, 1)
-        meta: Json = {"run": task.run.id, "dataset": task.dataset.id, "latents": task.latents}
+        meta: Json = {"run": task.run.id, "dataset": task.dataset.id, "latents": task.latents, "texts": task.texts}
         meta |= {"pairs": task.count, "seed": task.seed}
         artifact = store.finalize(
             "pairs", task.id, name=task.run.name, parents=[task.run.id, task.dataset.id],

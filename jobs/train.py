@@ -40,6 +40,7 @@ STAGE = Stage(
         Need("init", "run", into="recipe.init", count="optional"),
         Need("pairs", "pairs", into="recipe.data.pairs", count="optional"),
         Need("latents", "latents", into="recipe.data.latents", count="optional"),
+        Need("text", "texts", into="recipe.data.text", count="optional"),
     ),
     address="genflow.pipeline.addresses:train",
     ended="genflow.pipeline.addresses:train_ended",
@@ -104,7 +105,7 @@ def result(run: Artifact, *, cached: bool) -> Trained:
         DataError: the run is cached, and its recipe, facts or checkpoint differ from its manifest.
     """
     if cached:
-        for name in ("recipe.yaml", "facts.json", *run.files("autoencoder/*")):
+        for name in ("recipe.yaml", "facts.json", *run.files("autoencoder/*"), *run.files("text/*")):
             run.file(name)
         of_run(run)
     meta = run.meta
@@ -128,7 +129,8 @@ def result(run: Artifact, *, cached: bool) -> Trained:
 
 def _parents(run: RunPlan) -> list[str]:
     """The ids of the artifacts that a run is made from; the dataset is the first."""
-    return [id for id in (run.dataset.id, run.recipe.init, run.recipe.data.pairs, run.recipe.data.latents) if id]
+    data = run.recipe.data
+    return [id for id in (run.dataset.id, run.recipe.init, data.pairs, data.latents, data.text) if id]
 
 
 def _is_whole(store: Store, run: RunPlan) -> Callable[[str], bool]:
@@ -223,6 +225,7 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
         "dataset": run.dataset.id,
         "dataset_name": run.dataset.name,
         "latents": run.recipe.data.latents,
+        "texts": run.recipe.data.text,
         "fingerprint": run.data_facts.fingerprint,
         "steps": state["step"],
         "images": state["images"],

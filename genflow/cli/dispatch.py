@@ -224,6 +224,8 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
     """
     named, reference = {}, recipe.data.latents
     is_named = reference not in ("", "auto", "none")
+    if not (recipe.data.name or is_named) and (own := store.get("texts", recipe.data.text)):
+        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "name": own.meta["dataset"]})
     if is_named and not recipe.data.name:
         latents = find_latents(store, reference)
         named = {"latents": latents.id, "name": latents.meta["dataset"]}
@@ -240,6 +242,45 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
         recipe = recipe.replace(init=find_run(store, recipe.init).id)
     show_dataset(dataset)
     return recipe
+
+
+def make_texts(
+    store: "Store", recipe: "Recipe", cluster: bool, address: str, *, dry_run: bool, json: bool
+) -> "Recipe | None":
+    """The recipe with `data.text` as an id. If it names a text encoder, the captions are embedded first.
+
+    Returns:
+        The recipe; None if a dry run has shown that the captions are to be embedded.
+
+    Raises:
+        UsageError: there is neither such a text encoder nor such an artifact, or the data has no captions.
+    """
+    from genflow.text_encoders.registry import KNOWN, NAMES
+
+    reference, data = recipe.data.text, recipe.data.model_dump(mode="json")
+    if reference in ("", "none"):
+        return recipe
+    parts = reference.split("+")
+    if not (any(part in NAMES for part in parts) or os.sep in reference or Path(reference).is_dir()):
+        try:
+            found = find_named(store, "texts", reference, store.find("datasets", recipe.data.name).id)
+        except UsageError as error:
+            raise UsageError(f"--text {reference}: neither a text encoder nor text embeddings", KNOWN) from error
+        return recipe.replace(data={**data, "text": found.id})
+    from genflow.recipe.schema import parse
+    from genflow.sampling import encode_text
+
+    asked = parse({"data": {"name": recipe.data.name}, "encode": {"text": reference}})
+    task = encode_text.plan(store, asked)
+    if store.get("texts", task.id) is None:
+        if dry_run:
+            show_plan(asked, [("encode_text", task.id, "to do, then the rest")], json)
+            return None
+        document = {"recipe": asked.model_dump(mode="json"), "inputs": {}}
+        done = send("encode_text", document, store, cluster, address, json=json)
+        took = console.duration(done["seconds"])
+        console.note(f"captions {done['captions']:,} embedded by {done['encoder']} in {took}")
+    return recipe.replace(data={**data, "text": task.id})
 
 
 def decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":

@@ -12,6 +12,7 @@ from genflow.errors import UsageError
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.recipe.schema import Recipe
     from genflow.storage.store import Artifact, Store
 
 
@@ -24,6 +25,9 @@ def encode(
         ),
     ] = "",
     name: Annotated[str, typer.Option(help="Name of the latents; default: that of the dataset.")] = "",
+    text: Annotated[
+        str, typer.Option(help="Embed the captions: minilm, or a local folder of CLIP, T5 or BERT; a+b: both.")
+    ] = "",
     flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored pictures, too, as further rows.")] = False,
     workers: Annotated[int | None, typer.Option(help="Number of parallel workers.")] = None,
     sets: Sets = [],
@@ -32,25 +36,29 @@ def encode(
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
-    """Encode a dataset with an autoencoder.
+    """Encode a dataset: its pictures with an autoencoder, its captions with a text encoder, or both.
 
-    Other families train on the latents: a quarter or less of the numbers of the pictures.
+    Other families train on the latents, a quarter or less of the numbers of the pictures, and read the captions.
     """
     from genflow.storage.store import Store
 
     store = Store()
-    flags: dict[str, Any] = {"name": name, "encode.flip": flip or None, "cluster.workers": workers}
-    recipe = compose_recipe(None, [], sets, flags)
+    flags: dict[str, Any] = {"name": name, "encode.flip": flip or None, "encode.text": text}
+    recipe = compose_recipe(None, [], sets, {**flags, "cluster.workers": workers})
     pictures = find_named(store, "datasets", dataset)
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "name": pictures.id})
-    reference = _reference(store, autoencoder, pictures, cluster=cluster)
+    reference = "" if text and not autoencoder else _reference(store, autoencoder, pictures, cluster=cluster)
     show_dataset(pictures)
+    if text:
+        _embed(recipe, store, cluster, address, dry_run=dry_run, json=json)
+    if not reference:
+        return
     if dry_run:
         from genflow.sampling.encode import plan
 
         task = plan(store, reference, recipe)
         state = "finished: nothing to do" if store.get("latents", task.id) else "to do"
-        asked = {"data": pictures.id, "autoencoder": task.facts.autoencoder, "encode": recipe.encode.model_dump()}
+        asked = {"data": pictures.id, "autoencoder": task.facts.autoencoder, "encode": {"flip": recipe.encode.flip}}
         show_plan({**asked, "rows": task.count, "shape": list(task.facts.shape)}, [("encode", task.id, state)], json)
         return
     document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"autoencoder": reference}}
@@ -62,6 +70,32 @@ def encode(
         console.document(done)
         return
     _show(done)
+
+
+def _embed(
+    recipe: "Recipe", store: "Store", cluster: bool, address: str, *, dry_run: bool, json: bool
+) -> None:  # fmt: skip
+    """Embed the captions, and print the result."""
+    if dry_run:
+        from genflow.sampling.encode_text import plan
+
+        task = plan(store, recipe)
+        state = "finished: nothing to do" if store.get("texts", task.id) else "to do"
+        show_plan({"data": task.dataset.id, "text": task.spec.encoder}, [("encode_text", task.id, state)], json)
+        return
+    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {}}
+    done = send("encode_text", document, store, cluster, address, json=json)
+    if json:
+        console.document(done)
+        return
+    if done["cached"]:  # otherwise the job has printed them
+        for warning in done["warnings"]:
+            console.note(f"warning: {warning}")
+    size = done["spec"]
+    print(f"texts    {done['texts']}{'  cached' if done['cached'] else ''}")
+    print(f"         {done['captions']:,} captions of {done['dataset']} by {done['encoder_id']}")
+    print(f"         {size['length']} tokens of {size['tokens']} numbers, {size['pooled']} pooled · {done['path']}")
+    console.next_commands(f"genflow train flow_matching --data {done['dataset']} --text {done['texts']}")
 
 
 def _reference(store: "Store", autoencoder: str, pictures: "Artifact", *, cluster: bool) -> str:

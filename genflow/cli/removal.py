@@ -9,8 +9,8 @@ from genflow.errors import UsageError
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
 
-MADE = ("runs", "pairs", "latents")  # kinds of artifacts that are made from datasets and runs
-NOUN = {"runs": "run", "datasets": "dataset", "latents": "latents"}
+MADE = ("runs", "pairs", "latents", "texts")  # kinds of artifacts that are made from datasets and runs
+NOUN = {"runs": "run", "datasets": "dataset", "latents": "latents", "texts": "text embeddings"}
 
 
 def remove(kind: str, reference: str, yes: bool) -> None:

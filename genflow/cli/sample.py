@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genflow.cli import console
+from genflow.cli import console, prompting
 from genflow.cli.dispatch import find_run
 from genflow.cli.options import AsJson, RunRef, Sets, complete_run
 from genflow.errors import SetupError, UsageError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.sampling.interpolation import EndImages
     from genflow.storage.store import Artifact, Store
 
-DEFAULT_COUNT = 64  # samples without -n
+SHOWN = 8  # prompts that are printed
 
 
 def sample(
@@ -28,13 +28,23 @@ def sample(
     label: Annotated[
         str, typer.Option(help="Class name or number; `all`: each class in turn; `none`: no class.")
     ] = "all",
+    prompt: Annotated[
+        list[str], typer.Option(help="Words for a run of captions; repeatable; --prompts FILE: one on each line.")
+    ] = [],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with a prompt on each line.", hidden=True)
+    ] = None,
+    negative: Annotated[str, typer.Option(help="Words that guidance leads away from.")] = "",
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1: no guidance.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Output: x.png, folder/, x.npy, x.parquet.")] = Path(
         "grid.png"
     ),
     sets: Sets = [],
     guide: Annotated[
-        str, typer.Option(help="Autoguidance: a weaker run for the guided prediction.", autocompletion=complete_run)
+        str,
+        typer.Option(
+            help="Autoguidance: a weaker run for the guided prediction.", autocompletion=complete_run, hidden=True
+        ),
     ] = "",
     interpolate: Annotated[
         bool,
@@ -64,6 +74,7 @@ def sample(
 
     files.form_of(out)
     options, weights = _settings({"steps": steps, "sampler": sampler or None, "guidance": guidance}, sets)
+    asked = prompting.given(prompt, prompts)
     run = f"{endpoint.rstrip('/')}/v1/models/{run}" if endpoint else run
     if run.startswith(("http://", "https://")):
         if interpolate or between or guide or weights != "ema":
@@ -71,7 +82,11 @@ def sample(
                 "--interpolate, --between, --guide and --set weights need a local run, not a served model",
                 "remove them, or remove --endpoint",
             )
-        _from_endpoint(run, DEFAULT_COUNT if n is None else n, seed, options, label, out, json)
+        if len(asked) > 1:
+            raise UsageError(f"a served model takes one prompt, not {len(asked)}", "give one --prompt")
+        options |= {"prompt": asked[0]} if asked else {}
+        options |= {"negative_prompt": negative} if negative else {}
+        _from_endpoint(run, prompting.DEFAULT_COUNT if n is None else n, seed, options, label, out, json)
         return
     store = Store()
     found = find_run(store, run)
@@ -83,15 +98,19 @@ def sample(
     if guide:
         engine.family.guided_by(Engine.load(find_run(store, guide)).family)
     details: Json = {}
+    prompting.check(engine, asked, negative, label, {**engine.options, **options})
     if interpolate or between:
         drawn, index, details = _interpolate(store, found, engine, n, seed, options, label, between)
         columns: int | None = details["interpolate"]["columns"]
     else:
-        n = DEFAULT_COUNT if n is None else n
-        drawn = engine.draw(range(seed, seed + n), labels_for(label, n, engine.facts), **options)
+        words, n, columns = prompting.arrange(engine, asked, n)
+        columns = columns or preview.columns(engine.facts)
+        labels = None if engine.prompts else labels_for(label, n, engine.facts)
+        drawn = engine.draw(range(seed, seed + n), labels, prompts=words, negative=negative, **options)
         index = {"seed": list(range(seed, seed + n))}
-        columns = preview.columns(engine.facts)
-    files.write(out, drawn.images, drawn.labels, index, engine.facts, columns)
+        if words:
+            details = {"prompts": list(dict.fromkeys(words)), "negative": negative}
+    files.write(out, drawn.images, drawn.labels, index, engine.facts, columns, drawn.prompts)
     document = {
         "schema": "genflow.sample/1", "run": found.id, "path": str(out.absolute()), "n": len(drawn.images),
         "seed": seed, "step": engine.step, "options": {**engine.options, **options}, "nfe": drawn.nfe,
@@ -131,6 +150,9 @@ def _show(document: Json, out: Path) -> None:
     each = 1000 * document["seconds"] / max(n, 1)
     evaluations = f"{nfe} evaluation{'s' if nfe != 1 else ''}"
     print(f"         {evaluations} and {each:.1f} ms per sample · seeds {seed}..{seed + n - 1}")
+    if prompts := document.get("prompts"):
+        more = f", and {len(prompts) - SHOWN} more" if len(prompts) > SHOWN else ""
+        print(f"         prompts: {', '.join(prompts[:SHOWN])}{more}")
 
 
 def _from_endpoint(

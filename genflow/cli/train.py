@@ -11,6 +11,7 @@ from genflow.cli.dispatch import (
     compose_recipe,
     decide_latents,
     find_data,
+    make_texts,
     read_config,
     require_family,
     send,
@@ -18,7 +19,19 @@ from genflow.cli.dispatch import (
     show_stages,
     use_of,
 )
-from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
+from genflow.cli.options import (
+    AsJson,
+    Config,
+    Data,
+    DryRun,
+    HiddenAddress,
+    Init,
+    Latents,
+    OnCluster,
+    Sets,
+    Text,
+    complete_family,
+)
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 
@@ -38,6 +51,7 @@ def train(
     ] = "",
     data: Data = "",
     latents: Latents = "",
+    text: Text = "",
     config: Config = [],
     sets: Sets = [],
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
@@ -48,7 +62,7 @@ def train(
         int | None, typer.Option(help="Number of training workers; the result does not depend on it.")
     ] = None,
     cluster: OnCluster = False,
-    address: Address = "",
+    address: HiddenAddress = "",
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.")
     ] = True,
@@ -66,7 +80,7 @@ def train(
     family = _family(family, files)
     if minutes and not steps:
         steps = NO_END  # without --steps, only --minutes limits the run
-    flags: dict[str, Any] = {"name": name, "data.name": data, "data.latents": latents}
+    flags: dict[str, Any] = {"name": name, "data.name": data, "data.latents": latents, "data.text": text}
     flags |= {"train.steps": steps, "train.minutes": minutes}
     recipe = compose_recipe(family, files, sets, {**flags, "cluster.workers": workers, "init": init})
     if recipe.family.get("kind") != family:
@@ -75,7 +89,10 @@ def train(
             f"genflow train {recipe.family.get('kind')}",
         )
     store = Store()
-    recipe = decide_latents(store, find_data(store, recipe))
+    with_texts = make_texts(store, find_data(store, recipe), cluster, address, dry_run=dry_run, json=json)
+    if with_texts is None:
+        return
+    recipe = decide_latents(store, with_texts)
     if recipe.data.latents == "auto":
         latents_pipeline.check(recipe, store)
         document = latents_pipeline.pipeline(recipe)

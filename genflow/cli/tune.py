@@ -12,6 +12,7 @@ from genflow.cli.dispatch import (
     compose_recipe,
     decide_latents,
     find_data,
+    make_texts,
     read_config,
     require_family,
     send,
@@ -74,7 +75,10 @@ def tune(
     flags |= {"tune.space": space.parse_pairs(param) if param else None}
     recipe = compose_recipe(family, [read_config(path) for path in config], sets, flags)
     store = Store()
-    recipe = decide_latents(store, find_data(store, recipe))
+    with_texts = make_texts(store, find_data(store, recipe), cluster, address, dry_run=dry_run, json=json)
+    if with_texts is None:
+        return
+    recipe = decide_latents(store, with_texts)
     if recipe.data.latents == "auto":
         made = _make_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
         if not made:

@@ -1,6 +1,7 @@
 """Pairs of noise and the sample that a teacher draws from it, as Arrow shards; training on them is reflow.
 
     label int64 · seed int64 · noise fixed_size_list<float32>[C*H*W] · x fixed_size_list<float32>[C*H*W]
+    captions list<string>      the caption that the teacher read; absent if it read labels
 
 x is the result of the teacher's ODE, not rounded to grey levels. Every shard is an Arrow IPC stream of one record
 batch, like the shards of a dataset. The folder is an artifact of the kind `pairs`; a recipe names it as `data.pairs`.
@@ -9,6 +10,7 @@ References:
     Flow Straight and Fast: Rectified Flow (Liu et al., 2022)   https://arxiv.org/abs/2209.03003
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 
 
 def write_pairs(
-    path: Path, facts: DataSpec, seeds: np.ndarray, labels: np.ndarray, noise: np.ndarray, x: np.ndarray
-) -> None:
+    path: Path, facts: DataSpec, seeds: np.ndarray, labels: np.ndarray, noise: np.ndarray, x: np.ndarray,
+    captions: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Write one shard.
 
     Args:
@@ -39,17 +42,22 @@ def write_pairs(
         labels: (N,) int64.
         noise: (N, C, H, W) float32.
         x: (N, C, H, W) float32.
+        captions: (N,) for a teacher that read captions.
     """
     width = pa.list_(pa.float32(), facts.dims)
+    fields = [("label", pa.int64()), ("seed", pa.int64()), ("noise", width), ("x", width)]
     arrow_schema = pa.schema(
-        [("label", pa.int64()), ("seed", pa.int64()), ("noise", width), ("x", width)],
+        [*fields, *([("captions", pa.list_(pa.string()))] if captions else [])],
         metadata={"shape": ",".join(map(str, facts.shape))},
     )
     lists = [
         pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(v, np.float32).ravel()), type=width)
         for v in (noise, x)
     ]
-    batch = pa.record_batch([pa.array(labels, pa.int64()), pa.array(seeds, pa.int64()), *lists], schema=arrow_schema)
+    columns = [pa.array(labels, pa.int64()), pa.array(seeds, pa.int64()), *lists]
+    if captions:
+        columns.append(pa.array([[caption] for caption in captions], pa.list_(pa.string())))
+    batch = pa.record_batch(columns, schema=arrow_schema)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema) as writer:
         writer.write_batch(batch)
 
@@ -90,13 +98,21 @@ class Pairs:
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
         """One column of the given rows, in their order: `label` (B,), `noise` or `x` (B, C, H, W)."""
-        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        shard = self._shard_of(rows)
         views = self._views[name]
         out = np.empty((len(rows), *views[0].shape[1:]), views[0].dtype)
         for number in np.unique(shard):
             mask = shard == number
             out[mask] = views[number][rows[mask] - self._starts[number]]
         return out
+
+    def captions(self, rows: np.ndarray) -> list[list[str]]:
+        """The captions of the given rows, in their order."""
+        places = zip(shard := self._shard_of(rows), rows - self._starts[shard], strict=True)
+        return [self.tables[number].column("captions")[int(row)].as_py() for number, row in places]
+
+    def _shard_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, rows, side="right") - 1
 
     def batch(self, rows: np.ndarray, device: "torch.device") -> "Batch":
         """The rows as a batch for a family: x with the noise that the teacher started from."""

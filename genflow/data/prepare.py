@@ -127,7 +127,7 @@ def _make(store: Store, id: str, name: str, source: Source, data: Data, execute:
         warnings = [*source.notes, *checks.check(facts, data, spec, summary, written, staged.path)]
         for warning in warnings:
             emit("warning", message=warning)
-        of_run = {"name", "pairs", "latents", "max_bad", "flip"}
+        of_run = {"name", "pairs", "latents", "text", "max_bad", "flip"}
         options = data.model_dump(mode="json", exclude=of_run)
         meta = {
             "facts": facts.to_json(),

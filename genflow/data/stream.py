@@ -4,9 +4,12 @@ The stream is an endless concatenation of permutations, one per epoch. Step s wi
 sB .. (s+1)B - 1. Each worker reads its part of them, so the number of workers changes no row. A permutation is not
 stored: the row at a position is computed, so ten million rows take no more memory than ten.
 
-Flips and crops are functions of (seed, epoch, row), and the epoch follows from the step. They are made on bytes, before
-the batch is copied to the device, and in the stream alone: all other readers see the centre crop, not flipped.
+Flips, crops and the choice of one of several captions are functions of (seed, epoch, row), and the epoch follows from
+the step. Pictures are changed as bytes, before the batch is copied to the device, and in the stream alone: all other
+readers see the centre crop, not flipped.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from genflow.batch import Batch
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Split
 from genflow.data.strips import crop
+from genflow.data.texts import Texts
 from genflow.maths.permutation import hashed, shuffled
 from genflow.maths.rng import key
 
@@ -30,6 +34,7 @@ class Stream:
         world: the number of workers.
         device: the device of the batches.
         flip: whether to flip each picture with probability 1/2. Pairs are never flipped, because their noise is not.
+        texts: the embeddings of the captions, which then stand in the place of labels.
     """
 
     def __init__(
@@ -42,8 +47,10 @@ class Stream:
         device: str = "cpu",
         *,
         flip: bool = False,
+        texts: Texts | None = None,
     ) -> None:
         self.split, self.batch, self.seed, self.device, self.flip = split, batch, seed, torch.device(device), flip
+        self.texts = texts
         self._total = len(split)
         self.start, self.stop = rank_range(batch, rank, world)
 
@@ -64,8 +71,19 @@ class Stream:
         """The batch of a step, on the device."""
         epochs, rows = self._epochs_and_rows(step)
         if isinstance(self.split, Pairs) or not (self.flip or self.split.facts.strip):
-            return self.split.batch(rows, self.device)
-        return self.split.batch(rows, self.device, self._augmented(self.split, epochs, rows))
+            batch = self.split.batch(rows, self.device)
+        else:
+            batch = self.split.batch(rows, self.device, self._augmented(self.split, epochs, rows))
+        if self.texts is None:
+            return batch
+        return replace(batch, label=self.texts.text(self._captions(epochs, rows), self.device))
+
+    def _captions(self, epochs: np.ndarray, rows: np.ndarray) -> list[str]:
+        """One caption of each row; a row without captions has the empty one."""
+        draws = self._draws("caption", epochs, rows)
+        split = self.split
+        captions = split.captions(rows) if isinstance(split, Pairs) else split.column("captions", rows)
+        return [own[int(draw) % len(own)] if own else "" for own, draw in zip(captions, draws, strict=True)]
 
     def _augmented(self, split: Split, epochs: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The records of `rows`, cropped and flipped: (B, H, W, C)."""

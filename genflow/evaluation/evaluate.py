@@ -173,7 +173,7 @@ def _measure(
     drawn = draw_features(
         engine, extractor.embed, samples.seeds_of(engine, extractor.real, options.seed, n),
         samples.labels(data, extractor.real, n), keep,
-        lambda k: progress(k, "drawing samples"), executor,
+        lambda k: progress(k, "drawing samples"), executor, samples.prompts(engine, data, extractor.real, n),
     )  # fmt: skip
     alone = samples.single_sample_ms(engine, int(drawn.labels[0]))
     own: SweepPoint = {
@@ -185,7 +185,7 @@ def _measure(
     points += sweep.measure(engine, suite, drawn, few, settings, options.seed, progress, emit)
     measured = _metrics(suite, applicable, Samples(
         store, engine, data, extractor, options.model_copy(update={"likelihood": likely}), drawn.labels, emit, progress,
-        drawn.records, drawn.features, drawn.classes,
+        drawn.prompts, drawn.records, drawn.features, drawn.classes,
     ))  # fmt: skip
     progress(total, "measured")
     document = {

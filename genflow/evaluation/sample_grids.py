@@ -72,7 +72,10 @@ def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np
         return preview.render(engine.reconstruct(real), facts, COLUMNS)
     count = lines * COLUMNS
     labels = np.repeat(_shown(facts, lines), COLUMNS) if facts.classes else np.zeros(count, np.int64)
-    images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist()).images
+    prompts = None
+    if engine.prompts:  # the captions of the pictures in real.png
+        prompts = samples.captions_of(data.splits[extractor.real.split], _real(data, extractor, lines))
+    images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist(), prompts=prompts).images
     return preview.render(images, facts, COLUMNS)
 
 
@@ -109,7 +112,8 @@ def sampling_paths(engine: Engine, seed: int) -> tuple[np.ndarray, int] | None:
         at.append(from_x(x[:PATHS], engine.facts))
         guessed.append(from_x(guess[:PATHS], engine.facts))
 
-    drawn = engine.draw(samples.seeds(seed, PATHS, "way shown"), _labels(engine), watch=watch).images
+    prompts = engine.prompts.examples(PATHS) if engine.prompts else None
+    drawn = engine.draw(samples.seeds(seed, PATHS, "way shown"), _labels(engine), prompts=prompts, watch=watch).images
     if not at:
         return None
     chosen = np.unique(np.linspace(0, len(at) - 1, min(COLUMNS - 1, len(at))).round().astype(int))
@@ -125,4 +129,5 @@ def interpolations(engine: Engine, seed: int) -> np.ndarray:
     toward = [(end, share) for end in ends[1] for share in shares]
     seeds = [end for end in ends[0] for _ in shares]
     labels = [label for label in _labels(engine) for _ in shares]
-    return engine.draw(seeds, labels, toward=toward).images
+    prompts = [words for words in engine.prompts.examples(PATHS) for _ in shares] if engine.prompts else None
+    return engine.draw(seeds, labels, toward=toward, prompts=prompts).images

@@ -49,11 +49,13 @@ class Share:
         seeds: (N,).
         labels: (N,) class numbers; the number of classes means no label.
         keep: number of records to keep, from the first on.
+        prompts: (N,) captions, for a family that reads captions.
     """
 
     seeds: Sequence[int]
     labels: np.ndarray
     keep: int
+    prompts: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class DrawnFeatures:
         nfe: network evaluations per sample.
         ms: median milliseconds per sample in batches of 64, of the samples drawn in this process.
         memory_mb: peak memory of this process while sampling.
+        prompts: (N,) as in `Share`.
     """
 
     records: np.ndarray
@@ -77,6 +80,7 @@ class DrawnFeatures:
     nfe: int
     ms: float
     memory_mb: float
+    prompts: Sequence[str] | None = None
 
 
 class Reconstructions(Engine):
@@ -124,7 +128,20 @@ def labels(data: Dataset, real: DataSplits, count: int) -> np.ndarray:
     return data.splits["train"].labels[real.floor[:count]]
 
 
-def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, progress: Emit, **options: Any) -> Sample:
+def prompts(engine: Engine, data: Dataset, real: DataSplits, count: int) -> list[str] | None:
+    """The captions to sample: those of the floor's rows; None for a family that reads labels."""
+    return captions_of(data.splits["train"], real.floor[:count]) if engine.prompts else None
+
+
+def captions_of(split: Split, rows: np.ndarray) -> list[str]:
+    """The first caption of each row; the empty one for a row without captions."""
+    return [own[0] if own else "" for own in split.column("captions", rows)]
+
+
+def draw(
+    engine: Engine, seeds: Sequence[int], labels: np.ndarray, progress: Emit, prompts: Sequence[str] | None = None,
+    **options: Any,
+) -> Sample:  # fmt: skip
     """Draw one sample per seed, in batches of 64, each of which is timed.
 
     Args:
@@ -132,6 +149,7 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, progress: Emi
         seeds: (N,).
         labels: (N,) class numbers; the number of classes means no label.
         progress: called with the number of samples of each batch.
+        prompts: (N,) captions, for a family that reads captions.
         options: options of the family's `sample`.
 
     Raises:
@@ -140,7 +158,8 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, progress: Emi
     records, took, nfe = [], [], 0
     for start in range(0, len(seeds), BATCH):
         chosen = labels[start : start + BATCH]
-        drawn = engine.draw(seeds[start : start + BATCH], chosen.tolist(), batch=BATCH, **options)
+        words = None if prompts is None else prompts[start : start + BATCH]
+        drawn = engine.draw(seeds[start : start + BATCH], chosen.tolist(), prompts=words, batch=BATCH, **options)
         records.append(drawn.images)
         nfe = drawn.nfe
         took.append(1000 * drawn.seconds / len(chosen))
@@ -151,7 +170,7 @@ def draw(engine: Engine, seeds: Sequence[int], labels: np.ndarray, progress: Emi
 
 def draw_features(
     engine: Engine, embed: Embed, seeds: Sequence[int], labels: np.ndarray, keep: int, progress: Emit,
-    executor: Executor | None = None,
+    executor: Executor | None = None, prompts: Sequence[str] | None = None,
 ) -> DrawnFeatures:  # fmt: skip
     """Draw one sample per seed and convert it to features. This process draws and times the first share.
 
@@ -163,9 +182,13 @@ def draw_features(
         keep: number of records to keep, from the first on.
         progress: called with the number of drawn samples.
         executor: draws the other shares; None: this process draws them one after the other.
+        prompts: (N,) captions, for a family that reads captions.
     """
     shares = [
-        Share(seeds[start : start + SHARE], labels[start : start + SHARE], max(0, keep - start))
+        Share(
+            seeds[start : start + SHARE], labels[start : start + SHARE], max(0, keep - start),
+            None if prompts is None else prompts[start : start + SHARE],
+        )
         for start in range(0, len(seeds), SHARE)
     ]
     parts = [draw_share(engine, embed, shares[0], progress)]
@@ -186,15 +209,18 @@ def draw_features(
         parts[0].nfe,
         median(part.ms for part in here if len(part.labels) == SHARE or len(here) == 1),
         max(part.memory_mb for part in here),
+        prompts,
     )
 
 
 def draw_share(engine: Engine, embed: Embed, share: Share, progress: Emit) -> DrawnFeatures:
     """Draw a share and convert it to features."""
     with peak(engine.device) as memory:
-        drawn = draw(engine, share.seeds, share.labels, progress)
+        drawn = draw(engine, share.seeds, share.labels, progress, share.prompts)
     features, classes = embed(drawn.records)
-    return DrawnFeatures(drawn.records[: share.keep], features, classes, share.labels, drawn.nfe, drawn.ms, memory.mb)
+    return DrawnFeatures(
+        drawn.records[: share.keep], features, classes, share.labels, drawn.nfe, drawn.ms, memory.mb, share.prompts
+    )
 
 
 def single_sample_ms(engine: Engine, label: int, **options: Any) -> float:

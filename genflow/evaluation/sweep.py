@@ -53,8 +53,9 @@ def measure(
         what = f"quality with {setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
         try:
             point = samples.draw(
-                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: progress(k, w), **setting
-            )
+                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: progress(k, w),
+                drawn.prompts and drawn.prompts[:few], **setting,
+            )  # fmt: skip
         except UsageError as error:
             emit("note", message=f"skipped {what}: {error.message}")
             continue

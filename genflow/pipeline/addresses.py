@@ -46,6 +46,13 @@ def encode(store: Store, document: Json) -> str:
     return encode.plan(store, document["inputs"]["autoencoder"], parse(document["recipe"])).id
 
 
+def encode_text(store: Store, document: Json) -> str:
+    """The id of a dataset's text embeddings."""
+    from genflow.sampling import encode_text
+
+    return encode_text.plan(store, parse(document["recipe"])).id
+
+
 def evaluate(store: Store, document: Json) -> str:
     """The evaluation's id; empty for several runs, because each has its own evaluation."""
     from genflow.evaluation import evaluate

@@ -3,7 +3,10 @@
 Each stage finds its artifact by its content address, so a second family on the same dataset trains no autoencoder.
 """
 
+from dataclasses import replace
+
 from genflow.data.shards import FACTS
+from genflow.data.texts import INDEX, Texts
 from genflow.pipeline.graph import load
 from genflow.pipeline.plan import dry_run
 from genflow.recipe.compose import compose
@@ -27,6 +30,8 @@ def pipeline(recipe: Recipe) -> Json:
     last = {"job": "train", "data": recipe.data.name, "latents": "latents", **own}
     if recipe.init:
         last["init"] = recipe.init
+    if recipe.data.text:
+        last["text"] = recipe.data.text
     made = stages(recipe.data.name, flip=recipe.data.flip, cluster=own["cluster"])
     return {"name": "latents", "stages": {**made, "train": last}}
 
@@ -66,7 +71,11 @@ def check(recipe: Recipe, store: Store) -> None:
         pictures = DataSpec.from_json(store.find("datasets", recipe.data.name).file(FACTS).read_text(encoding="utf-8"))
         autoencoder = build.family_of(build.resolve(compose("autoencoder"), pictures), pictures)
         channels, height, width = autoencoder.code_shape
-        build.resolve(recipe, pictures.of_latents((channels, height, width), "autoencoder"))
+        facts = pictures.of_latents((channels, height, width), "autoencoder")
+        if recipe.data.text:
+            texts = Texts.open(store.find("texts", recipe.data.text).file(INDEX).parent)
+            facts = replace(facts, text=texts.spec)
+        build.resolve(recipe, facts)
 
 
 def made(document: Json, store: Store) -> str:

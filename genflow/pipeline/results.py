@@ -125,6 +125,32 @@ class Encoded(Made):
     seconds: float
 
 
+class TextEncoded(Made):
+    """`genflow.encode_text/1`.
+
+    Attributes:
+        texts: the id of the text embeddings.
+        name: their name.
+        dataset: the id of the dataset of the captions.
+        encoder: the name of the text encoder.
+        encoder_id: its name and a hash of its files.
+        captions: the number of distinct captions.
+        spec: the size of a token's vector and of a caption's, and the number of tokens to which captions are padded.
+        warnings: what a person should know about the embeddings, one sentence each.
+        seconds: the duration of encoding.
+    """
+
+    texts: str
+    name: str
+    dataset: str
+    encoder: str
+    encoder_id: str
+    captions: int
+    spec: Json
+    warnings: list[str]
+    seconds: float
+
+
 class Evaluated(Made):
     """`genflow.evaluate/1`.
 

@@ -31,6 +31,7 @@ class Data(Section):
     name: str = ""  # name of the dataset in the store; empty: derived from the source
     pairs: str = ""  # (noise, sample) pairs from `genflow reflow`, by id or name; empty: the dataset
     latents: str = ""  # latents of the dataset, by id or name; auto: made first; none or empty: the pictures
+    text: str = ""  # text embeddings of the captions, by id or name, read in the place of labels; none or empty: labels
     source: str = ""  # digits | grid25 | ring8 | moons | checkerboard | a path | stack:NAME
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # side, 4 to 1024 pixels; null: the source's, at most 64
     channels: Literal["auto", 1, 3] = "auto"  # 1: grey, 3: RGB, auto: as in the source
@@ -44,7 +45,7 @@ class Data(Section):
     seed: Natural = 0  # seed of the split, of a 2-D density and of a stack
     flip: bool = False  # random horizontal flips, on or off; a setting of a run, and all above are of its dataset
 
-    @field_validator("latents", mode="before")
+    @field_validator("latents", "text", mode="before")
     @classmethod
     def _none_is_a_word(cls, given: Any) -> Any:
         return "none" if given is None else given  # as `--set data.latents=none` and YAML read it
@@ -99,9 +100,10 @@ class Reflow(Section):
 
 
 class Encode(Section):
-    """The latents that an autoencoder's encoder makes of a dataset."""
+    """The latents that an autoencoder's encoder makes of a dataset, and the text embeddings of its captions."""
 
     flip: bool = False  # latents of the mirrored pictures as further rows, on or off
+    text: str = "minilm"  # text encoder of the captions: minilm, or a local folder of CLIP, T5 or BERT; a+b: both
 
 
 class Tune(Section):

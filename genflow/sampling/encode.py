@@ -101,7 +101,7 @@ def plan(store: Store, autoencoder: str, recipe: Recipe) -> EncodePlan:
     deciding = {
         "data": [dataset.id, pictures.fingerprint],  # the fingerprint covers labels and captions
         "autoencoder": loaded.deciding,
-        "options": recipe.encode.model_dump(mode="json"),
+        "options": {"flip": recipe.encode.flip},
         "code": source_hash.code_of("genflow/sampling/encode.py", *build.source_files(loaded.recipe, pictures)),
     }
     return EncodePlan(f"{name}-{digest(deciding)}", name, dataset, source, pictures, facts, recipe.encode.flip)

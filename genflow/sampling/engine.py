@@ -18,22 +18,28 @@ import torch
 from torch import Tensor
 
 from genflow import build
-from genflow.data.shards import FACTS, from_x, to_x
+from genflow.data.shards import FACTS, from_x, shard_name, to_x
+from genflow.data.texts import CAPTIONS, INDEX, Texts
 from genflow.errors import DataError, UsageError, similar
 from genflow.families.base import Family, Watcher
 from genflow.maths.rng import SampleRng
 from genflow.maths.slerp import slerp
 from genflow.recipe.files import read as read_recipe
 from genflow.recipe.schema import Recipe, parse
+from genflow.sampling.prompts import Prompts
 from genflow.specs import DataSpec
 from genflow.storage.manifest import read_manifest, verify_file
 from genflow.storage.store import Artifact
+from genflow.text import Label
 from genflow.training import checkpoint
 
 RECIPE = "recipe.yaml"
 AUTOENCODER = "autoencoder"  # folder of the autoencoder in the folder of a run that learned latents
+TEXT = "text"  # folder of the embeddings of some captions in the folder of a run that reads captions
 _READ = (RECIPE, FACTS, *checkpoint.READ_BY_SAMPLING)
-READ = (*_READ, *(f"{AUTOENCODER}/{name}" for name in _READ))  # the files of a folder that `Engine.from_folder` reads
+_TEXT = (INDEX, CAPTIONS, shard_name(0, 1))
+# The files of a folder that `Engine.from_folder` reads.
+READ = (*_READ, *(f"{AUTOENCODER}/{name}" for name in _READ), *(f"{TEXT}/{name}" for name in _TEXT))
 ROWS = 16  # measured: 1 to 12 rows round differently from 16, 32, 48 or 64 rows
 
 
@@ -46,12 +52,14 @@ class SampleBatch:
         labels: (N,) the requested labels.
         nfe: network evaluations of each sample.
         seconds: wall-clock seconds for all samples.
+        prompts: (N,) the captions that were asked for; empty for a family that reads labels.
     """
 
     images: np.ndarray
     labels: np.ndarray
     nfe: int
     seconds: float
+    prompts: tuple[str, ...] = ()
 
 
 class Engine:
@@ -64,6 +72,7 @@ class Engine:
         device: a torch device's name.
         frozen: put the family into eval mode without gradients; False: leave a family in training unchanged.
         autoencoder: of a family that learned latents; None: the family draws pictures or points.
+        prompts: of a family that reads captions; None: the family reads labels.
 
     Attributes:
         facts: of the pictures or points that the engine draws; those of latents are `family.facts`.
@@ -78,9 +87,11 @@ class Engine:
         *,
         frozen: bool = True,
         autoencoder: Family | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self.family = family.to(device).eval().requires_grad_(False) if frozen else family
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False) if autoencoder else None
+        self.prompts = prompts
         self.recipe, self.step, self.device = recipe, step, device
         self.facts: DataSpec = autoencoder.facts if autoencoder else family.facts
         self.options: dict[str, Any] = dict(recipe.sample)
@@ -93,7 +104,7 @@ class Engine:
             DataError: a file that it reads is missing or differs from the run's manifest.
         """
         folder = run.file(RECIPE).parent
-        for name in (FACTS, *run.files(f"{AUTOENCODER}/*")):
+        for name in (FACTS, *run.files(f"{AUTOENCODER}/*"), *run.files(f"{TEXT}/*")):
             run.file(name)
         return cls.from_folder(folder, checkpoint.of_run(run), average=average, device=device)
 
@@ -118,13 +129,16 @@ class Engine:
         family = build.family_of(recipe, facts)
         state = checkpoint.load_weights(weights or folder, family, average=average)
         autoencoder = cls.from_folder(folder / AUTOENCODER).family if facts.is_latents else None
-        return cls(family, recipe, int(state["step"]), device, autoencoder=autoencoder)
+        prompts = Prompts(Texts.open(folder / TEXT)) if facts.text else None
+        return cls(family, recipe, int(state["step"]), device, autoencoder=autoencoder, prompts=prompts)
 
     def draw(
         self,
         seeds: Sequence[int],
         labels: Sequence[int] | None = None,
         *,
+        prompts: Sequence[str] | None = None,
+        negative: Sequence[str] | str = "",
         toward: Sequence[tuple[int, float]] | None = None,
         batch: int = 64,
         padded: bool = True,
@@ -135,7 +149,10 @@ class Engine:
 
         Args:
             seeds: any integers.
-            labels: one class for each sample, `classes` for no label; None: no labels.
+            labels: one class for each sample, `classes` for no label; None: no labels. A family that reads captions
+                does not read them.
+            prompts: one caption for each sample, "" for none; None: no captions.
+            negative: what guidance leads away from in the place of the empty caption: for all samples, or for each.
             toward: for each sample a second seed and a share s in [0, 1]: the noise is the spherical interpolation
                 (slerp) from the first seed's noise at s = 0 to the second seed's at s = 1.
             batch: batch size; it changes no sample.
@@ -145,10 +162,11 @@ class Engine:
             options: of the family's `sample`; they override the recipe's.
 
         Raises:
-            UsageError: an unknown option, or a label out of range.
+            UsageError: an unknown option, a label out of range, or prompts for a family that reads labels.
         """
         checked = build.sample_options(self.family, {**self.options, **options})
         checked_labels = self._labels(labels, len(seeds))
+        self._require_prompts(prompts, negative, len(seeds))
         images, nfe, start = [], 0, time.perf_counter()
         for rows, padded_rows in _batches(len(seeds), batch, padded):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
@@ -156,21 +174,23 @@ class Engine:
             if toward is not None:
                 noise = self._interpolate(noise, [toward[row] for row in padded_rows])
             with self.family.watched(self._decoded_for(watch)):
-                samples = self.family.sample(noise, self._tensor(checked_labels[padded_rows]), rng, **checked)
+                condition = self.condition(checked_labels, prompts, negative, padded_rows)
+                samples = self.family.sample(noise, condition, rng, **checked)
             images.append(from_x(self._decoded(samples.x)[: len(rows)], self.facts))
             nfe = samples.nfe
-        return self._to_batch(images, checked_labels, nfe, start)
+        return self._to_batch(images, checked_labels, nfe, start, tuple(prompts or ()))
 
     def encode(
-        self, images: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
-    ) -> np.ndarray:
+        self, images: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None,
+        *, prompts: Sequence[str] | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """The codes of real records; `decode` turns them back into the records.
 
         Args:
             images: (N, H, W, C) grey levels 0..K-1, or (N, 1, 1, 2) points.
             labels: (N,) as in `draw`.
             seeds: (N,) of the random draws of encoding, such as dequantization noise within a grey level.
-            watch: as in `draw`.
+            watch, prompts: as in `draw`.
 
         Returns:
             (N, ...) float32, in the shape of the noise or of the latent space.
@@ -182,21 +202,22 @@ class Engine:
         for rows, padded_rows in _batches(len(images)):
             rng = SampleRng([seeds[row] for row in padded_rows], "code", self.device)
             with self.family.watched(self._decoded_for(watch)):
-                x, label = self._encoded(self.to_x(images[padded_rows])), self._tensor(checked_labels[padded_rows])
-                code = self.family.encode(x, label, rng)
+                x = self._encoded(self.to_x(images[padded_rows]))
+                code = self.family.encode(x, self.condition(checked_labels, prompts, rows=padded_rows), rng)
             codes.append(code[: len(rows)].float().cpu().numpy())
         return np.concatenate(codes)
 
     def decode(
-        self, codes: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None
-    ) -> SampleBatch:
+        self, codes: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None,
+        *, prompts: Sequence[str] | None = None,
+    ) -> SampleBatch:  # fmt: skip
         """The records of codes (N, ...) that `encode` returned; the other arguments are those of `encode`."""
         checked_labels, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
         for rows, padded_rows in _batches(len(codes)):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
             code = torch.from_numpy(codes[padded_rows]).to(self.device)
             with self.family.watched(self._decoded_for(watch)):
-                x = self.family.decode(code, self._tensor(checked_labels[padded_rows]), rng)
+                x = self.family.decode(code, self.condition(checked_labels, prompts, rows=padded_rows), rng)
             images.append(from_x(self._decoded(x)[: len(rows)], self.facts))
         return self._to_batch(images, checked_labels, 0, start)
 
@@ -216,13 +237,44 @@ class Engine:
             raise UsageError(f"label {wrong} is out of range", names or "this model has no classes")
         return checked_labels
 
-    def _tensor(self, labels: np.ndarray) -> Tensor:
-        return torch.from_numpy(labels).to(self.device)
+    def _require_prompts(self, prompts: Sequence[str] | None, negative: Sequence[str] | str, n: int) -> None:
+        """Check that prompts fit the family and the number of samples.
 
-    def _to_batch(self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float) -> SampleBatch:
+        Raises:
+            UsageError: they do not.
+        """
+        if self.prompts is None and (prompts is not None or negative):
+            cure = f"labels: {', '.join(self.facts.class_names[:20])}" if self.facts.classes else "omit the prompt"
+            raise UsageError("this model has no captions, so it reads no prompt", cure)
+        if prompts is not None and len(prompts) != n:
+            raise UsageError(f"{len(prompts)} prompts for {n} seeds")
+        if not isinstance(negative, str) and len(negative) != n:
+            raise UsageError(f"{len(negative)} negative prompts for {n} seeds")
+
+    def condition(
+        self, labels: np.ndarray, prompts: Sequence[str] | None = None, negative: Sequence[str] | str = "",
+        rows: Sequence[int] | None = None,
+    ) -> Label:  # fmt: skip
+        """What the net reads for some rows: their labels, or their captions.
+
+        Args:
+            labels: (N,) classes.
+            prompts, negative: as in `draw`.
+            rows: of the N; None: all.
+        """
+        rows = range(len(labels)) if rows is None else rows
+        if self.prompts is None:
+            return torch.from_numpy(labels[list(rows)]).to(self.device)
+        words = [prompts[row] for row in rows] if prompts is not None else [""] * len(rows)
+        others = negative if isinstance(negative, str) else [negative[row] for row in rows]
+        return self.prompts.text(words, others, self.device)
+
+    def _to_batch(
+        self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float, prompts: tuple[str, ...] = ()
+    ) -> SampleBatch:
         C, H, W = self.facts.shape
         stacked = np.concatenate(images) if images else np.zeros((0, H, W, C), np.uint8)
-        return SampleBatch(stacked, labels, nfe, time.perf_counter() - start)
+        return SampleBatch(stacked, labels, nfe, time.perf_counter() - start, prompts)
 
     def _interpolate(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
         """Interpolate from the noises to those of other seeds; at 0 and 1 they are the seeds' own noises to the bit."""

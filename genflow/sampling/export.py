@@ -19,7 +19,7 @@ from genflow.data.shards import FACTS
 from genflow.errors import UsageError, similar
 from genflow.families.base import Family
 from genflow.sampling.diffusers_folder import write_autoencoder
-from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, Engine
+from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, TEXT, Engine
 from genflow.sampling.files import output_error
 from genflow.storage.files import write_atomically
 from genflow.storage.manifest import MANIFEST, describe
@@ -75,7 +75,7 @@ def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in engine.family.state_dict().items()}
     metadata = {"format": "pt", "genflow.run": run.id, "genflow.step": str(engine.step)}
     write_atomically(folder / "weights.safetensors", save(state, metadata))
-    for name in (RECIPE, FACTS, *run.files(f"{AUTOENCODER}/*")):
+    for name in (RECIPE, FACTS, *run.files(f"{AUTOENCODER}/*"), *run.files(f"{TEXT}/*")):
         write_atomically(folder / name, run.file(name).read_bytes())
     write_atomically(folder / "state.json", json.dumps({"step": engine.step, "run": run.id}))
     use = """from pathlib import Path
@@ -84,7 +84,8 @@ from genflow.sampling.engine import Engine
 engine = Engine.from_folder(Path("."))
 images = engine.draw(seeds=range(16)).images  # (16, H, W, C) uint8"""
     rest = """`weights.safetensors` has the averaged weights, `recipe.yaml` the complete configuration, `facts.json` the
-facts of what it learned, and `autoencoder/`, if it exists, turns its latents into pictures."""
+facts of what it learned. `autoencoder/`, if it exists, turns its latents into pictures, and `text/` has the embeddings
+of some captions."""
     write_atomically(folder / "README.md", _card(run.id, engine, "genflow", use, rest))
 
 

@@ -1,6 +1,7 @@
 """Write samples as a grid, a folder of images, an array or a table; the path's suffix decides."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def form_of(out: Path) -> str:
 
 def write(
     out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec,
-    columns: int | None,
+    columns: int | None, prompts: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Write samples in the form of `form_of(out)`.
 
@@ -37,6 +38,8 @@ def write(
         index: numbers that identify each sample, by name, for example its seed.
         facts: of the dataset.
         columns: of a grid.
+        prompts: (N,) the captions; empty for samples of labels. A folder then has a metadata.jsonl with them, so that
+            `genflow prepare` and Hugging Face's `datasets` read it as captioned pictures.
 
     Raises:
         UsageError: the suffix is unknown.
@@ -50,9 +53,9 @@ def write(
         elif form == ".npy":
             write_atomically(out, preview.npy(images, facts))
         elif form == ".parquet":
-            write_atomically(out, _parquet(images, labels, index, facts))
+            write_atomically(out, _parquet(images, labels, index, facts, prompts))
         else:
-            _write_folder(out, images, labels, index, facts)
+            _write_folder(out, images, labels, index, facts, prompts)
     except OSError as error:
         raise output_error(error, out) from error
 
@@ -65,16 +68,25 @@ def output_error(error: OSError, out: Path) -> GenflowError:
 
 
 def _write_folder(
-    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec
+    out: Path, images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec,
+    prompts: Sequence[str],
 ) -> None:  # fmt: skip
+    described = []
     for i, png in enumerate(preview.pngs(images, facts)):
         name = facts.class_names[labels[i]] if labels[i] < facts.classes else ""
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
         numbers = "_".join(f"{what}_{values[i]:06d}" for what, values in index.items())
-        write_atomically(out / f"{numbers}{'_' + safe if safe else ''}.png", png)
+        file = f"{numbers}{'_' + safe if safe else ''}.png"
+        write_atomically(out / file, png)
+        if prompts:
+            described.append(json.dumps({"file_name": file, "text": prompts[i]}, ensure_ascii=False))
+    if described:
+        write_atomically(out / "metadata.jsonl", "\n".join([*described, ""]))
 
 
-def _parquet(images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec) -> bytes:
+def _parquet(
+    images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]], facts: DataSpec, prompts: Sequence[str]
+) -> bytes:
     """A Parquet file of PNG images, with the metadata by which Hugging Face's `datasets` decodes them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -90,6 +102,9 @@ def _parquet(images: np.ndarray, labels: np.ndarray, index: dict[str, list[int]]
     if facts.classes:
         features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}
         columns["label"] = pa.array([int(v) if v < facts.classes else None for v in labels], pa.int64())
+    if prompts:
+        features["prompt"] = {"dtype": "string", "_type": "Value"}
+        columns["prompt"] = pa.array(prompts, pa.string())
     table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from genflow import build
 from genflow.data.pairs import write_pairs
@@ -47,6 +46,7 @@ class ReflowPlan:
         seed: of noises and labels.
         options: all sampling options of the teacher.
         latents: the id of the latents that the teacher learned; empty: it learned pictures or points.
+        texts: the id of the text embeddings that it read; empty: it read labels.
     """
 
     id: str
@@ -56,6 +56,7 @@ class ReflowPlan:
     seed: int
     options: dict[str, Any]
     latents: str = ""
+    texts: str = ""
 
     @property
     def shards(self) -> list[tuple[str, int, int]]:
@@ -91,7 +92,9 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
     code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.family.facts))
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code]
     id = f"{run.name}-{digest(deciding)}"
-    return ReflowPlan(id, run, dataset, recipe.reflow.pairs, recipe.reflow.seed, options, engine.recipe.data.latents)
+    learned = engine.recipe.data
+    count, seed = recipe.reflow.pairs, recipe.reflow.seed
+    return ReflowPlan(id, run, dataset, count, seed, options, learned.latents, learned.text)
 
 
 class Teacher:
@@ -104,26 +107,33 @@ class Teacher:
 
     def __init__(self, plan: ReflowPlan, device: str = "cpu") -> None:
         self.plan, self.engine = plan, Engine.load(plan.run, device=device)
-        self._labels = Dataset.open(plan.dataset, verify=False).splits["train"].labels
+        self._split = Dataset.open(plan.dataset, verify=False).splits["train"]
 
     @property
     def family(self) -> Family:
         """The teacher's family."""
         return self.engine.family
 
-    def pair(self, numbers: range) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Seeds (N,), labels (N,), noises and samples (N, C, H, W) of pairs by number."""
+    def pair(self, numbers: range) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """Seeds (N,), labels (N,), noises and samples (N, C, H, W), and captions (N,) if it reads some, by number."""
         seeds = [key("pair", self.plan.seed, number) for number in numbers]
         rng = SampleRng(seeds, "sample", self.engine.device)
         noise = rng.normal((len(seeds), *self.family.noise_shape))
-        # the label of a random training row, so that classes are as frequent as in the data
-        labels = self._labels[[key("row", self.plan.seed, number) % len(self._labels) for number in numbers]]
-        x = self.family.sample(noise, torch.from_numpy(labels).to(self.engine.device), rng, **self.plan.options).x
-        return np.array(seeds), labels, noise.cpu().numpy(), x.float().cpu().numpy()
+        # the label and a caption of a random training row, so that they are as frequent as in the data
+        rows = np.array([key("row", self.plan.seed, number) % len(self._split) for number in numbers])
+        labels, captions = self._split.labels[rows], []
+        if self.engine.prompts:
+            known = zip(numbers, self._split.column("captions", rows), strict=True)
+            captions = [own[key("caption", self.plan.seed, n) % len(own)] if own else "" for n, own in known]
+        condition = self.engine.condition(labels, captions or None)
+        x = self.family.sample(noise, condition, rng, **self.plan.options).x
+        return np.array(seeds), labels, noise.cpu().numpy(), x.float().cpu().numpy(), captions
 
     def write(self, path: Path, first: int, last: int) -> None:
         """Write a shard atomically."""
         parts = [self.pair(range(a, min(a + BATCH, last))) for a in range(first, last, BATCH)]
-        seeds, labels, noise, x = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        *arrays, captions = zip(*parts, strict=True)
+        seeds, labels, noise, x = (np.concatenate(columns) for columns in arrays)
         with replacing(path) as attempt:
-            write_pairs(attempt, self.family.facts, seeds, labels, noise, x)
+            words = [caption for own in captions for caption in own]
+            write_pairs(attempt, self.family.facts, seeds, labels, noise, x, words)

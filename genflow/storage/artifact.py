@@ -8,14 +8,18 @@ from typing import Any
 from genflow.storage import mirror
 from genflow.storage.manifest import verify, verify_file
 
-KINDS = ("datasets", "features", "runs", "pairs", "latents", "searches", "evaluations", "reports")
+KINDS = ("datasets", "features", "runs", "pairs", "latents", "texts", "searches", "evaluations", "reports")
 JOURNALED = ("runs", "searches")  # kinds with journals of their own
-NOUNS = {"features": "feature extractor", "pairs": "pairs", "latents": "latents", "searches": "search"}
+NOUNS = {
+    "features": "feature extractor", "pairs": "pairs", "latents": "latents", "texts": "text embeddings",
+    "searches": "search",
+}  # fmt: skip
 COMMAND_FOR = {
     "datasets": "genflow prepare SOURCE --name NAME makes one",
     "runs": "genflow train FAMILY --data NAME makes one",
     "pairs": "genflow reflow RUN makes some",
     "latents": "genflow encode DATASET --autoencoder RUN makes some",
+    "texts": "genflow encode DATASET --text minilm makes some",
     "searches": "genflow tune FAMILY --data NAME makes one",
     "evaluations": "genflow evaluate RUN makes one",
     "reports": "genflow compare RUN... makes one",

@@ -3,6 +3,7 @@
     .genflow/
       datasets/<name>-<key>/      Arrow shards, facts.json
       latents/<name>-<key>/       Arrow shards of latents, facts.json, autoencoder/
+      texts/<name>-<key>/         Arrow shards of text embeddings, texts.json
       features/<name>-<key>/      the feature extractor's network for one dataset
       runs/<name>-<key>/          recipe.yaml, facts.json, checkpoints/step_00001000/, samples/
       searches/<name>-<key>/      best.yaml, search.json, trials/0007/

@@ -19,8 +19,9 @@ def copy_model_files(checkpoint: Path, run: Path, folder: Path) -> None:
     for name in ("recipe.yaml", "facts.json"):
         if (run / name).is_file():
             shutil.copy(run / name, folder / "checkpoint")
-    if (run / "autoencoder").is_dir():  # of a run on latents
-        shutil.copytree(run / "autoencoder", folder / "checkpoint" / "autoencoder")
+    for name in ("autoencoder", "text"):  # of a run on latents, and of a run that reads captions
+        if (run / name).is_dir():
+            shutil.copytree(run / name, folder / "checkpoint" / name)
     manifest = describe(folder / "checkpoint", "exports", run.name)  # the checkpoint's lists the optimizer's state too
     (folder / "checkpoint" / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 

@@ -99,13 +99,14 @@ def measure(
     count = min(count, len(extractor.floor))
     asked = samples.labels(data, extractor.real, count)
     options = suite.options.model_copy(update={"seed": seed, "likelihood": min(MAX_LIKELIHOOD_ROWS, count)})
-    model = Model(store, engine, data, extractor, options, asked, _ignore, _ignore)
+    prompts = samples.prompts(engine, data, extractor.real, count)
+    model = Model(store, engine, data, extractor, options, asked, _ignore, _ignore, prompts)
     needed = [metric for metric in metrics.every() if {number.name for number in metric.numbers} & set(wanted)]
     of_samples = [metric for metric in needed if metric.needs != "model"]
     found: dict[str, float] = {}
     if of_samples or set(wanted) & {"nfe", "ms"}:
         measured = samples.measured(engine, data)
-        drawn = samples.draw(measured, samples.seeds_of(measured, extractor.real, seed, count), asked, _ignore)
+        drawn = samples.draw(measured, samples.seeds_of(measured, extractor.real, seed, count), asked, _ignore, prompts)
         found |= {"nfe": drawn.nfe, "ms": drawn.ms}
         if of_samples:
             found |= _of_samples(of_samples, drawn, suite, model)

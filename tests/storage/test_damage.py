@@ -14,8 +14,10 @@ import pytest
 from support import TESTS
 
 from genflow.cli.dispatch import read_config
+from genflow.data import texts
 from genflow.data.pairs import Pairs
-from genflow.data.shards import Dataset, write_index, write_shard
+from genflow.data.shards import Dataset, shard_name, write_index, write_shard
+from genflow.data.texts import Texts
 from genflow.errors import GenflowError
 from genflow.evaluation import selection
 from genflow.evaluation.report.table import best_run
@@ -23,7 +25,7 @@ from genflow.sampling import export
 from genflow.sampling.engine import Engine
 from genflow.serving.model_list import served_models
 from genflow.serving.models import Model
-from genflow.specs import DataSpec
+from genflow.specs import DataSpec, TextSpec
 from genflow.storage import manifest
 from genflow.storage.artifact import KINDS
 from genflow.storage.manifest import MANIFEST
@@ -62,6 +64,11 @@ def _pairs(store: Store, id: str) -> str:
     return _bytes(*(view for views in pairs._views.values() for view in views))
 
 
+def _texts(store: Store, id: str) -> str:
+    found = Texts.open(store.find("texts", id).verify().folder)
+    return _bytes(*(part for caption in ("", "a", "b") for part in found.embedding(int(found.find([caption])[0]))))
+
+
 def _search(store: Store, id: str) -> str:
     search = store.find("searches", id)
     return _bytes(tune.result(search, cached=True), read_config(search.folder / "best.yaml"))
@@ -76,7 +83,7 @@ def _whole(kind: str) -> Callable[[Store, str], str]:
 
 
 READ: dict[str, Callable[[Store, str], str]] = {
-    "datasets": _dataset, "latents": partial(_dataset, kind="latents"), "runs": _run, "pairs": _pairs,
+    "texts": _texts, "datasets": _dataset, "latents": partial(_dataset, kind="latents"), "runs": _run, "pairs": _pairs,
     "searches": _search, "evaluations": _evaluation,
     "features": _whole("features"), "reports": _whole("reports"),
     "exports": lambda store, id: _bytes(  # noqa: A006
@@ -132,6 +139,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
         (staged.path / "train").mkdir()
         write_shard(staged.path / "train" / "data.arrow", latents, values, [str(n) for n in range(300)])
         write_index(staged.path, latents, {"train": {"data.arrow": 300}})
+        staged.commit(parents=[data.id])
+    embeddings = [(np.ones((n + 2, 3), np.float32) * n, np.ones(4, np.float32)) for n in range(3)]
+    with store.stage("texts", "ramps-1", name="ramps") as staged:
+        captions = sorted(("", "a", "b"), key=lambda caption: int(texts.keys([caption])[0]))
+        texts.write_captions(staged.path, captions)
+        texts.write_shard(staged.path / shard_name(0, 1), embeddings)
+        texts.write_index(staged.path, "minilm", TextSpec(3, 4, 8, "minilm@1"))
         staged.commit(parents=[data.id])
     return store
 

@@ -1,4 +1,4 @@
-"""A tiny dataset of colour pictures, and its latents, made in this process."""
+"""A tiny dataset of colour pictures with captions, its latents and text embeddings, made in this process."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from PIL import Image
 from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.recipe.schema import Data, parse
-from genflow.sampling import encode
+from genflow.sampling import encode, encode_text
 from genflow.storage.store import Artifact, Store
 
 SMALL: dict[str, Any] = {"net": "autoencoder", "family": {"channels": 3, "factor": 4}}
@@ -51,3 +51,16 @@ def encoded(store: Store, plan: encode.EncodePlan) -> Artifact:
         encoder.write(folder / file, first, last)
     meta = {**encode.describe(plan, encode.finish(plan, folder)), "cpu_seconds": 0.5}
     return store.finalize("latents", plan.id, name=plan.name, parents=plan.parents, meta=meta)
+
+
+def embedded(store: Store, encoder: Path, data: str = "colours") -> Artifact:
+    """Write the text embeddings in this process."""
+    plan = encode_text.plan(store, parse({"data": {"name": data}, "encode": {"text": str(encoder)}}))
+    folder = store.folder("texts", plan.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    encode_text.write_captions(plan, folder)
+    writer = encode_text.TextWriter(plan, folder)
+    for file, first, last in encode_text.shards(folder):
+        writer.write(folder / file, first, last)
+    meta = {**encode_text.describe(plan, encode_text.finish(plan, folder)), "cpu_seconds": 0.25, "seconds": 0.1}
+    return store.finalize("texts", plan.id, name=plan.name, parents=plan.parents, meta=meta)

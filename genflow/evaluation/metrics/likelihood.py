@@ -55,8 +55,7 @@ def likelihood(
         likelihood. The randomness of the method is independent for each record, so the standard deviation over records
         contains it: `stderr` is the total standard error, `method_stderr` the part caused by the method.
     """
-    import torch
-
+    from genflow.evaluation.samples import captions_of
     from genflow.maths.likelihood import bits_per_dim
     from genflow.maths.rng import SampleRng, key
 
@@ -66,7 +65,7 @@ def likelihood(
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         rng = SampleRng([key(seed, "likelihood", int(row)) for row in part], "likelihood", engine.device)
-        label = torch.from_numpy(split.labels[part]).to(engine.device)
+        label = engine.condition(split.labels[part], captions_of(split, part) if engine.prompts else None)
         found = engine.family.log_likelihood(engine.to_x(split.take(part)), label, rng)
         if found is None:
             return None

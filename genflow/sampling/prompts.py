@@ -1,0 +1,111 @@
+"""Prompts: words -> the condition of a net, by the text encoder with which the run's captions were embedded.
+
+A run's folder keeps the embeddings of the empty caption and of some held-out captions (`genflow.data.texts`). Only
+other words need the text encoder, which is loaded for the first of them.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from genflow import text_encoders
+from genflow.data.texts import Embedding, Texts, batch_of, round_embedding
+from genflow.errors import UsageError
+from genflow.specs import TextSpec
+from genflow.text import Text
+from genflow.text_encoders.base import TextEncoder
+
+KEPT = 1024  # embeddings of prompts that stay in memory
+
+
+class Prompts:
+    """Embeds the prompts of one run.
+
+    Args:
+        stored: of the run's folder.
+        more: of the run's dataset, so that its captions need no text encoder; None: unknown.
+    """
+
+    def __init__(self, stored: Texts, more: Texts | None = None) -> None:
+        self.stored, self.more = stored, more
+        self._kept: OrderedDict[str, Embedding] = OrderedDict()
+
+    @property
+    def spec(self) -> TextSpec:
+        """The form of the embeddings."""
+        return self.stored.spec
+
+    @property
+    def captions(self) -> list[str]:
+        """Captions of held-out rows, as examples of prompts."""
+        return self.stored.captions
+
+    def examples(self, count: int) -> list[str]:
+        """Some of the captions, evenly spaced; they are repeated if there are fewer than `count`."""
+        known = self.captions or [""]
+        return [known[i * len(known) // count if count < len(known) else i % len(known)] for i in range(count)]
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text encoder.
+
+        Raises:
+            UsageError: it is not on this machine, or is another than the run's.
+            SetupError: its package is not installed.
+        """
+        encoder = text_encoders.find(self.stored.encoder)
+        if encoder.id != self.spec.encoder:
+            raise UsageError(
+                f"this run reads captions by the text encoder {self.spec.encoder}, and {encoder.name} is {encoder.id}",
+                "install the same files of the text encoder",
+            )
+        return encoder
+
+    def text(
+        self, prompts: Sequence[str], negative: Sequence[str] | str = "", device: torch.device | str = "cpu"
+    ) -> Text:
+        """The condition of some prompts, (B) with L = `spec.length`.
+
+        Args:
+            prompts: (B,) words; "" is no condition. A longer prompt is cut, see `cut`.
+            negative: what stands in the place of "no condition", for all prompts or for each.
+            device: of the condition.
+
+        Raises:
+            UsageError, SetupError: see `encoder`.
+            DataError: a prompt is not valid Unicode.
+        """
+        negatives = [negative] if isinstance(negative, str) else list(negative)
+        wanted = list(dict.fromkeys([*prompts, *negatives]))
+        found = dict(zip(wanted, self._embeddings(wanted), strict=True))
+        text = batch_of([found[prompt] for prompt in prompts], self.spec, device)
+        if any(negatives):
+            return text.against(batch_of([found[prompt] for prompt in negatives], self.spec, device))
+        return replace(text, empty=self.stored.empty(device))
+
+    def cut(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """(position, tokens) of the prompts that have more tokens than the run's captions; the rest of them is cut."""
+        unknown = [place for place, prompt in enumerate(prompts) if len(prompt) > self.spec.length // 2]
+        counts = self.encoder.counts([prompts[place] for place in unknown]) if unknown else []
+        return [(place, n) for place, n in zip(unknown, counts, strict=True) if n > self.spec.length]
+
+    def _embeddings(self, prompts: list[str]) -> list[Embedding]:
+        new = [prompt for prompt in prompts if prompt not in self._kept]
+        for texts in (self.stored, self.more):
+            if texts and new:
+                rows = texts.find(new).tolist()
+                self._keep((prompt, texts.embedding(row)) for prompt, row in zip(new, rows, strict=True) if row >= 0)
+                new = [prompt for prompt, row in zip(new, rows, strict=True) if row < 0]
+        if new:
+            self._keep(zip(new, map(round_embedding, self.encoder.encode(new)), strict=True))
+        found = [self._kept[prompt] for prompt in prompts]
+        while len(self._kept) > max(KEPT, len(prompts)):
+            self._kept.popitem(last=False)
+        return found
+
+    def _keep(self, embeddings: Iterable[tuple[str, Embedding]]) -> None:
+        for prompt, embedding in embeddings:
+            self._kept[prompt] = embedding

@@ -1,0 +1,256 @@
+"""Captions as a condition: from the text embeddings of a dataset to samples of prompts, on latents and in pixels."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import text_folders
+from support.latents import SMALL, dataset, embedded, encoded, pictures, task
+from support.trained_run import trained_run
+
+from genflow import runs
+from genflow.data import texts
+from genflow.data.shards import Dataset
+from genflow.data.stream import Stream
+from genflow.data.texts import Texts
+from genflow.errors import DataError, UsageError
+from genflow.evaluation import evaluate
+from genflow.recipe.schema import Evaluate, parse
+from genflow.sampling import encode_text, export, reflow
+from genflow.sampling.engine import Engine
+from genflow.sampling.prompts import Prompts
+from genflow.storage.store import Artifact, Store
+from genflow.text import Text
+
+Made = tuple[Store, Dataset, Artifact, Artifact, Path]
+FEW = Evaluate(samples=32, sweep_samples=16, steps=(1,), bootstrap=4, likelihood=8)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A store with captioned pictures, their text embeddings, a run on captions, and the text encoder's folder."""
+    folder = tmp_path_factory.mktemp("captioned-runs")
+    encoder = text_folders.write(folder / "bert", text_folders.BERT)
+    store = Store(folder / "store")
+    data = dataset(store, pictures(folder / "colours", 400), val=0.3)
+    embeddings = embedded(store, encoder)
+    run = trained_run(
+        store, data, "flow_matching", steps=12, net="mlp", texts=embeddings, sample={"steps": 2, "guidance": 2.0}
+    )
+    return store, data, embeddings, run, encoder
+
+
+def test_every_caption_is_embedded_once(made: Made) -> None:
+    """Those of all splits and the empty one, as float16; L is a multiple of 8 that no caption exceeds."""
+    store, data, embeddings, *_ = made
+    found = Texts.open(embeddings.folder)
+    captions = {caption for split in data.splits.values() for own in split.captions for caption in own}
+    assert set(found.captions) == captions
+    assert (found.find(["", *captions]) >= 0).all()
+    assert found.find(["not one of them"]).tolist() == [-1]
+    assert found.spec.length == max(8, -(-found.longest() // 8) * 8)
+    text = found.text(["a red square, number 2", ""])
+    assert text.tokens.shape == (2, found.spec.length, found.spec.tokens)
+    assert text.mask.sum(1).tolist() == [len(found.embedding(int(row))[0]) for row in found.find([*_two()])]
+    assert text.empty is not None
+    assert torch.equal(text.tokens[1], text.empty.tokens[0])
+    assert store.find("texts", "colours").id == embeddings.id
+
+
+def _two() -> tuple[str, str]:
+    return "a red square, number 2", ""
+
+
+def test_embeddings_are_those_of_the_encoder(made: Made) -> None:
+    """Stored embeddings and those of new prompts are the same bits for the same words."""
+    *_, embeddings, _, encoder = made
+    found = Texts.open(embeddings.folder)
+    for caption in ("", "a green square, number 1"):
+        tokens, pooled = found.embedding(int(found.find([caption])[0]))
+        ((theirs, vector),) = encode_text.text_encoders.find(str(encoder)).encode([caption])
+        assert np.array_equal(tokens, theirs.astype(np.float16))
+        assert np.array_equal(pooled, vector.astype(np.float16))
+
+
+def test_shards_are_the_same_bytes_for_any_writer(made: Made, tmp_path: Path) -> None:
+    """A second writer of the same plan writes the same files; a changed caption changes the id."""
+    store, data, embeddings, _, encoder = made
+    document = {"data": {"name": data.artifact.id}, "encode": {"text": str(encoder)}}
+    plan = encode_text.plan(store, parse(document))
+    assert plan.id == embeddings.id
+    encode_text.write_captions(plan, tmp_path)
+    writer = encode_text.TextWriter(plan, tmp_path)
+    for file, first, last in encode_text.shards(tmp_path):
+        writer.write(tmp_path / file, first, last)
+        assert (tmp_path / file).read_bytes() == (embeddings.folder / file).read_bytes()
+    other = text_folders.write(tmp_path / "clip", text_folders.CLIP)
+    assert encode_text.plan(store, parse({**document, "encode": {"text": str(other)}})).id != plan.id
+
+
+def test_training_reads_a_caption_of_each_row(made: Made) -> None:
+    """The label of a batch is the row's caption; of several, a function of seed, row and epoch chooses one."""
+    _, data, embeddings, *_ = made
+    found, split = Texts.open(embeddings.folder), data.splits["train"]
+    stream = Stream(split, 8, seed=1, texts=found)
+    for step in (0, 5):
+        label = stream(step).label
+        assert isinstance(label, Text)
+        wanted = found.text([split.captions[row][0] for row in stream.rows(step)])
+        assert torch.equal(label.tokens, wanted.tokens)
+    halves = [Stream(split, 8, 1, rank, 2, texts=found)(3).label for rank in (0, 1)]
+    assert torch.equal(torch.cat([half.pooled for half in halves]), stream(3).label.pooled)  # type: ignore[union-attr]
+
+
+def test_one_of_several_captions_is_drawn(tmp_path: Path, store: Store) -> None:
+    """Over epochs every caption of a row is read, and the choice is the same in another process."""
+    folder = pictures(tmp_path / "many", 8, captions=False)
+    for file in folder.rglob("*.png"):
+        file.with_suffix(".txt").write_text(f"a {file.stem}\na red {file.stem}\na blue {file.stem}\n", encoding="utf-8")
+    data = dataset(store, folder, name="many")
+    found = Texts.open(embedded(store, text_folders.write(tmp_path / "bert", text_folders.BERT), "many").folder)
+    split = data.splits["train"]
+    stream = Stream(split, 8, seed=0, texts=found)
+    seen: dict[int, set[str]] = {row: set() for row in range(8)}
+    for step in range(40):
+        epochs, rows = stream._epochs_and_rows(step)
+        drawn = stream._captions(epochs, rows)
+        assert drawn == Stream(split, 8, seed=0, texts=found)._captions(epochs, rows)
+        for row, caption in zip(rows.tolist(), drawn, strict=True):
+            seen[row].add(caption)
+    assert all(seen[row] == set(split.captions[row]) for row in range(8))
+
+
+def test_a_prompt_is_a_function_of_its_words_and_seed(made: Made) -> None:
+    """The same prompt and seed give the same bytes in any company; other words give another picture."""
+    *_, run, _ = made
+    engine = Engine.load(run)
+    red, blue = "a red tiger", "a blue apple on a sep"
+    alone = engine.draw([7], prompts=[red]).images
+    company = engine.draw([3, 7, 4, 7], prompts=[blue, red, "", blue])
+    assert np.array_equal(alone[0], company.images[1])
+    assert not np.array_equal(company.images[1], company.images[3])
+    assert company.prompts == (blue, red, "", blue)
+    held = engine.prompts.examples(3)  # type: ignore[union-attr]
+    assert len(held) == 3
+    assert np.array_equal(engine.draw([1], prompts=held[:1]).images, engine.draw([1], prompts=held[:1]).images)
+
+
+def test_no_prompt_is_the_empty_caption(made: Made) -> None:
+    """Without prompts every sample has the empty caption, and so guidance changes nothing."""
+    *_, run, _ = made
+    engine = Engine.load(run)
+    assert np.array_equal(engine.draw([1, 2]).images, engine.draw([1, 2], prompts=["", ""]).images)
+    weak, strong = (engine.draw(range(4), guidance=w).images.astype(int) for w in (1.0, 5.0))
+    assert np.abs(weak - strong).max() <= 1
+
+
+def test_a_negative_prompt_stands_for_no_caption(made: Made) -> None:
+    """The empty negative prompt changes nothing; other words do, unless they are the prompt itself."""
+    *_, run, _ = made
+    engine = Engine.load(run)
+    words = ["a red apple"]
+    plain = engine.draw([1], prompts=words, guidance=3.0).images
+    assert np.array_equal(plain, engine.draw([1], prompts=words, negative=[""], guidance=3.0).images)
+    assert not np.array_equal(plain, engine.draw([1], prompts=words, negative="a blue tiger", guidance=3.0).images)
+    same = engine.draw([1], prompts=words, negative=words[0], guidance=3.0).images.astype(int)
+    assert np.abs(same - engine.draw([1], prompts=words, guidance=1.0).images).max() <= 1
+
+
+def test_prompts_and_classes_are_not_confused(made: Made) -> None:
+    """A prompt for a run of classes, a wrong number of prompts, and guidance without an empty caption are errors."""
+    store, data, embeddings, run, _ = made
+    of_classes = trained_run(store, data, "flow_matching", steps=2)
+    with pytest.raises(UsageError, match="no captions, so it reads no prompt"):
+        Engine.load(of_classes).draw([1], prompts=["a red apple"])
+    with pytest.raises(UsageError, match="2 prompts for 1 seeds"):
+        Engine.load(run).draw([1], prompts=["a", "b"])
+    with pytest.raises(UsageError, match=r"guidance=2 needs family.forget above 0"):
+        trained_run(
+            store, data, "flow_matching", net="mmdit", texts=embeddings, steps=2, family={"forget": 0},
+            sample={"guidance": 2.0},
+        )  # fmt: skip
+
+
+def test_a_run_needs_its_text_encoder_only_for_new_words(made: Made, tmp_path: Path) -> None:
+    """A copy of the run draws its held-out captions alone; new words without the encoder are one clear line."""
+    *_, run, encoder = made
+    exported = tmp_path / "exported"
+    export.write(run, Engine.load(run), "safetensors", exported)
+    moved = encoder.with_name("moved")
+    shutil.move(encoder, moved)
+    try:
+        engine = Engine.from_folder(exported)
+        held = engine.prompts.captions[:2]  # type: ignore[union-attr]
+        drawn = engine.draw([1, 2], prompts=held).images
+        assert np.array_equal(drawn, Engine.load(run).draw([1, 2], prompts=held).images)
+        with pytest.raises(UsageError, match="there is no such folder; nothing is downloaded"):
+            engine.draw([1], prompts=["a new tiger"])
+    finally:
+        shutil.move(moved, encoder)
+    text_folders.write(encoder.with_name("other"), {**text_folders.BERT, "num_hidden_layers": 1})
+    stored = Texts.open(exported / "text")
+    other = Prompts(Texts(stored.folder, str(encoder.with_name("other")), stored.spec))
+    with pytest.raises(UsageError, match=r"reads captions by the text encoder bert@\w+, and .* is bert@"):
+        other.text(["a new tiger"])
+
+
+def test_a_damaged_index_is_one_line(made: Made, tmp_path: Path) -> None:
+    """A missing or damaged texts.json names the file."""
+    *_, run, _ = made
+    shutil.copytree(run.folder / "text", tmp_path / "text")
+    (tmp_path / "text" / texts.INDEX).write_text(json.dumps({"encoder": "x"}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"texts.json is missing or damaged"):
+        Texts.open(tmp_path / "text")
+
+
+def test_long_prompts_are_named_and_cut(made: Made) -> None:
+    """A prompt of more tokens than the run's captions is cut, and `cut` names it."""
+    *_, run, _ = made
+    engine = Engine.load(run)
+    assert engine.prompts is not None
+    long = "red apple " * 40
+    assert [place for place, _ in engine.prompts.cut(["a red apple", long])] == [1]
+    assert engine.draw([1], prompts=[long]).images.shape == (1, 16, 16, 3)
+
+
+def test_captions_condition_every_measurement(made: Made) -> None:
+    """An evaluation draws the captions of real rows, and shows held-out pictures above samples of their captions."""
+    store, data, _, run, _ = made
+    document = evaluate.evaluate(store, run, data.artifact, FEW, lambda *_, **__: None)
+    assert document["metrics"]["fd"]["n"] == 32
+    assert (Path(document["path"]) / "grid.png").is_file()
+
+
+def test_pairs_keep_the_captions_of_the_teacher(made: Made) -> None:
+    """A reflow teacher draws captions of real rows, and the student reads the same ones."""
+    store, data, embeddings, run, _ = made
+    plan = reflow.plan(store, run.id, parse({"reflow": {"pairs": 24}, "sample": {"guidance": 1.0}}))
+    folder = store.folder("pairs", plan.id)
+    folder.mkdir(parents=True)
+    for file, first, last in plan.shards:
+        reflow.Teacher(plan).write(folder / file, first, last)
+    meta = {"run": run.id, "dataset": data.artifact.id, "latents": plan.latents, "texts": plan.texts}
+    made_pairs = store.finalize("pairs", plan.id, parents=[run.id], meta=meta)
+    document = {"family": {"kind": "flow_matching"}, "net": {"kind": "mmdit"}, "data": {"pairs": made_pairs.id}}
+    planned = runs.plan(store, parse({**document, "data": {**document["data"], "name": data.artifact.id}}))
+    assert planned.recipe.data.text == embeddings.id
+    rows = runs.training_rows(store, planned.recipe, runs.training_data(store, planned.recipe))
+    label = Stream(rows, 8, seed=0, texts=runs.texts_of(store, planned.recipe))(0).label
+    assert isinstance(label, Text)
+    known = {caption for own in data.splits["train"].captions for caption in own}
+    assert {own[0] for own in rows.captions(np.arange(24))} <= known  # type: ignore[union-attr, operator]
+
+
+def test_captions_and_latents_are_independent(made: Made) -> None:
+    """The same embeddings serve latents of the pictures; the run keeps both, and its folder is complete."""
+    store, data, embeddings, _, _ = made
+    autoencoder = trained_run(store, data, "autoencoder", steps=5, **SMALL)
+    latents = encoded(store, task(store, autoencoder))
+    run = trained_run(store, data, "flow_matching", steps=2, net="mmdit", latents=latents, texts=embeddings)
+    engine = Engine.load(run)
+    assert engine.draw([1, 2], prompts=["a red apple", ""]).images.shape == (2, 16, 16, 3)
+    assert {"text", "autoencoder"} <= {file.name for file in run.folder.iterdir()}
+    assert {0.25, 0.5} < set(runs.cpu_seconds(store, run))
