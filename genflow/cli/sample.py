@@ -51,7 +51,8 @@ def sample(
         typer.Option(
             "--interpolate",
             help="Draw rows of 8 samples between two ends; -n 64 draws 8 rows, -n 5 one row of 5. A family with an "
-            "encoder interpolates between held-out images, which are both ends of a row; other families between seeds.",
+            "encoder interpolates between held-out images, which are both ends of a row; other families between seeds. "
+            "Two or more --prompt: from each prompt to the next one, with the noise of one seed.",
         ),
     ] = False,
     between: Annotated[
@@ -100,7 +101,11 @@ def sample(
     details: Json = {}
     prompting.check(engine, asked, negative, label, {**engine.options, **options})
     if interpolate or between:
-        drawn, index, details = _interpolate(store, found, engine, n, seed, options, label, between)
+        if len(asked) > 1 and not between:
+            drawn, index, details = _between_prompts(engine, n, seed, options, asked, negative)
+        else:
+            given = (asked[0] if asked else None, negative)
+            drawn, index, details = _interpolate(store, found, engine, n, seed, options, label, between, given)
         columns: int | None = details["interpolate"]["columns"]
     else:
         words, n, columns = prompting.arrange(engine, asked, n)
@@ -145,7 +150,8 @@ def _show(document: Json, out: Path) -> None:
     n, seed, nfe = document["n"], document["seed"], document["nfe"]
     print(f"samples  {out}  {n} from {document['run']}")
     if layout := document.get("interpolate"):
-        print(f"         {layout['rows']} rows of {layout['columns']}, between {layout['between']}")
+        rows = f"{layout['rows']} row{'s' if layout['rows'] != 1 else ''} of {layout['columns']}"
+        print(f"         {rows}, between {layout['between']}")
         return
     each = 1000 * document["seconds"] / max(n, 1)
     evaluations = f"{nfe} evaluation{'s' if nfe != 1 else ''}"
@@ -187,9 +193,12 @@ def _from_endpoint(
 
 def _interpolate(
     store: "Store", run: "Artifact", engine: "Engine", n: int | None, seed: int, options: dict[str, Any], label: str,
-    between: tuple[Path, Path] | None,
+    between: tuple[Path, Path] | None, given: tuple[str | None, str],
 ) -> tuple["SampleBatch", dict[str, list[int]], Json]:  # fmt: skip
-    """The pictures of --interpolate, each one's row and column, and what the document says of them."""
+    """The pictures of --interpolate, each one's row and column, and what the document says of them.
+
+    A prompt, the first of `given`, asks for samples of this prompt between two seeds.
+    """
     from genflow import build
     from genflow.families.base import has_encoder
     from genflow.sampling import interpolation
@@ -197,11 +206,16 @@ def _interpolate(
 
     facts, family = engine.facts, engine.family
     rows, columns = interpolation.layout(n, bool(between))
-    encodes = has_encoder(type(family))
+    encodes, (prompt, negative) = has_encoder(type(family)), given
     if between and not encodes:
         raise UsageError(
             f"--between needs an encoder, and {family.title} has none", "--interpolate interpolates between two seeds"
         )
+    if between and prompt is not None:
+        raise UsageError("--prompt cannot be combined with --between", "remove --between, or remove --prompt")
+    encodes = encodes and prompt is None
+    if encodes and negative:
+        raise UsageError("--negative cannot be combined with --interpolate between pictures", "add --prompt")
     if encodes and options:
         raise UsageError(
             f"{next(iter(options))} cannot be combined with --interpolate: decoding with {family.title} has no options",
@@ -217,7 +231,26 @@ def _interpolate(
         drawn = interpolation.walk_pictures(engine, ends, columns, seed)
     else:
         chosen = build.sample_options(family, {**engine.options, **options})
-        drawn = interpolation.walk_noise(engine, rows, columns, seed, labels_for(label, rows, facts), chosen)
+        labels = None if engine.prompts else labels_for(label, rows, facts)
+        words = None if engine.prompts is None else [prompt] * rows if prompt else engine.prompts.examples(rows)
+        drawn = interpolation.walk_noise(engine, rows, columns, seed, labels, chosen, words, negative)
     index = {"row": [i // columns for i in range(rows * columns)], "column": list(range(columns)) * rows}
     layout = {"rows": rows, "columns": columns, "between": "pictures" if ends else "seeds"}
     return drawn, index, {"interpolate": {**layout, "ends": ends.names if ends else None}}
+
+
+def _between_prompts(
+    engine: "Engine", n: int | None, seed: int, options: dict[str, Any], prompts: list[str], negative: str
+) -> tuple["SampleBatch", dict[str, list[int]], Json]:
+    """A row of pictures from each prompt to the next one; see `_interpolate`."""
+    from genflow import build
+    from genflow.sampling import interpolation
+
+    rows = len(prompts) - 1
+    columns = interpolation.prompt_columns(n, rows)
+    chosen = build.sample_options(engine.family, {**engine.options, **options})
+    drawn = interpolation.walk_prompts(engine, prompts, columns, seed, negative, chosen)
+    index = {"row": [i // columns for i in range(rows * columns)], "column": list(range(columns)) * rows}
+    ends = [[first, last] for first, last in zip(prompts, prompts[1:], strict=False)]
+    layout = {"rows": rows, "columns": columns, "between": "prompts", "ends": ends}
+    return drawn, index, {"interpolate": layout, "prompts": prompts, "negative": negative}

@@ -1,12 +1,13 @@
-"""Interpolate between two images or two seeds for `genflow sample --interpolate`, one interpolation in each row.
+"""Interpolate between two images, seeds or prompts for `genflow sample --interpolate`, one interpolation in each row.
 
 A family with an encoder interpolates between real images: a row starts and ends with the images themselves, and decodes
 the interpolated codes between them. A family without an encoder interpolates between the noises of two seeds, and a row
-starts and ends with the samples of these seeds.
+starts and ends with the samples of these seeds. Between two prompts the noise is that of one seed, and a row starts and
+ends with the samples of the prompts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,17 @@ def layout(n: int | None, own: bool) -> tuple[int, int]:
         hint = f"use -n {near}, or 3 to {COLUMNS} for one row"
         raise UsageError(f"-n {n} images do not fill rows of {COLUMNS}", hint)
     return max(1, n // COLUMNS), min(n, COLUMNS)
+
+
+def prompt_columns(n: int | None, pairs: int) -> int:
+    """Columns of n images between `pairs` pairs of prompts, a row for each pair; None: 8 columns.
+
+    Raises:
+        UsageError: n images do not fill the rows.
+    """
+    if n is not None and (n % pairs or n < 3 * pairs):
+        raise UsageError(f"-n {n} images do not fill {pairs} row(s) of at least 3", f"use -n {COLUMNS * pairs}")
+    return COLUMNS if n is None else n // pairs
 
 
 def held_out(
@@ -129,12 +141,39 @@ def walk_pictures(engine: Engine, ends: EndImages, columns: int, seed: int) -> S
 
 
 def walk_noise(
-    engine: Engine, rows: int, columns: int, seed: int, labels: Sequence[int] | None, options: dict[str, object]
-) -> SampleBatch:
-    """Rows from the sample of seed `seed + 2 row` to that of the next seed, by interpolating their noises."""
-    shares = torch.linspace(0, 1, columns, dtype=torch.float64).tolist() if columns > 1 else [0.5]
-    toward = [(seed + 2 * row + 1, share) for row in range(rows) for share in shares]
+    engine: Engine, rows: int, columns: int, seed: int, labels: Sequence[int] | None, options: dict[str, object],
+    prompts: Sequence[str] | None = None, negative: str = "",
+) -> SampleBatch:  # fmt: skip
+    """Rows from the sample of seed `seed + 2 row` to that of the next seed, by interpolating their noises.
+
+    Args:
+        engine: of the run.
+        rows: R.
+        columns: pictures in a row.
+        seed: of the first row.
+        labels: (R,) one for each row; None: no labels.
+        options: of the sampler.
+        prompts: (R,) one for each row, for a run that reads captions.
+        negative: as in `Engine.draw`.
+    """
+    toward = [(seed + 2 * row + 1, share) for row in range(rows) for share in _shares(columns)]
     seeds = [seed + 2 * row for row in range(rows) for _ in range(columns)]
     every = None if labels is None else [label for label in labels for _ in range(columns)]
-    return engine.draw(seeds, every, toward=toward, **options)  # type: ignore[arg-type]
+    words = None if prompts is None else [prompt for prompt in prompts for _ in range(columns)]
+    return engine.draw(seeds, every, prompts=words, negative=negative, toward=toward, **options)  # type: ignore[arg-type]
 
+
+def walk_prompts(
+    engine: Engine, prompts: Sequence[str], columns: int, seed: int, negative: str, options: dict[str, object]
+) -> SampleBatch:
+    """A row from each prompt to the next one, with the noise of one seed."""
+    pairs = list(zip(prompts, prompts[1:], strict=False))
+    words = [first for first, _ in pairs for _ in range(columns)]
+    toward = [(last, share) for _, last in pairs for share in _shares(columns)]
+    seeds = [seed] * len(words)
+    drawn = engine.draw(seeds, prompts=words, negative=negative, toward_prompts=toward, **options)  # type: ignore[arg-type]
+    return replace(drawn, prompts=())  # most pictures are between two prompts
+
+
+def _shares(columns: int) -> list[float]:
+    return torch.linspace(0, 1, columns, dtype=torch.float64).tolist() if columns > 1 else [0.5]
