@@ -20,7 +20,7 @@ from genflow.data.texts import Texts
 from genflow.errors import DataError, UsageError
 from genflow.evaluation import evaluate
 from genflow.recipe.schema import Evaluate, parse
-from genflow.sampling import encode_text, export, reflow
+from genflow.sampling import encode_text, export, interpolation, reflow
 from genflow.sampling.engine import Engine
 from genflow.sampling.prompts import Prompts
 from genflow.storage.store import Artifact, Store
@@ -213,8 +213,35 @@ def test_long_prompts_are_named_and_cut(made: Made) -> None:
     engine = Engine.load(run)
     assert engine.prompts is not None
     long = "red apple " * 40
-    assert [place for place, _ in engine.prompts.cut(["a red apple", long])] == [1]
+    assert engine.prompts.cut(["a red apple", long]) == {long: 82}
     assert engine.draw([1], prompts=[long]).images.shape == (1, 16, 16, 3)
+
+
+def test_a_walk_between_two_prompts(made: Made) -> None:
+    """The ends are the samples of the prompts with this seed; each picture is the same in any company."""
+    *_, run, _ = made
+    engine = Engine.load(run)
+    red, blue = "a red tiger", "a blue apple on a sep"
+    walk = interpolation.walk_prompts(engine, [red, blue, ""], 4, 7, "an apple", {"guidance": 3.0})
+    assert walk.images.shape == (8, 16, 16, 3)
+    ends = [engine.draw([7], prompts=[words], negative="an apple", guidance=3.0).images[0] for words in (red, blue, "")]
+    for place, end in zip((0, 3, 4, 7), (ends[0], ends[1], ends[1], ends[2]), strict=True):
+        assert np.array_equal(walk.images[place], end)
+    alone = engine.draw(
+        [7], prompts=[red], negative="an apple", toward_prompts=[(blue, 1 / 3)], guidance=3.0
+    ).images[0]
+    assert np.array_equal(alone, walk.images[1])
+    assert len({picture.tobytes() for picture in walk.images}) == 7
+
+
+def test_lone_surrogates_are_one_line(made: Made) -> None:
+    """An argument of the command line that is not UTF-8 is named, wherever it comes in."""
+    *_, run, _ = made
+    prompts = Engine.load(run).prompts
+    assert prompts is not None
+    for read in (prompts.text, prompts.cut):
+        with pytest.raises(DataError, match=r"the prompt 'a \\udcff' is not valid Unicode"):
+            read(["a \udcff"])
 
 
 def test_captions_condition_every_measurement(made: Made) -> None:
