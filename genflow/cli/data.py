@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_named, training_of
+from genflow.cli.dispatch import training_of
 from genflow.cli.options import AsJson, DataRef, Yes
 from genflow.cli.removal import NOUN, remove
+from genflow.commands.references import find_named, kind_of_data
 from genflow.data.skipped import describe
 from genflow.system.documents import Json
 
@@ -17,9 +18,15 @@ SHOWN = 60  # characters of a caption
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
-    from genflow.storage.store import Artifact, Store
+    from genflow.storage.store import Artifact
 
-app = typer.Typer(help="List, show and delete datasets and latents in the store.", no_args_is_help=True)
+app = typer.Typer(help="List, show and delete datasets and latents in the store; without a command, list them.")
+
+
+@app.callback(invoke_without_command=True)
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_data()
 
 
 @app.command("ls")
@@ -70,14 +77,6 @@ def _row_of_texts(artifact: "Artifact") -> tuple[str, ...]:
     return artifact.id, artifact.name, meta["dataset"], meta["encoder_id"], *numbers, made
 
 
-def _kind(store: "Store", reference: str) -> str:
-    """The kind of a reference: latents or texts by id, latents by a name that no dataset has, else a dataset."""
-    if kind := next((kind for kind in ("latents", "texts") if reference in store.names(kind)), ""):
-        return kind
-    named = {kind: {artifact.name for artifact in store.artifacts(kind)} for kind in ("latents", "datasets")}
-    return "latents" if reference in named["latents"] - named["datasets"] else "datasets"
-
-
 @app.command()
 def show(
     dataset: DataRef,
@@ -93,7 +92,7 @@ def show(
     from genflow.storage.store import Store
 
     store = Store()
-    if (kind := _kind(store, dataset)) == "texts":
+    if (kind := kind_of_data(store, dataset)) == "texts":
         _show_texts(store.find(kind, dataset), json)
         return
     opened = Dataset.open(find_named(store, kind, dataset))
@@ -185,4 +184,4 @@ def rm(dataset: DataRef, yes: Yes = False) -> None:
     """Delete a dataset, latents or text embeddings from the store."""
     from genflow.storage.store import Store
 
-    remove(_kind(Store(), dataset), dataset, yes)
+    remove(kind_of_data(Store(), dataset), dataset, yes)

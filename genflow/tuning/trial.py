@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
 
-from genflow import runs
+import genflow.runs as runs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.errors import ResourceError, SetupError

@@ -114,7 +114,7 @@ def test_bytes_that_are_not_utf8_are_one_line(genflow: Command) -> None:
     """The shell hands them over as surrogates."""
     code, _, err = genflow("sample", "prompts", "--prompt", "caf\udce9", "-n", "1")
     assert code == 6
-    assert "not valid UTF-8" in err
+    assert "is not valid Unicode" in err
     assert len(err.splitlines()) == 2
 
 

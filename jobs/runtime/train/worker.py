@@ -13,7 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from genflow import runs
+import genflow.runs as runs
 from genflow.data.preview import render
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
