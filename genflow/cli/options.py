@@ -48,6 +48,7 @@ Init = Annotated[
     str, typer.Option(help="Run whose weights are the start, or the teacher run.", autocompletion=complete_run)
 ]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw and measure.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto: the fastest that PyTorch finds.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 RunRef = Annotated[
     str,

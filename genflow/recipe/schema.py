@@ -139,7 +139,10 @@ class Cluster(Section):
     """The resources of a run."""
 
     workers: Positive = 1  # number of training workers
-    gpus: Annotated[float, Field(ge=0)] = 0  # GPUs per worker, 0 or more; a fraction shares a GPU
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = (
+        "auto"  # GPUs per worker, 0 or more, auto: 1 if there is one for each; a fraction shares a GPU
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     cpus: Annotated[float, Field(gt=0)] = 1  # CPUs per worker, above 0
     retries: Natural = 3  # restarts after a worker or a node fails
     strategy: Literal["ddp", "fsdp"] = "ddp"  # per worker, ddp: a copy of the net; fsdp: a shard
