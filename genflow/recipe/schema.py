@@ -88,6 +88,7 @@ class Evaluate(Section):
     guidance: tuple[Annotated[float, Field(ge=0)], ...] = (1, 2, 4, 8)  # guidance scales tried for a run of captions
     likelihood: Natural = 256  # number of images whose likelihood is computed; 0: none
     features: str = "classifier"  # classifier | random | a path to a TorchScript module or safetensors
+    clip: str = ""  # local folder of a whole CLIP model, to measure clip_score of a run of captions; empty: none
     classification: bool = False  # training of a classifier on the samples, tested on real images, on or off
     bootstrap: Positive = 50  # number of bootstrap resamples per confidence interval
     seed: Natural = 0  # seed of the samples
