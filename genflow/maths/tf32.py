@@ -9,25 +9,26 @@ References:
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 
-def _flags() -> tuple[object, ...]:
-    backends = torch.backends
+def _flags() -> tuple[Any, ...]:
+    backends: Any = torch.backends
     return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn  # reading fails if the last two differ
 
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Allow or forbid TF32 within the block, in matrix products and in convolutions."""
-    before = [flag.fp32_precision for flag in _flags()]  # type: ignore[attr-defined]
+    before = [flag.fp32_precision for flag in _flags()]
     _set("tf32" if allowed else "ieee")
     try:
         yield
     finally:
         for flag, value in zip(_flags(), before, strict=True):
-            flag.fp32_precision = value  # type: ignore[attr-defined]
+            flag.fp32_precision = value
 
 
 def forbid() -> None:
@@ -37,4 +38,4 @@ def forbid() -> None:
 
 def _set(precision: str) -> None:
     for flag in _flags():
-        flag.fp32_precision = precision  # type: ignore[attr-defined]
+        flag.fp32_precision = precision

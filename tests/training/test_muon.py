@@ -31,7 +31,7 @@ def test_directions_are_kept() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 24), (2, 16, 64), (1, 96, 24)])
-def test_a_bfloat16_update_has_the_direction_of_float32(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bfloat16_update_is_like_that_of_float32(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """GPUs orthogonalize in bfloat16 and most CPUs in float32; both take steps of about the same size and direction."""
     G, found = normal(*shape), {}
     for fast in (False, True):
