@@ -60,6 +60,8 @@ def train(
     """Train a model family on a dataset.
 
     If training was interrupted, run the same command again to resume it.
+
+    --lr, --batch, --seed, --epochs, --cpu-minutes and other keys of the recipe are flags, too (genflow recipe train).
     """
     from genflow.commands import train as commands
     from genflow.storage.store import Store
