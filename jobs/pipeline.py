@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable
 from typing import Any, cast
 
-from genflow.errors import BY_CODE, GenflowError, UsageError
+from genflow.errors import BY_CODE, GenflowError, SetupError, UsageError
 from genflow.pipeline.graph import Node, Pipeline, load
 from genflow.pipeline.results import PipelineDone
 from genflow.pipeline.stages import Program, function
@@ -41,19 +41,22 @@ def main(document: Json, emit: Emit) -> PipelineDone:
 
 
 def _check_options(pipeline: Pipeline, ended: Collection[str]) -> None:
-    """Check the options of every family that is to be trained, so that a wrong one in the last stage costs no time.
+    """Check the options of every family and the text encoders, so that a wrong one in the last stage costs no time.
 
     Raises:
-        UsageError: an option is unknown or out of range.
+        UsageError: an option is unknown or out of range, or there is no such text encoder.
+        SetupError: the package of a text encoder is not installed.
     """
-    from genflow import build  # imports torch
+    from genflow import build, text_encoders  # imports torch
 
     for node in pipeline.stages:
-        if node.name not in ended and "kind" in node.recipe.family:
-            try:
+        try:
+            if node.name not in ended and "kind" in node.recipe.family:
                 build.check_options(node.recipe)
-            except UsageError as error:
-                raise UsageError(f"stage {node.name}: {error.message}", error.hint) from error
+            if node.name not in ended and node.job == "encode_text":
+                text_encoders.find(node.recipe.encode.text)
+        except (UsageError, SetupError) as error:
+            raise type(error)(f"stage {node.name}: {error.message}", error.hint) from error
 
 
 def _find_existing(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emit: Emit) -> None:

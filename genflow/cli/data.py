@@ -13,6 +13,7 @@ from genflow.commands.references import find_named, kind_of_data
 from genflow.data.skipped import describe
 from genflow.system.documents import Json
 
+EXAMPLES = 3  # captions that `data show` prints
 SHOWN = 60  # characters of a caption
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -30,17 +31,18 @@ def _alone(context: typer.Context) -> None:
 
 @app.command("ls")
 def list_data(json: AsJson = False) -> None:
-    """List the datasets and the latents in the store."""
+    """List the datasets, the latents and the text embeddings in the store."""
     from genflow.storage.store import Store
 
     store = Store()
-    found = {kind: store.artifacts(kind) for kind in ("datasets", "latents")}
+    found = {kind: store.artifacts(kind) for kind in ("datasets", "latents", "texts")}
     if json:
         datasets = [{"dataset": d.id, "name": d.name, **d.meta.get("facts", {})} for d in found["datasets"]]
         latents = [
             {"latents": a.id, "name": a.name, "dataset": a.meta["dataset"], **a.meta["facts"]} for a in found["latents"]
         ]
-        console.document({"schema": "genflow.datasets/1", "datasets": datasets, "latents": latents})
+        texts = [{"texts": a.id, "name": a.name, **a.meta} for a in found["texts"]]
+        console.document({"schema": "genflow.datasets/1", "datasets": datasets, "latents": latents, "texts": texts})
         return
     if not any(found.values()):
         print(f"no datasets in {store.url}")
@@ -51,9 +53,12 @@ def list_data(json: AsJson = False) -> None:
             (NOUN[kind], "name", *of, "rows", "C×H×W", "made"), [_row(artifact) for artifact in artifacts],
             left=2 + len(of),
         )
-        for (kind, artifacts), of in zip(found.items(), ((), ("of",)), strict=True)
-        if artifacts
+        for kind, of in (("datasets", ()), ("latents", ("of",)))
+        if (artifacts := found[kind])
     ]
+    if found["texts"]:
+        heads = ("text embeddings", "name", "of", "encoder", "captions", "tokens", "made")
+        tables.append(console.table(heads, [_row_of_texts(artifact) for artifact in found["texts"]], left=4))
     print("\n\n".join(tables))
 
 
@@ -63,6 +68,13 @@ def _row(artifact: "Artifact") -> tuple[str, ...]:
     rows = f"{sum(facts.get('splits', {}).values()):,}"
     of = [artifact.meta["dataset"]] if artifact.kind == "latents" else []
     return artifact.id, artifact.name, *of, rows, shape, console.date(artifact.manifest.get("created", 0))
+
+
+def _row_of_texts(artifact: "Artifact") -> tuple[str, ...]:
+    meta = artifact.meta
+    numbers = (f"{meta['captions']:,}", f"{meta['spec']['length']}×{meta['spec']['tokens']}")
+    made = console.date(artifact.manifest.get("created", 0))
+    return artifact.id, artifact.name, meta["dataset"], meta["encoder_id"], *numbers, made
 
 
 @app.command()
@@ -80,7 +92,10 @@ def show(
     from genflow.storage.store import Store
 
     store = Store()
-    opened = Dataset.open(find_named(store, kind_of_data(store, dataset), dataset))
+    if (kind := kind_of_data(store, dataset)) == "texts":
+        _show_texts(store.find(kind, dataset), json)
+        return
+    opened = Dataset.open(find_named(store, kind, dataset))
     document = preview.describe(opened)
     picture = _decoded(opened) if opened.facts.is_latents else preview.preview(opened)
     name = opened.artifact.id if opened.facts.is_latents else opened.artifact.name
@@ -97,6 +112,21 @@ def show(
         console.next_commands(f"genflow train flow_matching --latents {opened.artifact.id}")
     else:
         console.next_commands(training_of(store.reference(opened.artifact), opened.facts.to_json()))
+
+
+def _show_texts(texts: "Artifact", json: bool) -> None:
+    from genflow.data.texts import Texts
+
+    meta = {key: value for key, value in texts.meta.items() if key != "spec"} | texts.meta["spec"]
+    if json:
+        console.document({"schema": "genflow.texts/1", "texts": texts.id, "path": str(texts.path), **meta})
+        return
+    for key, value in {"texts": texts.id, "path": texts.path, **meta}.items():
+        if key != "warnings":
+            print(f"{key:<12} {value}")
+    examples = Texts.open(texts.path).captions[:EXAMPLES]
+    print(f"{'such as':<12} {', '.join(map(repr, examples))}")
+    console.next_commands(f"genflow train flow_matching --data {meta['dataset']} --text {texts.id}")
 
 
 def _decoded(latents: "Dataset") -> bytes:
@@ -151,7 +181,7 @@ def _identity(dataset: "Dataset") -> dict[str, str]:
 
 @app.command()
 def rm(dataset: DataRef, yes: Yes = False) -> None:
-    """Delete a dataset or latents from the store."""
+    """Delete a dataset, latents or text embeddings from the store."""
     from genflow.storage.store import Store
 
     remove(kind_of_data(Store(), dataset), dataset, yes)

@@ -7,6 +7,7 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.options import AsJson, RunRef
+from genflow.commands import prompting
 from genflow.commands.references import find_run
 
 
@@ -14,6 +15,13 @@ def export(
     run: RunRef,
     to: Annotated[str, typer.Option(help="Format: safetensors, diffusers or torch_export.")] = "safetensors",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default: NAME-export.")] = None,
+    prompt: Annotated[
+        list[str],
+        typer.Option(help="Words whose embeddings go to diffusers; repeatable; --prompts FILE: one on each line."),
+    ] = [],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with a prompt on each line.", hidden=True)
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Export a run for other tools."""
@@ -22,10 +30,12 @@ def export(
     from genflow.storage.store import Store
 
     check_form(to)
+    words = prompting.given(prompt, prompts)
     found = find_run(Store(), run)
     engine = Engine.load(found)
     folder = out or Path(f"{found.name}-export")
-    write(found, engine, to, folder)
+    write(found, engine, to, folder, words)
+    prompting.name_cut(engine, words)
     if json:
         console.document({"schema": "genflow.export/1", "run": found.id, "path": str(folder.absolute()), "to": to})
         return

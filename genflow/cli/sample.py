@@ -46,7 +46,8 @@ def sample(
         typer.Option(
             "--interpolate",
             help="Draw rows of 8 samples between two ends; -n 64 draws 8 rows, -n 5 one row of 5. A family with an "
-            "encoder interpolates between held-out images, which are both ends of a row; other families between seeds.",
+            "encoder interpolates between held-out images, which are both ends of a row; other families between seeds. "
+            "Two or more --prompt: from each prompt to the next one, with the noise of one seed.",
         ),
     ] = False,
     between: Annotated[
@@ -96,9 +97,13 @@ def sample(
     details: Json = {}
     prompting.check(engine, asked, negative, label, {**engine.options, **options})
     if interpolate or between:
-        walk = interpolation.draw(store, found, engine, n, seed, options, label, between)
+        walk = interpolation.draw(
+            store, found, engine, n, seed, options, label, between, prompts=asked, negative=negative
+        )
         drawn, index, details = walk.drawn, walk.index, {"interpolate": walk.layout}
         columns: int | None = walk.columns
+        if walk.between == "prompts":
+            details |= {"prompts": asked, "negative": negative}
     else:
         words, n, columns = prompting.arrange(engine, asked, n)
         columns = columns or preview.columns(engine.facts)
@@ -142,7 +147,8 @@ def _show(document: Json, out: Path) -> None:
     n, seed, nfe = document["n"], document["seed"], document["nfe"]
     print(f"samples  {out}  {n} from {document['run']}")
     if layout := document.get("interpolate"):
-        print(f"         {layout['rows']} rows of {layout['columns']}, between {layout['between']}")
+        rows = f"{layout['rows']} row{'s' if layout['rows'] != 1 else ''} of {layout['columns']}"
+        print(f"         {rows}, between {layout['between']}")
         return
     each = 1000 * document["seconds"] / max(n, 1)
     evaluations = f"{nfe} evaluation{'s' if nfe != 1 else ''}"

@@ -8,11 +8,11 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import make_texts, send, show_plan, show_stages, use_of
 from genflow.cli.options import (
-    Address,
     AsJson,
     Config,
     Data,
     DryRun,
+    HiddenAddress,
     Init,
     Latents,
     OnCluster,
@@ -50,7 +50,7 @@ def train(
         int | None, typer.Option(help="Number of training workers; the result does not depend on it.", hidden=True)
     ] = None,
     cluster: OnCluster = False,
-    address: Address = "",
+    address: HiddenAddress = "",
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.")
     ] = True,

@@ -197,8 +197,8 @@ def resolve_features(spec: str, store: "Store") -> str:
 
 
 def kind_of_data(store: "Store", reference: str) -> str:
-    """The kind that a reference means: latents by id, or by a name that no dataset has; else a dataset."""
-    if reference in store.names("latents"):
-        return "latents"
+    """The kind of a reference: latents or texts by id, latents by a name that no dataset has, else a dataset."""
+    if kind := next((kind for kind in ("latents", "texts") if reference in store.names(kind)), ""):
+        return kind
     named = {kind: {artifact.name for artifact in store.artifacts(kind)} for kind in ("latents", "datasets")}
     return "latents" if reference in named["latents"] - named["datasets"] else "datasets"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from genflow.commands.references import find_named
+from genflow.errors import UsageError
 from genflow.recipe.schema import Recipe, parse
 from genflow.storage.store import Store
 from genflow.system.documents import Json
@@ -20,18 +21,17 @@ def find(store: Store, recipe: Recipe) -> tuple[Recipe, Json | None]:
     Raises:
         UsageError: there is neither such a text encoder nor such an artifact, or the data has no captions.
     """
-    from genflow.text_encoders.registry import NAMES
+    from genflow.text_encoders.registry import KNOWN, NAMES
 
     reference, data = recipe.data.text, recipe.data.model_dump(mode="json")
     if reference in ("", "none"):
         return recipe, None
     parts = reference.split("+")
     if not (any(part in NAMES for part in parts) or os.sep in reference or Path(reference).is_dir()):
-        if not store.artifacts("texts"):
-            from genflow import text_encoders
-
-            text_encoders.find(reference)  # raises: the name is unknown
-        found = find_named(store, "texts", reference, store.find("datasets", recipe.data.name).id)
+        try:
+            found = find_named(store, "texts", reference, store.find("datasets", recipe.data.name).id)
+        except UsageError as error:
+            raise UsageError(f"--text {reference}: neither a text encoder nor text embeddings", KNOWN) from error
         return recipe.replace(data={**data, "text": found.id}), None
     from genflow.sampling import encode_text
 

@@ -86,6 +86,7 @@ class Evaluate(Section):
     steps: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32)  # sampling steps of the quality-against-steps sweep
     samplers: tuple[str, ...] = ()  # samplers of the sweep, the best kept per evaluation count; empty: the run's
     sweep_samples: Annotated[int, Field(ge=16)] = 500  # samples per point of the sweep, at least 16
+    guidance: tuple[Annotated[float, Field(ge=0)], ...] = (1, 2, 4, 8)  # guidance scales tried for a run of captions
     likelihood: Natural = 256  # number of images whose likelihood is computed; 0: none
     features: str = "classifier"  # classifier | random | a path to a TorchScript module or safetensors
     classification: bool = False  # training of a classifier on the samples, tested on real images, on or off

@@ -182,6 +182,14 @@ def _matching(home: Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> d
     return found
 
 
+def misfit(family: Family) -> tuple[str, str] | None:
+    """Why `write_autoencoder` cannot write an autoencoder, and the option of one that it can write; None if it can."""
+    assert isinstance(family, Autoencoder)
+    if not isinstance(family.model["encoder"], EncoderNet) or not isinstance(family.model["decoder"], DecoderNet):
+        return f"net is not {NET}", f"net.kind={NET}"
+    return None if family.gaussian else ("posterior is deterministic", "family.posterior=gaussian")
+
+
 def write_autoencoder(family: Family, folder: Path) -> None:
     """Write a folder that `AutoencoderKL.from_pretrained` of diffusers loads; the reverse of `read_autoencoder`.
 
@@ -196,14 +204,16 @@ def write_autoencoder(family: Family, folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     if not isinstance(family, Autoencoder):
-        raise UsageError(f"{family.title} is no autoencoder", "genflow train autoencoder --set net.kind=autoencoder_kl")
+        raise UsageError(f"{family.title} is no autoencoder", f"genflow train autoencoder --set net.kind={NET}")
+    if why := misfit(family):
+        problem, option = why
+        raise UsageError(
+            f"this autoencoder cannot be exported to diffusers: its {problem}",
+            f"genflow train autoencoder --set {option}",
+        )
     encoder, decoder = family.model["encoder"], family.model["decoder"]
-    if not isinstance(encoder, EncoderNet) or not isinstance(decoder, DecoderNet):
-        raise UsageError("this autoencoder cannot be exported to diffusers: its net is not autoencoder_kl",
-                         "genflow train autoencoder --set net.kind=autoencoder_kl")  # fmt: skip
-    if not family.gaussian:
-        raise UsageError("this autoencoder cannot be exported to diffusers: its posterior is deterministic",
-                         "genflow train autoencoder --set family.posterior=gaussian")  # fmt: skip
+    assert isinstance(encoder, EncoderNet)
+    assert isinstance(decoder, DecoderNet)
     channels = family.code_shape[0]
     tensors = {**encoder.state_dict(), **decoder.state_dict()}
     mean, deviation = family.latent_mean.flatten().double().cpu(), family.latent_deviation.flatten().double().cpu()
