@@ -24,6 +24,7 @@ from genflow.cli.promote import promote
 from genflow.cli.recipe import recipe
 from genflow.cli.recommend import recommend
 from genflow.cli.reflow import reflow
+from genflow.cli.report import report
 from genflow.cli.run import quickstart, run
 from genflow.cli.sample import sample
 from genflow.cli.serve import serve
@@ -46,8 +47,8 @@ app = typer.Typer(
     "and reports (default: .genflow).",
 )
 for command in (
-    quickstart, prepare, train, tune, reflow, encode, evaluate, compare, tables, recommend, sample, export, serve, run,
-    ui, families, recipe, doctor, promote,
+    quickstart, prepare, train, tune, reflow, encode, evaluate, compare, report, tables, recommend, sample, export, serve,
+    run, ui, families, recipe, doctor, promote,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.add_typer(runs.app, name="runs")

@@ -47,7 +47,7 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, as steps.", hidden=True)] = None,
     init: Init = "",
     workers: Annotated[
-        int | None, typer.Option(help="Number of training workers; the result does not depend on it.", hidden=True)
+        int | None, typer.Option(help="Number of training workers; the result does not depend on it.")
     ] = None,
     cluster: OnCluster = False,
     address: HiddenAddress = "",

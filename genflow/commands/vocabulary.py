@@ -18,6 +18,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "tune": {"tune": None, "train": None, "sample": SAMPLING, "data": ("flip", "pairs"), "cluster": None},
     "evaluate": {"sample": SAMPLING, "evaluate": None, "cluster": None},
     "compare": {"sample": SAMPLING, "evaluate": None, "cluster": None},
+    "report": {"sample": SAMPLING, "evaluate": None, "cluster": None},
     "tables": {"evaluate": ("samples", "features", "seed"), "train": ("batch", "lr"), "cluster": None},
     "reflow": {"sample": SAMPLING, "reflow": None, "cluster": None},
     "encode": {"encode": None, "cluster": None},
