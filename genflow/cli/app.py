@@ -47,8 +47,8 @@ app = typer.Typer(
     "and reports (default: .genflow).",
 )
 for command in (
-    quickstart, prepare, train, tune, reflow, encode, evaluate, compare, report, tables, recommend, sample, export, serve,
-    run, ui, families, recipe, doctor, promote,
+    quickstart, prepare, train, tune, reflow, encode, evaluate, compare, report, tables, recommend, sample, export,
+    serve, run, ui, families, recipe, doctor, promote,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.add_typer(runs.app, name="runs")
