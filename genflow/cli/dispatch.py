@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genflow.cli import console
+from genflow.cli import console, starting
 from genflow.errors import UsageError, similar
 from genflow.specs import LATENTS_FROM, DataSpec
 from genflow.system.documents import Json
@@ -238,7 +238,7 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
     if recipe.data.pairs:
         named["pairs"] = find_named(store, "pairs", recipe.data.pairs).id
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})
-    if recipe.init:
+    if recipe.init and not starting.is_folder(recipe.init):
         recipe = recipe.replace(init=find_run(store, recipe.init).id)
     show_dataset(dataset)
     return recipe
@@ -282,6 +282,24 @@ def make_texts(
         took = console.duration(done["seconds"])
         console.note(f"captions {done['captions']:,} embedded by {done['encoder']} in {took}")
     return recipe.replace(data={**data, "text": task.id})
+
+
+def import_init(store: "Store", recipe: "Recipe", *, dry_run: bool, json: bool) -> "Recipe | None":
+    """The recipe with `init` as the id of a run. If it names a folder of Stable Diffusion 3, this becomes a run first.
+
+    Returns:
+        The recipe; None if a dry run has shown that the run is to be made.
+
+    Raises:
+        UsageError, DataError: the folder is none, is damaged, or does not fit the recipe's data.
+    """
+    if not starting.is_folder(recipe.init):
+        return recipe
+    recipe, missing = starting.import_folder(store, recipe, dry_run=dry_run)
+    if missing:
+        show_plan(recipe, [("import", missing, "to do, then the rest")], json)
+        return None
+    return recipe
 
 
 def decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":

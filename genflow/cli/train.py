@@ -11,6 +11,7 @@ from genflow.cli.dispatch import (
     compose_recipe,
     decide_latents,
     find_data,
+    import_init,
     make_texts,
     read_config,
     require_family,
@@ -92,7 +93,10 @@ def train(
     with_texts = make_texts(store, find_data(store, recipe), cluster, address, dry_run=dry_run, json=json)
     if with_texts is None:
         return
-    recipe = decide_latents(store, with_texts)
+    with_init = import_init(store, decide_latents(store, with_texts), dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    recipe = with_init
     if recipe.data.latents == "auto":
         latents_pipeline.check(recipe, store)
         document = latents_pipeline.pipeline(recipe)

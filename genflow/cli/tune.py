@@ -12,6 +12,7 @@ from genflow.cli.dispatch import (
     compose_recipe,
     decide_latents,
     find_data,
+    import_init,
     make_texts,
     read_config,
     require_family,
@@ -78,7 +79,10 @@ def tune(
     with_texts = make_texts(store, find_data(store, recipe), cluster, address, dry_run=dry_run, json=json)
     if with_texts is None:
         return
-    recipe = decide_latents(store, with_texts)
+    with_init = import_init(store, decide_latents(store, with_texts), dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    recipe = with_init
     if recipe.data.latents == "auto":
         made = _make_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
         if not made:

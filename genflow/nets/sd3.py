@@ -236,12 +236,8 @@ class SD3(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Positions of a grid of patches (rows columns, width): the centre of a square table, as in diffusers."""
         table, width = self.options["pos_embed_max_size"], self.options["caption_projection_dim"]
-        frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-        y, x = torch.meshgrid(
-            *(torch.arange(side) + (table - side) // 2 for side in (rows, columns)), indexing="ij"
-        )  # a grid larger than the table continues it
-        phases = [self.step * of.reshape(-1, 1) * frequencies for of in (x, y)]
-        return torch.cat([part for phase in phases for part in (phase.sin(), phase.cos())], 1).float()
+        grid = [torch.arange(side) + (table - side) // 2 for side in (rows, columns)]  # a larger grid continues it
+        return _sines(grid[0], grid[1], width, self.step)
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict of a `SD3Transformer2DModel` that gives the same outputs."""
@@ -250,7 +246,20 @@ class SD3(nn.Module):
         unread = {f"{last}.add_q_proj.weight": torch.zeros(width, width), f"{last}.add_q_proj.bias": torch.zeros(width)}
         if self.options["qk_norm"]:
             unread[f"{last}.norm_added_q.weight"] = torch.ones(self.options["attention_head_dim"])
-        return {**self.state_dict(), "pos_embed.pos_embed": self.positions(size, size)[None], **unread}
+        return {**self.state_dict(), "pos_embed.pos_embed": position_table(size, width, self.step)[None], **unread}
+
+
+def _sines(rows: Tensor, columns: Tensor, width: int, step: float) -> Tensor:
+    """Sines and cosines of the columns, then of the rows, of a grid: (rows columns, width)."""
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    phases = [step * of.reshape(-1, 1) * frequencies for of in (x, y)]
+    return torch.cat([part for phase in phases for part in (phase.sin(), phase.cos())], 1).float()
+
+
+def position_table(size: int, width: int, step: float) -> Tensor:
+    """The table of positions (size size, width) of diffusers, with patches that are `step` apart."""
+    return _sines(torch.arange(size), torch.arange(size), width, step)
 
 
 def _waves(t: Tensor) -> Tensor:

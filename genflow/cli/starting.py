@@ -1,0 +1,142 @@
+"""`--init FOLDER` of `genflow train`: a local folder of Stable Diffusion 3 becomes a run of the store."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genflow.cli import console
+from genflow.errors import UsageError
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.recipe.schema import Recipe
+    from genflow.specs import DataSpec
+    from genflow.storage.store import Artifact, Store
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def is_folder(reference: str) -> bool:
+    """Whether `--init` names a folder, not a run."""
+    path = Path(reference).expanduser()
+    return (path / "transformer").is_dir() or (os.sep in reference and not reference.startswith("models:"))
+
+
+def import_folder(store: "Store", recipe: "Recipe", *, dry_run: bool) -> "tuple[Recipe, str]":
+    """The recipe with the run that the folder of `init` becomes; it is made unless it exists.
+
+    Args:
+        store: has the latents and the text embeddings that the recipe names.
+        recipe: its `init` names a folder.
+        dry_run: make no run.
+
+    Returns:
+        The recipe, and the name of the run if a dry run has found that it does not exist; else "".
+
+    Raises:
+        UsageError: the latents or the text embeddings do not fit the folder.
+        DataError: a file of the folder is missing or damaged.
+    """
+    from genflow.sampling import diffusers_sd3
+    from genflow.sampling.autoencoders import as_name
+
+    folder = Path(recipe.init).expanduser().absolute()
+    latents, texts = _fitting(store, folder, recipe)
+    name = f"{as_name(folder)}-{diffusers_sd3.digest_of(folder)[:10]}"
+    made = {"latents": latents.id, "texts": texts.id}
+    known = (run for run in store.artifacts("runs") if run.name == name and made.items() <= run.meta.items())
+    if (run := next(known, None)) is None:
+        if dry_run:
+            return recipe, name
+        run = _write(store, folder, name, latents, texts)
+        console.note(f"init     {folder} is the run {run.id}")
+    return recipe.replace(init=run.id), ""
+
+
+def _fitting(store: "Store", folder: Path, recipe: "Recipe") -> "tuple[Artifact, Artifact]":
+    """The latents and the text embeddings that a recipe names, if the folder's net reads such.
+
+    Raises:
+        UsageError: it does not.
+    """
+    from genflow.data.shards import FACTS
+    from genflow.data.texts import INDEX, Texts
+    from genflow.sampling.diffusers_sd3 import read_config
+    from genflow.specs import DataSpec
+
+    config, data = read_config(folder), recipe.data
+    encode = f"genflow encode {data.name} --autoencoder {folder}"
+    if data.latents in ("", "auto", "none"):
+        raise UsageError(f"{folder} learned latents, and --latents names none", f"{encode}, then add --latents latest")
+    own = [str(folder / part) for part in TEXT_ENCODERS if (folder / part).is_dir()]
+    embed = f"add --text {'+'.join(own) or 'ENCODER, the one with which it was trained'}"
+    if data.text in ("", "none"):
+        raise UsageError(f"{folder} reads captions, and --text names no text encoder", embed)
+    latents, texts = store.find("latents", data.latents), store.find("texts", data.text)
+    facts = DataSpec.from_json(latents.file(FACTS).read_text(encoding="utf-8"))
+    _check_autoencoder(folder, latents.id, facts, encode)
+    if facts.shape[0] != config.in_channels:
+        theirs = f"{folder} learned latents of {config.in_channels} channels"
+        raise UsageError(f"{theirs}, and {latents.id} have {facts.shape[0]}", encode)
+    spec = Texts.open(texts.file(INDEX).parent).spec
+    read, made = (config.joint_attention_dim, config.pooled_projection_dim), (spec.tokens, spec.pooled)
+    if read != made:
+        numbers = f"tokens of {read[0]} and pooled vectors of {read[1]} numbers"
+        raise UsageError(f"{folder} reads {numbers}, and {texts.id} have {made[0]} and {made[1]}", embed)
+    return latents, texts
+
+
+def _check_autoencoder(folder: Path, latents: str, facts: "DataSpec", encode: str) -> None:
+    from genflow.sampling.diffusers_folder import digest_of
+
+    if not (folder / "vae").is_dir():
+        console.note(f"warning: {folder} has no vae, so it may have learned latents of another autoencoder")
+    elif not facts.autoencoder.endswith(f"-{digest_of(folder)}"):
+        raise UsageError(f"the latents {latents} are by {facts.autoencoder}, and {folder} has another vae", encode)
+
+
+def _write(store: "Store", folder: Path, name: str, latents: "Artifact", texts: "Artifact") -> "Artifact":
+    """Make the run."""
+    from genflow import build, runs
+    from genflow.nets.sd3 import SD3
+    from genflow.recipe.schema import parse
+    from genflow.sampling import diffusers_sd3
+    from genflow.training import checkpoint
+
+    net, tensors = diffusers_sd3.read_net(folder)
+    data = {"name": latents.meta["dataset"], "latents": latents.id, "text": texts.id}
+    document = {"family": {"kind": "flow_matching"}, "net": net, "data": data, "name": name, "sample": _sample(folder)}
+    plan = runs.plan(store, parse(document))
+    parents = list(data.values())
+    with store.lock("runs", plan.id, uses=parents):
+        if (made := store.get("runs", plan.id)) is not None:
+            return made
+        runs.create_folder(store, plan)
+        family = build.family_of(plan.recipe, plan.facts)
+        own = family.get_submodule("net")
+        assert isinstance(own, SD3)
+        diffusers_sd3.load(folder, own, tensors)
+        average = {key: parameter.detach() for key, parameter in family.named_parameters()}
+        weights = checkpoint.gather(family, average, {})
+        state: checkpoint.State = {
+            "step": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0, "rollbacks": 0,
+            "parameters": sum(parameter.numel() for parameter in average.values()),
+        }  # fmt: skip
+        checkpoints = checkpoint.Checkpoints(store.folder("runs", plan.id) / checkpoint.FOLDER)
+        checkpoints.save(0, lambda attempt: checkpoint.write(attempt, weights, state))
+        meta = {
+            "family": "flow_matching", "net": "sd3", "init": "", "dataset": plan.dataset.id,
+            "dataset_name": plan.dataset.name, "latents": latents.id, "texts": texts.id,
+            "fingerprint": plan.data_facts.fingerprint, "steps": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0,
+            "parameters": state["parameters"], "world": 1, "folder": str(folder),
+        }  # fmt: skip
+        return store.finalize("runs", plan.id, name=name, parents=parents, meta=meta)
+
+
+def _sample(folder: Path) -> dict[str, Any]:
+    """The sampling options that the folder's scheduler has."""
+    try:
+        shift = json.loads((folder / "scheduler" / "scheduler_config.json").read_bytes())["shift"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {"shift": float(shift)} if isinstance(shift, int | float) and 1 <= shift <= 100 else {}
