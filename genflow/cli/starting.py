@@ -13,8 +13,6 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.specs import DataSpec
     from genflow.storage.store import Artifact, Store
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-
 
 def is_folder(reference: str) -> bool:
     """Whether `--init` names a folder, not a run."""
@@ -68,8 +66,8 @@ def _fitting(store: "Store", folder: Path, recipe: "Recipe") -> "tuple[Artifact,
     encode = f"genflow encode {data.name} --autoencoder {folder}"
     if data.latents in ("", "auto", "none"):
         raise UsageError(f"{folder} learned latents, and --latents names none", f"{encode}, then add --latents latest")
-    own = [str(folder / part) for part in TEXT_ENCODERS if (folder / part).is_dir()]
-    embed = f"add --text {'+'.join(own) or 'ENCODER, the one with which it was trained'}"
+    has_encoders = (folder / "text_encoder").is_dir()
+    embed = f"add --text {folder if has_encoders else 'ENCODER, the one with which it was trained'}"
     if data.text in ("", "none"):
         raise UsageError(f"{folder} reads captions, and --text names no text encoder", embed)
     latents, texts = store.find("latents", data.latents), store.find("texts", data.text)

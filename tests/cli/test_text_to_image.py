@@ -1,6 +1,7 @@
 """Text to image between genflow and diffusers, by the command line: prompts of exports, and training from a folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from support import text_folders
 from support.commands import Command, in_this_process
 from support.latents import dataset, embedded, encoded, pictures, task
-from support.small import FACTS, family, recipe
+from support.small import FACTS, family, recipe, shaken
 from support.trained_run import trained_run
 from torch import Tensor
 
@@ -189,3 +190,35 @@ def test_a_folder_that_does_not_exist_is_one_line(genflow: Command, trained: tup
         code, _, err = genflow(*words, name)
         assert code == 2
         assert message in err
+
+
+def test_a_whole_pipeline_of_diffusers_is_the_start(
+    trained: tuple[Store, Artifact], exported: tuple[Path, str], tmp_path: Path
+) -> None:
+    """With its own text encoders, autoencoder, shift and positions; the net reads text as the encoders give it."""
+    diffusers = pytest.importorskip("diffusers")
+    (store, _), (folder, _) = trained, exported
+    home = tmp_path / "sd3"
+    shutil.copytree(folder / "vae", home / "vae")
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        text_folders.write(home / name, text_folders.T5 if name[-1] == "3" else text_folders.CLIP, projection=True)
+    (home / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}', encoding="utf-8")
+    theirs = shaken(diffusers.SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=3, out_channels=3, num_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=24,
+        pos_embed_max_size=24,
+    ), 0.1).eval()  # fmt: skip
+    theirs.save_pretrained(home / "transformer")
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(home / "scheduler")
+    made = {"latents": encoded(store, task(store, str(home))).id, "text": embedded(store, home).id}
+    recipe, _ = starting.import_folder(store, start(home, **made), dry_run=False)
+    own = Engine.load(store.find("runs", recipe.init))
+    assert own.options["shift"] == 3.0
+    assert own.recipe.net["base"] == 8
+    assert not own.recipe.net["normalize"]
+    assert own.prompts is not None
+    text, x, t = own.prompts.text(["a red square"]), torch.randn(1, 3, 8, 8), torch.tensor([300.0])
+    with torch.no_grad():
+        expected = theirs(x, text.tokens * text.mask[..., None], text.pooled, t).sample
+        torch.testing.assert_close(own.family.net(x, t, text), expected, atol=1e-5, rtol=1e-5)  # type: ignore[operator]
+    assert own.draw([1], prompts=["a red square"], steps=2).images.shape == (1, 16, 16, 3)
