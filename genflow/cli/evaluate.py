@@ -7,17 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    check_output_path,
-    compose_recipe,
-    find_run,
-    resolve_features,
-    send,
-    show_dataset,
-    use_of,
-)
+from genflow.cli.dispatch import check_output_path, send, use_of
 from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
-from genflow.errors import UsageError
 from genflow.system.documents import Json
 
 
@@ -79,23 +70,12 @@ def _measure(
     job: str, references: list[str], sets: list[str], flags: dict[str, Any], cluster: bool, address: str, json: bool
 ) -> tuple[list[str], Json]:
     """Send a job that measures runs; return the ids of the runs and the job's result."""
+    from genflow.commands import measure
     from genflow.storage.store import Store
 
     store = Store()
-    runs = [find_run(store, reference) for reference in references]
-    if len({run.meta.get("fingerprint") for run in runs}) > 1:
-        pairs = ", ".join(f"{run.id} on {run.meta.get('dataset')}" for run in runs)
-        raise UsageError(
-            f"runs on different datasets cannot be compared: {pairs}", "genflow runs ls shows the dataset of each run"
-        )
-    if dataset := store.get("datasets", runs[0].meta.get("dataset", "")):
-        show_dataset(dataset)
-    recipe = compose_recipe(None, [], sets, flags)
-    spec = resolve_features(recipe.evaluate.features, store)
-    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
-    ids = list(dict.fromkeys(run.id for run in runs))
-    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
-    return ids, send(job, document, store, cluster, address, json=json)
+    document = measure.document(store, references, [], sets, flags)
+    return document["inputs"]["runs"], send(job, document, store, cluster, address, json=json)
 
 
 def show_table(done: Json) -> None:

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from genflow.cli import console, prompting
-from genflow.cli.dispatch import find_run
+from genflow.cli import console
 from genflow.cli.options import AsJson, RunRef
+from genflow.commands import prompting
+from genflow.commands.references import find_run
 
 
 def export(

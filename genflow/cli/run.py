@@ -9,7 +9,6 @@ from genflow.cli import console
 from genflow.cli.dispatch import send, show_stages, use_of
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
-from genflow.cli.prepare import find_source
 from genflow.errors import UsageError, similar
 from genflow.system.documents import Json
 
@@ -36,6 +35,7 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Run a pipeline: skip finished stages, and run independent stages in parallel."""
+    from genflow.commands.prepare import find_source
     from genflow.pipeline.graph import load
     from genflow.recipe.compose import assignments
     from genflow.storage.store import Store
@@ -43,7 +43,7 @@ def run(
     document, path = _read(pipeline)
     overrides = assignments(sets)
     if source := overrides.get("data", {}).get("source"):
-        overrides["data"]["source"] = find_source(str(source))
+        overrides["data"]["source"] = find_source(Store(), str(source))
     stages = load(document, str(path), overrides)
     if dry_run:
         show_stages(stages, json)

@@ -1,20 +1,15 @@
 """`genflow sample`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from genflow.cli import console, prompting
-from genflow.cli.dispatch import find_run
+from genflow.cli import console
 from genflow.cli.options import AsJson, RunRef, Sets, complete_run
+from genflow.commands.references import find_run
 from genflow.errors import SetupError, UsageError
 from genflow.system.documents import Json
-
-if TYPE_CHECKING:  # `genflow --help` imports this module
-    from genflow.sampling.engine import Engine, SampleBatch
-    from genflow.sampling.interpolation import EndImages
-    from genflow.storage.store import Artifact, Store
 
 SHOWN = 8  # prompts that are printed
 
@@ -51,7 +46,8 @@ def sample(
         typer.Option(
             "--interpolate",
             help="Draw rows of 8 samples between two ends; -n 64 draws 8 rows, -n 5 one row of 5. A family with an "
-            "encoder interpolates between held-out images, which are both ends of a row; other families between seeds.",
+            "encoder interpolates between held-out images, which are both ends of a row; other families between seeds. "
+            "Two or more --prompt: from each prompt to the next one, with the noise of one seed.",
         ),
     ] = False,
     between: Annotated[
@@ -66,8 +62,9 @@ def sample(
     """Draw samples from a run, or from a served model with --endpoint."""
     if not run and not endpoint:
         raise UsageError("no run given", "genflow runs ls shows the runs; to use a served model, add --endpoint URL")
+    from genflow.commands import prompting
     from genflow.data import preview
-    from genflow.sampling import files
+    from genflow.sampling import files, interpolation
     from genflow.sampling.autoencoders import require_sampler
     from genflow.sampling.engine import Engine, labels_for
     from genflow.storage.store import Store
@@ -100,8 +97,13 @@ def sample(
     details: Json = {}
     prompting.check(engine, asked, negative, label, {**engine.options, **options})
     if interpolate or between:
-        drawn, index, details = _interpolate(store, found, engine, n, seed, options, label, between)
-        columns: int | None = details["interpolate"]["columns"]
+        walk = interpolation.draw(
+            store, found, engine, n, seed, options, label, between, prompts=asked, negative=negative
+        )
+        drawn, index, details = walk.drawn, walk.index, {"interpolate": walk.layout}
+        columns: int | None = walk.columns
+        if walk.between == "prompts":
+            details |= {"prompts": asked, "negative": negative}
     else:
         words, n, columns = prompting.arrange(engine, asked, n)
         columns = columns or preview.columns(engine.facts)
@@ -145,7 +147,8 @@ def _show(document: Json, out: Path) -> None:
     n, seed, nfe = document["n"], document["seed"], document["nfe"]
     print(f"samples  {out}  {n} from {document['run']}")
     if layout := document.get("interpolate"):
-        print(f"         {layout['rows']} rows of {layout['columns']}, between {layout['between']}")
+        rows = f"{layout['rows']} row{'s' if layout['rows'] != 1 else ''} of {layout['columns']}"
+        print(f"         {rows}, between {layout['between']}")
         return
     each = 1000 * document["seconds"] / max(n, 1)
     evaluations = f"{nfe} evaluation{'s' if nfe != 1 else ''}"
@@ -183,41 +186,3 @@ def _from_endpoint(
         return
     print(f"samples  {out}  {n} from {model} at {host}")
     print(f"         {facts['checkpoint']}, {facts['nfe']} evaluations per sample · seeds {seed}..{seed + n - 1}")
-
-
-def _interpolate(
-    store: "Store", run: "Artifact", engine: "Engine", n: int | None, seed: int, options: dict[str, Any], label: str,
-    between: tuple[Path, Path] | None,
-) -> tuple["SampleBatch", dict[str, list[int]], Json]:  # fmt: skip
-    """The pictures of --interpolate, each one's row and column, and what the document says of them."""
-    from genflow import build
-    from genflow.families.base import has_encoder
-    from genflow.sampling import interpolation
-    from genflow.sampling.engine import labels_for
-
-    facts, family = engine.facts, engine.family
-    rows, columns = interpolation.layout(n, bool(between))
-    encodes = has_encoder(type(family))
-    if between and not encodes:
-        raise UsageError(
-            f"--between needs an encoder, and {family.title} has none", "--interpolate interpolates between two seeds"
-        )
-    if encodes and options:
-        raise UsageError(
-            f"{next(iter(options))} cannot be combined with --interpolate: decoding with {family.title} has no options",
-            f"remove {next(iter(options))}",
-        )
-    ends: EndImages | None = None
-    if between:
-        labels = None if label == "all" else labels_for(label, rows, facts)
-        ends = interpolation.from_files(between, labels, facts)
-    elif encodes:
-        ends = interpolation.held_out(store, run.meta["dataset"], rows, seed, labels_for(label, rows, facts), facts)
-    if ends:
-        drawn = interpolation.walk_pictures(engine, ends, columns, seed)
-    else:
-        chosen = build.sample_options(family, {**engine.options, **options})
-        drawn = interpolation.walk_noise(engine, rows, columns, seed, labels_for(label, rows, facts), chosen)
-    index = {"row": [i // columns for i in range(rows * columns)], "column": list(range(columns)) * rows}
-    layout = {"rows": rows, "columns": columns, "between": "pictures" if ends else "seeds"}
-    return drawn, index, {"interpolate": {**layout, "ends": ends.names if ends else None}}

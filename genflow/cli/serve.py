@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run, send
+from genflow.cli.dispatch import send
 from genflow.cli.options import Address, AsJson, OnCluster, complete_run
+from genflow.commands.references import find_run
 from genflow.errors import SetupError, UsageError
 from genflow.system.documents import Json
 

@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    check_output_path,
-    default_latents,
-    find_latents,
-    find_named,
-    resolve_features,
-    send,
-    show_dataset,
-)
+from genflow.cli.dispatch import check_output_path, send
 from genflow.cli.options import Address, AsJson, DryRun, Latents, OnCluster, Sets, complete_data
+from genflow.commands.references import default_latents, find_latents, find_named, resolve_features, show_dataset
 from genflow.errors import DIVERGED, UsageError, nearest
 from genflow.system.documents import Json
 

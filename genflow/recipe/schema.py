@@ -167,6 +167,11 @@ class Recipe(Section):
             raise ValueError("use letters, digits, '.', '_' and '-', at most 80")
         return value
 
+    def __str__(self) -> str:
+        from genflow.recipe.files import dump
+
+        return dump(self)
+
     def replace(self, **sections: Any) -> "Recipe":
         """A copy with whole sections replaced. Only these are validated; the others already were.
 

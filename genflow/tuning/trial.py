@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 import torch
 
-from genflow import runs
+import genflow.runs as runs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.errors import ResourceError, SetupError

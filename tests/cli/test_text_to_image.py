@@ -16,7 +16,8 @@ from support.trained_run import trained_run
 from torch import Tensor
 
 from genflow import runs
-from genflow.cli import export, starting
+from genflow.cli import export
+from genflow.commands import starting
 from genflow.errors import UsageError
 from genflow.maths.rng import SampleRng
 from genflow.recipe.schema import Recipe, parse
@@ -127,9 +128,9 @@ def test_a_folder_becomes_a_run_that_draws_the_same(
     assert (code, [stage["job"] for stage in json.loads(out)["stages"]]) == (0, ["import"])
     assert len(store.names("runs")) == count
     asked = start(folder, latents=latents, text=texts)
-    planned, missing = starting.import_folder(store, asked, dry_run=False)
+    planned, missing = starting.find(store, asked)
     assert missing == ""
-    assert starting.import_folder(store, asked, dry_run=True) == (planned, "")
+    assert starting.find(store, asked, dry_run=True) == (planned, "")
     assert len(store.names("runs")) == count + 1
     made = store.find("runs", planned.init)
     assert made.name.startswith("own-sd3-")
@@ -172,7 +173,7 @@ def test_data_that_do_not_fit_a_folder_are_rejected(
     ]
     for data, message, hint in cases:
         with pytest.raises(UsageError, match=message) as caught:
-            starting.import_folder(store, start(folder, **data), dry_run=False)
+            starting.find(store, start(folder, **data))
         assert caught.value.hint.startswith(hint)
         assert "\n" not in caught.value.message + caught.value.hint
     assert len(store.names("runs")) == count
@@ -211,7 +212,7 @@ def test_a_whole_pipeline_of_diffusers_is_the_start(
     theirs.save_pretrained(home / "transformer")
     diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(home / "scheduler")
     made = {"latents": encoded(store, task(store, str(home))).id, "text": embedded(store, home).id}
-    recipe, _ = starting.import_folder(store, start(home, **made), dry_run=False)
+    recipe, _ = starting.find(store, start(home, **made))
     own = Engine.load(store.find("runs", recipe.init))
     assert own.options["shift"] == 3.0
     assert own.recipe.net["base"] == 8

@@ -13,7 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from genflow import runs
+import genflow.runs as runs
 from genflow.data.preview import render
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
@@ -91,7 +91,8 @@ def work(settings: dict[str, Any]) -> None:
         should_stop = stop if settings["alone"] else StopPoller(settings["stop_flag"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, save=save, log=log, watch=gauges,
+            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, open=checkpoints.open,
+            save=save, log=log, watch=gauges, note=lambda text: events.emit("note", message=text),
             should_stop=should_stop, barrier=_ignore if settings["alone"] else ray.train.report,
         )  # fmt: skip
         try:

@@ -1,31 +1,31 @@
-"""`--init FOLDER` of `genflow train`: a local folder of Stable Diffusion 3 becomes a run of the store."""
+"""The run from which a training starts, if `init` names a local folder of Stable Diffusion 3: it becomes a run."""
 
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genflow.cli import console
 from genflow.errors import UsageError
+from genflow.system.streams import note
 
-if TYPE_CHECKING:  # `genflow --help` imports this module
+if TYPE_CHECKING:  # the command line checks words without importing torch
     from genflow.recipe.schema import Recipe
     from genflow.specs import DataSpec
     from genflow.storage.store import Artifact, Store
 
 
 def is_folder(reference: str) -> bool:
-    """Whether `--init` names a folder, not a run."""
+    """Whether `init` names a folder, not a run."""
     path = Path(reference).expanduser()
     return (path / "transformer").is_dir() or (os.sep in reference and not reference.startswith("models:"))
 
 
-def import_folder(store: "Store", recipe: "Recipe", *, dry_run: bool) -> "tuple[Recipe, str]":
-    """The recipe with the run that the folder of `init` becomes; it is made unless it exists.
+def find(store: "Store", recipe: "Recipe", *, dry_run: bool = False) -> "tuple[Recipe, str]":
+    """The recipe with `init` as the id of a run. The run of a folder is made unless it exists.
 
     Args:
         store: has the latents and the text embeddings that the recipe names.
-        recipe: its `init` names a folder.
+        recipe: its `init` is the id of a run, a folder, or empty.
         dry_run: make no run.
 
     Returns:
@@ -35,6 +35,8 @@ def import_folder(store: "Store", recipe: "Recipe", *, dry_run: bool) -> "tuple[
         UsageError: the latents or the text embeddings do not fit the folder.
         DataError: a file of the folder is missing or damaged.
     """
+    if not is_folder(recipe.init):
+        return recipe, ""
     from genflow.sampling import diffusers_sd3
     from genflow.sampling.autoencoders import as_name
 
@@ -47,7 +49,7 @@ def import_folder(store: "Store", recipe: "Recipe", *, dry_run: bool) -> "tuple[
         if dry_run:
             return recipe, name
         run = _write(store, folder, name, latents, texts)
-        console.note(f"init     {folder} is the run {run.id}")
+        note(f"init     {folder} is the run {run.id}")
     return recipe.replace(init=run.id), ""
 
 
@@ -88,47 +90,48 @@ def _check_autoencoder(folder: Path, latents: str, facts: "DataSpec", encode: st
     from genflow.sampling.diffusers_folder import digest_of
 
     if not (folder / "vae").is_dir():
-        console.note(f"warning: {folder} has no vae, so it may have learned latents of another autoencoder")
+        note(f"warning: {folder} has no vae, so it may have learned latents of another autoencoder")
     elif not facts.autoencoder.endswith(f"-{digest_of(folder)}"):
         raise UsageError(f"the latents {latents} are by {facts.autoencoder}, and {folder} has another vae", encode)
 
 
 def _write(store: "Store", folder: Path, name: str, latents: "Artifact", texts: "Artifact") -> "Artifact":
     """Make the run."""
-    from genflow import build, runs
+    from genflow import build
     from genflow.nets.sd3 import SD3
     from genflow.recipe.schema import parse
+    from genflow.runs import create_folder, plan
     from genflow.sampling import diffusers_sd3
     from genflow.training import checkpoint
 
     net, tensors = diffusers_sd3.read_net(folder)
     data = {"name": latents.meta["dataset"], "latents": latents.id, "text": texts.id}
     document = {"family": {"kind": "flow_matching"}, "net": net, "data": data, "name": name, "sample": _sample(folder)}
-    plan = runs.plan(store, parse(document))
+    run = plan(store, parse(document))
+    family = build.family_of(run.recipe, run.facts)
+    own = family.get_submodule("net")
+    assert isinstance(own, SD3)
+    diffusers_sd3.load(folder, own, tensors)  # first, because a damaged folder leaves no run
     parents = list(data.values())
-    with store.lock("runs", plan.id, uses=parents):
-        if (made := store.get("runs", plan.id)) is not None:
+    with store.lock("runs", run.id, uses=parents):
+        if (made := store.get("runs", run.id)) is not None:
             return made
-        runs.create_folder(store, plan)
-        family = build.family_of(plan.recipe, plan.facts)
-        own = family.get_submodule("net")
-        assert isinstance(own, SD3)
-        diffusers_sd3.load(folder, own, tensors)
+        create_folder(store, run)
         average = {key: parameter.detach() for key, parameter in family.named_parameters()}
         weights = checkpoint.gather(family, average, {})
         state: checkpoint.State = {
             "step": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0, "rollbacks": 0,
             "parameters": sum(parameter.numel() for parameter in average.values()),
         }  # fmt: skip
-        checkpoints = checkpoint.Checkpoints(store.folder("runs", plan.id) / checkpoint.FOLDER)
+        checkpoints = checkpoint.Checkpoints(store.folder("runs", run.id) / checkpoint.FOLDER)
         checkpoints.save(0, lambda attempt: checkpoint.write(attempt, weights, state))
         meta = {
-            "family": "flow_matching", "net": "sd3", "init": "", "dataset": plan.dataset.id,
-            "dataset_name": plan.dataset.name, "latents": latents.id, "texts": texts.id,
-            "fingerprint": plan.data_facts.fingerprint, "steps": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0,
+            "family": "flow_matching", "net": "sd3", "init": "", "dataset": run.dataset.id,
+            "dataset_name": run.dataset.name, "latents": latents.id, "texts": texts.id,
+            "fingerprint": run.data_facts.fingerprint, "steps": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0,
             "parameters": state["parameters"], "world": 1, "folder": str(folder),
         }  # fmt: skip
-        return store.finalize("runs", plan.id, name=name, parents=parents, meta=meta)
+        return store.finalize("runs", run.id, name=name, parents=parents, meta=meta)
 
 
 def _sample(folder: Path) -> dict[str, Any]:

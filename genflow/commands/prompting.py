@@ -1,16 +1,15 @@
-"""The flags --prompt, --prompts and --negative of `genflow sample`."""
+"""Prompts of a command: read them, check that they fit the run, and give each sample one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genflow.cli import console
 from genflow.errors import DataError, UsageError
+from genflow.system.streams import note
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.sampling.engine import Engine
 
 DEFAULT_COUNT = 64  # samples without -n
-MAX_COLUMNS = 8  # of a grid of prompts
 
 
 def given(flags: list[str], file: Path | None) -> list[str]:
@@ -41,6 +40,7 @@ def check(engine: "Engine", prompts: list[str], negative: str, label: str, optio
     Raises:
         UsageError: they do not fit.
     """
+
     if engine.prompts is None:
         if prompts or negative:
             flag, names = "--prompt" if prompts else "--negative", engine.facts.class_names
@@ -56,13 +56,13 @@ def check(engine: "Engine", prompts: list[str], negative: str, label: str, optio
 
 def name_cut(engine: "Engine", prompts: list[str]) -> None:
     """Say which prompts for a run of captions are cut."""
+    from genflow.sampling.prompts import shown
+
     if engine.prompts is None:
         return
-    for place, count in engine.prompts.cut(prompts):
-        cut = prompts[place]
-        shown = cut if len(cut) <= 40 else f"{cut[:40]}…"
-        limit = engine.prompts.spec.length
-        console.note(f"warning: the prompt {shown!r} has {count} tokens, and this run reads {limit}: the rest is cut")
+    limit = engine.prompts.spec.length
+    for cut, count in engine.prompts.cut(prompts).items():
+        note(f"warning: the prompt {shown(cut)} has {count} tokens, and this run reads {limit}: the rest is cut")
 
 
 def arrange(engine: "Engine", prompts: list[str], n: int | None) -> tuple[list[str] | None, int, int | None]:
@@ -70,12 +70,14 @@ def arrange(engine: "Engine", prompts: list[str], n: int | None) -> tuple[list[s
 
     Without prompts, they are captions of held-out rows.
     """
+    from genflow.sampling.prompts import MAX_COLUMNS, in_turn
+
     if engine.prompts is None:
         return None, DEFAULT_COUNT if n is None else n, None
-    few = prompts if 1 < len(prompts) <= MAX_COLUMNS else []
     if prompts:
         n = n or (len(prompts) if len(prompts) > MAX_COLUMNS else MAX_COLUMNS * len(prompts))
     else:
         n = DEFAULT_COUNT if n is None else n
         prompts = engine.prompts.examples(n)
-    return [prompts[i % len(prompts)] for i in range(n)], n, len(few) or min(n, MAX_COLUMNS)
+    words, columns = in_turn(prompts, n)
+    return words, n, columns
