@@ -274,7 +274,7 @@ def build(
     classes: int,
     *,
     patch: Annotated[int, Field(ge=0)] = 0,
-    width: Annotated[int, Field(ge=4, le=8192, multiple_of=4)] = 192,
+    width: Annotated[int, Field(ge=1, le=8192)] = 192,
     depth: Annotated[int, Field(ge=1, le=256)] = 6,
     heads: Annotated[int, Field(ge=1, le=256)] = 3,
     qk_norm: bool = True,
@@ -303,10 +303,12 @@ def build(
             them as its text encoders give them.
 
     Raises:
-        UsageError: input or output is not a picture, the data has no captions, patch does not divide the picture's
-            side, heads does not divide width, or the table is smaller than the picture.
+        UsageError: input or output is not a picture, the data has no captions, width is no multiple of 4, patch does
+            not divide the picture's side, heads does not divide width, or the table is smaller than the picture.
     """
     size = need_pictures("sd3", ports)
+    if width % 4:
+        raise UsageError(f"net.width={width} must be a multiple of 4 for sd3", f"use net.width={width + -width % 4}")
     if ports.text is None:
         raise UsageError(
             "net sd3 reads captions, and this run has none",
