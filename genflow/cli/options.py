@@ -52,6 +52,7 @@ Init = Annotated[
     ),
 ]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw and measure.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto: the fastest that PyTorch finds.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 RunRef = Annotated[
     str,

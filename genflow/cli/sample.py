@@ -57,6 +57,7 @@ def sample(
     endpoint: Annotated[
         str, typer.Option(metavar="URL", help="Draw from a served model at this address; RUN is the model's name.")
     ] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", hidden=True)] = "auto",
     json: AsJson = False,
 ) -> None:
     """Draw samples from a run, or from a served model with --endpoint."""
@@ -68,7 +69,9 @@ def sample(
     from genflow.sampling.autoencoders import require_sampler
     from genflow.sampling.engine import Engine, labels_for
     from genflow.storage.store import Store
+    from genflow.system import devices
 
+    devices.check(device)
     files.form_of(out)
     options, weights = _settings({"steps": steps, "sampler": sampler or None, "guidance": guidance}, sets)
     asked = prompting.given(prompt, prompts)
@@ -89,11 +92,11 @@ def sample(
     found = find_run(store, run)
     if not (interpolate or between):
         require_sampler(found)
-    engine = Engine.load(found, average=weights == "ema")
+    engine = Engine.load(found, average=weights == "ema", device=devices.choose(device))
     if guide and (interpolate or between):
         raise UsageError("--guide cannot be combined with --interpolate or --between", "remove --guide")
     if guide:
-        engine.family.guided_by(Engine.load(find_run(store, guide)).family)
+        engine.family.guided_by(Engine.load(find_run(store, guide), device=engine.device).family)
     details: Json = {}
     prompting.check(engine, asked, negative, label, {**engine.options, **options})
     if interpolate or between:

@@ -85,6 +85,7 @@ class Evaluate(Section):
     steps: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32)  # sampling steps of the quality-against-steps sweep
     samplers: tuple[str, ...] = ()  # samplers of the sweep, the best kept per evaluation count; empty: the run's
     sweep_samples: Annotated[int, Field(ge=16)] = 500  # samples per point of the sweep, at least 16
+    guidance: tuple[Annotated[float, Field(ge=0)], ...] = (1, 2, 4, 8)  # guidance scales tried for a run of captions
     likelihood: Natural = 256  # number of images whose likelihood is computed; 0: none
     features: str = "classifier"  # classifier | random | a path to a TorchScript module or safetensors
     classification: bool = False  # training of a classifier on the samples, tested on real images, on or off
@@ -138,7 +139,10 @@ class Cluster(Section):
     """The resources of a run."""
 
     workers: Positive = 1  # number of training workers
-    gpus: Annotated[float, Field(ge=0)] = 0  # GPUs per worker, 0 or more; a fraction shares a GPU
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = (
+        "auto"  # GPUs per worker, 0 or more, auto: 1 if there is one for each; a fraction shares a GPU
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     cpus: Annotated[float, Field(gt=0)] = 1  # CPUs per worker, above 0
     retries: Natural = 3  # restarts after a worker or a node fails
     strategy: Literal["ddp", "fsdp"] = "ddp"  # per worker, ddp: a copy of the net; fsdp: a shard

@@ -16,18 +16,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
 
-import torch
-
 import genflow.runs as runs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.errors import ResourceError, SetupError
+from genflow.evaluation import samples
 from genflow.evaluation.features.extractor import FeatureReference, load_features
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.recipe.schema import Recipe, Train, parse
 from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.json_lines import append_durably, read_lines
 from genflow.storage.store import Store
+from genflow.system import devices
 from genflow.system.documents import Json
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
@@ -183,7 +183,7 @@ class Training:
         self.context, self.folder = context, folder
         self.run = runs.plan(context.store, recipe)
         self.recipe = self.run.recipe
-        self.device = "cuda" if recipe.cluster.gpus and torch.cuda.is_available() else "cpu"
+        self.device = devices.choose()
         self.journal = f"{context.task.journals}.{number:04d}" if context.task.journals else ""
         folder.mkdir(parents=True, exist_ok=True)
         context.store.upload(*runs.write_description(folder, self.run))
@@ -196,6 +196,7 @@ class Training:
         assert weights is not None
         state = read_state(weights)
         engine = Engine.from_folder(self.folder, weights, device=self.device)
+        engine = samples.with_captions(engine, self.context.store)
         if share < 1:  # the loop calls `finish` only at the end of training
             engine.family.finish(self._stream())
         task = self.context.task
