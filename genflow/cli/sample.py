@@ -168,6 +168,7 @@ def _from_endpoint(
     from urllib.parse import unquote
 
     from genflow.client import Client
+    from genflow.commands import prompting
     from genflow.storage.files import write_atomically
 
     if out.suffix not in (".png", ".npy"):

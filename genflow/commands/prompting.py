@@ -91,4 +91,4 @@ def note_cut(header: str) -> None:
     """Say that a served model reads only a part of a prompt; `16/62` is the header of its answer."""
     if header:
         read, _, tokens = header.partition("/")
-        console.note(f"warning: the longest prompt has {tokens} tokens, and this model reads {read}: the rest is cut")
+        note(f"warning: the longest prompt has {tokens} tokens, and this model reads {read}: the rest is cut")
