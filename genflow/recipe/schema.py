@@ -146,7 +146,7 @@ class Cluster(Section):
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = (
         "auto"  # GPUs per worker, 0 or more, auto: 1 if there is one for each; a fraction shares a GPU
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device of a worker; auto: the GPU that Ray gave, else any GPU
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # of a worker; auto: the GPU that Ray gave, else any GPU
     cpus: Annotated[float, Field(gt=0)] = 1  # CPUs per worker, above 0
     retries: Natural = 3  # restarts after a worker or a node fails
     strategy: Literal["ddp", "fsdp"] = "ddp"  # per worker, ddp: a copy of the net; fsdp: a shard
