@@ -166,8 +166,8 @@ The floor is {number(float(floor))}, the fd of as many real rows.
 - **P / R**: precision and recall.
 - **recognised**: the share of samples that the classifier assigns to the class that was asked for.
  {seen}
-{prompts}- **rec. fd / dB**: fd and PSNR of the autoencoder's reconstructions; no model of the latents can be expected to
-  have a smaller fd.
+{prompts}- **rec. fd / dB**: fd and PSNR of the autoencoder's reconstructions; no model of the latents can be expected
+  to have a smaller fd.
 - **copies**: the share of samples that are near copies of one training row
   (`genflow/evaluation/metrics/memorization.py`).{held_out}
 {bits}- **to reach**: the goal; for a distance, its ratio to {_reference_of_goals(plan)}.
