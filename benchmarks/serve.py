@@ -35,7 +35,7 @@ class Bare:
     def __init__(self, run: str, steps: int | None) -> None:
         import torch
 
-        from genflow.cli.dispatch import find_run
+        from genflow.commands.references import find_run
         from genflow.sampling.engine import Engine
         from genflow.storage.store import Store
 
@@ -65,7 +65,7 @@ def plain(run: str, port: int, steps: int | None, filled: bool) -> None:
     import uvicorn
     from fastapi import FastAPI, Response
 
-    from genflow.cli.dispatch import find_run
+    from genflow.commands.references import find_run
     from genflow.sampling.engine import Engine
     from genflow.storage.store import Store
 
@@ -98,7 +98,7 @@ def _diffusers(run: str, engine: Any, steps: int | None) -> Callable[[int], byte
     import torch
     from diffusers import DiffusionPipeline
 
-    from genflow.cli.dispatch import find_run
+    from genflow.commands.references import find_run
     from genflow.sampling import export
     from genflow.storage.store import Store
 
@@ -207,7 +207,7 @@ def main() -> None:
     if asked.plain:
         plain(asked.run, asked.plain, asked.steps, not asked.unfilled)
         return
-    from genflow.cli.dispatch import find_run
+    from genflow.commands.references import find_run
     from genflow.storage.store import Store
     from genflow.system import environment
 

@@ -98,6 +98,27 @@ class Text:
         length = max(self.mask.shape[1], negative.mask.shape[1])
         return replace(self.padded(length), empty=replace(negative, empty=None).padded(length))
 
+    def between(self, other: "Text", share: Tensor) -> "Text":
+        """Interpolate from these captions to those of `other`; at 0 and 1 a row has the bits of its own caption.
+
+        In between, a row attends to every token of both captions. A position that only one of them has is scaled from
+        zeros. "No condition" stays that of these captions.
+
+        Args:
+            other: (B,) captions of the same text encoder.
+            share: (B,) in [0, 1].
+
+        Raises:
+            ValueError: the numbers of rows differ.
+        """
+        if not len(self) == len(other) == len(share):
+            raise ValueError(f"{len(share)} shares between {len(self)} and {len(other)} captions")
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        a, b, s = self.padded(length), other.padded(length), share.to(self.pooled)[:, None]  # lerp is exact at 0 and 1
+        mask = a.mask & (s < 1) | b.mask & (s > 0)
+        first, last = (text.tokens * text.mask[..., None] for text in (a, b))
+        return Text(torch.lerp(first, last, s[..., None]), mask, torch.lerp(a.pooled, b.pooled, s), a.empty)
+
     @staticmethod
     def cat(parts: "Sequence[Text]") -> "Text":
         """The rows of all parts, padded to the longest part."""

@@ -24,7 +24,9 @@ FLOORS = (
     ("evaluation", "launch"),
     ("pipeline", "serving", "tuning"),
     ("tables",),
+    ("commands",),
     ("cli",),
+    ("api",),
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 RAY = ("jobs", "genflow.launch.ray_jobs")  # in the second only inside functions
@@ -147,6 +149,8 @@ def test_a_large_library_is_imported_in_few_modules(library: str, places: tuple[
     ("module", "absent"),
     [
         ("genflow.cli.app", {"torch", "ray", "mlflow", "pydantic", "numpy", "pyarrow", "PIL", "genflow.recipe"}),
+        ("genflow", {"torch", "ray", "mlflow", "pydantic", "numpy", "pyarrow", "PIL", "yaml", "typer", "genflow.api"}),
+        ("genflow.api", {"torch", "ray", "mlflow", "typer", "pandas"}),
         ("genflow.system.environment", {"torch", "ray", "mlflow", "pydantic", "numpy", "yaml", "typer"}),
         ("genflow.training.loop", {"ray", "mlflow", "typer"}),
         ("genflow.sampling.engine", {"ray", "mlflow", "typer"}),

@@ -60,3 +60,18 @@ def test_the_empty_caption_follows_to_another_device() -> None:
     """`to` moves both."""
     moved = captions([1, 2]).to("meta")
     assert moved.device == moved.unconditional().device == torch.device("meta")
+
+
+def test_between_two_captions() -> None:
+    """The ends have the bits of the captions; in between every token of both has weight."""
+    a, b = captions([1] * 3), captions([2] * 3).padded(9)
+    text = a.between(b, torch.tensor([0.0, 0.25, 1.0]))
+    for row, end in ((0, a.padded(9)), (2, b)):
+        assert torch.equal(text.mask[row], end.mask[row])
+        assert torch.equal(text.tokens[row][end.mask[row]], end.tokens[row][end.mask[row]])
+        assert torch.equal(text.pooled[row], end.pooled[row])
+    assert text.mask.sum(1).tolist() == [2, 3, 3]
+    assert torch.equal(text.tokens[1, 2], 0.25 * b.tokens[1, 2])
+    assert equal(text.unconditional(), a.padded(9).unconditional())
+    with pytest.raises(ValueError, match="1 shares between 3 and 3 captions"):
+        a.between(b, torch.tensor([0.5]))

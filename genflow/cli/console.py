@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from genflow.errors import GenflowError, UsageError
+from genflow.system.streams import note as note  # part of the output of a command
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.system.events import Event
@@ -21,11 +22,6 @@ EVERY_SECONDS = 10.0  # between two progress lines without a terminal
 def is_live() -> bool:
     """Whether standard error is a terminal that can redraw lines."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
-
-
-def note(text: str) -> None:
-    """Print one line on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def fail(error: GenflowError, verbose: bool) -> int:

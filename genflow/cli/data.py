@@ -6,34 +6,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_named, training_of
+from genflow.cli.dispatch import training_of
 from genflow.cli.options import AsJson, DataRef, Yes
 from genflow.cli.removal import NOUN, remove
+from genflow.commands.references import find_named, kind_of_data
 from genflow.data.skipped import describe
 from genflow.system.documents import Json
 
+EXAMPLES = 3  # captions that `data show` prints
 SHOWN = 60  # characters of a caption
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
-    from genflow.storage.store import Artifact, Store
+    from genflow.storage.store import Artifact
 
-app = typer.Typer(help="List, show and delete datasets and latents in the store.", no_args_is_help=True)
+app = typer.Typer(help="List, show and delete datasets and latents in the store; without a command, list them.")
+
+
+@app.callback(invoke_without_command=True)
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_data()
 
 
 @app.command("ls")
 def list_data(json: AsJson = False) -> None:
-    """List the datasets and the latents in the store."""
+    """List the datasets, the latents and the text embeddings in the store."""
     from genflow.storage.store import Store
 
     store = Store()
-    found = {kind: store.artifacts(kind) for kind in ("datasets", "latents")}
+    found = {kind: store.artifacts(kind) for kind in ("datasets", "latents", "texts")}
     if json:
         datasets = [{"dataset": d.id, "name": d.name, **d.meta.get("facts", {})} for d in found["datasets"]]
         latents = [
             {"latents": a.id, "name": a.name, "dataset": a.meta["dataset"], **a.meta["facts"]} for a in found["latents"]
         ]
-        console.document({"schema": "genflow.datasets/1", "datasets": datasets, "latents": latents})
+        texts = [{"texts": a.id, "name": a.name, **a.meta} for a in found["texts"]]
+        console.document({"schema": "genflow.datasets/1", "datasets": datasets, "latents": latents, "texts": texts})
         return
     if not any(found.values()):
         print(f"no datasets in {store.url}")
@@ -44,9 +53,12 @@ def list_data(json: AsJson = False) -> None:
             (NOUN[kind], "name", *of, "rows", "C×H×W", "made"), [_row(artifact) for artifact in artifacts],
             left=2 + len(of),
         )
-        for (kind, artifacts), of in zip(found.items(), ((), ("of",)), strict=True)
-        if artifacts
+        for kind, of in (("datasets", ()), ("latents", ("of",)))
+        if (artifacts := found[kind])
     ]
+    if found["texts"]:
+        heads = ("text embeddings", "name", "of", "encoder", "captions", "tokens", "made")
+        tables.append(console.table(heads, [_row_of_texts(artifact) for artifact in found["texts"]], left=4))
     print("\n\n".join(tables))
 
 
@@ -58,12 +70,11 @@ def _row(artifact: "Artifact") -> tuple[str, ...]:
     return artifact.id, artifact.name, *of, rows, shape, console.date(artifact.manifest.get("created", 0))
 
 
-def _kind(store: "Store", reference: str) -> str:
-    """The kind that a reference means: latents by id, or by a name that no dataset has; else a dataset."""
-    if reference in store.names("latents"):
-        return "latents"
-    named = {kind: {artifact.name for artifact in store.artifacts(kind)} for kind in ("latents", "datasets")}
-    return "latents" if reference in named["latents"] - named["datasets"] else "datasets"
+def _row_of_texts(artifact: "Artifact") -> tuple[str, ...]:
+    meta = artifact.meta
+    numbers = (f"{meta['captions']:,}", f"{meta['spec']['length']}×{meta['spec']['tokens']}")
+    made = console.date(artifact.manifest.get("created", 0))
+    return artifact.id, artifact.name, meta["dataset"], meta["encoder_id"], *numbers, made
 
 
 @app.command()
@@ -81,7 +92,10 @@ def show(
     from genflow.storage.store import Store
 
     store = Store()
-    opened = Dataset.open(find_named(store, _kind(store, dataset), dataset))
+    if (kind := kind_of_data(store, dataset)) == "texts":
+        _show_texts(store.find(kind, dataset), json)
+        return
+    opened = Dataset.open(find_named(store, kind, dataset))
     document = preview.describe(opened)
     picture = _decoded(opened) if opened.facts.is_latents else preview.preview(opened)
     name = opened.artifact.id if opened.facts.is_latents else opened.artifact.name
@@ -98,6 +112,21 @@ def show(
         console.next_commands(f"genflow train flow_matching --latents {opened.artifact.id}")
     else:
         console.next_commands(training_of(store.reference(opened.artifact), opened.facts.to_json()))
+
+
+def _show_texts(texts: "Artifact", json: bool) -> None:
+    from genflow.data.texts import Texts
+
+    meta = {key: value for key, value in texts.meta.items() if key != "spec"} | texts.meta["spec"]
+    if json:
+        console.document({"schema": "genflow.texts/1", "texts": texts.id, "path": str(texts.path), **meta})
+        return
+    for key, value in {"texts": texts.id, "path": texts.path, **meta}.items():
+        if key != "warnings":
+            print(f"{key:<12} {value}")
+    examples = Texts.open(texts.path).captions[:EXAMPLES]
+    print(f"{'such as':<12} {', '.join(map(repr, examples))}")
+    console.next_commands(f"genflow train flow_matching --data {meta['dataset']} --text {texts.id}")
 
 
 def _decoded(latents: "Dataset") -> bytes:
@@ -152,7 +181,7 @@ def _identity(dataset: "Dataset") -> dict[str, str]:
 
 @app.command()
 def rm(dataset: DataRef, yes: Yes = False) -> None:
-    """Delete a dataset or latents from the store."""
+    """Delete a dataset, latents or text embeddings from the store."""
     from genflow.storage.store import Store
 
-    remove(_kind(Store(), dataset), dataset, yes)
+    remove(kind_of_data(Store(), dataset), dataset, yes)

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, find_named, find_run, send, show_dataset, show_plan
+from genflow.cli.dispatch import send, show_plan
 from genflow.cli.options import Address, AsJson, DataRef, DryRun, OnCluster, Sets, complete_run
+from genflow.commands.recipes import compose_recipe
+from genflow.commands.references import find_named, find_run, show_dataset
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 

@@ -11,9 +11,15 @@ from genflow.cli import console
 from genflow.cli.options import AsJson
 from genflow.errors import SetupError, UsageError
 
-app = typer.Typer(help="List and stop endpoints that `genflow serve` started.", no_args_is_help=True)
+app = typer.Typer(help="List and stop endpoints that `genflow serve` started; without a command, list them.")
 
 DRAIN_S = 90.0  # time for an endpoint to answer its open requests
+
+
+@app.callback(invoke_without_command=True)
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_endpoints()
 
 
 @app.command("ls")

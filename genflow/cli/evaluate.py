@@ -7,18 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    absolute_if_path,
-    check_output_path,
-    compose_recipe,
-    find_run,
-    resolve_features,
-    send,
-    show_dataset,
-    use_of,
-)
-from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
-from genflow.errors import UsageError
+from genflow.cli.dispatch import check_output_path, send, use_of
+from genflow.cli.options import Address, AsJson, Device, OnCluster, RunRefs, Samples, Sets
 from genflow.system.documents import Json
 
 
@@ -26,6 +16,7 @@ def evaluate(
     runs: RunRefs,
     samples: Samples = None,
     features: Annotated[str, typer.Option(help="Feature extractor: classifier, random, imagenet, or a file.")] = "",
+    device: Device = "",
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
@@ -37,7 +28,7 @@ def evaluate(
 
     Quality is also measured for several numbers of sampling steps.
     """
-    flags = {"evaluate.samples": samples, "evaluate.features": features}
+    flags = {"evaluate.samples": samples, "evaluate.features": features, "cluster.device": device}
     ids, done = _measure("evaluate", runs, sets, flags, cluster, address, json)
     if json:
         console.document(done)
@@ -50,6 +41,7 @@ def compare(
     runs: RunRefs,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy report.html to this file.")] = None,
     samples: Samples = None,
+    device: Device = "",
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
@@ -57,7 +49,8 @@ def compare(
 ) -> None:
     """Measure runs, print a table, and write a self-contained HTML report."""
     check_output_path(out)
-    ids, done = _measure("compare", runs, sets, {"evaluate.samples": samples}, cluster, address, json)
+    flags = {"evaluate.samples": samples, "cluster.device": device}
+    ids, done = _measure("compare", runs, sets, flags, cluster, address, json)
     if out and "path" in done:
         shutil.copyfile(Path(done["path"]) / "report.html", out)
         done["path"] = str(out.absolute())
@@ -80,24 +73,12 @@ def _measure(
     job: str, references: list[str], sets: list[str], flags: dict[str, Any], cluster: bool, address: str, json: bool
 ) -> tuple[list[str], Json]:
     """Send a job that measures runs; return the ids of the runs and the job's result."""
+    from genflow.commands import measure
     from genflow.storage.store import Store
 
     store = Store()
-    runs = [find_run(store, reference) for reference in references]
-    if len({run.meta.get("fingerprint") for run in runs}) > 1:
-        pairs = ", ".join(f"{run.id} on {run.meta.get('dataset')}" for run in runs)
-        raise UsageError(
-            f"runs on different datasets cannot be compared: {pairs}", "genflow runs ls shows the dataset of each run"
-        )
-    if dataset := store.get("datasets", runs[0].meta.get("dataset", "")):
-        show_dataset(dataset)
-    recipe = compose_recipe(None, [], sets, flags)
-    spec = resolve_features(recipe.evaluate.features, store)
-    clip = absolute_if_path(recipe.evaluate.clip) if recipe.evaluate.clip else ""
-    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec, "clip": clip})
-    ids = list(dict.fromkeys(run.id for run in runs))
-    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
-    return ids, send(job, document, store, cluster, address, json=json)
+    document = measure.document(store, references, [], sets, flags)
+    return document["inputs"]["runs"], send(job, document, store, cluster, address, json=json)
 
 
 def show_table(done: Json) -> None:

@@ -8,8 +8,14 @@ from genflow.cli import console
 from genflow.cli.dispatch import is_verbose
 from genflow.cli.options import Address, AsJson
 
-app = typer.Typer(help="List, follow and stop jobs on a cluster.", no_args_is_help=True)
+app = typer.Typer(help="List, follow and stop jobs on a cluster; without a command, list them.")
 Job = Annotated[str, typer.Argument(help="Job id, its first characters, or `latest`.")]
+
+
+@app.callback(invoke_without_command=True)
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_jobs()
 
 
 @app.command("ls")

@@ -40,13 +40,19 @@ Config = Annotated[list[Path], typer.Option("--config", "-c", metavar="FILE", he
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")]
 OnCluster = Annotated[bool, typer.Option("--cluster/--local", help="Run on a Ray cluster or on this machine.")]
 Address = Annotated[str, typer.Option(help="Cluster dashboard, such as http://127.0.0.1:8265.")]
+HiddenAddress = Annotated[str, typer.Option(help="Cluster dashboard, such as http://127.0.0.1:8265.", hidden=True)]
 Data = Annotated[str, typer.Option(help="Dataset name, id or `latest`.", autocompletion=complete_data)]
 Latents = Annotated[str, typer.Option(help="Train on these latents; `auto`: make them first; `none`: train on pixels.")]
 Text = Annotated[str, typer.Option(help="Read captions, not labels: text encoder (minilm or a folder) or embeddings.")]
 Init = Annotated[
-    str, typer.Option(help="Run whose weights are the start, or the teacher run.", autocompletion=complete_run)
+    str,
+    typer.Option(
+        help="Run or local Stable Diffusion 3 folder whose weights are the start; or the teacher run.",
+        autocompletion=complete_run,
+    ),
 ]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw and measure.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto: the fastest that PyTorch finds.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 RunRef = Annotated[
     str,

@@ -1,24 +1,15 @@
 """`genflow prepare`."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    MAX_LISTED,
-    absolute_if_path,
-    compose_recipe,
-    find_named,
-    send,
-    show_plan,
-    training_of,
-)
+from genflow.cli.dispatch import send, show_plan, training_of
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
+from genflow.commands.references import MAX_LISTED
 from genflow.data import sources
 from genflow.data.skipped import describe
-from genflow.errors import UsageError
 from genflow.system.documents import Json
 
 
@@ -46,21 +37,19 @@ def prepare(
     json: AsJson = False,
 ) -> None:
     """Convert images to a dataset of Arrow shards in the store."""
+    from genflow.commands import prepare as commands
     from genflow.storage.store import Store
 
-    if channels not in ("auto", "1", "3"):
-        raise UsageError(f"--channels must be auto, 1 or 3, not {channels!r}", "leave out --channels to detect them")
-    given: dict[str, Any] = {
-        "source": find_source(source), "channels": channels if channels == "auto" else int(channels),
-        "name": name, "size": size, "bits": bits, "crop": crop, "labels": labels,
-        "captions": captions, "val": val, "max_bad": max_bad,
-    }  # fmt: skip
-    recipe = compose_recipe(None, [], sets, {f"data.{key}": value for key, value in given.items()})
+    store = Store()
+    recipe = commands.recipe(
+        store, source, channels, [], sets,
+        name=name, size=size, bits=bits, crop=crop, labels=labels, captions=captions, val=val, max_bad=max_bad,
+    )  # fmt: skip
     if dry_run:
         show_plan({"data": recipe.data.model_dump(mode="json")}, [], json)
         return
     document = {"recipe": recipe.model_dump(mode="json")}
-    done = send("prepare", document, Store(), cluster, address, json=json)
+    done = send("prepare", document, store, cluster, address, json=json)
     if done["cached"]:  # otherwise the job has printed them
         for warning in done["warnings"]:
             console.note(f"warning: {warning}")
@@ -68,21 +57,6 @@ def prepare(
         console.document(done)
         return
     _show(done)
-
-
-def find_source(text: str) -> str:
-    """Resolve a source to a name or an absolute path; `stack:DATASET` becomes `stack:` with that dataset's source."""
-    from genflow.storage.store import Store
-
-    if not (prefix := sources.prefix_of(text)):
-        return absolute_if_path(text)
-    base = text.removeprefix(prefix)
-    if base in sources.names() or Path(base).expanduser().exists():
-        return prefix + absolute_if_path(base)
-    store = Store()
-    if any(base in (dataset.name, dataset.id) for dataset in store.artifacts("datasets")):
-        return prefix + str(find_named(store, "datasets", base).meta["options"]["source"])
-    return prefix + absolute_if_path(base)
 
 
 def _show(done: Json) -> None:

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run, use_of
+from genflow.cli.dispatch import use_of
 from genflow.cli.options import AsJson, RunRef
+from genflow.commands.references import find_run
 
 
 def promote(

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_named
 from genflow.cli.options import AsJson, complete_data
+from genflow.commands.references import find_named
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 

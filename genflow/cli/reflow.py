@@ -5,8 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import compose_recipe, find_run, send, show_dataset, show_plan
+from genflow.cli.dispatch import send, show_plan
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, RunRef, Sets
+from genflow.commands.recipes import compose_recipe
+from genflow.commands.references import find_run, show_dataset
 
 
 def reflow(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from genflow.cli import console
-from genflow.cli.dispatch import MAX_LISTED, find_run
+from genflow.commands.references import MAX_LISTED, find_run
 from genflow.errors import UsageError
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -66,7 +66,7 @@ def _consequences(store: "Store", kind: str, id: str) -> str:
         parts.append(f"{_listed(made)} came from it and can then not be {lost}")
     finished = {run.id for run in store.artifacts("runs")}
     if unfinished := [run for run in store.names("runs") if run not in finished and run != id]:
-        from genflow import runs  # imports torch, which is slow
+        import genflow.runs as runs  # imports torch, which is slow
 
         if waiting := [run for run in unfinished if id in runs.sources_of(store, run)]:
             parts.append(f"{_listed(waiting)} began on it and can then not resume")

@@ -1,7 +1,7 @@
 """`genflow run` and `genflow quickstart`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,9 +9,11 @@ from genflow.cli import console
 from genflow.cli.dispatch import send, show_stages, use_of
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
-from genflow.cli.prepare import find_source
 from genflow.errors import UsageError, similar
 from genflow.system.documents import Json
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.pipeline.graph import Node
 
 OWN_PICTURES = (
     "genflow prepare ~/my_pictures --size 64",
@@ -33,6 +35,7 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Run a pipeline: skip finished stages, and run independent stages in parallel."""
+    from genflow.commands.prepare import find_source
     from genflow.pipeline.graph import load
     from genflow.recipe.compose import assignments
     from genflow.storage.store import Store
@@ -40,17 +43,28 @@ def run(
     document, path = _read(pipeline)
     overrides = assignments(sets)
     if source := overrides.get("data", {}).get("source"):
-        overrides["data"]["source"] = find_source(str(source))
+        overrides["data"]["source"] = find_source(Store(), str(source))
     stages = load(document, str(path), overrides)
     if dry_run:
         show_stages(stages, json)
         return
+    console.note(f"plan     {', '.join(_plan_line(node) for node in stages.stages)}")
     inputs = {"pipeline": document, "overrides": overrides}
     done = send("pipeline", inputs, Store(), cluster, address, json=json)
     if json:
         console.document(done)
         return
     _show(done)
+
+
+def _plan_line(node: "Node") -> str:
+    """A stage's name, and the budget of a training."""
+    if node.job != "train":
+        return node.name
+    train = node.recipe.train
+    budgets = ((train.minutes, "min"), (train.cpu_minutes, "CPU min"))
+    limits = [f"{limit:g} {unit}" for limit, unit in budgets if limit] or [f"{train.steps:,} steps"]
+    return f"{node.name} ({limits[0]})"
 
 
 def _read(reference: str) -> tuple[Json, Path]:

@@ -1,26 +1,37 @@
 """`genflow runs`: list, show and delete runs in the store."""
 
-import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import find_run, use_of
+from genflow.cli.dispatch import use_of
 from genflow.cli.options import AsJson, RunRef, Yes
 from genflow.cli.removal import remove
-from genflow.errors import GenflowError
+from genflow.commands.references import find_run
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
-    from genflow.storage.store import Store
+    from genflow.commands.listing import RunRow
 
-LATENTS = 3  # column of `runs ls`; omitted if every run learned its dataset
-app = typer.Typer(help="List, show and delete runs in the store.", no_args_is_help=True)
+app = typer.Typer(help="List, show and delete runs in the store; without a command, list them.")
+NONE = "—"
+OPTIONAL = ("latents", "fd", "× floor", "bits/dim")  # columns of `runs ls` that are omitted if no run has them
+Sort = Annotated[str, typer.Option(help="Order: made, fd, floor, bits, minutes, name, family or data.")]
+
+
+@app.callback(invoke_without_command=True)
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_runs()
 
 
 @app.command("ls")
-def list_runs(json: AsJson = False) -> None:
-    """List the runs in the store."""
+def list_runs(sort: Sort = "made", json: AsJson = False) -> None:
+    """List the runs in the store, those that are trained now, and those that were interrupted.
+
+    fd is that of the newest evaluation, × floor its multiple of what real pictures reach, min the minutes of training.
+    """
+    from genflow.commands import listing
     from genflow.storage.manifest import warn
     from genflow.storage.store import Store
 
@@ -28,50 +39,58 @@ def list_runs(json: AsJson = False) -> None:
     finished, damaged = store.scan("runs")
     for error in damaged.values():
         warn(error)
-    ids = {run.id for run in finished} | set(damaged)
-    unfinished = [name for name in store.names("runs") if name not in ids]
-    training = {name: process for name in unfinished if (process := store.holder("runs", name))}
+    rows = [row for row in listing.runs(store, finished) if row.run not in damaged]
+    rows = listing.sort_runs(rows, sort)
     if json:
-        runs = [{"run": run.id, "name": run.name, "created": run.manifest["created"], **run.meta} for run in finished]
-        console.document({"schema": "genflow.runs/1", "runs": runs, "unfinished": unfinished,
-                          "training": training, "damaged": [*damaged]})  # fmt: skip
+        console.document(_document(rows, {run.id: run.meta for run in finished}, [*damaged]))
         return
-    rows: list[tuple[str, ...]] = [
-        (run.id, *(run.meta.get(key) or "" for key in ("family", "dataset", "latents")),
-         f"{run.meta.get('steps', 0):,}", console.duration(run.meta.get("seconds")),
-         console.date(run.manifest.get("created", 0)))
-        for run in finished
-    ]  # fmt: skip
-    rows += [_unfinished(store, name, training.get(name, "")) for name in unfinished]
     if not rows:
         print(f"no runs in {store.url}")
         console.next_commands("genflow quickstart", "genflow train flow_matching --data NAME")
         return
-    heads: tuple[str, ...] = ("run", "family", "data", "latents", "steps", "time", "made")
-    if not any(row[LATENTS] for row in rows):
-        heads, *rows = [(*row[:LATENTS], *row[LATENTS + 1 :]) for row in (heads, *rows)]
-    print(console.table(heads, rows, left=heads.index("steps")))
+    cells = [_cells(row) for row in rows]
+    heads = [head for head in cells[0] if head not in OPTIONAL or any(row[head] not in ("", NONE) for row in cells)]
+    left = heads.index("fd") if "fd" in heads else heads.index("min")
+    print(console.table(heads, [[row[head] for head in heads] for row in cells], left=left))
 
 
-def _unfinished(store: "Store", id: str, process: str) -> tuple[str, ...]:
-    """The row of a run that is trained now, or that was interrupted."""
-    from genflow.recipe.files import read
+def _document(rows: "list[RunRow]", metas: dict[str, Any], damaged: list[str]) -> dict[str, Any]:
+    finished = [
+        {"run": row.run, "name": row.name, "created": row.made, **metas[row.run], "fd": row.fd, "floors": row.floors,
+         "likelihood": row.likelihood}
+        for row in rows
+        if row.run in metas
+    ]  # fmt: skip
+    unfinished = [row for row in rows if row.run not in metas]
+    training = {row.run: row.process for row in unfinished if row.process}
+    return {"schema": "genflow.runs/1", "runs": finished, "unfinished": [row.run for row in unfinished],
+            "training": training, "damaged": damaged}  # fmt: skip
 
-    folder = store.folder("runs", id)
-    family = data = latents = ""
-    with contextlib.suppress(GenflowError, OSError, AttributeError):
-        recipe = read(folder / "recipe.yaml")
-        family, data = str(recipe["family"].get("kind", "")), str(recipe["data"].get("name", ""))
-        latents = str(recipe["data"].get("latents", ""))
-    steps = sorted(path.name for path in folder.glob("checkpoints/step_*") if ".tmp-" not in path.name)
-    done = f"{int(steps[-1].removeprefix('step_')):,}" if steps else ""
-    state = f"training: process {process}" if process else "unfinished: run the same command to resume"
-    return id, family, data, latents, done, "", state
+
+def _cells(row: "RunRow") -> dict[str, str]:
+    """The cells of a run by the head of their column."""
+    from genflow.evaluation.metrics.base import number
+    from genflow.evaluation.metrics.likelihood import likelihood_text
+
+    likelihood = likelihood_text(row.likelihood).partition(" ±")[0] if row.likelihood else NONE
+    states = {
+        "training": f"training: process {row.process}, step {row.steps or 0:,}",
+        "unfinished": "unfinished: run the same command to resume",
+    }
+    return {
+        "run": row.run, "family": row.family, "data": row.dataset, "latents": row.latents,
+        "fd": NONE if row.fd is None else number(row.fd),
+        "× floor": NONE if row.floors is None else f"{row.floors:.1f}",
+        "bits/dim": likelihood,
+        "min": NONE if row.minutes is None else f"{row.minutes:,.1f}",
+        "made": console.date(row.made) if row.made else states[row.state],
+    }  # fmt: skip
 
 
 @app.command()
 def show(run: RunRef, json: AsJson = False) -> None:
-    """Show a run: its settings, its folder and its evaluations."""
+    """Show a run: its headline, its settings, its folder and its evaluations."""
+    from genflow.commands import listing
     from genflow.recipe.files import read
     from genflow.storage.store import Store
 
@@ -82,15 +101,20 @@ def show(run: RunRef, json: AsJson = False) -> None:
         "schema": "genflow.run.show/1", "run": found.id, "name": found.name, "path": str(found.path), **found.meta,
         "recipe": read(found.file("recipe.yaml")), "evaluations": [e.id for e in measured],
     }  # fmt: skip
+    row = next(row for row in listing.runs(store, [found]) if row.run == found.id)
+    document["headline"] = listing.headline(row)
     if json:
         console.document(document)
         return
     width = max(len(key) for key in found.meta)
-    print(f"{'run'.ljust(width)}  {found.id}\n{'path'.ljust(width)}  {found.path}")
+    print(f"{'run'.ljust(width)}  {found.id}\n{'headline'.ljust(width)}  {document['headline']}")
+    print(f"{'path'.ljust(width)}  {found.path}")
     for key, value in found.meta.items():
         print(f"{key.ljust(width)}  {value}")
     for evaluation in measured:
         print(f"{'measured'.ljust(width)}  {evaluation.id}")
+    if row.picture:
+        print(f"{'samples'.ljust(width)}  {row.picture}")
     use = use_of(found.id, found.meta.get("family"), found.meta.get("dataset"))
     console.next_commands(use, f"genflow evaluate {found.id}")
 

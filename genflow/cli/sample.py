@@ -1,20 +1,15 @@
 """`genflow sample`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from genflow.cli import console, prompting
-from genflow.cli.dispatch import find_run
+from genflow.cli import console
 from genflow.cli.options import AsJson, RunRef, Sets, complete_run
+from genflow.commands.references import find_run
 from genflow.errors import SetupError, UsageError
 from genflow.system.documents import Json
-
-if TYPE_CHECKING:  # `genflow --help` imports this module
-    from genflow.sampling.engine import Engine, SampleBatch
-    from genflow.sampling.interpolation import EndImages
-    from genflow.storage.store import Artifact, Store
 
 SHOWN = 8  # prompts that are printed
 
@@ -51,7 +46,8 @@ def sample(
         typer.Option(
             "--interpolate",
             help="Draw rows of 8 samples between two ends; -n 64 draws 8 rows, -n 5 one row of 5. A family with an "
-            "encoder interpolates between held-out images, which are both ends of a row; other families between seeds.",
+            "encoder interpolates between held-out images, which are both ends of a row; other families between seeds. "
+            "Two or more --prompt: from each prompt to the next one, with the noise of one seed.",
         ),
     ] = False,
     between: Annotated[
@@ -61,17 +57,21 @@ def sample(
     endpoint: Annotated[
         str, typer.Option(metavar="URL", help="Draw from a served model at this address; RUN is the model's name.")
     ] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", hidden=True)] = "auto",
     json: AsJson = False,
 ) -> None:
     """Draw samples from a run, or from a served model with --endpoint."""
     if not run and not endpoint:
         raise UsageError("no run given", "genflow runs ls shows the runs; to use a served model, add --endpoint URL")
+    from genflow.commands import prompting
     from genflow.data import preview
-    from genflow.sampling import files
+    from genflow.sampling import files, interpolation
     from genflow.sampling.autoencoders import require_sampler
     from genflow.sampling.engine import Engine, labels_for
     from genflow.storage.store import Store
+    from genflow.system import devices
 
+    devices.check(device)
     files.form_of(out)
     options, weights = _settings({"steps": steps, "sampler": sampler or None, "guidance": guidance}, sets)
     asked = prompting.given(prompt, prompts)
@@ -82,9 +82,9 @@ def sample(
                 "--interpolate, --between, --guide and --set weights need a local run, not a served model",
                 "remove them, or remove --endpoint",
             )
-        if len(asked) > 1:
-            raise UsageError(f"a served model takes one prompt, not {len(asked)}", "give one --prompt")
-        options |= {"prompt": asked[0]} if asked else {}
+        if asked:
+            n = prompting.count(asked, n)
+            options["prompt"] = asked[:n]  # the first n, as for a run
         options |= {"negative_prompt": negative} if negative else {}
         _from_endpoint(run, prompting.DEFAULT_COUNT if n is None else n, seed, options, label, out, json)
         return
@@ -92,16 +92,21 @@ def sample(
     found = find_run(store, run)
     if not (interpolate or between):
         require_sampler(found)
-    engine = Engine.load(found, average=weights == "ema")
+    engine = Engine.load(found, average=weights == "ema", device=devices.choose(device))
     if guide and (interpolate or between):
         raise UsageError("--guide cannot be combined with --interpolate or --between", "remove --guide")
     if guide:
-        engine.family.guided_by(Engine.load(find_run(store, guide)).family)
+        engine.family.guided_by(Engine.load(find_run(store, guide), device=engine.device).family)
     details: Json = {}
     prompting.check(engine, asked, negative, label, {**engine.options, **options})
     if interpolate or between:
-        drawn, index, details = _interpolate(store, found, engine, n, seed, options, label, between)
-        columns: int | None = details["interpolate"]["columns"]
+        walk = interpolation.draw(
+            store, found, engine, n, seed, options, label, between, prompts=asked, negative=negative
+        )
+        drawn, index, details = walk.drawn, walk.index, {"interpolate": walk.layout}
+        columns: int | None = walk.columns
+        if walk.between == "prompts":
+            details |= {"prompts": asked, "negative": negative}
     else:
         words, n, columns = prompting.arrange(engine, asked, n)
         columns = columns or preview.columns(engine.facts)
@@ -145,7 +150,8 @@ def _show(document: Json, out: Path) -> None:
     n, seed, nfe = document["n"], document["seed"], document["nfe"]
     print(f"samples  {out}  {n} from {document['run']}")
     if layout := document.get("interpolate"):
-        print(f"         {layout['rows']} rows of {layout['columns']}, between {layout['between']}")
+        rows = f"{layout['rows']} row{'s' if layout['rows'] != 1 else ''} of {layout['columns']}"
+        print(f"         {rows}, between {layout['between']}")
         return
     each = 1000 * document["seconds"] / max(n, 1)
     evaluations = f"{nfe} evaluation{'s' if nfe != 1 else ''}"
@@ -162,6 +168,7 @@ def _from_endpoint(
     from urllib.parse import unquote
 
     from genflow.client import Client
+    from genflow.commands import prompting
     from genflow.storage.files import write_atomically
 
     if out.suffix not in (".png", ".npy"):
@@ -176,6 +183,7 @@ def _from_endpoint(
         write_atomically(out, answer.body)
     except OSError as error:
         raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another file with --out") from error
+    prompting.note_cut(answer.headers.get("x-genflow-cut", ""))
     facts = {key: answer.headers.get(f"x-genflow-{key}", "") for key in ("checkpoint", "steps", "nfe", "seconds")}
     if json:
         document = {"schema": "genflow.sample/1", "endpoint": host, "model": model, "n": n, "seed": seed, **facts}
@@ -183,41 +191,3 @@ def _from_endpoint(
         return
     print(f"samples  {out}  {n} from {model} at {host}")
     print(f"         {facts['checkpoint']}, {facts['nfe']} evaluations per sample · seeds {seed}..{seed + n - 1}")
-
-
-def _interpolate(
-    store: "Store", run: "Artifact", engine: "Engine", n: int | None, seed: int, options: dict[str, Any], label: str,
-    between: tuple[Path, Path] | None,
-) -> tuple["SampleBatch", dict[str, list[int]], Json]:  # fmt: skip
-    """The pictures of --interpolate, each one's row and column, and what the document says of them."""
-    from genflow import build
-    from genflow.families.base import has_encoder
-    from genflow.sampling import interpolation
-    from genflow.sampling.engine import labels_for
-
-    facts, family = engine.facts, engine.family
-    rows, columns = interpolation.layout(n, bool(between))
-    encodes = has_encoder(type(family))
-    if between and not encodes:
-        raise UsageError(
-            f"--between needs an encoder, and {family.title} has none", "--interpolate interpolates between two seeds"
-        )
-    if encodes and options:
-        raise UsageError(
-            f"{next(iter(options))} cannot be combined with --interpolate: decoding with {family.title} has no options",
-            f"remove {next(iter(options))}",
-        )
-    ends: EndImages | None = None
-    if between:
-        labels = None if label == "all" else labels_for(label, rows, facts)
-        ends = interpolation.from_files(between, labels, facts)
-    elif encodes:
-        ends = interpolation.held_out(store, run.meta["dataset"], rows, seed, labels_for(label, rows, facts), facts)
-    if ends:
-        drawn = interpolation.walk_pictures(engine, ends, columns, seed)
-    else:
-        chosen = build.sample_options(family, {**engine.options, **options})
-        drawn = interpolation.walk_noise(engine, rows, columns, seed, labels_for(label, rows, facts), chosen)
-    index = {"row": [i // columns for i in range(rows * columns)], "column": list(range(columns)) * rows}
-    layout = {"rows": rows, "columns": columns, "between": "pictures" if ends else "seeds"}
-    return drawn, index, {"interpolate": {**layout, "ends": ends.names if ends else None}}

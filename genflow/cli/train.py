@@ -1,30 +1,18 @@
 """`genflow train`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    compose_recipe,
-    decide_latents,
-    find_data,
-    make_texts,
-    read_config,
-    require_family,
-    send,
-    show_plan,
-    show_stages,
-    use_of,
-)
+from genflow.cli.dispatch import import_init, make_texts, send, show_plan, show_stages, use_of
 from genflow.cli.options import (
-    Address,
     AsJson,
     Config,
     Data,
     DryRun,
+    HiddenAddress,
     Init,
     Latents,
     OnCluster,
@@ -32,15 +20,13 @@ from genflow.cli.options import (
     Text,
     complete_family,
 )
-from genflow.errors import UsageError
+from genflow.commands.recipes import read_config
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.pipeline.graph import Node
+    from genflow.recipe.schema import Recipe
     from genflow.storage.store import Store
-
-NO_END = 1_000_000_000
-
 
 def train(
     family: Annotated[
@@ -57,12 +43,14 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
     steps: Annotated[int | None, typer.Option(help="Number of training steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this wall-clock time in minutes.")] = None,
+    cpu_minutes: Annotated[float | None, typer.Option(help="Stop after this CPU time in minutes.", hidden=True)] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data, as steps.", hidden=True)] = None,
     init: Init = "",
     workers: Annotated[
         int | None, typer.Option(help="Number of training workers; the result does not depend on it.")
     ] = None,
     cluster: OnCluster = False,
-    address: Address = "",
+    address: HiddenAddress = "",
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.")
     ] = True,
@@ -72,53 +60,50 @@ def train(
     """Train a model family on a dataset.
 
     If training was interrupted, run the same command again to resume it.
+
+    --lr, --batch, --seed, --epochs, --cpu-minutes and other keys of the recipe are flags, too (genflow recipe train).
     """
-    from genflow.pipeline import latents as latents_pipeline
+    from genflow.commands import train as commands
     from genflow.storage.store import Store
 
-    files = [read_config(path) for path in config]
-    family = _family(family, files)
-    if minutes and not steps:
-        steps = NO_END  # without --steps, only --minutes limits the run
-    flags: dict[str, Any] = {"name": name, "data.name": data, "data.latents": latents, "data.text": text}
-    flags |= {"train.steps": steps, "train.minutes": minutes}
-    recipe = compose_recipe(family, files, sets, {**flags, "cluster.workers": workers, "init": init})
-    if recipe.family.get("kind") != family:
-        raise UsageError(
-            f"family.kind in the recipe is {recipe.family.get('kind')!r}, but the command names {family}",
-            f"genflow train {recipe.family.get('kind')}",
-        )
     store = Store()
-    with_texts = make_texts(store, find_data(store, recipe), cluster, address, dry_run=dry_run, json=json)
+    flags: dict[str, Any] = {"name": name, "data.name": data, "data.latents": latents, "data.text": text}
+    flags |= {"train.steps": steps, "train.minutes": minutes, "train.cpu_minutes": cpu_minutes}
+    flags |= {"cluster.workers": workers, "init": init}
+    files = [read_config(path) for path in config]
+    recipe = commands.recipe(store, family, files, [], sets, epochs=epochs, **flags)
+    with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)
     if with_texts is None:
         return
-    recipe = decide_latents(store, with_texts)
-    if recipe.data.latents == "auto":
-        latents_pipeline.check(recipe, store)
-        document = latents_pipeline.pipeline(recipe)
-        if not (made := latents_pipeline.made(document, store)):
-            _run(document, store, cluster, address, dry_run=dry_run, json=json)
-            return
-        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "latents": made, "flip": False})
-    inputs: Json = {"fresh": not resume, "announce": True}
-    if dry_run or cluster:  # a local job makes the same plan itself, so torch is imported only once
-        from genflow import runs
-
-        plan = runs.plan(store, recipe)
-        recipe, inputs["run"] = plan.recipe, plan.id
-    if dry_run:
-        if new := runs.difference(store, plan):
-            console.note(new)
-        state = "finished: nothing to do" if store.get("runs", plan.id) else "to do"
-        broken = plan.id in store.names("runs") and not store.get("runs", plan.id)
-        show_plan(recipe, [("train", plan.id, "to resume" if broken else state)], json)
+    recipe, pipeline = commands.with_latents(store, with_texts)
+    if pipeline:
+        _run(pipeline, store, cluster, address, dry_run=dry_run, json=json)
         return
-    document = {"recipe": recipe.model_dump(mode="json"), "inputs": inputs}
+    with_init = import_init(store, recipe, dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    recipe = with_init
+    if dry_run:
+        _show_plan(store, recipe, json)
+        return
+    document = commands.document(store, recipe, fresh=not resume, planned=cluster)
     done = send("train", document, store, cluster, address, json=json)
     if json:
         console.document(done)
         return
     _show(done)
+
+
+def _show_plan(store: "Store", recipe: "Recipe", json: bool) -> None:
+    """Print the recipe and the state of its run; for a new run of an old name, also what differs."""
+    from genflow.runs import difference, plan
+
+    run = plan(store, recipe)
+    if new := difference(store, run):
+        console.note(new)
+    state = "finished: nothing to do" if store.get("runs", run.id) else "to do"
+    broken = run.id in store.names("runs") and not store.get("runs", run.id)
+    show_plan(run.recipe, [("train", run.id, "to resume" if broken else state)], json)
 
 
 def _run(document: Json, store: "Store", cluster: bool, address: str, *, dry_run: bool, json: bool) -> None:
@@ -148,23 +133,6 @@ def _plan_line(node: "Node") -> str:
     budgets = ((train.minutes, "minutes"), (train.cpu_minutes, "CPU minutes"))
     limits = [f"{limit:g} {unit}" for limit, unit in budgets if limit] or [f"{train.steps:,} steps of {train.batch}"]
     return f"{node.recipe.family['kind']} ({limits[0]})"
-
-
-def _family(family: str, files: Sequence[Json]) -> str:
-    """The family argument, or the family in the last recipe file that names one.
-
-    Raises:
-        UsageError: no family is named, or the family is unknown.
-    """
-    sections = [file["family"] for file in reversed(files) if isinstance(file.get("family"), dict)]
-    family = family or next((str(section["kind"]) for section in sections if "kind" in section), "")
-    if not family:
-        from genflow.families import kinds
-
-        known = ", ".join(kinds())
-        raise UsageError("no family given", f"genflow train FAMILY --data NAME; choose one of: {known}")
-    require_family(family)
-    return family
 
 
 def _show(done: Json) -> None:

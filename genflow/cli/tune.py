@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import (
-    check_output_path,
-    compose_recipe,
-    decide_latents,
-    find_data,
-    make_texts,
-    read_config,
-    require_family,
-    send,
-    show_plan,
-    show_stages,
-)  # fmt: skip
+from genflow.cli.dispatch import check_output_path, import_init, make_texts, send, show_plan, show_stages
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
+from genflow.commands.recipes import read_config
+from genflow.commands.references import decide_latents, require_family
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -46,7 +37,8 @@ def tune(
         ),
     ] = [],
     trials: Annotated[int | None, typer.Option(help="Maximum number of trials.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Minutes for the whole search.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock minutes for the whole search.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data of a trial.", hidden=True)] = None,
     metric: Annotated[list[str], typer.Option(help="fd, kid, bits_per_dim, ms ...; give two for a Pareto front.")] = [],
     init: Init = "",
     config: Config = [],
@@ -67,15 +59,15 @@ def tune(
     """
     check_output_path(out)
     require_family(family)
+    from genflow.commands import tune as commands
+    from genflow.commands.train import on_latents
     from genflow.storage.store import Store
-    from genflow.tuning import search, space
 
-    flags: dict[str, Any] = {"data.name": data, "data.latents": latents, "init": init}
-    flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": budget}
-    flags |= {"tune.space": space.parse_pairs(param) if param else None}
-    recipe = compose_recipe(family, [read_config(path) for path in config], sets, flags)
     store = Store()
-    with_texts = make_texts(store, find_data(store, recipe), cluster, address, dry_run=dry_run, json=json)
+    flags: dict[str, Any] = {"data.name": data, "data.latents": latents, "init": init}
+    flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": minutes}
+    recipe = commands.recipe(store, family, [read_config(path) for path in config], sets, param, epochs, **flags)
+    with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)
     if with_texts is None:
         return
     recipe = decide_latents(store, with_texts)
@@ -83,14 +75,14 @@ def tune(
         made = _make_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
         if not made:
             return
-        recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "latents": made, "flip": False})
-    if objective.partition(":")[0].endswith(".py"):
-        objective = str(Path(objective).expanduser().absolute())
-    plan = search.plan(store, recipe, objective)
+        recipe = on_latents(recipe, made)
+    with_init = import_init(store, recipe, dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    document, plan = commands.document(store, with_init, objective)
     if dry_run:
         _show_plan(plan, store, json)
         return
-    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"objective": objective, "run": plan.id}}
     done = send("tune", document, store, cluster, address, json=json)
     if out:
         shutil.copyfile(done["best_file"], out)
@@ -109,13 +101,11 @@ def _make_latents(
     Returns:
         The id of the latents; "" if a dry run has shown that they are to be made.
     """
-    from genflow.pipeline import graph, latents
+    from genflow.commands.tune import latents_stages
+    from genflow.pipeline import graph
 
-    latents.check(recipe, store)
-    cluster_settings = recipe.cluster.model_dump(mode="json")
-    stages = latents.stages(recipe.data.name, flip=recipe.data.flip, cluster=cluster_settings)
-    document = {"name": "latents", "stages": stages}
-    if made := latents.made(document, store):
+    document, made = latents_stages(store, recipe)
+    if made:
         return made
     if dry_run:
         console.note("the search comes after these stages:")

@@ -60,8 +60,8 @@ def distinct(dataset: Dataset) -> list[str]:
 
 def keys(captions: Sequence[str]) -> np.ndarray:
     """A hash of each caption, (N,) uint64."""
-    digests = b"".join(hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
-    return np.frombuffer(digests, "<u8")
+    encoded = (caption.encode("utf-8", "surrogatepass") for caption in captions)
+    return np.frombuffer(b"".join(hashlib.blake2b(own, digest_size=8).digest() for own in encoded), "<u8")
 
 
 def write_captions(folder: Path, captions: Sequence[str]) -> Path:

@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from genflow.errors import UsageError
 from genflow.specs import NetSpec, TextSpec
@@ -90,10 +91,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tenso
     With `causal` a position attends only to itself and to earlier positions. `mask` is broadcast to (B, heads, N, N);
     -inf in it gives the weight 0 exactly.
 
-    CUDA uses the fused kernel. The CPU uses two matrix products and a softmax, because the backward pass of the fused
-    kernel is ten times slower there in bfloat16.
+    CUDA uses the fused kernel, except for forward-mode differentiation, which that kernel lacks. The CPU uses two
+    matrix products and a softmax, because the backward pass of the fused kernel is ten times slower there in bfloat16.
     """
-    if q.is_cuda:
+    if q.is_cuda and not _has_tangent(q, k, v):
         mask = None if mask is None else mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
@@ -102,6 +103,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tenso
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
     return scores.softmax(-1) @ v
+
+
+def _has_tangent(*tensors: Tensor) -> bool:
+    """Whether one of the tensors is differentiated forwards, as `torch.func.jvp` does."""
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def zero_init(module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:

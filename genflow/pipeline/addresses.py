@@ -20,14 +20,14 @@ def prepare(store: Store, document: Json) -> str:
 
 def train(store: Store, document: Json) -> str:
     """The run's id."""
-    from genflow import runs
+    import genflow.runs as runs
 
     return runs.plan(store, parse(document["recipe"])).id
 
 
 def train_ended(store: Store, document: Json) -> Json | None:
     """The error {message, hint, code, kind} of a run that diverged and has not finished since; else None."""
-    from genflow import runs
+    import genflow.runs as runs
 
     return runs.divergence(store, runs.plan(store, parse(document["recipe"])))
 

@@ -30,7 +30,7 @@ from genflow.recipe.files import read
 from genflow.system.documents import Json
 
 NO_STEP_LIMIT = 1_000_000_000  # steps: the CPU time limits the training
-RUN_REFERENCES = ("init", "pairs", "latents", "autoencoder", "run")  # keys of a run that name another run
+RUN_REFERENCES = ("init", "pairs", "latents", "text", "autoencoder", "run")  # keys of a run that name another run
 STUDY_KEYS = ("share", "lr_times", "seeds")  # keys of a run that configure the study and are not copied into its stage
 
 
@@ -138,7 +138,7 @@ class Study:
         if run.get("job") == "reflow":
             return {**stage, "reflow": {**run.get("reflow", {}), "seed": seed}}
         data = self._dataset(run.get("data", "data"))
-        if run.get("job") == "encode":
+        if run.get("job") in ("encode", "encode_text"):
             return {**stage, "name": f"{name}-s{seed}", "data": data}
         train: Json = {"steps": NO_STEP_LIMIT, **run.get("train", {}), "seed": seed}
         if (minutes := self.cpu_minutes(name)) is not None:

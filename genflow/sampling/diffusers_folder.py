@@ -62,7 +62,7 @@ def read_autoencoder(folder: Path, facts: DataSpec) -> tuple[Recipe, Autoencoder
     family = build.family_of(recipe, facts)
     assert isinstance(family, Autoencoder)
     halves = [family.model["encoder"], family.model["decoder"]]
-    tensors = _matching(home, _tensors(home), {k: v for half in halves for k, v in half.state_dict().items()})
+    tensors = matching(home, read_tensors(home), {k: v for half in halves for k, v in half.state_dict().items()})
     for half in halves:
         half.load_state_dict({name: tensors[name] for name in half.state_dict()})
     _add_log_variance(halves[0], -FIRST_LOG_VARIANCE)
@@ -78,11 +78,20 @@ def digest_of(folder: Path) -> str:
         UsageError, DataError: as in `read_autoencoder`.
     """
     home = home_of(folder)
+    return digest([read_config(home)[0].model_dump(mode="json"), hashes_of(home)])
+
+
+def hashes_of(home: Path) -> list[str]:
+    """The hashes of the bytes of the weights.
+
+    Raises:
+        DataError: a file is missing.
+    """
     hashes = []
     for path in _files(home):
         with open(path, "rb") as file:
             hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digest([read_config(home)[0].model_dump(mode="json"), hashes])
+    return hashes
 
 
 def scale_of(folder: Path) -> Scale:
@@ -119,7 +128,7 @@ def _files(home: Path) -> list[Path]:
     if pickles := sorted(home.glob(f"{WEIGHTS}*.bin*")):
         raise DataError(
             f"{pickles[0]} is a pickle, which can execute code; genflow reads safetensors alone",
-            f"with diffusers: {CLASS}.from_pretrained({str(home)!r}).save_pretrained({str(home)!r})",
+            f"with diffusers: load the model of {home} by from_pretrained, and save it again by save_pretrained",
         )
     raise DataError(f"{home} has no {WEIGHTS}.safetensors", "copy the folder again, with its weights")
 
@@ -137,8 +146,12 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _tensors(home: Path) -> dict[str, Tensor]:
-    """All weights, with the names of today's diffusers."""
+def read_tensors(home: Path) -> dict[str, Tensor]:
+    """All weights, with the names of today's diffusers.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
     found: dict[str, Tensor] = {}
     for path in _files(home):
         try:
@@ -161,8 +174,12 @@ def _add_log_variance(encoder: nn.Module, number: float) -> None:
     bias[len(bias) // 2 :] += number
 
 
-def _matching(home: Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in fp32, if they are those of the net: no one is missing, left over, of another shape, or NaN."""
+def matching(home: Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in fp32.
+
+    Raises:
+        DataError: they are not those of the net: one is missing, left over, of another shape, or not finite.
+    """
     cure = "copy the folder again, with the config.json of these weights"
     for name in {**own, **found}:
         if name not in own or name not in found:
@@ -182,6 +199,14 @@ def _matching(home: Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> d
     return found
 
 
+def misfit(family: Family) -> tuple[str, str] | None:
+    """Why `write_autoencoder` cannot write an autoencoder, and the option of one that it can write; None if it can."""
+    assert isinstance(family, Autoencoder)
+    if not isinstance(family.model["encoder"], EncoderNet) or not isinstance(family.model["decoder"], DecoderNet):
+        return f"net is not {NET}", f"net.kind={NET}"
+    return None if family.gaussian else ("posterior is deterministic", "family.posterior=gaussian")
+
+
 def write_autoencoder(family: Family, folder: Path) -> None:
     """Write a folder that `AutoencoderKL.from_pretrained` of diffusers loads; the reverse of `read_autoencoder`.
 
@@ -196,14 +221,16 @@ def write_autoencoder(family: Family, folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     if not isinstance(family, Autoencoder):
-        raise UsageError(f"{family.title} is no autoencoder", "genflow train autoencoder --set net.kind=autoencoder_kl")
+        raise UsageError(f"{family.title} is no autoencoder", f"genflow train autoencoder --set net.kind={NET}")
+    if why := misfit(family):
+        problem, option = why
+        raise UsageError(
+            f"this autoencoder cannot be exported to diffusers: its {problem}",
+            f"genflow train autoencoder --set {option}",
+        )
     encoder, decoder = family.model["encoder"], family.model["decoder"]
-    if not isinstance(encoder, EncoderNet) or not isinstance(decoder, DecoderNet):
-        raise UsageError("this autoencoder cannot be exported to diffusers: its net is not autoencoder_kl",
-                         "genflow train autoencoder --set net.kind=autoencoder_kl")  # fmt: skip
-    if not family.gaussian:
-        raise UsageError("this autoencoder cannot be exported to diffusers: its posterior is deterministic",
-                         "genflow train autoencoder --set family.posterior=gaussian")  # fmt: skip
+    assert isinstance(encoder, EncoderNet)
+    assert isinstance(decoder, DecoderNet)
     channels = family.code_shape[0]
     tensors = {**encoder.state_dict(), **decoder.state_dict()}
     mean, deviation = family.latent_mean.flatten().double().cpu(), family.latent_deviation.flatten().double().cpu()

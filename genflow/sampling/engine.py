@@ -8,7 +8,7 @@ generator. Kernels choose the order of sums by the batch size, so the net only s
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from genflow.data.shards import FACTS, from_x, shard_name, to_x
 from genflow.data.texts import CAPTIONS, INDEX, Texts
 from genflow.errors import DataError, UsageError, similar
 from genflow.families.base import Family, Watcher
+from genflow.maths import tf32
 from genflow.maths.rng import SampleRng
 from genflow.maths.slerp import slerp
 from genflow.recipe.files import read as read_recipe
@@ -89,6 +90,8 @@ class Engine:
         autoencoder: Family | None = None,
         prompts: Prompts | None = None,
     ) -> None:
+        if frozen:
+            tf32.forbid()
         self.family = family.to(device).eval().requires_grad_(False) if frozen else family
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False) if autoencoder else None
         self.prompts = prompts
@@ -140,9 +143,11 @@ class Engine:
         prompts: Sequence[str] | None = None,
         negative: Sequence[str] | str = "",
         toward: Sequence[tuple[int, float]] | None = None,
+        toward_prompts: Sequence[tuple[str, float]] | None = None,
         batch: int = 64,
         padded: bool = True,
         watch: Watcher | None = None,
+        on_step: Callable[[], None] | None = None,
         **options: Any,
     ) -> SampleBatch:
         """One sample for each seed.
@@ -155,10 +160,12 @@ class Engine:
             negative: what guidance leads away from in the place of the empty caption: for all samples, or for each.
             toward: for each sample a second seed and a share s in [0, 1]: the noise is the spherical interpolation
                 (slerp) from the first seed's noise at s = 0 to the second seed's at s = 1.
+            toward_prompts: for each sample a second caption and a share: the condition is `Text.between` both.
             batch: batch size; it changes no sample.
             padded: pad the last batch to a multiple of `ROWS`; without padding its samples may differ by rounding.
             watch: called at every evaluation with x_t and the estimate of x_0 (see `Family.show`), decoded if they are
                 latents; an exception that it raises ends the sampling.
+            on_step: called at every evaluation before `watch`, and likewise ends the sampling; it decodes nothing.
             options: of the family's `sample`; they override the recipe's.
 
         Raises:
@@ -173,8 +180,8 @@ class Engine:
             noise = rng.normal((len(padded_rows), *self.family.noise_shape))
             if toward is not None:
                 noise = self._interpolate(noise, [toward[row] for row in padded_rows])
-            with self.family.watched(self._decoded_for(watch)):
-                condition = self.condition(checked_labels, prompts, negative, padded_rows)
+            condition = self.condition(checked_labels, prompts, negative, padded_rows, toward_prompts)
+            with self.family.watched(self._watcher(watch, on_step)):
                 samples = self.family.sample(noise, condition, rng, **checked)
             images.append(from_x(self._decoded(samples.x)[: len(rows)], self.facts))
             nfe = samples.nfe
@@ -182,7 +189,7 @@ class Engine:
 
     def encode(
         self, images: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None,
-        *, prompts: Sequence[str] | None = None,
+        *, prompts: Sequence[str] | None = None, on_step: Callable[[], None] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """The codes of real records; `decode` turns them back into the records.
 
@@ -190,7 +197,7 @@ class Engine:
             images: (N, H, W, C) grey levels 0..K-1, or (N, 1, 1, 2) points.
             labels: (N,) as in `draw`.
             seeds: (N,) of the random draws of encoding, such as dequantization noise within a grey level.
-            watch, prompts: as in `draw`.
+            watch, prompts, on_step: as in `draw`.
 
         Returns:
             (N, ...) float32, in the shape of the noise or of the latent space.
@@ -201,7 +208,7 @@ class Engine:
         checked_labels, codes = self._labels(labels, len(images)), []
         for rows, padded_rows in _batches(len(images)):
             rng = SampleRng([seeds[row] for row in padded_rows], "code", self.device)
-            with self.family.watched(self._decoded_for(watch)):
+            with self.family.watched(self._watcher(watch, on_step)):
                 x = self._encoded(self.to_x(images[padded_rows]))
                 code = self.family.encode(x, self.condition(checked_labels, prompts, rows=padded_rows), rng)
             codes.append(code[: len(rows)].float().cpu().numpy())
@@ -209,14 +216,14 @@ class Engine:
 
     def decode(
         self, codes: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None,
-        *, prompts: Sequence[str] | None = None,
+        *, prompts: Sequence[str] | None = None, on_step: Callable[[], None] | None = None,
     ) -> SampleBatch:  # fmt: skip
         """The records of codes (N, ...) that `encode` returned; the other arguments are those of `encode`."""
         checked_labels, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
         for rows, padded_rows in _batches(len(codes)):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
             code = torch.from_numpy(codes[padded_rows]).to(self.device)
-            with self.family.watched(self._decoded_for(watch)):
+            with self.family.watched(self._watcher(watch, on_step)):
                 x = self.family.decode(code, self.condition(checked_labels, prompts, rows=padded_rows), rng)
             images.append(from_x(self._decoded(x)[: len(rows)], self.facts))
         return self._to_batch(images, checked_labels, 0, start)
@@ -253,13 +260,13 @@ class Engine:
 
     def condition(
         self, labels: np.ndarray, prompts: Sequence[str] | None = None, negative: Sequence[str] | str = "",
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None, toward_prompts: Sequence[tuple[str, float]] | None = None,
     ) -> Label:  # fmt: skip
         """What the net reads for some rows: their labels, or their captions.
 
         Args:
             labels: (N,) classes.
-            prompts, negative: as in `draw`.
+            prompts, negative, toward_prompts: as in `draw`.
             rows: of the N; None: all.
         """
         rows = range(len(labels)) if rows is None else rows
@@ -267,7 +274,11 @@ class Engine:
             return torch.from_numpy(labels[list(rows)]).to(self.device)
         words = [prompts[row] for row in rows] if prompts is not None else [""] * len(rows)
         others = negative if isinstance(negative, str) else [negative[row] for row in rows]
-        return self.prompts.text(words, others, self.device)
+        text = self.prompts.text(words, others, self.device)
+        if toward_prompts is None:
+            return text
+        ends, shares = zip(*(toward_prompts[row] for row in rows), strict=True)
+        return text.between(self.prompts.text(ends, device=self.device), torch.tensor(shares))
 
     def _to_batch(
         self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float, prompts: tuple[str, ...] = ()
@@ -312,11 +323,16 @@ class Engine:
         """The family's output as pictures."""
         return _decode(self.autoencoder, x) if self.autoencoder else x
 
-    def _decoded_for(self, watch: Watcher | None) -> Watcher | None:
-        """A watcher that decodes latents for `watch`."""
-        if watch is None or self.autoencoder is None:
-            return watch
-        return lambda x, guess: watch(self._decoded(x), self._decoded(guess))
+    def _watcher(self, watch: Watcher | None, on_step: Callable[[], None] | None) -> Watcher | None:
+        """A watcher for the family, which decodes latents for `watch`."""
+
+        def watcher(x: Tensor, guess: Tensor) -> None:
+            if on_step:
+                on_step()
+            if watch:
+                watch(self._decoded(x), self._decoded(guess))
+
+        return watcher if watch or on_step else None
 
 
 def _encode(autoencoder: Family, x: Tensor) -> Tensor:

@@ -2,16 +2,15 @@
 
     safetensors    the averaged weights, the recipe, the facts, their manifest and a model card; `Engine.from_folder`
                    compares the files with the manifest and loads them
-    diffusers      `diffusers.DiffusionPipeline.from_pretrained` loads it as a stock pipeline, without labels;
-                   only for runs of a Gaussian path with the net `unet2d`; of an autoencoder with the net
-                   `autoencoder_kl`, a folder that `diffusers.AutoencoderKL.from_pretrained` loads
+    diffusers      `diffusers` loads it: a pipeline, its parts, or the `AutoencoderKL` of an autoencoder; only for nets
+                   that diffusers has (see `diffusers_pipelines`)
     torch_export   one program that maps noise and label to samples and needs only PyTorch; only for one-pass samplers
 """
 
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from genflow.data.shards import FACTS
 from genflow.errors import UsageError, similar
 from genflow.families.base import Family
 from genflow.sampling.diffusers_folder import write_autoencoder
+from genflow.sampling.diffusers_pipelines import write_pipeline
 from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, TEXT, Engine
 from genflow.sampling.files import output_error
 from genflow.storage.files import write_atomically
@@ -26,7 +26,7 @@ from genflow.storage.manifest import MANIFEST, describe
 from genflow.storage.store import Artifact
 
 
-def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
+def write(run: Artifact, engine: Engine, form: str, folder: Path, prompts: Sequence[str] = ()) -> None:
     """Export a run and its newest sample grid.
 
     Args:
@@ -34,17 +34,22 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path) -> None:
         engine: of the run, with its averaged weights.
         form: one of `FORMS`.
         folder: an empty folder; created if it does not exist.
+        prompts: whose embeddings are exported with a run that reads captions, to diffusers; empty: held-out captions.
 
     Raises:
-        UsageError: the form is unknown, the folder is not empty, or the run's family or net does not fit the form.
+        UsageError: the form is unknown, the folder is not empty, the run's family or net does not fit the form, or
+            there are prompts for an export that holds no embeddings.
         ResourceError: the disk is full or broken.
         SetupError: the folder cannot be written.
     """
     check_form(form)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "choose another --out")
+    if prompts and (form != "diffusers" or engine.prompts is None):
+        what = f"an export to {form}" if form != "diffusers" else "the export of a run that reads no captions"
+        raise UsageError(f"--prompt: {what} holds no embeddings of prompts", "omit --prompt")
     try:
-        FORMS[form](run, engine, folder)
+        FORMS[form](run, engine, folder, prompts)
         if grids := run.files("samples/*.png"):
             shutil.copyfile(run.file(grids[-1]), folder / "samples.png")
         if form == "safetensors":  # the form that genflow reads; the model card may be edited
@@ -69,7 +74,7 @@ def forms(family: type[Family]) -> list[str]:
     return [form for form in FORMS if can.get(form, True)]
 
 
-def _safetensors(run: Artifact, engine: Engine, folder: Path) -> None:
+def _safetensors(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
     from safetensors.torch import save
 
     state = {k: v.detach().cpu().contiguous() for k, v in engine.family.state_dict().items()}
@@ -89,43 +94,17 @@ of some captions."""
     write_atomically(folder / "README.md", _card(run.id, engine, "genflow", use, rest))
 
 
-def _diffusers(run: Artifact, engine: Engine, folder: Path) -> None:
-    """Save a stock pipeline of the net for "no label" and the scheduler of its path, or an `AutoencoderKL`."""
+def _diffusers(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
+    """Write a pipeline of the run's net and the scheduler of its path, or an `AutoencoderKL`."""
     if engine.family.is_autoencoder:
         write_autoencoder(engine.family, folder)
-        write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", USE_OF_AUTOENCODER, ABOUT_LATENTS))
-        return
-    scheduler = engine.family.stock_scheduler()
-    net: Any = getattr(engine.family, "net", None)
-    if scheduler is None or not hasattr(net, "unconditional") or engine.autoencoder:
-        why = "its latents" if engine.autoencoder else "its net" if scheduler else "its noise"
-        cure = "train ddpm (linear or cosine, T=1000) or flow_matching with --set net.kind=unet2d"
-        raise UsageError(
-            f"run {run.id} cannot be exported to diffusers: no stock pipeline supports {why}",
-            f"genflow export {run.id} --to safetensors" if engine.autoencoder else cure,
-        )
-    import diffusers
-
-    kind, options = scheduler
-    clips = kind == "DDIMScheduler" and bool(engine.options.get("clip"))
-    options |= {"clip_sample": clips} if kind == "DDIMScheduler" else {"shift": engine.options.get("shift", 1.0)}
-    stock: Any = diffusers.DDIMPipeline if kind == "DDIMScheduler" else diffusers.DDPMPipeline
-    pipeline = stock(net.unconditional(), getattr(diffusers, kind)(**options))
-    with tempfile.TemporaryDirectory() as scratch:
-        pipeline.save_pretrained(scratch, safe_serialization=True)
-        for file in sorted(Path(scratch).rglob("*")):
-            if file.is_file():
-                write_atomically(folder / file.relative_to(scratch), file.read_bytes())
-    more = ", use_clipped_model_output=True" if clips else ""  # as in the run: noise from the clipped x_0
-    use = f"""from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained(".")
-images = pipeline(batch_size=16, num_inference_steps={engine.options["steps"]}{more}).images"""
-    rest = 'The samples are those of the run for "no label", because a stock pipeline has no labels.'
+        use, rest = USE_OF_AUTOENCODER, ABOUT_LATENTS
+    else:
+        use, rest = write_pipeline(run.id, engine, folder, prompts)
     write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", use, rest))
 
 
-def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
+def _torch_export(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
     """Save the sampler as one program, for any number of rows."""
     import torch
 
@@ -137,8 +116,13 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path) -> None:
             f"run {run.id} cannot be exported to torch_export: {why}",
             "vae, gan and consistency sample in one step; --to safetensors exports every run",
         )
+    if engine.family.facts.text:
+        raise UsageError(
+            f"run {run.id} cannot be exported to torch_export: it reads captions, and the program would take labels",
+            "use --to safetensors",
+        )
     try:
-        program = traced(engine.family, one, engine.autoencoder)
+        program = traced(engine.family, one, engine.autoencoder, engine.device)
     except Exception as error:  # tracing may raise anything
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"run {run.id} cannot be traced by torch.export: {first}", "use --to safetensors") from error
@@ -155,10 +139,13 @@ x = sample(noise, torch.full((16,), {engine.facts.classes}))  # (16, C, H, W) in
     write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs only PyTorch."))
 
 
-def traced(family: Family, options: dict[str, Any], autoencoder: Family | None = None) -> Any:
+def traced(
+    family: Family, options: dict[str, Any], autoencoder: Family | None = None, device: str = "cpu"
+) -> Any:  # fmt: skip
     """A `torch.export` program: noise (B, ...) and label (B,) in, pictures x (B, C, H, W) out, for any B.
 
-    A sampler that draws random numbers cannot be traced, and neither can one whose steps depend on the data.
+    The program runs on the family's device. A sampler that draws random numbers cannot be traced, and neither can one
+    whose steps depend on the data.
     """
     import torch
     from torch import Tensor, nn
@@ -175,11 +162,11 @@ def traced(family: Family, options: dict[str, Any], autoencoder: Family | None =
             return self.autoencoder.decode(x, label, SampleRng([], "none")) if self.autoencoder else x
 
     rows = torch.export.Dim("rows", min=1)
-    like = torch.zeros(2, *family.noise_shape), torch.zeros(2, dtype=torch.long)
+    like = torch.zeros(2, *family.noise_shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
     return torch.export.export(OnePass(), like, dynamic_shapes=({0: rows}, {0: rows}), strict=False)
 
 
-FORMS: dict[str, Callable[[Artifact, Engine, Path], None]] = {
+FORMS: dict[str, Callable[[Artifact, Engine, Path, Sequence[str]], None]] = {
     "safetensors": _safetensors, "diffusers": _diffusers, "torch_export": _torch_export,
 }  # fmt: skip
 
@@ -194,7 +181,9 @@ ABOUT_LATENTS = "Each channel of the latents has mean 0 and deviation 1 over the
 
 def _card(run: str, engine: Engine, library: str, use: str, rest: str) -> str:
     facts = engine.facts
-    tag = "image-feature-extraction" if engine.family.is_autoencoder else "unconditional-image-generation"
+    tag = "text-to-image" if engine.family.facts.text else "unconditional-image-generation"
+    tag = "image-feature-extraction" if engine.family.is_autoencoder else tag
+    condition = "captions" if engine.family.facts.text else f"{facts.classes or 'no'} classes"
     return f"""---
 library_name: {library}
 pipeline_tag: {tag}
@@ -202,7 +191,7 @@ pipeline_tag: {tag}
 # {run}
 
 {type(engine.family).title}, net {engine.recipe.net["kind"]}, {engine.step:,} steps, on data of shape {facts.shape}
-(fingerprint {facts.fingerprint[:16]}), {facts.classes or "no"} classes.
+(fingerprint {facts.fingerprint[:16]}), {condition}.
 
 ```python
 {use}

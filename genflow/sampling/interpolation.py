@@ -1,27 +1,62 @@
-"""Interpolate between two images or two seeds for `genflow sample --interpolate`, one interpolation in each row.
+"""Interpolate between two images, seeds or prompts for `genflow sample --interpolate`, one interpolation in each row.
 
 A family with an encoder interpolates between real images: a row starts and ends with the images themselves, and decodes
 the interpolated codes between them. A family without an encoder interpolates between the noises of two seeds, and a row
-starts and ends with the samples of these seeds.
+starts and ends with the samples of these seeds. Between two prompts the noise is that of one seed, and a row starts and
+ends with the samples of the prompts.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from genflow import build
 from genflow.data import images
 from genflow.data.shards import Dataset
 from genflow.errors import DataError, UsageError
+from genflow.families.base import has_encoder
 from genflow.maths.rng import key
 from genflow.maths.slerp import slerp
-from genflow.sampling.engine import Engine, SampleBatch
+from genflow.sampling.engine import Engine, SampleBatch, labels_for
 from genflow.specs import DataSpec
-from genflow.storage.store import Store
+from genflow.storage.store import Artifact, Store
+from genflow.system.documents import Json
 
 COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Rows of interpolated pictures.
+
+    Args:
+        drawn: the pictures, row by row.
+        rows, columns: their number.
+        ends: the names of the pictures at the ends of each row, or their prompts; None: samples of two seeds.
+        between: what the ends are: seeds, pictures or prompts.
+    """
+
+    drawn: SampleBatch
+    rows: int
+    columns: int
+    ends: list[list[str]] | None
+    between: str
+
+    @property
+    def index(self) -> dict[str, list[int]]:
+        """The row and the column of each picture."""
+        numbers = range(self.rows * self.columns)
+        return {"row": [i // self.columns for i in numbers], "column": [i % self.columns for i in numbers]}
+
+    @property
+    def layout(self) -> Json:
+        """What a `genflow.sample/1` document says of it."""
+        return {"rows": self.rows, "columns": self.columns, "between": self.between, "ends": self.ends}
 
 
 @dataclass(frozen=True)
@@ -53,6 +88,17 @@ def layout(n: int | None, own: bool) -> tuple[int, int]:
         hint = f"use -n {near}, or 3 to {COLUMNS} for one row"
         raise UsageError(f"-n {n} images do not fill rows of {COLUMNS}", hint)
     return max(1, n // COLUMNS), min(n, COLUMNS)
+
+
+def prompt_columns(n: int | None, pairs: int) -> int:
+    """Columns of n images between `pairs` pairs of prompts, a row for each pair; None: 8 columns.
+
+    Raises:
+        UsageError: n images do not fill the rows.
+    """
+    if n is not None and (n % pairs or n < 3 * pairs):
+        raise UsageError(f"-n {n} images do not fill {pairs} row(s) of at least 3", f"use -n {COLUMNS * pairs}")
+    return COLUMNS if n is None else n // pairs
 
 
 def held_out(
@@ -102,15 +148,22 @@ def from_files(paths: Sequence[Path], labels: Sequence[int] | None, facts: DataS
     """
     if facts.is_points:
         raise UsageError("--between needs images, and this run's data is points of the plane", "omit --between")
-    records = []
+    found = []
     for path in paths:
         try:
             with images.strict_pillow_warnings(), images.open_image_file(str(path)) as file:
-                records.append(images.decode_for_dataset(file, facts))
+                found.append(images.decode_for_dataset(file, facts))
         except images.UnreadableImage as error:
             raise DataError(f"--between {path}: {error}", "name two PNG, JPEG, WebP, BMP, TIFF or GIF files") from error
+    return from_records(np.stack(found), labels, facts, [str(path) for path in paths])
+
+
+def from_records(
+    records: np.ndarray, labels: Sequence[int] | None, facts: DataSpec, names: Sequence[str] = ("", "")
+) -> EndImages:
+    """Two records (2, H, W, C) as one row."""
     label = np.array([facts.classes if labels is None else labels[0]])
-    return EndImages(np.stack(records)[None], label, [[str(path) for path in paths]])
+    return EndImages(records[None], label, [list(names)])
 
 
 def walk_pictures(engine: Engine, ends: EndImages, columns: int, seed: int) -> SampleBatch:
@@ -129,12 +182,103 @@ def walk_pictures(engine: Engine, ends: EndImages, columns: int, seed: int) -> S
 
 
 def walk_noise(
-    engine: Engine, rows: int, columns: int, seed: int, labels: Sequence[int] | None, options: dict[str, object]
-) -> SampleBatch:
-    """Rows from the sample of seed `seed + 2 row` to that of the next seed, by interpolating their noises."""
-    shares = torch.linspace(0, 1, columns, dtype=torch.float64).tolist() if columns > 1 else [0.5]
-    toward = [(seed + 2 * row + 1, share) for row in range(rows) for share in shares]
+    engine: Engine, rows: int, columns: int, seed: int, labels: Sequence[int] | None, options: dict[str, object],
+    prompts: Sequence[str] | None = None, negative: str = "",
+) -> SampleBatch:  # fmt: skip
+    """Rows from the sample of seed `seed + 2 row` to that of the next seed, by interpolating their noises.
+
+    Args:
+        engine: of the run.
+        rows: R.
+        columns: pictures in a row.
+        seed: of the first row.
+        labels: (R,) one for each row; None: no labels.
+        options: of the sampler.
+        prompts: (R,) one for each row, for a run that reads captions.
+        negative: as in `Engine.draw`.
+    """
+    toward = [(seed + 2 * row + 1, share) for row in range(rows) for share in _shares(columns)]
     seeds = [seed + 2 * row for row in range(rows) for _ in range(columns)]
     every = None if labels is None else [label for label in labels for _ in range(columns)]
-    return engine.draw(seeds, every, toward=toward, **options)  # type: ignore[arg-type]
+    words = None if prompts is None else [prompt for prompt in prompts for _ in range(columns)]
+    return engine.draw(seeds, every, prompts=words, negative=negative, toward=toward, **options)  # type: ignore[arg-type]
 
+
+def draw(
+    store: Store, run: Artifact, engine: Engine, n: int | None, seed: int, options: dict[str, Any], label: str,
+    between: Sequence[Path] | np.ndarray | None = None, *, prompts: Sequence[str] = (), negative: str = "",
+) -> Walk:  # fmt: skip
+    """Interpolate between prompts if there are several, else between pictures if the family has an encoder.
+
+    Other families, and a single prompt, are interpolated between the noises of seeds.
+
+    Args:
+        store: holds the dataset of the run, whose held-out pictures are the ends.
+        run: that the engine draws from.
+        engine: the engine of the run.
+        n: number of pictures, see `layout`.
+        seed: of the first row.
+        options: of the sampler; only for a family without an encoder.
+        label: as in `labels_for`.
+        between: two files, or two records (2, H, W, C), to interpolate between; None: see above.
+        prompts: of a run that reads captions: one row from each to the next; a single one is that of every picture.
+        negative: as in `Engine.draw`.
+
+    Raises:
+        UsageError: the family cannot do that, or n does not fill rows.
+        DataError: a picture cannot be read, or the dataset is not in the store.
+    """
+    facts, family = engine.facts, engine.family
+    if len(prompts) > 1 and between is None:
+        columns = prompt_columns(n, len(prompts) - 1)
+        chosen = build.sample_options(family, {**engine.options, **options})
+        drawn = walk_prompts(engine, prompts, columns, seed, negative, chosen)
+        ends = [list(pair) for pair in itertools.pairwise(prompts)]
+        return Walk(drawn, len(prompts) - 1, columns, ends, "prompts")
+    rows, columns = layout(n, between is not None)
+    encodes = has_encoder(type(family))
+    if between is not None and not encodes:
+        raise UsageError(
+            f"--between needs an encoder, and {family.title} has none", "--interpolate interpolates between two seeds"
+        )
+    if between is not None and prompts:
+        raise UsageError("--prompt cannot be combined with --between", "remove --between, or remove --prompt")
+    encodes = encodes and not prompts
+    if encodes and negative:
+        raise UsageError("--negative cannot be combined with --interpolate between pictures", "add --prompt")
+    if encodes and options:
+        raise UsageError(
+            f"{next(iter(options))} cannot be combined with --interpolate: decoding with {family.title} has no options",
+            f"remove {next(iter(options))}",
+        )
+    if not encodes:
+        chosen = build.sample_options(family, {**engine.options, **options})
+        labels = None if engine.prompts else labels_for(label, rows, facts)
+        words = (list(prompts) * rows or engine.prompts.examples(rows)) if engine.prompts else None
+        drawn = walk_noise(engine, rows, columns, seed, labels, chosen, words, negative)
+        return Walk(drawn, rows, columns, None, "seeds")
+    if between is None:
+        pictures = held_out(store, run.meta["dataset"], rows, seed, labels_for(label, rows, facts), facts)
+    else:
+        labels = None if label == "all" else labels_for(label, rows, facts)
+        if isinstance(between, np.ndarray):
+            pictures = from_records(between, labels, facts)
+        else:
+            pictures = from_files(between, labels, facts)
+    return Walk(walk_pictures(engine, pictures, columns, seed), rows, columns, pictures.names, "pictures")
+
+
+def walk_prompts(
+    engine: Engine, prompts: Sequence[str], columns: int, seed: int, negative: str, options: dict[str, object]
+) -> SampleBatch:
+    """A row from each prompt to the next one, with the noise of one seed."""
+    pairs = list(zip(prompts, prompts[1:], strict=False))
+    words = [first for first, _ in pairs for _ in range(columns)]
+    toward = [(last, share) for _, last in pairs for share in _shares(columns)]
+    seeds = [seed] * len(words)
+    drawn = engine.draw(seeds, prompts=words, negative=negative, toward_prompts=toward, **options)  # type: ignore[arg-type]
+    return replace(drawn, prompts=())  # most pictures are between two prompts
+
+
+def _shares(columns: int) -> list[float]:
+    return torch.linspace(0, 1, columns, dtype=torch.float64).tolist() if columns > 1 else [0.5]

@@ -14,12 +14,13 @@ import torch
 
 from genflow import text_encoders
 from genflow.data.texts import Embedding, Texts, batch_of, round_embedding
-from genflow.errors import UsageError
+from genflow.errors import DataError, UsageError
 from genflow.specs import TextSpec
 from genflow.text import Text
 from genflow.text_encoders.base import TextEncoder
 
 KEPT = 1024  # embeddings of prompts that stay in memory
+MAX_COLUMNS = 8  # of a grid of prompts
 
 
 class Prompts:
@@ -97,17 +98,30 @@ class Prompts:
         vectors = [vector for part in parts for _, vector in part]
         return np.stack(vectors).astype(np.float32)
 
-    def cut(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
-        """(position, tokens) of the prompts that have more tokens than the run's captions; the rest of them is cut."""
-        unknown = [place for place, prompt in enumerate(prompts) if len(prompt) > self.spec.length // 2]
-        counts = self.encoder.counts([prompts[place] for place in unknown]) if unknown else []
-        return [(place, n) for place, n in zip(unknown, counts, strict=True) if n > self.spec.length]
+    def cut(self, prompts: Sequence[str]) -> dict[str, int]:
+        """The number of tokens of each prompt that has more than the run's captions; the rest of them is cut.
+
+        Raises:
+            UsageError, SetupError: see `encoder`; captions that the run knows need none.
+            DataError: a prompt is not valid Unicode.
+        """
+        new = self._unknown(list(dict.fromkeys(prompts)))
+        counts = self.encoder.counts(new) if new else []
+        return {prompt: n for prompt, n in zip(new, counts, strict=True) if n > self.spec.length}
+
+    def _unknown(self, prompts: list[str]) -> list[str]:
+        """The prompts whose embeddings are not stored."""
+        for texts in (self.stored, self.more):
+            if texts and prompts:
+                rows = texts.find(require_unicode(prompts)).tolist()
+                prompts = [prompt for prompt, row in zip(prompts, rows, strict=True) if row < 0]
+        return prompts
 
     def _embeddings(self, prompts: list[str]) -> list[Embedding]:
         new = [prompt for prompt in prompts if prompt not in self._kept]
         for texts in (self.stored, self.more):
             if texts and new:
-                rows = texts.find(new).tolist()
+                rows = texts.find(require_unicode(new)).tolist()
                 self._keep((prompt, texts.embedding(row)) for prompt, row in zip(new, rows, strict=True) if row >= 0)
                 new = [prompt for prompt, row in zip(new, rows, strict=True) if row < 0]
         if new:
@@ -120,3 +134,28 @@ class Prompts:
     def _keep(self, embeddings: Iterable[tuple[str, Embedding]]) -> None:
         for prompt, embedding in embeddings:
             self._kept[prompt] = embedding
+
+
+def require_unicode(prompts: list[str]) -> list[str]:
+    """The same prompts.
+
+    Raises:
+        DataError: one has a lone surrogate, such as an argument of the command line that is not UTF-8.
+    """
+    for prompt in prompts:
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"the prompt {prompt[:40]!a} is not valid Unicode", "write it again as UTF-8") from error
+    return prompts
+
+
+def shown(prompt: str) -> str:
+    """A prompt in a message: at most 40 characters, in quotes."""
+    return repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}…")
+
+
+def in_turn(prompts: Sequence[str], n: int) -> tuple[list[str], int]:
+    """The prompt of each of n samples, in turn, and the columns of their grid."""
+    few = len(prompts) if 1 < len(prompts) <= MAX_COLUMNS else 0
+    return [prompts[i % len(prompts)] for i in range(n)], few or min(n, MAX_COLUMNS)

@@ -17,6 +17,11 @@ PLAIN = {
 }  # fmt: skip
 
 
+def note(text: str) -> None:
+    """Print one line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def plain(text: str) -> str:
     """ASCII characters that look like a text; `?` for a character that has none."""
     return "".join(_plain(character) for character in text)

@@ -7,12 +7,14 @@ bucket it exists once it is uploaded, and training continues only then.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,6 +36,7 @@ from genflow.training import fsdp
 from genflow.training.fsdp import full_tensor, shard_like
 
 STATE, FOLDER = "state.json", "checkpoints"
+SEEN_AFTER_S = 10  # a worker waits so long until it sees the checkpoint of another one
 WEIGHTS = "weights.safetensors"
 READ_BY_SAMPLING = (WEIGHTS, "ema.safetensors", STATE)
 
@@ -91,6 +94,22 @@ class Checkpoints:
                     return path
         return None
 
+    def open(self, name: str) -> Path | None:
+        """The checkpoint of this name; None if this machine does not see it.
+
+        Raises:
+            DataError: its files differ from its manifest.
+        """
+        path, bucket = self.folder / name, self._mirror()
+        for attempt in range(SEEN_AFTER_S):  # a network disk shows new files with a delay
+            if manifest := bucket.manifest(path) if bucket else read_manifest(path):
+                if bucket:
+                    return bucket.fetch_folder(path, manifest)
+                verify(path, manifest)
+                return path
+            time.sleep(attempt < SEEN_AFTER_S - 1)
+        return None
+
     def _mirror(self) -> mirror.BucketMirror | None:
         return mirror.containing(self.folder)
 
@@ -132,6 +151,13 @@ class Checkpoints:
         for path in list(self.folder.glob("step_*")):
             if not is_complete(path):  # half-deleted
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def identity(folder: Path) -> str:
+    """A short hash of a checkpoint's files, by which workers compare what they see."""
+    manifest = read_manifest(folder)
+    content: Any = manifest["files"] if manifest else sorted(file.name for file in folder.iterdir())
+    return hashlib.sha256(json.dumps([folder.name, content], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_complete(folder: Path) -> bool:

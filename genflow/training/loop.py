@@ -20,14 +20,16 @@ from genflow.data.stream import rank_range
 from genflow.errors import GenflowError
 from genflow.families.base import DIAGNOSE_EVERY, Family
 from genflow.maths.rng import BatchRng
+from genflow.maths.tf32 import tf32
 from genflow.recipe.schema import Train
-from genflow.training import checkpoint
+from genflow.training import checkpoint, resume
 from genflow.training.all_reduce import Gradients
 from genflow.training.ema import Ema
 from genflow.training.fsdp import ShardedGradients, shard
 from genflow.training.optim import optimizers_of
 from genflow.training.precision import multiplies_bfloat16
 from genflow.training.session import Session
+from genflow.training.workers import ROUNDING, WorkerError, Workers, connected
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def fit(
     """Train a family until its budget of steps or minutes is used up.
 
     Args:
-        family: with initial weights, the same on every worker; they are trained in place.
+        family: with initial weights, which are trained in place; all workers start with those of worker 0.
         batches: returns this worker's share of the batch of a step.
         session: rank, device and callbacks.
         train: the recipe's section.
@@ -82,16 +84,28 @@ def fit(
         NonFinite: the loss or gradient is not finite; raised before the optimizer's step.
         TrainingDiverged: the family diagnoses a failure. Both errors end the run at once, or after three rollbacks if
             the recipe asks for them.
+        WorkerError: another worker has died, hangs, or has other weights or checkpoints.
     """
+    with tf32(train.precision != "fp32"), connected(session.rank, session.world) as workers:
+        return _fit(family, batches, session, train, on_checkpoint, full_batches or batches, workers)
+
+
+def _fit(
+    family: Family, batches: Callable[[int], Batch], session: Session, train: Train,
+    on_checkpoint: Callable[[int, dict[str, Tensor]], None], full_batches: Callable[[int], Batch], workers: Workers,
+) -> FitResult:  # fmt: skip
     # Set up.
     if session.threads:
         torch.set_num_threads(session.threads)
     device = torch.device(session.device)
-    family.to(device).train()
     sharded = session.sharded and session.world > 1
+    family.to("cpu" if sharded else device).train()  # a net that is to be sharded may not fit on one device
+    if apart := workers.adopt(family.state_dict()):
+        session.note(f"the workers' start weights differed by {apart:.2g}: all start with those of worker 0")
     if sharded:
         for player in family.players:
             shard(getattr(family, player), device, session.world)
+        family.to(device)
     optimizers = {player: optimizers_of(getattr(family, player), train) for player in family.players}
     kind = ShardedGradients if sharded else Gradients
     gradients = {player: kind(getattr(family, player), session.world) for player in family.players}
@@ -111,13 +125,21 @@ def fit(
 
     def load() -> bool:
         nonlocal step, saved, rollbacks
-        if folder := session.load():
-            average, state = checkpoint.read(folder, family, named, session.device)
+        if folder := resume.choose(workers, session):
+            where = "cpu" if sharded else session.device
+            average, state = workers.together(lambda: checkpoint.read(folder, family, named, where))
             ema.load(average)
             step = saved = state["step"]
             rollbacks = state.get("rollbacks", 0)
             clock.resume(state)
         return bool(folder)
+
+    def compare() -> None:
+        """Check that all workers have the same weights and averages, up to rounding that they then lose."""
+        if session.world > 1 and not sharded:
+            own = {**family.state_dict(), **{f"average of {name}": each for name, each in ema.state().items()}}
+            if (apart := workers.adopt(own)) > ROUNDING:
+                raise WorkerError(f"the workers' weights differ by {apart:.2g} at step {step}")
 
     def save(*, again: bool = False) -> None:
         nonlocal saved
@@ -129,9 +151,13 @@ def fit(
             tensors: checkpoint.Tensors = {}
             if session.rank == 0 or sharded:
                 tensors = checkpoint.gather(family, ema.state(), named, keep=session.rank == 0)
-            if session.rank == 0:
-                session.save(step, lambda folder: checkpoint.write(folder, tensors, state))
-                on_checkpoint(step, tensors["ema"])
+
+            def commit() -> None:
+                if session.rank == 0:
+                    session.save(step, lambda folder: checkpoint.write(folder, tensors, state))
+                    on_checkpoint(step, tensors["ema"])
+
+            workers.together(commit)
             session.barrier({"step": step})
             saved = step
 
@@ -173,7 +199,8 @@ def fit(
             timer.mark("gather")
             if not math.isfinite(norm):
                 failure = NonFinite(
-                    f"the loss of {player} is not finite at step {step + 1} (loss {float(loss.detach()):.3g}, "
+                    f"the loss of {player} is not finite{_where(loss, workers)} at step {step + 1} "
+                    f"(loss {float(loss.detach()):.3g}, "
                     f"gradient norm {norm:.3g}); the weights were not updated",
                     f"try --set train.lr={train.lr / 3:.2g}, or --set train.precision=fp32",
                 )
@@ -208,13 +235,16 @@ def fit(
             stop_requested = _report(log, step, lr * train.lr, clock, session, share_of_batch, train, parts)
             timer.mark("report")
         if step % train.checkpoint_every == 0:
+            compare()
             save()
             timer.mark("checkpoint")
         # One worker may stop at any step. Several stop together at a report, which shares the stop request.
         if stopped := stop_requested or (session.world == 1 and session.should_stop()):
             break
+    if saved != step:
+        compare()
     if done and not stopped and (session.rank == 0 or sharded):
-        with_average(family, ema.state(), lambda: family.finish(full_batches or batches))
+        with_average(family, ema.state(), lambda: family.finish(full_batches))
     save(again=done and not stopped)
     return FitResult(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
 
@@ -294,6 +324,13 @@ def _lr_factor(train: Train, step: int, position: float) -> float:
 def _require_grad(modules: Iterable[nn.Module], value: bool) -> None:
     for module in modules:
         module.requires_grad_(value)
+
+
+def _where(loss: Tensor, workers: Workers) -> str:
+    """On which of several workers the loss is not finite."""
+    finite = workers.collect(bool(loss.detach().isfinite()))
+    bad = [str(rank) for rank, fine in enumerate(finite) if not fine]
+    return f" on worker {', '.join(bad)}" if len(finite) > 1 and bad else ""
 
 
 def _use_bfloat16(wanted: str, device: torch.device) -> bool:

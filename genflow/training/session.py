@@ -23,11 +23,14 @@ class Session:
         device: a torch device's name.
         sharded: whether each worker holds a shard of every parameter, instead of a copy.
         threads: CPU threads for this worker; 0 keeps torch's default.
-        load: returns the newest verified checkpoint's folder, or None.
+        load: returns the newest verified checkpoint's folder, or None. Of several workers, the first one chooses.
+        open: returns the verified checkpoint with the name that the first worker has chosen, or None if this worker
+            does not see it; None: `load` must find the same one.
         save: `save(step, write)` commits the files that `write(folder)` writes; called on rank 0.
         barrier: called on every rank after a checkpoint.
         log: receives a dictionary of numbers; called on rank 0.
         watch: receives the same numbers and the seconds of each part of a step, for gauges; called on rank 0.
+        note: receives a line for the user; called on rank 0.
         should_stop: returns whether to save and end; several workers end at the next report.
     """
 
@@ -37,8 +40,10 @@ class Session:
     sharded: bool = False
     threads: int = 0
     load: Callable[[], Path | None] = field(default=_ignore)
+    open: Callable[[str], Path | None] | None = None
     save: Callable[[int, Callable[[Path], None]], None] = field(default=_ignore)
     barrier: Callable[[dict[str, Any]], None] = field(default=_ignore)
     log: Callable[[dict[str, Any]], None] = field(default=_ignore)
     watch: Callable[[dict[str, Any], dict[str, float]], None] = field(default=_ignore)
+    note: Callable[[str], None] = field(default=_ignore)
     should_stop: Callable[[], bool] = field(default=bool)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from genflow import runs
+import genflow.runs as runs
 from genflow.errors import UsageError
 from genflow.evaluation import metrics as measured_by
 from genflow.evaluation.features import extractor

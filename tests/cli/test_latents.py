@@ -5,8 +5,9 @@ import json
 import pytest
 
 from genflow import runs
-from genflow.cli import data, dispatch, removal, tables, train, tune
+from genflow.cli import data, removal, tables, train, tune
 from genflow.cli import runs as runs_command
+from genflow.commands import references
 from genflow.errors import UsageError
 from genflow.recipe.compose import assignments, compose
 from genflow.recipe.files import dump
@@ -32,22 +33,22 @@ def colours(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def test_a_name_of_several_latents(colours: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """It means the newest, and a line says so; with a dataset, the newest of that dataset."""
-    assert dispatch.find_latents(colours, "colours").id == "colours-2b"
+    assert references.find_latents(colours, "colours").id == "colours-2b"
     assert "the name also belongs to colours-2a" in capsys.readouterr().err
     made(colours, "latents", "colours-2d", dataset="others-1b")
-    own = dispatch.find_latents(colours, "colours", colours.find("datasets", "colours"))
+    own = references.find_latents(colours, "colours", colours.find("datasets", "colours"))
     assert own.id == "colours-2b"
     assert "means colours-2b, the newest of colours-1a; the name also" in capsys.readouterr().err
 
 
 def test_a_datasets_name_finds_its_latents(colours: Store) -> None:
     """Latents of another name are found by the name of their dataset; a dataset without latents names the cure."""
-    assert dispatch.find_latents(colours, "others").id == "small-2c"
+    assert references.find_latents(colours, "others").id == "small-2c"
     with pytest.raises(UsageError, match="the dataset bare-1c has no latents") as error:
-        dispatch.find_latents(colours, "bare")
+        references.find_latents(colours, "bare")
     assert error.value.hint == "--data bare --latents auto, or: genflow encode bare"
     with pytest.raises(UsageError, match="no latents 'nothing'; there are: small, colours"):
-        dispatch.find_latents(colours, "nothing")
+        references.find_latents(colours, "nothing")
 
 
 def test_latents_of_another_dataset_are_an_error(colours: Store) -> None:

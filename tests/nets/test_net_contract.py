@@ -120,6 +120,8 @@ def test_time_and_class_matter(kind: str, ends: str) -> None:
     assert not torch.allclose(answer, net(x, time, conditions(ports, first=1)))
     if ports.time:
         assert not torch.allclose(answer, net(x, 1000 - t, label))
+    if kind == "sd3":  # it is rejected without captions
+        return
     bare = made(kind, dataclasses.replace(ports, text=None), 0)
     assert torch.equal(bare(x, time, label), bare(x, time, conditions(ports, first=2)))
     assert torch.equal(bare(x, time, label), bare(x, time, None))
@@ -168,6 +170,8 @@ def test_any_width_works_or_is_rejected(kind: str, ends: str, width: int) -> Non
         ({"kind": "dit", "patch": 3}, "net.patch=3 does not divide the picture's side of 8"),
         ({"kind": "mmdit", "patch": 3}, "net.patch=3 does not divide the picture's side of 8"),
         ({"kind": "mmdit", "width": 100}, "net.heads=3 does not divide net.width=100"),
+        ({"kind": "sd3"}, "net sd3 reads captions, and this run has none"),
+        ({"kind": "sd3", "width": 30}, "net.width=30 must be a multiple of 4 for sd3"),
         ({"kind": "dit", "width": 100, "heads": 3}, "net.heads=3 does not divide net.width=100"),
         ({"kind": "conv"}, "net conv turns a picture into a vector or back"),
         ({"kind": "unet", "width": 0}, "net.width: input should be greater than or equal to 1, not 0"),
@@ -248,6 +252,6 @@ def test_a_net_that_cannot_read_captions_is_rejected(kind: str) -> None:
     ports = picture(8)["captioned picture to picture"]
     with pytest.raises(UsageError, match=f"^net {kind} cannot read captions, and this data has some$") as refused:
         nets.builder(kind)(ports, 0)
-    assert refused.value.hint == "use net.kind=conv or dit or fixup or mlp or mmdit or unet"
+    assert refused.value.hint == "use net.kind=conv or dit or fixup or mlp or mmdit or sd3 or unet"
     with pytest.raises(UsageError, match="net unet2d cannot read captions"):
         build.resolve(parse({"family": {"kind": "ddpm"}, "net": {"kind": "unet2d"}}), FACTS["captioned"])

@@ -69,7 +69,7 @@ def test_a_stage_overrides_its_preset_and_set_overrides_both() -> None:
         ({"name": "a/b", "stages": {"d": DIGITS}}, "name 'a/b' is invalid"),
         ({"name": "x"}, "a pipeline needs `stages`"),
         ({"stages": []}, "a pipeline needs `stages`"),
-        ({"stages": {"d": 3}}, "job must be one of prepare, train, encode, reflow, evaluate, compare, tables, not 3"),
+        ({"stages": {"d": 3}}, "job must be one of prepare, train, encode, .*, compare, tables, not 3"),
         ({"stages": {"d": {"job": "prepar"}}}, "stage d: job must be one of .* not 'prepar'"),
         ({"stages": {"d": {**DIGITS, "dat": 1}}}, r"stage d: unknown key dat \(did you mean data\?\)"),
         ({"stages": {"d": {"job": "prepare", "data": {"sauce": 1}}}}, "stage d: unknown key data.sauce"),

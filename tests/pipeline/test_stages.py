@@ -12,7 +12,7 @@ from genflow.pipeline import stages
 from genflow.pipeline.stages import declared
 from genflow.recipe.schema import Recipe
 
-NAMES = ["prepare", "train", "encode", "reflow", "evaluate", "compare", "tables"]
+NAMES = ["prepare", "train", "encode", "encode_text", "reflow", "evaluate", "compare", "tables"]
 
 
 def test_stages_are_in_their_declared_order() -> None:

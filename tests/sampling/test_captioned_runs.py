@@ -12,6 +12,7 @@ from support.latents import SMALL, dataset, embedded, encoded, pictures, task
 from support.trained_run import trained_run
 
 from genflow import runs, text_encoders
+from genflow.api import Run
 from genflow.data import texts
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
@@ -23,7 +24,7 @@ from genflow.evaluation.features.extractor import load_features
 from genflow.evaluation.report import page, table
 from genflow.evaluation.results import Evaluation
 from genflow.recipe.schema import Evaluate, parse
-from genflow.sampling import encode_text, export, reflow
+from genflow.sampling import encode_text, export, interpolation, reflow
 from genflow.sampling.engine import Engine
 from genflow.sampling.prompts import Prompts
 from genflow.storage.store import Artifact, Store
@@ -218,8 +219,35 @@ def test_long_prompts_are_named_and_cut(made: Made) -> None:
     engine = Engine.load(run)
     assert engine.prompts is not None
     long = "red apple " * 40
-    assert [place for place, _ in engine.prompts.cut(["a red apple", long])] == [1]
+    assert engine.prompts.cut(["a red apple", long]) == {long: 82}
     assert engine.draw([1], prompts=[long]).images.shape == (1, 16, 16, 3)
+
+
+def test_a_walk_between_two_prompts(made: Made) -> None:
+    """The ends are the samples of the prompts with this seed; each picture is the same in any company."""
+    *_, run, _ = made
+    engine = Engine.load(run)
+    red, blue = "a red tiger", "a blue apple on a sep"
+    walk = interpolation.walk_prompts(engine, [red, blue, ""], 4, 7, "an apple", {"guidance": 3.0})
+    assert walk.images.shape == (8, 16, 16, 3)
+    ends = [engine.draw([7], prompts=[words], negative="an apple", guidance=3.0).images[0] for words in (red, blue, "")]
+    for place, end in zip((0, 3, 4, 7), (ends[0], ends[1], ends[1], ends[2]), strict=True):
+        assert np.array_equal(walk.images[place], end)
+    alone = engine.draw(
+        [7], prompts=[red], negative="an apple", toward_prompts=[(blue, 1 / 3)], guidance=3.0
+    ).images[0]
+    assert np.array_equal(alone, walk.images[1])
+    assert len({picture.tobytes() for picture in walk.images}) == 7
+
+
+def test_lone_surrogates_are_one_line(made: Made) -> None:
+    """An argument of the command line that is not UTF-8 is named, wherever it comes in."""
+    *_, run, _ = made
+    prompts = Engine.load(run).prompts
+    assert prompts is not None
+    for read in (prompts.text, prompts.cut):
+        with pytest.raises(DataError, match=r"the prompt 'a \\udcff' is not valid Unicode"):
+            read(["a \udcff"])
 
 
 def test_captions_condition_every_measurement(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,3 +344,18 @@ def test_captions_and_latents_are_independent(made: Made) -> None:
     assert engine.draw([1, 2], prompts=["a red apple", ""]).images.shape == (2, 16, 16, 3)
     assert {"text", "autoencoder"} <= {file.name for file in run.folder.iterdir()}
     assert {0.25, 0.5} < set(runs.cpu_seconds(store, run))
+
+
+def test_prompts_in_python(made: Made) -> None:
+    """`run.sample(prompts=...)` draws what the engine draws; several prompts take turns."""
+    store, _, _, run, _ = made
+    words = ["a red square, number 2", "a green square, number 1"]
+    loaded = Run(run, store)
+    drawn = loaded.sample(4, prompts=words, seed=3, guidance=2.0)
+    expected = Engine.load(run).draw(range(3, 7), prompts=words * 2, guidance=2.0)
+    assert np.array_equal(drawn.records, expected.images)
+    assert drawn[1:].prompts == (words[1], *words)
+    assert loaded.sample(prompts=words[0]).prompts == (words[0],) * 16
+    assert len(loaded.sample(prompts=words)) == 2
+    with pytest.raises(UsageError, match="captions, not classes"):
+        loaded.sample(2, label="red")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support import TESTS
 
-from genflow.cli.dispatch import read_config
+from genflow.commands.recipes import read_config
 from genflow.data import texts
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Dataset, shard_name, write_index, write_shard

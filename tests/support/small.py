@@ -27,6 +27,7 @@ NETS: dict[str, dict[str, Any]] = {  # other nets use their own defaults
     "fixup": {"width": 8, "blocks": 1},
     "dit": {"width": 32, "depth": 2, "heads": 2},
     "mmdit": {"width": 32, "depth": 2, "heads": 2},
+    "sd3": {"width": 32, "depth": 2, "heads": 2},
     "unet2d": {"width": 8},
     "tarflow": {"width": 32, "blocks": 2, "depth": 1, "heads": 2, "bins": 4},
     "spline": {"width": 32, "layers": 4, "bins": 8},

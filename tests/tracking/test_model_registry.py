@@ -3,7 +3,7 @@
 import pytest
 from support.trained_run import trained_run
 
-from genflow.cli.dispatch import find_run
+from genflow.commands.references import find_run
 from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError

@@ -1,16 +1,16 @@
-"""The flags --prompt, --prompts and --negative of `genflow sample`."""
+"""Prompts of a command: read them, check that they fit the run, and give each sample one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genflow.cli import console
 from genflow.errors import DataError, UsageError
+from genflow.system.streams import note
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.sampling.engine import Engine
 
 DEFAULT_COUNT = 64  # samples without -n
-MAX_COLUMNS = 8  # of a grid of prompts
+SAMPLES_PER_PROMPT = 8  # without -n, of at most as many prompts
 
 
 def given(flags: list[str], file: Path | None) -> list[str]:
@@ -41,6 +41,7 @@ def check(engine: "Engine", prompts: list[str], negative: str, label: str, optio
     Raises:
         UsageError: they do not fit.
     """
+
     if engine.prompts is None:
         if prompts or negative:
             flag, names = "--prompt" if prompts else "--negative", engine.facts.class_names
@@ -51,11 +52,18 @@ def check(engine: "Engine", prompts: list[str], negative: str, label: str, optio
         raise UsageError(f"--label {label}: this run has captions, not classes", f"--prompt '{label}'")
     if negative and options.get("guidance", 1.0) == 1.0:
         raise UsageError("--negative needs guidance above 1", "add --guidance 3")
-    for place, count in engine.prompts.cut([*prompts, negative]):
-        cut = [*prompts, negative][place]
-        shown = cut if len(cut) <= 40 else f"{cut[:40]}…"
-        limit = engine.prompts.spec.length
-        console.note(f"warning: the prompt {shown!r} has {count} tokens, and this run reads {limit}: the rest is cut")
+    name_cut(engine, [*prompts, negative])
+
+
+def name_cut(engine: "Engine", prompts: list[str]) -> None:
+    """Say which prompts for a run of captions are cut."""
+    from genflow.sampling.prompts import shown
+
+    if engine.prompts is None:
+        return
+    limit = engine.prompts.spec.length
+    for cut, count in engine.prompts.cut(prompts).items():
+        note(f"warning: the prompt {shown(cut)} has {count} tokens, and this run reads {limit}: the rest is cut")
 
 
 def arrange(engine: "Engine", prompts: list[str], n: int | None) -> tuple[list[str] | None, int, int | None]:
@@ -63,12 +71,24 @@ def arrange(engine: "Engine", prompts: list[str], n: int | None) -> tuple[list[s
 
     Without prompts, they are captions of held-out rows.
     """
+    from genflow.sampling.prompts import in_turn
+
     if engine.prompts is None:
-        return None, DEFAULT_COUNT if n is None else n, None
-    few = prompts if 1 < len(prompts) <= MAX_COLUMNS else []
-    if prompts:
-        n = n or (len(prompts) if len(prompts) > MAX_COLUMNS else MAX_COLUMNS * len(prompts))
-    else:
-        n = DEFAULT_COUNT if n is None else n
-        prompts = engine.prompts.examples(n)
-    return [prompts[i % len(prompts)] for i in range(n)], n, len(few) or min(n, MAX_COLUMNS)
+        return None, count(prompts, n), None
+    n = count(prompts, n)
+    words, columns = in_turn(prompts or engine.prompts.examples(n), n)
+    return words, n, columns
+
+
+def count(prompts: list[str], n: int | None) -> int:
+    """The number of samples: -n, or a row or a column for each of a few prompts, or one for each of many."""
+    if n is not None or not prompts:
+        return DEFAULT_COUNT if n is None else n
+    return len(prompts) if len(prompts) > SAMPLES_PER_PROMPT else SAMPLES_PER_PROMPT * len(prompts)
+
+
+def note_cut(header: str) -> None:
+    """Say that a served model reads only a part of a prompt; `16/62` is the header of its answer."""
+    if header:
+        read, _, tokens = header.partition("/")
+        note(f"warning: the longest prompt has {tokens} tokens, and this model reads {read}: the rest is cut")

@@ -1,0 +1,81 @@
+"""Words for settings: the flag or the recipe key that a word means in a command, also the word of another tool.
+
+`genflow train --batch_size 64`, `--batch 64` and `genflow.train(batch=64)` all set `train.batch`. A flag that a command
+declares itself wins over the words here.
+"""
+
+from collections.abc import Container
+from typing import Any
+
+from genflow.errors import UsageError, similar
+from genflow.recipe.aliases import our_name
+
+SAMPLING = ("sampler", "guidance", "steps")  # keys of the section `sample` that most families have
+# The sections in which a command looks for a word, and the keys that count; None: every key of the section.
+SECTIONS: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "prepare": {"data": None},
+    "train": {"train": None, "sample": SAMPLING, "data": ("flip", "pairs"), "cluster": None},
+    "tune": {"tune": None, "train": None, "sample": SAMPLING, "data": ("flip", "pairs"), "cluster": None},
+    "evaluate": {"sample": SAMPLING, "evaluate": None, "cluster": None},
+    "compare": {"sample": SAMPLING, "evaluate": None, "cluster": None},
+    "report": {"sample": SAMPLING, "evaluate": None, "cluster": None},
+    "tables": {"evaluate": ("samples", "features", "seed"), "train": ("batch", "lr"), "cluster": None},
+    "reflow": {"sample": SAMPLING, "reflow": None, "cluster": None},
+    "encode": {"encode": None, "cluster": None},
+}
+SYNONYMS = {  # a word -> the flag of a command that means it
+    "sample": {"samples": "n", "labels": "label", "count": "n", "samplers": "sampler"},
+    "tune": {"budget": "minutes"},  # as these flags were called before
+    "tables": {"budget": "cpu_minutes"},
+}
+
+
+def flag_of(command: str, word: str, flags: Container[str]) -> str:
+    """The flag of a command that a word means, such as `--max-bad` of `max_bad`; empty if there is none.
+
+    Args:
+        command: its name.
+        word: without dashes at its start.
+        flags: that the command declares.
+    """
+    plain = word.replace("-", "_")
+    ours = our_name(plain)
+    own = SYNONYMS.get(command, {})
+    for name in (plain, own.get(plain, ""), ours, own.get(ours, "")):
+        flag = f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
+        if name and flag in flags:
+            return flag
+    return ""
+
+
+def key_of(command: str, word: str) -> str:
+    """The recipe key that a word means in a command, such as `train.lr` of `learning_rate`; empty if there is none."""
+    from genflow.recipe.schema import SECTIONS as SCHEMA
+
+    names = dict.fromkeys((word.replace("-", "_"), our_name(word)))
+    for name in names:
+        for section, keys in SECTIONS.get(command, {}).items():
+            known = keys if keys is not None else SCHEMA[section].model_fields
+            if name in known:
+                return f"{section}.{name}"
+    return ""
+
+
+def keys_of(command: str, words: dict[str, Any]) -> dict[str, Any]:
+    """Words with their values as recipe keys, for the Python API.
+
+    Raises:
+        UsageError: a word means nothing in this command.
+    """
+    found = {}
+    for word, value in words.items():
+        key = key_of(command, word)
+        if not key:
+            from genflow.recipe.schema import SECTIONS as SCHEMA
+
+            known = [name for section in SECTIONS.get(command, {}) if section in SCHEMA
+                     for name in SCHEMA[section].model_fields]  # fmt: skip
+            hint = f'set={{"section.{word}": {value!r}}} sets any key of the recipe; docs/recipe.md lists them'
+            raise UsageError(f"{command} has no option {word!r}{similar(word, known)}", hint)
+        found[key] = value
+    return found
