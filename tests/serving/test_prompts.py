@@ -170,6 +170,14 @@ def test_a_wrong_prompt_is_one_line(url: str, path: str, body: dict[str, Any], m
     assert "\n" not in error["message"] + error["hint"]
 
 
+def test_guidance_needs_dropped_conditions(url: str) -> None:
+    """A run that never learned predictions without its condition refuses guidance, and its description says so."""
+    answer = ask(url, "models/kinds/samples", guidance=2)
+    assert (answer.status, answer.json()["error"]["field"]) == (422, "guidance")
+    assert "family.forget above 0" in answer.json()["error"]["message"]
+    assert [card["abilities"]["guidance"] for card in Client(url).models()] == [True, False]
+
+
 def test_two_names_of_one_option(url: str) -> None:
     """A request that has an option under both names is invalid, and none of them is ignored."""
     answer = ask(url, "models/words/samples", steps=3, num_inference_steps=4)
