@@ -1,7 +1,8 @@
 """Sample from trained runs.
 
     engine           load a run's averaged weights, and draw samples that depend only on their own seed
-    interpolation    interpolate between two images or two seeds
+    prompts          prompts as a condition, by the run's text encoder
+    interpolation    interpolate between two images, two seeds or two prompts
     encode           latents of a dataset
     autoencoders     find, load and copy the autoencoder that makes them
     diffusers_folder, diffusers_config

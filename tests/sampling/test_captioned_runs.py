@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from support.trained_run import trained_run
 
 from genflow import runs, text_encoders
 from genflow.api import Run
+from genflow.cli import sample
 from genflow.data import texts
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
@@ -238,6 +240,34 @@ def test_a_walk_between_two_prompts(made: Made) -> None:
     ).images[0]
     assert np.array_equal(alone, walk.images[1])
     assert len({picture.tobytes() for picture in walk.images}) == 7
+
+
+def test_interpolation_of_the_command(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row from each prompt to the next one; one prompt is drawn between seeds; pictures have no negative prompt."""
+    store, *_, run, _ = made
+    monkeypatch.setenv("GENFLOW_STORE", store.url)
+    engine, out = Engine.load(run), tmp_path / "walk.npy"
+
+    def draw(*prompts: str, n: int | None = None, **more: Any) -> dict[str, Any]:
+        sample.sample(run.id, prompt=list(prompts), n=n, seed=7, interpolate=True, out=out, json=True, **more)
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return document["interpolate"]
+
+    walk = draw("a red tiger", "", n=3)
+    assert walk == {"rows": 1, "columns": 3, "between": "prompts", "ends": [["a red tiger", ""]]}
+    ends = engine.draw([7, 7], prompts=["a red tiger", ""]).images
+    assert np.array_equal(np.load(out)[[0, 2]], ends.transpose(0, 3, 1, 2))
+    assert draw("a", "red", "apple")["rows"] == 2
+    assert draw("a red tiger", n=4) == {"rows": 1, "columns": 4, "between": "seeds", "ends": None}
+    assert np.array_equal(np.load(out)[3], engine.draw([8], prompts=["a red tiger"]).images[0].transpose(2, 0, 1))
+    with pytest.raises(UsageError, match=r"-n 7 images do not fill 2 row"):
+        draw("a", "red", "apple", n=7)
+    with pytest.raises(UsageError, match="--prompt cannot be combined with --between"):
+        draw("a", "red", between=(tmp_path, tmp_path))
+    with pytest.raises(UsageError, match="--negative cannot be combined with --interpolate between pictures"):
+        draw(negative="a red apple")
 
 
 def test_lone_surrogates_are_one_line(made: Made) -> None:
