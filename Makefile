@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs deploy trial results results-latents tables presets chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs notebooks deploy trial results results-latents results-text-to-image tables presets chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,11 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed
 	$(BIN)/genflow families --into README.md
+	$(BIN)/genflow recipe --into docs/recipe.md
+
+# the notebooks of docs/notebooks with their outputs (two minutes on two cores), from an empty folder
+notebooks: $(VENV)/.installed
+	folder=$$(mktemp -d) && cd $$folder && $(CURDIR)/$(BIN)/python $(CURDIR)/docs/notebooks/execute.py $(CURDIR)/docs/notebooks/*.ipynb
 
 # cluster.yaml and the files of deploy/, from deploy/templates
 deploy: $(VENV)/.installed
@@ -51,6 +56,11 @@ results: $(VENV)/.installed
 results-latents: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents.yaml --out docs/latents-results.md
 
+# prompts of a colour font, three seeds (an hour on two cores; needs fonts-noto-color-emoji and the extra `text`)
+results-text-to-image: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/text_to_image.yaml --out docs/text-to-image-results.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.combinations flow-s0 flow-s1 flow-s2 --out docs/text-to-image-results/combinations.md
+
 # each family's preset against the result of `genflow tune` on Fashion-MNIST (an hour on two cores)
 presets: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.presets --out docs/results/tuning.md
@@ -59,7 +69,7 @@ presets: $(VENV)/.installed
 tables: $(VENV)/.installed
 	for form in html md; do \
 	  $(BIN)/genflow tables --data digits --out docs/results/tables-digits.$$form && \
-	  $(BIN)/genflow tables --data fashion --budget 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
+	  $(BIN)/genflow tables --data fashion --cpu-minutes 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
 	done
 
 # kill -9 of random processes at random moments, for every family; prints violations and how to repeat them; KILLS, SEED, FAMILY

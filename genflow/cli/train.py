@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import make_texts, send, show_plan, show_stages, use_of
+from genflow.cli.dispatch import import_init, make_texts, send, show_plan, show_stages, use_of
 from genflow.cli.options import (
     AsJson,
     Config,
@@ -47,7 +47,7 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, as steps.", hidden=True)] = None,
     init: Init = "",
     workers: Annotated[
-        int | None, typer.Option(help="Number of training workers; the result does not depend on it.", hidden=True)
+        int | None, typer.Option(help="Number of training workers; the result does not depend on it.")
     ] = None,
     cluster: OnCluster = False,
     address: HiddenAddress = "",
@@ -60,6 +60,8 @@ def train(
     """Train a model family on a dataset.
 
     If training was interrupted, run the same command again to resume it.
+
+    --lr, --batch, --seed, --epochs, --cpu-minutes and other keys of the recipe are flags, too (genflow recipe train).
     """
     from genflow.commands import train as commands
     from genflow.storage.store import Store
@@ -77,6 +79,10 @@ def train(
     if pipeline:
         _run(pipeline, store, cluster, address, dry_run=dry_run, json=json)
         return
+    with_init = import_init(store, recipe, dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    recipe = with_init
     if dry_run:
         _show_plan(store, recipe, json)
         return

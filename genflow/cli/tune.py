@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, make_texts, send, show_plan, show_stages
+from genflow.cli.dispatch import check_output_path, import_init, make_texts, send, show_plan, show_stages
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.commands.recipes import read_config
 from genflow.commands.references import decide_latents, require_family
@@ -37,7 +37,8 @@ def tune(
         ),
     ] = [],
     trials: Annotated[int | None, typer.Option(help="Maximum number of trials.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Minutes for the whole search.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock minutes for the whole search.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data of a trial.", hidden=True)] = None,
     metric: Annotated[list[str], typer.Option(help="fd, kid, bits_per_dim, ms ...; give two for a Pareto front.")] = [],
     init: Init = "",
     config: Config = [],
@@ -64,8 +65,8 @@ def tune(
 
     store = Store()
     flags: dict[str, Any] = {"data.name": data, "data.latents": latents, "init": init}
-    flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": budget}
-    recipe = commands.recipe(store, family, [read_config(path) for path in config], sets, param, **flags)
+    flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": minutes}
+    recipe = commands.recipe(store, family, [read_config(path) for path in config], sets, param, epochs, **flags)
     with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)
     if with_texts is None:
         return
@@ -75,7 +76,10 @@ def tune(
         if not made:
             return
         recipe = on_latents(recipe, made)
-    document, plan = commands.document(store, recipe, objective)
+    with_init = import_init(store, recipe, dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    document, plan = commands.document(store, with_init, objective)
     if dry_run:
         _show_plan(plan, store, json)
         return

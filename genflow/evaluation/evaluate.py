@@ -1,6 +1,7 @@
 """Measure one run: quality, variety, likelihood and speed, as one JSON document with pictures of samples.
 
-    metrics       fd, kid, precision, recall, density, coverage, agreement: {value, low, high, n, features, floor}
+    metrics       fd, kid, precision, recall, density, coverage, agreement, r_precision: {value, low, high, n, features,
+                  floor}
     likelihood    {value, low, high, unit, kind, method, stderr, nfe, n, bars}; null without one or with guidance
     straightness  {value, low, high, n}: 0 for straight paths; null for families that integrate no ODE
     memorization  nearest, copies: metrics of the distance to training pictures; null for points
@@ -8,6 +9,8 @@
     classes       the share of each class among samples and in real data, by a classifier; null without classes
     sweep         quality against steps for one checkpoint: [{steps, sampler, nfe, fd, ms_per_image, ms_alone, own}],
                   one entry per number of evaluations: that of the best tried sampler (see `sweep`)
+    guidance      the same against guidance, with r_precision, for runs of captions; null for others
+    prompts       the captions of the pictures in grid.png, nearest.png and prompts.png; null for other runs
     speed         ms_batch_1, ms_batch_64, images_per_second, memory_mb while sampling, and the load of the machine
 
 Every run is sampled from the same noise. The floor of a metric is its value for as many real training rows against the
@@ -27,10 +30,11 @@ import torch
 from genflow import __version__, build
 from genflow.data.shards import FACTS, Dataset
 from genflow.evaluation import metrics, samples, sweep
+from genflow.evaluation.features import clip
 from genflow.evaluation.features.extractor import Embed, Emit, address, load_features
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics.base import Metric, Samples
-from genflow.evaluation.results import Evaluation, Identity, SweepPoint
+from genflow.evaluation.results import Evaluation, Identity
 from genflow.evaluation.sample_grids import render_all
 from genflow.evaluation.samples import DrawnFeatures, Executor, Share, draw_features
 from genflow.recipe.files import read
@@ -43,6 +47,7 @@ from genflow.system.source_hash import digest
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import checkpoint
 
+PROMPTS = "prompts"  # the folder of a table of prompts and pictures
 SCHEMA = "genflow.evaluate/1"
 MIN_REFERENCE_ROWS = 100  # with fewer reference rows, a warning is emitted
 TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # copied from the manifest
@@ -55,7 +60,8 @@ def evaluation_id(
 ) -> str:
     """The content address of an evaluation: a hash of the run, the data, the options, the features and the code."""
     facts = DataSpec.from_json(dataset.file(FACTS).read_text(encoding="utf-8"))
-    settings = options.model_dump(mode="json", exclude={"features"})
+    settings = options.model_dump(mode="json", exclude={"features", "clip"})
+    settings |= {"clip": clip.folder_id(options.clip)} if options.clip else {}
     features = address(dataset, facts, options.features)
     recipe = parse(read(run.file(RECIPE)))
     learned = DataSpec.from_json(run.file(FACTS).read_text(encoding="utf-8"))
@@ -115,6 +121,7 @@ def evaluate(
         with store.stage("evaluations", id, name=run.name) as staged:
             (staged.path / "metrics.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
             for name, png in drawn.items():
+                (staged.path / name).parent.mkdir(exist_ok=True)
                 (staged.path / name).write_bytes(png)
             headline = {name: metric["value"] for name, metric in document["metrics"].items()}
             meta = {"run": run.id, "dataset": dataset.id, "features": document["features"]["name"], "metrics": headline}
@@ -123,9 +130,9 @@ def evaluate(
     return {**document, "path": str(artifact.path), "cached": False}
 
 
-def engine_of(run: Artifact, data: Dataset, sample: dict[str, Any], device: str = "auto") -> Engine:
+def engine_of(store: Store, run: Artifact, data: Dataset, sample: dict[str, Any], device: str = "auto") -> Engine:
     """The engine whose samples are measured; `sample` overrides the run's own sampling options."""
-    engine = Engine.load(run, device=devices.choose(device))
+    engine = samples.with_captions(Engine.load(run, device=devices.choose(device)), store)
     engine.options = build.sample_options(engine.family, {**engine.options, **sample})
     return samples.measured(engine, data)
 
@@ -139,7 +146,7 @@ def draw_share(
         _worker_tools.clear()
         data = Dataset.open(dataset)
         embed = load_features(store, data, features, lambda event, **fields: None).embed
-        _worker_tools[key] = engine_of(run, data, sample), embed
+        _worker_tools[key] = engine_of(store, run, data, sample), embed
     engine, embed = _worker_tools[key]
     return samples.draw_share(engine, embed, share, lambda count: None)
 
@@ -148,10 +155,10 @@ def _measure(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any],
     executor: Executor | None, device: str, id: str,
 ) -> tuple[Evaluation, dict[str, bytes]]:  # fmt: skip
-    """The document, and PNG pictures by file name."""
+    """The document, and pictures by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
-    engine = engine_of(run, data, sample, device)
+    engine = engine_of(store, run, data, sample, device)
     suite = MetricSuite(load_features(store, data, options.features, emit), options)
     extractor = suite.extractor
     n = min(options.samples, len(extractor.floor))
@@ -162,10 +169,10 @@ def _measure(
         emit("warning", message=f"{dataset.name} has only {rows} held-out rows, so the metrics are inaccurate",
              hint="prepare it with a larger --val")  # fmt: skip
     few = min(options.sweep_samples, n)
-    settings = sweep.settings_to_try(engine, options)
+    settings, scales = sweep.settings_to_try(engine, options), sweep.guidance_to_try(engine, options)
     # guidance changes the distribution of samples, so the likelihood of the family would not describe them
     likely = options.likelihood if engine.options.get("guidance", 1.0) == 1.0 else 0
-    total = n + few * len(settings) + min(likely, len(extractor.real.reference))
+    total = n + few * len(settings + scales) + min(likely, len(extractor.real.reference))
     progress = _progress(emit, run.id, total)
 
     applicable = [metric for metric in metrics.every() if metric.applies(data, options)]
@@ -176,18 +183,14 @@ def _measure(
         samples.labels(data, extractor.real, n), keep,
         lambda k: progress(k, "drawing samples"), executor, samples.prompts(engine, data, extractor.real, n),
     )  # fmt: skip
-    alone = samples.single_sample_ms(engine, int(drawn.labels[0]))
-    own: SweepPoint = {
-        "steps": engine.options.get("steps"), "sampler": engine.options.get("sampler"), "nfe": drawn.nfe,
-        "ms_per_image": drawn.ms, "ms_alone": alone, "own": True,
-        "fd": suite.distance(drawn.features[:few], drawn.labels[:few]),
-    }  # fmt: skip
-    points = [own]
-    points += sweep.measure(engine, suite, drawn, few, settings, options.seed, progress, emit)
-    measured = _metrics(suite, applicable, Samples(
+    inputs = Samples(
         store, engine, data, extractor, options.model_copy(update={"likelihood": likely}), drawn.labels, emit, progress,
         drawn.prompts, drawn.records, drawn.features, drawn.classes,
-    ))  # fmt: skip
+    )  # fmt: skip
+    own = sweep.own_point(inputs, suite, drawn, few)
+    points = [own, *sweep.measure(inputs, suite, few, settings)]
+    guided = sorted([own, *sweep.measure(inputs, suite, few, scales)], key=lambda point: point.get("guidance", 0))
+    measured = _metrics(suite, applicable, inputs)
     progress(total, "measured")
     document = {
         "schema": SCHEMA,
@@ -202,7 +205,7 @@ def _measure(
         "nfe": drawn.nfe,
         **measured,
         "speed": {
-            "ms_batch_1": alone,
+            "ms_batch_1": own["ms_alone"],
             "ms_batch_64": drawn.ms,
             "images_per_second": 1000 / drawn.ms,
             "memory_mb": drawn.memory_mb,
@@ -211,9 +214,11 @@ def _measure(
             "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         },
         "sweep": sweep.curve(points),
+        "guidance": guided if scales else None,
         "seconds": round(time.monotonic() - started, 1),
     }
-    return cast(Evaluation, document), render_all(engine, data, extractor, drawn.records, options.seed)
+    shown = render_all(engine, data, extractor, drawn, options.seed)
+    return cast(Evaluation, {**document, "prompts": shown.prompts}), shown.files
 
 
 def _metrics(suite: MetricSuite, applicable: Sequence[Metric], inputs: Samples) -> dict[str, Any]:
@@ -274,3 +279,7 @@ def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluatio
         journal.metrics(document["nfe"], values, stream=artifact.id)
         journal.artifact(artifact.file("metrics.json"), "evaluation")
         journal.image(document["step"], "samples/evaluation", artifact.file("grid.png"))
+        if artifact.files(f"{PROMPTS}/*"):  # MLflow shows the tables that the tag names
+            journal.artifact(artifact.path / PROMPTS, f"evaluation/{PROMPTS}")
+            table = {"path": f"evaluation/{PROMPTS}/prompts.json", "type": "table"}
+            journal.tags({"mlflow.loggedArtifacts": json.dumps([table])})

@@ -37,6 +37,7 @@ class MetricValue(TypedDict):
         n: number of samples; the value depends on it.
         features: name of the features that it was measured on.
         floor: the same metric of as many real training rows; None if there is none.
+        chance: the value of a guess; absent if one cannot guess.
     """
 
     value: float
@@ -45,6 +46,7 @@ class MetricValue(TypedDict):
     n: int
     features: str
     floor: float | None
+    chance: NotRequired[float]
 
 
 class Likelihood(TypedDict):
@@ -90,6 +92,8 @@ class SweepPoint(TypedDict):
         ms_alone: milliseconds per sample, in a batch of 1.
         own: whether it is the run's own setting.
         fd: the Fréchet distance.
+        guidance: the guidance scale, of a run of captions.
+        r_precision: of a run of captions, as `r_precision_hard` (see `metrics/r_precision.py`).
     """
 
     steps: int | None
@@ -99,6 +103,9 @@ class SweepPoint(TypedDict):
     ms_alone: float
     own: bool
     fd: MetricValue
+    guidance: NotRequired[float]
+    r_precision: NotRequired[MetricValue]
+    r_precision_hard: NotRequired[MetricValue]
 
 
 class Speed(TypedDict):
@@ -163,6 +170,8 @@ class Evaluation(Identity):
     classes: dict[str, Any] | None
     speed: Speed
     sweep: list[SweepPoint]
+    guidance: list[SweepPoint] | None
+    prompts: dict[str, Any] | None
     seconds: float
     path: NotRequired[str]
     cached: NotRequired[bool]

@@ -7,16 +7,20 @@
     way.png       sampling paths, from noise on the left to the sample on the right. Two rows per sample: x_t (scaled
                   to the range of a picture), and the prediction of x_0. Only for families with steps, not for points
     between.png   interpolations between two samples through the interpolated noise; not for points
+    prompts.png   samples of captions of held-out rows, for a run of captions (see `prompt_pictures`)
 
 An autoencoder has neither nearest.png nor between.png, because its samples are reconstructions of training pictures.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from genflow.data import preview
 from genflow.data.shards import Dataset, from_x
-from genflow.evaluation import samples
+from genflow.evaluation import prompt_pictures, samples
 from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.metrics.memorization import standouts
 from genflow.sampling.engine import Engine
@@ -26,28 +30,43 @@ COLUMNS, CLASSES = 8, 10
 PATHS = 3  # number of sampling paths, and of interpolated pairs
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Files of an evaluation.
+
+    Args:
+        files: contents by file name.
+        prompts: for a run of captions, those of the pictures of a file, by its name without .png: of grid.png from left
+            to right in each row, of nearest.png and prompts.png one for each column; and whether the captions of
+            prompts.png are unseen. None for other runs.
+    """
+
+    files: dict[str, bytes]
+    prompts: dict[str, Any] | None = None
+
+
 def render_all(
-    engine: Engine, data: Dataset, extractor: FeatureReference, records: np.ndarray, seed: int
-) -> dict[str, bytes]:
-    """The pictures as PNG by file name.
+    engine: Engine, data: Dataset, extractor: FeatureReference, drawn: samples.DrawnFeatures, seed: int
+) -> Pictures:
+    """The pictures as PNG.
 
     Args:
         engine: the engine of the run.
         data: the dataset that it was trained on.
         extractor: selects the real rows that are shown.
-        records: the measured samples, (N, H, W, C) or points; nearest.png considers the first 200.
+        drawn: the measured samples; nearest.png considers the first 200.
         seed: the seed of the evaluation.
     """
-    facts, split = data.facts, data.splits[extractor.real.split]
+    facts, split, records = data.facts, data.splits[extractor.real.split], drawn.records
     if facts.is_points:
         truth = split.take(extractor.real.reference)
         real = preview.render(truth[: len(records)], facts, limit=_limit(truth))
-        return {"grid.png": grid(engine, data, extractor, records, seed), "real.png": real}
+        return Pictures({"grid.png": grid(engine, data, extractor, records, seed), "real.png": real})
     lines = min(facts.classes, CLASSES) or COLUMNS
     real = preview.render(split.take(_real(data, extractor, lines)), facts, COLUMNS)
     if engine.family.is_autoencoder:
-        return {"grid.png": grid(engine, data, extractor, records, seed), "real.png": real}
-    similar = standouts(records, data, COLUMNS)
+        return Pictures({"grid.png": grid(engine, data, extractor, records, seed), "real.png": real})
+    similar, chosen = standouts(records, data, COLUMNS)
     # one row of samples, one of their training pictures
     pairs = similar.reshape(-1, 2, *similar.shape[1:]).swapaxes(0, 1).reshape(similar.shape)
     found = {
@@ -56,8 +75,17 @@ def render_all(
         "nearest.png": preview.render(pairs, facts, len(similar) // 2),
         "between.png": preview.render(interpolations(engine, seed), facts, COLUMNS),
     }
-    paths = sampling_paths(engine, seed)
-    return found if paths is None else {**found, "way.png": preview.render(paths[0], facts, paths[1])}
+    if paths := sampling_paths(engine, seed):
+        found["way.png"] = preview.render(paths[0], facts, paths[1])
+    if drawn.prompts is None:
+        return Pictures(found)
+    prompts: dict[str, Any] = {
+        "grid": _prompts(data, extractor, lines), "nearest": [drawn.prompts[place] for place in chosen]
+    }  # fmt: skip
+    if prompted := prompt_pictures.draw(engine, data, extractor, seed):
+        found |= prompted.files(facts)
+        prompts |= {"prompts": prompted.captions, "unseen": prompted.unseen}
+    return Pictures(found, prompts)
 
 
 def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np.ndarray, seed: int) -> bytes:
@@ -72,9 +100,7 @@ def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np
         return preview.render(engine.reconstruct(real), facts, COLUMNS)
     count = lines * COLUMNS
     labels = np.repeat(_shown(facts, lines), COLUMNS) if facts.classes else np.zeros(count, np.int64)
-    prompts = None
-    if engine.prompts:  # the captions of the pictures in real.png
-        prompts = samples.captions_of(data.splits[extractor.real.split], _real(data, extractor, lines))
+    prompts = _prompts(data, extractor, lines) if engine.prompts else None
     images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist(), prompts=prompts).images
     return preview.render(images, facts, COLUMNS)
 
@@ -89,6 +115,11 @@ def _real(data: Dataset, extractor: FeatureReference, lines: int) -> np.ndarray:
         return rows[np.resize(np.arange(len(rows)), lines * COLUMNS)]
     of_class = [rows[labels[rows] == label] for label in _shown(data.facts, lines)]
     return np.concatenate([np.resize(own if len(own) else rows, COLUMNS) for own in of_class])
+
+
+def _prompts(data: Dataset, extractor: FeatureReference, lines: int) -> list[str]:
+    """The captions of the pictures in real.png."""
+    return samples.captions_of(data.splits[extractor.real.split], _real(data, extractor, lines))
 
 
 def _shown(facts: DataSpec, lines: int) -> np.ndarray:

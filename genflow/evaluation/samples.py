@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from genflow.data.shards import Dataset, Split
+from genflow.data.texts import INDEX, Texts
+from genflow.evaluation.features.caption_pool import words
 from genflow.evaluation.features.extractor import DataSplits, Embed, Emit
 from genflow.maths.rng import key
 from genflow.sampling.engine import Engine, SampleBatch
+from genflow.storage.store import Store
 from genflow.system.peak_memory import peak
 
 BATCH = 64
@@ -123,6 +126,14 @@ def measured(engine: Engine, data: Dataset) -> Engine:
     return Reconstructions(engine, data.splits["train"]) if engine.family.is_autoencoder else engine
 
 
+def with_captions(engine: Engine, store: Store) -> Engine:
+    """The engine, which needs no text encoder for captions of the dataset if the store has the embeddings of these."""
+    made = store.get("texts", engine.recipe.data.text) if engine.prompts and engine.recipe.data.text else None
+    if made and engine.prompts:
+        engine.prompts.more = Texts.open(made.verify().file(INDEX).parent)
+    return engine
+
+
 def labels(data: Dataset, real: DataSplits, count: int) -> np.ndarray:
     """The labels to sample: those of the floor's rows, so that samples and floor have the same class balance."""
     return data.splits["train"].labels[real.floor[:count]]
@@ -131,6 +142,15 @@ def labels(data: Dataset, real: DataSplits, count: int) -> np.ndarray:
 def prompts(engine: Engine, data: Dataset, real: DataSplits, count: int) -> list[str] | None:
     """The captions to sample: those of the floor's rows; None for a family that reads labels."""
     return captions_of(data.splits["train"], real.floor[:count]) if engine.prompts else None
+
+
+def unseen(data: Dataset, real: DataSplits) -> np.ndarray:
+    """The reference rows whose captions no training row has; none without a held-out split, or without captions."""
+    if real.split == "train" or not data.facts.captions:
+        return real.reference[:0]
+    known = {words(caption) for own in data.splits["train"].captions for caption in own}
+    asked = captions_of(data.splits[real.split], real.reference)
+    return real.reference[[caption.strip() != "" and words(caption) not in known for caption in asked]]
 
 
 def captions_of(split: Split, rows: np.ndarray) -> list[str]:

@@ -3,15 +3,22 @@
 Without `evaluate.samplers`, the run's own sampler uses `evaluate.steps` steps. Otherwise each listed sampler uses
 `evaluate.steps` *evaluations*, and the curve keeps the best sampler for each number of evaluations. (The minimum of
 several noisy values is biased downwards; the intervals show how noisy the values are.)
+
+A run of captions is also drawn with other guidance scales, `evaluate.guidance`: guidance trades the variety of samples
+for their likeness to the words. Its points have `r_precision`, too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from genflow.errors import UsageError, nearest
 from genflow.evaluation import samples
-from genflow.evaluation.features.extractor import Emit
 from genflow.evaluation.metric_suite import MetricSuite
+from genflow.evaluation.metrics import r_precision
+from genflow.evaluation.metrics.base import Samples
 from genflow.evaluation.results import SweepPoint
 from genflow.maths.samplers import SAMPLERS
 from genflow.recipe.schema import Evaluate
@@ -43,29 +50,64 @@ def settings_to_try(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
     return [setting for setting in found if any(engine.options[name] != value for name, value in setting.items())]
 
 
+def guidance_to_try(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
+    """The guidance scales to try in addition to the run's own, as sampling options; [] without captions or guidance."""
+    if engine.prompts is None or "guidance" not in engine.options:
+        return []
+    return [{"guidance": scale} for scale in sorted(set(options.guidance)) if scale != engine.options["guidance"]]
+
+
+def own_point(inputs: Samples, suite: MetricSuite, drawn: samples.DrawnFeatures, few: int) -> SweepPoint:
+    """The run's own setting, by the first `few` of the measured samples."""
+    options = inputs.engine.options
+    alone = samples.single_sample_ms(inputs.engine, int(drawn.labels[0]))
+    point: SweepPoint = {
+        "steps": options.get("steps"), "sampler": options.get("sampler"), "nfe": drawn.nfe, "ms_per_image": drawn.ms,
+        "ms_alone": alone, "own": True, "fd": suite.distance(drawn.features[:few], drawn.labels[:few]),
+    }  # fmt: skip
+    return _described(point, inputs, inputs.records[:few], options)
+
+
 def measure(
-    engine: Engine, suite: MetricSuite, drawn: samples.DrawnFeatures, few: int, settings: Sequence[dict[str, Any]],
-    seed: int, progress: Callable[[int, str], None], emit: Emit,
-) -> list[SweepPoint]:  # fmt: skip
+    inputs: Samples, suite: MetricSuite, few: int, settings: Sequence[dict[str, Any]]
+) -> list[SweepPoint]:
     """Draw and measure the first `few` samples with each setting; settings that the sampler rejects are skipped."""
     points: list[SweepPoint] = []
+    engine, labels, prompts = inputs.engine, inputs.labels[:few], inputs.prompts and inputs.prompts[:few]
+    seeds = samples.seeds(inputs.options.seed, few)
     for setting in settings:
-        what = f"quality with {setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
+        used = {**engine.options, **setting}
+        what = f"quality with {_text(setting)}"
         try:
-            point = samples.draw(
-                engine, samples.seeds(seed, few), drawn.labels[:few], lambda k, w=what: progress(k, w),
-                drawn.prompts and drawn.prompts[:few], **setting,
-            )  # fmt: skip
+            drawn = samples.draw(engine, seeds, labels, lambda k, w=what: inputs.progress(k, w), prompts, **setting)
         except UsageError as error:
-            emit("note", message=f"skipped {what}: {error.message}")
+            inputs.emit("note", message=f"skipped {what}: {error.message}")
             continue
-        found = suite.distance(suite.extractor.embed(point.records)[0], point.labels)
-        alone = samples.single_sample_ms(engine, int(drawn.labels[0]), **setting)
-        points.append({
-            "sampler": setting.get("sampler", engine.options.get("sampler")), "steps": setting["steps"],
-            "nfe": point.nfe, "ms_per_image": point.ms, "ms_alone": alone, "own": False, "fd": found,
-        })  # fmt: skip
+        found = suite.distance(suite.extractor.embed(drawn.records)[0], labels)
+        alone = samples.single_sample_ms(engine, int(labels[0]), **setting)
+        point: SweepPoint = {
+            "sampler": used.get("sampler"), "steps": used.get("steps"), "nfe": drawn.nfe, "ms_per_image": drawn.ms,
+            "ms_alone": alone, "own": False, "fd": found,
+        }  # fmt: skip
+        points.append(_described(point, inputs, drawn.records, used))
     return points
+
+
+def _text(setting: Mapping[str, Any]) -> str:
+    if "guidance" in setting:
+        return f"guidance {setting['guidance']:g}"
+    return f"{setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
+
+
+def _described(
+    point: SweepPoint, inputs: Samples, records: np.ndarray, options: Mapping[str, Any]
+) -> SweepPoint:
+    """The point with its guidance and its R-precision, for a run of captions."""
+    if inputs.prompts is not None and "guidance" in options:
+        point["guidance"] = options["guidance"]
+    for name, reading in r_precision.measure(replace(inputs, records=records)).items():
+        point[name] = reading.metric(inputs.extractor)  # type: ignore[literal-required]
+    return point
 
 
 def curve(points: Sequence[SweepPoint]) -> list[SweepPoint]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from genflow import text_encoders
@@ -86,6 +87,16 @@ class Prompts:
         if any(negatives):
             return text.against(batch_of([found[prompt] for prompt in negatives], self.spec, device))
         return replace(text, empty=self.stored.empty(device))
+
+    def pooled(self, prompts: Sequence[str]) -> np.ndarray:
+        """Only the pooled vectors of some prompts, (N, P) float32.
+
+        Raises:
+            UsageError, SetupError: see `encoder`.
+        """
+        parts = [self._embeddings(list(prompts[start : start + KEPT])) for start in range(0, len(prompts), KEPT)]
+        vectors = [vector for part in parts for _, vector in part]
+        return np.stack(vectors).astype(np.float32)
 
     def cut(self, prompts: Sequence[str]) -> dict[str, int]:
         """The number of tokens of each prompt that has more than the run's captions; the rest of them is cut.

@@ -91,6 +91,8 @@ def _quality(found: dict[str, Quantity]) -> list[str]:
     lines += _optional(found, "kid", "KID {} × 1000", lambda value: number(1000 * value))
     lines += _with_real(found, "precision", "precision")
     lines += _with_real(found, "classification", "accuracy of a classifier trained on samples")
+    lines += _with_real(found, "r_precision", "own caption found among others")
+    lines += _with_real(found, "r_precision_unseen", "the same for unseen captions")
     if "copies" in found:
         real = found["copies"]["floor"]
         held_out = f", held-out data {100 * real:.1f} %" if real is not None else ""

@@ -5,6 +5,7 @@ interval over its samples), the values of the seeds, and the value of real data 
 interval has no upper end.
 
     fd kid precision recall density coverage agreement classification copies      as `genflow evaluate` measures them
+    r_precision, r_precision_hard, r_precision_unseen, r_precision_unseen_hard      of runs of captions
     fd@N            fd with N network evaluations
     steps           network evaluations needed (evaluation/steps_needed.py); the widest interval over the seeds
     ms, ms_needed   milliseconds per sample in batches of 64: with the row's setting, and with `steps` evaluations

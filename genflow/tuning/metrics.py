@@ -1,6 +1,7 @@
 """The metrics of a trial: any number of `evaluation/metrics`, and whether smaller or larger is better.
 
     fd kid precision recall density coverage agreement     of samples against held-out rows (see `evaluation`)
+    r_precision, _hard, _unseen, _unseen_hard              of samples and their captions
     bits_per_dim                                           of held-out images; nats of points
     straightness nfe ms ms_alone                           of the sampling paths; of sampling in batches of 64 and of 1
     loss                                                   the mean of the last training losses; only on request

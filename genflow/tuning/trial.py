@@ -20,6 +20,7 @@ import genflow.runs as runs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.errors import ResourceError, SetupError
+from genflow.evaluation import samples
 from genflow.evaluation.features.extractor import FeatureReference, load_features
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.recipe.schema import Recipe, Train, parse
@@ -195,6 +196,7 @@ class Training:
         assert weights is not None
         state = read_state(weights)
         engine = Engine.from_folder(self.folder, weights, device=self.device)
+        engine = samples.with_captions(engine, self.context.store)
         if share < 1:  # the loop calls `finish` only at the end of training
             engine.family.finish(self._stream())
         task = self.context.task

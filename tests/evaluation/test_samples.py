@@ -51,7 +51,7 @@ def test_shares_drawn_on_workers_give_the_same_metrics(store, prepared):
 def test_only_the_first_records_are_kept(store, prepared):
     """All features are kept, but only the requested number of pictures."""
     data = prepared("digits", val=0.2)
-    engine = evaluate.engine_of(trained_run(store, data, "vae"), data, {})
+    engine = evaluate.engine_of(store, trained_run(store, data, "vae"), data, {})
     found = samples.draw_features(
         engine, lambda records: (records.reshape(len(records), -1), None), list(range(80)), np.zeros(80, np.int64), 40,
         lambda count: None,

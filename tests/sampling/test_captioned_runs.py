@@ -11,20 +11,26 @@ from support import text_folders
 from support.latents import SMALL, dataset, embedded, encoded, pictures, task
 from support.trained_run import trained_run
 
-from genflow import runs
+from genflow import runs, text_encoders
 from genflow.api import Run
 from genflow.data import texts
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.data.texts import Texts
 from genflow.errors import DataError, UsageError
-from genflow.evaluation import evaluate
+from genflow.evaluation import evaluate, samples
+from genflow.evaluation.features import classifier
+from genflow.evaluation.features.extractor import load_features
+from genflow.evaluation.report import page, table
+from genflow.evaluation.results import Evaluation
 from genflow.recipe.schema import Evaluate, parse
 from genflow.sampling import encode_text, export, interpolation, reflow
 from genflow.sampling.engine import Engine
 from genflow.sampling.prompts import Prompts
 from genflow.storage.store import Artifact, Store
 from genflow.text import Text
+from genflow.tracking.journal import entries, journal_path
+from genflow.tuning import metrics as tuned
 
 Made = tuple[Store, Dataset, Artifact, Artifact, Path]
 FEW = Evaluate(samples=32, sweep_samples=16, steps=(1,), bootstrap=4, likelihood=8)
@@ -244,12 +250,67 @@ def test_lone_surrogates_are_one_line(made: Made) -> None:
             read(["a \udcff"])
 
 
-def test_captions_condition_every_measurement(made: Made) -> None:
-    """An evaluation draws the captions of real rows, and shows held-out pictures above samples of their captions."""
+def test_captions_condition_every_measurement(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation draws the captions of real rows; with their embeddings in the store it needs no text encoder."""
     store, data, _, run, _ = made
-    document = evaluate.evaluate(store, run, data.artifact, FEW, lambda *_, **__: None)
-    assert document["metrics"]["fd"]["n"] == 32
+    monkeypatch.setattr(classifier, "default_steps", lambda pictures: 10)
+    monkeypatch.delattr(text_encoders, "find")
+    options = FEW.model_copy(update={"clip": str(text_folders.write_clip(tmp_path / "clip"))})
+    document = evaluate.evaluate(store, run, data.artifact, options, lambda *_, **__: None)
+    found = document["metrics"]
+    assert found["fd"]["n"] == 32
     assert (Path(document["path"]) / "grid.png").is_file()
+    for name in ("r_precision", "r_precision_hard", "r_precision_unseen", "r_precision_unseen_hard"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        assert (found[name]["n"], found[name]["chance"]) == (32, pytest.approx(0.01))
+        assert found[name]["features"].startswith(f"{data.artifact.name}-captions@")
+        assert 0 <= (found[name]["floor"] or 0) <= 1
+    assert 0 <= found["clip_score"]["low"] <= found["clip_score"]["value"] <= 100
+    assert found["clip_score"]["features"].startswith("clip@")
+    assert {"prompt / hard", "unseen / hard"} <= set(table.columns({"rows": [document]}))
+    assert table.best([document], "r_precision") == run.id
+    assert [point["guidance"] for point in document["guidance"] or ()] == [1, 2, 4, 8]
+    assert all(0 <= point["r_precision"]["value"] <= 1 for point in (*document["sweep"], *document["guidance"]))
+    _require_prompts_shown(store, document, data)
+
+
+def test_a_search_can_optimize_prompt_fidelity(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the wanted metric is measured; a run of classes has none, and says so."""
+    store, data, _, run, _ = made
+    monkeypatch.setattr(classifier, "default_steps", lambda pictures: 10)
+    suite = tuned.metric_suite(load_features(store, data, "classifier", lambda *_, **__: None), 0, 0)
+    engine = samples.with_captions(Engine.load(run), store)
+    monkeypatch.delattr(text_encoders, "find")
+    for name in ("r_precision", "r_precision_unseen_hard"):
+        found = tuned.measure(store, engine, data, suite, [name], 16, 0)
+        assert set(found) == {name}
+        assert 0 <= found[name] <= 1
+    assert tuned.mode("r_precision") == "max"
+    of_classes = Engine.load(trained_run(store, data, "vae", steps=2))
+    with pytest.raises(UsageError, match="has no r_precision"):
+        tuned.measure(store, of_classes, data, suite, ["r_precision"], 16, 0)
+
+
+def _require_prompts_shown(store: Store, document: Evaluation, data: Dataset) -> None:
+    """The captions of the pictures are in the document, in the report, and in a table for MLflow."""
+    shown, train = document["prompts"], {caption for own in data.splits["train"].captions for caption in own}
+    assert shown is not None
+    assert shown["unseen"]
+    assert len(shown["prompts"]) == 8
+    assert not set(shown["prompts"]) & train
+    assert set(shown["nearest"]) <= train
+    folder = Path(document["path"])
+    sheet = json.loads((folder / "prompts/prompts.json").read_text(encoding="utf-8"))
+    assert [row[0] for row in sheet["data"]] == shown["prompts"]
+    cells = [cell["filepath"].removeprefix("evaluation/") for row in sheet["data"] for cell in row[1:]]
+    assert all((folder / cell).is_file() for cell in cells)
+    tags = [entry["tags"] for _, entry in entries(journal_path(store.root, document["run"]), 0) if "tags" in entry]
+    named = [{"path": "evaluation/prompts/prompts.json", "type": "table"}]
+    assert json.loads(tags[-1]["mlflow.loggedArtifacts"]) == named
+    text = page.render(store, [document])
+    assert all(f"<li dir=\"auto\">{caption}</li>" in text for caption in (*shown["prompts"], *shown["grid"]))
+    assert "unseen prompt ↑" in text
+    assert "against guidance" in text
 
 
 def test_pairs_keep_the_captions_of_the_teacher(made: Made) -> None:

@@ -133,26 +133,50 @@ def train(
         progress: called with (step, steps).
     """
     n = len(labels)
-    batch = min(BATCH, n)
     steps = steps or default_steps(n)
     answers = torch.from_numpy(labels)
     generator = torch.Generator().manual_seed(key(seed, "judge"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "judge weights"))
-        net = Classifier(shape, task.classes).train()
-    skip_compiler_import()
-    optimizers = _optimizers(net)
+        net = Classifier(shape, task.classes)
     fast = multiplies_bfloat16(torch.device("cpu"))
-    order = torch.empty(0, dtype=torch.long)
+
+    def loss(rows: Tensor) -> Tensor:
+        x, y = task.ask(to_input(display(rows.numpy())), answers[rows], generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            return F.cross_entropy(net(x).float(), y)
+
+    return optimize(net, loss, n, generator, steps, progress)
+
+
+def optimize(
+    net: Classifier,
+    loss: Callable[[Tensor], Tensor],
+    n: int,
+    generator: torch.Generator,
+    steps: int,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
+) -> Classifier:
+    """Train a network, and return it frozen.
+
+    Args:
+        net: the network.
+        loss: maps row indices (B,) to the loss of a training step.
+        n: number of rows.
+        generator: of the order of rows.
+        steps: number of steps.
+        progress: called with (step, steps).
+    """
+    skip_compiler_import()
+    optimizers = _optimizers(net.train())
+    batch, order = min(BATCH, n), torch.empty(0, dtype=torch.long)
     for step in range(steps):
         if len(order) < batch:
             order = torch.randperm(n, generator=generator)
         rows, order = order[:batch], order[batch:]
-        x, y = task.ask(to_input(display(rows.numpy())), answers[rows], generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-            loss = F.cross_entropy(net(x).float(), y)
+        found = loss(rows)
         net.zero_grad(set_to_none=True)
-        loss.backward()
+        found.backward()
         weight = min(1.0, (step + 1) / 50) * min(1.0, (steps - step) / (0.8 * steps))
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -92,16 +92,19 @@ class Reading:
         n: number of samples that it was computed from.
         features: what it was computed on, such as "pixels"; empty: the features of the extractor.
         floor: the value of real data. Omit it with `needs="features"`, where it is measured automatically.
+        chance: the value of a guess, for shares that one can guess.
     """
 
     interval: Interval
     n: int
     features: str = ""
     floor: float | None = None
+    chance: float | None = None
 
     def metric(self, extractor: "FeatureReference") -> MetricValue:
-        """The entry of the document: {value, low, high, n, features, floor}."""
-        return self.interval.metric(self.n, self.features or extractor.name, self.floor)
+        """The entry of the document: {value, low, high, n, features, floor}, and chance if there is one."""
+        found = self.interval.metric(self.n, self.features or extractor.name, self.floor)
+        return found if self.chance is None else {**found, "chance": self.chance}
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _measure(x: np.ndarray, train: "Split") -> dict[str, Interval]:
     return {"nearest": mean(nearest), "copies": proportion(nearest < COPY * others)}
 
 
-def standouts(records: np.ndarray, data: "Dataset", count: int) -> np.ndarray:
+def standouts(records: np.ndarray, data: "Dataset", count: int) -> tuple[np.ndarray, np.ndarray]:
     """The samples with the smallest d_1 / mean(d_2 .. d_6), each followed by its nearest training row.
 
     Args:
@@ -74,12 +74,12 @@ def standouts(records: np.ndarray, data: "Dataset", count: int) -> np.ndarray:
         count: largest number of samples.
 
     Returns:
-        (2 count, H, W, C).
+        The pictures (2 count, H, W, C), and the numbers of the samples (count,).
     """
     train, seen = data.splits["train"], records[:STANDOUT_CANDIDATES]
     nearest, others, rows = neighbours(downscale(seen, data.facts), train)
     chosen = np.argsort(nearest / others.clip(min=1e-9), kind="stable")[:count]
-    return np.stack([seen[chosen], train.take(rows[chosen])], 1).reshape(-1, *records.shape[1:])
+    return np.stack([seen[chosen], train.take(rows[chosen])], 1).reshape(-1, *records.shape[1:]), chosen
 
 
 def neighbours(x: np.ndarray, train: "Split") -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from genflow import __version__
 from genflow.errors import UsageError
 from genflow.evaluation import metrics
 from genflow.evaluation.metrics.base import Column
-from genflow.evaluation.report import charts, loss_curves, reproduce, table
+from genflow.evaluation.report import charts, guidance, loss_curves, reproduce, table
 from genflow.evaluation.report.charts import Point, Series
 from genflow.evaluation.report.html import data_uri, template
 from genflow.evaluation.report.summary import KINDS, differ, verdict, was_busy
@@ -77,7 +77,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
     dataset = store.find("datasets", first["dataset"])
     facts = DataSpec.from_json(dataset.file("facts.json").read_text(encoding="utf-8"))
     runs = [store.find("runs", row["run"]) for row in shown]
-    budget = PICTURES_BYTES // (4 * len(shown) + 1)
+    budget = PICTURES_BYTES // (5 * len(shown) + 1)
     lost_by_run = [loss_curves.losses(store, row["run"]) for row in shown]
     recipes = [reproduce.recipe_of(run) for run in runs]
     return template(TEMPLATE, busy=was_busy).render(
@@ -98,6 +98,10 @@ def render(store: Store, rows: Sequence[Row]) -> str:
         paths=[embedded_picture(row, "way.png", budget) for row in shown],
         interpolations=[embedded_picture(row, "between.png", budget) for row in shown],
         nearest=[embedded_picture(row, "nearest.png", budget) for row in shown],
+        prompts=[embedded_picture(row, "prompts.png", budget) for row in shown],
+        words=[row.get("prompts") or {} for row in shown],
+        prompted=next((row for row in shown if "r_precision" in row["metrics"]), None),
+        guidance_charts=guidance.charts(shown),
         class_charts=[class_bars(row, index) for index, row in enumerate(shown)],
         losses=[
             loss_curves.chart(lost, row["name"], index, recipes[index].train.batch)

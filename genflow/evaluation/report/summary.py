@@ -32,7 +32,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     ranked = [row for row in ranked if not row.get("reconstructs")]
     if not ranked:
         return limits
-    parts = (_quality, _modes, _speed, _steps, _few, _straightness, _variety, _labels, _copies, _likelihood)
+    parts = (_quality, _modes, _speed, _steps, _few, _straightness, _variety, _labels, _prompts, _copies, _likelihood)
     first, *others = [sentence for part in parts if (sentence := part(ranked))]
     return [first, *limits, *others]
 
@@ -178,6 +178,25 @@ def _labels(ranked: list[Row]) -> str:
     ]
     real = f"{100 * measured[0]['metrics']['agreement']['floor']:.0f} %" if measured else ""
     return f"Share of samples that show the requested class: {_list(weak)}; real data {real}." if weak else ""
+
+
+def _prompts(ranked: list[Row]) -> str:
+    """How often the judge of captions finds the caption of a sample among others, for runs of captions."""
+    found, parts = {}, []
+    for row in ranked:
+        metrics = row["metrics"]
+        if "r_precision" in metrics:
+            found = metrics["r_precision"]
+            unseen = metrics.get("r_precision_unseen")
+            parts.append(
+                f"{row['name']} {100 * found['value']:.0f} %"
+                + (f" (captions that no training row has: {100 * unseen['value']:.0f} %)" if unseen else "")
+            )
+    if not parts:
+        return ""
+    among = f"{round(1 / found['chance']):,}"
+    real = f"real data {100 * found['floor']:.0f} %, chance {100 * found['chance']:.0f} %"
+    return f"Share of samples whose own caption fits best among {among}: {_list(parts)}; {real}."
 
 
 def _copies(ranked: list[Row]) -> str:

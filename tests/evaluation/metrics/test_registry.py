@@ -33,7 +33,8 @@ def test_numbers_have_names_of_their_own() -> None:
 def test_the_metrics_of_a_search() -> None:
     """The names and their order, as help texts and messages list them."""
     assert " ".join(tuned.names()) == (
-        "fd kid precision recall density coverage agreement bits_per_dim psnr ssim reconstruction_fd straightness "
+        "fd kid precision recall density coverage agreement r_precision r_precision_hard r_precision_unseen "
+        "r_precision_unseen_hard bits_per_dim psnr ssim reconstruction_fd straightness "
         "nfe ms ms_alone loss"
     )
 

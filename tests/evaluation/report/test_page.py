@@ -207,3 +207,16 @@ def test_stacks_that_lack_modes_are_compared_with_real_ones(store, measured):
     assert said.count("714 of 1000 modes instead of 905") == 1
     assert "890" not in said
     assert "<td>905</td>" in page.render(store, [one, other])
+
+
+def test_the_verdict_says_whether_prompts_are_followed():
+    """For runs of captions only: the share of samples whose caption is found, with real data and chance."""
+    def share(value, floor):
+        return {"value": value, "low": value, "high": value, "n": 500, "features": "j", "floor": floor, "chance": 0.01}
+
+    own = row("words", 2.0)
+    own["metrics"] |= {"r_precision": share(0.94, 0.99), "r_precision_unseen": share(0.89, 1.0)}
+    text = " ".join(verdict([own, row("classes", 1.0)]))
+    assert "own caption fits best among 100: words 94 % (captions that no training row has: 89 %)" in text
+    assert "real data 99 %, chance 1 %" in text
+    assert "caption" not in " ".join(verdict([row("classes", 1.0)]))

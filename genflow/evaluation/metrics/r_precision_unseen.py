@@ -1,0 +1,45 @@
+"""R-precision of captions that no training row has, such as a known subject on a ground that it never had.
+
+    r_precision_unseen        as `r_precision`, for captions of held-out rows only
+    r_precision_unseen_hard   as `r_precision_hard`
+
+A caption is unseen if no training row has a caption with the same words. The floor is the value of the held-out
+pictures. A value far below `r_precision` means that the run has learned its captions by heart.
+"""
+
+from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Reading, Row, with_interval
+from genflow.evaluation.metrics.r_precision import ASKED, judge_of, readings
+
+
+def measure(inputs: Model) -> dict[str, Reading]:
+    """`r_precision_unseen` and `r_precision_unseen_hard`; {} without such captions, or for a run that reads none."""
+    from genflow.evaluation import samples
+    from genflow.evaluation.samples import captions_of
+
+    real, seed = inputs.extractor.real, inputs.options.seed
+    split = inputs.data.splits[real.split]
+    rows = samples.unseen(inputs.data, real)[: min(ASKED, len(inputs.labels))]
+    if inputs.engine.prompts is None or not len(rows) or (judge := judge_of(inputs)) is None:
+        return {}
+    drawn = samples.draw(
+        inputs.engine, samples.seeds(seed, len(rows), "unseen captions"), split.labels[rows],
+        lambda k: inputs.progress(0, "drawing samples of unseen captions"), captions_of(split, rows),
+    )  # fmt: skip
+    return readings(judge, drawn.records, split, rows, seed, "r_precision_unseen")
+
+
+UNSEEN = Number("r_precision_unseen", better="larger")
+HARD = Number("r_precision_unseen_hard", better="larger")
+
+
+def _cell(row: Row) -> str:
+    found = [number.get(row) for number in (UNSEEN, HARD)]
+    return " / ".join(f"{metric['value']:.2f}" if metric else NONE for metric in found)
+
+
+METRIC = Metric(
+    measure, needs="model", numbers=(UNSEEN, HARD), order=42,
+    applies=lambda data, options: data.facts.captions and not data.facts.is_points,
+    table=(Column("unseen / hard", _cell, has=lambda row: UNSEEN.get(row) is not None),),
+    report=(with_interval(UNSEEN, "unseen prompt ↑"), with_interval(HARD, "unseen prompt ↑<small>hard</small>")),
+)  # fmt: skip
