@@ -40,8 +40,11 @@ class Text:
 
     def to(self, device: torch.device | str) -> "Text":
         """The same text on a device."""
-        empty = None if self.empty is None else self.empty.to(device)
-        return Text(self.tokens.to(device), self.mask.to(device), self.pooled.to(device), empty)
+        empty, ahead = None if self.empty is None else self.empty.to(device), torch.device(device).type != "cpu"
+        tokens, mask, pooled = (
+            part.to(device, non_blocking=ahead) for part in (self.tokens, self.mask, self.pooled)
+        )  # fmt: skip
+        return Text(tokens, mask, pooled, empty)
 
     def rows(self, index: slice | Tensor) -> "Text":
         """The rows of an index: a slice, numbers, or True per row."""

@@ -239,7 +239,7 @@ def _fit(store: Store, run: RunPlan, emit: Emit, *, alone: bool) -> None:
             capacity.require(nodes, cluster.workers, cluster.cpus, each)
         if resources.are_busy(cluster, each):
             emit("note", message="the cluster is busy: waiting for free CPUs or GPUs")
-        worker_group.run_on_ray(settings, cluster, gpus=each, on_cluster=on_cluster)
+        worker_group.run_on_ray(settings, cluster, spread=on_cluster, gpus=each)
 
 
 def _describe(store: Store, run: RunPlan) -> dict[str, Any]:

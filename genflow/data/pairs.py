@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from genflow.data.ahead import to_device
 from genflow.data.shards import map_stream
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact
@@ -116,13 +117,9 @@ class Pairs:
 
     def batch(self, rows: np.ndarray, device: "torch.device") -> "Batch":
         """The rows as a batch for a family: x with the noise that the teacher started from."""
-        import torch
-
         from genflow.batch import Batch
 
-        x, label, noise = (
-            torch.from_numpy(self.column(name, rows)).to(device, non_blocking=True) for name in ("x", "label", "noise")
-        )
+        x, label, noise = (to_device(self.column(name, rows), device) for name in ("x", "label", "noise"))
         return Batch(x, label, noise)
 
 

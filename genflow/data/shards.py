@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import pyarrow as pa
 
+from genflow.data.ahead import to_device
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact
@@ -284,13 +285,11 @@ class Split:
 
     def batch(self, rows: np.ndarray, device: "torch.device", records: np.ndarray | None = None) -> "Batch":
         """The records of `rows` as a batch for a family; `records` replaces them, with the labels of `rows`."""
-        import torch
-
         from genflow.batch import Batch
 
-        values = torch.from_numpy(self.take(rows) if records is None else records).to(device, non_blocking=True)
+        values = to_device(self.take(rows) if records is None else records, device)
         labels = self._gather(rows, self._label) if self.facts.classes else np.zeros(len(rows), np.int64)
-        return Batch(to_x(values, self.facts), torch.from_numpy(labels).to(device, non_blocking=True))
+        return Batch(to_x(values, self.facts), to_device(labels, device))
 
     def column(self, name: str, rows: np.ndarray) -> list[Any]:
         """The values of a column of texts in `rows`, in that order."""

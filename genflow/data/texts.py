@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from genflow.data.ahead import to_device
 from genflow.data.shards import MAX_MAPPED, Dataset, Shards, map_stream, shard_ranges
 from genflow.errors import DataError
 from genflow.specs import TextSpec
@@ -110,8 +111,6 @@ def batch_of(embeddings: Sequence[Embedding], spec: TextSpec, device: "torch.dev
 
     A caption of more tokens is cut; its last token still marks the end.
     """
-    import torch
-
     from genflow.text import Text
 
     tokens = np.zeros((len(embeddings), spec.length, spec.tokens), np.float32)
@@ -120,7 +119,7 @@ def batch_of(embeddings: Sequence[Embedding], spec: TextSpec, device: "torch.dev
     for place, (own, vector) in enumerate(embeddings):
         kept = own if len(own) <= spec.length else np.concatenate([own[: spec.length - 1], own[-1:]])
         tokens[place, : len(kept)], mask[place, : len(kept)], pooled[place] = kept, True, vector
-    return Text(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(pooled)).to(device)
+    return Text(to_device(tokens, device), to_device(mask, device), to_device(pooled, device))
 
 
 @dataclass(frozen=True)

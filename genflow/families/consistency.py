@@ -145,7 +145,8 @@ class Consistency(Family):
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
-        u, far = rng.uniform((len(x),)), rng.uniform((len(x),)) < self.first
+        times = rng.on("cpu")
+        u, far = times.uniform((len(x),)), times.uniform((len(x),)) < self.first
         u = (torch.where(far, 1.0, u) * self.farthest).clamp(min=self.nearest)
         label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         r = self.next(u)
@@ -158,7 +159,8 @@ class Consistency(Family):
         apart = (guess - aim).flatten(1).square().sum(1)
         c = self.huber * math.sqrt(self.facts.dims)
         distance = (apart + c * c).sqrt() - c
-        return (distance / (u - r) / math.sqrt(self.facts.dims)).mean(), {"apart": (apart / self.facts.dims).mean()}
+        width = (u - r).to(x.device, non_blocking=True)
+        return (distance / width / math.sqrt(self.facts.dims)).mean(), {"apart": (apart / self.facts.dims).mean()}
 
     def next(self, u: Tensor) -> Tensor:
         """The next time r (B,) of the chain towards the data; 0 where it would be below `least`."""
@@ -226,6 +228,5 @@ def _source(options: object) -> tuple[type[Family], dict[str, Any]]:
 def _denoise(family: Gaussian, net: Guided, y: Tensor, u: Time) -> Tensor:
     """E[x_0 | y_u] by a family's net, for y (B, ...) on the straight path at u, a scalar or (B,)."""
     path = family.path
-    t: Time = along(path.time, u, y)
-    t = t.flatten() if isinstance(t, Tensor) else t
+    t: Time = torch.tensor([path.time(each) for each in u.tolist()]) if isinstance(u, Tensor) else path.time(u)
     return family.denoiser(net)(y * along(lambda s: path.alpha(s) + path.sigma(s), t, y), t)

@@ -17,7 +17,7 @@ from genflow.errors import UsageError
 from genflow.families.base import Family, LogLikelihood, Samples
 from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided
-from genflow.maths.paths import Path, Prediction, Time, along, spaced_times, uniform_times, x0_from
+from genflow.maths.paths import Path, Prediction, Time, along, over, spaced_times, uniform_times, x0_from
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS, Denoise
 from genflow.specs import DataSpec
@@ -68,8 +68,7 @@ class Gaussian(Family):
         low, high = interval
 
         def denoise(x: Tensor, t: Time) -> Tensor:
-            inside = along(lambda s: float(low <= self.path.flow_time(s) <= high), t, x)
-            within = inside.flatten() > 0 if isinstance(inside, Tensor) else inside > 0
+            within = _inside(self.path, t, low, high)
             net_time = along(self.path.net_time, t, x)
             if isinstance(net_time, Tensor):
                 net_time = net_time.flatten()
@@ -168,7 +167,7 @@ class Gaussian(Family):
 
         def led(x: Tensor, t: Time) -> Tensor:
             x0 = denoise(x, t)
-            inside = along(lambda s: float(interval[0] <= path.flow_time(s) <= interval[1]), t, x)
+            inside = _inside(path, t, *interval)
             if not (bool(inside.any()) if isinstance(inside, Tensor) else inside):
                 return x0
 
@@ -178,10 +177,10 @@ class Gaussian(Family):
             def scale(s: float) -> float:  # x_t / (alpha + sigma) is equal on both paths
                 return (theirs.alpha(at(s)) + theirs.sigma(at(s))) / (path.alpha(s) + path.sigma(s))
 
-            then = torch.tensor([at(s) for s in t.tolist()], device=x.device) if isinstance(t, Tensor) else at(t)
+            then = torch.tensor([at(s) for s in t.tolist()], device=t.device) if isinstance(t, Tensor) else at(t)
             guided = torch.lerp(other(x * along(scale, t, x), then), x0, weight)
             guided = guided.clamp(-1, 1) if clip and self.facts.bounded else guided
-            return torch.where(inside > 0, guided, x0) if isinstance(inside, Tensor) else guided
+            return torch.where(over(inside, x).bool(), guided, x0) if isinstance(inside, Tensor) else guided
 
         return led
 
@@ -239,6 +238,15 @@ class Gaussian(Family):
     def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         """The data at the end of the code's ODE trajectory, with as many steps as `encode`."""
         return ode_decode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
+
+
+def _inside(path: Path, t: Time, low: float, high: float) -> bool | Tensor:
+    """Whether u = sigma/(alpha + sigma) is in an interval: at one time, or per row (B,) on the device of the times."""
+    if not isinstance(t, Tensor):
+        return low <= path.flow_time(t) <= high
+    if (low, high) == (0.0, 1.0):
+        return True
+    return torch.tensor([low <= path.flow_time(s) <= high for s in t.tolist()], device=t.device)
 
 
 def ode_encode(denoise: Denoise, path: Path, x: Tensor) -> Tensor:

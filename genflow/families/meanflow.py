@@ -94,11 +94,13 @@ class MeanFlow(Family):
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
-        t, r = (each.to(x.device) for each in self.times(len(x), rng))
+        times = self.times(len(x), rng.on("cpu"))
+        rows = (times[0] > times[1]).nonzero().flatten()
+        t, r = (each.to(x.device, non_blocking=True) for each in times)
         label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         y = torch.lerp(x, eps, over(t, x))
         u = self.average(y, t, r, label)
-        slope = self.total_derivative(y, t, r, label)
+        slope = self.total_derivative(y, t, r, label, rows)
         usable = slope.flatten(1).isfinite().all(1)  # rows whose derivative overflows are left out
         slope = torch.where(over(usable, x) > 0, slope, 0.0)
         error = (u + over(t - r, x) * slope - (eps - x)).square().flatten(1).mean(1)
@@ -118,12 +120,23 @@ class MeanFlow(Family):
         return torch.where(same, a, t), torch.where(same, a, r)
 
     @torch.no_grad()
-    def total_derivative(self, y: Tensor, t: Tensor, r: Tensor, label: Label) -> Tensor:
-        """du/dt along the net's velocity, (B, C, H, W), for y = x_t; 0 for rows with r = t, where it is not needed."""
+    def total_derivative(
+        self, y: Tensor, t: Tensor, r: Tensor, label: Label, rows: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """du/dt along the net's velocity, (B, C, H, W), for y = x_t; 0 for rows with r = t, where it is not needed.
+
+        Args:
+            y: x_t (B, C, H, W).
+            t: (B,).
+            r: (B,).
+            label: (B,).
+            rows: those with r < t, on the CPU; None: they are found, for which a GPU has to finish.
+        """
         out = torch.zeros_like(y)
-        rows = (t > r).nonzero().flatten()
+        rows = (t > r).nonzero().flatten() if rows is None else rows
         if not len(rows):
             return out
+        rows = rows.to(y.device, non_blocking=True)
         y, t, r, label = y[rows], t[rows], r[rows], label[rows]
         v = self.average(y, t, t, label)
         with torch.autocast(y.device.type, enabled=False), tf32(False):

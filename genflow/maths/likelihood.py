@@ -154,21 +154,25 @@ def variational_bound(
 
     def error_at(r: Tensor) -> Tensor:
         """x minus its denoised estimate at sigma/alpha = r (B,)."""
-        t = torch.tensor([path.time(each / (1 + each)) for each in r.tolist()], dtype=torch.float64, device=x.device)
+        t = torch.tensor([path.time(each / (1 + each)) for each in r.tolist()], dtype=torch.float64)
         x_t = along(path.alpha, t, x) * x + along(path.sigma, t, x) * rng.normal(x.shape)
         return x.double() - denoise(x_t, t).double()
 
     lowest = max(ratio(path.cleanest), 0.0 if facts.levels is None else FIRST_LEVEL * 2 / facts.levels)
-    first, last = torch.tensor(lowest, dtype=torch.float64, device=x.device), min(80.0, ratio(1.0))
+    first, last = torch.tensor(lowest, dtype=torch.float64), min(80.0, ratio(1.0))
     cuts = torch.linspace(math.log1p(1 / last), math.log1p(1 / lowest), strata + 1, dtype=torch.float64).tolist()
-    terms = []
+    terms, draws = [], rng.on("cpu")
     for a, b in zip(cuts[:-1], cuts[1:], strict=True):
-        r = 1 / torch.expm1(a + (b - a) * rng.uniform((len(x),)).double())
-        terms.append((b - a) * (1 + r) / r.square() * error_at(r).square().flatten(1).sum(1))  # d log r = (1 + r) d cut
+        r = 1 / torch.expm1(a + (b - a) * draws.uniform((len(x),)).double())
+        scale = ((b - a) * (1 + r) / r.square()).to(x.device, non_blocking=True)  # d log r = (1 + r) d cut
+        terms.append(scale * error_at(r).square().flatten(1).sum(1))
     stacked = torch.stack(terms)
 
     prior = x.double().square().flatten(1).sum(1) / (2 * last**2)
-    decoders = torch.stack([_decoder(x.double(), error_at(first.expand(len(x))), first, facts) for _ in range(2)])
+    at_first = first.expand(len(x))
+    decoders = torch.stack(
+        [_decoder(x.double(), error_at(at_first), first.to(x.device, non_blocking=True), facts) for _ in range(2)]
+    )
     # Each stratum has one draw. Half the squared differences from its neighbours estimate its variance.
     spread = torch.cat([stacked[1:2], stacked, stacked[-2:-1]]).diff(dim=0).square().sum(0).div(2)
     spread = spread + decoders.diff(dim=0).square().sum(0) / 4

@@ -202,18 +202,21 @@ def x0_sensitivity(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def over(values: Tensor, x: Tensor) -> Tensor:
-    """Reshape values (B,) to (B, 1, ..., 1), so that they broadcast over x (B, ...)."""
-    return values.reshape(-1, *(1,) * (x.dim() - 1)).to(x.dtype)
+    """Reshape values (B,) to (B, 1, ..., 1), on x's device, so that they broadcast over x (B, ...)."""
+    return values.reshape(-1, *(1,) * (x.dim() - 1)).to(x.dtype).to(x.device, non_blocking=True)
 
 
 Time = float | Tensor
 
 
 def along(function: Callable[[float], float], t: Time, x: Tensor) -> Time:
-    """function(t) for one time, or for one time per row (B,); the latter result broadcasts over x (B, ...)."""
+    """function(t) for one time, or for one time per row (B,); the latter result broadcasts over x (B, ...).
+
+    Times are best on the CPU, because this function reads them one by one.
+    """
     if not isinstance(t, Tensor):
         return function(t)
-    return over(torch.tensor([function(each) for each in t.tolist()], device=x.device), x)
+    return over(torch.tensor([function(each) for each in t.tolist()]), x)
 
 
 def uniform_times(steps: int) -> list[float]:

@@ -10,6 +10,7 @@ References:
     EDM's StackedRandomGenerator (Karras et al., 2022), for one generator per sample.
 """
 
+import copy
 import hashlib
 import math
 from abc import ABC, abstractmethod
@@ -32,6 +33,13 @@ def _digest(parts: Sequence[object], size: int) -> int:
 
 class Rng(ABC):
     """Draws for a batch of B samples. Each call gives new draws; the n-th call gives the same draws in every run."""
+
+    def on(self, device: torch.device | str) -> "Rng":
+        """The same sequence of draws, returned on another device.
+
+        Times are drawn on the CPU, because a program that reads a time on a GPU waits for all work before it.
+        """
+        return self
 
     @abstractmethod
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -59,6 +67,11 @@ class BatchRng(Rng):
     ) -> None:
         self._generator = torch.Generator().manual_seed(key(seed, purpose, step))
         self._start, self._total, self._device = start, total, torch.device(device)
+
+    def on(self, device: torch.device | str) -> "BatchRng":
+        other = copy.copy(self)  # with the same generator
+        other._device = torch.device(device)
+        return other
 
     def _cut(self, draws: Tensor, rows: int) -> Tensor:
         return draws[self._start : self._start + rows].to(self._device, non_blocking=True)
@@ -88,6 +101,11 @@ class SampleRng(Rng):
     def __init__(self, seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu") -> None:
         self._generators = [np.random.Generator(np.random.Philox(key=_digest((seed, purpose), 16))) for seed in seeds]
         self._device = torch.device(device)
+
+    def on(self, device: torch.device | str) -> "SampleRng":
+        other = copy.copy(self)  # with the same generators
+        other._device = torch.device(device)
+        return other
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         return self._stack(shape, np.random.Generator.standard_normal)

@@ -73,7 +73,7 @@ class _StraightOde:
 
     def velocities(self, y: Tensor, u: Tensor) -> Tensor:
         """dy/du for y (B, ...) at one time per row, u (B,) > 0."""
-        t = torch.tensor([self._path.time(each) for each in u.tolist()], dtype=u.dtype, device=u.device)
+        t = torch.tensor([self._path.time(each) for each in u.tolist()], dtype=u.dtype)
         return (y - self._denoise(y * along(self.scale, t, y), t)) / over(u, y)
 
 
@@ -205,7 +205,8 @@ def rk45(
     ode = _StraightOde(denoise, path)
     end, last = path.flow_time(times[-1]), max(path.flow_time(times[-1]), path.flow_time(path.cleanest))
     y = x / ode.scale(times[0])
-    u = torch.full((len(x),), path.flow_time(times[0]), dtype=torch.float64, device=x.device)
+    # times are on the CPU, where they are read: a GPU is waited for once in a step, for its error
+    u = torch.full((len(x),), path.flow_time(times[0]), dtype=torch.float64)
     h = torch.full_like(u, min(path.flow_time(times[0]) - path.flow_time(times[1]), float(u[0]) - last))
     slope, tried = ode.velocities(y, u), 0
     while bool((moving := u > last).any()):
@@ -218,7 +219,7 @@ def rk45(
             slopes.append(ode.velocities(ahead, (u - c * h).clamp(min=last)))
         error = over(h, y) * sum(e * k for e, k in zip(_E, slopes, strict=True))
         size = tolerance * (1 + torch.maximum(y.abs(), ahead.abs()))
-        wrong = (error / size).flatten(1).square().mean(1).sqrt().double()
+        wrong = (error / size).flatten(1).square().mean(1).sqrt().cpu().double()
         accepted = moving & ((wrong <= 1) | (h <= 1e-5))  # below 1e-5 the error is dominated by rounding
         keep = over(accepted, y).bool()
         y, slope = torch.where(keep, ahead, y), torch.where(keep, slopes[-1], slope)

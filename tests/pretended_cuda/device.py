@@ -36,7 +36,7 @@ class Seen:
 
     Attributes:
         syncs: the process waited for the device: item, float, bool, tolist, nonzero, a copy to the host ...
-        copies: from the host to the device.
+        copies: from the host to the device without `non_blocking`, for which the process waits, too.
         draws: from the device's global generator, which no seed of genflow sets.
         collectives: names of the process group's operations.
     """
@@ -123,7 +123,7 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _refuse_draws(op, name, leaves, on_device)
     if name.startswith("c10d."):
         return _collective(op, args, leaves)
-    _note(op, name, args, tensors, inside, on_device)
+    _note(op, name, args, kwargs, inside, on_device)
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("cpu")} if wanted else kwargs
     if kwargs.get("pin_memory"):
@@ -166,7 +166,7 @@ def _refuse_draws(op: Any, name: str, leaves: list[Any], on_device: bool) -> Non
     seen.draws[f"{line()} {name}"] += 1
 
 
-def _note(op: Any, name: str, args: Any, tensors: list[Tensor], inside: list[Cuda], on_device: bool) -> None:
+def _note(op: Any, name: str, args: Any, kwargs: Any, inside: list[Cuda], on_device: bool) -> None:
     copies = op in (aten._to_copy.default, aten.copy_.default)
     source_inside = isinstance(args[1], Cuda) if op is aten.copy_.default else bool(inside)
     by_mask = op in INDEXING and any(
@@ -174,7 +174,8 @@ def _note(op: Any, name: str, args: Any, tensors: list[Tensor], inside: list[Cud
     )
     if inside and (op in SYNCHRONIZING or by_mask or (copies and source_inside and not on_device)):
         seen.syncs[f"{line()} {name.removeprefix('aten.').removesuffix('.default')}"] += 1
-    if copies and on_device and not source_inside:
+    blocking = not (kwargs.get("non_blocking") or (op is aten.copy_.default and len(args) > 2 and args[2]))
+    if copies and on_device and not source_inside and blocking:
         seen.copies[line()] += 1
 
 

@@ -97,7 +97,8 @@ def drive(case: Case, *, thorough: bool) -> Result:
                 problems.attempt("fit in bfloat16 with Muon", lambda: fitted("cuda:0", case, (2,), precision="bf16"))
             _use(case, fit.checkpoint, problems, thorough=thorough)
         draws = dict(seen.draws)
-    return {"problems": problems.found, "syncs": syncs, "copies": copies, "draws": draws}
+    players = len(case.made().players)
+    return {"problems": problems.found, "syncs": syncs, "copies": copies, "draws": draws, "players": players}
 
 
 def fitted(

@@ -31,6 +31,7 @@ def pretended(*, multiplies_bfloat16: bool = True) -> Iterator[Seen]:
     }  # fmt: skip
     for name, value in answers.items():
         put(torch.cuda, name, lambda *_, value=value, **__: value)
+    put(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
     put(F, "scaled_dot_product_attention", attention.attention)
     load_file = safetensors.torch.load_file
 

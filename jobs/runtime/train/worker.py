@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 
 import genflow.runs as runs
+from genflow.data.ahead import ahead
 from genflow.data.preview import render
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
@@ -61,6 +62,7 @@ def work(settings: dict[str, Any]) -> None:
     texts = runs.texts_of(store, recipe)
     full_batches = Stream(rows, batch, seed, device=device, flip=flip, texts=texts)
     batches = Stream(rows, batch, seed, rank, world, device, flip=flip, texts=texts)
+    next_batches = ahead(batches, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     checkpoints = Checkpoints(folder / "checkpoints")
 
@@ -98,8 +100,10 @@ def work(settings: dict[str, Any]) -> None:
             should_stop=should_stop, barrier=_ignore if settings["alone"] else ray.train.report,
         )  # fmt: skip
         try:
-            fitted = loop.fit(family, batches, session, recipe.train, draw_grid, full_batches)
+            fitted = loop.fit(family, next_batches or batches, session, recipe.train, draw_grid, full_batches)
         finally:
+            if next_batches:
+                next_batches.close()
             if journal:
                 journal.close()
     if rank == 0 and not fitted.done and not settings["alone"]:

@@ -52,15 +52,15 @@ def run_in_process(settings: dict[str, Any]) -> None:
         logger.setLevel(level)
 
 
-def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, gpus: float, on_cluster: bool) -> None:
+def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool, gpus: float = 0) -> None:
     """Run several workers on the Ray that this process is connected to.
 
     Args:
         settings: for `worker.work`.
         cluster: the number of workers, and the CPUs of each.
+        spread: place the workers on as many nodes as possible, instead of as few; with GPUs they are always on as few,
+            because gradients travel faster within a node.
         gpus: GPUs of each worker.
-        on_cluster: whether there are several nodes. With GPUs the workers are on as few as possible, because gradients
-            travel faster within a node; with CPUs on as many, because each then has more memory bandwidth.
 
     Raises:
         GenflowError: a worker raised it; such an error is not retried.
@@ -72,7 +72,7 @@ def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, gpus: float, on_cl
     # mypy uses the signatures of Ray Train V1
     failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
     stop_flag = StopFlag.remote()  # type: ignore[attr-defined]
-    if on_cluster:  # the controller tries six times
+    if os.environ.get("GENFLOW_CLUSTER"):  # its nodes start when they are needed; the controller tries six times
         os.environ[START_TIMEOUT] = str(START_S // 6)
     trainer = Trainer(
         work,
@@ -82,7 +82,7 @@ def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, gpus: float, on_cl
             num_workers=cluster.workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cluster.cpus, **({"GPU": gpus} if gpus else {})},
-            placement_strategy="SPREAD" if on_cluster and not gpus else "PACK",
+            placement_strategy="SPREAD" if spread and not gpus else "PACK",
         ),
         run_config=RunConfig(
             name=name,
@@ -220,7 +220,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [part for part in inner if isinstance(part, BaseException)]
 
 
-def explain(error: BaseException, cluster: Cluster, gpus: float) -> GenflowError:
+def explain(error: BaseException, cluster: Cluster, gpus: float = 0) -> GenflowError:
     """Convert the error of a run to one line: the user's error, a lack of memory or resources, or the last cause."""
     chain = list(causes(error))
     for cause in chain:
