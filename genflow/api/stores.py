@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from genflow.api.datasets import Data, thumbnail
+from genflow.api.datasets import Data
 from genflow.api.run import Run
 from genflow.api.tables import Table
 from genflow.commands import listing
 from genflow.commands.references import find_named, find_run, kind_of_data
+from genflow.data.preview import thumbnail
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.manifest import warn

@@ -229,5 +229,8 @@ def test_errors_are_those_of_the_command(store: Store, wrong: str) -> None:
     with pytest.raises(genflow.errors.UsageError) as refused:
         genflow.load(wrong, store=store)
     assert refused.value.hint
+    first, second = refused.value._render_traceback_()  # which IPython calls
+    assert first == f"UsageError: {refused.value.message}"
+    assert second == f"  fix: {refused.value.hint}"
     with pytest.raises(genflow.errors.UsageError, match="nothing"):
         genflow.data("nothing", store=store)
