@@ -8,7 +8,7 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.runs import write_page
-from genflow.errors import SetupError
+from genflow.errors import GenflowError, SetupError
 
 SEND_S = 60.0  # total time of requests before MLflow's pages open
 
@@ -34,8 +34,11 @@ def ui(
     uri = database.prepare(store)
     database.check(uri)
     page = store.root / "index.html"
-    write_page(store, page)
-    print(f"Store          {page.as_uri()}", flush=True)
+    try:
+        write_page(store, page)
+        print(f"Store          {page.as_uri()}", flush=True)
+    except GenflowError as error:  # such as a store that cannot be written: MLflow's pages may still open
+        console.note(f"warning: {error.message}")
     sent = sync.sync(store, limit_s=SEND_S)
     if not sent.complete:
         console.note(f"warning: MLflow lacks some data of this store: {sent.problem}")
