@@ -9,25 +9,20 @@ from genflow.cli import console
 from genflow.cli.dispatch import check_output_path, use_of
 from genflow.cli.options import AsJson, RunRef, Yes
 from genflow.cli.removal import remove
+from genflow.cli.words import Listing
 from genflow.commands.references import find_run
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.commands.listing import RunRow
     from genflow.storage.store import Store
 
-app = typer.Typer(help="List, show and delete runs in the store; without a command, list them.")
+app = typer.Typer(cls=Listing, help="List, show and delete runs in the store; alone, list them.")
 NONE = "—"
 OPTIONAL = ("latents", "fd", "× floor", "bits/dim")  # columns of `runs ls` that are omitted if no run has them
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Also write a page with pictures of runs and datasets, x.html.")
 ]
 Sort = Annotated[str, typer.Option(help="Order: made, fd, floor, bits, minutes, name, family or data.")]
-
-
-@app.callback(invoke_without_command=True)
-def _alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_runs()
 
 
 @app.command("ls")

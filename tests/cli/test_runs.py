@@ -102,6 +102,8 @@ def test_a_run_has_a_headline(genflow: Command, store: Store) -> None:
 def test_a_group_alone_lists(genflow: Command, group: str) -> None:
     """`genflow runs` prints what `genflow runs ls` prints; an unknown command of the group is an error."""
     assert genflow(group) == genflow(group, "ls")
+    assert genflow(group, "--json") == genflow(group, "ls", "--json")
+    assert genflow(group, "-h")[1] == genflow(group, "--help")[1]
     code, _, err = genflow(group, "lss")
     assert code == 2
     assert "lss" in err
