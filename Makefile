@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs notebooks deploy trial results results-latents tables presets chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs notebooks deploy trial results results-latents results-text-to-image tables presets chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -55,6 +55,11 @@ results: $(VENV)/.installed
 # latent against pixel training on colour icons (hours on two cores; needs: apt-get install fonts-noto-color-emoji)
 results-latents: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents.yaml --out docs/latents-results.md
+
+# prompts of a colour font, three seeds (an hour on two cores; needs fonts-noto-color-emoji and the extra `text`)
+results-text-to-image: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/text_to_image.yaml --out docs/text-to-image-results.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.combinations flow-s0 flow-s1 flow-s2 --out docs/text-to-image-results/combinations.md
 
 # each family's preset against the result of `genflow tune` on Fashion-MNIST (an hour on two cores)
 presets: $(VENV)/.installed

@@ -34,12 +34,21 @@ from genflow.system.documents import Json
 Found = dict[str, dict[int, Json]]  # by row and seed: a row of a `genflow.evaluate/1` document
 PLAN = Path(__file__).with_suffix(".yaml")
 NONE = "—"
-HEAD = ["", "CPU s", "nfe", "fd", "× floor", "P / R", "recognised", "rec. fd / dB", "copies", "bits/dim", "to reach"]
+HEAD = [
+    "", "CPU s", "nfe", "fd", "× floor", "P / R", "recognised", "prompt / hard", "unseen / hard", "rec. fd / dB",
+    "copies", "bits/dim", "to reach",
+]  # fmt: skip
+PROMPTS = """- **prompt / hard**: R-precision, the share of samples whose own caption fits better than 99 others: random
+  ones / those with the most similar words, such as the same subject on another background
+  ([prompt-fidelity.md](prompt-fidelity.md)). For real pictures it is {seen}.
+- **unseen / hard**: the same for captions that no training row has; for real pictures {unseen}.
+"""
 BITS = """- **bits/dim**: ≤ marks a bound, ≈ the estimate of an ODE solver. Numbers of different kinds cannot be ranked.
 """
 MADE_BY = {
     (): "make results",
     ("--plan", "benchmarks/latents.yaml", "--out", "docs/latents-results.md"): "make results-latents",
+    ("--plan", "benchmarks/text_to_image.yaml", "--out", "docs/text-to-image-results.md"): "make results-text-to-image",
 }  # the commands of the Makefile by arguments
 
 
@@ -135,7 +144,7 @@ def page(plan: Plan, found: Found, problems: list[str], command: str, store: Sto
     about = f"""<!-- Written by `{command}`. Edit the plan in benchmarks/ and run it again. -->
 # {plan.title}
 
-{plan.about + chr(10) * bool(plan.about)}Class-conditional {first['dataset_name']}, {_count(found)} per run, made by
+{plan.about + chr(10) * bool(plan.about)}{first['dataset_name']}, {_count(found)} per run, made by
 `{command}`
 on {first['machine']} with torch {first['versions']['torch']}, two runs at a time, one thread each.
 {first['samples']:,} samples against {first['reference']['rows']:,} real rows of the {first['reference']['split']}
@@ -146,6 +155,10 @@ The floor is {number(float(floor))}, the fd of as many real rows.
     held_out = f" For held-out rows it is {100 * copies:.1f} %." if copies is not None else ""
     seen = f" For held-out rows it is {100 * recognised['floor']:.1f} %." if recognised else ""
     bits = any(row["likelihood"] for row in rows) * BITS
+    prompts = ""
+    if "r_precision" in first["metrics"]:
+        of_real = (_fidelity(rows, name, "floor") for name in ("r_precision", "r_precision_unseen"))
+        prompts = PROMPTS.format(**dict(zip(("seen", "unseen"), of_real, strict=True)))
     notes = f"""
 - **CPU s**: CPU seconds of the initial run or autoencoder + of making the pairs or latents + of the run's own training.
 - **fd**: the mean over seeds, with its 95 % interval over seeds (Student's t; for one seed, over samples).
@@ -153,8 +166,8 @@ The floor is {number(float(floor))}, the fd of as many real rows.
 - **P / R**: precision and recall.
 - **recognised**: the share of samples that the classifier assigns to the class that was asked for.
  {seen}
-- **rec. fd / dB**: fd and PSNR of the autoencoder's reconstructions; no model of the latents can be expected to have a
-  smaller fd.
+{prompts}- **rec. fd / dB**: fd and PSNR of the autoencoder's reconstructions; no model of the latents can be expected
+  to have a smaller fd.
 - **copies**: the share of samples that are near copies of one training row
   (`genflow/evaluation/metrics/memorization.py`).{held_out}
 {bits}- **to reach**: the goal; for a distance, its ratio to {_reference_of_goals(plan)}.
@@ -201,7 +214,7 @@ def _line(plan: Plan, name: str, rows: Found, store: Store) -> list[str]:
     if "fd" in goals:
         goals = {**goals, "fd": goals["fd"] / goal_floor}
     if not seeds:
-        return [row["title"], *[NONE] * 9, _goal(goals, {}, plan.rows)]
+        return [row["title"], *[NONE] * (len(HEAD) - 2), _goal(goals, {}, plan.rows)]
     found = list(seeds.values())
     fd = [m["metrics"]["fd"] for m in found]
     ratio = _mean(m["value"] / m["floor"] if m["floor"] else np.nan for m in fd)
@@ -229,11 +242,19 @@ def _line(plan: Plan, name: str, rows: Found, store: Store) -> list[str]:
         f"{ratio:.1f}",
         f"{precision:.2f} / {recall:.2f}",
         f"{100 * _mean(agreement):.1f} %" if agreement else NONE,
+        _fidelity(found, "r_precision"),
+        _fidelity(found, "r_precision_unseen"),
         rebuilt,
         f"{100 * _mean(copies):.1f} %" if copies else NONE,
         text,
         _goal(goals, reached, plan.rows),
     ]
+
+
+def _fidelity(found: list[Json], name: str, part: str = "value") -> str:
+    """The mean of a R-precision over seeds, against random and against similar captions."""
+    pairs = [[m["metrics"][key] for m in found if key in m["metrics"]] for key in (name, f"{name}_hard")]
+    return " / ".join(f"{_mean(m[part] for m in own):.3f}" for own in pairs if own) or NONE
 
 
 def _fd(measured: Json) -> float:

@@ -19,7 +19,8 @@ from jobs.runtime.entrypoint import Emit, execute
 STAGE = Stage(
     makes="report",
     folder="reports",
-    sections=("evaluate", "sample"),
+    sections=("evaluate", "sample", "cluster"),
+    device=True,
     needs=(Need("runs", "run", into="inputs.runs", count="several"),),
     order=5,
 )

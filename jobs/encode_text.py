@@ -120,7 +120,7 @@ def _write(
     with ray_cluster(num_cpus=max(environment.cores(), workers)):
         return write_missing(
             partial(_writer, task), folder, shards, parse(document["recipe"]).cluster, emit,
-            stage="encode_text", dataset=task.id, what="captions",
+            with_gpu=False, stage="encode_text", dataset=task.id, what="captions",
         )  # fmt: skip
 
 

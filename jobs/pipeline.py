@@ -118,8 +118,10 @@ def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emi
                 waiting.remove(node)
                 emit("stage", name=node.name, job=node.job, status="running")
                 cpus = 0 if node.recipe.cluster.workers > 1 else node.stage.cores
-                task = ray.remote(num_cpus=cpus, max_retries=0)(_stage_task)
-                running[task.remote(node.job, node.document(made, failed), _environment())] = node
+                task = ray.remote(num_cpus=cpus, num_gpus=_gpus(node), max_retries=0)(_stage_task)
+                device = node.recipe.cluster.device if node.stage.device else ""
+                arguments = node.document(made, failed), _environment(), device
+                running[task.remote(node.job, *arguments)] = node
         if not running:
             continue
         (ready, *_), _ = ray.wait(list(running))
@@ -136,6 +138,16 @@ def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emi
             failure = outcome["error"]
             failed[node.name] = {"stage": node.name, **failure}
             emit("stage", name=node.name, job=node.job, status="failed", **failure)
+
+
+def _gpus(node: Node) -> float:
+    """The GPUs of a stage's own process. On a cluster a training and an evaluation start tasks with GPUs themselves."""
+    cluster = node.recipe.cluster
+    if not node.stage.device or cluster.workers > 1 or os.environ.get("GENFLOW_CLUSTER"):
+        return 0
+    from jobs.runtime.gpus import requested
+
+    return requested(cluster, cpus=node.stage.cores)
 
 
 def _raise_failures(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json]) -> None:
@@ -155,11 +167,15 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
+def _stage_task(job: str, document: Json, environment: dict[str, str], device: str) -> Json:
     """Run a stage in a Ray worker: progress goes to standard output, and the result or error is returned."""
     from genflow.system import events
 
     os.environ.update(environment)
+    if device:
+        from jobs.runtime.gpus import claim
+
+        claim(device)
     outcome: Json = {}
 
     def emit(event: str, **fields: Any) -> None:

@@ -9,11 +9,12 @@ import time
 
 from genflow.errors import ClusterError, DataError, GenflowError, SetupError
 from genflow.pipeline.results import Served
+from genflow.recipe.schema import Cluster
 from genflow.serving import endpoints
 from genflow.serving.engine_cache import check_models
 from genflow.serving.model_list import ServedModel, list_version, to_documents
 from genflow.storage.store import Store
-from genflow.system import environment, http
+from genflow.system import devices, environment, http
 from genflow.system.documents import Json
 from jobs.runtime.cluster import is_submitted, ray_cluster
 from jobs.runtime.entrypoint import Emit, execute
@@ -41,6 +42,9 @@ def main(document: Json, emit: Emit) -> Served:
     """
     inputs = document["inputs"]
     models = [ServedModel(**entry) for entry in inputs["models"]]
+    device = inputs.get("device", "auto")
+    if device != "auto":
+        os.environ[devices.BY_USER] = device
     check_models(models)
     if inputs.get("running"):
         return change_models(inputs, models, emit)
@@ -58,6 +62,7 @@ def main(document: Json, emit: Emit) -> Served:
         else:  # no HAProxy writes X-Forwarded-For, so uvicorn must not read the client's address from it
             os.environ["FORWARDED_ALLOW_IPS"] = ""
         stack.enter_context(ray_cluster(num_cpus=max(environment.cores(), replicas), logs=False))
+        inputs = {"gpus": _gpus(device, replicas, inputs.get("threads", 1)), **inputs}
         start_serve(inputs, "127.0.0.1" if proxy else inputs["host"])
         try:
             deploy(inputs, models)
@@ -69,6 +74,15 @@ def main(document: Json, emit: Emit) -> Served:
         finally:
             shut_down(inputs)
     return _result(inputs, models, "ended")
+
+
+def _gpus(device: str, replicas: int, cpus: float) -> float:
+    """The GPUs of each replica: one if there is one for each."""
+    from jobs.runtime.gpus import requested
+
+    if device.partition(":")[0] not in ("auto", "cuda"):
+        return 0
+    return requested(Cluster(workers=replicas, cpus=cpus))
 
 
 def _record(inputs: Json, emit: Emit) -> None:

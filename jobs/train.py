@@ -16,10 +16,10 @@ from genflow.errors import GenflowError, UsageError
 from genflow.launch import capacity
 from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
-from genflow.recipe.schema import flatten, parse
+from genflow.recipe.schema import Cluster, Recipe, flatten, parse
 from genflow.runs import RunPlan, create_folder, difference, plan, record_divergence
 from genflow.storage.store import Artifact, Store
-from genflow.system import environment
+from genflow.system import devices, environment
 from genflow.system.documents import Json
 from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
@@ -34,6 +34,7 @@ STAGE = Stage(
     makes="run",
     folder="runs",
     preset=True,
+    device=True,
     sections=("name", "net", "family", "train", "sample", "cluster"),
     needs=(
         Need("data", "dataset", into="recipe.data.name"),
@@ -66,6 +67,8 @@ def main(document: Json, emit: Emit) -> Trained:
     """
     store = Store()
     run = plan(store, parse(document["recipe"]))
+    _check_resources(run.recipe)
+    alone = _is_alone(run.recipe.cluster)
     if document.get("inputs", {}).get("fresh"):
         store.delete("runs", run.id)
     if finished := store.get("runs", run.id):
@@ -79,12 +82,13 @@ def main(document: Json, emit: Emit) -> Trained:
             raise UsageError(f"dataset {run.dataset.id} was deleted just now", "genflow data ls")
         create_folder(store, run)
         try:
-            with _journal_sent_to_mlflow(store, run, emit), peak() as memory:
-                _fit(store, run, emit)
+            # of several workers, and of a GPU, the driver cannot see the memory
+            with _journal_sent_to_mlflow(store, run, emit), peak(_device(run) if alone else "cpu") as memory:
+                _fit(store, run, emit, alone=alone)
         except (NonFinite, TrainingDiverged) as error:
             record_divergence(store, run, error)
             raise
-        meta = {**_describe(store, run), "memory_mb": memory.mb if run.recipe.cluster.workers == 1 else None}
+        meta = {**_describe(store, run), "memory_mb": memory.mb if alone else None}
         artifact = store.finalize(
             "runs", run.id, name=run.name, parents=_parents(run), meta=meta, only=_is_whole(store, run)
         )
@@ -178,11 +182,40 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
             warn_if_incomplete(emit, run.id, sender.sent)
 
 
-def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
+def _check_resources(recipe: Recipe) -> None:
+    """Check the GPUs of the workers.
+
+    Raises:
+        UsageError: several workers of a training would share a GPU.
+    """
+    gpus, workers = recipe.cluster.gpus, recipe.cluster.workers
+    if gpus != "auto" and workers > 1 and gpus % 1:
+        raise UsageError(
+            f"cluster.gpus={gpus:g}: {workers} workers of one training cannot share a GPU, because NCCL rejects it",
+            "--set cluster.gpus=1, or --workers 1",
+        )
+
+
+def _is_alone(cluster: Cluster) -> bool:
+    """Whether this process trains; else a Ray worker group does. The head of a cluster does not train."""
+    if cluster.workers > 1 or not os.environ.get("GENFLOW_CLUSTER"):
+        return cluster.workers == 1
+    if IN_A_JOB in os.environ:
+        return False
+    from jobs.runtime.gpus import requested  # imports Ray, to which the task of a pipeline is connected
+
+    return not requested(cluster)  # a lost node with a GPU is replaced, and the worker resumes on the new one
+
+
+def _device(run: RunPlan) -> str:
+    from jobs.runtime.gpus import wanted_here  # imports Ray
+
+    return devices.choose(wanted_here(run.recipe.cluster))
+
+
+def _fit(store: Store, run: RunPlan, emit: Emit, *, alone: bool) -> None:
     """Run the training in this process, or in a Ray worker group."""
     cluster, on_cluster = run.recipe.cluster, bool(os.environ.get("GENFLOW_CLUSTER"))
-    # the head of a cluster does not train, and the task of a pipeline has no GPU
-    alone = cluster.workers == 1 and not (on_cluster and (IN_A_JOB in os.environ or cluster.gpus))
     settings = {
         "store": store.url,
         "recipe": run.recipe if alone else run.recipe.model_dump(mode="json"),
@@ -198,14 +231,15 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     if not on_cluster and needed > environment.cores():
         emit("warning", message=f"{cluster.workers} workers share the {environment.cores()} cores of this machine")
     with ray_cluster(num_cpus=max(environment.cores(), needed)):
-        from jobs.runtime import resources
+        from jobs.runtime import gpus, resources
         from jobs.runtime.train import worker_group
 
+        each = gpus.requested(cluster)
         if (nodes := resources.node_resources()) is not None:
-            capacity.require(nodes, cluster.workers, cluster.cpus, cluster.gpus)
-        if resources.are_busy(cluster):
+            capacity.require(nodes, cluster.workers, cluster.cpus, each)
+        if resources.are_busy(cluster, each):
             emit("note", message="the cluster is busy: waiting for free CPUs or GPUs")
-        worker_group.run_on_ray(settings, cluster, spread=on_cluster)
+        worker_group.run_on_ray(settings, cluster, gpus=each, on_cluster=on_cluster)
 
 
 def _describe(store: Store, run: RunPlan) -> dict[str, Any]:

@@ -97,11 +97,13 @@ def _search(store: Store, search: Search, tracker: SearchTracker | None, emit: E
     if _is_over(search, trial_log, left):
         return
     with ray_cluster(num_cpus=max(environment.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
+        from jobs.runtime import gpus
         from jobs.runtime.tune import asha, searchers, trainable
         from jobs.runtime.tune import pbt as ray_pbt
 
         inside = all(domain.contains(search.preset_values[key]) for key, domain in search.space.items())
         preset = search.preset_values if inside else None
+        each = gpus.requested(cluster)
         progress = ProgressReporter(search, trial_log, tracker, emit, spent)
 
         def remaining() -> float | None:
@@ -109,8 +111,8 @@ def _search(store: Store, search: Search, tracker: SearchTracker | None, emit: E
 
         def run_trials(searcher: Any, scheduler: Any = None) -> None:
             trainable.run_trials(
-                task, searcher, scheduler, progress, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus,
-                reduction=tuned.reduction, seconds=remaining(), target=tuned.target,
+                task, searcher, scheduler, progress, workers=cluster.workers, cpus=cluster.cpus, gpus=each,
+                device=cluster.device, reduction=tuned.reduction, seconds=remaining(), target=tuned.target,
             )  # fmt: skip
 
         progress(-1, False)
@@ -218,12 +220,14 @@ def _confirm(store: Store, search: Search, emit: Emit) -> None:
         emit("progress", stage="confirm", run=search.id, step=done, steps=len(points), what="fresh seeds")
 
     with ray_cluster(num_cpus=max(environment.cores(), math.ceil(cluster.workers * cluster.cpus)), logs=False):
+        from jobs.runtime import gpus
         from jobs.runtime.tune import searchers, trainable
 
         searcher = searchers.ResumableSearcher(trial_log, searchers.FixedProposer(points), len(points))
         progress(-1, False)
         trainable.run_trials(
-            task, searcher, None, progress, workers=cluster.workers, cpus=cluster.cpus, gpus=cluster.gpus
+            task, searcher, None, progress, workers=cluster.workers, cpus=cluster.cpus, gpus=gpus.requested(cluster),
+            device=cluster.device,
         )
 
 

@@ -100,7 +100,7 @@ def train(
         name: of the run.
         steps, epochs: training steps, or passes over the data.
         minutes, cpu_minutes: stop after this wall-clock or CPU time.
-        init: the run whose weights are the start, or the teacher.
+        init: the run, or the local folder of Stable Diffusion 3, whose weights are the start; or the teacher.
         workers: training workers; the result does not depend on them.
         resume: False trains from scratch.
         set, cluster, address, store, words: see the module.
@@ -108,7 +108,7 @@ def train(
     Raises:
         UsageError: a key or a value is invalid, or the family or the dataset does not exist.
     """
-    from genflow.commands import texts
+    from genflow.commands import starting, texts
     from genflow.commands import train as commands
 
     place = store_at(store)
@@ -124,6 +124,7 @@ def train(
     if pipeline:
         done = send("pipeline", {"pipeline": pipeline, "overrides": {}}, place, cluster, address)["stages"][-1]
     else:
+        recipe, _ = starting.find(place, recipe)
         document = commands.document(place, recipe, fresh=not resume, planned=cluster)
         done = send("train", document, place, cluster, address)
     return Run(place.find("runs", done["run"]), place)
@@ -165,7 +166,7 @@ def tune(
     Raises:
         UsageError: a key or a value is invalid, or the dataset does not exist.
     """
-    from genflow.commands import texts
+    from genflow.commands import starting, texts
     from genflow.commands import tune as commands
     from genflow.commands.train import on_latents
 
@@ -186,6 +187,7 @@ def tune(
             done = send("pipeline", {"pipeline": document, "overrides": {}}, place, cluster, address)
             made = str(done["stages"][-1]["latents"])
         recipe = on_latents(recipe, made)
+    recipe, _ = starting.find(place, recipe)
     document, _ = commands.document(place, recipe)
     return Search(send("tune", document, place, cluster, address))
 

@@ -126,6 +126,24 @@ def make_texts(
     return found
 
 
+def import_init(store: "Store", recipe: "Recipe", *, dry_run: bool, json: bool) -> "Recipe | None":
+    """The recipe with `init` as the id of a run. If it names a folder of Stable Diffusion 3, this becomes a run first.
+
+    Returns:
+        The recipe; None if a dry run has shown that the run is to be made.
+
+    Raises:
+        UsageError, DataError: the folder is none, is damaged, or does not fit the recipe's data.
+    """
+    from genflow.commands import starting
+
+    found, missing = starting.find(store, recipe, dry_run=dry_run)
+    if missing:
+        show_plan(found, [("import", missing, "to do, then the rest")], json)
+        return None
+    return found
+
+
 def check_output_path(out: Path | None) -> None:
     """Raise UsageError if --out cannot be written, so that a long job does not fail at its end."""
     if out is None:

@@ -8,7 +8,7 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.dispatch import check_output_path, send, use_of
-from genflow.cli.options import Address, AsJson, OnCluster, RunRefs, Samples, Sets
+from genflow.cli.options import Address, AsJson, Device, OnCluster, RunRefs, Samples, Sets
 from genflow.system.documents import Json
 
 
@@ -16,6 +16,7 @@ def evaluate(
     runs: RunRefs,
     samples: Samples = None,
     features: Annotated[str, typer.Option(help="Feature extractor: classifier, random, imagenet, or a file.")] = "",
+    device: Device = "",
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
@@ -27,7 +28,7 @@ def evaluate(
 
     Quality is also measured for several numbers of sampling steps.
     """
-    flags = {"evaluate.samples": samples, "evaluate.features": features}
+    flags = {"evaluate.samples": samples, "evaluate.features": features, "cluster.device": device}
     ids, done = _measure("evaluate", runs, sets, flags, cluster, address, json)
     if json:
         console.document(done)
@@ -40,6 +41,7 @@ def compare(
     runs: RunRefs,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy report.html to this file.")] = None,
     samples: Samples = None,
+    device: Device = "",
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",
@@ -47,7 +49,8 @@ def compare(
 ) -> None:
     """Measure runs, print a table, and write a self-contained HTML report."""
     check_output_path(out)
-    ids, done = _measure("compare", runs, sets, {"evaluate.samples": samples}, cluster, address, json)
+    flags = {"evaluate.samples": samples, "cluster.device": device}
+    ids, done = _measure("compare", runs, sets, flags, cluster, address, json)
     if out and "path" in done:
         shutil.copyfile(Path(done["path"]) / "report.html", out)
         done["path"] = str(out.absolute())

@@ -15,6 +15,7 @@ def export(
     run: RunRef,
     to: Annotated[str, typer.Option(help="Format: safetensors, diffusers or torch_export.")] = "safetensors",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default: NAME-export.")] = None,
+    device: Annotated[str, typer.Option(help="Device of the program that torch_export writes.")] = "cpu",
     prompt: Annotated[
         list[str],
         typer.Option(help="Words whose embeddings go to diffusers; repeatable; --prompts FILE: one on each line."),
@@ -28,11 +29,13 @@ def export(
     from genflow.sampling.engine import Engine
     from genflow.sampling.export import check_form, write
     from genflow.storage.store import Store
+    from genflow.system import devices
 
     check_form(to)
+    device = devices.choose(device)
     words = prompting.given(prompt, prompts)
     found = find_run(Store(), run)
-    engine = Engine.load(found)
+    engine = Engine.load(found, device=device)
     folder = out or Path(f"{found.name}-export")
     write(found, engine, to, folder, words)
     prompting.name_cut(engine, words)

@@ -91,7 +91,7 @@ def _row(found: Json) -> tuple[str, ...]:
 def _conditional(found: Json) -> str:
     if not found["conditional"]:
         return NONE
-    return "on class, with guidance" if found["guidance"] else "on class"
+    return "on class or caption, with guidance" if found["guidance"] else "on class or caption"
 
 
 def _markdown() -> str:

@@ -45,9 +45,14 @@ Data = Annotated[str, typer.Option(help="Dataset name, id or `latest`.", autocom
 Latents = Annotated[str, typer.Option(help="Train on these latents; `auto`: make them first; `none`: train on pixels.")]
 Text = Annotated[str, typer.Option(help="Read captions, not labels: text encoder (minilm or a folder) or embeddings.")]
 Init = Annotated[
-    str, typer.Option(help="Run whose weights are the start, or the teacher run.", autocompletion=complete_run)
+    str,
+    typer.Option(
+        help="Run or local Stable Diffusion 3 folder whose weights are the start; or the teacher run.",
+        autocompletion=complete_run,
+    ),
 ]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw and measure.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto: the fastest that PyTorch finds.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 RunRef = Annotated[
     str,

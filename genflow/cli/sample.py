@@ -57,6 +57,7 @@ def sample(
     endpoint: Annotated[
         str, typer.Option(metavar="URL", help="Draw from a served model at this address; RUN is the model's name.")
     ] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", hidden=True)] = "auto",
     json: AsJson = False,
 ) -> None:
     """Draw samples from a run, or from a served model with --endpoint."""
@@ -68,7 +69,9 @@ def sample(
     from genflow.sampling.autoencoders import require_sampler
     from genflow.sampling.engine import Engine, labels_for
     from genflow.storage.store import Store
+    from genflow.system import devices
 
+    devices.check(device)
     files.form_of(out)
     options, weights = _settings({"steps": steps, "sampler": sampler or None, "guidance": guidance}, sets)
     asked = prompting.given(prompt, prompts)
@@ -79,9 +82,9 @@ def sample(
                 "--interpolate, --between, --guide and --set weights need a local run, not a served model",
                 "remove them, or remove --endpoint",
             )
-        if len(asked) > 1:
-            raise UsageError(f"a served model takes one prompt, not {len(asked)}", "give one --prompt")
-        options |= {"prompt": asked[0]} if asked else {}
+        if asked:
+            n = prompting.count(asked, n)
+            options["prompt"] = asked[:n]  # the first n, as for a run
         options |= {"negative_prompt": negative} if negative else {}
         _from_endpoint(run, prompting.DEFAULT_COUNT if n is None else n, seed, options, label, out, json)
         return
@@ -89,11 +92,11 @@ def sample(
     found = find_run(store, run)
     if not (interpolate or between):
         require_sampler(found)
-    engine = Engine.load(found, average=weights == "ema")
+    engine = Engine.load(found, average=weights == "ema", device=devices.choose(device))
     if guide and (interpolate or between):
         raise UsageError("--guide cannot be combined with --interpolate or --between", "remove --guide")
     if guide:
-        engine.family.guided_by(Engine.load(find_run(store, guide)).family)
+        engine.family.guided_by(Engine.load(find_run(store, guide), device=engine.device).family)
     details: Json = {}
     prompting.check(engine, asked, negative, label, {**engine.options, **options})
     if interpolate or between:
@@ -165,6 +168,7 @@ def _from_endpoint(
     from urllib.parse import unquote
 
     from genflow.client import Client
+    from genflow.commands import prompting
     from genflow.storage.files import write_atomically
 
     if out.suffix not in (".png", ".npy"):
@@ -179,6 +183,7 @@ def _from_endpoint(
         write_atomically(out, answer.body)
     except OSError as error:
         raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another file with --out") from error
+    prompting.note_cut(answer.headers.get("x-genflow-cut", ""))
     facts = {key: answer.headers.get(f"x-genflow-{key}", "") for key in ("checkpoint", "steps", "nfe", "seconds")}
     if json:
         document = {"schema": "genflow.sample/1", "endpoint": host, "model": model, "n": n, "seed": seed, **facts}

@@ -8,7 +8,7 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.dispatch import send
-from genflow.cli.options import Address, AsJson, OnCluster, complete_run
+from genflow.cli.options import Address, AsJson, Device, OnCluster, complete_run
 from genflow.commands.references import find_run
 from genflow.errors import SetupError, UsageError
 from genflow.system.documents import Json
@@ -28,6 +28,7 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, max=1000, help="Number of replicas.")] = 1,
     most: Annotated[int, typer.Option("--max-replicas", min=0, help="Add replicas under load, up to this number.")] = 0,
     memory: Annotated[int, typer.Option(min=1, help="Memory for loaded models in each replica, in MB.")] = 2048,
+    device: Device = "auto",
     new_key: Annotated[
         bool, typer.Option("--new-key", help="Create an API key, print it once, and require it.")
     ] = False,
@@ -46,8 +47,9 @@ def serve(
     from genflow.serving import endpoints
     from genflow.serving.model_list import served_models, to_documents
     from genflow.storage.store import Store
-    from genflow.system import environment
+    from genflow.system import devices, environment
 
+    devices.check(device)
     store = Store()
     found = [find_run(store, reference) for reference in runs]
     for run in found:
@@ -60,7 +62,7 @@ def serve(
     keys = [] if running else _keys(host, new_key)
     inputs: Json = {
         "name": endpoint, "models": to_documents(models), "host": host, "port": port or environment.free_port(),
-        "replicas": replicas, "most_replicas": most, "memory_mb": memory, "keys": keys,
+        "replicas": replicas, "most_replicas": most, "memory_mb": memory, "keys": keys, "device": device,
         "threads": max(1, (environment.cores() - 1) // max(replicas, most)), "per_minute": 600 if keys else 0,
         "hosts": os.environ.get("GENFLOW_ALLOWED_HOSTS", "").lower().replace(",", " ").split(),
     }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import make_texts, send, show_plan, show_stages, use_of
+from genflow.cli.dispatch import import_init, make_texts, send, show_plan, show_stages, use_of
 from genflow.cli.options import (
     AsJson,
     Config,
@@ -79,6 +79,10 @@ def train(
     if pipeline:
         _run(pipeline, store, cluster, address, dry_run=dry_run, json=json)
         return
+    with_init = import_init(store, recipe, dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    recipe = with_init
     if dry_run:
         _show_plan(store, recipe, json)
         return

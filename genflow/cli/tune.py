@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, make_texts, send, show_plan, show_stages
+from genflow.cli.dispatch import check_output_path, import_init, make_texts, send, show_plan, show_stages
 from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
 from genflow.commands.recipes import read_config
 from genflow.commands.references import decide_latents, require_family
@@ -76,7 +76,10 @@ def tune(
         if not made:
             return
         recipe = on_latents(recipe, made)
-    document, plan = commands.document(store, recipe, objective)
+    with_init = import_init(store, recipe, dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    document, plan = commands.document(store, with_init, objective)
     if dry_run:
         _show_plan(plan, store, json)
         return

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from genflow.commands.recipes import compose_recipe
-from genflow.commands.references import find_run, resolve_features, show_dataset
+from genflow.commands.references import absolute_if_path, find_run, resolve_features, show_dataset
 from genflow.errors import UsageError
 from genflow.recipe.schema import Evaluate
 from genflow.storage.store import Store
@@ -37,7 +37,8 @@ def document(
         show_dataset(dataset)
     recipe = compose_recipe(None, layers, sets, flags)
     spec = resolve_features(recipe.evaluate.features, store)
-    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
+    clip = absolute_if_path(recipe.evaluate.clip) if recipe.evaluate.clip else ""
+    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec, "clip": clip})
     ids = list(dict.fromkeys(run.id for run in runs))
     return {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
 

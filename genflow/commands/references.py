@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genflow.commands import starting
 from genflow.errors import UsageError, similar
 from genflow.specs import LATENTS_FROM, DataSpec
 from genflow.system.documents import Json
@@ -109,7 +110,7 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
     if recipe.data.pairs:
         named["pairs"] = find_named(store, "pairs", recipe.data.pairs).id
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), **named})
-    if recipe.init:
+    if recipe.init and not starting.is_folder(recipe.init):
         recipe = recipe.replace(init=find_run(store, recipe.init).id)
     show_dataset(dataset)
     return recipe

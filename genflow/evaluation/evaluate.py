@@ -30,6 +30,7 @@ import torch
 from genflow import __version__, build
 from genflow.data.shards import FACTS, Dataset
 from genflow.evaluation import metrics, samples, sweep
+from genflow.evaluation.features import clip
 from genflow.evaluation.features.extractor import Embed, Emit, address, load_features
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics.base import Metric, Samples
@@ -41,7 +42,7 @@ from genflow.recipe.schema import Evaluate, parse
 from genflow.sampling.engine import AUTOENCODER, RECIPE, Engine
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
-from genflow.system import environment, source_hash
+from genflow.system import devices, environment, source_hash
 from genflow.system.source_hash import digest
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import checkpoint
@@ -59,7 +60,8 @@ def evaluation_id(
 ) -> str:
     """The content address of an evaluation: a hash of the run, the data, the options, the features and the code."""
     facts = DataSpec.from_json(dataset.file(FACTS).read_text(encoding="utf-8"))
-    settings = options.model_dump(mode="json", exclude={"features"})
+    settings = options.model_dump(mode="json", exclude={"features", "clip"})
+    settings |= {"clip": clip.folder_id(options.clip)} if options.clip else {}
     features = address(dataset, facts, options.features)
     recipe = parse(read(run.file(RECIPE)))
     learned = DataSpec.from_json(run.file(FACTS).read_text(encoding="utf-8"))
@@ -90,7 +92,7 @@ def find(
 
 def evaluate(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit,
-    sample: dict[str, Any] | None = None, executor: Executor | None = None,
+    sample: dict[str, Any] | None = None, executor: Executor | None = None, device: str = "auto",
 ) -> Evaluation:  # fmt: skip
     """Measure a run, or return its existing evaluation.
 
@@ -102,6 +104,7 @@ def evaluate(
         emit: receives progress events.
         sample: sampling options that override those of the run.
         executor: draws shares on workers (see `samples.draw_features`); only times depend on it.
+        device: for `devices.choose`; the executor's workers have the same kind.
 
     Returns:
         A `genflow.evaluate/1` document.
@@ -114,7 +117,7 @@ def evaluate(
     with store.lock("evaluations", id, uses=[run.id, dataset.id]):
         if found := find(store, run, dataset, options, sample):
             return found
-        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, executor, id)
+        document, drawn = _measure(store, run, dataset, options, emit, sample or {}, executor, device, id)
         with store.stage("evaluations", id, name=run.name) as staged:
             (staged.path / "metrics.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
             for name, png in drawn.items():
@@ -127,9 +130,9 @@ def evaluate(
     return {**document, "path": str(artifact.path), "cached": False}
 
 
-def engine_of(store: Store, run: Artifact, data: Dataset, sample: dict[str, Any]) -> Engine:
+def engine_of(store: Store, run: Artifact, data: Dataset, sample: dict[str, Any], device: str = "auto") -> Engine:
     """The engine whose samples are measured; `sample` overrides the run's own sampling options."""
-    engine = samples.with_captions(Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu"), store)
+    engine = samples.with_captions(Engine.load(run, device=devices.choose(device)), store)
     engine.options = build.sample_options(engine.family, {**engine.options, **sample})
     return samples.measured(engine, data)
 
@@ -150,12 +153,12 @@ def draw_share(
 
 def _measure(
     store: Store, run: Artifact, dataset: Artifact, options: Evaluate, emit: Emit, sample: dict[str, Any],
-    executor: Executor | None, id: str,
+    executor: Executor | None, device: str, id: str,
 ) -> tuple[Evaluation, dict[str, bytes]]:  # fmt: skip
     """The document, and pictures by file name."""
     started = time.monotonic()
     data = Dataset.open(dataset)
-    engine = engine_of(store, run, data, sample)
+    engine = engine_of(store, run, data, sample, device)
     suite = MetricSuite(load_features(store, data, options.features, emit), options)
     extractor = suite.extractor
     n = min(options.samples, len(extractor.floor))

@@ -157,7 +157,8 @@ class Gaussian(Family):
                 f"the captions of the guiding run ({theirs}) are not those of this run ({ours})",
                 "use a shorter run, or one with a smaller net, on the same data",
             )
-        self.weaker = (weak,)
+        own = next(self.parameters())
+        self.weaker = (weak.to(own.device),)
 
     def _autoguided(
         self, denoise: Denoise, theirs: Path, other: Denoise, weight: float, interval: tuple[float, float], clip: bool

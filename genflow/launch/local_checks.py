@@ -59,6 +59,8 @@ def _torch() -> Check:
         return Check("torch imports", False, str(error), "pip install -c constraints.txt torch")
     if torch.cuda.is_available():
         return Check("device", True, f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
+    if torch.backends.mps.is_available():
+        return Check("device", True, "Apple GPU (MPS)")
     from genflow.training.precision import multiplies_bfloat16
 
     fast = " with bf16" if multiplies_bfloat16(torch.device("cpu")) else ""

@@ -130,7 +130,8 @@ def _resources(nodes: list[Json], document: Json) -> str:
     if any(node["group"] for node in nodes):
         return f"{have}, with autoscaling"
     for section in sections:
-        capacity.require([n["resources"] for n in nodes], section.workers, section.cpus, section.gpus)
+        gpus = 0 if section.gpus == "auto" else section.gpus
+        capacity.require([n["resources"] for n in nodes], section.workers, section.cpus, gpus)
     return have
 
 

@@ -236,12 +236,8 @@ class SD3(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Positions of a grid of patches (rows columns, width): the centre of a square table, as in diffusers."""
         table, width = self.options["pos_embed_max_size"], self.options["caption_projection_dim"]
-        frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-        y, x = torch.meshgrid(
-            *(torch.arange(side) + (table - side) // 2 for side in (rows, columns)), indexing="ij"
-        )  # a grid larger than the table continues it
-        phases = [self.step * of.reshape(-1, 1) * frequencies for of in (x, y)]
-        return torch.cat([part for phase in phases for part in (phase.sin(), phase.cos())], 1).float()
+        grid = [torch.arange(side) + (table - side) // 2 for side in (rows, columns)]  # a larger grid continues it
+        return _sines(grid[0], grid[1], width, self.step)
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict of a `SD3Transformer2DModel` that gives the same outputs."""
@@ -250,7 +246,20 @@ class SD3(nn.Module):
         unread = {f"{last}.add_q_proj.weight": torch.zeros(width, width), f"{last}.add_q_proj.bias": torch.zeros(width)}
         if self.options["qk_norm"]:
             unread[f"{last}.norm_added_q.weight"] = torch.ones(self.options["attention_head_dim"])
-        return {**self.state_dict(), "pos_embed.pos_embed": self.positions(size, size)[None], **unread}
+        return {**self.state_dict(), "pos_embed.pos_embed": position_table(size, width, self.step)[None], **unread}
+
+
+def _sines(rows: Tensor, columns: Tensor, width: int, step: float) -> Tensor:
+    """Sines and cosines of the columns, then of the rows, of a grid: (rows columns, width)."""
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    phases = [step * of.reshape(-1, 1) * frequencies for of in (x, y)]
+    return torch.cat([part for phase in phases for part in (phase.sin(), phase.cos())], 1).float()
+
+
+def position_table(size: int, width: int, step: float) -> Tensor:
+    """The table of positions (size size, width) of diffusers, with patches that are `step` apart."""
+    return _sines(torch.arange(size), torch.arange(size), width, step)
 
 
 def _waves(t: Tensor) -> Tensor:
@@ -265,7 +274,7 @@ def build(
     classes: int,
     *,
     patch: Annotated[int, Field(ge=0)] = 0,
-    width: Annotated[int, Field(ge=4, le=8192, multiple_of=4)] = 192,
+    width: Annotated[int, Field(ge=1, le=8192)] = 192,
     depth: Annotated[int, Field(ge=1, le=256)] = 6,
     heads: Annotated[int, Field(ge=1, le=256)] = 3,
     qk_norm: bool = True,
@@ -294,10 +303,12 @@ def build(
             them as its text encoders give them.
 
     Raises:
-        UsageError: input or output is not a picture, the data has no captions, patch does not divide the picture's
-            side, heads does not divide width, or the table is smaller than the picture.
+        UsageError: input or output is not a picture, the data has no captions, width is no multiple of 4, patch does
+            not divide the picture's side, heads does not divide width, or the table is smaller than the picture.
     """
     size = need_pictures("sd3", ports)
+    if width % 4:
+        raise UsageError(f"net.width={width} must be a multiple of 4 for sd3", f"use net.width={width + -width % 4}")
     if ports.text is None:
         raise UsageError(
             "net sd3 reads captions, and this run has none",

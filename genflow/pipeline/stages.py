@@ -63,6 +63,7 @@ class Stage:
         preset: whether the key `preset` names a file in `pipelines/` that the recipe starts from.
         cores: CPU cores that it reserves while it runs. 0 for a program that waits for its own Ray tasks: if it
             reserved a core, its tasks could lack one.
+        device: whether it trains or draws in its own process, which therefore needs the GPU that its recipe requests.
         goes_first: whether all other stages wait until every stage with this flag is finished.
         takes_failures: whether it runs even if a stage that it needs failed; its document then has `inputs.failed`.
         address: `module:function` in genflow, (store, document) -> the artifact's id before the artifact exists, or ""
@@ -80,6 +81,7 @@ class Stage:
     needs: tuple[Need, ...] = ()
     preset: bool = False
     cores: float = 1
+    device: bool = False
     goes_first: bool = False
     takes_failures: bool = False
     address: str = ""

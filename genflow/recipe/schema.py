@@ -89,6 +89,7 @@ class Evaluate(Section):
     guidance: tuple[Annotated[float, Field(ge=0)], ...] = (1, 2, 4, 8)  # guidance scales tried for a run of captions
     likelihood: Natural = 256  # number of images whose likelihood is computed; 0: none
     features: str = "classifier"  # classifier | random | a path to a TorchScript module or safetensors
+    clip: str = ""  # local folder of a whole CLIP model, to measure clip_score of a run of captions; empty: none
     classification: bool = False  # training of a classifier on the samples, tested on real images, on or off
     bootstrap: Positive = 50  # number of bootstrap resamples per confidence interval
     seed: Natural = 0  # seed of the samples
@@ -142,7 +143,10 @@ class Cluster(Section):
     """The resources of a run."""
 
     workers: Positive = 1  # number of training workers
-    gpus: Annotated[float, Field(ge=0)] = 0  # GPUs per worker, 0 or more; a fraction shares a GPU
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = (
+        "auto"  # GPUs per worker, 0 or more, auto: 1 if there is one for each; a fraction shares a GPU
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # of a worker; auto: the GPU that Ray gave, else any GPU
     cpus: Annotated[float, Field(gt=0)] = 1  # CPUs per worker, above 0
     retries: Natural = 3  # restarts after a worker or a node fails
     strategy: Literal["ddp", "fsdp"] = "ddp"  # per worker, ddp: a copy of the net; fsdp: a shard

@@ -106,7 +106,7 @@ def load(found: Artifact | Path, facts: DataSpec, name: str) -> Loaded:
 
         recipe, family = diffusers_folder.read_autoencoder(found, facts)
         hashed, scaled = diffusers_folder.digest_of(found), diffusers_folder.scale_of(found).known
-        return Loaded(f"{_as_name(found)}-{hashed}", hashed, recipe, family, scaled=scaled)
+        return Loaded(f"{as_name(found)}-{hashed}", hashed, recipe, family, scaled=scaled)
     return _load_run(found, facts, name)
 
 
@@ -182,7 +182,7 @@ def write(loaded: Loaded, facts: DataSpec, folder: Path) -> None:
         write_atomically(file, content)
 
 
-def _as_name(folder: Path) -> str:
+def as_name(folder: Path) -> str:
     """The name of a folder in letters that an id may have; a folder `vae` takes that of the pipeline around it."""
     name = folder.parent.name if folder.name == "vae" and folder.parent.name else folder.name
     kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)

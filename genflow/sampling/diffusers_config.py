@@ -5,9 +5,10 @@ Diffusion 3), or (z - latents_mean) * scaling_factor / latents_std (SDXL). `read
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -20,6 +21,7 @@ DEFAULT_SCALE = 0.18215  # of a config without the key, as in diffusers
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 JsonTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+C = TypeVar("C", bound=BaseModel)
 
 
 class Config(BaseModel):
@@ -88,27 +90,7 @@ def read_config(home: Path) -> tuple[Config, Scale]:
         DataError: the file is damaged, of another class, or has a key or a value that genflow does not know.
     """
     where = home / CONFIG
-    try:
-        document = json.loads(where.read_bytes())
-    except OSError as error:
-        raise DataError(f"{where} cannot be read: {error.strerror}", f"ls -l {where}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}", "copy the folder again") from error
-    name = document.get("_class_name") if isinstance(document, dict) else None
-    if name != CLASS:
-        what = f"is of the class {name}" if name else "names no _class_name"
-        raise DataError(f"{where} {what}, and genflow reads {CLASS} alone", f"name a folder of an {CLASS}")
-    own = {key: value for key, value in document.items() if not key.startswith("_") and key not in WITHOUT_EFFECT}
-    try:
-        config = Config.model_validate(own)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
-            problem = f"unknown key {key}{similar(key, list(Config.model_fields))}"
-        else:
-            problem = f"{key} is {json.dumps(first['input'])}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise DataError(f"{where}: {problem}", "choose another autoencoder") from error
+    config, document = read_model(where, CLASS, Config, "another autoencoder", WITHOUT_EFFECT)
     levels = len(config.block_out_channels)
     for key in ("down_block_types", "up_block_types"):
         if (blocks := len(getattr(config, key))) != levels:
@@ -121,6 +103,44 @@ def read_config(home: Path) -> tuple[Config, Scale]:
         raise DataError(f"{where}: in_channels is {config.in_channels} and out_channels is {config.out_channels}; "
                         "an autoencoder has as many of both", "choose another autoencoder")  # fmt: skip
     return config, _scale(where, config, "scaling_factor" in document)
+
+
+def read_model(
+    where: Path, name: str, model: type[C], other: str, ignored: Collection[str] = ()
+) -> tuple[C, dict[str, Any]]:
+    """A `config.json` of diffusers, and the document that it holds.
+
+    Args:
+        where: the file.
+        name: the class that it must name.
+        model: its keys.
+        other: what to choose in the place of a file that genflow cannot read, for the hint.
+        ignored: keys without an effect.
+
+    Raises:
+        DataError: the file is damaged, of another class, or has a key or a value that genflow does not know.
+    """
+    try:
+        document = json.loads(where.read_bytes())
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}", f"ls -l {where}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}", "copy the folder again") from error
+    theirs = document.get("_class_name") if isinstance(document, dict) else None
+    if theirs != name:
+        what = f"is of the class {theirs}" if theirs else "names no _class_name"
+        raise DataError(f"{where} {what}, and genflow reads {name} alone", f"name a folder of an {name}")
+    own = {key: value for key, value in document.items() if not key.startswith("_") and key not in ignored}
+    try:
+        return model.model_validate(own), document
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            problem = f"unknown key {key}{similar(key, list(model.model_fields))}"
+        else:
+            problem = f"{key} is {json.dumps(first['input'])}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise DataError(f"{where}: {problem}", f"choose {other}") from error
 
 
 def _scale(where: Path, config: Config, stated: bool) -> Scale:

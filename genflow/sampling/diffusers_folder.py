@@ -62,7 +62,7 @@ def read_autoencoder(folder: Path, facts: DataSpec) -> tuple[Recipe, Autoencoder
     family = build.family_of(recipe, facts)
     assert isinstance(family, Autoencoder)
     halves = [family.model["encoder"], family.model["decoder"]]
-    tensors = _matching(home, _tensors(home), {k: v for half in halves for k, v in half.state_dict().items()})
+    tensors = matching(home, read_tensors(home), {k: v for half in halves for k, v in half.state_dict().items()})
     for half in halves:
         half.load_state_dict({name: tensors[name] for name in half.state_dict()})
     _add_log_variance(halves[0], -FIRST_LOG_VARIANCE)
@@ -78,11 +78,20 @@ def digest_of(folder: Path) -> str:
         UsageError, DataError: as in `read_autoencoder`.
     """
     home = home_of(folder)
+    return digest([read_config(home)[0].model_dump(mode="json"), hashes_of(home)])
+
+
+def hashes_of(home: Path) -> list[str]:
+    """The hashes of the bytes of the weights.
+
+    Raises:
+        DataError: a file is missing.
+    """
     hashes = []
     for path in _files(home):
         with open(path, "rb") as file:
             hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digest([read_config(home)[0].model_dump(mode="json"), hashes])
+    return hashes
 
 
 def scale_of(folder: Path) -> Scale:
@@ -119,7 +128,7 @@ def _files(home: Path) -> list[Path]:
     if pickles := sorted(home.glob(f"{WEIGHTS}*.bin*")):
         raise DataError(
             f"{pickles[0]} is a pickle, which can execute code; genflow reads safetensors alone",
-            f"with diffusers: {CLASS}.from_pretrained({str(home)!r}).save_pretrained({str(home)!r})",
+            f"with diffusers: load the model of {home} by from_pretrained, and save it again by save_pretrained",
         )
     raise DataError(f"{home} has no {WEIGHTS}.safetensors", "copy the folder again, with its weights")
 
@@ -137,8 +146,12 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _tensors(home: Path) -> dict[str, Tensor]:
-    """All weights, with the names of today's diffusers."""
+def read_tensors(home: Path) -> dict[str, Tensor]:
+    """All weights, with the names of today's diffusers.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
     found: dict[str, Tensor] = {}
     for path in _files(home):
         try:
@@ -161,8 +174,12 @@ def _add_log_variance(encoder: nn.Module, number: float) -> None:
     bias[len(bias) // 2 :] += number
 
 
-def _matching(home: Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in fp32, if they are those of the net: no one is missing, left over, of another shape, or NaN."""
+def matching(home: Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in fp32.
+
+    Raises:
+        DataError: they are not those of the net: one is missing, left over, of another shape, or not finite.
+    """
     cure = "copy the folder again, with the config.json of these weights"
     for name in {**own, **found}:
         if name not in own or name not in found:

@@ -27,6 +27,7 @@ from genflow.text import Text
 
 FLOW, DDIM = "FlowMatchEulerDiscreteScheduler", "DDIMScheduler"
 PROMPTS, CAPTIONS = "prompts.safetensors", "prompts.json"
+NORMALIZED = "normalized"  # metadata of the embeddings: whether the net reads text of a root mean square of 1
 EXAMPLES = 8  # held-out captions whose embeddings are written
 # What `StableDiffusion3Pipeline` has and these folders lack: it loads only if each of them is named with None.
 ABSENT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3",
@@ -187,7 +188,8 @@ def write_text_to_image(
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in net.weights().items()}
     write_atomically(folder / "transformer" / f"{WEIGHTS}.safetensors", save(weights, {"format": "pt"}))
     embeds, pooled = (part.float().cpu().contiguous() for part in net.prompt_embeds(text))
-    write_atomically(folder / PROMPTS, save({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}))
+    prompts = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    write_atomically(folder / PROMPTS, save(prompts, {NORMALIZED: str(net.normalize).lower()}))
     model = "SD3Transformer2DModel"
     index = {"scheduler": kind, "transformer": model, "vae": "AutoencoderKL"}
     documents: dict[str, Any] = {

@@ -122,7 +122,7 @@ def _torch_export(run: Artifact, engine: Engine, folder: Path, prompts: Sequence
             "use --to safetensors",
         )
     try:
-        program = traced(engine.family, one, engine.autoencoder)
+        program = traced(engine.family, one, engine.autoencoder, engine.device)
     except Exception as error:  # tracing may raise anything
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"run {run.id} cannot be traced by torch.export: {first}", "use --to safetensors") from error
@@ -139,10 +139,13 @@ x = sample(noise, torch.full((16,), {engine.facts.classes}))  # (16, C, H, W) in
     write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs only PyTorch."))
 
 
-def traced(family: Family, options: dict[str, Any], autoencoder: Family | None = None) -> Any:
+def traced(
+    family: Family, options: dict[str, Any], autoencoder: Family | None = None, device: str = "cpu"
+) -> Any:  # fmt: skip
     """A `torch.export` program: noise (B, ...) and label (B,) in, pictures x (B, C, H, W) out, for any B.
 
-    A sampler that draws random numbers cannot be traced, and neither can one whose steps depend on the data.
+    The program runs on the family's device. A sampler that draws random numbers cannot be traced, and neither can one
+    whose steps depend on the data.
     """
     import torch
     from torch import Tensor, nn
@@ -159,7 +162,7 @@ def traced(family: Family, options: dict[str, Any], autoencoder: Family | None =
             return self.autoencoder.decode(x, label, SampleRng([], "none")) if self.autoencoder else x
 
     rows = torch.export.Dim("rows", min=1)
-    like = torch.zeros(2, *family.noise_shape), torch.zeros(2, dtype=torch.long)
+    like = torch.zeros(2, *family.noise_shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
     return torch.export.export(OnePass(), like, dynamic_shapes=({0: rows}, {0: rows}), strict=False)
 
 

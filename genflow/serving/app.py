@@ -1,5 +1,6 @@
 """The HTTP interface: routes that call a `Backend`, the API documentation at `/docs`, and the playground at `/`."""
 
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from genflow.serving.middleware import Limits, RequestLimitsMiddleware
 from genflow.serving.openapi import CODE_RESPONSES, ERROR, ERROR_RESPONSES, SAMPLE_RESPONSES
 from genflow.serving.responses import Reply, RequestError, json_reply
 from genflow.serving.schemas import (
+    PROMPTS,
     DecodeRequest,
     EncodeRequest,
     ImagesRequest,
@@ -27,6 +29,7 @@ from genflow.serving.schemas import (
 )
 from genflow.system.documents import Json
 
+DESCRIPTION = ("model", "run", "step", "seed", "steps", "nfe", "seconds", "cut")  # in answers in OpenAI's format
 PLAYGROUND = Path(__file__).with_name("playground.html")
 OnResponse = Callable[[str, str, int, float], None]  # method, path, status, seconds
 
@@ -147,17 +150,13 @@ def create(
     @app.post("/v1/images/generations", tags=["samples"], summary="OpenAI-compatible image generation",
               responses=ERROR_RESPONSES)  # fmt: skip
     async def generations(payload: ImagesRequest, request: Request) -> Response:
-        """The prompt is the name of a class. Returns `{created, data: [{b64_json}]}`."""
-        if payload.size != "auto":
-            cards = await backend.cards()
-            card = next((card for card in cards if card["id"] == (payload.model or cards[0]["id"])), None)
-            size = f"{card['data']['shape'][2]}x{card['data']['shape'][1]}" if card else payload.size
-            if payload.size != size:
-                raise RequestError(
-                    422, f"this model produces images of {size}", "size", f"use size={size} or size=auto"
-                )
-        options: Json = {"n": payload.n, "seed": payload.seed, "label": payload.prompt or "all", "format": "json"}
-        options |= {key: value for key in ("steps", "guidance") if (value := getattr(payload, key)) is not None}
+        """The prompt is a caption or, for models of classes, the name of a class.
+
+        Returns `{created, data: [{b64_json}]}`.
+        """
+        cards = await backend.cards()
+        card = next((card for card in cards if card["id"] == (payload.model or cards[0]["id"])), None)
+        options = _sample_options(payload, card)
         reply = await backend.answer("samples", payload.model or "", SampleRequest.model_validate(options))
         if reply.status != 200:
             return _respond(reply, request)
@@ -165,11 +164,40 @@ def create(
         pictures = drawn.pop("images", None) or [drawn.pop("grid")]
         document = {
             "created": int(time.time()), "data": [{"b64_json": picture} for picture in pictures],
-            "genflow": {key: drawn[key] for key in ("model", "run", "step", "seed", "steps", "nfe", "seconds")},
+            "genflow": {key: drawn[key] for key in DESCRIPTION if key in drawn},
         }  # fmt: skip
-        return _respond(json_reply(document), request)
+        answer = json_reply(document)
+        return _respond(dataclasses.replace(answer, headers=reply.headers), request)
 
     return RequestLimitsMiddleware(app, limits, on_response)
+
+
+def _sample_options(payload: ImagesRequest, card: Json | None) -> Json:
+    """The fields of a `SampleRequest` for a request in OpenAI's format.
+
+    Raises:
+        RequestError: the size is not that of the model's images, or the prompt is no class of a model of classes.
+    """
+    options: Json = {"n": payload.n, "seed": payload.seed, "format": "json"}
+    names = ("steps", "guidance", "negative_prompt")
+    options |= {key: value for key in names if (value := getattr(payload, key)) is not None}
+    if card is None:
+        return options  # the answer says that there is no such model
+    size = f"{card['data']['shape'][2]}x{card['data']['shape'][1]}"
+    if payload.size not in ("auto", size):
+        raise RequestError(422, f"this model produces images of {size}", "size", f"use size={size} or size=auto")
+    if card["abilities"]["prompts"]:
+        return options | ({"prompt": payload.prompt} if payload.prompt else {})
+    classes = card["data"]["classes"]
+    known = payload.prompt in (*classes, "all", "none", "") or (
+        payload.prompt.isdecimal() and len(payload.prompt) < 10 and int(payload.prompt) < len(classes)
+    )
+    if not known:
+        hint = f"classes: {', '.join(classes[:20])}" if classes else "send an empty prompt"
+        has = "classes, not captions" if classes else "no captions"
+        message = f"prompt: this model has {has}, and {payload.prompt[:40]!r} is no class"
+        raise RequestError(400, message, "prompt", hint)
+    return options | {"label": payload.prompt or "all"}
 
 
 def _respond(reply: Reply, request: Request) -> Response:
@@ -195,7 +223,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         key = where[0] if where else None
         message = first["msg"].removeprefix("Value error, ")
         message = f"{key}: {message[:1].lower()}{message[1:]}" if key else message
-        return _respond(RequestError(422, message, key).reply(), request)
+        return _respond(RequestError(400 if key in PROMPTS else 422, message, key).reply(), request)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -21,6 +21,7 @@ import numpy as np
 
 from genflow.sampling.engine import ROWS as ROW_MULTIPLE
 from genflow.sampling.engine import SampleBatch
+from genflow.serving.conditions import Condition
 from genflow.serving.responses import RequestError
 
 MAX_BATCH_ROWS = 64  # samples
@@ -37,7 +38,7 @@ class QueuedRequest:
     Args:
         key: requests with equal keys can share a batch: the model, the task, and its options.
         seeds: (N,) one for each sample.
-        labels: (N,) class indices.
+        conditions: (N,) class indices, or captions: requests with different ones share a batch.
         inputs: (N,) further input of each sample: the end of a walk, an image, or a code; None for plain samples.
         deadline: on the monotonic clock.
         on_frame: called in the drawing thread with the intermediate samples; such a request gets a batch of its own.
@@ -45,13 +46,13 @@ class QueuedRequest:
 
     key: tuple[Any, ...]
     seeds: Sequence[int]
-    labels: Sequence[int]
+    conditions: Sequence[Condition]
     inputs: Sequence[Any] | None
     deadline: float
     on_frame: Callable[[Any], None] | None = None
     result: "asyncio.Future[RequestResult]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     scheduled: int = 0
-    parts: list[SampleBatch] = field(default_factory=list)
+    parts: list[np.ndarray] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     batch_rows: int = 0  # samples in the largest of its batches
@@ -73,7 +74,6 @@ class RequestResult:
 
     Args:
         images: (N, ...) as the engine returns them, or codes.
-        labels: (N,) class indices.
         nfe: network evaluations of each sample.
         queue_seconds: time in the queue.
         drawing_seconds: time to draw the batches that contain the request.
@@ -81,7 +81,6 @@ class RequestResult:
     """
 
     images: np.ndarray
-    labels: np.ndarray
     nfe: int
     queue_seconds: float
     drawing_seconds: float
@@ -89,15 +88,15 @@ class RequestResult:
 
 
 RequestSlice = tuple[QueuedRequest, int, int]
-DrawBatch = Callable[[QueuedRequest, list[int], list[int], list[Any], Callable[[], None]], SampleBatch]
+DrawBatch = Callable[[QueuedRequest, list[int], list[Condition], list[Any], Callable[[], None]], SampleBatch]
 
 
 class Batcher:
     """The queue, and the thread that draws.
 
     Args:
-        draw: draws one batch, called in the thread with the first request, and the seeds, labels and inputs of all
-            rows. It calls its last argument at every network evaluation, and stops when that raises.
+        draw: draws one batch, called in the thread with the first request, and the seeds, conditions and inputs
+            of all rows. It calls its last argument at every network evaluation, and stops when that raises.
         rows: largest number of samples in a batch.
         max_queued: largest number of requests in the queue.
         max_backlog_s: while the queue needs more seconds than this, and more than one full batch takes, new requests
@@ -241,7 +240,7 @@ class Batcher:
         """Draw a batch in the thread, and return it with its start time."""
         requests = [request for request, _, _ in slices]
         seeds = [seed for request, a, b in slices for seed in request.seeds[a:b]]
-        labels = [label for request, a, b in slices for label in request.labels[a:b]]
+        conditions = [each for request, a, b in slices for each in request.conditions[a:b]]
         inputs = [each for request, a, b in slices for each in (request.inputs or ())[a:b]]
 
         def on_evaluation() -> None:
@@ -251,7 +250,7 @@ class Batcher:
 
         on_evaluation()
         start = time.monotonic()
-        return self._draw(requests[0], seeds, labels, inputs, on_evaluation), start
+        return self._draw(requests[0], seeds, conditions, inputs, on_evaluation), start
 
     def _deliver(self, slices: list[RequestSlice], drawn: SampleBatch, start: float) -> None:
         """Distribute the rows to their requests, and complete those that have all their samples."""
@@ -269,17 +268,15 @@ class Batcher:
             del self._seconds_per_sample[oldest], self._largest_batch[oldest]
         row = 0
         for request, a, b in slices:
-            images, labels = drawn.images[row : row + b - a], drawn.labels[row : row + b - a]
+            request.parts.append(drawn.images[row : row + b - a])
             row += b - a
-            request.parts.append(SampleBatch(images, labels, drawn.nfe, drawn.seconds))
             request.started = request.started or start
             request.drawing_seconds += took
             request.batch_rows = max(request.batch_rows, total)
             if not request.remaining and not request.result.done():
-                parts = request.parts
                 result = RequestResult(
-                    np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]),
-                    drawn.nfe, request.started - request.arrived, request.drawing_seconds, request.batch_rows,
+                    np.concatenate(request.parts), drawn.nfe, request.started - request.arrived,
+                    request.drawing_seconds, request.batch_rows,
                 )  # fmt: skip
                 request.result.set_result(result)
 

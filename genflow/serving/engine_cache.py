@@ -9,12 +9,11 @@ from genflow.serving.model_list import ServedModel
 from genflow.serving.models import Model
 from genflow.serving.responses import RequestError
 from genflow.storage.store import Artifact
+from genflow.system import devices
 
 
 def _load_engine(run: Artifact) -> Engine:
-    import torch
-
-    return Engine.load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    return Engine.load(run, device=devices.choose())
 
 
 class EngineCache:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from genflow.serving.conditions import Condition, Words
 from genflow.serving.model_list import ServedModel
 from genflow.serving.schemas import STREAM_FRAMES, Task
 from genflow.system import environment, subprocesses
@@ -43,7 +44,7 @@ class Batch:
         task: samples, walks, encode or decode.
         options: sampling options.
         seeds: (N,).
-        labels: (N,) class indices.
+        conditions: (N,) class indices, or captions.
         inputs: (N,) further input of each sample: the end of a walk, an image, or a code.
         send_frames: whether to send the intermediate samples.
     """
@@ -52,7 +53,7 @@ class Batch:
     task: Task
     options: dict[str, Any]
     seeds: Sequence[int]
-    labels: Sequence[int]
+    conditions: Sequence[Condition]
     inputs: Sequence[Any] = field(default=())
     send_frames: bool = False
 
@@ -206,26 +207,43 @@ def _draw(engines: Any, batch: Batch, replica: Connection) -> Any:
     rows, steps, count = len(batch.seeds), batch.options.get("steps", 1), 0
     every = max(1, -(-2 * steps // STREAM_FRAMES)) if steps > STREAM_FRAMES // 2 else 1
 
-    def on_evaluation(x: Tensor, guess: Tensor) -> None:
-        nonlocal count
+    def on_step() -> None:
         replica.send(("evaluation", None))
         if replica.poll():
             if replica.recv() == CANCEL:
                 raise _DrawingCancelled
             raise RuntimeError("the replica sent a command while a batch is being drawn")
-        if batch.send_frames and not count % every and count // every < 2 * STREAM_FRAMES:
+
+    def send_frame(x: Tensor, guess: Tensor) -> None:
+        nonlocal count
+        if not count % every and count // every < 2 * STREAM_FRAMES:
             frame = (count + 1, from_x(x[:rows], engine.facts), from_x(guess[:rows], engine.facts))
             replica.send(("frame", frame))
         count += 1
 
+    watch = send_frame if batch.send_frames else None
+    labels, words = _split(batch.conditions)
+    prompts = [each.prompt for each in words] or None
+    if engine.prompts and prompts:  # so that the seconds of the batch, from which the queue is estimated, have no words
+        engine.prompts.text([text for each in words for text in (each.prompt, each.negative, each.toward)])
     if batch.task == "encode":
         start = time.monotonic()
-        codes = engine.encode(np.stack(batch.inputs), batch.labels, batch.seeds, on_evaluation)
-        return SampleBatch(codes, np.asarray(batch.labels), 0, time.monotonic() - start)
+        codes = engine.encode(np.stack(batch.inputs), labels, batch.seeds, watch, prompts=prompts, on_step=on_step)
+        return SampleBatch(codes, np.zeros(rows, np.int64), 0, time.monotonic() - start)
     if batch.task == "decode":
-        return engine.decode(np.stack(batch.inputs), batch.labels, batch.seeds, on_evaluation)
-    toward = batch.inputs if batch.task == "walks" else None
-    return engine.draw(batch.seeds, batch.labels, toward=toward, watch=on_evaluation, **batch.options)
+        return engine.decode(np.stack(batch.inputs), labels, batch.seeds, watch, prompts=prompts, on_step=on_step)
+    return engine.draw(
+        batch.seeds, labels, prompts=prompts, negative=[each.negative for each in words] or "",
+        toward=batch.inputs if batch.task == "walks" else None,
+        toward_prompts=[each[2:] for each in words] if any(each.share for each in words) else None,
+        watch=watch, on_step=on_step, **batch.options,
+    )  # fmt: skip
+
+
+def _split(conditions: Sequence[Condition]) -> tuple[list[int] | None, list[Words]]:
+    """The conditions of a batch as labels, or as captions."""
+    words = [each for each in conditions if isinstance(each, Words)]
+    return (None if words else [each for each in conditions if not isinstance(each, Words)]), words
 
 
 def _picklable(error: Exception) -> Exception:

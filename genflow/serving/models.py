@@ -9,12 +9,14 @@ from pydantic import BaseModel, ValidationError
 
 from genflow import build, families
 from genflow.data.shards import FACTS
+from genflow.data.texts import INDEX, Texts
 from genflow.errors import DataError
 from genflow.evaluation.steps_needed import recommend
 from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
 from genflow.recipe.schema import Recipe, parse
-from genflow.sampling.engine import AUTOENCODER, RECIPE, picture_facts
+from genflow.sampling.engine import AUTOENCODER, RECIPE, TEXT, picture_facts
+from genflow.sampling.prompts import Prompts
 from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import RequestError
 from genflow.specs import DataSpec
@@ -63,6 +65,8 @@ class Model:
         weights = [newest / checkpoint.WEIGHTS, *map(self.run.file, decoder)]
         self.bytes = int(MEMORY_FACTOR * sum(file.stat().st_size for file in weights))
         self.facts = picture_facts(self.run)
+        self.learned = DataSpec.from_json(self.run.file(FACTS).read_text(encoding="utf-8"))
+        self.prompts = Prompts(Texts.open(self.run.file(f"{TEXT}/{INDEX}").parent)) if self.learned.text else None
         self.recipe: Recipe = parse(read(self.run.file(RECIPE)), str(folder / RECIPE))
         self.family: type[Family] = families.family_class(self.recipe.family["kind"])
         self.schema: type[BaseModel] = build.schema(self.family.sample)
@@ -82,8 +86,7 @@ class Model:
     @functools.cached_property
     def code_shape(self) -> tuple[int, ...]:
         """The shape of a code, without the batch dimension."""
-        learned = DataSpec.from_json(self.run.file(FACTS).read_text(encoding="utf-8"))
-        return build.family_of(self.recipe, learned).code_shape
+        return build.family_of(self.recipe, self.learned).code_shape
 
     def options(self, values: dict[str, Any]) -> dict[str, Any]:
         """Validate a request's options and add the defaults.
@@ -103,10 +106,9 @@ class Model:
             raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
         if values.get("tolerance", 1.0) < MIN_TOLERANCE:
             raise RequestError(422, f"tolerance: the smallest is {MIN_TOLERANCE:g}", "tolerance")
-        if options.get("guidance", 1.0) != 1.0 and not self.facts.classes:
-            raise RequestError(
-                422, "guidance needs a model that was trained with classes", "guidance", "use guidance=1"
-            )
+        if options.get("guidance", 1.0) != 1.0 and not (self.facts.classes or self.prompts):
+            message = "guidance needs a model that was trained with classes or captions"
+            raise RequestError(422, message, "guidance", "use guidance=1")
         return options
 
     def card(self) -> dict[str, Any]:
@@ -140,12 +142,18 @@ class Model:
             },
             "abilities": {
                 "steps": self.has_steps,
-                "guidance": "guidance" in self.schema.model_fields and bool(facts.classes),
+                "guidance": "guidance" in self.schema.model_fields and bool(facts.classes or self.prompts),
+                "prompts": self.prompts is not None,
                 "encode": has_encoder(self.family),
             },
             "options": {
                 name: {key: value for key, value in field.items() if key != "title"} | {"default": self.defaults[name]}
                 for name, field in properties.items()
+            },
+            "prompts": self.prompts and {
+                "tokens": self.prompts.spec.length,
+                "encoder": self.prompts.spec.encoder,
+                "examples": self.prompts.captions,
             },
             "recommended": self.recommended,
             "metrics": metrics,

@@ -12,9 +12,10 @@ import numpy as np
 
 from genflow.data import preview
 from genflow.errors import UsageError
-from genflow.sampling.engine import SampleBatch, labels_for
+from genflow.sampling.engine import SampleBatch
 from genflow.serving import decode_inputs, encode_outputs
 from genflow.serving.batcher import Batcher, QueuedRequest
+from genflow.serving.conditions import CheckedRequest, Condition, Words, check_words, conditions_of
 from genflow.serving.engine_process import Batch, EngineProcess, StepFrame
 from genflow.serving.model_list import ServedModel, list_version
 from genflow.serving.models import Model, find_model
@@ -61,11 +62,11 @@ class Service:
         """Answer a request for samples, a walk, codes of images, or images of codes."""
         try:
             model = find_model(self.models, name)
-            queued, options = await self._queue_request(model, task, request)
+            queued, checked = await self._queue_request(model, task, request)
             result = await self.batcher.run(queued)
             start = time.monotonic()
-            body = await asyncio.to_thread(encode_outputs.encode_body, model, request, options, result)
-            return encode_outputs.build_reply(model, request, options, result, body, time.monotonic() - start)
+            body = await asyncio.to_thread(encode_outputs.encode_body, checked, result)
+            return encode_outputs.build_reply(checked, result, body, time.monotonic() - start)
         except RequestError as error:
             return error.reply()
 
@@ -79,13 +80,13 @@ class Service:
             request = request.model_copy(update={"format": "json"})
             if request.n > self.batcher.rows:
                 raise RequestError(422, f"at most {self.batcher.rows} samples can be streamed", "n")
-            queued, options = await self._queue_request(model, "samples", request)
+            queued, checked = await self._queue_request(model, "samples", request)
 
             def put(frame: dict[str, Any]) -> None:
                 loop.call_soon_threadsafe(frames.put_nowait, frame)
 
             queued.on_frame = _FrameEncoder(model.facts, put)
-            task = loop.create_task(self._run_to_end(model, request, queued, options, frames))
+            task = loop.create_task(self._run_to_end(checked, queued, frames))
             while (frame := await frames.get()) is not None:
                 yield _event("step", frame)
             reply = await task
@@ -152,56 +153,39 @@ class Service:
 
     async def _queue_request(
         self, model: Model, task: Task, request: ModelRequest
-    ) -> tuple[QueuedRequest, dict[str, Any]]:
-        facts = model.facts
+    ) -> tuple[QueuedRequest, CheckedRequest]:
         inputs: list[Any] | None = None
         seeds: Sequence[int]
         if isinstance(request, EncodeRequest | DecodeRequest):
             options: dict[str, Any] = {}
             records = await decode_inputs.parse_in_pool(model, request, self.deadline_s)
             inputs, seeds = records, range(request.seed, request.seed + len(records))
-        elif isinstance(request, WalkRequest):
-            options = model.options(request.options())
-            seeds, inputs = (
-                [request.seed] * request.n,
-                [(request.to_seed, i / (request.n - 1)) for i in range(request.n)],
-            )
         else:
-            options = model.options(request.options())
-            seeds = range(request.seed, request.seed + request.n)
-        n = len(seeds)
-        if n * options.get("steps", 1) > MAX_EVALUATIONS:
-            message = f"{n} samples x {options['steps']} steps exceed {MAX_EVALUATIONS:,} steps in total"
-            raise RequestError(422, message, "n" if n > options["steps"] else "steps")
-        if request.layout == "single" and n != 1:
-            raise RequestError(422, "layout=single needs n=1", "layout", "use n=1 or layout=grid")
-        if facts.is_points and request.layout == "single":
-            raise RequestError(
-                422,
-                "layout=single is for images, and this model produces points",
-                "layout",
-                "use layout=grid or format=npy",
-            )
-        label = "none" if request.label is None else str(request.label)
-        if label == "all" and not isinstance(request, SampleRequest):
-            raise RequestError(422, "label=all is for samples only", "label", "name one class, or omit the label")
-        try:
-            labels = labels_for(label, n, facts) or [facts.classes] * n
-        except UsageError as error:
-            raise RequestError(422, error.message, "label", error.hint) from error
+            options, n = model.options(request.options()), request.n
+            seeds = range(request.seed, request.seed + n)
+        if isinstance(request, WalkRequest):
+            seeds = [request.seed] * n
+            moves = request.to_seed != request.seed
+            inputs = [(request.to_seed, moves * i / (n - 1)) for i in range(n)]
+        _check_size(model, request, len(seeds), options)
+        conditions = conditions_of(model, request, len(seeds), options)
+        words = [each for each in dict.fromkeys(conditions) if isinstance(each, Words)]
+        cut = await asyncio.to_thread(check_words, model, words) if words else 0
         key = (model.entry, task, json.dumps(options, sort_keys=True))
-        return QueuedRequest(key, seeds, labels, inputs, time.monotonic() + self.deadline_s), options
+        queued = QueuedRequest(key, seeds, conditions, inputs, time.monotonic() + self.deadline_s)
+        return queued, CheckedRequest(model, request, options, conditions, cut)
 
     def _draw(
         self,
         queued: QueuedRequest,
         seeds: list[int],
-        labels: list[int],
+        conditions: list[Condition],
         inputs: list[Any],
         on_evaluation: Callable[[], None],
     ) -> SampleBatch:
         entry, task, options = queued.key  # the model at the time of the request: the list may have changed since
-        batch = Batch(entry, task, json.loads(options), seeds, labels, inputs, send_frames=queued.on_frame is not None)
+        frames = queued.on_frame is not None
+        batch = Batch(entry, task, json.loads(options), seeds, conditions, inputs, send_frames=frames)
         try:
             drawn: SampleBatch = self.engine_process.draw(batch, on_evaluation, queued.on_frame)
         except UsageError as error:  # an option that only drawing can judge; the message begins with its name
@@ -209,17 +193,12 @@ class Service:
         return drawn
 
     async def _run_to_end(
-        self,
-        model: Model,
-        request: ModelRequest,
-        queued: QueuedRequest,
-        options: dict[str, Any],
-        frames: "asyncio.Queue[Any]",
+        self, checked: CheckedRequest, queued: QueuedRequest, frames: "asyncio.Queue[Any]"
     ) -> Reply:
         try:
             result = await self.batcher.run(queued)
-            body = await asyncio.to_thread(encode_outputs.encode_body, model, request, options, result)
-            return encode_outputs.build_reply(model, request, options, result, body, 0.0)
+            body = await asyncio.to_thread(encode_outputs.encode_body, checked, result)
+            return encode_outputs.build_reply(checked, result, body, 0.0)
         finally:
             frames.put_nowait(None)
 
@@ -227,6 +206,22 @@ class Service:
         """Stop the batcher and the engine process."""
         self.batcher.close()
         self.engine_process.close()
+
+
+def _check_size(model: Model, request: ModelRequest, n: int, options: dict[str, Any]) -> None:
+    """Check the cost of n samples, and that the layout fits them.
+
+    Raises:
+        RequestError: it is too large, or does not fit.
+    """
+    if n * options.get("steps", 1) > MAX_EVALUATIONS:
+        message = f"{n} samples x {options['steps']} steps exceed {MAX_EVALUATIONS:,} steps in total"
+        raise RequestError(422, message, "n" if n > options["steps"] else "steps")
+    if request.layout == "single" and n != 1:
+        raise RequestError(422, "layout=single needs n=1", "layout", "use n=1 or layout=grid")
+    if model.facts.is_points and request.layout == "single":
+        message = "layout=single is for images, and this model produces points"
+        raise RequestError(422, message, "layout", "use layout=grid or format=npy")
 
 
 class _FrameEncoder:

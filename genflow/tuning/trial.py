@@ -16,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
 
-import torch
-
 import genflow.runs as runs
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
@@ -29,6 +27,7 @@ from genflow.recipe.schema import Recipe, Train, parse
 from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.json_lines import append_durably, read_lines
 from genflow.storage.store import Store
+from genflow.system import devices
 from genflow.system.documents import Json
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
@@ -184,7 +183,7 @@ class Training:
         self.context, self.folder = context, folder
         self.run = runs.plan(context.store, recipe)
         self.recipe = self.run.recipe
-        self.device = "cuda" if recipe.cluster.gpus and torch.cuda.is_available() else "cpu"
+        self.device = devices.choose()
         self.journal = f"{context.task.journals}.{number:04d}" if context.task.journals else ""
         folder.mkdir(parents=True, exist_ok=True)
         context.store.upload(*runs.write_description(folder, self.run))

@@ -55,7 +55,7 @@ def delete_storage(store: Store, name: str) -> None:
             store.mirror.bucket.delete_all(f"ray/{name}")
 
 
-def are_busy(cluster: Cluster) -> bool:
-    """Whether the workers must wait for other jobs to end or for a new node."""
+def are_busy(cluster: Cluster, gpus: float) -> bool:
+    """Whether the workers, with so many GPUs each, must wait for other jobs to end or for a new node."""
     free = ray.available_resources()
-    return cluster.workers * cluster.cpus > free.get("CPU", 0) or cluster.workers * cluster.gpus > free.get("GPU", 0)
+    return cluster.workers * cluster.cpus > free.get("CPU", 0) or cluster.workers * gpus > free.get("GPU", 0)

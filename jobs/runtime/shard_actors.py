@@ -1,7 +1,7 @@
 """Ray actors that write the missing shards of an artifact, each shard by its number."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ def write_missing(
     shards: list[tuple[str, int, int]],
     cluster: Cluster,
     emit: Emit,
+    *,
+    with_gpu: bool = True,
     **fields: Any,
 ) -> float:
     """Write the shards that do not exist, with one actor per shard, CPU or GPU, whichever are fewest.
@@ -37,6 +39,7 @@ def write_missing(
         shards: (file in the folder, first row, last row + 1) of each shard of the artifact.
         cluster: the number of actors, 1 for as many as fit, and the GPUs of each.
         emit: receives progress.
+        with_gpu: whether a writer can use a GPU.
         fields: of the progress events, such as `stage` and `what`.
 
     Returns:
@@ -47,7 +50,8 @@ def write_missing(
         GenflowError: a writer raised it.
     """
     import ray
-    from ray.util import ActorPool
+
+    from jobs.runtime.gpus import requested
 
     for torn in folder.rglob("*.tmp-*"):  # left by a killed attempt
         torn.unlink(missing_ok=True)
@@ -56,11 +60,12 @@ def write_missing(
     before = done = count - sum(last - first for _, first, last in left)
     if not left:
         return 0.0
-    actor: Any = ray.remote(num_cpus=1, num_gpus=cluster.gpus, max_restarts=3, max_task_retries=3)(_ShardActor)
-    place = (Store().url, folder.parent.name, folder.name)
-    pool = ActorPool([actor.remote(make, *place) for _ in range(min(len(left), _actors(cluster)))])
+    gpus = requested(cluster, cpus=1) if with_gpu else 0
+    actor: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_ShardActor)
+    place = (Store().url, folder.parent.name, folder.name, cluster.device if with_gpu else "cpu")
+    actors = [actor.remote(make, *place) for _ in range(min(len(left), _actors(cluster, gpus)))]
     started, cpu = time.monotonic(), 0.0
-    for rows, took in pool.map_unordered(lambda each, shard: each.write.remote(*shard), left):
+    for rows, took in _written(actors, left):
         if isinstance(took, GenflowError):
             raise took
         done, cpu = done + rows, cpu + took
@@ -70,7 +75,30 @@ def write_missing(
     return round(cpu * count / (count - before), 2)
 
 
-def _actors(cluster: Cluster) -> int:
+def _written(actors: list[Any], shards: list[tuple[str, int, int]]) -> "Iterator[tuple[int, float | GenflowError]]":
+    """The results of the shards as they end. A shard is given to an actor that has started.
+
+    Other jobs may use the CPUs or GPUs for which an actor waits; a shard that was given to it would wait, too.
+    """
+    import ray
+
+    waiting = shards[::-1]
+    pending = {actor.ready.remote(): actor for actor in actors}
+    writing: set[Any] = set()
+    while waiting or writing:
+        (done, *_), _ = ray.wait(list(pending))
+        actor = pending.pop(done)
+        result = ray.get(done)
+        if done in writing:
+            writing.remove(done)
+            yield result
+        if waiting:
+            shard = actor.write.remote(*waiting.pop())
+            pending[shard] = actor
+            writing.add(shard)
+
+
+def _actors(cluster: Cluster, gpus: float) -> int:
     """The number of actors that were asked for, or that fit on the nodes.
 
     Raises:
@@ -81,24 +109,32 @@ def _actors(cluster: Cluster) -> int:
     from jobs.runtime import resources
 
     if (nodes := resources.node_resources()) is not None:
-        capacity.require(nodes, cluster.workers, 1, cluster.gpus)
+        capacity.require(nodes, cluster.workers, 1, gpus)
     if cluster.workers > 1:
         return cluster.workers
     now = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(1, capacity.fitting(now, 1, cluster.gpus))
+    return max(1, capacity.fitting(now, 1, gpus))
 
 
 class _ShardActor:
     """A Ray actor with a writer."""
 
-    def __init__(self, make: Callable[[Path, str], ShardWriter], store: str, kind: str, id: str) -> None:
+    def __init__(
+        self, make: Callable[[Path, str], ShardWriter], store: str, kind: str, id: str, device: str = "auto"
+    ) -> None:
         import torch
 
+        from jobs.runtime.gpus import claim
+
+        self._device = claim(device)
         torch.set_num_threads(1)  # the number of threads may change how sums are rounded
         self._store = Store(store)
         self._folder = self._store.folder(kind, id)
         self._make = make
         self._writer: ShardWriter | None = None
+
+    def ready(self) -> None:
+        """Returns once the actor has started."""
 
     def write(self, file: str, first: int, last: int) -> "tuple[int, float | GenflowError]":
         """Write a shard unless it exists; return its rows, and CPU seconds or the error."""
@@ -106,7 +142,7 @@ class _ShardActor:
         try:
             with explain_disk_errors(path):
                 if self._writer is None:
-                    self._writer = self._make(self._folder, "cuda" if _has_gpu() else "cpu")
+                    self._writer = self._make(self._folder, self._device)
                 if not path.exists():
                     self._writer.write(path, first, last)
             if mirror := self._store.mirror:
@@ -114,10 +150,3 @@ class _ShardActor:
         except GenflowError as error:  # as a value, because Ray would add its traceback to the message
             return 0, error
         return last - first, time.process_time() - started
-
-
-def _has_gpu() -> bool:
-    """Whether Ray gave this actor a GPU."""
-    import ray
-
-    return bool(ray.get_gpu_ids())

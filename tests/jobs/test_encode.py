@@ -43,7 +43,7 @@ def test_any_number_of_actors_and_attempts_gives_the_same_bytes(
     """One actor; then two after an attempt that was killed, whose shards are kept, but not its torn files."""
     events: list[dict[str, Any]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(shard_actors, "_actors", lambda cluster: 1)
+        patch.setattr(shard_actors, "_actors", lambda cluster, gpus: 1)
         made = job.main(document(run), lambda event, **fields: events.append({"is": event, **fields}))
     assert not made["cached"]
     folder = Path(made["path"])
@@ -94,7 +94,7 @@ def test_as_many_actors_as_fit(
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     cluster = Cluster(workers=workers, gpus=gpus)
     if isinstance(actors, int):
-        assert shard_actors._actors(cluster) == actors
+        assert shard_actors._actors(cluster, gpus) == actors
         return
     with pytest.raises(ResourceError, match=actors):
-        shard_actors._actors(cluster)
+        shard_actors._actors(cluster, gpus)

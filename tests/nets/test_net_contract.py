@@ -171,7 +171,7 @@ def test_any_width_works_or_is_rejected(kind: str, ends: str, width: int) -> Non
         ({"kind": "mmdit", "patch": 3}, "net.patch=3 does not divide the picture's side of 8"),
         ({"kind": "mmdit", "width": 100}, "net.heads=3 does not divide net.width=100"),
         ({"kind": "sd3"}, "net sd3 reads captions, and this run has none"),
-        ({"kind": "sd3", "width": 30}, "net.width: input should be a multiple of 4"),
+        ({"kind": "sd3", "width": 30}, "net.width=30 must be a multiple of 4 for sd3"),
         ({"kind": "dit", "width": 100, "heads": 3}, "net.heads=3 does not divide net.width=100"),
         ({"kind": "conv"}, "net conv turns a picture into a vector or back"),
         ({"kind": "unet", "width": 0}, "net.width: input should be greater than or equal to 1, not 0"),

@@ -71,7 +71,7 @@ def test_a_family_works_as_on_the_cpu(run: Run, name: str) -> None:
     check(run(name), name)
 
 
-PARTS = ("refusals", "ranks", "latents", "evaluation", "serving")  # functions of `parts`
+PARTS = ("refusals", "autoguidance", "ranks", "latents", "evaluation", "serving")  # functions of `parts`
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -10,21 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import text_folders
-from support.latents import dataset, embedded, encoded, pictures, task
-from support.small import FACTS, TEXT, captions, family, recipe, shaken
-from support.trained_run import trained_run
+from support.small import TEXT, captions, family, recipe, shaken
 from torch import Tensor
 
-from genflow.cli import export
 from genflow.errors import UsageError
 from genflow.families.base import Family
 from genflow.maths.rng import SampleRng
 from genflow.sampling.diffusers_pipelines import ABSENT, write_pipeline, write_text_to_image
 from genflow.sampling.engine import Engine
-from genflow.sampling.export import write as export_form
 from genflow.specs import DataSpec
-from genflow.storage.store import Artifact, Store
 from genflow.text import Text
 
 PICTURES = {"square": DataSpec((3, 16, 16), levels=256), "wide": DataSpec((1, 16, 24), levels=256)}
@@ -226,63 +220,3 @@ def test_what_diffusers_does_not_have_is_rejected(name: str, tmp_path: Path) -> 
     assert caught.value.message == f"run run-1 cannot be exported to diffusers: {message}"
     assert caught.value.hint == hint
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Artifact]:
-    """A run of the net `sd3` on latents and captions, in a store."""
-    folder = tmp_path_factory.mktemp("text-to-image")
-    store = Store(folder / "store")
-    data = dataset(store, pictures(folder / "colours", 60), val=0.3)
-    texts = embedded(store, text_folders.write(folder / "bert", text_folders.BERT))
-    small = {"net": "autoencoder_kl", "family": {"channels": 3, "factor": 2}}
-    latents = encoded(store, task(store, trained_run(store, data, "autoencoder", steps=2, **small)))
-    return store, trained_run(store, data, "flow_matching", net="sd3", latents=latents, texts=texts, steps=2)
-
-
-@torch.no_grad()
-def test_a_run_is_exported_with_its_prompts(
-    trained: tuple[Store, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`genflow export --prompt` writes embeddings of the words; they draw what `genflow sample --prompt` draws."""
-    diffusers = pytest.importorskip("diffusers")
-    store, run = trained
-    monkeypatch.setenv("GENFLOW_STORE", str(store.root))
-    asked = ["a green square, number 1", "a red tiger", "a tiger" + 40 * " red"]
-    (tmp_path / "words.txt").write_text("\n\n".join(asked[1:]), encoding="utf-8")
-    out = tmp_path / "out"
-    export.export(run.id, "diffusers", out, prompt=asked[:1], prompts=tmp_path / "words.txt", json=True)
-    assert "warning: the prompt 'a tiger red red" in capsys.readouterr().err
-    assert json.loads((out / "prompts.json").read_text(encoding="utf-8")) == ["", *asked]
-    readme = (out / "README.md").read_text(encoding="utf-8")
-    assert "pipeline_tag: text-to-image" in readme
-    assert "The run itself samples with the sampler ab2, which the pipeline does not have." in readme
-    own = Engine.load(run)
-    ours = own.draw(range(3), prompts=asked, sampler="euler", steps=STEPS, guidance=1.0).images
-    net = diffusers.SD3Transformer2DModel.from_pretrained(out, subfolder="transformer")
-    vae = diffusers.AutoencoderKL.from_pretrained(out, subfolder="vae")
-    embeds, pooled = load(out)
-    x = noise(own, 3)
-    for i in range(STEPS):
-        x = x - net(x, embeds[1:], pooled[1:], torch.full((3,), 1000 * (1 - i / STEPS))).sample / STEPS
-    theirs = (vae.decode(x).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    assert (np.floor(theirs * 256).clip(0, 255) == ours).mean() > 0.99  # except for rounding at a level's edge
-
-
-def test_without_prompts_an_export_has_held_out_captions(trained: tuple[Store, Artifact], tmp_path: Path) -> None:
-    """Eight of them and the empty caption, without the text encoder; other forms reject prompts."""
-    _, run = trained
-    own = Engine.load(run)
-    export_form(run, own, "diffusers", tmp_path / "out")
-    captions = json.loads((tmp_path / "out" / "prompts.json").read_text(encoding="utf-8"))
-    assert captions[0] == ""
-    assert len(captions) == 1 + 8
-    assert set(captions[1:]) <= set(own.prompts.captions)  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="--prompt: an export to safetensors holds no embeddings of prompts"):
-        export_form(run, own, "safetensors", tmp_path / "other", ["a red tiger"])
-    with pytest.raises(UsageError, match="--prompt: the export of a run that reads no captions holds no embeddings"):
-        export_form(run, engine("ddpm", "unet2d", decoder=autoencoder()), "diffusers", tmp_path / "other", ["red"])
-    of_captions = Engine(family("gan", FACTS["captioned"], "conv"), recipe("gan", FACTS["captioned"], "conv"))
-    with pytest.raises(UsageError, match="cannot be exported to torch_export: it reads captions"):
-        export_form(run, of_captions, "torch_export", tmp_path / "other")
-    assert not (tmp_path / "other").exists()

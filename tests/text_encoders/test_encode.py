@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from support import text_folders
 from support.text_folders import BERT, CLIP, T5
 
-from genflow.errors import DataError
+from genflow.errors import DataError, UsageError
 from genflow.text_encoders import find
 from genflow.text_encoders.base import Embedding, TextEncoder
 from genflow.text_encoders.minilm import PACKAGES
@@ -136,6 +136,36 @@ def test_several_encoders_are_joined(folders: dict[str, Path]) -> None:
     assert np.array_equal(pooled, np.concatenate([e.encode(["red apple"])[0][1] for e in (clip, bert)]))
     assert both.counts(["red"]) == [sum(e.counts(["red"])[0] for e in (clip, bert))]
     assert both.cut(["red", "red " * 15]) == [1]  # CLIP cuts it, BERT does not
+
+
+def test_the_encoders_of_a_pipeline_are_joined_as_in_stable_diffusion_3(tmp_path: Path) -> None:
+    """Both CLIPs side by side, then T5; narrower tokens are padded with zeros, and T5 has no pooled vector."""
+    kinds = {"text_encoder": text_folders.CLIP, "text_encoder_2": {**text_folders.CLIP, "num_hidden_layers": 3}}
+    for name, config in {**kinds, "text_encoder_3": text_folders.T5}.items():
+        text_folders.write(tmp_path / name, config, projection=config is not text_folders.T5)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}', encoding="utf-8")
+    parts = [find(str(tmp_path / name)) for name in (*kinds, "text_encoder_3")]
+    whole = find(str(tmp_path))
+    assert (whole.tokens, whole.pooled, whole.length) == (32, 24, 13 + min(256, parts[2].length))
+    (tokens, pooled), *own = (each.encode(["", "red apple"])[1] for each in (whole, *parts))
+    split = len(own[0][0])
+    assert np.array_equal(tokens[:split], np.concatenate([each for each, _ in own[:2]], 1))
+    assert np.array_equal(tokens[split:, :20], own[2][0])
+    assert not tokens[split:, 20:].any()
+    assert np.array_equal(pooled, np.concatenate([vector for _, vector in own[:2]]))
+    assert whole.counts(["red apple"]) == [split + len(own[2][0])]
+    assert whole.cut(["red", "red " * 15]) == [1]
+    assert whole.encode([]) == []
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"joint_attention_dim": 40}', encoding="utf-8")
+    wider = find(str(tmp_path))
+    assert wider.tokens == 40
+    assert wider.id != whole.id
+    (tmp_path / "text_encoder_3").rename(tmp_path / "no_t5")
+    assert find(str(tmp_path)).encode(["red apple"])[0][0].shape == (split, 40)
+    (tmp_path / "text_encoder_2").rename(tmp_path / "no_clip")
+    with pytest.raises(UsageError, match=r"has no text_encoder_2/config\.json"):
+        find(str(tmp_path))
 
 
 def test_other_forms_of_a_folder_are_read(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from support.text_folders import BERT, CLIP, T5, VISION
 
 from genflow.errors import DataError, GenflowError, SetupError, UsageError
 from genflow.text_encoders import find, minilm
+from genflow.text_encoders.registry import KNOWN
 
 
 def test_the_facts_of_a_folder_are_known_without_its_weights(tmp_path: Path) -> None:
@@ -79,6 +80,12 @@ def test_the_tokenizer_of_a_pipeline_is_next_to_its_encoder(tmp_path: Path) -> N
     with pytest.raises(UsageError) as raised:
         find(str(tmp_path))
     assert raised.value.hint == f"name its text encoders: {home}"
+    index = {"_class_name": "StableDiffusion3Pipeline", "text_encoder_2": [None, None], "vae": []}  # an export
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    home.rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"has no config\.json") as raised:
+        find(str(tmp_path))
+    assert raised.value.hint == KNOWN
 
 
 def test_minilm_is_found_in_each_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

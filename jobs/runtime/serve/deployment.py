@@ -26,6 +26,7 @@ from genflow.serving.schemas import ModelRequest, SampleRequest, Task
 from genflow.system import environment, source_hash
 from genflow.system.documents import Json
 from genflow.system.source_hash import digest
+from jobs.runtime import gpus
 from jobs.runtime.serve.retry_middleware import MAX_PER_REPLICA
 
 if TYPE_CHECKING:  # imports torch, which only the replicas need
@@ -43,10 +44,12 @@ class Sampler:
         options: keyword arguments of `Service`.
         limits: limits on requests.
         threads: CPU threads for drawing, summed over all replicas.
+        device: on which to draw; auto: the GPU that Ray gives the replica, else the CPU.
     """
 
-    def __init__(self, options: Json, limits: Limits, threads: float) -> None:
+    def __init__(self, options: Json, limits: Limits, threads: float, device: str = "auto") -> None:
         _bind_grpc_to_loopback()
+        gpus.claim(device)  # for the engine process
         self._options, self._limits, self._threads = options, limits, threads
         self._service: Service | None = None
         tags, paths = ("model",), ("path", "status")
@@ -168,7 +171,7 @@ def application(inputs: Json) -> serve.Application:
 
     Args:
         inputs: `name` of the application, `models` (see `ServedModel`), and optionally `replicas`, `most_replicas`,
-            `threads`, `gpus`, `memory_mb`, `deadline_s`, `keys`, `per_minute`, `docs`, `hosts`.
+            `threads`, `gpus`, `device`, `memory_mb`, `deadline_s`, `keys`, `per_minute`, `docs`, `hosts`.
     """
     deadline_s = float(inputs.get("deadline_s", 60))
     replicas, most = int(inputs.get("replicas", 1)), int(inputs.get("most_replicas", 0))
@@ -203,7 +206,8 @@ def application(inputs: Json) -> serve.Application:
         _internal=True,
         **scale,
     )
-    return sampler.bind(options, limits, inputs.get("threads", 1) * max(replicas, most))
+    threads = inputs.get("threads", 1) * max(replicas, most)
+    return sampler.bind(options, limits, threads, inputs.get("device", "auto"))
 
 
 def _configure_request_log() -> None:

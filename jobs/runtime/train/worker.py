@@ -22,11 +22,12 @@ from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import RECIPE, Engine
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Store
-from genflow.system import events
+from genflow.system import devices, events
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.session import Session
+from jobs.runtime import gpus
 from jobs.runtime.train.prometheus import TrainingGauges
 from jobs.runtime.train.stop_signal import StopPoller
 
@@ -39,7 +40,8 @@ def work(settings: dict[str, Any]) -> None:
     Args:
         settings: plain values, because a worker may run on another machine: `store`, `recipe`,
             `run` (its id), and `alone`: whether this is the only worker, in the job's process. Otherwise
-            `stop_flag` is the actor to poll. With `alone`, `recipe` may be a validated `Recipe`.
+            `stop_flag` is the actor to poll, and `gpus` are the GPUs of each worker. With `alone`, `recipe` may be a
+            validated `Recipe`.
 
     Raises:
         SetupError: this node does not see the store that the job's process uses.
@@ -54,7 +56,7 @@ def work(settings: dict[str, Any]) -> None:
     _require_store(store, folder)
     data = runs.training_data(store, recipe)
     family, rows = runs.initial_family(store, recipe, data.facts), runs.training_rows(store, recipe, data)
-    device = _device(recipe, settings["alone"])
+    device = devices.choose(gpus.wanted_here(recipe.cluster)) if settings["alone"] else _device_of_worker(settings)
     batch, seed, flip = recipe.train.batch, recipe.train.seed, recipe.data.flip
     texts = runs.texts_of(store, recipe)
     full_batches = Stream(rows, batch, seed, device=device, flip=flip, texts=texts)
@@ -133,14 +135,11 @@ def _require_store(store: Store, run: Path) -> None:
         )
 
 
-def _device(recipe: Recipe, alone: bool) -> str:
-    """The device: the GPU that Ray assigned to this worker, the machine's GPU for a single worker, or the CPU.
-
-    A Ray worker that requested no GPU sees all of them, and must not use any.
-    """
-    if recipe.cluster.gpus or (alone and torch.cuda.is_available()):
-        return str(ray.train.torch.get_device())
-    return "cpu"
+def _device_of_worker(settings: dict[str, Any]) -> str:
+    """The GPU that Ray assigned to this worker, among those of its node's workers, which it sees; else the CPU."""
+    if not settings["gpus"] or gpus.claim() == "cpu":
+        return "cpu"
+    return str(ray.train.torch.get_device())
 
 
 def _log_numbers(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) -> None:

@@ -21,14 +21,18 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
-from genflow.errors import GenflowError, ResourceError, is_out_of_memory
+from genflow.errors import ClusterError, GenflowError, ResourceError, is_out_of_memory
 from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 from genflow.system import events
+from genflow.training.workers import WorkerError
 from jobs.runtime import resources
 from jobs.runtime.train.stop_signal import StopFlag, fit
 from jobs.runtime.train.worker import work
 
+START_TIMEOUT, START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 1800  # a spot GPU node takes up to 20 minutes
+ANSWER_S = 45  # a worker waits so long for the gradients of another one
+COMPILING_S = 900  # and so long with torch.compile, for which some workers take longer than others
 LOG_DRAIN_S = 1.0  # time for the node's log monitor to forward the last output of the workers
 SIOCGIFADDR = 0x8915  # Linux ioctl: get an interface's address
 
@@ -48,13 +52,15 @@ def run_in_process(settings: dict[str, Any]) -> None:
         logger.setLevel(level)
 
 
-def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> None:
+def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, gpus: float, on_cluster: bool) -> None:
     """Run several workers on the Ray that this process is connected to.
 
     Args:
         settings: for `worker.work`.
-        cluster: the number of workers, and the resources of each.
-        spread: place the workers on as many nodes as possible, instead of as few.
+        cluster: the number of workers, and the CPUs of each.
+        gpus: GPUs of each worker.
+        on_cluster: whether there are several nodes. With GPUs the workers are on as few as possible, because gradients
+            travel faster within a node; with CPUs on as many, because each then has more memory bandwidth.
 
     Raises:
         GenflowError: a worker raised it; such an error is not retried.
@@ -66,15 +72,17 @@ def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> N
     # mypy uses the signatures of Ray Train V1
     failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
     stop_flag = StopFlag.remote()  # type: ignore[attr-defined]
+    if on_cluster:  # the controller tries six times
+        os.environ[START_TIMEOUT] = str(START_S // 6)
     trainer = Trainer(
         work,
-        train_loop_config={**settings, "stop_flag": stop_flag},
-        torch_config=NamedInterface(),
+        train_loop_config={**settings, "stop_flag": stop_flag, "gpus": gpus},
+        torch_config=NamedInterface(timeout_s=COMPILING_S if settings["recipe"]["train"]["compile"] else ANSWER_S),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
-            use_gpu=cluster.gpus > 0,
-            resources_per_worker={"CPU": cluster.cpus, **({"GPU": cluster.gpus} if cluster.gpus else {})},
-            placement_strategy="SPREAD" if spread else "PACK",
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cluster.cpus, **({"GPU": gpus} if gpus else {})},
+            placement_strategy="SPREAD" if on_cluster and not gpus else "PACK",
         ),
         run_config=RunConfig(
             name=name,
@@ -87,7 +95,7 @@ def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool) -> N
     try:
         fit(trainer.fit, stop_flag, lambda text: events.emit("note", message=text))
     except Exception as error:
-        raise explain(error, cluster) from error
+        raise explain(error, cluster, gpus) from error
     finally:
         time.sleep(LOG_DRAIN_S)
         resources.delete_storage(store, name)
@@ -119,6 +127,9 @@ class StopOnUserError(UserCallback):
 
 def failed_workers(errors: dict[int, Exception]) -> str:
     """The ranks that hung, ran out of memory or died, in one line, without ranks that only lost the others."""
+    for error in errors.values():
+        if named := next((cause for cause in causes(error) if isinstance(cause, WorkerError)), None):
+            return str(named)
     hung = [rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckTimeoutError"]
     dead = [rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckFailedError"]
     if hung:
@@ -141,18 +152,28 @@ class NamedInterface(TorchConfig):
 
         class Backend(inner):  # type: ignore[misc, valid-type]
             def on_start(self, worker_group: Any, backend_config: Any) -> None:
-                worker_group.execute(set_gloo_interface)
+                worker_group.execute(name_interface)
                 worker_group.execute(bind_store_to_address)
+                if not all(worker_group.execute(has_cuda)):  # Ray chooses NCCL by the resources alone
+                    backend_config.backend = "gloo"
                 super().on_start(worker_group, backend_config)
 
         return Backend
 
 
-def set_gloo_interface() -> None:
-    """On a worker: set GLOO_SOCKET_IFNAME, unless it is set."""
+def name_interface() -> None:
+    """On a worker: set the interface of gloo and of NCCL, unless they are set."""
     name = interface_of(ray.util.get_node_ip_address())
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+def has_cuda() -> bool:
+    """On a worker: whether PyTorch finds a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def bind_store_to_address() -> None:
@@ -199,7 +220,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [part for part in inner if isinstance(part, BaseException)]
 
 
-def explain(error: BaseException, cluster: Cluster) -> GenflowError:
+def explain(error: BaseException, cluster: Cluster, gpus: float) -> GenflowError:
     """Convert the error of a run to one line: the user's error, a lack of memory or resources, or the last cause."""
     chain = list(causes(error))
     for cause in chain:
@@ -208,8 +229,10 @@ def explain(error: BaseException, cluster: Cluster) -> GenflowError:
     if any(is_out_of_memory(cause) for cause in chain):
         return ResourceError("a worker ran out of memory", "try a smaller --set train.batch, or more --workers")
     if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in chain):
-        asked = f"{cluster.workers} workers with {cluster.cpus:g} CPU and {cluster.gpus:g} GPU each"
+        asked = f"{cluster.workers} workers with {cluster.cpus:g} CPU and {gpus:g} GPU each"
         return ResourceError(f"the cluster has no room for {asked}", "wait for other jobs, or use fewer --workers")
+    if fault := next((cause for cause in chain if isinstance(cause, WorkerError)), None):
+        return ClusterError(str(fault), "run the same command again: it resumes from the newest checkpoint")
     last = chain[-1]
     text = str(last).strip().splitlines()
     how = f"{type(last).__name__}: {text[0]}" if text else type(last).__name__

@@ -21,6 +21,7 @@ from genflow.storage.store import Store
 from genflow.system.documents import Json
 from genflow.tuning import metrics
 from genflow.tuning.trial import Task, Trial, TrialContext
+from jobs.runtime import gpus as gpus_in_ray
 from jobs.runtime import resources
 from jobs.runtime.tune.asha import tune_result
 from jobs.runtime.tune.pbt import RungSearcher
@@ -39,6 +40,7 @@ class TuneTrainable(tune.Trainable):
     def setup(self, config: Json) -> None:
         given: Json = {key: tuple(v) if isinstance(v, list) else v for key, v in config["task"].items()}
         task = Task(**given)
+        gpus_in_ray.claim(config.get("device", "auto"))
         self.reduction, self.rung = config["reduction"], config.get("rung", 0)
         self.rungs = config["rung"] + 1 if "rung" in config else len(task.shares)  # PBT: one rung a run
         self.task, self.names = task, task.metrics
@@ -116,7 +118,7 @@ class StopOnTarget(tune.Stopper):
 def run_trials(
     task: Task, searcher: ResumableSearcher | RungSearcher, scheduler: TrialScheduler | None,
     on_report: Callable[[int, bool], None], *, workers: int, cpus: float, gpus: float, reduction: int = 2,
-    seconds: float | None = None, target: float | None = None,
+    seconds: float | None = None, target: float | None = None, device: str = "auto",
 ) -> None:  # fmt: skip
     """Run the trials that are left, on the Ray that this process is connected to.
 
@@ -131,6 +133,7 @@ def run_trials(
         reduction: factor between two rungs.
         seconds: time budget, after which all trials stop; None: no limit.
         target: value of the first metric at which to stop.
+        device: that a trial asks for; auto: the GPU that Ray gives it, else the CPU.
 
     Raises:
         GenflowError: an error that would end every trial: a full disk, or a store that cannot be reached.
@@ -141,7 +144,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(TuneTrainable, {"CPU": cpus, **({"GPU": gpus} if gpus else {})}),
-        param_space={"task": asdict(task), "reduction": reduction},
+        param_space={"task": asdict(task), "reduction": reduction, "device": device},
         tune_config=tune.TuneConfig(
             num_samples=searcher.left, search_alg=searcher, scheduler=scheduler or FIFOScheduler(), reuse_actors=True,
             max_concurrent_trials=workers, time_budget_s=seconds, trial_dirname_creator=lambda trial: trial.trial_id,

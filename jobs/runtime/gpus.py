@@ -1,0 +1,90 @@
+"""GPUs in Ray: how many each worker requests, and which device a worker uses."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import ray
+
+from genflow.launch import capacity
+from genflow.recipe.schema import Cluster
+from genflow.system import devices, environment, events
+from jobs.runtime import resources
+
+
+def requested(cluster: Cluster, *, cpus: float | None = None) -> float:
+    """The GPUs that each worker requests: with `auto` one, if there is one for every worker, else none.
+
+    Args:
+        cluster: the settings.
+        cpus: CPUs of each worker; None: those of the settings.
+    """
+    if cluster.gpus != "auto":
+        return cluster.gpus
+    if cluster.device not in ("auto", "cuda"):
+        return 0
+    cpus = cluster.cpus if cpus is None else cpus
+    if not ray.is_initialized():
+        return automatic([{"CPU": max(environment.cores(), cluster.workers * cpus), "GPU": _here()}], cluster, cpus)
+    nodes = resources.node_resources()
+    return automatic(nodes if nodes is not None else alive_nodes(), cluster, cpus)
+
+
+def automatic(nodes: Sequence[Mapping[str, float]], cluster: Cluster, cpus: float) -> float:
+    """One GPU for each worker if the nodes have that many, else none; a note says if GPUs stay unused."""
+    if capacity.fitting(nodes, cpus, 1) >= cluster.workers:
+        return 1
+    if found := sum(node.get("GPU", 0) for node in nodes):
+        message = f"the {cluster.workers} workers use CPUs, because there are {found:g} GPUs for them"
+        events.emit("note", message=f"{message}: --workers {max(1, int(found))} uses GPUs")
+    return 0
+
+
+def _here() -> int:
+    """The GPUs of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def alive_nodes() -> list[dict[str, float]]:
+    """The total resources of each running node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def claim(wanted: str = "auto") -> str:
+    """In a Ray task or actor: the device that it may use, which `devices.choose` returns from now on.
+
+    A worker that requested no GPU sees all of them, and must not use any. Elsewhere the device is chosen as always.
+
+    Args:
+        wanted: of the recipe, `cluster.device`.
+    """
+    if not _is_worker():
+        return devices.choose(wanted)
+    os.environ.pop(devices.BY_RAY, None)  # of an earlier task in this process
+    if wanted == "auto":
+        wanted = os.environ.get(devices.BY_USER, "auto")
+    import torch
+
+    given = bool(ray.get_gpu_ids())
+    if given and wanted in ("auto", "cuda") and not torch.cuda.is_available():
+        events.emit("warning", message="Ray gave a worker a GPU, and PyTorch finds no CUDA device: it uses the CPU",
+                    hint="install PyTorch for CUDA on every node; --set cluster.gpus=0 requests none")  # fmt: skip
+        given = False
+    found = "cuda:0" if given and wanted in ("auto", "cuda") else "mps" if wanted == "mps" else "cpu"
+    os.environ[devices.BY_RAY] = found
+    return found
+
+
+def _is_worker() -> bool:
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return bool(context.get_actor_id() or context.get_task_id())
+
+
+def wanted_here(cluster: Cluster) -> str:
+    """What a program that is alone on its device asks `devices.choose` for."""
+    if cluster.device != "auto" or cluster.gpus == "auto":
+        return cluster.device
+    return "cuda" if cluster.gpus else "cpu"
