@@ -65,9 +65,9 @@ def _run(store: Store, row: listing.RunRow, reports: dict[str, str], base: str) 
     ]
     if row.run in reports:
         cells[0]["link"] = quote(f"{base}/reports/{reports[row.run]}/report.html")
-    picture = row.picture if row.picture and store.available(row.picture) else None
-    link = quote(f"{base}/{picture.relative_to(store.root).as_posix()}") if picture else ""
-    return {"name": row.name, "cells": cells, "link": link, "picture": _small(picture.read_bytes()) if picture else ""}
+    picture = listing.picture(store, row)
+    link = quote(f"{base}/{row.picture.relative_to(store.root).as_posix()}") if row.picture else ""
+    return {"name": row.name, "cells": cells, "link": link, "picture": _small(picture) if picture else ""}
 
 
 def _dataset(dataset: Any) -> dict[str, str]:
