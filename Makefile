@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs deploy trial results results-latents tables presets chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs notebooks deploy trial results results-latents tables presets chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,11 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed
 	$(BIN)/genflow families --into README.md
+	$(BIN)/genflow recipe --into docs/recipe.md
+
+# the notebooks of docs/notebooks with their outputs (two minutes on two cores), from an empty folder
+notebooks: $(VENV)/.installed
+	folder=$$(mktemp -d) && cd $$folder && $(CURDIR)/$(BIN)/python $(CURDIR)/docs/notebooks/execute.py $(CURDIR)/docs/notebooks/*.ipynb
 
 # cluster.yaml and the files of deploy/, from deploy/templates
 deploy: $(VENV)/.installed
@@ -59,7 +64,7 @@ presets: $(VENV)/.installed
 tables: $(VENV)/.installed
 	for form in html md; do \
 	  $(BIN)/genflow tables --data digits --out docs/results/tables-digits.$$form && \
-	  $(BIN)/genflow tables --data fashion --budget 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
+	  $(BIN)/genflow tables --data fashion --cpu-minutes 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
 	done
 
 # kill -9 of random processes at random moments, for every family; prints violations and how to repeat them; KILLS, SEED, FAMILY

@@ -101,6 +101,8 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     given = {**(family.inherit(init.family) if init else {}), **recipe.family}
     options = bind("family", family.__init__, given, kind)
     family.require_packages(**options)
+    if recipe.train.compile:
+        family.check_compilation(**options)
     if recipe.data.pairs and not family.learns_pairs:
         raise UsageError(f"{family.title} cannot learn from pairs of noise and samples", "train flow_matching on them")
     sample = _sample_options(family, facts, recipe.sample, forget=options.get("forget", 1.0))

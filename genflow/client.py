@@ -4,6 +4,7 @@
 
     client = Client("http://127.0.0.1:8000")
     images = client.samples("pictures", n=16, seed=7)   # (16, C, H, W) uint8
+    apples = client.samples("emoji", n=4, seed=7, prompt="a red apple", negative_prompt="a leaf", guidance=3.0)
 
 For the same seed and settings, the samples equal those of `Engine.draw` and `genflow sample`.
 """
@@ -35,7 +36,8 @@ class Answer:
 
     Args:
         body: bytes in the requested format.
-        headers: by lower-case name, with `x-genflow-checkpoint`, `-seed`, `-steps`, `-nfe` and `-seconds`.
+        headers: by lower-case name, with `x-genflow-checkpoint`, `-seed`, `-steps`, `-nfe` and `-seconds`; and
+            `x-genflow-cut` if a prompt is cut: "16/62" means that the model reads 16 of its 62 tokens.
     """
 
     body: bytes
@@ -64,7 +66,8 @@ class Client:
 
         Args:
             model: the model's name.
-            asked: n, seed, steps, sampler, label, guidance, and the family's own options.
+            asked: n, seed, steps, sampler, label, guidance, and the family's own options; of a model of captions also
+                prompt (a caption, or a list of them in turn) and negative_prompt.
 
         Raises:
             UsageError: the request is invalid; the message names the field.
@@ -77,17 +80,37 @@ class Client:
         """Draw samples in the requested `format`, with the response's headers. Raises the errors of `samples`."""
         return self._ask(self._path(model, "samples"), asked)
 
-    def encode(self, model: str, pictures: Sequence[bytes | Path], label: str | int | None = None) -> np.ndarray:
+    def walk(self, model: str, **asked: Any) -> np.ndarray:
+        """Interpolate between two samples: images or points as in `samples`, from the first to the last.
+
+        Args:
+            model: the model's name.
+            asked: n, seed, to_seed, and the arguments of `samples`; with prompt and to_prompt from one caption to the
+                other one, for which to_seed is seed by default.
+
+        Raises:
+            UsageError, ResourceError, SetupError: as in `samples`.
+        """
+        body = self._ask(self._path(model, "walks"), {**asked, "format": "npy"}).body
+        return np.load(io.BytesIO(body), allow_pickle=False)
+
+    def encode(
+        self, model: str, pictures: Sequence[bytes | Path], label: str | int | None = None, prompt: str | None = None
+    ) -> np.ndarray:
         """Encode image files to latent codes (N, ...) float32, which `decode` turns back into images."""
         files = [base64.b64encode(each if isinstance(each, bytes) else each.read_bytes()).decode() for each in pictures]
-        answer = self._ask(self._path(model, "encode"), {"images": files, "label": label, "format": "npy"})
+        asked = {"images": files, "label": label, "prompt": prompt, "format": "npy"}
+        answer = self._ask(self._path(model, "encode"), asked)
         return np.load(io.BytesIO(answer.body), allow_pickle=False)
 
-    def decode(self, model: str, codes: np.ndarray, label: str | int | None = None) -> np.ndarray:
+    def decode(
+        self, model: str, codes: np.ndarray, label: str | int | None = None, prompt: str | None = None
+    ) -> np.ndarray:
         """Decode latent codes to images (N, C, H, W) uint8. Codes between two codes interpolate their images."""
         file = io.BytesIO()
         np.save(file, codes.astype(np.float32))
-        asked = {"codes": base64.b64encode(file.getvalue()).decode(), "label": label, "format": "npy"}
+        encoded = base64.b64encode(file.getvalue()).decode()
+        asked = {"codes": encoded, "label": label, "prompt": prompt, "format": "npy"}
         return np.load(io.BytesIO(self._ask(self._path(model, "decode"), asked).body), allow_pickle=False)
 
     def _path(self, model: str, task: str) -> str:

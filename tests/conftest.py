@@ -160,6 +160,17 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[A
     return store, served_models(store, runs)
 
 
+@pytest.fixture(scope="session")
+def captioned_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Any], Path]:
+    """A store of a run on captions and one on classes, both as served models, and the text encoder's folder."""
+    from support.served import train_captioned
+
+    from genflow.serving.model_list import served_models
+
+    store, runs, encoder = train_captioned(tmp_path_factory.mktemp("captioned"))
+    return store, served_models(store, runs), encoder
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
     """An S3 server with a bucket (see bucket.py)."""

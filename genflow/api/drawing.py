@@ -48,8 +48,9 @@ class Drawing:
     def engine(self) -> "Engine":
         """The engine that draws, with the averaged weights."""
         from genflow.sampling.engine import Engine
+        from genflow.system import devices
 
-        return Engine.load(self.artifact)
+        return Engine.load(self.artifact, device=devices.choose())
 
     @property
     def facts(self) -> DataSpec:

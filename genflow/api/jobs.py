@@ -138,6 +138,7 @@ def tune(
     param: Mapping[str, str] | None = None,
     trials: int | None = None,
     minutes: float | None = None,
+    epochs: float | None = None,
     metric: str | Sequence[str] = (),
     init: str | Run = "",
     config: Config = (),
@@ -156,6 +157,7 @@ def tune(
         param: recipe key -> range, such as {"train.lr": "log:1e-4:1e-1"}; None: the family's own search space.
         trials: largest number of trials.
         minutes: wall-clock time of the whole search.
+        epochs: passes over the data of each trial.
         metric: fd, kid, bits_per_dim, ms and so on; two of them for a Pareto front.
         init: the run whose weights are the start.
         config: recipe files.
@@ -175,7 +177,7 @@ def tune(
     flags |= {"tune.metric": metrics or None, "tune.trials": trials, "tune.minutes": minutes}
     layers = [*_configs(config), nest(set or {}), nest(keys_of("tune", words))]
     ranges = [f"{key}={space}" for key, space in (param or {}).items()]
-    recipe, to_do = texts.find(place, commands.recipe(place, family, layers, [], ranges, **flags))
+    recipe, to_do = texts.find(place, commands.recipe(place, family, layers, [], ranges, epochs, **flags))
     if to_do:
         texts.note_made(send("encode_text", to_do, place, cluster, address))
     recipe = decide_latents(place, recipe)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID = 256  # pictures of a grid, at most
+ROW = 10  # so many pictures are one row
 
 
 class Pictures:
@@ -91,6 +92,8 @@ class Pictures:
         columns = columns or self.columns
         if columns is None and len(set(self.labels.tolist())) > 1:
             columns = preview.columns(self.facts)
+        if len(shown) <= ROW:
+            columns = columns or ROW
         return preview.render(shown, self.facts, columns)
 
     def _repr_png_(self) -> bytes | None:

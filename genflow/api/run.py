@@ -90,6 +90,17 @@ class Run(Drawing):
         """Measure it; the arguments are those of `genflow.evaluate`."""
         return measure("evaluate", [self], self.store, samples=samples, **options)
 
+    def report(self, **options: Any) -> "Comparison":
+        """Write its HTML report, as `genflow report` does; `.report` of the result is the file.
+
+        A run that was measured is not measured again, unless the options ask for something else.
+        """
+        from genflow.commands.measure import settings_of
+
+        before = {f"{section}.{key}": value for layer in settings_of(self.store, self.id)
+                  for section, values in layer.items() for key, value in values.items()}  # fmt: skip
+        return measure("compare", [self], self.store, **{**options, "set": {**before, **options.get("set", {})}})
+
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """The documents of its evaluations, oldest first; docs/python.md names the main keys."""

@@ -21,8 +21,10 @@ from genflow.cli.export import export
 from genflow.cli.families import families
 from genflow.cli.prepare import prepare
 from genflow.cli.promote import promote
+from genflow.cli.recipe import recipe
 from genflow.cli.recommend import recommend
 from genflow.cli.reflow import reflow
+from genflow.cli.report import report
 from genflow.cli.run import quickstart, run
 from genflow.cli.sample import sample
 from genflow.cli.serve import serve
@@ -30,6 +32,7 @@ from genflow.cli.tables import tables
 from genflow.cli.train import train
 from genflow.cli.tune import tune
 from genflow.cli.ui import ui
+from genflow.cli.words import Command
 from genflow.errors import GenflowError, ResourceError, UsageError
 from genflow.system import environment
 from genflow.system.streams import prepare_streams
@@ -38,15 +41,16 @@ app = typer.Typer(
     name="genflow",
     help="Train, compare, sample and serve families of image generators on your own images.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     epilog="Add -v to any command to see the traceback of an error. GENFLOW_STORE names the folder for datasets, runs "
     "and reports (default: .genflow).",
 )
 for command in (
-    quickstart, prepare, train, tune, reflow, encode, evaluate, compare, tables, recommend, sample, export, serve, run,
-    ui, families, doctor, promote,
+    quickstart, prepare, train, tune, reflow, encode, evaluate, compare, report, tables, recommend, sample, export,
+    serve, run, ui, families, recipe, doctor, promote,
 ):  # fmt: skip
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")

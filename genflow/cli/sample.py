@@ -82,9 +82,9 @@ def sample(
                 "--interpolate, --between, --guide and --set weights need a local run, not a served model",
                 "remove them, or remove --endpoint",
             )
-        if len(asked) > 1:
-            raise UsageError(f"a served model takes one prompt, not {len(asked)}", "give one --prompt")
-        options |= {"prompt": asked[0]} if asked else {}
+        if asked:
+            n = prompting.count(asked, n)
+            options["prompt"] = asked[:n]  # the first n, as for a run
         options |= {"negative_prompt": negative} if negative else {}
         _from_endpoint(run, prompting.DEFAULT_COUNT if n is None else n, seed, options, label, out, json)
         return
@@ -168,6 +168,7 @@ def _from_endpoint(
     from urllib.parse import unquote
 
     from genflow.client import Client
+    from genflow.commands import prompting
     from genflow.storage.files import write_atomically
 
     if out.suffix not in (".png", ".npy"):
@@ -182,6 +183,7 @@ def _from_endpoint(
         write_atomically(out, answer.body)
     except OSError as error:
         raise SetupError(f"cannot write {out}: {error.strerror or error}", "choose another file with --out") from error
+    prompting.note_cut(answer.headers.get("x-genflow-cut", ""))
     facts = {key: answer.headers.get(f"x-genflow-{key}", "") for key in ("checkpoint", "steps", "nfe", "seconds")}
     if json:
         document = {"schema": "genflow.sample/1", "endpoint": host, "model": model, "n": n, "seed": seed, **facts}

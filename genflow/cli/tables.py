@@ -30,8 +30,8 @@ def tables(
     ],
     latents: Latents = "",
     seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Training runs per family; default: 3.")] = None,
-    budget: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="CPU minutes per training run; default: 0.12.")
+    cpu_minutes: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="CPU minutes per training run; default: 0.09.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy the result: .html, .md or .json.")] = None,
     sets: Sets = [],
@@ -46,10 +46,9 @@ def tables(
 
     The tables check common claims about these families by measurement.
     """
-    if budget is not None and budget <= 0:
-        raise UsageError(
-            f"--budget must be CPU minutes above 0, not {budget:g}", "genflow tables --data NAME --budget 1"
-        )
+    if cpu_minutes is not None and cpu_minutes <= 0:
+        cure = "genflow tables --data NAME --cpu-minutes 1"
+        raise UsageError(f"--cpu-minutes must be above 0, not {cpu_minutes:g}", cure)
     check_output_path(out)
     if out and out.suffix not in FORMS:
         raise UsageError(
@@ -63,9 +62,9 @@ def tables(
     store = Store()
     dataset, data = _dataset(store, data)
     asked, latents = latents, _latents(store, latents, dataset, data)
-    study = plan.load().of(dataset, seeds=seeds, budget=budget, latents=latents)
+    study = plan.load().of(dataset, seeds=seeds, budget=cpu_minutes, latents=latents)
     stages = study.stages(f"tables-{data}")
-    stages["stages"]["tables"]["study"]["command"] = _command(data, latents or asked, seeds, budget, sets)
+    stages["stages"]["tables"]["study"]["command"] = _command(data, latents or asked, seeds, cpu_minutes, sets)
     overrides = assignments(sets)
     if spec := overrides.get("evaluate", {}).get("features"):
         overrides["evaluate"]["features"] = resolve_features(str(spec), store)
@@ -129,13 +128,13 @@ def _latents(store: "Store", reference: str, dataset: Any, data: str) -> str:
     return find_latents(store, reference, store.find("datasets", dataset)).id
 
 
-def _command(data: str, latents: str, seeds: int | None, budget: float | None, sets: list[str]) -> str:
+def _command(data: str, latents: str, seeds: int | None, cpu_minutes: float | None, sets: list[str]) -> str:
     import shlex
 
     words = ["genflow", "tables", "--data", data]
     words += ["--latents", latents] if latents else []
     words += ["--seeds", str(seeds)] if seeds else []
-    words += ["--budget", f"{budget:g}"] if budget else []
+    words += ["--cpu-minutes", f"{cpu_minutes:g}"] if cpu_minutes else []
     return shlex.join([*words, *(word for value in sets for word in ("--set", value))])
 
 
@@ -234,7 +233,7 @@ class RemainingWork:
             on = ["         on latents: the autoencoder and the latents come first; the estimate does not contain them"]
         return [
             f"tables   {data}: {families} families × {seeds} seed{'s' * (seeds > 1)}, "
-            f"{console.duration(60 * study.budget)} of CPU time each; plus runs with other learning rates, with less "
+            f"{study.budget:g} CPU minutes each; plus runs with other learning rates, with less "
             "time, and on data with known modes",
             f"         to do: {len(to_do)} of {len(trainings)} training runs, {len(self.seconds)} of {len(self.rows)} "
             f"stages{about}",

@@ -47,7 +47,7 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, as steps.", hidden=True)] = None,
     init: Init = "",
     workers: Annotated[
-        int | None, typer.Option(help="Number of training workers; the result does not depend on it.", hidden=True)
+        int | None, typer.Option(help="Number of training workers; the result does not depend on it.")
     ] = None,
     cluster: OnCluster = False,
     address: HiddenAddress = "",
@@ -60,6 +60,8 @@ def train(
     """Train a model family on a dataset.
 
     If training was interrupted, run the same command again to resume it.
+
+    --lr, --batch, --seed, --epochs, --cpu-minutes and other keys of the recipe are flags, too (genflow recipe train).
     """
     from genflow.commands import train as commands
     from genflow.storage.store import Store

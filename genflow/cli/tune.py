@@ -37,7 +37,8 @@ def tune(
         ),
     ] = [],
     trials: Annotated[int | None, typer.Option(help="Maximum number of trials.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Minutes for the whole search.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock minutes for the whole search.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data of a trial.", hidden=True)] = None,
     metric: Annotated[list[str], typer.Option(help="fd, kid, bits_per_dim, ms ...; give two for a Pareto front.")] = [],
     init: Init = "",
     config: Config = [],
@@ -64,8 +65,8 @@ def tune(
 
     store = Store()
     flags: dict[str, Any] = {"data.name": data, "data.latents": latents, "init": init}
-    flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": budget}
-    recipe = commands.recipe(store, family, [read_config(path) for path in config], sets, param, **flags)
+    flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": minutes}
+    recipe = commands.recipe(store, family, [read_config(path) for path in config], sets, param, epochs, **flags)
     with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)
     if with_texts is None:
         return

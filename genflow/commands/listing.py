@@ -62,7 +62,7 @@ class RunRow:
     @property
     def likelihood(self) -> Json | None:
         """The likelihood of the newest evaluation; None if the family has none."""
-        return self.measured["likelihood"] if self.measured else None
+        return self.measured.get("likelihood") if self.measured else None
 
     @property
     def minutes(self) -> float | None:

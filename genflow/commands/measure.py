@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from genflow.commands.recipes import compose_recipe
-from genflow.commands.references import find_run, resolve_features, show_dataset
+from genflow.commands.references import absolute_if_path, find_run, resolve_features, show_dataset
 from genflow.errors import UsageError
+from genflow.recipe.schema import Evaluate
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 
@@ -36,6 +37,23 @@ def document(
         show_dataset(dataset)
     recipe = compose_recipe(None, layers, sets, flags)
     spec = resolve_features(recipe.evaluate.features, store)
-    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec})
+    clip = absolute_if_path(recipe.evaluate.clip) if recipe.evaluate.clip else ""
+    recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec, "clip": clip})
     ids = list(dict.fromkeys(run.id for run in runs))
     return {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
+
+
+def settings_of(store: Store, run: str) -> list[Json]:
+    """The settings of the newest evaluation of a run, as layers of a recipe; none if it was not measured.
+
+    Settings that this version does not have are omitted.
+    """
+    from genflow.evaluation.results import documents
+
+    newest = [found for _, found in documents(store) if found["run"] == run][-1:]
+    known = Evaluate.model_fields
+    return [
+        {"evaluate": {key: value for key, value in found["evaluate"].items() if key in known},
+         "sample": found.get("sample") or {}}
+        for found in newest
+    ]  # fmt: skip

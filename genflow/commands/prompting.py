@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.sampling.engine import Engine
 
 DEFAULT_COUNT = 64  # samples without -n
+SAMPLES_PER_PROMPT = 8  # without -n, of at most as many prompts
 
 
 def given(flags: list[str], file: Path | None) -> list[str]:
@@ -70,14 +71,24 @@ def arrange(engine: "Engine", prompts: list[str], n: int | None) -> tuple[list[s
 
     Without prompts, they are captions of held-out rows.
     """
-    from genflow.sampling.prompts import MAX_COLUMNS, in_turn
+    from genflow.sampling.prompts import in_turn
 
     if engine.prompts is None:
-        return None, DEFAULT_COUNT if n is None else n, None
-    if prompts:
-        n = n or (len(prompts) if len(prompts) > MAX_COLUMNS else MAX_COLUMNS * len(prompts))
-    else:
-        n = DEFAULT_COUNT if n is None else n
-        prompts = engine.prompts.examples(n)
-    words, columns = in_turn(prompts, n)
+        return None, count(prompts, n), None
+    n = count(prompts, n)
+    words, columns = in_turn(prompts or engine.prompts.examples(n), n)
     return words, n, columns
+
+
+def count(prompts: list[str], n: int | None) -> int:
+    """The number of samples: -n, or a row or a column for each of a few prompts, or one for each of many."""
+    if n is not None or not prompts:
+        return DEFAULT_COUNT if n is None else n
+    return len(prompts) if len(prompts) > SAMPLES_PER_PROMPT else SAMPLES_PER_PROMPT * len(prompts)
+
+
+def note_cut(header: str) -> None:
+    """Say that a served model reads only a part of a prompt; `16/62` is the header of its answer."""
+    if header:
+        read, _, tokens = header.partition("/")
+        note(f"warning: the longest prompt has {tokens} tokens, and this model reads {read}: the rest is cut")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from genflow.commands.recipes import compose_recipe
 from genflow.commands.references import find_data
+from genflow.commands.train import with_epochs
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def recipe(
-    store: "Store", family: str, layers: list[Json], sets: list[str], param: list[str], **flags: Any
+    store: "Store", family: str, layers: list[Json], sets: list[str], param: list[str],
+    epochs: float | None = None, **flags: Any,
 ) -> "Recipe":  # fmt: skip
     """The recipe of a search, with the ids of the dataset and the artifacts that it names.
 
@@ -23,6 +25,7 @@ def recipe(
         layers: documents below `sets`.
         sets: KEY=VALUE texts.
         param: KEY=SPACE texts; none: the family's own search space.
+        epochs: passes over the training rows of each trial, in place of `tune.steps`.
         flags: values by recipe key; None and "" mean that the flag was not given.
 
     Raises:
@@ -31,7 +34,8 @@ def recipe(
     from genflow.tuning import space
 
     whole = {**flags, "tune.space": space.parse_pairs(param) if param else None}
-    return find_data(store, compose_recipe(family, layers, sets, whole))
+    found = find_data(store, compose_recipe(family, layers, sets, whole))
+    return found if epochs is None else with_epochs(store, found, epochs, "tune")
 
 
 def latents_stages(store: "Store", recipe: "Recipe") -> tuple[Json, str]:

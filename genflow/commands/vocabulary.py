@@ -1,29 +1,15 @@
-"""Words for settings: the names that other tools use, and the recipe key that a word means in a command.
+"""Words for settings: the flag or the recipe key that a word means in a command, also the word of another tool.
 
 `genflow train --batch_size 64`, `--batch 64` and `genflow.train(batch=64)` all set `train.batch`. A flag that a command
 declares itself wins over the words here.
 """
 
+from collections.abc import Container
 from typing import Any
 
 from genflow.errors import UsageError, similar
+from genflow.recipe.aliases import our_name
 
-OTHER_NAMES = {  # what other tools call a setting -> what genflow calls it
-    "learning_rate": "lr", "base_lr": "lr", "max_lr": "lr",
-    "batch_size": "batch", "train_batch_size": "batch", "per_device_train_batch_size": "batch", "bs": "batch",
-    "num_epochs": "epochs", "num_train_epochs": "epochs", "max_epochs": "epochs", "epoch": "epochs",
-    "max_steps": "steps", "num_steps": "steps", "max_train_steps": "steps", "train_steps": "steps", "iters": "steps",
-    "iterations": "steps", "num_inference_steps": "steps", "sampling_steps": "steps", "total_steps": "steps",
-    "max_minutes": "minutes", "time": "minutes", "wd": "weight_decay", "warmup_steps": "warmup",
-    "num_warmup_steps": "warmup", "grad_clip": "clip", "max_grad_norm": "clip", "gradient_clip": "clip",
-    "ema_decay": "ema", "mixed_precision": "precision", "optim": "optimizer", "random_seed": "seed",
-    "random_state": "seed", "manual_seed": "seed", "guidance_scale": "guidance", "cfg": "guidance",
-    "cfg_scale": "guidance", "solver": "sampler", "num_samples": "samples", "n_samples": "samples",
-    "num_images": "samples", "class": "label", "labels": "label", "class_label": "label", "dataset": "data",
-    "output": "out", "output_dir": "out", "resolution": "size", "image_size": "size", "img_size": "size",
-    "num_workers": "workers", "num_gpus": "gpus", "num_trials": "trials", "n_trials": "trials", "run_name": "name",
-    "random_flip": "flip", "horizontal_flip": "flip",
-}  # fmt: skip
 SAMPLING = ("sampler", "guidance", "steps")  # keys of the section `sample` that most families have
 # The sections in which a command looks for a word, and the keys that count; None: every key of the section.
 SECTIONS: dict[str, dict[str, tuple[str, ...] | None]] = {
@@ -32,21 +18,34 @@ SECTIONS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "tune": {"tune": None, "train": None, "sample": SAMPLING, "data": ("flip", "pairs"), "cluster": None},
     "evaluate": {"sample": SAMPLING, "evaluate": None, "cluster": None},
     "compare": {"sample": SAMPLING, "evaluate": None, "cluster": None},
+    "report": {"sample": SAMPLING, "evaluate": None, "cluster": None},
     "tables": {"evaluate": ("samples", "features", "seed"), "train": ("batch", "lr"), "cluster": None},
     "reflow": {"sample": SAMPLING, "reflow": None, "cluster": None},
     "encode": {"encode": None, "cluster": None},
 }
-SYNONYMS = {  # a word that a command has under another name
-    "sample": {"samples": "n", "labels": "label", "count": "n"},
-    "tune": {"budget": "minutes"},
+SYNONYMS = {  # a word -> the flag of a command that means it
+    "sample": {"samples": "n", "labels": "label", "count": "n", "samplers": "sampler"},
+    "tune": {"budget": "minutes"},  # as these flags were called before
     "tables": {"budget": "cpu_minutes"},
 }
 
 
-def our_name(word: str) -> str:
-    """The name that genflow uses for a word of another tool; an unknown word is returned as it is."""
-    word = word.replace("-", "_")
-    return OTHER_NAMES.get(word.lower(), word)
+def flag_of(command: str, word: str, flags: Container[str]) -> str:
+    """The flag of a command that a word means, such as `--max-bad` of `max_bad`; empty if there is none.
+
+    Args:
+        command: its name.
+        word: without dashes at its start.
+        flags: that the command declares.
+    """
+    plain = word.replace("-", "_")
+    ours = our_name(plain)
+    own = SYNONYMS.get(command, {})
+    for name in (plain, own.get(plain, ""), ours, own.get(ours, "")):
+        flag = f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
+        if name and flag in flags:
+            return flag
+    return ""
 
 
 def key_of(command: str, word: str) -> str:

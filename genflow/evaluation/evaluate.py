@@ -30,6 +30,7 @@ import torch
 from genflow import __version__, build
 from genflow.data.shards import FACTS, Dataset
 from genflow.evaluation import metrics, samples, sweep
+from genflow.evaluation.features import clip
 from genflow.evaluation.features.extractor import Embed, Emit, address, load_features
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics.base import Metric, Samples
@@ -59,7 +60,8 @@ def evaluation_id(
 ) -> str:
     """The content address of an evaluation: a hash of the run, the data, the options, the features and the code."""
     facts = DataSpec.from_json(dataset.file(FACTS).read_text(encoding="utf-8"))
-    settings = options.model_dump(mode="json", exclude={"features"})
+    settings = options.model_dump(mode="json", exclude={"features", "clip"})
+    settings |= {"clip": clip.folder_id(options.clip)} if options.clip else {}
     features = address(dataset, facts, options.features)
     recipe = parse(read(run.file(RECIPE)))
     learned = DataSpec.from_json(run.file(FACTS).read_text(encoding="utf-8"))

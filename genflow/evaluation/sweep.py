@@ -54,7 +54,7 @@ def guidance_to_try(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
     """The guidance scales to try in addition to the run's own, as sampling options; [] without captions or guidance."""
     if engine.prompts is None or "guidance" not in engine.options:
         return []
-    return [{"guidance": scale} for scale in options.guidance if scale != engine.options["guidance"]]
+    return [{"guidance": scale} for scale in sorted(set(options.guidance)) if scale != engine.options["guidance"]]
 
 
 def own_point(inputs: Samples, suite: MetricSuite, drawn: samples.DrawnFeatures, few: int) -> SweepPoint:

@@ -130,6 +130,14 @@ class Family(nn.Module, ABC):
             SetupError: one is not.
         """
 
+    @classmethod
+    def check_compilation(cls, **options: Any) -> None:
+        """Check that the loss can be differentiated through nets that `torch.compile` has compiled.
+
+        Raises:
+            UsageError: it cannot with these options.
+        """
+
     @abstractmethod
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a player, a scalar, and scalars to log.

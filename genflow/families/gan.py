@@ -20,7 +20,7 @@ References:
 
 import math
 from contextlib import nullcontext
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
+from genflow.errors import UsageError
 from genflow.families.base import DIAGNOSE_EVERY, Family, Samples
 from genflow.maths.guidance import cat_labels, drop_labels, no_label
 from genflow.maths.rng import Rng
@@ -92,6 +93,15 @@ class Gan(Family):
         latent = int(options["latent"])  # type: ignore[call-overload]
         score = NetSpec(facts.shape, (1,), offset=options["game"] != "relativistic")
         return {"discriminator": score, "generator": NetSpec((latent,), facts.shape)}
+
+    @classmethod
+    def check_compilation(cls, **options: Any) -> None:
+        no_penalty = options["gamma"] == 0 or (options["gamma"] is None and options["game"] != "relativistic")
+        if options["penalty"] == "exact" and not no_penalty:
+            raise UsageError(
+                "train.compile: torch.compile cannot differentiate the discriminator twice, as penalty=exact does",
+                "--set family.penalty=difference, or --set train.compile=false",
+            )
 
     def prepare(self, position: float) -> None:
         share = 0.5 * (1 + math.cos(math.pi * min(1.0, position)))

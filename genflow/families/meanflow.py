@@ -34,6 +34,7 @@ from genflow.maths.guidance import drop_labels
 from genflow.maths.paths import StraightPath, Time, over, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import Denoise
+from genflow.maths.tf32 import tf32
 from genflow.specs import DataSpec, NetSpec
 from genflow.text import Label
 
@@ -125,7 +126,7 @@ class MeanFlow(Family):
             return out
         y, t, r, label = y[rows], t[rows], r[rows], label[rows]
         v = self.average(y, t, t, label)
-        with torch.autocast(y.device.type, enabled=False):
+        with torch.autocast(y.device.type, enabled=False), tf32(False):
             if self.derivative == "jvp":
                 # The derivative of group_norm does not support channels-last, which one-channel pictures may have.
                 plain, way = (each.clone(memory_format=torch.contiguous_format) for each in (y, v))

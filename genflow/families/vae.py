@@ -153,6 +153,15 @@ class Vae(Family):
         temperature: Annotated[float, Field(gt=0, le=2)] = 1.0,
         draw: bool = False,
     ) -> Samples:
+        """Draw a latent and decode it.
+
+        Args:
+            noise: (B, D, ...) of the latent.
+            label: (B,).
+            rng: source of the decoder's noise.
+            temperature: factor of the latent's noise.
+            draw: whether to draw from the decoder's distribution of pixels; false: its mean.
+        """
         z = temperature * noise[:, : self.latent]
         if self.mixture is not None:
             choice = torch.special.ndtr(noise[:, self.latent].double()).clamp(max=1 - 1e-9)

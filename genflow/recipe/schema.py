@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from genflow.errors import UsageError, nearest
+from genflow.recipe.aliases import our_name
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -61,7 +62,7 @@ class Train(Section):
     )
     batch: Positive = 32  # global batch size in samples, over all workers
     lr: Annotated[float, Field(gt=0, lt=10)] = 0.01  # peak learning rate, below 10
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for matrices, and AdamW for the rest; adamw: for all
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # AdamW's beta1, 0 to 1
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99  # AdamW's beta2, 0 to 1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # weight decay, 0 or more
@@ -73,7 +74,7 @@ class Train(Section):
     on_trouble: Literal["stop", "rollback"] = "stop"  # on divergence: stop, or reload a checkpoint and halve lr
     checkpoint_every: Positive = 500  # steps between checkpoints
     log_every: Positive = 20  # steps between log entries
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of products; auto: bf16 where the hardware is fast in it
     threads: Natural = 0  # CPU threads per worker; 0: one thread; more help only on idle cores
     compile: bool = False  # torch.compile on or off
 
@@ -88,6 +89,7 @@ class Evaluate(Section):
     guidance: tuple[Annotated[float, Field(ge=0)], ...] = (1, 2, 4, 8)  # guidance scales tried for a run of captions
     likelihood: Natural = 256  # number of images whose likelihood is computed; 0: none
     features: str = "classifier"  # classifier | random | a path to a TorchScript module or safetensors
+    clip: str = ""  # local folder of a whole CLIP model, to measure clip_score of a run of captions; empty: none
     classification: bool = False  # training of a classifier on the samples, tested on real images, on or off
     bootstrap: Positive = 50  # number of bootstrap resamples per confidence interval
     seed: Natural = 0  # seed of the samples
@@ -115,8 +117,10 @@ class Tune(Section):
     steps: Positive | None = None  # training steps per trial; null: the recipe's own budget
     minutes: Annotated[float, Field(gt=0)] | None = None  # wall-clock minutes for all trials; null: no limit
     metric: tuple[str, ...] = ("fd",)  # metrics to optimize; several: a Pareto front, ranked by the first
-    searcher: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Annotated[Literal["asha", "pbt", "none"], BeforeValidator(lambda value: value or "none")] = "asha"
+    searcher: Literal["tpe", "random", "grid"] = "tpe"  # settings by a model of the results, at random, or all
+    scheduler: Annotated[Literal["asha", "pbt", "none"], BeforeValidator(lambda value: value or "none")] = (
+        "asha"  # asha: the worse trials end early; pbt: they copy the better ones and change their settings
+    )
     rungs: Annotated[int, Field(ge=1, le=20)] = 3  # measurements per trial, 1 to 20
     reduction: Annotated[int, Field(ge=2, le=10)] = 3  # ratio of the budgets of two successive rungs, 2 to 10
     samples: Annotated[int, Field(ge=16)] = 500  # samples at the last rung, at least 16; fewer at earlier rungs
@@ -224,11 +228,17 @@ def explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         fields: list[str] = list(schema.model_fields)
+        ours = our_name(path[-1])
+        if schema is Recipe and ours == "epochs":
+            return f"{where}: unknown key {key}: training is counted in train.steps; --epochs N computes them"
         if len(path) > 1 and path[0] in SECTIONS:
             fields = [f"{path[0]}.{name}" for name in SECTIONS[path[0]].model_fields]
+            if f"{path[0]}.{ours}" in fields:
+                return f"{where}: unknown key {key} (did you mean {path[0]}.{ours}?)"
         elif schema is Recipe:  # `lr` alone: the section was forgotten
-            fields += [f"{name}.{key}" for name, section in SECTIONS.items() if key in section.model_fields]
-            key_there = next((field for field in fields if field.endswith(f".{key}")), "")
+            fields += [f"{name}.{ours}" for name, section in SECTIONS.items() if ours in section.model_fields]
+            ranked = sorted(fields, key=lambda field: not field.startswith("train."))  # its keys are asked for most
+            key_there = next((field for field in ranked if field.endswith(f".{ours}")), "")
             if key_there:
                 return f"{where}: unknown key {key} (did you mean {key_there}?)"
         return f"{where}: unknown key {key}{nearest(key, fields)}"

@@ -22,6 +22,7 @@ from genflow.data.shards import FACTS, from_x, shard_name, to_x
 from genflow.data.texts import CAPTIONS, INDEX, Texts
 from genflow.errors import DataError, UsageError, similar
 from genflow.families.base import Family, Watcher
+from genflow.maths import tf32
 from genflow.maths.rng import SampleRng
 from genflow.maths.slerp import slerp
 from genflow.recipe.files import read as read_recipe
@@ -89,6 +90,8 @@ class Engine:
         autoencoder: Family | None = None,
         prompts: Prompts | None = None,
     ) -> None:
+        if frozen:
+            tf32.forbid()
         self.family = family.to(device).eval().requires_grad_(False) if frozen else family
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False) if autoencoder else None
         self.prompts = prompts

@@ -47,7 +47,7 @@ def _training(document: Json) -> str:
         return ""
     return (
         f"These models are barely trained: the smallest fd is {min(ratios):.0f} times the fd of real data. The "
-        f"verdicts hold for this training budget only; a larger --budget says more about the families."
+        f"verdicts hold for this training budget only; a larger --cpu-minutes says more about the families."
     )
 
 

@@ -11,7 +11,7 @@ References:
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,11 +48,32 @@ class Config(NetConfig):
     projects: bool = False  # whether the weights contain a projection; not a key of config.json
 
 
-class Layer(nn.Module):
-    """Causal attention and two linear layers, each of the normalized input, added to the input."""
+class Sizes(Protocol):
+    """The sizes of a layer, in the words of config.json."""
 
-    def __init__(self, config: Config) -> None:
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def hidden_act(self) -> str: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+
+
+class Layer(nn.Module):
+    """Attention and two linear layers, each of the normalized input, added to the input.
+
+    Args:
+        config: the sizes.
+        causal: whether a token attends to earlier tokens only; those of pictures attend to all.
+    """
+
+    def __init__(self, config: Sizes, causal: bool = True) -> None:
         super().__init__()
+        self.causal = causal
         D, eps = config.hidden_size, config.layer_norm_eps
         self.heads, self.act = config.num_attention_heads, activation(config.hidden_act)
         names = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -64,7 +85,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer_norm1(x)
         q, k, v = (split_heads(self.self_attn[name](h), self.heads) for name in ("q_proj", "k_proj", "v_proj"))
-        h = join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        h = join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
         x = x + self.self_attn["out_proj"](h)
         return x + self.mlp["fc2"](self.act(self.mlp["fc1"](self.layer_norm2(x))))
 

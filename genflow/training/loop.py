@@ -20,6 +20,7 @@ from genflow.data.stream import rank_range
 from genflow.errors import GenflowError
 from genflow.families.base import DIAGNOSE_EVERY, Family
 from genflow.maths.rng import BatchRng
+from genflow.maths.tf32 import tf32
 from genflow.recipe.schema import Train
 from genflow.training import checkpoint, resume
 from genflow.training.all_reduce import Gradients
@@ -85,7 +86,7 @@ def fit(
             the recipe asks for them.
         WorkerError: another worker has died, hangs, or has other weights or checkpoints.
     """
-    with connected(session.rank, session.world) as workers:
+    with tf32(train.precision != "fp32"), connected(session.rank, session.world) as workers:
         return _fit(family, batches, session, train, on_checkpoint, full_batches or batches, workers)
 
 

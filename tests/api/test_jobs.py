@@ -1,5 +1,6 @@
 """The commands as functions send the documents that the commands send, and understand the same words."""
 
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         section = Section(source="moons", name=source, samples=500) if source == "emoji" else Section(source=source)
         artifact, _ = prepare(store, section, in_process, lambda event, **fields: None)
     points = Dataset.open(artifact)
-    trained_run(store, points, "flow_matching", "a", steps=2)
+    measured = trained_run(store, points, "flow_matching", "a", steps=2)
+    with store.stage("evaluations", "a-1") as staged:
+        document = {"run": measured.id, "evaluate": {"samples": 77, "of_another_version": 1}, "sample": {"steps": 3}}
+        (staged.path / "metrics.json").write_text(json.dumps(document), encoding="utf-8")
+        staged.commit(parents=[measured.id])
     trained_run(store, points, "flow_matching", "b", steps=3)
     return store
 
@@ -81,6 +86,9 @@ SAME: list[tuple[list[str], Callable[[], Any]]] = [
         ["compare", "a", "b", "--set", "evaluate.likelihood=0"],
         lambda: genflow.compare("a", genflow.load("b"), set={"evaluate.likelihood": 0}),
     ),
+    (["report", "a"], lambda: genflow.load("a").report()),
+    (["report", "a", "--samples", "99", "--set", "sample.steps=4"],
+     lambda: genflow.load("a").report(samples=99, set={"sample.steps": 4})),
 ]  # fmt: skip
 
 
@@ -94,6 +102,14 @@ def test_a_function_sends_the_job_of_its_command(
         call()
     command, function = sent
     assert function == command
+
+
+def test_a_report_keeps_the_settings_of_the_last_evaluation(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a measured run is not measured again; flags and keys override them."""
+    for more, samples, steps in ((), 77, 3), (("--samples", "99"), 99, 3), (("--steps", "5"), 77, 5):
+        by_command(monkeypatch, "report", "a", *more)
+        recipe = sent[-1][1]["recipe"]
+        assert (sent[-1][0], recipe["evaluate"]["samples"], recipe["sample"]["steps"]) == ("compare", samples, steps)
 
 
 def test_an_error_is_raised_before_a_job_is_sent(sent: Sent) -> None:

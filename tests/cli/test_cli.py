@@ -54,7 +54,7 @@ WRONG_COMMANDS = [
     (["evaluate"], 2, "RUN"),
     (["tables"], 2, "--data"),
     (["tables", "--data", "nowhere"], 2, "no dataset 'nowhere'"),
-    (["tables", "--data", "digits", "--budget", "-1"], 2, "--budget"),
+    (["tables", "--data", "digits", "--cpu-minutes", "-1"], 2, "--cpu-minutes"),
     (["tables", "--data", "digits", "--seeds", "0"], 2, "--seeds"),
     (["tables", "--data", "digits", "--set", "evaluate.sample=3", "--dry-run"], 2, "did you mean evaluate.samples?"),
     (["tables", "--data", "digits", "-o", "tables.pdf"], 2, "written as .html, .md, .json"),

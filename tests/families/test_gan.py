@@ -263,3 +263,12 @@ def test_the_minimax_game_collapses_and_the_default_does_not() -> None:
     captured, near = on_the_grid("relativistic", 400)
     assert captured >= 12  # measured: 15, near 24; another seed 22, near 25; after 4,000 steps 24
     assert near >= 22
+
+
+def test_a_compiled_exact_penalty_is_rejected() -> None:
+    """The penalty differentiates the discriminator twice, which torch.compile cannot; without a penalty it can."""
+    compiled = {"train": {"compile": True}}
+    with pytest.raises(UsageError, match="compile cannot differentiate the discriminator twice"):
+        recipe("gan", FACTS["grey"], **compiled)
+    for options in ({"penalty": "difference"}, {"gamma": 0.0}, {"game": "minimax"}):
+        assert recipe("gan", FACTS["grey"], family=options, **compiled).train.compile

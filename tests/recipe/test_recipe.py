@@ -162,7 +162,9 @@ def wrong(field: Any) -> Iterator[Any]:
         for name, step in (("ge", -1), ("gt", 0), ("le", 1), ("lt", 0)):
             if hasattr(bound, name):
                 yield getattr(bound, name) + step
-    yield from ([-1], [0.5]) if get_origin(field.annotation) is tuple else ()
+    if get_origin(field.annotation) is tuple:
+        yield [-1]
+        yield from () if "float" in str(field.annotation) else ([0.5],)
 
 
 MUTATIONS = [(kind, *leaf) for kind in families.kinds() for leaf in leaves(kind)]

@@ -250,12 +250,13 @@ def test_lone_surrogates_are_one_line(made: Made) -> None:
             read(["a \udcff"])
 
 
-def test_captions_condition_every_measurement(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_condition_every_measurement(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation draws the captions of real rows; with their embeddings in the store it needs no text encoder."""
     store, data, _, run, _ = made
     monkeypatch.setattr(classifier, "default_steps", lambda pictures: 10)
     monkeypatch.delattr(text_encoders, "find")
-    document = evaluate.evaluate(store, run, data.artifact, FEW, lambda *_, **__: None)
+    options = FEW.model_copy(update={"clip": str(text_folders.write_clip(tmp_path / "clip"))})
+    document = evaluate.evaluate(store, run, data.artifact, options, lambda *_, **__: None)
     found = document["metrics"]
     assert found["fd"]["n"] == 32
     assert (Path(document["path"]) / "grid.png").is_file()
@@ -264,6 +265,8 @@ def test_captions_condition_every_measurement(made: Made, monkeypatch: pytest.Mo
         assert (found[name]["n"], found[name]["chance"]) == (32, pytest.approx(0.01))
         assert found[name]["features"].startswith(f"{data.artifact.name}-captions@")
         assert 0 <= (found[name]["floor"] or 0) <= 1
+    assert 0 <= found["clip_score"]["low"] <= found["clip_score"]["value"] <= 100
+    assert found["clip_score"]["features"].startswith("clip@")
     assert {"prompt / hard", "unseen / hard"} <= set(table.columns({"rows": [document]}))
     assert table.best([document], "r_precision") == run.id
     assert [point["guidance"] for point in document["guidance"] or ()] == [1, 2, 4, 8]

@@ -1,10 +1,13 @@
 """Small trained models, and a service with an HTTP client in this process, shared by the tests of serving."""
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from genflow.data.prepare import in_process, prepare
@@ -15,6 +18,9 @@ from genflow.serving.middleware import Limits
 from genflow.serving.model_list import ServedModel
 from genflow.serving.service import Service
 from genflow.storage.store import Artifact, Store
+from genflow.system import environment
+from support import text_folders
+from support.latents import dataset, embedded, pictures
 from support.trained_run import trained_run
 
 
@@ -29,6 +35,35 @@ def train_models(root: Path) -> tuple[Store, list[Artifact]]:
         trained_run(store, digits, "vae", "vae", steps=5),
         trained_run(store, ring, "flow_matching", "ring", steps=5, sample={"steps": 3}),
     ]
+
+
+def train_captioned(root: Path) -> tuple[Store, list[Artifact], Path]:
+    """Return a store with a run on captions, `words`, and one on the classes of the same pictures, `kinds`.
+
+    The last value is the folder of the text encoder.
+    """
+    store, encoder = Store(root / "store"), text_folders.write(root / "bert", text_folders.BERT)
+    data = dataset(store, pictures(root / "colours", 60), val=0.3)
+    sections: Any = {"steps": 12, "texts": embedded(store, encoder), "sample": {"steps": 2, "guidance": 2.0}}
+    return store, [
+        trained_run(store, data, "flow_matching", "words", **sections),
+        trained_run(store, data, "flow_matching", "kinds", steps=2, sample={"steps": 2}),
+    ], encoder  # fmt: skip
+
+
+@contextmanager
+def server(models: list[ServedModel]) -> Iterator[str]:
+    """Yield the URL of a server in a thread of this process."""
+    service, port = Service(models), environment.free_port()
+    running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/"
+    running.should_exit = True
+    thread.join(timeout=30)
+    service.close()
 
 
 @contextmanager

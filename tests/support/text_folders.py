@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from genflow.evaluation.features.clip import Config, Vision
 from genflow.text_encoders.registry import architecture
 
 WORDS = ["red", "apple", "on", "a", "blue", "##s", "tiger", ",", "[", "]", "sep", "cafe", "日"]
@@ -26,6 +27,13 @@ T5 = {
     "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
 VISION = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}
+WHOLE_CLIP: dict[str, Any] = {
+    "model_type": "clip", "projection_dim": 12, "text_config": {**CLIP, "architectures": None},
+    "vision_config": {
+        "model_type": "clip_vision_model", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "image_size": 16, "patch_size": 8, "projection_dim": 12,
+    },
+}  # fmt: skip
 PREFIX = {"bert": "", "clip": "text_model.", "t5": "encoder."}  # of the names in a file
 
 
@@ -39,6 +47,21 @@ def write(home: Path, config: dict[str, Any], *, projection: bool = False) -> Pa
     net, _ = module.build(config, ["text_projection.weight"] if projection else [])
     save_file(drawn(net.state_dict(), kind), home / "model.safetensors", {"format": "pt"})
     {"bert": _bert_vocabulary, "clip": _clip_vocabulary, "t5": _t5_tokenizer}[kind](home)
+    return home
+
+
+def write_clip(home: Path) -> Path:
+    """Write a CLIP model with both halves, as transformers' `CLIPModel` saves it; returns the folder."""
+    write(home, CLIP, projection=True)
+    (home / "config.json").write_text(json.dumps(WHOLE_CLIP), encoding="utf-8")
+    net, generator = Vision(Config(**WHOLE_CLIP["vision_config"])), torch.Generator().manual_seed(1)
+    tensors = load_file(home / "model.safetensors")
+    for own, tensor in sorted(net.state_dict().items()):
+        folder = "encoder." if own.startswith("layers.") else ""
+        folder = "embeddings." if own.startswith(("patch_", "position_")) else folder
+        stored = own if own.startswith("visual_projection") else f"vision_model.{folder}{own}"
+        tensors[stored] = torch.randn(tensor.shape, generator=generator) * 0.3
+    save_file(tensors, home / "model.safetensors", {"format": "pt"})
     return home
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from genflow.training import muon
 from genflow.training.muon import Muon, orthogonalize
 
 
@@ -26,6 +28,19 @@ def test_directions_are_kept() -> None:
     U, _, Vh = torch.linalg.svd(G, full_matrices=False)
     X = orthogonalize(G).float()
     assert float((X * (U @ Vh)).sum() / (X.norm() * (U @ Vh).norm())) > 0.98
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 24), (2, 16, 64), (1, 96, 24)])
+def test_a_bfloat16_update_is_like_that_of_float32(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs orthogonalize in bfloat16 and most CPUs in float32; both take steps of about the same size and direction."""
+    G, found = normal(*shape), {}
+    for fast in (False, True):
+        monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device, fast=fast: fast)
+        found[fast] = orthogonalize(G).float()
+        assert orthogonalize(G).dtype == (torch.bfloat16 if fast else torch.float32)
+    near = F.cosine_similarity(found[True].flatten(), found[False].flatten(), dim=0)
+    assert float(near) > 0.99
+    assert float(found[True].norm() / found[False].norm()) == pytest.approx(1, abs=0.03)
 
 
 def test_the_size_of_an_update_is_the_learning_rate() -> None:

@@ -60,7 +60,7 @@ def test_a_copy_is_shown_with_its_original(digits) -> None:
     """Among twenty held-out rows and one copy, the copy comes first, followed by its training row."""
     train = digits.splits["train"]
     mixed = np.concatenate([digits.splits["val"].take(np.arange(20)), train.take(np.array([77]))])
-    rows = standouts(mixed, digits, 3)
+    rows, _ = standouts(mixed, digits, 3)
     assert rows.shape == (6, *mixed.shape[1:])
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[0], train.take(np.array([77]))[0])

@@ -1,0 +1,49 @@
+"""`genflow report`."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genflow.cli import console
+from genflow.cli.dispatch import check_output_path, send
+from genflow.cli.evaluate import report_file, show_table
+from genflow.cli.options import Address, AsJson, OnCluster, RunRef, Samples, Sets
+
+
+def report(
+    run: RunRef = "latest",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy report.html to this file.")] = None,
+    samples: Samples = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    sets: Sets = [],
+    cluster: OnCluster = False,
+    address: Address = "",
+    json: AsJson = False,
+) -> None:
+    """Write the HTML report of one run: its samples, quality, likelihood, speed and training.
+
+    A run that was measured is not measured again, unless --samples or --set ask for something else.
+    """
+    from genflow.commands import measure
+    from genflow.commands.references import find_run
+    from genflow.storage.store import Store
+
+    check_output_path(out)
+    store = Store()
+    found = find_run(store, run)
+    before = measure.settings_of(store, found.id)
+    document = measure.document(store, [found.id], before, sets, {"evaluate.samples": samples})
+    done = send("compare", document, store, cluster, address, json=json)
+    if out:
+        shutil.copyfile(Path(done["path"]) / "report.html", out)
+        done["path"] = str(out.absolute())
+    if open_browser:
+        typer.launch(f"file://{Path(report_file(done)).absolute()}")
+    if json:
+        console.document(done)
+        return
+    show_table(done)
+    print(f"\nreport   {report_file(done)}")
+    console.next_commands(f"genflow compare {found.id} RUN", f"genflow sample {found.id}")
