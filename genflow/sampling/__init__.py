@@ -7,6 +7,8 @@
     autoencoders     find, load and copy the autoencoder that makes them
     diffusers_folder, diffusers_config
                      read and write a local folder of diffusers' AutoencoderKL
+    diffusers_sd3, diffusers_pipelines
+                     read the transformer of Stable Diffusion 3, and write a run as a pipeline
     reflow           pairs of noise and samples that a teacher draws
     files            write samples as a grid, a folder, an array or a table
     export           safetensors, diffusers and torch.export folders
