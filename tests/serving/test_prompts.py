@@ -25,6 +25,7 @@ from genflow.sampling import interpolation
 from genflow.sampling.engine import Engine
 from genflow.serving.engine_cache import EngineCache
 from genflow.serving.model_list import ServedModel
+from genflow.serving.schemas import SampleRequest
 from genflow.storage.store import Store
 from genflow.system import http
 
@@ -183,6 +184,8 @@ def test_two_names_of_one_option(url: str) -> None:
     answer = ask(url, "models/words/samples", steps=3, num_inference_steps=4)
     assert answer.status == 422
     assert "num_inference_steps is another name of steps" in answer.json()["error"]["message"]
+    for body in ({"guidance": None, "guidance_scale": 3}, {"guidance_scale": 3, "guidance": None}):
+        assert SampleRequest.model_validate(body).guidance == 3
 
 
 def test_the_official_client(official: openai.OpenAI, engine: Engine) -> None:
