@@ -146,7 +146,7 @@ def page(plan: Plan, found: Found, problems: list[str], command: str, store: Sto
 
 {plan.about + chr(10) * bool(plan.about)}{first['dataset_name']}, {_count(found)} per run, made by
 `{command}`
-on {first['machine']} with torch {first['versions']['torch']}, two runs at a time, one thread each.
+on {first['machine']} with torch {first['versions']['torch']}, one thread a run, as many runs at a time as cores.
 {first['samples']:,} samples against {first['reference']['rows']:,} real rows of the {first['reference']['split']}
 split. Features: {first['features']['name']}{accuracy}.
 The floor is {number(float(floor))}, the fd of as many real rows.
