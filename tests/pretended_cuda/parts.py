@@ -191,7 +191,7 @@ def serving() -> list[str]:
         cache = EngineCache(1 << 30)
         if not cache.engine(entry).device.startswith("cuda"):
             problems.found.append(f"the model is on {cache.engine(entry).device}")
-        common = {"entry": entry, "options": {}, "seeds": [1, 2], "labels": [0, 1]}
+        common = {"entry": entry, "options": {}, "seeds": [1, 2], "conditions": [0, 1]}
         served = ServedBatch(task="encode", inputs=images, **common)
         codes = problems.attempt("encode", lambda: _draw(cache, served, Replica()))
         for name, inputs, frames in (("samples", (), True), ("walks", [(5, 0.5), (6, 1.0)], False)):
