@@ -20,7 +20,7 @@ from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.data.texts import Texts
 from genflow.errors import DataError, UsageError
-from genflow.evaluation import evaluate, samples
+from genflow.evaluation import evaluate, samples, sweep
 from genflow.evaluation.features import classifier
 from genflow.evaluation.features.extractor import load_features
 from genflow.evaluation.report import page, table
@@ -303,6 +303,16 @@ def test_captions_condition_every_measurement(made: Made, tmp_path: Path, monkey
     assert [point["guidance"] for point in document["guidance"] or ()] == [1, 2, 4, 8]
     assert all(0 <= point["r_precision"]["value"] <= 1 for point in (*document["sweep"], *document["guidance"]))
     _require_prompts_shown(store, document, data)
+
+
+def test_guidance_is_tried_where_captions_were_dropped(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every scale but the run's own, once; none for a family that never saw the empty caption, or reads classes."""
+    store, data, _, run, _ = made
+    engine, options = Engine.load(run), Evaluate(guidance=(8, 1, 2, 8))
+    assert sweep.guidance_to_try(engine, options) == [{"guidance": 1}, {"guidance": 8}]
+    monkeypatch.setattr(engine.family, "forget", 0.0)
+    assert sweep.guidance_to_try(engine, options) == []
+    assert sweep.guidance_to_try(Engine.load(trained_run(store, data, "vae", steps=2)), options) == []
 
 
 def test_a_search_can_optimize_prompt_fidelity(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
