@@ -23,7 +23,7 @@ class Ahead:
     def __init__(self, batches: "Callable[[int], Batch]") -> None:
         self._batches = batches
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._next: "tuple[int, Future[Batch]] | None" = None
+        self._next: tuple[int, Future[Batch]] | None = None
 
     def __call__(self, step: int) -> "Batch":
         """The batch of a step; an error of making it is raised here."""

@@ -26,6 +26,7 @@ from genflow.storage.store import Artifact, Store
 from genflow.training import loop
 from genflow.training.session import Session
 from genflow.training.workers import Workers
+from pretended_cuda import device
 from pretended_cuda.cases import QUICK, Case, every
 from pretended_cuda.drive import Problems, drive, on_device
 from pretended_cuda.pretend import pretended
@@ -191,7 +192,7 @@ def serving() -> list[str]:
         cache = EngineCache(1 << 30)
         if not cache.engine(entry).device.startswith("cuda"):
             problems.found.append(f"the model is on {cache.engine(entry).device}")
-        common = {"entry": entry, "options": {}, "seeds": [1, 2], "labels": [0, 1]}
+        common = {"entry": entry, "options": {}, "seeds": [1, 2], "conditions": [0, 1]}
         served = ServedBatch(task="encode", inputs=images, **common)
         codes = problems.attempt("encode", lambda: _draw(cache, served, Replica()))
         for name, inputs, frames in (("samples", (), True), ("walks", [(5, 0.5), (6, 1.0)], False)):
@@ -204,7 +205,13 @@ def serving() -> list[str]:
 
 
 def run(name: str) -> Any:
-    """The result of a part or of a case, as a value that JSON can hold."""
+    """The result of a part or of a case, as a value that JSON can hold; after `float32:` without float64."""
+    if name.startswith("float32:"):
+        device.has_float64 = False
+        try:
+            return run(name.removeprefix("float32:"))
+        finally:
+            device.has_float64 = True
     if name in PARTS:
         return PARTS[name]()
     if name in QUICK:
