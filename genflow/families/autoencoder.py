@@ -38,6 +38,7 @@ from genflow.maths import imagenet
 from genflow.maths.imagenet import PerceptualDistance
 from genflow.maths.rng import Rng
 from genflow.maths.similarity import psnr
+from genflow.maths.wide import wide, wide_type
 from genflow.specs import DataSpec, NetSpec
 from genflow.text import Label
 
@@ -203,10 +204,11 @@ class Autoencoder(Family):
     def finish(self, data: Callable[[int], Batch]) -> None:
         """Measure the mean and the deviation of each channel over training rows."""
         wanted, seen, number = min(STATISTICS_ROWS, self.facts.splits.get("train", STATISTICS_ROWS)), 0, 0
-        sums = torch.zeros(2, len(self.latent_mean), dtype=torch.float64, device=self.latent_mean.device)
+        device = self.latent_mean.device
+        sums = torch.zeros(2, len(self.latent_mean), dtype=wide_type(device), device=device)
         while seen < wanted:
             batch = data(number)
-            mean = self._posterior(batch.x[: wanted - seen])[0].double()
+            mean = wide(self._posterior(batch.x[: wanted - seen])[0])
             sums += torch.stack([mean.mean((2, 3)).sum(0), mean.square().mean((2, 3)).sum(0)])
             seen, number = seen + len(mean), number + 1
         centre, square = sums / seen

@@ -38,6 +38,7 @@ from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, target, x0_sensitivity
 from genflow.maths.rng import Rng
+from genflow.maths.wide import wide
 from genflow.specs import DataSpec
 from genflow.text import Label
 
@@ -132,7 +133,7 @@ class Ddpm(Gaussian):
         t = timesteps.draw(
             "logit_normal", rows, rng, mean=self.log_mean, std=self.log_std, uniform_share=self.uniform_share
         )
-        log_r = t.double().logit().float()
+        log_r = wide(t).logit().float()
         alpha = (1 + (2 * log_r).exp()).rsqrt()
         return alpha, alpha * log_r.exp(), EdmPath.net_time_of_log_ratio(log_r)
 

@@ -28,6 +28,7 @@ from genflow.families.base import Family, LogLikelihood, Samples
 from genflow.maths import likelihood
 from genflow.maths.guidance import cat_labels, drop_labels, no_label
 from genflow.maths.rng import Rng
+from genflow.maths.wide import wide
 from genflow.specs import DataSpec, NetSpec
 from genflow.text import Label
 
@@ -121,7 +122,7 @@ class NormalizingFlow(Family):
     def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         """The density of dequantized data as a bound on log P of the levels; a mean over `draws` draws of u."""
         draws = self.draws if self.facts.bounded else 1
-        found = [self._nats(likelihood.dequantize(x, self.facts, rng), label).double() for _ in range(draws)]
+        found = [wide(self._nats(likelihood.dequantize(x, self.facts, rng), label)) for _ in range(draws)]
         nats = torch.stack(found)
         stderr = nats.std(0) / draws**0.5 if draws > 1 else torch.zeros_like(nats[0])
         method = f"density of dequantized levels, {draws} draws" if self.facts.bounded else "density"

@@ -35,6 +35,7 @@ from genflow.maths.guidance import cat_labels, class_numbers, drop_labels, no_la
 from genflow.maths.paths import StraightPath, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS
+from genflow.maths.wide import wide
 from genflow.specs import DataSpec, NetSpec
 from genflow.text import Label
 
@@ -164,7 +165,7 @@ class Vae(Family):
         """
         z = temperature * noise[:, : self.latent]
         if self.mixture is not None:
-            choice = torch.special.ndtr(noise[:, self.latent].double()).clamp(max=1 - 1e-9)
+            choice = torch.special.ndtr(wide(noise[:, self.latent])).clamp(max=1 - 1e-9)
             drawn = self.mixture.draw(z, choice, class_numbers(label, self.classes))
             z = torch.where(self.mixture.fitted, drawn, z)  # no branch, for torch.export
         elif self.prior is not None:
@@ -181,14 +182,14 @@ class Vae(Family):
     def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         """The bound from k draws of z, under the prior from which samples are drawn."""
         k, kind, nfe = self.posterior_samples, "lower-bound", 1 + self.posterior_samples
-        mean, log_variance = (part.double() for part in self._posterior(x, label))
+        mean, log_variance = (wide(part) for part in self._posterior(x, label))
         fitted = self.mixture if self.mixture is not None and self.mixture.fitted else None
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
         draws = []
         for _ in range(k):
-            eps = rng.normal(mean.shape).double()
+            eps = wide(rng.normal(mean.shape))
             z = mean + (0.5 * log_variance).exp() * eps
-            nats = self._log_p(x, z.float(), label).double()
+            nats = wide(self._log_p(x, z.float(), label))
             if fitted is not None:
                 log_prior = fitted.log_density(z, class_numbers(label, self.classes))
             elif self.prior is not None:

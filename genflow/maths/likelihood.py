@@ -20,6 +20,7 @@ from torch import Tensor
 
 from genflow.maths.paths import Path, Time, along
 from genflow.maths.rng import Rng
+from genflow.maths.wide import wide, wide_type
 from genflow.specs import DataSpec
 
 # Growth of the ODE steps from data to noise: the last step is e^4 times as long as the first.
@@ -156,7 +157,7 @@ def variational_bound(
         """x minus its denoised estimate at sigma/alpha = r (B,)."""
         t = torch.tensor([path.time(each / (1 + each)) for each in r.tolist()], dtype=torch.float64)
         x_t = along(path.alpha, t, x) * x + along(path.sigma, t, x) * rng.normal(x.shape)
-        return x.double() - denoise(x_t, t).double()
+        return wide(x) - wide(denoise(x_t, t))
 
     lowest = max(ratio(path.cleanest), 0.0 if facts.levels is None else FIRST_LEVEL * 2 / facts.levels)
     first, last = torch.tensor(lowest, dtype=torch.float64), min(80.0, ratio(1.0))
@@ -164,14 +165,15 @@ def variational_bound(
     terms, draws = [], rng.on("cpu")
     for a, b in zip(cuts[:-1], cuts[1:], strict=True):
         r = 1 / torch.expm1(a + (b - a) * draws.uniform((len(x),)).double())
-        scale = ((b - a) * (1 + r) / r.square()).to(x.device, non_blocking=True)  # d log r = (1 + r) d cut
+        scale = (b - a) * (1 + r) / r.square()  # d log r = (1 + r) d cut
+        scale = scale.to(wide_type(x.device)).to(x.device, non_blocking=True)
         terms.append(scale * error_at(r).square().flatten(1).sum(1))
     stacked = torch.stack(terms)
 
-    prior = x.double().square().flatten(1).sum(1) / (2 * last**2)
-    at_first = first.expand(len(x))
+    prior = wide(x).square().flatten(1).sum(1) / (2 * last**2)
+    at_first, on_device = first.expand(len(x)), first.to(wide_type(x.device)).to(x.device, non_blocking=True)
     decoders = torch.stack(
-        [_decoder(x.double(), error_at(at_first), first.to(x.device, non_blocking=True), facts) for _ in range(2)]
+        [_decoder(wide(x), error_at(at_first), on_device, facts) for _ in range(2)]
     )
     # Each stratum has one draw. Half the squared differences from its neighbours estimate its variance.
     spread = torch.cat([stacked[1:2], stacked, stacked[-2:-1]]).diff(dim=0).square().sum(0).div(2)
@@ -236,15 +238,15 @@ def _integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: in
     """log N(y_1; 0, I) plus the integral of the divergence, per probe: (probes or 1, B)."""
     z = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     grid = (torch.expm1(STEP_GROWTH * z) / math.expm1(STEP_GROWTH)).tolist()
-    total, y = torch.zeros(max(1, len(signs)), len(x), dtype=torch.float64, device=x.device), x
+    total, y = torch.zeros(max(1, len(signs)), len(x), dtype=wide_type(x.device), device=x.device), x
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         with torch.no_grad():
             # The first slope is evaluated at u > 0, because the straight path's velocity is undefined at u = 0.
             halfway = y + (b - a) / 2 * velocity(y, max(a, min(1e-3, (b - a) / 2)))
         v, divergences = _with_divergence(velocity, halfway, (a + b) / 2, signs)
         y = y + (b - a) * v
-        total += (b - a) * torch.stack(divergences).double()
-    return standard_normal(y.double()) + total
+        total += (b - a) * wide(torch.stack(divergences))
+    return standard_normal(wide(y)) + total
 
 
 def _with_divergence(

@@ -24,6 +24,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from genflow.maths.wide import wide, wide_type
+
 MIN_VARIANCE = 1e-6  # added to every variance
 TOLERANCE = 1e-3  # nats per point; the fit ends when an iteration gains less
 
@@ -75,17 +77,17 @@ class Mixture(nn.Module):
             choice: (B,), uniform in [0, 1); k is the first component at which the cumulative weight exceeds it.
             label: (B,).
         """
-        total = self.log_weight[label].double().exp().cumsum(1)
-        k = (total <= choice.double()[:, None] * total[:, -1:]).sum(1).clamp(max=total.shape[1] - 1)
+        total = wide(self.log_weight[label]).exp().cumsum(1)
+        k = (total <= wide(choice)[:, None] * total[:, -1:]).sum(1).clamp(max=total.shape[1] - 1)
         return self.mean[k] + (self.root[k] @ eps[:, :, None]).squeeze(2)
 
     def log_density(self, z: Tensor, label: Tensor) -> Tensor:
-        """log p(z | label) of z (B, d) in nats, (B,) float64."""
-        out = z.new_empty(len(z), dtype=torch.float64)
+        """log p(z | label) of z (B, d) in nats, (B,), in double precision."""
+        out = z.new_empty(len(z), dtype=wide_type(z.device))
         for one in label.unique():
             rows, own = label == one, self.log_weight[one] > -math.inf
-            density = _log_normal(z[rows].double(), self.mean[own].double(), self.root[own].double())
-            out[rows] = (density + self.log_weight[one, own].double()).logsumexp(1)
+            density = _log_normal(wide(z[rows]), wide(self.mean[own]), wide(self.root[own]))
+            out[rows] = (density + wide(self.log_weight[one, own])).logsumexp(1)
         return out
 
 
@@ -104,6 +106,8 @@ def fit(
     Returns:
         Weights (K,), means (K, d) and lower Cholesky factors of the covariances (K, d, d), all float64.
     """
+    if wide_type(mean.device) != torch.float64:
+        mean, variance = mean.cpu(), variance.cpu()  # the fit is inaccurate in single precision
     centre = mean.double().mean(0)
     m = mean.double() - centre
     count, d = m.shape

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genflow.maths.wide import wide, wide_type
+
 RANGE = 2.0  # of the numbers of pictures in [-1, 1]
 WINDOW, SIGMA = 11, 1.5
 
@@ -31,13 +33,13 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     size = min(WINDOW, H, W)
     place = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     window = (-place.square() / (2 * SIGMA**2)).exp()
-    window = (window / window.sum()).to(x.device)
+    window = (window / window.sum()).to(wide_type(x.device)).to(x.device)
 
     def smooth(values: Tensor) -> Tensor:
         rows = F.conv2d(values.reshape(B * C, 1, H, W), window[None, None, :, None])
         return F.conv2d(rows, window[None, None, None])
 
-    x, y = x.double(), y.double()
+    x, y = wide(x), wide(y)
     mx, my = smooth(x), smooth(y)
     vx, vy, cov = smooth(x * x) - mx * mx, smooth(y * y) - my * my, smooth(x * y) - mx * my
     c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2

@@ -13,10 +13,13 @@ References:
 import torch
 from torch import Tensor
 
+from genflow.maths.wide import wide, wide_type
+
 
 def slerp(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     """The codes (B, ...) at fractions s (B,) of the ways from a (B, ...) to b (B, ...): a at s = 0, b at s = 1."""
-    first, last, s = a.flatten(1).double(), b.flatten(1).double(), s.double()[:, None].to(a.device)
+    first, last = wide(a.flatten(1)), wide(b.flatten(1))
+    s = s.to(wide_type(a.device))[:, None].to(a.device)
     lengths = [end.norm(dim=1, keepdim=True).clamp(min=1e-12) for end in (first, last)]
     cosine = (first * last).sum(1, keepdim=True) / (lengths[0] * lengths[1])
     w = cosine.clamp(-1, 1).arccos()

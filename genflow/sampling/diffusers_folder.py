@@ -233,7 +233,7 @@ def write_autoencoder(family: Family, folder: Path) -> None:
     assert isinstance(decoder, DecoderNet)
     channels = family.code_shape[0]
     tensors = {**encoder.state_dict(), **decoder.state_dict()}
-    mean, deviation = family.latent_mean.flatten().double().cpu(), family.latent_deviation.flatten().double().cpu()
+    mean, deviation = family.latent_mean.flatten().cpu().double(), family.latent_deviation.flatten().cpu().double()
     # Encoder: (z - mean) / deviation, and log-variance - 2 log deviation; decoder: the inverse, before its conv.
     weight, bias = _conv(encoder.quant_conv, 2 * channels)
     scale = torch.cat([1 / deviation, torch.ones_like(deviation)])
@@ -259,4 +259,4 @@ def _conv(conv: nn.Conv2d | None, channels: int) -> tuple[Tensor, Tensor]:
     """The matrix and the bias of a 1 x 1 conv in fp64; of none those of the identity."""
     if conv is None or conv.bias is None:
         return torch.eye(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
-    return conv.weight.detach()[:, :, 0, 0].double().cpu(), conv.bias.detach().double().cpu()
+    return conv.weight.detach()[:, :, 0, 0].cpu().double(), conv.bias.detach().cpu().double()

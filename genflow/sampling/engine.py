@@ -3,7 +3,8 @@
 A family that learned latents has an autoencoder in its folder, and the engine decodes: all others see pictures.
 
 A sample is a function of its seed, to the bit: its noise, and every random draw of its sampler, come from its own
-generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `ROWS` rows.
+generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `ROWS` rows. On a GPU
+that is not enough: see `devices.is_deterministic`.
 """
 
 import json
@@ -25,12 +26,14 @@ from genflow.families.base import Family, Watcher
 from genflow.maths import tf32
 from genflow.maths.rng import SampleRng
 from genflow.maths.slerp import slerp
+from genflow.maths.wide import wide_type
 from genflow.recipe.files import read as read_recipe
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.prompts import Prompts
 from genflow.specs import DataSpec
 from genflow.storage.manifest import read_manifest, verify_file
 from genflow.storage.store import Artifact
+from genflow.system import devices
 from genflow.text import Label
 from genflow.training import checkpoint
 
@@ -290,7 +293,7 @@ class Engine:
     def _interpolate(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
         """Interpolate from the noises to those of other seeds; at 0 and 1 they are the seeds' own noises to the bit."""
         others = SampleRng([seed for seed, _ in toward], "sample", self.device).normal(noise.shape)
-        share = torch.tensor([share for _, share in toward], dtype=torch.float64, device=noise.device)
+        share = torch.tensor([share for _, share in toward], dtype=wide_type(noise.device), device=noise.device)
         s = share.reshape(-1, *[1] * (noise.ndim - 1))
         return torch.where(s == 0, noise, torch.where(s == 1, others, slerp(noise, others, share)))
 
@@ -363,10 +366,14 @@ def picture_facts(run: Artifact) -> DataSpec:
 
 
 def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
-    """The rows of each batch, and the same rows padded to a multiple of `ROWS` by repeating the last row."""
+    """The rows of each batch, and the same rows padded to a multiple of `ROWS` by repeating the last row.
+
+    With deterministic kernels they are padded to whole batches.
+    """
+    unit = batch if devices.is_deterministic() else ROWS
     for first in range(0, n, batch):
         rows = range(first, min(first + batch, n))
-        yield rows, [*rows, *[rows[-1]] * (-len(rows) % ROWS if padded else 0)]
+        yield rows, [*rows, *[rows[-1]] * (-len(rows) % unit if padded else 0)]
 
 
 def labels_for(label: str, n: int, facts: DataSpec) -> list[int] | None:

@@ -10,6 +10,7 @@ from genflow.errors import SetupError, UsageError, similar
 
 KINDS = ("auto", "cpu", "cuda", "mps")
 BY_USER, BY_RAY = "GENFLOW_DEVICE", "GENFLOW_DEVICE_OF_WORKER"  # environment variables
+DETERMINISTIC = "GENFLOW_DETERMINISTIC"
 
 
 def choose(wanted: str = "auto") -> str:
@@ -23,6 +24,8 @@ def choose(wanted: str = "auto") -> str:
         SetupError: PyTorch does not find that device.
     """
     check(wanted)
+    if is_deterministic():
+        _use_deterministic_kernels()
     if wanted == "auto":
         wanted = os.environ.get(BY_RAY) or os.environ.get(BY_USER) or "auto"
         check(wanted)
@@ -41,6 +44,22 @@ def choose(wanted: str = "auto") -> str:
             "use cpu, or install PyTorch for this device; genflow doctor shows what PyTorch finds",
         )
     return wanted
+
+
+def is_deterministic() -> bool:
+    """Whether the user asks for the same bits on every run on a GPU: GENFLOW_DETERMINISTIC=1.
+
+    PyTorch then uses only kernels that sum in a fixed order, and an operation without such a kernel is an error. An
+    engine draws in batches of one size, because the kernel, and with it the order, is chosen by the size.
+    """
+    return os.environ.get(DETERMINISTIC, "0") not in ("", "0")
+
+
+def _use_deterministic_kernels() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    import torch
+
+    torch.use_deterministic_algorithms(True)
 
 
 def best() -> str:

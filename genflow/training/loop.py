@@ -2,7 +2,7 @@
 
 It knows no family, no Ray and no MLflow. Every random draw is a function of (seed, purpose, step, row), the batch of a
 step is a function of the step, and a checkpoint holds the rest. So a run that is killed at any point resumes to the
-same bits, and the number of workers changes only the order of sums.
+same bits (on GPUs: see `devices.is_deterministic`), and the number of workers changes only the order of sums.
 """
 
 import math

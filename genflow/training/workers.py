@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genflow.errors import GenflowError
+from genflow.maths.wide import wide
 
 PATIENCE = datetime.timedelta(minutes=30)  # for work that only one worker does, such as saving
 ANSWER = datetime.timedelta(seconds=5)  # for a worker that is not busy
@@ -100,8 +101,8 @@ class Workers:
         for tensor in tensors.values():
             theirs = tensor.detach().clone(memory_format=torch.contiguous_format)
             dist.broadcast(theirs, 0, group=None if theirs.is_cuda else self._control)
-            apart += float((tensor.detach() - theirs).double().square().sum())
-            norm += float(theirs.double().square().sum())
+            apart += float(wide(tensor.detach() - theirs).square().sum())
+            norm += float(wide(theirs).square().sum())
             with torch.no_grad():
                 tensor.copy_(theirs)
         return max(self.collect((apart / max(norm, 1e-30)) ** 0.5))

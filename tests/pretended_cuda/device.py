@@ -49,6 +49,7 @@ class Seen:
 
 
 seen = Seen()
+has_float64 = True
 
 
 def begin() -> Seen:
@@ -140,6 +141,8 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def wrap(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
+        if on_device and x.dtype == torch.float64 and not has_float64:
+            raise TypeError(f"Cannot convert a tensor to float64, because the device does not support it ({name})")
         return known.get(id(x)) if id(x) in known else Cuda(x) if on_device else x
 
     return _each(wrap, made)

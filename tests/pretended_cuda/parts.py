@@ -26,6 +26,7 @@ from genflow.storage.store import Artifact, Store
 from genflow.training import loop
 from genflow.training.session import Session
 from genflow.training.workers import Workers
+from pretended_cuda import device
 from pretended_cuda.cases import QUICK, Case, every
 from pretended_cuda.drive import Problems, drive, on_device
 from pretended_cuda.pretend import pretended
@@ -204,7 +205,13 @@ def serving() -> list[str]:
 
 
 def run(name: str) -> Any:
-    """The result of a part or of a case, as a value that JSON can hold."""
+    """The result of a part or of a case, as a value that JSON can hold; after `float32:` without float64."""
+    if name.startswith("float32:"):
+        device.has_float64 = False
+        try:
+            return run(name.removeprefix("float32:"))
+        finally:
+            device.has_float64 = True
     if name in PARTS:
         return PARTS[name]()
     if name in QUICK:

@@ -10,13 +10,20 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
+from genflow.maths import wide
 from pretended_cuda import attention, device
 from pretended_cuda.device import Seen
 
 
 @contextlib.contextmanager
-def pretended(*, multiplies_bfloat16: bool = True) -> Iterator[Seen]:
-    """Within the block, everything on the device "cuda" is pretended; the value says what happened there."""
+def pretended(*, multiplies_bfloat16: bool = True, has_float64: bool | None = None) -> Iterator[Seen]:
+    """Within the block, everything on the device "cuda" is pretended; the value says what happened there.
+
+    Args:
+        multiplies_bfloat16: whether the device is fast in bfloat16.
+        has_float64: whether it computes in float64, which Apple's GPUs do not; None: as `device.has_float64` says.
+    """
+    has_float64 = device.has_float64 if has_float64 is None else has_float64
     before, saved = device.seen, []
 
     def put(owner: Any, name: str, value: Any) -> None:
@@ -31,6 +38,9 @@ def pretended(*, multiplies_bfloat16: bool = True) -> Iterator[Seen]:
     }  # fmt: skip
     for name, value in answers.items():
         put(torch.cuda, name, lambda *_, value=value, **__: value)
+    put(device, "has_float64", has_float64)
+    if not has_float64:
+        put(wide, "has_float64", lambda device: False)
     put(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
     put(F, "scaled_dot_product_attention", attention.attention)
     load_file = safetensors.torch.load_file

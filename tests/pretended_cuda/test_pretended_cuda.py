@@ -66,6 +66,13 @@ def test_what_surrounds_the_families(run: Run, name: str) -> None:
     assert run(name) == []
 
 
+@pytest.mark.parametrize("name", ["vae-grey-conv", "latents", "evaluation"])
+def test_a_device_without_float64(run: Run, name: str) -> None:
+    """As Apple's GPUs are: what is computed in double precision elsewhere is computed in float32 there."""
+    found = run(f"float32:{name}")
+    assert (found["problems"] if isinstance(found, dict) else found) == []
+
+
 @pytest.mark.slow
 def test_every_family_net_and_sampler(run: Run) -> None:
     """All data, nets, variants and samplers that fit together."""

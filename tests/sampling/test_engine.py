@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,3 +179,19 @@ def test_a_finished_run_is_read_as_its_manifest_says(run: Artifact, name: str, h
     assert caught.value.code == 6
     if file.parent == newest:
         assert caught.value.hint.startswith(f"rm {run.path / 'manifest.json'}, then run the same genflow train again")
+
+
+def test_deterministic_kernels_see_whole_batches_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a kernel, and with it the order of a sum, is chosen by the size of the batch."""
+    engine = Engine(family("flow_matching", FACTS["points"]), recipe("flow_matching", FACTS["points"]))
+    seen, sample = [], engine.family.sample
+
+    def watched(noise: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(len(noise))
+        return sample(noise, *arguments, **options)
+
+    monkeypatch.setattr(engine.family, "sample", watched)
+    expected = engine.draw(range(9), batch=8).images
+    monkeypatch.setenv("GENFLOW_DETERMINISTIC", "1")
+    assert np.allclose(engine.draw(range(9), batch=8).images, expected, atol=1e-5)
+    assert seen == [16, 16, 8, 8]

@@ -1,5 +1,6 @@
 """The device of a process is chosen in one place."""
 
+import os
 import subprocess
 import sys
 
@@ -76,3 +77,16 @@ def test_a_name_is_checked_without_torch() -> None:
     """A command rejects a wrong --device at once."""
     code = "import sys; from genflow.system import devices; devices.check('cpu'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_deterministic_kernels_are_a_choice_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variable GENFLOW_DETERMINISTIC, before CUDA starts."""
+    chosen: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.delenv(devices.DETERMINISTIC, raising=False)
+    devices.choose("cpu")
+    assert (chosen, devices.is_deterministic()) == ([], False)
+    monkeypatch.setenv(devices.DETERMINISTIC, "1")
+    devices.choose("cpu")
+    assert (chosen, os.environ.pop("CUBLAS_WORKSPACE_CONFIG")) == ([True], ":4096:8")

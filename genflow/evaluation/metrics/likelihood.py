@@ -69,8 +69,8 @@ def likelihood(
         found = engine.family.log_likelihood(engine.to_x(split.take(part)), label, rng)
         if found is None:
             return None
-        nats.append(found.nats.double().cpu().numpy())
-        own.append(found.stderr.double().cpu().numpy())
+        nats.append(found.nats.cpu().double().numpy())
+        own.append(found.stderr.cpu().double().numpy())
         kind, method, nfe = found.kind, found.method, found.nfe
         progress(len(part))
     if not nats:

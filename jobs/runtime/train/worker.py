@@ -77,11 +77,15 @@ def work(settings: dict[str, Any]) -> None:
 
     def draw_grid(step: int, average: dict[str, torch.Tensor]) -> None:
         file = folder / "samples" / f"step_{step:08d}.png"
-        # Without a full copy, every worker would have to draw.
-        drawn = runs.initial_family(store, recipe, data.facts).to(device) if session.sharded else family
-        engine = Engine(drawn, recipe, device=device, frozen=False, autoencoder=autoencoder,
-                        prompts=prompts)
-        loop.with_average(drawn, average, lambda: write_atomically(file, _preview(engine, data)))
+        try:  # without a full copy, every worker would have to draw
+            drawn = runs.initial_family(store, recipe, data.facts).to(device) if session.sharded else family
+            engine = Engine(drawn, recipe, device=device, frozen=False, autoencoder=autoencoder, prompts=prompts)
+            loop.with_average(drawn, average, lambda: write_atomically(file, _preview(engine, data)))
+        except torch.OutOfMemoryError:
+            if not session.sharded:
+                raise
+            events.emit("note", message=f"no pictures at step {step:,}: the whole net does not fit on one GPU")
+            return
         assert journal is not None
         store.upload(file)
         journal.image(step, "samples/ema", file)
