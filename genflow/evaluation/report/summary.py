@@ -202,7 +202,7 @@ def _prompts(ranked: list[Row]) -> str:
 def _copies(ranked: list[Row]) -> str:
     """Runs whose share of near copies of training pictures is significantly larger than that of held-out pictures."""
     measured = [
-        (row["name"], found["copies"], row["metrics"].get("copies_unseen"))
+        (row["name"], found["copies"], row.get("metrics", {}).get("copies_unseen"))
         for row in ranked
         if (found := row.get("memorization"))
     ]
