@@ -137,6 +137,9 @@ class Inline:
     def remote(self, **options):
         return lambda function: SimpleNamespace(remote=lambda *args: functools.partial(function, *args))
 
+    def is_initialized(self):
+        return False  # so the GPUs of this machine count
+
     def wait(self, tasks):
         return tasks[:1], tasks[1:]
 
