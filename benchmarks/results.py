@@ -1,10 +1,11 @@
 """Make the quality table: train every family within its budget for a few seeds, measure it, and write a page.
 
     python benchmarks/results.py [--plan benchmarks/latents.yaml] [--set train.steps=10 ...] [--seeds 0,1]
-                                 [--only ROW ...] [--out docs/results.md]
+                                 [--only ROW ...] [--trained RUN ...] [--out docs/results.md]
 
 The plan says what is trained and measured. It becomes one pipeline, so two cores train two runs at a time. After
 an interruption, the same command resumes; after the end, it only writes the page. No number is written by hand.
+`--trained` measures runs that exist, one for each seed, for example after a change of the measurements alone.
 """
 
 import argparse
@@ -67,7 +68,17 @@ class Plan(Study):
     about: str = ""
 
 
-def execute(plan: Plan, overrides: Json, store: Store) -> tuple[Found, list[str]]:
+def measuring(plan: Plan, runs: list[str]) -> Json:
+    """The pipeline that measures runs, one for each seed of the plan, in every row."""
+    stages = {
+        f"{row}-m{seed}": {**plan._evaluation_stage(row, seed), "runs": [run]}
+        for seed, run in zip(plan.seeds, runs, strict=True)
+        for row in plan.rows
+    }
+    return {"name": "results", "stages": stages}
+
+
+def execute(plan: Plan, pipeline: Json, overrides: Json, store: Store) -> tuple[Found, list[str]]:
     """Run the missing stages; a stage that fails does not stop the others.
 
     Returns:
@@ -78,7 +89,7 @@ def execute(plan: Plan, overrides: Json, store: Store) -> tuple[Found, list[str]
     """
     found: Found = {name: {} for name in plan.rows}
     problems: list[str] = []
-    document = {"pipeline": plan.pipeline("results"), "overrides": overrides}
+    document = {"pipeline": pipeline, "overrides": overrides}
     with console.Progress() as progress:
 
         def on_event(event: Json) -> None:
@@ -146,7 +157,7 @@ def page(plan: Plan, found: Found, problems: list[str], command: str, store: Sto
 
 {plan.about + chr(10) * bool(plan.about)}{first['dataset_name']}, {_count(found)} per run, made by
 `{command}`
-on {first['machine']} with torch {first['versions']['torch']}, two runs at a time, one thread each.
+on {first['machine']} with torch {first['versions']['torch']}, one thread a run, as many runs at a time as cores.
 {first['samples']:,} samples against {first['reference']['rows']:,} real rows of the {first['reference']['split']}
 split. Features: {first['features']['name']}{accuracy}.
 The floor is {number(float(floor))}, the fd of as many real rows.
@@ -306,6 +317,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], dest="sets", help="key=value, for every stage")
     parser.add_argument("--seeds", help="for example 0,1,2")
     parser.add_argument("--only", action="append", help="a row of the plan; repeatable")
+    parser.add_argument("--trained", nargs="+", metavar="RUN", help="measure these, one for each seed; train none")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--dry-run", action="store_true", help="print the pipeline's stages")
     asked = parser.parse_args(arguments)
@@ -318,12 +330,13 @@ def main(arguments: list[str]) -> int:
         overrides = assignments(asked.sets)
         if overrides:
             plan = without_goals(plan)
-        stages = graph.load(plan.pipeline("results"), asked.plan.name, overrides).stages
+        pipeline = measuring(plan, asked.trained) if asked.trained else plan.pipeline("results")
+        stages = graph.load(pipeline, asked.plan.name, overrides).stages
         if asked.dry_run:
             print("\n".join(f"{stage.name:<24} {stage.job:<9} {', '.join(stage.needs)}" for stage in stages))
             return 0
         store = Store()
-        found, problems = execute(plan, overrides, store)
+        found, problems = execute(plan, pipeline, overrides, store)
         command = MADE_BY.get(tuple(arguments)) or " ".join(["python benchmarks/results.py", *arguments])
         write(plan, found, problems, command, store, asked.out)
     except GenflowError as error:

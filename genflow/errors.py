@@ -37,6 +37,10 @@ class GenflowError(Exception):
         """Keep both arguments when the error is pickled by a Ray worker."""
         return type(self), (self.message, self.hint)
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show in the place of a traceback: the lines that a command prints."""
+        return [f"{type(self).__name__}: {self.message}", *([f"  fix: {self.hint}"] if self.hint else [])]
+
 
 class UsageError(GenflowError):
     """A command, flag, recipe or reference is wrong."""

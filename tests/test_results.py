@@ -129,7 +129,7 @@ def test_a_goal_relative_to_another_row_holds_for_every_seed(found, store, tmp_p
         alone = replace(plan, rows={"vae": plan.rows["vae"]})
         text_alone = results.page(alone, {"vae": found["vae"]}, [], "make results-latents", store, "page")
         assert f"≤ {times} × flow, for every seed: not measured" in text_alone
-    assert "# Latents\n\nTwo rows.\n\nClass-conditional" in text
+    assert "# Latents\n\nTwo rows.\n\n" in text
     assert "1 to 2 seeds per run" in text
     agreement = [m["metrics"]["agreement"]["value"] for m in found["vae"].values()]
     assert f"| {100 * np.mean(agreement):.1f} % |" in text

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-THUMBNAILS = 8  # pictures of a dataset in a list
-
 
 @dataclass(frozen=True)
 class Row:
@@ -199,16 +197,3 @@ class Tensors:
         batch = self._split.batch(np.asarray(rows), torch.device("cpu"))
         assert isinstance(batch.label, torch.Tensor)
         return list(zip(batch.x, batch.label.tolist(), strict=True))
-
-
-def thumbnail(artifact: Artifact) -> bytes:
-    """A row of a dataset's pictures, one of each class if it has several, as PNG."""
-    dataset = Dataset.open(artifact, verify=False)
-    split, facts = dataset.splits["train"], dataset.facts
-    if facts.is_points:
-        return preview.preview(dataset)
-    rows = np.arange(min(THUMBNAILS, len(split)))
-    if facts.classes > 1:
-        found, first = np.unique(split.labels, return_index=True)
-        rows = first[np.linspace(0, len(found) - 1, min(THUMBNAILS, len(found))).astype(int)]
-    return preview.render(split.take(rows), facts, len(rows))

@@ -13,6 +13,7 @@ from genflow.api.datasets import Row
 from genflow.api.pictures import Pictures, Samples
 from genflow.data import images
 from genflow.errors import DataError, UsageError
+from genflow.recipe.aliases import our_name
 from genflow.specs import DataSpec
 from genflow.storage.artifact import Artifact
 from genflow.storage.store import Store
@@ -89,7 +90,8 @@ class Drawing:
             seed: of the first sample; sample i uses seed + i.
             steps, sampler, guidance: of sampling; by default those of the recipe.
             guide: autoguidance: a weaker run for the guided prediction.
-            options: further options of the family's sampler.
+            options: further options of the family's sampler; names of other tools, such as `num_inference_steps`, are
+                understood.
 
         Raises:
             UsageError: an option or a class is unknown, or the run draws no samples.
@@ -104,6 +106,7 @@ class Drawing:
         if n < 1:
             raise UsageError(f"n must be 1 or more, not {n}")
         given = {"steps": steps, "sampler": sampler or None, "guidance": guidance}
+        options = {our_name(name): value for name, value in options.items()}
         options |= {key: value for key, value in given.items() if value is not None}
         kind = str(label) if labels is None else "one of each"
         prompting.check(self.engine, asked, negative, kind, {**self.engine.options, **options})

@@ -118,8 +118,8 @@ class Run(Drawing):
         return next(row for row in listing.runs(self.store, [self.artifact]) if row.run == self.id)
 
     def _repr_html_(self) -> str:
-        picture = self._row.picture
-        grid = picture_html(picture.read_bytes(), self.name, "32em") if picture and picture.is_file() else ""
+        picture = listing.picture(self.store, self._row)
+        grid = picture_html(picture, self.name, "32em") if picture else ""
         about = f"{escape(self.family)} on {escape(str(self.artifact.meta.get('dataset', '')))}"
         return f"<p><b>{escape(self.id)}</b> · {about}<br/>{escape(self.headline)}</p>{grid}"
 

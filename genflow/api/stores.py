@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from genflow.api.datasets import Data, thumbnail
+from genflow.api.datasets import Data
 from genflow.api.run import Run
 from genflow.api.tables import Table
 from genflow.commands import listing
 from genflow.commands.references import find_named, find_run, kind_of_data
+from genflow.data.preview import thumbnail
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.manifest import warn
@@ -65,9 +66,10 @@ def runs(*, sort: str = "made", store: Place = None) -> Table:
         sort: made, fd, floor, bits, minutes, name, family or data; smallest first.
         store: as in `load`.
     """
-    rows = listing.sort_runs(listing.runs(store_at(store)), sort)
+    place = store_at(store)
+    rows = listing.sort_runs(listing.runs(place), sort)
     columns: dict[str, list[Any]] = {
-        "samples": [row.picture.read_bytes() if row.picture and row.picture.is_file() else None for row in rows],
+        "samples": [listing.picture(place, row) for row in rows],
         "run": [row.run for row in rows],
         "family": [row.family for row in rows],
         "data": [row.dataset for row in rows],

@@ -126,7 +126,8 @@ def _report_usage_error(error: Any, verbose: bool) -> int:
     """Print a wrong flag or argument as one line; print the help if a command received no arguments."""
     context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        print(context.get_help())
+        if text := str(error.format_message()).strip():  # with rich, Typer has printed the help
+            print(text)
         return 2
     path = context.command_path if context else "genflow"
     text = str(error.format_message()).rstrip(".")

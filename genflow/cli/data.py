@@ -9,6 +9,7 @@ from genflow.cli import console
 from genflow.cli.dispatch import training_of
 from genflow.cli.options import AsJson, DataRef, Yes
 from genflow.cli.removal import NOUN, remove
+from genflow.cli.words import Listing
 from genflow.commands.references import find_named, kind_of_data
 from genflow.data.skipped import describe
 from genflow.system.documents import Json
@@ -20,13 +21,7 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.data.shards import Dataset
     from genflow.storage.store import Artifact
 
-app = typer.Typer(help="List, show and delete datasets and latents in the store; without a command, list them.")
-
-
-@app.callback(invoke_without_command=True)
-def _alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_data()
+app = typer.Typer(cls=Listing, help="List, show and delete datasets and latents in the store; alone, list them.")
 
 
 @app.command("ls")

@@ -9,17 +9,12 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.options import AsJson
+from genflow.cli.words import Listing
 from genflow.errors import SetupError, UsageError
 
-app = typer.Typer(help="List and stop endpoints that `genflow serve` started; without a command, list them.")
+app = typer.Typer(cls=Listing, help="List and stop endpoints that `genflow serve` started; alone, list them.")
 
 DRAIN_S = 90.0  # time for an endpoint to answer its open requests
-
-
-@app.callback(invoke_without_command=True)
-def _alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_endpoints()
 
 
 @app.command("ls")

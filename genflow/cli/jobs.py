@@ -7,15 +7,10 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import is_verbose
 from genflow.cli.options import Address, AsJson
+from genflow.cli.words import Listing
 
-app = typer.Typer(help="List, follow and stop jobs on a cluster; without a command, list them.")
+app = typer.Typer(cls=Listing, help="List, follow and stop jobs on a cluster; alone, list them.")
 Job = Annotated[str, typer.Argument(help="Job id, its first characters, or `latest`.")]
-
-
-@app.callback(invoke_without_command=True)
-def _alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_jobs()
 
 
 @app.command("ls")

@@ -1,32 +1,32 @@
 """`genflow runs`: list, show and delete runs in the store."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import use_of
+from genflow.cli.dispatch import check_output_path, use_of
 from genflow.cli.options import AsJson, RunRef, Yes
 from genflow.cli.removal import remove
+from genflow.cli.words import Listing
 from genflow.commands.references import find_run
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.commands.listing import RunRow
+    from genflow.storage.store import Store
 
-app = typer.Typer(help="List, show and delete runs in the store; without a command, list them.")
+app = typer.Typer(cls=Listing, help="List, show and delete runs in the store; alone, list them.")
 NONE = "—"
 OPTIONAL = ("latents", "fd", "× floor", "bits/dim")  # columns of `runs ls` that are omitted if no run has them
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Also write a page with pictures of runs and datasets, x.html.")
+]
 Sort = Annotated[str, typer.Option(help="Order: made, fd, floor, bits, minutes, name, family or data.")]
 
 
-@app.callback(invoke_without_command=True)
-def _alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_runs()
-
-
 @app.command("ls")
-def list_runs(sort: Sort = "made", json: AsJson = False) -> None:
+def list_runs(sort: Sort = "made", out: Out = None, json: AsJson = False) -> None:
     """List the runs in the store, those that are trained now, and those that were interrupted.
 
     fd is that of the newest evaluation, × floor its multiple of what real pictures reach, min the minutes of training.
@@ -35,7 +35,10 @@ def list_runs(sort: Sort = "made", json: AsJson = False) -> None:
     from genflow.storage.manifest import warn
     from genflow.storage.store import Store
 
+    check_output_path(out)
     store = Store()
+    if out:
+        write_page(store, out)
     finished, damaged = store.scan("runs")
     for error in damaged.values():
         warn(error)
@@ -52,6 +55,23 @@ def list_runs(sort: Sort = "made", json: AsJson = False) -> None:
     heads = [head for head in cells[0] if head not in OPTIONAL or any(row[head] not in ("", NONE) for row in cells)]
     left = heads.index("fd") if "fd" in heads else heads.index("min")
     print(console.table(heads, [[row[head] for head in heads] for row in cells], left=left))
+
+
+def write_page(store: "Store", out: Path) -> None:
+    """Write the page of a store.
+
+    Raises:
+        SetupError: it cannot be written.
+    """
+    from genflow.commands import store_page
+    from genflow.sampling.files import output_error
+    from genflow.storage.files import write_atomically
+
+    page = store_page.render(store, out.absolute().parent)
+    try:
+        write_atomically(out, page)
+    except OSError as error:
+        raise output_error(error, out) from error
 
 
 def _document(rows: "list[RunRow]", metas: dict[str, Any], damaged: list[str]) -> dict[str, Any]:

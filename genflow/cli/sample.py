@@ -158,7 +158,8 @@ def _show(document: Json, out: Path) -> None:
     print(f"         {evaluations} and {each:.1f} ms per sample · seeds {seed}..{seed + n - 1}")
     if prompts := document.get("prompts"):
         more = f", and {len(prompts) - SHOWN} more" if len(prompts) > SHOWN else ""
-        print(f"         prompts: {', '.join(prompts[:SHOWN])}{more}")
+        short = [" ".join(each[:60].split()) + "…" * (len(each) > 60) for each in prompts[:SHOWN]]
+        print(f"         prompts: {', '.join(short)}{more}")
 
 
 def _from_endpoint(

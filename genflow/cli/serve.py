@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,8 +10,11 @@ from genflow.cli import console
 from genflow.cli.dispatch import send
 from genflow.cli.options import Address, AsJson, Device, OnCluster, complete_run
 from genflow.commands.references import find_run
-from genflow.errors import SetupError, UsageError
+from genflow.errors import GenflowError, SetupError, UsageError
 from genflow.system.documents import Json
+
+if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.storage.store import Artifact
 
 MIN_KEY_LENGTH = 24  # characters
 
@@ -54,6 +57,7 @@ def serve(
     found = [find_run(store, reference) for reference in runs]
     for run in found:
         require_sampler(run)
+        _note_missing_encoder(run)
     if name and not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"--name {name!r}: only letters, digits, - and _ are allowed", "choose another --name")
     models = served_models(store, found, [name] if name and len(found) == 1 else [])
@@ -81,6 +85,21 @@ def serve(
         console.document(done)
     else:
         print(f"endpoint {done['name']}  {done['address']}  {done['state']}")
+
+
+def _note_missing_encoder(run: "Artifact") -> None:
+    """Say that this machine cannot read new prompts for a run of captions; those that the run has stored are drawn."""
+    if not run.meta.get("texts"):
+        return
+    from genflow import text_encoders
+    from genflow.data.texts import INDEX, Texts
+    from genflow.sampling.engine import TEXT
+
+    try:
+        text_encoders.find(Texts.open(run.file(f"{TEXT}/{INDEX}").parent).encoder)
+    except GenflowError as error:
+        console.note(f"warning: {run.name} draws only the captions that it has stored: {error.message}")
+        console.note(f"         fix: {error.hint}")
 
 
 def _write_configuration(out: Path, inputs: Json) -> None:

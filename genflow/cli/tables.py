@@ -10,7 +10,14 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import check_output_path, send
 from genflow.cli.options import Address, AsJson, DryRun, Latents, OnCluster, Sets, complete_data
-from genflow.commands.references import default_latents, find_latents, find_named, resolve_features, show_dataset
+from genflow.commands.references import (
+    absolute_if_path,
+    default_latents,
+    find_latents,
+    find_named,
+    resolve_features,
+    show_dataset,
+)
 from genflow.errors import DIVERGED, UsageError, nearest
 from genflow.system.documents import Json
 
@@ -68,6 +75,8 @@ def tables(
     overrides = assignments(sets)
     if spec := overrides.get("evaluate", {}).get("features"):
         overrides["evaluate"]["features"] = resolve_features(str(spec), store)
+    if clip := overrides.get("evaluate", {}).get("clip"):
+        overrides["evaluate"]["clip"] = absolute_if_path(str(clip))
     whole = graph.load(stages, plan.FILE, overrides)
     left = RemainingWork.of(whole, store)
     if dry_run and json:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.errors import SetupError
+from genflow.cli.runs import write_page
+from genflow.errors import GenflowError, SetupError
 
 SEND_S = 60.0  # total time of requests before MLflow's pages open
 
@@ -16,7 +17,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any free port.")] = 5000,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
-    """Start the MLflow UI on 127.0.0.1, and print the address of the Ray dashboard.
+    """Start the MLflow UI on 127.0.0.1, and print the addresses of the store's page and of the Ray dashboard.
 
     First send what MLflow lacks, such as after an outage. If MLFLOW_TRACKING_URI names a server, print its address.
     """
@@ -32,6 +33,12 @@ def ui(
     store = Store()
     uri = database.prepare(store)
     database.check(uri)
+    page = store.root / "index.html"
+    try:
+        write_page(store, page)
+        print(f"Store          {page.as_uri()}", flush=True)
+    except GenflowError as error:  # such as a store that cannot be written: MLflow's pages may still open
+        console.note(f"warning: {error.message}")
     sent = sync.sync(store, limit_s=SEND_S)
     if not sent.complete:
         console.note(f"warning: MLflow lacks some data of this store: {sent.problem}")

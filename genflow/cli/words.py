@@ -1,9 +1,17 @@
-"""Flags that a command does not declare: those of other tools, and recipe keys without `--set`."""
+"""Words that a command does not declare: flags of other tools, recipe keys without `--set`, and groups without `ls`."""
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from genflow.errors import UsageError
+
+
+class Listing(TyperGroup):
+    """A group that lists if no command is named: `genflow runs --sort fd` is `genflow runs ls --sort fd`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        named = args and (not args[0].startswith("-") or args[0] in self.get_help_option_names(ctx))
+        return super().parse_args(ctx, list(args) if named else ["ls", *args])
 
 
 class Command(TyperCommand):

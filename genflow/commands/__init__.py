@@ -7,4 +7,6 @@ texts        the text embeddings that a recipe names
 prompting    prompts of a command
 vocabulary   the words that other tools use for settings
 listing      the runs of a store as rows
+store_page   the page of a store
+keys         every key of a recipe with its meaning, default and range
 """

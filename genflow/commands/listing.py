@@ -90,7 +90,7 @@ def runs(store: Store, every: list[Artifact] | None = None) -> list[RunRow]:
         damaged = set(errors)
         for error in errors.values():
             warn(error)
-    newest = {document["run"]: {**document, "path": str(artifact.path)} for artifact, document in documents(store)}
+    newest = {document["run"]: document for _, document in documents(store)}
     rows = [_finished(run, newest.get(run.id)) for run in every]
     known = {run.id for run in every} | damaged
     return rows + [_unfinished(store, id) for id in store.names("runs") if id not in known]
@@ -106,6 +106,11 @@ def sort_runs(rows: list[RunRow], by: str) -> list[RunRow]:
         raise UsageError(f"--sort {by}: no such order{nearest(by, list(ORDERS))}", f"--sort {' | '.join(ORDERS)}")
     known = [row for row in rows if row.order(by) not in (None, "")]
     return sorted(known, key=lambda row: row.order(by)) + [row for row in rows if row not in known]
+
+
+def picture(store: Store, row: RunRow) -> bytes | None:
+    """The newest grid of a run's samples as PNG; None if there is none."""
+    return row.picture.read_bytes() if row.picture and store.available(row.picture) else None
 
 
 def headline(row: RunRow) -> str:

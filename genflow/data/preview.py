@@ -10,9 +10,11 @@ from PIL import Image
 from genflow.data.shards import Dataset, Split, to_display
 from genflow.errors import UsageError
 from genflow.specs import DataSpec
+from genflow.storage.artifact import Artifact
 
 CELL = 64  # pixels: a small picture is enlarged up to this size
 GAP = 2
+THUMBNAILS = 8  # pictures of a dataset in a list
 EXAMPLES = 2  # captions that describe a dataset
 BACKGROUND = 216  # grey level between pictures: neither black nor white, so that the edges of both are visible
 INK = np.array((31, 58, 147))
@@ -126,6 +128,19 @@ def _lines_of_classes(split: Split, facts: DataSpec) -> tuple[np.ndarray, int]:
         if len(rows):
             images[label * columns :][: len(rows)] = to_display(split.take(rows), facts)
     return images, columns
+
+
+def thumbnail(artifact: Artifact) -> bytes:
+    """A row of a dataset's pictures, one of each class if it has several, as PNG."""
+    dataset = Dataset.open(artifact, verify=False)
+    split, facts = dataset.splits["train"], dataset.facts
+    if facts.is_points:
+        return preview(dataset)
+    rows = np.arange(min(THUMBNAILS, len(split)))
+    if facts.classes > 1:
+        found, first = np.unique(split.labels, return_index=True)
+        rows = first[np.linspace(0, len(found) - 1, min(THUMBNAILS, len(found))).astype(int)]
+    return render(split.take(rows), facts, len(rows))
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

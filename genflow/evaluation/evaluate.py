@@ -33,6 +33,7 @@ from genflow.evaluation import metrics, samples, sweep
 from genflow.evaluation.features import clip
 from genflow.evaluation.features.extractor import Embed, Emit, address, load_features
 from genflow.evaluation.metric_suite import MetricSuite
+from genflow.evaluation.metrics import r_precision
 from genflow.evaluation.metrics.base import Metric, Samples
 from genflow.evaluation.results import Evaluation, Identity
 from genflow.evaluation.sample_grids import render_all
@@ -173,6 +174,7 @@ def _measure(
     # guidance changes the distribution of samples, so the likelihood of the family would not describe them
     likely = options.likelihood if engine.options.get("guidance", 1.0) == 1.0 else 0
     total = n + few * len(settings + scales) + min(likely, len(extractor.real.reference))
+    total += min(n, r_precision.ASKED, len(samples.unseen(data, extractor.real))) if engine.prompts else 0
     progress = _progress(emit, run.id, total)
 
     applicable = [metric for metric in metrics.every() if metric.applies(data, options)]

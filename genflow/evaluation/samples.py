@@ -148,7 +148,7 @@ def unseen(data: Dataset, real: DataSplits) -> np.ndarray:
     """The reference rows whose captions no training row has; none without a held-out split, or without captions."""
     if real.split == "train" or not data.facts.captions:
         return real.reference[:0]
-    known = {words(caption) for own in data.splits["train"].captions for caption in own}
+    known = {words(caption) for caption in {caption for own in data.splits["train"].captions for caption in own}}
     asked = captions_of(data.splits[real.split], real.reference)
     return real.reference[[caption.strip() != "" and words(caption) not in known for caption in asked]]
 

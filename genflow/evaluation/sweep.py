@@ -51,8 +51,11 @@ def settings_to_try(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
 
 
 def guidance_to_try(engine: Engine, options: Evaluate) -> list[dict[str, Any]]:
-    """The guidance scales to try in addition to the run's own, as sampling options; [] without captions or guidance."""
-    if engine.prompts is None or "guidance" not in engine.options:
+    """The guidance scales to try in addition to the run's own, as sampling options; [] without captions or guidance.
+
+    A family that never dropped its captions in training cannot be guided.
+    """
+    if engine.prompts is None or "guidance" not in engine.options or not getattr(engine.family, "forget", 1.0):
         return []
     return [{"guidance": scale} for scale in sorted(set(options.guidance)) if scale != engine.options["guidance"]]
 

@@ -15,27 +15,28 @@ import torch
 
 
 def _flags() -> tuple[Any, ...]:
+    # The older switches: torch.export reads them, and fails if the newer `fp32_precision` was set.
     backends: Any = torch.backends
-    return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn  # reading fails if the last two differ
+    return backends.cuda.matmul, backends.cudnn
 
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Allow or forbid TF32 within the block, in matrix products and in convolutions."""
-    before = [flag.fp32_precision for flag in _flags()]
-    _set("tf32" if allowed else "ieee")
+    before = [flag.allow_tf32 for flag in _flags()]
+    _set(allowed)
     try:
         yield
     finally:
         for flag, value in zip(_flags(), before, strict=True):
-            flag.fp32_precision = value
+            flag.allow_tf32 = value
 
 
 def forbid() -> None:
     """Forbid TF32 in this process, outside the blocks that allow it."""
-    _set("ieee")
+    _set(False)
 
 
-def _set(precision: str) -> None:
+def _set(allowed: bool) -> None:
     for flag in _flags():
-        flag.fp32_precision = precision
+        flag.allow_tf32 = allowed

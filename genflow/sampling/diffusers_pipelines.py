@@ -219,7 +219,8 @@ pipeline = StableDiffusion3Pipeline.from_pretrained(".", **dict.fromkeys(absent)
 prompts = load_file("{PROMPTS}")  # a row for each caption in {CAPTIONS}; the first one is the empty caption
 embeds, pooled = prompts["prompt_embeds"], prompts["pooled_prompt_embeds"]
 captions = json.load(open("{CAPTIONS}", encoding="utf-8"))
-rows, none = list(range(1, len(captions))), [0] * (len(captions) - 1)
+rows = list(range(1, len(captions))) or [0]
+none = [0] * len(rows)
 images = pipeline(
     prompt_embeds=embeds[rows], pooled_prompt_embeds=pooled[rows],
     negative_prompt_embeds=embeds[none], negative_pooled_prompt_embeds=pooled[none],{size}

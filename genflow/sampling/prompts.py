@@ -34,6 +34,7 @@ class Prompts:
     def __init__(self, stored: Texts, more: Texts | None = None) -> None:
         self.stored, self.more = stored, more
         self._kept: OrderedDict[str, Embedding] = OrderedDict()
+        self._lender: Prompts | None = None
 
     @property
     def spec(self) -> TextSpec:
@@ -50,6 +51,11 @@ class Prompts:
         known = self.captions or [""]
         return [known[i * len(known) // count if count < len(known) else i % len(known)] for i in range(count)]
 
+    def borrow(self, lender: "Prompts") -> None:
+        """Use the text encoder of the prompts of another run, if it is the same, so that its weights are read once."""
+        if lender.spec.encoder == self.spec.encoder and lender is not self:
+            self._lender = lender
+
     @cached_property
     def encoder(self) -> TextEncoder:
         """The text encoder.
@@ -58,6 +64,8 @@ class Prompts:
             UsageError: it is not on this machine, or is another than the run's.
             SetupError: its package is not installed.
         """
+        if self._lender:
+            return self._lender.encoder
         encoder = text_encoders.find(self.stored.encoder)
         if encoder.id != self.spec.encoder:
             raise UsageError(

@@ -3,6 +3,7 @@
 app              the HTTP interface (FastAPI): routes, the API documentation, the playground
 middleware       checks before the app: sizes, timeouts, API keys, rate limits, request ids, the request log
 schemas          the request bodies (pydantic)
+conditions       the class or the captions of each sample of a request
 openapi          descriptions of responses in the OpenAPI document
 docs_page        the page at /docs
 service          the models of one replica: turns a request into a response

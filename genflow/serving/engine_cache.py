@@ -34,7 +34,11 @@ class EngineCache:
             model = Model(entry)
             while self._engines and self.used_bytes() + model.bytes > self.max_bytes:
                 self._engines.popitem(last=False)
-            self._engines[entry.path] = self._load(model.run), model.bytes
+            engine = self._load(model.run)
+            for other, _ in self._engines.values():
+                if engine.prompts and other.prompts:
+                    engine.prompts.borrow(other.prompts)
+            self._engines[entry.path] = engine, model.bytes
         self._engines.move_to_end(entry.path)
         return self._engines[entry.path][0]
 

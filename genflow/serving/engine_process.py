@@ -22,16 +22,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genflow.errors import GenflowError
 from genflow.serving.conditions import Condition, Words
 from genflow.serving.model_list import ServedModel
+from genflow.serving.responses import RequestError
 from genflow.serving.schemas import STREAM_FRAMES, Task
 from genflow.system import environment, subprocesses
 
+if TYPE_CHECKING:  # imports torch
+    from genflow.sampling.engine import Engine
+
 HEARTBEAT_TIMEOUT_S = 7.0  # after this time without a heartbeat, a process counts as stopped or starved
+EMBEDDED_AT_ONCE = 16  # prompts
 HEARTBEAT = struct.Struct("d")  # its time, on the monotonic clock that all processes of a machine share
 
 
@@ -224,8 +230,7 @@ def _draw(engines: Any, batch: Batch, replica: Connection) -> Any:
     watch = send_frame if batch.send_frames else None
     labels, words = _split(batch.conditions)
     prompts = [each.prompt for each in words] or None
-    if engine.prompts and prompts:  # so that the seconds of the batch, from which the queue is estimated, have no words
-        engine.prompts.text([text for each in words for text in (each.prompt, each.negative, each.toward)])
+    _embed(engine, words, on_step)
     if batch.task == "encode":
         start = time.monotonic()
         codes = engine.encode(np.stack(batch.inputs), labels, batch.seeds, watch, prompts=prompts, on_step=on_step)
@@ -238,6 +243,23 @@ def _draw(engines: Any, batch: Batch, replica: Connection) -> Any:
         toward_prompts=[each[2:] for each in words] if any(each.share for each in words) else None,
         watch=watch, on_step=on_step, **batch.options,
     )  # fmt: skip
+
+
+def _embed(engine: "Engine", words: Sequence[Words], on_step: Callable[[], None]) -> None:
+    """Embed the words of a batch, so that the seconds of `Engine.draw`, which the queue estimates, have only the net.
+
+    `on_step` is called in between, because many long prompts take longer than a hung net may.
+
+    Raises:
+        RequestError: the text encoder cannot read them.
+    """
+    try:
+        texts = list(dict.fromkeys(text for each in words for text in (each.prompt, each.negative, each.toward)))
+        for first in range(0, len(texts) if engine.prompts else 0, EMBEDDED_AT_ONCE):
+            on_step()
+            engine.prompts.text(texts[first : first + EMBEDDED_AT_ONCE])  # type: ignore[union-attr]
+    except GenflowError as error:
+        raise RequestError(400, error.message, "prompt", error.hint) from error
 
 
 def _split(conditions: Sequence[Condition]) -> tuple[list[int] | None, list[Words]]:

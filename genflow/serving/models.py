@@ -83,6 +83,11 @@ class Model:
         """Whether sampling has a choosable number of steps, which can be streamed."""
         return "steps" in self.schema.model_fields
 
+    @property
+    def can_guide(self) -> bool:
+        """Whether the net knows predictions with and without its condition."""
+        return bool(self.facts.classes or self.prompts) and self.recipe.family.get("forget", 1.0) > 0
+
     @functools.cached_property
     def code_shape(self) -> tuple[int, ...]:
         """The shape of a code, without the batch dimension."""
@@ -106,8 +111,9 @@ class Model:
             raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
         if values.get("tolerance", 1.0) < MIN_TOLERANCE:
             raise RequestError(422, f"tolerance: the smallest is {MIN_TOLERANCE:g}", "tolerance")
-        if options.get("guidance", 1.0) != 1.0 and not (self.facts.classes or self.prompts):
-            message = "guidance needs a model that was trained with classes or captions"
+        if options.get("guidance", 1.0) != 1.0 and not self.can_guide:
+            has = "classes or captions, and dropped some of them (family.forget above 0)"
+            message = f"guidance needs a model that was trained with {has}"
             raise RequestError(422, message, "guidance", "use guidance=1")
         return options
 
@@ -142,7 +148,7 @@ class Model:
             },
             "abilities": {
                 "steps": self.has_steps,
-                "guidance": "guidance" in self.schema.model_fields and bool(facts.classes or self.prompts),
+                "guidance": "guidance" in self.schema.model_fields and self.can_guide,
                 "prompts": self.prompts is not None,
                 "encode": has_encoder(self.family),
             },

@@ -17,7 +17,8 @@ ERROR = {
 }  # fmt: skip
 SAMPLE_RESPONSES: dict[int | str, Any] = {
     200: {
-        "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` describe them.",
+        "description": "The samples. `X-Genflow-Checkpoint`, `-Seed`, `-Steps`, `-Nfe`, `-Seconds` describe them; "
+        "`X-Genflow-Cut: 16/62` means that 16 of 62 tokens of the longest prompt are read.",
         "content": {
             "image/png": {}, "image/webp": {}, "application/x-npy": {},
             "application/json": {

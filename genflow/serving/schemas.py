@@ -17,6 +17,7 @@ MAX_CODES = 64  # per request
 MAX_PROMPT = 4000  # characters, as in OpenAI's format
 PROMPTS = ("prompt", "to_prompt", "negative_prompt")  # an invalid value of these gets status 400, as OpenAI's API does
 OTHER_NAMES = {"guidance_scale": "guidance", "num_inference_steps": "steps"}  # those of diffusers and its servers
+_BOTH_NAMES = {*OTHER_NAMES, *OTHER_NAMES.values()}
 
 Base64 = Annotated[str, Field(max_length=1 << 20)]
 Format = Literal["png", "webp", "json", "npy"]
@@ -40,6 +41,7 @@ def _renamed(values: Any) -> Any:
     """
     if not isinstance(values, dict):
         return values
+    values = {key: value for key, value in values.items() if value is not None or key not in _BOTH_NAMES}
     for other, own in OTHER_NAMES.items():
         if other in values and own in values:
             raise ValueError(f"{other} is another name of {own}: send one of them")

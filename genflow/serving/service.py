@@ -189,7 +189,8 @@ class Service:
         try:
             drawn: SampleBatch = self.engine_process.draw(batch, on_evaluation, queued.on_frame)
         except UsageError as error:  # an option that only drawing can judge; the message begins with its name
-            raise RequestError(422, error.message, error.message.partition(":")[0], error.hint) from error
+            field = error.message.partition(":")[0]
+            raise RequestError(422, error.message, field if field.isidentifier() else None, error.hint) from error
         return drawn
 
     async def _run_to_end(

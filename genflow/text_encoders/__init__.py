@@ -19,12 +19,13 @@ References:
     Stable Diffusion 3 (Esser et al., 2024) https://arxiv.org/abs/2403.03206
 """
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genflow.errors import UsageError, similar
-from genflow.text_encoders.registry import KNOWN, NAMES, home_of
+from genflow.errors import SetupError, UsageError, similar
+from genflow.text_encoders.registry import KNOWN, NAMES, home_of, package_of
 
 if TYPE_CHECKING:  # the command line checks names without importing torch
     from genflow.text_encoders.base import TextEncoder
@@ -47,6 +48,17 @@ def find(text: str) -> "TextEncoder":
         PipelineEncoder(home) if _is_pipeline(home) else FolderEncoder(home, name) for home, name in homes
     ]
     return encoders[0] if len(encoders) == 1 else Joined(encoders)
+
+
+def packages(text: str) -> list[str]:
+    """The installed Python packages that the text encoders of a name read: tokenizers, and those with the weights.
+
+    A local folder is in no package, and must be at the same place wherever prompts are read.
+    """
+    names = [name for name in _parts(text) if name in NAMES]
+    with contextlib.suppress(SetupError):  # not installed here: a run still draws the captions that it has stored
+        return ["tokenizers", *dict.fromkeys(package_of(name) for name in names)]
+    return ["tokenizers"]
 
 
 def _parts(text: str) -> list[str]:

@@ -25,9 +25,22 @@ def home() -> Path:
     Raises:
         SetupError: no package that contains them is installed.
     """
+    return _installed()[1]
+
+
+def package() -> str:
+    """The installed package that contains the files.
+
+    Raises:
+        SetupError: there is none.
+    """
+    return _installed()[0].replace("_", "-")
+
+
+def _installed() -> tuple[str, Path]:
     for package, inside in PACKAGES.items():
         spec = importlib.util.find_spec(package)
         for place in (spec.submodule_search_locations if spec else None) or ():
             if (folder := Path(place) / inside).is_dir():
-                return folder
+                return package, folder
     raise SetupError("text encoder minilm is not installed", INSTALL)

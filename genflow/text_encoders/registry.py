@@ -21,6 +21,16 @@ def home_of(name: str) -> Path:
     return found
 
 
+def package_of(name: str) -> str:
+    """The installed Python package of a name in `NAMES`.
+
+    Raises:
+        SetupError: it is not installed.
+    """
+    found: str = importlib.import_module(f"{PACKAGE}.{name}").package()
+    return found
+
+
 def architecture(model_type: str) -> ModuleType | None:
     """The module of an architecture by the `model_type` of config.json; None if genflow has none.
 

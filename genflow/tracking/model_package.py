@@ -10,6 +10,8 @@ from genflow.storage.manifest import MANIFEST, describe
 
 MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
+CLASSES = {"label": "double"}  # columns of a request, by MLflow's type
+CAPTIONS = {"prompt": "string", "negative_prompt": "string", "guidance": "double"}
 
 
 def copy_model_files(checkpoint: Path, run: Path, folder: Path) -> None:
@@ -32,7 +34,14 @@ def save_pyfunc_model(folder: Path, *, run_id: str, model_id: str) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    optional = [ColSpec("double", name, required=False) for name in ("steps", "label")]  # may have missing values
+    from genflow import text_encoders
+    from genflow.data.texts import INDEX
+
+    text = folder / "checkpoint" / "text" / INDEX
+    encoder = json.loads(text.read_text(encoding="utf-8"))["encoder"] if text.is_file() else ""
+    kinds = {"steps": "double", **(CAPTIONS if encoder else CLASSES)}
+    optional = [ColSpec(kind, name, required=False) for name, kind in kinds.items()]  # may have missing values
+    packages = (*REQUIREMENTS, *(text_encoders.packages(encoder) if encoder else ()))
     request = Schema([ColSpec("long", "n"), ColSpec("long", "seed"), *optional])
     with warnings.catch_warnings(action="ignore"):  # MLflow wants an input example, which costs seconds
         mlflow.pyfunc.save_model(
@@ -41,6 +50,6 @@ def save_pyfunc_model(folder: Path, *, run_id: str, model_id: str) -> None:
             artifacts={"checkpoint": str(folder / "checkpoint")},
             code_paths=[str(Path(__file__).parents[1])],
             signature=ModelSignature(request, Schema([ColSpec("long", "seed"), ColSpec("string", "png")])),
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in packages],
             mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
         )

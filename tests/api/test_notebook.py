@@ -3,6 +3,7 @@
 import importlib
 import io
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,7 @@ def test_labels_are_names_numbers_or_lists(flow: Run) -> None:
     assert flow.sample(label=["1", 2, "none"]).classes == ["1", "2", None]
     assert flow.sample(2, label="none").classes == [None, None]
     assert len(flow.sample()) == 16
+    assert (flow.sample(1, num_inference_steps=3).nfe, flow.sample(1, steps=3).nfe) == (3, 3)
     for wrong in ({"label": "eleven"}, {"label": [1]}, {"stepz": 3}, {"prompts": "a cat"}, {"n": 0}):
         with pytest.raises(UsageError):
             flow.sample(**{"n": 2, **wrong})
@@ -229,5 +231,19 @@ def test_errors_are_those_of_the_command(store: Store, wrong: str) -> None:
     with pytest.raises(genflow.errors.UsageError) as refused:
         genflow.load(wrong, store=store)
     assert refused.value.hint
+    first, second = refused.value._render_traceback_()  # which IPython calls
+    assert first == f"UsageError: {refused.value.message}"
+    assert second == f"  fix: {refused.value.hint}"
     with pytest.raises(genflow.errors.UsageError, match="nothing"):
         genflow.data("nothing", store=store)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_documented_python_uses_what_exists(page: str) -> None:
+    """Every block of Python parses, and the functions of `genflow` in it exist."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, page, "exec")
+    assert set(re.findall(r"\bgenflow\.([a-z_]+)\(", text)) <= {*genflow.__all__}

@@ -139,6 +139,15 @@ def test_help_is_success(genflow, args):
     assert "genflow" in out
 
 
+@pytest.mark.parametrize("args", [[], ["cluster"]])
+def test_no_arguments_print_the_help_once(genflow, args):
+    """`genflow` alone, and a group that does not list, print their help."""
+    code, out, _ = genflow(*args)
+
+    assert code == 2
+    assert out.count("Usage: ") == 1
+
+
 def test_help_imports_nothing_heavy():
     """`genflow --help` imports none of the heavy packages."""
     heavy = ("torch", "ray", "mlflow", "numpy", "pydantic", "yaml", "pyarrow", "genflow.recipe", "genflow.storage")

@@ -1,10 +1,13 @@
 """`genflow runs`: the list with quality and time, its order, unfinished runs, and the headline of a run."""
 
 import json
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from support.commands import Command, in_this_process
 
 from genflow.storage.files import write_atomically
@@ -99,6 +102,36 @@ def test_a_run_has_a_headline(genflow: Command, store: Store) -> None:
 def test_a_group_alone_lists(genflow: Command, group: str) -> None:
     """`genflow runs` prints what `genflow runs ls` prints; an unknown command of the group is an error."""
     assert genflow(group) == genflow(group, "ls")
+    assert genflow(group, "--json") == genflow(group, "ls", "--json")
+    assert genflow(group, "-h")[1] == genflow(group, "--help")[1]
     code, _, err = genflow(group, "lss")
     assert code == 2
     assert "lss" in err
+
+
+def test_the_page_of_a_store(genflow: Command, store: Store, prepared: Any, tmp_path: Path) -> None:
+    """Every run with its samples, values to sort by and a link to its report; every dataset with a thumbnail."""
+    prepared("digits")
+    made(store, "a-1", 1.5)
+    made(store, "b-2", None)
+    folder = store.folder("runs", "r-3")
+    write_atomically(folder / "recipe.yaml", "data: {name: d-1}\nfamily: {kind: vae}\n")
+    (folder / "samples").mkdir()
+    Image.new("RGB", (500, 400)).save(folder / "samples/10.png")
+    with store.stage("reports", "d-9") as staged:
+        (staged.path / "report.html").write_text("<html>", encoding="utf-8")
+        staged.commit(parents=["a-1"], meta={"runs": ["a-1"]})
+    code, out, _ = genflow("runs", "ls", "-o", str(tmp_path / "page.html"))
+    assert code == 0
+    assert "a-1" in out
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    links = re.findall('href="([^"]+)"', page)
+    assert len(links) == 2
+    assert all((tmp_path / link).is_file() for link in links)
+    assert 'data-value="1.5">1.50<' in page
+    assert page.count('src="data:image/') == 2
+    assert "1,797 rows · 1×8×8 · 10 classes" in page
+    assert "http" not in page
+    code, _, err = genflow("runs", "ls", "-o", "/no/such/folder/page.html")
+    assert code == 2
+    assert "mkdir -p /no/such/folder" in err

@@ -19,6 +19,7 @@ from genflow import runs
 from genflow.cli import export
 from genflow.commands import starting
 from genflow.errors import UsageError
+from genflow.evaluation.report.reproduce import commands
 from genflow.maths.rng import SampleRng
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import Engine
@@ -112,6 +113,11 @@ def exported(trained: tuple[Store, Artifact], tmp_path_factory: pytest.TempPathF
     return out, encoded(store, task(store, str(out))).id
 
 
+def text_encoder(store: Store, run: Artifact) -> str:
+    encoder: str = store.find("texts", run.meta["texts"]).meta["encoder"]
+    return encoder
+
+
 def start(folder: Path, **data: str) -> Recipe:
     """The recipe of a training that starts from a folder."""
     return parse({"family": {"kind": "flow_matching"}, "init": str(folder), "data": {"name": "colours", **data}})
@@ -144,6 +150,12 @@ def test_a_folder_becomes_a_run_that_draws_the_same(
     code, out, _ = genflow(*words, "--json")
     assert (code, [stage["job"] for stage in json.loads(out)["stages"]]) == (0, ["train"])
     plan = runs.plan(store, planned)
+    runs.create_folder(store, plan)
+    meta = {"family": "flow_matching", "init": made.id, "latents": latents}
+    row = {"run": store.finalize("runs", plan.id, name=plan.name, meta=meta).id, "dataset": plan.dataset.id}
+    lines = [line for line in commands(store, [{**row, "evaluate": {}}]) if line.startswith("genflow train flow")]
+    assert len(lines) == 1  # the folder's run is no training
+    assert f"--text {text_encoder(store, run)} --init '{folder}'" in lines[0]
     theirs = Engine.load(made).family.state_dict()
     first = runs.initial_family(store, plan.recipe, plan.facts).state_dict()
     assert all(torch.equal(first[name], tensor) for name, tensor in theirs.items())

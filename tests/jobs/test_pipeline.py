@@ -34,12 +34,12 @@ def events():
     return []
 
 
-def silent_stage_task(job, document, environment):
+def silent_stage_task(job, document, environment, device):
     """Run a stage in a Ray worker without sending anything to MLflow."""
     from jobs.pipeline import _stage_task
 
     silence()
-    return _stage_task(job, document, environment)
+    return _stage_task(job, document, environment, device)
 
 
 @pytest.fixture
@@ -137,6 +137,9 @@ class Inline:
     def remote(self, **options):
         return lambda function: SimpleNamespace(remote=lambda *args: functools.partial(function, *args))
 
+    def is_initialized(self):
+        return False  # so the GPUs of this machine count
+
     def wait(self, tasks):
         return tasks[:1], tasks[1:]
 
@@ -148,7 +151,7 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     """The last stage receives the evaluations and the failures, and the pipeline does not fail."""
     received = []
 
-    def stage_task(name, document, environment):
+    def stage_task(name, document, environment, device):
         if name == "tables":
             received.append(document)
             return {"document": {"report": "tables-1a", "cached": False}}
@@ -190,7 +193,7 @@ def test_data_is_prepared_before_trainings_reserve_cores(store, monkeypatch):
     """Prepare stages run first: with all cores reserved by trainings, Ray Data would give up waiting for one."""
     order = []
 
-    def stage_task(name, document, environment):
+    def stage_task(name, document, environment, device):
         order.append(name)
         return {"document": {"run": "a-1a", "dataset": "points-1a"}}
 
@@ -215,7 +218,7 @@ def test_a_training_that_diverged_is_counted_once_and_kept(store, prepared, monk
     data = prepared("ring8", samples=400)
     monkeypatch.setenv("GENFLOW_STORE", str(store.root))
 
-    def diverge(*args):
+    def diverge(*args, **more):
         raise loop.NonFinite("the loss is not finite (step 7)", "lower the rate")
 
     monkeypatch.setattr(training_job, "_fit", diverge)

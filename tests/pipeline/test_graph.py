@@ -111,7 +111,7 @@ def test_every_shipped_pipeline_loads(file: str) -> None:
 def test_the_page_about_latents_has_a_pipeline() -> None:
     """Latents are made from the dataset and the autoencoder, and the last stage trains on them."""
     text = (ROOT / "docs" / "latents.md").read_text(encoding="utf-8")
-    document = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    document = yaml.safe_load("stages:" + text.split("```yaml\nstages:")[1].split("```")[0])
     stages = {stage.name: stage for stage in load(document, "latents.yaml").stages}
     assert set(stages["latents"].needs) == {"data", "autoencoder"}
     assert stages["latents"].recipe.encode.flip

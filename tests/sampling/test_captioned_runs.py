@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from support.trained_run import trained_run
 
 from genflow import runs, text_encoders
 from genflow.api import Run
+from genflow.cli import sample
 from genflow.data import texts
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
 from genflow.data.texts import Texts
 from genflow.errors import DataError, UsageError
-from genflow.evaluation import evaluate, samples
+from genflow.evaluation import evaluate, samples, sweep
 from genflow.evaluation.features import classifier
 from genflow.evaluation.features.extractor import load_features
 from genflow.evaluation.report import page, table
@@ -240,6 +242,34 @@ def test_a_walk_between_two_prompts(made: Made) -> None:
     assert len({picture.tobytes() for picture in walk.images}) == 7
 
 
+def test_interpolation_of_the_command(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row from each prompt to the next one; one prompt is drawn between seeds; pictures have no negative prompt."""
+    store, *_, run, _ = made
+    monkeypatch.setenv("GENFLOW_STORE", store.url)
+    engine, out = Engine.load(run), tmp_path / "walk.npy"
+
+    def draw(*prompts: str, n: int | None = None, **more: Any) -> dict[str, Any]:
+        sample.sample(run.id, prompt=list(prompts), n=n, seed=7, interpolate=True, out=out, json=True, **more)
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return document["interpolate"]
+
+    walk = draw("a red tiger", "", n=3)
+    assert walk == {"rows": 1, "columns": 3, "between": "prompts", "ends": [["a red tiger", ""]]}
+    ends = engine.draw([7, 7], prompts=["a red tiger", ""]).images
+    assert np.array_equal(np.load(out)[[0, 2]], ends.transpose(0, 3, 1, 2))
+    assert draw("a", "red", "apple")["rows"] == 2
+    assert draw("a red tiger", n=4) == {"rows": 1, "columns": 4, "between": "seeds", "ends": None}
+    assert np.array_equal(np.load(out)[3], engine.draw([8], prompts=["a red tiger"]).images[0].transpose(2, 0, 1))
+    with pytest.raises(UsageError, match=r"-n 7 images do not fill 2 row"):
+        draw("a", "red", "apple", n=7)
+    with pytest.raises(UsageError, match="--prompt cannot be combined with --between"):
+        draw("a", "red", between=(tmp_path, tmp_path))
+    with pytest.raises(UsageError, match="--negative cannot be combined with --interpolate between pictures"):
+        draw(negative="a red apple")
+
+
 def test_lone_surrogates_are_one_line(made: Made) -> None:
     """An argument of the command line that is not UTF-8 is named, wherever it comes in."""
     *_, run, _ = made
@@ -267,11 +297,22 @@ def test_captions_condition_every_measurement(made: Made, tmp_path: Path, monkey
         assert 0 <= (found[name]["floor"] or 0) <= 1
     assert 0 <= found["clip_score"]["low"] <= found["clip_score"]["value"] <= 100
     assert found["clip_score"]["features"].startswith("clip@")
+    assert 0 <= found["copies_unseen"]["value"] <= 1
     assert {"prompt / hard", "unseen / hard"} <= set(table.columns({"rows": [document]}))
     assert table.best([document], "r_precision") == run.id
     assert [point["guidance"] for point in document["guidance"] or ()] == [1, 2, 4, 8]
     assert all(0 <= point["r_precision"]["value"] <= 1 for point in (*document["sweep"], *document["guidance"]))
     _require_prompts_shown(store, document, data)
+
+
+def test_guidance_is_tried_where_captions_were_dropped(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every scale but the run's own, once; none for a family that never saw the empty caption, or reads classes."""
+    store, data, _, run, _ = made
+    engine, options = Engine.load(run), Evaluate(guidance=(8, 1, 2, 8))
+    assert sweep.guidance_to_try(engine, options) == [{"guidance": 1}, {"guidance": 8}]
+    monkeypatch.setattr(engine.family, "forget", 0.0)
+    assert sweep.guidance_to_try(engine, options) == []
+    assert sweep.guidance_to_try(Engine.load(trained_run(store, data, "vae", steps=2)), options) == []
 
 
 def test_a_search_can_optimize_prompt_fidelity(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

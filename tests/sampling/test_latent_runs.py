@@ -65,6 +65,17 @@ def test_watchers_see_pictures(made: Made) -> None:
     assert len(seen) >= 2
 
 
+def test_steps_are_counted_without_decoding(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`on_step` is called at every evaluation, and decodes no latents: only the samples are."""
+    *_, run = made
+    engine, steps, decoded = Engine.load(run), [], []
+    decode = engine._decoded
+    monkeypatch.setattr(engine, "_decoded", lambda x: decoded.append(len(x)) or decode(x))
+    drawn = engine.draw(range(2), on_step=lambda: steps.append(1))
+    assert (len(steps), len(decoded)) == (drawn.nfe, 1)
+    assert np.array_equal(drawn.images, engine.draw(range(2)).images)
+
+
 def test_pictures_are_encoded_and_decoded(made: Made) -> None:
     """Encoding a picture to noise and decoding the noise gives its reconstruction, as far as the steps permit."""
     _, data, _, _, run = made

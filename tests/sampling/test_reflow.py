@@ -45,7 +45,8 @@ def test_a_pair_is_what_the_teacher_draws_from_its_noise(store: Store, data: Dat
     """Pair i has the same bits in any range, and its sample is the engine's from that noise."""
     plan = task(store, data)
     teacher = reflow.Teacher(plan)
-    seeds, labels, noise, x = teacher.pair(range(7))
+    seeds, labels, noise, x, captions = teacher.pair(range(7))
+    assert captions == []
     again = teacher.pair(range(5, 7))
     assert np.array_equal(seeds[5:], again[0])
     assert np.array_equal(noise[5:], again[2])
@@ -71,7 +72,7 @@ def test_a_student_sees_the_noise_of_each_sample(store: Store, data: Dataset) ->
     plan = task(store, data)
     pairs = Pairs.open(written(store, plan), data.facts)
     batch = Stream(pairs, 4, seed=1)(0)
-    _, _, noise, x = reflow.Teacher(plan).pair(range(7))
+    _, _, noise, x, _ = reflow.Teacher(plan).pair(range(7))
     rows = Stream(pairs, 4, seed=1).rows(0)
     torch.testing.assert_close(batch.noise, torch.from_numpy(noise[rows]))
     torch.testing.assert_close(batch.x, torch.from_numpy(x[rows]), rtol=0, atol=1e-5)

@@ -3,9 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import browser
+from support import browser, served
+
+from genflow.serving.model_list import ServedModel
 
 PROGRAM = browser.find_browser()
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="no Chromium on PATH: the playground is not tested")
@@ -121,12 +124,14 @@ def test_by_keyboard_alone(tab: browser.Page) -> None:
 
 def test_every_control_has_a_name(tab: browser.Page) -> None:
     """Every visible control has a label, a text or an alternative text for screen readers."""
-    nameless = tab.run(
-        "[...document.querySelectorAll('input, select, button')].filter(e => !e.closest('[hidden]'))"
-        ".filter(e => !(e.labels && e.labels.length) && !e.innerText.trim() && !e.getAttribute('aria-label')"
-        " && !e.querySelector('img[alt]')).map(e => e.outerHTML.slice(0, 80))"
-    )
-    assert nameless == []
+    assert tab.run(NAMELESS) == []
+
+
+NAMELESS = (
+    "[...document.querySelectorAll('input, select, textarea, button')].filter(e => !e.closest('[hidden]'))"
+    ".filter(e => !(e.labels && e.labels.length) && !e.innerText.trim() && !e.getAttribute('aria-label')"
+    " && !e.querySelector('img[alt]')).map(e => e.outerHTML.slice(0, 80))"
+)
 
 
 def test_points_of_the_plane(tab: browser.Page) -> None:
@@ -154,6 +159,53 @@ def test_a_phone(tab: browser.Page, dark: bool) -> None:
     finally:
         tab.size(1280, 1000)
         tab.dark(False)
+
+
+@pytest.fixture(scope="module")
+def words(captioned_store: tuple[Any, list[ServedModel], Path]) -> Iterator[browser.Page]:
+    """The page of a server with a model of captions."""
+    assert PROGRAM
+    with served.server(captioned_store[1]) as url, browser.page(PROGRAM, url) as opened:
+        opened.until(DRAWN)
+        yield opened
+
+
+def test_prompts_side_by_side(words: browser.Page) -> None:
+    """Without a prompt the captions of held-out rows are drawn; two prompts have two panes, and a walk between them."""
+    alt, hidden = "document.querySelector('.sheet img').alt", "document.querySelector('#classes').hidden"
+    assert words.run(f"{hidden} && /Sample of seed 1: a (red|green) square, number/.test({alt})")
+    words.click("#suggestions button")
+    words.until("location.hash.includes('prompt=a+') && document.querySelectorAll('#history button').length === 1")
+    choose(words, "#prompt", "a red tiger")
+    choose(words, "#second", "a blue apple")
+    choose(words, "#negative", "sep")
+    words.click("#draw")
+    words.until(f"document.querySelectorAll('figure').length === 2 && {DRAWN}")
+    assert words.run("[...document.querySelectorAll('figcaption b')].map(b => b.innerText)") == [
+        "a red tiger", "a blue apple",
+    ]  # fmt: skip
+    words.click("#walkprompts")
+    words.until("document.querySelectorAll('#strip img').length === 12")
+    assert words.run("document.querySelector('#strip img').src") == words.run(FIRST)
+    ends = "[...document.querySelectorAll('#strip img')].at(-1).src === document.querySelectorAll('.sheet img')[{}].src"
+    assert words.run(ends.format(words.run("document.querySelector('.sheet').children.length")))
+    save_screenshot(words, "prompts")
+
+
+def test_the_history_restores_a_prompt(words: browser.Page) -> None:
+    """An entry of the history brings its prompt back; on a phone the page fits the width; no control is nameless."""
+    words.until("document.querySelectorAll('#history button').length === 2")
+    words.click("#history button:last-child")
+    words.until(f"document.querySelectorAll('figure').length === 1 && {DRAWN}")
+    assert words.run("document.querySelector('#second').value + document.querySelector('#negative').value") == ""
+    assert words.run(NAMELESS) == []
+    words.size(390, 844)
+    assert words.run("document.documentElement.scrollWidth") <= 390
+    save_screenshot(words, "prompts-phone")
+    choose(words, "#model", "kinds")
+    words.until("document.querySelector('#promptfield').hidden && !document.querySelector('#classes').hidden")
+    words.until(f"/class green/.test(document.querySelector('.sheet img').alt) && {DRAWN}")
+    assert words.errors == []
 
 
 def test_the_page_reports_no_errors(tab: browser.Page) -> None:

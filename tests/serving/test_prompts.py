@@ -1,6 +1,7 @@
 """Prompts of a served model: over plain HTTP, from the official client of OpenAI, and from genflow's own client."""
 
 import base64
+import dataclasses
 import io
 import json
 import shutil
@@ -15,13 +16,16 @@ import pytest
 from PIL import Image
 from support import served
 
-from genflow.cli import sample
+from genflow import text_encoders
+from genflow.cli import sample, serve
 from genflow.client import Client
 from genflow.data import preview
 from genflow.errors import UsageError
 from genflow.sampling import interpolation
 from genflow.sampling.engine import Engine
+from genflow.serving.engine_cache import EngineCache
 from genflow.serving.model_list import ServedModel
+from genflow.serving.schemas import SampleRequest
 from genflow.storage.store import Store
 from genflow.system import http
 
@@ -167,11 +171,21 @@ def test_a_wrong_prompt_is_one_line(url: str, path: str, body: dict[str, Any], m
     assert "\n" not in error["message"] + error["hint"]
 
 
+def test_guidance_needs_dropped_conditions(url: str) -> None:
+    """A run that never learned predictions without its condition refuses guidance, and its description says so."""
+    answer = ask(url, "models/kinds/samples", guidance=2)
+    assert (answer.status, answer.json()["error"]["field"]) == (422, "guidance")
+    assert "family.forget above 0" in answer.json()["error"]["message"]
+    assert [card["abilities"]["guidance"] for card in Client(url).models()] == [True, False]
+
+
 def test_two_names_of_one_option(url: str) -> None:
     """A request that has an option under both names is invalid, and none of them is ignored."""
     answer = ask(url, "models/words/samples", steps=3, num_inference_steps=4)
     assert answer.status == 422
     assert "num_inference_steps is another name of steps" in answer.json()["error"]["message"]
+    for body in ({"guidance": None, "guidance_scale": 3}, {"guidance_scale": 3, "guidance": None}):
+        assert SampleRequest.model_validate(body).guidance == 3
 
 
 def test_the_official_client(official: openai.OpenAI, engine: Engine) -> None:
@@ -245,3 +259,37 @@ def test_without_the_text_encoder(captioned_store: Captioned) -> None:
             assert client.post("/v1/models/words/samples", json={}).status_code == 200
     finally:
         shutil.move(moved, encoder)
+
+
+def test_models_share_a_text_encoder(
+    captioned_store: Captioned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models with the same text encoder in one process read its weights once, and at the first new prompt."""
+    listed = captioned_store[1][0]
+    copied = tmp_path / "runs" / listed.run
+    shutil.copytree(listed.path, copied)
+    found: list[str] = []
+    find = text_encoders.find
+    monkeypatch.setattr(text_encoders, "find", lambda name: found.append(name) or find(name))
+    cache = EngineCache(2**30)
+    first, second = (cache.engine(entry) for entry in (listed, dataclasses.replace(listed, path=str(copied))))
+    assert first is not second
+    assert not found
+    drawn = [engine.draw([1], prompts=["a new apple"]).images for engine in (first, second)]
+    assert np.array_equal(*drawn)
+    assert len(found) == 1
+
+
+def test_serving_without_the_text_encoder_is_said(
+    captioned_store: Captioned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`genflow serve` says before it starts that new prompts cannot be read, and why."""
+    store, listed, encoder = captioned_store
+    run = store.find("runs", listed[0].run)
+    serve._note_missing_encoder(run)
+    assert capsys.readouterr().err == ""
+    moved = encoder.with_name("moved")
+    shutil.move(encoder, moved)
+    serve._note_missing_encoder(run)
+    shutil.move(moved, encoder)
+    assert "words draws only the captions that it has stored: text encoder" in capsys.readouterr().err

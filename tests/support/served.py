@@ -47,7 +47,7 @@ def train_captioned(root: Path) -> tuple[Store, list[Artifact], Path]:
     sections: Any = {"steps": 12, "texts": embedded(store, encoder), "sample": {"steps": 2, "guidance": 2.0}}
     return store, [
         trained_run(store, data, "flow_matching", "words", **sections),
-        trained_run(store, data, "flow_matching", "kinds", steps=2, sample={"steps": 2}),
+        trained_run(store, data, "flow_matching", "kinds", steps=2, sample={"steps": 2}, family={"forget": 0}),
     ], encoder  # fmt: skip
 
 

@@ -160,3 +160,15 @@ def test_training_times_contain_the_autoencoder_and_the_latents():
     found = {"gan": {0: evaluation(2.0)}, "gan-half": {0: evaluation(9.0, training={"images": 1, "cpu_seconds": 8.0})}}
     result = quantities(study(target=10), found, {}, before=100.0)["gan"]["seconds_to"]
     assert (result["value"], result["low"]) == (116.0, 108.0)
+
+
+def test_prompt_fidelity_stands_in_the_cell_of_quality():
+    """For runs of captions, with the value of real data; other runs have no such line."""
+    found = evaluation(2.0)
+    found["metrics"] |= {"r_precision": metric(0.9, floor=0.99), "r_precision_unseen": metric(0.8, floor=0.98)}
+    (method,) = (value for name, value in measured({"gan": {0: found}}).items() if name == "gan")
+    text = " ".join(said(method)["quality"])
+    assert "own caption found among others 0.90" in text
+    assert "real data 0.99" in text
+    assert "the same for unseen captions 0.80" in text
+    assert "caption" not in " ".join(said(measured({"gan": {0: evaluation(2.0)}})["gan"])["quality"])

@@ -155,7 +155,7 @@ def test_a_slow_server_that_answers_has_a_total_limit(
 
 
 def test_ui_sends_the_rest_to_a_server(server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`genflow ui`, which warnings name, sends what a server lacks, and prints the address of the server."""
+    """`genflow ui`, which warnings name, sends what a server lacks, and prints its address and the store's page."""
     monkeypatch.setenv("GENFLOW_STORE", store_with(tmp_path, "a").url)
     server.fails = lambda number: "before"
     done = CliRunner().invoke(app, ["ui"], env=dict(os.environ))
@@ -164,4 +164,6 @@ def test_ui_sends_the_rest_to_a_server(server: MlflowServer, tmp_path: Path, mon
     done = CliRunner().invoke(app, ["ui"], env=dict(os.environ))
     assert (done.exit_code, done.stderr) == (0, "")
     assert server.url in done.stdout
+    page = next(line for line in done.stdout.splitlines() if line.startswith("Store")).split()[1]
+    assert "<h2>" in Path(page.removeprefix("file://")).read_text(encoding="utf-8")
     assert_everything_is_there(server, 1)

@@ -59,6 +59,7 @@ for kind, net, facts in cases:
 """
 CASES = [
     ("flow_matching", "unet", "grey"), ("ddpm", "dit", "grey"), ("flow_matching", "mmdit", "captioned"),
+    ("flow_matching", "sd3", "captioned"),
     ("normalizing_flow", "auto", "grey"), ("consistency", "unet", "grey"), ("flow_matching", "mlp", "points"),
 ]  # fmt: skip
 

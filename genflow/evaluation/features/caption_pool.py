@@ -18,11 +18,22 @@ OTHERS = 99  # wrong captions for each true one
 MAX_CAPTIONS = 10_000  # wrong captions are drawn from at most so many
 
 
+class _Spaces(dict[int, int | str]):
+    """For `str.translate`: a space in the place of punctuation, spaces and control characters."""
+
+    def __missing__(self, code: int) -> int | str:
+        kind = unicodedata.category(chr(code))
+        self[code] = " " if kind[0] in "PZ" or kind == "Cc" else code
+        return self[code]
+
+
+_spaces = _Spaces()
+
+
 def words(caption: str) -> str:
     """A caption without letter case, punctuation and spaces; captions with the same words have the same."""
     text = unicodedata.normalize("NFKC", caption).casefold()
-    spaced = "".join(" " if unicodedata.category(letter)[0] in "PZC" else letter for letter in text)
-    return " ".join(spaced.split()) or text.strip()
+    return " ".join(text.translate(_spaces).split()) or text.strip()
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class CaptionPool:
         spelling: dict[str, str] = {}
         rows: set[tuple[str, ...]] = set()
         for split in data.splits.values():
-            for own in split.captions:
+            for own in set(split.captions):
                 found = {words(caption): caption for caption in own if caption.strip()}
                 for short, caption in found.items():
                     spelling[short] = min(caption, spelling.get(short, caption))

@@ -3,11 +3,16 @@
     r_precision_unseen        as `r_precision`, for captions of held-out rows only
     r_precision_unseen_hard   as `r_precision_hard`
 
+    copies_unseen             as `copies` of `memorization`, for these samples
+
 A caption is unseen if no training row has a caption with the same words. The floor is the value of the held-out
-pictures. A value far below `r_precision` means that the run has learned its captions by heart.
+pictures. A value far below `r_precision` means that the run has learned its captions by heart. If a single training row
+has a caption, a copy of this row is what the caption asks for; no unseen caption asks for a copy.
 """
 
+from genflow.evaluation.interval import Interval
 from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Reading, Row, with_interval
+from genflow.evaluation.metrics.memorization import memorization
 from genflow.evaluation.metrics.r_precision import ASKED, judge_of, readings
 
 
@@ -23,13 +28,19 @@ def measure(inputs: Model) -> dict[str, Reading]:
         return {}
     drawn = samples.draw(
         inputs.engine, samples.seeds(seed, len(rows), "unseen captions"), split.labels[rows],
-        lambda k: inputs.progress(0, "drawing samples of unseen captions"), captions_of(split, rows),
+        lambda k: inputs.progress(k, "drawing samples of unseen captions"), captions_of(split, rows),
     )  # fmt: skip
-    return readings(judge, drawn.records, split, rows, seed, "r_precision_unseen")
+    found = readings(judge, drawn.records, split, rows, seed, "r_precision_unseen")
+    copies = (memorization(drawn.records, inputs.data, real) or {}).get("copies")
+    if found and copies:
+        interval = Interval(copies["value"], copies["low"], copies["high"])
+        found["copies_unseen"] = Reading(interval, copies["n"], copies["features"], copies["floor"])
+    return found
 
 
 UNSEEN = Number("r_precision_unseen", better="larger")
 HARD = Number("r_precision_unseen_hard", better="larger")
+COPIES = Number("copies_unseen", better="smaller", tune=False)
 
 
 def _cell(row: Row) -> str:
@@ -38,8 +49,12 @@ def _cell(row: Row) -> str:
 
 
 METRIC = Metric(
-    measure, needs="model", numbers=(UNSEEN, HARD), order=42,
+    measure, needs="model", numbers=(UNSEEN, HARD, COPIES), order=42,
     applies=lambda data, options: data.facts.captions and not data.facts.is_points,
     table=(Column("unseen / hard", _cell, has=lambda row: UNSEEN.get(row) is not None),),
-    report=(with_interval(UNSEEN, "unseen prompt ↑"), with_interval(HARD, "unseen prompt ↑<small>hard</small>")),
+    report=(
+        with_interval(UNSEEN, "unseen prompt ↑"),
+        with_interval(HARD, "unseen prompt ↑<small>hard</small>"),
+        with_interval(COPIES, "copies ↓<small>unseen prompts</small>", mark=False),
+    ),
 )  # fmt: skip

@@ -40,6 +40,8 @@ def commands(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if latents and latents.id not in encoded:
             encoded.add(latents.id)
             lines.append(_encode(latents, name_by_run))
+        if run.meta.get("folder"):  # no training made it: the trainings that start from it name its folder
+            continue
         settings = _train(store, run, latents.name if latents else "", name_by_run)
         lines.append(_line("train", run.meta["family"], "--data", dataset.id, *settings))
     named = [name_by_run[run.id] for run in runs]
@@ -107,12 +109,15 @@ def _train(store: Store, run: Artifact, latents: str, name_by_run: dict[str, str
         base = {"family.kind": kind}
     changed = {key: value for key, value in _deciding_settings(recipe).items() if key not in base or base[key] != value}
     changed.pop("init", None)
-    start = ["--init", name_by_run.get(recipe.init, recipe.init)] if recipe.init else []
+    folder = source.meta.get("folder") if source else None
+    start = ["--init", folder or name_by_run.get(recipe.init, recipe.init)] if recipe.init else []
+    texts = store.get("texts", recipe.data.text)
+    text = ["--text", texts.meta["encoder"] if texts else recipe.data.text] if recipe.data.text else []
     name = ["--name", recipe.name] if recipe.name else []
     default = "none" if facts.is_large and not (recipe.init or recipe.data.pairs or kind in AUTOENCODERS) else ""
     learned = latents or recipe.data.latents or default
     on = ["--latents", learned] if learned else []
-    return [*on, *start, *name, *_sets(changed)]
+    return [*on, *text, *start, *name, *_sets(changed)]
 
 
 def recipe_of(run: Artifact) -> Recipe:

@@ -201,10 +201,15 @@ def _prompts(ranked: list[Row]) -> str:
 
 def _copies(ranked: list[Row]) -> str:
     """Runs whose share of near copies of training pictures is significantly larger than that of held-out pictures."""
-    measured = [(row["name"], found["copies"]) for row in ranked if (found := row.get("memorization"))]
+    measured = [
+        (row["name"], found["copies"], row.get("metrics", {}).get("copies_unseen"))
+        for row in ranked
+        if (found := row.get("memorization"))
+    ]
     suspicious = [
-        f"{name} {100 * copies['value']:.1f} % (held-out pictures {100 * copies['floor']:.1f} %)"
-        for name, copies in measured
+        f"{name} {100 * copies['value']:.1f} % (held-out pictures {100 * copies['floor']:.1f} %"
+        + (f"; samples of unseen captions {100 * unseen['value']:.1f} %)" if unseen else ")")
+        for name, copies, unseen in measured
         if copies["floor"] is not None and copies["low"] > copies["floor"] + (copies["high"] - copies["value"])
     ]
     return f"Share of samples that are near copies of a training picture: {_list(suspicious)}." if suspicious else ""

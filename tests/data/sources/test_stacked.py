@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genflow.cli.prepare import find_source
+from genflow.commands.prepare import find_source
 from genflow.data.sources.base import ImageSpec
 from genflow.data.sources.digits import Digits
 from genflow.data.sources.find import find
@@ -69,5 +69,6 @@ def test_a_stack_of_a_dataset_in_the_store_is_one_of_its_source(store, prepared,
     np.savez(tmp_path / "two.npz", images=images, labels=np.arange(40) % 2)
     prepared(tmp_path / "two.npz", name="mine")
     path = f"stack:{tmp_path / 'two.npz'}"
-    assert [find_source(f"stack:{name}") for name in ("mine", "two.npz", "digits")] == [path, path, "stack:digits"]
+    found = [find_source(store, f"stack:{name}") for name in ("mine", "two.npz", "digits")]
+    assert found == [path, path, "stack:digits"]
     assert prepared(path, samples=100).artifact.meta["source"]["classes"] == 2

@@ -121,6 +121,16 @@ def test_captions_with_the_same_words_are_the_same_answer(tmp_path: Path, store:
     assert found["blue tiger"] == set(number.values()) - {number["blue tiger"]}
 
 
+def test_words_of_every_script_are_kept() -> None:
+    """Case and punctuation of all scripts are left out; letters, marks, digits and symbols are not."""
+    assert words(" «Ein ROTER\tApfel», (2)! ") == "ein roter apfel 2"
+    assert words("“日本”、リンゴ。") == words("日本 リンゴ")
+    assert words("face 😀") != words("face 😁")
+    assert words("की") != words("का")  # a mark makes the difference
+    assert words("?!") == "?!"
+    assert words(" ") == ""
+
+
 def test_wrong_captions_are_a_function_of_seed_and_row() -> None:
     """99 of them, chosen at random or by nearness; never the true one."""
     names = [f"number {n:03}" for n in range(150)]
@@ -157,3 +167,13 @@ def test_unseen_captions_are_those_that_no_training_row_has(judged: Judged, tmp_
         made = dataset(store, numbered, val=val, name=f"held-{val}")
         real = DataSplits.of(made)
         assert len(unseen(made, real)) == (len(real.reference) if val else 0)
+
+
+def test_one_caption_for_all_has_no_judge(tmp_path: Path, store: Store) -> None:
+    """There is no wrong caption, so there is nothing to judge and nothing is trained."""
+    folder = scenes(tmp_path / "same", 4)
+    for file in folder.glob("*.txt"):
+        file.write_text("an apple", encoding="utf-8")
+    data = dataset(store, folder, val=0.25)
+    judge = load_judge(store, data, DataSplits.of(data), "any@1", lambda captions: np.zeros((1, 4)), lambda *_: None)
+    assert judge is None

@@ -220,3 +220,7 @@ def test_the_verdict_says_whether_prompts_are_followed():
     assert "own caption fits best among 100: words 94 % (captions that no training row has: 89 %)" in text
     assert "real data 99 %, chance 1 %" in text
     assert "caption" not in " ".join(verdict([row("classes", 1.0)]))
+    own["memorization"] = {"copies": share(1.0, 0.01)}
+    own["metrics"]["copies_unseen"] = share(0.02, 0.01)
+    text = " ".join(verdict([own]))
+    assert "words 100.0 % (held-out pictures 1.0 %; samples of unseen captions 2.0 %)" in text

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -83,12 +84,17 @@ class Endpoint:
 
 
 @pytest.fixture(scope="module")
-def endpoint(model_store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+def endpoint(
+    model_store: ModelStore, captioned_store: tuple[Store, list[ServedModel], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Endpoint]:  # fmt: skip
     store, _ = model_store
+    words = captioned_store[1][0]
+    shutil.copytree(words.path, store.folder("runs", words.run))
     log = tmp_path_factory.mktemp("serve") / "log"
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            command(store, "serve", "flow", "vae", "--name", "tested", "--port", "0", "--replicas", "2"),
+            command(store, "serve", "flow", "vae", words.run, "--name", "tested", "--port", "0", "--replicas", "2"),
             env=environment(store), stdout=file, stderr=file, text=True, encoding="utf-8",
         )  # fmt: skip
     end = time.monotonic() + 240
@@ -117,16 +123,27 @@ def slow(endpoint: Endpoint) -> Iterator[socket.socket]:
 
 
 class Load:
-    """Sends requests from several threads, and records the responses."""
+    """Sends requests from several threads, and records the responses.
 
-    def __init__(self, endpoint: Endpoint, threads: int = 3) -> None:
+    With `prompts`, every second thread sends another prompt in every request, which the text encoder embeds.
+    """
+
+    def __init__(self, endpoint: Endpoint, threads: int = 3, *, prompts: bool = False) -> None:
         self.endpoint, self.answers, self._stop = endpoint, [], threading.Event()  # type: ignore[var-annotated]
+        self._prompts = prompts
         self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(threads)]
 
     def _run(self, seed: int) -> None:
+        count = 0
         while not self._stop.is_set():
+            asked: dict[str, Any] = {"n": 2, "seed": seed}
+            if reads := self._prompts and seed % 2:
+                count += 1
+                asked |= {"prompt": [f"a red apple {count}", "a blue tiger"], "format": "json", "n": 2}
             try:
-                status, body, _ = self.endpoint.ask("/v1/models/flow/samples", {"n": 2, "seed": seed})
+                status, body, _ = self.endpoint.ask(f"/v1/models/{'words' if reads else 'flow'}/samples", asked)
+                if reads and status == 200:
+                    body = json.loads(body)["images"][1].encode()  # of the prompt that is always the same
             except OSError as error:
                 status, body = 0, repr(error).encode()
             self.answers.append((seed, status, body))
@@ -230,8 +247,11 @@ def test_disconnected_clients_free_their_places(endpoint: Endpoint) -> None:
 
 
 def test_a_killed_replica_loses_no_request(endpoint: Endpoint) -> None:
-    """If a replica or an engine process is killed, every request is still answered with the same bytes."""
-    with Load(endpoint) as load:
+    """If a replica or an engine process is killed, every request is still answered with the same bytes.
+
+    That holds for prompts, too, which the new engine process reads by its own text encoder.
+    """
+    with Load(endpoint, prompts=True) as load:
         for find in (endpoint.replicas, endpoint.workers):
             until(lambda: len(endpoint.workers()) == 2)
             load.more(6)
@@ -270,8 +290,6 @@ def test_who_sends_headers_slowly_is_left(slow: socket.socket) -> None:
 
 def _copy_broken(run: Path, to: Path) -> None:
     """Copy a run and truncate its weights."""
-    import shutil
-
     shutil.copytree(run, to)
     manifest = json.loads((to / "manifest.json").read_text(encoding="utf-8")) | {"id": to.name, "name": "broken"}
     (to / "manifest.json").write_text(json.dumps({**manifest, CHECKSUM: checksum(manifest)}), encoding="utf-8")
