@@ -128,6 +128,7 @@ def result(run: Artifact, *, cached: bool) -> Trained:
         "cpu_seconds": meta.get("cpu_seconds"),
         "parameters": meta.get("parameters"),
         "world": meta.get("world"),
+        "texts": meta.get("texts"),
     }
 
 

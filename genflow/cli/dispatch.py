@@ -89,12 +89,16 @@ def show_stages(pipeline: "Pipeline", json: bool) -> None:
     print(console.table(("stage", "job", "needs", "artifact", "state"), table, left=5))
 
 
-def use_of(run: str, family: str | None, dataset: str | None, command: str = "") -> str:
-    """The command that uses a run: `encode` of an autoencoder; else `command`, by default `sample RUN`."""
+def use_of(run: str, family: str | None, dataset: str | None, command: str = "", texts: str | None = "") -> str:
+    """The command that uses a run: `encode` of an autoencoder; else `command`, by default `sample RUN`.
+
+    With `texts`, the embeddings that a run of captions reads, it has a prompt.
+    """
     from genflow.families import AUTOENCODERS
 
     encode = f"encode {dataset or 'DATASET'} --autoencoder {run}"
-    return f"genflow {encode if family in AUTOENCODERS else command or f'sample {run}'}"
+    sample = f"sample {run} --prompt 'WORDS'" if texts else f"sample {run}"
+    return f"genflow {encode if family in AUTOENCODERS else command or sample}"
 
 
 def training_of(dataset: str, facts: Json) -> str:

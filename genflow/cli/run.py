@@ -99,9 +99,11 @@ def _show(done: Json) -> None:
     from genflow.pipeline import stages
 
     reports = [stage for stage in done["stages"] if stage["job"] == "compare"]
-    for stage in done["stages"]:
-        if artifact := stages.artifact(stage["job"], stage):
-            print(f"{stage['job']:<8} {stage['stage']:<10} {artifact}{'  cached' if stage['cached'] else ''}")
+    shown = [stage for stage in done["stages"] if stages.artifact(stage["job"], stage)]
+    jobs, names = (max([8, *(len(stage[key]) for stage in shown)]) for key in ("job", "stage"))
+    for stage in shown:
+        artifact = stages.artifact(stage["job"], stage)
+        print(f"{stage['job']:<{jobs}} {stage['stage']:<{names}} {artifact}{'  cached' if stage['cached'] else ''}")
     for report in reports:
         print()
         show_table(report)
@@ -110,5 +112,5 @@ def _show(done: Json) -> None:
     if trained:
         best = next((report["best"] for report in reports if report.get("best")), [*trained][-1])
         made = trained.get(best, {})
-        use = use_of(best, made.get("family"), made.get("dataset"))
-        console.next_commands(use, "genflow ui", *OWN_PICTURES)
+        use = use_of(best, made.get("family"), made.get("dataset"), texts=made.get("texts"))
+        console.next_commands(use, "genflow ui", *(OWN_PICTURES if done["pipeline"] == "quickstart" else ()))

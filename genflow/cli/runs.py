@@ -135,7 +135,7 @@ def show(run: RunRef, json: AsJson = False) -> None:
         print(f"{'measured'.ljust(width)}  {evaluation.id}")
     if row.picture:
         print(f"{'samples'.ljust(width)}  {row.picture}")
-    use = use_of(found.id, found.meta.get("family"), found.meta.get("dataset"))
+    use = use_of(found.id, found.meta.get("family"), found.meta.get("dataset"), texts=found.meta.get("texts"))
     console.next_commands(use, f"genflow evaluate {found.id}")
 
 

@@ -143,4 +143,5 @@ def _show(done: Json) -> None:
     if grids := sorted(Path(done["path"]).glob("samples/*.png")):
         print(f"         samples: {grids[-1]}")
     name = done["run"]
-    console.next_commands(use_of(name, done["family"], done["dataset"]), f"genflow evaluate {name}", "genflow ui")
+    use = use_of(name, done["family"], done["dataset"], texts=done["texts"])
+    console.next_commands(use, f"genflow evaluate {name}", "genflow ui")

@@ -62,6 +62,7 @@ class Trained(Made):
         seconds, cpu_seconds: wall-clock and CPU time of training.
         parameters: the number of parameters of the nets.
         world: the number of workers.
+        texts: the id of the text embeddings that it reads; empty or None: it reads labels.
     """
 
     run: str
@@ -75,6 +76,7 @@ class Trained(Made):
     cpu_seconds: float | None
     parameters: int | None
     world: int | None
+    texts: str | None
 
 
 class PairsWritten(Made):
