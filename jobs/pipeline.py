@@ -13,7 +13,8 @@ from typing import Any, cast
 from genflow.errors import BY_CODE, GenflowError, SetupError, UsageError
 from genflow.pipeline.graph import Node, Pipeline, load
 from genflow.pipeline.results import PipelineDone
-from genflow.pipeline.stages import Program, function
+from genflow.pipeline.stages import Program, Stage, function
+from genflow.recipe.schema import parse
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 from jobs.runtime.entrypoint import Emit, execute, run_and_report
@@ -119,9 +120,7 @@ def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emi
                 emit("stage", name=node.name, job=node.job, status="running")
                 cpus = 0 if node.recipe.cluster.workers > 1 else node.stage.cores
                 task = ray.remote(num_cpus=cpus, num_gpus=_gpus(node), max_retries=0)(_stage_task)
-                device = node.recipe.cluster.device if node.stage.device else ""
-                arguments = node.document(made, failed), _environment(), device
-                running[task.remote(node.job, *arguments)] = node
+                running[task.remote(node.job, node.document(made, failed), _environment())] = node
         if not running:
             continue
         (ready, *_), _ = ray.wait(list(running))
@@ -167,15 +166,15 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _stage_task(job: str, document: Json, environment: dict[str, str], device: str) -> Json:
+def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
     """Run a stage in a Ray worker: progress goes to standard output, and the result or error is returned."""
     from genflow.system import events
 
     os.environ.update(environment)
-    if device:
+    if getattr(_program(job), "STAGE", Stage(makes="")).device:
         from jobs.runtime.gpus import claim
 
-        claim(device)
+        claim(parse(document["recipe"]).cluster.device)
     outcome: Json = {}
 
     def emit(event: str, **fields: Any) -> None:

@@ -74,6 +74,7 @@ def main(document: Json, emit: Emit) -> Trained:
     if finished := store.get("runs", run.id):
         warn_if_incomplete(emit, run.id, sync.catch_up(store, run.id))
         return result(finished, cached=True)
+    device = _device(run) if alone else "cpu"  # of other workers this process cannot see the memory
     # the many runs of a study have no names of their own, and would fill the screen
     if (run.recipe.name or document.get("inputs", {}).get("announce")) and (new := difference(store, run)):
         emit("note", message=new)
@@ -82,9 +83,8 @@ def main(document: Json, emit: Emit) -> Trained:
             raise UsageError(f"dataset {run.dataset.id} was deleted just now", "genflow data ls")
         create_folder(store, run)
         try:
-            # of several workers, and of a GPU, the driver cannot see the memory
-            with _journal_sent_to_mlflow(store, run, emit), peak(_device(run) if alone else "cpu") as memory:
-                _fit(store, run, emit, alone=alone)
+            with _journal_sent_to_mlflow(store, run, emit), peak(device) as memory:
+                _fit(store, run, emit)
         except (NonFinite, TrainingDiverged) as error:
             record_divergence(store, run, error)
             raise
@@ -214,9 +214,10 @@ def _device(run: RunPlan) -> str:
     return devices.choose(wanted_here(run.recipe.cluster))
 
 
-def _fit(store: Store, run: RunPlan, emit: Emit, *, alone: bool) -> None:
+def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
     """Run the training in this process, or in a Ray worker group."""
     cluster, on_cluster = run.recipe.cluster, bool(os.environ.get("GENFLOW_CLUSTER"))
+    alone = _is_alone(cluster)
     settings = {
         "store": store.url,
         "recipe": run.recipe if alone else run.recipe.model_dump(mode="json"),

@@ -30,9 +30,10 @@ from pretended_cuda.pretend import pretended
 
 ROWS, STEPS = 8, 3  # steps before the restart, and after it
 SEEDS = [11, 3, 7]
-# Largest relative differences between the devices. AdamW divides a gradient by its own size, so the rounding of a
-# gradient that is nearly zero moves a weight by a share of the learning rate.
-NUMBERS_DIFFER, WEIGHTS_DIFFER = 1e-4, 3e-3
+# Largest differences between the devices: of logged numbers, relative, and of all weights, as a share of the way that
+# training has moved them. AdamW divides a gradient by its own size, so weights whose gradient is only rounding move as far
+# as others. The net `unet2d` has many: the bias of each convolution before a norm.
+NUMBERS_DIFFER, WEIGHTS_DIFFER, WITH_DEAD_BIASES = 1e-4, 1e-3, {"unet2d": 0.2}
 IMAGES_DIFFER = 1.0, 1e-3  # in grey levels, and of points or latents
 Result = dict[str, Any]
 
@@ -92,7 +93,7 @@ def drive(case: Case, *, thorough: bool) -> Result:
         fit = problems.attempt("fit", lambda: fitted("cuda:0", case, folder=Path(folder), seen=seen, **exact))
         if fit is not None:
             syncs, copies = fit.syncs, fit.copies
-            _compare(fit, expected, problems)
+            _compare(case, fit, expected, problems)
             if thorough or case.name in DEFAULTS:
                 problems.attempt("fit in bfloat16 with Muon", lambda: fitted("cuda:0", case, (2,), precision="bf16"))
             _use(case, fit.checkpoint, problems, thorough=thorough)
@@ -145,16 +146,21 @@ def on_device(given: Batch, device: str) -> Batch:
     return Batch(given.x.to(device), given.label.to(device))
 
 
-def _compare(found: Fitted, expected: Fitted, problems: Problems) -> None:
-    for name, value in expected.average.items():
-        apart = float((found.average[name] - value).abs().max() / (value.abs().max() + 1e-2))
-        if not apart <= WEIGHTS_DIFFER:
-            problems.found.append(f"weights differ from the CPU's by {apart:.2g} ({name})")
+def _compare(case: Case, found: Fitted, expected: Fitted, problems: Problems) -> None:
+    start = {name: parameter.detach() for name, parameter in case.made().named_parameters()}
+    moved = _distance(expected.average, {name: start[name] for name in expected.average})
+    apart = _distance(found.average, expected.average) / max(moved, 1e-9)  # a student that equals its teacher stays
+    if not apart <= WITH_DEAD_BIASES.get(case.net, WEIGHTS_DIFFER):
+        problems.found.append(f"the weights' difference from the CPU's is {apart:.2g} of their way")
     for ours, theirs in zip(found.numbers, expected.numbers, strict=True):
         for name, value in theirs.items():
             apart = abs(ours[name] - value) / (1 + abs(value))
             if name.startswith(("loss", "gradient")) and not apart <= NUMBERS_DIFFER:
                 problems.found.append(f"{name} of step {ours['step']} differs from the CPU's by {apart:.2g}")
+
+
+def _distance(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+    return float(torch.stack([(some[name] - other).square().sum() for name, other in others.items()]).sum().sqrt())
 
 
 def _use(case: Case, weights: Path, problems: Problems, *, thorough: bool) -> None:
