@@ -31,8 +31,8 @@ from pretended_cuda.pretend import pretended
 ROWS, STEPS = 8, 3  # steps before the restart, and after it
 SEEDS = [11, 3, 7]
 # Largest differences between the devices: of logged numbers, relative, and of all weights, as a share of the way that
-# training has moved them. AdamW divides a gradient by its own size, so weights whose gradient is only rounding move as far
-# as others. The net `unet2d` has many: the bias of each convolution before a norm.
+# training has moved them. AdamW divides a gradient by its own size, so weights whose gradient is only rounding move as
+# far as others. The net `unet2d` has many: the bias of each convolution before a norm.
 NUMBERS_DIFFER, WEIGHTS_DIFFER, WITH_DEAD_BIASES = 1e-4, 1e-3, {"unet2d": 0.2}
 IMAGES_DIFFER = 1.0, 1e-3  # in grey levels, and of points or latents
 Result = dict[str, Any]
