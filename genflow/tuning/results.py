@@ -100,7 +100,7 @@ def best_yaml(search: Search, found: Json, data: str) -> str:
     document = space.apply(search.recipe, top["params"]).model_dump(mode="json")
     learned = search.run.recipe.data
     by_default = "none" if search.run.facts.is_large else ""  # large pictures are learned as latents by default
-    named = {"pairs": search.recipe.data.pairs, "latents": learned.latents or by_default}
+    named = {"pairs": search.recipe.data.pairs, "latents": learned.latents or by_default, "text": learned.text}
     document["data"] = {"name": data, **{key: value for key, value in named.items() if value}}
     kept = {key: document[key] for key in ("init", "data", "net", "family", "train", "sample") if document[key]}
     lines = [found["command"], f"trial {top['trial']} of {search.id}: {values_text(search, top)}"]

@@ -215,7 +215,8 @@ class Training:
         learned = runs.training_data(self.context.store, self.recipe) if self.recipe.data.latents else self.context.data
         rows = runs.training_rows(self.context.store, self.recipe, learned)
         train = self.recipe.train
-        return Stream(rows, train.batch, train.seed, device=self.device, flip=self.recipe.data.flip)
+        texts = runs.texts_of(self.context.store, self.recipe)
+        return Stream(rows, train.batch, train.seed, device=self.device, flip=self.recipe.data.flip, texts=texts)
 
     def _train(self, saved: Checkpoints, share: float) -> list[float]:
         """Train until a share of the budget is used; return the last losses."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from genflow.storage.store import Artifact, Store
 from genflow.text import Text
 from genflow.tracking.journal import entries, journal_path
 from genflow.tuning import metrics as tuned
+from genflow.tuning import trial
 
 Made = tuple[Store, Dataset, Artifact, Artifact, Path]
 FEW = Evaluate(samples=32, sweep_samples=16, steps=(1,), bootstrap=4, likelihood=8)
@@ -399,3 +401,14 @@ def test_prompts_in_python(made: Made) -> None:
     assert len(loaded.sample(prompts=words)) == 2
     with pytest.raises(UsageError, match="captions, not classes"):
         loaded.sample(2, label="red")
+
+
+def test_a_trial_of_a_search_reads_captions(made: Made) -> None:
+    """A trial trains on the captions that its recipe names, as a run does."""
+    store, data, embeddings, _, _ = made
+    document = {"family": {"kind": "flow_matching"}, "data": {"name": data.artifact.id, "text": embeddings.id}}
+    planned = runs.plan(store, parse({**document, "net": {"kind": "mlp"}}))
+    context = SimpleNamespace(store=store, data=data)
+    of_trial = SimpleNamespace(context=context, recipe=planned.recipe, device="cpu")
+    label = trial.Training._stream(of_trial)(0).label  # type: ignore[arg-type]
+    assert isinstance(label, Text)
