@@ -34,12 +34,12 @@ def events():
     return []
 
 
-def silent_stage_task(job, document, environment, device):
+def silent_stage_task(job, document, environment):
     """Run a stage in a Ray worker without sending anything to MLflow."""
     from jobs.pipeline import _stage_task
 
     silence()
-    return _stage_task(job, document, environment, device)
+    return _stage_task(job, document, environment)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_tables_are_written_even_if_a_training_diverged(store, monkeypatch):
     """The last stage receives the evaluations and the failures, and the pipeline does not fail."""
     received = []
 
-    def stage_task(name, document, environment, device):
+    def stage_task(name, document, environment):
         if name == "tables":
             received.append(document)
             return {"document": {"report": "tables-1a", "cached": False}}
@@ -193,7 +193,7 @@ def test_data_is_prepared_before_trainings_reserve_cores(store, monkeypatch):
     """Prepare stages run first: with all cores reserved by trainings, Ray Data would give up waiting for one."""
     order = []
 
-    def stage_task(name, document, environment, device):
+    def stage_task(name, document, environment):
         order.append(name)
         return {"document": {"run": "a-1a", "dataset": "points-1a"}}
 
