@@ -253,13 +253,15 @@ def _embed(engine: "Engine", words: Sequence[Words], on_step: Callable[[], None]
     Raises:
         RequestError: the text encoder cannot read them.
     """
-    try:
-        texts = list(dict.fromkeys(text for each in words for text in (each.prompt, each.negative, each.toward)))
-        for first in range(0, len(texts) if engine.prompts else 0, EMBEDDED_AT_ONCE):
-            on_step()
-            engine.prompts.text(texts[first : first + EMBEDDED_AT_ONCE])  # type: ignore[union-attr]
-    except GenflowError as error:
-        raise RequestError(400, error.message, "prompt", error.hint) from error
+    if engine.prompts is None:
+        return
+    texts = list(dict.fromkeys(text for each in words for text in (each.prompt, each.negative, each.toward)))
+    for first in range(0, len(texts), EMBEDDED_AT_ONCE):
+        on_step()
+        try:
+            engine.prompts.text(texts[first : first + EMBEDDED_AT_ONCE])
+        except GenflowError as error:
+            raise RequestError(400, error.message, "prompt", error.hint) from error
 
 
 def _split(conditions: Sequence[Condition]) -> tuple[list[int] | None, list[Words]]:

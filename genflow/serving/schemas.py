@@ -93,7 +93,7 @@ class _SamplingRequest(_BaseRequest):
         return _renamed(values)
 
     def options(self) -> dict[str, Any]:
-        """See `_Asked`."""
+        """See `_BaseRequest`."""
         named = {"steps": self.steps, "sampler": self.sampler, "guidance": self.guidance}
         return {**{key: value for key, value in named.items() if value is not None}, **(self.model_extra or {})}
 

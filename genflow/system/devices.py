@@ -1,7 +1,7 @@
 """The device of this process, chosen in one place: what it was given, else CUDA, else Apple's MPS, else the CPU.
 
-A process is given a device by `--device` or `cluster.device`; by Ray, of which `jobs/runtime/gpus.py` says what it gave
-a worker; or by the variable GENFLOW_DEVICE. A child process inherits what Ray gave its parent.
+A process is given a device by `--device` or `cluster.device`; else by Ray, of which `jobs/runtime/gpus.py` says what it
+gave a worker; else by the variable GENFLOW_DEVICE. A child process inherits what Ray gave its parent.
 """
 
 import os

@@ -36,7 +36,7 @@ from genflow.training import fsdp
 from genflow.training.fsdp import full_tensor, shard_like
 
 STATE, FOLDER = "state.json", "checkpoints"
-SEEN_AFTER_S = 10  # a worker waits so long until it sees the checkpoint of another one
+LOOKS = 10  # one a second: how often a worker looks for the checkpoint of another one
 WEIGHTS = "weights.safetensors"
 READ_BY_SAMPLING = (WEIGHTS, "ema.safetensors", STATE)
 
@@ -101,13 +101,14 @@ class Checkpoints:
             DataError: its files differ from its manifest.
         """
         path, bucket = self.folder / name, self._mirror()
-        for attempt in range(SEEN_AFTER_S):  # a network disk shows new files with a delay
+        for attempt in range(LOOKS):  # a network disk shows new files with a delay
+            if attempt:
+                time.sleep(1)
             if manifest := bucket.manifest(path) if bucket else read_manifest(path):
                 if bucket:
                     return bucket.fetch_folder(path, manifest)
                 verify(path, manifest)
                 return path
-            time.sleep(attempt < SEEN_AFTER_S - 1)
         return None
 
     def _mirror(self) -> mirror.BucketMirror | None:

@@ -8,6 +8,7 @@ read a checkpoint or save for minutes while the others wait. It exchanges object
 import contextlib
 import datetime
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from genflow.maths.wide import wide
 PATIENCE = datetime.timedelta(minutes=30)  # for work that only one worker does, such as saving
 ANSWER = datetime.timedelta(seconds=5)  # for a worker that is not busy
 ROUNDING = 0.01  # relative difference of weights that different processors may cause; more is a fault
+BLOCK = 4096  # bytes of a GPU's tensor whose sum is hashed
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "timed out waiting")  # in messages of torch
 T = TypeVar("T")
 
@@ -58,10 +60,6 @@ class Workers:
         dist.all_gather_object(found, value, group=self._control)
         return found
 
-    def from_first(self, value: T) -> T:
-        """The value of worker 0."""
-        return self.collect(value)[0]
-
     def together(self, use: Callable[[], T]) -> T:
         """The result of `use`; if it fails on any worker, it fails on all of them.
 
@@ -93,7 +91,8 @@ class Workers:
             tensors: the same names on every worker; shards are not copied.
 
         Returns:
-            The largest difference of a worker's tensors before, relative to the norm of those of worker 0.
+            The largest difference of a worker's tensors before, relative to the norm of those of worker 0; infinite
+            if one has a NaN where the other has a number.
         """
         if self._control is None or len(set(self.collect(digest(tensors)))) == 1:
             return 0.0
@@ -101,11 +100,12 @@ class Workers:
         for tensor in tensors.values():
             theirs = tensor.detach().clone(memory_format=torch.contiguous_format)
             dist.broadcast(theirs, 0, group=None if theirs.is_cuda else self._control)
-            apart += float(wide(tensor.detach() - theirs).square().sum())
-            norm += float(wide(theirs).square().sum())
+            ours, first = wide(tensor.detach()), wide(theirs)
+            apart += float(torch.where(ours.isnan() & first.isnan(), 0, ours - first).square().sum())
+            norm += float(first.nan_to_num().square().sum())
             with torch.no_grad():
                 tensor.copy_(theirs)
-        return max(self.collect((apart / max(norm, 1e-30)) ** 0.5))
+        return max(self.collect((apart / max(norm, 1e-30)) ** 0.5 if not math.isnan(apart) else math.inf))
 
     def silent(self) -> list[int]:
         """The other workers that do not answer within seconds; called by those whose sum of gradients failed."""
@@ -168,11 +168,23 @@ def is_lost(error: RuntimeError) -> bool:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of the bytes of tensors. It is made on their device, and copied from it once."""
-    parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors.values()]
-    sums = [part.sum(dtype=torch.int64) for part in parts]
-    text = f"{list(tensors)} {torch.stack(sums).tolist() if sums else []}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A short hash of tensors: on the CPU of all bytes, on a GPU of the sums of blocks, which are copied once."""
+    found = hashlib.sha256(str(list(tensors)).encode())
+    sums = []
+    for tensor in tensors.values():
+        part = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        if part.device.type == "cpu":
+            found.update(part.numpy().data)
+        else:
+            sums += [block.sum(1, dtype=torch.int64) for block in _blocks(part)]
+    if sums:
+        found.update(torch.cat(sums).cpu().numpy().data)
+    return found.hexdigest()[:16]
+
+
+def _blocks(part: Tensor) -> list[Tensor]:
+    whole = len(part) // BLOCK * BLOCK
+    return [part[:whole].view(-1, BLOCK), part[whole:].view(1, -1)]
 
 
 def _outcome(error: Exception | None) -> _Outcome:

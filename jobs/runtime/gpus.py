@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import ray
 
+from genflow.errors import SetupError
 from genflow.launch import capacity
 from genflow.recipe.schema import Cluster
 from genflow.system import devices, environment, events
@@ -20,7 +21,8 @@ def requested(cluster: Cluster, *, cpus: float | None = None) -> float:
     """
     if cluster.gpus != "auto":
         return cluster.gpus
-    if cluster.device not in ("auto", "cuda"):
+    named = cluster.device if cluster.device != "auto" else os.environ.get(devices.BY_USER, "auto")
+    if named.partition(":")[0] not in ("auto", "cuda"):
         return 0
     cpus = cluster.cpus if cpus is None else cpus
     if not ray.is_initialized():
@@ -58,20 +60,27 @@ def claim(wanted: str = "auto") -> str:
 
     Args:
         wanted: of the recipe, `cluster.device`.
+
+    Raises:
+        UsageError: the variable GENFLOW_DEVICE names no device.
+        SetupError: the recipe asks for CUDA, and this worker has none.
     """
     if not _is_worker():
         return devices.choose(wanted)
     os.environ.pop(devices.BY_RAY, None)  # of an earlier task in this process
-    if wanted == "auto":
-        wanted = os.environ.get(devices.BY_USER, "auto")
+    named = wanted if wanted != "auto" else os.environ.get(devices.BY_USER, "auto")
+    devices.check(named)
     import torch
 
-    given = bool(ray.get_gpu_ids())
-    if given and wanted in ("auto", "cuda") and not torch.cuda.is_available():
+    kind, given = named.partition(":")[0], bool(ray.get_gpu_ids())  # a worker sees only its GPUs, from number 0 on
+    if wanted == "cuda" and not (given and torch.cuda.is_available()):
+        why = "PyTorch finds no CUDA device" if given else "Ray gave this worker no GPU"
+        raise SetupError(f"cluster.device=cuda, and {why}", "set cluster.gpus=1, or cluster.device=auto")
+    if given and kind in ("auto", "cuda") and not torch.cuda.is_available():
         events.emit("warning", message="Ray gave a worker a GPU, and PyTorch finds no CUDA device: it uses the CPU",
                     hint="install PyTorch for CUDA on every node; --set cluster.gpus=0 requests none")  # fmt: skip
         given = False
-    found = "cuda:0" if given and wanted in ("auto", "cuda") else "mps" if wanted == "mps" else "cpu"
+    found = "cuda:0" if given and kind in ("auto", "cuda") else "mps" if kind == "mps" else "cpu"
     os.environ[devices.BY_RAY] = found
     return found
 

@@ -104,16 +104,14 @@ def _actors(cluster: Cluster, gpus: float) -> int:
     Raises:
         ResourceError: the cluster, grown as far as its autoscaler may, cannot run them at the same time.
     """
-    import ray
-
     from jobs.runtime import resources
+    from jobs.runtime.gpus import alive_nodes
 
     if (nodes := resources.node_resources()) is not None:
         capacity.require(nodes, cluster.workers, 1, gpus)
     if cluster.workers > 1:
         return cluster.workers
-    now = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(1, capacity.fitting(now, 1, gpus))
+    return max(1, capacity.fitting(alive_nodes(), 1, gpus))
 
 
 class _ShardActor:

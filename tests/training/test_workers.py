@@ -23,7 +23,7 @@ from genflow.training.session import Session
 
 dist.destroy_process_group()
 torch.set_num_threads(1)
-checkpoint.SEEN_AFTER_S, workers.ANSWER = 1, datetime.timedelta(seconds=1)
+checkpoint.LOOKS, workers.ANSWER = 1, datetime.timedelta(seconds=1)
 FOLDER, POINTS, told = Path(folder), FACTS["points"], {}
 
 
@@ -115,6 +115,12 @@ train("stopped", "g", change=stops, timeout=2)
 if rank == 0:
     os.kill(int((FOLDER / "pid").read_text()), signal.SIGCONT)
 train("raised", "h", change=raises, timeout=2)
+dist.init_process_group("gloo", init_method=f"file://{FOLDER}/adopt", rank=rank, world_size=2)
+with workers.connected(rank, 2) as both:
+    for name, other in {"a flag": torch.tensor(rank == 0), "a nan": torch.tensor([0.0, torch.nan][rank])}.items():
+        own = {"w": torch.full((3,), 1 + 0.001 * rank), "nan": torch.tensor(torch.nan), "other": other}
+        told[name] = [both.adopt(own), workers.digest(own)]
+dist.destroy_process_group()
 train("dead", "i", change=dies, timeout=20)
 (FOLDER / f"{rank}.json").write_text(json.dumps(told))
 os._exit(0)
@@ -164,6 +170,14 @@ def test_rounding_is_removed_at_a_checkpoint(told: list[dict[str, Any]]) -> None
     assert first["weights"] == second["weights"]
 
 
+def test_flags_and_missing_numbers_are_compared(told: list[dict[str, Any]]) -> None:
+    """A NaN on both is equal, and a NaN on one is no rounding; afterwards all bytes are those of the first worker."""
+    for name in ("a flag", "a nan"):
+        assert told[0][name] == told[1][name]
+    assert 0.01 < told[0]["a flag"][0] < 1
+    assert told[0]["a nan"][0] == float("inf")
+
+
 def test_the_worker_whose_loss_is_not_finite_is_named(told: list[dict[str, Any]]) -> None:
     """Its data may be the cause."""
     for worker in told:
@@ -181,5 +195,6 @@ def test_the_digest_depends_on_every_byte_and_name() -> None:
     """Also for tensors that are not contiguous, and of other types."""
     x = torch.arange(6.0).reshape(2, 3)
     values = [{"a": x}, {"b": x}, {"a": x + 1e-7}, {"a": x.half()}, {"a": x, "n": torch.tensor(1)}]
+    values += [{"a": x.flip(0)}, {"a": x.flip(1)}, {"a": -x}, {"a": x, "n": torch.tensor(True)}]
     assert len({digest(each) for each in values}) == len(values)
     assert digest({"a": x.T.contiguous().T}) == digest({"a": x})

@@ -57,7 +57,7 @@ def work(settings: dict[str, Any]) -> None:
     _require_store(store, folder)
     data = runs.training_data(store, recipe)
     family, rows = runs.initial_family(store, recipe, data.facts), runs.training_rows(store, recipe, data)
-    device = devices.choose(gpus.wanted_here(recipe.cluster)) if settings["alone"] else _device_of_worker(settings)
+    device = _device(recipe, settings)
     batch, seed, flip = recipe.train.batch, recipe.train.seed, recipe.data.flip
     texts = runs.texts_of(store, recipe)
     full_batches = Stream(rows, batch, seed, device=device, flip=flip, texts=texts)
@@ -143,9 +143,14 @@ def _require_store(store: Store, run: Path) -> None:
         )
 
 
-def _device_of_worker(settings: dict[str, Any]) -> str:
-    """The GPU that Ray assigned to this worker, among those of its node's workers, which it sees; else the CPU."""
-    if not settings["gpus"] or gpus.claim() == "cpu":
+def _device(recipe: Recipe, settings: dict[str, Any]) -> str:
+    """The GPU that Ray assigned to this worker, among those of its node's workers, which it sees; else the CPU.
+
+    The only worker is in the job's process, and chooses its device as a command does.
+    """
+    if settings["alone"]:
+        return devices.choose(gpus.wanted_here(recipe.cluster))
+    if not settings["gpus"] or gpus.claim(recipe.cluster.device) == "cpu":
         return "cpu"
     return str(ray.train.torch.get_device())
 
