@@ -125,28 +125,39 @@ class Drawing:
         between: tuple[Picture, Picture] | None = None,
         label: str | int = "all",
         seed: int = 0,
+        prompts: str | Sequence[str] = (),
+        negative: str = "",
         **options: Any,
     ) -> Samples:
         """Rows that change step by step from one sample, or one picture, to another.
 
         A family with an encoder interpolates between held-out pictures, which are both ends of a row; other families
-        between the noises of two seeds.
+        between the noises of two seeds. Several prompts give a row from each to the next, with the noise of one seed.
 
         Args:
             n: number of pictures: 3 to 8, or a multiple of 8; None: eight rows of 8, or one row between two pictures.
             between: two pictures of your own, for a family with an encoder.
             label: as in `sample`.
             seed: of the first row.
-            options: of the sampler, for a family without an encoder.
+            prompts: of a run that reads captions.
+            negative: what guidance leads away from.
+            options: of the sampler, for a family without an encoder, or with prompts.
 
         Raises:
             UsageError: the family cannot do that, or n does not fill rows.
             DataError: a picture cannot be read, or the dataset is not in the store.
         """
+        from genflow.commands import prompting
         from genflow.sampling import interpolation
 
+        self._guide_by("")
+        options = {our_name(name): value for name, value in options.items()}
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompting.check(self.engine, asked, negative, str(label), {**self.engine.options, **options})
         ends = None if between is None else self.records(between)
-        walk = interpolation.draw(self.store, self.artifact, self.engine, n, seed, options, str(label), ends)
+        walk = interpolation.draw(
+            self.store, self.artifact, self.engine, n, seed, options, str(label), ends, prompts=asked, negative=negative
+        )
         drawn = walk.drawn
         return Samples(drawn.images, self.engine.facts, drawn.labels, walk.index, walk.columns,
                        run=self.id, nfe=drawn.nfe, seconds=drawn.seconds)  # fmt: skip
@@ -169,12 +180,14 @@ class Drawing:
             UsageError: the family has no encoder.
             DataError: a picture cannot be read.
         """
+        self._guide_by("")
         records = self.records(pictures)
         n = len(records)
         return self.engine.encode(records, self._labels(label, n), range(seed, seed + n))
 
     def decode(self, codes: np.ndarray, label: Label = "none", seed: int = 0) -> Samples:
         """The pictures of codes that `encode` returned; the other arguments are those of `encode`."""
+        self._guide_by("")
         codes, n = np.asarray(codes, np.float32), len(codes)
         seeds = list(range(seed, seed + n))
         drawn = self.engine.decode(codes, self._labels(label, n), seeds)
@@ -228,11 +241,12 @@ class Drawing:
         if (id := found.id if found else "") == self._guide:
             return
         self.__dict__.pop("engine", None)
-        self._guide = id
+        self._guide = ""
         if found:
             from genflow.sampling.engine import Engine
 
-            self.engine.family.guided_by(Engine.load(found).family)
+            self.engine.family.guided_by(Engine.load(found, device=self.engine.device).family)
+        self._guide = id
 
 
 def _record(picture: Any, facts: DataSpec) -> np.ndarray:

@@ -120,11 +120,11 @@ def train(
     recipe, to_do = texts.find(place, recipe)
     if to_do:
         texts.note_made(send("encode_text", to_do, place, cluster, address))
+    recipe, _ = starting.find(place, recipe)
     recipe, pipeline = commands.with_latents(place, recipe)
     if pipeline:
         done = send("pipeline", {"pipeline": pipeline, "overrides": {}}, place, cluster, address)["stages"][-1]
     else:
-        recipe, _ = starting.find(place, recipe)
         document = commands.document(place, recipe, fresh=not resume, planned=cluster)
         done = send("train", document, place, cluster, address)
     return Run(place.find("runs", done["run"]), place)
@@ -135,6 +135,7 @@ def tune(
     *,
     data: str | Data = "",
     latents: str = "",
+    text: str = "",
     param: Mapping[str, str] | None = None,
     trials: int | None = None,
     minutes: float | None = None,
@@ -154,6 +155,7 @@ def tune(
         family: vae, ddpm, flow_matching, and so on.
         data: the dataset.
         latents: latents of it; `auto`: make them first; `none`: pixels.
+        text: a text encoder or text embeddings of it, to read captions in the place of labels.
         param: recipe key -> range, such as {"train.lr": "log:1e-4:1e-1"}; None: the family's own search space.
         trials: largest number of trials.
         minutes: wall-clock time of the whole search.
@@ -172,7 +174,8 @@ def tune(
 
     require_family(family)
     place = store_at(store)
-    flags: dict[str, Any] = {"data.name": _reference(data), "data.latents": latents, "init": _reference(init)}
+    flags: dict[str, Any] = {"data.name": _reference(data), "data.latents": latents, "data.text": text}
+    flags["init"] = _reference(init)
     metrics = [metric] if isinstance(metric, str) else list(metric)
     flags |= {"tune.metric": metrics or None, "tune.trials": trials, "tune.minutes": minutes}
     layers = [*_configs(config), nest(set or {}), nest(keys_of("tune", words))]
@@ -180,6 +183,7 @@ def tune(
     recipe, to_do = texts.find(place, commands.recipe(place, family, layers, [], ranges, epochs, **flags))
     if to_do:
         texts.note_made(send("encode_text", to_do, place, cluster, address))
+    recipe, _ = starting.find(place, recipe)
     recipe = decide_latents(place, recipe)
     if recipe.data.latents == "auto":
         document, made = commands.latents_stages(place, recipe)
@@ -187,7 +191,6 @@ def tune(
             done = send("pipeline", {"pipeline": document, "overrides": {}}, place, cluster, address)
             made = str(done["stages"][-1]["latents"])
         recipe = on_latents(recipe, made)
-    recipe, _ = starting.find(place, recipe)
     document, _ = commands.document(place, recipe)
     return Search(send("tune", document, place, cluster, address))
 

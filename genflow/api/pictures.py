@@ -35,6 +35,7 @@ class Pictures:
         columns: int | None = None,
     ) -> None:  # fmt: skip
         self.records, self.facts, self.labels, self.index, self.columns = records, facts, labels, index, columns
+        self.prompts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -109,7 +110,7 @@ class Pictures:
         from genflow.sampling import files
 
         path = Path(out).expanduser()
-        files.write(path, self.records, self.labels, self.index, self.facts, self.columns)
+        files.write(path, self.records, self.labels, self.index, self.facts, self.columns, self.prompts)
         return path
 
     def __repr__(self) -> str:

@@ -115,7 +115,7 @@ class Run(Drawing):
 
     @property
     def _row(self) -> listing.RunRow:
-        return next(row for row in listing.runs(self.store, [self.artifact]) if row.run == self.id)
+        return listing.row_of(self.store, self.artifact)
 
     def _repr_html_(self) -> str:
         picture = listing.picture(self.store, self._row)

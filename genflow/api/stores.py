@@ -9,7 +9,7 @@ from genflow.api.tables import Table
 from genflow.commands import listing
 from genflow.commands.references import find_named, find_run, kind_of_data
 from genflow.data.preview import thumbnail
-from genflow.errors import DataError
+from genflow.errors import DataError, UsageError
 from genflow.specs import DataSpec
 from genflow.storage.manifest import warn
 from genflow.storage.store import Store
@@ -54,7 +54,9 @@ def data(dataset: str | Data = "latest", *, split: str = "train", store: Place =
     if isinstance(dataset, Data):
         return dataset.split(split)
     place = store_at(store)
-    return Data(find_named(place, kind_of_data(place, dataset), dataset), split)
+    if (kind := kind_of_data(place, dataset)) == "texts":
+        raise UsageError(f"{dataset} are text embeddings, not pictures", "genflow data show prints what they are")
+    return Data(find_named(place, kind, dataset), split)
 
 
 def runs(*, sort: str = "made", store: Place = None) -> Table:

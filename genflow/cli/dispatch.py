@@ -101,6 +101,14 @@ def use_of(run: str, family: str | None, dataset: str | None, command: str = "",
     return f"genflow {encode if family in AUTOENCODERS else command or sample}"
 
 
+def budget_of(recipe: "Recipe") -> str:
+    """What limits a training, for a plan: `2 CPU minutes`, or `4,000 steps of 32`."""
+    train = recipe.train
+    budgets = ((train.minutes, "minutes"), (train.cpu_minutes, "CPU minutes"))
+    limits = [f"{limit:g} {unit}" for limit, unit in budgets if limit] or [f"{train.steps:,} steps of {train.batch}"]
+    return limits[0]
+
+
 def training_of(dataset: str, facts: Json) -> str:
     """The command that trains on a dataset; of large pictures, on their latents."""
     latents = " --latents auto" if DataSpec.from_json(facts).is_large else ""

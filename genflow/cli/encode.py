@@ -26,7 +26,7 @@ def encode(
             help="Run of an autoencoder, or a local folder of diffusers' AutoencoderKL.", autocompletion=complete_run
         ),
     ] = "",
-    name: Annotated[str, typer.Option(help="Name of the latents; default: that of the dataset.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the latents and embeddings; default: that of the dataset.")] = "",
     text: Annotated[
         str, typer.Option(help="Embed the captions: minilm, or a local folder of CLIP, T5 or BERT; a+b: both.")
     ] = "",
@@ -51,48 +51,58 @@ def encode(
     recipe = recipe.replace(data={**recipe.data.model_dump(mode="json"), "name": pictures.id})
     reference = "" if text and not autoencoder else _reference(store, autoencoder, pictures, cluster=cluster)
     show_dataset(pictures)
+    if dry_run:
+        _show_plan(store, recipe, reference, json, embeds=bool(text))
+        return
+    embedded, encoded = None, None
+    sent = recipe.model_dump(mode="json")
     if text:
-        _embed(recipe, store, cluster, address, dry_run=dry_run, json=json)
-    if not reference:
-        return
-    if dry_run:
-        from genflow.sampling.encode import plan
+        embedded = send("encode_text", {"recipe": sent, "inputs": {}}, store, cluster, address, json=json)
+        _show_texts(embedded, json)
+    if reference:
+        document = {"recipe": sent, "inputs": {"autoencoder": reference}}
+        encoded = send("encode", document, store, cluster, address, json=json)
+        _show(encoded, json)
+    if json:
+        both = {"text": embedded} if embedded and encoded else {}
+        console.document({**(encoded or embedded or {}), **both})
 
-        task = plan(store, reference, recipe)
-        state = "finished: nothing to do" if store.get("latents", task.id) else "to do"
-        asked = {"data": pictures.id, "autoencoder": task.facts.autoencoder, "encode": {"flip": recipe.encode.flip}}
-        show_plan({**asked, "rows": task.count, "shape": list(task.facts.shape)}, [("encode", task.id, state)], json)
-        return
-    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {"autoencoder": reference}}
-    done = send("encode", document, store, cluster, address, json=json)
+
+def _show_plan(store: "Store", recipe: "Recipe", reference: str, json: bool, *, embeds: bool) -> None:
+    """Print what would be made."""
+    plan: Json = {"data": recipe.data.name}
+    stages = []
+
+    def add(job: str, kind: str, id: str) -> None:
+        stages.append((job, id, "finished: nothing to do" if store.get(kind, id) else "to do"))
+
+    if embeds:
+        from genflow.sampling import encode_text
+
+        words = encode_text.plan(store, recipe)
+        plan["text"] = words.spec.encoder
+        add("encode_text", "texts", words.id)
+    if reference:
+        from genflow.sampling import encode
+
+        task = encode.plan(store, reference, recipe)
+        plan |= {"autoencoder": task.facts.autoencoder, "encode": {"flip": recipe.encode.flip}}
+        plan |= {"rows": task.count, "shape": list(task.facts.shape)}
+        add("encode", "latents", task.id)
+    show_plan(plan, stages, json)
+
+
+def _show_warnings(done: Json) -> None:
     if done["cached"]:  # otherwise the job has printed them
         for warning in done["warnings"]:
             console.note(f"warning: {warning}")
+
+
+def _show_texts(done: Json, json: bool) -> None:
+    """Print the text embeddings; with --json only the warnings."""
+    _show_warnings(done)
     if json:
-        console.document(done)
         return
-    _show(done)
-
-
-def _embed(
-    recipe: "Recipe", store: "Store", cluster: bool, address: str, *, dry_run: bool, json: bool
-) -> None:  # fmt: skip
-    """Embed the captions, and print the result."""
-    if dry_run:
-        from genflow.sampling.encode_text import plan
-
-        task = plan(store, recipe)
-        state = "finished: nothing to do" if store.get("texts", task.id) else "to do"
-        show_plan({"data": task.dataset.id, "text": task.spec.encoder}, [("encode_text", task.id, state)], json)
-        return
-    document = {"recipe": recipe.model_dump(mode="json"), "inputs": {}}
-    done = send("encode_text", document, store, cluster, address, json=json)
-    if json:
-        console.document(done)
-        return
-    if done["cached"]:  # otherwise the job has printed them
-        for warning in done["warnings"]:
-            console.note(f"warning: {warning}")
     size = done["spec"]
     print(f"texts    {done['texts']}{'  cached' if done['cached'] else ''}")
     print(f"         {done['captions']:,} captions of {done['dataset']} by {done['encoder_id']}")
@@ -121,7 +131,11 @@ def _reference(store: "Store", autoencoder: str, pictures: "Artifact", *, cluste
     return str(getattr(found, "id", found))
 
 
-def _show(done: Json) -> None:
+def _show(done: Json, json: bool) -> None:
+    """Print the latents; with --json only the warnings."""
+    _show_warnings(done)
+    if json:
+        return
     shape = "×".join(map(str, done["shape"]))
     low, high = min(done["deviation"]), max(done["deviation"])
     print(f"latents  {done['latents']}{'  cached' if done['cached'] else ''}")

@@ -65,8 +65,11 @@ def compare(
 def _use_of_best(done: Json, ids: list[str]) -> str:
     """The command that uses the best run; autoencoders are the best ones only among themselves."""
     best = done.get("best") or ids[0]
+    from genflow.storage.store import Store
+
     row: Json = next((row for row in done.get("rows", []) if row["run"] == best), {})
-    return use_of(best, row.get("family"), row.get("dataset"))
+    run = Store().get("runs", best)
+    return use_of(best, row.get("family"), row.get("dataset"), texts=run.meta.get("texts") if run else "")
 
 
 def _measure(

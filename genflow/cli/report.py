@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import check_output_path, send
+from genflow.cli.dispatch import check_output_path, send, use_of
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, OnCluster, RunRef, Samples, Sets
 
@@ -46,4 +46,6 @@ def report(
         return
     show_table(done)
     print(f"\nreport   {report_file(done)}")
-    console.next_commands(f"genflow compare {found.id} RUN", f"genflow sample {found.id}")
+    meta = found.meta
+    use = use_of(found.id, meta.get("family"), meta.get("dataset"), texts=meta.get("texts"))
+    console.next_commands(f"genflow compare {found.id} RUN", use)

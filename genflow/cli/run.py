@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import send, show_stages, use_of
+from genflow.cli.dispatch import budget_of, send, show_stages, use_of
 from genflow.cli.evaluate import report_file, show_table
 from genflow.cli.options import Address, AsJson, DryRun, OnCluster, Sets
 from genflow.errors import UsageError, similar
@@ -59,12 +59,7 @@ def run(
 
 def _plan_line(node: "Node") -> str:
     """A stage's name, and the budget of a training."""
-    if node.job != "train":
-        return node.name
-    train = node.recipe.train
-    budgets = ((train.minutes, "min"), (train.cpu_minutes, "CPU min"))
-    limits = [f"{limit:g} {unit}" for limit, unit in budgets if limit] or [f"{train.steps:,} steps"]
-    return f"{node.name} ({limits[0]})"
+    return f"{node.name} ({budget_of(node.recipe)})" if node.job == "train" else node.name
 
 
 def _read(reference: str) -> tuple[Json, Path]:

@@ -121,7 +121,7 @@ def show(run: RunRef, json: AsJson = False) -> None:
         "schema": "genflow.run.show/1", "run": found.id, "name": found.name, "path": str(found.path), **found.meta,
         "recipe": read(found.file("recipe.yaml")), "evaluations": [e.id for e in measured],
     }  # fmt: skip
-    row = next(row for row in listing.runs(store, [found]) if row.run == found.id)
+    row = listing.row_of(store, found)
     document["headline"] = listing.headline(row)
     if json:
         console.document(document)

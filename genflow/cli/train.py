@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.dispatch import import_init, make_texts, send, show_plan, show_stages, use_of
+from genflow.cli.dispatch import budget_of, import_init, make_texts, send, show_plan, show_stages, use_of
 from genflow.cli.options import (
     AsJson,
     Config,
@@ -75,7 +75,10 @@ def train(
     with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)
     if with_texts is None:
         return
-    recipe, pipeline = commands.with_latents(store, with_texts)
+    with_init = import_init(store, with_texts, dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    recipe, pipeline = commands.with_latents(store, with_init)
     if pipeline:
         _run(pipeline, store, cluster, address, dry_run=dry_run, json=json)
         return
@@ -127,12 +130,7 @@ def _run(document: Json, store: "Store", cluster: bool, address: str, *, dry_run
 
 
 def _plan_line(node: "Node") -> str:
-    if node.job == "encode":
-        return "its latents"
-    train = node.recipe.train
-    budgets = ((train.minutes, "minutes"), (train.cpu_minutes, "CPU minutes"))
-    limits = [f"{limit:g} {unit}" for limit, unit in budgets if limit] or [f"{train.steps:,} steps of {train.batch}"]
-    return f"{node.recipe.family['kind']} ({limits[0]})"
+    return "its latents" if node.job == "encode" else f"{node.recipe.family['kind']} ({budget_of(node.recipe)})"
 
 
 def _show(done: Json) -> None:

@@ -8,7 +8,19 @@ import typer
 
 from genflow.cli import console
 from genflow.cli.dispatch import check_output_path, import_init, make_texts, send, show_plan, show_stages
-from genflow.cli.options import Address, AsJson, Config, Data, DryRun, Init, Latents, OnCluster, Sets, complete_family
+from genflow.cli.options import (
+    AsJson,
+    Config,
+    Data,
+    DryRun,
+    HiddenAddress,
+    Init,
+    Latents,
+    OnCluster,
+    Sets,
+    Text,
+    complete_family,
+)
 from genflow.commands.recipes import read_config
 from genflow.commands.references import decide_latents, require_family
 from genflow.system.documents import Json
@@ -26,6 +38,7 @@ def tune(
     ],
     data: Data = "",
     latents: Latents = "",
+    text: Text = "",
     param: Annotated[
         list[str],
         typer.Option(
@@ -46,7 +59,7 @@ def tune(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy best.yaml to this file.")] = None,
     objective: Annotated[str, typer.Option(help="FILE.py:FUNCTION to call instead of training.", hidden=True)] = "",
     cluster: OnCluster = False,
-    address: Address = "",
+    address: HiddenAddress = "",
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
@@ -64,22 +77,22 @@ def tune(
     from genflow.storage.store import Store
 
     store = Store()
-    flags: dict[str, Any] = {"data.name": data, "data.latents": latents, "init": init}
+    flags: dict[str, Any] = {"data.name": data, "data.latents": latents, "data.text": text, "init": init}
     flags |= {"tune.metric": metric or None, "tune.trials": trials, "tune.minutes": minutes}
     recipe = commands.recipe(store, family, [read_config(path) for path in config], sets, param, epochs, **flags)
     with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)
     if with_texts is None:
         return
-    recipe = decide_latents(store, with_texts)
+    with_init = import_init(store, with_texts, dry_run=dry_run, json=json)
+    if with_init is None:
+        return
+    recipe = decide_latents(store, with_init)
     if recipe.data.latents == "auto":
         made = _make_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
         if not made:
             return
         recipe = on_latents(recipe, made)
-    with_init = import_init(store, recipe, dry_run=dry_run, json=json)
-    if with_init is None:
-        return
-    document, plan = commands.document(store, with_init, objective)
+    document, plan = commands.document(store, recipe, objective)
     if dry_run:
         _show_plan(plan, store, json)
         return

@@ -22,6 +22,8 @@ class Command(TyperCommand):
         flags |= set(self.get_help_option_names(ctx))
         return super().parse_args(ctx, translate(str(self.name or ctx.info_name), flags, list(args)))
 
+SWITCHED = ("true", "false")  # what may follow a switch as its value
+
 
 def translate(command: str, flags: set[str], args: list[str]) -> list[str]:
     """The arguments of a command with the words that it does not declare replaced by flags, or by `--set`.
@@ -46,7 +48,8 @@ def translate(command: str, flags: set[str], args: list[str]) -> list[str]:
             out += [flag, value] if equals else [flag]
         elif "--set" in flags and (key := key_of(command, word[2:])):
             if not equals:
-                value = args.pop(0) if args and not args[0].startswith("--") else _alone(key, word)
+                is_value = args and not args[0].startswith("--") and (not _is_switch(key) or args[0] in SWITCHED)
+                value = args.pop(0) if is_value else _alone(key, word)
             out += ["--set", f"{key}={value}"]
         else:
             out.append(arg)
@@ -59,9 +62,14 @@ def _alone(key: str, word: str) -> str:
     Raises:
         UsageError: the key needs a value.
     """
+    if _is_switch(key):
+        return "true"
+    raise UsageError(f"option {word} needs a value: it sets {key}", f"genflow recipe {key}")
+
+
+def _is_switch(key: str) -> bool:
+    """Whether a key is on or off."""
     from genflow.recipe.schema import SECTIONS
 
     section, _, name = key.partition(".")
-    if section in SECTIONS and SECTIONS[section].model_fields[name].annotation is bool:
-        return "true"
-    raise UsageError(f"option {word} needs a value: it sets {key}", f"genflow recipe {key}")
+    return section in SECTIONS and SECTIONS[section].model_fields[name].annotation is bool

@@ -90,10 +90,20 @@ def runs(store: Store, every: list[Artifact] | None = None) -> list[RunRow]:
         damaged = set(errors)
         for error in errors.values():
             warn(error)
-    newest = {document["run"]: document for _, document in documents(store)}
+    newest = _newest(store)
     rows = [_finished(run, newest.get(run.id)) for run in every]
     known = {run.id for run in every} | damaged
     return rows + [_unfinished(store, id) for id in store.names("runs") if id not in known]
+
+
+def row_of(store: Store, run: Artifact) -> RunRow:
+    """The row of one finished run."""
+    return _finished(run, _newest(store).get(run.id))
+
+
+def _newest(store: Store) -> dict[str, Json]:
+    """The newest evaluation of each run."""
+    return {document["run"]: document for _, document in documents(store)}
 
 
 def sort_runs(rows: list[RunRow], by: str) -> list[RunRow]:

@@ -125,8 +125,8 @@ def decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":
     from genflow.families import AUTOENCODERS
 
     asked, data = recipe.data.latents, recipe.data
-    if asked == "none":
-        return recipe.replace(data={**data.model_dump(mode="json"), "latents": ""})
+    if asked == "none":  # kept, so that the run inherits none from its initial run or its pairs
+        return recipe
     if asked and recipe.family["kind"] in AUTOENCODERS:
         raise UsageError("--latents: an autoencoder learns pictures", "omit --latents, or name another family")
     if asked or data.pairs or recipe.init or recipe.family["kind"] in AUTOENCODERS:
@@ -198,8 +198,9 @@ def resolve_features(spec: str, store: "Store") -> str:
 
 
 def kind_of_data(store: "Store", reference: str) -> str:
-    """The kind of a reference: latents or texts by id, latents by a name that no dataset has, else a dataset."""
-    if kind := next((kind for kind in ("latents", "texts") if reference in store.names(kind)), ""):
+    """The kind of a reference: latents or texts by id, or by a name that no dataset has; else a dataset."""
+    made = ("latents", "texts")
+    if kind := next((kind for kind in made if reference in store.names(kind)), ""):
         return kind
-    named = {kind: {artifact.name for artifact in store.artifacts(kind)} for kind in ("latents", "datasets")}
-    return "latents" if reference in named["latents"] - named["datasets"] else "datasets"
+    named = {kind: {artifact.name for artifact in store.artifacts(kind)} for kind in ("datasets", *made)}
+    return next((kind for kind in made if reference in named[kind] - named["datasets"]), "datasets")

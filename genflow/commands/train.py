@@ -37,7 +37,10 @@ def recipe(
     """
     family = family_named(family, files)
     budgets = ("train.minutes", "train.cpu_minutes")
-    if any(flags.get(key) for key in budgets) and not flags.get("train.steps"):
+    from genflow.recipe.compose import assignments
+
+    limited = any("steps" in layer.get("train", {}) for layer in (*layers, assignments(sets)))
+    if any(flags.get(key) for key in budgets) and not flags.get("train.steps") and not limited:
         flags["train.steps"] = NO_END  # without --steps, only the time limits the run
     composed = compose_recipe(family, [*files, *layers], sets, flags)
     if composed.family.get("kind") != family:

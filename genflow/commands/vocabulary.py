@@ -50,15 +50,19 @@ def flag_of(command: str, word: str, flags: Container[str]) -> str:
 
 def key_of(command: str, word: str) -> str:
     """The recipe key that a word means in a command, such as `train.lr` of `learning_rate`; empty if there is none."""
+    known = _known(command)
+    return next((known[name] for name in (word.replace("-", "_"), our_name(word)) if name in known), "")
+
+
+def _known(command: str) -> dict[str, str]:
+    """The names that a command accepts, with their recipe keys; the first section that has a name decides."""
     from genflow.recipe.schema import SECTIONS as SCHEMA
 
-    names = dict.fromkeys((word.replace("-", "_"), our_name(word)))
-    for name in names:
-        for section, keys in SECTIONS.get(command, {}).items():
-            known = keys if keys is not None else SCHEMA[section].model_fields
-            if name in known:
-                return f"{section}.{name}"
-    return ""
+    found: dict[str, str] = {}
+    for section, keys in SECTIONS.get(command, {}).items():
+        for name in keys if keys is not None else SCHEMA[section].model_fields:
+            found.setdefault(name, f"{section}.{name}")
+    return found
 
 
 def keys_of(command: str, words: dict[str, Any]) -> dict[str, Any]:
@@ -71,11 +75,7 @@ def keys_of(command: str, words: dict[str, Any]) -> dict[str, Any]:
     for word, value in words.items():
         key = key_of(command, word)
         if not key:
-            from genflow.recipe.schema import SECTIONS as SCHEMA
-
-            known = [name for section in SECTIONS.get(command, {}) if section in SCHEMA
-                     for name in SCHEMA[section].model_fields]  # fmt: skip
-            hint = f'set={{"section.{word}": {value!r}}} sets any key of the recipe; docs/recipe.md lists them'
-            raise UsageError(f"{command} has no option {word!r}{similar(word, known)}", hint)
+            hint = 'set={"SECTION.KEY": VALUE} sets any key of the recipe; docs/recipe.md lists them'
+            raise UsageError(f"{command} has no option {word!r}{similar(word, list(_known(command)))}", hint)
         found[key] = value
     return found

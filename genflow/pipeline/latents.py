@@ -72,7 +72,7 @@ def check(recipe: Recipe, store: Store) -> None:
         autoencoder = build.family_of(build.resolve(compose("autoencoder"), pictures), pictures)
         channels, height, width = autoencoder.code_shape
         facts = pictures.of_latents((channels, height, width), "autoencoder")
-        if recipe.data.text:
+        if recipe.data.text not in ("", "none"):
             texts = Texts.open(store.find("texts", recipe.data.text).file(INDEX).parent)
             facts = replace(facts, text=texts.spec)
         build.resolve(recipe, facts)

@@ -121,12 +121,15 @@ def test_labels_are_names_numbers_or_lists(flow: Run) -> None:
             flow.sample(**{"n": 2, **wrong})
 
 
-def test_a_run_can_be_guided_by_another(flow: Run) -> None:
+def test_a_run_can_be_guided_by_another(flow: Run, vae: Run) -> None:
     """Autoguidance changes samples, and a later call without it draws the first ones again."""
     plain = np.asarray(flow.sample(3, label="none"))
     guided = np.asarray(flow.sample(3, label="none", guide=flow.id, guidance=3.0))
     assert guided.shape == plain.shape
     assert np.array_equal(np.asarray(flow.sample(3, label="none")), plain)
+    for _ in range(2):  # a run that cannot guide is never left out in silence
+        with pytest.raises(UsageError):
+            flow.sample(3, label="none", guide=vae.id, guidance=3.0)
 
 
 def test_interpolations(flow: Run, vae: Run, digits: Data, tmp_path: Path) -> None:

@@ -131,6 +131,20 @@ def test_train_embeds_the_captions_first(genflow: Command, made: Made) -> None:
     assert json.loads(out)["stages"][0]["job"] == "encode_text"
 
 
+def test_text_none_is_labels(genflow: Command) -> None:
+    """Also where latents are to be made first."""
+    code, _, err = genflow("train", "ddpm", "--data", "colours", "--latents", "auto", "--text", "none", "--dry-run")
+    assert code == 0, err
+
+
+def test_a_search_reads_captions(genflow: Command, made: Made) -> None:
+    """`tune --text` finds the embeddings."""
+    (texts,) = (a for a in made[0].artifacts("texts") if a.meta["encoder_id"].startswith("bert@"))
+    code, out, err = genflow("tune", "ddpm", "--data", "colours", "--text", texts.id, "--dry-run", "--json")
+    assert code == 0, err
+    assert texts.id in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

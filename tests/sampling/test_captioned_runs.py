@@ -388,8 +388,8 @@ def test_captions_and_latents_are_independent(made: Made) -> None:
     assert {0.25, 0.5} < set(runs.cpu_seconds(store, run))
 
 
-def test_prompts_in_python(made: Made) -> None:
-    """`run.sample(prompts=...)` draws what the engine draws; several prompts take turns."""
+def test_prompts_in_python(made: Made, tmp_path: Path) -> None:
+    """`run.sample(prompts=...)` draws what the engine draws; several prompts take turns, or are the ends of a walk."""
     store, _, _, run, _ = made
     words = ["a red square, number 2", "a green square, number 1"]
     loaded = Run(run, store)
@@ -401,6 +401,10 @@ def test_prompts_in_python(made: Made) -> None:
     assert len(loaded.sample(prompts=words)) == 2
     with pytest.raises(UsageError, match="captions, not classes"):
         loaded.sample(2, label="red")
+    drawn.save(tmp_path / "drawn")
+    assert (tmp_path / "drawn" / "metadata.jsonl").read_text(encoding="utf-8").count(words[0]) == 2
+    walk = loaded.interpolate(5, prompts=words, seed=3, guidance_scale=2.0)
+    assert np.array_equal(walk.records[[0, -1]], Engine.load(run).draw([3, 3], prompts=words, guidance=2.0).images)
 
 
 def test_a_trial_of_a_search_reads_captions(made: Made) -> None:
