@@ -17,7 +17,7 @@ import torch
 from genflow import build, families
 from genflow.data.pairs import Pairs
 from genflow.data.shards import FACTS, Dataset, Split
-from genflow.data.texts import INDEX, Texts
+from genflow.data.texts import Texts
 from genflow.errors import GenflowError, UsageError
 from genflow.families.base import Family
 from genflow.maths.rng import key
@@ -97,7 +97,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
             raise UsageError(f"{made.id} are {what} of {theirs}, not of {dataset.id}", f"--data {theirs}")
     facts = DataSpec.from_json((latents or dataset).file(FACTS).read_text(encoding="utf-8"))
     if texts:
-        facts = replace(facts, text=Texts.open(texts.file(INDEX).parent).spec)
+        facts = replace(facts, text=Texts.of(texts, verify=False).spec)
     if recipe.data.flip and latents:
         again = f"genflow encode {dataset.id} --autoencoder {latents.meta['autoencoder']} --flip"
         raise UsageError("data.flip: latents cannot be mirrored like pictures", again)
@@ -205,7 +205,7 @@ def texts_of(store: Store, recipe: Recipe) -> Texts | None:
     """
     if not recipe.data.text:
         return None
-    return Texts.open(store.find("texts", recipe.data.text).verify().file(INDEX).parent)
+    return Texts.of(store.find("texts", recipe.data.text))
 
 
 def autoencoder_of(run: Path, facts: DataSpec) -> Family | None:
@@ -266,7 +266,7 @@ def write_description(folder: Path, run: RunPlan) -> list[Path]:
         facts = json.dumps(run.facts.to_json(), indent=1).encode()
     files = [write_atomically(folder / RECIPE, dump(run.recipe)), write_atomically(folder / FACTS, facts)]
     if run.texts:
-        texts = Texts.open(run.texts.verify().file(INDEX).parent)
+        texts = Texts.of(run.texts)
         files += texts.write(folder / TEXT, _held_out_captions(Dataset.open(run.dataset, verify=False)))
     for name in learned.files(f"{AUTOENCODER}/*"):
         target = folder / name

@@ -44,7 +44,7 @@ def main(document: Json, emit: Emit) -> PairsWritten:
     task = plan(store, document["inputs"]["run"], parse(document["recipe"]))
     if done := store.get("pairs", task.id):  # without the lock, so that a read-only store is enough
         return result(done, cached=True)
-    with store.lock("pairs", task.id, wait=True, uses=[task.run.id, task.dataset.id]):
+    with store.lock("pairs", task.id, wait=True, uses=task.parents):
         if done := store.get("pairs", task.id):
             return result(done, cached=True)
         folder = store.folder("pairs", task.id)
@@ -62,7 +62,7 @@ def main(document: Json, emit: Emit) -> PairsWritten:
         meta: Json = {"run": task.run.id, "dataset": task.dataset.id, "latents": task.latents, "texts": task.texts}
         meta |= {"pairs": task.count, "seed": task.seed}
         artifact = store.finalize(
-            "pairs", task.id, name=task.run.name, parents=[task.run.id, task.dataset.id],
+            "pairs", task.id, name=task.run.name, parents=task.parents,
             meta={**meta, "options": task.options, "seconds": seconds, "cpu_seconds": cpu_seconds},
             only=lambda name: ".tmp-" not in name,
         )  # fmt: skip

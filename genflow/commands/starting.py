@@ -60,7 +60,7 @@ def _fitting(store: "Store", folder: Path, recipe: "Recipe") -> "tuple[Artifact,
         UsageError: it does not.
     """
     from genflow.data.shards import FACTS
-    from genflow.data.texts import INDEX, Texts
+    from genflow.data.texts import Texts
     from genflow.sampling.diffusers_sd3 import read_config
     from genflow.specs import DataSpec
 
@@ -78,7 +78,7 @@ def _fitting(store: "Store", folder: Path, recipe: "Recipe") -> "tuple[Artifact,
     if facts.shape[0] != config.in_channels:
         theirs = f"{folder} learned latents of {config.in_channels} channels"
         raise UsageError(f"{theirs}, and {latents.id} have {facts.shape[0]}", encode)
-    spec = Texts.open(texts.file(INDEX).parent).spec
+    spec = Texts.of(texts, verify=False).spec
     read, made = (config.joint_attention_dim, config.pooled_projection_dim), (spec.tokens, spec.pooled)
     if read != made:
         numbers = f"tokens of {read[0]} and pooled vectors of {read[1]} numbers"

@@ -2,7 +2,7 @@
 
     texts.json       the encoder's name and the form of the embeddings (`TextSpec`)
     captions.arrow   key uint64 · caption string      sorted by key, a hash of the caption
-    data-00000-of-00001.arrow  ...  tokens list<float16>[n*D] · pooled fixed_size_list<float16>[P]
+    data-00000-of-00001.arrow  ...  tokens large_list<float16>[n*D] · pooled fixed_size_list<float16>[P]
 
 Row i of the shards embeds row i of captions.arrow. Only real tokens are stored. The empty caption is always a row,
 because it stands for "no caption" in training and in sampling.
@@ -27,6 +27,7 @@ from genflow.data.shards import MAX_MAPPED, Dataset, Shards, map_stream, shard_r
 from genflow.errors import DataError
 from genflow.specs import TextSpec
 from genflow.storage.files import replacing, write_atomically
+from genflow.storage.store import Artifact
 
 if TYPE_CHECKING:
     import torch
@@ -80,11 +81,11 @@ def write_captions(folder: Path, captions: Sequence[str]) -> Path:
 
 
 def write_shard(path: Path, embeddings: Sequence[Embedding]) -> Path:
-    """Write the embeddings of consecutive captions, rounded to float16."""
-    tokens = [rounded.ravel() for rounded, _ in map(round_embedding, embeddings)]
-    pooled = np.stack([vector for _, vector in map(round_embedding, embeddings)])
-    offsets = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens)))
+    """Write the embeddings of consecutive captions, which `round_embedding` has rounded."""
+    tokens = [rounded.ravel() for rounded, _ in embeddings]
+    pooled = np.stack([vector for _, vector in embeddings])
+    offsets = np.cumsum([0, *map(len, tokens)])  # int64: a shard of wide encoders has more than 2^31 numbers
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens)))
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(pooled.ravel()), pooled.shape[1])
     return _write(path, pa.record_batch([lists, vectors], names=["tokens", "pooled"]))
 
@@ -148,6 +149,17 @@ class Texts:
             return cls(folder, index["encoder"], TextSpec(**index["spec"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / INDEX} is missing or damaged: {error}", "genflow encode again") from error
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, verify: bool = True) -> "Texts":
+        """Open the embeddings of an artifact.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        if verify:
+            artifact.verify()
+        return cls.open(artifact.file(INDEX).parent)
 
     @cached_property
     def captions(self) -> list[str]:

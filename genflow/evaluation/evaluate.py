@@ -70,7 +70,8 @@ def evaluation_id(
     if learned.is_latents:
         autoencoder = parse(read(run.file(f"{AUTOENCODER}/{RECIPE}")))
         by_name += build.source_files(autoencoder, facts)
-    code = source_hash.code_of("genflow/evaluation/evaluate.py", *by_name)
+    also = ("genflow/text_encoders",) if learned.text else ()
+    code = source_hash.code_of("genflow/evaluation/evaluate.py", *by_name, also=also)
     deciding = [run.id, facts.fingerprint, settings, features, code, *([sample] if sample else [])]
     return f"{run.name}-{digest(deciding)}"
 
@@ -174,7 +175,7 @@ def _measure(
     # guidance changes the distribution of samples, so the likelihood of the family would not describe them
     likely = options.likelihood if engine.options.get("guidance", 1.0) == 1.0 else 0
     total = n + few * len(settings + scales) + min(likely, len(extractor.real.reference))
-    total += min(n, r_precision.ASKED, len(samples.unseen(data, extractor.real))) if engine.prompts else 0
+    total += min(n, r_precision.ASKED, len(samples.unseen(data, extractor))) if engine.prompts else 0
     progress = _progress(emit, run.id, total)
 
     applicable = [metric for metric in metrics.every() if metric.applies(data, options)]

@@ -62,7 +62,7 @@ def draw(engine: Engine, data: Dataset, extractor: FeatureReference, seed: int) 
     real = extractor.real
     if engine.prompts is None or data.facts.is_points:
         return None
-    split, rows = data.splits[real.split], samples.unseen(data, real)[:COUNT]
+    split, rows = data.splits[real.split], samples.unseen(data, extractor)[:COUNT]
     unseen = len(rows) > 0
     if not unseen:
         rows = real.reference

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from genflow.data.shards import Dataset, Split
-from genflow.data.texts import INDEX, Texts
+from genflow.data.texts import Texts
 from genflow.evaluation.features.caption_pool import words
-from genflow.evaluation.features.extractor import DataSplits, Embed, Emit
+from genflow.evaluation.features.extractor import DataSplits, Embed, Emit, FeatureReference
 from genflow.maths.rng import key
 from genflow.sampling.engine import Engine, SampleBatch
 from genflow.storage.store import Store
@@ -130,7 +130,7 @@ def with_captions(engine: Engine, store: Store) -> Engine:
     """The engine, which needs no text encoder for captions of the dataset if the store has the embeddings of these."""
     made = store.get("texts", engine.recipe.data.text) if engine.prompts and engine.recipe.data.text else None
     if made and engine.prompts:
-        engine.prompts.more = Texts.open(made.verify().file(INDEX).parent)
+        engine.prompts.more = Texts.of(made)
     return engine
 
 
@@ -144,8 +144,12 @@ def prompts(engine: Engine, data: Dataset, real: DataSplits, count: int) -> list
     return captions_of(data.splits["train"], real.floor[:count]) if engine.prompts else None
 
 
-def unseen(data: Dataset, real: DataSplits) -> np.ndarray:
+def unseen(data: Dataset, extractor: FeatureReference) -> np.ndarray:
     """The reference rows whose captions no training row has; none without a held-out split, or without captions."""
+    return extractor.once("unseen captions", lambda: _unseen(data, extractor.real))
+
+
+def _unseen(data: Dataset, real: DataSplits) -> np.ndarray:
     if real.split == "train" or not data.facts.captions:
         return real.reference[:0]
     known = {words(caption) for caption in {caption for own in data.splits["train"].captions for caption in own}}

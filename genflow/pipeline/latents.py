@@ -6,7 +6,7 @@ Each stage finds its artifact by its content address, so a second family on the 
 from dataclasses import replace
 
 from genflow.data.shards import FACTS
-from genflow.data.texts import INDEX, Texts
+from genflow.data.texts import Texts
 from genflow.pipeline.graph import load
 from genflow.pipeline.plan import dry_run
 from genflow.recipe.compose import compose
@@ -73,7 +73,7 @@ def check(recipe: Recipe, store: Store) -> None:
         channels, height, width = autoencoder.code_shape
         facts = pictures.of_latents((channels, height, width), "autoencoder")
         if recipe.data.text not in ("", "none"):
-            texts = Texts.open(store.find("texts", recipe.data.text).file(INDEX).parent)
+            texts = Texts.of(store.find("texts", recipe.data.text), verify=False)
             facts = replace(facts, text=texts.spec)
         build.resolve(recipe, facts)
 

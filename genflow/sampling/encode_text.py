@@ -23,7 +23,6 @@ from genflow.specs import DataSpec, TextSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
-from genflow.text_encoders.base import TextEncoder
 
 BATCH = 256  # captions that are embedded at once
 
@@ -99,8 +98,7 @@ class TextWriter:
     """
 
     def __init__(self, task: TextPlan, folder: Path) -> None:
-        self._encoder = text_encoders.find(task.encoder)
-        require_same(self._encoder, task.spec)
+        self._encoder = text_encoders.find_same(task.encoder, task.spec.encoder)
         self._captions = map_stream(folder / texts.CAPTIONS).column("caption")
 
     def write(self, path: Path, first: int, last: int) -> None:
@@ -110,26 +108,13 @@ class TextWriter:
             DataError: an embedding is not finite, or too large for float16.
         """
         captions = self._captions.slice(first, last - first).to_pylist()
-        found = []
+        found: list[texts.Embedding] = []
         for start in range(0, len(captions), BATCH):
-            found += self._encoder.encode(captions[start : start + BATCH])
+            found += map(texts.round_embedding, self._encoder.encode(captions[start : start + BATCH]))
         for caption, embedding in zip(captions, found, strict=True):
-            if not all(np.isfinite(part).all() for part in texts.round_embedding(embedding)):
+            if not all(np.isfinite(part).all() for part in embedding):
                 raise DataError(f"the embedding of {caption!r} does not fit float16", "use another text encoder")
         texts.write_shard(path, found)
-
-
-def require_same(encoder: TextEncoder, spec: TextSpec) -> None:
-    """Check that a text encoder is the one that made some embeddings.
-
-    Raises:
-        UsageError: it is another.
-    """
-    if encoder.id != spec.encoder:
-        raise UsageError(
-            f"the captions were embedded by {spec.encoder}, and {encoder.name} is {encoder.id} on this machine",
-            "install the same files of the text encoder",
-        )
 
 
 @dataclass(frozen=True)
@@ -164,10 +149,10 @@ def _about_cut(captions: list[str], name: str) -> list[str]:
     first, length = captions[cut[0]], encoder.counts([captions[cut[0]]])[0]
     shown = first if len(first) <= 40 else f"{first[:40]}…"
     verb = "are" if len(cut) > 1 else "is"
-    return [
-        f"{len(cut)} of {len(captions)} captions {verb} cut: {name} reads {encoder.length} tokens, and {shown!r} "
-        f"has {length}"
-    ]
+    why = f"{name} reads {encoder.length} tokens, and {shown!r} has {length}"
+    if length <= encoder.length:  # one of several encoders reads fewer tokens
+        why = f"the first is {shown!r}"
+    return [f"{len(cut)} of {len(captions)} captions {verb} cut: {why}"]
 
 
 def describe(task: TextPlan, measured: Measured) -> dict[str, Any]:

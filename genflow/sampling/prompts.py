@@ -14,7 +14,7 @@ import torch
 
 from genflow import text_encoders
 from genflow.data.texts import Embedding, Texts, batch_of, round_embedding
-from genflow.errors import DataError, UsageError
+from genflow.errors import DataError
 from genflow.specs import TextSpec
 from genflow.text import Text
 from genflow.text_encoders.base import TextEncoder
@@ -66,13 +66,7 @@ class Prompts:
         """
         if self._lender:
             return self._lender.encoder
-        encoder = text_encoders.find(self.stored.encoder)
-        if encoder.id != self.spec.encoder:
-            raise UsageError(
-                f"this run reads captions by the text encoder {self.spec.encoder}, and {encoder.name} is {encoder.id}",
-                "install the same files of the text encoder",
-            )
-        return encoder
+        return text_encoders.find_same(self.stored.encoder, self.spec.encoder)
 
     def text(
         self, prompts: Sequence[str], negative: Sequence[str] | str = "", device: torch.device | str = "cpu"
@@ -107,15 +101,18 @@ class Prompts:
         return np.stack(vectors).astype(np.float32)
 
     def cut(self, prompts: Sequence[str]) -> dict[str, int]:
-        """The number of tokens of each prompt that has more than the run's captions; the rest of them is cut.
+        """The number of tokens of each prompt that is cut: it has more than the run's captions, or an encoder reads.
 
         Raises:
             UsageError, SetupError: see `encoder`; captions that the run knows need none.
             DataError: a prompt is not valid Unicode.
         """
         new = self._unknown(list(dict.fromkeys(prompts)))
-        counts = self.encoder.counts(new) if new else []
-        return {prompt: n for prompt, n in zip(new, counts, strict=True) if n > self.spec.length}
+        if not new:
+            return {}
+        counts, by_encoder = self.encoder.counts(new), set(self.encoder.cut(new))
+        return {prompt: n for i, (prompt, n) in enumerate(zip(new, counts, strict=True))
+                if n > self.spec.length or i in by_encoder}  # fmt: skip
 
     def _unknown(self, prompts: list[str]) -> list[str]:
         """The prompts whose embeddings are not stored."""

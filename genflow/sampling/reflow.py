@@ -18,6 +18,7 @@ import numpy as np
 from genflow import build
 from genflow.data.pairs import write_pairs
 from genflow.data.shards import Dataset, shard_ranges
+from genflow.data.texts import Texts
 from genflow.errors import UsageError
 from genflow.families.base import Family
 from genflow.maths.rng import SampleRng, key
@@ -47,6 +48,7 @@ class ReflowPlan:
         options: all sampling options of the teacher.
         latents: the id of the latents that the teacher learned; empty: it learned pictures or points.
         texts: the id of the text embeddings that it read; empty: it read labels.
+        embeddings: these embeddings, if the store has them; None: captions need the text encoder.
     """
 
     id: str
@@ -57,6 +59,12 @@ class ReflowPlan:
     options: dict[str, Any]
     latents: str = ""
     texts: str = ""
+    embeddings: Artifact | None = None
+
+    @property
+    def parents(self) -> list[str]:
+        """The ids of the artifacts that the pairs are made from."""
+        return [self.run.id, self.dataset.id, *([self.embeddings.id] if self.embeddings else [])]
 
     @property
     def shards(self) -> list[tuple[str, int, int]]:
@@ -89,12 +97,15 @@ def plan(store: Store, reference: str, recipe: Recipe) -> ReflowPlan:
     if SAMPLERS[options["sampler"]].stochastic or options["eta"]:
         raise UsageError("a stochastic sampler gives no pairs: its samples are no function of the noise",
                          "--set sample.sampler=midpoint, or another deterministic sampler")  # fmt: skip
-    code = source_hash.code_of("genflow/sampling/reflow.py", *build.source_files(engine.recipe, engine.family.facts))
+    files = build.source_files(engine.recipe, engine.family.facts)
+    also = ("genflow/text_encoders",) if engine.prompts else ()
+    code = source_hash.code_of("genflow/sampling/reflow.py", *files, also=also)
     deciding = [run.id, recipe.reflow.model_dump(mode="json"), options, code]
     id = f"{run.name}-{digest(deciding)}"
     learned = engine.recipe.data
     count, seed = recipe.reflow.pairs, recipe.reflow.seed
-    return ReflowPlan(id, run, dataset, count, seed, options, learned.latents, learned.text)
+    embeddings = store.get("texts", learned.text) if learned.text else None
+    return ReflowPlan(id, run, dataset, count, seed, options, learned.latents, learned.text, embeddings)
 
 
 class Teacher:
@@ -107,6 +118,8 @@ class Teacher:
 
     def __init__(self, plan: ReflowPlan, device: str = "cpu") -> None:
         self.plan, self.engine = plan, Engine.load(plan.run, device=device)
+        if self.engine.prompts and plan.embeddings:
+            self.engine.prompts.more = Texts.of(plan.embeddings)
         self._split = Dataset.open(plan.dataset, verify=False).splits["train"]
 
     @property

@@ -61,6 +61,21 @@ def packages(text: str) -> list[str]:
     return ["tokenizers"]
 
 
+def find_same(name: str, id: str) -> "TextEncoder":
+    """The text encoder of a name, if it is the one that embedded some captions.
+
+    Raises:
+        UsageError, SetupError, DataError: see `find`; or it is another.
+    """
+    encoder = find(name)
+    if encoder.id != id:
+        raise UsageError(
+            f"the captions were embedded by the text encoder {id}, and {name} is {encoder.id} on this machine",
+            "install the same files of the text encoder",
+        )
+    return encoder
+
+
 def _parts(text: str) -> list[str]:
     """The names and paths between the pluses; a folder whose own path contains a plus is one part."""
     words, parts = text.split("+"), []

@@ -118,6 +118,16 @@ def parse_config(kind: type[C], values: Mapping[str, Any]) -> C:
         raise DataError(f"config.json: {key}={first['input']!r}: {first['msg'].lower()}") from error
 
 
+def require_heads(width: int, heads: int) -> None:
+    """Check that the number of attention heads divides the width.
+
+    Raises:
+        DataError: it does not.
+    """
+    if width % heads:
+        raise DataError("config.json: num_attention_heads does not divide hidden_size")
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """An activation function by the name that transformers gives it.
 

@@ -23,6 +23,7 @@ from genflow.text_encoders.base import (
     join_heads,
     mean_of_tokens,
     parse_config,
+    require_heads,
     split_heads,
 )
 
@@ -106,8 +107,7 @@ def build(config: Mapping[str, Any], tensors: Collection[str]) -> tuple[TextNet,
     known = parse_config(Config, config)
     if known.position_embedding_type != "absolute":
         raise DataError(f"config.json: position_embedding_type={known.position_embedding_type!r} is not supported")
-    if known.hidden_size % known.num_attention_heads:
-        raise DataError("config.json: num_attention_heads does not divide hidden_size")
+    require_heads(known.hidden_size, known.num_attention_heads)
     return Bert(known), known
 
 

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.errors import DataError
 from genflow.text_encoders.base import (
     NetConfig,
     TextNet,
@@ -26,6 +25,7 @@ from genflow.text_encoders.base import (
     embedding,
     join_heads,
     parse_config,
+    require_heads,
     split_heads,
 )
 
@@ -123,15 +123,16 @@ def build(config: Mapping[str, Any], tensors: Collection[str]) -> tuple[TextNet,
     Raises:
         DataError: a value is invalid or not supported.
     """
-    text = config
-    if config["model_type"] == "clip":  # both halves in one folder
-        text = {**(config.get("text_config_dict") or {}), **(config.get("text_config") or {})}
-        if "projection_dim" in config:
-            text["projection_dim"] = config["projection_dim"]
+    text = half(config, "text") if config["model_type"] == "clip" else config  # both halves in one folder
     known = parse_config(Config, {**text, "projects": f"{PROJECTION}.weight" in tensors})
-    if known.hidden_size % known.num_attention_heads:
-        raise DataError("config.json: num_attention_heads does not divide hidden_size")
+    require_heads(known.hidden_size, known.num_attention_heads)
     return ClipText(known), known
+
+
+def half(config: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The keys of one half of a whole CLIP model: text or vision."""
+    found = {**(config.get(f"{part}_config_dict") or {}), **(config.get(f"{part}_config") or {})}
+    return found | ({"projection_dim": config["projection_dim"]} if "projection_dim" in config else {})
 
 
 def own_name(stored: str) -> str:

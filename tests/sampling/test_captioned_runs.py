@@ -204,7 +204,7 @@ def test_a_run_needs_its_text_encoder_only_for_new_words(made: Made, tmp_path: P
     text_folders.write(encoder.with_name("other"), {**text_folders.BERT, "num_hidden_layers": 1})
     stored = Texts.open(exported / "text")
     other = Prompts(Texts(stored.folder, str(encoder.with_name("other")), stored.spec))
-    with pytest.raises(UsageError, match=r"reads captions by the text encoder bert@\w+, and .* is bert@"):
+    with pytest.raises(UsageError, match=r"embedded by the text encoder bert@\w+, and .* is bert@"):
         other.text(["a new tiger"])
 
 
@@ -356,8 +356,9 @@ def _require_prompts_shown(store: Store, document: Evaluation, data: Dataset) ->
     assert "against guidance" in text
 
 
-def test_pairs_keep_the_captions_of_the_teacher(made: Made) -> None:
-    """A reflow teacher draws captions of real rows, and the student reads the same ones."""
+def test_pairs_keep_the_captions_of_the_teacher(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reflow teacher draws captions of real rows, without a text encoder, and the student reads the same ones."""
+    monkeypatch.setattr(Prompts, "encoder", None)
     store, data, embeddings, run, _ = made
     plan = reflow.plan(store, run.id, parse({"reflow": {"pairs": 24}, "sample": {"guidance": 1.0}}))
     folder = store.folder("pairs", plan.id)

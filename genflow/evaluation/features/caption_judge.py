@@ -121,7 +121,7 @@ def load_judge(
     rows = rows[np.array([any(caption.strip() for caption in own) for own in split.column("captions", rows)], bool)]
     if len(pool.captions) < 2 or len(rows) < MIN_ROWS:
         return None
-    code = source_hash.code_of("genflow/evaluation/features/caption_judge.py")
+    code = source_hash.code_of("genflow/evaluation/features/caption_judge.py", also=("genflow/text_encoders",))
     id = f"{data.artifact.name}-captions-{digest([data.facts.fingerprint, encoder, code])}"
     artifact = store.get("features", id)
     if artifact is None:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from genflow.errors import DataError, UsageError
 from genflow.system.source_hash import digest
-from genflow.text_encoders.base import NetConfig, embedding, parse_config
-from genflow.text_encoders.clip import Layer
+from genflow.text_encoders.base import NetConfig, embedding, parse_config, require_heads
+from genflow.text_encoders.clip import Layer, half
 from genflow.text_encoders.folder import ModelFolder, read_json
 from genflow.text_encoders.folder_encoder import FolderEncoder
 
@@ -120,10 +120,9 @@ class Clip:
 
     def _input(self, picture: np.ndarray) -> Tensor:
         shown = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).convert("RGB")
-        scale = self.size / min(shown.size)
-        wide, high = (int(side * scale) for side in shown.size)
+        wide, high = (side * self.size // min(shown.size) for side in shown.size)
         left, top = (wide - self.size) // 2, (high - self.size) // 2
-        resized = shown.resize((max(wide, self.size), max(high, self.size)), Image.Resampling.BICUBIC)
+        resized = shown.resize((wide, high), Image.Resampling.BICUBIC)
         x = torch.from_numpy(np.array(resized.crop((left, top, left + self.size, top + self.size))))
         return (x.permute(2, 0, 1).float() / 255 - self._mean) / self._deviation
 
@@ -150,8 +149,7 @@ def _read(home: Path) -> tuple[Config, dict[str, Any]]:
         raise UsageError(f"evaluate.clip: {home} is {what!r}, not a whole CLIP model of pictures and text", cure)
     if missing := {"visual_projection.weight", "text_projection.weight"} - ModelFolder(home).tensors():
         raise DataError(f"evaluate.clip: the weights in {home} have no {min(missing)}", cure)
-    vision = {**(config.get("vision_config_dict") or {}), **(config.get("vision_config") or {})}
-    if "projection_dim" in config:
-        vision["projection_dim"] = config["projection_dim"]
+    known = parse_config(Config, half(config, "vision"))
+    require_heads(known.hidden_size, known.num_attention_heads)
     stated = read_json(home / PREPROCESSOR) if (home / PREPROCESSOR).is_file() else {}
-    return parse_config(Config, vision), {key: stated.get(key) for key in ("image_mean", "image_std")}
+    return known, {key: stated.get(key) for key in ("image_mean", "image_std")}

@@ -109,6 +109,13 @@ class FeatureReference:
         found: T = self._cache[make]
         return found
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """`make()`, computed on the first call with this name and cached: for what several metrics of a run need."""
+        if name not in self._cache:
+            self._cache[name] = make()
+        found: T = self._cache[name]
+        return found
+
     @property
     def name(self) -> str:
         """The name of the features, which every metric states."""

@@ -51,8 +51,10 @@ def judge_of(inputs: Model) -> "CaptionJudge | None":
     prompts = inputs.engine.prompts
     if prompts is None:
         return None
-    return load_judge(
-        inputs.store, inputs.data, inputs.extractor.real, prompts.spec.encoder, prompts.pooled, inputs.emit
+    encoder, pooled = prompts.spec.encoder, prompts.pooled
+    return inputs.extractor.once(
+        f"judge of captions by {encoder}",
+        lambda: load_judge(inputs.store, inputs.data, inputs.extractor.real, encoder, pooled, inputs.emit),
     )
 
 

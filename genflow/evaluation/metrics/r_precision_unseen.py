@@ -23,7 +23,7 @@ def measure(inputs: Model) -> dict[str, Reading]:
 
     real, seed = inputs.extractor.real, inputs.options.seed
     split = inputs.data.splits[real.split]
-    rows = samples.unseen(inputs.data, real)[: min(ASKED, len(inputs.labels))]
+    rows = samples.unseen(inputs.data, inputs.extractor)[: min(ASKED, len(inputs.labels))]
     if inputs.engine.prompts is None or not len(rows) or (judge := judge_of(inputs)) is None:
         return {}
     drawn = samples.draw(

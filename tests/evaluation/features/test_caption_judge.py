@@ -15,7 +15,7 @@ from genflow.evaluation.features.caption_judge import CaptionJudge, Roles, load_
 from genflow.evaluation.features.caption_pool import OTHERS, CaptionPool, words
 from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.metrics.r_precision import hit, readings
-from genflow.evaluation.samples import unseen
+from genflow.evaluation.samples import _unseen
 from genflow.storage.store import Store
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -159,14 +159,14 @@ def test_a_tie_is_a_miss() -> None:
 def test_unseen_captions_are_those_that_no_training_row_has(judged: Judged, tmp_path: Path, store: Store) -> None:
     """All captions of the scenes occur in training; captions of their own are unseen. Nothing held out: none."""
     _, data, real, _ = judged
-    assert len(unseen(data, real)) == 0
+    assert len(_unseen(data, real)) == 0
     numbered = scenes(tmp_path / "numbered", 4)
     for n, file in enumerate(sorted(numbered.glob("*.txt"))):
         file.write_text(f"scene {n}", encoding="utf-8")
     for val in (0.5, 0):
         made = dataset(store, numbered, val=val, name=f"held-{val}")
         real = DataSplits.of(made)
-        assert len(unseen(made, real)) == (len(real.reference) if val else 0)
+        assert len(_unseen(made, real)) == (len(real.reference) if val else 0)
 
 
 def test_one_caption_for_all_has_no_judge(tmp_path: Path, store: Store) -> None:

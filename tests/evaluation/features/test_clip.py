@@ -50,6 +50,14 @@ def test_grey_pictures_are_read_as_colours(home: Path) -> None:
     assert np.array_equal(clip.pictures(grey), clip.pictures(grey.repeat(3, 3)))
 
 
+def test_the_crop_is_inside_the_picture(home: Path) -> None:
+    """For every side: a grey picture stays one grey."""
+    clip = Clip(home)
+    for side in range(3, 120):
+        x = clip._input(np.full((side, side + side % 3, 3), 200, np.uint8))
+        assert (x - x[:, :1, :1]).abs().max() < 1e-5, side
+
+
 def test_the_name_depends_on_every_file(home: Path, tmp_path: Path) -> None:
     """On the sizes of the picture half and on the mean and deviation of pictures, too, but not on the path."""
     copied = tmp_path / "copied"
