@@ -3,7 +3,6 @@
     python -m jobs.encode recipe.yaml
 """
 
-import time
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Emit, execute
 from jobs.runtime.shard_actors import write_missing
+from jobs.runtime.shard_stage import make
 
 STAGE = Stage(
     makes="latents",
@@ -48,39 +48,27 @@ def main(document: Json, emit: Emit) -> Encoded:
         UsageError: the dataset or the autoencoder does not exist, or they do not fit.
         DataError: a file of them is damaged, or latents are not finite.
     """
-    store, started = Store(), time.monotonic()
-    recipe = parse(document["recipe"])
+    store, recipe = Store(), parse(document["recipe"])
     task = encode.plan(store, document["inputs"]["autoencoder"], recipe)
-    if done := store.get("latents", task.id):  # without the lock, so that a read-only store is enough
-        return result(done, cached=True)
-    with store.lock("latents", task.id, wait=True, uses=task.parents):
-        if done := store.get("latents", task.id):
-            return result(done, cached=True)
+
+    def write(folder: Path) -> float:
         task.dataset.verify()
-        folder = store.folder("latents", task.id)
         with explain_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if store.mirror:
-                store.mirror.download_missing(folder)  # fetches what earlier attempts wrote on any machine
             store.upload(*encode.copy_autoencoder(task, folder))
         with ray_cluster(num_cpus=max(environment.cores(), recipe.cluster.workers)):
-            cpu_seconds = write_missing(
+            return write_missing(
                 partial(_encoder, task), folder, task.shards, recipe.cluster, emit,
                 stage="encode", dataset=task.id, what="rows",
             )  # fmt: skip
-        with explain_disk_errors(folder):
-            if store.mirror:
-                store.mirror.download_missing(folder)  # fetches the shards that actors on other machines wrote
-            measured = encode.finish(task, folder)
+
+    def finish(folder: Path) -> Json:
+        measured = encode.finish(task, folder)
         for warning in measured.warnings:
             emit("warning", message=warning)
-        seconds = round(time.monotonic() - started, 1)
-        artifact = store.finalize(
-            "latents", task.id, name=task.name, parents=task.parents,
-            meta={**encode.describe(task, measured), "seconds": seconds, "cpu_seconds": cpu_seconds},
-            only=lambda name: ".tmp-" not in name,
-        )  # fmt: skip
-    return result(artifact, cached=False)
+        return encode.describe(task, measured)
+
+    latents, cached = make(store, "latents", task, write=write, finish=finish)
+    return result(latents, cached=cached)
 
 
 def find(document: Json) -> Encoded | None:

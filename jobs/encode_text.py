@@ -10,7 +10,7 @@ from pathlib import Path
 from genflow.data import texts
 from genflow.pipeline.results import TextEncoded
 from genflow.pipeline.stages import Need, Stage
-from genflow.recipe.schema import parse
+from genflow.recipe.schema import Cluster, parse
 from genflow.sampling import encode_text
 from genflow.sampling.encode_text import TextPlan, TextWriter
 from genflow.storage import mirror
@@ -21,6 +21,7 @@ from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Emit, execute
 from jobs.runtime.shard_actors import write_missing
+from jobs.runtime.shard_stage import make
 
 STAGE = Stage(
     makes="texts",
@@ -45,36 +46,23 @@ def main(document: Json, emit: Emit) -> TextEncoded:
         UsageError: the dataset does not exist or has no captions, or there is no such text encoder.
         DataError: a file of them is damaged, or embeddings are not finite.
     """
-    store, started = Store(), time.monotonic()
-    recipe = parse(document["recipe"])
+    store, recipe = Store(), parse(document["recipe"])
     task = encode_text.plan(store, recipe)
-    if done := store.get("texts", task.id):  # without the lock, so that a read-only store is enough
-        return result(done, cached=True)
-    with store.lock("texts", task.id, wait=True, uses=task.parents):
-        if done := store.get("texts", task.id):
-            return result(done, cached=True)
+
+    def write(folder: Path) -> float:
         task.dataset.verify()
-        folder = store.folder("texts", task.id)
         with explain_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if store.mirror:
-                store.mirror.download_missing(folder)  # fetches what earlier attempts wrote on any machine
             store.upload(encode_text.write_captions(task, folder))
-        shards = encode_text.shards(folder)
-        cpu_seconds = _write(task, folder, shards, recipe.cluster.workers, emit, document)
-        with explain_disk_errors(folder):
-            if store.mirror:
-                store.mirror.download_missing(folder)  # fetches the shards that actors on other machines wrote
-            measured = encode_text.finish(task, folder)
+        return _write(task, folder, encode_text.shards(folder), recipe.cluster, emit)
+
+    def finish(folder: Path) -> Json:
+        measured = encode_text.finish(task, folder)
         for warning in measured.warnings:
             emit("warning", message=warning)
-        seconds = round(time.monotonic() - started, 1)
-        artifact = store.finalize(
-            "texts", task.id, name=task.name, parents=task.parents,
-            meta={**encode_text.describe(task, measured), "seconds": seconds, "cpu_seconds": cpu_seconds},
-            only=lambda name: ".tmp-" not in name,
-        )  # fmt: skip
-    return result(artifact, cached=False)
+        return encode_text.describe(task, measured)
+
+    made, cached = make(store, "texts", task, write=write, finish=finish)
+    return result(made, cached=cached)
 
 
 def find(document: Json) -> TextEncoded | None:
@@ -104,7 +92,7 @@ def result(made: Artifact, *, cached: bool) -> TextEncoded:
 
 
 def _write(
-    task: TextPlan, folder: Path, shards: list[tuple[str, int, int]], workers: int, emit: Emit, document: Json
+    task: TextPlan, folder: Path, shards: list[tuple[str, int, int]], cluster: Cluster, emit: Emit
 ) -> float:
     """Write the missing shards, on actors if there are several; return the CPU seconds."""
     if len(shards) == 1:  # starting Ray takes longer than embedding a few thousand captions
@@ -117,9 +105,9 @@ def _write(
         torch.set_num_threads(threads)
         Store().upload(folder / shards[0][0])
         return round(time.process_time() - began, 2)
-    with ray_cluster(num_cpus=max(environment.cores(), workers)):
+    with ray_cluster(num_cpus=max(environment.cores(), cluster.workers)):
         return write_missing(
-            partial(_writer, task), folder, shards, parse(document["recipe"]).cluster, emit,
+            partial(_writer, task), folder, shards, cluster, emit,
             with_gpu=False, stage="encode_text", dataset=task.id, what="captions",
         )  # fmt: skip
 

@@ -3,7 +3,6 @@
     python -m jobs.reflow recipe.yaml
 """
 
-import time
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from genflow.pipeline.results import PairsWritten
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.sampling.reflow import ReflowPlan, Teacher, plan
-from genflow.storage.files import explain_disk_errors
 from genflow.storage.store import Artifact, Store
 from genflow.system import environment
 from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Emit, execute
 from jobs.runtime.shard_actors import write_missing
+from jobs.runtime.shard_stage import make
 
 STAGE = Stage(
     makes="pairs",
@@ -40,33 +39,22 @@ def main(document: Json, emit: Emit) -> PairsWritten:
         UsageError: the run does not exist, or its family cannot be a teacher.
         DataError: the run's checkpoint is corrupt.
     """
-    store, started = Store(), time.monotonic()
-    task = plan(store, document["inputs"]["run"], parse(document["recipe"]))
-    if done := store.get("pairs", task.id):  # without the lock, so that a read-only store is enough
-        return result(done, cached=True)
-    with store.lock("pairs", task.id, wait=True, uses=task.parents):
-        if done := store.get("pairs", task.id):
-            return result(done, cached=True)
-        folder = store.folder("pairs", task.id)
-        with explain_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        if store.mirror:
-            store.mirror.download_missing(folder)  # fetches the shards that earlier attempts wrote on any machine
-        recipe = parse(document["recipe"])
+    store, recipe = Store(), parse(document["recipe"])
+    task = plan(store, document["inputs"]["run"], recipe)
+
+    def write(folder: Path) -> float:
         with ray_cluster(num_cpus=max(environment.cores(), recipe.cluster.workers)):
-            cpu_seconds = write_missing(
+            return write_missing(
                 partial(_teacher, task), folder, task.shards, recipe.cluster, emit,
                 stage="reflow", run=task.run.id, what="pairs",
             )  # fmt: skip
-        seconds = round(time.monotonic() - started, 1)
-        meta: Json = {"run": task.run.id, "dataset": task.dataset.id, "latents": task.latents, "texts": task.texts}
-        meta |= {"pairs": task.count, "seed": task.seed}
-        artifact = store.finalize(
-            "pairs", task.id, name=task.run.name, parents=task.parents,
-            meta={**meta, "options": task.options, "seconds": seconds, "cpu_seconds": cpu_seconds},
-            only=lambda name: ".tmp-" not in name,
-        )  # fmt: skip
-    return result(artifact, cached=False)
+
+    def finish(folder: Path) -> Json:
+        made_from = {"run": task.run.id, "dataset": task.dataset.id, "latents": task.latents, "texts": task.texts}
+        return {**made_from, "pairs": task.count, "seed": task.seed, "options": task.options}
+
+    pairs, cached = make(store, "pairs", task, write=write, finish=finish)
+    return result(pairs, cached=cached)
 
 
 def find(document: Json) -> PairsWritten | None:

@@ -62,6 +62,11 @@ class ReflowPlan:
     embeddings: Artifact | None = None
 
     @property
+    def name(self) -> str:
+        """The name without the hash."""
+        return self.run.name
+
+    @property
     def parents(self) -> list[str]:
         """The ids of the artifacts that the pairs are made from."""
         return [self.run.id, self.dataset.id, *([self.embeddings.id] if self.embeddings else [])]
