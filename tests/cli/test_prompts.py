@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from support import text_folders
 from support.commands import Command, in_this_process
-from support.latents import dataset, embedded, pictures
-from support.trained_run import trained_run
+from support.latents import dataset
+from support.served import train_captioned
 
 from genflow.data.shards import Dataset
 from genflow.storage.store import Store
@@ -21,13 +21,7 @@ Made = tuple[Store, Path]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A store with captioned pictures, a run on their captions and a run on their classes, and the text encoder."""
-    folder = tmp_path_factory.mktemp("prompts")
-    encoder = text_folders.write(folder / "bert", text_folders.BERT)
-    store = Store(folder / "store")
-    data = dataset(store, pictures(folder / "colours", 20), val=0.3)
-    sample = {"steps": 2, "guidance": 2.0}
-    trained_run(store, data, "flow_matching", "prompts", steps=2, texts=embedded(store, encoder), sample=sample)
-    trained_run(store, data, "flow_matching", "classes", steps=2, sample={"steps": 2})
+    store, _, encoder = train_captioned(tmp_path_factory.mktemp("prompts"))
     return store, encoder
 
 
@@ -43,7 +37,7 @@ def genflow(
 
 def test_a_row_of_pictures_for_one_prompt(genflow: Command, tmp_path: Path) -> None:
     """One prompt gives a row of eight seeds; the output names the prompt."""
-    code, out, _ = genflow("sample", "prompts", "--prompt", "a red apple", "-o", "x.png")
+    code, out, _ = genflow("sample", "words", "--prompt", "a red apple", "-o", "x.png")
     assert code == 0
     assert "prompts: a red apple\n" in out
     width, height = Image.open(tmp_path / "x.png").size
@@ -54,24 +48,24 @@ def test_several_prompts_are_columns(genflow: Command, tmp_path: Path) -> None:
     """Prompts of flags and of a file are drawn in turn; a blank line is no prompt."""
     (tmp_path / "words.txt").write_text("a blue apple\n\n  a red tiger \n", encoding="utf-8")
     flags = ("--prompt", "a red apple", "--prompts", "words.txt", "-n", "6", "--json", "-o", "x.npy")
-    code, out, _ = genflow("sample", "prompts", *flags)
+    code, out, _ = genflow("sample", "words", *flags)
     assert code == 0
     assert json.loads(out)["prompts"] == ["a red apple", "a blue apple", "a red tiger"]
     drawn = np.load(tmp_path / "x.npy")
-    genflow("sample", "prompts", "--prompt", "a blue apple", "-n", "1", "--seed", "4", "-o", "y.npy")
+    genflow("sample", "words", "--prompt", "a blue apple", "-n", "1", "--seed", "4", "-o", "y.npy")
     assert np.array_equal(drawn[4], np.load(tmp_path / "y.npy")[0])
 
 
 def test_without_a_prompt_held_out_captions_are_drawn(genflow: Command) -> None:
     """They are named, and need no text encoder."""
-    code, out, _ = genflow("sample", "prompts", "-n", "3", "--json")
+    code, out, _ = genflow("sample", "words", "-n", "3", "--json")
     assert code == 0
     assert all("square, number" in prompt for prompt in json.loads(out)["prompts"])
 
 
 def test_samples_in_a_folder_are_captioned_pictures(genflow: Command, tmp_path: Path, store: Store) -> None:
     """The folder has a metadata.jsonl, so it can be prepared as it is."""
-    code, _, _ = genflow("sample", "prompts", "--prompt", "a red apple", "-n", "4", "-o", "out/")
+    code, _, _ = genflow("sample", "words", "--prompt", "a red apple", "-n", "4", "-o", "out/")
     assert code == 0
     again = dataset(store, tmp_path / "out", name="again")
     assert again.splits["train"].captions == [("a red apple",)] * 4
@@ -80,13 +74,13 @@ def test_samples_in_a_folder_are_captioned_pictures(genflow: Command, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "code", "said", "cure"),
     [
-        (("classes", "--prompt", "a red apple"), 2, "--prompt: this run has classes, not captions", "--label 'green'"),
-        (("classes", "--negative", "blue"), 2, "--negative: this run has classes, not captions", "--label 'green'"),
-        (("prompts", "--label", "red"), 2, "--label red: this run has captions, not classes", "--prompt 'red'"),
-        (("prompts", "--negative", "x", "--guidance", "1"), 2, "--negative needs guidance above 1", "--guidance 3"),
-        (("prompts", "--prompts", "no.txt"), 2, "--prompts no.txt: No such file", "one prompt on each line"),
-        (("prompts", "--prompts", "empty.txt"), 2, "--prompts empty.txt has no prompt", "one prompt on each line"),
-        (("prompts", "--prompts", "latin.txt"), 6, "--prompts latin.txt is not UTF-8: byte 3", "as UTF-8"),
+        (("kinds", "--prompt", "a red apple"), 2, "--prompt: this run has classes, not captions", "--label 'green'"),
+        (("kinds", "--negative", "blue"), 2, "--negative: this run has classes, not captions", "--label 'green'"),
+        (("words", "--label", "red"), 2, "--label red: this run has captions, not classes", "--prompt 'red'"),
+        (("words", "--negative", "x", "--guidance", "1"), 2, "--negative needs guidance above 1", "--guidance 3"),
+        (("words", "--prompts", "no.txt"), 2, "--prompts no.txt: No such file", "one prompt on each line"),
+        (("words", "--prompts", "empty.txt"), 2, "--prompts empty.txt has no prompt", "one prompt on each line"),
+        (("words", "--prompts", "latin.txt"), 6, "--prompts latin.txt is not UTF-8: byte 3", "as UTF-8"),
     ],
 )
 def test_wrong_prompts_are_one_line(
@@ -105,14 +99,14 @@ def test_wrong_prompts_are_one_line(
 @pytest.mark.parametrize("prompt", ["red apple " * 400, "🍎🐯", "تفاحة حمراء", "a\0b", "", " "])
 def test_every_text_is_a_prompt(genflow: Command, prompt: str) -> None:
     """Long ones are cut, with a warning; others are read as the text encoder reads them."""
-    code, _, err = genflow("sample", "prompts", "--prompt", prompt, "-n", "1")
+    code, _, err = genflow("sample", "words", "--prompt", prompt, "-n", "1")
     assert code == 0, err
     assert ("the rest is cut" in err) == (len(prompt) > 100)
 
 
 def test_bytes_that_are_not_utf8_are_one_line(genflow: Command) -> None:
     """The shell hands them over as surrogates."""
-    code, _, err = genflow("sample", "prompts", "--prompt", "caf\udce9", "-n", "1")
+    code, _, err = genflow("sample", "words", "--prompt", "caf\udce9", "-n", "1")
     assert code == 6
     assert "is not valid Unicode" in err
     assert len(err.splitlines()) == 2
@@ -168,7 +162,7 @@ def test_encode_text_is_a_job(genflow: Command, made: Made, tmp_path: Path) -> N
     other = text_folders.write(tmp_path / "t5", text_folders.T5)
     code, out, err = genflow("encode", "colours", "--text", str(other))
     assert code == 0, err
-    assert "20 captions of colours-" in out
+    assert "60 captions of colours-" in out
     assert "genflow train flow_matching --data colours-" in out
     _, again, _ = genflow("encode", "colours", "--text", str(other))
     assert "cached" in again

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from genflow import nets
 from genflow.nets.layers import attend
 from genflow.nets.mmdit import sine_positions
-from genflow.sampling.engine import ROWS
 from genflow.specs import NetSpec, TextSpec
 from genflow.text import Text
 
@@ -55,18 +54,6 @@ def test_longer_padding_only_rounds() -> None:
     torch.testing.assert_close(net(x, t, longer), net(x, t, text), rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_has_the_same_bits_in_every_batch_of_the_engine() -> None:
-    """In batches of a multiple of `ROWS` rows, a row's bits do not depend on the other rows or on their number."""
-    net, (x, t) = made(), inputs(3 * ROWS)
-    text = captions(list(range(3 * ROWS)))
-    with torch.no_grad():
-        whole, alone = net(x, t, text), net(*(each[:ROWS] for each in (x, t, text)))
-        first = torch.tensor([5] * ROWS)
-        repeated = net(x[first], t[first], text[first])
-    assert torch.equal(whole[:ROWS], alone)
-    assert torch.equal(whole[5:6], repeated[:1])
-
-
 def test_every_token_of_a_caption_is_read_by_every_patch() -> None:
     """A change of one real token, with the pooled vector unchanged, changes the prediction of every patch."""
     net, (x, t), text = made(), inputs(1), captions([3])
@@ -101,21 +88,6 @@ def test_it_serves_other_sizes() -> None:
     flat = large.flatten(0, 1)
     assert float(torch.cdist(flat, flat).add(torch.eye(32)).min()) > 0.1  # no two patches have the same position
     assert not [name for name in net.state_dict() if "position" in name]
-
-
-def test_a_compiler_sees_one_graph() -> None:
-    """`torch.compile(fullgraph=True)` finds no break, other captions are no other graph, and the answer is the same."""
-    seen: list[object] = []
-
-    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> object:
-        seen.append(graph)
-        return graph.forward
-
-    net, (x, t) = made(), inputs(4)
-    compiled = torch.compile(net, backend=backend, fullgraph=True, dynamic=False)
-    for numbers in ([1, 2, 3, 0], [4, 5, 0, 0]):
-        assert torch.equal(compiled(x, t, captions(numbers)), net(x, t, captions(numbers)))
-    assert len(seen) == 1
 
 
 def test_attention_with_a_mask_is_that_of_the_unmasked_tokens() -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from genflow import nets
 from genflow.errors import UsageError
-from genflow.sampling.engine import ROWS
 from genflow.specs import NetSpec
 from genflow.text import Text
 
@@ -102,17 +101,6 @@ def test_positions_are_those_of_diffusers() -> None:
         made(table=3, patch=1)
 
 
-def test_a_row_has_the_same_bits_in_every_batch_of_the_engine() -> None:
-    """In batches of a multiple of `ROWS` rows, a row's bits do not depend on the other rows or on their number."""
-    net, (x, t), text = made(), inputs(3 * ROWS), captions(list(range(3 * ROWS)))
-    with torch.no_grad():
-        whole, alone = net(x, t, text), net(*(each[:ROWS] for each in (x, t, text)))
-        first = torch.tensor([5] * ROWS)
-        repeated = net(x[first], t[first], text[first])
-    assert torch.equal(whole[:ROWS], alone)
-    assert torch.equal(whole[5:6], repeated[:1])
-
-
 def test_it_serves_other_sizes_than_those_of_the_table() -> None:
     """A patch has the same position relative to the centre in a picture larger than the table of diffusers."""
     net = made()
@@ -121,18 +109,3 @@ def test_it_serves_other_sizes_than_those_of_the_table() -> None:
     flat = large.flatten(0, 1)
     assert float(torch.cdist(flat, flat).add(torch.eye(128)).min()) > 0.1  # no two patches have the same position
     assert net(*inputs(2, (2, 20, 12)), captions([1, 2])).shape == (2, 2, 20, 12)
-
-
-def test_a_compiler_sees_one_graph() -> None:
-    """`torch.compile(fullgraph=True)` finds no break, other captions are no other graph, and the answer is the same."""
-    seen: list[object] = []
-
-    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> object:
-        seen.append(graph)
-        return graph.forward
-
-    net, (x, t) = made(), inputs(4)
-    compiled = torch.compile(net, backend=backend, fullgraph=True, dynamic=False)
-    for numbers in ([1, 2, 3, 0], [4, 5, 0, 0]):
-        assert torch.equal(compiled(x, t, captions(numbers)), net(x, t, captions(numbers)))
-    assert len(seen) == 1
