@@ -9,6 +9,7 @@ pictures.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from genflow.cli import console
 from genflow.data.shards import Dataset
 from genflow.data.sources.emoji import BACKGROUNDS
+from genflow.errors import UsageError
 from genflow.evaluation import samples
 from genflow.evaluation.features.extractor import FeatureReference, load_features
 from genflow.evaluation.interval import proportion
@@ -23,7 +25,7 @@ from genflow.maths.rng import key
 from genflow.recipe.compose import assignments
 from genflow.sampling.engine import Engine
 from genflow.storage.files import write_atomically
-from genflow.storage.store import Artifact, Store
+from genflow.storage.store import Store
 
 BORDER = 2  # pixels
 
@@ -61,6 +63,9 @@ def main() -> None:
     given = parser.parse_args()
     store = Store()
     runs = [store.find("runs", reference) for reference in given.runs]
+    engines = [samples.with_captions(Engine.load(run), store) for run in runs]
+    if any(engine.prompts is None for engine in engines):
+        raise UsageError("a run reads no captions", "name runs of text to image")
     options = assignments(given.set).get("sample", {})
     data = Dataset.open(store.find("datasets", runs[0].meta["dataset"]))
     features = load_features(store, data, "classifier", lambda event, **fields: None)
@@ -71,8 +76,8 @@ def main() -> None:
         real = hits(data.splits[split].take(rows), captions, labels, features)
         lines.append(f"| {title} | real pictures | {len(rows)} | {_shares(real)} |")
         every = []
-        for run in runs:
-            drawn = draw(run, captions, options)
+        for run, engine in zip(runs, engines, strict=True):
+            drawn = engine.draw(samples.seeds(0, len(captions), "combinations"), prompts=captions, **options).images
             every.append(hits(drawn, captions, labels, features))
             lines.append(f"| {title} | {run.id} | {len(rows)} | {_shares(every[-1])} |")
             console.note(lines[-1])
@@ -81,14 +86,8 @@ def main() -> None:
     page = "\n".join([*head, *lines])
     print(page)
     if given.out:
-        write_atomically(given.out, page + "\n")
-
-
-def draw(run: Artifact, captions: list[str], options: dict[str, object]) -> np.ndarray:
-    """One picture for each caption."""
-    engine = Engine.load(run)
-    seeds = samples.seeds(0, len(captions), "combinations")
-    return engine.draw(seeds, prompts=captions, **options).images  # type: ignore[arg-type]
+        made_by = f"<!-- Written by `python -m benchmarks.combinations {' '.join(sys.argv[1:])}`. -->"
+        write_atomically(given.out, f"{made_by}\n{page}\n")
 
 
 def _shares(found: np.ndarray) -> str:

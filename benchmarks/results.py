@@ -171,7 +171,8 @@ The floor is {number(float(floor))}, the fd of as many real rows.
         of_real = (_fidelity(rows, name, "floor") for name in ("r_precision", "r_precision_unseen"))
         prompts = PROMPTS.format(**dict(zip(("seen", "unseen"), of_real, strict=True)))
     notes = f"""
-- **CPU s**: CPU seconds of the initial run or autoencoder + of making the pairs or latents + of the run's own training.
+- **CPU s**: CPU seconds of what a run is made from (an initial run or autoencoder, pairs, latents, text embeddings)
+  + of its own training.
 - **fd**: the mean over seeds, with its 95 % interval over seeds (Student's t; for one seed, over samples).
 - **× floor**: the ratio of fd to the floor.
 - **P / R**: precision and recall.
@@ -181,9 +182,7 @@ The floor is {number(float(floor))}, the fd of as many real rows.
   to have a smaller fd.
 - **copies**: the share of samples that are near copies of one training row
   (`genflow/evaluation/metrics/memorization.py`).{held_out}
-{bits}- **to reach**: the goal; for a distance, its ratio to {_reference_of_goals(plan)}.
-  It is left out if `--set` changed the plan.
-
+{bits}{_goals_note(plan)}
 """
     seeds = ["", *(f"seed {seed}" for seed in plan.seeds)]
     each = [seeds, ["---"] * len(seeds)]
@@ -208,9 +207,15 @@ def _count(found: Found) -> str:
     return f"{text} seed{'s' * (counts[-1] > 1)}"
 
 
-def _reference_of_goals(plan: Plan) -> str:
-    of_rows = any("fd_of" in row.get("goal", {}) for row in plan.rows.values())
-    return "that of another row, seed by seed" if of_rows else f"a floor of {plan.goal_floor}"
+def _goals_note(plan: Plan) -> str:
+    """What the column of goals says; empty for a plan without goals."""
+    goals = [row["goal"] for row in plan.rows.values() if row.get("goal")]
+    if not goals:
+        return ""
+    of_rows = any("fd_of" in goal for goal in goals)
+    reference = "that of another row, seed by seed" if of_rows else f"a floor of {plan.goal_floor}"
+    left_out = "It is left out if `--set` changed the plan."
+    return f"- **to reach**: the goal; for a distance, its ratio to {reference}.\n  {left_out}\n"
 
 
 def _without_empty_columns(lines: list[list[str]]) -> list[list[str]]:
@@ -280,7 +285,7 @@ def _reconstruction(found: list[Json]) -> str:
 
 
 def _cpu(found: list[Json], store: Store) -> str:
-    """CPU seconds of the initial run + of making the pairs + of the run's own training, as text."""
+    """CPU seconds of all that a run is made from + of its own training, as text."""
     parts = [cpu_seconds(store, store.find("runs", row["run"])) for row in found]
     return " + ".join(f"{_mean(column):,.0f}" for column in zip(*parts, strict=True))
 

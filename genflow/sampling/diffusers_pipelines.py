@@ -1,7 +1,7 @@
 """Write a run as a folder of diffusers: a stock pipeline, or its parts.
 
     pixels, net `unet2d`                      DDIMPipeline or DDPMPipeline
-    latents, net `unet2d`                     the parts: unet/, vae/ and scheduler/, for a loop of twelve lines
+    latents, net `unet2d`                     the parts: unet/, vae/ and scheduler/, for a short loop
     latents with captions, net `sd3`          StableDiffusion3Pipeline, with embeddings of some captions
 
 The autoencoder of a run on latents needs the net `autoencoder_kl`. Its mean and deviation are part of its weights.
