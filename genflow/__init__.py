@@ -8,11 +8,17 @@ In Python, `genflow.load("latest").sample(16)` draws samples; docs/python.md has
 """
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
+
+# A thread that has done its share of a loop spins before it sleeps. GNU's OpenMP reads the limit when torch is imported,
+# and its default keeps the core for milliseconds from the thread that still works, if another process needs a core too.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _FUNCTIONS = ("compare", "data", "datasets", "evaluate", "load", "prepare", "runs", "train", "tune")  # of genflow.api
 _MODULES = ("data", "errors", "runs")  # imported on first use; the first and the last can also be called

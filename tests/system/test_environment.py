@@ -81,3 +81,24 @@ def test_tensors_reuse_freed_memory() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=True, encoding="utf-8"
     )
     assert int(done.stdout) < 10_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux")
+@pytest.mark.parametrize(("given", "found"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_give_their_core_away(given: dict[str, str], found: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    shown = subprocess.run(
+        [sys.executable, "-c", "import genflow, torch"],
+        env={**clean, "OMP_DISPLAY_ENV": "VERBOSE", **given}, stderr=subprocess.PIPE, text=True, check=True,
+    ).stderr  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{found}'" in shown
+
+
+def test_a_chosen_policy_of_waiting_stays() -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    program = "import os, genflow; print('GOMP_SPINCOUNT' in os.environ)"
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**clean, "OMP_WAIT_POLICY": "active"}, stdout=subprocess.PIPE, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert shown.strip() == "False"
