@@ -15,8 +15,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# A thread that has done its share of a loop spins before it sleeps. GNU's OpenMP reads the limit when torch is imported,
-# and its default keeps the core for milliseconds from the thread that still works, if another process needs a core too.
+# A thread that has done its share of a loop spins before it sleeps. GNU's OpenMP reads the limit when torch is
+# imported. By default a thread spins for milliseconds, and another one that still works may need its core.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
