@@ -27,6 +27,16 @@ def documents(store: Store, newest: int = 0) -> Iterator[tuple[Artifact, dict[st
             yield artifact, json.loads(text)
 
 
+def fd_name(n: int, samples: int) -> str:
+    """What a Fréchet distance is called: `fd` only with all samples of its evaluation, for it depends on their number.
+
+    Args:
+        n: number of samples that it was measured on.
+        samples: that of the evaluation, on which the run's own fd was measured.
+    """
+    return "fd" if n == samples else f"fd of {n:,} samples"
+
+
 class MetricValue(TypedDict):
     """A number with its uncertainty.
 

@@ -118,6 +118,7 @@ def _method(name: str, study: Json, found: Evaluations, measured: dict[str, Any]
         "evaluations": {str(seed): one["evaluation"] for seed, one in sorted(found.get(name, {}).items())},
         "quantities": measured,
         "curve": curve(list(found.get(name, {}).values())),
+        "curve_samples": next((row["sweep"][0]["fd"]["n"] for row in found.get(name, {}).values()), None),
     }
     return {**method, "cells": formatting.cells(method, study["tolerance"], study.get("target", 0.0))}
 

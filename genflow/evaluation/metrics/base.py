@@ -142,6 +142,9 @@ class Column:
         has: whether a run has the column, from its document; a column that no run has is omitted.
         best: the name of the number whose best runs are highlighted; empty: none.
         order: the position among the columns of the report; None: the order of the metric.
+        source: the number that the column shows, of which the report draws a dot plot; None: it draws none.
+        form: formats a value of the plot.
+        scale: a factor for its values.
     """
 
     head: str
@@ -150,6 +153,9 @@ class Column:
     has: Callable[[Row], bool] = lambda row: True
     best: str = ""
     order: int | None = None
+    source: Number | None = None
+    form: Callable[[float], str] = lambda value: number(value)
+    scale: float = 1
 
 
 @dataclass(frozen=True)
@@ -216,4 +222,8 @@ def with_interval(
         floor = (source.get(row) or {}).get("floor")
         return "–" if floor is None else form(scale * floor)
 
-    return Column(head, cell, real, lambda row: source.get(row) is not None, source.name if mark else "")
+    def has(row: Row) -> bool:
+        return source.get(row) is not None
+
+    best = source.name if mark else ""
+    return Column(head, cell, real, has, best, source=source, form=form, scale=scale)

@@ -4,6 +4,7 @@ Two values differ significantly when their difference exceeds their combined err
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from genflow.evaluation.sweep import compare_with_teachers
 
 Row = Mapping[str, Any]  # an Evaluation
 LOW_VARIETY, LOW_AGREEMENT = 0.7, 0.9
+HEADLINE = 3  # sentences at the top of a page
 KINDS = {
     "exact-dequantized": "exact, for dequantized data",
     "lower-bound": "a lower bound of the likelihood",
@@ -35,6 +37,16 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     parts = (_quality, _modes, _speed, _steps, _few, _straightness, _variety, _labels, _prompts, _copies, _likelihood)
     first, *others = [sentence for part in parts if (sentence := part(ranked))]
     return [first, *limits, *others]
+
+
+def sentences(statements: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The first three sentences of a verdict, and the others.
+
+    Args:
+        statements: of one or several sentences each, most important first.
+    """
+    every = [sentence for statement in statements for sentence in re.split(r"(?<=[.!?])\s+", statement)]
+    return every[:HEADLINE], every[HEADLINE:]
 
 
 def differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
