@@ -4,11 +4,10 @@ from collections import Counter
 
 from genflow.evaluation.interval import order
 from genflow.evaluation.report.table import number
+from genflow.evaluation.results import FAR
 from genflow.system.documents import Json
 from genflow.tables.claims import interval
 from genflow.tables.formatting import count, measured_sides, percent
-
-FAR = 10  # multiple of the floor of fd above which samples are hardly recognisable
 
 
 def verdict(document: Json) -> list[str]:

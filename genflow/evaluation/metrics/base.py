@@ -116,12 +116,15 @@ class Number:
         better: whether smaller or larger values are better.
         path: the keys that lead to it in the document; empty: `metrics`, `name`.
         tune: whether `genflow tune` can use it.
+        neighbourhood: whether it counts neighbours, as precision does. Then a value beyond that of real data is no
+            merit, but a sign of samples that crowd where real data is dense.
     """
 
     name: str
     better: Literal["smaller", "larger"]
     path: tuple[str, ...] = ()
     tune: bool = True
+    neighbourhood: bool = False
 
     def get(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """{value, low, high, ...} from a document; None if the document lacks it."""

@@ -152,7 +152,10 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def _best(rows: list[Row]) -> dict[str, set[str]]:
-    """The runs to highlight, by column: the best one and those that do not differ significantly from it."""
+    """The runs to highlight, by column: the best one and those that do not differ significantly from it.
+
+    A run that cannot be the best one by a number (`table.counts`) is not highlighted either.
+    """
     found: dict[str, set[str]] = {}
     drawing = [row for row in rows if not row.get("reconstructs")]
     if len(drawing) < 2:

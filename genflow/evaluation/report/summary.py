@@ -10,6 +10,7 @@ from typing import Any
 
 from genflow.evaluation.interval import Interval, order
 from genflow.evaluation.report.table import number
+from genflow.evaluation.results import fd_name
 from genflow.evaluation.steps_needed import TOLERANCE, enough, still_improves
 from genflow.evaluation.sweep import compare_with_teachers
 
@@ -141,9 +142,10 @@ def _few(ranked: list[Row]) -> str:
         than = than if differ(fd, plain) else "not significantly different from"
         times = f"{at['nfe']} network evaluation{'s' if at['nfe'] > 1 else ''}"
         with_ = f" using {at['teacher_sampler']}" if at["teacher_sampler"] else ""
+        name = fd_name(fd["n"], ranked[0]["metrics"]["fd"]["n"])
         parts.append(
-            f"with {times}, {at['name']} (fd {number(fd['value'])}) is {than} {at['teacher']}{with_} "
-            f"(fd {number(plain['value'])})"
+            f"with {times}, {at['name']} ({name} {number(fd['value'])}) is {than} {at['teacher']}{with_} "
+            f"({number(plain['value'])})"
         )
     alone = [row["name"] for row in ranked if row.get("init") and row["init"] not in {other["run"] for other in ranked}]
     text = f"{_list(parts)[:1].upper()}{_list(parts)[1:]}." if parts else ""

@@ -205,6 +205,36 @@ def test_an_autoencoder_is_the_limit_and_no_competitor():
     assert page._best([autoencoder, other, best])["fd"] == {best["run"]}
 
 
+def with_neighbours(name: str, precision: float, recall: float) -> dict:
+    """A row with these numbers, which are certain to 0.02; real data has 0.8 of everything."""
+    found = row(name, 2.0)
+    values = {"precision": precision, "recall": recall, "density": precision, "coverage": 0.8}
+    for metric, value in values.items():
+        found["metrics"][metric] = {"value": value, "low": value - 0.02, "high": value + 0.02, "floor": 0.8}
+    return found
+
+
+def test_no_neighbourhood_metric_praises_scraps():
+    """Precision beyond that of real data, or without variety, is no merit: neither a mark nor `best:precision`."""
+    blank, scraps = with_neighbours("blank", 1.0, 0.6), with_neighbours("scraps", 0.7, 0.1)
+    honest = with_neighbours("honest", 0.6, 0.7)
+    marked = page._best([blank, scraps, honest])
+    for metric in ("precision", "density"):
+        assert marked[metric] == {honest["run"]}
+        assert table.best([blank, scraps, honest], metric) == honest["run"]
+    assert marked["recall"] == {honest["run"]}
+    assert "precision" not in page._best([blank, scraps])
+    assert table.best([blank, scraps], "precision") == blank["run"]
+
+
+def test_the_sweep_never_calls_its_distance_fd(store, measured):
+    """The points of a sweep have 30 samples and the measurements 60: the page tells them apart."""
+    text = page.render(store, measured)
+    curves = text[text.index("<h2>Quality against cost") :]
+    assert "fd of 30 samples ↓" in curves
+    assert not re.search(r"\bfd ↓|: fd [\d.]", curves[: curves.index("<details")])
+
+
 def test_problems_of_a_model_are_reported():
     """Lost variety, ignored labels and a likelihood below the simplest baseline are each reported."""
     bad = row("a", 9.0)
