@@ -42,7 +42,7 @@ def tables(
         float | None, typer.Option(metavar="MINUTES", help="CPU minutes per training run; default: 0.09.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also copy the result: .html, .png (its first screen), .md, .json.")
+        Path | None, typer.Option("--out", "-o", help="Also copy the result: .html, .png (first screen), .md, .json.")
     ] = None,
     sets: Sets = [],
     cluster: OnCluster = False,

@@ -15,6 +15,7 @@ MARGIN, GAP = 40, 6
 TOP, BOTTOM = 96, 566  # of the rows of samples
 ROWS, CARDS = 10, 5  # rows at most; pictures of points per line
 LARGEST, FEWEST = 118, 6  # pixels of a picture of a row, and pictures of a row at least
+TWO_LINES = 190  # pixels of a row from which on it has two lines of pictures
 WORDS = 290  # pixels for the words at its start
 TALL = 66  # from so many pixels on, the words have three lines
 FONTS = (("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"),
@@ -54,18 +55,22 @@ def draw(title: str, headline: Sequence[str], strips: Sequence[Strip], facts: Da
 
 def _rows(sheet: Image.Image, pen: ImageDraw.ImageDraw, strips: Sequence[Strip], facts: DataSpec) -> None:
     height = (BOTTOM - TOP) / len(strips)
+    lines = 2 if height >= TWO_LINES else 1
+    free, tall = WIDTH - 2 * MARGIN - WORDS, min(height / lines, LARGEST + GAP)
     pictures = [gallery.cells(strip.file, facts) for strip in strips]
-    free = WIDTH - 2 * MARGIN - WORDS
-    places = gallery.chosen(len(pictures[0]), facts.classes)[: max(FEWEST, int(free / min(height, LARGEST + GAP)))]
-    side = int(min(height - GAP, LARGEST, free / len(places) - GAP))
-    left = WIDTH - MARGIN - len(places) * (side + GAP) + GAP
-    for line, (strip, cells) in enumerate(zip(strips, pictures, strict=True)):
-        top = round(TOP + line * height)
-        for column, place in enumerate(places):
-            picture = cells[place].convert("RGB")
-            how = Image.Resampling.LANCZOS if gallery.is_smooth(facts) else Image.Resampling.NEAREST
-            sheet.paste(picture.resize((side, side), how), (left + column * (side + GAP), top))
-        _words(pen, strip, MARGIN, top + (side - (62 if side >= TALL else 44)) // 2, left - MARGIN - 28, side >= TALL)
+    places = gallery.chosen(len(pictures[0]), facts.classes, max(FEWEST, lines * int(free / tall)))
+    columns = -(-len(places) // lines)
+    side = int(min(tall, free / columns)) - GAP
+    left = WIDTH - MARGIN - columns * (side + GAP) + GAP
+    how = Image.Resampling.LANCZOS if gallery.is_smooth(facts) else Image.Resampling.NEAREST
+    for row, (strip, cells) in enumerate(zip(strips, pictures, strict=True)):
+        top = round(TOP + row * height)
+        for number, place in enumerate(places):
+            x, y = left + number % columns * (side + GAP), top + number // columns * (side + GAP)
+            sheet.paste(cells[place].convert("RGB").resize((side, side), how), (x, y))
+            pen.rectangle((x, y, x + side - 1, y + side - 1), outline=LINE)
+        high = lines * side + (lines - 1) * GAP
+        _words(pen, strip, MARGIN, top + (high - (62 if high >= TALL else 44)) // 2, left - MARGIN - 28, high >= TALL)
 
 
 def _cards(sheet: Image.Image, pen: ImageDraw.ImageDraw, strips: Sequence[Strip]) -> None:
