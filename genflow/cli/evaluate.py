@@ -85,7 +85,7 @@ def _measure(
     from genflow.storage.store import Store
 
     store = Store()
-    document = measure.document(store, references, [], sets, flags)
+    document = measure.document(store, references, [], sets, flags, job)
     return document["inputs"]["runs"], send(job, document, store, cluster, address, json=json)
 
 

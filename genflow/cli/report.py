@@ -33,7 +33,7 @@ def report(
     store = Store()
     found = find_run(store, run)
     before = measure.settings_of(store, found.id)
-    document = measure.document(store, [found.id], before, sets, {"evaluate.samples": samples})
+    document = measure.document(store, [found.id], before, sets, {"evaluate.samples": samples}, "compare")
     done = send("compare", document, store, cluster, address, json=json)
     copy_report(done, out)
     if open_browser:

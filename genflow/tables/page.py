@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from genflow import __version__
+from genflow.evaluation.metrics.base import duration
 from genflow.evaluation.report import charts, gallery, loss_curves, poster, reproduce
 from genflow.evaluation.report.charts import Point, Series
 from genflow.evaluation.report.first_screen import cost, facts_of
@@ -108,7 +109,7 @@ def strips(store: Store, document: Json, found: Evaluations) -> list[Strip]:
         fd, ms, nfe = (method["quantities"][quantity] for quantity in ("fd", "ms", "nfe"))
         seconds = cpu_seconds(store, store.find("runs", row["run"]))
         facts = [cost(ms["value"], nfe["value"])]
-        facts += [f"{gallery.duration(sum(seconds))} CPU"] if seconds else []
+        facts += [f"{duration(sum(seconds))} CPU"] if seconds else []
         made.append(Strip(method["title"], index[name], Path(row["path"]) / "grid.png", *gallery.score(fd),
                           gallery.joined(facts), (row.get("prompts") or {}).get("grid") or ()))  # fmt: skip
     return made

@@ -197,6 +197,13 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
+def duration(seconds: float) -> str:
+    """A time as text: 41 s, 9 min, 2.1 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def share(value: float) -> str:
     """Two decimals."""
     return f"{value:.2f}"

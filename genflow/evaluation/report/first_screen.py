@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from genflow.data.shards import FACTS
-from genflow.evaluation.metrics.base import number
+from genflow.evaluation.metrics.base import duration, number
 from genflow.evaluation.report import gallery, poster
 from genflow.evaluation.report.gallery import Strip
 from genflow.evaluation.report.summary import sentences, verdict
@@ -31,7 +31,7 @@ def strips(store: Store, rows: Sequence[Row]) -> list[Strip]:
         seconds = sum(cpu_seconds(store, store.find("runs", row["run"])))
         facts = ["reconstructions"] if row.get("reconstructs") else []
         facts.append(cost(row["speed"]["ms_batch_64"], row["nfe"]))
-        facts += [f"{gallery.duration(seconds)} CPU"] if seconds else []
+        facts += [f"{duration(seconds)} CPU"] if seconds else []
         prompts = (row.get("prompts") or {}).get("grid") or ()
         score = gallery.score(row["metrics"]["fd"], distance(row))
         found.append(Strip(row["name"], index, Path(row["path"]) / "grid.png", *score, gallery.joined(facts), prompts))

@@ -94,13 +94,6 @@ def score(fd: Mapping[str, Any], name: str = "fd") -> tuple[str, str, str]:
     return (f"{fd['value'] / fd['floor']:.1f} ×", "floor", f"{name} {value}") if fd["floor"] else (value, name, "")
 
 
-def duration(seconds: float) -> str:
-    """A time of training: 41 s, 9 min, 2.1 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def joined(facts: Sequence[str]) -> str:
     """Facts in one line, which is broken between them only."""
     return " ".join("\u00a0".join([*fact.split(), "·"]) for fact in facts[:-1]) + " " + "\u00a0".join(facts[-1].split())
