@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from genflow.evaluation.extent import Extent, Speed, said, largest_that_fits
+from genflow.evaluation.extent import Extent, Speed, largest_that_fits, said
 from genflow.evaluation.progress import Progress
 from genflow.recipe.schema import Evaluate
 
