@@ -118,7 +118,8 @@ def _panel(document: Json, shown: Shown, order: Sequence[str]) -> Panel:
     if shown.quantity == "seconds_to" and document.get("target"):
         note = f"CPU s to {count(document['target'])} × floor"
     text = "" if real is None else shown.form(real)
-    return Panel(title, note, text, dots.plot(drawn, f"{title.rstrip(' ↓↑')} {note}".strip(), real))
+    log = shown.form not in (share, percent)
+    return Panel(title, note, text, dots.plot(drawn, f"{title.rstrip(' ↓↑')} {note}".strip(), real, log=log))
 
 
 def _real(shown: Shown, quantities: Sequence[Json]) -> float | None:

@@ -46,7 +46,7 @@ class Dot:
 
 
 def plot(
-    dots: Sequence[Dot], alt: str, real: float | None = None, *, axis: bool = True, width: int = WIDTH
+    dots: Sequence[Dot], alt: str, real: float | None = None, *, axis: bool = True, width: int = WIDTH, log: bool = True
 ) -> str:
     """A dot plot as SVG; empty if no row has a value.
 
@@ -56,6 +56,7 @@ def plot(
         real: the value of real data.
         axis: whether there are numbers below the rows.
         width: in pixels; the page scales the plot, and with it the letters.
+        log: whether the axis may be logarithmic, which shares of a whole are not.
     """
     have = [dot for dot in dots if _finite(dot.value)]
     if not have:
@@ -64,7 +65,7 @@ def plot(
     names = [_wrapped(dot.name, letters) for dot in dots]
     left = max(_pixels(line) for lines in names for line in lines) + 10
     right = width - max(_pixels(dot.text) for dot in dots) - 16
-    scale = _scale(have, real, left + 6, right - 6)
+    scale = _scale(have, real, left + 6, right - 6, log)
     parts, top = [], 4.0
     heights = [LINE if len(lines) == 1 else TWO_LINES for lines in names]
     bottom = top + sum(heights)
@@ -100,7 +101,7 @@ def _wrapped(name: str, letters: int) -> list[str]:
     return lines if len(lines) <= 2 else [lines[0], f"{lines[1][: letters - 1]}…"]
 
 
-def _scale(have: Sequence[Dot], real: float | None, start: float, end: float) -> Axis:
+def _scale(have: Sequence[Dot], real: float | None, start: float, end: float, log: bool) -> Axis:
     """A logarithmic axis if the values span more than a factor of 8; else from 0, unless all values are far from it.
 
     Intervals that are much wider than the values differ are cut, so that the values can be told apart.
@@ -109,7 +110,7 @@ def _scale(have: Sequence[Dot], real: float | None, start: float, end: float) ->
     values += [real] if real is not None and _finite(real) else []
     least, most = min(values), max(values)
     ends = [end for dot in have for end in (dot.low, dot.high) if end is not None and math.isfinite(end)]
-    if least > 0 and most > LOG_FROM * least:
+    if log and least > 0 and most > LOG_FROM * least:
         positive = [end for end in ends if end > 0]
         low, high = min([least, *positive]), max([most, *positive])
         return Axis(max(low, least / 4) / 1.15, min(high, most * 4) * 1.15, start, end, True)

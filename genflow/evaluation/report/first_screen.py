@@ -38,6 +38,11 @@ def strips(store: Store, rows: Sequence[Row]) -> list[Strip]:
     return found
 
 
+def statements(rows: Sequence[Row]) -> list[str]:
+    """What the page and the poster say, most important first."""
+    return verdict(rows)
+
+
 def cost(ms: float, nfe: float) -> str:
     """The time and the network evaluations of a sample, as text."""
     return f"{number(ms)} ms in {nfe:g} evaluation{'s' * (nfe != 1)}"
@@ -48,7 +53,7 @@ def draw_poster(store: Store, rows: Sequence[Row]) -> bytes:
     first = rows[0]
     title = f"{first['name']} on {first['dataset_name']}" if len(rows) == 1 else first["dataset_name"]
     about = f"{distance(first)} with {first['samples']:,} samples; × floor: as a multiple of its value for real data"
-    headline, _ = sentences(verdict(rows))
+    headline, _ = sentences(statements(rows))
     return poster.draw(title, headline, strips(store, rows), facts_of(store, first), about)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from genflow.evaluation.metrics.base import Column, number
+from genflow.evaluation.metrics.base import Column, number, share
 from genflow.evaluation.metrics.likelihood import likelihood_text
 from genflow.evaluation.report import dots
 from genflow.evaluation.report.dots import Dot
@@ -77,7 +77,7 @@ def _panel(
     floor = next((at["floor"] for _, at in found if at.get("floor") is not None), None)
     real = None if floor is None else scale * floor
     alt = f"{title.rstrip(' ↓↑')} {note}".strip()
-    return Panel(title, note, "" if real is None else form(real), dots.plot(drawn, alt, real))
+    return Panel(title, note, "" if real is None else form(real), dots.plot(drawn, alt, real, log=form is not share))
 
 
 def _interval(at: Quantity, form: Callable[[float], str], scale: float) -> str:

@@ -17,6 +17,7 @@ ROWS, CARDS = 10, 5  # rows at most; pictures of points per line
 LARGEST, FEWEST = 118, 6  # pixels of a picture of a row, and pictures of a row at least
 TWO_LINES = 190  # pixels of a row from which on it has two lines of pictures
 WORDS = 290  # pixels for the words at its start
+CARD_WORDS = 130  # pixels for the words at the right of a picture of points
 TALL = 66  # from so many pixels on, the words have three lines
 FONTS = (("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"),
          ("DejaVuSans-Bold.ttf", "LiberationSans-Bold.ttf", "Arial Bold.ttf"))  # fmt: skip
@@ -78,13 +79,22 @@ def _cards(sheet: Image.Image, pen: ImageDraw.ImageDraw, strips: Sequence[Strip]
     lines = -(-len(strips) // CARDS)
     per_line = -(-len(strips) // lines)
     wide = (WIDTH - 2 * MARGIN) / per_line
-    side = int(min(wide - 2 * GAP, (BOTTOM - TOP) / lines - 58))
+    high = (BOTTOM - TOP) / lines
+    beside = wide > high + CARD_WORDS  # the words are at the right of a picture, else below it
+    side = int(high - 2 * GAP if beside else min(wide - 4 * GAP, high - 70))
     for number, strip in enumerate(strips):
-        left = round(MARGIN + number % per_line * wide)
-        top = round(TOP + number // per_line * (side + 62))
+        left, top = round(MARGIN + number % per_line * wide), round(TOP + number // per_line * high)
         sheet.paste(Image.open(strip.file).convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (left, top))
         pen.rectangle((left, top, left + side, top + side), outline=LINE)
-        _words(pen, strip, left, top + side + 8, side)
+        x, y, room = (left + side + 14, top + 8, wide - side - 34) if beside else (left, top + side + 4, side)
+        if strip.index is not None:
+            pen.rectangle((left, top, left + side, top + 3), COLOURS[strip.index % len(COLOURS)])
+        size = next((size for size in (18, 16, 14) if _font(size, bold=True).getlength(strip.title) <= room), 13)
+        pen.text((x, y), _fitting(strip.title, size, room), INK, _font(size, bold=True))
+        pen.text((x, y + 23), f"{strip.score} {strip.unit}".strip(), INK, _font(18))
+        facts = filter(None, (strip.value, *strip.facts.split("\u00a0· "))) if beside else ()
+        for place, line in enumerate(line for fact in facts for line in _wrapped(fact, 14, room)):
+            pen.text((x, y + 52 + 19 * place), line, SOFT, _font(14))
 
 
 def _words(pen: ImageDraw.ImageDraw, strip: Strip, left: int, top: int, wide: int, tall: bool = False) -> None:
@@ -113,22 +123,23 @@ def _packed(parts: Sequence[str], wide: float) -> list[str]:
 
 def _verdict(pen: ImageDraw.ImageDraw, headline: Sequence[str]) -> None:
     """As many whole sentences as fit into three lines; the first one is cut if it does not."""
-    kept = ""
+    kept, wide = "", WIDTH - 2 * MARGIN - 20
     for sentence in headline:
         longer = f"{kept} {sentence}".strip()
-        if len(_wrapped(longer)) > 3:
+        if len(_wrapped(longer, 19, wide)) > 3:
             break
         kept = longer
     pen.rectangle((MARGIN, BOTTOM + 16, MARGIN + 4, HEIGHT - 18), COLOURS[0])
-    for number, line in enumerate((_wrapped(kept or headline[0]) if headline else [])[:3]):
+    for number, line in enumerate((_wrapped(kept or headline[0], 19, wide) if headline else [])[:3]):
         pen.text((MARGIN + 18, BOTTOM + 16 + 25 * number), line, INK, _font(19))
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrapped(text: str, size: int, wide: float) -> list[str]:
+    """The text in lines that are no wider than so many pixels, if no word is."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if _font(19).getlength(longer) > WIDTH - 2 * MARGIN - 20:
+        if lines[-1] and _font(size).getlength(longer) > wide:
             lines.append(word)
         else:
             lines[-1] = longer
