@@ -11,7 +11,7 @@ from genflow.evaluation.report.panels import Panel
 from genflow.evaluation.results import fd_name
 from genflow.system.documents import Json
 from genflow.tables.claims import COMPARES, IS, interval
-from genflow.tables.formatting import count, measured_sides, percent, share
+from genflow.tables.formatting import count, measured_sides, share
 
 CLAIM = 310  # pixels of the plot of a claim
 SIDES = {"stacked_captured": "samples", "stacked_ceiling": "real data"}  # both sides of a claim about one method
@@ -26,9 +26,10 @@ class Shown:
         quantity: its name (see `quantities`).
         title: of the panel, with an arrow in the better direction.
         note: its unit, or what it is.
-        form: formats its values.
+        form: formats its values, times `scale`.
         first: whether the panel is visible at once; the others are details.
         real: the quantity that is the value of real data; empty: the floor of the quantity itself.
+        scale: a factor of its values, such as 100 for percent.
     """
 
     quantity: str
@@ -37,6 +38,7 @@ class Shown:
     form: Callable[[float], str] = number
     first: bool = False
     real: str = ""
+    scale: float = 1
 
 
 PANELS = {
@@ -44,11 +46,11 @@ PANELS = {
     "steps": (Shown("steps", "network evaluations needed ↓", form=count, first=True),),
     "quality": (
         Shown("fd", "fd ↓", "Fréchet distance", first=True),
-        Shown("kid", "KID ↓", "× 1000", lambda value: number(1000 * value)),
+        Shown("kid", "KID ↓", "× 1000", scale=1000),
         Shown("precision", "precision ↑", form=share),
         Shown("classification", "classifier of samples ↑", "accuracy", share),
         Shown("r_precision", "own caption found ↑", form=share),
-        Shown("copies", "near copies ↓", form=percent),
+        Shown("copies", "near copies ↓", "%", scale=100),
     ),
     "mathematics": (),
     "likelihood": (Shown("likelihood", "likelihood ↓", first=True),),
@@ -58,7 +60,7 @@ PANELS = {
         Shown("stacked_captured", "modes found ↑", "1,000 stacks", count, first=True, real="stacked_ceiling"),
         Shown("coverage", "coverage ↑", form=share),
         Shown("rarest", "rarest class ↑", "× real share"),
-        Shown("grid_share", "points near a mode ↑", "25 Gaussians", percent),
+        Shown("grid_share", "points near a mode ↑", "%, 25 Gaussians", count, scale=100),
         Shown("uneven_captured", "modes found ↑", "unequal", count),
         Shown("uneven_kl", "KL of the modes ↓", "unequal"),
         Shown("stacked_kl", "KL of the modes ↓", "stacks"),
@@ -72,7 +74,7 @@ PANELS = {
         Shown("memory_mb", "peak memory ↓", "MB"),
     ),
     "stability": (
-        Shown("spread", "spread of fd over seeds ↓", "", percent, first=True),
+        Shown("spread", "spread of fd over seeds ↓", "%", first=True, scale=100),
         Shown("lr_sensitivity", "fd at other learning rates ↓", "× preset", first=True),
         Shown("worst", "worst fd of a seed ↓"),
     ),
@@ -112,13 +114,14 @@ def _panel(document: Json, shown: Shown, order: Sequence[str]) -> Panel:
     found = {name: method["quantities"].get(shown.quantity) for name, method in methods}
     drawn = [_dot(method["title"], index[name], found[name], shown) for name, method in methods if found[name]]
     real = _real(shown, [method["quantities"] for _, method in methods])
+    real = None if real is None else shown.scale * real
     title, note = shown.title, shown.note
     if shown.quantity == "likelihood":
         title = f"{next((q['unit'] for q in found.values() if q and q.get('unit')), 'likelihood')} ↓"
     if shown.quantity == "seconds_to" and document.get("target"):
         note = f"CPU s to {count(document['target'])} × floor"
     text = "" if real is None else shown.form(real)
-    log = shown.form not in (share, percent)
+    log = shown.form is not share and shown.scale != 100
     return Panel(title, note, text, dots.plot(drawn, f"{title.rstrip(' ↓↑')} {note}".strip(), real, log=log))
 
 
@@ -137,7 +140,8 @@ def _real(shown: Shown, quantities: Sequence[Json]) -> float | None:
 
 def _dot(title: str, index: int, quantity: Json | None, shown: Shown) -> Dot:
     assert quantity is not None
-    value, low, high = (quantity.get(key) for key in ("value", "low", "high"))
+    found = [quantity.get(key) for key in ("value", "low", "high")]
+    value, low, high = (None if end is None else shown.scale * end for end in found)
     if value is None:
         missing = {"seconds_to": "not reached", "lr_sensitivity": "diverged"}
         text = missing.get(shown.quantity) or str(quantity.get("kind", "not measured"))
