@@ -48,8 +48,8 @@ def recommend(
     rows = [_row(point, point is chosen) for point in best]
     if not any(point is chosen for point in best):
         rows.insert(0, _row(chosen, True))
-    fd = f"{chosen['fd_name']} (95 %)"
-    header = ("", "run", "family", "sampler", "steps", "nfe", fd, "× floor", "ms alone", "ms in 64")
+    fd, few = f"{chosen['fd_name']} (95 %)", f" ({chosen['fd']['n']:,})" if chosen["fd_name"] != "fd" else ""
+    header = ("", "run", "family", "sampler", "steps", "nfe", fd, f"× floor{few}", "ms alone", "ms in 64")
     print(console.table(header, rows, left=4))
     print(f"\n{summary_sentence(chosen, len(choices))}")
     console.next_commands(*document["commands"])

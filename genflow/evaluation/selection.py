@@ -22,8 +22,8 @@ LATENCY = "ms_alone"
 
 def choices(store: Store, data: str = "") -> list[Choice]:
     """Every measured setting of runs that draw samples, by its newest evaluation: {run, name, family, options, nfe, fd,
-    fd_name, ms_alone, ms_per_image, evaluation, dataset}. Only settings that are comparable with the newest one are
-    returned. Their fd has fewer samples than that of the run, and is called so (`fd_name`).
+    fd_name, run_fd, ms_alone, ms_per_image, evaluation, dataset}. Only those comparable with the newest one are
+    returned. Their fd has fewer samples than that of the run (`run_fd`), and is called so (`fd_name`).
 
     Args:
         store: holds the evaluations.
@@ -62,6 +62,7 @@ def _choice(document: dict[str, Any], point: dict[str, Any]) -> Choice:
         "nfe": point["nfe"],
         "fd": point["fd"],
         "fd_name": fd_name(point["fd"]["n"], document["samples"]),
+        "run_fd": document["metrics"]["fd"],
         "ms_alone": point["ms_alone"],
         "ms_per_image": point["ms_per_image"],
         "evaluation": document["evaluation"],
@@ -106,19 +107,22 @@ def choose(found: list[Choice], most_ms: float | None = None, most_fd: float | N
 
 
 def warning(found: list[Choice]) -> str:
-    """A sentence if no setting is near real data; else empty.
+    """A sentence if no run is near real data, by the fd that each is known by; else empty.
+
+    The fd of a setting does not tell, for it has few samples: so has its floor, and the ratio of both is small.
 
     Args:
         found: from `choices`.
     """
-    best = min(found, key=lambda choice: choice["fd"]["value"])
-    floor = best["fd"].get("floor")
-    if not floor or best["fd"]["value"] <= FAR * floor:
+    times = {
+        choice["run_fd"]["value"] / choice["run_fd"]["floor"]: choice["name"]
+        for choice in found if choice["run_fd"].get("floor")
+    }  # fmt: skip
+    if not times or min(times) <= FAR:
         return ""
-    times = best["fd"]["value"] / floor
     return (
-        f"Nothing here is near real data: the smallest {best['fd_name']}, that of {best['name']}, is {times:.0f} times "
-        "that of real data. Train longer before you deploy one."
+        f"Nothing here is near real data: the smallest fd, that of {times[min(times)]}, is {min(times):.0f} times that "
+        "of real data. Train longer before you deploy one."
     )
 
 

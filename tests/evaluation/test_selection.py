@@ -10,7 +10,7 @@ from genflow.evaluation.selection import choose, front, warning
 def choice(name: str, fd: float, ms: float, **options: object) -> dict:
     metric = {"value": fd, "low": fd - 0.1, "high": fd + 0.1, "floor": 0.5}
     found = {"run": f"{name}-1a", "name": name, "options": options, "nfe": 1, "fd": metric, "ms_alone": ms}
-    return {**found, "fd_name": "fd of 500 samples"}
+    return {**found, "fd_name": "fd of 500 samples", "run_fd": metric}
 
 
 FOUND = [
@@ -83,6 +83,6 @@ def test_a_warning_if_nothing_is_near_real_data():
     """Ten times the fd of real data is far; one setting that is near is enough."""
     assert warning(FOUND) == ""
     far = [choice("gan", 6.0, 2.0), choice("flow", 5.5, 40.0)]
-    said = "Nothing here is near real data: the smallest fd of 500 samples, that of flow, is 11 times that"
+    said = "Nothing here is near real data: the smallest fd, that of flow, is 11 times that of real data."
     assert warning(far).startswith(said)
     assert warning([*far, choice("good", 4.9, 9.0)]) == ""
