@@ -36,7 +36,7 @@ from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics import r_precision
 from genflow.evaluation.metrics.base import Metric, Samples
 from genflow.evaluation.progress import BOUND, ESTIMATE, Progress
-from genflow.evaluation.results import Evaluation, Identity
+from genflow.evaluation.results import Evaluation, Identity, headlines
 from genflow.evaluation.sample_grids import render_all
 from genflow.evaluation.samples import DrawnFeatures, Executor, Share, draw_features
 from genflow.recipe.files import read
@@ -280,7 +280,8 @@ def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluatio
         if document["likelihood"]:
             values[f"quality/{document['likelihood']['unit'].replace('/', '_per_')}"] = document["likelihood"]["value"]
         values["quality/ms_batch_64"] = document["speed"]["ms_batch_64"]
-        journal.metrics(document["nfe"], values, stream=artifact.id)
+        if headlines(store).get(run.id, document)["evaluation"] == document["evaluation"]:  # a run has one fd
+            journal.metrics(document["nfe"], values, stream=artifact.id)
         journal.artifact(artifact.file("metrics.json"), "evaluation")
         journal.image(document["step"], "samples/evaluation", artifact.file("grid.png"))
         if artifact.files(f"{PROMPTS}/*"):  # MLflow shows the tables that the tag names
