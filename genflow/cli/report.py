@@ -23,6 +23,8 @@ def report(
 ) -> None:
     """Write the HTML report of one run: its samples, quality, likelihood, speed and training.
 
+    --out poster.png draws its first screen. Several runs: genflow compare RUN RUN.
+
     A run that was measured is not measured again, unless --samples or --set ask for something else.
     """
     from genflow.commands import measure
