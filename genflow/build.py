@@ -108,7 +108,8 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     sample = _sample_options(family, facts, recipe.sample, forget=options.get("forget", 1.0))
     chosen = dict(recipe.net) or (dict(init.net) if init else {})
     if chosen.get("kind", "auto") == "auto":
-        chosen["kind"] = family.default_net_for(facts)
+        default = family.default_net_for(facts)
+        chosen = {**default, **chosen, "kind": default["kind"]}
     net = bind("net", nets.builder(chosen["kind"]), chosen, chosen["kind"])
     workers, batch = recipe.cluster.workers, recipe.train.batch
     if batch < workers:

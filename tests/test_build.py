@@ -71,7 +71,7 @@ def test_the_net_follows_from_the_data() -> None:
             continue  # the net is the source's
         plain = parse({"family": {"kind": kind}})
         for facts in (FACTS["points"], GREY) if learns(kind, FACTS["points"]) else (GREY,):
-            assert build.resolve(plain, facts).net["kind"] == families.family_class(kind).default_net_for(facts)
+            assert build.resolve(plain, facts).net["kind"] == families.family_class(kind).default_net_for(facts)["kind"]
         assert build.resolve(plain.replace(net={"kind": "auto"}), GREY) == build.resolve(plain, GREY)
         own = build.resolve(plain, GREY).net["kind"]
         assert build.resolve(plain.replace(net={"kind": own, "width": 8}), GREY).net["width"] == 8

@@ -132,8 +132,8 @@ class Autoencoder(Family):
             imagenet.require("family.perceptual")
 
     @classmethod
-    def default_net_for(cls, facts: DataSpec) -> str:
-        return cls.default_net
+    def default_net_for(cls, facts: DataSpec) -> dict[str, Any]:
+        return {"kind": cls.default_net}
 
     def prepare(self, position: float) -> None:
         self._position = position

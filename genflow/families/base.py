@@ -118,9 +118,13 @@ class Family(nn.Module, ABC):
         return {"net": NetSpec(facts.shape, facts.shape, time=True)}
 
     @classmethod
-    def default_net_for(cls, facts: DataSpec) -> str:
-        """The default kind of net for the data: the MLP for points, `default_net` for pictures and latents."""
-        return "mlp" if facts.is_points else cls.default_net
+    def default_net_for(cls, facts: DataSpec) -> dict[str, Any]:
+        """The default section `net`: the MLP for points, a transformer for latents, else `default_net`."""
+        if facts.is_points:
+            return {"kind": "mlp"}
+        if facts.is_latents and cls.default_net == "unet":
+            return _transformer(facts)
+        return {"kind": cls.default_net}
 
     @classmethod
     def require_packages(cls, **options: Any) -> None:
@@ -243,3 +247,13 @@ class Family(nn.Module, ABC):
 def has_encoder(family: type[Family]) -> bool:
     """Whether a family can encode pictures."""
     return family.encode is not Family.encode
+
+
+def _transformer(facts: DataSpec) -> dict[str, Any]:
+    """A transformer for latents: 16 tokens if the side is at most 16. A CPU learns more in equal time than by a U-Net.
+
+    Captions are read by the net that sees each of their words.
+    """
+    _, H, W = facts.shape
+    patch = next((p for p in (4, 2) if H % p == W % p == 0 and min(H, W) >= 4 * p), 0)
+    return {"kind": "mmdit" if facts.text else "dit", "patch": patch, "width": 192, "heads": 3}

@@ -16,7 +16,7 @@ References:
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +73,8 @@ class NormalizingFlow(Family):
         return {"net": NetSpec(facts.shape, facts.shape, flow=True)}
 
     @classmethod
-    def default_net_for(cls, facts: DataSpec) -> str:
-        return "spline" if facts.is_points else cls.default_net
+    def default_net_for(cls, facts: DataSpec) -> dict[str, Any]:
+        return {"kind": "spline" if facts.is_points else cls.default_net}
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         x = likelihood.dequantize(batch.x, self.facts, rng)
