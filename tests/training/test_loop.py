@@ -23,6 +23,7 @@ from genflow.families.base import Family
 from genflow.recipe.schema import Train
 from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints
+from genflow.training.ema import with_average
 from genflow.training.optim import AdamW, optimizers_of
 from genflow.training.session import Session
 
@@ -178,6 +179,7 @@ def test_an_optimizer_does_not_import_the_compiler() -> None:
     """Tested in a new process; the import takes longer than a short training."""
     program = """
 import sys, torch
+from genflow.training.ema import with_average
 from genflow.training.optim import optimizers_of
 from genflow.recipe.schema import Train
 net = torch.nn.Linear(3, 2)
@@ -264,7 +266,7 @@ def test_with_average_restores_the_raw_weights() -> None:
         raise KilledError
 
     with pytest.raises(KilledError):
-        loop.with_average(model, average, use)
+        with_average(model, average, use)
     assert model.training
     assert all(torch.equal(p, raw[name]) for name, p in model.state_dict().items())
 
