@@ -90,7 +90,7 @@ def tables(
         print(console.table(("stage", "job", "artifact", "state"), rows, left=4))
         return
     document = {"pipeline": stages, "overrides": overrides}
-    done = send("pipeline", document, store, cluster, address, json=json, on_event=left.update)
+    done = send("pipeline", document, store, cluster, address, json=json, on_event=left.update, details=False)
     made: Json = next(stage for stage in done["stages"] if stage["job"] == "tables")
     if out:
         shutil.copyfile(Path(made["path"]) / FORMS[out.suffix], out)
@@ -190,7 +190,6 @@ class RemainingWork:
         self.training = training
         self.cores = cores
         self._began = 0.0
-        self._printed_at = 0.0
         self._spent = 0.0
 
     @classmethod
@@ -249,20 +248,14 @@ class RemainingWork:
             *on,
         ]
 
-    def update(self, event: Json) -> None:
-        """Update the estimate after a pipeline event, and print it at most every 30 s."""
+    def update(self, event: Json) -> float | None:
+        """After a stage has ended, the seconds that the others still take; else None."""
         self._began = self._began or time.monotonic()
         if event["event"] != "stage" or event["status"] in ("running", "cached"):
-            return
+            return None
         self._spent += self.seconds.pop(event["name"], 0.0)
-        now = time.monotonic()
-        if not self.seconds or now - self._printed_at < 30:
-            return
-        self._printed_at = now
-        pace = (now - self._began) / self._spent if self._spent else 1 / self.cores
-        left = pace * sum(self.seconds.values())
-        done = len(self.rows) - len(self.seconds)
-        console.note(f"         {done} of {len(self.rows)} stages; ETA {console.duration(left)}")
+        pace = (time.monotonic() - self._began) / self._spent if self._spent else 1 / self.cores
+        return pace * sum(self.seconds.values()) if self.seconds else None
 
 
 def _measured(store: "Store") -> dict[bool, float]:

@@ -124,16 +124,21 @@ def strip(records: np.ndarray, samples: Samples, layout: Layout) -> tuple[bytes,
     facts = samples.engine.facts
     if facts.is_points:
         picture = Image.open(io.BytesIO(preview.render(records, facts, limit=samples.limit)))
-        count, sheet = 1, picture.resize((POINTS_SIDE, POINTS_SIDE), Image.Resampling.BOX)
-    else:
-        shown = to_display(records[: layout.columns], facts)
-        count, sheet = len(shown), Image.open(io.BytesIO(preview.grid(shown, len(shown), scale=1)))
-        if (side := max(shown.shape[1:3])) > STRIP_SIDE:
-            width, height = (round(length * STRIP_SIDE / side) for length in sheet.size)
-            sheet = sheet.resize((width, height), Image.Resampling.BOX)
-    file = io.BytesIO()
-    sheet.save(file, "PNG")
-    return file.getvalue(), count
+        file = io.BytesIO()
+        picture.resize((POINTS_SIDE, POINTS_SIDE), Image.Resampling.BOX).save(file, "PNG")
+        return file.getvalue(), 1
+    shown = to_display(records[: layout.columns], facts)
+    return preview.grid(np.stack([_small(image) for image in shown]), len(shown), scale=1), len(shown)
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """A picture (H, W, C) of at most `STRIP_SIDE` pixels."""
+    if (side := max(image.shape[:2])) <= STRIP_SIDE:
+        return image
+    height, width = (max(1, round(length * STRIP_SIDE / side)) for length in image.shape[:2])
+    grey = image.shape[2] == 1
+    resized = Image.fromarray(image[:, :, 0] if grey else image).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(resized).reshape(height, width, -1)
 
 
 def animate(frames: list[Path], last: bytes, out: Path) -> Path | None:

@@ -160,7 +160,7 @@ def test_early_stopping_is_a_function_of_the_history(tmp_path: Path) -> None:
 
 
 def test_the_work_of_the_moments_is_a_share_of_that_of_training() -> None:
-    """Rows and evaluations of all moments are about 2 % of a long training's, and not more than 5 % of a short one's."""
+    """Rows and evaluations of all moments are about 2 % of a long training's, at most 5 % of a short one's."""
     for steps, batch_size in ((100, 32), (3000, 32), (100_000, 256)):
         found = Forecast.of(steps, batch_size)
         spent = (MOMENTS + 1) * (found.rows + found.work) / (3 * found.images)

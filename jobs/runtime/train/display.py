@@ -71,14 +71,14 @@ class Display:
 
     def introduce(self) -> None:
         """Say how large the net and the data are, and what the first step waits for."""
-        events.emit("note", message=forecast.size(self._recipe, self._data.facts, self._family, self._rows))
+        events.emit("plan", message=forecast.size(self._recipe, self._data.facts, self._family, self._rows))
         what = "compiling the net in the first step" if self._recipe.train.compile else "the first step"
         events.emit("waiting", stage="train", run=self._run, what=what)
 
     def expect(self, steps: int) -> None:
         """Say how many passes over the data the budget gives, and what would give more if these are few."""
         for line in forecast.passes(self._recipe, self._data.facts, steps, self._rows):
-            events.emit("note", message=line)
+            events.emit("plan", message=line)
 
     def log(self, numbers: dict[str, Any]) -> None:
         """Write a step's numbers to the journal, and show the progress."""
