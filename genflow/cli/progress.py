@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
 EVERY_SECONDS = 10.0  # between two progress lines without a terminal
 ESTIMATE_SECONDS = 30.0  # between two lines about the remaining time without a terminal
 REFRESHES = 4  # a second, of the bars: more would take time from the training on the same machine
-LABEL, BAR = 34, (6, 28)  # columns of a task's name, and of its bar at least and at most
-NUMBERS = 60  # columns for the numbers of a task, from which the bar gets what is left
+LABEL, BAR = 30, (6, 28)  # columns of a task's name, and of its bar at least and at most
+NUMBERS = 54  # columns for the numbers of a task, from which the bar gets what is left
 
 
 class Progress:
@@ -39,15 +39,18 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if is_live() and not self._quiet:
+            self._pictures = self._pictures and pictures.are_shown()  # rich replaces the streams when it starts
             self._live = _bars(self)
             self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._live:
-            for task, what in list(self._waits.items()):  # of a job that had nothing to do
-                if what:
+            for task, what in list(self._waits.items()):
+                if what:  # of a job that had nothing to do
                     self._remove(task)
+                elif kind is None and task in self._tasks:
+                    self._live.update(self._tasks[task], completed=1.0)
             self._stages, self._until = {}, None
             self._live.stop()
 
@@ -104,7 +107,7 @@ class Progress:
         if self._live:
             self._update(key, _label(event), None, lambda: str(event["what"]))
         elif "of" not in event and event["stage"] == "train":
-            self._print(f"{_label(event)}  {event['what']}")
+            self._print(f"{_label(event):<8} {' ' if key else ''}{event['what']}")
 
     def _progress(self, event: "Event") -> None:
         key, label = _key(event), _label(event)
@@ -143,7 +146,7 @@ class Progress:
             self._live.remove_task(self._tasks.pop(key))
 
     def _picture(self, event: "Event") -> None:
-        if not self._live or not self._pictures or not pictures.are_shown():
+        if not self._live or not self._pictures:
             return
         drawn = pictures.drawing(base64.b64decode(event["png"]), event["count"], self._live.console.width)
         self._print(f"samples at step {event['step']:,}")

@@ -63,6 +63,10 @@ class Trained(Made):
         parameters: the number of parameters of the nets.
         world: the number of workers.
         texts: the id of the text embeddings that it reads; empty or None: it reads labels.
+        passes: how often training has seen each row, on average.
+        trend: the loss in the last quarter of training, a `training.verdict.Trend`.
+        stopped_early: whether training ended before its budget (`train.patience`).
+        longer: the command that continues the training.
     """
 
     run: str
@@ -77,6 +81,10 @@ class Trained(Made):
     parameters: int | None
     world: int | None
     texts: str | None
+    passes: float | None
+    trend: Json | None
+    stopped_early: bool | None
+    longer: str
 
 
 class PairsWritten(Made):

@@ -1,9 +1,9 @@
 """What a training run says before it begins: the size of its net, and the passes over the data of its budget."""
 
 import math
+import shlex
+from pathlib import Path
 
-from genflow.families.autoencoder import LARGE_FACTOR, SMALL_FACTOR, SMALL_SIDE
-from genflow.families.base import Family
 from genflow.recipe.schema import Recipe
 from genflow.specs import DataSpec
 
@@ -12,9 +12,8 @@ ENOUGH = 10  # passes for which a budget is proposed if there are few
 SMALLEST = 16  # pixels, the smallest side that is proposed
 
 
-def size(recipe: Recipe, facts: DataSpec, family: Family, rows: int) -> str:
+def size(recipe: Recipe, facts: DataSpec, weights: int, rows: int) -> str:
     """One line about the net and the data: `net      unet, 1,234,567 weights · 1,618 training rows of 1×8×8`."""
-    weights = sum(p.numel() for p in family.parameters())
     form = "points" if facts.is_points else f"of {'×'.join(str(n) for n in facts.shape)}"
     what = "latents" if facts.is_latents else "rows"
     return f"net      {recipe.net['kind']}, {weights:,} weights · {rows:,} training {what} {form}"
@@ -45,9 +44,11 @@ def passes(recipe: Recipe, facts: DataSpec, steps: int, rows: int) -> list[str]:
 
 def _more(recipe: Recipe, facts: DataSpec, steps: int, expected: float) -> list[str]:
     """What would give more passes over the data; nets for pictures take time in proportion to the pixels."""
-    found = [f"few: {ENOUGH} passes take {longer(recipe, ENOUGH / expected, steps)}"]
+    found = [f"few; {ENOUGH} passes take about {longer(recipe, ENOUGH / expected, steps)}"]
     if not facts.bounded:
         return found
+    from genflow.families.autoencoder import LARGE_FACTOR, SMALL_FACTOR, SMALL_SIDE  # imports torch
+
     side = min(facts.shape[1:])
     if side // 2 >= SMALLEST:
         found.append(f"pictures of {side // 2} px (genflow prepare --size {side // 2}): about 4 times as many")
@@ -65,6 +66,23 @@ def longer(recipe: Recipe, factor: float, steps: int) -> str:
         if value:
             return f"{flag} {rounded_up(value * factor):g}"
     return f"--steps {rounded_up(steps * factor):.0f}"
+
+
+def continuation(recipe: Recipe, run: str, folder: Path, steps: int, *, starts: bool) -> str:
+    """The command that trains longer: from the run's averaged weights for the same budget, or anew for twice of it.
+
+    Args:
+        recipe: of the run.
+        run: its id.
+        folder: of the run.
+        steps: that it made.
+        starts: whether a run of this family can start from another one of it.
+    """
+    config = folder / "recipe.yaml"
+    if config.is_relative_to(Path.cwd()):
+        config = config.relative_to(Path.cwd())
+    budget = longer(recipe, 1.0 if starts else 2.0, steps).split()
+    return shlex.join(["genflow", "train", "-c", str(config), *(["--init", run] if starts else []), *budget])
 
 
 def rounded_up(value: float) -> float:

@@ -21,6 +21,7 @@ from genflow.recipe.schema import Train
 from genflow.training.clock import BudgetClock
 from genflow.training.ema import Ema, with_average
 from genflow.training.fsdp import full_tensor
+from genflow.training.history import Moment, mean
 from genflow.training.session import Session
 from genflow.training.workers import Workers
 
@@ -30,20 +31,6 @@ LEAST_ROWS, MOST_ROWS = 8, 256  # held-out rows
 MEASURED = 5  # steps after which the speed is known; the first one is slower than the others
 FORWARD = 1 / 3  # work of a row without gradients, as a share of that of a row in training
 ROWS_SHARE, PICTURES_SHARE = 0.008, 0.012  # of the work of training: what all moments together may cost
-
-
-class Moment(TypedDict):
-    """The held-out loss at a step.
-
-    Args:
-        step: training steps.
-        position: the used share of the budget.
-        losses: of each group of held-out rows.
-    """
-
-    step: int
-    position: float
-    losses: list[float]
 
 
 class MomentsState(TypedDict):
@@ -211,8 +198,3 @@ class Moments:
     def _eager(self) -> contextlib.AbstractContextManager[Any]:
         """Without `torch.compile`, which would compile the nets again for other batch sizes."""
         return torch.compiler.set_stance("force_eager") if self._train.compile else contextlib.nullcontext()
-
-
-def mean(losses: list[float]) -> float:
-    """The loss over all groups."""
-    return sum(losses) / len(losses)

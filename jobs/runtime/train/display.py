@@ -71,7 +71,8 @@ class Display:
 
     def introduce(self) -> None:
         """Say how large the net and the data are, and what the first step waits for."""
-        events.emit("plan", message=forecast.size(self._recipe, self._data.facts, self._family, self._rows))
+        weights = sum(p.numel() for p in self._family.parameters())
+        events.emit("plan", message=forecast.size(self._recipe, self._data.facts, weights, self._rows))
         what = "compiling the net in the first step" if self._recipe.train.compile else "the first step"
         events.emit("waiting", stage="train", run=self._run, what=what)
 
