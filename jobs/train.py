@@ -289,6 +289,7 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
         "parameters": state["parameters"],
         "world": run.recipe.cluster.workers,
         "passes": round(state["images"] / _rows(store, run), 4),
+        "passes_before": _passes_before(store, run),
         "trend": verdict.of_history(history) or _trend_of_losses(store, run),
         "stopped_early": stopped,
         "machine": f"{platform.system()} {platform.machine()}, {environment.cores()} cores",
@@ -299,6 +300,13 @@ def _rows(store: Store, run: RunPlan) -> int:
     """The number of training rows: of the dataset, of its latents, or of a teacher's pairs."""
     pairs = run.recipe.data.pairs
     return int(store.find("pairs", pairs).meta["pairs"]) if pairs else run.facts.splits["train"]
+
+
+def _passes_before(store: Store, run: RunPlan) -> float:
+    """The passes over the same data of the run that this one starts from."""
+    before = store.get("runs", run.recipe.init) if run.recipe.init else None
+    same = before is not None and before.meta.get("fingerprint") == run.data_facts.fingerprint
+    return (verdict.passes_of(before.meta) or 0.0) if before and same else 0.0
 
 
 def _trend_of_losses(store: Store, run: RunPlan) -> verdict.Trend | None:

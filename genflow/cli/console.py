@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from genflow.errors import GenflowError, UsageError
+from genflow.system.folding import column_groups, terminal_room
 from genflow.system.streams import note as note  # part of the output of a command
 
 
@@ -57,18 +58,48 @@ def date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A plain-text table: the first `left` columns are left-aligned, the others right-aligned."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, room: int | None = None) -> str:
+    """A plain-text table: the first `left` columns are left-aligned, the others right-aligned.
+
+    Args:
+        headers: of the columns.
+        rows: cells of text.
+        left: the number of left-aligned columns.
+        room: columns of the terminal, above which the table is folded; 0: any; None: those of standard output.
+    """
     cells = [[str(cell) for cell in row] for row in [headers, *rows]]
     widths = [max(width(row[i]) for row in cells) for i in range(len(headers))]
+    room = terminal_room() if room is None else room
 
-    def line(row: Sequence[str]) -> str:
-        spaces = [" " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)]
-        padded = [cell + pad if i < left else pad + cell for i, (cell, pad) in enumerate(zip(row, spaces, strict=True))]
+    def line(row: Sequence[str], columns: list[int]) -> str:
+        spaces = [" " * (widths[i] - width(row[i])) for i in columns]
+        padded = [row[i] + pad if i < left else pad + row[i] for i, pad in zip(columns, spaces, strict=True)]
         return "  ".join(padded).rstrip()
 
-    first, *rest = (line(row) for row in cells)
-    return "\n".join([first, "  ".join("─" * w for w in widths), *rest])
+    tables = []
+    for columns in column_groups(widths, _repeated(widths, left, room), room):
+        first, *rest = (line(row, columns) for row in cells)
+        tables.append("\n".join([first, "  ".join("─" * widths[i] for i in columns), *rest]))
+    return "\n\n".join(tables)
+
+
+def _repeated(widths: Sequence[int], left: int, room: int) -> int:
+    """How many of the first columns each part of a folded table repeats: those that name a row."""
+    return 1 if room and widths[0] > 2 else min(2, left)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A sentence in lines that fit the terminal on standard output, if it is one; no word is split.
+
+    Args:
+        text: without line breaks.
+        indent: of all lines but the first.
+    """
+    if not (room := terminal_room()):
+        return text
+    import textwrap
+
+    return textwrap.fill(text, room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def width(text: str) -> int:

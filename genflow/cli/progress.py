@@ -156,7 +156,7 @@ class Progress:
         """Show the trials of a search: a live table on a terminal, otherwise a line per finished trial."""
         if self._live:
             header, lines = trial_rows(event["metrics"], event["keys"], event["rows"])
-            self._table = table(header, lines, left=2) if lines else ""
+            self._table = table(header, lines, left=2, room=0) if lines else ""
             self._live.refresh()
             return
         if not event["over"]:

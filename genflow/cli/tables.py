@@ -20,6 +20,7 @@ from genflow.commands.references import (
 )
 from genflow.errors import DIVERGED, UsageError, nearest
 from genflow.system.documents import Json
+from genflow.system.folding import terminal_room
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
@@ -105,10 +106,13 @@ def tables(
 def _show(made: Json, out: Path | None) -> None:
     from genflow.tables import formatting
 
+    room = terminal_room()
+    if cautions := made.get("cautions"):
+        print("\n".join(console.wrapped(sentence) for sentence in cautions) + "\n")
     for table in made["tables"]:
-        print(formatting.as_text(table) + "\n")
-    print("\n".join(formatting.claim_line(claim) for claim in made["claims"]) + "\n")
-    print("\n".join(made["verdict"]))
+        print(formatting.as_text(table, room) + "\n")
+    print("\n".join(console.wrapped(formatting.claim_line(claim), "  ") for claim in made["claims"]) + "\n")
+    print("\n".join(console.wrapped(sentence) for sentence in made["verdict"] if sentence not in (cautions or [])))
     print(f"\nreport   {Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
     if out:
         print(f"         {out}")

@@ -180,10 +180,12 @@ class Compared(Evaluated):
 
     Attributes:
         report: the report's id.
-        verdict: the conclusions, as sentences.
+        cautions: what limits the comparison: budgets that differ, and models that are barely trained.
+        verdict: the conclusions, as sentences; the cautions come first.
     """
 
     report: str
+    cautions: list[str]
     verdict: list[str]
 
 

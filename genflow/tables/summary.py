@@ -13,7 +13,7 @@ FAR = 10  # multiple of the floor of fd above which samples are hardly recognisa
 
 def verdict(document: Json) -> list[str]:
     """The sentences, most important first."""
-    parts = (_quality, _training, _steps, _speed, _coverage, _stability, _claims)
+    parts = (_training, _quality, _steps, _speed, _coverage, _stability, _claims)
     return [sentence for part in parts if (sentence := part(document))]
 
 

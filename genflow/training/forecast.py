@@ -69,7 +69,7 @@ def longer(recipe: Recipe, factor: float, steps: int) -> str:
 
 
 def continuation(recipe: Recipe, run: str, folder: Path, steps: int, *, starts: bool) -> str:
-    """The command that trains longer: from the run's averaged weights for the same budget, or anew for twice of it.
+    """The command that trains longer: from the run's averages for the same budget, or a new run of twice the budget.
 
     Args:
         recipe: of the run.

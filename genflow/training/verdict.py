@@ -1,6 +1,6 @@
 """How a training went: the passes over the data, and whether its loss was still falling at the end.
 
-The loss is the one on held-out rows, with fixed noise, so the difference between two moments is paired, and its standard
+The loss is the one on held-out rows with fixed noise. So the difference between two moments is paired, and its standard
 error is that of a mean over groups of rows. Without held-out rows it is the loss of the training steps, and the fall is
 the slope of a line through the last quarter of them.
 """
@@ -27,8 +27,8 @@ class Trend(TypedDict):
         loss: `held-out` or `training`.
         before, after: the loss at the start and at the end of the last quarter.
         stderr: the standard error of their difference.
-        falling: whether the loss fell by more than two standard errors and 5 % of the whole fall since the first moment;
-            None: two standard errors are more than that.
+        falling: whether the loss fell by more than two standard errors, and by more than 5 % of its fall since the
+            first moment; None: two standard errors are more than that share.
     """
 
     loss: str
@@ -89,26 +89,33 @@ def in_a_line(trend: Trend) -> str:
     return f"{change} in the last quarter: {state}"
 
 
+def passes_of(meta: dict[str, Any]) -> float | None:
+    """The passes over the data of a run, and of the runs that it continues; None if they are unknown."""
+    passes: float | None = meta.get("passes")
+    return None if passes is None else passes + (meta.get("passes_before") or 0.0)
+
+
 def is_barely_trained(meta: dict[str, Any]) -> bool:
     """Whether a run made few passes over its data, and its loss is not known to have stopped falling.
 
     Args:
         meta: of the run's manifest.
     """
-    passes, trend = meta.get("passes"), meta.get("trend")
+    passes, trend = passes_of(meta), meta.get("trend")
     return passes is not None and passes < FEW and (trend is None or trend["falling"] is not False)
 
 
-def cautions(runs: dict[str, dict[str, Any]]) -> list[str]:
+def cautions(runs: dict[str, dict[str, Any]], *, budgets: bool = True) -> list[str]:
     """What a comparison of runs says first: budgets that differ, and models that are barely trained.
 
     Args:
         runs: the meta of the runs' manifests by the names that the comparison uses.
+        budgets: whether to compare the budgets.
 
     Returns:
         At most two sentences.
     """
-    return [sentence for sentence in (_budgets(runs), _barely(runs)) if sentence]
+    return [sentence for sentence in (_budgets(runs) if budgets else "", _barely(runs)) if sentence]
 
 
 def _budgets(runs: dict[str, dict[str, Any]]) -> str:
@@ -127,7 +134,7 @@ def _barely(runs: dict[str, dict[str, Any]]) -> str:
     barely = {name: meta for name, meta in runs.items() if is_barely_trained(meta)}
     if not barely:
         return ""
-    listed = ", ".join(f"{name} ({in_words(meta['passes'])})" for name, meta in list(barely.items())[:NAMED])
+    listed = ", ".join(f"{name} ({in_words(passes_of(meta) or 0.0)})" for name, meta in list(barely.items())[:NAMED])
     more = f" and {len(barely) - NAMED} more" if len(barely) > NAMED else ""
     who = "All models are barely trained" if len(barely) == len(runs) > 1 else "Barely trained"
     return f"{who}: {listed}{more}; fewer than {FEW} passes over the data, and no loss that has stopped falling."
