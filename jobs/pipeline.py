@@ -171,6 +171,7 @@ def _environment(node: Node) -> dict[str, str]:
 def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
     """Run a stage in a Ray worker: progress goes to standard output, and the result or error is returned."""
     os.environ.update(environment)
+    events.emit("waiting", stage=job, what="starting")  # until now the task has waited for a free core
     if getattr(_program(job), "STAGE", Stage(makes="")).device:
         from jobs.runtime.gpus import claim
 

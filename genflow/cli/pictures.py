@@ -100,7 +100,7 @@ def half_blocks(pictures: "list[Image]", columns: int) -> Any:
     from rich.text import Text
 
     large = max(pictures[0].size)
-    side = 2 * SIDE if len(pictures) == 1 else SIDE if large > SIDE else max(large, SIDE // 2)
+    side = 2 * SIDE if len(pictures) == 1 else min(large, SIDE)
     scale = side / large
     width, height = (max(1, round(length * scale)) for length in pictures[0].size)
     height += height % 2

@@ -14,6 +14,8 @@ EVERY_SECONDS = 10.0  # between two progress lines without a terminal
 ESTIMATE_SECONDS = 30.0  # between two lines about the remaining time without a terminal
 REFRESHES = 4  # a second, of the bars: more would take time from the training on the same machine
 LABEL, BAR = 30, (6, 28)  # columns of a task's name, and of its bar at least and at most
+MANY = 12  # stages of a pipeline, above which the cached ones are only counted on a terminal
+LINES_BESIDE = 8  # of the terminal, for the lines that are not bars
 NUMBERS = 54  # columns for the numbers of a task, from which the bar gets what is left
 
 
@@ -87,12 +89,11 @@ class Progress:
         """The stages of a pipeline in one line: how many are done, run and wait, and the remaining time."""
         if not self._stages:
             return ""
-        states = list(self._stages.values())
-        running = states.count("running")
-        done = len(states) - running
+        done = sum(state != "running" for state in self._stages.values())
+        running = sum(name in self._waits for name, state in self._stages.items() if state == "running")  # not queued
         parts = [f"{done} of {self._total} stages done"]
         parts += [f"{running} running"] if running else []
-        parts += [f"{waiting} waiting"] if (waiting := self._total - len(states)) > 0 else []
+        parts += [f"{waiting} waiting"] if (waiting := self._total - done - running) > 0 else []
         left = self._until - time.monotonic() if self._until else 0
         return f"         {' · '.join(parts)}" + (f" · ETA {duration(left)}" if left > 0 else "")
 
@@ -172,7 +173,11 @@ class Progress:
         self._stages[event["name"]] = event["status"]
         self._remove("")
         if event["status"] != "running":
-            self._remove(event["name"])
+            made = event.get("document", {})
+            for key in (event["name"], made.get("run"), made.get("dataset")):  # a task of a stage may not know its name
+                self._remove(key or "")
+        if event["status"] == "cached" and self._live and self._total > MANY:
+            return  # they are counted
         text = {"cached": "cached", "skipped": "skipped: a stage that it needs failed", "failed": "failed"}
         if event["status"] in text:
             from genflow.pipeline import stages
@@ -212,7 +217,7 @@ def _bars(progress: Progress) -> Any:
     class Bars(RichProgress):
         def get_renderables(self) -> Any:
             yield from (Text(text, no_wrap=True, overflow="ellipsis") for text in progress.top())
-            yield from super().get_renderables()
+            yield self.make_tasks_table(self.tasks[: max(1, console.height - LINES_BESIDE)])
 
     console = Console(stderr=True)
     columns = (Label(), BarColumn(bar_width=_bar_width(console.width)), Numbers())

@@ -85,7 +85,7 @@ def tables(
         return
     print_ = print if dry_run else console.note
     for line in left.summary(study, data):
-        print_(line)
+        print_(console.wrapped(line, "         "))
     if dry_run:
         rows = [(row["stage"], row["job"], row["artifact"], row["state"]) for row in left.rows]
         print(console.table(("stage", "job", "artifact", "state"), rows, left=4))
