@@ -76,6 +76,7 @@ class Family(nn.Module, ABC):
         default_net: the kind of net for pictures, if the recipe names none.
         is_autoencoder: whether it learns latents for other families to train on, and draws no pictures of its own.
         validates: whether its loss on held-out rows falls as it improves; the losses of a game do not.
+        drawing: the time of a network evaluation in sampling, relative to one in training without gradients.
         facts: the properties of the data.
         noise_shape: the shape of the noise that sampling starts from, without the batch dimension.
         weaker: the weaker run for autoguidance, or ().
@@ -92,6 +93,7 @@ class Family(nn.Module, ABC):
     default_net: ClassVar[str] = "unet"
     is_autoencoder: ClassVar[bool] = False
     validates: ClassVar[bool] = True
+    drawing: ClassVar[float] = 1.0
 
     def __init__(self, facts: DataSpec) -> None:
         super().__init__()

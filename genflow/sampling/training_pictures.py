@@ -116,7 +116,8 @@ class Samples:
 
     def _cost(self, options: dict[str, Any]) -> float:
         """Evaluations of one row for one sample."""
-        return self.engine.draw([0], padded=False, **options).nfe + DECODING * (self.engine.autoencoder is not None)
+        evaluations = self.engine.draw([0], padded=False, **options).nfe
+        return self.engine.family.drawing * evaluations + DECODING * (self.engine.autoencoder is not None)
 
 
 def strip(records: np.ndarray, samples: Samples, layout: Layout) -> tuple[bytes, int]:

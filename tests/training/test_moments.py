@@ -15,7 +15,7 @@ from genflow.families.base import Family
 from genflow.recipe.schema import Train
 from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints, read_state
-from genflow.training.moments import GROUPS, MOMENTS, Forecast
+from genflow.training.moments import FORWARD, GROUPS, MOMENTS, Forecast
 from genflow.training.session import Session
 
 Drawn = list[tuple[int, dict[str, Tensor] | None]]
@@ -163,5 +163,5 @@ def test_the_work_of_the_moments_is_a_share_of_that_of_training() -> None:
     """Rows and evaluations of all moments are about 2 % of a long training's, at most 5 % of a short one's."""
     for steps, batch_size in ((100, 32), (3000, 32), (100_000, 256)):
         found = Forecast.of(steps, batch_size)
-        spent = (MOMENTS + 1) * (found.rows + found.work) / (3 * found.images)
+        spent = (MOMENTS + 1) * (found.rows + found.work) * FORWARD / found.images
         assert spent <= (0.021 if steps >= 3000 else 0.05)
