@@ -121,14 +121,15 @@ class Samples:
 
 
 def strip(records: np.ndarray, samples: Samples, layout: Layout) -> tuple[bytes, int]:
-    """The first line of samples as PNG bytes for a terminal, and their number."""
+    """The first line of samples, or of reconstructions, as PNG bytes for a terminal, and their number."""
     facts = samples.engine.facts
     if facts.is_points:
         picture = Image.open(io.BytesIO(preview.render(records, facts, limit=samples.limit)))
         file = io.BytesIO()
         picture.resize((POINTS_SIDE, POINTS_SIDE), Image.Resampling.BOX).save(file, "PNG")
         return file.getvalue(), 1
-    shown = to_display(records[: layout.columns], facts)
+    first = layout.columns if samples.engine.family.is_autoencoder else 0  # below the held-out pictures
+    shown = to_display(records[first : first + layout.columns], facts)
     return preview.grid(np.stack([_small(image) for image in shown]), len(shown), scale=1), len(shown)
 
 
