@@ -128,7 +128,7 @@ class Progress:
             self._update(key, label, min(1.0, share), text)
         elif not self._quiet and (now - self._printed_at.get(key, -1e9) >= EVERY_SECONDS or share >= 1):
             self._printed_at[key] = now
-            note(f"{label}  {share:4.0%}  {describe(event, share)}")
+            note(f"{label}  {min(1.0, share):4.0%}  {describe(event, share)}")
 
     @property
     def room(self) -> int:

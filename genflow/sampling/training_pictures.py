@@ -115,8 +115,11 @@ class Samples:
         return Layout(count, count, options)
 
     def _cost(self, options: dict[str, Any]) -> float:
-        """Evaluations of one row for one sample."""
-        evaluations = self.engine.draw([0], padded=False, **options).nfe
+        """Evaluations of one row for one sample, from those of one step where the sampler has equal steps."""
+        chosen = build.sample_options(self.engine.family, {**self.engine.options, **options})
+        steps = chosen["steps"] if "steps" in chosen and chosen.get("sampler") != "rk45" else 1
+        one = {**options, "steps": 1} if steps > 1 else options
+        evaluations = steps * self.engine.draw([0], padded=False, **one).nfe
         return self.engine.family.drawing * evaluations + DECODING * (self.engine.autoencoder is not None)
 
 

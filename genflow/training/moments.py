@@ -30,6 +30,7 @@ GROUPS = 8  # of held-out rows, whose losses give the uncertainty of a differenc
 LEAST_ROWS, MOST_ROWS = 8, 256  # held-out rows
 MEASURED = 5  # steps after which the speed is known; the first one is slower than the others
 FORWARD = 0.6  # work of a row without gradients, as a share of that of a row in training; measured, in small batches
+MOST_TIME = 0.05  # share of a budget of time: after so much a moment is left out, as in a training of seconds
 ROWS_SHARE, PICTURES_SHARE = 0.008, 0.012  # of the work of training: what all moments together may cost
 
 
@@ -91,6 +92,7 @@ class Moments:
         self._family, self._ema, self._session, self._workers = family, ema, session, workers
         self._train, self._clock, self._amp = train, clock, amp
         self._next = 1
+        self._spent = 0.0  # share of a budget of time; 0 in a budget of steps, so that its moments depend on no clock
         self._first: tuple[int, float] | None = None  # step and position after the first step of this attempt
         self.forecast: Forecast | None = None
         self.history: list[Moment] = []
@@ -121,8 +123,10 @@ class Moments:
         if self.forecast and self._next / (MOMENTS + 1) <= position < 1:
             while position >= self._next / (MOMENTS + 1):
                 self._next += 1
-            self._validate(step, position)
-            self._draw(step)
+            if self._spent <= MOST_TIME * max(0.5, position):
+                self._validate(step, position)
+                self._draw(step)
+                self._spent += self._clock.position(step) - position
 
     def end(self, step: int) -> None:
         """Called once when the budget is used up, or when training stops early."""
@@ -149,7 +153,9 @@ class Moments:
         steps = self._workers.collect(min(steps, self._train.steps))[0]
         self.forecast = Forecast.of(steps, self._train.batch)
         self._announce()
+        before = self._clock.position(0)
         self._draw(0)
+        self._spent += self._clock.position(0) - before
 
     def _announce(self) -> None:
         if self._session.rank == 0 and self.forecast:
