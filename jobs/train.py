@@ -11,11 +11,12 @@ import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from genflow import __version__
+from genflow import __version__, families
 from genflow.errors import GenflowError, UsageError
 from genflow.launch import capacity
 from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
+from genflow.recipe.files import read
 from genflow.recipe.schema import Cluster, Recipe, flatten, parse
 from genflow.runs import RunPlan, create_folder, difference, plan, record_divergence
 from genflow.storage.store import Artifact, Store
@@ -23,8 +24,9 @@ from genflow.system import devices, environment
 from genflow.system.documents import Json
 from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
-from genflow.tracking.journal import Journal, Status, journal_path
+from genflow.tracking.journal import Journal, Status, curves, journal_path
 from genflow.tracking.sender import Sender
+from genflow.training import forecast, verdict
 from genflow.training.checkpoint import Checkpoints, is_complete, of_run, read_state
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
@@ -129,7 +131,22 @@ def result(run: Artifact, *, cached: bool) -> Trained:
         "parameters": meta.get("parameters"),
         "world": meta.get("world"),
         "texts": meta.get("texts"),
+        "passes": meta.get("passes"),
+        "trend": meta.get("trend"),
+        "stopped_early": meta.get("stopped_early"),
+        "longer": _longer(run),
     }
+
+
+def _longer(run: Artifact) -> str:
+    """The command that trains longer; empty for a run that another version of genflow made."""
+    meta = run.meta
+    with contextlib.suppress(GenflowError):
+        starts = families.family_class(meta["family"]).teacher == "optional"
+        file = run.file("recipe.yaml")
+        recipe = parse(read(file))
+        return forecast.continuation(recipe, run.id, file.parent, meta["steps"], starts=starts)
+    return ""
 
 
 def _parents(run: RunPlan) -> list[str]:
@@ -254,6 +271,8 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
     if weights is None:
         raise GenflowError(f"the run {run.id} ended without a checkpoint", "run the same command again")
     state = read_state(weights)
+    history = (state.get("moments") or {}).get("history", [])
+    stopped = bool(run.recipe.train.patience and history and history[-1]["position"] < 1)
     return {
         "family": run.recipe.family["kind"],
         "net": run.recipe.net["kind"],
@@ -269,8 +288,33 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
         "cpu_seconds": round(state["cpu_seconds"], 2),
         "parameters": state["parameters"],
         "world": run.recipe.cluster.workers,
+        "passes": round(state["images"] / _rows(store, run), 4),
+        "passes_before": _passes_before(store, run),
+        "trend": verdict.of_history(history) or _trend_of_losses(store, run),
+        "stopped_early": stopped,
         "machine": f"{platform.system()} {platform.machine()}, {environment.cores()} cores",
     }
+
+
+def _rows(store: Store, run: RunPlan) -> int:
+    """The number of training rows: of the dataset, of its latents, or of a teacher's pairs."""
+    pairs = run.recipe.data.pairs
+    return int(store.find("pairs", pairs).meta["pairs"]) if pairs else run.facts.splits["train"]
+
+
+def _passes_before(store: Store, run: RunPlan) -> float:
+    """The passes over the same data of the run that this one starts from."""
+    before = store.get("runs", run.recipe.init) if run.recipe.init else None
+    same = before is not None and before.meta.get("fingerprint") == run.data_facts.fingerprint
+    return (verdict.passes_of(before.meta) or 0.0) if before and same else 0.0
+
+
+def _trend_of_losses(store: Store, run: RunPlan) -> verdict.Trend | None:
+    """The trend of the training loss, from the journal; None if the loss does not show the progress."""
+    if not families.family_class(run.recipe.family["kind"]).validates:
+        return None
+    found = curves(journal_path(store.root, run.id))
+    return verdict.of_losses(next((points for name, points in found.items() if name.startswith("train/loss")), []))
 
 
 if __name__ == "__main__":

@@ -167,6 +167,10 @@ class Autoencoder(Family):
         numbers["psnr"] = psnr(back.detach(), x).mean()
         return terms.mean(), numbers
 
+    def validation_loss(self, batch: Batch, rng: Rng) -> Tensor:
+        self.prepare(-1.0)  # without the discriminator, which changes in training
+        return super().validation_loss(batch, rng)
+
     @property
     def _plays(self) -> bool:
         """Whether the discriminator learns and is used, at this position of the training."""

@@ -75,6 +75,8 @@ class Family(nn.Module, ABC):
             calls the nets directly, equally often on every worker, without second derivatives.
         default_net: the kind of net for pictures, if the recipe names none.
         is_autoencoder: whether it learns latents for other families to train on, and draws no pictures of its own.
+        validates: whether its loss on held-out rows falls as it improves; the losses of a game do not.
+        drawing: the time of a network evaluation in sampling, relative to one in training without gradients.
         facts: the properties of the data.
         noise_shape: the shape of the noise that sampling starts from, without the batch dimension.
         weaker: the weaker run for autoguidance, or ().
@@ -90,6 +92,8 @@ class Family(nn.Module, ABC):
     shardable: ClassVar[bool] = True
     default_net: ClassVar[str] = "unet"
     is_autoencoder: ClassVar[bool] = False
+    validates: ClassVar[bool] = True
+    drawing: ClassVar[float] = 1.0
 
     def __init__(self, facts: DataSpec) -> None:
         super().__init__()
@@ -151,6 +155,13 @@ class Family(nn.Module, ABC):
             batch: the rows of this worker; the loss is a mean over them.
             rng: source of all random draws.
         """
+
+    def validation_loss(self, batch: Batch, rng: Rng) -> Tensor:
+        """A scalar that falls as the family improves, of held-out rows; called without gradients, in eval mode.
+
+        Before it, `prepare(1.0)` is called, so that the values of all positions are comparable.
+        """
+        return self.loss(self.players[0], batch, rng)[0]
 
     @abstractmethod
     def sample(self, noise: Tensor, label: Label, rng: Rng) -> Samples:

@@ -109,6 +109,9 @@ class MeanFlow(Family):
         square = (over(t - r, x) * slope).square().flatten(1).mean(1)
         return (rows * weight * error).mean(), {"error": error.detach().mean(), "correction": square.mean()}
 
+    def validation_loss(self, batch: Batch, rng: Rng) -> Tensor:
+        return self.loss(self.players[0], batch, rng)[1]["error"]  # the loss has weights that hide its size
+
     def times(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor]:
         """Draw training times t and r with 0 <= r <= t <= 1, (rows,) each."""
         a, b = (timesteps.draw("logit_normal", rows, rng, uniform_share=0.3) for _ in range(2))

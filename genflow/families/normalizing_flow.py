@@ -54,6 +54,7 @@ class NormalizingFlow(Family):
     steps = "1"
     likelihood = "exact-dequantized"
     default_net = "tarflow"
+    drawing = 8.0  # its inverse computes the patches one after another
 
     def __init__(
         self,

@@ -43,11 +43,11 @@ def run(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Artifa
 
 
 def test_the_preview_shows_held_out_pictures_above_their_reconstructions(run: Artifact, store: Store) -> None:
-    """Rows alternate: ten held-out pictures, then what the averaged weights keep of them."""
-    (file,) = (run.path / "samples").glob("*.png")
+    """Rows alternate: ten held-out pictures, then what the averaged weights keep of them; so short a run has two."""
+    *_, file = sorted((run.path / "samples").glob("*.png"))
     data = Dataset.open(store.find("datasets", "digits"))
     split, engine = data.splits["val"], Engine.load(run)
-    rows = np.linspace(0, len(split) - 1, 30).astype(int).reshape(3, 10)
+    rows = np.linspace(0, len(split) - 1, 10).astype(int).reshape(1, 10)
     lines = [part for line in rows for part in (split.take(line), engine.reconstruct(split.take(line)))]
     expected = Image.open(io.BytesIO(render(np.concatenate(lines), data.facts, 10)))
     np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(expected))
