@@ -78,14 +78,25 @@ class Block(nn.Module):
         """x (B, N, D) -> z (B, N, D) and log |det dz/dx| (B,); with `inverse` from z to x."""
         return self._inverse(x, label, guidance) if inverse else self._forward(x, label)
 
+    def refined(self, z: Tensor, x: Tensor, label: Label, other: Label | None, guidance: float) -> Tensor:
+        """Invert z (B, N, D) with parameters from x (B, N, D): if x is exact in n patches, the result is in n + 1."""
+        params = self._all_params(x, label)
+        if other is not None:
+            params = torch.lerp(self._all_params(x, other), params, guidance)
+        return splines.transform(z, params, self.bins, inverse=True)[0]
+
     def _forward(self, x: Tensor, label: Label | None) -> tuple[Tensor, Tensor]:
+        z, slopes = splines.transform(x, self._all_params(x, label), self.bins)
+        return z, slopes.flatten(1).sum(1)
+
+    def _all_params(self, x: Tensor, label: Label | None) -> Tensor:
+        """The parameters of all patches, (B, N, D, P); those of a patch depend on the earlier patches of x only."""
         before = self.enter(x[:, :-1])
         h = torch.cat([self.start.expand(x.shape[0], 1, -1).to(before.dtype), before], 1) + self.position
         h = h + self.condition(None, label, x)[:, None]
         for layer in self.layers:
             h = layer(h)
-        z, slopes = splines.transform(x, self.params(h), self.bins)
-        return z, slopes.flatten(1).sum(1)
+        return self.params(h)
 
     def params(self, h: Tensor) -> Tensor:
         """The parameters of each number's map (B, N, D, P), in single precision or better even under autocast."""
@@ -123,7 +134,8 @@ class TarFlow(nn.Module):
         super().__init__()
         C, H, W = ports.inputs
         self.patch, self.grid = patch, (H // patch, W // patch)
-        N, D = self.grid[0] * self.grid[1], C * patch**2
+        self.patches, self.block_count = self.grid[0] * self.grid[1], blocks
+        N, D = self.patches, C * patch**2
         self.blocks = nn.ModuleList(
             Block(N, D, Condition(width, classes, time=False, text=ports.text), width, depth, heads, bins)
             for _ in range(blocks)
@@ -144,7 +156,7 @@ class TarFlow(nn.Module):
         Guidance other than 1 applies only to the inverse. The second half of the batch must then repeat the first
         half with the label for "no label". The parameters of the map are interpolated between the two halves.
         """
-        tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # (B, N, C patch^2)
+        tokens = self._tokens(x)
         log_det = x.new_zeros(x.shape[:1])
         order = list(enumerate(self.blocks))
         for i, block in reversed(order) if inverse else order:
@@ -152,7 +164,33 @@ class TarFlow(nn.Module):
             mapped, change = block(sequence, label, inverse=inverse, guidance=guidance)
             tokens = mapped.flip(1) if i % 2 else mapped
             log_det = log_det + change
-        return F.pixel_shuffle(tokens.mT.unflatten(2, self.grid), self.patch), log_det
+        return self._pictures(tokens), log_det
+
+    def refined(
+        self, block: int, z: Tensor, x: Tensor, label: Label, other: Label | None = None, guidance: float = 1.0
+    ) -> Tensor:
+        """One pass of fixed-point iteration towards the inverse of a block; `patches` passes give it exactly.
+
+        Args:
+            block: its number.
+            z: (B, C, H, W), the block's output.
+            x: (B, C, H, W), the estimate so far.
+            label: the condition.
+            other: the condition without a label, for guidance; None: no guidance.
+            guidance: the guidance scale.
+        """
+        a, b = (self._tokens(each) for each in (z, x))
+        if block % 2:
+            a, b = a.flip(1), b.flip(1)
+        found: Tensor = self.blocks[block].refined(a, b, label, other, guidance)  # type: ignore[operator]
+        return self._pictures(found.flip(1) if block % 2 else found)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) as patches (B, N, C patch^2)."""
+        return F.pixel_unshuffle(x, self.patch).flatten(2).mT
+
+    def _pictures(self, tokens: Tensor) -> Tensor:
+        return F.pixel_shuffle(tokens.mT.unflatten(2, self.grid), self.patch)
 
 
 def build(
