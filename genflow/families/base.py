@@ -36,12 +36,14 @@ class Call:
     """A function of tensors that an export writes as one program.
 
     Args:
-        run: run(*tensors, condition) -> (N, ...); the condition is what a net reads: labels, or captions.
+        run: run(*tensors, *conditions) -> (N, ...), or several; a condition is what a net reads: labels, or captions.
         inputs: the shapes of the tensors by name, without the batch dimension; () for a number per row.
+        conditions: 1, or 2 if the condition without a label is an input, too.
     """
 
-    run: Callable[..., Tensor]
+    run: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: dict[str, tuple[int, ...]]
+    conditions: int = 1
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
@@ -41,16 +41,19 @@ PICTURE_TEMPERATURE = 0.8
 
 
 @runtime_checkable
-class RefinedInverse(Protocol):
-    """A net of autoregressive blocks whose inverse can be refined for all patches at once."""
+class PatchInverse(Protocol):
+    """A net of autoregressive blocks that are inverted patch by patch; see `genflow.nets.tarflow.TarFlow`."""
 
     block_count: int
-    patches: int
+    patch: int
+    grid: tuple[int, int]
+    cache_shape: tuple[int, ...]
 
-    def refined(
-        self, block: int, z: Tensor, x: Tensor, label: Label, other: Label | None = None, guidance: float = 1.0
-    ) -> Tensor:
-        """An inverse of z (B, C, H, W) under one block that is exact in one more patch than x."""
+    def step(
+        self, block: int, z: Tensor, before: Tensor, i: Tensor, keys: Tensor, values: Tensor,
+        labels: Sequence[Label], guidance: float = 1.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """One patch of the inverse of a block, and the keys and values with its own."""
 
 
 class NormalizingFlow(Family):
@@ -133,30 +136,32 @@ class NormalizingFlow(Family):
         return Samples(self._from_logits(y.chunk(2)[0]), 2)
 
     def exported(self, options: dict[str, Any]) -> Exported:
-        """One pass or, for blocks that are inverted patch by patch, a refinement of all patches for each block.
+        """One pass or, for blocks that are inverted patch by patch, a program for one patch of each block.
 
-        A program with a loop over the patches has as many copies of the layers as there are patches. Tracing that took
-        3 minutes for the 16 patches of 8 x 8 pixels.
+        A program of the whole inverse has the layers once for each patch. Tracing that took 3 minutes for 16 patches.
         """
-        if not isinstance(self.net, RefinedInverse):
+        net, guidance, (C, _, _) = self.net, options["guidance"], self.facts.shape
+        if not isinstance(net, PatchInverse):
             return super().exported(options)
-        guidance = options["guidance"]
-        shapes: dict[str, tuple[int, ...]] = {"z": self.facts.shape, "x": self.facts.shape}
-        calls = {f"block{i}": Call(self._refinement(i, guidance), shapes) for i in range(self.net.block_count)}
-        temperature = options["temperature"] or self.temperature
+        conditions, dims = 1 + (guidance != 1), C * net.patch**2
+        cache = (conditions * net.cache_shape[0], *net.cache_shape[1:])
+        shapes = {"z": (dims,), "before": (dims,), "i": (), "keys": cache, "values": cache}
+
+        def of(block: int) -> Callable[..., tuple[Tensor, ...]]:
+            def run(
+                z: Tensor, before: Tensor, i: Tensor, keys: Tensor, values: Tensor, *labels: Label
+            ) -> tuple[Tensor, ...]:
+                return net.step(block, z, before, i.long(), keys, values, labels, guidance)
+
+            return run
+
+        calls = {f"block{i}": Call(of(i), shapes, conditions) for i in range(net.block_count)}
         values = {
-            "blocks": [*reversed(calls)], "patches": self.net.patches, "temperature": temperature,
+            "blocks": [*reversed(calls)], "grid": list(net.grid), "patch": net.patch, "cache": list(cache),
+            "temperature": options["temperature"] or self.temperature, "guided": guidance != 1, "channels": C,
             "bounded": self.facts.bounded, "spread": SPREAD, "margin": MARGIN,
         }  # fmt: skip
-        note = f"Guidance {guidance} is part of the programs." if guidance != 1 else ""
-        return Exported("blocks", calls, values, note)
-
-    def _refinement(self, i: int, guidance: float) -> Callable[..., Tensor]:
-        net, classes = self.net, self.facts.classes
-        assert isinstance(net, RefinedInverse)
-        if guidance == 1:
-            return lambda z, x, label: net.refined(i, z, x, label)
-        return lambda z, x, label: net.refined(i, z, x, label, no_label(label, classes), guidance)
+        return Exported("blocks", calls, values)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:

@@ -58,9 +58,12 @@ class _Flat(nn.Module):
         super().__init__()
         self.owner, self.call = owner, call
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        tensors = inputs[: len(self.call.inputs)]
-        return self.call.run(*tensors, self._condition(tensors[0], inputs[len(tensors) :]))
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        count = len(self.call.inputs)
+        tensors, rest = inputs[:count], inputs[count:]
+        each = len(rest) // self.call.conditions
+        conditions = [self._condition(tensors[0], rest[i * each : (i + 1) * each]) for i in range(self.call.conditions)]
+        return self.call.run(*tensors, *conditions)
 
     def _condition(self, like: Tensor, rest: Sequence[Tensor]) -> Label:
         if len(rest) == len(PARTS):
@@ -81,16 +84,16 @@ def plan(engine: Engine) -> tuple[Exported, dict[str, Program]]:
 
 def _program(family: Family, call: Call, device: str) -> Program:
     inputs = {name: torch.zeros(2, *shape, device=device) for name, shape in call.inputs.items()}
-    facts = family.facts
-    if family.is_autoencoder:
-        pass  # an autoencoder reads no condition
-    elif facts.text:
+    facts, condition = family.facts, {}
+    if facts.text and not family.is_autoencoder:
         form, rows = facts.text, 2
         parts = (torch.zeros(rows, form.length, form.tokens), torch.ones(rows, form.length) > 0,
                  torch.zeros(rows, form.pooled))  # fmt: skip
-        inputs |= {name: part.to(device) for name, part in zip(PARTS, parts, strict=True)}
-    elif facts.classes:
-        inputs["label"] = torch.zeros(2, dtype=torch.long, device=device)
+        condition = {name: part.to(device) for name, part in zip(PARTS, parts, strict=True)}
+    elif facts.classes and not family.is_autoencoder:  # an autoencoder reads no condition
+        condition = {"label": torch.zeros(2, dtype=torch.long, device=device)}
+    for prefix in ("", "no_")[: call.conditions]:
+        inputs |= {prefix + name: part for name, part in condition.items()}
     return Program(_Flat(family, call), inputs)
 
 
@@ -172,7 +175,7 @@ def _write_onnx(made: Any, program: Program, file: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch, _quiet("torch.onnx"):
         torch.onnx.export(
             made, (), Path(scratch) / file.name, dynamo=True, verbose=False, input_names=list(program.inputs),
-            output_names=["out"], external_data=size > MOST_BYTES_INSIDE,
+            external_data=size > MOST_BYTES_INSIDE,
         )  # fmt: skip
         for made_file in sorted(Path(scratch).iterdir()):
             write_atomically(file.with_name(made_file.name), made_file.read_bytes())

@@ -56,12 +56,12 @@ def written(
     space: dict[str, Any] = {"np": np, "math": math}
     exec(render("sampler.py.j2", run, engine, exported, list(modules)), space)
 
-    def of(module: nn.Module) -> Callable[..., np.ndarray]:
-        def call(*arrays: np.ndarray) -> np.ndarray:
+    def of(module: nn.Module) -> Callable[..., Any]:
+        def call(*arrays: np.ndarray) -> Any:
             single = (a.astype(np.float32) if a.dtype == np.float64 else a for a in arrays)
             with torch.no_grad():
-                out: Tensor = module(*(torch.from_numpy(a).to(engine.device) for a in single))
-            return out.cpu().numpy()
+                out = module(*(torch.from_numpy(a).to(engine.device) for a in single))
+            return [each.cpu().numpy() for each in out] if isinstance(out, tuple) else out.cpu().numpy()
 
         return call
 

@@ -161,7 +161,10 @@ def test_a_default_run_is_drawn_without_genflow(exported, capsys, kind: str, for
             pytest.importorskip(package)
     own = families.family_class(kind).default_net_for(small.FACTS["grey"])
     engine, folder = exported(kind, form, own)
-    theirs, ours = without_packages(folder, "--seed", "3", "--label", "4").astype(int), shown(engine, 3, "4")
+    words, options = ["--seed", "3", "--label", "4"], {}
+    if kind == "flow_matching":
+        words, options = [*words, "--steps", "4", "--guidance", "2.5"], {"steps": 4, "guidance": 2.5}
+    theirs, ours = without_packages(folder, *words).astype(int), shown(engine, 3, "4", **options)
     assert np.abs(theirs - ours).max() <= 16
     assert (theirs != ours).mean() <= 0.001
     code = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
@@ -169,9 +172,6 @@ def test_a_default_run_is_drawn_without_genflow(exported, capsys, kind: str, for
         done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert {f.suffix for f in folder.iterdir()} >= {".py", ".md", ".pt2" if form == "torch_export" else ".onnx"}
-    if (kind, form) == ("flow_matching", "onnx"):
-        theirs = without_packages(folder, "--steps", "4", "--guidance", "2.5").astype(int)
-        assert (theirs != shown(engine, steps=4, guidance=2.5)).mean() <= 0.001
 
 
 def loop_of(engine: Engine, **options):  # type: ignore[no-untyped-def]
