@@ -100,8 +100,8 @@ def create(
 
     async def cards() -> list[Json]:
         found = await backend.cards()
-        for card in found:  # keys mean that others call this endpoint, and the pictures are a person's own
-            card["abilities"]["real"] = card["abilities"].get("real", False) and not limits.keys
+        for card in found:
+            card["abilities"]["real"] = card["abilities"].get("real", False) and not _is_public(limits)
         return found
 
     @app.get("/v1/models", tags=["about"], summary="List the models: family, data, options, metrics, recipe, lineage")
@@ -160,14 +160,14 @@ def create(
     @app.post("/v1/models/{name}/real", tags=["pictures"], summary="Real pictures of the dataset",
               responses=ERROR_RESPONSES)  # fmt: skip
     async def real(name: str, payload: RealRequest, request: Request) -> Response:
-        """Held-out pictures; without keys only, because they are a person's own."""
+        """Held-out pictures; on the loopback without keys only, because they are a person's own."""
         _require_own(limits)
         return _respond(await backend.answer("real", name, payload), request)
 
     @app.post("/v1/models/{name}/nearest", tags=["pictures"], summary="The training pictures nearest to a picture",
               responses=ERROR_RESPONSES)  # fmt: skip
     async def nearest(name: str, payload: NearestRequest, request: Request) -> Response:
-        """By the mean squared difference of pixels at the model's size; without keys only."""
+        """By the mean squared difference of pixels at the model's size; on the loopback without keys only."""
         _require_own(limits)
         return _respond(await backend.answer("nearest", name, payload), request)
 
@@ -206,14 +206,20 @@ def playground_page() -> str:
     return re.sub(r"/\* ([\w.]+) \*/\n", part, page)
 
 
+def _is_public(limits: Limits) -> bool:
+    """Whether others call the endpoint, by a key or another host name; the real pictures are a person's own."""
+    return bool(limits.keys or limits.hosts)
+
+
 def _require_own(limits: Limits) -> None:
     """Check that only this machine calls the endpoint.
 
     Raises:
-        RequestError: the endpoint has keys, so others call it.
+        RequestError: others call it.
     """
-    if limits.keys:
-        raise RequestError(403, "with keys, an endpoint shows no real pictures", hint="serve without keys")
+    if _is_public(limits):
+        message = "an endpoint with keys or other host names shows no real pictures"
+        raise RequestError(403, message, hint="serve on the loopback, without keys")
 
 
 def _sample_options(payload: ImagesRequest, card: Json | None) -> Json:

@@ -222,7 +222,7 @@ def test_real_pictures(http: TestClient, model_store) -> None:  # type: ignore[n
         assert other.get("/v1/models/flow").json()["abilities"]["real"] is False
         refused = other.post("/v1/models/flow/real", json={})
         assert (refused.status_code, refused.json()["error"]["message"]) == (
-            403, "with keys, an endpoint shows no real pictures",
+            403, "an endpoint with keys or other host names shows no real pictures",
         )  # fmt: skip
 
 
