@@ -265,6 +265,9 @@ def test_points_of_the_plane(tab: browser.Page) -> None:
     choose(tab, "#model", "ring")
     tab.until("/points of ring/.test((document.querySelector('canvas') || document.body).getAttribute('aria-label'))")
     save_screenshot(tab, "points")
+    tab.click("#watch")
+    tab.until("!document.querySelector('#time').hidden && document.querySelector('#stepout').value === 'done'")
+    assert tab.run("['watchgif', 'owncard', 'gamecard'].every(id => document.getElementById(id).hidden)")
     choose(tab, "#model", "flow")
     tab.until(DRAWN)
 

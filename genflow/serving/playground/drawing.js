@@ -16,6 +16,7 @@ async function draw(watching = false) {
     if (watching && panes.some(pane => pane.frames.length)) {
       const most = Math.max(...panes.map(pane => pane.frames.length));
       $("step").max = most; $("step").value = most; $("time").hidden = false; showStep(most);
+      $("watchgif").hidden = !panes.some(pane => pane.frames.length && pane.result.images);
       if (!matchMedia("(prefers-reduced-motion: reduce)").matches) play();
     }
     remember();
