@@ -159,7 +159,7 @@ def test_a_default_run_is_drawn_without_genflow(exported, capsys, kind: str, for
     if form == "onnx":
         for package in ("onnxscript", "onnxruntime"):
             pytest.importorskip(package)
-    own = families.family_class(kind).default_net_for(small.FACTS["grey"])
+    own = families.family_class(kind).default_net
     engine, folder = exported(kind, form, own)
     words, options = ["--seed", "3", "--label", "4"], {}
     if kind == "flow_matching":
