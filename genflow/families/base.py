@@ -7,14 +7,14 @@ All families have the same direction of time: t = 0 is data, t = 1 is noise.
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.maths.rng import Rng
+from genflow.maths.rng import Rng, SampleRng
 from genflow.specs import DataSpec, NetSpec
 from genflow.text import Label
 
@@ -30,6 +30,38 @@ class Samples:
 DIAGNOSE_EVERY = 20  # training steps between calls of `diagnose`; fixed, because a rollback changes the result
 
 Watcher = Callable[[Tensor, Tensor], None]  # called with x_t and the estimate of x_0, both (B, C, H, W)
+
+@dataclass(frozen=True)
+class Call:
+    """A function of tensors that an export writes as one program.
+
+    Args:
+        run: run(*tensors, *conditions) -> (N, ...), or several; a condition is what a net reads: labels, or captions.
+        inputs: the shapes of the tensors by name, without the batch dimension; () for a number per row.
+        conditions: 1, or 2 if the condition without a label is an input, too.
+    """
+
+    run: Callable[..., Tensor | tuple[Tensor, ...]]
+    inputs: dict[str, tuple[int, ...]]
+    conditions: int = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How a family samples where genflow is not installed: its programs, and the loop that calls them.
+
+    Args:
+        loop: of `genflow/sampling/templates/sampler.py.j2`.
+        calls: by name; a loop of one pass calls `net`.
+        values: of the loop, for the template.
+        note: what differs from `genflow sample`; empty if nothing does.
+    """
+
+    loop: str
+    calls: dict[str, Call]
+    values: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
 
 Kind = Literal["exact-dequantized", "lower-bound", "ode-estimate"]
 
@@ -203,6 +235,18 @@ class Family(nn.Module, ABC):
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
         """The diffusers scheduler for this family's path, and its options; None if there is none."""
         return None
+
+    def exported(self, options: dict[str, Any]) -> Exported:
+        """How samples are drawn without genflow; by default in one pass of `sample`, which must draw no random numbers.
+
+        Args:
+            options: of `sample`, complete and checked.
+        """
+        return Exported("one_pass", {"net": Call(lambda z, label: self._one_pass(z, label, options), {
+            "noise": self.noise_shape})})  # fmt: skip
+
+    def _one_pass(self, noise: Tensor, label: Label, options: dict[str, Any]) -> Tensor:
+        return self.sample(noise, label, SampleRng([], "none"), **options).x
 
     # Called by the training loop in addition to `loss`.
 

@@ -20,14 +20,14 @@ References:
     Improved Mean Flows (Geng et al., 2025), for the loss in V             https://arxiv.org/abs/2512.02012
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.families.base import Family, Samples
+from genflow.families.base import Call, Exported, Family, Samples
 from genflow.families.gaussian import ode_decode, ode_encode
 from genflow.maths import timesteps
 from genflow.maths.guidance import drop_labels
@@ -166,6 +166,10 @@ class MeanFlow(Family):
             self.show(x, x - t * u)
             x = x - (t - r) * u
         return Samples(x, steps)
+
+    def exported(self, options: dict[str, Any]) -> Exported:
+        call = Call(lambda x, t, r, label: self.net(x, t, label, r).float(), {"x": self.facts.shape, "t": (), "r": ()})
+        return Exported("average_velocity", {"net": call}, {"steps": options["steps"]})
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Label, rng: Rng) -> Tensor:
