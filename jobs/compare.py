@@ -14,6 +14,7 @@ from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
 from genflow.system.documents import Json
 from jobs.evaluate import finished_rows, measure_runs, runs_with_data
+from jobs.runtime import report_run
 from jobs.runtime.entrypoint import Emit, execute
 
 STAGE = Stage(
@@ -44,7 +45,11 @@ def main(document: Json, emit: Emit) -> Compared:
     rows = measure_runs(store, document, emit)
     if existing := store.get("reports", page.address(rows)):
         return result(existing, rows, cached=True)
-    return result(page.build(store, rows), rows, cached=False)
+    report = page.build(store, rows)
+    dataset, said = (rows[0]["dataset_name"], rows[0]["dataset"]), verdict(page.with_unique_names(rows))
+    title = f"comparison of {len(rows)} runs"
+    report_run.send(store, report, "comparison", title, dataset, ("report.html",), said, emit)
+    return result(report, rows, cached=False)
 
 
 def find(document: Json) -> Compared | None:

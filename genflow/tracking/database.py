@@ -11,6 +11,7 @@ from pathlib import Path
 from genflow.errors import SetupError, UsageError
 from genflow.storage.files import explain_disk_errors, sync_folder
 from genflow.storage.store import Store
+from genflow.tracking import pages
 from genflow.tracking.mlflow_client import create_database, is_known_revision, latest_revision, without_password
 
 
@@ -109,6 +110,7 @@ def ui_command(store: Store, host: str = "127.0.0.1", port: int = 5000) -> list[
         public = without_password(uri)
         raise UsageError(f"MLflow logs to {public}, not to this store", f"open {public}, or unset MLFLOW_TRACKING_URI")
     where = ["--backend-store-uri", uri, "--artifacts-destination", artifacts_uri(store)]
+    where += ["--app-name", pages.APP] if pages.is_registered() else []
     return [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
 
 

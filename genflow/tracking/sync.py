@@ -137,6 +137,14 @@ def sync(store: Store, *, deadline_s: float = 10.0, limit_s: float = math.inf) -
     return total
 
 
+def newest_experiment(store: Store) -> str:
+    """MLflow's id of the experiment of the journal that was written last; empty if none was sent."""
+    uri = without_password(tracking_uri(store))
+    paths = sorted((store.root / "journals").glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    cursors = (Cursor.read(path) for path in paths)
+    return next((cursor.experiment for cursor in cursors if cursor.uri == uri and cursor.experiment), "")
+
+
 def _is_written_elsewhere(store: Store, run_id: str) -> bool:
     """Whether another machine is working on the run, or on the search that the run is a trial of."""
     owners = [f"runs-{run_id}", f"searches-{run_id}", f"searches-{run_id.rpartition('.')[0]}"]
