@@ -99,7 +99,7 @@ def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, ev
     assert quality["quality/fd"] == [(0, pytest.approx(fd["value"], rel=1e-3))], "MLflow draws bars of runs at step 0"
     assert quality["quality/fd_x_floor"] == [(0, pytest.approx(fd["value"] / fd["floor"], rel=1e-3))]
     described = next(entry["description"] for _, entry in entries(path) if "description" in entry)
-    assert "times that of real points**" in described["text"]
+    assert "times that of real points**" in described["headline"]
     assert described["picture"].endswith("grid.png")
     assert any('"samples/evaluation"' in line for line in path.read_text(encoding="utf-8").splitlines())
 
