@@ -86,6 +86,19 @@ def check(uri: str) -> None:
     raise SetupError(f"{path} was written by a newer MLflow (schema {found[0]})", f"pip install -U mlflow, or {aside}")
 
 
+def made_at(uri: str) -> float:
+    """When the database was created, in seconds since 1970; 0 for a server, or if there is no database."""
+    path = database_path(uri)
+    if path is None or not _exists(path):
+        return 0.0
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            ((made,),) = connection.execute("select min(creation_time) from experiments")
+    except sqlite3.DatabaseError:  # `check` says what is wrong with it
+        return 0.0
+    return (made or 0) / 1000
+
+
 def refuse_local_uri_on_cluster(uri: str, nodes: int) -> None:
     """Check that every node can reach MLflow.
 

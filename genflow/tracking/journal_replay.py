@@ -223,10 +223,11 @@ class JournalReplay:
         """Log the dataset that the run trains on as its input. MLflow keeps one for each name and digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        path = self.root / dataset["path"]
-        texts = {"source": {"uri": path.as_uri()}, "schema": dataset["schema"], "profile": dataset["profile"]}
+        kind, path = ("s3" if self.store.mirror else "local"), dataset["path"]
+        uri = f"{self.store.url}/{path}" if self.store.mirror else (self.root / path).absolute().as_uri()
+        texts = {"source": {"uri": uri}, "schema": dataset["schema"], "profile": dataset["profile"]}
         documents = {key: json.dumps(text) for key, text in texts.items()}
-        made = Dataset(name=dataset["name"], digest=dataset["digest"], source_type="local", **documents)
+        made = Dataset(name=dataset["name"], digest=dataset["digest"], source_type=kind, **documents)
         tags = [InputTag("mlflow.data.context", "training")]
         self._call(self.client.log_inputs, self.cursor.run, [DatasetInput(made, tags)])
 

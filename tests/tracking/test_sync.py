@@ -247,9 +247,15 @@ def test_a_lost_cursor_duplicates_nothing(store):
 
 
 def test_a_lost_database_is_filled_again(store):
-    """A deleted database is created again and filled from the journal."""
+    """A deleted database is created again and filled from the journal, also by a command that finds another one."""
     write_a_whole_run(store)
     sync.replay(store, RUN)
+    assert sync.sync(store).entries == 0
+    cursor = journal_path(store.root, RUN).with_suffix(".cursor.json")
+    os.utime(cursor, (1, 1))  # as old as before the database of now was made
+    assert sync.sync(store).complete
+    assert cursor.stat().st_mtime > 1
+    assert len(rows(store)) == 3004
     (store.root / "mlflow.db").unlink()  # this process still has it open, so another process must replay
     sender = Sender(store, RUN)
     sender.start()
