@@ -49,9 +49,9 @@ def main(document: Json, emit: Emit) -> Compared:
     if existing := store.get("reports", page.address(rows)):
         return result(existing, rows, cached=True)
     report = page.build(store, rows)
-    dataset, said = (rows[0]["dataset_name"], rows[0]["dataset"]), verdict(page.with_unique_names(rows))
+    dataset, sentences = (rows[0]["dataset_name"], rows[0]["dataset"]), verdict(page.with_unique_names(rows))
     title = f"comparison of {len(rows)} runs"
-    report_run.send(store, report, "comparison", title, dataset, ("report.html",), said, emit)
+    report_run.send(store, report, "comparison", title, dataset, ("report.html",), sentences, emit)
     return result(report, rows, cached=False)
 
 
