@@ -113,7 +113,8 @@ def test_the_journal_has_one_fd(store, prepared, evaluate):
     path = journal_path(store.root, run.id)
     assert "quality/fd" not in curves(path, fewer["evaluation"])
     more = evaluate(run, data, SMALL.model_copy(update={"samples": 150}))
-    assert curves(path, more["evaluation"])["quality/fd"] == [(0, pytest.approx(more["metrics"]["fd"]["value"], rel=1e-3))]
+    fd = more["metrics"]["fd"]["value"]
+    assert curves(path, more["evaluation"])["quality/fd"] == [(0, pytest.approx(fd, rel=1e-3))]
 
 
 def test_settings_that_a_sampler_rejects_are_skipped(store, prepared, evaluate, events):
