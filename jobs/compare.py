@@ -16,6 +16,7 @@ from genflow.storage.store import Artifact, Store
 from genflow.system.documents import Json
 from genflow.training.verdict import cautions
 from jobs.evaluate import finished_rows, measure_runs, runs_with_data
+from jobs.runtime import report_run
 from jobs.runtime.entrypoint import Emit, execute
 
 STAGE = Stage(
@@ -48,7 +49,11 @@ def main(document: Json, emit: Emit) -> Compared:
     rows = measure_runs(store, _fitted(store, document, emit), emit)
     if existing := store.get("reports", page.address(rows)):
         return result(store, existing, rows, cached=True)
-    return result(store, page.build(store, rows), rows, cached=False)
+    report = page.build(store, rows)
+    dataset, sentences = (rows[0]["dataset_name"], rows[0]["dataset"]), verdict(page.with_unique_names(rows))
+    title = f"comparison of {len(rows)} runs"
+    report_run.send(store, report, "comparison", title, dataset, ("report.html",), sentences, emit)
+    return result(store, report, rows, cached=False)
 
 
 def _fitted(store: Store, document: Json, emit: Emit) -> Json:

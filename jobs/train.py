@@ -9,6 +9,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from genflow import __version__, families
@@ -17,7 +18,7 @@ from genflow.launch import capacity
 from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.files import read
-from genflow.recipe.schema import Cluster, Recipe, flatten, parse
+from genflow.recipe.schema import Cluster, Recipe, parse
 from genflow.runs import RunPlan, create_folder, difference, plan, record_divergence
 from genflow.storage.store import Artifact, Store
 from genflow.system import devices, environment
@@ -25,6 +26,7 @@ from genflow.system.documents import Json
 from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Journal, Status, curves, journal_path
+from genflow.tracking.parameters import parameters
 from genflow.tracking.sender import Sender
 from genflow.training import forecast, verdict
 from genflow.training.checkpoint import Checkpoints, is_complete, of_run, read_state
@@ -177,7 +179,8 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
     # Closed before a worker opens it: on NFS, another node would overwrite lines that this node still buffers.
     with Journal(path, experiment=run.dataset.name, name=run.name) as journal:
         journal.tags(tags)
-        journal.params(flatten(run.recipe.model_dump(mode="json")))
+        journal.params(parameters(run.recipe))
+        _log_dataset(run, journal)
         journal.artifact(folder / "recipe.yaml")
         journal.status("RUNNING")
     sender = Sender(store, run.id)
@@ -188,7 +191,7 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
             yield
             journal.sync_with_bucket()  # fetches the worker's lines, if it was on another machine
             if weights := Checkpoints(folder / "checkpoints").newest():
-                journal.model(weights, run.name, step=int(weights.name.removeprefix("step_")))
+                _log_end(run, journal, weights, folder)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -198,6 +201,31 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
             journal.close()
             sender.finish(deadline_s=30)
             warn_if_incomplete(emit, run.id, sender.sent)
+
+
+def _log_dataset(run: RunPlan, journal: Journal) -> None:
+    """Log the dataset as MLflow's own: its columns, rows by split, and fingerprint."""
+    facts = run.data_facts
+    columns = [{"type": "binary", "name": "image", "required": True}]
+    columns += [{"type": "long", "name": "label", "required": True}] if facts.classes else []
+    columns += [{"type": "string", "name": "caption", "required": False}] if facts.captions else []
+    profile = {**facts.splits, "shape": list(facts.shape), "classes": facts.classes}
+    digest, schema = facts.fingerprint[:16], {"mlflow_colspec": columns}
+    journal.dataset(run.dataset.path, run.dataset.name, digest, schema=schema, profile=profile)
+
+
+def _log_end(run: RunPlan, journal: Journal, weights: Path, folder: Path) -> None:
+    """Log the model, what the training took, and a description with the newest samples.
+
+    The time and the size are at step 0, so that MLflow shows them as bars of runs.
+    """
+    state, step = read_state(weights), int(weights.name.removeprefix("step_"))
+    minutes, size = state["seconds"] / 60, state["parameters"]
+    journal.model(weights, run.name, step=step)
+    journal.metrics(0, {"minutes": round(minutes, 2), "parameters": size}, stream="training")
+    told = f"{step:,} steps in {minutes:.1f} min · {size:,} parameters"
+    newest = max(folder.glob("samples/*.png"), default=None)
+    journal.description(told, newest, f"Not measured yet: `genflow evaluate {run.id}`")
 
 
 def _check_resources(recipe: Recipe) -> None:
