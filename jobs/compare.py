@@ -5,8 +5,7 @@
 
 from genflow.errors import UsageError
 from genflow.evaluation.extent import fit, said
-from genflow.evaluation.report import page
-from genflow.evaluation.report.summary import verdict
+from genflow.evaluation.report import first_screen, page
 from genflow.evaluation.report.table import best
 from genflow.evaluation.results import Evaluation
 from genflow.pipeline.results import Compared
@@ -14,7 +13,6 @@ from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
 from genflow.system.documents import Json
-from genflow.training.verdict import cautions
 from jobs.evaluate import finished_rows, measure_runs, runs_with_data
 from jobs.runtime import report_run
 from jobs.runtime.entrypoint import Emit, execute
@@ -50,7 +48,7 @@ def main(document: Json, emit: Emit) -> Compared:
     if existing := store.get("reports", page.address(rows)):
         return result(store, existing, rows, cached=True)
     report = page.build(store, rows)
-    dataset, sentences = (rows[0]["dataset_name"], rows[0]["dataset"]), verdict(page.with_unique_names(rows))
+    dataset, sentences = (rows[0]["dataset_name"], rows[0]["dataset"]), first_screen.statements(store, page.with_unique_names(rows))
     title = f"comparison of {len(rows)} runs"
     report_run.send(store, report, "comparison", title, dataset, ("report.html",), sentences, emit)
     return result(store, report, rows, cached=False)
@@ -84,7 +82,6 @@ def result(store: Store, artifact: Artifact, rows: list[Evaluation], *, cached: 
     if cached:
         artifact.verify()
     named = page.with_unique_names(rows)
-    warned = cautions({row["name"]: store.find("runs", row["run"]).meta for row in named})
     return {
         "schema": "genflow.compare/1",
         "report": artifact.id,
@@ -92,8 +89,8 @@ def result(store: Store, artifact: Artifact, rows: list[Evaluation], *, cached: 
         "runs": [row["run"] for row in rows],
         "cached": cached,
         "best": best(rows),
-        "cautions": warned,
-        "verdict": [*warned, *verdict(named)],
+        "cautions": first_screen.limits(store, named),
+        "verdict": first_screen.statements(store, named),
         "rows": rows,
     }
 

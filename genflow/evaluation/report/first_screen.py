@@ -12,6 +12,7 @@ from genflow.evaluation.report.summary import sentences, verdict
 from genflow.runs import cpu_seconds
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
+from genflow.training.verdict import cautions
 
 Row = Mapping[str, Any]  # an Evaluation
 
@@ -38,9 +39,14 @@ def strips(store: Store, rows: Sequence[Row]) -> list[Strip]:
     return found
 
 
-def statements(rows: Sequence[Row]) -> list[str]:
-    """What the page and the poster say, most important first."""
-    return verdict(rows)
+def statements(store: Store, rows: Sequence[Row]) -> list[str]:
+    """What the command, the page and the poster say: cautions, then the verdict, most important first."""
+    return [*limits(store, rows), *verdict(rows)]
+
+
+def limits(store: Store, rows: Sequence[Row]) -> list[str]:
+    """What limits the comparison: budgets that differ, and models that are barely trained."""
+    return cautions({row["name"]: store.find("runs", row["run"]).meta for row in rows})
 
 
 def cost(ms: float, nfe: float) -> str:
@@ -53,7 +59,7 @@ def draw_poster(store: Store, rows: Sequence[Row]) -> bytes:
     first = rows[0]
     title = f"{first['name']} on {first['dataset_name']}" if len(rows) == 1 else first["dataset_name"]
     about = f"{distance(first)} with {first['samples']:,} samples; × floor: as a multiple of its value for real data"
-    headline, _ = sentences(statements(rows))
+    headline, _ = sentences(statements(store, rows))
     return poster.draw(title, headline, strips(store, rows), facts_of(store, first), about)
 
 

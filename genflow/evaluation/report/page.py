@@ -81,7 +81,7 @@ def render(store: Store, rows: Sequence[Row]) -> str:
     lost_by_run = [loss_curves.losses(store, row["run"]) for row in shown]
     recipes = [reproduce.recipe_of(run) for run in runs]
     best, shared = _best(shown), columns(rows)
-    headline, findings = sentences(first_screen.statements(shown))
+    headline, findings = sentences(first_screen.statements(store, shown))
     return template(TEMPLATE, busy=was_busy).render(
         rows=shown,
         first=first,
