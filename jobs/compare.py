@@ -48,7 +48,8 @@ def main(document: Json, emit: Emit) -> Compared:
     if existing := store.get("reports", page.address(rows)):
         return result(store, existing, rows, cached=True)
     report = page.build(store, rows)
-    dataset, sentences = (rows[0]["dataset_name"], rows[0]["dataset"]), first_screen.statements(store, page.with_unique_names(rows))
+    dataset = (rows[0]["dataset_name"], rows[0]["dataset"])
+    sentences = first_screen.statements(store, page.with_unique_names(rows))
     title = f"comparison of {len(rows)} runs"
     report_run.send(store, report, "comparison", title, dataset, ("report.html",), sentences, emit)
     return result(store, report, rows, cached=False)
