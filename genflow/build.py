@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
@@ -109,14 +110,17 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     chosen = dict(recipe.net) or (dict(init.net) if init else {})
     if chosen.get("kind", "auto") == "auto":
         chosen["kind"] = family.default_net_for(facts)
+    if recipe.net or not init:  # else the net is that of the run to start from, whatever the size
+        chosen = {**nets.of_size(chosen["kind"], recipe.size, facts.shape), **chosen}
     net = bind("net", nets.builder(chosen["kind"]), chosen, chosen["kind"])
     workers, batch = recipe.cluster.workers, recipe.train.batch
     if batch < workers:
         raise UsageError(f"train.batch={batch} cannot be shared by {workers} workers", f"use train.batch={workers}")
     resolved = recipe.replace(family=options, net=net, sample=sample)
-    made = family_of(resolved, facts)  # raises for sizes and options that cannot work
-    if init:
-        made.init_from(family_of(init, trained_on or facts))
+    with torch.device("meta"):  # a large net takes neither time nor memory
+        made = family_of(resolved, facts)  # raises for sizes and options that cannot work
+        if init:
+            made.init_from(family_of(init, trained_on or facts))
     return resolved
 
 

@@ -51,6 +51,9 @@ Init = Annotated[
         autocompletion=complete_run,
     ),
 ]
+Size = Annotated[
+    str, typer.Option(metavar="xs|s|m|l|xl", help="Net, batch and learning rate, from a laptop (xs) to a node of GPUs.")
+]
 Samples = Annotated[int | None, typer.Option(help="Number of samples to draw and measure.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto: the fastest that PyTorch finds.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]

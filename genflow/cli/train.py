@@ -17,6 +17,7 @@ from genflow.cli.options import (
     Latents,
     OnCluster,
     Sets,
+    Size,
     Text,
     complete_family,
 )
@@ -41,6 +42,7 @@ def train(
     config: Config = [],
     sets: Sets = [],
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
+    size: Size = "",
     steps: Annotated[int | None, typer.Option(help="Number of training steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this wall-clock time in minutes.")] = None,
     cpu_minutes: Annotated[float | None, typer.Option(help="Stop after this CPU time in minutes.", hidden=True)] = None,
@@ -52,14 +54,14 @@ def train(
     cluster: OnCluster = False,
     address: HiddenAddress = "",
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.")
+        bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.", hidden=True)
     ] = True,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Train a model family on a dataset.
 
-    If training was interrupted, run the same command again to resume it.
+    If training was interrupted, run the same command again to resume it; --fresh starts from scratch.
 
     --lr, --batch, --seed, --epochs, --cpu-minutes and other keys of the recipe are flags, too (genflow recipe train).
     """
@@ -69,7 +71,7 @@ def train(
     store = Store()
     flags: dict[str, Any] = {"name": name, "data.name": data, "data.latents": latents, "data.text": text}
     flags |= {"train.steps": steps, "train.minutes": minutes, "train.cpu_minutes": cpu_minutes}
-    flags |= {"cluster.workers": workers, "init": init}
+    flags |= {"cluster.workers": workers, "init": init, "size": size}
     files = [read_config(path) for path in config]
     recipe = commands.recipe(store, family, files, [], sets, epochs=epochs, **flags)
     with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)

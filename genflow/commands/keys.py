@@ -25,7 +25,6 @@ from genflow.recipe.compose import preset
 
 ITEM = re.compile(r"^( *)([A-Za-z_][\w, ]*): (.*)$")
 BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "up to {}", "lt": "below {}"}
-TOP = ("name", "init")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _table(keys: list[Key]) -> list[str]:
 
 @functools.cache
 def _typed() -> tuple[Key, ...]:
-    found = [_key("", schema.Recipe, "Recipe", only=TOP)]
+    found = [_key("", schema.Recipe, "Recipe", only=schema.TOP_LEVEL_KEYS)]
     found += [_key(section, model, model.__name__) for section, model in schema.SECTIONS.items()]
     return tuple(key for keys in found for key in keys)
 

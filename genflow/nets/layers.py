@@ -155,7 +155,12 @@ def need_patch(size: int, patch: int) -> int:
     Raises:
         UsageError: `patch` does not divide `size`.
     """
-    return need_divisor(size, patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8), "patch")
+    return need_divisor(size, patch or patch_for(size, 8), "patch")
+
+
+def patch_for(side: int, most: int) -> int:
+    """The smallest divisor of the side, at least 2, that gives at most `most` x `most` patches."""
+    return next(p for p in range(2, side + 1) if side % p == 0 and side // p <= most)
 
 
 def need_heads(width: int, heads: int) -> int:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from genflow.errors import UsageError, nearest
 from genflow.recipe.aliases import our_name
+from genflow.recipe.sizes import Size
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -157,6 +158,7 @@ class Recipe(Section):
 
     name: str = ""  # name of the run: letters, digits, '.', '_' and '-', at most 80; empty: derived
     init: str = ""  # run whose averaged weights are the start, and the teacher of a distilled family; empty: none
+    size: Size = "xs"  # of net, batch and learning rate, from a laptop to a node of GPUs; xs: the family's preset
     data: Data = Data()
     net: dict[str, Any] = {}
     family: dict[str, Any] = {}
@@ -175,6 +177,13 @@ class Recipe(Section):
             raise ValueError("use letters, digits, '.', '_' and '-', at most 80")
         return value
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        if str(value).isdecimal():
+            raise ValueError("xs, s, m, l or xl, not pixels; `genflow prepare --size` scales the pictures")
+        return value.lower() if isinstance(value, str) else value
+
     def __str__(self) -> str:
         from genflow.recipe.files import dump
 
@@ -190,7 +199,7 @@ class Recipe(Section):
         return self.model_copy(update={name: getattr(given, name) for name in sections})
 
 
-TOP_LEVEL_KEYS = ("name", "init")  # keys that are not sections
+TOP_LEVEL_KEYS = ("name", "init", "size")  # keys that are not sections
 SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "train": Train,
