@@ -124,8 +124,7 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
 def size_of(run: RunPlan) -> str:
     """What the size of a run decides, in one line."""
     recipe, train = run.recipe, run.recipe.train
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in build.family_of(recipe, run.facts).parameters())
+    weights = sum(p.numel() for p in build.outline_of(recipe, run.facts).parameters())
     defaults = build.bind("net", nets.builder(recipe.net["kind"]), {}, recipe.net["kind"])
     net = [f"{key} {value}" for key, value in recipe.net.items() if key == "kind" or value != defaults[key]]
     return (

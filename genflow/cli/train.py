@@ -100,7 +100,8 @@ def train(
 
 
 def _show_plan(store: "Store", recipe: "Recipe", json: bool) -> None:
-    """Print the recipe and the state of its run; for a new run of an old name, also what differs."""
+    """Print the recipe, the state of its run and its cost; for a new run of an old name, also what differs."""
+    from genflow.commands import cost
     from genflow.runs import difference, plan
 
     run = plan(store, recipe)
@@ -108,7 +109,7 @@ def _show_plan(store: "Store", recipe: "Recipe", json: bool) -> None:
         console.note(new)
     state = "finished: nothing to do" if store.get("runs", run.id) else "to do"
     broken = run.id in store.names("runs") and not store.get("runs", run.id)
-    show_plan(run.recipe, [("train", run.id, "to resume" if broken else state)], json)
+    show_plan(run.recipe, [("train", run.id, "to resume" if broken else state)], json, cost.of_run(store, run))
 
 
 def _run(document: Json, store: "Store", cluster: bool, address: str, *, dry_run: bool, json: bool) -> None:

@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "evaluate": {"sample": SAMPLING, "evaluate": None, "cluster": None},
     "compare": {"sample": SAMPLING, "evaluate": None, "cluster": None},
     "report": {"sample": SAMPLING, "evaluate": None, "cluster": None},
+    "cost": {"": ("size",), "train": None, "data": ("flip", "pairs"), "cluster": None},
     "tables": {"": ("size",), "evaluate": ("samples", "features", "seed"), "train": ("batch", "lr"), "cluster": None},
     "reflow": {"sample": SAMPLING, "reflow": None, "cluster": None},
     "encode": {"encode": None, "cluster": None},

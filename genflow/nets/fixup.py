@@ -184,7 +184,7 @@ def build(
 
 
 def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """m has the 96 channels at the finest scale, and the 2 blocks per scale, of R3GAN for FFHQ-256 (Huang et al., 2025).
+    """The 2 blocks per scale of R3GAN for FFHQ-256 and, for m, its 96 finest channels (Huang et al., 2025).
 
     The other sizes have multiples of these channels.
     """

@@ -91,10 +91,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tenso
     With `causal` a position attends only to itself and to earlier positions. `mask` is broadcast to (B, heads, N, N);
     -inf in it gives the weight 0 exactly.
 
-    CUDA uses the fused kernel, except for forward-mode differentiation, which that kernel lacks. The CPU uses two
+    CUDA uses the fused kernel, except for forward-mode differentiation, which that kernel lacks. Tensors without data
+    stand for those of a GPU. The CPU uses two
     matrix products and a softmax, because the backward pass of the fused kernel is ten times slower there in bfloat16.
     """
-    if q.is_cuda and not _has_tangent(q, k, v):
+    if (q.is_cuda or q.is_meta) and not _has_tangent(q, k, v):
         mask = None if mask is None else mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT

@@ -73,14 +73,25 @@ def check(recipe: Recipe, store: Store) -> None:
     from genflow import build  # imports torch
 
     if not recipe.init:
-        pictures = DataSpec.from_json(store.find("datasets", recipe.data.name).file(FACTS).read_text(encoding="utf-8"))
-        autoencoder = build.family_of(build.resolve(compose("autoencoder", {"size": recipe.size}), pictures), pictures)
-        channels, height, width = autoencoder.code_shape
-        facts = pictures.of_latents((channels, height, width), "autoencoder")
-        if recipe.data.text not in ("", "none"):
-            texts = Texts.of(store.find("texts", recipe.data.text), verify=False)
-            facts = replace(facts, text=texts.spec)
-        build.resolve(recipe, facts)
+        build.resolve(recipe, expected_facts(store, recipe))
+
+
+def expected_facts(store: Store, recipe: Recipe) -> DataSpec:
+    """The facts of the latents that do not exist yet, and of the captions that the recipe names."""
+    pictures = DataSpec.from_json(store.find("datasets", recipe.data.name).file(FACTS).read_text(encoding="utf-8"))
+    facts = latents_of(pictures, recipe.size)
+    if recipe.data.text in ("", "none"):
+        return facts
+    return replace(facts, text=Texts.of(store.find("texts", recipe.data.text), verify=False).spec)
+
+
+def latents_of(pictures: DataSpec, size: str) -> DataSpec:
+    """The facts of the latents of pictures, by the preset of the autoencoder and a size."""
+    from genflow import build  # imports torch
+
+    autoencoder = build.outline_of(build.resolve(compose("autoencoder", {"size": size}), pictures), pictures)
+    channels, height, width = autoencoder.code_shape
+    return pictures.of_latents((channels, height, width), "autoencoder")
 
 
 def made(document: Json, store: Store) -> str:
