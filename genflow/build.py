@@ -116,6 +116,11 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     workers, batch = recipe.cluster.workers, recipe.train.batch
     if batch < workers:
         raise UsageError(f"train.batch={batch} cannot be shared by {workers} workers", f"use train.batch={workers}")
+    if batch // workers < (parts := recipe.train.accumulate):
+        raise UsageError(
+            f"train.accumulate={parts}: a worker has {batch // workers} samples of a batch, which are fewer",
+            f"use train.accumulate={batch // workers}, or a larger train.batch",
+        )
     resolved = recipe.replace(family=options, net=net, sample=sample)
     made = outline_of(resolved, facts)  # raises for sizes and options that cannot work
     if init:

@@ -40,7 +40,7 @@ SOURCES = (
 DIVERGED = "diverged.json"  # the error of a run that diverged
 SUGGESTED = 64  # captions of held-out rows that a run keeps, for samples without a prompt
 MAX_DIFFERENCES = 8  # that one line names
-NOT_HASHED = {"log_every", "checkpoint_every", "threads"}
+NOT_HASHED = {"log_every", "checkpoint_every", "threads", "accumulate", "checkpoint_activations"}
 
 
 @dataclass(frozen=True)

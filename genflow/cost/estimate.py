@@ -121,7 +121,7 @@ def estimate(
     train = recipe.train
     if train.batch < gpus:
         raise UsageError(f"train.batch={train.batch} cannot be shared by {gpus} GPUs", f"--set train.batch={gpus}")
-    accumulate = min(getattr(train, "accumulate", 1), train.batch // gpus)
+    accumulate = min(train.accumulate, train.batch // gpus)
     bf16 = train.precision != "fp32"
     work = measure(recipe, facts, math.ceil(train.batch / gpus / accumulate), init, bf16=bf16)
     shards = gpus if recipe.cluster.strategy == "fsdp" else 1
@@ -137,12 +137,12 @@ def estimate(
 def _speed(
     recipe: Recipe, work: Work, gpu: Gpu, gpus: int, accumulate: int, bf16: bool, memory: Memory
 ) -> Speed:  # fmt: skip
-    micro, update = _seconds(work.micro, gpu), _seconds(work.update, gpu)
+    micro, update = seconds_of(work.micro, gpu), seconds_of(work.update, gpu)
     parts = {name: accumulate * micro[name] + update[name] for name in ("arithmetic", "memory")}
     busy = accumulate * micro["all"] + update["all"]
     starting = START_S * (accumulate * sum(work.micro.values()) + sum(work.update.values()))
     computed = max(busy, starting)
-    exchanged = _exchange(work, gpu, gpus, sharded=recipe.cluster.strategy == "fsdp")
+    exchanged = exchange_s(work, gpu, gpus, sharded=recipe.cluster.strategy == "fsdp")
     waited = max(0.0, exchanged - BACKWARD * micro["all"])  # with the last micro-batch
     step = computed + waited
     limit = max(parts, key=lambda name: parts[name])
@@ -157,7 +157,7 @@ def _speed(
     return Speed(gpu, step, train.batch / step, seconds / 3600, images, flops / step / peak, limit, fits)
 
 
-def _seconds(operations: Counter[Operation], gpu: Gpu) -> dict[str, float]:
+def seconds_of(operations: Counter[Operation], gpu: Gpu) -> dict[str, float]:
     """The seconds of operations one after another, and of them those that arithmetic or memory limits."""
     found = {"arithmetic": 0.0, "memory": 0.0}
     for operation, count in operations.items():
@@ -167,7 +167,7 @@ def _seconds(operations: Counter[Operation], gpu: Gpu) -> dict[str, float]:
     return {**found, "all": sum(found.values())}
 
 
-def _exchange(work: Work, gpu: Gpu, gpus: int, *, sharded: bool) -> float:
+def exchange_s(work: Work, gpu: Gpu, gpus: int, *, sharded: bool) -> float:
     """Seconds of summing the gradients in a ring; with shards, also of gathering the weights twice."""
     if gpus == 1:
         return 0.0

@@ -29,6 +29,7 @@ from genflow.maths.rng import BatchRng, Rng
 from genflow.recipe.schema import Recipe, Train
 from genflow.specs import DataSpec
 from genflow.text import Text
+from genflow.training.activations import checkpoint_layers
 from genflow.training.muon import orthogonalize
 from genflow.training.optim import matrices_of
 
@@ -86,6 +87,10 @@ def measure(recipe: Recipe, facts: DataSpec, rows: int, init: Recipe | None = No
     family = build.outline_of(recipe, facts).train()
     if init is not None:
         family.init_from(build.outline_of(init, facts))
+    imitation = _Imitation(bf16)
+    if recipe.train.checkpoint_activations:
+        for player in family.players:
+            checkpoint_layers(getattr(family, player), lambda: imitation)
     family.prepare(1.0)
     ledger, update = Ledger(), Counter[Operation]()
     parameters, state = 0, 0
@@ -95,7 +100,7 @@ def measure(recipe: Recipe, facts: DataSpec, rows: int, init: Recipe | None = No
         others = [getattr(family, name) for name in family.players if name != player]
         for other in others:
             other.requires_grad_(False)
-        with _imitated_autocast(bf16), ledger:
+        with _imitated_autocast(imitation), ledger:
             loss, _ = family.loss(player, batch, _Rng())
             loss.backward()
         module.zero_grad(set_to_none=True)
@@ -106,6 +111,18 @@ def measure(recipe: Recipe, facts: DataSpec, rows: int, init: Recipe | None = No
         state += _optimizer(module, recipe.train, update)
     largest = max(sum(p.numel() for p in getattr(family, player).parameters()) for player in family.players)
     return Work(rows, parameters, ledger.counted, update, state, ledger.peak, WORD * largest)
+
+
+def count(use: Callable[[], Any], *, bf16: bool = True) -> "Ledger":
+    """The operations of a function that works on tensors without data.
+
+    Args:
+        use: is called once.
+        bf16: whether products are computed in bfloat16.
+    """
+    with _imitated_autocast(_Imitation(bf16)), Ledger() as ledger:
+        use()
+    return ledger
 
 
 def _batch(facts: DataSpec, rows: int, *, pairs: bool) -> Batch:
@@ -276,9 +293,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, *, is_
 
 
 @contextlib.contextmanager
-def _imitated_autocast(enabled: bool) -> Iterator[None]:
-    imitation = _Imitation(enabled)
-
+def _imitated_autocast(imitation: _Imitation) -> Iterator[None]:
     @contextlib.contextmanager
     def autocast(device: str, *args: Any, enabled: bool = True, **options: Any) -> Iterator[None]:
         before, imitation.enabled = imitation.enabled, imitation.enabled and enabled
@@ -294,3 +309,4 @@ def _imitated_autocast(enabled: bool) -> Iterator[None]:
 
     with mock.patch.object(torch, "autocast", chosen), imitation:
         yield
+    imitation.cast.clear()

@@ -62,6 +62,7 @@ class Train(Section):
         None  # budget in minutes of one worker's CPU time, which is fair on a busy machine
     )
     batch: Positive = 32  # global batch size in samples, over all workers
+    accumulate: Positive = 1  # parts of a worker's batch, one after another; the memory is that of one part
     lr: Annotated[float, Field(gt=0, lt=10)] = 0.01  # peak learning rate, below 10
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for matrices, and AdamW for the rest; adamw: for all
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # AdamW's beta1, 0 to 1
@@ -78,6 +79,7 @@ class Train(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of products; auto: bf16 where the hardware is fast in it
     threads: Natural = 0  # CPU threads per worker; 0: one thread; more help only on idle cores
     compile: bool = False  # torch.compile on or off
+    checkpoint_activations: bool = False  # layers computed again in the backward pass, to save memory, on or off
 
 
 class Evaluate(Section):
