@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from genflow import build, families, nets
+from genflow.commands import size_table
 from genflow.errors import UsageError, nearest
 from genflow.recipe import schema
 from genflow.recipe.aliases import our_name
@@ -97,7 +98,7 @@ def page() -> str:
     for kind in nets.kinds():
         own = [key for key in _of_nets() if key.of == kind]
         lines += [f"### {kind}", "", *_table(own)]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, *size_table.page()]).rstrip() + "\n"
 
 
 HEAD = """# Every key of a recipe
@@ -106,8 +107,8 @@ This page is made from the code by `genflow recipe --into docs/recipe.md`, which
 prints one key, section, family or net.
 
 A command sets a key with `--set train.lr=1e-3`, a recipe file with a section, Python with `set={"train.lr": 1e-3}`.
-Later layers win: the defaults below, the preset of the family (`pipelines/FAMILY.yaml`), the files of `--config`,
-`--set`, the flags.
+Later layers win: the defaults below, the preset of the family (`pipelines/FAMILY.yaml`), the size, the files of
+`--config`, `--set`, the flags.
 """
 
 

@@ -143,7 +143,8 @@ def _speed(
     starting = START_S * (accumulate * sum(work.micro.values()) + sum(work.update.values()))
     computed = max(busy, starting)
     exchanged = exchange_s(work, gpu, gpus, sharded=recipe.cluster.strategy == "fsdp")
-    waited = max(0.0, exchanged - BACKWARD * micro["all"])  # with the last micro-batch
+    last = max(micro["all"], START_S * sum(work.micro.values()))  # the sum of gradients follows the last micro-batch
+    waited = max(0.0, exchanged - BACKWARD * last)
     step = computed + waited
     limit = max(parts, key=lambda name: parts[name])
     limit = "network" if waited > computed else "starting" if starting > busy else limit

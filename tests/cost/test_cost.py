@@ -100,6 +100,9 @@ def test_more_gpus_are_faster_until_the_network_limits() -> None:
     assert estimate(sharded, LATENTS, gpus=8).memory.optimizer == pytest.approx(eight.memory.optimizer / 8)
     hours = {speed.gpu.name: speed.hours for speed in estimate(chosen, LATENTS, gpus=8).speeds}
     assert hours["B200"] < hours["H100 SXM"] < hours["A100 SXM 80 GB"] < hours["L4"]
+    tiny = recipe("flow_matching", FACTS["grey"])
+    rates = [speed.images_per_second for speed in estimate(tiny, FACTS["grey"], gpus=8).speeds]
+    assert rates[0] == max(rates)  # of a tiny net a faster GPU is not slower
 
 
 def test_a_budget_of_minutes_limits_the_hours() -> None:
