@@ -4,6 +4,7 @@
 """
 
 from genflow.errors import UsageError
+from genflow.evaluation.extent import fit, said
 from genflow.evaluation.report import page
 from genflow.evaluation.report.summary import verdict
 from genflow.evaluation.report.table import best
@@ -29,6 +30,8 @@ STAGE = Stage(
 def main(document: Json, emit: Emit) -> Compared:
     """Compare the runs of `inputs.runs`; an existing report is reused.
 
+    With `inputs.fit` it measures no longer than the trainings took.
+
     Returns:
         A `genflow.compare/1` document: the report, the verdict in sentences, and one row per run.
 
@@ -41,10 +44,21 @@ def main(document: Json, emit: Emit) -> Compared:
     if len(fingerprints) > 1:
         mixed = ", ".join(f"{run.id} on {run.meta['dataset']}" for run in fingerprints.values())
         raise UsageError(f"runs of different datasets cannot be compared: {mixed}")
-    rows = measure_runs(store, document, emit)
+    rows = measure_runs(store, _fitted(store, document, emit), emit)
     if existing := store.get("reports", page.address(rows)):
         return result(existing, rows, cached=True)
     return result(page.build(store, rows), rows, cached=False)
+
+
+def _fitted(store: Store, document: Json, emit: Emit) -> Json:
+    """The document with the number of samples that `evaluation.extent` chooses, if the user has given none."""
+    if not document["inputs"].get("fit"):
+        return document
+    recipe, runs = parse(document["recipe"]), runs_with_data(store, document)
+    extent = fit(store, runs, recipe)
+    emit("note", message=said(extent, len(runs), recipe.evaluate))
+    chosen = recipe.replace(evaluate=extent.options.model_dump(mode="json"))
+    return {**document, "recipe": chosen.model_dump(mode="json")}
 
 
 def find(document: Json) -> Compared | None:

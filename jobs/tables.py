@@ -53,6 +53,7 @@ def main(document: Json, emit: Emit) -> Json:
         (staged.path / "tables.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
         (staged.path / "tables.md").write_text(formatting.as_markdown(made), encoding="utf-8")
         (staged.path / "report.html").write_text(page.render(store, made, found), encoding="utf-8")
+        (staged.path / "poster.png").write_bytes(page.draw_poster(store, made, found))
         parents = list(dict.fromkeys(row["run"] for seeds in found.values() for row in seeds.values()))
         meta = {"verdict": made["verdict"], "dataset": made["dataset"], "inputs": key(document)}
         artifact = staged.commit(parents=parents, meta=meta)

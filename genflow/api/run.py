@@ -212,7 +212,7 @@ def measure(
     layers = [nest(set or {}), nest(keys_of(job, words))]
     flags = {"evaluate.samples": samples, "evaluate.features": features}
     references = [run if isinstance(run, str) else run.id for run in runs]
-    document = commands.document(store, references, layers, [], flags)
+    document = commands.document(store, references, layers, [], flags, job)
     return Comparison(send(job, document, store, cluster, address), store)
 
 

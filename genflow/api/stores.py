@@ -62,7 +62,8 @@ def data(dataset: str | Data = "latest", *, split: str = "train", store: Place =
 def runs(*, sort: str = "made", store: Place = None) -> Table:
     """The runs of a store: finished ones, those that are trained now, and interrupted ones.
 
-    `fd`, `x_floor` (its multiple of the fd of real pictures) and `bits_per_dim` are those of the newest evaluation.
+    `fd`, `x_floor` (its multiple of the fd of real pictures) and `bits_per_dim` are those of the evaluation with the
+    most samples.
 
     Args:
         sort: made, fd, floor, bits, minutes, name, family or data; smallest first.

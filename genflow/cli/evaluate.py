@@ -9,7 +9,14 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import check_output_path, send, use_of
 from genflow.cli.options import Address, AsJson, Device, OnCluster, RunRefs, Samples, Sets
+from genflow.errors import UsageError
 from genflow.system.documents import Json
+
+PAGE, POSTER = "report.html", "poster.png"
+FORMS = {"": PAGE, ".html": PAGE, ".htm": PAGE, ".png": POSTER}  # the file to copy for each suffix of --out
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Also copy the page (.html), or its first screen (.png).")
+]
 
 
 def evaluate(
@@ -39,7 +46,7 @@ def evaluate(
 
 def compare(
     runs: RunRefs,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy report.html to this file.")] = None,
+    out: Out = None,
     samples: Samples = None,
     device: Device = "",
     sets: Sets = [],
@@ -47,18 +54,16 @@ def compare(
     address: Address = "",
     json: AsJson = False,
 ) -> None:
-    """Measure runs, print a table, and write a self-contained HTML report."""
-    check_output_path(out)
+    """Measure runs, print a table, and write a self-contained HTML report; --out poster.png draws its first screen."""
+    check_report_path(out)
     flags = {"evaluate.samples": samples, "cluster.device": device}
     ids, done = _measure("compare", runs, sets, flags, cluster, address, json)
-    if out and "path" in done:
-        shutil.copyfile(Path(done["path"]) / "report.html", out)
-        done["path"] = str(out.absolute())
+    copy_report(done, out)
     if json:
         console.document(done)
         return
     show_table(done)
-    print(f"\nreport   {report_file(done)}")
+    show_report(done, out)
     console.next_commands(_use_of_best(done, ids), "genflow ui")
 
 
@@ -80,7 +85,7 @@ def _measure(
     from genflow.storage.store import Store
 
     store = Store()
-    document = measure.document(store, references, [], sets, flags)
+    document = measure.document(store, references, [], sets, flags, job)
     return document["inputs"]["runs"], send(job, document, store, cluster, address, json=json)
 
 
@@ -91,7 +96,34 @@ def show_table(done: Json) -> None:
     print(console.table(columns(done), rows(done), left=2))
 
 
+def check_report_path(out: Path | None) -> None:
+    """Raise UsageError if --out cannot be written, or is neither a page nor a poster."""
+    check_output_path(out)
+    if out and out.suffix not in FORMS:
+        cure = f"--out {out.with_suffix('.png')}, or --out {out.with_suffix('.html')}"
+        raise UsageError(f"--out {out}: a report is written as .html, and its first screen as .png", cure)
+
+
+def copy_report(done: Json, out: Path | None) -> None:
+    """Copy the page or the poster of a comparison to --out; the result's `path` is then that of the copied page."""
+    if not out or "path" not in done:
+        return
+    form = FORMS[out.suffix]
+    shutil.copyfile(Path(done["path"]) / form, out)
+    if form == PAGE:
+        done["path"] = str(out.absolute())
+    else:
+        done["poster"] = str(out.absolute())
+
+
+def show_report(done: Json, out: Path | None) -> None:
+    """Print where the page is, and the poster if there is one."""
+    print(f"\nreport   {report_file(done)}")
+    if out and "poster" in done:
+        print(f"poster   {out}")
+
+
 def report_file(done: Json) -> str:
-    """Path of the report file of a comparison."""
+    """Path of the page of a comparison."""
     path = Path(done["path"])
-    return str(path if path.suffix == ".html" else path / "report.html")
+    return str(path if path.suffix in (".html", ".htm") else path / PAGE)

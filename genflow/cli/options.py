@@ -54,7 +54,10 @@ Init = Annotated[
 Size = Annotated[
     str, typer.Option(metavar="xs|s|m|l|xl", help="Net, batch and learning rate, from a laptop (xs) to a node of GPUs.")
 ]
-Samples = Annotated[int | None, typer.Option(help="Number of samples to draw and measure.")]
+Samples = Annotated[
+    int | None,
+    typer.Option(help="Samples to draw and measure; compare and report: else as many as take no longer than training."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto: the fastest that PyTorch finds.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 RunRef = Annotated[

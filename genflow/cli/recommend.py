@@ -36,16 +36,20 @@ def recommend(
         "commands": commands(chosen),
         "front": best,
         "measured": len(choices),
+        "warning": selection.warning(choices),
         "max_latency_ms": most_ms,
         "max_fd": most_fd,
     }
     if json:
         console.document(document)
         return
+    if document["warning"]:
+        print(f"{document['warning']}\n")
     rows = [_row(point, point is chosen) for point in best]
     if not any(point is chosen for point in best):
         rows.insert(0, _row(chosen, True))
-    header = ("", "run", "family", "sampler", "steps", "nfe", "fd (95 %)", "× floor", "ms alone", "ms in 64")
+    fd, few = f"{chosen['fd_name']} (95 %)", f" ({chosen['fd']['n']:,})" if chosen["fd_name"] != "fd" else ""
+    header = ("", "run", "family", "sampler", "steps", "nfe", fd, f"× floor{few}", "ms alone", "ms in 64")
     print(console.table(header, rows, left=4))
     print(f"\n{summary_sentence(chosen, len(choices))}")
     console.next_commands(*document["commands"])
@@ -104,9 +108,10 @@ def summary_sentence(chosen: Json, measured: int) -> str:
     how = f" with {chosen['options']['sampler']}" if chosen["options"].get("sampler") else ""
     steps = f" in {chosen['options']['steps']} steps" if chosen["options"].get("steps") else ""
     equal = f" fd does not distinguish it from {chosen['equal']}." if chosen["equal"] else ""
+    quality = f"{chosen['fd_name']} {number(chosen['fd']['value'])}"
     return (
-        f"Deploy {chosen['name']}{how}{steps}: fd {number(chosen['fd']['value'])}, {number(chosen['ms_alone'])} ms "
-        f"for a single sample; chosen from {measured} measured settings of runs on {chosen['dataset']}.{equal}"
+        f"Deploy {chosen['name']}{how}{steps}: {quality}, {number(chosen['ms_alone'])} ms for a single sample; "
+        f"chosen from {measured} measured settings of runs on {chosen['dataset']}.{equal}"
     )
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
 OVERHEAD_S = 4.0  # per stage: start of a worker, imports, checkpoints
 MEASURING_S = {True: 30.0, False: 8.0}  # of an evaluation with and without a sweep, before one was measured
 SETTLED = ("cached", "diverged")  # states of stages that do not run again
-FORMS = {".html": "report.html", ".md": "tables.md", ".json": "tables.json"}  # file to copy for each suffix of --out
+# the file to copy for each suffix of --out
+FORMS = {".html": "report.html", ".png": "poster.png", ".md": "tables.md", ".json": "tables.json"}
 
 
 def tables(
@@ -40,7 +41,9 @@ def tables(
     cpu_minutes: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="CPU minutes per training run; default: 0.09.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy the result: .html, .md or .json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also copy the result: .html, .png (first screen), .md, .json.")
+    ] = None,
     sets: Sets = [],
     cluster: OnCluster = False,
     address: Address = "",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genflow.errors import GenflowError, UsageError, nearest
-from genflow.evaluation.results import documents
+from genflow.evaluation.results import headlines
 from genflow.recipe.files import read
 from genflow.specs import DataSpec
 from genflow.storage.artifact import Artifact
@@ -31,7 +31,7 @@ class RunRow:
         steps: done so far.
         seconds: wall-clock time of training so far; None if it is unknown.
         made: when it finished, in seconds since 1970; None if it has not.
-        measured: the newest `genflow.evaluate/1` document; empty if there is none.
+        measured: the `genflow.evaluate/1` document with its figures (`results.headlines`); None if there is none.
         picture: the newest grid of its samples; None if there is none.
     """
 
@@ -50,7 +50,7 @@ class RunRow:
 
     @property
     def fd(self) -> float | None:
-        """The Fréchet distance of the newest evaluation."""
+        """The Fréchet distance."""
         return self.measured["metrics"]["fd"]["value"] if self.measured else None
 
     @property
@@ -61,7 +61,7 @@ class RunRow:
 
     @property
     def likelihood(self) -> Json | None:
-        """The likelihood of the newest evaluation; None if the family has none."""
+        """The likelihood; None if the family has none."""
         return self.measured.get("likelihood") if self.measured else None
 
     @property
@@ -90,20 +90,15 @@ def runs(store: Store, every: list[Artifact] | None = None) -> list[RunRow]:
         damaged = set(errors)
         for error in errors.values():
             warn(error)
-    newest = _newest(store)
-    rows = [_finished(run, newest.get(run.id)) for run in every]
+    measured = headlines(store)
+    rows = [_finished(run, measured.get(run.id)) for run in every]
     known = {run.id for run in every} | damaged
     return rows + [_unfinished(store, id) for id in store.names("runs") if id not in known]
 
 
 def row_of(store: Store, run: Artifact) -> RunRow:
     """The row of one finished run."""
-    return _finished(run, _newest(store).get(run.id))
-
-
-def _newest(store: Store) -> dict[str, Json]:
-    """The newest evaluation of each run."""
-    return {document["run"]: document for _, document in documents(store)}
+    return _finished(run, headlines(store).get(run.id))
 
 
 def sort_runs(rows: list[RunRow], by: str) -> list[RunRow]:

@@ -12,7 +12,7 @@ from genflow.system.documents import Json
 
 
 def document(
-    store: Store, references: Sequence[str], layers: list[Json], sets: list[str], flags: dict[str, Any]
+    store: Store, references: Sequence[str], layers: list[Json], sets: list[str], flags: dict[str, Any], job: str = ""
 ) -> Json:  # fmt: skip
     """The recipe and the runs of a measurement.
 
@@ -22,6 +22,7 @@ def document(
         layers: documents below `sets`.
         sets: KEY=VALUE texts.
         flags: values by recipe key; None and "" mean that the flag was not given.
+        job: `compare` chooses the number of samples itself if none is given (`evaluation.extent`).
 
     Raises:
         UsageError: there is no such run, or the runs learned different datasets.
@@ -36,11 +37,12 @@ def document(
     if dataset := store.get("datasets", runs[0].meta.get("dataset", "")):
         show_dataset(dataset)
     recipe = compose_recipe(None, layers, sets, flags)
+    fitted = {"fit": True} if job == "compare" and "samples" not in recipe.evaluate.model_fields_set else {}
     spec = resolve_features(recipe.evaluate.features, store)
     clip = absolute_if_path(recipe.evaluate.clip) if recipe.evaluate.clip else ""
     recipe = recipe.replace(evaluate={**recipe.evaluate.model_dump(mode="json"), "features": spec, "clip": clip})
     ids = list(dict.fromkeys(run.id for run in runs))
-    return {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids}}
+    return {"recipe": recipe.model_dump(mode="json"), "inputs": {"runs": ids, **fitted}}
 
 
 def settings_of(store: Store, run: str) -> list[Json]:

@@ -18,8 +18,8 @@ def page() -> list[str]:
     lines = [
         "## Sizes", "",
         "`--size s`, `m`, `l` or `xl` sets the options of the net and these keys of `train`, between the preset and "
-        "the files; `xs` is the preset. The sources are named in `genflow/recipe/sizes.py`, in the nets' `of_size` and in "
-        "the presets. Another `train.batch` gives another `train.lr`: of AdamW, in proportion to the square root of "
+        "the files; `xs` is the preset. The sources are named in `genflow/recipe/sizes.py`, in the nets' `of_size` and "
+        "in the presets. Another `train.batch` gives another `train.lr`: of AdamW, in proportion to the square root of "
         "the batch; of Muon, the preset's. `genflow cost` computes what a size costs.", "",
         f"Nets, for latents of {shape} (a patch depends on the side):", "",
         *_table(["net", *sizes], own), "Training, by family:", "",

@@ -22,7 +22,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -35,7 +35,8 @@ from genflow.evaluation.features.extractor import Embed, Emit, address, load_fea
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics import r_precision
 from genflow.evaluation.metrics.base import Metric, Samples
-from genflow.evaluation.results import Evaluation, Identity
+from genflow.evaluation.progress import BOUND, ESTIMATE, Progress
+from genflow.evaluation.results import Evaluation, Identity, headlines
 from genflow.evaluation.sample_grids import render_all
 from genflow.evaluation.samples import DrawnFeatures, Executor, Share, draw_features
 from genflow.recipe.files import read
@@ -53,7 +54,6 @@ SCHEMA = "genflow.evaluate/1"
 MIN_REFERENCE_ROWS = 100  # with fewer reference rows, a warning is emitted
 TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # copied from the manifest
 _worker_tools: dict[tuple[str, ...], tuple[Engine, Embed]] = {}  # on a worker: those of its latest evaluation
-Progress = Callable[[int, str], None]
 
 
 def evaluation_id(
@@ -174,9 +174,10 @@ def _measure(
     settings, scales = sweep.settings_to_try(engine, options), sweep.guidance_to_try(engine, options)
     # guidance changes the distribution of samples, so the likelihood of the family would not describe them
     likely = options.likelihood if engine.options.get("guidance", 1.0) == 1.0 else 0
-    total = n + few * len(settings + scales) + min(likely, len(extractor.real.reference))
-    total += min(n, r_precision.ASKED, len(samples.unseen(data, extractor))) if engine.prompts else 0
-    progress = _progress(emit, run.id, total)
+    likely_rows = min(likely, len(extractor.real.reference))
+    unseen = min(n, r_precision.ASKED, len(samples.unseen(data, extractor))) if engine.prompts else 0
+    total = n + few * len(settings + scales) + likely_rows + unseen
+    progress = Progress(emit, run.id, total, _work(engine, n, few, settings + scales, likely_rows, unseen))
 
     applicable = [metric for metric in metrics.every() if metric.applies(data, options)]
     # keep only as many pictures as some metric needs; points are small and are all kept, because they are plotted
@@ -259,15 +260,15 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
     }
 
 
-def _progress(emit: Emit, run: str, total: int) -> Progress:
-    done = 0
-
-    def progress(count: int, what: str) -> None:
-        nonlocal done
-        done = min(done + count, total)
-        emit("progress", stage="evaluate", run=run, step=done, steps=total, what=what)
-
-    return progress
+def _work(
+    engine: Engine, n: int, few: int, settings: Sequence[dict[str, Any]], likely: int, unseen: int
+) -> dict[str, tuple[int, float]]:
+    """What `Progress` counts: the records of each kind of work, and about how many network evaluations one needs."""
+    own = float(engine.options.get("steps") or 1)
+    work = {sweep.describe(setting): (few, float(setting.get("steps") or 2 * own)) for setting in settings}
+    price = ESTIMATE if "steps" in engine.options else BOUND
+    drawn = {"drawing samples": (n, own), "drawing samples of unseen captions": (unseen, own)}
+    return {**drawn, **work, "likelihood": (likely, float(price))}
 
 
 def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluation, artifact: Artifact) -> None:
@@ -279,7 +280,8 @@ def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluatio
         if document["likelihood"]:
             values[f"quality/{document['likelihood']['unit'].replace('/', '_per_')}"] = document["likelihood"]["value"]
         values["quality/ms_batch_64"] = document["speed"]["ms_batch_64"]
-        journal.metrics(document["nfe"], values, stream=artifact.id)
+        if headlines(store).get(run.id, document)["evaluation"] == document["evaluation"]:  # a run has one fd
+            journal.metrics(document["nfe"], values, stream=artifact.id)
         journal.artifact(artifact.file("metrics.json"), "evaluation")
         journal.image(document["step"], "samples/evaluation", artifact.file("grid.png"))
         if artifact.files(f"{PROMPTS}/*"):  # MLflow shows the tables that the tag names

@@ -9,6 +9,7 @@ from genflow.storage.manifest import warn
 from genflow.storage.store import Artifact, Store
 
 METRICS = "metrics.json"
+FAR = 10  # multiple of the floor of fd above which samples are hardly recognisable
 
 
 def documents(store: Store, newest: int = 0) -> Iterator[tuple[Artifact, dict[str, Any]]]:
@@ -25,6 +26,35 @@ def documents(store: Store, newest: int = 0) -> Iterator[tuple[Artifact, dict[st
             warn(error)
         else:
             yield artifact, json.loads(text)
+
+
+def headlines(store: Store) -> dict[str, dict[str, Any]]:
+    """The evaluation of each run that holds its figures wherever one is shown, by run.
+
+    It is the one with the run's own way of sampling and with the most samples, for fd depends on both; of equal ones
+    the newest. The order is that in which they were made.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for _, document in documents(store):
+        known = found.get(document["run"])
+        if known is None or _weight(document) >= _weight(known):
+            found.pop(document["run"], None)
+            found[document["run"]] = document
+    return found
+
+
+def _weight(document: dict[str, Any]) -> tuple[bool, int]:
+    return not document.get("sample"), document.get("samples", 0)
+
+
+def fd_name(n: int, samples: int) -> str:
+    """What a Fréchet distance is called: `fd` only with all samples of its evaluation, for it depends on their number.
+
+    Args:
+        n: number of samples that it was measured on.
+        samples: that of the evaluation, on which the run's own fd was measured.
+    """
+    return "fd" if n == samples else f"fd of {n:,} samples"
 
 
 class MetricValue(TypedDict):

@@ -99,7 +99,7 @@ def grid(engine: Engine, data: Dataset, extractor: FeatureReference, records: np
         real = data.splits[extractor.real.split].take(_real(data, extractor, lines))
         return preview.render(engine.reconstruct(real), facts, COLUMNS)
     count = lines * COLUMNS
-    labels = np.repeat(_shown(facts, lines), COLUMNS) if facts.classes else np.zeros(count, np.int64)
+    labels = np.repeat(shown_classes(facts, lines), COLUMNS) if facts.classes else np.zeros(count, np.int64)
     prompts = _prompts(data, extractor, lines) if engine.prompts else None
     images = engine.draw(samples.seeds(seed, count, "grid"), labels.tolist(), prompts=prompts).images
     return preview.render(images, facts, COLUMNS)
@@ -113,7 +113,7 @@ def _real(data: Dataset, extractor: FeatureReference, lines: int) -> np.ndarray:
     rows, labels = extractor.real.reference, data.splits[extractor.real.split].labels
     if not data.facts.classes:
         return rows[np.resize(np.arange(len(rows)), lines * COLUMNS)]
-    of_class = [rows[labels[rows] == label] for label in _shown(data.facts, lines)]
+    of_class = [rows[labels[rows] == label] for label in shown_classes(data.facts, lines)]
     return np.concatenate([np.resize(own if len(own) else rows, COLUMNS) for own in of_class])
 
 
@@ -122,7 +122,7 @@ def _prompts(data: Dataset, extractor: FeatureReference, lines: int) -> list[str
     return samples.captions_of(data.splits[extractor.real.split], _real(data, extractor, lines))
 
 
-def _shown(facts: DataSpec, lines: int) -> np.ndarray:
+def shown_classes(facts: DataSpec, lines: int) -> np.ndarray:
     """The classes of the lines of a grid, (lines,): all of a few, and of many some from the first to the last."""
     return np.linspace(0, facts.classes - 1, lines).round().astype(int)
 

@@ -11,7 +11,7 @@ from typing import Any
 from genflow.errors import GateError, UsageError
 from genflow.evaluation.interval import Interval, order
 from genflow.evaluation.report.table import number
-from genflow.evaluation.results import documents
+from genflow.evaluation.results import FAR, documents, fd_name
 from genflow.evaluation.steps_needed import enough, options
 from genflow.evaluation.steps_needed import front as front_of
 from genflow.storage.store import Store
@@ -22,7 +22,8 @@ LATENCY = "ms_alone"
 
 def choices(store: Store, data: str = "") -> list[Choice]:
     """Every measured setting of runs that draw samples, by its newest evaluation: {run, name, family, options, nfe, fd,
-    ms_alone, ms_per_image, evaluation, dataset}. Only settings that are comparable with the newest one are returned.
+    fd_name, run_fd, ms_alone, ms_per_image, evaluation, dataset}. Only those comparable with the newest one are
+    returned. Their fd has fewer samples than that of the run (`run_fd`), and is called so (`fd_name`).
 
     Args:
         store: holds the evaluations.
@@ -60,6 +61,8 @@ def _choice(document: dict[str, Any], point: dict[str, Any]) -> Choice:
         "options": {**sampling, **options(point, document)},
         "nfe": point["nfe"],
         "fd": point["fd"],
+        "fd_name": fd_name(point["fd"]["n"], document["samples"]),
+        "run_fd": document["metrics"]["fd"],
         "ms_alone": point["ms_alone"],
         "ms_per_image": point["ms_per_image"],
         "evaluation": document["evaluation"],
@@ -103,6 +106,26 @@ def choose(found: list[Choice], most_ms: float | None = None, most_fd: float | N
     return chosen
 
 
+def warning(found: list[Choice]) -> str:
+    """A sentence if no run is near real data, by the fd that each is known by; else empty.
+
+    The fd of a setting does not tell, for it has few samples: so has its floor, and the ratio of both is small.
+
+    Args:
+        found: from `choices`.
+    """
+    times = {
+        choice["run_fd"]["value"] / choice["run_fd"]["floor"]: choice["name"]
+        for choice in found if choice["run_fd"].get("floor")
+    }  # fmt: skip
+    if not times or min(times) <= FAR:
+        return ""
+    return (
+        f"Nothing here is near real data: the smallest fd, that of {times[min(times)]}, is {min(times):.0f} times that "
+        "of real data. Train longer before you deploy one."
+    )
+
+
 def _interval(choice: Choice) -> Interval:
     return Interval(*(choice["fd"][key] for key in ("value", "low", "high")))
 
@@ -118,5 +141,7 @@ def _nothing(
         return said, f"the fastest is {least['name']}: --max-latency {ms:g}ms"
     best = min(fast, key=lambda choice: choice["fd"]["value"])
     within = f" within {number(most_ms)} ms" if most_ms is not None else ""
-    said = f"no measured setting reaches fd {number(most_fd or 0)}{within}"
-    return said, f"the best is {best['name']} with fd {number(best['fd']['value'])}: train longer, or allow a larger fd"
+    name = best["fd_name"]
+    said = f"no measured setting reaches {name} {number(most_fd or 0)}{within}"
+    value = number(best["fd"]["value"])
+    return said, f"the best is {best['name']} with {name} {value}: train longer, or allow a larger fd"

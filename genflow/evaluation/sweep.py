@@ -80,7 +80,7 @@ def measure(
     seeds = samples.seeds(inputs.options.seed, few)
     for setting in settings:
         used = {**engine.options, **setting}
-        what = f"quality with {_text(setting)}"
+        what = describe(setting)
         try:
             drawn = samples.draw(engine, seeds, labels, lambda k, w=what: inputs.progress(k, w), prompts, **setting)
         except UsageError as error:
@@ -96,10 +96,11 @@ def measure(
     return points
 
 
-def _text(setting: Mapping[str, Any]) -> str:
+def describe(setting: Mapping[str, Any]) -> str:
+    """What is done with a setting, for progress and notes."""
     if "guidance" in setting:
-        return f"guidance {setting['guidance']:g}"
-    return f"{setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
+        return f"quality with guidance {setting['guidance']:g}"
+    return f"quality with {setting['steps']} steps" + (f" of {setting['sampler']}" if "sampler" in setting else "")
 
 
 def _described(

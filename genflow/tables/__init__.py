@@ -6,5 +6,6 @@
     document     the `genflow.tables/1` JSON document, from which everything else is rendered
     formatting   numbers -> text of the cells; the tables as text and as Markdown
     summary      the verdict and the description of the measurement, as sentences
+    panels       the columns of the tables, and the claims, as dot plots
     page         the report, one self-contained HTML file
 """

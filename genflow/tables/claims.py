@@ -54,6 +54,12 @@ class Claim:
                 f"claim {self.says!r}: cannot read the test {self.test!r}",
                 "write it as gan.recall < vae.recall, ddpm.steps >= 10 * ddim.steps, or gan.likelihood is none",
             )
+        sides = [term.partition(".")[2] for term in re.findall(TERM, self.test)]
+        if "fd" in sides and any(side.startswith("fd@") for side in sides):
+            raise UsageError(
+                f"claim {self.says!r}: {self.test!r} compares fd with fd@N, which is measured on fewer samples",
+                "write fd@N on both sides",
+            )
 
 
 def decide(left: Interval, relation: str, right: Interval) -> Verdict:

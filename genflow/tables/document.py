@@ -1,6 +1,7 @@
 """The tables as one JSON document, built from the evaluations of a study; text, Markdown and HTML follow from it."""
 
 import json
+from statistics import median
 from typing import Any
 
 from genflow import families
@@ -71,6 +72,7 @@ def build(store: Store, study: Json, found: Evaluations, failed: dict[str, Json]
         "features": first["features"],
         "reference": first["reference"],
         "machine": first["machine"],
+        "load": _load(rows),
         "versions": first["versions"],
         "cost_hours": {
             "training_cpu": round((sum(seconds.values()) + (latents["cpu_seconds"] if latents else 0)) / 3600, 3),
@@ -101,6 +103,12 @@ def _latents(store: Store, rows: list[Json]) -> Json | None:
     return {"latents": made.id, "autoencoder": made.meta["autoencoder"], "cpu_seconds": seconds}
 
 
+def _load(rows: list[Json]) -> Json | None:
+    """The median load of the machine while it measured, and its cores; None if it is unknown."""
+    loads = [row["speed"]["load"] for row in rows if row["speed"].get("load") is not None]
+    return {"median": round(median(loads), 1), "cores": rows[0].get("cores", 1)} if loads else None
+
+
 def _limit(measured: dict[str, dict[str, Quantity]]) -> Quantity | None:
     """The fd of the autoencoder's reconstructions, which is the same for all methods."""
     return next((found["reconstruction_fd"] for found in measured.values() if "reconstruction_fd" in found), None)
@@ -118,6 +126,7 @@ def _method(name: str, study: Json, found: Evaluations, measured: dict[str, Any]
         "evaluations": {str(seed): one["evaluation"] for seed, one in sorted(found.get(name, {}).items())},
         "quantities": measured,
         "curve": curve(list(found.get(name, {}).values())),
+        "curve_samples": next((row["sweep"][0]["fd"]["n"] for row in found.get(name, {}).values()), None),
     }
     return {**method, "cells": formatting.cells(method, study["tolerance"], study.get("target", 0.0))}
 

@@ -1,26 +1,28 @@
 """The report of the tables: one self-contained HTML file."""
 
 import math
-from collections import Counter
 from pathlib import Path
 
 from genflow import __version__
-from genflow.data.shards import FACTS
-from genflow.evaluation.report import charts, loss_curves, reproduce
+from genflow.evaluation.metrics.base import duration
+from genflow.evaluation.report import charts, gallery, loss_curves, poster, reproduce
 from genflow.evaluation.report.charts import Point, Series
+from genflow.evaluation.report.first_screen import cost, facts_of
+from genflow.evaluation.report.gallery import Strip
 from genflow.evaluation.report.html import data_uri, template
 from genflow.evaluation.report.page import class_bars, embedded_picture
+from genflow.evaluation.report.summary import sentences
 from genflow.evaluation.report.table import number
+from genflow.evaluation.results import fd_name
 from genflow.evaluation.steps_needed import front
-from genflow.specs import DataSpec
+from genflow.runs import cpu_seconds
 from genflow.storage.store import Store
 from genflow.system.documents import Json
-from genflow.tables import formatting
-from genflow.tables.plan import COLUMNS
+from genflow.tables import panels
 from genflow.tables.quantities import Evaluations
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
-PICTURES_BYTES = 5_000_000  # limit for all pictures together
+PICTURES_BYTES = 2_500_000  # limit for all pictures together
 MODES = {
     "grid": ("25 Gaussians", "Points in the plane, equally many in each Gaussian. The training data has no labels."),
     "uneven": ("25 Gaussians of unequal weight", "Points in the plane, between 26 % and 1 % of them in each Gaussian."),
@@ -43,7 +45,7 @@ def render(store: Store, document: Json, found: Evaluations) -> str:
     """
     seed = {name: min(found[name]) for name in document["methods"] if found.get(name)}
     shown = [(name, found[name][at]) for name, at in seed.items()]
-    facts = DataSpec.from_json(store.find("datasets", document["dataset"]).file(FACTS).read_text(encoding="utf-8"))
+    facts, (headline, findings) = facts_of(store, document), sentences(document["verdict"])
     budget = PICTURES_BYTES // (7 * len(shown) + 4)
     index = {name: i for i, name in enumerate(document["methods"])}
     # each run once, with its first row
@@ -55,21 +57,15 @@ def render(store: Store, document: Json, found: Evaluations) -> str:
         document=document,
         facts=facts,
         noun="point" if facts.is_points else "picture",
-        tables=document["tables"],
-        columns=COLUMNS,
-        claims=_grouped(document["claims"]),
-        counts=Counter(claim["verdict"] for claim in document["claims"]),
-        measured=formatting.measured_sides,
+        headline=headline,
+        findings=findings,
+        strips=[gallery.embedded(strip, facts, budget) for strip in strips(store, document, found)],
+        class_rows=gallery.classes(facts),
+        smooth=gallery.is_smooth(facts),
+        tables=_tables(document),
+        claims=panels.claims(document),
+        few_name=_few_name(document),
         keys={name: charts.legend_key(i) for name, i in index.items()},
-        real=data_uri(Path(shown[0][1]["path"]) / "real.png", budget),
-        grids=[
-            {
-                "title": document["methods"][name]["title"],
-                "image": data_uri(Path(row["path"]) / "grid.png", budget),
-                "row": row,
-            }
-            for name, row in shown
-        ],
         names=[document["methods"][name]["title"] for name, _ in shown],
         paths=[embedded_picture(row, "way.png", budget) for _, row in shown],
         interpolations=[embedded_picture(row, "between.png", budget) for _, row in shown],
@@ -91,10 +87,47 @@ def render(store: Store, document: Json, found: Evaluations) -> str:
     )  # fmt: skip
 
 
-def _grouped(claims: list[Json]) -> dict[str, list[Json]]:
-    """The claims by the column that they are listed under, in the order of the columns."""
-    by = {column: [claim for claim in claims if claim["about"] == column] for column in COLUMNS}
-    return {column: own for column, own in by.items() if own}
+def draw_poster(store: Store, document: Json, found: Evaluations) -> bytes:
+    """The first screen of the page as a PNG of 1200 x 675 pixels; the arguments are those of `render`."""
+    seeds, seconds = len(document["seeds"]), number(60 * document["budget_cpu_minutes"])
+    about = f"{seeds} training{'s' * (seeds != 1)} of each family with {seconds} CPU seconds"
+    about += "; × floor: fd as a multiple of its value for real data"
+    headline, _ = sentences(document["verdict"])
+    facts = facts_of(store, document)
+    return poster.draw(document["dataset_name"], headline, strips(store, document, found), facts, about)
+
+
+def strips(store: Store, document: Json, found: Evaluations) -> list[Strip]:
+    """The rows of the first screen: real data, then each method with its fd over seeds, its time and its budget."""
+    index = {name: i for i, name in enumerate(document["methods"])}
+    shown = [(name, found[name][min(found[name])]) for name in panels.ranked(document) if found.get(name)]
+    first = shown[0][1]
+    floor = number(first["metrics"]["fd"]["floor"])
+    made = [Strip("real data", None, Path(first["path"]) / "real.png", facts=f"held out · fd {floor}, the floor")]
+    for name, row in shown:
+        method = document["methods"][name]
+        fd, ms, nfe = (method["quantities"][quantity] for quantity in ("fd", "ms", "nfe"))
+        seconds = cpu_seconds(store, store.find("runs", row["run"]))
+        facts = [cost(ms["value"], nfe["value"])]
+        facts += [f"{duration(sum(seconds))} CPU"] if seconds else []
+        made.append(Strip(method["title"], index[name], Path(row["path"]) / "grid.png", *gallery.score(fd),
+                          gallery.joined(facts), (row.get("prompts") or {}).get("grid") or ()))  # fmt: skip
+    return made
+
+
+def _tables(document: Json) -> list[Json]:
+    """The tables with their panels; a quantity that both tables have is drawn in each, with its own methods."""
+    return [
+        {**table, "panels": panels.of_table(document, table, first=True),
+         "more": panels.of_table(document, table, first=False)}
+        for table in document["tables"]
+    ]  # fmt: skip
+
+
+def _few_name(document: Json) -> str:
+    """What the fd of the points of the curves is called."""
+    n = next((method["curve_samples"] for method in document["methods"].values() if method.get("curve_samples")), 0)
+    return fd_name(n, document["samples"]) if n else "fd"
 
 
 def _modes(
@@ -127,7 +160,7 @@ def _chart(document: Json, index: dict[str, int], price: str, x_label: str, *, w
     series, every = [], []
     for name, method in document["methods"].items():
         points = sorted(method["curve"], key=lambda at: at[price])
-        marks = [_point(method["title"], at, price) for at in points]
+        marks = [_point(f"{method['title']}: {_few_name(document)}", at, price) for at in points]
         series.append(Series(method["title"], index[name], marks))
         every += points
     if not every:
@@ -139,9 +172,10 @@ def _chart(document: Json, index: dict[str, int], price: str, x_label: str, *, w
     text = ". ".join(point.text for line in series for point in line.points if point.text)
     floor = next((at["fd"]["floor"] for at in every if at["fd"]["floor"]), None)
     powers = [2.0**i for i in range(math.floor(math.log2(max(at["nfe"] for at in every))) + 1)]
+    name = _few_name(document)
     return charts.chart(
-        series, x_label=x_label, y_label="fd ↓", log_x=True, x_ticks=powers if price == "nfe" else None, floor=floor,
-        alt=f"fd (lower is better) against {x_label}. {text}.",
+        series, x_label=x_label, y_label=f"{name} ↓", log_x=True, x_ticks=powers if price == "nfe" else None,
+        floor=floor, alt=f"{name} (lower is better) against {x_label}. {text}.",
     )  # fmt: skip
 
 
@@ -149,5 +183,5 @@ def _point(title: str, at: Json, price: str) -> Point:
     fd = at["fd"]
     low, high = max(0.0, fd["low"]), fd["high"]
     evaluations = f"{at['nfe']} network evaluation{'s' if at['nfe'] != 1 else ''}"
-    text = f"{title}: fd {number(fd['value'])} ({number(low)} to {number(high)}) with {evaluations}"
+    text = f"{title} {number(fd['value'])} ({number(low)} to {number(high)}) with {evaluations}"
     return Point(at[price], fd["value"], low, high, f"{text}, {number(at['ms_alone'])} ms in a batch of 1", at["own"])

@@ -4,11 +4,10 @@ from collections import Counter
 
 from genflow.evaluation.interval import order
 from genflow.evaluation.report.table import number
+from genflow.evaluation.results import FAR
 from genflow.system.documents import Json
 from genflow.tables.claims import interval
 from genflow.tables.formatting import count, measured_sides, percent
-
-FAR = 10  # multiple of the floor of fd above which samples are hardly recognisable
 
 
 def verdict(document: Json) -> list[str]:
@@ -143,12 +142,24 @@ def about(document: Json, study: Json) -> list[str]:
         *_more_trials(study),
         "The sensitivity to the learning rate is measured with one training at a third and one at three times the "
         "preset's rate: its interval is over samples",
-        f"Times in milliseconds hold for {document['machine']}, with two stages running at the same time",
+        f"Times in milliseconds hold for {document['machine']}, with two stages running at the same time"
+        f"{_busy(document)}",
         "The presets influence the results as much as the families: a claim refuted here is refuted for this data, "
         "budget and preset",
         f"{number(document['cost_hours']['training_cpu'])} CPU hours of training, "
         f"{number(document['cost_hours']['measuring'])} hours of measuring",
     ]  # fmt: skip
+
+
+def _busy(document: Json) -> str:
+    """A warning about times, if more ran on the machine than the stages themselves."""
+    load = document.get("load")
+    if not load or load["median"] <= load["cores"] + 1.5:
+        return ""
+    return (
+        f". Other programs kept it busy (load {load['median']:g} on {load['cores']} cores): the times are too long, by "
+        "factors that differ between methods"
+    )
 
 
 def _of_latents(document: Json) -> list[str]:

@@ -57,7 +57,7 @@ WRONG_COMMANDS = [
     (["tables", "--data", "digits", "--cpu-minutes", "-1"], 2, "--cpu-minutes"),
     (["tables", "--data", "digits", "--seeds", "0"], 2, "--seeds"),
     (["tables", "--data", "digits", "--set", "evaluate.sample=3", "--dry-run"], 2, "did you mean evaluate.samples?"),
-    (["tables", "--data", "digits", "-o", "tables.pdf"], 2, "written as .html, .md, .json"),
+    (["tables", "--data", "digits", "-o", "tables.pdf"], 2, "written as .html, .png, .md, .json"),
     (["tables", "--data", "digits", "-o", "/no/such/folder/tables.md"], 2, "mkdir -p /no/such/folder"),
     (["compare", "nothing", "-o", "/no/such/folder/report.html"], 2, "mkdir -p /no/such/folder"),
     (["tune", "vae", "--data", "digits", "-o", "/no/such/folder/best.yaml"], 2, "mkdir -p /no/such/folder"),

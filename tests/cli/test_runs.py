@@ -22,16 +22,23 @@ def genflow(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Comma
     return in_this_process(monkeypatch, capsys)
 
 
-def made(store: Store, run: str, fd: float | None, seconds: float = 90, times: int = 1) -> None:
-    """A finished run and, with an fd, its evaluations; the last one has this fd."""
+def made(
+    store: Store, run: str, fd: float | None, seconds: float = 90, times: int = 1, few: float | None = None
+) -> None:
+    """A finished run and, with an fd, its evaluations on 500 samples; the last one has this fd.
+
+    The newest evaluations have 50 samples, and another way of sampling, and the fd `few`.
+    """
     with store.stage("runs", run) as staged:
         (staged.path / "recipe.yaml").write_text("family: {kind: ddpm}\n", encoding="utf-8")
         staged.commit(parents=["d-1"], meta={"family": "ddpm", "dataset": "d-1", "steps": 1200, "seconds": seconds})
-    for number in range(times if fd is not None else 0):
-        value = fd + times - 1 - number
+    found = [(fd + times - 1 - number, 500, {}) for number in range(times if fd is not None else 0)]
+    found += [(few, 50, {}), (few, 900, {"steps": 2})] if few is not None else []
+    for number, (value, samples, sample) in enumerate(found):
         likelihood = {"value": 2.5, "stderr": 0.01, "kind": "lower-bound", "unit": "bits/dim"}
-        metric = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 500, "floor": 0.5}
-        document = {"run": run, "metrics": {"fd": metric}, "likelihood": likelihood}
+        metric = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": samples, "floor": 0.5}
+        document = {"run": run, "metrics": {"fd": metric}, "likelihood": likelihood, "samples": samples,
+                    "sample": sample}  # fmt: skip
         with store.stage("evaluations", f"{run}-{number}") as staged:
             (staged.path / "metrics.json").write_text(json.dumps(document), encoding="utf-8")
             staged.commit(parents=[run])
@@ -51,6 +58,22 @@ def test_the_list_has_quality_and_time(genflow: Command, store: Store) -> None:
     assert head == ["run", "family", "data", "fd", "×", "floor", "bits/dim", "min", "made"]
     assert first[:8] == ["a-1", "ddpm", "d-1", "1.50", "3.0", "≤", "2.500", "1.5"]
     assert second[:7] == ["b-2", "ddpm", "d-1", "—", "—", "—", "0.1"]
+
+
+def test_a_run_has_one_fd(genflow: Command, store: Store) -> None:
+    """A later evaluation with fewer samples, or with another way of sampling, does not change the fd of a run."""
+    made(store, "a-1", 1.5, few=9.0)
+    assert lines(genflow("runs", "ls")[1])[2][3:5] == ["1.50", "3.0"]
+    assert "fd 1.50 (1.40 to 1.60, 500 samples)" in genflow("runs", "show", "a-1")[1]
+
+
+def test_a_report_is_written_as_a_page_or_a_poster(genflow: Command, store: Store, tmp_path: Path) -> None:
+    """Another suffix is refused before anything is measured, with both commands that work."""
+    for command in ("compare", "report"):
+        code, _, err = genflow(command, "a-1", "--out", str(tmp_path / "x.jpg"))
+        assert code == 2
+        assert "a report is written as .html, and its first screen as .png" in err
+        assert f"fix: --out {tmp_path / 'x.png'}, or --out {tmp_path / 'x.html'}" in err
 
 
 def test_columns_without_values_are_omitted(genflow: Command, store: Store) -> None:

@@ -98,6 +98,18 @@ def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, ev
     assert any('"samples/evaluation"' in line for line in path.read_text(encoding="utf-8").splitlines())
 
 
+def test_the_journal_has_one_fd(store, prepared, evaluate):
+    """An evaluation with fewer samples sends its curve and its file, but not another fd of the run."""
+    data = prepared("ring8", samples=600, val=0.3)
+    run = trained_run(store, data, "vae")
+    evaluate(run, data)
+    fewer = evaluate(run, data, SMALL.model_copy(update={"samples": 60}))
+    path = journal_path(store.root, run.id)
+    assert "quality/fd" not in curves(path, fewer["evaluation"])
+    more = evaluate(run, data, SMALL.model_copy(update={"samples": 150}))
+    assert curves(path, more["evaluation"])["quality/fd"][0][1] == more["metrics"]["fd"]["value"]
+
+
 def test_settings_that_a_sampler_rejects_are_skipped(store, prepared, evaluate, events):
     """A number of steps outside the family's range emits a note and does not fail."""
     data = prepared("ring8", samples=600, val=0.3)

@@ -4,12 +4,13 @@ import pytest
 
 from genflow.cli.recommend import commands, parse_latency, parse_quality
 from genflow.errors import GateError, UsageError
-from genflow.evaluation.selection import choose, front
+from genflow.evaluation.selection import choose, front, warning
 
 
 def choice(name: str, fd: float, ms: float, **options: object) -> dict:
     metric = {"value": fd, "low": fd - 0.1, "high": fd + 0.1, "floor": 0.5}
-    return {"run": f"{name}-1a", "name": name, "options": options, "nfe": 1, "fd": metric, "ms_alone": ms}
+    found = {"run": f"{name}-1a", "name": name, "options": options, "nfe": 1, "fd": metric, "ms_alone": ms}
+    return {**found, "fd_name": "fd of 500 samples", "run_fd": metric}
 
 
 FOUND = [
@@ -46,9 +47,9 @@ def test_limits_that_no_setting_meets():
     with pytest.raises(GateError, match=r"no measured setting takes at most 1\.00 ms") as slow:
         choose(FOUND, 1.0)
     assert slow.value.hint == "the fastest is gan: --max-latency 2ms"
-    with pytest.raises(GateError, match=r"no measured setting reaches fd 0\.50 within 15\.0 ms") as bad:
+    with pytest.raises(GateError, match=r"no measured setting reaches fd of 500 samples 0\.50 within 15\.0 ms") as bad:
         choose(FOUND, 15.0, 0.5)
-    assert "flow4 with fd 2.00" in bad.value.hint
+    assert "flow4 with fd of 500 samples 2.00" in bad.value.hint
 
 
 @pytest.mark.parametrize("ms", [5.174, 0.0312, 41.96])
@@ -76,3 +77,12 @@ def test_the_commands_to_serve_and_request_a_setting():
     assert commands(FOUND[1]) == [
         "genflow serve flow-1a", "genflow sample --endpoint http://127.0.0.1:8000 --steps 16 --sampler ab2",
     ]  # fmt: skip
+
+
+def test_a_warning_if_nothing_is_near_real_data():
+    """Ten times the fd of real data is far; one setting that is near is enough."""
+    assert warning(FOUND) == ""
+    far = [choice("gan", 6.0, 2.0), choice("flow", 5.5, 40.0)]
+    said = "Nothing here is near real data: the smallest fd, that of flow, is 11 times that of real data."
+    assert warning(far).startswith(said)
+    assert warning([*far, choice("good", 4.9, 9.0)]) == ""

@@ -67,6 +67,26 @@ def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, 
     assert (again["report"], again["best"]) == (done["report"], done["best"])
 
 
+def test_compare_finds_what_was_measured_and_else_measures_no_longer_than_training(document, emit, events):
+    """Trainings of no time allow an eighth of the samples; a common earlier evaluation is used whatever its size."""
+    asked = {**document["recipe"]["evaluate"], "samples": 160, "sweep_samples": 128}
+    fitted = {"recipe": {**document["recipe"], "evaluate": asked}, "inputs": {**document["inputs"], "fit": True}}
+    done = compare.main(fitted, emit)
+    assert {(row["samples"], row["sweep"][0]["fd"]["n"]) for row in done["rows"]} == {(20, 16)}
+    (plan,) = (fields["message"] for event, fields in events if event == "note" and "compare" in fields["message"])
+    assert "to measure on 20 samples a run" in plan
+    assert "--samples 160 measures more" in plan
+    assert any("position" in fields for event, fields in events if event == "progress")
+
+    evaluate.main({"recipe": document["recipe"], "inputs": document["inputs"]}, emit)  # 60 samples
+    events.clear()
+    done = compare.main(fitted, emit)
+    assert {row["samples"] for row in done["rows"]} == {60}
+    assert [fields["message"] for event, fields in events if event == "note"] == [
+        "compare  2 runs, measured before on 60 samples a run"
+    ]
+
+
 def test_runs_of_different_data_are_not_compared(document, emit, store, prepared, events):
     """The error is raised before anything is measured."""
     other = trained_run(store, prepared("moons", samples=400, val=0.3), "vae")

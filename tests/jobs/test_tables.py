@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 from support.trained_run import trained_run
 
 from genflow.errors import GenflowError
@@ -76,7 +77,9 @@ def test_tables_report_and_artifacts(document, store, without_mlflow, monkeypatc
     for title in (
         "From noise to picture", "Interpolation between two samples", "Modes", "Classes", "Settings that differ",
     ):
-        assert f"<h2>{title}</h2>" in page
+        assert f"<summary>{title} <small>" in page
+    assert page.index("<h2>Claims of textbooks</h2>") < page.index("<table")
+    assert Image.open(folder / "poster.png").size == (1200, 675)
     assert "of 8 modes" in page
     assert "<i>genflow</i> <i>tables</i> <i>--data</i> <i>digits</i> <i>--seeds</i> <i>2</i>" in page
     markdown = (folder / "tables.md").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 import pytest
 from support.made_up import metric
 
-from genflow.tables.summary import verdict
+from genflow.tables.summary import _busy, verdict
 
 
 def said(fd: float, floor: float = 0.5) -> str:
@@ -34,3 +34,10 @@ def test_methods_that_miss_modes_of_stacks_are_listed() -> None:
     methods = {"gan": method("GAN", 700), "again": method("GAN, again", 700, "GAN"), "flow": method("Flow", 890)}
     sentences = " ".join(verdict({"methods": methods, "claims": [], "tolerance": 0.1}))
     assert sentences == "Captured modes of stacked digits: as many real samples 905, GAN 700."
+
+
+@pytest.mark.parametrize(("load", "warned"), [(9.0, True), (3.0, False), (None, False)])
+def test_times_of_a_busy_machine_have_a_warning(load: float | None, warned: bool) -> None:
+    """Two stages at once are a load of two; much more is another program."""
+    known = {"load": load and {"median": load, "cores": 2}, "machine": "Linux", "claims": []}
+    assert ("kept it busy (load 9 on 2 cores)" in _busy(known)) == warned

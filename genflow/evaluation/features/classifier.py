@@ -1,11 +1,11 @@
-"""The default feature extractor: a small classifier, trained once per dataset; its last hidden layer is the features.
+"""A small classifier, trained once per dataset; `multiscale.py` makes the default features from its layers.
 
 It learns the labels of the dataset. Without labels (or with only one), it learns by how many quarter turns a picture
-was rotated. Its 64 features therefore separate what matters in this data. Training takes seconds, needs no download and
-works for any picture size.
+was rotated. Its last hidden layer therefore separates what matters in this data. Training takes seconds, needs no
+download and works for any picture size.
 
     space-to-depth to at most 16 x 16 -> conv 32 -> conv 64, halved -> residual conv 64 -> conv 64, halved
-    -> linear 64, the features -> linear classes
+    -> linear 64, the hidden layer -> linear classes
 
 References:
     Unsupervised Representation Learning by Predicting Image Rotations (Gidaris et al., 2018)
@@ -62,12 +62,20 @@ class Classifier(nn.Module):
         self.norm = nn.BatchNorm1d(FEATURES)
         self.head = nn.Linear(FEATURES, classes)
 
+    def layers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures x (N, C, H, W) in [-1, 1] as three feature maps (N, C', H', W'), from fine to coarse."""
+        stem = self.stem(F.pixel_unshuffle(F.pad(x, self.padding, value=-1.0), self.factor))
+        halved = self.halve(stem)
+        middle = halved + self.residual(halved)
+        return stem, middle, self.shrink(middle)
+
+    def last_hidden(self, coarse: Tensor) -> Tensor:
+        """The hidden layer (N, 64), all nonnegative, from the coarsest feature map."""
+        return F.relu(self.norm(self.hidden(coarse.flatten(1))))
+
     def features(self, x: Tensor) -> Tensor:
-        """Pictures x (N, C, H, W) in [-1, 1] as features (N, 64), all nonnegative."""
-        x = F.pixel_unshuffle(F.pad(x, self.padding, value=-1.0), self.factor)
-        x = self.halve(self.stem(x))
-        x = self.shrink(x + self.residual(x)).flatten(1)
-        return F.relu(self.norm(self.hidden(x)))
+        """Pictures x (N, C, H, W) in [-1, 1] as the hidden layer (N, 64)."""
+        return self.last_hidden(self.layers(x)[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

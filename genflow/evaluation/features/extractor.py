@@ -1,11 +1,12 @@
 """Feature extractors: they map pictures to vectors, between which distances are measured.
 
-    <dataset>-cnn@1a2b3c4d   the network of `classifier.py`, trained on the labels of the dataset; the default
-    rotation-cnn@1a2b3c4d    the same network, trained on data without labels
-    random-cnn@1a2b3c4d      the same network with fixed random weights (`evaluate.features=random`), for any data
-    <file>@1a2b3c4d          any TorchScript module (N, C, H, W) in [-1, 1] -> (N, D); or a safetensors file with the
-                             weights of the network of `classifier.py`, such as that of another dataset
-    coordinates              the coordinates of points in the plane
+    <dataset>-scales@1a2b3c4d    those of `multiscale.py`, by a classifier of the labels of the dataset; the default
+    rotation-scales@1a2b3c4d     the same, for data without labels
+    random-cnn@1a2b3c4d          the last hidden layer of the network of `classifier.py` with fixed random weights
+                                 (`evaluate.features=random`), for any data
+    <file>@1a2b3c4d              any TorchScript module (N, C, H, W) in [-1, 1] -> (N, D); or a safetensors file with
+                                 the weights of `multiscale.py`, such as that of another dataset
+    coordinates                  the coordinates of points in the plane
 
 The name ends with a hash of the weights, so equal names mean equal features. Values for different names are never
 compared. The Fréchet distance is called `fd`. It is called FID only for a module by path whose name contains
@@ -30,6 +31,7 @@ from safetensors.torch import save_file as save_weights
 from genflow.data.shards import Dataset, to_display
 from genflow.errors import DataError, UsageError
 from genflow.evaluation.features import classifier
+from genflow.evaluation.features.multiscale import FIT_ROWS, Multiscale
 from genflow.maths.rng import key
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
@@ -212,23 +214,24 @@ def _random(facts: DataSpec) -> classifier.Classifier:
         return classifier.Classifier(facts.shape, 2)
 
 
-def _loaded(path: Path, facts: DataSpec) -> classifier.Classifier:
-    """The network with weights from a file.
+def _loaded(path: Path, facts: DataSpec) -> Multiscale:
+    """The features with weights from a file.
 
     Raises:
-        UsageError: the weights are not those of a classifier for pictures of this shape.
+        UsageError: the weights are not those of features for pictures of this shape.
     """
     try:
         weights = load_weights(path)
-        net = classifier.Classifier(facts.shape, len(weights["head.bias"]))
-        net.load_state_dict(weights)
+        net = classifier.Classifier(facts.shape, len(weights["net.head.bias"]))
+        made = Multiscale(net, facts.shape)
+        made.load_state_dict(weights)
     except (SafetensorError, KeyError, RuntimeError) as error:
         shape = " × ".join(map(str, facts.shape))
         raise UsageError(
-            f"{path} does not hold a genflow classifier for pictures of {shape} (C × H × W)",
+            f"{path} does not hold features of genflow for pictures of {shape} (C × H × W)",
             "use the classifier.safetensors of a feature extractor for pictures of that shape, or a TorchScript module",
         ) from error
-    return net
+    return made
 
 
 def _train(folder: Path, data: Dataset, real: DataSplits, emit: Emit) -> dict[str, Any]:
@@ -243,10 +246,12 @@ def _train(folder: Path, data: Dataset, real: DataSplits, emit: Emit) -> dict[st
         emit("progress", stage="features", dataset=data.artifact.id, step=step, steps=steps, what=what)
 
     net = classifier.train(display, split.labels[real.training], task, facts.shape, progress=progress)
-    save_weights(net.state_dict(), folder / WEIGHTS)
+    made = Multiscale(net, facts.shape).eval()
+    made.fit(display(np.arange(min(FIT_ROWS, len(real.training)))))
+    save_weights(made.state_dict(), folder / WEIGHTS)
     held_out = data.splits[real.split]
     pictures, labels = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
-    name = f"{data.artifact.name}-cnn" if task.kind == "labels" else "rotation-cnn"
+    name = f"{data.artifact.name}-scales" if task.kind == "labels" else "rotation-scales"
     return {
         "name": f"{name}@{_hash(folder / WEIGHTS)[:8]}",
         "kind": "classifier",
@@ -260,13 +265,16 @@ def _embedder(folder: Path, facts: DataSpec, about: dict[str, Any], spec: str) -
     match about["kind"]:
         case "coordinates":
             return lambda points: (_finite(points.reshape(len(points), -1).astype(np.float64)), None)
-        case "classifier" | "random" | "weights":
-            net = _loaded(_module_path(spec) if about["kind"] == "weights" else folder / WEIGHTS, facts)
-            net.eval().requires_grad_(False)
+        case "random":
+            random = _random(facts).eval().requires_grad_(False)
+            return lambda records: (classifier.embed(random, to_display(records, facts))[0], None)
+        case "classifier" | "weights":
+            made = _loaded(_module_path(spec) if about["kind"] == "weights" else folder / WEIGHTS, facts)
+            made.eval().requires_grad_(False)
             predicts_labels = about.get("task") == "labels"
 
             def embed(records: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-                features, classes = classifier.embed(net, to_display(records, facts))
+                features, classes = made.embed(to_display(records, facts))
                 return features, classes if predicts_labels else None
 
             return embed

@@ -116,12 +116,15 @@ class Number:
         better: whether smaller or larger values are better.
         path: the keys that lead to it in the document; empty: `metrics`, `name`.
         tune: whether `genflow tune` can use it.
+        neighbourhood: whether it counts neighbours, as precision does. Then a value beyond that of real data is no
+            merit, but a sign of samples that crowd where real data is dense.
     """
 
     name: str
     better: Literal["smaller", "larger"]
     path: tuple[str, ...] = ()
     tune: bool = True
+    neighbourhood: bool = False
 
     def get(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """{value, low, high, ...} from a document; None if the document lacks it."""
@@ -142,6 +145,9 @@ class Column:
         has: whether a run has the column, from its document; a column that no run has is omitted.
         best: the name of the number whose best runs are highlighted; empty: none.
         order: the position among the columns of the report; None: the order of the metric.
+        source: the number that the column shows, of which the report draws a dot plot; None: it draws none.
+        form: formats a value of the plot.
+        scale: a factor for its values.
     """
 
     head: str
@@ -150,6 +156,9 @@ class Column:
     has: Callable[[Row], bool] = lambda row: True
     best: str = ""
     order: int | None = None
+    source: Number | None = None
+    form: Callable[[float], str] = lambda value: number(value)
+    scale: float = 1
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,13 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
+def duration(seconds: float) -> str:
+    """A time as text: 41 s, 9 min, 2.1 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def share(value: float) -> str:
     """Two decimals."""
     return f"{value:.2f}"
@@ -216,4 +232,8 @@ def with_interval(
         floor = (source.get(row) or {}).get("floor")
         return "–" if floor is None else form(scale * floor)
 
-    return Column(head, cell, real, lambda row: source.get(row) is not None, source.name if mark else "")
+    def has(row: Row) -> bool:
+        return source.get(row) is not None
+
+    best = source.name if mark else ""
+    return Column(head, cell, real, has, best, source=source, form=form, scale=scale)

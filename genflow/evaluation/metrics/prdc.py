@@ -25,7 +25,8 @@ from genflow.evaluation.metrics.base import Column, Features, Metric, Number, Re
 
 CHUNK = 1024
 UNIT = (0.0, 1.0)
-NUMBERS = tuple(Number(name, better="larger") for name in ("precision", "recall", "density", "coverage"))
+NAMES = ("precision", "recall", "density", "coverage")
+NUMBERS = tuple(Number(name, better="larger", neighbourhood=True) for name in NAMES)
 
 
 def distances2(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,6 +1,6 @@
 """Charts as inline SVG: lines with intervals, a floor and logarithmic axes.
 
-Colours come from the page's style sheet (`--c0` to `--c7`), so one drawing works in light and dark mode. Lines also
+Colours come from the page's style sheet (`--c0` to `--c9`), so one drawing works in light and dark mode. Lines also
 differ in dashes and marks, for readers who cannot distinguish the colours. Each mark has a tooltip with its numbers.
 Each chart has a description for screen readers.
 """
@@ -12,7 +12,7 @@ from html import escape
 
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
-COLOURS = 8
+COLOURS = 10
 ROW, MAX_BARS = 22, 20  # the height of one bar in pixels, and the largest number of bars
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 

@@ -25,7 +25,7 @@ def template(path: Path, **tests: Callable[..., bool]) -> jinja2.Template:
         loader=jinja2.FileSystemLoader([path.parent, TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "share": share, "likelihood": likelihood_text}
+    environment.filters |= {"number": number, "share": share, "likelihood": likelihood_text, "columns": columns}
     environment.tests |= tests
     return environment.get_template(path.name)
 
@@ -40,3 +40,17 @@ def data_uri(path: Path, budget: int) -> str:
         Image.open(path).save(file, "WEBP", quality=quality)
         data, kind = file.getvalue(), "webp"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def columns(count: int, most: int = 4) -> int:
+    """The columns for a number of pictures: no line has a single one, and the last line has few gaps.
+
+    Args:
+        count: number of pictures.
+        most: columns, if so many are possible.
+    """
+    if count <= most:
+        return max(1, count)
+    fitting = [n for n in range(most, most // 2, -1) if count % n != 1]
+    more = next(n for n in range(most + 1, count + 1) if count % n != 1)
+    return min(fitting, key=lambda n: -count % n, default=more)

@@ -10,13 +10,13 @@ from genflow import __version__
 from genflow.errors import UsageError
 from genflow.evaluation import metrics
 from genflow.evaluation.metrics.base import Column
-from genflow.evaluation.report import charts, guidance, loss_curves, reproduce, table
+from genflow.evaluation.report import charts, first_screen, gallery, guidance, loss_curves, panels, reproduce, table
 from genflow.evaluation.report.charts import Point, Series
 from genflow.evaluation.report.html import data_uri, template
-from genflow.evaluation.report.summary import KINDS, differ, verdict, was_busy
+from genflow.evaluation.report.summary import KINDS, differ, sentences, verdict, was_busy
+from genflow.evaluation.results import fd_name
 from genflow.evaluation.sweep import compare_with_teachers
 from genflow.runs import cpu_seconds
-from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -24,7 +24,7 @@ from genflow.system.source_hash import digest
 Row = Mapping[str, Any]  # an Evaluation, whose name `with_unique_names` may have changed
 TEMPLATE = Path(__file__).parent / "templates/report.html.j2"
 TEMPLATES = "genflow/evaluation/report/templates"
-PICTURES_BYTES = 6_000_000  # limit for all pictures of the page together
+PICTURES_BYTES = 2_500_000  # limit for all pictures of the page together
 
 
 def address(rows: Sequence[Row]) -> str:
@@ -53,6 +53,7 @@ def build(store: Store, rows: Sequence[Row]) -> Artifact:
     ranked = sorted(rows, key=lambda row: row["metrics"]["fd"]["value"])
     with store.stage("reports", address(rows), name=rows[0]["dataset_name"]) as staged:
         (staged.path / "report.html").write_text(render(store, ranked), encoding="utf-8")
+        (staged.path / "poster.png").write_bytes(first_screen.draw_poster(store, with_unique_names(ranked)))
         compared = {"schema": "genflow.compare/1", "verdict": verdict(with_unique_names(ranked)), "rows": ranked}
         (staged.path / "compare.json").write_text(json.dumps(compared, indent=1), encoding="utf-8")
         runs = [row["run"] for row in ranked]
@@ -74,26 +75,31 @@ def render(store: Store, rows: Sequence[Row]) -> str:
     """
     shown = with_unique_names(rows)
     first = shown[0]
-    dataset = store.find("datasets", first["dataset"])
-    facts = DataSpec.from_json(dataset.file("facts.json").read_text(encoding="utf-8"))
+    facts = first_screen.facts_of(store, first)
     runs = [store.find("runs", row["run"]) for row in shown]
     budget = PICTURES_BYTES // (5 * len(shown) + 1)
     lost_by_run = [loss_curves.losses(store, row["run"]) for row in shown]
     recipes = [reproduce.recipe_of(run) for run in runs]
+    best, shared = _best(shown), columns(rows)
+    headline, findings = sentences(first_screen.statements(shown))
     return template(TEMPLATE, busy=was_busy).render(
         rows=shown,
         first=first,
         facts=facts,
-        distance=first["features"].get("distance", "fd"),
+        distance=first_screen.distance(first),
         noun="point" if facts.is_points else "picture",
-        verdict=verdict(shown),
+        headline=headline,
+        findings=findings,
+        strips=[gallery.embedded(strip, facts, budget) for strip in first_screen.strips(store, shown)],
+        class_rows=gallery.classes(facts),
+        smooth=gallery.is_smooth(facts),
+        panels=panels.of_rows(shown, shared, best, first_screen.distance(first)),
         kinds=KINDS,
-        columns=columns(rows),
-        best=_best(shown),
+        columns=shared,
+        best=best,
         keys=[charts.legend_key(index) for index in range(len(shown))],
-        real=data_uri(Path(first["path"]) / "real.png", budget),
-        grids=[data_uri(Path(row["path"]) / "grid.png", budget) for row in shown],
         charts=[_against_steps(shown), _against_time(shown)],
+        few_name=_few_name(first),
         few_steps=compare_with_teachers(shown),
         paths=[embedded_picture(row, "way.png", budget) for row in shown],
         interpolations=[embedded_picture(row, "between.png", budget) for row in shown],
@@ -115,6 +121,11 @@ def render(store: Store, rows: Sequence[Row]) -> str:
         commands=reproduce.commands(store, shown),
         version=__version__,
     )
+
+
+def _few_name(row: Row) -> str:
+    """What the fd of the points of a sweep is called."""
+    return fd_name(row["sweep"][0]["fd"]["n"], row["metrics"]["fd"]["n"])
 
 
 def embedded_picture(row: Row, name: str, budget: int) -> str:
@@ -141,7 +152,10 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def _best(rows: list[Row]) -> dict[str, set[str]]:
-    """The runs to highlight, by column: the best one and those that do not differ significantly from it."""
+    """The runs to highlight, by column: the best one and those that do not differ significantly from it.
+
+    A run that cannot be the best one by a number (`table.counts`) is not highlighted either.
+    """
     found: dict[str, set[str]] = {}
     drawing = [row for row in rows if not row.get("reconstructs")]
     if len(drawing) < 2:
@@ -165,7 +179,7 @@ def _sweep(rows: list[Row], place: str) -> list[Series]:
         for at in row["sweep"]:
             fd, x = at["fd"], at[place]
             cost = f"{table.number(x)} ms" if place != "nfe" else f"{x} network evaluation{'s' if x != 1 else ''}"
-            text = f"{row['name']}: fd {table.number(fd['value'])} ({table.number(fd['low'])} to "
+            text = f"{row['name']}: {_few_name(row)} {table.number(fd['value'])} ({table.number(fd['low'])} to "
             text += f"{table.number(fd['high'])}) at {cost}"
             text += f", {at['sampler']}" if at.get("sampler") else ""
             points.append(Point(x, fd["value"], fd["low"], fd["high"], text, at["own"]))
@@ -188,7 +202,8 @@ def _fd_chart(rows: list[Row], series: list[Series], x_label: str, x_ticks: list
     text = ". ".join(". ".join(point.text for point in line.points) for line in series)
     floor = rows[0]["sweep"][0]["fd"]["floor"]
     line = floor if floor > 0 else None
-    alt = f"fd (lower is better) against {x_label}; real data: {table.number(floor)}. {text}."
+    name = _few_name(rows[0])
+    alt = f"{name} (lower is better) against {x_label}; real data: {table.number(floor)}. {text}."
     return charts.chart(
-        series, x_label=x_label, y_label="fd ↓", alt=alt, log_x=True, x_ticks=x_ticks, floor=line
+        series, x_label=x_label, y_label=f"{name} ↓", alt=alt, log_x=True, x_ticks=x_ticks, floor=line
     )

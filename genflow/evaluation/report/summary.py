@@ -4,16 +4,19 @@ Two values differ significantly when their difference exceeds their combined err
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genflow.evaluation.interval import Interval, order
 from genflow.evaluation.report.table import number
+from genflow.evaluation.results import fd_name
 from genflow.evaluation.steps_needed import TOLERANCE, enough, still_improves
 from genflow.evaluation.sweep import compare_with_teachers
 
 Row = Mapping[str, Any]  # an Evaluation
 LOW_VARIETY, LOW_AGREEMENT = 0.7, 0.9
+HEADLINE = 3  # sentences at the top of a page
 KINDS = {
     "exact-dequantized": "exact, for dequantized data",
     "lower-bound": "a lower bound of the likelihood",
@@ -35,6 +38,16 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     parts = (_quality, _modes, _speed, _steps, _few, _straightness, _variety, _labels, _prompts, _copies, _likelihood)
     first, *others = [sentence for part in parts if (sentence := part(ranked))]
     return [first, *limits, *others]
+
+
+def sentences(statements: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The first three sentences of a verdict, and the others.
+
+    Args:
+        statements: of one or several sentences each, most important first.
+    """
+    every = [sentence for statement in statements for sentence in re.split(r"(?<=[.!?])\s+", statement)]
+    return every[:HEADLINE], every[HEADLINE:]
 
 
 def differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -129,9 +142,10 @@ def _few(ranked: list[Row]) -> str:
         than = than if differ(fd, plain) else "not significantly different from"
         times = f"{at['nfe']} network evaluation{'s' if at['nfe'] > 1 else ''}"
         with_ = f" using {at['teacher_sampler']}" if at["teacher_sampler"] else ""
+        name = fd_name(fd["n"], ranked[0]["metrics"]["fd"]["n"])
         parts.append(
-            f"with {times}, {at['name']} (fd {number(fd['value'])}) is {than} {at['teacher']}{with_} "
-            f"(fd {number(plain['value'])})"
+            f"with {times}, {at['name']} ({name} {number(fd['value'])}) is {than} {at['teacher']}{with_} "
+            f"({number(plain['value'])})"
         )
     alone = [row["name"] for row in ranked if row.get("init") and row["init"] not in {other["run"] for other in ranked}]
     text = f"{_list(parts)[:1].upper()}{_list(parts)[1:]}." if parts else ""

@@ -6,8 +6,10 @@ from typing import Any
 from genflow.errors import UsageError, similar
 from genflow.evaluation import metrics
 from genflow.evaluation.metrics.base import NONE, Column, Row, number
-from genflow.evaluation.results import documents
+from genflow.evaluation.results import headlines
 from genflow.storage.store import Artifact, Store
+
+HOPELESS = 0.5  # share of real data's variety, below which fidelity says nothing
 
 
 def columns(document: dict[str, Any]) -> list[str]:
@@ -46,7 +48,7 @@ def _images_a_second(row: Row) -> str:
 
 
 def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
-    """The id of the best run by a metric; an autoencoder is one only among autoencoders.
+    """The id of the best run by a metric; a run that cannot be the best one (`counts`) is one only among such runs.
 
     Raises:
         UsageError: no run has the metric.
@@ -64,9 +66,25 @@ def best(found: Sequence[Mapping[str, Any]], metric: str = "fd") -> str:
 
 
 def counts(row: Mapping[str, Any], metric: str) -> bool:
-    """Whether a run can be the best one: an autoencoder only by a metric of reconstructions."""
+    """Whether a run can be the best one by a metric.
+
+    An autoencoder can be by a metric of reconstructions only. By a metric of neighbourhoods, no run can be whose value
+    is beyond that of real data, or whose samples lack nearly all variety: both have samples that crowd in a few places.
+    """
     declared = metrics.numbers().get(metric)
-    return not row.get("reconstructs") or (declared is not None and declared.path[:1] == ("reconstruction",))
+    if row.get("reconstructs"):
+        return declared is not None and declared.path[:1] == ("reconstruction",)
+    if declared is None or not declared.neighbourhood:
+        return True
+    found = declared.get(row)
+    beyond = found is not None and found.get("floor") is not None and found.get("low", 0) > found["floor"]
+    return not beyond and not _lacks_variety(row)
+
+
+def _lacks_variety(row: Mapping[str, Any]) -> bool:
+    """Whether recall or coverage is certainly less than half of that of real data."""
+    found = [row["metrics"].get(name) for name in ("recall", "coverage")]
+    return any(one["high"] < HOPELESS * one["floor"] for one in found if one and one.get("floor"))
 
 
 def _value(row: Row, metric: str) -> float | None:
@@ -77,7 +95,7 @@ def _value(row: Row, metric: str) -> float | None:
 
 
 def best_run(store: Store, metric: str) -> Artifact:
-    """The best of the measured runs in a store, by the newest evaluation of each.
+    """The best of the measured runs in a store, by the evaluation of each that holds its figures (`results.headlines`).
 
     Only runs with the same data and features as the newest evaluation are considered, and an autoencoder only for the
     metrics of its reconstructions, because it draws no samples.
@@ -85,15 +103,14 @@ def best_run(store: Store, metric: str) -> Artifact:
     Raises:
         UsageError: no run was measured, or there is no such metric.
     """
-    newest: dict[str, dict[str, Any]] = {}
-    for _, document in documents(store):
-        newest.pop(document["run"], None)
-        if counts(document, metric) and store.get_or_warn("runs", document["run"]):
-            newest[document["run"]] = document
-    if not newest:
+    found = [
+        row for run, row in headlines(store).items()
+        if (not row.get("reconstructs") or counts(row, metric)) and store.get_or_warn("runs", run)
+    ]  # fmt: skip
+    # distances with other data or features are not comparable
+    comparable = [row for row in found if _measured_by(row) == _measured_by(found[-1])]
+    if not comparable:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")
-    last = list(newest.values())[-1]  # distances with other data or features are not comparable
-    comparable = [row for row in newest.values() if _measured_by(row) == _measured_by(last)]
     return store.find("runs", best(comparable, metric))
 
 

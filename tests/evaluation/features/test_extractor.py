@@ -38,7 +38,7 @@ def test_an_extractor_is_made_once(prepared, store, fast):
     again = load_features(store, data, "classifier", lambda event, **fields: pytest.fail("it was trained again"))
     some = data.splits["val"].take(first.real.reference[:9])
     assert first.name == again.name
-    assert first.name.startswith("digits-cnn@")
+    assert first.name.startswith("digits-scales@")
     assert first.artifact.id == address(data.artifact, data.facts, "classifier")
     np.testing.assert_allclose(again.embed(some)[0], first.reference[:9], atol=1e-5)
     assert again.embed(some)[1].shape == (9,)
@@ -49,7 +49,7 @@ def test_data_without_labels_uses_rotations(store, tmp_path, prepared, fast):
     np.savez(tmp_path / "plain.npz", np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8))
     data = prepared(tmp_path / "plain.npz")
     found = load_features(store, data, "classifier", quiet)
-    assert found.name.startswith("rotation-cnn@")
+    assert found.name.startswith("rotation-scales@")
     assert found.embed(data.splits["train"].take(np.arange(3)))[1] is None
 
 
@@ -89,15 +89,15 @@ def test_random_features_do_not_depend_on_the_data(store, prepared):
     assert first.embed(np.zeros((2, 8, 8, 1), np.uint8))[1] is None
 
 
-def test_the_extractor_of_another_dataset_by_its_weights(store, prepared):
+def test_the_extractor_of_another_dataset_by_its_weights(store, prepared, fast):
     """A safetensors file by path gives the same features as in the other dataset; other files are rejected."""
-    made = load_features(store, prepared("digits", val=0.2), "random", quiet)
+    made = load_features(store, prepared("digits", val=0.2), "classifier", quiet)
     path = made.artifact.path / "classifier.safetensors"
     data = prepared("digits", val=0.4)
     again = load_features(store, data, str(path), quiet)
     records = data.splits["val"].take(np.arange(5))
     np.testing.assert_array_equal(again.embed(records)[0], made.embed(records)[0])
-    with pytest.raises(UsageError, match="does not hold a genflow classifier"):
+    with pytest.raises(UsageError, match="does not hold features of genflow"):
         load_features(store, data, str(made.artifact.path / "features.safetensors"), quiet)
 
 

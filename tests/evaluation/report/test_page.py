@@ -5,17 +5,21 @@ import re
 import shlex
 
 import pytest
+from PIL import Image
+from support import browser
 from support.trained_run import trained_run
 
 from genflow import runs
 from genflow.errors import UsageError
 from genflow.evaluation import evaluate
 from genflow.evaluation.features import classifier
-from genflow.evaluation.report import charts, page, reproduce, table
+from genflow.evaluation.report import charts, dots, gallery, html, page, reproduce, table
 from genflow.evaluation.report.charts import Point, Series
+from genflow.evaluation.report.dots import Dot
 from genflow.evaluation.report.summary import verdict
 from genflow.recipe.compose import assignments, compose
 from genflow.recipe.schema import Evaluate
+from genflow.specs import DataSpec
 
 OPTIONS = Evaluate(samples=60, sweep_samples=30, steps=(1, 4), likelihood=8, bootstrap=3)
 
@@ -54,10 +58,77 @@ def test_the_page_needs_nothing_outside_itself(store, measured):
     assert len(text) < 10_000_000
     for document in measured:
         assert text.count(document["name"]) > 5
-    assert text.count("<img ") == text.count('alt="') == 8
-    assert text.count("<svg class=\"chart\"") == text.count('role="img" aria-label="') == 6
+    # 10 samples and a whole grid of real data and of each run; a path, two interpolations, two nearest pictures
+    assert text.count("<img ") == text.count('alt="') == 3 * (10 + 1) + 5
+    plots = text.count("<svg class=\"chart\"") + text.count("<svg class=\"dots\"")
+    assert plots == text.count('role="img" aria-label="') > 10
     assert measured[0]["features"]["name"] in text
     assert "published" in text
+
+
+def test_the_page_is_short_and_opens_with_pictures(store, measured):
+    """Samples come first, then at most three sentences, then plots; tables of numbers are details."""
+    text = page.render(store, measured)
+    places = [text.index(part) for part in ('class="gallery"', 'class="verdict"', 'class="panels"', "<table")]
+    assert places == sorted(places)
+    verdict = re.search(r'<section class="verdict".*?</section>', text, re.S)[0]
+    assert verdict.partition("<details")[0].count("<p>") <= 3
+    assert text[: text.index("<table")].count("<details") > text[: text.index("<table")].count("</details")
+    program = browser.find_browser()
+    if program is None:
+        pytest.skip("no Chromium")
+    file = store.root / "report.html"
+    file.write_text(text, encoding="utf-8")
+    with browser.page(program, file.as_uri()) as tab:
+        tab.until("document.readyState == 'complete'")
+        for width, most in ((1280, 3000), (390, 5600)):
+            tab.size(width, 1000)
+            assert tab.run("document.documentElement.scrollWidth") <= width
+            assert tab.run("document.documentElement.scrollHeight") <= most
+        tab.click(".tiles")
+        tab.until("document.querySelector('dialog[open] img').naturalWidth > 0")
+        tab.key("Escape", 27)
+        assert tab.run("document.querySelector('dialog[open]')") is None
+        assert not tab.errors
+
+
+def test_the_poster_has_the_size_of_a_post(store, measured):
+    """A PNG of 1200 x 675 pixels, whose rows of samples are not blank."""
+    artifact = page.build(store, measured)
+    poster = Image.open(artifact.file("poster.png"))
+    assert poster.size == (1200, 675)
+    assert poster.crop((700, 100, 1160, 560)).convert("L").getextrema() == (0, 255)
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_no_picture_is_alone_on_a_line(count):
+    """Also the fifth of five is not; a single picture has the only line."""
+    for most in (3, 4, 5):
+        columns = html.columns(count, most)
+        assert 1 <= columns <= most + 2
+        assert count == 1 or columns == 1 or count % columns != 1
+
+
+def test_the_same_places_of_a_grid_are_shown():
+    """A row shows every class once, or several samples of few classes, with the name of each."""
+    facts = DataSpec((1, 8, 8), 17, class_names=tuple("abcdefghij"))
+    places = gallery.chosen(80, 10)
+    assert gallery.captions(places, facts) == list("abcdefghij")
+    two = DataSpec((1, 8, 8), 17, class_names=("x", "y"))
+    assert gallery.captions(gallery.chosen(16, 2), two) == list("xxxxxyyyyy")
+    assert gallery.chosen(64, 0) == list(range(10))
+
+
+def test_a_dot_plot_shows_what_is_missing_and_what_is_open():
+    """A row without a value has its text; an open interval ends in an arrow; real data is a line."""
+    none = Dot("B", 1, None, None, None, "none")
+    rows = [Dot("A", 0, 3.0, 2.0, None, "3+"), none, Dot("C", 2, 40.0, 30.0, 50.0, "40")]
+    drawn = dots.plot(rows, "steps", 1.0)
+    assert drawn.count("<circle") == 2
+    assert drawn.count("<path") == drawn.count('class="truth-line"') == 1
+    assert ">none</text>" in drawn
+    assert 'aria-label="steps; real data: 1. A: 3+. B: none. C: 40."' in drawn
+    assert dots.plot([none], "steps") == ""
 
 
 def test_the_report_is_the_same_for_the_same_evaluations(store, measured):
@@ -132,6 +203,36 @@ def test_an_autoencoder_is_the_limit_and_no_competitor():
     )
     assert verdict([autoencoder]) == ["Reconstructions by the autoencoder have fd 0.60 and a PSNR of 30.0 dB."]
     assert page._best([autoencoder, other, best])["fd"] == {best["run"]}
+
+
+def with_neighbours(name: str, precision: float, recall: float) -> dict:
+    """A row with these numbers, which are certain to 0.02; real data has 0.8 of everything."""
+    found = row(name, 2.0)
+    values = {"precision": precision, "recall": recall, "density": precision, "coverage": 0.8}
+    for metric, value in values.items():
+        found["metrics"][metric] = {"value": value, "low": value - 0.02, "high": value + 0.02, "floor": 0.8}
+    return found
+
+
+def test_no_neighbourhood_metric_praises_scraps():
+    """Precision beyond that of real data, or without variety, is no merit: neither a mark nor `best:precision`."""
+    blank, scraps = with_neighbours("blank", 1.0, 0.6), with_neighbours("scraps", 0.7, 0.1)
+    honest = with_neighbours("honest", 0.6, 0.7)
+    marked = page._best([blank, scraps, honest])
+    for metric in ("precision", "density"):
+        assert marked[metric] == {honest["run"]}
+        assert table.best([blank, scraps, honest], metric) == honest["run"]
+    assert marked["recall"] == {honest["run"]}
+    assert "precision" not in page._best([blank, scraps])
+    assert table.best([blank, scraps], "precision") == blank["run"]
+
+
+def test_the_sweep_never_calls_its_distance_fd(store, measured):
+    """The points of a sweep have 30 samples and the measurements 60: the page tells them apart."""
+    text = page.render(store, measured)
+    curves = text[text.index("<h2>Quality against cost") :]
+    assert "fd of 30 samples ↓" in curves
+    assert not re.search(r"\bfd ↓|: fd [\d.]", curves[: curves.index("<details")])
 
 
 def test_problems_of_a_model_are_reported():
