@@ -14,7 +14,7 @@ def page() -> list[str]:
     """The lines of the section."""
     sizes = list(AVERAGES)
     shape = "x".join(str(side) for side in SHAPE)
-    own = [[f"`{kind}`", *found] for kind in nets.kinds() if (found := _options(kind, sizes))]
+    by_net = [[f"`{kind}`", *found] for kind in nets.kinds() if (found := _options(kind, sizes))]
     lines = [
         "## Sizes", "",
         "`--size s`, `m`, `l` or `xl` sets the options of the net and these keys of `train`, between the preset and "
@@ -22,7 +22,7 @@ def page() -> list[str]:
         "in the presets. Another `train.batch` gives another `train.lr`: of AdamW, in proportion to the square root of "
         "the batch; of Muon, the preset's. `genflow cost` computes what a size costs.", "",
         f"Nets, for latents of {shape} (a patch depends on the side):", "",
-        *_table(["net", *sizes], own), "Training, by family:", "",
+        *_table(["net", *sizes], by_net), "Training, by family:", "",
     ]  # fmt: skip
     rows = []
     for kind in families.kinds():

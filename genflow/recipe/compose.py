@@ -99,7 +99,7 @@ def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
         raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
     larger = document.pop(sizes.LARGER, {})
     if sized := sizes.training(document, larger, parts):
-        document = merge(document, {"train": sized})
+        document = merge(document, {"train": sized, "tune": {"space": sizes.space(document, sized)}})
     for part in parts:
         document = merge(document, part)
     return parse(document, where)

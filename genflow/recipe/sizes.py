@@ -66,3 +66,18 @@ def training(preset: dict[str, Any], larger: dict[str, Any], layers: list[dict[s
     if isinstance(batch, int) and batch > 0:
         own["lr"] = float(f"{own['lr'] * math.sqrt(batch / own['batch']):.3g}")
     return own
+
+
+def space(preset: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The search space of a preset for the training of a size: around its learning rate, and without the small nets.
+
+    Args:
+        preset: the document of the family's preset.
+        own: what `training` returned.
+    """
+    found = {key: values for key, values in preset.get("tune", {}).get("space", {}).items() if key[:4] != "net."}
+    rates, before = found.get("train.lr"), preset.get("train", {}).get("lr")
+    if isinstance(rates, str) and rates.startswith("log:") and before and "lr" in own:
+        ends = (float(end) * own["lr"] / before for end in rates.removeprefix("log:").split(":"))
+        found["train.lr"] = ":".join(["log", *(f"{end:.3g}" for end in ends)])
+    return found

@@ -101,6 +101,16 @@ def test_the_learning_rate_follows_batch_and_optimizer() -> None:
     assert compose("flow_matching", assignments(["train.batch=1024"])).train.lr == 0.02  # xs: as before
 
 
+def test_a_search_is_around_the_learning_rate_of_the_size() -> None:
+    """The preset's range moves with the learning rate, and widths of small nets are no part of it."""
+    assert compose("flow_matching").tune.space["train.lr"] == "log:0.004:0.1"
+    assert compose("flow_matching", {"size": "s"}).tune.space["train.lr"] == "log:2e-05:0.0005"
+    assert "net.width" in compose("autoencoder").tune.space
+    assert "net.width" not in compose("autoencoder", {"size": "s"}).tune.space
+    given = {"size": "s", "tune": {"space": {"net.width": [8]}}}
+    assert compose("autoencoder", given).tune.space == {"net.width": [8]}
+
+
 def test_a_size_is_a_key_of_the_recipe() -> None:
     """In any layer, the last wins; a word that is no size is an error, and pixels have a hint."""
     assert compose("ddpm", {"size": "l"}, assignments(["size=M"])).size == "m"
